@@ -1,0 +1,3 @@
+"""streamd: a streaming video analytics daemon."""
+
+__version__ = "0.1.0"

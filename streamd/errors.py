@@ -1,0 +1,91 @@
+"""The five ways streamd fails. Vendor errors are translated into one of these at the room's door.
+
+Every message names the thing, what was expected, and what to do; none carries a credential.
+`exit_code` is what the command line returns when the error reaches it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+SourceReason = Literal[
+    "dns",
+    "refused",
+    "unreachable",
+    "auth",
+    "not_found",
+    "permission",
+    "unsupported",
+    "timeout_open",
+    "timeout_read",
+    "rtcp_only",
+    "no_video",
+    "no_keyframe",
+    "corrupt",
+    "clock_jump",
+    "codec_changed",
+    "decoder",
+    "disconnected",
+    "eof",
+    "internal",
+]
+"""Why a stream is not live. Bounded: it is a metric label and part of the message schema."""
+
+SOURCE_REASONS: frozenset[str] = frozenset(get_args(SourceReason))
+
+
+class StreamdError(Exception):
+    """Base of every error streamd raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(StreamdError):
+    """The configuration, a command-line argument, or a model's sidecar is wrong."""
+
+    exit_code = 2
+
+
+class ModelError(StreamdError):
+    """A model file is missing, unreadable, corrupt, or does not fit what was declared of it."""
+
+    exit_code = 3
+
+
+class SourceError(StreamdError):
+    """A stream cannot be opened or read any further.
+
+    Args:
+        reason: one of `SOURCE_REASONS`.
+        message: what happened, already free of credentials.
+        permanent: True where trying again cannot help (an unsupported codec, a missing file).
+    """
+
+    exit_code = 4
+
+    def __init__(self, reason: SourceReason, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.reason: SourceReason = reason
+        self.permanent = permanent
+
+
+class FrameError(StreamdError):
+    """One frame cannot be processed; the stream goes on."""
+
+
+class BackendError(StreamdError):
+    """The inference backend failed. The process ends non-zero: a device context may be beyond repair."""
+
+    exit_code = 5
+
+
+class SinkError(StreamdError):
+    """A sink cannot be opened (a port in use, a directory that is not writable) or has failed for good."""
+
+    exit_code = 6
+
+
+class GateError(StreamdError):
+    """A quantised model or an engine lost more accuracy than was allowed; nothing was written."""
+
+    exit_code = 7

@@ -1,0 +1,160 @@
+"""The ring buffer between two threads: bounded, closable, with one of three ways to be full."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, Literal, TypeVar
+
+T = TypeVar("T")
+
+Policy = Literal["drop_oldest", "latest", "block"]
+
+
+class Closed(Exception):
+    """The ring was closed: nothing more goes in, or nothing is left to come out."""
+
+
+class Bell:
+    """Wakes one consumer that waits on many rings."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+        self._rings = 0
+
+    def ring(self) -> None:
+        """Something changed in one of the rings."""
+        with self._condition:
+            self._rings += 1
+            self._condition.notify()
+
+    @property
+    def count(self) -> int:
+        """Grows at every ring; read it before looking at the rings, then `wait` for it to change."""
+        return self._rings
+
+    def wait(self, seen: int, timeout: float | None) -> bool:
+        """Waits until the count is no longer `seen`; False where `timeout` seconds passed first."""
+        with self._condition:
+            return self._condition.wait_for(lambda: self._rings != seen, timeout)
+
+
+class Ring(Generic[T]):
+    """A bounded queue of one producer and one consumer.
+
+    Args:
+        capacity: items held at most.
+        policy: what `put` does when the ring is full. `drop_oldest` lets the oldest item go, `latest` lets every
+            waiting item go, `block` waits.
+        on_drop: called with each item let go and the reason, by the thread that caused it and outside the lock.
+        bell: rung at every `put` and at `close`, for a consumer of many rings.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        policy: Policy = "drop_oldest",
+        *,
+        on_drop: Callable[[T, str], None] | None = None,
+        bell: Bell | None = None,
+    ) -> None:
+        if capacity < 1:
+            raise ValueError(f"ring capacity must be at least 1, not {capacity}")
+        self.capacity = capacity
+        self.policy: Policy = policy
+        self._items: deque[T] = deque()
+        self._lock = threading.Lock()
+        self._not_empty = threading.Condition(self._lock)
+        self._not_full = threading.Condition(self._lock)
+        self._closed = False
+        self._on_drop = on_drop
+        self._bell = bell
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called; items may still be waiting."""
+        return self._closed
+
+    @property
+    def exhausted(self) -> bool:
+        """True once nothing will ever come out again."""
+        return self._closed and not self._items
+
+    def put(self, item: T, timeout: float | None = None) -> None:
+        """Adds an item.
+
+        Raises:
+            Closed: the ring is closed; the item was not taken.
+            TimeoutError: policy block, and no room within `timeout` seconds; the item was not taken.
+        """
+        gone: list[T] | None = None
+        with self._lock:
+            if self.policy == "block":
+                if not self._not_full.wait_for(lambda: self._closed or len(self._items) < self.capacity, timeout):
+                    raise TimeoutError
+            if self._closed:
+                raise Closed
+            if self.policy == "latest":
+                if self._items:
+                    gone = list(self._items)
+                    self._items.clear()
+            elif len(self._items) >= self.capacity:
+                gone = [self._items.popleft()]
+            self._items.append(item)
+            self._not_empty.notify()
+        if self._bell is not None:
+            self._bell.ring()
+        if gone is not None and self._on_drop is not None:
+            for old in gone:
+                self._on_drop(old, "ring_full")
+
+    def get(self, timeout: float | None = None) -> T:
+        """Takes the oldest item, waiting for one.
+
+        Raises:
+            Closed: the ring is closed and empty.
+            TimeoutError: nothing came within `timeout` seconds.
+        """
+        with self._lock:
+            if not self._not_empty.wait_for(lambda: self._items or self._closed, timeout):
+                raise TimeoutError
+            if not self._items:
+                raise Closed
+            item = self._items.popleft()
+            self._not_full.notify()
+            return item
+
+    def take(self) -> T | None:
+        """Takes the oldest item, or None at once where there is none."""
+        with self._lock:
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            self._not_full.notify()
+            return item
+
+    def close(self, *, discard: bool = False, reason: str = "shutdown") -> None:
+        """Ends the ring: what waits can still be taken, unless `discard`, which drops it with `reason`. Idempotent."""
+        gone: list[T] = []
+        with self._lock:
+            self._closed = True
+            if discard:
+                gone = list(self._items)
+                self._items.clear()
+            self._not_empty.notify_all()
+            self._not_full.notify_all()
+        if self._bell is not None:
+            self._bell.ring()
+        if self._on_drop is not None:
+            for item in gone:
+                self._on_drop(item, reason)
+
+
+def deadline_left(deadline: float) -> float:
+    """Seconds until the monotonic time `deadline`, never negative."""
+    return max(0.0, deadline - time.monotonic())

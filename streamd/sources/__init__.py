@@ -1,0 +1,158 @@
+"""The source room: what turns a URL into frames.
+
+A source is one small contract: it opens, yields frames, raises, and closes. It never retries; the stream's runner in
+`flow.supervisor` owns its life. To add a source kind: write one file here, add its settings to `StreamConfig` and its
+opener to `open_source`, and pass `tests/sources/test_contract.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Discriminator, Field, Tag
+
+from streamd.settings import Name, Seconds, Settings
+from streamd.types import Frame
+
+
+@dataclass(slots=True, frozen=True)
+class SourceInfo:
+    """What was found when the source opened."""
+
+    codec: str
+    decoder: str
+    """software or nvdec"""
+    width: int
+    """Upright, in pixels."""
+    height: int
+    fps: float
+    """As declared by the stream; 0 where unknown."""
+    live: bool
+    """True where the sender sets the pace (a camera); False for a file."""
+
+
+class Source(Protocol):
+    """One opened-once input. `open` and `frames` are called by one thread, `close` by any."""
+
+    def open(self) -> SourceInfo:
+        """Connects, probes, and prepares the decoder.
+
+        Raises:
+            SourceError: with the reason; the source is closed and not used again.
+        """
+        ...
+
+    def frames(self) -> Iterator[Frame]:
+        """Yields frames in presentation order until the input ends. `epoch` and `seq` are left to the caller.
+
+        Paced sources sleep here; a blocked consumer simply delays the next read.
+
+        Raises:
+            SourceError: the input broke; never for one bad packet.
+        """
+        ...
+
+    def close(self) -> None:
+        """Cuts whatever `open` or `frames` is waiting for, within a second. Idempotent, callable from any thread."""
+        ...
+
+
+class CropSettings(Settings):
+    """The part of the upright picture to look at, in pixels. Boxes are still published in whole-picture pixels."""
+
+    x: int = Field(ge=0, description="Left edge.")
+    y: int = Field(ge=0, description="Top edge.")
+    width: int = Field(ge=16, description="Width.")
+    height: int = Field(ge=16, description="Height.")
+
+
+class ReconnectSettings(Settings):
+    """What happens when a stream breaks."""
+
+    initial_s: Seconds = Field(0.5, description="Wait before the first new attempt, in seconds.")
+    max_s: Seconds = Field(30.0, description="Longest wait between attempts, in seconds.")
+    attempts: int | None = Field(
+        None, ge=0, description="Attempts in a row before the stream is FAILED. Default: no limit."
+    )
+
+
+class StreamSettings(Settings):
+    """What every stream has, whatever its kind."""
+
+    id: Name = Field(description="Name of the stream in topics, metrics and logs. Unique.")
+    priority: int = Field(0, ge=-100, le=100, description="Streams of higher priority are batched first.")
+    crop: CropSettings | None = Field(None, description="Look only at this part of the picture.")
+    max_fps: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Use at most this many frames a second; the others are decoded and let go.",
+    )
+    ring: int = Field(4, ge=1, le=256, description="Decoded frames kept waiting for the engine.")
+    policy: Literal["drop_oldest", "latest", "block"] | None = Field(
+        None,
+        description="When the ring is full: drop_oldest drops the oldest frame; latest keeps only the newest; block "
+        "waits, so that nothing is lost (files). Default: drop_oldest for live and paced streams, block for others.",
+    )
+    reconnect: ReconnectSettings = Field(ReconnectSettings(), description="What happens when the stream breaks.")
+
+
+class AvStreamSettings(StreamSettings):
+    """A file, camera or network stream read with FFmpeg (PyAV)."""
+
+    kind: Literal["av"] = "av"
+    url: str = Field(min_length=1, description="File path, or rtsp/http/rtmp/srt/udp URL, or /dev/videoN.")
+    transport: Literal["tcp", "udp", "auto"] = Field("tcp", description="RTSP transport; auto tries UDP, then TCP.")
+    open_timeout_s: Seconds = Field(10.0, description="Longest time for connecting and probing, in seconds.")
+    read_timeout_s: Seconds = Field(5.0, description="Longest silence before the stream counts as lost, in seconds.")
+    frames: Literal["all", "key"] = Field("all", description="key decodes key frames only.")
+    decode: Literal["auto", "software", "nvdec"] = Field(
+        "auto", description="auto: the GPU's decoder where the engine runs on that GPU, software otherwise."
+    )
+    decoder_threads: int = Field(1, ge=0, le=64, description="Threads of the software decoder; 0 lets FFmpeg choose.")
+    loop: bool = Field(False, description="Start a file again when it ends.")
+    pace: Literal["auto", "realtime", "asap"] = Field(
+        "auto",
+        description="Files: realtime plays at the clip's own rate, asap as fast as possible. auto: realtime.",
+    )
+    options: dict[str, str] = Field(default_factory=dict, description="Further FFmpeg demuxer options, verbatim.")
+
+
+class SyntheticStreamSettings(StreamSettings):
+    """Drawn frames with no file or camera behind them: load, scheduling and fault tests."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    width: int = Field(640, ge=16, le=8192, description="Pixels.")
+    height: int = Field(480, ge=16, le=8192, description="Pixels.")
+    fps: float = Field(25.0, ge=0, le=10_000, description="Frames a second; 0 is as fast as possible.")
+    count: int | None = Field(None, ge=0, description="Frames until the end. Default: endless.")
+    fail_after: int | None = Field(None, ge=0, description="Frames after which the source breaks with reason corrupt.")
+
+
+def _kind(value: Any) -> str:
+    kind = value.get("kind", "av") if isinstance(value, dict) else getattr(value, "kind", "av")
+    return str(kind)
+
+
+StreamConfig = Annotated[
+    Annotated[AvStreamSettings, Tag("av")] | Annotated[SyntheticStreamSettings, Tag("synthetic")],
+    Discriminator(_kind),
+]
+
+
+def open_source(settings: AvStreamSettings | SyntheticStreamSettings, *, device: int | None = None) -> Source:
+    """Makes the source that `settings` describes; nothing is connected yet.
+
+    Args:
+        settings: one member of the union.
+        device: CUDA device whose decoder `decode: auto` should use, None for software.
+    """
+    if isinstance(settings, SyntheticStreamSettings):
+        from streamd.sources.synthetic import SyntheticSource
+
+        return SyntheticSource(settings)
+    from streamd.sources.av import AvSource
+
+    return AvSource(settings, device=device)

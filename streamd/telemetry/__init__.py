@@ -1,0 +1,1 @@
+"""Metrics, logs and the service manager: how the outside sees the daemon."""

@@ -1,0 +1,190 @@
+"""Every metric, in one table, on one registry that is handed in.
+
+Counts that must add up exactly (received = published + dropped + in flight) are plain integers with one writer each,
+read at scrape time; the hot path takes no lock for them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from streamd.types import StreamCounts, StreamState
+
+STATES: tuple[StreamState, ...] = ("CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED")
+STAGES = ("decode", "queue", "preprocess", "infer", "postprocess")
+
+_STAGE_BUCKETS = (
+    0.0002,
+    0.0005,
+    0.001,
+    0.002,
+    0.003,
+    0.005,
+    0.0075,
+    0.01,
+    0.015,
+    0.02,
+    0.03,
+    0.05,
+    0.1,
+    0.25,
+    1.0,
+)
+# Close around 40 ms, one frame interval at 25 fps: the objective a live stream is held to.
+_LATENCY_BUCKETS = (
+    0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05, 0.06, 0.08, 0.1,
+    0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0,
+)  # fmt: skip
+
+
+class StreamMetrics:
+    """The counters of one stream. Each field has one writing thread; any thread may read."""
+
+    __slots__ = (
+        "_drop_lock",
+        "corrupt",
+        "dropped",
+        "epoch",
+        "last_frame_wall",
+        "published",
+        "received",
+        "reconnects",
+        "skipped",
+        "state",
+        "stream",
+    )
+
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
+        self.received = 0
+        """Frames numbered at capture; written by the stream's runner."""
+        self.published = 0
+        """Frames handed to the sinks; written by the postprocess stage."""
+        self.skipped = 0
+        """Frames decoded but not wanted (max_fps); never numbered, so no drops."""
+        self.corrupt = 0
+        """Packets or frames the decoder refused; never numbered."""
+        self.reconnects = 0
+        self.dropped: dict[str, int] = {}
+        self.state: StreamState = "CONNECTING"
+        self.last_frame_wall = 0.0
+        self._drop_lock = threading.Lock()
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Counts `count` numbered frames that will not be published. Any thread."""
+        with self._drop_lock:
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def counts(self) -> StreamCounts:
+        """A copy for a status message."""
+        with self._drop_lock:
+            dropped = dict(self.dropped)
+        return StreamCounts(self.received, self.published, dropped, self.reconnects)
+
+
+class _StreamCollector(Collector):
+    def __init__(self, streams: Callable[[], Iterable[StreamMetrics]]) -> None:
+        self._streams = streams
+
+    def collect(self) -> Iterable[Metric]:
+        received = CounterMetricFamily("streamd_frames_received", "Frames captured.", labels=["stream"])
+        published = CounterMetricFamily("streamd_frames_published", "Frames handed to the sinks.", labels=["stream"])
+        dropped = CounterMetricFamily(
+            "streamd_frames_dropped", "Captured frames never published.", labels=["stream", "reason"]
+        )
+        skipped = CounterMetricFamily(
+            "streamd_frames_skipped",
+            "Frames left out by max_fps before they were numbered.",
+            labels=["stream"],
+        )
+        corrupt = CounterMetricFamily(
+            "streamd_frames_corrupt", "Packets or frames the decoder refused.", labels=["stream"]
+        )
+        reconnects = CounterMetricFamily(
+            "streamd_stream_reconnects", "Times a stream was connected again.", labels=["stream"]
+        )
+        state = GaugeMetricFamily(
+            "streamd_stream_state",
+            "1 for the state the stream is in, 0 for the others.",
+            labels=["stream", "state"],
+        )
+        last = GaugeMetricFamily(
+            "streamd_last_frame_timestamp_seconds",
+            "Unix time of the newest captured frame.",
+            labels=["stream"],
+        )
+        for s in self._streams():
+            labels = [s.stream]
+            counts = s.counts()
+            received.add_metric(labels, counts.received)
+            published.add_metric(labels, counts.published)
+            for reason, count in counts.dropped.items():
+                dropped.add_metric([s.stream, reason], count)
+            skipped.add_metric(labels, s.skipped)
+            corrupt.add_metric(labels, s.corrupt)
+            reconnects.add_metric(labels, counts.reconnects)
+            for name in STATES:
+                state.add_metric([s.stream, name], 1.0 if s.state == name else 0.0)
+            last.add_metric(labels, s.last_frame_wall)
+        return (received, published, dropped, skipped, corrupt, reconnects, state, last)
+
+
+class Metrics:
+    """All metrics of one daemon on one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._streams: dict[str, StreamMetrics] = {}
+        self._lock = threading.Lock()
+        registry.register(_StreamCollector(self.streams))
+        self.stage_duration = Histogram(
+            "streamd_stage_duration_seconds",
+            "Time a frame's batch spent in a stage (queue: time a frame waited in its ring).",
+            ["stage"],
+            buckets=_STAGE_BUCKETS,
+            registry=registry,
+        )
+        self.capture_to_publish = Histogram(
+            "streamd_capture_to_publish_seconds",
+            "From reading a frame's packet to its detections leaving the postprocess stage.",
+            ["stream"],
+            buckets=_LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.queue_depth = Gauge("streamd_queue_depth", "Items waiting in a ring.", ["queue"], registry=registry)
+        self.batch_size = Histogram(
+            "streamd_batch_size", "Frames a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
+        )
+        self.slots_in_flight = Gauge(
+            "streamd_slots_in_flight", "Batches between preprocess and postprocess.", registry=registry
+        )
+        self.detections = Counter("streamd_detections", "Detections published.", ["stream", "label"], registry=registry)
+        self.sink_messages = Counter("streamd_sink_messages", "Messages a sink sent.", ["sink"], registry=registry)
+        self.sink_dropped = Counter(
+            "streamd_sink_dropped",
+            "Messages a sink, or one of its readers, did not get.",
+            ["sink", "reason"],
+            registry=registry,
+        )
+        self.sink_errors = Counter("streamd_sink_errors", "Failed attempts to send.", ["sink"], registry=registry)
+        self.build_info = Gauge(
+            "streamd_build_info",
+            "Always 1; the labels say what runs.",
+            ["version", "backend", "model"],
+            registry=registry,
+        )
+
+    def stream(self, stream: str) -> StreamMetrics:
+        """The counters of `stream`, made at first use."""
+        with self._lock:
+            return self._streams.setdefault(stream, StreamMetrics(stream))
+
+    def streams(self) -> list[StreamMetrics]:
+        """Every stream's counters."""
+        with self._lock:
+            return list(self._streams.values())

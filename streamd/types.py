@@ -1,0 +1,287 @@
+"""What flows through the daemon. No vendor is imported here, and no value here knows where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+Float32Array = npt.NDArray[np.float32]
+Int32Array = npt.NDArray[np.int32]
+
+ColorMatrix = Literal["bt601", "bt709", "bt2020"]
+Rotation = Literal[0, 90, 180, 270]
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels: top-left corner and size."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(slots=True, frozen=True)
+class Picture:
+    """A decoded picture in the decoder's own pixel format, on the host or in device memory.
+
+    `native` owns the memory: the picture's planes are valid exactly as long as it is referenced.
+    For both homes `native.planes[i].buffer_ptr` is the plane's address (a device address where `device`
+    is not None) and `native.planes[i].line_size` its pitch in bytes.
+    """
+
+    native: VideoFrame
+    format: str
+    """FFmpeg pixel-format name of the pixels, e.g. yuv420p, nv12, p010le, bgr24 (never "cuda")."""
+    width: int
+    """Coded width in pixels, before rotation."""
+    height: int
+    """Coded height in pixels, before rotation."""
+    matrix: ColorMatrix = "bt601"
+    full_range: bool = False
+    rotation: Rotation = 0
+    """Clockwise degrees to turn the coded picture by to see it upright."""
+    device: int | None = None
+    """CUDA device ordinal, or None for host memory."""
+
+
+@dataclass(slots=True)
+class Frame:
+    """One captured frame. A source fills everything but `epoch` and `seq`, which the stream's runner stamps."""
+
+    stream: str
+    picture: Picture
+    width: int
+    """Upright width of the whole picture in pixels; published boxes live in this space."""
+    height: int
+    captured_ns: int
+    """Monotonic nanoseconds when the packet was read: the origin of every latency."""
+    wall_ns: int
+    """Unix time of capture in nanoseconds."""
+    decoded_ns: int
+    """Monotonic nanoseconds when the decoder handed the picture out."""
+    pts_ns: int | None = None
+    """The stream's own clock in nanoseconds; may be absent, repeat or jump."""
+    roi: Box | None = None
+    """The part of the upright picture to look at, or None for all of it."""
+    epoch: int = 0
+    """Grows by one at every reconnect."""
+    seq: int = -1
+    """Gapless at capture over the life of the process, so a gap downstream is a drop."""
+
+
+@dataclass(slots=True, frozen=True)
+class Letterbox:
+    """The one mapping between upright source pixels and network-input pixels.
+
+    `network = (source - roi_origin) * scale + pad`, after YOLOv5's `letterbox` (scale to fit, centre, pad).
+    """
+
+    scale: float
+    pad_x: int
+    pad_y: int
+    content_width: int
+    """Width in pixels of the scaled picture inside the network input."""
+    content_height: int
+    roi: Box
+    """The part of the upright source that was scaled."""
+
+    @classmethod
+    def fit(cls, roi: Box, input_width: int, input_height: int, *, upscale: bool = True) -> Letterbox:
+        """The letterbox that centres `roi` in an input of `input_width` × `input_height` pixels."""
+        scale = min(input_width / roi.width, input_height / roi.height)
+        if not upscale:
+            scale = min(scale, 1.0)
+        content_width = max(1, min(input_width, round(roi.width * scale)))
+        content_height = max(1, min(input_height, round(roi.height * scale)))
+        # An odd remainder puts the extra pixel right and below, as YOLOv5's round(d ± 0.1) does.
+        return cls(
+            scale=scale,
+            pad_x=(input_width - content_width) // 2,
+            pad_y=(input_height - content_height) // 2,
+            content_width=content_width,
+            content_height=content_height,
+            roi=roi,
+        )
+
+    def to_source(self, xyxy: Float32Array) -> Float32Array:
+        """Maps (N, 4) boxes from network-input pixels to upright source pixels, clipped to the roi.
+
+        Returns a new array; `xyxy` is left alone.
+        """
+        # Per-axis scales: the content size was rounded to whole pixels, and the pixels were resampled by it.
+        gain_x = self.roi.width / self.content_width
+        gain_y = self.roi.height / self.content_height
+        out = np.empty_like(xyxy)
+        for axis, (pad, gain, origin, size) in enumerate(
+            (
+                (self.pad_x, gain_x, self.roi.x, self.roi.width),
+                (self.pad_y, gain_y, self.roi.y, self.roi.height),
+            )
+        ):
+            columns = xyxy[:, axis::2]
+            out[:, axis::2] = np.clip((columns - pad) * gain, 0, size) + origin
+        return out
+
+
+class StageTimes(NamedTuple):
+    """Monotonic nanoseconds at which a frame left each stage."""
+
+    captured: int
+    decoded: int
+    batched: int
+    """Taken out of its ring: the end of queueing."""
+    preprocessed: int
+    inferred: int
+    postprocessed: int
+
+
+@dataclass(slots=True, frozen=True)
+class Candidates:
+    """Boxes of one frame above the confidence threshold, before NMS, in network-input pixels."""
+
+    xyxy: Float32Array
+    """(M, 4)"""
+    score: Float32Array
+    """(M,)"""
+    class_id: Int32Array
+    """(M,)"""
+
+
+@dataclass(slots=True, frozen=True)
+class ModelInfo:
+    """Who made the detections."""
+
+    name: str
+    sha256: str
+    labels: tuple[str, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class Detections:
+    """What was seen in one frame. Empty arrays, never None."""
+
+    stream: str
+    epoch: int
+    seq: int
+    pts_ns: int | None
+    wall_ns: int
+    width: int
+    height: int
+    times: StageTimes
+    model: ModelInfo
+    xyxy: Float32Array
+    """(N, 4) in upright source pixels."""
+    score: Float32Array
+    """(N,) descending."""
+    class_id: Int32Array
+    """(N,)"""
+
+
+StreamState = Literal["CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED"]
+
+
+@dataclass(slots=True, frozen=True)
+class StreamCounts:
+    """Totals of one stream since the process started. received = published + dropped + in flight, always."""
+
+    received: int = 0
+    published: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    reconnects: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class StreamStatus:
+    """How one stream is, for subscribers, logs and health checks. Free of credentials."""
+
+    stream: str
+    state: StreamState
+    reason: str
+    """Empty while all is well, else one of `errors.SOURCE_REASONS`."""
+    detail: str
+    epoch: int
+    since_wall_ns: int
+    """Unix nanoseconds at which the stream entered `state`."""
+    retry_in_s: float | None = None
+    codec: str = ""
+    decoder: str = ""
+    """software or nvdec."""
+    width: int = 0
+    height: int = 0
+    fps: float = 0.0
+    """What the stream declares; 0 where it does not."""
+
+
+ElementType = Literal["float32", "float16", "uint8", "int8"]
+
+
+@dataclass(slots=True, frozen=True)
+class TensorSpec:
+    """A named tensor. A dimension of -1 is dynamic."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(slots=True, frozen=True)
+class ModelSpec:
+    """What a model is and how its input is made. Read from the model and its sidecar, checked at open."""
+
+    path: str
+    sha256: str
+    name: str
+    input: TensorSpec
+    """NCHW (or NHWC: see `layout`), the batch first."""
+    outputs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...]
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    color: Literal["RGB", "BGR"] = "RGB"
+    scale: float = 1 / 255
+    """Pixels 0..255 are multiplied by this."""
+    pad_value: int = 114
+    """Grey level 0..255 around the letterboxed picture."""
+    max_batch: int = 1
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The model's own metadata, verbatim (ONNX metadata_props)."""
+
+    @property
+    def input_width(self) -> int:
+        """Pixels."""
+        return self.input.shape[3 if self.layout == "NCHW" else 2]
+
+    @property
+    def input_height(self) -> int:
+        """Pixels."""
+        return self.input.shape[2 if self.layout == "NCHW" else 1]
+
+    def info(self) -> ModelInfo:
+        """The part of the specification that travels with every message."""
+        return ModelInfo(name=self.name, sha256=self.sha256, labels=self.labels)
+
+
+@dataclass(slots=True, frozen=True)
+class DecodePlan:
+    """What a device needs to know to decode boxes itself. Made by the head; a backend may ignore it."""
+
+    kind: Literal["yolov5_heads", "yolov5_cat", "yolov8", "end_to_end"]
+    classes: int
+    conf: float
+    """Lowest score that any class may have; finer thresholds are applied on the host."""
+    multi_label: bool
+    strides: tuple[int, ...] = ()
+    """yolov5_heads: one for each output, in `ModelSpec.outputs` order."""
+    anchors: tuple[tuple[float, ...], ...] = ()
+    """yolov5_heads: w,h,w,h,… in input pixels, a row for each output in the same order."""
+
+
+Outputs = Sequence[npt.NDArray[np.float32]]
+"""A batch's raw output arrays, in `ModelSpec.outputs` order, each with the batch as first dimension."""
