@@ -252,6 +252,8 @@ class ModelSpec:
     max_batch: int = 1
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The model's own metadata, verbatim (ONNX metadata_props)."""
+    head: Mapping[str, object] | None = None
+    """The head as the sidecar declares it, in the form of the configuration's `model.head`."""
 
     @property
     def input_width(self) -> int:

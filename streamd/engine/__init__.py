@@ -32,8 +32,11 @@ class Backend(Protocol):
 
     spec: ModelSpec
     """Known once the backend is open; dimensions other than the batch are fixed."""
-    slots: Sequence[Slot]
-    """Empty until `start`."""
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """Empty until `start`."""
+        ...
 
     def start(self, plan: DecodePlan | None = None) -> None:
         """Compiles what is left to compile and allocates every slot. Called once, before the first batch.
@@ -120,7 +123,7 @@ class OpenVinoSettings(Settings):
     device: str = Field("CPU", description="OpenVINO device name: CPU, GPU, NPU, AUTO.")
     hint: Literal["auto", "latency", "throughput"] = Field(
         "auto",
-        description="What to optimise for. auto: latency where one live stream is the whole load, throughput otherwise.",
+        description="What to optimise for. auto: latency where one live stream is the whole load, else throughput.",
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="Inference threads. Default: every core allowed to us."

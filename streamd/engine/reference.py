@@ -1,8 +1,7 @@
 """The letterbox in plain NumPy: the oracle every backend's preprocessing is compared with. Never on the hot path.
 
-Bilinear interpolation takes four taps at half-pixel centres (source = (target + 0.5) × ratio − 0.5, edges clamped), each
-plane at its own resolution, and converts to RGB after scaling, as a GPU texture unit and `cv2.resize` do. swscale, which
-averages over the source footprint when it shrinks, differs from it most at hard edges: see `tests/engine/test_scaler.py`.
+Bilinear interpolation takes four taps at half-pixel centres (source = (target + 0.5) × ratio − 0.5, edges clamped),
+each plane at its own resolution, and converts to RGB after scaling, as a GPU texture unit and `cv2.resize` do.
 """
 
 from __future__ import annotations

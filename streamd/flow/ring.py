@@ -94,9 +94,10 @@ class Ring(Generic[T]):
         """
         gone: list[T] | None = None
         with self._lock:
-            if self.policy == "block":
-                if not self._not_full.wait_for(lambda: self._closed or len(self._items) < self.capacity, timeout):
-                    raise TimeoutError
+            if self.policy == "block" and not self._not_full.wait_for(
+                lambda: self._closed or len(self._items) < self.capacity, timeout
+            ):
+                raise TimeoutError
             if self._closed:
                 raise Closed
             if self.policy == "latest":

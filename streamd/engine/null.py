@@ -1,0 +1,92 @@
+"""A scripted backend: the pipeline's scheduling, load and faults can be tried with no engine behind them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.engine import BatchSettings, ModelSettings, NullSettings
+from streamd.errors import BackendError
+from streamd.types import Box, DecodePlan, Frame, Letterbox, ModelSpec, Outputs, TensorSpec
+
+
+@dataclass
+class NullSlot:
+    """One batch in flight."""
+
+    index: int
+    outputs: npt.NDArray[np.float32]
+    count: int = 0
+    ready_at: float = field(default=0.0)
+
+
+class NullBackend:
+    """See `streamd.engine.Backend`. Every frame yields one box: its middle half, score 0.9, class 0.
+
+    The device it imitates takes batches one after the other, `latency_ms` each, whatever their size.
+    """
+
+    def __init__(self, settings: NullSettings, model: ModelSettings, *, batch: BatchSettings) -> None:
+        height, width = model.input_size or (640, 640)
+        self.spec = ModelSpec(
+            path=model.path,
+            sha256="0" * 64,
+            name=model.name or "null",
+            input=TensorSpec("images", (-1, 3, height, width), "float32"),
+            outputs=(TensorSpec("detections", (-1, 1, 6), "float32"),),
+            labels=model.labels if isinstance(model.labels, tuple) else ("thing",),
+            max_batch=batch.max or 8,
+        )
+        self._slots: list[NullSlot] = []
+        self._settings = settings
+        self._free_at = 0.0
+        self._started = 0
+        self._collected = 0
+        self._closed = threading.Event()
+
+    @property
+    def slots(self) -> Sequence[NullSlot]:
+        """See `Backend.slots`."""
+        return self._slots
+
+    def start(self, plan: DecodePlan | None = None) -> None:
+        """See `Backend.start`."""
+        width, height = self.spec.input_width, self.spec.input_height
+        row = (width / 4, height / 4, width * 3 / 4, height * 3 / 4, 0.9, 0)
+        batch = np.tile(np.array(row, np.float32), (self.spec.max_batch, 1, 1))
+        self._slots = [NullSlot(i, batch.copy()) for i in range(self._settings.slots)]
+
+    def preprocess(self, slot: NullSlot, frames: Sequence[Frame]) -> Sequence[Letterbox]:
+        """See `Backend.preprocess`."""
+        slot.count = len(frames)
+        return [
+            Letterbox.fit(f.roi or Box(0, 0, f.width, f.height), self.spec.input_width, self.spec.input_height)
+            for f in frames
+        ]
+
+    def infer(self, slot: NullSlot) -> None:
+        """See `Backend.infer`."""
+        if self._settings.fail_after is not None and self._started >= self._settings.fail_after:
+            raise BackendError(f"backend null: told to fail after {self._settings.fail_after} batches")
+        self._started += 1
+        self._free_at = max(self._free_at, time.monotonic()) + self._settings.latency_ms / 1e3
+        slot.ready_at = self._free_at
+
+    def collect(self, slot: NullSlot) -> Outputs:
+        """See `Backend.collect`."""
+        if self._settings.hang_after is not None and self._collected >= self._settings.hang_after:
+            self._closed.wait()
+        self._collected += 1
+        delay = slot.ready_at - time.monotonic()
+        if delay > 0:
+            self._closed.wait(delay)
+        return [slot.outputs[: slot.count]]
+
+    def close(self) -> None:
+        """See `Backend.close`. Ends a hang, too."""
+        self._closed.set()

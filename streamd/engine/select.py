@@ -1,0 +1,77 @@
+"""Which backend serves a configuration, and why."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from pathlib import Path
+
+import structlog
+
+from streamd.engine import (
+    AutoSettings,
+    Backend,
+    BatchSettings,
+    ModelSettings,
+    NullSettings,
+    OpenVinoSettings,
+    TensorRtSettings,
+)
+
+log = structlog.get_logger(__name__)
+PLAN_SUFFIXES = (".plan", ".engine", ".trt")
+
+
+def nvidia_gpu() -> str | None:
+    """None where TensorRT can be used, else the reason why not."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver (libcuda.so.1 is not there)"
+    if driver.cuInit(0) != 0:
+        return "the NVIDIA driver finds no usable GPU"
+    count = ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the NVIDIA driver finds no GPU"
+    if not any(importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx")):
+        return "TensorRT is not installed (pip install 'streamd[trt]')"
+    if importlib.util.find_spec("pycuda") is None:
+        return "pycuda is not installed (pip install 'streamd[trt]')"
+    return None
+
+
+def resolve(settings: AutoSettings, model: ModelSettings) -> OpenVinoSettings | TensorRtSettings:
+    """Chooses for `kind: auto` and logs the choice with its reason."""
+    if Path(model.path).suffix in PLAN_SUFFIXES:
+        log.info("engine chosen", backend="tensorrt", reason="the model is a TensorRT plan")
+        return TensorRtSettings()
+    missing = nvidia_gpu()
+    if missing is None:
+        log.info("engine chosen", backend="tensorrt", reason="an NVIDIA GPU and TensorRT are here")
+        return TensorRtSettings()
+    log.info("engine chosen", backend="openvino", reason=missing)
+    return OpenVinoSettings()
+
+
+def open_kind(
+    settings: AutoSettings | OpenVinoSettings | TensorRtSettings | NullSettings,
+    model: ModelSettings,
+    *,
+    batch: BatchSettings,
+    live: bool,
+) -> Backend:
+    """See `streamd.engine.open_backend`."""
+    if isinstance(settings, AutoSettings):
+        settings = resolve(settings, model)
+    if isinstance(settings, NullSettings):
+        from streamd.engine.null import NullBackend
+
+        return NullBackend(settings, model, batch=batch)
+    if isinstance(settings, OpenVinoSettings):
+        from streamd.engine.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(settings, model, batch=batch, live=live)
+    from streamd.engine.tensorrt.backend import TensorRtBackend
+
+    backend: Backend = TensorRtBackend(settings, model, batch=batch)
+    return backend
