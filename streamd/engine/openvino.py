@@ -173,10 +173,7 @@ class OpenVinoBackend:
             slots = []
             for index in range(count):
                 request = self._compiled.create_infer_request()
-                if self._static:
-                    pixels = request.get_input_tensor().data
-                else:
-                    pixels = np.empty(shape, np.uint8)
+                pixels = request.get_input_tensor().data if self._static else np.empty(shape, np.uint8)
                 pixels[:] = self.spec.pad_value
                 slots.append(OpenVinoSlot(index, request, pixels))
             self._slots = slots

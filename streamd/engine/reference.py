@@ -42,7 +42,7 @@ def yuv_to_rgb_matrix(matrix: ColorMatrix, full_range: bool) -> tuple[npt.NDArra
 def _plane(picture: Picture, index: int, width: int, height: int, channels: int = 1, depth: int = 8) -> Plane:
     plane = picture.native.planes[index]
     dtype = np.uint8 if depth == 8 else np.dtype("<u2")
-    raw = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height]
+    raw = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:height]
     samples = np.ascontiguousarray(raw).view(dtype)[:, : width * channels]
     return samples.reshape(height, width, channels).astype(np.float64)
 

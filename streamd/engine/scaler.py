@@ -66,7 +66,7 @@ def _view(frame: VideoFrame, index: int, shape: _PlaneShape, width: int, height:
     plane = frame.planes[index]
     rows = (height + 1) >> 1 if shape.shift_y else height
     columns = (width + 1) >> 1 if shape.shift_x else width
-    raw = np.frombuffer(plane, np.uint8)
+    raw = np.frombuffer(memoryview(plane), np.uint8)
     pitch = plane.line_size
     out: npt.NDArray[Any] = np.ndarray(
         (rows, columns, shape.channels) if shape.channels > 1 else (rows, columns),

@@ -1,0 +1,252 @@
+"""The engine's three stages around one backend: preprocess, infer, postprocess, each on its own thread.
+
+Slots are the flow control. A batch is taken from the rings only once a slot is free, so frames are chosen as late, and
+are as fresh, as can be; between the stages nothing can pile up, since there are only so many slots.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from streamd.errors import FrameError
+from streamd.flow.batcher import Batcher
+from streamd.flow.ring import Closed, Ring
+from streamd.flow.stage import StageThread
+from streamd.telemetry.metrics import Metrics
+from streamd.types import (
+    Candidates,
+    Detections,
+    Float32Array,
+    Frame,
+    Int32Array,
+    Letterbox,
+    ModelInfo,
+    Outputs,
+    StageTimes,
+)
+
+log = structlog.get_logger(__name__)
+
+
+class Engine(Protocol):
+    """What the pipeline asks of `streamd.engine.Backend`."""
+
+    @property
+    def slots(self) -> Sequence[Any]: ...
+    def preprocess(self, slot: Any, frames: Sequence[Frame]) -> Sequence[Letterbox]: ...
+    def infer(self, slot: Any) -> None: ...
+    def collect(self, slot: Any) -> Outputs | Sequence[Candidates]: ...
+
+
+Postprocess = Callable[[Any, int, Letterbox], tuple[Float32Array, Float32Array, Int32Array]]
+"""(outputs of a batch, index of the frame, its letterbox) -> xyxy (N, 4) in source pixels, score (N,), class (N,)."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """One batch on its way."""
+
+    slot: Any
+    frames: list[Frame]
+    boxes: Sequence[Letterbox] = ()
+    batched_ns: int = 0
+    preprocessed_ns: int = 0
+
+
+class Pipeline:
+    """Runs batches from `batcher` through `engine` and hands each frame's detections to `publish`.
+
+    Args:
+        engine: a started backend.
+        batcher: where batches come from; its end is the pipeline's end.
+        postprocess: decodes one frame of a collected batch.
+        model: identity that goes with every detection.
+        metrics: counts and times.
+        publish: takes one frame's detections; must not block. Called in capture order of each stream.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        batcher: Batcher,
+        postprocess: Postprocess,
+        model: ModelInfo,
+        metrics: Metrics,
+        publish: Callable[[Detections], None],
+    ) -> None:
+        self._engine = engine
+        self._batcher = batcher
+        self._postprocess = postprocess
+        self._model = model
+        self._metrics = metrics
+        self._publish = publish
+        self.error: BaseException | None = None
+        """What ended the pipeline early."""
+        self.done = threading.Event()
+        """Set once the last stage has ended, for whichever reason."""
+        count = len(engine.slots)
+        self._free: Ring[Any] = Ring(count, "block")
+        for slot in engine.slots:
+            self._free.put(slot)
+        self._ready: Ring[_Work] = Ring(count, "block")
+        self._running: Ring[_Work] = Ring(count, "block")
+        self._stage_time = {
+            name: metrics.stage_duration.labels(stage=name)
+            for name in ("decode", "queue", "preprocess", "infer", "postprocess")
+        }
+        self._label_counters: dict[tuple[str, int], Any] = {}
+        self._latency: dict[str, Any] = {}
+        metrics.slots_in_flight.set_function(lambda: count - len(self._free))
+        metrics.queue_depth.labels(queue="infer").set_function(lambda: len(self._ready))
+        metrics.queue_depth.labels(queue="postprocess").set_function(lambda: len(self._running))
+        self._stages: list[StageThread[Any]] = [
+            StageThread(
+                "preprocess",
+                take=self._next_batch,
+                work=self._do_preprocess,
+                close=self._ready.close,
+                fail=self._fail,
+            ),
+            StageThread("infer", take=self._ready.get, work=self._do_infer, close=self._running.close, fail=self._fail),
+            StageThread(
+                "postprocess",
+                take=self._running.get,
+                work=self._do_postprocess,
+                close=self.done.set,
+                fail=self._fail,
+            ),
+        ]
+
+    def start(self) -> None:
+        """Starts the stages."""
+        for stage in self._stages:
+            stage.start()
+
+    def join(self, timeout: float) -> bool:
+        """Waits until every stage has ended; False where `timeout` seconds passed first."""
+        deadline = time.monotonic() + timeout
+        return all(stage.join(max(0.0, deadline - time.monotonic())) for stage in self._stages)
+
+    def stuck(self, limit_s: float) -> str | None:
+        """The name of a stage that has been at one item for longer than `limit_s` seconds, or None."""
+        for stage in self._stages:
+            if stage.busy_for() > limit_s:
+                return stage.name
+        return None
+
+    def _fail(self, stage: str, error: BaseException) -> None:
+        """A failed stage ends the pipeline: every ring is closed, so that no neighbour waits for ever."""
+        if self.error is None:
+            self.error = error
+        log.error("stage failed", stage=stage, error=str(error), kind=type(error).__name__)
+        for ring in (self._ready, self._running):
+            while (work := ring.take()) is not None:
+                self._drop(work.frames, "stage_failed")
+            ring.close()
+        self._free.close()
+
+    def _drop(self, frames: Sequence[Frame], reason: str) -> None:
+        for frame in frames:
+            self._metrics.stream(frame.stream).drop(reason)
+
+    def _next_batch(self) -> _Work:
+        slot = self._free.get()
+        return _Work(slot, self._batcher.take(), batched_ns=time.monotonic_ns())
+
+    def _do_preprocess(self, work: _Work) -> None:
+        try:
+            work.boxes = self._engine.preprocess(work.slot, work.frames)
+        except FrameError:
+            self._without_bad_frames(work)
+            if not work.frames:
+                self._free.put(work.slot)
+                return
+        except BaseException:
+            self._drop(work.frames, "stage_failed")
+            raise
+        work.preprocessed_ns = time.monotonic_ns()
+        self._hand_on(self._ready, work)
+
+    def _without_bad_frames(self, work: _Work) -> None:
+        """One bad frame must not cost its neighbours: each is tried alone, then the good ones together."""
+        good: list[Frame] = []
+        for frame in work.frames:
+            try:
+                self._engine.preprocess(work.slot, [frame])
+                good.append(frame)
+            except FrameError as error:
+                self._drop([frame], "frame_error")
+                log.warning("frame dropped", stream=frame.stream, seq=frame.seq, error=str(error))
+        work.frames = good
+        if good:
+            work.boxes = self._engine.preprocess(work.slot, good)
+
+    def _do_infer(self, work: _Work) -> None:
+        try:
+            self._engine.infer(work.slot)
+        except BaseException:
+            self._drop(work.frames, "stage_failed")
+            raise
+        self._hand_on(self._running, work)
+
+    def _hand_on(self, ring: Ring[_Work], work: _Work) -> None:
+        try:
+            ring.put(work)
+        except Closed:
+            self._drop(work.frames, "stage_failed")
+            raise
+
+    def _do_postprocess(self, work: _Work) -> None:
+        published = 0
+        try:
+            outputs = self._engine.collect(work.slot)
+            inferred_ns = time.monotonic_ns()
+            decoded = [self._postprocess(outputs, i, box) for i, box in enumerate(work.boxes)]
+            # The outputs are views of the slot's buffers: it is free only now.
+            self._free.put(work.slot)
+            for frame, (xyxy, score, class_id) in zip(work.frames, decoded, strict=True):
+                done_ns = time.monotonic_ns()
+                times = StageTimes(
+                    frame.captured_ns, frame.decoded_ns, work.batched_ns, work.preprocessed_ns, inferred_ns, done_ns
+                )
+                detections = Detections(
+                    frame.stream, frame.epoch, frame.seq, frame.pts_ns, frame.wall_ns, frame.width, frame.height,
+                    times, self._model, xyxy, score, class_id,
+                )  # fmt: skip
+                self._publish(detections)
+                published += 1
+                self._metrics.stream(frame.stream).published += 1
+                self._observe(detections)
+        except Closed:
+            raise
+        except BaseException:
+            self._drop(work.frames[published:], "stage_failed")
+            raise
+        self._metrics.batch_size.observe(len(work.frames))
+
+    def _observe(self, detections: Detections) -> None:
+        t = detections.times
+        observe = self._stage_time
+        observe["decode"].observe((t.decoded - t.captured) / 1e9)
+        observe["queue"].observe((t.batched - t.decoded) / 1e9)
+        observe["preprocess"].observe((t.preprocessed - t.batched) / 1e9)
+        observe["infer"].observe((t.inferred - t.preprocessed) / 1e9)
+        observe["postprocess"].observe((t.postprocessed - t.inferred) / 1e9)
+        stream = detections.stream
+        latency = self._latency.get(stream)
+        if latency is None:
+            latency = self._latency[stream] = self._metrics.capture_to_publish.labels(stream=stream)
+        latency.observe((t.postprocessed - t.captured) / 1e9)
+        for class_id in detections.class_id.tolist():
+            counter = self._label_counters.get((stream, class_id))
+            if counter is None:
+                label = self._model.labels[class_id]
+                counter = self._metrics.detections.labels(stream=stream, label=label)
+                self._label_counters[stream, class_id] = counter
+            counter.inc()

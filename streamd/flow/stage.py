@@ -1,0 +1,80 @@
+"""One stage, one thread: the loop, the progress clock and the way errors leave it, written once for every stage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import structlog
+
+from streamd.flow.ring import Closed
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class StageThread(Generic[T]):
+    """Takes items, works on them, until the input is closed or the work fails.
+
+    Args:
+        name: names the thread, the logs and the watchdog's verdict.
+        take: waits for the next item; raises Closed when there will be none.
+        work: does the stage's work and hands the result on. Its exceptions end the stage.
+        close: closes the stage's output, so that the end cascades. Called exactly once, however the stage ends.
+        fail: told the exception that ended the stage, before `close`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        take: Callable[[], T],
+        work: Callable[[T], None],
+        close: Callable[[], None],
+        fail: Callable[[str, BaseException], None],
+    ) -> None:
+        self.name = name
+        self._take = take
+        self._work = work
+        self._close = close
+        self._fail = fail
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Waits for the stage to end; False where `timeout` seconds passed first."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread.is_alive()
+
+    def busy_for(self) -> float:
+        """Seconds spent on the item in hand so far; 0 while waiting for one, which is no fault."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _run(self) -> None:
+        try:
+            while True:
+                item = self._take()
+                self._busy_since = time.monotonic()
+                self._work(item)
+                del item  # a frame must not live on in this local while the stage waits for the next
+                self._busy_since = None
+        except Closed:
+            pass
+        except BaseException as error:  # noqa: BLE001 - the pipeline decides what a failed stage means
+            self._fail(self.name, error)
+        finally:
+            self._busy_since = None
+            self._close()
