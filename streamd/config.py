@@ -1,0 +1,269 @@
+"""The configuration: YAML in, one frozen, fully checked `Config` out; every error at once, with its field and line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from streamd.engine import AutoSettings, BatchSettings, EngineConfig, ModelSettings
+from streamd.errors import ConfigError
+from streamd.heads import DetectSettings, HeadConfig
+from streamd.redact import redact
+from streamd.settings import NAME_PATTERN, Seconds, Settings
+from streamd.sinks import SinkConfig, ZmqSettings
+from streamd.sources import AvStreamSettings, StreamConfig
+from streamd.yamlfile import MAX_BYTES, Document, Path_, read_yaml
+
+LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}$"
+
+
+class DetectorSettings(ModelSettings):
+    """The detector: its file, its head, and what counts as a detection."""
+
+    head: HeadConfig | None = Field(
+        None, description="What the outputs mean. Default: the sidecar's word, else recognised from their shapes."
+    )
+    detect: DetectSettings = Field(DetectSettings(), description="Which boxes count as detections.")
+
+
+class MetricsSettings(Settings):
+    """The HTTP port with /metrics, /healthz and /readyz."""
+
+    listen: str | None = Field(
+        "127.0.0.1:9188",
+        pattern=LISTEN_PATTERN,
+        description="HOST:PORT to listen on; null for none. Port 0 takes a free one.",
+    )
+
+
+class LoggingSettings(Settings):
+    """Structured logs on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is written.")
+    format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON.")
+
+
+class Config(Settings):
+    """The whole configuration. Relative paths are relative to the configuration file."""
+
+    model: DetectorSettings = Field(description="The detector.")
+    streams: tuple[StreamConfig, ...] = Field(max_length=1024, description="What to watch; at least one stream.")
+    sinks: tuple[SinkConfig, ...] = Field((), max_length=64, description="Where detections go.")
+    engine: EngineConfig = Field(AutoSettings(), description="What runs the model.")
+    batch: BatchSettings = Field(BatchSettings(), description="How frames are gathered into batches.")
+    metrics: MetricsSettings = Field(MetricsSettings(), description="Metrics and health over HTTP.")
+    logging: LoggingSettings = Field(LoggingSettings(), description="Logs.")
+    drain_s: Seconds = Field(5.0, description="Longest time to finish what is under way at SIGTERM, in seconds.")
+    stall_s: Seconds = Field(
+        15.0,
+        description="A stage at one batch for longer than this is dead: the watchdog is no longer fed, in seconds.",
+    )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration with what must be remembered of its file."""
+
+    config: Config
+    path: Path
+    secrets: frozenset[str]
+    """Substituted values, for the log's redaction."""
+
+
+def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = None) -> Loaded:
+    """Reads, substitutes, validates.
+
+    Raises:
+        ConfigError: every problem at once, one a line: `FILE:LINE: field: message`.
+    """
+    file = Path(path).expanduser()
+    document = _parse(file, os.environ if environment is None else environment)
+    problems = [(line, message) for line, message in document.problems]
+    config: Config | None = None
+    try:
+        config = Config.model_validate(document.values if document.values is not None else {})
+    except ValidationError as error:
+        problems += _validation_problems(error, document)
+    if config is not None:
+        config = _absolute(config, file.parent)
+        problems += [
+            (document.line(path) or 1, f"{_dotted(path)}: {message}") for path, message in _cross_check(config)
+        ]
+    if problems or config is None:
+        lines = [f"{file}:{line}: {redact(message)}" for line, message in sorted(set(problems))]
+        raise ConfigError("\n".join(_without(document.secrets, line) for line in lines))
+    return Loaded(config, file, frozenset(document.secrets))
+
+
+def _parse(file: Path, environment: Mapping[str, str]) -> Document:
+    try:
+        if file.is_dir():
+            raise ConfigError(f"{file}: is a folder; expected a YAML file")
+        if file.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{file}: larger than {MAX_BYTES} bytes; this is no streamd configuration")
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text (byte {error.start})") from error
+    try:
+        document = read_yaml(text, environment)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    if document.values is not None and not isinstance(document.values, dict):
+        raise ConfigError(f"{file}:1: expected `model:`, `streams:` and so on at the top level")
+    return document
+
+
+def _without(secrets: set[str], text: str) -> str:
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= 4:
+            text = text.replace(secret, "***")
+    return text
+
+
+def _dotted(path: Path_) -> str:
+    out = ""
+    for part in path:
+        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else str(part)
+    return out or "file"
+
+
+def _in_file(location: Path_, values: Any) -> Path_:
+    """Drops the union tags that pydantic puts between a list item and its fields."""
+    path: list[str | int] = []
+    for i, part in enumerate(location):
+        last = i == len(location) - 1
+        if isinstance(values, dict) and (part in values or last):
+            values = values.get(part)
+        elif isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        elif not last:
+            continue  # a tag
+        path.append(part)
+    return tuple(path)
+
+
+def _validation_problems(error: ValidationError, document: Document) -> Iterator[tuple[int, str]]:
+    for item in error.errors(include_url=False, include_input=False):
+        path = _in_file(item["loc"], document.values)
+        message = item["msg"]
+        if item["type"] == "extra_forbidden":
+            message = f"unknown field{_suggestion(str(path[-1]), item['loc'])}"
+        elif item["type"] == "missing":
+            message = "is required"
+        elif item["type"] == "string_pattern_mismatch":
+            message = _PATTERNS.get(item["ctx"]["pattern"], message)
+        elif item["type"] == "union_tag_invalid":
+            path = (*path, "kind")
+            message = f"expected one of {item['ctx']['expected_tags']}"
+        yield document.line(path) or 1, f"{_dotted(path)}: {message}"
+
+
+_PATTERNS = {
+    NAME_PATTERN: "expected letters, digits, dots, dashes and underscores, at most 63, beginning with a letter or digit",
+    LISTEN_PATTERN: "expected HOST:PORT, as in 127.0.0.1:9188",
+}
+
+
+def _suggestion(name: str, location: Path_) -> str:
+    known = sorted(_known_fields(location))
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _known_fields(location: Path_) -> set[str]:
+    """Names of the fields beside the one at `location`, found in the JSON schema, which knows the unions."""
+    schema = Config.model_json_schema()
+    definitions = schema["$defs"]
+
+    def options(node: dict[str, Any]) -> list[dict[str, Any]]:
+        if "$ref" in node:
+            return options(definitions[node["$ref"].rsplit("/", 1)[1]])
+        found = [o for key in ("anyOf", "oneOf", "allOf") for option in node.get(key, ()) for o in options(option)]
+        return found or [node]
+
+    nodes = [schema]
+    for part in location[:-1]:
+        following: list[dict[str, Any]] = []
+        for node in nodes:
+            if isinstance(part, int):
+                following += options(node["items"]) if "items" in node else []
+            elif part in node.get("properties", {}):
+                following += options(node["properties"][part])
+            elif node.get("properties", {}).get("kind", {}).get("const") == part:
+                following.append(node)
+        nodes = following or nodes
+    return {name for node in nodes for name in node.get("properties", {})}
+
+
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_url(text: str) -> bool:
+    """True for scheme://…; a plain path is not a URL."""
+    return bool(_SCHEME.match(text))
+
+
+def _absolute(config: Config, folder: Path) -> Config:
+    """Makes file paths relative to the configuration file absolute, so that the service's own folder never matters."""
+
+    def resolved(text: str) -> str:
+        return text if is_url(text) else str((folder / Path(text).expanduser()).absolute())
+
+    model = config.model
+    update: dict[str, Any] = {"path": resolved(model.path)}
+    if isinstance(model.labels, str):
+        update["labels"] = resolved(model.labels)
+    streams = tuple(
+        s.model_copy(update={"url": resolved(s.url)}) if isinstance(s, AvStreamSettings) else s for s in config.streams
+    )
+    sinks = tuple(
+        s.model_copy(update={"path": resolved(s.path)}) if s.kind == "jsonl" and s.path != "-" else s
+        for s in config.sinks
+    )
+    return config.model_copy(update={"model": model.model_copy(update=update), "streams": streams, "sinks": sinks})
+
+
+def _cross_check(config: Config) -> Iterator[tuple[Path_, str]]:
+    """What no single field can know."""
+    if not config.streams:
+        yield ("streams",), "expected at least one stream"
+    ids = Counter(s.id for s in config.streams)
+    for i, stream in enumerate(config.streams):
+        if ids[stream.id] > 1:
+            yield ("streams", i, "id"), f"{stream.id} is the id of {ids[stream.id]} streams; ids must be unique"
+        if isinstance(stream, AvStreamSettings):
+            if stream.loop and is_url(stream.url) and not stream.url.startswith("file:"):
+                yield ("streams", i, "loop"), "only a file can loop"
+            if not is_url(stream.url) and stream.transport == "udp":
+                yield ("streams", i, "transport"), "a file has no transport"
+        if stream.policy == "latest" and stream.ring != type(stream).model_fields["ring"].default:
+            yield ("streams", i, "ring"), "policy latest keeps one frame; remove ring"
+    names = Counter(sink_names(config))
+    for i, (sink, name) in enumerate(zip(config.sinks, sink_names(config), strict=True)):
+        if names[name] > 1:
+            yield ("sinks", i, "name"), f"{name} is the name of {names[name]} sinks; names must be unique"
+        if isinstance(sink, ZmqSettings) and (sink.bind is None) == (sink.connect is None):
+            yield ("sinks", i), "give either bind (subscribers connect to us) or connect (the subscriber binds)"
+    stdout = [i for i, s in enumerate(config.sinks) if s.kind == "jsonl" and s.path == "-"]
+    for i in stdout[1:]:
+        yield ("sinks", i, "path"), "standard output is taken by another sink; give a file"
+
+
+def sink_names(config: Config) -> list[str]:
+    """Each sink's name in metrics and logs."""
+    return [sink.name or f"{sink.kind}{i}" for i, sink in enumerate(config.sinks)]
+
+
+def walk_fields(section: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    """(name, FieldInfo) of a section's fields, for the generated reference and its test."""
+    yield from section.model_fields.items()
