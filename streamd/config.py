@@ -169,7 +169,7 @@ def _validation_problems(error: ValidationError, document: Document) -> Iterator
 
 
 _PATTERNS = {
-    NAME_PATTERN: "expected letters, digits, dots, dashes and underscores, at most 63, beginning with a letter or digit",
+    NAME_PATTERN: "expected at most 63 letters, digits, dots, dashes and underscores, not beginning with a dot or dash",
     LISTEN_PATTERN: "expected HOST:PORT, as in 127.0.0.1:9188",
 }
 

@@ -76,7 +76,8 @@ class _Reader:
             if key in out:
                 self.problem(key_node, f"{key}: given twice; keep one")
             out[key] = self.read(value_node, (*path, key))
-            self.document.lines[(*path, key)] = key_node.start_mark.line + 1
+            where = (*path, key)
+            self.document.lines[where] = key_node.start_mark.line + 1
         return out
 
     def _substitute(self, node: yaml.Node) -> str:

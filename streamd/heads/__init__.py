@@ -58,7 +58,7 @@ class Yolov5HeadsSettings(Settings):
     kind: Literal["yolov5_heads"] = "yolov5_heads"
     anchors: tuple[tuple[float, ...], ...] | None = Field(
         None,
-        description="Anchor sizes w,h,w,h,… in input pixels, one row a head from the finest. Default: YOLOv5's for COCO.",
+        description="Anchors w,h,w,h,… in input pixels, a row a head from the finest. Default: YOLOv5's for COCO.",
     )
     strides: tuple[int, ...] | None = Field(None, description="Stride of each head. Default: from the shapes.")
 

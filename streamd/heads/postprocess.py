@@ -1,0 +1,83 @@
+"""From outputs to detections in source pixels: the same last steps for every head and every backend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+
+from streamd.errors import ConfigError
+from streamd.heads import DetectSettings, Head
+from streamd.heads.nms import nms
+from streamd.types import Candidates, Float32Array, Int32Array, Letterbox, Outputs
+
+
+def class_numbers(names: Sequence[str | int], labels: Sequence[str], field: str) -> list[int]:
+    """Class numbers of `names`, each a label or a number.
+
+    Raises:
+        ConfigError: a name or number that the labels do not have, with near matches.
+    """
+    numbers = []
+    for name in names:
+        if isinstance(name, int) or (name.isdigit() and name not in labels):
+            if not 0 <= int(name) < len(labels):
+                raise ConfigError(f"{field}: class {name} is not in 0..{len(labels) - 1}")
+            numbers.append(int(name))
+        elif name in labels:
+            numbers.append(list(labels).index(name))
+        else:
+            near = difflib.get_close_matches(name, labels, n=3) or list(labels[:5])
+            raise ConfigError(f"{field}: the model has no class {name!r}; near: {', '.join(near)}")
+    return numbers
+
+
+class Postprocess:
+    """Decodes, suppresses, filters, and maps back. Used by one thread.
+
+    Args:
+        head: decodes raw outputs.
+        detect: thresholds and filters.
+        labels: class names in order.
+
+    Raises:
+        ConfigError: a class that the labels do not have.
+    """
+
+    def __init__(self, head: Head, detect: DetectSettings, labels: Sequence[str]) -> None:
+        self._head = head
+        self._detect = detect
+        self._wanted: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
+        if detect.classes is not None:
+            self._wanted = np.zeros(len(labels), np.bool_)
+            self._wanted[class_numbers(detect.classes, labels, "model.detect.classes")] = True
+        self._class_conf: Float32Array | None = None
+        if detect.class_conf:
+            self._class_conf = np.full(len(labels), detect.conf, np.float32)
+            numbers = class_numbers(list(detect.class_conf), labels, "model.detect.class_conf")
+            self._class_conf[numbers] = list(detect.class_conf.values())
+
+    def __call__(
+        self, outputs: Outputs | Sequence[Candidates], index: int, letterbox: Letterbox
+    ) -> tuple[Float32Array, Float32Array, Int32Array]:
+        """Decodes frame `index` of a batch.
+
+        Returns:
+            xyxy (N, 4) in source pixels, score (N,) falling, class_id (N,). None of them is a view of `outputs`.
+        """
+        first = outputs[index] if isinstance(outputs[0], Candidates) else None
+        found = first if isinstance(first, Candidates) else self._head.candidates(outputs, index)  # type: ignore[arg-type]
+        xyxy, score, class_id = found.xyxy, found.score, found.class_id
+        if len(score) and (self._wanted is not None or self._class_conf is not None):
+            keep = np.ones(len(score), np.bool_)
+            if self._wanted is not None:
+                keep &= self._wanted[class_id]
+            if self._class_conf is not None:
+                keep &= score >= self._class_conf[class_id]
+            xyxy, score, class_id = xyxy[keep], score[keep], class_id[keep]
+        if self._head.nms:
+            order = nms(xyxy, score, class_id, self._detect.iou, self._detect.max_det, agnostic=self._detect.agnostic)
+        else:
+            order = np.argsort(-score, kind="stable")[: self._detect.max_det]
+        return letterbox.to_source(xyxy[order]), score[order], class_id[order]

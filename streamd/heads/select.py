@@ -1,0 +1,113 @@
+"""Which head a model has: declared, or recognised from shapes; never guessed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from streamd.errors import ConfigError
+from streamd.heads import (
+    DetectSettings,
+    EndToEndSettings,
+    Head,
+    HeadConfig,
+    Yolov5CatSettings,
+    Yolov5HeadsSettings,
+    Yolov8Settings,
+)
+from streamd.heads.coco import COCO80
+from streamd.types import ModelSpec
+
+_KINDS = "yolov5_heads, yolov5_cat, yolov8 or end_to_end"
+_adapter: TypeAdapter[Any] = TypeAdapter(HeadConfig)
+
+
+def recognise(spec: ModelSpec) -> Any:
+    """The head's settings: the sidecar's word, else what the output shapes allow.
+
+    Raises:
+        ConfigError: the shapes fit no head or more than one; the message lists them and says what to declare.
+    """
+    if spec.head is not None:
+        try:
+            return _adapter.validate_python(dict(spec.head))
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ConfigError(f"sidecar of {spec.path}: head: {problems}") from error
+    shapes = [t.shape for t in spec.outputs]
+    listed = ", ".join(f"{t.name}{list(t.shape)}" for t in spec.outputs)
+    if shapes and all(len(s) == 5 for s in shapes):
+        return Yolov5HeadsSettings()
+    if len(shapes) != 1 or len(shapes[0]) != 3:
+        raise ConfigError(
+            f"model {spec.path}: no known head has outputs {listed}; known: (B,A,H,W,5+C) per stride, (B,N,5+C), "
+            "(B,4+C,N), (B,N,6). Export the model in one of these forms"
+        )
+    rows, columns = shapes[0][1], shapes[0][2]
+    if rows < 1 or columns < 1:
+        raise ConfigError(f"model {spec.path}: output {listed} has a dynamic shape; declare model.head.kind: {_KINDS}")
+    cells = sum((spec.input_height // s) * (spec.input_width // s) for s in (8, 16, 32))
+    fits: list[Any] = []
+    if columns >= 6 and rows == 3 * cells:
+        fits.append(Yolov5CatSettings())
+    if rows >= 5 and columns == cells:
+        fits.append(Yolov8Settings())
+    if columns == 6 and rows <= 1000:
+        fits.append(EndToEndSettings())
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        kinds = " and ".join(f.kind for f in fits)
+        raise ConfigError(f"model {spec.path}: output {listed} fits {kinds}; declare model.head.kind")
+    if rows == cells and columns >= 6:
+        raise ConfigError(
+            f"model {spec.path}: output {listed} is an anchor-free grid of undecoded rows, as YOLOX exports it, which "
+            f"no head here decodes; export it with decoding, or declare model.head.kind: {_KINDS}"
+        )
+    raise ConfigError(
+        f"model {spec.path}: output {listed} fits no head at input {spec.input_height}×{spec.input_width} (yolov5_cat "
+        f"has {3 * cells} rows, yolov8 {cells} columns, end_to_end 6 columns); declare model.head.kind: {_KINDS}"
+    )
+
+
+def open_head(settings: Any, spec: ModelSpec, detect: DetectSettings) -> Head:
+    """Makes the head that `settings` (a member of HeadConfig, or None to recognise it) describes.
+
+    Raises:
+        ConfigError: the settings contradict the model's shapes.
+    """
+    settings = settings or recognise(spec)
+    conf = min([detect.conf, *detect.class_conf.values()])
+    options: dict[str, Any] = {"conf": conf, "multi_label": detect.multi_label}
+    if isinstance(settings, Yolov5HeadsSettings):
+        from streamd.heads.yolov5 import Yolov5Heads
+
+        return Yolov5Heads(settings, spec, **options)
+    if isinstance(settings, Yolov5CatSettings):
+        from streamd.heads.yolov5 import Yolov5Cat
+
+        return Yolov5Cat(settings, spec, **options)
+    if isinstance(settings, Yolov8Settings):
+        from streamd.heads.yolov8 import Yolov8
+
+        return Yolov8(settings, spec, **options)
+    from streamd.heads.end_to_end import EndToEnd
+
+    return EndToEnd(settings, spec, **options)
+
+
+def resolve_labels(spec: ModelSpec, classes: int) -> tuple[str, ...]:
+    """The class names: those of the specification, or COCO's for 80 classes, or numbered ones.
+
+    Raises:
+        ConfigError: names were given, but not as many as the model has classes.
+    """
+    if spec.labels:
+        if len(spec.labels) != classes:
+            raise ConfigError(
+                f"model.labels: {len(spec.labels)} names for a model with {classes} classes ({spec.path}); "
+                "give one name a class, in order"
+            )
+        return spec.labels
+    return COCO80 if classes == len(COCO80) else tuple(f"class_{i}" for i in range(classes))

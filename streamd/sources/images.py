@@ -1,0 +1,97 @@
+"""Still images as frames: what `detect`, `quantize` and `evaluate` read, through the daemon's own decoder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from streamd.errors import SourceError
+from streamd.types import Frame, Picture, Rotation
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+MAX_BYTES = 256 << 20
+
+_EXIF_ROTATION: dict[int, Rotation] = {3: 180, 6: 90, 8: 270}
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files in `folder` (not below it), by name.
+
+    Raises:
+        SourceError: no such folder, or no image in it.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise SourceError("not_found", f"image folder {path}: does not exist", permanent=True)
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise SourceError(
+            "no_video", f"image folder {path}: holds no image ({', '.join(sorted(SUFFIXES))})", permanent=True
+        )
+    return found
+
+
+def _exif_rotation(path: Path) -> Rotation:
+    """Clockwise degrees from a JPEG's Exif orientation (tag 0x0112); mirrored orientations count as not turned."""
+    with path.open("rb") as handle:
+        head = handle.read(1 << 16)
+    at = head.find(b"Exif\0\0")
+    if not head.startswith(b"\xff\xd8") or at < 0:
+        return 0
+    tiff = head[at + 6 :]
+    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
+
+    def number(offset: int, size: int) -> int:
+        return int.from_bytes(tiff[offset : offset + size], order)
+
+    directory = number(4, 4)
+    for i in range(min(number(directory, 2), 64)):
+        entry = directory + 2 + 12 * i
+        if number(entry, 2) == 0x0112:
+            return _EXIF_ROTATION.get(number(entry + 8, 2), 0)
+    return 0
+
+
+def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
+    """Decodes one image file.
+
+    Raises:
+        SourceError: naming the file: missing, unreadable, or not an image.
+    """
+    import av
+    from av.error import FFmpegError
+
+    file = Path(path)
+    started = time.monotonic_ns()
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise SourceError("unsupported", f"image {file}: larger than {MAX_BYTES} bytes", permanent=True)
+        rotation = _exif_rotation(file)
+        # A name with % or a digit run would otherwise be taken for a numbered sequence.
+        with av.open(str(file), options={"pattern_type": "none"} if _is_sequence_format(file) else {}) as container:
+            native = next(container.decode(video=0))
+    except OSError as error:
+        if isinstance(error, FFmpegError):
+            raise SourceError(
+                "corrupt", f"image {file}: cannot be decoded: {error.strerror}", permanent=True
+            ) from error
+        raise SourceError("not_found", f"image {file}: {error.strerror}", permanent=True) from error
+    except (FFmpegError, StopIteration, IndexError, ValueError) as error:
+        raise SourceError("corrupt", f"image {file}: cannot be decoded as an image", permanent=True) from error
+    from streamd.sources.picture import picture_of
+
+    picture = picture_of(native, rotation=rotation)
+    width, height = upright(picture)
+    now = time.monotonic_ns()
+    return Frame(stream, picture, width, height, started, time.time_ns(), now, seq=seq)
+
+
+def _is_sequence_format(file: Path) -> bool:
+    """True where FFmpeg reads the ending with its image2 demuxer."""
+    return file.suffix.lower() in SUFFIXES
+
+
+def upright(picture: Picture) -> tuple[int, int]:
+    """Width and height as seen upright, in pixels."""
+    return (picture.height, picture.width) if picture.rotation in (90, 270) else (picture.width, picture.height)

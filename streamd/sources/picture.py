@@ -1,0 +1,43 @@
+"""From PyAV's frame to the daemon's `Picture`: format, matrix, range and rotation, as the stream declares them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamd.types import ColorMatrix, Picture, Rotation
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+# ITU-T H.273 matrix coefficients. Unspecified counts as BT.601, as FFmpeg and OpenCV take it.
+_MATRIX: dict[int, ColorMatrix] = {1: "bt709", 5: "bt601", 6: "bt601", 4: "bt601", 9: "bt2020", 10: "bt2020"}
+_JPEG_RANGE = 2
+
+
+def clockwise(degrees: float) -> Rotation:
+    """FFmpeg's counter-clockwise display rotation as clockwise quarter turns."""
+    quarter = round(-degrees / 90) % 4
+    return (0, 90, 180, 270)[quarter]
+
+
+def picture_of(native: VideoFrame, *, rotation: Rotation = 0, device: int | None = None) -> Picture:
+    """Describes `native`; copies nothing.
+
+    Args:
+        native: as the decoder handed it out.
+        rotation: clockwise degrees, see `clockwise`.
+        device: CUDA device that holds the pixels, None for the host.
+    """
+    name = native.format.name
+    if device is not None and native.sw_format is not None:
+        name = native.sw_format.name
+    return Picture(
+        native,
+        name,
+        native.width,
+        native.height,
+        _MATRIX.get(int(native.colorspace), "bt601"),
+        int(native.color_range) == _JPEG_RANGE or name.startswith("yuvj"),
+        rotation,
+        device,
+    )
