@@ -44,6 +44,11 @@ class Source(Protocol):
         """
         ...
 
+    corrupt: int
+    """Packets or frames the decoder refused so far."""
+    skipped: int
+    """Frames left out by max_fps so far."""
+
     def frames(self) -> Iterator[Frame]:
         """Yields frames in presentation order until the input ends. `epoch` and `seq` are left to the caller.
 
@@ -140,6 +145,28 @@ StreamConfig = Annotated[
     Annotated[AvStreamSettings, Tag("av")] | Annotated[SyntheticStreamSettings, Tag("synthetic")],
     Discriminator(_kind),
 ]
+
+
+def is_live(settings: AvStreamSettings | SyntheticStreamSettings) -> bool:
+    """True where the sender sets the pace and the end of input is a fault: anything but a file."""
+    if isinstance(settings, SyntheticStreamSettings):
+        return settings.count is None
+    path = settings.url.removeprefix("file:")
+    return "://" in path or path.startswith("/dev/video")
+
+
+def paces(settings: AvStreamSettings | SyntheticStreamSettings) -> bool:
+    """True where the source waits between frames to keep the input's own rate."""
+    if isinstance(settings, SyntheticStreamSettings):
+        return settings.fps > 0
+    return not is_live(settings) and settings.pace != "asap"
+
+
+def default_policy(settings: AvStreamSettings | SyntheticStreamSettings) -> Literal["drop_oldest", "latest", "block"]:
+    """The ring's policy: the configured one, else block for files read as fast as possible, drop_oldest otherwise."""
+    if settings.policy is not None:
+        return settings.policy
+    return "drop_oldest" if is_live(settings) or paces(settings) else "block"
 
 
 def open_source(settings: AvStreamSettings | SyntheticStreamSettings, *, device: int | None = None) -> Source:

@@ -1,0 +1,36 @@
+"""The last status of every stream, for whoever wants to know."""
+
+from __future__ import annotations
+
+import threading
+
+from streamd.types import StreamStatus
+
+
+class StatusBoard:
+    """Last status per stream with a number that grows at every change. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: dict[str, tuple[int, StreamStatus]] = {}
+        self._changes = 0
+
+    def post(self, status: StreamStatus) -> None:
+        """Replaces the stream's status."""
+        with self._lock:
+            self._changes += 1
+            self._last[status.stream] = (self._changes, status)
+
+    def since(self, change: int) -> tuple[int, list[StreamStatus]]:
+        """The newest change number, and the statuses newer than `change`, oldest first."""
+        with self._lock:
+            newer = (
+                sorted((v for v in self._last.values() if v[0] > change), key=lambda v: v[0])
+                if self._changes > change
+                else []
+            )
+            return self._changes, [s for _, s in newer]
+
+    def all(self) -> list[StreamStatus]:
+        """Every stream's last status."""
+        return self.since(0)[1]

@@ -1,0 +1,203 @@
+"""Message version 1: what subscribers receive, its encoders, and a strict decoder for clients.
+
+Topic `streamd/1/<stream>/detections` or `/status`; payload JSON or MessagePack of the structures below.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from streamd.errors import SinkError
+from streamd.types import Detections, StreamCounts, StreamStatus
+
+SCHEMA = 1
+TOPIC_PREFIX = f"streamd/{SCHEMA}/"
+MAX_MESSAGE_BYTES = 16 << 20
+
+
+class Model(msgspec.Struct, frozen=True):
+    """Who made the detections."""
+
+    name: str
+    sha256: str
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Milliseconds. total runs from reading the packet to encoding the message."""
+
+    decode: float
+    queue: float
+    preprocess: float
+    infer: float
+    postprocess: float
+    total: float
+
+
+class Detection(msgspec.Struct, frozen=True):
+    """One box: corners x1, y1, x2, y2 in pixels of the upright picture."""
+
+    class_id: int
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
+    """One frame. A frame with nothing in it is published too."""
+
+    schema: Literal[1]
+    boot_id: str
+    stream: str
+    epoch: int
+    seq: int
+    pts_ns: int | None
+    captured_at: float
+    """Unix seconds."""
+    published_at: float
+    """Unix seconds."""
+    width: int
+    height: int
+    model: Model
+    latency_ms: Latency
+    dropped: int
+    """Frames of this stream lost since the message before it."""
+    detections: list[Detection]
+    source: str | msgspec.UnsetType = msgspec.UNSET
+    """The input as given; only in what `streamd detect` writes."""
+
+
+class StatusMessage(msgspec.Struct, frozen=True):
+    """How one stream is: on change, and as a heartbeat."""
+
+    schema: Literal[1]
+    boot_id: str
+    stream: str
+    state: Literal["CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED"]
+    reason: str
+    detail: str
+    epoch: int
+    since: float
+    """Unix seconds at which the stream entered its state."""
+    published_at: float
+    retry_in_s: float | None
+    codec: str
+    decoder: str
+    width: int
+    height: int
+    fps: float
+    received: int
+    published: int
+    dropped: dict[str, int]
+    reconnects: int
+
+
+class Gaps:
+    """Frames lost before each message, from the gaps in `seq`. One per sink: its own losses count, too."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, int] = {}
+
+    def before(self, stream: str, seq: int) -> int:
+        """How many frames of `stream` are missing between the last message and this one."""
+        missing = seq - self._next.get(stream, 0)
+        self._next[stream] = seq + 1
+        return max(0, missing)
+
+
+def detections_message(
+    d: Detections, boot_id: str, dropped: int, source: str | msgspec.UnsetType = msgspec.UNSET
+) -> DetectionsMessage:
+    """The message of one frame. Box corners are rounded to 0.01 pixel, scores to 0.0001."""
+    t = d.times
+    now_wall, now = time.time(), time.monotonic_ns()
+    labels = d.model.labels
+    return DetectionsMessage(
+        SCHEMA,
+        boot_id,
+        d.stream,
+        d.epoch,
+        d.seq,
+        d.pts_ns,
+        d.wall_ns / 1e9,
+        now_wall,
+        d.width,
+        d.height,
+        Model(d.model.name, d.model.sha256),
+        Latency(
+            round((t.decoded - t.captured) / 1e6, 3),
+            round((t.batched - t.decoded) / 1e6, 3),
+            round((t.preprocessed - t.batched) / 1e6, 3),
+            round((t.inferred - t.preprocessed) / 1e6, 3),
+            round((t.postprocessed - t.inferred) / 1e6, 3),
+            round((now - t.captured) / 1e6, 3),
+        ),
+        dropped,
+        [
+            Detection(class_id, labels[class_id], round(score, 4), (round(a, 2), round(b, 2), round(c, 2), round(e, 2)))
+            for class_id, score, (a, b, c, e) in zip(
+                d.class_id.tolist(), d.score.tolist(), d.xyxy.tolist(), strict=True
+            )
+        ],
+        source,
+    )
+
+
+def status_message(s: StreamStatus, counts: StreamCounts, boot_id: str) -> StatusMessage:
+    """The message of one status."""
+    return StatusMessage(
+        SCHEMA, boot_id, s.stream, s.state, s.reason, s.detail, s.epoch, s.since_wall_ns / 1e9, time.time(),
+        s.retry_in_s, s.codec, s.decoder, s.width, s.height, s.fps,
+        counts.received, counts.published, dict(counts.dropped), counts.reconnects,
+    )  # fmt: skip
+
+
+def encoder(encoding: Literal["json", "msgpack"]) -> Callable[[Any], bytes]:
+    """The function that turns a message into bytes."""
+    return msgspec.json.Encoder().encode if encoding == "json" else msgspec.msgpack.Encoder().encode
+
+
+def topic(stream: str, kind: Literal["detections", "status"]) -> bytes:
+    """The topic frame of a message."""
+    return f"{TOPIC_PREFIX}{stream}/{kind}".encode()
+
+
+_DETECTIONS = {"json": msgspec.json.Decoder(DetectionsMessage), "msgpack": msgspec.msgpack.Decoder(DetectionsMessage)}
+_STATUS = {"json": msgspec.json.Decoder(StatusMessage), "msgpack": msgspec.msgpack.Decoder(StatusMessage)}
+
+
+def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage:
+    """Decodes a received multipart message, whichever its encoding.
+
+    Raises:
+        SinkError: not a streamd message of this version; says what was found.
+    """
+    if len(parts) != 2 or len(parts[1]) > MAX_MESSAGE_BYTES or not parts[1]:
+        raise SinkError(
+            f"message: expected [topic, payload of at most {MAX_MESSAGE_BYTES} bytes], got {len(parts)} parts"
+        )
+    name = parts[0].decode("utf-8", "replace")
+    encoding = "json" if parts[1][:1] == b"{" else "msgpack"
+    decoders = _STATUS if name.endswith("/status") else _DETECTIONS
+    if not name.startswith(TOPIC_PREFIX):
+        raise SinkError(f"message: topic {name[:80]!r} is not of schema {SCHEMA}; expected {TOPIC_PREFIX}…")
+    try:
+        return decoders[encoding].decode(parts[1])  # type: ignore[no-any-return]
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise SinkError(f"message: {name[:80]}: {error}") from error
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of both messages."""
+    schemas, components = msgspec.json.schema_components(
+        [DetectionsMessage, StatusMessage], ref_template="#/$defs/{name}"
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"streamd message version {SCHEMA}",
+        "anyOf": list(schemas),
+        "$defs": components,
+    }

@@ -1,0 +1,140 @@
+"""ZeroMQ publisher that counts what its subscribers lose, and lets no subscriber slow another.
+
+PUB drops silently at a full subscriber; XPUB with NODROP refuses the message for everyone instead. So each message is
+first sent with NODROP: a refusal tells that somebody is full, is counted, and the message is sent again without NODROP,
+which loses it for the full subscriber alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from streamd.errors import SinkError
+from streamd.sinks import ZmqSettings
+from streamd.sinks.message import Gaps, detections_message, encoder, status_message, topic
+from streamd.types import Detections, StreamCounts, StreamStatus
+
+SLOW_SUBSCRIBER = "subscriber_slow"
+
+
+class ZmqSink:
+    """See `streamd.sinks.Sink`.
+
+    Args:
+        settings: endpoint, high-water mark, encoding.
+        boot_id: identity of this process in every message.
+    """
+
+    def __init__(self, settings: ZmqSettings, *, boot_id: str) -> None:
+        self._settings = settings
+        self._boot_id = boot_id
+        self._endpoint = settings.bind or settings.connect or ""
+        self._encode = encoder(settings.encoding)
+        self._gaps = Gaps()
+        self._statuses: dict[str, tuple[StreamStatus, StreamCounts]] = {}
+        self._context: Any = None
+        self._socket: Any = None
+        self._topics: dict[str, bytes] = {}
+
+    @property
+    def endpoint(self) -> str:
+        """Where the socket is, with the port that was chosen for port 0 or *."""
+        if self._settings.bind is None or self._socket is None:
+            return self._endpoint
+        import zmq
+
+        return str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+    def open(self) -> None:
+        """See `Sink.open`."""
+        import zmq
+
+        self._context = zmq.Context()
+        socket = self._socket = self._context.socket(zmq.XPUB)
+        socket.setsockopt(zmq.SNDHWM, self._settings.hwm)
+        socket.setsockopt(zmq.LINGER, int(self._settings.linger_s * 1000))
+        socket.setsockopt(zmq.XPUB_NODROP, 1)
+        # Every subscription is told, also a repeated one: each newcomer gets the last statuses.
+        socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+        socket.setsockopt(zmq.IPV6, 1)
+        try:
+            if self._settings.bind is not None:
+                socket.bind(self._settings.bind)
+            else:
+                socket.connect(self._endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            advice = {
+                zmq.EADDRINUSE: "another process has that address; stop it or choose another port",
+                zmq.EADDRNOTAVAIL: "this machine has no such address; check the host part",
+                zmq.EPROTONOSUPPORT: "expected tcp://HOST:PORT or ipc://PATH",
+                zmq.EINVAL: "expected tcp://HOST:PORT or ipc://PATH",
+            }.get(error.errno, error.strerror)
+            verb = "bind" if self._settings.bind is not None else "connect to"
+            raise SinkError(f"zmq sink: cannot {verb} {self._endpoint}: {advice}") from error
+
+    def publish(self, detections: Detections) -> str | None:
+        """See `Sink.publish`."""
+        stream = detections.stream
+        name = self._topics.get(stream)
+        if name is None:
+            name = self._topics[stream] = topic(stream, "detections")
+        message = detections_message(detections, self._boot_id, self._gaps.before(stream, detections.seq))
+        return self._send([name, self._encode(message)])
+
+    def _send(self, parts: list[bytes]) -> str | None:
+        import zmq
+
+        socket = self._socket
+        try:
+            socket.send_multipart(parts, zmq.DONTWAIT)
+        except zmq.Again:
+            socket.setsockopt(zmq.XPUB_NODROP, 0)
+            try:
+                with contextlib.suppress(zmq.Again):
+                    socket.send_multipart(parts, zmq.DONTWAIT)
+            finally:
+                socket.setsockopt(zmq.XPUB_NODROP, 1)
+            return SLOW_SUBSCRIBER
+        except zmq.ZMQError as error:
+            raise SinkError(f"zmq sink: cannot send to {self._endpoint}: {error.strerror}") from error
+        return None
+
+    def status(self, status: StreamStatus, counts: StreamCounts) -> None:
+        """See `Sink.status`."""
+        self._statuses[status.stream] = (status, counts)
+        self._send_status(status, counts)
+
+    def _send_status(self, status: StreamStatus, counts: StreamCounts) -> None:
+        self._send([topic(status.stream, "status"), self._encode(status_message(status, counts, self._boot_id))])
+
+    def poll(self) -> None:
+        """See `Sink.poll`. Sends the last statuses to whoever has just subscribed to them."""
+        import zmq
+
+        prefixes: list[bytes] = []
+        while True:
+            try:
+                event = self._socket.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            except zmq.ZMQError as error:
+                raise SinkError(f"zmq sink: {self._endpoint}: {error.strerror}") from error
+            if event[:1] == b"\x01":
+                prefixes.append(event[1:])
+        if not prefixes:
+            return
+        for stream, (status, counts) in list(self._statuses.items()):
+            name = topic(stream, "status")
+            if any(name.startswith(p) for p in prefixes):
+                self._send_status(status, counts)
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._context is not None:
+            self._context.term()  # waits for what is queued, at most the linger time
+            self._context = None

@@ -1,0 +1,290 @@
+"""Files, cameras and network streams through FFmpeg (PyAV)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from streamd.errors import SourceError, SourceReason
+from streamd.redact import redact
+from streamd.sources import AvStreamSettings, SourceInfo, is_live, paces
+from streamd.sources.av_errors import describe, translate
+from streamd.sources.pacing import Pacer, RateLimit
+from streamd.sources.picture import clockwise, picture_of
+from streamd.types import Box, Frame
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+log = structlog.get_logger(__name__)
+
+CORRUPT_LIMIT = 250
+"""Packets in a row without one decoded frame before the stream counts as broken: ten seconds at 25 fps."""
+
+
+class AvSource:
+    """See `streamd.sources.Source`.
+
+    A hung open or read is cut by PyAV's `timeout`, which covers every kind of hang; `close` from another thread ends
+    sleeps at once and a read at its next packet or its time limit, whichever is first.
+
+    Args:
+        settings: the stream.
+        device: CUDA device whose decoder `decode: auto` uses; None for software.
+    """
+
+    def __init__(self, settings: AvStreamSettings, *, device: int | None = None) -> None:
+        self._settings = settings
+        self._device = device if settings.decode != "software" else None
+        if settings.decode == "nvdec" and device is None:
+            self._device = 0
+        self._live = is_live(settings)
+        self._closed = threading.Event()
+        self._container: InputContainer | None = None
+        self._stream: VideoStream | None = None
+        self._limit = RateLimit(settings.max_fps) if settings.max_fps else None
+        crop = settings.crop
+        self._roi = Box(crop.x, crop.y, crop.width, crop.height) if crop else None
+        self._time_base_ns = 0.0
+        self.corrupt = 0
+        """Packets the decoder refused so far."""
+        self.skipped = 0
+        """Frames left out by max_fps so far."""
+
+    def open(self) -> SourceInfo:
+        """See `Source.open`."""
+        if not self._live:
+            self._check_file()
+        if self._device is None:
+            return self._open(None)
+        try:
+            return self._open(self._device)
+        except SourceError as error:
+            if self._settings.decode == "nvdec" or error.reason not in ("decoder", "unsupported"):
+                raise
+            log.warning("hardware decoder refused; decoding in software", stream=self._settings.id, error=str(error))
+            self._device = None
+            return self._open(None)
+
+    def _check_file(self) -> None:
+        path = self._settings.url.removeprefix("file:")
+        try:
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                kind = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
+                raise SourceError("unsupported", f"{path}: {kind}; expected a video file", permanent=True)
+            if os.stat(path).st_size == 0:
+                raise SourceError("unsupported", f"{path}: is empty; expected a video file", permanent=True)
+            with open(path, "rb"):
+                pass
+        except PermissionError as error:
+            raise SourceError("permission", describe(path, "permission"), permanent=True) from error
+        except OSError as error:
+            raise SourceError("not_found", f"{path}: {error.strerror}; check the path", permanent=True) from error
+
+    def _options(self) -> dict[str, str]:
+        settings = self._settings
+        options: dict[str, str] = {}
+        if settings.url.startswith("rtsp") and settings.transport != "auto":
+            options["rtsp_transport"] = settings.transport
+        return options | settings.options
+
+    def _open(self, device: int | None) -> SourceInfo:
+        import av
+
+        settings = self._settings
+        hwaccel: Any = None
+        if device is not None:
+            from av.codec.hwaccel import HWAccel
+
+            hwaccel = HWAccel("cuda", device=str(device), allow_software_fallback=False, is_hw_owned=True)
+        started = time.monotonic()
+        limits = (settings.open_timeout_s, settings.read_timeout_s)
+        try:
+            container = av.open(
+                settings.url,
+                mode="r",
+                format="v4l2" if settings.url.startswith("/dev/video") else None,
+                options=self._options(),
+                timeout=limits if self._live else None,
+                hwaccel=hwaccel,
+            )
+        except Exception as error:  # noqa: BLE001 - PyAV raises many kinds; one door translates them
+            raise self._translate(error, started, opening=True, device=device) from None
+        self._container = container
+        try:
+            return self._probe(container, device, time.monotonic() - started)
+        except BaseException:
+            self._release()
+            raise
+
+    def _probe(self, container: InputContainer, device: int | None, waited: float) -> SourceInfo:
+        settings = self._settings
+        # av.open can succeed after a probe that timed out, with a stream of no size and no codec.
+        usable = [s for s in container.streams.video if s.codec_context is not None and s.width and s.height]
+        if not usable or container.format.name == "tty":
+            late = self._live and waited >= settings.open_timeout_s * 0.98
+            reason: SourceReason = "timeout_open" if late else "no_video" if self._live or not usable else "unsupported"
+            raise SourceError(reason, describe(settings.url, reason), permanent=not self._live)
+        stream = usable[0]
+        context = stream.codec_context
+        if device is None:
+            context.thread_count = settings.decoder_threads
+        if settings.frames == "key":
+            context.skip_frame = "NONKEY"
+        context.copy_opaque = True
+        self._stream = stream
+        self._time_base_ns = float(stream.time_base) * 1e9 if stream.time_base else 0.0
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        return SourceInfo(
+            codec=context.name,
+            decoder="software" if device is None else "nvdec",
+            width=stream.width,
+            height=stream.height,
+            fps=round(rate, 3),
+            live=self._live,
+        )
+
+    def _translate(self, error: BaseException, started: float, *, opening: bool, device: int | None) -> SourceError:
+        if isinstance(error, SourceError):
+            return error
+        if device is not None and opening and isinstance(error, (RuntimeError, NotImplementedError)):
+            return SourceError(
+                "decoder", redact(f"{self._settings.url}: the GPU decoder refused it ({error})"), permanent=True
+            )
+        limit = self._settings.open_timeout_s if opening else self._settings.read_timeout_s
+        return translate(
+            error, self._settings.url, opening=opening, live=self._live,
+            waited_s=time.monotonic() - started, limit_s=limit,
+        )  # fmt: skip
+
+    def frames(self) -> Iterator[Frame]:
+        """See `Source.frames`."""
+        try:
+            while not self._closed.is_set():
+                yield from self._play()
+                if self._closed.is_set() or not self._settings.loop:
+                    break
+                self._rewind()
+        finally:
+            self._release()
+        if self._live and not self._closed.is_set():
+            raise SourceError("disconnected", describe(self._settings.url, "disconnected"))
+
+    def _rewind(self) -> None:
+        assert self._container is not None
+        try:
+            self._container.seek(0)
+        except Exception:  # noqa: BLE001 - a container that cannot seek is opened anew
+            self._release()
+            self._open(self._device)
+
+    def _packets(self) -> Iterator[Packet[Any]]:
+        assert self._container is not None
+        packets = self._container.demux(self._stream)
+        while not self._closed.is_set():
+            started = time.monotonic()
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except Exception as error:  # noqa: BLE001
+                from av.error import InvalidDataError
+
+                if isinstance(error, InvalidDataError) and not self._timed_out(started):
+                    self.corrupt += 1
+                    if not self._live:
+                        return  # a truncated file ends here; what came before is sound
+                raise self._translate(error, started, opening=False, device=self._device) from None
+            yield packet
+
+    def _timed_out(self, started: float) -> bool:
+        return self._live and time.monotonic() - started >= self._settings.read_timeout_s * 0.98
+
+    def _play(self) -> Iterator[Frame]:
+        """One pass over the input."""
+        assert self._stream is not None
+        rate = float(self._stream.average_rate or self._stream.guessed_rate or 25)
+        pacer = Pacer(int(1e9 / rate)) if paces(self._settings) else None
+        barren = 0
+        for packet in self._packets():
+            if pacer is not None and packet.size:
+                stamp = packet.dts if packet.dts is not None else packet.pts
+                due = pacer.due(None if stamp is None else int(stamp * self._time_base_ns), time.monotonic_ns())
+                delay = (due - time.monotonic_ns()) / 1e9
+                if delay > 0 and self._closed.wait(delay):
+                    return
+            # A paced file's packet "arrives" when it is due: that is where its latency starts.
+            packet.opaque = (time.monotonic_ns(), time.time_ns())
+            natives = self._decode(packet)
+            if natives:
+                barren = 0
+            elif packet.size:
+                barren += 1
+                if barren >= CORRUPT_LIMIT and self._settings.frames == "all":
+                    raise SourceError(
+                        "corrupt", describe(self._settings.url, "corrupt", f"{barren} packets without a picture"),
+                        permanent=not self._live,
+                    )  # fmt: skip
+            for native in natives:
+                frame = self._frame(native)
+                if frame is not None:
+                    yield frame
+            natives = []
+
+    def _decode(self, packet: Packet[Any]) -> list[VideoFrame]:
+        try:
+            natives: list[VideoFrame] = packet.decode()
+            return natives
+        except Exception as error:
+            from av.error import FFmpegError
+
+            if not isinstance(error, FFmpegError):
+                raise
+            if isinstance(error, EOFError):
+                return []
+            # One bad packet never ends a stream: the decoder resumes at the next picture it can make.
+            self.corrupt += 1
+            return []
+
+    def _frame(self, native: VideoFrame) -> Frame | None:
+        decoded_ns = time.monotonic_ns()
+        pts_ns = None if native.pts is None or not native.time_base else int(native.pts * native.time_base * 10**9)
+        captured_ns, wall_ns = native.opaque if isinstance(native.opaque, tuple) else (decoded_ns, time.time_ns())
+        if self._limit is not None and not self._limit.admit(captured_ns if pts_ns is None else pts_ns):
+            self.skipped += 1
+            return None
+        rotation = native.rotation
+        picture = picture_of(native, rotation=clockwise(rotation) if rotation else 0, device=self._device)
+        turned = picture.rotation in (90, 270)
+        return Frame(
+            self._settings.id,
+            picture,
+            picture.height if turned else picture.width,
+            picture.width if turned else picture.height,
+            captured_ns,
+            wall_ns,
+            decoded_ns,
+            pts_ns,
+            self._roi,
+        )
+
+    def _release(self) -> None:
+        container, self._container, self._stream = self._container, None, None
+        if container is not None:
+            with contextlib.suppress(Exception):
+                container.close()
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._closed.set()

@@ -1,0 +1,116 @@
+"""FFmpeg's errors as streamd's reasons."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from urllib.parse import urlsplit
+
+from streamd.errors import SourceError, SourceReason
+from streamd.redact import redact
+
+_BY_ERRNO: dict[int, SourceReason] = {
+    errno.ECONNREFUSED: "refused",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "unreachable",
+    errno.ENETDOWN: "unreachable",
+    errno.ETIMEDOUT: "timeout_open",
+    errno.ECONNRESET: "disconnected",
+    errno.EPIPE: "disconnected",
+    errno.ECONNABORTED: "disconnected",
+    errno.ENOTCONN: "disconnected",
+    errno.ENOENT: "not_found",
+    errno.ENODEV: "not_found",
+    errno.ENXIO: "not_found",
+    errno.EACCES: "permission",
+    errno.EPERM: "permission",
+    errno.EISDIR: "unsupported",
+    errno.EINVAL: "unsupported",
+}
+_BY_NAME: dict[str, SourceReason] = {
+    "HTTPUnauthorizedError": "auth",
+    "HTTPForbiddenError": "auth",
+    "HTTPNotFoundError": "not_found",
+    "HTTPTooManyRequestsError": "refused",
+    "HTTPServerError": "disconnected",
+    "DemuxerNotFoundError": "unsupported",
+    "ProtocolNotFoundError": "unsupported",
+    "DecoderNotFoundError": "unsupported",
+    "PatchWelcomeError": "unsupported",
+    "OptionNotFoundError": "unsupported",
+    "StreamNotFoundError": "no_video",
+}
+_ADVICE: dict[SourceReason, str] = {
+    "dns": "the host name cannot be resolved; check the name and the resolver",
+    "refused": "nothing listens at that address; check host, port and that the camera is on",
+    "unreachable": "no route to the host; check the network",
+    "auth": "user name or password refused",
+    "not_found": "no such path; check it",
+    "permission": "no permission to read it; check the file's owner and mode",
+    "unsupported": "FFmpeg cannot read it; check that it is a video and of a supported kind",
+    "timeout_open": "no usable answer in time",
+    "timeout_read": "silence",
+    "no_video": "there is no video in it",
+    "corrupt": "the data is not valid video",
+    "disconnected": "the other side ended the connection",
+    "eof": "the stream ended",
+}
+
+
+def describe(url: str, reason: SourceReason, detail: str = "") -> str:
+    """`URL: what happened (detail)`, free of credentials."""
+    what = _ADVICE.get(reason, reason)
+    return redact(f"{url}: {what}{f' ({detail})' if detail else ''}")
+
+
+def _resolves(url: str) -> bool:
+    host = urlsplit(url).hostname
+    if not host:
+        return True
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror:
+        return False
+    except (OSError, UnicodeError):
+        return True
+    return True
+
+
+def translate(
+    error: BaseException, url: str, *, opening: bool, live: bool, waited_s: float, limit_s: float
+) -> SourceError:
+    """The SourceError for an exception that PyAV raised.
+
+    Args:
+        error: as raised.
+        url: what was being read; credentials in it are fine here.
+        opening: True while connecting and probing.
+        live: True for anything but a file.
+        waited_s: how long the call had lasted, in seconds.
+        limit_s: its limit: FFmpeg reports an interrupted probe as invalid data, so the clock decides.
+    """
+    name = type(error).__name__
+    number = getattr(error, "errno", None)
+    timed_out: SourceReason = "timeout_open" if opening else "timeout_read"
+    reason: SourceReason
+    if live and (name == "ExitError" or waited_s >= limit_s * 0.98):
+        reason = timed_out
+    elif name in _BY_NAME:
+        reason = _BY_NAME[name]
+    elif name == "InvalidDataError":
+        reason = ("unsupported" if not live else "corrupt") if opening else "corrupt"
+    elif isinstance(error, EOFError):
+        reason = "disconnected" if live else ("unsupported" if opening else "eof")
+    elif number == errno.EIO and opening and live and not _resolves(url):
+        reason = "dns"
+    elif number == errno.ETIMEDOUT:
+        reason = timed_out
+    elif number in _BY_ERRNO:
+        reason = _BY_ERRNO[number]
+    else:
+        reason = "disconnected" if live else "corrupt"
+    detail = getattr(error, "strerror", None) or name
+    if reason == timed_out:
+        detail = f"after {limit_s:g} s"
+    permanent = not live and reason in ("not_found", "permission", "unsupported", "no_video", "corrupt")
+    return SourceError(reason, describe(url, reason, detail), permanent=permanent)

@@ -1,0 +1,62 @@
+"""When a file's next packet is due, and which frames a rate limit lets through."""
+
+from __future__ import annotations
+
+JUMP_NS = 2_000_000_000
+"""A time stamp further than this from the one before is a jump: the clock is set anew instead of waiting it out."""
+
+
+class Pacer:
+    """Plays a file at its own rate.
+
+    Args:
+        frame_ns: nominal frame interval, used where time stamps are absent or jump.
+    """
+
+    def __init__(self, frame_ns: int) -> None:
+        self._frame_ns = frame_ns
+        self._last_stamp: int | None = None
+        self._due: int | None = None
+
+    def due(self, stamp_ns: int | None, now_ns: int) -> int:
+        """The monotonic time at which the packet with time stamp `stamp_ns` is due.
+
+        A reader that fell behind by more than a jump starts anew from now: no burst to catch up.
+        """
+        if self._due is None:
+            self._due = now_ns
+        else:
+            step = self._frame_ns
+            if stamp_ns is not None and self._last_stamp is not None:
+                difference = stamp_ns - self._last_stamp
+                if 0 <= difference <= JUMP_NS:
+                    step = difference
+            self._due += step
+            if now_ns - self._due > JUMP_NS:
+                self._due = now_ns
+        if stamp_ns is not None:
+            self._last_stamp = stamp_ns
+        return self._due
+
+
+class RateLimit:
+    """Lets at most `max_fps` frames a second through, evenly.
+
+    Args:
+        max_fps: frames a second.
+    """
+
+    def __init__(self, max_fps: float) -> None:
+        self._interval = 1e9 / max_fps
+        self._next: float | None = None
+
+    def admit(self, time_ns: int) -> bool:
+        """True where the frame at `time_ns` (stream clock, or capture time where there is none) may pass."""
+        if self._next is None or abs(time_ns - self._next) > self._interval + JUMP_NS:
+            self._next = time_ns + self._interval
+            return True
+        # Half a millisecond of grace: 25 fps limited to 25 must not lose frames to jitter.
+        if time_ns + 500_000 < self._next:
+            return False
+        self._next = max(self._next + self._interval, time_ns)
+        return True

@@ -1,0 +1,67 @@
+"""Drawn frames: load, scheduling and fault tests without a file or a camera."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from streamd.errors import SourceError
+from streamd.sources import SourceInfo, SyntheticStreamSettings
+from streamd.sources.picture import picture_of
+from streamd.types import Box, Frame, Picture
+
+_PICTURES = 8
+
+
+class SyntheticSource:
+    """See `streamd.sources.Source`. A bright square walks over a grey picture."""
+
+    def __init__(self, settings: SyntheticStreamSettings) -> None:
+        self._settings = settings
+        self._closed = threading.Event()
+        self._pictures: list[Picture] = []
+        self.corrupt = 0
+        self.skipped = 0
+
+    def open(self) -> SourceInfo:
+        """See `Source.open`."""
+        import av
+
+        s = self._settings
+        for i in range(_PICTURES):
+            image = np.full((s.height // 2 * 2 * 3 // 2, s.width // 2 * 2), 128, np.uint8)
+            side = min(s.width, s.height) // 4
+            x = (s.width - side) * i // _PICTURES
+            image[side : 2 * side, x : x + side] = 235
+            self._pictures.append(picture_of(av.VideoFrame.from_ndarray(image, format="yuv420p")))
+        first = self._pictures[0]
+        return SourceInfo("drawn", "software", first.width, first.height, s.fps, live=s.fps > 0)
+
+    def frames(self) -> Iterator[Frame]:
+        """See `Source.frames`."""
+        s = self._settings
+        crop = Box(s.crop.x, s.crop.y, s.crop.width, s.crop.height) if s.crop else None
+        started = time.monotonic_ns()
+        rate = min(s.fps or 1e9, s.max_fps or 1e9)
+        seq = 0
+        while s.count is None or seq < s.count:
+            if s.fail_after is not None and seq >= s.fail_after:
+                raise SourceError("corrupt", f"stream {s.id}: told to break after {s.fail_after} frames")
+            pts_ns = int(seq * 1e9 / (rate if s.fps else 25))
+            if s.fps:
+                delay = (started + pts_ns - time.monotonic_ns()) / 1e9
+                if self._closed.wait(delay) if delay > 0 else self._closed.is_set():
+                    return
+            elif self._closed.is_set():
+                return
+            picture = self._pictures[seq % _PICTURES]
+            now = time.monotonic_ns()
+            yield Frame(s.id, picture, picture.width, picture.height, now, time.time_ns(), now, pts_ns, crop)
+            seq += 1
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._closed.set()
