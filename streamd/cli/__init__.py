@@ -1,0 +1,59 @@
+"""The command line: `streamd COMMAND …`.
+
+Exit codes: 0 done; 1 unexpected failure; 2 wrong configuration or arguments; 3 wrong model; 4 every stream failed;
+5 the inference backend failed; 6 a sink or port could not be opened; 7 the accuracy gate refused; 130 and 143 when a
+second SIGINT or SIGTERM cut the drain short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from streamd import __version__
+from streamd.errors import StreamdError
+from streamd.redact import redact
+
+COMMANDS = ("run", "check", "schema", "detect", "watch")
+"""Each is a module in this package with `add_parser(subparsers)` and `run(args) -> int`."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. Modules are imported here, their vendors only when a command runs."""
+    top = argparse.ArgumentParser(
+        prog="streamd",
+        description="Streaming video analytics: RTSP and file streams in, detections over ZeroMQ and metrics out.",
+        epilog="Exit codes: 0 done, 1 unexpected failure, 2 configuration, 3 model, 4 every stream failed, "
+        "5 inference backend, 6 sink or port, 7 accuracy gate.",
+    )
+    top.add_argument("--version", action="version", version=f"streamd {__version__}")
+    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"streamd.cli.{name}").add_parser(subparsers)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; the entry point of `streamd`.
+
+    Returns:
+        The exit code. Errors that streamd raises on purpose are one clear message on standard error, no traceback.
+    """
+    args = parser().parse_args(arguments)
+    try:
+        code: int = importlib.import_module(f"streamd.cli.{args.command}").run(args)
+    except StreamdError as error:
+        print(f"streamd: {redact(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output went away (head, a closed pager): nothing to say, and nowhere to say it.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return code

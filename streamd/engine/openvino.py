@@ -177,6 +177,12 @@ class OpenVinoBackend:
                 pixels[:] = self.spec.pad_value
                 slots.append(OpenVinoSlot(index, request, pixels))
             self._slots = slots
+            # The first inference of a request allocates: better now than on the first frame.
+            for slot in slots:
+                slot.count = 1 if not self._static else self.spec.max_batch
+                self.infer(slot)
+            for slot in slots:
+                self.collect(slot)
         except Exception as error:
             raise BackendError(
                 f"backend openvino: device {self._settings.device} cannot run {self.spec.path}: {_first_line(error)}"

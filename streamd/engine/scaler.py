@@ -178,6 +178,10 @@ class HostLetterbox:
         self.pad_value = pad_value
         self._rgb: Literal["rgb24", "bgr24"] = "rgb24" if color == "RGB" else "bgr24"
         self._plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
+        import cv2
+
+        # One small picture gains nothing from a pool of threads that the engine and the decoders need.
+        cv2.setNumThreads(1)
 
     def _plan(self, frame: Frame) -> _Plan:
         p = frame.picture

@@ -14,7 +14,7 @@ import msgspec
 from streamd.errors import SinkError
 from streamd.types import Detections, StreamCounts, StreamStatus
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 TOPIC_PREFIX = f"streamd/{SCHEMA}/"
 MAX_MESSAGE_BYTES = 16 << 20
 
@@ -165,8 +165,14 @@ def topic(stream: str, kind: Literal["detections", "status"]) -> bytes:
     return f"{TOPIC_PREFIX}{stream}/{kind}".encode()
 
 
-_DETECTIONS = {"json": msgspec.json.Decoder(DetectionsMessage), "msgpack": msgspec.msgpack.Decoder(DetectionsMessage)}
-_STATUS = {"json": msgspec.json.Decoder(StatusMessage), "msgpack": msgspec.msgpack.Decoder(StatusMessage)}
+_DETECTIONS: dict[str, Any] = {
+    "json": msgspec.json.Decoder(DetectionsMessage),
+    "msgpack": msgspec.msgpack.Decoder(DetectionsMessage),
+}
+_STATUS: dict[str, Any] = {
+    "json": msgspec.json.Decoder(StatusMessage),
+    "msgpack": msgspec.msgpack.Decoder(StatusMessage),
+}
 
 
 def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage:
@@ -185,9 +191,10 @@ def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage:
     if not name.startswith(TOPIC_PREFIX):
         raise SinkError(f"message: topic {name[:80]!r} is not of schema {SCHEMA}; expected {TOPIC_PREFIX}…")
     try:
-        return decoders[encoding].decode(parts[1])  # type: ignore[no-any-return]
+        message: DetectionsMessage | StatusMessage = decoders[encoding].decode(parts[1])
     except (msgspec.DecodeError, RecursionError) as error:
         raise SinkError(f"message: {name[:80]}: {error}") from error
+    return message
 
 
 def json_schema() -> dict[str, Any]:

@@ -65,12 +65,13 @@ class ZmqSink:
                 socket.connect(self._endpoint)
         except zmq.ZMQError as error:
             self.close()
-            advice = {
+            advice_of: dict[int | None, str] = {
                 zmq.EADDRINUSE: "another process has that address; stop it or choose another port",
                 zmq.EADDRNOTAVAIL: "this machine has no such address; check the host part",
                 zmq.EPROTONOSUPPORT: "expected tcp://HOST:PORT or ipc://PATH",
                 zmq.EINVAL: "expected tcp://HOST:PORT or ipc://PATH",
-            }.get(error.errno, error.strerror)
+            }
+            advice = advice_of.get(error.errno, error.strerror or "check the endpoint")
             verb = "bind" if self._settings.bind is not None else "connect to"
             raise SinkError(f"zmq sink: cannot {verb} {self._endpoint}: {advice}") from error
 

@@ -1,0 +1,64 @@
+"""`streamd check CONFIG`: everything that can be known to be wrong before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from streamd.config import Config, load
+from streamd.errors import ConfigError, StreamdError
+from streamd.sources import AvStreamSettings, is_live
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    p = subparsers.add_parser("check", help="check a configuration and its model without connecting to anything")
+    p.add_argument("config", metavar="CONFIG", help="YAML configuration file")
+    p.add_argument("--no-model", action="store_true", help="do not open the model (where it is not on this machine)")
+
+
+def problems(config: Config, *, model: bool = True) -> list[StreamdError]:
+    """What is wrong beyond the file itself: absent inputs, and a model that cannot be opened or understood."""
+    found: list[StreamdError] = []
+    for i, stream in enumerate(config.streams):
+        if isinstance(stream, AvStreamSettings) and not is_live(stream):
+            path = Path(stream.url.removeprefix("file:"))
+            if not path.is_file():
+                found.append(ConfigError(f"streams[{i}].url: {path} is not a file"))
+    if model:
+        _try(found, lambda: _check_model(config))
+    return found
+
+
+def _try(found: list[StreamdError], call: Callable[[], None]) -> None:
+    try:
+        call()
+    except StreamdError as error:
+        found.append(error)
+
+
+def _check_model(config: Config) -> None:
+    from streamd.engine import open_backend
+    from streamd.heads.postprocess import Postprocess
+    from streamd.heads.select import open_head, resolve_labels
+
+    backend = open_backend(config.engine, config.model, batch=config.batch)
+    try:
+        head = open_head(config.model.head, backend.spec, config.model.detect)
+        Postprocess(head, config.model.detect, resolve_labels(backend.spec, head.plan.classes))
+    finally:
+        backend.close()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints every problem, one a line; exit code of the first, 0 where there is none."""
+    config = load(args.config).config
+    found = problems(config, model=not args.no_model)
+    for error in found:
+        print(f"{args.config}: {error}")
+    if found:
+        return found[0].exit_code
+    print(f"{args.config}: good: {len(config.streams)} streams, {len(config.sinks)} sinks")
+    return 0

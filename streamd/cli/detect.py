@@ -1,0 +1,245 @@
+"""`streamd detect INPUT…`: one shot over images, folders, videos and URLs, through the daemon's own stages."""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from streamd.cli.annotate import Annotator
+from streamd.config import is_url
+from streamd.engine import EngineConfig, ModelSettings, open_backend
+from streamd.errors import ConfigError, SourceError, StreamdError
+from streamd.flow.batcher import Batcher
+from streamd.flow.pipeline import Pipeline
+from streamd.flow.ring import Bell, Closed, Ring
+from streamd.heads import DetectSettings
+from streamd.heads.postprocess import Postprocess
+from streamd.heads.select import open_head, resolve_labels
+from streamd.redact import redact
+from streamd.sinks.message import Gaps, detections_message, encoder
+from streamd.sources import AvStreamSettings, open_source
+from streamd.sources.images import SUFFIXES, list_images, read_image
+from streamd.telemetry.logs import configure
+from streamd.telemetry.metrics import Metrics
+from streamd.types import Detections, Frame, ModelInfo
+
+STAGES = ("decode", "preprocess", "infer", "postprocess", "total")
+
+
+def add_detect_options(p: argparse.ArgumentParser) -> None:
+    """The options that say what counts as a detection."""
+    p.add_argument("--conf", type=float, default=0.25, help="lowest score (default 0.25)")
+    p.add_argument("--iou", type=float, default=0.45, help="NMS overlap (default 0.45)")
+    p.add_argument("--max-det", type=int, default=300, help="most detections a frame (default 300)")
+    p.add_argument("--classes", nargs="+", metavar="CLASS", help="only these classes, by name or number")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    p = subparsers.add_parser("detect", help="detect in images, folders, videos or URLs, once")
+    p.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder of images, video file or URL")
+    p.add_argument("--model", required=True, help="ONNX model, OpenVINO .xml or TensorRT plan")
+    add_detect_options(p)
+    p.add_argument("--labels", help="text file with one class name a line")
+    p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="what runs the model")
+    p.add_argument("--save", metavar="DIR", help="write images and videos with boxes drawn into DIR")
+    p.add_argument(
+        "--json", action="store_true", help="one JSON message a frame on standard output, nothing else there"
+    )
+    p.add_argument("--limit", type=int, metavar="N", help="at most N frames of each input")
+
+
+@dataclass
+class _Input:
+    given: str
+    is_video: bool
+    images: list[Path] = field(default_factory=list)
+
+
+def _expand(inputs: Sequence[str]) -> list[_Input]:
+    found = []
+    for given in inputs:
+        path = Path(given)
+        if is_url(given) or given.startswith("/dev/video"):
+            found.append(_Input(given, True))
+        elif path.is_dir():
+            found.append(_Input(given, False, list_images(path)))
+        elif path.suffix.lower() in SUFFIXES:
+            found.append(_Input(given, False, [path]))
+        else:
+            found.append(_Input(given, True))
+    return found
+
+
+def detect_settings(args: argparse.Namespace) -> DetectSettings:
+    """The detection settings of parsed options.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return DetectSettings(
+            conf=args.conf, iou=args.iou, max_det=args.max_det, classes=tuple(args.classes) if args.classes else None
+        )
+    except ValidationError as error:
+        problems = "; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())
+        raise ConfigError(problems) from error
+
+
+class _Run:
+    """One detection run: reads in one thread, shows results in the caller's."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from pydantic import TypeAdapter
+
+        self.args = args
+        self.inputs = _expand(args.inputs)
+        detect = detect_settings(args)
+        engine = TypeAdapter(EngineConfig).validate_python({"kind": args.engine})
+        self.backend = open_backend(engine, ModelSettings(path=args.model, labels=args.labels))
+        head = open_head(None, self.backend.spec, detect)
+        labels = resolve_labels(self.backend.spec, head.plan.classes)
+        postprocess = Postprocess(head, detect, labels)
+        self.backend.start(head.plan)
+        self.model = ModelInfo(self.backend.spec.name, self.backend.spec.sha256, labels)
+        self.metrics = Metrics(CollectorRegistry())
+        bell = Bell()
+        self.ring: Ring[Frame] = Ring(8, "block", bell=bell)
+        batcher = Batcher(self.backend.spec.max_batch, 0.0, bell)
+        batcher.add("detect", self.ring)
+        batcher.seal()
+        self.results: queue.SimpleQueue[Detections | None] = queue.SimpleQueue()
+        self.pipeline = Pipeline(self.backend, batcher, postprocess, self.model, self.metrics, self.results.put)
+        self.pending: dict[int, tuple[Frame | None, str, bool]] = {}
+        self.errors: list[StreamdError] = []
+        self.reader = threading.Thread(target=self._read, name="read", daemon=True)
+
+    def _frames(self, item: _Input) -> Iterator[tuple[Frame, str]]:
+        if not item.is_video:
+            for path in item.images:
+                try:
+                    yield read_image(path), str(path)
+                except SourceError as error:
+                    self.errors.append(error)
+            return
+        source = open_source(AvStreamSettings(id="detect", url=item.given, pace="asap", decode="software"))
+        try:
+            source.open()
+            for frame in source.frames():
+                yield frame, item.given
+        finally:
+            source.close()
+
+    def _read(self) -> None:
+        seq = 0
+        try:
+            for item in self.inputs:
+                try:
+                    for n, (frame, name) in enumerate(self._frames(item)):
+                        if self.args.limit is not None and n >= self.args.limit:
+                            break
+                        frame.stream, frame.seq = "detect", seq
+                        # The picture is kept only where it will be drawn on.
+                        self.pending[seq] = (frame if self.args.save else None, name, item.is_video)
+                        seq += 1
+                        self.ring.put(frame)
+                except SourceError as error:
+                    self.errors.append(error)
+        except Closed:
+            pass
+        finally:
+            self.ring.close()
+            self.pipeline.done.wait()
+            self.results.put(None)
+
+    def results_of(self) -> Iterator[tuple[Detections, Frame | None, str, bool]]:
+        """(detections, frame where kept, input, from a video) in order."""
+        self.pipeline.start()
+        self.reader.start()
+        while (detections := self.results.get()) is not None:
+            frame, name, is_video = self.pending.pop(detections.seq)
+            yield detections, frame, name, is_video
+
+    def close(self) -> None:
+        """Ends the stages and frees the engine."""
+        self.ring.close(discard=True)
+        self.pipeline.join(10)
+        self.backend.close()
+
+
+def _times(d: Detections) -> tuple[float, ...]:
+    t = d.times
+    pairs = (
+        (t.captured, t.decoded),
+        (t.batched, t.preprocessed),
+        (t.preprocessed, t.inferred),
+        (t.inferred, t.postprocessed),
+        (t.captured, t.postprocessed),
+    )
+    return tuple((b - a) / 1e6 for a, b in pairs)
+
+
+def _summary(d: Detections, name: str) -> str:
+    counts: dict[str, int] = {}
+    for class_id in d.class_id.tolist():
+        label = d.model.labels[class_id]
+        counts[label] = counts.get(label, 0) + 1
+    seen = ", ".join(f"{n} {label}" for label, n in counts.items()) or "nothing"
+    return f"{redact(name)} #{d.seq}: {d.width}×{d.height} {seen}"
+
+
+def _print_table(rows: list[tuple[float, ...]], wall_s: float) -> None:
+    data = np.array(rows)
+    print(f"\n{len(rows)} frames in {wall_s:.2f} s: {len(rows) / wall_s:.1f} frames/s", file=sys.stderr)
+    print(f"{'ms':<12}{'mean':>9}{'p50':>9}{'p99':>9}", file=sys.stderr)
+    for i, stage in enumerate(STAGES):
+        column = data[:, i]
+        p50, p99 = np.percentile(column, [50, 99])
+        print(f"{stage:<12}{column.mean():>9.2f}{p50:>9.2f}{p99:>9.2f}", file=sys.stderr)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Detects, and prints or saves what was found. Inputs that cannot be read are named; the others go on."""
+    import time
+
+    configure("warning")
+    job = _Run(args)
+    annotator = Annotator(Path(args.save)) if args.save else None
+    encode, gaps = encoder("json"), Gaps()
+    rows: list[tuple[float, ...]] = []
+    started = time.monotonic()
+    try:
+        for detections, frame, name, is_video in job.results_of():
+            rows.append(_times(detections))
+            if args.json:
+                message = detections_message(
+                    detections, "detect", gaps.before("detect", detections.seq), source=redact(name)
+                )
+                sys.stdout.buffer.write(encode(message) + b"\n")
+            else:
+                print(_summary(detections, name))
+            if annotator is not None and frame is not None:
+                annotator.add(frame, detections, name, is_video=is_video)
+    finally:
+        job.close()
+        if annotator is not None:
+            annotator.close()
+        sys.stdout.flush()
+    if job.pipeline.error is not None:
+        raise job.pipeline.error
+    if rows:
+        _print_table(rows, time.monotonic() - started)
+    for error in job.errors:
+        print(f"streamd: {error}", file=sys.stderr)
+    return job.errors[0].exit_code if job.errors else 0

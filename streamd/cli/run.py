@@ -1,0 +1,35 @@
+"""`streamd run CONFIG`: the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from streamd.config import load
+from streamd.telemetry.logs import configure
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    p = subparsers.add_parser("run", help="watch the streams of a configuration until stopped")
+    p.add_argument("config", metavar="CONFIG", help="YAML configuration file")
+    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after so many seconds")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the daemon in the foreground until SIGTERM or SIGINT, which drain; a second one leaves at once."""
+    loaded = load(args.config)
+    logging = loaded.config.logging
+    configure(logging.level, logging.format, secrets=loaded.secrets)
+    from streamd.daemon import Daemon
+
+    daemon = Daemon(loaded.config)
+    code = daemon.run(args.seconds)
+    if daemon.left_running:
+        # A thread sits in a read that cannot be cut: leave without waiting for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

@@ -1,0 +1,211 @@
+"""`streamd watch ENDPOINT`: a live table of what a daemon publishes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamd.errors import ConfigError, SinkError
+from streamd.sinks.message import TOPIC_PREFIX, DetectionsMessage, StatusMessage, decode
+
+WINDOW_S = 5.0
+
+
+@dataclass
+class Row:
+    """What is known of one stream."""
+
+    stream: str
+    state: str = "?"
+    reason: str = ""
+    epoch: int = 0
+    frames: int = 0
+    dropped: int = 0
+    """Frames the daemon says are missing before the messages that came."""
+    missed: int = 0
+    """Messages that never reached us, from the gaps in seq that the daemon does not explain."""
+    last: str = ""
+    next_seq: int | None = None
+    recent: deque[tuple[float, float]] = field(default_factory=deque)
+    """(arrival, capture-to-publish in ms) of the last seconds."""
+
+    def trim(self, now: float) -> None:
+        """Forgets what is older than the window."""
+        while self.recent and now - self.recent[0][0] > WINDOW_S:
+            self.recent.popleft()
+
+    def view(self, now: float) -> dict[str, Any]:
+        """The row as plain values."""
+        self.trim(now)
+        latencies = sorted(ms for _, ms in self.recent)
+        span = min(WINDOW_S, max(0.2, now - self.recent[0][0])) if self.recent else WINDOW_S
+
+        def rank(share: float) -> float | None:
+            return round(latencies[min(len(latencies) - 1, int(share * len(latencies)))], 1) if latencies else None
+
+        return {
+            "stream": self.stream,
+            "state": self.state,
+            "reason": self.reason,
+            "fps": round(len(latencies) / span, 1),
+            "p50_ms": rank(0.5),
+            "p99_ms": rank(0.99),
+            "frames": self.frames,
+            "dropped": self.dropped,
+            "missed": self.missed,
+            "epoch": self.epoch,
+            "last": self.last,
+        }
+
+
+class Board:
+    """Rows by stream, fed with messages."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.boot_id = ""
+        self.bad = 0
+        """Messages that were not streamd's."""
+
+    def add(self, message: DetectionsMessage | StatusMessage, now: float) -> None:
+        """Takes one message in."""
+        if message.boot_id != self.boot_id:
+            # A restarted daemon counts anew: keep nothing that would read as a gap.
+            self.boot_id = message.boot_id
+            for row in self.rows.values():
+                row.next_seq = None
+        row = self.rows.setdefault(message.stream, Row(message.stream))
+        row.epoch = message.epoch
+        if isinstance(message, StatusMessage):
+            row.state, row.reason = message.state, message.reason
+            return
+        row.frames += 1
+        if row.next_seq is not None:
+            row.dropped += message.dropped
+            row.missed += max(0, message.seq - row.next_seq - message.dropped)
+        row.next_seq = message.seq + 1
+        row.recent.append((now, message.latency_ms.total))
+        row.trim(now)
+        counts = Counter(d.label for d in message.detections)
+        best = max((d.score for d in message.detections), default=0.0)
+        seen = ", ".join(f"{n} {label}" for label, n in counts.most_common(4))
+        row.last = f"{seen} ({best:.2f})" if seen else "nothing"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    p = subparsers.add_parser("watch", help="show a live table of what a daemon publishes")
+    p.add_argument("endpoint", metavar="ENDPOINT", help="the zmq sink's address, e.g. tcp://127.0.0.1:5555")
+    p.add_argument("--stream", action="append", metavar="ID", help="only this stream (may be repeated)")
+    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after so many seconds")
+    p.add_argument("--json", action="store_true", help="print one JSON object a second instead of the table")
+
+
+def _subscribe(endpoint: str, streams: list[str] | None) -> tuple[Any, Any]:
+    import zmq
+
+    context = zmq.Context()
+    socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RCVHWM, 10_000)
+    socket.setsockopt(zmq.IPV6, 1)
+    for prefix in [f"{TOPIC_PREFIX}{s}/" for s in streams] if streams else [TOPIC_PREFIX]:
+        socket.setsockopt_string(zmq.SUBSCRIBE, prefix)
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        socket.close()
+        context.term()
+        raise ConfigError(
+            f"watch: {endpoint}: {error.strerror}; expected the zmq sink's address, as tcp://HOST:PORT or ipc://PATH"
+        ) from error
+    return context, socket
+
+
+def _receive(socket: Any, board: Board, until: float) -> None:
+    """Takes messages in until the monotonic time `until`."""
+    import zmq
+
+    while (left := until - time.monotonic()) > 0:
+        if not socket.poll(int(left * 1000) + 1):
+            return
+        while True:
+            try:
+                parts = socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            try:
+                board.add(decode(parts), time.monotonic())
+            except SinkError:
+                board.bad += 1
+
+
+def _ticks(seconds: float | None, period: float) -> Iterator[float]:
+    end = None if seconds is None else time.monotonic() + seconds
+    while end is None or time.monotonic() < end:
+        yield min(time.monotonic() + period, end or float("inf"))
+
+
+def _table(board: Board, endpoint: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"streamd at {endpoint}", expand=False)
+    for name, right in (
+        ("stream", False), ("state", False), ("fps", True), ("p50 ms", True), ("p99 ms", True), ("frames", True),
+        ("dropped", True), ("missed", True), ("last seen", False),
+    ):  # fmt: skip
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "last seen")
+    colors = {"LIVE": "green", "BACKOFF": "yellow", "CONNECTING": "yellow", "FAILED": "red", "ENDED": "blue"}
+    now = time.monotonic()
+    for name in sorted(board.rows):
+        view = board.rows[name].view(now)
+        state = f"{view['state']} {view['reason']}".strip()
+        color = colors.get(view["state"], "white")
+        numbers = (view[k] for k in ("fps", "p50_ms", "p99_ms", "frames", "dropped", "missed"))
+        cells = ("-" if n is None else str(n) for n in numbers)
+        table.add_row(name, f"[{color}]{state}[/]", *cells, view["last"])
+    if not board.rows:
+        table.caption = "waiting for the first message…"
+    elif board.bad:
+        table.caption = f"{board.bad} messages were not understood"
+    return table
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shows the table until interrupted; lines instead of a table where the output is no terminal."""
+    context, socket = _subscribe(args.endpoint, args.stream)
+    board = Board()
+    try:
+        if args.json or not sys.stdout.isatty():
+            for until in _ticks(args.seconds, 1.0):
+                _receive(socket, board, until)
+                now = time.monotonic()
+                views = [board.rows[name].view(now) for name in sorted(board.rows)]
+                if args.json:
+                    print(json.dumps({"boot_id": board.boot_id, "streams": views}), flush=True)
+                else:
+                    for v in views:
+                        print(
+                            f"{v['stream']:<20} {v['state']:<10} {v['reason']:<14} {v['fps']:>6} fps "
+                            f"p50 {v['p50_ms']} p99 {v['p99_ms']} ms dropped {v['dropped']} {v['last']}",
+                            flush=True,
+                        )
+            return 0
+        from rich.live import Live
+
+        with Live(_table(board, args.endpoint), auto_refresh=False, screen=False) as live:
+            for until in _ticks(args.seconds, 0.5):
+                _receive(socket, board, until)
+                live.update(_table(board, args.endpoint), refresh=True)
+        return 0
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        socket.close()
+        context.term()

@@ -1,0 +1,272 @@
+"""The composition root: builds everything from a `Config`, runs it, drains it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from streamd import __version__
+from streamd.config import Config, sink_names
+from streamd.engine import open_backend
+from streamd.errors import BackendError, SourceError, StreamdError
+from streamd.flow.batcher import Batcher
+from streamd.flow.pipeline import Pipeline
+from streamd.flow.ring import Bell, Ring
+from streamd.flow.sink import SinkThread
+from streamd.flow.status import StatusBoard
+from streamd.flow.supervisor import StreamRunner
+from streamd.heads.postprocess import Postprocess
+from streamd.heads.select import open_head, resolve_labels
+from streamd.sinks import open_sink
+from streamd.sources import default_policy, is_live, open_source, paces
+from streamd.telemetry.http import HttpServer
+from streamd.telemetry.metrics import Metrics
+from streamd.telemetry.notify import Notifier
+from streamd.types import Detections, Frame, ModelInfo, StreamStatus
+
+log = structlog.get_logger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005
+"""FFmpeg's interrupt callback takes the GIL many times a read. At Python's own 5 ms, one busy thread made twelve 25 fps
+cameras fall from 300 to 75 frames a second; at 0.5 ms they kept 300."""
+_TICK_S = 0.25
+
+
+class Daemon:
+    """One running configuration.
+
+    Args:
+        config: checked.
+        registry: every metric goes here; a fresh one by default.
+        notifier: the service manager.
+
+    Raises:
+        StreamdError: whatever cannot be opened, named; everything opened before is closed again.
+    """
+
+    def __init__(
+        self, config: Config, *, registry: CollectorRegistry | None = None, notifier: Notifier | None = None
+    ) -> None:
+        self.config = config
+        self.registry = registry or CollectorRegistry()
+        self.boot_id = uuid.uuid4().hex[:16]
+        self.board = StatusBoard()
+        self.metrics = Metrics(self.registry)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self.sinks: list[SinkThread] = []
+        self.runners: list[StreamRunner] = []
+        self.http: HttpServer | None = None
+        self._notifier = notifier or Notifier()
+        self._stop = threading.Event()
+        self._signals = 0
+        self._live_seen: set[str] = set()
+        self._started = False
+        self._backend: Any = None
+        self._left_running = False
+        try:
+            self._open()
+        except BaseException:
+            self._close_all(1.0)
+            raise
+
+    def _open(self) -> None:
+        config = self.config
+        # What fails most easily comes first: an address in use is known before a model has been compiled.
+        if config.metrics.listen is not None:
+            self.http = HttpServer(config.metrics.listen, self.registry, self._health, self._ready)
+            self.http.start()
+        for settings, name in zip(config.sinks, sink_names(config), strict=True):
+            sink = open_sink(settings, boot_id=self.boot_id)
+            thread = SinkThread(name, sink, settings.ring, self.board, self.metrics, settings.heartbeat_s)
+            thread.open()
+            self.sinks.append(thread)
+        live = len(config.streams) == 1 and (is_live(config.streams[0]) or paces(config.streams[0]))
+        backend = self._backend = open_backend(config.engine, config.model, batch=config.batch, live=live)
+        head = open_head(config.model.head, backend.spec, config.model.detect)
+        labels = resolve_labels(backend.spec, head.plan.classes)
+        self.model = ModelInfo(backend.spec.name, backend.spec.sha256, labels)
+        postprocess = Postprocess(head, config.model.detect, labels)
+        backend.start(head.plan)
+        self.metrics.build_info.labels(
+            version=__version__, backend=type(backend).__name__, model=backend.spec.name
+        ).set(1)
+        bell = Bell()
+        self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, bell)
+        self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, self.metrics, self._publish)
+        device = getattr(backend, "device", None)
+        for stream in config.streams:
+            self._add_stream(stream, bell, device)
+        self.batcher.seal()
+
+    def _add_stream(self, settings: Any, bell: Bell, device: int | None) -> None:
+        counters = self.metrics.stream(settings.id)
+
+        def dropped(_: Frame, reason: str) -> None:
+            counters.drop(reason)
+
+        ring: Ring[Frame] = Ring(settings.ring, default_policy(settings), on_drop=dropped, bell=bell)
+        self.metrics.queue_depth.labels(queue=f"stream-{settings.id}").set_function(lambda: len(ring))
+        reconnect = settings.reconnect
+        runner = StreamRunner(
+            settings.id,
+            lambda: open_source(settings, device=device),
+            ring,
+            counters,
+            self._on_status,
+            initial_s=reconnect.initial_s,
+            max_s=reconnect.max_s,
+            attempts=reconnect.attempts,
+        )
+        self.runners.append(runner)
+        self.batcher.add(settings.id, ring, settings.priority)
+
+    def _publish(self, detections: Detections) -> None:
+        for sink in self.sinks:
+            sink.put(detections)
+
+    def _on_status(self, status: StreamStatus) -> None:
+        if status.state == "LIVE":
+            self._live_seen.add(status.stream)
+        self.board.post(status)
+
+    def _health(self) -> tuple[bool, dict[str, Any]]:
+        problem = self._problem()
+        return problem is None, {"ok": problem is None, "problem": problem, "boot_id": self.boot_id}
+
+    def _ready(self) -> tuple[bool, dict[str, Any]]:
+        states = {s.stream: {"state": s.state, "reason": s.reason} for s in self.board.all()}
+        over = bool(states) and all(v["state"] in ("ENDED", "FAILED") for v in states.values())
+        seen = bool(self._live_seen) or over
+        ready = self._started and seen and self._problem() is None
+        return ready, {"ready": ready, "streams": states}
+
+    def _problem(self) -> str | None:
+        """What the watchdog holds against us. A dead camera is no fault of ours; a dead stage is."""
+        if not self._started:
+            return None
+        if self.pipeline.error is not None:
+            return f"stage failed: {self.pipeline.error}"
+        stuck = self.pipeline.stuck(self.config.stall_s)
+        return None if stuck is None else f"stage {stuck} has made no progress for {self.config.stall_s:g} s"
+
+    def stop(self) -> None:
+        """Asks for a drain; `run` returns when it is done. Any thread, and signal handlers."""
+        self._stop.set()
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            # The second signal means now: nothing that could hang may run any more.
+            sys.stderr.flush()
+            os._exit(128 + number)
+        self._stop.set()
+
+    def run(self, for_seconds: float | None = None, *, handle_signals: bool = True) -> int:
+        """Runs until stopped, until every stream is over, or for so many seconds; then drains.
+
+        Returns:
+            The exit code: 0, or that of the error that ended the run.
+        """
+        if handle_signals:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(interval, SWITCH_INTERVAL_S))
+        try:
+            self._start()
+            self._wait(for_seconds)
+            return self._finish()
+        finally:
+            sys.setswitchinterval(interval)
+
+    def _start(self) -> None:
+        for sink in self.sinks:
+            sink.start()
+        self.pipeline.start()
+        for runner in self.runners:
+            runner.start()
+        self._started = True
+        log.info(
+            "running", streams=len(self.runners), sinks=len(self.sinks), model=self.model.name, boot_id=self.boot_id,
+            backend=type(self._backend).__name__, metrics_port=self.http.port if self.http else None,
+        )  # fmt: skip
+        self._notifier.send("READY=1", f"STATUS=watching {len(self.runners)} streams")
+
+    def _wait(self, for_seconds: float | None) -> None:
+        deadline = None if for_seconds is None else time.monotonic() + for_seconds
+        feed_s = self._notifier.watchdog_s
+        next_feed = next_status = time.monotonic()
+        while not self.pipeline.done.is_set():
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                return
+            if feed_s is not None and now >= next_feed and self._problem() is None:
+                self._notifier.send("WATCHDOG=1")
+                next_feed = now + feed_s / 3
+            if now >= next_status:
+                self._notifier.send(f"STATUS={self._status_line()}")
+                next_status = now + 5
+            left = _TICK_S if deadline is None else min(_TICK_S, max(0.0, deadline - now))
+            if self._stop.wait(left):
+                return
+
+    def _status_line(self) -> str:
+        states = [s.state for s in self.board.all()]
+        counts = ", ".join(f"{states.count(s)} {s.lower()}" for s in dict.fromkeys(sorted(states)))
+        published = sum(s.published for s in self.metrics.streams())
+        return f"{counts or 'no streams'}; {published} frames published"
+
+    def _finish(self) -> int:
+        """Sources stop, what is under way is finished, sinks empty themselves: all within `drain_s`."""
+        self._notifier.send("STOPPING=1")
+        deadline = time.monotonic() + self.config.drain_s
+        for runner in self.runners:
+            runner.stop()
+        drained = self.pipeline.join(max(0.1, (deadline - time.monotonic()) * 0.8))
+        if not drained:
+            log.error("drain took too long; what was under way is lost", limit_s=self.config.drain_s)
+            self._left_running = True
+        for runner in self.runners:
+            runner.ring.close(discard=True)  # what no stage will take any more is counted, not forgotten
+            if not runner.join(max(0.0, deadline - time.monotonic())):
+                self._left_running = True
+                log.warning("source could not be cut in time", stream=runner.stream)
+        self._close_all(max(0.5, deadline - time.monotonic()))
+        for s in self.metrics.streams():
+            log.info(
+                "stream summary", stream=s.stream, received=s.received, published=s.published, dropped=s.dropped or None
+            )
+        return self._exit_code()
+
+    def _exit_code(self) -> int:
+        error = self.pipeline.error
+        if error is not None:
+            return error.exit_code if isinstance(error, StreamdError) else BackendError.exit_code
+        failed = [r for r in self.runners if r.status.state == "FAILED"]
+        return SourceError.exit_code if failed and len(failed) == len(self.runners) else 0
+
+    @property
+    def left_running(self) -> bool:
+        """True where a thread could not be ended: the process must leave without waiting for it."""
+        return self._left_running
+
+    def _close_all(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        for sink in self.sinks:
+            if not sink.close(max(0.2, deadline - time.monotonic())):
+                self._left_running = True
+                log.warning("sink could not be closed in time", sink=sink.name)
+        if self._backend is not None and not self._left_running:
+            self._backend.close()
+        if self.http is not None:
+            self.http.close()
+        self._notifier.close()

@@ -1,0 +1,140 @@
+"""Structured logs on standard error: readable on a terminal, JSON elsewhere, never a credential, never a flood."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterable, MutableMapping
+from typing import Any, Literal, TextIO
+
+import structlog
+
+from streamd.redact import redact
+
+Event = MutableMapping[str, Any]
+
+
+class Redactor:
+    """Removes credentials from every string of an event, however deep.
+
+    Args:
+        secrets: exact values (from the environment, from secret files) that must never appear.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # Longest first, so that a secret which contains another goes whole; a very short one would blank half the log.
+        self._secrets = sorted((s for s in secrets if len(s) >= 4), key=len, reverse=True)
+
+    def text(self, value: str) -> str:
+        """`value` without credentials."""
+        for secret in self._secrets:
+            value = value.replace(secret, "***")
+        return redact(value)
+
+    def clean(self, value: Any) -> Any:
+        """`value` without credentials; containers are copied."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return {self.clean(k): self.clean(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [self.clean(v) for v in value]
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        return self.text(str(value))
+
+    def __call__(self, logger: Any, method: str, event: Event) -> Event:
+        """The structlog processor."""
+        for key in list(event):
+            event[key] = self.clean(event[key])
+        return event
+
+
+class RateLimit:
+    """Lets the first few of the same event (same stream, sink or stage) through, then one a period with a count.
+
+    Args:
+        burst: events let through at once.
+        period_s: after that, one in so many seconds.
+    """
+
+    def __init__(self, burst: int = 5, period_s: float = 10.0) -> None:
+        self._burst, self._period = burst, period_s
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[Any, ...], list[float]] = {}
+
+    def __call__(self, logger: Any, method: str, event: Event) -> Event:
+        """The structlog processor; drops the event where its allowance is spent."""
+        key = (event.get("event"), event.get("stream"), event.get("sink"), event.get("stage"))
+        now = time.monotonic()
+        with self._lock:
+            if len(self._seen) > 4096:
+                self._seen.clear()
+            # [tokens, time of the last refill, events held back]
+            state = self._seen.setdefault(key, [float(self._burst), now, 0.0])
+            state[0] = min(self._burst, state[0] + (now - state[1]) / self._period)
+            state[1] = now
+            if state[0] < 1:
+                state[2] += 1
+                raise structlog.DropEvent
+            state[0] -= 1
+            held, state[2] = int(state[2]), 0.0
+        if held:
+            event["held_back"] = held
+        return event
+
+
+def _without_none(logger: Any, method: str, event: Event) -> Event:
+    for key in [k for k, v in event.items() if v is None]:
+        del event[key]
+    return event
+
+
+def configure(
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    style: Literal["auto", "console", "json"] = "auto",
+    *,
+    secrets: Iterable[str] = (),
+    stream: TextIO | None = None,
+) -> None:
+    """Sets up structlog and the standard library's logging, for the whole process.
+
+    Args:
+        level: least level written.
+        style: auto is console on a terminal, JSON otherwise.
+        secrets: see `Redactor`.
+        stream: where to; standard error by default.
+    """
+    out = stream or sys.stderr
+    console = style == "console" or (style == "auto" and out.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=not console),
+        _without_none,
+        structlog.processors.format_exc_info,
+        Redactor(secrets),
+    ]
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=out.isatty()) if console else structlog.processors.JSONRenderer()
+    )
+    number = getattr(logging, level.upper())
+    structlog.configure(
+        processors=[RateLimit(), *shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(out),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    # Libraries are heard from warning on: their info is about themselves.
+    root.setLevel(max(number, logging.WARNING))

@@ -1,0 +1,320 @@
+#!/usr/bin/env python3
+"""How fast streamd is, beside the bare engine and the loop one would write by hand, in one run.
+
+    python tools/bench.py --model yolov5n_heads.onnx --video clip.mp4 [--streams 4] [--live] [--json out.json]
+
+Rows:
+  bare     the engine alone in its own throughput mode, inputs already there: nothing can be faster end to end
+  naive    cv2.VideoCapture, cv2 letterbox, synchronous inference, NMS, one thread, no output
+  streamd  `streamd run` in its own process, every message received by a subscriber in this one
+
+Rounds are interleaved and the median is shown, so that a slow minute of the machine hits every row alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from streamd.sinks.message import DetectionsMessage, decode
+
+WARM_UP_S = 3.0
+Result = dict[str, Any]
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def percentiles(values: list[float]) -> Result:
+    """p50, p99 and maximum, rounded."""
+    if not values:
+        return {"p50": None, "p99": None, "max": None}
+    p50, p99 = np.percentile(values, [50, 99])
+    return {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "max": round(max(values), 2)}
+
+
+def bare(model: str, seconds: float, *, hint: str = "THROUGHPUT") -> Result:
+    """The engine alone: as many requests as it asks for, each started again as soon as it is done."""
+    import openvino as ov
+
+    core = ov.Core()
+    network = core.read_model(model)
+    port = network.inputs[0]
+    shape = [
+        1 if d.is_dynamic and i == 0 else 640 if d.is_dynamic else d.get_length()
+        for i, d in enumerate(port.partial_shape)
+    ]
+    network.reshape({port.get_any_name(): shape})
+    compiled = core.compile_model(network, "CPU", {"PERFORMANCE_HINT": hint})
+    count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    requests = [compiled.create_infer_request() for _ in range(count)]
+    random = np.random.default_rng(0)
+    for request in requests:
+        request.get_input_tensor().data[:] = random.random(shape, np.float32)
+        request.start_async()
+    done, latencies, started_at = 0, [], [time.monotonic()] * count
+    begin = time.monotonic()
+    measuring = False
+    while True:
+        for i, request in enumerate(requests):
+            request.wait()
+            now = time.monotonic()
+            if not measuring and now - begin >= WARM_UP_S / 2:
+                measuring, done, begin = True, 0, now
+            done += 1
+            latencies.append((now - started_at[i]) * 1e3)
+            started_at[i] = now
+            request.start_async()
+        if measuring and time.monotonic() - begin >= seconds:
+            break
+    elapsed = time.monotonic() - begin
+    for request in requests:
+        request.wait()
+    return {"fps": done / elapsed, "infer_ms": percentiles(latencies[len(latencies) // 4 :])}
+
+
+def naive(model: str, video: str, seconds: float) -> Result:
+    """The loop a tutorial would show."""
+    import cv2
+    import openvino as ov
+
+    core = ov.Core()
+    network = core.read_model(model)
+    port = network.inputs[0]
+    size = port.partial_shape[2].get_length() if port.partial_shape[2].is_static else 640
+    network.reshape({port.get_any_name(): [1, 3, size, size]})
+    compiled = core.compile_model(network, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    anchors = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
+    capture = cv2.VideoCapture(video)
+    frames, begin, measuring = 0, time.monotonic(), False
+    while True:
+        good, image = capture.read()
+        if not good:
+            capture = cv2.VideoCapture(video)
+            continue
+        height, width = image.shape[:2]
+        ratio = min(size / height, size / width)
+        resized = cv2.resize(image, (round(width * ratio), round(height * ratio)))
+        canvas = np.full((size, size, 3), 114, np.uint8)
+        top, left = (size - resized.shape[0]) // 2, (size - resized.shape[1]) // 2
+        canvas[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
+        blob = cv2.dnn.blobFromImage(canvas, 1 / 255, swapRB=True)
+        outputs = [np.asarray(v) for v in compiled(blob).values()]
+        boxes: list[Any] = []
+        scores: list[Any] = []
+        for output in outputs:
+            if output.ndim == 5:
+                grid_height, grid_width = output.shape[2:4]
+                stride = size // grid_height
+                y = 1 / (1 + np.exp(-output[0]))
+                gy, gx = np.mgrid[0:grid_height, 0:grid_width]
+                anchor = np.array(anchors[{8: 0, 16: 1, 32: 2}[stride]], np.float32).reshape(3, 1, 1, 2)
+                y[..., 0] = (y[..., 0] * 2 - 0.5 + gx) * stride
+                y[..., 1] = (y[..., 1] * 2 - 0.5 + gy) * stride
+                y[..., 2:4] = (y[..., 2:4] * 2) ** 2 * anchor
+                rows = y.reshape(-1, y.shape[-1])
+            else:
+                rows = output[0]
+            best = (rows[:, 5:] * rows[:, 4:5]).max(axis=1)
+            keep = best > 0.25
+            boxes += (rows[keep, :4] - np.concatenate([rows[keep, 2:4] / 2, 0 * rows[keep, 2:4]], 1)).tolist()
+            scores += best[keep].tolist()
+        cv2.dnn.NMSBoxes(boxes, scores, 0.25, 0.45)
+        now = time.monotonic()
+        frames += 1
+        if not measuring and now - begin >= WARM_UP_S / 2:
+            measuring, frames, begin = True, 0, now
+        if measuring and now - begin >= seconds:
+            return {"fps": frames / (now - begin)}
+
+
+def decode_ms(video: str) -> Result:
+    """Milliseconds to decode one frame with one thread, as the daemon does."""
+    import av
+
+    times: list[float] = []
+    with av.open(video) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for packet in container.demux(stream):
+            begin = time.monotonic()
+            if packet.decode():
+                times.append((time.monotonic() - begin) * 1e3)
+            if len(times) >= 250:
+                break
+    return percentiles(times)
+
+
+def streamd(args: argparse.Namespace, seconds: float) -> Result:
+    """The daemon as a process of its own, with a subscriber here."""
+    import zmq
+
+    port = free_port()
+    pace = "realtime" if args.live else "asap"
+    engine: Result = {"kind": "openvino"}
+    if args.hint:
+        engine["hint"] = args.hint
+    if args.requests:
+        engine["requests"] = args.requests
+    stream: Result = {"url": str(Path(args.video).resolve()), "loop": True, "pace": pace}
+    config = {
+        "model": {"path": str(Path(args.model).resolve())},
+        "engine": engine,
+        "streams": [stream | {"id": f"s{i}"} for i in range(args.streams)],
+        "sinks": [{"kind": "zmq", "bind": f"tcp://127.0.0.1:{port}", "hwm": 10_000}],
+        "metrics": {"listen": None},
+        "logging": {"level": "warning"},
+    }
+    context = zmq.Context()
+    subscriber = context.socket(zmq.SUB)
+    subscriber.setsockopt(zmq.RCVHWM, 10_000)
+    subscriber.setsockopt_string(zmq.SUBSCRIBE, "streamd/1/")
+    subscriber.connect(f"tcp://127.0.0.1:{port}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.yaml"
+        path.write_text(json.dumps(config))
+        process = subprocess.Popen([sys.executable, "-m", "streamd", "run", str(path)])
+        try:
+            return _measure(args, subscriber, psutil.Process(process.pid), seconds)
+        finally:
+            process.terminate()
+            process.wait(30)
+            subscriber.close(0)
+            context.term()
+
+
+def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process, seconds: float) -> Result:
+    totals: list[float] = []
+    stages: dict[str, list[float]] = {k: [] for k in ("decode", "queue", "preprocess", "infer", "postprocess")}
+    per_stream: dict[str, int] = {}
+    dropped = gaps = 0
+    next_seq: dict[str, int] = {}
+    begin = end = cpu = rss_first = 0.0
+    deadline = time.monotonic() + 60
+    first: float | None = None
+    while True:
+        if not subscriber.poll(2000):
+            if process.status() == psutil.STATUS_ZOMBIE or time.monotonic() > deadline:
+                raise SystemExit("bench: the daemon sent nothing")
+            continue
+        message = decode(subscriber.recv_multipart())
+        if not isinstance(message, DetectionsMessage):
+            continue
+        now = time.monotonic()
+        first = first or now
+        gaps += max(0, message.seq - next_seq.get(message.stream, message.seq) - message.dropped)
+        next_seq[message.stream] = message.seq + 1
+        if not begin:
+            if now - first >= WARM_UP_S:
+                begin = now
+                cpu = sum(process.cpu_times()[:2])
+                rss_first = process.memory_info().rss
+            continue
+        totals.append(message.latency_ms.total)
+        for name, values in stages.items():
+            values.append(getattr(message.latency_ms, name))
+        per_stream[message.stream] = per_stream.get(message.stream, 0) + 1
+        dropped += message.dropped
+        if now - begin >= seconds:
+            end = now
+            break
+    frames = len(totals)
+    memory = process.memory_info().rss
+    fair = frames / args.streams
+    return {
+        "fps": frames / (end - begin),
+        "latency_ms": percentiles(totals),
+        "stage_ms": {name: percentiles(values) for name, values in stages.items()},
+        "cpu_ms_per_frame": (sum(process.cpu_times()[:2]) - cpu) / frames * 1e3,
+        "rss_mb": memory / 1e6,
+        "rss_growth_mb": (memory - rss_first) / 1e6,
+        "dropped": dropped,
+        "unexplained_gaps": gaps,
+        "share_min": min(per_stream.values()) / fair if len(per_stream) == args.streams else 0.0,
+        "share_max": max(per_stream.values()) / fair,
+    }
+
+
+def median_of(results: list[Result]) -> Result:
+    """The round whose throughput is the median one."""
+    middle = statistics.median_low([r["fps"] for r in results])
+    chosen = next(r for r in results if r["fps"] == middle)
+    return chosen | {"fps_rounds": [round(r["fps"], 2) for r in results]}
+
+
+def main() -> int:
+    """Runs the rows and prints the table."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", required=True)
+    p.add_argument("--video", required=True)
+    p.add_argument("--streams", type=int, default=1)
+    p.add_argument("--seconds", type=float, default=12.0, help="of measurement in each round (default 12)")
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--live", action="store_true", help="pace the streams at their own rate and look at latency")
+    p.add_argument("--only", choices=("bare", "naive", "streamd"), action="append", help="only these rows")
+    p.add_argument("--hint", choices=("latency", "throughput"))
+    p.add_argument("--requests", type=int)
+    p.add_argument("--json", metavar="FILE")
+    args = p.parse_args()
+    rows = args.only or ["bare", "naive", "streamd"]
+    results: dict[str, list[Result]] = {name: [] for name in rows}
+    for _ in range(args.rounds):
+        for name in rows:
+            if name == "bare":
+                results[name].append(bare(args.model, args.seconds, hint="LATENCY" if args.live else "THROUGHPUT"))
+            elif name == "naive":
+                results[name].append(naive(args.model, args.video, args.seconds))
+            else:
+                results[name].append(streamd(args, args.seconds))
+    final = {name: median_of(rounds) for name, rounds in results.items()}
+    final["decode_ms"] = decode_ms(args.video)
+    base = final.get("bare", {}).get("fps")
+    print(
+        f"{Path(args.model).name}, {Path(args.video).name}, {args.streams} streams, {len(os.sched_getaffinity(0))} cores"
+    )
+    print(
+        f"{'row':<10}{'frames/s':>10}{'of bare':>9}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms/f':>10}{'RSS MB':>8}{'growth':>8}  rounds"
+    )
+    for name in rows:
+        r = final[name]
+        latency = r.get("latency_ms") or r.get("infer_ms") or {}
+        cells = [
+            f"{r['fps']:.2f}",
+            f"{r['fps'] / base:.3f}" if base else "",
+            latency.get("p50", ""),
+            latency.get("p99", ""),
+            f"{r['cpu_ms_per_frame']:.1f}" if "cpu_ms_per_frame" in r else "",
+            f"{r['rss_mb']:.0f}" if "rss_mb" in r else "",
+            f"{r['rss_growth_mb']:+.1f}" if "rss_growth_mb" in r else "",
+        ]
+        widths = (10, 9, 9, 9, 10, 8, 8)
+        print(f"{name:<10}" + "".join(f"{c!s:>{w}}" for c, w in zip(cells, widths, strict=True)), f" {r['fps_rounds']}")
+    if "streamd" in final:
+        s = final["streamd"]
+        print("stages p50/p99 ms:", ", ".join(f"{k} {v['p50']}/{v['p99']}" for k, v in s["stage_ms"].items()))
+        print(
+            f"dropped {s['dropped']}, gaps that no counter explains {s['unexplained_gaps']}, "
+            f"share of the fair rate {s['share_min']:.3f} to {s['share_max']:.3f}, decode {final['decode_ms']} ms"
+        )
+    if args.json:
+        Path(args.json).write_text(json.dumps(final, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
