@@ -284,12 +284,11 @@ def main() -> int:
     final = {name: median_of(rounds) for name, rounds in results.items()}
     final["decode_ms"] = decode_ms(args.video)
     base = final.get("bare", {}).get("fps")
-    print(
-        f"{Path(args.model).name}, {Path(args.video).name}, {args.streams} streams, {len(os.sched_getaffinity(0))} cores"
-    )
-    print(
-        f"{'row':<10}{'frames/s':>10}{'of bare':>9}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms/f':>10}{'RSS MB':>8}{'growth':>8}  rounds"
-    )
+    cores = len(os.sched_getaffinity(0))
+    print(f"{Path(args.model).name}, {Path(args.video).name}, {args.streams} streams, {cores} cores")
+    columns = [("frames/s", 10), ("of bare", 9), ("p50 ms", 9), ("p99 ms", 9), ("CPU ms/f", 10), ("RSS MB", 8)]
+    columns.append(("growth", 8))
+    print(f"{'row':<10}" + "".join(f"{name:>{width}}" for name, width in columns) + "  rounds")
     for name in rows:
         r = final[name]
         latency = r.get("latency_ms") or r.get("infer_ms") or {}

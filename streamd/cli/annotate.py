@@ -73,11 +73,11 @@ class Annotator:
         except OSError as error:
             raise SinkError(f"--save {folder}: {error.strerror}") from error
 
-    def add(self, frame: Frame, detections: Detections, name: str, *, is_video: bool) -> None:
-        """Draws one frame of input `name` and writes it."""
+    def add(self, frame: Frame, detections: Detections, name: str, *, fps: float | None) -> None:
+        """Draws one frame of input `name` and writes it: into its video of `fps` frames a second, or as an image."""
         image = draw(upright_bgr(frame), detections)
-        if is_video:
-            self._add_to_video(name, image)
+        if fps is not None:
+            self._add_to_video(name, image, fps)
             return
         import cv2
 
@@ -87,7 +87,7 @@ class Annotator:
         if not cv2.imwrite(str(target), image):
             raise SinkError(f"--save: cannot write {target}; check the folder's owner and free space")
 
-    def _add_to_video(self, name: str, image: Image) -> None:
+    def _add_to_video(self, name: str, image: Image, fps: float) -> None:
         import av
 
         # Encoders of 4:2:0 want even sizes.
@@ -101,7 +101,8 @@ class Annotator:
                 target = self._folder / f"{stem}-{number}.mp4"
                 number += 1
             container = av.open(str(target), "w")
-            stream = container.add_stream("libx264" if "libx264" in av.codecs_available else "mpeg4", rate=Fraction(25))
+            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+            stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             self._videos[name] = (container, stream)
         container, stream = self._videos[name]

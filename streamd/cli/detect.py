@@ -32,6 +32,8 @@ from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Detections, Frame, ModelInfo
 
+MAX_PENDING = 64
+"""Frames read but not yet shown, at most."""
 STAGES = ("decode", "preprocess", "infer", "postprocess", "total")
 
 
@@ -121,23 +123,26 @@ class _Run:
         batcher.seal()
         self.results: queue.SimpleQueue[Detections | None] = queue.SimpleQueue()
         self.pipeline = Pipeline(self.backend, batcher, postprocess, self.model, self.metrics, self.results.put)
-        self.pending: dict[int, tuple[Frame | None, str, bool]] = {}
+        self.pending: dict[int, tuple[Frame | None, str, float | None]] = {}
+        # Drawing may be slower than detecting: frames that wait to be drawn must not pile up.
+        self.room = threading.Semaphore(MAX_PENDING)
         self.errors: list[StreamdError] = []
         self.reader = threading.Thread(target=self._read, name="read", daemon=True)
 
-    def _frames(self, item: _Input) -> Iterator[tuple[Frame, str]]:
+    def _frames(self, item: _Input) -> Iterator[tuple[Frame, str, float | None]]:
+        """(frame, input, frames a second of a video or None for an image)"""
         if not item.is_video:
             for path in item.images:
                 try:
-                    yield read_image(path), str(path)
+                    yield read_image(path), str(path), None
                 except SourceError as error:
                     self.errors.append(error)
             return
         source = open_source(AvStreamSettings(id="detect", url=item.given, pace="asap", decode="software"))
         try:
-            source.open()
+            fps = source.open().fps
             for frame in source.frames():
-                yield frame, item.given
+                yield frame, item.given, fps or 25.0
         finally:
             source.close()
 
@@ -146,12 +151,13 @@ class _Run:
         try:
             for item in self.inputs:
                 try:
-                    for n, (frame, name) in enumerate(self._frames(item)):
+                    for n, (frame, name, fps) in enumerate(self._frames(item)):
                         if self.args.limit is not None and n >= self.args.limit:
                             break
                         frame.stream, frame.seq = "detect", seq
+                        self.room.acquire()
                         # The picture is kept only where it will be drawn on.
-                        self.pending[seq] = (frame if self.args.save else None, name, item.is_video)
+                        self.pending[seq] = (frame if self.args.save else None, name, fps)
                         seq += 1
                         self.ring.put(frame)
                 except SourceError as error:
@@ -163,16 +169,17 @@ class _Run:
             self.pipeline.done.wait()
             self.results.put(None)
 
-    def results_of(self) -> Iterator[tuple[Detections, Frame | None, str, bool]]:
-        """(detections, frame where kept, input, from a video) in order."""
+    def results_of(self) -> Iterator[tuple[Detections, Frame | None, str, float | None]]:
+        """(detections, frame where kept, input, frames a second of a video) in order."""
         self.pipeline.start()
         self.reader.start()
         while (detections := self.results.get()) is not None:
-            frame, name, is_video = self.pending.pop(detections.seq)
-            yield detections, frame, name, is_video
+            yield detections, *self.pending.pop(detections.seq)
+            self.room.release()
 
     def close(self) -> None:
         """Ends the stages and frees the engine."""
+        self.room.release(MAX_PENDING)
         self.ring.close(discard=True)
         self.pipeline.join(10)
         self.backend.close()
@@ -220,7 +227,7 @@ def run(args: argparse.Namespace) -> int:
     rows: list[tuple[float, ...]] = []
     started = time.monotonic()
     try:
-        for detections, frame, name, is_video in job.results_of():
+        for detections, frame, name, fps in job.results_of():
             rows.append(_times(detections))
             if args.json:
                 message = detections_message(
@@ -230,7 +237,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 print(_summary(detections, name))
             if annotator is not None and frame is not None:
-                annotator.add(frame, detections, name, is_video=is_video)
+                annotator.add(frame, detections, name, fps=fps)
     finally:
         job.close()
         if annotator is not None:

@@ -1,0 +1,244 @@
+"""Every head of the union: the same objects, encoded each in the head's own form, come back as the same boxes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from streamd.errors import ConfigError
+from streamd.heads import (
+    DetectSettings,
+    EndToEndSettings,
+    Yolov5CatSettings,
+    Yolov5HeadsSettings,
+    Yolov8Settings,
+)
+from streamd.heads.postprocess import Postprocess
+from streamd.heads.select import open_head, recognise, resolve_labels
+from streamd.heads.yolov5 import COCO_ANCHORS
+from streamd.types import Box, Candidates, Letterbox, ModelSpec, TensorSpec
+
+SIZE, CLASSES = 320, 6
+CELLS = {s: SIZE // s for s in (8, 16, 32)}
+TOTAL = sum(n * n for n in CELLS.values())
+LABELS = tuple(f"class_{i}" for i in range(CLASSES))
+# cx, cy, w, h, objectness, class, class score: each suits a cell and an anchor of one stride.
+OBJECTS = [
+    (44.5, 60.0, 20.0, 26.0, 0.95, 1, 0.9),
+    (200.0, 120.0, 60.0, 50.0, 0.9, 3, 0.8),
+    (160.0, 240.0, 150.0, 110.0, 0.85, 5, 0.95),
+    (210.0, 122.0, 58.0, 52.0, 0.8, 3, 0.7),  # overlaps the second: NMS must drop it
+    (100.0, 100.0, 30.0, 30.0, 0.3, 2, 0.3),  # too weak
+]
+KINDS = ["yolov5_heads", "yolov5_cat", "yolov8", "end_to_end"]
+
+
+def spec(*shapes: tuple[int, ...], **kwargs: Any) -> ModelSpec:
+    outputs = tuple(TensorSpec(f"out{i}", s, "float32") for i, s in enumerate(shapes))
+    return ModelSpec("m.onnx", "0" * 64, "m", TensorSpec("images", (1, 3, SIZE, SIZE), "float32"), outputs,
+                     kwargs.pop("labels", LABELS), **kwargs)  # fmt: skip
+
+
+def logit(p: npt.ArrayLike) -> Any:
+    p = np.clip(np.asarray(p, np.float64), 1e-9, 1 - 1e-9)
+    return np.log(p / (1 - p))
+
+
+def encode(kind: str, batch: int = 1, index: int = 0) -> tuple[ModelSpec, list[npt.NDArray[np.float32]]]:
+    """The objects in frame `index` of a batch of otherwise empty frames."""
+    if kind == "yolov5_heads":
+        outputs = [np.full((batch, 3, n, n, 5 + CLASSES), -12.0, np.float32) for n in CELLS.values()]
+        for cx, cy, w, h, obj, cls, score in OBJECTS:
+            # The anchor nearest in area; xy and wh must be reachable by the sigmoid forms.
+            stride, a = min(
+                ((s, a) for s in CELLS for a in range(3)),
+                key=lambda sa: abs(np.log(w * h / np.prod(COCO_ANCHORS[sa[0]][2 * sa[1] : 2 * sa[1] + 2]))),
+            )
+            aw, ah = COCO_ANCHORS[stride][2 * a : 2 * a + 2]
+            column, row = int(cx / stride), int(cy / stride)
+            cell = outputs[list(CELLS).index(stride)][index, a, row, column]
+            cell[0] = logit((cx / stride - column + 0.5) / 2)
+            cell[1] = logit((cy / stride - row + 0.5) / 2)
+            cell[2], cell[3] = logit(np.sqrt(w / aw) / 2), logit(np.sqrt(h / ah) / 2)
+            cell[4], cell[5 + cls] = logit(obj), logit(score)
+        return spec(*(o.shape for o in outputs)), outputs
+    if kind == "yolov5_cat":
+        rows = np.zeros((batch, 3 * TOTAL, 5 + CLASSES), np.float32)
+        for i, (cx, cy, w, h, obj, cls, score) in enumerate(OBJECTS):
+            rows[index, 7 * i + 3, :5] = cx, cy, w, h, obj
+            rows[index, 7 * i + 3, 5 + cls] = score
+        return spec(rows.shape), [rows]
+    if kind == "yolov8":
+        columns = np.zeros((batch, 4 + CLASSES, TOTAL), np.float32)
+        for i, (cx, cy, w, h, obj, cls, score) in enumerate(OBJECTS):
+            columns[index, :4, 11 * i] = cx, cy, w, h
+            columns[index, 4 + cls, 11 * i] = obj * score
+        return spec(columns.shape), [columns]
+    rows = np.zeros((batch, 300, 6), np.float32)
+    rows[..., 5] = -1
+    for i, (cx, cy, w, h, obj, cls, score) in enumerate(o for j, o in enumerate(OBJECTS) if j != 3):
+        rows[index, i] = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2, obj * score, cls
+    return spec(rows.shape), [rows]
+
+
+def expected() -> tuple[Any, Any, Any]:
+    kept = sorted((OBJECTS[i] for i in (0, 1, 2)), key=lambda o: -o[4] * o[6])
+    xyxy = [[cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2] for cx, cy, w, h, *_ in kept]
+    return np.array(xyxy), np.array([o[4] * o[6] for o in kept]), np.array([o[5] for o in kept])
+
+
+BOX = Letterbox.fit(Box(0, 0, SIZE, SIZE), SIZE, SIZE)
+
+
+def run(kind: str, detect: DetectSettings | None = None, **kwargs: Any) -> Any:
+    model, outputs = encode(kind, **kwargs)
+    detect = detect or DetectSettings()
+    return Postprocess(open_head(None, model, detect), detect, LABELS)(outputs, kwargs.get("index", 0), BOX)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("batch", "index"), [(1, 0), (3, 2)])
+def test_objects_come_back(kind: str, batch: int, index: int) -> None:
+    xyxy, score, class_id = run(kind, batch=batch, index=index)
+    want_xyxy, want_score, want_class = expected()
+    np.testing.assert_allclose(xyxy, want_xyxy, atol=0.01)
+    np.testing.assert_allclose(score, want_score, rtol=1e-4)
+    assert class_id.tolist() == want_class.tolist()
+    assert (xyxy.dtype, score.dtype, class_id.dtype) == (np.float32, np.float32, np.int32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_frame_gives_empty_arrays(kind: str) -> None:
+    xyxy, score, class_id = run(kind, batch=2, index=1, detect=DetectSettings(conf=0.999))
+    assert (xyxy.shape, score.shape, class_id.shape) == ((0, 4), (0,), (0,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_thresholds_and_filters(kind: str) -> None:
+    assert run(kind, DetectSettings(classes=("class_3",)))[2].tolist() == [3]
+    assert run(kind, DetectSettings(classes=(5, "1")))[2].tolist() == [1, 5]
+    assert run(kind, DetectSettings(conf=0.8))[2].tolist() == [1, 5]
+    assert run(kind, DetectSettings(conf=0.8, class_conf={"class_3": 0.5}))[2].tolist() == [1, 5, 3]
+    assert 2 in run(kind, DetectSettings(conf=0.8, class_conf={"class_2": 0.05}))[2].tolist()
+    assert run(kind, DetectSettings(max_det=1))[2].tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recognised_from_its_shapes_and_its_plan_says_the_same(kind: str) -> None:
+    model, _ = encode(kind)
+    assert recognise(model).kind == kind
+    plan = open_head(None, model, DetectSettings(conf=0.3, multi_label=True)).plan
+    assert (plan.kind, plan.classes, plan.conf, plan.multi_label) == (kind, CLASSES, 0.3, True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_are_mapped_to_the_source_and_clipped(kind: str) -> None:
+    model, outputs = encode(kind)
+    detect = DetectSettings()
+    box = Letterbox.fit(Box(100, 50, 640, 320), SIZE, SIZE)
+    xyxy, _, _ = Postprocess(open_head(None, model, detect), detect, LABELS)(outputs, 0, box)
+    want = (expected()[0] - [box.pad_x, box.pad_y] * 2) * 2
+    want = np.clip(want, 0, [640, 320] * 2) + [100, 50] * 2
+    np.testing.assert_allclose(xyxy, want, atol=0.03)
+
+
+def test_transposed_memory_gives_the_same_boxes() -> None:
+    """OpenVINO hands out views whose channels are planes; values must not depend on how memory lies."""
+    model, outputs = encode("yolov5_heads")
+    detect = DetectSettings(conf=0.05)
+    post = Postprocess(open_head(None, model, detect), detect, LABELS)
+    views = [np.ascontiguousarray(o.transpose(0, 1, 4, 2, 3)).transpose(0, 1, 3, 4, 2) for o in outputs]
+    for a, b in zip(post(outputs, 0, BOX), post(views, 0, BOX), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_heads_in_any_order() -> None:
+    _, outputs = encode("yolov5_heads")
+    reversed_ = outputs[::-1]
+    head = open_head(None, spec(*(o.shape for o in reversed_)), DetectSettings())
+    assert head.plan.strides == (32, 16, 8)
+    assert sorted(head.candidates(reversed_, 0).class_id.tolist()) == [1, 3, 3, 5]
+
+
+def test_multi_label_gives_every_class_above_the_threshold() -> None:
+    model, outputs = encode("yolov5_cat")
+    outputs[0][0, 3, 5:] = (0.5, 0.9, 0.0, 0.6, 0.0, 0.0)
+    found = open_head(None, model, DetectSettings(multi_label=True, conf=0.4)).candidates(outputs, 0)
+    assert sorted(found.class_id[:3].tolist()) == [0, 1, 3]
+
+
+def test_device_decoded_candidates_take_the_same_last_steps() -> None:
+    model, outputs = encode("yolov5_heads")
+    detect = DetectSettings()
+    head = open_head(None, model, detect)
+    post = Postprocess(head, detect, LABELS)
+    decoded: list[Candidates] = [head.candidates(outputs, 0)]
+    for a, b in zip(post(outputs, 0, BOX), post(decoded, 0, BOX), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(1, TOTAL, 5 + CLASSES)], "YOLOX"),
+        ([(1, -1, -1)], "dynamic shape; declare model.head.kind"),
+        ([(1, 77, 11)], "fits no head"),
+        ([(1, 10), (1, 4)], "no known head has outputs"),
+    ],
+)
+def test_unknown_layouts_are_named_not_guessed(shapes: list[tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recognise(spec(*shapes))
+
+
+def test_an_ambiguous_layout_is_refused() -> None:
+    """At 64 × 64, (B, 252, 6) is both YOLOv5 with one class and end-to-end with 252 boxes."""
+    model = ModelSpec("m.onnx", "", "m", TensorSpec("i", (1, 3, 64, 64), "float32"),
+                      (TensorSpec("o", (1, 252, 6), "float32"),), ())  # fmt: skip
+    with pytest.raises(ConfigError, match=r"fits yolov5_cat and end_to_end; declare"):
+        recognise(model)
+
+
+def test_the_sidecar_decides() -> None:
+    model = spec((1, 252, 6), head={"kind": "end_to_end"})
+    assert isinstance(recognise(model), EndToEndSettings)
+    with pytest.raises(ConfigError, match=r"sidecar of m\.onnx: head"):
+        recognise(spec((1, 252, 6), head={"kind": "yolov9"}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        (Yolov5HeadsSettings(strides=(8, 16)), "yolov5_heads", "2 given, but m.onnx has 3"),
+        (Yolov5HeadsSettings(strides=(8, 16, 64)), "yolov5_heads", "stride 64 on a 10×10 grid"),
+        (Yolov5HeadsSettings(anchors=((1, 2),) * 3), "yolov5_heads", "needs 6 positive numbers"),
+        (Yolov5CatSettings(), "yolov8", r"yolov5_cat expects|rows"),
+        (Yolov8Settings(), "end_to_end", "yolov8 expects"),
+        (EndToEndSettings(), "yolov8", "end_to_end expects"),
+    ],
+)
+def test_settings_that_contradict_the_model(settings: Any, kind: str, message: str) -> None:
+    model, _ = encode(kind)
+    if kind == "end_to_end" and settings.kind == "yolov8":
+        model = spec((1, 4, 6))
+    if settings.kind == "yolov5_cat":
+        model = spec((1, 300, 5))
+    with pytest.raises(ConfigError, match=message):
+        open_head(settings, model, DetectSettings())
+
+
+def test_labels() -> None:
+    assert resolve_labels(spec((1, 1, 6), labels=()), 80)[0] == "person"
+    assert resolve_labels(spec((1, 1, 6), labels=()), 2) == ("class_0", "class_1")
+    with pytest.raises(ConfigError, match="6 names for a model with 80 classes"):
+        resolve_labels(spec((1, 1, 6)), 80)
+
+
+def test_an_unknown_class_is_named_with_near_ones() -> None:
+    model, _ = encode("yolov8")
+    detect = DetectSettings(classes=("clas_3",))
+    with pytest.raises(ConfigError, match=r"no class 'clas_3'; near: class_3"):
+        Postprocess(open_head(None, model, detect), detect, LABELS)
