@@ -102,7 +102,7 @@ class Annotator:
                 number += 1
             container = av.open(str(target), "w")
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-            stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+            stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             self._videos[name] = (container, stream)
         container, stream = self._videos[name]

@@ -25,7 +25,7 @@ class SourceInfo:
     decoder: str
     """software or nvdec"""
     width: int
-    """Upright, in pixels."""
+    """As declared, in pixels: rotation and changes in mid-stream are the frames' own."""
     height: int
     fps: float
     """As declared by the stream; 0 where unknown."""

@@ -198,6 +198,11 @@ class AvSource:
                 packet = next(packets)
             except StopIteration:
                 return
+            except IndexError:
+                # A damaged table made FFmpeg find a stream that PyAV does not know: its packet is not for us.
+                self.corrupt += 1
+                packets = self._container.demux(self._stream)
+                continue
             except Exception as error:  # noqa: BLE001
                 from av.error import InvalidDataError
 

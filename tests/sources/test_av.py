@@ -1,0 +1,353 @@
+"""Odd inputs through FFmpeg: none of them may crash, hang, or lose a frame silently."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from streamd.engine.reference import letterbox_rgb
+from streamd.errors import SourceError
+from streamd.sources import AvStreamSettings
+from streamd.sources.av import AvSource
+from streamd.types import Frame
+from tests.clips import join, picture, write_clip
+from tests.conftest import shared
+
+
+def read(url: str | Path, **settings: Any) -> tuple[AvSource, Any, list[Frame]]:
+    source = AvSource(AvStreamSettings(id="s", url=str(url), **({"pace": "asap"} | settings)))
+    info = source.open()
+    return source, info, list(source.frames())
+
+
+def count_of(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", {}),
+        ("a.mkv", "libx264", {}),
+        ("a.ts", "libx264", {}),
+        ("a.avi", "mpeg4", {}),
+        ("a.mp4", "libx265", {"x265-params": "log-level=none"}),
+        ("a.mkv", "mpeg4", {}),
+    ],
+)
+def test_containers_and_codecs(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    clip = write_clip(tmp_path / name, codec=codec, options=options)
+    _, info, frames = read(clip)
+    assert len(frames) == 30
+    assert (info.width, info.height, info.fps) == (192, 108, 25)
+    assert info.codec in ("h264", "hevc", "mpeg4")
+
+
+def test_b_frames_come_out_in_presentation_order_and_keep_their_own_capture_time(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "b.mp4", options={"bf": "3", "b_strategy": "0"})
+    _, _, frames = read(clip)
+    stamps = [f.pts_ns for f in frames]
+    assert stamps == sorted(stamps)  # type: ignore[type-var]
+    # A reordered picture carries the time at which its own packet was read, so capture times are not in order.
+    captured = [f.captured_ns for f in frames]
+    assert len(set(captured)) == 30
+    assert captured != sorted(captured)
+
+
+def test_audio_is_ignored(tmp_path: Path) -> None:
+    _, info, frames = read(write_clip(tmp_path / "sound.mp4", audio=True))
+    assert (info.codec, len(frames)) == ("h264", 30)
+
+
+def test_a_resolution_change_in_mid_stream_goes_on(tmp_path: Path) -> None:
+    small = write_clip(tmp_path / "small.ts", frames=10)
+    large = write_clip(tmp_path / "large.ts", frames=10, size=(320, 240))
+    _, _, frames = read(join(tmp_path / "both.ts", [small, large]))
+    sizes = [(f.width, f.height) for f in frames]
+    assert sizes[0] == (192, 108)
+    assert sizes[-1] == (320, 240)
+    assert sizes.count((320, 240)) >= 9
+
+
+def test_ten_bit_and_odd_sizes(tmp_path: Path) -> None:
+    deep = write_clip(
+        tmp_path / "deep.mp4", codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": "log-level=none"}
+    )
+    assert read(deep)[2][0].picture.format == "yuv420p10le"
+    odd = write_clip(tmp_path / "odd.mkv", codec="libx264", pix_fmt="yuv444p", size=(191, 107))
+    frame = read(odd)[2][0]
+    assert (frame.width, frame.height) == (191, 107)
+
+
+def test_rotation_is_applied_to_size_and_pixels(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "flat.mp4", frames=5)
+    data = bytearray(clip.read_bytes())
+    matrix = data.index(b"tkhd") + 44  # ISO/IEC 14496-12: the track's matrix, a quarter turn clockwise
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 108 << 16, 0, 1 << 30)
+    clip.write_bytes(data)
+    _, _, frames = read(clip)
+    frame = frames[0]
+    assert (frame.width, frame.height, frame.picture.rotation) == (108, 192, 90)
+    # The brighter left half of the coded picture lies at the top once it is turned.
+    upright, box = letterbox_rgb(frames[4], 108, 192, pad_value=0)
+    content = upright[box.pad_y : box.pad_y + box.content_height, box.pad_x : box.pad_x + box.content_width]
+    half = content.shape[0] // 2
+    assert content[: half - 8].mean() > content[half + 8 :].mean() + 5
+
+
+def test_variable_rate_is_played_at_its_own_distances(tmp_path: Path) -> None:
+    stamps = [0, 20, 40, 160, 180, 400]
+    clip = write_clip(tmp_path / "vfr.mkv", frames=6, pts=lambda i: stamps[i], options={"bf": "0"})
+    _, _, frames = read(clip, pace="realtime")
+    assert [round((f.pts_ns or 0) / 1e6) for f in frames] == stamps
+    arrivals = np.array([f.captured_ns - frames[0].captured_ns for f in frames]) / 1e6
+    assert np.all(arrivals >= np.array(stamps) - 15)
+
+
+def test_time_stamps_that_jump_do_not_stop_playback(tmp_path: Path) -> None:
+    parts = [
+        write_clip(tmp_path / "one.ts", frames=10),
+        write_clip(tmp_path / "two.ts", frames=10, pts=lambda i: 40 * i + 50_000_000),
+    ]
+    started = time.monotonic()
+    _, _, frames = read(join(tmp_path / "jump.ts", parts), pace="realtime")
+    assert len(frames) >= 19
+    assert time.monotonic() - started < 5
+
+
+def test_missing_time_stamps(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "raw.h264", options={"bf": "0"})
+    _, _, frames = read(clip, pace="realtime", max_fps=1000)
+    assert len(frames) == 30
+
+
+def test_max_fps_counts_what_it_leaves_out(tmp_path: Path) -> None:
+    source, _, frames = read(write_clip(tmp_path / "a.mp4", frames=50), max_fps=5)
+    assert len(frames) == 10
+    assert source.skipped == 40
+
+
+def test_key_frames_only(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4", frames=50, gop=10, options={"sc_threshold": "0"})
+    assert len(read(clip, frames="key")[2]) == 5
+
+
+def test_loop_goes_on_past_the_end(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4", frames=10)
+    source = AvSource(AvStreamSettings(id="s", url=str(clip), pace="asap", loop=True))
+    source.open()
+    frames = source.frames()
+    assert len([next(frames) for _ in range(35)]) == 35
+    source.close()
+
+
+def test_damage_costs_frames_not_the_stream(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.ts", frames=100, gop=10)
+    data = bytearray(clip.read_bytes())
+    random = np.random.default_rng(7)
+    for at in random.integers(len(data) // 4, len(data) // 2, 60):
+        data[at] ^= 0xFF
+    clip.write_bytes(data)
+    _, _, frames = read(clip)
+    assert 50 < len(frames) <= 101
+
+
+def test_a_truncated_file_gives_what_is_there(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.ts", frames=100)
+    clip.write_bytes(clip.read_bytes()[:-4000])
+    frames = read(clip)[2]
+    assert 20 < len(frames) < 100
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda p: None, "not_found"),
+        (lambda p: p.write_bytes(b""), "unsupported"),
+        (lambda p: p.write_text("hello, this is no video\n" * 50), "unsupported"),
+        (lambda p: p.write_bytes(os.urandom(4096)), "unsupported"),
+        (lambda p: p.mkdir(), "unsupported"),
+        (lambda p: os.mkfifo(p), "unsupported"),
+    ],
+    ids=["missing", "empty", "text", "noise", "folder", "fifo"],
+)
+def test_what_is_no_video_is_refused_for_good(tmp_path: Path, make: Any, reason: str) -> None:
+    path = tmp_path / "thing.mp4"
+    make(path)
+    with pytest.raises(SourceError) as caught:
+        read(path)
+    assert (caught.value.reason, caught.value.permanent) == (reason, True)
+    assert str(path) in str(caught.value)
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        out.mux(stream.encode(frame))
+    with pytest.raises(SourceError, match="no video") as caught:
+        read(path)
+    assert caught.value.reason == "no_video"
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    clip = write_clip(tmp_path / "a.mp4", frames=2)
+    clip.chmod(0)
+    with pytest.raises(SourceError) as caught:
+        read(clip)
+    assert caught.value.reason == "permission"
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A TCP port whose behaviour with each connection the test decides."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    held: list[socket.socket] = []
+
+    def start(serve: Any) -> int:
+        def loop() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                held.append(connection)
+                serve(connection)
+
+        threading.Thread(target=loop, daemon=True).start()
+        return int(listener.getsockname()[1])
+
+    yield start
+    listener.close()
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http"])
+def test_a_server_that_accepts_and_says_nothing_is_cut_in_time(server: Any, scheme: str) -> None:
+    port = server(lambda connection: None)
+    started = time.monotonic()
+    with pytest.raises(SourceError) as caught:
+        read(f"{scheme}://user:geheim@127.0.0.1:{port}/x", open_timeout_s=0.7)
+    assert caught.value.reason == "timeout_open"
+    assert time.monotonic() - started < 3
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_stream_that_falls_silent_is_cut_in_time(server: Any, tmp_path: Path) -> None:
+    body = write_clip(tmp_path / "a.ts", frames=100).read_bytes()
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\n\r\n" + body[: len(body) // 2])
+
+    port = server(serve)
+    source = AvSource(
+        AvStreamSettings(id="s", url=f"http://127.0.0.1:{port}/a.ts", open_timeout_s=10, read_timeout_s=0.7)
+    )
+    source.open()
+    started = time.monotonic()
+    with pytest.raises(SourceError) as caught:
+        for _ in source.frames():
+            started = time.monotonic()
+    assert caught.value.reason == "timeout_read"
+    assert time.monotonic() - started < 3
+
+
+def test_refused_and_unknown_host() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(SourceError) as caught:
+        read(f"rtsp://127.0.0.1:{port}/x", open_timeout_s=3)
+    assert (caught.value.reason, caught.value.permanent) == ("refused", False)
+    with pytest.raises(SourceError) as caught:
+        read("rtsp://no-such-host.invalid/x", open_timeout_s=5)
+    assert caught.value.reason in ("dns", "timeout_open")
+
+
+def test_http_is_read_like_a_camera(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.ts", frames=20)
+    script = "import http.server,functools,sys;h=functools.partial(http.server.SimpleHTTPRequestHandler,directory=sys.argv[1]);s=http.server.ThreadingHTTPServer(('127.0.0.1',0),h);print(s.server_port,flush=True);s.serve_forever()"  # noqa: E501
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline())
+        source = AvSource(AvStreamSettings(id="s", url=f"http://127.0.0.1:{port}/a.ts"))
+        info = source.open()
+        seen = 0
+        with pytest.raises(SourceError) as caught:
+            for _ in source.frames():
+                seen += 1
+        assert (info.live, seen, caught.value.reason) == (True, 20, "disconnected")
+        with pytest.raises(SourceError) as caught:
+            read(f"http://127.0.0.1:{port}/none.ts")
+        assert caught.value.reason == "not_found"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_udp_transport_stream(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.ts", frames=200, gop=5)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    stop = threading.Event()
+
+    def send() -> None:
+        data = clip.read_bytes()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            while not stop.is_set():
+                for at in range(0, len(data), 1316):
+                    out.sendto(data[at : at + 1316], ("127.0.0.1", port))
+                    if stop.wait(0.003):
+                        return
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        source = AvSource(AvStreamSettings(id="s", url=f"udp://127.0.0.1:{port}", open_timeout_s=20))
+        source.open()
+        frames = source.frames()
+        assert len([next(frames) for _ in range(20)]) == 20
+        source.close()
+    finally:
+        stop.set()
+        sender.join()
+
+
+@pytest.mark.parametrize("clip", ["vtest.avi", "finite_car.mp4"])
+def test_real_clips_lose_nothing(clip: str) -> None:
+    path = shared(f"videos/{clip}")
+    source, _, frames = read(path, max_fps=None)
+    assert len(frames) == count_of(path)
+    assert source.corrupt == 0
+
+
+def test_pixels_are_the_decoders_own(tmp_path: Path) -> None:
+    """Nothing is converted on the way: plane 0 is the luma that was encoded (lossless)."""
+    clip = write_clip(tmp_path / "a.mkv", frames=4, options={"qp": "0"})
+    for i, frame in enumerate(read(clip)[2]):
+        luma = np.frombuffer(memoryview(frame.picture.native.planes[0]), np.uint8)
+        wanted = np.frombuffer(memoryview(picture(192, 108, i).planes[0]), np.uint8)
+        assert abs(int(luma[0]) - int(wanted[0])) <= 1

@@ -1,0 +1,115 @@
+"""What every source kind promises, run over each kind of the union."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from streamd.errors import SourceError
+from streamd.sources import AvStreamSettings, StreamConfig, SyntheticStreamSettings, open_source
+from streamd.types import Box
+from tests.clips import write_clip
+
+Make = Callable[..., Any]
+COUNT = 12
+
+
+def kinds() -> list[str]:
+    members = get_args(get_args(StreamConfig)[0])
+    return [get_args(member)[0].model_fields["kind"].default for member in members]
+
+
+@pytest.fixture(params=kinds())
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """Makes a finite 192×108 source at 25 fps, as fast as possible unless `paced`."""
+    if request.param == "synthetic":
+        return lambda paced=False, **kw: open_source(
+            SyntheticStreamSettings(id="s", width=192, height=108, fps=25 if paced else 0, count=COUNT, **kw)
+        )
+    assert request.param == "av", f"the new source kind {request.param} needs a maker here"
+    clip = write_clip(tmp_path / "clip.mp4", frames=COUNT)
+    return lambda paced=False, **kw: open_source(
+        AvStreamSettings(id="s", url=str(clip), pace="realtime" if paced else "asap", **kw)
+    )
+
+
+def test_frames_come_in_order_with_their_times(make: Make) -> None:
+    source = make()
+    info = source.open()
+    before = time.monotonic_ns()
+    frames = list(source.frames())
+    source.close()
+    assert len(frames) == COUNT
+    assert (info.width, info.height) == (192, 108)
+    assert info.codec
+    assert info.decoder == "software"
+    stamps = [f.pts_ns for f in frames]
+    assert stamps == sorted(stamps)
+    for frame in frames:
+        assert frame.stream == "s"
+        assert (frame.width, frame.height) == (192, 108)
+        assert before - 10**9 < frame.captured_ns <= frame.decoded_ns <= time.monotonic_ns()
+        assert abs(frame.wall_ns - time.time_ns()) < 60e9
+        assert frame.picture.native.planes[0].buffer_ptr
+        assert frame.roi is None
+
+
+def test_a_paced_source_keeps_the_rate(make: Make) -> None:
+    source = make(paced=True)
+    source.open()
+    arrivals = [frame.captured_ns for frame in source.frames()]
+    source.close()
+    # Twelve frames at 25 fps span 0.44 s; a loaded machine may take longer, never shorter.
+    assert 0.40e9 < arrivals[-1] - arrivals[0] < 2e9
+
+
+def test_close_from_another_thread_ends_it_within_a_second(make: Make) -> None:
+    source = make(paced=True)
+    source.open()
+    ended = threading.Event()
+
+    def read() -> None:
+        for _ in source.frames():
+            pass
+        ended.set()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    time.sleep(0.1)
+    source.close()
+    source.close()
+    assert ended.wait(1.0)
+    thread.join()
+
+
+def test_crop_travels_with_the_frame(make: Make) -> None:
+    source = make(crop={"x": 10, "y": 20, "width": 64, "height": 48})
+    source.open()
+    frame = next(iter(source.frames()))
+    source.close()
+    assert frame.roi == Box(10, 20, 64, 48)
+    assert (frame.width, frame.height) == (192, 108)
+
+
+def test_a_frame_outlives_its_source(make: Make) -> None:
+    source = make()
+    source.open()
+    frame = next(iter(source.frames()))
+    source.close()
+    del source
+    assert bytes(frame.picture.native.planes[0])[:4]
+
+
+def test_an_input_that_breaks_raises_a_source_error() -> None:
+    source = open_source(SyntheticStreamSettings(id="s", fps=0, count=9, fail_after=3))
+    source.open()
+    seen = 0
+    with pytest.raises(SourceError) as caught:
+        for _ in source.frames():
+            seen += 1
+    assert (seen, caught.value.reason) == (3, "corrupt")
