@@ -1,0 +1,101 @@
+"""The specification of a model: file, sidecar, configuration, in this order of increasing weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamd.engine import ModelSettings
+from streamd.engine.model import model_file, settle_spec, sha256_of
+from streamd.errors import ConfigError, ModelError
+from streamd.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
+from streamd.types import ModelSpec, TensorSpec
+
+IMAGE = TensorSpec("images", (-1, 3, 320, 320), "float32")
+OUT = TensorSpec("out", (-1, 6300, 7), "float32")
+
+
+def settle(path: Path, image: TensorSpec = IMAGE, metadata: dict[str, str] | None = None, **kw: Any) -> ModelSpec:
+    return settle_spec(ModelSettings(path=str(path), **kw), path, "0" * 64, [image], [OUT], metadata or {}, 8)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "my model.onnx"
+    file.write_bytes(b"x")
+    return file
+
+
+def test_defaults(path: Path) -> None:
+    spec = settle(path)
+    assert (spec.name, spec.layout, spec.color, spec.pad_value, spec.max_batch) == (
+        "my_model", "NCHW", "RGB", 114, 8,
+    )  # fmt: skip
+    assert spec.scale == pytest.approx(1 / 255)
+    assert (spec.input_width, spec.input_height) == (320, 320)
+
+
+def test_metadata_then_sidecar_then_configuration(path: Path) -> None:
+    metadata = {"names": "{0: 'cat', 1: 'dog'}"}
+    assert settle(path, metadata=metadata).labels == ("cat", "dog")
+    write_sidecar(path, Sidecar(version=1, labels=("a", "b"), pad_value=0, color="BGR", scale=1.0))
+    spec = settle(path, metadata=metadata)
+    assert (spec.labels, spec.pad_value, spec.color, spec.scale) == (("a", "b"), 0, "BGR", 1.0)
+    spec = settle(path, metadata=metadata, labels=("x", "y"), pad_value=7, color="RGB")
+    assert (spec.labels, spec.pad_value, spec.color) == (("x", "y"), 7, "RGB")
+
+
+def test_labels_from_a_file(path: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("one\n\ntwo\n")
+    assert settle(path, labels=str(names)).labels == ("one", "two")
+    for content in (b"", b"\xff\xfe\x00"):
+        names.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"names\.txt"):
+            settle(path, labels=str(names))
+
+
+@pytest.mark.parametrize("names", ["__import__('os')", "{0: 'a', 2: 'b'}", "(" * 5000, "{"])
+def test_hostile_metadata_is_no_label(path: Path, names: str) -> None:
+    assert settle(path, metadata={"names": names}).labels == ()
+
+
+def test_shapes(path: Path) -> None:
+    assert settle(path, TensorSpec("i", (1, 320, 416, 3), "uint8")).layout == "NHWC"
+    assert settle(path, TensorSpec("i", (1, 320, 416, 3), "uint8")).max_batch == 1
+    assert settle(path, TensorSpec("i", (-1, 3, -1, -1), "float32")).input_width == 640
+    assert settle(path, TensorSpec("i", (-1, 3, -1, -1), "float32"), input_size=(96, 160)).input_width == 160
+    for shape in ((1, 3, 300, 320), (1, 3, 320), (1, 4, 320, 320)):
+        with pytest.raises(ModelError, match="multiple of 32|one image input|3 colour"):
+            settle(path, TensorSpec("i", shape, "float32"))
+
+
+def test_a_sidecar_of_another_file(path: Path) -> None:
+    write_sidecar(path, Sidecar(version=1, sha256="f" * 64))
+    with pytest.raises(ModelError, match="written for another file"):
+        settle(path)
+
+
+def test_sidecars_come_back_and_bad_ones_are_named(path: Path) -> None:
+    sidecar = Sidecar(version=1, labels=("a",), provenance=Provenance(source="m.onnx", accuracy={"map": 0.34}))
+    write_sidecar(path, sidecar)
+    assert read_sidecar(path) == sidecar
+    for text in ("{", "[]", '{"labels": 3}', '{"lables": ["a"]}', "[" * 100_000):
+        sidecar_path(path).write_text(text)
+        with pytest.raises(ConfigError, match="sidecar"):
+            read_sidecar(path)
+
+
+def test_files(tmp_path: Path) -> None:
+    for name, message in (("none", "does not exist"), (".", "is a folder")):
+        with pytest.raises(ModelError, match=message):
+            model_file(str(tmp_path / name))
+    weights = tmp_path / "m.bin"
+    xml = tmp_path / "m.xml"
+    xml.write_text("<net/>")
+    weights.write_bytes(b"1")
+    first = sha256_of(xml)
+    weights.write_bytes(b"2")
+    assert sha256_of(xml) != first

@@ -1,0 +1,113 @@
+"""OpenVINO against an independent road: OpenCV's letterbox and ONNX Runtime on the same file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamd.engine import BatchSettings, ModelSettings, OpenVinoSettings, open_backend
+from streamd.errors import BackendError, ModelError
+from streamd.heads import DetectSettings
+from streamd.heads.select import open_head, recognise, resolve_labels
+from streamd.sources.images import list_images, read_image
+from streamd.types import DecodePlan
+from tests.conftest import shared
+
+MODELS = ["yolov5n_heads", "yolov5n_cat", "yolov5lite_e_relu_320"]
+
+
+def model(name: str, **settings: Any) -> ModelSettings:
+    return ModelSettings(path=str(shared(f"models/{name}.onnx")), **settings)
+
+
+def letterboxed(path: Path, size: int) -> np.ndarray[Any, Any]:
+    """YOLOv5's own preprocessing, with OpenCV alone."""
+    import cv2
+
+    image = cv2.imread(str(path))
+    assert image is not None
+    scale = min(size / image.shape[0], size / image.shape[1])
+    height, width = round(image.shape[0] * scale), round(image.shape[1] * scale)
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    canvas = np.full((size, size, 3), 114, np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    canvas[top : top + height, left : left + width] = small
+    return np.ascontiguousarray(canvas[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32) / 255)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_equal_onnx_runtime(name: str) -> None:
+    import onnxruntime as ort
+
+    backend = open_backend(OpenVinoSettings(), model(name))
+    backend.start()
+    size = backend.spec.input_width
+    path = list_images(shared("images/coco_val128/images"))[3]
+    session = ort.InferenceSession(str(shared(f"models/{name}.onnx")), providers=["CPUExecutionProvider"])
+    want = session.run(None, {backend.spec.input.name: letterboxed(path, size)})
+    slot = backend.slots[0]
+    backend.preprocess(slot, [read_image(path)])
+    backend.infer(slot)
+    found = backend.collect(slot)
+    head = open_head(None, backend.spec, DetectSettings(conf=0.3))
+    ours, theirs = head.candidates(found, 0), head.candidates(want, 0)
+    assert len(ours.score) > 0
+    assert abs(len(ours.score) - len(theirs.score)) <= 0.15 * len(theirs.score) + 1
+    # Every strong box of one is a box of the other: pixels differ by the chroma road alone.
+    for box, score in zip(theirs.xyxy[theirs.score > 0.5], theirs.score[theirs.score > 0.5], strict=True):
+        nearest = np.abs(ours.xyxy - box).max(axis=1).min()
+        assert nearest < 6, (box, score)
+    backend.close()
+
+
+@pytest.mark.parametrize("name", ["yolox_nano", "picodet_s_416_coco"])
+def test_families_without_a_head_open_but_are_not_recognised(name: str) -> None:
+    from streamd.errors import StreamdError
+
+    with pytest.raises(StreamdError, match=r"head|input|YOLOX"):
+        recognise(open_backend(OpenVinoSettings(), model(name)).spec)
+
+
+def test_the_exporters_class_names_are_found() -> None:
+    backend = open_backend(OpenVinoSettings(), model("yolov5n_cat"))
+    assert resolve_labels(backend.spec, 80)[:3] == ("person", "bicycle", "car")
+
+
+def test_a_dynamic_batch() -> None:
+    backend = open_backend(OpenVinoSettings(), model("yolov5n_heads"), batch=BatchSettings(max=3))
+    assert backend.spec.max_batch == 3
+    backend.start(DecodePlan("yolov5_heads", 80, 0.25, False))
+    images = [read_image(p) for p in list_images(shared("images/coco_val128/images"))[:3]]
+    slot = backend.slots[0]
+    for count in (3, 1, 2):
+        backend.preprocess(slot, images[:count])
+        backend.infer(slot)
+        assert [len(o) for o in backend.collect(slot)] == [count] * 3
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"not a model", "model .*: "), (b"\x08\x07" * 100, "model .*: ")],
+)
+def test_a_file_that_is_no_model(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=message) as caught:
+        open_backend(OpenVinoSettings(), ModelSettings(path=str(path)))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_device_that_is_not_there() -> None:
+    backend = open_backend(OpenVinoSettings(device="GPU.7"), model("yolov5lite_e_relu_320"))
+    with pytest.raises(BackendError, match=r"GPU\.7"):
+        backend.start()
+
+
+def test_a_size_the_model_does_not_have() -> None:
+    with pytest.raises(ModelError, match="input_size asks for 416"):
+        open_backend(OpenVinoSettings(), model("yolov5lite_e_relu_320", input_size=(416, 416)))

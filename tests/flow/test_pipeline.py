@@ -1,0 +1,171 @@
+"""The three stages: order, overlap, failure and drain, over the null backend and real drawn frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from streamd.engine import BatchSettings, ModelSettings, NullSettings
+from streamd.engine.null import NullBackend
+from streamd.errors import BackendError, FrameError
+from streamd.flow.batcher import Batcher
+from streamd.flow.pipeline import Pipeline
+from streamd.flow.ring import Bell, Ring
+from streamd.heads import DetectSettings
+from streamd.heads.postprocess import Postprocess
+from streamd.heads.select import open_head
+from streamd.telemetry.metrics import Metrics
+from streamd.types import Detections, Frame, Letterbox
+from tests.frames import MODEL, frames
+
+
+class Rig:
+    """A pipeline over one ring a stream, fed by the test."""
+
+    def __init__(self, backend: NullBackend | None = None, streams: Sequence[str] = ("a",), **settings: Any) -> None:
+        self.backend = backend or NullBackend(
+            NullSettings(**settings), ModelSettings(path="x"), batch=BatchSettings(max=4)
+        )
+        self.backend.start()
+        self.metrics = Metrics(CollectorRegistry())
+        bell = Bell()
+        batcher = Batcher(self.backend.spec.max_batch, 0, bell)
+        self.rings: dict[str, Ring[Frame]] = {}
+        for name in streams:
+            counters = self.metrics.stream(name)
+            self.rings[name] = Ring(64, on_drop=lambda _, reason, c=counters: c.drop(reason), bell=bell)
+            batcher.add(name, self.rings[name])
+        batcher.seal()
+        detect = DetectSettings()
+        post = Postprocess(open_head(None, self.backend.spec, detect), detect, ("thing",))
+        self.out: list[Detections] = []
+        self.pipeline = Pipeline(self.backend, batcher, post, MODEL, self.metrics, self.out.append)
+
+    def feed(self, count: int) -> None:
+        for name, ring in self.rings.items():
+            for frame in frames(name, count):
+                self.metrics.stream(name).received += 1
+                ring.put(frame)
+
+    def finish(self, timeout: float = 5) -> None:
+        for ring in self.rings.values():
+            ring.close()
+        assert self.pipeline.join(timeout)
+        for ring in self.rings.values():
+            ring.close(discard=True)
+
+    def balance(self, name: str) -> int:
+        counts = self.metrics.stream(name).counts()
+        return counts.received - counts.published - sum(counts.dropped.values())
+
+
+def test_every_frame_comes_out_in_order() -> None:
+    rig = Rig(streams=("a", "b"))
+    rig.pipeline.start()
+    rig.feed(20)
+    rig.finish()
+    for name in ("a", "b"):
+        assert [d.seq for d in rig.out if d.stream == name] == list(range(20))
+        assert rig.balance(name) == 0
+    times = [t for d in rig.out for t in [d.times]]
+    assert all(list(t) == sorted(t) for t in times)
+    assert rig.pipeline.done.is_set()
+
+
+def test_batches_grow_while_the_engine_is_busy() -> None:
+    rig = Rig(latency_ms=20, slots=1)
+    rig.feed(12)
+    rig.pipeline.start()
+    started = time.monotonic()
+    rig.finish()
+    assert len(rig.out) == 12
+    assert time.monotonic() - started < 12 * 0.02  # fewer batches than frames
+
+
+def test_stages_overlap() -> None:
+    """With two slots the device is never idle: n batches take n latencies, not n × (latency + work)."""
+
+    class Slow(NullBackend):
+        def preprocess(self, slot: Any, frames_: Sequence[Frame]) -> Sequence[Letterbox]:
+            time.sleep(0.02)
+            return super().preprocess(slot, frames_)
+
+    backend = Slow(NullSettings(latency_ms=20, slots=3), ModelSettings(path="x"), batch=BatchSettings(max=1))
+    rig = Rig(backend)
+    rig.feed(20)
+    rig.pipeline.start()
+    started = time.monotonic()
+    rig.finish()
+    assert time.monotonic() - started < 20 * 0.04 * 0.8
+
+
+def test_a_failing_stage_ends_the_pipeline_and_every_frame_is_accounted_for() -> None:
+    rig = Rig(fail_after=3)
+    rig.feed(40)
+    rig.pipeline.start()
+    assert rig.pipeline.done.wait(5)
+    rig.finish()
+    assert isinstance(rig.pipeline.error, BackendError)
+    assert rig.balance("a") == 0
+    assert rig.metrics.stream("a").dropped
+
+
+def test_a_bad_frame_costs_itself_alone() -> None:
+    class Picky(NullBackend):
+        def preprocess(self, slot: Any, frames_: Sequence[Frame]) -> Sequence[Letterbox]:
+            for frame in frames_:
+                if frame.stream == "a" and frame.seq == 2:
+                    raise FrameError("frame 2 of a is bad")
+            return super().preprocess(slot, frames_)
+
+    backend = Picky(NullSettings(), ModelSettings(path="x"), batch=BatchSettings(max=4))
+    rig = Rig(backend, streams=("a", "b"))
+    rig.feed(6)
+    rig.pipeline.start()
+    rig.finish()
+    assert [d.seq for d in rig.out if d.stream == "a"] == [0, 1, 3, 4, 5]
+    assert [d.seq for d in rig.out if d.stream == "b"] == list(range(6))
+    assert rig.metrics.stream("a").dropped == {"frame_error": 1}
+    assert rig.pipeline.error is None
+
+
+def test_a_hang_is_seen_and_idleness_is_none() -> None:
+    rig = Rig(hang_after=0)
+    rig.pipeline.start()
+    time.sleep(0.1)
+    assert rig.pipeline.stuck(0.05) is None
+    rig.feed(1)
+    deadline = time.monotonic() + 5
+    while rig.pipeline.stuck(0.05) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert rig.pipeline.stuck(0.05) == "postprocess"
+    rig.backend.close()
+    rig.finish()
+
+
+def test_pictures_are_let_go() -> None:
+    """A frame's picture must not live on in a stage that waits for the next one."""
+    rig = Rig()
+    rig.pipeline.start()
+    class Native:
+        """Stands where the decoder's picture would; a picture itself takes no weak reference."""
+
+    frame = frames("a", 1)[0]
+    frame.picture = dataclasses.replace(frame.picture, native=Native())
+    gone = threading.Event()
+    weakref.finalize(frame.picture.native, gone.set)
+    rig.rings["a"].put(frame)
+    del frame
+    deadline = time.monotonic() + 5
+    while not gone.is_set() and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.02)
+    assert gone.is_set()
+    rig.finish()
