@@ -154,6 +154,7 @@ def test_pictures_are_let_go() -> None:
     """A frame's picture must not live on in a stage that waits for the next one."""
     rig = Rig()
     rig.pipeline.start()
+
     class Native:
         """Stands where the decoder's picture would; a picture itself takes no weak reference."""
 

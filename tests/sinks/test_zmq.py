@@ -1,0 +1,149 @@
+"""Subscribers that are slow, late, dead or back again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from streamd.errors import SinkError
+from streamd.sinks import ZmqSettings
+from streamd.sinks.message import decode
+from streamd.sinks.zmq import ZmqSink
+from streamd.types import StreamCounts
+from tests.frames import detections, status
+
+
+OPENED: list[ZmqSink] = []
+
+
+@pytest.fixture
+def context() -> Iterator[Any]:
+    made = zmq.Context()
+    yield made
+    made.destroy(linger=0)
+    while OPENED:
+        OPENED.pop().close()
+
+
+def sink_at(endpoint: str, **settings: Any) -> ZmqSink:
+    """An open sink; a test that fails must not leave one behind, whose linger would hold up the interpreter."""
+    sink = ZmqSink(ZmqSettings(bind=endpoint, **settings), boot_id="b")
+    sink.open()
+    OPENED.append(sink)
+    return sink
+
+
+def subscriber(context: Any, sink: ZmqSink, *topics: bytes, hwm: int = 1000) -> Any:
+    socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.RCVHWM, hwm)
+    if hwm < 100:
+        socket.setsockopt(zmq.RCVBUF, 4096)
+    for topic in topics or (b"",):
+        socket.subscribe(topic)
+    socket.connect(sink.endpoint)
+    deadline = time.monotonic() + 5
+    while not sink._socket.poll(10) and time.monotonic() < deadline:
+        pass
+    return socket
+
+
+def received(socket: Any, timeout_ms: int = 500) -> list[Any]:
+    out = []
+    while socket.poll(timeout_ms):
+        out.append(decode(socket.recv_multipart()))
+    return out
+
+
+def test_a_slow_subscriber_loses_its_own_messages_and_no_other_does(context: Any) -> None:
+    sink = sink_at("tcp://127.0.0.1:*", hwm=100)
+    slow = subscriber(context, sink, hwm=5)
+    fast = subscriber(context, sink, hwm=100_000)
+    lost, seen = 0, []
+    started = time.monotonic()
+    for i in range(3000):
+        lost += sink.publish(detections(seq=i, boxes=30)) is not None
+        while fast.poll(0):
+            seen.append(decode(fast.recv_multipart()).seq)
+        if i % 10 == 0:
+            while len(seen) < i and fast.poll(1000):
+                seen.append(decode(fast.recv_multipart()).seq)
+    assert time.monotonic() - started < 60
+    seen += [m.seq for m in received(fast)]
+    assert seen == list(range(3000))
+    late = [m.seq for m in received(slow)]
+    assert 0 < len(late) < 3000
+    assert lost == 3000 - len(late)
+    sink.close()
+
+
+def test_a_late_subscriber_gets_the_last_status_of_each_stream_at_once(context: Any) -> None:
+    sink = sink_at("tcp://127.0.0.1:*")
+    for state, reason in (("CONNECTING", ""), ("BACKOFF", "refused")):
+        sink.status(status("a", state, reason), StreamCounts())
+    sink.status(status("b"), StreamCounts())
+    socket = subscriber(context, sink)
+    sink.poll()
+    assert [(m.stream, m.state) for m in received(socket)] == [("a", "BACKOFF"), ("b", "LIVE")]
+    # One that asks for one stream gets that one; the first hears of it too, which does no harm.
+    other = subscriber(context, sink, b"streamd/1/b/")
+    sink.poll()
+    assert [m.stream for m in received(other)] == ["b"]
+    sink.close()
+
+
+def test_topics_select(context: Any) -> None:
+    sink = sink_at("tcp://127.0.0.1:*")
+    socket = subscriber(context, sink, b"streamd/1/b/detections")
+    for stream in "ab":
+        sink.publish(detections(stream))
+        sink.status(status(stream), StreamCounts())
+    assert [m.stream for m in received(socket)] == ["b"]
+    sink.close()
+
+
+def test_it_can_connect_to_a_binding_subscriber(context: Any, tmp_path: Path) -> None:
+    socket = context.socket(zmq.SUB)
+    socket.subscribe(b"")
+    socket.bind(f"ipc://{tmp_path}/s")
+    sink = ZmqSink(ZmqSettings(connect=f"ipc://{tmp_path}/s", encoding="msgpack"), boot_id="b")
+    sink.open()
+    deadline = time.monotonic() + 5
+    # A binding socket takes its peers in, and tells them its subscriptions, only when it is called.
+    while not sink._socket.poll(10) and time.monotonic() < deadline:
+        socket.poll(10)
+    sink.publish(detections(seq=0))
+    assert received(socket)[0].seq == 0
+    sink.close()
+
+
+def test_an_address_in_use() -> None:
+    first = sink_at("tcp://127.0.0.1:*")
+    second = ZmqSink(ZmqSettings(bind=first.endpoint), boot_id="b")
+    with pytest.raises(SinkError, match="another process has that address"):
+        second.open()
+    first.close()
+
+
+def test_closing_delivers_what_is_queued(context: Any) -> None:
+    sink = sink_at("tcp://127.0.0.1:*", linger_s=5)
+    socket = subscriber(context, sink, hwm=100_000)
+    for i in range(500):
+        sink.publish(detections(seq=i))
+    sink.close()
+    assert len(received(socket)) == 500
+
+
+def test_a_subscriber_that_is_gone_does_not_hold_up_closing(context: Any) -> None:
+    sink = sink_at("tcp://127.0.0.1:*", linger_s=0.3, hwm=100_000)
+    socket = subscriber(context, sink, hwm=1)
+    for i in range(3000):
+        sink.publish(detections(seq=i, boxes=50))
+    started = time.monotonic()
+    sink.close()
+    assert time.monotonic() - started < 2
+    socket.close(0)
