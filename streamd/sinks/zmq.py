@@ -2,7 +2,9 @@
 
 PUB drops silently at a full subscriber; XPUB with NODROP refuses the message for everyone instead. So each message is
 first sent with NODROP: a refusal tells that somebody is full, is counted, and the message is sent again without NODROP,
-which loses it for the full subscriber alone.
+which loses it for the full subscriber alone. From then on libzmq leaves that subscriber out without a word until it has
+read, so what is counted is how often a subscriber fell behind; by how many messages, it sees itself: gaps in `seq` that
+`dropped` does not explain.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ class Metrics:
         self.sink_messages = Counter("streamd_sink_messages", "Messages a sink sent.", ["sink"], registry=registry)
         self.sink_dropped = Counter(
             "streamd_sink_dropped",
-            "Messages a sink, or one of its readers, did not get.",
+            "Messages a sink did not get; subscriber_slow: times a subscriber fell behind and lost some.",
             ["sink", "reason"],
             registry=registry,
         )

@@ -137,7 +137,6 @@ def test_a_frame_is_found_alike_alone_and_in_a_batch(opened: Any) -> None:
 
 
 def test_the_crop_is_what_is_looked_at(opened: Any) -> None:
-    backend, _ = opened
     frame = replace(real_frames(1)[0], roi=Box(384, 0, 384, 288))
     xyxy = through(opened, [frame])[0][0]
     assert np.all(xyxy[:, 0] >= 384)

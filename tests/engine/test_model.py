@@ -68,7 +68,7 @@ def test_shapes(path: Path) -> None:
     assert settle(path, TensorSpec("i", (-1, 3, -1, -1), "float32")).input_width == 640
     assert settle(path, TensorSpec("i", (-1, 3, -1, -1), "float32"), input_size=(96, 160)).input_width == 160
     for shape in ((1, 3, 300, 320), (1, 3, 320), (1, 4, 320, 320)):
-        with pytest.raises(ModelError, match="multiple of 32|one image input|3 colour"):
+        with pytest.raises(ModelError, match=r"multiple of 32|one image input|3 colour"):
             settle(path, TensorSpec("i", shape, "float32"))
 
 
