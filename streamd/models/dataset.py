@@ -1,0 +1,179 @@
+"""Labelled images: a folder of pictures with YOLO text files or one COCO JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamd.errors import ConfigError, SourceError
+from streamd.sources.images import list_images
+from streamd.types import Float32Array, Int32Array
+
+MAX_JSON_BYTES = 1 << 30
+MAX_TEXT_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The labelled boxes of one image."""
+
+    class_id: Int32Array
+    """(N,)"""
+    xyxy: Float32Array
+    """(N, 4): pixels of the upright image, or shares of its size where `relative`."""
+    crowd: Int32Array
+    """(N,) 1 where the box is a crowd: finding it or not counts neither way."""
+    area: Float32Array
+    """(N,) as labelled, in pixels; 0 where the box's own area counts."""
+    relative: bool
+
+    def pixels(self, width: int, height: int) -> Float32Array:
+        """The boxes in pixels of an image of `width` × `height`."""
+        return self.xyxy * np.array([width, height, width, height], np.float32) if self.relative else self.xyxy
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and, for each that has any, its labels by file name."""
+
+    images: tuple[Path, ...]
+    truth: dict[str, Truth]
+    unlabelled: int
+    """Images without a label entry: they count as holding nothing."""
+
+
+def _truth(rows: Sequence[tuple[float, ...]], *, relative: bool) -> Truth:
+    table = np.array(rows, np.float64).reshape(-1, 7)
+    return Truth(
+        table[:, 0].astype(np.int32),
+        table[:, 1:5].astype(np.float32),
+        table[:, 5].astype(np.int32),
+        table[:, 6].astype(np.float32),
+        relative,
+    )
+
+
+def read_yolo(path: Path, classes: int) -> Truth:
+    """Reads one YOLO text file: a line a box, `class cx cy w h`, all but the class as shares of the image's size.
+
+    Raises:
+        ConfigError: naming file and line: not five numbers, a class the model does not have, a value outside 0..1.
+    """
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise ConfigError(f"labels {path}: larger than {MAX_TEXT_BYTES} bytes; expected a line a box")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"labels {path}: cannot be read: {reason}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not (fields := line.split()):
+            continue
+        try:
+            values = [float(f) for f in fields]
+        except ValueError:
+            values = []
+        if len(values) != 5 or not values[0].is_integer():
+            raise ConfigError(f"labels {path}:{number}: expected `class cx cy w h`, found {line[:80]!r}")
+        if not 0 <= values[0] < classes:
+            raise ConfigError(f"labels {path}:{number}: class {fields[0]} is not one of the model's 0..{classes - 1}")
+        if not all(-0.01 <= v <= 1.01 for v in values[1:]):
+            raise ConfigError(f"labels {path}:{number}: {line[:80]!r} is not relative to the image (0..1)")
+        c, x, y, w, h = values
+        rows.append((c, x - w / 2, y - h / 2, x + w / 2, y + h / 2, 0.0, 0.0))
+    return _truth(rows, relative=True)
+
+
+def _category_map(categories: Sequence[dict[str, Any]], labels: Sequence[str], path: Path) -> dict[int, int]:
+    """COCO category id to class number: by name where every name is known, else by order of id."""
+    known = {name: i for i, name in enumerate(labels)}
+    if all(c.get("name") in known for c in categories):
+        return {int(c["id"]): known[c["name"]] for c in categories}
+    ids = sorted(int(c["id"]) for c in categories)
+    if len(ids) != len(labels):
+        strange = next(str(c.get("name")) for c in categories if c.get("name") not in known)
+        raise ConfigError(
+            f"labels {path}: {len(ids)} categories, among them {strange!r} which the model does not know, for a model "
+            f"with {len(labels)} classes; name them as the model does or give all of them in its order"
+        )
+    return {number: i for i, number in enumerate(ids)}
+
+
+def read_coco(path: Path, labels: Sequence[str]) -> dict[str, Truth]:
+    """Reads a COCO annotation file (`images`, `annotations`, `categories`); boxes by image file name.
+
+    Raises:
+        ConfigError: not JSON, not COCO's form, or categories that do not fit `labels`.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ConfigError(f"labels {path}: larger than {MAX_JSON_BYTES} bytes")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"labels {path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"labels {path}: not valid JSON ({error})") from error
+    try:
+        classes = _category_map(data["categories"], labels, path)
+        names = {image["id"]: Path(image["file_name"]).name for image in data["images"]}
+        rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in names.values()}
+        for a in data["annotations"]:
+            x, y, w, h = a["bbox"]
+            row = (classes[a["category_id"]], x, y, x + w, y + h, a.get("iscrowd", 0), a.get("area", 0.0))
+            rows[names[a["image_id"]]].append(row)
+        return {name: _truth(found, relative=False) for name, found in rows.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"labels {path}: not a COCO annotation file (images, annotations, categories): {error!r}"
+        ) from error
+
+
+def image_folder(folder: str | Path) -> list[Path]:
+    """The images in `folder`, by name.
+
+    Raises:
+        ConfigError: there is no such folder, or nothing in it.
+    """
+    try:
+        return list_images(folder)
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"image folder {folder}: cannot be read: {error.strerror}") from error
+
+
+def open_dataset(images: str | Path, labels: str | Path, names: Sequence[str]) -> Dataset:
+    """Lists the images and reads their labels.
+
+    Args:
+        images: folder of images.
+        labels: folder of YOLO text files (same stem as the image), or a COCO JSON file.
+        names: the model's class names in order.
+
+    Raises:
+        ConfigError: nothing there, labels for none of the images, or labels that do not fit the model.
+    """
+    files = image_folder(images)
+    where = Path(labels)
+    truth: dict[str, Truth] = {}
+    if where.is_dir():
+        for file in files:
+            text = where / f"{file.stem}.txt"
+            if text.exists():
+                truth[file.name] = read_yolo(text, len(names))
+        expected = f"a file like {files[0].stem}.txt"
+    elif where.is_file():
+        found = read_coco(where, names)
+        truth = {file.name: found[file.name] for file in files if file.name in found}
+        expected = f"an entry for {files[0].name}"
+    else:
+        raise ConfigError(f"labels {where}: does not exist; give a folder of YOLO text files or a COCO JSON file")
+    if not any(len(t.class_id) for t in truth.values()):
+        raise ConfigError(f"labels {where}: no box for any of the {len(files)} images in {images}; expected {expected}")
+    return Dataset(tuple(files), truth, len(files) - len(truth))
