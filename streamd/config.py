@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from streamd.engine import AutoSettings, BatchSettings, EngineConfig, ModelSettings
 from streamd.errors import ConfigError
@@ -262,8 +262,3 @@ def _cross_check(config: Config) -> Iterator[tuple[Path_, str]]:
 def sink_names(config: Config) -> list[str]:
     """Each sink's name in metrics and logs."""
     return [sink.name or f"{sink.kind}{i}" for i, sink in enumerate(config.sinks)]
-
-
-def walk_fields(section: type[BaseModel]) -> Iterator[tuple[str, Any]]:
-    """(name, FieldInfo) of a section's fields, for the generated reference and its test."""
-    yield from section.model_fields.items()

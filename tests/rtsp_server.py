@@ -14,7 +14,7 @@ gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
 
-def main():
+def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--user")
     options.add_argument("--password")

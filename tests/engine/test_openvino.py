@@ -51,7 +51,7 @@ def test_outputs_equal_onnx_runtime(name: str) -> None:
     slot = backend.slots[0]
     backend.preprocess(slot, [read_image(path)])
     backend.infer(slot)
-    found = backend.collect(slot)
+    found: Any = backend.collect(slot)
     head = open_head(None, backend.spec, DetectSettings(conf=0.3))
     ours, theirs = head.candidates(found, 0), head.candidates(want, 0)
     assert len(ours.score) > 0
@@ -85,7 +85,8 @@ def test_a_dynamic_batch() -> None:
     for count in (3, 1, 2):
         backend.preprocess(slot, images[:count])
         backend.infer(slot)
-        assert [len(o) for o in backend.collect(slot)] == [count] * 3
+        outputs: Any = backend.collect(slot)
+        assert [len(o) for o in outputs] == [count] * 3
     backend.close()
 
 

@@ -7,7 +7,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -21,7 +21,7 @@ from streamd.flow.ring import Bell, Ring
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
-from streamd.telemetry.metrics import Metrics
+from streamd.telemetry.metrics import Metrics, StreamMetrics
 from streamd.types import Detections, Frame, Letterbox
 from tests.frames import MODEL, frames
 
@@ -40,13 +40,17 @@ class Rig:
         self.rings: dict[str, Ring[Frame]] = {}
         for name in streams:
             counters = self.metrics.stream(name)
-            self.rings[name] = Ring(64, on_drop=lambda _, reason, c=counters: c.drop(reason), bell=bell)
+            self.rings[name] = Ring(64, on_drop=self._dropper(counters), bell=bell)
             batcher.add(name, self.rings[name])
         batcher.seal()
         detect = DetectSettings()
         post = Postprocess(open_head(None, self.backend.spec, detect), detect, ("thing",))
         self.out: list[Detections] = []
         self.pipeline = Pipeline(self.backend, batcher, post, MODEL, self.metrics, self.out.append)
+
+    @staticmethod
+    def _dropper(counters: StreamMetrics) -> Callable[[Frame, str], None]:
+        return lambda _, reason: counters.drop(reason)
 
     def feed(self, count: int) -> None:
         for name, ring in self.rings.items():
@@ -159,7 +163,7 @@ def test_pictures_are_let_go() -> None:
         """Stands where the decoder's picture would; a picture itself takes no weak reference."""
 
     frame = frames("a", 1)[0]
-    frame.picture = dataclasses.replace(frame.picture, native=Native())
+    frame.picture = dataclasses.replace(frame.picture, native=Native())  # type: ignore[arg-type]
     gone = threading.Event()
     weakref.finalize(frame.picture.native, gone.set)
     rig.rings["a"].put(frame)

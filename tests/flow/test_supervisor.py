@@ -50,7 +50,9 @@ def play(
     *script: tuple[Exception | None, int, Exception | None], attempts: int | None = None, timeout: float = 5
 ) -> tuple[list[StreamStatus], StreamMetrics, Ring[Frame], list[Scripted]]:
     """Runs a stream over `script`, one line an attempt, until it is over."""
-    lines, made, statuses = iter(script), [], []
+    lines = iter(script)
+    made: list[Scripted] = []
+    statuses: list[StreamStatus] = []
 
     def make() -> Scripted:
         made.append(Scripted(*next(lines)))

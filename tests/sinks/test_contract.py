@@ -33,7 +33,7 @@ class Reader:
 
     def all(self, count: int) -> list[Any]:
         if self.settings.kind == "zmq":
-            out = []
+            out: list[Any] = []
             while len(out) < count and self.socket.poll(3000):
                 out.append(decode(self.socket.recv_multipart()))
             return out

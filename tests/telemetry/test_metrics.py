@@ -1,0 +1,104 @@
+"""The metric table: names, labels and what a scrape looks like, held to Prometheus's own rules."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from streamd.errors import SOURCE_REASONS
+from streamd.telemetry.metrics import STATES, Metrics
+
+WANTED = {
+    "streamd_frames_received", "streamd_frames_dropped", "streamd_frames_published", "streamd_frames_skipped",
+    "streamd_frames_corrupt", "streamd_stage_duration_seconds", "streamd_capture_to_publish_seconds",
+    "streamd_queue_depth", "streamd_batch_size", "streamd_slots_in_flight", "streamd_stream_state",
+    "streamd_stream_reconnects", "streamd_last_frame_timestamp_seconds", "streamd_detections",
+    "streamd_sink_messages", "streamd_sink_dropped", "streamd_sink_errors", "streamd_build_info",
+}  # fmt: skip
+ALLOWED_LABELS = {"stream", "stage", "sink", "reason", "state", "queue", "label", "le", "version", "backend", "model"}
+
+
+def filled() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    stream = metrics.stream("gate")
+    stream.received, stream.published = 10, 7
+    stream.drop("ring_full", 2)
+    stream.state = "LIVE"
+    metrics.stage_duration.labels(stage="infer").observe(0.01)
+    metrics.capture_to_publish.labels(stream="gate").observe(0.03)
+    metrics.detections.labels(stream="gate", label='per"son\n').inc()
+    metrics.sink_messages.labels(sink="zmq0").inc()
+    metrics.sink_dropped.labels(sink="zmq0", reason="ring_full").inc()
+    metrics.sink_errors.labels(sink="zmq0").inc()
+    metrics.queue_depth.labels(queue="infer").set(1)
+    metrics.batch_size.observe(3)
+    metrics.build_info.labels(version="1", backend="b", model="m").set(1)
+    return registry
+
+
+def test_the_table_is_complete_and_every_family_is_explained() -> None:
+    families = {f.name: f for f in filled().collect() if not f.name.endswith("_created")}
+    assert set(families) == WANTED
+    assert all(f.documentation.endswith(".") for f in families.values())
+
+
+def test_names_and_labels_follow_the_conventions() -> None:
+    for family in filled().collect():
+        assert re.fullmatch(r"streamd_[a-z][a-z_]*", family.name)
+        for sample in family.samples:
+            assert set(sample.labels) <= ALLOWED_LABELS
+            if family.type == "counter":
+                assert sample.name.endswith(("_total", "_created"))
+        if "duration" in family.name or "publish" in family.name and family.type == "histogram":
+            assert family.name.endswith("_seconds")
+
+
+def test_a_scrape_parses_in_both_formats_and_labels_are_escaped() -> None:
+    registry = filled()
+    plain = {f.name: f for f in text_string_to_metric_families(generate_latest(registry).decode())}
+    opened = {f.name: f for f in parse_openmetrics(generate_openmetrics(registry).decode())}
+    assert set(opened) >= WANTED
+    for families in (plain, opened):
+        labels = [s.labels for f in families.values() for s in f.samples if "label" in s.labels]
+        assert labels[0] == {"stream": "gate", "label": 'per"son\n'}
+
+
+def test_counts_and_states() -> None:
+    registry = filled()
+    value = registry.get_sample_value
+    assert value("streamd_frames_received_total", {"stream": "gate"}) == 10
+    assert value("streamd_frames_dropped_total", {"stream": "gate", "reason": "ring_full"}) == 2
+    states = [value("streamd_stream_state", {"stream": "gate", "state": s}) for s in STATES]
+    assert states == [1.0 if s == "LIVE" else 0.0 for s in STATES]
+
+
+def test_the_latency_buckets_are_close_around_one_frame_at_25_fps() -> None:
+    samples = [
+        s for f in filled().collect() for s in f.samples if s.name == "streamd_capture_to_publish_seconds_bucket"
+    ]
+    bounds = [float(s.labels["le"]) for s in samples]
+    near = [b for b in bounds if 0.03 <= b <= 0.05]
+    assert len(near) >= 4
+    assert bounds == sorted(bounds)
+
+
+def test_drops_are_counted_from_any_thread() -> None:
+    stream = Metrics(CollectorRegistry()).stream("s")
+    threads = [threading.Thread(target=lambda: [stream.drop("ring_full") for _ in range(2000)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stream.counts().dropped == {"ring_full": 8000}
+
+
+@pytest.mark.parametrize("reason", sorted(SOURCE_REASONS))
+def test_reasons_are_fit_for_labels(reason: str) -> None:
+    assert re.fullmatch(r"[a-z_]{2,20}", reason)

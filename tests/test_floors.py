@@ -1,0 +1,97 @@
+"""The house stands: imports go downward only, and a vendor is imported where its room opens, nowhere else."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "streamd"
+FLOORS = {
+    room: floor
+    for floor, rooms in enumerate(
+        [
+            ("errors", "types", "settings", "redact"),
+            ("sidecar", "yamlfile"),
+            ("telemetry",),
+            ("flow",),
+            ("sources", "engine", "heads", "sinks"),
+            # Offline, and never imported by the daemon: it may look into the rooms that it measures.
+            ("models",),
+            ("config",),
+            ("daemon",),
+            ("cli",),
+            ("__main__",),
+        ]
+    )
+    for room in rooms
+}
+VENDORS = ("av", "cv2", "openvino", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "zmq", "rich",
+           "pycocotools")  # fmt: skip
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, at run time) for every import of streamd's own."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for node in ast.walk(block)
+    }
+    found = []
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found += [(name, id(node) not in typing_only) for name in names if name.split(".")[0] == "streamd"]
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_downward(path: Path) -> None:
+    own = room("streamd." + str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."))
+    if own == "__init__":
+        return
+    for name, _ in imports(path):
+        other = room(name)
+        if other in ("__init__", own):
+            continue
+        assert FLOORS[other] < FLOORS[own], f"{path.name} ({own}) imports {name}"
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert rooms - {"__pycache__", "__init__"} <= set(FLOORS)
+
+
+def test_the_daemon_never_imports_the_offline_room() -> None:
+    code = "import streamd.daemon, sys; print([m for m in sys.modules if m.startswith('streamd.models')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_module_imports_without_any_vendor() -> None:
+    names = [
+        "streamd." + str(p.relative_to(PACKAGE).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+        for p in MODULES
+        if p.name not in ("__main__.py",) and p.parent != PACKAGE or p.name not in ("__main__.py", "__init__.py")
+    ]
+    code = (
+        "import sys, importlib\n"
+        f"for v in {VENDORS!r}: sys.modules[v] = None\n"
+        f"for n in {names!r}: importlib.import_module(n)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-600:]
