@@ -152,6 +152,15 @@ def _in_file(location: Path_, values: Any) -> Path_:
     return tuple(path)
 
 
+def _value_at(values: Any, path: Path_) -> Any:
+    for part in path:
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return values
+
+
 def _validation_problems(error: ValidationError, document: Document) -> Iterator[tuple[int, str]]:
     for item in error.errors(include_url=False, include_input=False):
         path = _in_file(item["loc"], document.values)
@@ -160,6 +169,8 @@ def _validation_problems(error: ValidationError, document: Document) -> Iterator
             message = f"unknown field{_suggestion(str(path[-1]), item['loc'])}"
         elif item["type"] == "missing":
             message = "is required"
+        elif item["type"] == "string_type" and isinstance(_value_at(document.values, path), bool):
+            message = "expected text; YAML reads on, off, yes and no as true or false: put it in quotes"
         elif item["type"] == "string_pattern_mismatch":
             message = _PATTERNS.get(item["ctx"]["pattern"], message)
         elif item["type"] == "union_tag_invalid":

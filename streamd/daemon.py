@@ -214,7 +214,7 @@ class Daemon:
                 next_feed = now + feed_s / 3
             if now >= next_status:
                 self._notifier.send(f"STATUS={self._status_line()}")
-                next_status = now + 5
+                next_status = now + 1
             left = _TICK_S if deadline is None else min(_TICK_S, max(0.0, deadline - now))
             if self._stop.wait(left):
                 return

@@ -13,6 +13,7 @@ from streamd.config import Config, load
 from streamd.errors import ConfigError
 from streamd.sources import AvStreamSettings
 
+NAME_RULE = "expected at most 63 letters, digits, dots, dashes and underscores, not beginning with a dot or dash"
 LEAST = """
 model: {path: yolov5n_heads.onnx}
 streams:
@@ -68,8 +69,7 @@ def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
     assert found == [
         "1: model.path: is required",
         "1: model.pth: unknown field; did you mean path?",
-        "3: streams[0].id: expected at most 63 letters, digits, dots, dashes and underscores, "
-        "not beginning with a dot or dash",
+        f"3: streams[0].id: {NAME_RULE}",
         "4: streams[1].transprot: unknown field; did you mean transport?",
         "5: streams[2].ring: Input should be greater than or equal to 1",
         "7: sinks[0].kind: expected one of 'zmq', 'jsonl'",
@@ -92,6 +92,7 @@ def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
         ("metrics: {listen: 9188}", "metrics.listen"),
         ("engine: {kind: cuda}", "engine.kind: expected one of"),
         ("model: {path: m.onnx, detect: {conf: 2}}", "model.detect.conf"),
+        ("streams: [{id: off, url: x.mp4}]", "streams[0].id: expected text; YAML reads on, off"),
         ("unknown: 1", "unknown: unknown field"),
     ],
 )

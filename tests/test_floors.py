@@ -86,7 +86,7 @@ def test_every_module_imports_without_any_vendor() -> None:
     names = [
         "streamd." + str(p.relative_to(PACKAGE).with_suffix("")).replace("/", ".").removesuffix(".__init__")
         for p in MODULES
-        if p.name not in ("__main__.py",) and p.parent != PACKAGE or p.name not in ("__main__.py", "__init__.py")
+        if p.name != "__main__.py" and p != PACKAGE / "__init__.py"
     ]
     code = (
         "import sys, importlib\n"

@@ -56,7 +56,7 @@ def test_names_and_labels_follow_the_conventions() -> None:
             assert set(sample.labels) <= ALLOWED_LABELS
             if family.type == "counter":
                 assert sample.name.endswith(("_total", "_created"))
-        if "duration" in family.name or "publish" in family.name and family.type == "histogram":
+        if family.type == "histogram" and ("duration" in family.name or "publish" in family.name):
             assert family.name.endswith("_seconds")
 
 

@@ -1,0 +1,124 @@
+"""A daemon in a process of its own, and a subscriber that keeps everything it is sent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import zmq
+from prometheus_client.parser import text_string_to_metric_families
+
+from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
+
+
+class Subscriber:
+    """Receives in a thread until closed."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.frames: dict[str, list[DetectionsMessage]] = defaultdict(list)
+        self.statuses: dict[str, list[StatusMessage]] = defaultdict(list)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.subscribe(b"")
+        self._socket.connect(endpoint)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set() or self._socket.poll(300):
+            if not self._socket.poll(100):
+                continue
+            message = decode(self._socket.recv_multipart())
+            if isinstance(message, StatusMessage):
+                self.statuses[message.stream].append(message)
+            else:
+                self.frames[message.stream].append(message)
+
+    def close(self) -> None:
+        """Takes what is still under way, then ends."""
+        self._stop.set()
+        self._thread.join(10)
+        self._context.destroy(linger=0)
+
+    def state(self, stream: str) -> tuple[str, str]:
+        seen = self.statuses.get(stream)
+        return (seen[-1].state, seen[-1].reason) if seen else ("", "")
+
+
+class Running:
+    """A daemon process with a metrics port."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.process = process
+        self._log = log
+        self._port: int | None = None
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+
+    @property
+    def port(self) -> int:
+        if self._port is None:
+            self._port = next(line["metrics_port"] for line in self.log() if line["event"] == "running")
+        return self._port
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        text = self.get("/metrics")[1].decode()
+        families = text_string_to_metric_families(text)
+        return {(s.name, tuple(sorted(s.labels.items()))): s.value for f in families for s in f.samples}
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.metrics().get((name, tuple(sorted(labels.items()))), 0.0)
+
+    def stop(self, timeout: float = 15) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    def summary(self, stream: str) -> dict[str, Any]:
+        return next(line for line in self.log() if line["event"] == "stream summary" and line["stream"] == stream)
+
+
+def until(condition: Callable[[], Any], timeout: float = 20, what: str = "") -> None:
+    """Waits for `condition`, which may fail while things start."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        with contextlib.suppress(StopIteration, OSError, FileNotFoundError):
+            if condition():
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"not within {timeout} s: {what or condition}")
+
+
+@contextlib.contextmanager
+def daemon(folder: Path, config: str) -> Iterator[Running]:
+    """Runs `config` (with a metrics port added) until the block ends; kills what is left."""
+    path, log = folder / "streamd.yaml", folder / "log"
+    path.write_text("metrics: {listen: '127.0.0.1:0'}\n" + config)
+    with log.open("w") as out:
+        process = subprocess.Popen([sys.executable, "-m", "streamd", "run", str(path)], stderr=out, text=True)
+    running = Running(process, log)
+    try:
+        until(lambda: process.poll() is not None or running.port, 60, "the daemon starts")
+        yield running
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,257 @@
+"""The command line as its users meet it: separate processes, real models, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from tests.clips import write_clip
+from tests.conftest import shared
+
+SMALL = "models/yolov5lite_e_relu_320.onnx"
+
+
+def streamd(*arguments: str | Path, timeout: float = 60, **kw: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "streamd", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **kw)
+
+
+def config(folder: Path, text: str, name: str = "c.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def null(streams: str = "[{id: a, kind: synthetic, fps: 100, count: 20}]", more: str = "") -> str:
+    return f"model: {{path: none}}\nengine: {{kind: 'null'}}\nmetrics: {{listen: null}}\nstreams: {streams}\n{more}\n"
+
+
+def one_message(text: str) -> str:
+    """The single line in which the command said what was wrong."""
+    lines = [line for line in text.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    return lines[0]
+
+
+def test_check_tells_everything_and_says_good(tmp_path: Path) -> None:
+    good = config(tmp_path, null())
+    done = streamd("check", good)
+    assert (done.returncode, done.stdout) == (0, f"{good}: good: 1 streams, 0 sinks\n")
+    bad = config(tmp_path, null("[{id: a}, {id: a b, url: x}]"), "bad.yaml")
+    done = streamd("check", bad)
+    assert done.returncode == 2
+    assert "bad.yaml:4: streams[0].url: is required" in done.stderr
+    assert "bad.yaml:4: streams[1].id: expected at most" in done.stderr
+    absent = config(tmp_path, null("[{id: a, url: none.mp4}]"), "absent.yaml")
+    done = streamd("check", absent)
+    assert done.returncode == 2
+    assert f"streams[0].url: {tmp_path}/none.mp4 is not a file" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("model: {path: m.onnx}\nstreams: []\n", 2, "streams: expected at least one stream"),
+        ("model: {path: none.onnx}\nmetrics: {listen: null}\nstreams: [{id: a, url: x.mp4}]", 3, "does not exist"),
+        (null("[{id: a, url: none.mp4}]"), 4, ""),
+        (null(more="sinks: [{kind: jsonl, path: /nonexistent/x}]"), 6, "cannot open /nonexistent/x"),
+    ],
+    ids=["config", "model", "stream", "sink"],
+)
+def test_run_ends_with_the_documented_code(tmp_path: Path, text: str, code: int, message: str) -> None:
+    done = streamd("run", config(tmp_path, text))
+    assert done.returncode == code, done.stderr
+    if message:
+        assert message in one_message(done.stderr)
+    else:
+        assert "not_found" in done.stderr
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for text in (
+            null().replace("listen: null", f"listen: '{address}'"),
+            null(more=f"sinks: [{{kind: zmq, bind: 'tcp://{address}'}}]"),
+        ):
+            done = streamd("run", config(tmp_path, text))
+            assert done.returncode == 6
+            assert address in one_message(done.stderr)
+
+
+def test_a_failing_backend_ends_the_process_with_5(tmp_path: Path) -> None:
+    text = null("[{id: a, kind: synthetic, fps: 100}]").replace("kind: 'null'", "kind: 'null', fail_after: 5")
+    done = streamd("run", config(tmp_path, text))
+    assert done.returncode == 5
+    assert "told to fail" in done.stderr
+
+
+def test_run_for_so_many_seconds(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = streamd("run", config(tmp_path, null("[{id: a, kind: synthetic, fps: 50}]")), "--for", "1")
+    assert done.returncode == 0
+    assert time.monotonic() - started < 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_a_second_one_leaves_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "o.jsonl"
+    text = null("[{id: a, kind: synthetic, fps: 100}]", f"sinks: [{{kind: jsonl, path: {out}}}]")
+    path = config(tmp_path, text)
+
+    def start(to: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-m", "streamd", "run", to], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 20
+        while not (out.exists() and out.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return process
+
+    process = start(path)
+    process.send_signal(number)
+    _, log = process.communicate(timeout=8)
+    assert process.returncode == 0, log
+    seqs = [json.loads(line)["seq"] for line in out.read_text().splitlines()]
+    assert seqs == list(range(len(seqs)))
+    summary = next(json.loads(line) for line in log.splitlines() if "stream summary" in line)
+    assert summary["received"] - sum((summary.get("dropped") or {}).values()) == summary["published"] == len(seqs)
+
+    out.unlink()
+    hung = text.replace("kind: 'null'", "kind: 'null', hang_after: 20") + "drain_s: 60\n"
+    process = start(config(tmp_path, hung, "hung.yaml"))
+    time.sleep(0.5)
+    process.send_signal(number)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(number)
+    process.communicate(timeout=5)
+    assert process.returncode == 128 + number
+
+
+def test_a_hang_does_not_outlast_the_drain_limit(tmp_path: Path) -> None:
+    text = null("[{id: a, kind: synthetic, fps: 100}]").replace("kind: 'null'", "kind: 'null', hang_after: 3")
+    started = time.monotonic()
+    done = streamd("run", config(tmp_path, text + "drain_s: 1\n"), "--for", "1")
+    assert time.monotonic() - started < 10
+    assert "drain took too long" in done.stderr
+
+
+def test_detect_images_folder_and_video(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=6, fps=10)
+    folder = shared("images/coco_val128/images")
+    image = sorted(folder.iterdir())[3]
+    saved = tmp_path / "out"
+    done = streamd("detect", image, clip, "--model", shared(SMALL), "--save", saved)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 7
+    for word in ("mean", "p50", "p99", "decode", "preprocess", "infer", "postprocess", "frames/s"):
+        assert word in done.stderr
+    import av
+    import cv2
+
+    drawn, original = cv2.imread(str(saved / image.name)), cv2.imread(str(image))
+    assert drawn is not None
+    assert original is not None
+    assert drawn.shape == original.shape
+    assert np.abs(drawn.astype(int) - original).max() > 60
+    with av.open(str(saved / "clip.mp4")) as container:
+        assert container.streams.video[0].average_rate == 10
+        assert sum(1 for _ in container.decode(video=0)) == 6
+
+
+def test_detect_json_is_the_message_and_nothing_else(tmp_path: Path) -> None:
+    folder = shared("images/coco_val128/images")
+    images = sorted(folder.iterdir())[:3]
+    done = streamd("detect", *images, "--model", shared(SMALL), "--json", "--conf", "0.3", "--classes", "person", "2")
+    assert done.returncode == 0, done.stderr
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    schema = json.loads(streamd("schema", "message").stdout)
+    for message, image in zip(messages, images, strict=True):
+        jsonschema.validate(message, schema)
+        assert message["source"] == str(image)
+        assert {d["label"] for d in message["detections"]} <= {"person", "car"}
+        assert all(d["score"] >= 0.3 for d in message["detections"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["none.mp4"], 4, "none.mp4: No such file"),
+        (["x.jpg", "--model", "none.onnx"], 3, "none.onnx: does not exist"),
+        (["x.jpg", "--conf", "7"], 2, "--conf"),
+        (["x.jpg", "--classes", "persn"], 2, "no class 'persn'; near: person"),
+    ],
+)
+def test_detect_names_what_is_wrong(arguments: list[str], code: int, message: str) -> None:
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(shared(SMALL))]
+    done = streamd("detect", *arguments)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_bad_input_does_not_cost_the_others(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    clip = write_clip(tmp_path / "clip.mp4", frames=3)
+    done = streamd("detect", tmp_path / "broken.jpg", tmp_path / "none.mp4", clip, "--model", shared(SMALL))
+    assert done.returncode == 4
+    assert len(done.stdout.splitlines()) == 3
+    assert "broken.jpg" in done.stderr
+    assert "none.mp4" in done.stderr
+
+
+def test_watch_shows_what_is_published(tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/z"
+    text = null("[{id: gate, kind: synthetic, fps: 50}]", f"sinks: [{{kind: zmq, bind: '{endpoint}'}}]")
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "streamd", "run", str(config(tmp_path, text)), "--for", "8"], stderr=subprocess.DEVNULL
+    )
+    try:
+        done = streamd("watch", endpoint, "--for", "4", "--json")
+        assert done.returncode == 0, done.stderr
+        last = json.loads(done.stdout.splitlines()[-1])["streams"][0]
+        assert (last["stream"], last["state"], last["missed"], last["last"]) == ("gate", "LIVE", 0, "1 thing (0.90)")
+        assert 40 < last["fps"] < 60
+        table = streamd("watch", endpoint, "--for", "2")
+        assert "gate" in table.stdout
+    finally:
+        daemon.terminate()
+        assert daemon.wait(10) == 0
+
+
+def test_watch_refuses_what_is_no_endpoint() -> None:
+    done = streamd("watch", "localhost:5555", "--for", "1")
+    assert done.returncode == 2
+    assert "expected the zmq sink's address" in one_message(done.stderr)
+
+
+def test_schemas_are_valid_and_hold(tmp_path: Path) -> None:
+    schema = json.loads(streamd("schema").stdout)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate({"model": {"path": "m.onnx"}, "streams": [{"id": "a", "url": "x.mp4"}]}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"model": {"path": "m.onnx", "x": 1}, "streams": []}, schema)
+
+
+def test_help_names_every_command_and_a_closed_pipe_is_no_error() -> None:
+    done = streamd("--help")
+    for command in ("run", "check", "detect", "watch", "schema"):
+        assert command in done.stdout
+    assert streamd("frobnicate").returncode == 2
+    pipe = subprocess.run(
+        f"{sys.executable} -m streamd schema | head -c 10", shell=True, capture_output=True, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert pipe.stderr == ""
