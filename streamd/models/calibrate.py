@@ -1,0 +1,250 @@
+"""From pictures to thresholds: histograms of activations, and four ways to choose where to cut them.
+
+A histogram keeps |x| in bins of equal width over 0..range, where range is a power of two that doubles when a larger
+value comes along (pairs of bins are then merged, which is exact). One pass over the pictures is enough, so a camera
+calibrates as well as a folder, and the result does not depend on how the pictures were batched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.errors import ConfigError
+from streamd.models.qdq import QMAX
+
+Method = Literal["minmax", "entropy", "percentile", "mse"]
+METHODS: tuple[str, ...] = get_args(Method)
+BINS = 8192
+LEVELS = QMAX + 1
+"""Magnitudes that symmetric INT8 can tell apart, zero among them."""
+PERCENTILE = 99.99
+ENTROPY_BINS = 2048
+
+
+class Histogram:
+    """Counts of |x|."""
+
+    def __init__(self, exponent: int | None = None, counts: npt.NDArray[np.int64] | None = None, peak: float = 0.0):
+        self.exponent = exponent
+        """The range is 0..2^exponent; None while nothing but zeros was seen."""
+        self.counts = np.zeros(BINS, np.int64) if counts is None else counts
+        self.zeros = 0
+        """Exact zeros: a ReLU makes them by the million, and every threshold represents them exactly."""
+        self.peak = peak
+        """Largest magnitude seen."""
+
+    @property
+    def width(self) -> float:
+        """Of one bin."""
+        return math.ldexp(1.0, (self.exponent or 0)) / BINS
+
+    def _grow(self, exponent: int) -> None:
+        if self.exponent is None:
+            self.exponent = exponent
+        while self.exponent < exponent:
+            merged = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.concatenate([merged, np.zeros(BINS // 2, np.int64)])
+            self.exponent += 1
+
+    def add(self, values: npt.NDArray[np.float32]) -> None:
+        """Counts an activation of any shape.
+
+        Raises:
+            ConfigError: it holds infinities or NaNs.
+        """
+        magnitude = np.abs(values.reshape(-1))
+        peak = float(magnitude.max(initial=0.0))
+        if not math.isfinite(peak):
+            raise ConfigError("calibration: the float model yields infinities or NaNs; quantising it would hide that")
+        if peak == 0.0:
+            self.zeros += magnitude.size
+            return
+        # Strictly below the range's end, so that the last bin needs no special case.
+        self._grow(math.frexp(peak)[1])
+        self.peak = max(self.peak, peak)
+        assert self.exponent is not None
+        index = (magnitude * np.float32(math.ldexp(BINS, -self.exponent))).astype(np.int32)
+        zeros = int(magnitude.size - np.count_nonzero(magnitude))
+        counted = np.bincount(index, minlength=BINS)
+        counted[0] -= zeros
+        self.zeros += zeros
+        self.counts += counted
+
+    def merged(self, others: Iterable[Histogram]) -> Histogram:
+        """The histogram of these values and the others' together."""
+        everyone = [h for h in (self, *others) if h.exponent is not None]
+        out = Histogram()
+        out.zeros = self.zeros
+        for h in everyone:
+            copy = Histogram(h.exponent, h.counts, h.peak)
+            copy._grow(max(e.exponent for e in everyone if e.exponent is not None))
+            out.exponent = copy.exponent
+            out.counts = out.counts + copy.counts
+            out.peak = max(out.peak, h.peak)
+        return out
+
+    def as_json(self) -> dict[str, Any]:
+        """For the cache: without the empty end."""
+        used = int(np.flatnonzero(self.counts)[-1]) + 1 if self.counts.any() else 0
+        return {
+            "exponent": self.exponent,
+            "peak": self.peak,
+            "zeros": self.zeros,
+            "counts": self.counts[:used].tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Histogram:
+        """The inverse of `as_json`."""
+        counts = np.zeros(BINS, np.int64)
+        given = np.array(body["counts"], np.int64)
+        counts[: len(given)] = given
+        out = cls(body["exponent"], counts, float(body["peak"]))
+        out.zeros = int(body["zeros"])
+        return out
+
+
+def _minmax(h: Histogram) -> float:
+    return h.peak
+
+
+def _percentile(h: Histogram) -> float:
+    """The magnitude that `PERCENTILE` % of all values, zeros among them, do not exceed."""
+    total = int(h.counts.sum()) + h.zeros
+    reached = h.zeros + np.cumsum(h.counts)
+    return min(h.peak, (int(np.searchsorted(reached, total * PERCENTILE / 100)) + 1) * h.width)
+
+
+def _mse(h: Histogram) -> float:
+    """The threshold with the least mean squared error, rounding inside it and clipping outside."""
+    used = int(np.flatnonzero(h.counts)[-1]) + 1
+    centres = (np.arange(used) + 0.5) * h.width
+    counts = h.counts[:used].astype(np.float64)
+    best, least = h.peak, math.inf
+    for step in range(100, 9, -1):
+        threshold = h.peak * step / 100
+        scale = threshold / QMAX
+        level = np.minimum(np.rint(centres / scale), QMAX) * scale
+        # A bin is as wide as it is: the spread inside it is part of neither choice's error but the rounding one's.
+        error = float((counts * (centres - level) ** 2).sum())
+        if error < least:
+            best, least = threshold, error
+    return best
+
+
+def _entropy(h: Histogram) -> float:
+    """The threshold whose quantised distribution diverges least (Kullback-Leibler) from the clipped one.
+
+    After S. Migacz, "8-bit inference with TensorRT", GTC 2017: for each candidate the clipped tail is added to the
+    last bin of the reference, the candidate is squeezed into 128 levels and spread again over the bins that were not
+    empty.
+    """
+    counts = h.counts.reshape(ENTROPY_BINS, -1).sum(axis=1).astype(np.float64)
+    width = h.width * (BINS // ENTROPY_BINS)
+    used = int(np.flatnonzero(counts)[-1]) + 1
+    if used <= LEVELS:
+        return h.peak
+    filled = (counts > 0).astype(np.float64)
+    tail = counts[::-1].cumsum()[::-1]
+    best, least = h.peak, math.inf
+    for end in range(LEVELS, used + 1, 4):
+        reference = counts[:end].copy()
+        outside = tail[end] if end < len(tail) else 0.0
+        reference[end - 1] += outside
+        edges = (np.arange(LEVELS) * end) // LEVELS
+        sums = np.add.reduceat(counts[:end], edges)
+        holders = np.add.reduceat(filled[:end], edges)
+        sizes = np.diff(np.append(edges, end))
+        spread = np.repeat(np.divide(sums, holders, out=np.zeros(LEVELS), where=holders > 0), sizes) * filled[:end]
+        p, q = reference / reference.sum(), spread / max(spread.sum(), 1e-300)
+        some = p > 0
+        # Where only the added tail fills a bin the candidate has nothing: a small floor keeps the cost finite.
+        divergence = float((p[some] * np.log(p[some] / np.maximum(q[some], 1e-9))).sum())
+        if divergence < least:
+            best, least = end * width, divergence
+    return min(best, h.peak)
+
+
+_CHOOSERS: dict[str, Callable[[Histogram], float]] = {
+    "minmax": _minmax,
+    "entropy": _entropy,
+    "percentile": _percentile,
+    "mse": _mse,
+}
+
+
+def threshold(histogram: Histogram, method: Method) -> float:
+    """The magnitude that becomes 127; 0 where nothing but zeros was seen."""
+    if histogram.exponent is None:
+        return 0.0
+    return float(_CHOOSERS[method](histogram))
+
+
+def thresholds(
+    histograms: Mapping[str, Histogram], groups: Mapping[int, Sequence[str]], method: Method
+) -> dict[str, float]:
+    """By first name of each group, the threshold of the group's values taken together."""
+    out = {}
+    for names in groups.values():
+        first, *rest = (histograms[n] for n in names)
+        out[names[0]] = threshold(first.merged(rest), method)
+    return out
+
+
+class Observer:
+    """The float model with its inner activations exposed, on ONNX Runtime.
+
+    Args:
+        model: as `graph.prepare` returns it.
+        watched: tensors to look at.
+    """
+
+    def __init__(self, model: Any, watched: Sequence[str], *, threads: int | None = None) -> None:
+        import copy
+
+        from streamd.models.graph import vendor
+
+        onnx = vendor()
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise ConfigError(
+                f"the package onnxruntime is not installed ({error}); pip install 'streamd[quantize]'"
+            ) from error
+        exposed = copy.deepcopy(model)
+        constants = {t.name for t in exposed.graph.initializer}
+        self._input = next(i.name for i in exposed.graph.input if i.name not in constants)
+        self.watched = tuple(watched)
+        # A graph input cannot be a graph output; it is read from what is fed.
+        inner = [name for name in watched if name != self._input]
+        del exposed.graph.output[:]
+        exposed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inner)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._inner = inner
+        self._session = ort.InferenceSession(exposed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def run(self, batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+        """The watched activations of one (B, …) input."""
+        found = dict(zip(self._inner, self._session.run(self._inner, {self._input: batch}), strict=True))
+        if self._input in self.watched:
+            found[self._input] = batch
+        return found
+
+
+def observe(
+    observer: Observer, batches: Iterable[npt.NDArray[np.float32]], histograms: dict[str, Histogram] | None = None
+) -> dict[str, Histogram]:
+    """Histograms of every watched tensor over all batches."""
+    out = histograms if histograms is not None else {name: Histogram() for name in observer.watched}
+    for batch in batches:
+        for name, values in observer.run(batch).items():
+            out[name].add(values)
+    return out

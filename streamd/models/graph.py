@@ -1,0 +1,255 @@
+"""An ONNX model as a graph: loading, saving whole or not at all, and the walks that quantisation and inspection need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.engine.model import model_file
+from streamd.errors import ConfigError, ModelError
+
+MIN_OPSET = 13
+"""QuantizeLinear takes a scale per channel from opset 13 on."""
+PASS = frozenset(
+    {"Concat", "MaxPool", "Resize", "Upsample", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze",
+     "Flatten", "Identity", "DepthToSpace", "SpaceToDepth", "Pad"}
+)  # fmt: skip
+"""Operators that only choose or move values: what goes in and what comes out share one scale."""
+
+
+def vendor() -> Any:
+    """The onnx package.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import onnx
+        import onnx.numpy_helper
+        import onnx.version_converter
+    except ImportError as error:
+        raise ConfigError(f"the package onnx is not installed ({error}); pip install 'streamd[quantize]'") from error
+    return onnx
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Reads and checks an ONNX model.
+
+    Raises:
+        ModelError: missing, unreadable, or not a valid ONNX model.
+    """
+    onnx = vendor()
+    file = model_file(os.fspath(path))
+    try:
+        model = onnx.load(str(file))
+        onnx.checker.check_model(model)
+    except Exception as error:  # noqa: BLE001 - protobuf, checker and external-data errors share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(f"model {file}: not a valid ONNX model: {reason}; export or copy it again") from error
+    if not model.graph.node:
+        raise ModelError(f"model {file}: its graph holds no operator; export it again")
+    return model
+
+
+def opset(model: Any) -> int:
+    """The version of ONNX's own operators; 0 where none is declared."""
+    return max((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file beside `path` and renames it: whole or not at all.
+
+    Raises:
+        ConfigError: the folder is missing, the disk is full, or writing is not allowed; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}; nothing was changed") from error
+    finally:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            # The folder is not there or not ours: then neither is the file.
+            temporary = path
+
+
+def check_writable(path: Path) -> None:
+    """Finds out before the long work whether `path` can be written.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: its folder does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path}: its folder is not writable")
+
+
+class Graph:
+    """Who makes and who reads each tensor of a model's main graph. The model is not changed."""
+
+    def __init__(self, model: Any) -> None:
+        onnx = vendor()
+        graph = model.graph
+        self.nodes: list[Any] = list(graph.node)
+        self.outputs: list[str] = [o.name for o in graph.output]
+        self.producer: dict[str, Any] = {name: node for node in self.nodes for name in node.output if name}
+        self.consumers: dict[str, list[Any]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+        self._constants: dict[str, Any] = {t.name: t for t in graph.initializer}
+        for node in self.nodes:
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        self._constants[node.output[0]] = attribute.t
+        self._helper = onnx.numpy_helper
+        constants = set(self._constants)
+        self.inputs: list[str] = [i.name for i in graph.input if i.name not in constants]
+
+    def is_constant(self, name: str) -> bool:
+        """True for initialisers and Constant nodes."""
+        return name in self._constants
+
+    def constant(self, name: str) -> npt.NDArray[Any]:
+        """The value of a constant tensor."""
+        value: npt.NDArray[Any] = self._helper.to_array(self._constants[name])
+        return value
+
+    def attribute(self, node: Any, name: str, default: Any = None) -> Any:
+        """The value of a node's attribute."""
+        onnx = vendor()
+        for attribute in node.attribute:
+            if attribute.name == name:
+                value = onnx.helper.get_attribute_value(attribute)
+                return value.decode() if isinstance(value, bytes) else value
+        return default
+
+    def passes(self, node: Any) -> bool:
+        """True where the node's values are those of its inputs, moved or chosen."""
+        if node.op_type in ("Resize", "Upsample"):
+            return str(self.attribute(node, "mode", "nearest")) == "nearest"
+        if node.op_type == "Pad":
+            return str(self.attribute(node, "mode", "constant")) != "constant"
+        return node.op_type in PASS
+
+    def data_inputs(self, node: Any) -> list[str]:
+        """The inputs that carry pictures through a passing node, not its shapes and indices."""
+        inputs = list(node.input) if node.op_type == "Concat" else list(node.input[:1])
+        return [name for name in inputs if not self.is_constant(name)]
+
+    def _upwards(self, tensor: str) -> Iterator[tuple[str, bool]]:
+        stack, seen = [tensor], {tensor}
+        while stack:
+            name = stack.pop()
+            node = self.producer.get(name)
+            if node is None or not self.passes(node):
+                yield name, True
+                continue
+            for out in node.output:
+                if out:
+                    yield out, False
+            for data in reversed(self.data_inputs(node)):
+                if data not in seen:
+                    seen.add(data)
+                    stack.append(data)
+
+    def sources(self, tensor: str) -> list[str]:
+        """The tensors whose values `tensor` is made of, found by walking up through passing nodes."""
+        return [name for name, source in self._upwards(tensor) if source]
+
+    def passed(self, tensor: str) -> list[str]:
+        """The results of the passing nodes between `tensor` and its sources, `tensor` itself among them."""
+        return [name for name, source in self._upwards(tensor) if not source]
+
+    def reaches_output_without(self, node: Any, op_types: Iterable[str]) -> bool:
+        """True where a graph output can be reached from `node` without meeting another node of `op_types`."""
+        stop = frozenset(op_types)
+        stack, seen = list(node.output), set(node.output)
+        while stack:
+            name = stack.pop()
+            if name in self.outputs:
+                return True
+            for consumer in self.consumers.get(name, []):
+                # What reads only a tensor's shape carries nothing of it onwards.
+                if consumer.op_type in stop or consumer.op_type == "Shape":
+                    continue
+                for out in consumer.output:
+                    if out not in seen:
+                        seen.add(out)
+                        stack.append(out)
+        return False
+
+
+def name_nodes(model: Any) -> None:
+    """Gives every unnamed or doubly named node a name of its own, so that layers can be spoken of."""
+    taken: set[str] = set()
+    for i, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{i}"
+            while node.name in taken:
+                node.name += "_"
+        taken.add(node.name)
+
+
+def prepare(path: str | os.PathLike[str]) -> Any:
+    """Loads a model for quantisation: named nodes, and an opset that knows scales per channel.
+
+    Raises:
+        ModelError: it cannot be read, is quantised already, or cannot be brought to `MIN_OPSET`.
+    """
+    onnx = vendor()
+    model = load(path)
+    if any(n.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for n in model.graph.node):
+        raise ModelError(f"model {path}: is quantised already; give the float model")
+    if opset(model) < MIN_OPSET:
+        try:
+            model = onnx.version_converter.convert_version(model, MIN_OPSET)
+        except Exception as error:  # noqa: BLE001 - the converter throws bare RuntimeErrors and worse
+            raise ModelError(
+                f"model {path}: opset {opset(model)} cannot be brought to {MIN_OPSET}, the first with scales per "
+                f"channel ({str(error).splitlines()[0][:160]}); export it again with opset {MIN_OPSET} or later"
+            ) from error
+    name_nodes(model)
+    return model
+
+
+def constant_weight(graph: Graph, node: Any) -> npt.NDArray[np.float32] | None:
+    """A convolution's float32 weights, or None where they are computed or of another type."""
+    if len(node.input) < 2 or not graph.is_constant(node.input[1]):
+        return None
+    value = graph.constant(node.input[1])
+    return value if value.dtype == np.float32 else None
+
+
+def chosen(names: Sequence[str], available: Sequence[str], field: str) -> list[str]:
+    """Those of `available` that `names` mean: exact names or, with a * in them, patterns.
+
+    Raises:
+        ConfigError: a name that means nothing, with near ones.
+    """
+    import difflib
+    import fnmatch
+
+    found: dict[str, None] = {}
+    for name in names:
+        hits = [a for a in available if a == name or ("*" in name and fnmatch.fnmatchcase(a, name))]
+        if not hits:
+            near = difflib.get_close_matches(name, available, n=3, cutoff=0.3) or list(available[:3])
+            raise ConfigError(f"{field}: the model has no such layer {name!r}; near: {', '.join(near)}")
+        found |= dict.fromkeys(hits)
+    return list(found)

@@ -1,0 +1,262 @@
+"""Where quantisation happens in a graph: which convolutions, which tensors, which of them share a scale.
+
+Explicit quantisation as TensorRT defines it: QuantizeLinear/DequantizeLinear pairs, symmetric (zero point 0), weights
+per output channel, activations per tensor; it is the only kind from TensorRT 11 on, and OpenVINO reads the same file.
+A convolution with a pair on its input and one on its weights runs in INT8; whatever lies between two pairs is fused
+into it or runs in float. Output convolutions and the decoding after them stay in float: there a step of the
+quantiser is a step of the box.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.models.graph import Graph, constant_weight, vendor
+
+QMAX = 127
+"""Symmetric INT8 uses −127..127, so that scale × 127 is the threshold both ways."""
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution that can be quantised."""
+
+    name: str
+    input: str
+    weight: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Sites:
+    """What can be quantised in a model. Tensors whose values mix (by concatenation, pooling, …) share a group."""
+
+    layers: tuple[Layer, ...]
+    outputs: tuple[str, ...]
+    """Results of the output convolutions: float, and where layers' harm is measured."""
+    group: dict[str, int]
+    """Group of every tensor that may get a pair."""
+    sources: dict[int, tuple[str, ...]]
+    """By group, the tensors whose values make it up: what calibration has to watch."""
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Every tensor that calibration has to watch, in order."""
+        return tuple(name for group in sorted(self.sources) for name in self.sources[group])
+
+
+class _Groups:
+    """Union-find over tensor names."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def root(self, name: str) -> str:
+        self._parent.setdefault(name, name)
+        while self._parent[name] != name:
+            name = self._parent[name] = self._parent[self._parent[name]]
+        return name
+
+    def join(self, a: str, b: str) -> None:
+        a, b = self.root(a), self.root(b)
+        if a != b:
+            self._parent[b] = a
+
+    def names(self) -> list[str]:
+        return list(self._parent)
+
+
+def find_sites(model: Any) -> Sites:
+    """Finds the convolutions to quantise and the tensors that share scales."""
+    graph = Graph(model)
+    layers: list[Layer] = []
+    outputs: list[str] = []
+    for node in graph.nodes:
+        if node.op_type != "Conv":
+            continue
+        if graph.reaches_output_without(node, ("Conv",)):
+            outputs.append(node.output[0])
+        elif constant_weight(graph, node) is not None and not graph.is_constant(node.input[0]):
+            layers.append(Layer(node.name, node.input[0], node.input[1], node.output[0]))
+    groups = _Groups()
+    watched: dict[str, None] = {}
+    for layer in layers:
+        for source in graph.sources(layer.input):
+            groups.join(layer.input, source)
+            watched[source] = None
+        for passed in graph.passed(layer.input):
+            groups.join(layer.input, passed)
+    names = groups.names()
+    number: dict[str, int] = {}
+    group = {name: number.setdefault(groups.root(name), len(number)) for name in names}
+    sources: dict[int, list[str]] = {}
+    for name in watched:
+        sources.setdefault(group[name], []).append(name)
+    return Sites(tuple(layers), tuple(outputs), group, {g: tuple(s) for g, s in sources.items()})
+
+
+def weight_scales(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(C,) scales of (C, …) weights: each channel's largest magnitude becomes 127."""
+    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    scales: npt.NDArray[np.float32] = np.maximum(largest, TINY).astype(np.float32) / np.float32(QMAX)
+    return scales
+
+
+INT8_MOVES = frozenset(
+    {"Concat", "MaxPool", "Resize", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Flatten"}
+)  # fmt: skip
+"""Passing nodes that run on INT8 tensors themselves, between the pair's two halves.
+
+The other form, a pair on either side of the node, is equal in value, but OpenVINO 2026.4 computes a concatenation of
+signed pairs wrongly, and TensorRT would have to move the halves through the node by itself.
+"""
+
+
+class _Writer:
+    """Adds pairs to a copy of the graph."""
+
+    def __init__(self, model: Any, scale_of: Mapping[str, np.float32]) -> None:
+        self.onnx = vendor()
+        self.model = copy.deepcopy(model)
+        self.graph = Graph(self.model)
+        self.scale_of = scale_of
+        """By tensor."""
+        self._after: dict[int, list[Any]] = {}
+        """Nodes to put after node number n; -1 for the very beginning."""
+        self._position = {id(node): i for i, node in enumerate(self.graph.nodes)}
+        self._int8: dict[str, str] = {}
+        self._float: dict[str, str] = {}
+
+    def constants(self, label: str, scale: npt.NDArray[np.float32]) -> list[str]:
+        names = [f"{label}_scale", f"{label}_zero_point"]
+        for name, value in zip(names, (scale, np.zeros(scale.shape, np.int8)), strict=True):
+            self.model.graph.initializer.append(self.onnx.numpy_helper.from_array(value, name))
+        return names
+
+    def _node(self, kind: str, tensor: str, label: str, out: str, at: int, **options: int) -> str:
+        inputs = [tensor, f"{label}_scale", f"{label}_zero_point"]
+        node = self.onnx.helper.make_node(kind, inputs, [out], f"{label}_{kind}", **options)
+        self._after.setdefault(at, []).append(node)
+        return out
+
+    def _at(self, tensor: str) -> int:
+        producer = self.graph.producer.get(tensor)
+        return -1 if producer is None else self._position[id(producer)]
+
+    def int8(self, tensor: str) -> str:
+        """The INT8 form of an activation."""
+        if tensor not in self._int8:
+            self.constants(tensor, np.array(self.scale_of[tensor], np.float32))
+            self._int8[tensor] = self._node("QuantizeLinear", tensor, tensor, f"{tensor}_q", self._at(tensor))
+        return self._int8[tensor]
+
+    def rounded(self, tensor: str) -> str:
+        """An activation that has been through INT8."""
+        if tensor not in self._float:
+            int8 = self.int8(tensor)
+            self._float[tensor] = self._node("DequantizeLinear", int8, tensor, f"{tensor}_dq", self._at(tensor))
+        return self._float[tensor]
+
+    def has_int8(self, tensor: str) -> bool:
+        return tensor in self._int8
+
+    def move(self, node: Any) -> None:
+        """Makes a passing node work on INT8 tensors; what it yields is dequantised under its old name."""
+        for name in self.graph.data_inputs(node):
+            _rewire(node, name, self.int8(name))
+        at = self._position[id(node)]
+        for i, name in enumerate(list(node.output)):
+            if not name:
+                continue
+            node.output[i] = self._int8[name] = f"{name}_q"
+            self.constants(name, np.array(self.scale_of[name], np.float32))
+            self._float[name] = self._node("DequantizeLinear", f"{name}_q", name, name, at)
+
+    def weights(self, tensor: str, at: int) -> str:
+        if tensor not in self._float:
+            self.constants(tensor, weight_scales(self.graph.constant(tensor)))
+            q = self._node("QuantizeLinear", tensor, tensor, f"{tensor}_q", at - 1, axis=0)
+            self._float[tensor] = self._node("DequantizeLinear", q, tensor, f"{tensor}_dq", at - 1, axis=0)
+        return self._float[tensor]
+
+    def finish(self) -> Any:
+        """The model, without pairs' halves that nobody reads."""
+        nodes = list(self._after.get(-1, []))
+        for i, node in enumerate(self.graph.nodes):
+            nodes.append(node)
+            nodes += self._after.get(i, [])
+        read = {name for node in nodes for name in node.input} | set(self.graph.outputs)
+        kept = [n for n in nodes if n.op_type != "DequantizeLinear" or n.output[0] in read]
+        read = {name for node in kept for name in node.input}
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(kept)
+        used = [t for t in self.model.graph.initializer if t.name in read]
+        del self.model.graph.initializer[:]
+        self.model.graph.initializer.extend(used)
+        return self.model
+
+
+def _rewire(node: Any, old: str, new: str) -> None:
+    for i, name in enumerate(node.input):
+        if name == old:
+            node.input[i] = new
+
+
+def quantized(
+    model: Any,
+    sites: Sites,
+    thresholds: Mapping[str, float],
+    *,
+    float_layers: Collection[str] = (),
+    moves: Collection[str] = INT8_MOVES,
+    residuals: bool = True,
+) -> Any:
+    """A copy of `model` with pairs on the inputs and weights of its layers.
+
+    Args:
+        model: as `graph.prepare` returns it; left alone.
+        sites: `find_sites` of it.
+        thresholds: by name of the first watched tensor of each group, the magnitude that becomes 127.
+        float_layers: names of layers to leave in float.
+        moves: operators that move values in INT8; others get a pair on either side.
+        residuals: let additions read the quantised value of an operand that has one anyway, so that a skip
+            connection is kept in INT8 only.
+    """
+    scale = {g: np.float32(max(thresholds[names[0]], TINY) / QMAX) for g, names in sites.sources.items()}
+    writer = _Writer(model, {name: scale[g] for name, g in sites.group.items()})
+    graph = writer.graph
+    active = {layer.name: layer for layer in sites.layers if layer.name not in float_layers}
+    # Every passing node between a source and a layer that is quantised.
+    passing: set[int] = set()
+    stack = [layer.input for layer in active.values()]
+    while stack:
+        node = graph.producer.get(stack.pop())
+        if node is not None and graph.passes(node) and id(node) not in passing:
+            passing.add(id(node))
+            stack += graph.data_inputs(node)
+    for i, node in enumerate(graph.nodes):
+        if id(node) in passing:
+            whole = len(graph.data_inputs(node)) == (len(node.input) if node.op_type == "Concat" else 1)
+            if node.op_type in moves and whole:
+                writer.move(node)
+            else:
+                for name in graph.data_inputs(node):
+                    _rewire(node, name, writer.rounded(name))
+        elif node.name in active:
+            layer = active[node.name]
+            node.input[0] = writer.rounded(layer.input)
+            node.input[1] = writer.weights(layer.weight, i)
+    if residuals:
+        for node in graph.nodes:
+            if node.op_type == "Add":
+                for name in list(node.input):
+                    if writer.has_int8(name):
+                        _rewire(node, name, writer.rounded(name))
+    return writer.finish()
