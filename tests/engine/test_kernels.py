@@ -1,0 +1,264 @@
+"""The device code, compiled for the host by g++, against the NumPy reference and the NumPy heads."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from streamd.engine.tensorrt import decode as dec
+from streamd.engine.tensorrt import kernels as ker
+from streamd.errors import BackendError, FrameError
+from streamd.types import Box, Candidates, DecodePlan, Frame, Letterbox, TensorSpec
+from tests.gpu.kernel_cases import (
+    DECODE_KINDS,
+    GEOMETRIES,
+    REFERENCE_FORMATS,
+    check_decode,
+    check_overflow,
+    check_preprocess,
+    decode_case,
+    noise_frame,
+)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Host:
+    """Runs the host build, through the same structures that go to a GPU."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def preprocess(
+        self, frames: Sequence[Frame], width: int, height: int, *, dtype: str = "float32", nhwc: bool = False,
+        color: Any = "RGB", scale: float = 1 / 255, pad: int = 114,
+    ) -> tuple[npt.NDArray[Any], list[Letterbox]]:  # fmt: skip
+        geometries = ker.Geometries(width, height, color)
+        table = bytearray(ker.PICTURE_BYTES * len(frames))
+        boxes = []
+        for i, frame in enumerate(frames):
+            geometry = geometries.of(frame)
+            planes = [(address, pitch) for address, pitch, _ in ker.plane_layout(frame, geometry)]
+            ker.pack_picture(table, i, planes, geometry)
+            boxes.append(geometry.box)
+        shape = (len(frames), height, width, 3) if nhwc else (len(frames), 3, height, width)
+        out = np.empty(shape, dtype)
+        getattr(self.library, f"preprocess_{dtype}")(
+            (ctypes.c_char * len(table)).from_buffer(table), out.ctypes.data_as(ctypes.c_void_p), width, height,
+            int(nhwc), ctypes.c_float(scale), ctypes.c_float(pad), len(frames),
+        )  # fmt: skip
+        return out, boxes
+
+    def decode(
+        self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
+    ) -> tuple[list[Candidates], list[int]]:
+        frames = len(outputs[0])
+        counts = np.zeros(frames, np.uint32)
+        records = np.zeros((frames, capacity), dec.CANDIDATE)
+        arrays = [np.ascontiguousarray(o) for o in outputs]
+        packed = dec.pack(
+            plan, specs, [a.ctypes.data for a in arrays], counts.ctypes.data, records.ctypes.data, capacity
+        )
+        getattr(self.library, f"decode_{plan.kind}")(packed, frames)
+        found = [dec.candidates_of(records[i, : min(int(n), capacity)]) for i, n in enumerate(counts)]
+        return found, [int(n) for n in counts]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ to compile the kernels for the host")
+    out = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    subprocess.run(
+        [compiler, "-x", "c++", "-std=c++11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
+         str(ker.SOURCE), "-o", str(out)],
+        check=True,
+    )  # fmt: skip
+    found = ctypes.CDLL(str(out))
+    found.host_float_to_half.restype = ctypes.c_uint16
+    found.host_float_to_half.argtypes = [ctypes.c_float]
+    found.host_half_to_float.restype = ctypes.c_float
+    found.host_half_to_float.argtypes = [ctypes.c_uint16]
+    return found
+
+
+@pytest.fixture(scope="module")
+def host(library: ctypes.CDLL) -> Host:
+    return Host(library)
+
+
+def test_structures_have_the_size_that_python_packs(library: ctypes.CDLL) -> None:
+    assert library.size_of_picture() == ker.PICTURE_BYTES
+    assert library.size_of_decode() == dec.DECODE_BYTES
+    assert library.size_of_candidate() == dec.CANDIDATE.itemsize
+
+
+def test_half_precision_is_numpys(library: ctypes.CDLL) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    halves = bits.view(np.float16)
+    as_float = np.array([library.host_half_to_float(int(b)) for b in bits], np.float32)
+    np.testing.assert_array_equal(as_float, halves.astype(np.float32))
+    finite = halves[np.isfinite(halves)].astype(np.float32)
+    random = np.random.default_rng(0)
+    values = np.concatenate(
+        [finite, random.normal(0, 1, 20_000), random.normal(0, 1e-6, 20_000), [65519.9, 65520, 1e9]]
+    )
+    with np.errstate(over="ignore"):
+        want = values.astype(np.float32).astype(np.float16)
+    got = np.array([library.host_float_to_half(float(v)) for v in values.astype(np.float32)], np.uint16)
+    np.testing.assert_array_equal(got, want.view(np.uint16))
+
+
+@pytest.mark.parametrize("fmt", REFERENCE_FORMATS)
+def test_every_format_equals_the_reference(host: Host, fmt: str) -> None:
+    check_preprocess(host, [noise_frame(fmt)])
+
+
+@pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt2020"])
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("fmt", ["nv12", "p010le", "yuv420p"])
+def test_matrix_and_range(host: Host, fmt: str, matrix: str, full_range: bool) -> None:
+    check_preprocess(host, [noise_frame(fmt, matrix=matrix, full_range=full_range)])
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+@pytest.mark.parametrize("fmt", ["nv12", "yuv422p", "bgr24"])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: g[0])
+def test_rotation_crop_and_size(host: Host, fmt: str, geometry: Any, rotation: int) -> None:
+    options = dict(geometry[1])
+    if rotation in (90, 270) and "roi" in options:
+        options["width"], options["height"] = options.get("height", 241), options.get("width", 322)
+    check_preprocess(host, [noise_frame(fmt, rotation=rotation, **options)])
+
+
+def test_a_batch_of_different_frames(host: Host) -> None:
+    sizes = [(322, 240), (17, 33), (640, 360)]
+    batch = [
+        noise_frame(f, w, h, seed=i)
+        for i, (f, (w, h)) in enumerate(zip(["nv12", "bgr24", "p010le"], sizes, strict=False))
+    ]
+    check_preprocess(host, batch, 192, 96)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "int8"])
+@pytest.mark.parametrize("nhwc", [False, True])
+@pytest.mark.parametrize("color", ["RGB", "BGR"])
+def test_input_types_layouts_and_channel_orders(host: Host, dtype: str, nhwc: bool, color: str) -> None:
+    scale = {"uint8": 1.0, "int8": 0.5}.get(dtype, 1 / 255)
+    batch = [noise_frame("nv12"), noise_frame("rgb24", 100, 200)]
+    check_preprocess(host, batch, 96, 64, dtype=dtype, nhwc=nhwc, color=color, scale=scale, pad=7)
+
+
+def test_formats_the_reference_does_not_read_equal_their_kin(host: Host) -> None:
+    ten, sixteen = noise_frame("p010le"), noise_frame("p016le")
+    np.testing.assert_array_equal(host.preprocess([ten], 96, 64)[0], host.preprocess([sixteen], 96, 64)[0])
+    # yuv422p10le from yuv422p: the same picture four times as large in value.
+    eight, wide = noise_frame("yuv422p"), noise_frame("yuv422p10le")
+    for small, large in zip(eight.picture.native.planes, wide.picture.native.planes, strict=True):
+        rows = np.frombuffer(memoryview(small), np.uint8).reshape(-1, small.line_size)
+        into = np.frombuffer(memoryview(large), np.uint16).reshape(-1, large.line_size // 2)
+        width = min(rows.shape[1], into.shape[1])
+        into[:, :width] = rows[:, :width].astype(np.uint16) * 4
+    np.testing.assert_allclose(host.preprocess([wide], 96, 64)[0], host.preprocess([eight], 96, 64)[0], atol=1e-5)
+
+
+def test_what_cannot_be_read_is_a_frame_error() -> None:
+    geometries = ker.Geometries(64, 64)
+    with pytest.raises(FrameError, match=r"pixel format yuv411p is not supported on the GPU; supported: bgr24"):
+        geometries.of(noise_frame("yuv411p"))
+    with pytest.raises(FrameError, match="crop 400×300 at 0,0 does not lie inside the 322×241"):
+        geometries.of(noise_frame("nv12", roi=Box(0, 0, 400, 300)))
+
+
+def test_geometries_are_bounded() -> None:
+    geometries = ker.Geometries(64, 64)
+    for x in range(300):
+        geometries.of(noise_frame("gray", roi=Box(x, 0, 8, 8)))
+    assert len(geometries._kept) <= 256
+
+
+def test_staging_keeps_planes_apart() -> None:
+    frame = noise_frame("yuv420p")
+    planes = ker.plane_layout(frame, ker.Geometries(64, 64).of(frame))
+    copied: list[tuple[int, int, int]] = []
+    laid, end = ker.stage(planes, 1 << 20, 512, lambda *a: copied.append(a))
+    assert laid[0] == ((1 << 20) + 512, planes[0][1])
+    assert all(offset % ker.STAGE_ALIGN == 0 for offset, _, _ in copied)
+    for (offset, _, size), (following, _, _) in itertools.pairwise(copied):
+        assert offset + size <= following
+    assert copied[-1][0] + copied[-1][2] <= end
+    assert ker.stage(planes, 1 << 20, 512, None) == (laid, end)
+
+
+@pytest.mark.parametrize("kind", DECODE_KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("conf", [0.05, 0.25, 0.6])
+def test_decoding_equals_the_numpy_head(host: Host, kind: str, dtype: str, multi_label: bool, conf: float) -> None:
+    assert check_decode(host, kind, dtype, multi_label=multi_label, conf=conf) > 5
+
+
+def test_heads_in_another_order_are_numbered_finest_first(host: Host) -> None:
+    assert check_decode(host, "yolov5_heads", "float32", multi_label=True, conf=0.3, shuffled=True) > 5
+
+
+def test_the_extreme_thresholds(host: Host) -> None:
+    assert check_decode(host, "yolov5_heads", "float32", multi_label=False, conf=0.0, frames=1) > 1000
+    assert check_decode(host, "yolov5_cat", "float32", multi_label=False, conf=1.0, frames=1) == 0
+
+
+def test_overflow_keeps_what_fits(host: Host) -> None:
+    check_overflow(host)
+
+
+def test_values_that_are_no_numbers_yield_no_box(host: Host) -> None:
+    specs, arrays, _ = decode_case("yolov8", "float32", frames=1)
+    plan = DecodePlan("yolov8", 7, 0.25, False)
+    arrays[0][:] = np.nan
+    assert host.decode(plan, specs, arrays, 64)[1] == [0]
+
+
+def test_what_the_device_cannot_decode_is_named() -> None:
+    plan = DecodePlan("yolov8", 7, 0.25, False)
+    with pytest.raises(BackendError, match=r"must be float32 or float16 to be decoded, found o\[-1, 11, 10\] int32"):
+        dec.check(plan, [TensorSpec("o", (-1, 11, 10), "int32")])
+    with pytest.raises(BackendError, match="up to 1 outputs"):
+        dec.check(plan, [TensorSpec("o", (-1, 11, 10), "float32")] * 2)
+
+
+def test_the_committed_ptx_belongs_to_the_source() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "build_kernels.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_changed_source_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "streamd" / "engine" / "tensorrt"
+    folder.mkdir(parents=True)
+    (tmp_path / "tools").mkdir()
+    tool = tmp_path / "tools" / "build_kernels.py"
+    shutil.copy(ROOT / "tools" / "build_kernels.py", tool)
+    shutil.copy(ker.PTX, folder)
+    source = folder / ker.SOURCE.name
+    source.write_text(ker.SOURCE.read_text() + "// another\n")
+    done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "was built from another kernels.cu" in done.stderr
+    source.write_text(ker.SOURCE.read_text())
+    ptx = folder / ker.PTX.name
+    ptx.write_text(ptx.read_text().replace("mul", "add", 1))
+    done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "was changed after it was built" in done.stderr

@@ -1,0 +1,191 @@
+"""What the kernels must compute, whichever machine runs them: compiled C++ on the host, or a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.engine.reference import preprocess as reference
+from streamd.engine.tensorrt.kernels import FORMATS
+from streamd.heads import DetectSettings, EndToEndSettings, Yolov5CatSettings, Yolov5HeadsSettings, Yolov8Settings
+from streamd.heads.select import open_head
+from streamd.types import Box, Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Picture, TensorSpec
+
+CODE_VALUE_TOLERANCE = 0.002
+"""Largest difference from the float64 reference, in code values 0..255, for a float32 input: single precision."""
+REFERENCE_FORMATS = sorted(set(FORMATS) - {"p016le", "yuv422p10le"})
+"""Those that reference.py reads; the other two differ from one of these in name or in subsampling only."""
+
+
+class Machine(Protocol):
+    """Runs the kernels somewhere."""
+
+    def preprocess(
+        self, frames: Sequence[Frame], width: int, height: int, *, dtype: str = "float32", nhwc: bool = False,
+        color: Any = "RGB", scale: float = 1 / 255, pad: int = 114,
+    ) -> tuple[npt.NDArray[Any], list[Letterbox]]: ...  # fmt: skip
+
+    def decode(
+        self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
+    ) -> tuple[list[Candidates], list[int]]:
+        """Candidates and the count (which may exceed `capacity`) of each frame."""
+        ...
+
+
+def noise_frame(
+    fmt: str,
+    width: int = 322,
+    height: int = 241,
+    *,
+    seed: int = 0,
+    matrix: Any = "bt601",
+    full_range: bool = False,
+    rotation: Any = 0,
+    roi: Box | None = None,
+) -> Frame:
+    """A frame of random samples, every one of them legal: no smooth area hides a tap in the wrong place."""
+    import av
+
+    native = av.VideoFrame(width, height, fmt)
+    random = np.random.default_rng(seed)
+    for plane in native.planes:
+        view = np.frombuffer(memoryview(plane), np.uint8)
+        assert view.flags.writeable
+        if fmt in ("p010le", "p016le"):
+            view.view(np.uint16)[:] = random.integers(0, 1024, view.size // 2, np.uint16) << 6
+        elif "10le" in fmt:
+            view.view(np.uint16)[:] = random.integers(0, 1024, view.size // 2, np.uint16)
+        else:
+            view[:] = random.integers(0, 256, view.size, np.uint8)
+    upright = (height, width) if rotation in (90, 270) else (width, height)
+    picture = Picture(native, fmt, width, height, matrix, full_range or fmt.startswith("yuvj"), rotation)
+    return Frame("s", picture, *upright, 0, 0, 0, roi=roi)
+
+
+def check_preprocess(
+    machine: Machine, frames: Sequence[Frame], width: int = 224, height: int = 256, **how: Any
+) -> None:
+    """The kernel's tensor and letterboxes equal the reference's."""
+    got, boxes = machine.preprocess(frames, width, height, **how)
+    dtype, nhwc = how.pop("dtype", "float32"), how.pop("nhwc", False)
+    scale = how.get("scale", 1 / 255)
+    want, want_boxes = reference(
+        frames, width, height, pad_value=how.get("pad", 114), color=how.get("color", "RGB"), scale=scale
+    )
+    assert boxes == want_boxes
+    if nhwc:
+        want = want.transpose(0, 2, 3, 1)
+    assert got.shape == want.shape
+    assert got.dtype == np.dtype(dtype)
+    difference = np.abs(got.astype(np.float64) - want)
+    if dtype == "float32":
+        assert difference.max() <= CODE_VALUE_TOLERANCE * scale
+    elif dtype == "float16":
+        # Half a unit in the last place, of values up to 255 · scale.
+        assert difference.max() <= CODE_VALUE_TOLERANCE * scale + 255 * scale * 2.0**-11
+    else:
+        low, high = (0, 255) if dtype == "uint8" else (-128, 127)
+        assert np.abs(got.astype(np.float64) - np.clip(want, low, high)).max() <= 0.5 + CODE_VALUE_TOLERANCE * scale
+
+
+GEOMETRIES = [
+    ("plain", {}),
+    ("crop", {"roi": Box(20, 40, 160, 120)}),
+    ("odd crop", {"roi": Box(33, 7, 101, 97)}),
+    ("upscaled crop", {"roi": Box(100, 50, 30, 40)}),
+    ("tiny", {"width": 17, "height": 33}),
+    ("narrow", {"width": 640, "height": 16}),
+    ("one pixel high", {"width": 64, "height": 2, "roi": Box(0, 1, 64, 1)}),
+    ("exact size", {"width": 224, "height": 256}),
+    ("large", {"width": 1921, "height": 1081}),
+]
+
+
+# ------------------------------------------------------------------------------------------------------------ decode
+
+INPUT = (224, 192)
+"""Height and width of the network behind the decode cases."""
+CLASSES = 7
+
+
+def _spec(outputs: Sequence[TensorSpec]) -> ModelSpec:
+    return ModelSpec(
+        "m.plan", "0" * 64, "m", TensorSpec("images", (-1, 3, *INPUT), "float32"), tuple(outputs),
+        tuple(f"c{i}" for i in range(CLASSES)),
+    )  # fmt: skip
+
+
+def decode_case(
+    kind: str, dtype: str, *, frames: int = 3, seed: int = 1, shuffled: bool = False
+) -> tuple[list[TensorSpec], list[npt.NDArray[Any]], Any]:
+    """Specs, random outputs (batch first) and head settings of one kind."""
+    random = np.random.default_rng(seed)
+    height, width = INPUT
+    cells = [(height // s, width // s) for s in (8, 16, 32)]
+    if kind == "yolov5_heads":
+        shapes = [(3, h, w, 5 + CLASSES) for h, w in cells]
+        if shuffled:
+            shapes = [shapes[1], shapes[2], shapes[0]]
+        arrays = [random.normal(-1.0, 2.0, (frames, *s)) for s in shapes]
+        settings: Any = Yolov5HeadsSettings()
+    else:
+        rows = sum(h * w for h, w in cells) * (3 if kind == "yolov5_cat" else 1)
+        boxes = random.uniform(1, 190, (frames, rows, 4))
+        scores = random.uniform(0, 1, (frames, rows, CLASSES)) ** 3
+        if kind == "yolov5_cat":
+            arrays = [np.concatenate([boxes, random.uniform(0, 1, (frames, rows, 1)) ** 3, scores], axis=2)]
+            settings = Yolov5CatSettings()
+        elif kind == "yolov8":
+            arrays = [np.ascontiguousarray(np.concatenate([boxes, scores], axis=2).transpose(0, 2, 1))]
+            settings = Yolov8Settings()
+        else:
+            classes = random.integers(-1, CLASSES + 2, (frames, 300, 1))
+            arrays = [np.concatenate([boxes[:, :300], scores[:, :300, :1], classes], axis=2)]
+            settings = EndToEndSettings()
+    arrays = [a.astype(dtype) for a in arrays]
+    specs = [TensorSpec(f"o{i}", (-1, *a.shape[1:]), dtype) for i, a in enumerate(arrays)]
+    return specs, arrays, settings
+
+
+def check_decode(machine: Machine, kind: str, dtype: str, *, multi_label: bool, conf: float, **case: Any) -> int:
+    """The kernel's candidates equal the NumPy head's, in its order. Returns how many there were."""
+    specs, arrays, settings = decode_case(kind, dtype, **case)
+    head = open_head(settings, _spec(specs), DetectSettings(conf=conf, multi_label=multi_label))
+    frames = len(arrays[0])
+    floats = [a.astype(np.float32) for a in arrays]
+    want = [head.candidates(floats, i) for i in range(frames)]
+    found, counts = machine.decode(head.plan, specs, arrays, 1 << 15)
+    assert len(found) == frames
+    for got, expected, count in zip(found, want, counts, strict=True):
+        got_keys = list(zip(got.class_id.tolist(), np.round(got.score, 3).tolist(), strict=True))
+        # A score within rounding of the threshold may fall on either side of it.
+        close = int((np.abs(expected.score - conf) < 1e-5).sum())
+        assert abs(count - len(expected.score)) <= close, (count, len(expected.score), got_keys[:5])
+        assert count == len(got.score)
+        if count == len(expected.score):
+            np.testing.assert_array_equal(got.class_id, expected.class_id)
+            np.testing.assert_allclose(got.score, expected.score, rtol=2e-6, atol=1e-7)
+            np.testing.assert_allclose(got.xyxy, expected.xyxy, rtol=1e-5, atol=1e-3)
+        assert got.xyxy.dtype == np.float32
+        assert got.class_id.dtype == np.int32
+    return sum(counts)
+
+
+DECODE_KINDS = ["yolov5_heads", "yolov5_cat", "yolov8", "end_to_end"]
+
+
+def check_overflow(machine: Machine) -> None:
+    """What fits is kept and is genuine; the count says how many there were."""
+    specs, arrays, settings = decode_case("yolov8", "float32")
+    head = open_head(settings, _spec(specs), DetectSettings(conf=0.25))
+    want = [head.candidates([a.astype(np.float32) for a in arrays], i) for i in range(3)]
+    found, counts = machine.decode(head.plan, specs, arrays, 16)
+    assert counts == [len(w.score) for w in want]
+    assert min(counts) > 16
+    for got, expected in zip(found, want, strict=True):
+        assert got.xyxy.shape == (16, 4)
+        genuine = {tuple(row) for row in np.round(expected.xyxy, 2).tolist()}
+        assert all(tuple(row) in genuine for row in np.round(got.xyxy, 2).tolist())
