@@ -1,4 +1,4 @@
-"""An ONNX model as a graph: loading, saving whole or not at all, and the walks that quantisation and inspection need."""
+"""An ONNX model as a graph: loading, saving whole or not at all, and the walks of quantisation and inspection."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     try:
         model = onnx.load(str(file))
         onnx.checker.check_model(model)
-    except Exception as error:  # noqa: BLE001 - protobuf, checker and external-data errors share no base class
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelError(f"model {file}: not a valid ONNX model: {reason}; export or copy it again") from error
     if not model.graph.node:
@@ -219,7 +219,7 @@ def prepare(path: str | os.PathLike[str]) -> Any:
     if opset(model) < MIN_OPSET:
         try:
             model = onnx.version_converter.convert_version(model, MIN_OPSET)
-        except Exception as error:  # noqa: BLE001 - the converter throws bare RuntimeErrors and worse
+        except Exception as error:
             raise ModelError(
                 f"model {path}: opset {opset(model)} cannot be brought to {MIN_OPSET}, the first with scales per "
                 f"channel ({str(error).splitlines()[0][:160]}); export it again with opset {MIN_OPSET} or later"
