@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ streams:
         before = first.seq - first.dropped
         assert before < 60
         assert [m.seq for m in frames] == sorted({m.seq for m in frames})
-        gaps = sum(b.seq - a.seq - 1 for a, b in zip(frames, frames[1:], strict=False))
+        gaps = sum(b.seq - a.seq - 1 for a, b in itertools.pairwise(frames))
         told = sum(m.dropped for m in frames[1:])
         assert gaps == told
         dropped = sum((summary.get("dropped") or {}).values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -62,8 +63,11 @@ def test_names_and_labels_follow_the_conventions() -> None:
 
 def test_a_scrape_parses_in_both_formats_and_labels_are_escaped() -> None:
     registry = filled()
+    # prometheus_client leaves these two without types.
+    parse: Any = parse_openmetrics
+    expose: Any = generate_openmetrics
     plain = {f.name: f for f in text_string_to_metric_families(generate_latest(registry).decode())}
-    opened = {f.name: f for f in parse_openmetrics(generate_openmetrics(registry).decode())}
+    opened = {f.name: f for f in parse(expose(registry).decode())}
     assert set(opened) >= WANTED
     for families in (plain, opened):
         labels = [s.labels for f in families.values() for s in f.samples if "label" in s.labels]
@@ -91,7 +95,12 @@ def test_the_latency_buckets_are_close_around_one_frame_at_25_fps() -> None:
 
 def test_drops_are_counted_from_any_thread() -> None:
     stream = Metrics(CollectorRegistry()).stream("s")
-    threads = [threading.Thread(target=lambda: [stream.drop("ring_full") for _ in range(2000)]) for _ in range(4)]
+
+    def work() -> None:
+        for _ in range(2000):
+            stream.drop("ring_full")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,0 +1,67 @@
+"""The systemd units: valid, hardened, and agreeing with the code about times and exit codes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from streamd.config import Config
+from streamd.errors import ConfigError, GateError, ModelError
+
+UNITS = Path(__file__).resolve().parent.parent / "systemd"
+TEXT = (UNITS / "streamd@.service").read_text()
+
+
+def value(key: str) -> str:
+    found = re.search(rf"^{key}=(.*)$", TEXT, re.MULTILINE)
+    assert found, key
+    return found.group(1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root folder with our units, systemd's own, and an executable where the unit expects one."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    made = tmp_path_factory.mktemp("root")
+    system = next(p for p in (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system")) if p.is_dir())
+    shutil.copytree(system, made / "usr/lib/systemd/system", symlinks=True)
+    (made / "etc/systemd/system").mkdir(parents=True)
+    for unit in UNITS.glob("streamd*"):
+        shutil.copy(unit, made / "etc/systemd/system")
+    binary = made / "opt/streamd/bin/streamd"
+    binary.parent.mkdir(parents=True)
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    return made
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_systemd_finds_nothing_wrong(root: Path) -> None:
+    done = analyze("verify", f"--root={root}", "streamd@yard.service", "streamd.target")
+    ours = [line for line in (done.stdout + done.stderr).splitlines() if "streamd" in line]
+    assert ours == []
+
+
+def test_exposure_is_low(root: Path) -> None:
+    done = analyze("security", "--offline=true", f"--root={root}", "streamd@yard.service")
+    found = re.search(r"exposure level.*?: ([\d.]+)", done.stdout)
+    if found is None:
+        pytest.skip(f"this systemd-analyze does not rate units offline: {done.stderr.strip()[:100]}")
+    assert float(found.group(1)) <= 2.0
+
+
+def test_times_and_codes_agree_with_the_code() -> None:
+    fields = Config.model_fields
+    assert float(value("TimeoutStopSec")) > fields["drain_s"].default + 5
+    assert float(value("WatchdogSec")) > fields["stall_s"].default + 5
+    codes = {int(code) for code in value("RestartPreventExitStatus").split()}
+    assert codes == {ConfigError.exit_code, ModelError.exit_code, GateError.exit_code}
+    assert value("Type") == "notify"

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Writes docs/configuration.md and docs/messages.schema.json from the code; --check tells whether they are up to date.
+
+usage: build_reference.py [--check]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from streamd.config import Config
+from streamd.sinks.message import json_schema
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+HEAD = """# Configuration reference
+
+Generated from the code by `tools/build_reference.py`; `streamd schema` prints the same as JSON Schema.
+
+A file is YAML. `${NAME}` is replaced by the environment's value (an error where there is none), `${NAME:-text}` has a
+default, `${file:PATH}` is a file's content without its last line break, `$$` is a dollar sign. Substituted values are
+treated as secrets: they appear in no log, metric or message. Relative paths are relative to the configuration file.
+`streamd check FILE` tells everything that is wrong at once, each with its line and field.
+"""
+
+
+def kind_of(entry: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """A field's type in words, with links to sections."""
+    if "$ref" in entry:
+        return link(entry["$ref"].rsplit("/", 1)[1])
+    for key in ("anyOf", "oneOf"):
+        if key in entry:
+            return " or ".join(dict.fromkeys(kind_of(e, definitions) for e in entry[key]))
+    if "const" in entry:
+        return f"`{entry['const']}`"
+    if "enum" in entry:
+        return ", ".join(f"`{v}`" for v in entry["enum"])
+    kind = {"string": "text", "integer": "whole number", "boolean": "true or false", "null": "null"}.get(
+        entry.get("type", ""), entry.get("type", "")
+    )
+    if kind == "array":
+        items = entry.get("items") or {}
+        return f"list of {kind_of(items, definitions)}" if items else "list"
+    if kind == "object":
+        return "mapping"
+    low = entry.get("minimum", entry.get("exclusiveMinimum"))
+    high = entry.get("maximum", entry.get("exclusiveMaximum"))
+    if low is not None and high is not None:
+        return f"{kind}, {low:g} to {high:g}"
+    return kind if low is None else f"{kind}, {'more than' if 'exclusiveMinimum' in entry else 'at least'} {low:g}"
+
+
+def link(name: str) -> str:
+    """A link to a section's heading."""
+    return f"[{name}](#{name.lower()})"
+
+
+def default_of(entry: dict[str, Any], *, required: bool) -> str:
+    """A field's default in words."""
+    if required:
+        return "required"
+    value = entry.get("default")
+    return "" if value is None or isinstance(value, (dict, list)) else f"`{json.dumps(value)}`"
+
+
+def section(name: str, definition: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """One table."""
+    lines = [f"\n## {name}\n", definition.get("description", "").replace("\n", " "), ""]
+    lines += ["| field | value | default | meaning |", "|---|---|---|---|"]
+    required = definition.get("required", ())
+    for field, entry in definition.get("properties", {}).items():
+        meaning = entry.get("description", "")
+        cells = field, kind_of(entry, definitions), default_of(entry, required=field in required), meaning
+        lines.append("| `{}` | {} | {} | {} |".format(*(c.replace("|", "\\|") for c in cells)))
+    return "\n".join(lines)
+
+
+def reference() -> str:
+    """The whole document."""
+    schema = Config.model_json_schema()
+    definitions = schema["$defs"]
+    parts = [HEAD.rstrip(), section("The file", schema, definitions)]
+    parts += [section(name, definitions[name], definitions) for name in definitions]
+    return "\n".join(parts) + "\n"
+
+
+def main() -> int:
+    """Writes or checks."""
+    wanted = {
+        DOCS / "configuration.md": reference(),
+        DOCS / "messages.schema.json": json.dumps(json_schema(), indent=2) + "\n",
+    }
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path} is out of date: run tools/build_reference.py", file=sys.stderr)
+        return 1 if stale else 0
+    for path, text in wanted.items():
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
