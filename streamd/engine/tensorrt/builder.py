@@ -1,0 +1,316 @@
+"""ONNX to engine plan, on any TensorRT from 8.5 to 11 and on TensorRT-RTX."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
+from streamd.engine.model import model_file
+from streamd.engine.select import PLAN_SUFFIXES
+from streamd.engine.tensorrt import driver, plans
+from streamd.engine.tensorrt.calibrator import make_calibrator
+from streamd.engine.tensorrt.files import write_whole
+from streamd.engine.tensorrt.job import BuildOptions, Job, prepare
+from streamd.engine.tensorrt.onnxfile import OnnxFile
+from streamd.engine.tensorrt.plans import StagedPlan
+from streamd.engine.tensorrt.version import load_trt, tidy, vendor_logger
+from streamd.errors import BackendError, ConfigError, ModelError
+from streamd.sidecar import Provenance, Sidecar, read_sidecar, write_sidecar
+
+log = structlog.get_logger(__name__)
+
+_MAX_LISTED = 5
+_MAX_TIMING_BYTES = 256 << 20
+
+
+@contextmanager
+def _vendor(job: Job, what: str) -> Iterator[Any]:
+    """Translates what the vendor throws. Yields its logger."""
+    logger = vendor_logger()
+    logger.take_errors()
+    try:
+        yield logger
+    except (RuntimeError, TypeError, ValueError, MemoryError) as error:
+        # pybind11 makes a TypeError of a constructor that returned nothing.
+        details = [*logger.take_errors(), tidy(str(error))]
+        raise BackendError(f"{job.trt}: {what} {job.onnx.path} failed: {details[0]}") from error
+
+
+def _parse_errors(parser: Any, onnx: OnnxFile, job: Job) -> ModelError:
+    """Every node the parser refused, as one error."""
+    found = []
+    for i in range(parser.num_errors):
+        error = parser.get_error(i)
+        index = int(error.node())
+        if 0 <= index < len(onnx.nodes):
+            where = f"node {onnx.nodes[index]}"
+        else:
+            where = f"node {error.node_name()}" if getattr(error, "node_name", str)() else ""
+        text = tidy(str(error.desc()))
+        # "false" is an assertion with nothing more to say.
+        text = "" if text in ("false", "") else f": {text}"
+        code = str(error.code()).rsplit(".", 1)[-1].lower().replace("_", " ")
+        found.append(f"{where or 'file'}: {code}{text}")
+    vendor_logger().take_errors()
+    listed = "; ".join(found[:_MAX_LISTED]) or "no reason given"
+    more = f"; and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+    return ModelError(f"model {onnx.path}: {job.trt} cannot parse it: {listed}{more}")
+
+
+def _load(job: Job) -> bytes:
+    """The bytes to parse."""
+    if job.recipe.precision == "fp16" and job.trt.always_strongly_typed:
+        from streamd.engine.tensorrt.half import to_half
+
+        return to_half(job.onnx.path)
+    try:
+        return job.onnx.path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"model {job.onnx.path}: cannot be read: {error.strerror}") from error
+
+
+def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
+    """(network, parser); the parser owns weights that the network points to."""
+    trt = job.trt.module
+    network = builder.create_network(job.trt.network_flags)
+    parser = trt.OnnxParser(network, logger)
+    if job.options.version_compatible and hasattr(trt, "OnnxParserFlag") and job.trt.version < (10,):
+        # Plug-ins cannot be carried along: instance normalisation must be the native layer (the default from 10 on).
+        parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
+    data = _load(job)
+    converted = job.recipe.precision == "fp16" and job.trt.always_strongly_typed
+    if not parser.parse(data, str(job.onnx.path)):
+        # Indices point into what was parsed; a converted graph is not the one that was read.
+        raise _parse_errors(parser, replace(job.onnx, nodes=()) if converted else job.onnx, job)
+    if network.num_inputs != 1 or network.num_outputs < 1:
+        raise ModelError(
+            f"model {job.onnx.path}: {network.num_inputs} inputs and {network.num_outputs} outputs after parsing; "
+            "expected one image and at least one output"
+        )
+    return network, parser
+
+
+def _timing_cache(job: Job, config: Any) -> None:
+    """Attaches the timing cache: the file's, where it fits this GPU and version, else an empty one."""
+    path = job.options.timing_cache
+    if path is None:
+        return
+    data = b""
+    try:
+        if path.stat().st_size <= _MAX_TIMING_BYTES:
+            data = path.read_bytes()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConfigError(f"timing cache {path}: cannot be read: {error.strerror}") from error
+    cache = config.create_timing_cache(data)
+    if not data or (cache is not None and config.set_timing_cache(cache, False)):
+        if not data:
+            config.set_timing_cache(cache, False)
+        return
+    vendor_logger().take_errors()
+    log.warning("timing cache does not fit and is not used", cache=str(path), tensorrt=str(job.trt), gpu=str(job.gpu))
+    config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _save_timing_cache(job: Job, config: Any) -> None:
+    path = job.options.timing_cache
+    cache = config.get_timing_cache() if path is not None else None
+    if path is None or cache is None:
+        return
+    try:
+        write_whole(path, memoryview(cache.serialize()))
+    except OSError as error:
+        # The plan is good without it; only the next build will be slow.
+        log.warning("timing cache cannot be written", cache=str(path), reason=error.strerror)
+
+
+def _add_profiles(job: Job, builder: Any, config: Any, tensor: Any) -> None:
+    fixed = job.spec.input.shape[1:]
+    shapes = [(n, *fixed) for n in job.recipe.profile]
+    for _ in range(job.options.profiles):
+        profile = builder.create_optimization_profile()
+        profile.set_shape(tensor.name, *shapes)
+        if config.add_optimization_profile(profile) < 0:
+            raise ModelError(f"model {job.onnx.path}: {job.trt} refuses the input shapes {shapes}")
+    if job.options.calibration is not None:
+        profile = builder.create_optimization_profile()
+        size = job.options.calibration.batch_size
+        profile.set_shape(tensor.name, *[(size, *fixed)] * 3)
+        if not config.set_calibration_profile(profile):
+            raise ModelError(f"model {job.onnx.path}: {job.trt} refuses to calibrate with batches of {size}")
+
+
+def _configure(job: Job, builder: Any, network: Any) -> tuple[Any, Any]:
+    """(builder configuration, calibrator or None)"""
+    trt, options = job.trt.module, job.options
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    if job.trt.has_precision_flags:
+        if job.recipe.precision in ("fp16", "int8"):
+            config.set_flag(trt.BuilderFlag.FP16)
+        if job.recipe.precision == "int8":
+            config.set_flag(trt.BuilderFlag.INT8)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible and job.trt.has_hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    calibrator = None
+    if options.calibration is not None:
+        calibrator = make_calibrator(job.trt, options.calibration)
+        config.int8_calibrator = calibrator
+    _add_profiles(job, builder, config, network.get_input(0))
+    _timing_cache(job, config)
+    return config, calibrator
+
+
+def build(job: Job) -> tuple[Any, Sidecar]:
+    """Builds the plan; minutes on a GPU.
+
+    Returns:
+        The serialized plan (a buffer), and its sidecar without the plan's own hash.
+
+    Raises:
+        ModelError: TensorRT does not understand the model; each node it refuses is named.
+        BackendError: the builder failed.
+    """
+    started = time.monotonic()
+    with driver.current(job.options.device) if job.gpu else nullcontext(), _vendor(job, "building") as logger:
+        trt = job.trt.module
+        builder = trt.Builder(logger)
+        if hasattr(trt, "init_libnvinfer_plugins"):
+            trt.init_libnvinfer_plugins(logger, "")
+        network, parser = _parse(job, builder, logger)
+        config, calibrator = _configure(job, builder, network)
+        try:
+            plan = builder.build_serialized_network(network, config)
+        finally:
+            if calibrator is not None:
+                calibrator.close()
+        if calibrator is not None and calibrator.error is not None:
+            raise calibrator.error
+        errors = logger.take_errors()
+        if plan is None:
+            raise BackendError(
+                f"{job.trt} cannot build {job.onnx.path}: {'; '.join(errors[:2]) or 'no reason given'} "
+                f"(workspace {job.options.workspace_mb} MiB)"
+            )
+        if errors:
+            log.warning("TensorRT reported errors but built the plan", count=len(errors), first=errors[0])
+        _save_timing_cache(job, config)
+        # The builder keeps pointers into these until it is done.
+        del config, parser, network, builder
+    return plan, _sidecar(job, round(time.monotonic() - started, 3))
+
+
+def _sidecar(job: Job, seconds: float) -> Sidecar:
+    """What the plan must know to be run alone, and where it came from."""
+    above = read_sidecar(job.onnx.path).provenance or Provenance()
+    method = job.method if above.method is None or not job.onnx.quantized else f"{job.method} ({above.method})"
+    provenance = Provenance(
+        source=job.source,
+        source_sha256=job.recipe.model_sha256,
+        method=method,
+        calibration_sha256=job.recipe.calibration_sha256 or above.calibration_sha256,
+        float_layers=above.float_layers,
+        precision=job.recipe.precision,
+        tensorrt=job.recipe.tensorrt,
+        driver=job.gpu.driver if job.gpu else None,
+        gpu=job.recipe.gpu,
+        profile=job.recipe.profile,
+        build_seconds=seconds,
+        tools={job.trt.name: job.trt.version_text},
+        forced=above.forced,
+        key=job.recipe.key,
+    )
+    return Sidecar(
+        version=1,
+        labels=job.spec.labels or None,
+        color=job.spec.color,
+        scale=job.spec.scale,
+        pad_value=job.spec.pad_value,
+        head=dict(job.spec.head) if job.spec.head is not None else None,
+        sha256=None,
+        provenance=provenance,
+    )
+
+
+def build_into(job: Job, out: Path) -> Sidecar:
+    """Builds and writes plan and sidecar, whole or not at all. Returns the sidecar as written."""
+    with StagedPlan(out) as staged:
+        plan, sidecar = build(job)
+        sidecar = staged.write(memoryview(plan), sidecar)
+        staged.commit()
+        return sidecar
+
+
+def plan_for(model: ModelSettings, settings: TensorRtSettings, batch: BatchSettings, *, profiles: int = 1) -> Path:
+    """The plan to run: the one that was named, one built earlier that fits exactly, or one built now.
+
+    Args:
+        model: a plan (.plan, .engine, .trt) or an ONNX model.
+        settings: where plans are kept, and how they are built.
+        batch: bounds the largest batch of a plan built here.
+        profiles: optimisation profiles wanted (see `Trt.profile_per_context`).
+
+    Raises:
+        ModelError: the model or plan cannot be used here.
+        ConfigError: settings that contradict it, or no folder to keep a plan in.
+        BackendError: no TensorRT, no GPU, or the build failed.
+    """
+    path = model_file(model.path)
+    if path.suffix.lower() in PLAN_SUFFIXES:
+        plans.check_plan(path, load_trt(), driver.find_gpu(settings.device))
+        return path
+    options = BuildOptions(
+        precision=settings.precision,
+        profiles=profiles,
+        workspace_mb=settings.workspace_mb,
+        device=settings.device,
+        input_size=model.input_size,
+    )
+    job = prepare(path, options, most=batch.max)
+    folders = plans.plan_folders(path, settings.cache_dir)
+    found, _ = plans.find_plan(job.recipe, job.source, folders)
+    if found is None:
+        found = _build_once(job, folders)
+    _refresh(found, job)
+    return found
+
+
+def _build_once(job: Job, folders: list[Path]) -> Path:
+    """Builds the plan in the first folder that can be written, unless another process has just done so."""
+    folder = plans.writable_folder(folders)
+    out = folder / f"{job.onnx.path.stem}-{job.recipe.key[:16]}.plan"
+    with plans.building(folder, out.name):
+        found, reason = plans.find_plan(job.recipe, job.source, folders)
+        if found is not None:
+            return found
+        log.info(
+            "building an engine plan; this may take minutes", model=str(job.onnx.path), reason=reason, plan=str(out)
+        )
+        timing = folder / f"streamd-{job.trt.name}-{job.trt.version_text}.timing"
+        sidecar = build_into(replace(job, options=replace(job.options, timing_cache=timing)), out)
+        assert sidecar.provenance is not None
+        log.info("engine plan built", plan=str(out), seconds=sidecar.provenance.build_seconds)
+    return out
+
+
+def _refresh(plan: Path, job: Job) -> None:
+    """Carries class names and the like over to a reused plan where the model's own sidecar has changed since."""
+    old = read_sidecar(plan)
+    fresh = _sidecar(job, 0.0).model_copy(update={"sha256": old.sha256, "provenance": old.provenance})
+    if fresh != old:
+        try:
+            write_sidecar(plan, fresh)
+        except ConfigError as error:
+            raise ConfigError(
+                f"plan {plan}: the model's sidecar has changed since, and the plan's own cannot follow: {error}"
+            ) from error

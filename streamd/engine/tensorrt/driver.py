@@ -1,0 +1,144 @@
+"""What the builder needs of the CUDA driver, by ctypes: the GPU's name, a current context, memory to calibrate with.
+
+Only the builder uses it, so that building asks for no package beyond TensorRT's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamd.errors import BackendError
+
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+_SCHED_BLOCKING_SYNC = 4
+"""CU_CTX_SCHED_BLOCKING_SYNC: the flags FFmpeg's decoder asks of the primary context."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU."""
+
+    ordinal: int
+    name: str
+    capability: tuple[int, int]
+    driver: str
+    """Version of the kernel driver, e.g. 580.95.05; the CUDA version it supports where that cannot be read."""
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
+
+
+@functools.cache
+def _library() -> Any:
+    """libcuda, initialised; None where there is no driver or no GPU."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    return cuda if cuda.cuInit(0) == 0 else None
+
+
+def _check(code: int, what: str) -> None:
+    if code:
+        text = ctypes.c_char_p()
+        _library().cuGetErrorString(code, ctypes.byref(text))
+        reason = text.value.decode() if text.value else f"error {code}"
+        raise BackendError(f"CUDA: {what} failed: {reason}")
+
+
+def _driver_version(cuda: Any) -> str:
+    with contextlib.suppress(OSError):
+        fields = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
+        for field in fields:
+            if field.count(".") >= 1 and field.replace(".", "").isdigit():
+                return field
+    number = ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(number))
+    return f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+
+
+def find_gpu(ordinal: int = 0) -> Gpu | None:
+    """The GPU, or None where there is no NVIDIA driver or no such GPU."""
+    cuda = _library()
+    if cuda is None:
+        return None
+    device = ctypes.c_int()
+    if cuda.cuDeviceGet(ctypes.byref(device), ordinal) != 0:
+        return None
+    name = ctypes.create_string_buffer(256)
+    _check(cuda.cuDeviceGetName(name, len(name), device), "cuDeviceGetName")
+    capability = []
+    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
+        value = ctypes.c_int()
+        _check(cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device), "cuDeviceGetAttribute")
+        capability.append(value.value)
+    return Gpu(ordinal, name.value.decode(errors="replace"), (capability[0], capability[1]), _driver_version(cuda))
+
+
+@functools.cache
+def _primary(ordinal: int) -> ctypes.c_void_p:
+    """The device's primary context, kept for the life of the process: TensorRT's runtime library holds on to it."""
+    cuda = _library()
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    _check(cuda.cuDeviceGet(ctypes.byref(device), ordinal), f"opening GPU {ordinal}")
+    # Before it exists, or FFmpeg cannot share it later; on one that exists already this changes nothing we need.
+    set_flags = getattr(cuda, "cuDevicePrimaryCtxSetFlags_v2", cuda.cuDevicePrimaryCtxSetFlags)
+    set_flags(device, _SCHED_BLOCKING_SYNC)
+    _check(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), f"the context of GPU {ordinal}")
+    return context
+
+
+@contextlib.contextmanager
+def current(ordinal: int) -> Iterator[None]:
+    """Makes the GPU's primary context the calling thread's own: TensorRT builds for the GPU that is current.
+
+    Raises:
+        BackendError: there is no such GPU, or it cannot be opened.
+    """
+    if _library() is None:
+        raise BackendError(f"GPU {ordinal}: no NVIDIA driver, or it finds no usable GPU")
+    cuda = _library()
+    _check(cuda.cuCtxPushCurrent_v2(_primary(ordinal)), "cuCtxPushCurrent")
+    try:
+        yield
+    finally:
+        cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+class DeviceMemory:
+    """A block of device memory of the current context.
+
+    Args:
+        size: bytes.
+
+    Raises:
+        BackendError: the GPU has not that much left.
+    """
+
+    def __init__(self, size: int) -> None:
+        pointer = ctypes.c_uint64()
+        _check(_library().cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size)), f"allocating {size} bytes")
+        self.address = pointer.value
+        self.size = size
+
+    def write(self, address: int, size: int) -> None:
+        """Copies `size` bytes from host memory at `address` to the start of the block."""
+        if size > self.size:
+            raise ValueError(f"{size} bytes into a block of {self.size}")
+        code = _library().cuMemcpyHtoD_v2(
+            ctypes.c_uint64(self.address), ctypes.c_void_p(address), ctypes.c_size_t(size)
+        )
+        _check(code, "copying to the GPU")
+
+    def free(self) -> None:
+        """Gives the block back. Idempotent."""
+        if self.address:
+            _library().cuMemFree_v2(ctypes.c_uint64(self.address))
+            self.address = 0

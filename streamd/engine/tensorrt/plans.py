@@ -1,0 +1,292 @@
+"""Plans on disk: what one was built for, whether it fits, where it is kept, and how it gets there whole.
+
+A plan runs on the TensorRT version and GPU it was built with and nowhere else, and nothing in its own bytes says from
+which model it came. So the sidecar of a plan carries a key, the SHA-256 of everything the plan depends on, and the
+SHA-256 of the plan: a plan whose key or hash differs is never loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import structlog
+
+from streamd.engine.model import sha256_of
+from streamd.engine.select import PLAN_SUFFIXES
+from streamd.engine.tensorrt.driver import Gpu
+from streamd.engine.tensorrt.version import Trt, parse_version
+from streamd.errors import ConfigError, ModelError
+from streamd.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
+
+log = structlog.get_logger(__name__)
+
+ANY_RTX = "any GPU TensorRT-RTX supports"
+ANY_AMPERE = "any GPU of compute capability 8.0 or later"
+VERSION_COMPATIBLE = " (version compatible)"
+"""Ends `Provenance.tensorrt` of a plan that later versions run too."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a plan is. Two plans with the same recipe do the same."""
+
+    model_sha256: str
+    precision: str
+    """fp32, fp16 or int8: settled, never auto."""
+    profile: tuple[int, int, int]
+    """Batch: least, best, most."""
+    tensorrt: str
+    gpu: str
+    input_size: tuple[int, int]
+    """Height and width in pixels."""
+    profiles: int = 1
+    workspace_mb: int = 1024
+    calibration_sha256: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Hex SHA-256 over all of it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def differs(self, other: Provenance) -> str:
+        """Why a plan with that provenance is not the one wanted, in words."""
+        pairs: Sequence[tuple[str, object, object]] = (
+            ("the model has changed since", other.source_sha256, self.model_sha256),
+            (f"built by TensorRT {other.tensorrt}, here is {self.tensorrt}", other.tensorrt, self.tensorrt),
+            (f"built for {other.gpu}, here is {self.gpu}", other.gpu, self.gpu),
+            (f"precision {other.precision}, wanted {self.precision}", other.precision, self.precision),
+            (f"batches of {_batches(other.profile)}, wanted {_batches(self.profile)}", other.profile, self.profile),
+        )
+        reasons = [text for text, theirs, ours in pairs if theirs != ours]
+        return "; ".join(reasons) or "built with other options"
+
+
+def _batches(profile: tuple[int, int, int] | None) -> str:
+    return "/".join(map(str, profile)) if profile else "unknown size"
+
+
+def built_by(trt: Trt, *, version_compatible: bool = False) -> str:
+    """`Provenance.tensorrt`: RTX is marked, for its plans and TensorRT's are strangers."""
+    prefix = "RTX " if trt.is_rtx else ""
+    return f"{prefix}{trt.version_text}{VERSION_COMPATIBLE if version_compatible else ''}"
+
+
+def built_for(trt: Trt, gpu: Gpu | None, *, hardware_compatible: bool = False) -> str:
+    """`Provenance.gpu`."""
+    if trt.is_rtx or gpu is None:
+        return ANY_RTX
+    return ANY_AMPERE if hardware_compatible else str(gpu)
+
+
+def _misfit(provenance: Provenance, trt: Trt, gpu: Gpu | None) -> str | None:
+    """Why the plan cannot run here, or None."""
+    here = built_by(trt)
+    if provenance.tensorrt is not None:
+        theirs = provenance.tensorrt.removesuffix(VERSION_COMPATIBLE)
+        portable = provenance.tensorrt.endswith(VERSION_COMPATIBLE)
+        same_kind = theirs.startswith("RTX ") == trt.is_rtx
+        # Forward only, as the vendor promises it.
+        newer = portable and same_kind and parse_version(theirs.removeprefix("RTX ")) <= trt.version
+        if theirs != here and not newer:
+            return f"was built by TensorRT {provenance.tensorrt}, this is {here}"
+    if provenance.gpu is None or gpu is None or provenance.gpu in (ANY_RTX, str(gpu)):
+        return None
+    if provenance.gpu == ANY_AMPERE and gpu.capability >= (8, 0):
+        return None
+    return f"was built for {provenance.gpu}, this is {gpu}"
+
+
+def check_plan(path: Path, trt: Trt, gpu: Gpu | None) -> None:
+    """Checks a plan that was named by the user against its sidecar.
+
+    Raises:
+        ModelError: it was cut short or replaced, or built for another TensorRT or GPU.
+    """
+    sidecar = read_sidecar(path)
+    if sidecar.sha256 is None and sidecar.provenance is None:
+        log.warning(
+            "engine plan has no sidecar: its origin cannot be checked, and class names are guessed",
+            plan=str(path),
+            advice="build it with `streamd build`",
+        )
+    if sidecar.provenance is not None and (why := _misfit(sidecar.provenance, trt, gpu)) is not None:
+        raise ModelError(
+            f"plan {path}: {why}; a plan runs only where it was built: build it again here with `streamd build`, or "
+            "give the ONNX model"
+        )
+    if sidecar.sha256 is not None and sha256_of(path) != sidecar.sha256:
+        raise ModelError(
+            f"plan {path}: is not the file its sidecar describes (cut short, damaged or replaced); copy both again or "
+            "build it again with `streamd build`"
+        )
+
+
+def find_plan(recipe: Recipe, source: str, folders: Sequence[Path]) -> tuple[Path | None, str]:
+    """A plan in `folders` that fits the recipe exactly, else None and the reason, for the log.
+
+    Args:
+        recipe: what is wanted.
+        source: file name of the model, by which plans that no longer fit are told from those of other models.
+        folders: looked through in order; those that are absent are passed over.
+    """
+    reason = "no plan has been built for it yet"
+    for folder in folders:
+        for plan in _plans_in(folder):
+            try:
+                sidecar = read_sidecar(plan)
+            except ConfigError:
+                continue
+            provenance = sidecar.provenance
+            if provenance is None or provenance.source != source:
+                continue
+            if provenance.key != recipe.key:
+                reason = f"{plan.name} does not fit: {recipe.differs(provenance)}"
+            elif sidecar.sha256 != sha256_of(plan):
+                reason = f"{plan.name} is not the file its sidecar describes"
+            else:
+                return plan, ""
+    return None, reason
+
+
+def _plans_in(folder: Path) -> list[Path]:
+    try:
+        # Newest first; hidden files are another builder's, not finished.
+        found = [p for p in folder.iterdir() if p.suffix in PLAN_SUFFIXES and not p.name.startswith(".")]
+        return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)
+    except OSError:
+        return []
+
+
+def user_cache() -> Path:
+    """systemd's CacheDirectory=, else the user's cache folder."""
+    given = os.environ.get("CACHE_DIRECTORY", "").split(":")[0]
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "streamd"
+
+
+def plan_folders(model: Path, cache_dir: str | None) -> list[Path]:
+    """Where a plan of `model` is looked for, and, in the first that can be written, kept."""
+    if cache_dir is not None:
+        return [Path(cache_dir).expanduser()]
+    return [model.absolute().parent, user_cache()]
+
+
+def writable_folder(folders: Sequence[Path]) -> Path:
+    """The first of `folders` that can be written; made where it is absent.
+
+    Raises:
+        ConfigError: none can.
+    """
+    reasons = []
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            reasons.append(f"{folder}: {error.strerror}")
+    raise ConfigError(
+        f"engine.cache_dir: no folder to keep the built plan in ({'; '.join(reasons)}); name one that can be written"
+    )
+
+
+@contextlib.contextmanager
+def building(folder: Path, name: str) -> Iterator[None]:
+    """Holds the right to build `name` in `folder`; waits for another process that does. Freed by any end of ours."""
+    path = folder / f".{name}.lock"
+    try:
+        handle = path.open("w")
+    except OSError as error:
+        raise ConfigError(f"lock {path}: cannot be opened: {error.strerror}") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                log.info("waiting for another process that builds the same plan", lock=str(path))
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            else:
+                # A file system without locks: at worst the same plan is built twice, and each rename is whole.
+                log.debug("folder has no locks", folder=str(folder), reason=error.strerror)
+        yield
+
+
+class StagedPlan:
+    """A plan and its sidecar written under a hidden name beside their final one. A context manager.
+
+    `path` can be loaded like any plan. `commit` puts both in place; leaving without it removes them, so that a full
+    disk, a failed gate or a crash leaves what was there before.
+
+    Args:
+        out: the final path.
+
+    Raises:
+        ConfigError: the folder of `out` is absent or cannot be written. Known at once, before minutes of building.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        if out.is_dir():
+            raise ConfigError(f"plan {out}: is a folder; give the path of a file")
+        try:
+            suffix = out.suffix if out.suffix in PLAN_SUFFIXES else ".plan"
+            handle, name = tempfile.mkstemp(suffix, f".{out.stem}.", out.parent)
+            os.close(handle)
+        except OSError as error:
+            raise ConfigError(f"plan {out}: cannot be written in {out.parent}: {error.strerror}") from error
+        self.path = Path(name)
+
+    def __enter__(self) -> StagedPlan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in (self.path, sidecar_path(self.path)):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def write(self, plan: memoryview, sidecar: Sidecar) -> Sidecar:
+        """Writes both, the plan's hash added to the sidecar, which is returned.
+
+        Raises:
+            ModelError: the disk is full or failing.
+            ConfigError: so it is for the sidecar.
+        """
+        try:
+            with self.path.open("wb") as handle:
+                handle.write(plan)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise ModelError(
+                f"plan {self.out}: {len(plan) / 2**20:.0f} MiB cannot be written: {error.strerror}; "
+                "nothing was left behind"
+            ) from error
+        sidecar = sidecar.model_copy(update={"sha256": hashlib.sha256(plan).hexdigest()})
+        write_sidecar(self.path, sidecar)
+        # A temporary file is its maker's alone; the daemon that is to read it may be another user.
+        self.path.chmod(sidecar_path(self.path).stat().st_mode & 0o777)
+        return sidecar
+
+    def commit(self) -> None:
+        """Puts plan and sidecar in place.
+
+        Raises:
+            ModelError: they cannot be renamed.
+        """
+        try:
+            # A crash between the two leaves a plan whose hash its sidecar denies: refused, and rebuilt.
+            self.path.replace(self.out)
+            sidecar_path(self.path).replace(sidecar_path(self.out))
+        except OSError as error:
+            raise ModelError(f"plan {self.out}: cannot be put in place: {error.strerror}") from error
