@@ -61,7 +61,7 @@ class _Groups:
     def root(self, name: str) -> str:
         self._parent.setdefault(name, name)
         while self._parent[name] != name:
-            name = self._parent[name] = self._parent[self._parent[name]]
+            name = self._parent[name]
         return name
 
     def join(self, a: str, b: str) -> None:
