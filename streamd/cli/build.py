@@ -1,0 +1,253 @@
+"""`streamd build MODEL --out PLAN`: a TensorRT engine from an ONNX model, and proof that it still detects."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamd.cli.gate import Gate, add_gate_options, gate_of
+from streamd.config import is_url
+from streamd.engine.model import model_file, sha256_of
+from streamd.engine.select import PLAN_SUFFIXES
+from streamd.errors import ConfigError, FrameError, SourceError
+from streamd.sidecar import Sidecar
+from streamd.telemetry.logs import configure
+from streamd.types import Float32Array, Frame, ModelSpec
+
+if TYPE_CHECKING:
+    from streamd.engine.tensorrt.calibrator import Calibration
+    from streamd.engine.tensorrt.job import BuildOptions, Job
+
+VIDEO_FPS = 2.0
+"""Pictures taken from a second of a calibration video: neighbouring frames teach nothing new."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    p = subparsers.add_parser("build", help="build a TensorRT engine plan from an ONNX model")
+    p.add_argument("model", metavar="MODEL", help="ONNX model, float or with Q/DQ nodes (see quantize)")
+    p.add_argument("--out", required=True, metavar="PLAN", help="the plan to write: .plan, .engine or .trt")
+    p.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "fp16", "int8"),
+        default="auto",
+        help="auto (default): int8 where the model carries Q/DQ nodes or images to calibrate with are given, else fp16",
+    )
+    p.add_argument(
+        "--batch",
+        nargs=3,
+        type=int,
+        metavar=("MIN", "BEST", "MAX"),
+        help="batch sizes to build for (default 1 8 16, or the model's own)",
+    )
+    p.add_argument("--input-size", nargs=2, type=int, metavar=("H", "W"), help="of a model with a dynamic input size")
+    p.add_argument(
+        "--profiles",
+        type=int,
+        default=1,
+        metavar="N",
+        help="optimisation profiles; before TensorRT 10 batches in flight at once need one each (default 1)",
+    )
+    p.add_argument("--workspace", type=int, default=1024, metavar="MB", help="memory for tactics, MiB (default 1024)")
+    p.add_argument("--timing-cache", metavar="FILE", help="measurements to reuse and add to: later builds are faster")
+    p.add_argument("--version-compatible", action="store_true", help="let newer TensorRT run the plan (8.6 and later)")
+    p.add_argument(
+        "--hardware-compatible", action="store_true", help="let any GPU from Ampere on run the plan (8.6 and later)"
+    )
+    p.add_argument("--device", type=int, default=0, metavar="N", help="CUDA ordinal of the GPU (default 0)")
+    calibration = p.add_argument_group("INT8 calibration of a float model (TensorRT 10 and earlier)")
+    calibration.add_argument("--calibrate-images", metavar="DIR|VIDEO", help="pictures like those the cameras will see")
+    calibration.add_argument("--calibrate-count", type=int, default=512, metavar="N", help="at most N (default 512)")
+    calibration.add_argument("--calibrate-batch", type=int, default=8, metavar="N", help="pictures a batch (default 8)")
+    calibration.add_argument("--calibration-cache", metavar="FILE", help="TensorRT's scales, reused while they fit")
+    add_gate_options(p)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Calibration pictures through the daemon's own letterbox."""
+
+    source: str
+    spec: ModelSpec
+    count: int
+    batch: int
+
+    def _frames(self) -> Iterator[Frame]:
+        from streamd.sources import AvStreamSettings, open_source
+        from streamd.sources.images import list_images, read_image
+
+        if not is_url(self.source) and Path(self.source).is_dir():
+            for path in list_images(self.source):
+                try:
+                    yield read_image(path)
+                except SourceError as error:
+                    print(f"streamd: {error}; left out", file=sys.stderr)
+            return
+        source = open_source(
+            AvStreamSettings(id="calibrate", url=self.source, pace="asap", decode="software", max_fps=VIDEO_FPS)
+        )
+        try:
+            source.open()
+            yield from source.frames()
+        finally:
+            source.close()
+
+    def batches(self) -> Generator[Float32Array, None, None]:
+        """Yields (batch, 3, H, W), scaled; what does not fill a batch is left out."""
+        from streamd.engine.scaler import HostLetterbox
+
+        spec = self.spec
+        letterbox = HostLetterbox(spec.input_width, spec.input_height, pad_value=spec.pad_value, color=spec.color)
+        pixels = np.empty((self.batch, spec.input_height, spec.input_width, 3), np.uint8)
+        done = 0
+        for frame in self._frames():
+            if done >= self.count:
+                return
+            try:
+                letterbox(frame, pixels[done % self.batch])
+            except FrameError as error:
+                print(f"streamd: {error}; left out", file=sys.stderr)
+                continue
+            done += 1
+            if done % self.batch == 0:
+                scaled = pixels.astype(np.float32) * np.float32(spec.scale)
+                _progress(done, self.count)
+                yield scaled if spec.layout == "NHWC" else scaled.transpose(0, 3, 1, 2)
+
+    def sha256(self, model: str) -> str:
+        """Of everything the scales depend on: the model, the pictures' bytes, and how they are used."""
+        from streamd.sources.images import list_images
+
+        path = Path(self.source)
+        files = list_images(path) if path.is_dir() else [path]
+        digest = hashlib.sha256(f"{model} {self.count} {self.batch} {self.spec}".encode())
+        for file in files if not is_url(self.source) else []:
+            digest.update(sha256_of(file).encode())
+        if is_url(self.source):
+            digest.update(self.source.encode())
+        return digest.hexdigest()
+
+
+def _progress(done: int, most: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\rcalibrating: {done} pictures (at most {most})", end="", file=sys.stderr, flush=True)
+
+
+def _calibration(args: argparse.Namespace, path: Path) -> Calibration | None:
+    """The calibration that the options ask for.
+
+    Raises:
+        ConfigError: options that make no sense, or fewer readable pictures than one batch.
+    """
+    if args.calibrate_images is None and args.calibration_cache is None:
+        return None
+    from streamd.engine.tensorrt.calibrator import Calibration
+    from streamd.engine.tensorrt.job import BuildOptions, prepare
+
+    cache = Path(args.calibration_cache) if args.calibration_cache else None
+    if args.calibrate_batch < 1 or args.calibrate_count < args.calibrate_batch:
+        raise ConfigError("--calibrate-count: must be at least --calibrate-batch, and that at least 1")
+    # The network's input, without asking yet whether the precision can be had.
+    bare = prepare(path, BuildOptions(precision="fp32", input_size=_pair(args.input_size), device=args.device))
+    fixed = bare.spec.input.shape[0]
+    batch = fixed if fixed > 0 else args.calibrate_batch
+    if args.calibrate_images is None:
+        return Calibration(hashlib.sha256(str(cache).encode()).hexdigest(), batch, None, cache)
+    pictures = Pictures(args.calibrate_images, bare.spec, args.calibrate_count, batch)
+    try:
+        with contextlib.closing(pictures.batches()) as batches:
+            first = next(batches, None)
+    except SourceError as error:
+        raise ConfigError(f"--calibrate-images: {error}") from error
+    if first is None:
+        raise ConfigError(
+            f"--calibrate-images {args.calibrate_images}: fewer readable pictures than one batch of {batch}; give "
+            "more, or a smaller --calibrate-batch"
+        )
+    key = pictures.sha256(f"{bare.recipe.model_sha256} {bare.recipe.tensorrt}")
+    return Calibration(key, batch, pictures.batches, cache)
+
+
+def _pair(values: Sequence[int] | None) -> tuple[int, int] | None:
+    return (values[0], values[1]) if values else None
+
+
+def _options(args: argparse.Namespace, calibration: Calibration | None) -> BuildOptions:
+    from streamd.engine.tensorrt.job import BuildOptions
+
+    if args.profiles < 1 or args.workspace < 16:
+        raise ConfigError("--profiles must be at least 1 and --workspace at least 16 (MiB)")
+    return BuildOptions(
+        precision=args.precision,
+        batch=tuple(args.batch) if args.batch else None,
+        profiles=args.profiles,
+        workspace_mb=args.workspace,
+        timing_cache=Path(args.timing_cache) if args.timing_cache else None,
+        version_compatible=args.version_compatible,
+        hardware_compatible=args.hardware_compatible,
+        device=args.device,
+        input_size=_pair(args.input_size),
+        calibration=calibration,
+    )
+
+
+def _job(args: argparse.Namespace) -> Job:
+    """Everything that can be refused before the build is refused here."""
+    from streamd.engine.tensorrt.job import prepare
+
+    path = model_file(args.model)
+    if path.suffix.lower() in PLAN_SUFFIXES or path.suffix == ".xml":
+        raise ConfigError(f"model {path}: build starts from an ONNX model, not from a {path.suffix[1:]}")
+    out = Path(args.out)
+    if out.suffix not in PLAN_SUFFIXES:
+        raise ConfigError(f"--out {out}: a plan must end in {', '.join(PLAN_SUFFIXES)}, by which it is known")
+    options = _options(args, None)
+    if args.calibrate_images is not None or args.calibration_cache is not None:
+        # Asked first without pictures, so that a precision that cannot be had is refused before they are read.
+        from streamd.engine.tensorrt.calibrator import Calibration
+
+        prepare(path, replace(options, calibration=Calibration("")))
+        options = replace(options, calibration=_calibration(args, path))
+    return prepare(path, options)
+
+
+def _summary(job: Job, out: Path, sidecar: Sidecar, verdict: str) -> None:
+    made = sidecar.provenance
+    assert made is not None
+    assert made.profile is not None
+    print(
+        f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {made.precision} ({job.method}), batches "
+        f"{'/'.join(map(str, made.profile))}, TensorRT {made.tensorrt}, for {made.gpu}, built in "
+        f"{made.build_seconds:.1f} s"
+    )
+    print(verdict)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds, checks the accuracy where it is asked to, and writes plan and sidecar, or nothing."""
+    configure("info")
+    from streamd.engine.tensorrt.builder import build
+    from streamd.engine.tensorrt.plans import StagedPlan
+    from streamd.sidecar import write_sidecar
+
+    gate: Gate | None = gate_of(args)
+    job = _job(args)
+    out = Path(args.out)
+    with StagedPlan(out) as staged:
+        plan, sidecar = build(job)
+        sidecar = staged.write(memoryview(plan), sidecar)
+        verdict = "accuracy: not checked (give --eval-images, and --labels where there are any)"
+        if gate is not None:
+            sidecar, verdict = gate.check(staged.path, sidecar, job)
+            write_sidecar(staged.path, sidecar)
+        staged.commit()
+    _summary(job, out, sidecar, verdict)
+    return 0
