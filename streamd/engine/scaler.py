@@ -58,6 +58,8 @@ _FORMATS: dict[str, _Format] = {
 
 _COLORSPACE = {"bt601": 5, "bt709": 1, "bt2020": 9}
 """swscale's numbers for the matrices (SWS_CS_ITU601, SWS_CS_ITU709, SWS_CS_BT2020)."""
+_MATRIX_CODE = {"bt601": 6, "bt709": 1, "bt2020": 9}
+"""ITU-T H.273's numbers for them."""
 _CACHED_PLANS = 64
 
 
@@ -126,6 +128,8 @@ class _Plan:
         self.targets: list[npt.NDArray[Any]] = []
         if not self.direct and self.known is not None:
             self.small = VideoFrame(width, height, self.known.small)
+            # PyAV 17 passes BT.2020 on only where the frame itself says so.
+            self.small.colorspace = _MATRIX_CODE[picture.matrix]
             self.targets = [
                 _view(self.small, i, shape, width, height, self.known.bytes)
                 for i, shape in enumerate(self.known.planes)
