@@ -1,0 +1,91 @@
+"""`streamd evaluate MODEL [OTHER]`: COCO accuracy through the daemon's own path, two models side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from streamd.cli.console import add_engine_options, engine_of, progress
+from streamd.errors import ConfigError
+from streamd.telemetry.logs import configure
+
+if TYPE_CHECKING:
+    from streamd.models.evaluate import Accuracy
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    p = subparsers.add_parser("evaluate", help="measure a model's accuracy on labelled images")
+    p.add_argument("model", metavar="MODEL", help="ONNX model, OpenVINO .xml or TensorRT plan")
+    p.add_argument("other", metavar="OTHER", nargs="?", help="a second model, compared with the first")
+    p.add_argument("--images", required=True, metavar="DIR", help="folder of images")
+    p.add_argument(
+        "--labels", required=True, metavar="DIR|JSON", help="folder of YOLO text files, or a COCO annotation file"
+    )
+    p.add_argument("--names", metavar="FILE", help="class names, one a line. Default: the model's own, or COCO's")
+    p.add_argument("--conf", type=float, default=0.001, help="lowest score (default 0.001)")
+    p.add_argument("--iou", type=float, default=0.6, help="NMS overlap (default 0.6)")
+    p.add_argument("--max-det", type=int, default=300, help="most detections an image (default 300)")
+    p.add_argument("--single-label", action="store_true", help="one class a box (default: every class above --conf)")
+    p.add_argument("--json", action="store_true", help="JSON on standard output")
+    add_engine_options(p)
+
+
+def _measure(model: str, args: argparse.Namespace, report: Any) -> Accuracy:
+    from pydantic import ValidationError
+
+    from streamd.engine import ModelSettings
+    from streamd.heads import DetectSettings
+    from streamd.models.dataset import image_folder, open_dataset
+    from streamd.models.evaluate import Detector, evaluate
+
+    try:
+        detect = DetectSettings(conf=args.conf, iou=args.iou, max_det=args.max_det, multi_label=not args.single_label)
+    except ValidationError as error:
+        raise ConfigError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
+    image_folder(args.images)
+    with Detector(ModelSettings(path=model, labels=args.names), detect, engine_of(args)) as detector:
+        dataset = open_dataset(args.images, args.labels, detector.labels)
+        return evaluate(detector, dataset, lambda done, total: report(model.rsplit("/", 1)[-1], done, total))
+
+
+def _print(first: Accuracy, second: Accuracy | None) -> None:
+    rows: list[tuple[str, str, float, float | None]] = []
+    for name in ("map", "map50", "map75"):
+        rows.append((name, "", getattr(first, name), None if second is None else getattr(second, name)))
+    others = {c.class_id: c for c in second.classes} if second is not None else {}
+    for c in first.classes:
+        after = others.get(c.class_id)
+        rows.append((c.label, str(c.boxes), c.ap, after.ap if after else None))
+    print(f"{first.images} images, {first.boxes} boxes, {len(first.classes)} classes")
+    header = f"{'':<24}{'boxes':>7}{first.model[:22]:>24}"
+    print(header + ("" if second is None else f"{second.model[:22]:>24}{'drop':>9}"))
+    for label, boxes, before, after_value in rows:
+        line = f"{label:<24}{boxes:>7}{before:>24.4f}"
+        if after_value is not None:
+            line += f"{after_value:>24.4f}{before - after_value:>+9.4f}"
+        print(line)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints. Images that cannot be read are counted and named on standard error; the others count."""
+    configure("warning")
+    with progress() as report:
+        found = [_measure(model, args, report) for model in (args.model, args.other) if model]
+    first, second = found[0], found[1] if len(found) > 1 else None
+    for message in first.unreadable:
+        print(f"streamd: {message}", file=sys.stderr)
+    if first.unreadable:
+        print(f"streamd: {len(first.unreadable)} images could not be read and were left out", file=sys.stderr)
+    if first.unlabelled:
+        print(f"streamd: {first.unlabelled} images have no labels and count as holding nothing", file=sys.stderr)
+    if args.json:
+        body: dict[str, Any] = {"models": [a.as_json() for a in found]}
+        if second is not None:
+            body["drop"] = {k: round(getattr(first, k) - getattr(second, k), 6) for k in ("map", "map50", "map75")}
+        print(json.dumps(body))
+    else:
+        _print(first, second)
+    return 0

@@ -1,0 +1,70 @@
+"""Calibration cache: what calibration saw, kept as JSON, so that another method or other float layers cost nothing.
+
+The key is a hash over the model's file, the pictures and everything that changes what the network sees of them. The
+file holds the histograms, from which each method's thresholds follow in under a second; so the method belongs to what
+is derived, and one file serves all four.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from streamd.errors import ConfigError
+from streamd.models.calibrate import BINS, Histogram
+from streamd.models.graph import write_whole
+from streamd.types import ModelSpec
+
+VERSION = 1
+MAX_BYTES = 256 << 20
+
+
+def default_folder() -> Path:
+    """The user's cache folder (XDG base directory specification)."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "streamd" / "calibration"
+
+
+def key_of(spec: ModelSpec, pictures: str, watched: Sequence[str]) -> str:
+    """Hex SHA-256 over what decides the histograms."""
+    parts = [
+        VERSION, BINS, spec.sha256, pictures, spec.input_width, spec.input_height, spec.color, spec.scale,
+        spec.pad_value, spec.layout, list(watched),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def load(path: Path, key: str) -> dict[str, Histogram] | None:
+    """The histograms in `path`, or None where there is no file for this key (a damaged one counts as none)."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return None
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if body["key"] != key or body["version"] != VERSION:
+            return None
+        return {name: Histogram.from_json(h) for name, h in body["histograms"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        return None
+
+
+def save(path: Path, key: str, spec: ModelSpec, pictures: str, histograms: dict[str, Histogram]) -> None:
+    """Writes the cache, whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    body = {
+        "version": VERSION,
+        "key": key,
+        "model_sha256": spec.sha256,
+        "pictures_sha256": pictures,
+        "histograms": {name: h.as_json() for name, h in histograms.items()},
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"calibration cache {path}: cannot be written: {error.strerror}") from error
+    write_whole(path, json.dumps(body, separators=(",", ":")).encode())

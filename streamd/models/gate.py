@@ -1,0 +1,175 @@
+"""The gate: no quantised model passes that lost more accuracy than was allowed.
+
+With labels the measure is COCO mAP, before and after. Without, it is agreement: of all boxes that either model reports
+at a score of 0.25, the share that the other model finds too: same class, IoU at least 0.5, one to one, at a score of
+0.15 (so that a box which moves from 0.26 to 0.24 is not called lost).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamd.engine import ModelSettings
+from streamd.errors import GateError
+from streamd.heads import DetectSettings
+from streamd.models.dataset import open_dataset
+from streamd.models.evaluate import COCO_DETECT, Accuracy, Boxes, Detector, Progress, evaluate
+from streamd.types import Float32Array, Frame
+
+MAX_DROP = 0.01
+"""mAP that may be lost, unless told otherwise."""
+MIN_AGREEMENT = 0.85
+"""Agreement below which a model is refused where there are no labels."""
+SURE, NEAR = 0.25, 0.15
+MATCH_IOU = 0.5
+LEAST_MAP = 0.01
+"""A float model below this was not measured: its labels, its classes or its head are not what was assumed."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate measured."""
+
+    accuracy: dict[str, float] = field(default_factory=dict)
+    """map, map_float, map_drop, map50, map50_float; empty without labels."""
+    agreement: float | None = None
+    refusal: str | None = None
+    """Why the model must not be written; None where it passed."""
+    score: float = 0.0
+    """What was lost, in the gate's own measure (mAP, or 1 − agreement): for comparing candidates."""
+    allowed: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """True where the model may be written."""
+        return self.refusal is None
+
+
+def iou_matrix(a: Float32Array, b: Float32Array) -> Float32Array:
+    """(N, M) intersection over union of (N, 4) and (M, 4) corners."""
+    top = np.maximum(a[:, None, :2], b[None, :, :2])
+    bottom = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    overlap = np.prod(np.clip(bottom - top, 0, None), axis=2)
+    areas = np.prod(a[:, 2:] - a[:, :2], axis=1)[:, None] + np.prod(b[:, 2:] - b[:, :2], axis=1)[None]
+    out: Float32Array = (overlap / np.maximum(areas - overlap, 1e-9)).astype(np.float32)
+    return out
+
+
+def found_again(a: Boxes, b: Boxes) -> tuple[int, int]:
+    """(found, sure): how many of `a`'s boxes at `SURE` or above `b` has too. Boxes of no area do not count."""
+    solid = np.minimum(a.xyxy[:, 2] - a.xyxy[:, 0], a.xyxy[:, 3] - a.xyxy[:, 1]) > 1
+    wanted = np.flatnonzero((a.score >= SURE) & solid)
+    others = np.flatnonzero(b.score >= NEAR)
+    if not len(wanted) or not len(others):
+        return 0, len(wanted)
+    overlap = iou_matrix(a.xyxy[wanted], b.xyxy[others])
+    overlap[a.class_id[wanted][:, None] != b.class_id[others][None]] = 0
+    found = 0
+    for row in overlap:
+        best = int(row.argmax())
+        if row[best] >= MATCH_IOU:
+            found += 1
+            overlap[:, best] = 0
+    return found, len(wanted)
+
+
+def agreement(first: Iterable[Boxes], second: Iterable[Boxes]) -> tuple[float, int]:
+    """(share of boxes found by both models, boxes looked at) over the same images in the same order."""
+    found = total = 0
+    for a, b in zip(first, second, strict=True):
+        for hits, boxes in (found_again(a, b), found_again(b, a)):
+            found, total = found + hits, total + boxes
+    return (found / total if total else 0.0), total
+
+
+class Gate:
+    """Compares candidates with one float model, which is measured once.
+
+    Args:
+        engine: backend settings for the measurement.
+        max_drop: mAP that may be lost.
+        images: labelled images, where there are labels.
+        labels: folder of YOLO text files or COCO JSON file; None measures agreement.
+        frames: makes the (name, frame) pairs that agreement is measured on.
+    """
+
+    def __init__(
+        self,
+        engine: dict[str, Any],
+        *,
+        max_drop: float = MAX_DROP,
+        min_agreement: float = MIN_AGREEMENT,
+        images: str | Path | None = None,
+        labels: str | Path | None = None,
+        frames: Callable[[], Iterable[tuple[str, Frame]]] | None = None,
+    ) -> None:
+        self._engine, self._max_drop, self._min_agreement = engine, max_drop, min_agreement
+        self._images, self._labels, self._frames = images, labels, frames
+        self._float_accuracy: Accuracy | None = None
+        self._float_boxes: list[Boxes] | None = None
+
+    def _evaluate(self, model: Path, progress: Progress | None) -> Accuracy:
+        assert self._images is not None
+        assert self._labels is not None
+        with Detector(ModelSettings(path=str(model)), COCO_DETECT, self._engine) as detector:
+            return evaluate(detector, open_dataset(self._images, self._labels, detector.labels), progress)
+
+    def _detect(self, model: Path) -> list[Boxes]:
+        assert self._frames is not None
+        detect = DetectSettings(conf=NEAR)
+        with Detector(ModelSettings(path=str(model)), detect, self._engine) as detector:
+            return list(detector.detect(self._frames()))
+
+    def open(self, model: Path, progress: Progress | None = None) -> None:
+        """Measures the float model.
+
+        Raises:
+            GateError: its own accuracy shows that it was not measured at all.
+        """
+        if self._labels is not None:
+            found = self._float_accuracy = self._evaluate(model, progress)
+            if found.map < LEAST_MAP:
+                raise GateError(
+                    f"model {model}: the float model itself reaches mAP {found.map:.4f} on {self._images}, so nothing "
+                    "can be said about its INT8 form; check that its head and its class numbers fit the labels"
+                )
+            return
+        self._float_boxes = self._detect(model)
+        total = agreement(self._float_boxes, self._float_boxes)[1]
+        if not total:
+            raise GateError(
+                f"model {model}: the float model finds nothing in {len(self._float_boxes)} pictures, so there is "
+                "nothing its INT8 form could agree with; check its head, give other pictures with --eval-images or "
+                "labels with --labels, or --force"
+            )
+
+    def judge(self, model: Path, progress: Progress | None = None) -> Verdict:
+        """Measures a candidate. `open` comes first."""
+        if self._float_accuracy is not None:
+            before, after = self._float_accuracy, self._evaluate(model, progress)
+            drop = before.map - after.map
+            refusal = None
+            if drop > self._max_drop:
+                refusal = (
+                    f"mAP falls by {drop:.4f} (from {before.map:.4f} to {after.map:.4f} on {after.images} images), "
+                    f"more than --max-drop {self._max_drop:g}"
+                )
+            figures = {
+                "map": after.map, "map_float": before.map, "map_drop": drop,
+                "map50": after.map50, "map50_float": before.map50,
+            }  # fmt: skip
+            return Verdict({k: round(v, 5) for k, v in figures.items()}, None, refusal, drop, self._max_drop)
+        assert self._float_boxes is not None
+        share, total = agreement(self._float_boxes, self._detect(model))
+        refusal = None
+        if share < self._min_agreement:
+            refusal = (
+                f"its detections agree with the float model's in {share:.1%} of {total} boxes, less than the "
+                f"{self._min_agreement:.0%} that is asked for without labels"
+            )
+        return Verdict({}, round(share, 5), refusal, 1 - share, 1 - self._min_agreement)

@@ -1,0 +1,307 @@
+"""From a float ONNX model to an INT8 one: calibrate, place Q/DQ pairs, measure, and write only what passes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from streamd import __version__
+from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
+from streamd.engine.model import sha256_of
+from streamd.errors import ConfigError, GateError, ModelError, StreamdError
+from streamd.models import cache
+from streamd.models.calibrate import METHODS, Histogram, Method, Observer, observe, thresholds
+from streamd.models.gate import MAX_DROP, Gate, Verdict
+from streamd.models.graph import check_writable, chosen, prepare, write_whole
+from streamd.models.pictures import Feeder, Pictures
+from streamd.models.qdq import Sites, find_sites, quantized
+from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, fewest
+from streamd.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
+from streamd.types import Float32Array, Frame, ModelSpec
+
+AGREEMENT_PICTURES = 128
+NOISE_PICTURES = 8
+KEPT_FRAMES = 32
+"""Decoded frames of a live stream held in memory, 3 MB each at 1080p."""
+Report = Callable[[str, int, int], None]
+"""Called with (what is being done, done, total); total 0 where it is not known."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `streamd quantize` was asked for."""
+
+    model: str
+    images: str
+    out: Path
+    batch: int = 8
+    batches: int = 16
+    every: int = 10
+    method: Method = "mse"
+    float_layers: tuple[str, ...] = ()
+    labels: str | None = None
+    eval_images: str | None = None
+    max_drop: float = MAX_DROP
+    auto: bool = False
+    sensitivity: str | None = None
+    """noise, map, or None."""
+    force: bool = False
+    cache: Path | None = None
+    """File of the calibration cache. Default: in the user's cache folder."""
+    use_cache: bool = True
+    residuals: bool = True
+    engine: dict[str, Any] = field(default_factory=lambda: {"kind": "openvino"})
+    """What measures accuracy."""
+
+
+@dataclass
+class Result:
+    """What was done."""
+
+    out: Path
+    sha256: str
+    layers: int
+    """Convolutions that could be quantised."""
+    float_layers: tuple[str, ...]
+    pictures: int
+    unreadable: list[str]
+    cached: bool
+    """True where the calibration came from the cache."""
+    calibration_sha256: str
+    verdict: Verdict
+    forced: bool
+    sensitivity: list[LayerHarm]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "out": str(self.out),
+            "sha256": self.sha256,
+            "layers": self.layers,
+            "float_layers": list(self.float_layers),
+            "pictures": self.pictures,
+            "unreadable": self.unreadable,
+            "cached": self.cached,
+            "calibration_sha256": self.calibration_sha256,
+            "accuracy": self.verdict.accuracy,
+            "agreement": self.verdict.agreement,
+            "refusal": self.verdict.refusal,
+            "forced": self.forced,
+            "sensitivity": [vars(h) for h in self.sensitivity],
+        }
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    pass
+
+
+def input_spec(model: str) -> ModelSpec:
+    """The model's input as the daemon sees it, sidecar included."""
+    backend = open_backend(OpenVinoSettings(), ModelSettings(path=model))
+    try:
+        return backend.spec
+    finally:
+        backend.close()
+
+
+class Quantizer:
+    """One model with its calibration, from which any number of candidates can be made.
+
+    Args:
+        request: what was asked for.
+        report: is told about progress.
+
+    Raises:
+        ConfigError: an option, a folder or a missing package.
+        ModelError: the model.
+        SourceError: a video or stream.
+    """
+
+    def __init__(self, request: Request, report: Report = _silent) -> None:
+        self.request, self._report = request, report
+        if request.method not in METHODS:
+            raise ConfigError(f"--method {request.method}: expected one of {', '.join(METHODS)}")
+        self.source = Path(request.model).expanduser()
+        if request.out.exists() and self.source.exists() and request.out.samefile(self.source):
+            raise ConfigError(f"--out {request.out}: is the float model itself; give another name")
+        check_writable(request.out)
+        self.model = prepare(self.source)
+        self.sites: Sites = find_sites(self.model)
+        if not self.sites.layers:
+            raise ModelError(f"model {self.source}: has no convolution with constant weights before its outputs' own")
+        self.layer_names = [layer.name for layer in self.sites.layers]
+        self.float_layers = chosen(request.float_layers, self.layer_names, "--float-layers")
+        self.spec = input_spec(str(self.source))
+        self.feeder = Feeder(self.spec)
+        self.pictures = Pictures(request.images, request.batch * request.batches, request.every)
+        self.cached = False
+        self.seen = 0
+        self._kept: list[tuple[str, Frame]] = []
+        self._histograms, self.pictures_sha256 = self._calibrate()
+        self.thresholds = thresholds(self._histograms, self.sites.sources, request.method)
+
+    def _calibrate(self) -> tuple[dict[str, Histogram], str]:
+        pictures_sha = self.pictures.sha256()
+        path, key = None, ""
+        if pictures_sha is not None and self.request.use_cache:
+            key = cache.key_of(self.spec, pictures_sha, self.sites.watched)
+            path = self.request.cache or cache.default_folder() / f"{key[:32]}.json"
+            found = cache.load(path, key)
+            if found is not None and set(found) >= set(self.sites.watched):
+                self.cached = True
+                return found, pictures_sha
+        observer = Observer(self.model, self.sites.watched)
+        total = len(self.pictures.images) or self.pictures.limit
+
+        def batches() -> Iterable[Float32Array]:
+            for batch in self.feeder.batches(self._watch(), self.request.batch, self.pictures.unreadable):
+                yield batch
+                self.seen += len(batch)
+                self._report("calibrate", min(self.seen, total), total)
+
+        histograms = observe(observer, batches())
+        if not self.seen:
+            reason = self.pictures.unreadable[0] if self.pictures.unreadable else "it ended before its first frame"
+            raise ConfigError(f"--images {self.request.images}: no picture could be read: {reason}")
+        if pictures_sha is None:
+            import hashlib
+            import json
+
+            seen = json.dumps([h.as_json() for h in histograms.values()])
+            pictures_sha = hashlib.sha256(seen.encode()).hexdigest()
+        elif path is not None and not self.pictures.unreadable:
+            cache.save(path, key, self.spec, pictures_sha, histograms)
+        return histograms, pictures_sha
+
+    def _watch(self) -> Iterable[tuple[str, Frame]]:
+        """The calibration pictures; some of a stream's are remembered, for it cannot be read again."""
+        step = max(1, self.pictures.limit // KEPT_FRAMES)
+        for i, (name, frame) in enumerate(self.pictures.frames()):
+            if self.pictures.live and i % step == 0:
+                self._kept.append((name, frame))
+            yield name, frame
+
+    def frames(self) -> Iterable[tuple[str, Frame]]:
+        """Pictures for measuring agreement: those of --eval-images, else the calibration's own."""
+        if self.request.eval_images is not None:
+            return Pictures(self.request.eval_images, AGREEMENT_PICTURES, self.request.every).frames()
+        if self.pictures.live:
+            return self._kept
+        return Pictures(self.request.images, min(AGREEMENT_PICTURES, self.pictures.limit), self.request.every).frames()
+
+    def samples(self) -> list[Float32Array]:
+        """A few network inputs, (1, …) each, for measuring noise."""
+        names_frames = list(self.frames())
+        step = max(1, len(names_frames) // NOISE_PICTURES)
+        found = [self.feeder.input(frame)[None] for _, frame in names_frames[::step][:NOISE_PICTURES]]
+        size = self.feeder.fixed_batch or 1
+        return [sample.repeat(size, axis=0) for sample in found]
+
+    def candidate(self, float_layers: Collection[str]) -> bytes:
+        """The quantised model as a file's content: the same for the same inputs, byte by byte."""
+        made = quantized(
+            self.model, self.sites, self.thresholds, float_layers=float_layers, residuals=self.request.residuals
+        )
+        content: bytes = made.SerializeToString(deterministic=True)
+        return content
+
+    def sidecar(self, **more: Any) -> Sidecar:
+        """The float model's sidecar with what changes."""
+        return read_sidecar(self.source).model_copy(update={"sha256": None, "provenance": None} | more)
+
+    def measure(self, gate: Gate, float_layers: Collection[str], folder: Path) -> Verdict:
+        """Judges a candidate, written for the purpose into `folder`."""
+        path = folder / "candidate.onnx"
+        write_whole(path, self.candidate(float_layers))
+        write_sidecar(path, self.sidecar())
+        return gate.judge(path, lambda done, total: self._report("measure int8", done, total))
+
+
+def quantize(request: Request, report: Report = _silent) -> Result:
+    """Quantises a model and writes it with its sidecar; both, or neither.
+
+    Raises:
+        GateError: it lost too much accuracy; nothing was written.
+        ConfigError, ModelError, SourceError, BackendError: see `Quantizer`.
+    """
+    job = Quantizer(request, report)
+    eval_images = request.eval_images or request.images
+    if request.labels is not None and not Path(eval_images).is_dir():
+        raise ConfigError(
+            f"--labels needs a folder of images to measure on: give it with --eval-images, not {eval_images}"
+        )
+    gate = Gate(request.engine, max_drop=request.max_drop, images=eval_images, labels=request.labels, frames=job.frames)
+    harms: list[LayerHarm] = []
+    float_layers: Sequence[str] = job.float_layers
+    with tempfile.TemporaryDirectory(prefix="streamd-") as temporary:
+        folder = Path(temporary)
+        try:
+            gate.open(job.source, lambda done, total: report("measure float", done, total))
+            if request.sensitivity == "map":
+                harms = by_accuracy(job.layer_names, lambda layers: job.measure(gate, layers, folder).score, report)
+            elif request.sensitivity or request.auto:
+                harms = by_noise(job.model, job.sites, job.thresholds, job.samples(), report)
+            if request.auto:
+                float_layers, verdict = fewest(
+                    [h.layer for h in harms],
+                    job.float_layers,
+                    lambda layers: job.measure(gate, layers, folder),
+                    report,
+                )
+            else:
+                verdict = job.measure(gate, float_layers, folder)
+        except StreamdError as error:
+            if not request.force or isinstance(error, ModelError):
+                raise
+            verdict = Verdict(refusal=f"it could not be measured: {error}")
+    if not verdict.passed and not request.force:
+        raise GateError(
+            f"model {request.out} was not written: {verdict.refusal}; keep more layers in float (--auto), try another "
+            "--method or more pictures, or --force"
+        )
+    return _write(job, float_layers, verdict, harms)
+
+
+def _write(job: Quantizer, float_layers: Sequence[str], verdict: Verdict, harms: list[LayerHarm]) -> Result:
+    request = job.request
+    forced = not verdict.passed
+    tools = {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime", "openvino")}
+    out = request.out
+    write_whole(out, job.candidate(float_layers))
+    sha256 = sha256_of(out)
+    provenance = Provenance(
+        source=job.source.name,
+        source_sha256=job.spec.sha256,
+        method=request.method,
+        calibration_sha256=job.pictures_sha256,
+        accuracy=verdict.accuracy,
+        agreement=verdict.agreement,
+        float_layers=tuple(float_layers),
+        precision="int8",
+        tools={"streamd": __version__} | tools,
+        forced=forced,
+    )
+    try:
+        write_sidecar(out, job.sidecar(sha256=sha256, provenance=provenance))
+    except ConfigError:
+        # A model without its sidecar would be half of the output.
+        out.unlink(missing_ok=True)
+        sidecar_path(out).unlink(missing_ok=True)
+        raise
+    return Result(
+        out=out,
+        sha256=sha256,
+        layers=len(job.layer_names),
+        float_layers=tuple(float_layers),
+        pictures=job.seen or len(job.pictures.images),
+        unreadable=list(job.pictures.unreadable),
+        cached=job.cached,
+        calibration_sha256=job.pictures_sha256,
+        verdict=verdict,
+        forced=forced,
+        sensitivity=harms,
+    )

@@ -1,0 +1,129 @@
+"""Which layers INT8 hurts: each quantised alone, and the fewest that must stay in float."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streamd.models.calibrate import Observer
+from streamd.models.gate import Verdict
+from streamd.models.qdq import Sites, quantized
+from streamd.types import Float32Array
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class LayerHarm:
+    """What quantising one layer alone does."""
+
+    layer: str
+    sqnr_db: float | None
+    """Signal to quantisation noise at the output convolutions, the worst of them, in dB: low is bad."""
+    drop: float | None = None
+    """What the gate's measure loses (mAP, or share of boxes agreed on)."""
+
+
+def sqnr_db(signal: Float32Array, other: Float32Array) -> float:
+    """10·log10 of the power of `signal` over that of its difference to `other`; inf where they are equal."""
+    noise = float(np.square(signal - other, dtype=np.float64).sum())
+    return math.inf if noise == 0 else 10 * math.log10(float(np.square(signal, dtype=np.float64).sum()) / noise)
+
+
+def by_noise(
+    model: Any, sites: Sites, thresholds: Mapping[str, float], samples: Sequence[Float32Array], report: Report
+) -> list[LayerHarm]:
+    """Layers by falling harm, measured as noise at the output convolutions."""
+    names = [layer.name for layer in sites.layers]
+
+    def outputs(of: Any) -> dict[str, Float32Array]:
+        observer = Observer(of, sites.outputs)
+        runs = [observer.run(sample) for sample in samples]
+        return {name: np.stack([run[name] for run in runs]) for name in sites.outputs}
+
+    clean = outputs(model)
+    harms = []
+    for i, name in enumerate(names):
+        noisy = outputs(
+            quantized(model, sites, thresholds, float_layers=[n for n in names if n != name], residuals=False)
+        )
+        ratios = [sqnr_db(clean[o], noisy[o]) for o in sites.outputs]
+        finite = [r for r in ratios if math.isfinite(r)]
+        harms.append(LayerHarm(name, round(min(finite), 2) if finite else None))
+        report("sensitivity", i + 1, len(names))
+    return sorted(harms, key=lambda h: math.inf if h.sqnr_db is None else h.sqnr_db)
+
+
+def by_accuracy(names: Sequence[str], loss: Callable[[Collection[str]], float], report: Report) -> list[LayerHarm]:
+    """Layers by falling harm, measured as the gate measures.
+
+    Args:
+        names: layers.
+        loss: what is lost with the given layers in float.
+        report: is told about progress.
+    """
+    harms = []
+    for i, name in enumerate(names):
+        harms.append(LayerHarm(name, None, round(loss([n for n in names if n != name]), 5)))
+        report("sensitivity", i + 1, len(names))
+    return sorted(harms, key=lambda h: -(h.drop or 0.0))
+
+
+def fewest(
+    order: Sequence[str],
+    always: Sequence[str],
+    measure: Callable[[Collection[str]], Verdict],
+    report: Report,
+) -> tuple[list[str], Verdict]:
+    """The fewest layers to leave in float so that the gate is passed.
+
+    The most harmful layers are left in float, doubling their number until the gate is passed and then halving the gap;
+    at last each of those that remain is tried in INT8 again. Few measurements instead of all subsets.
+
+    Args:
+        order: layers by falling harm.
+        always: layers that stay in float in any case.
+        measure: judges a choice of float layers.
+        report: is told about progress.
+    """
+    tried = 0
+    candidates = [name for name in order if name not in always]
+
+    def judged(count: int) -> Verdict:
+        nonlocal tried
+        tried += 1
+        report("auto", tried, 0)
+        return measure([*always, *candidates[:count]])
+
+    verdict = judged(0)
+    if verdict.passed:
+        return list(always), verdict
+    low, high = 0, 1
+    while high < len(candidates) and not (verdict := judged(high)).passed:
+        low, high = high, high * 2
+    if high >= len(candidates):
+        high = len(candidates)
+        verdict = judged(high)
+        if not verdict.passed:
+            return [*always, *candidates], verdict
+    while high - low > 1:
+        middle = (low + high) // 2
+        attempt = judged(middle)
+        if attempt.passed:
+            high, verdict = middle, attempt
+        else:
+            low = middle
+    kept = candidates[:high]
+    # The last one was needed, or the search would have stopped before it; the others may not be.
+    for name in list(reversed(kept[:-1]))[:16]:
+        fewer = [k for k in kept if k != name]
+        tried += 1
+        report("auto", tried, 0)
+        attempt = measure([*always, *fewer])
+        if attempt.passed:
+            kept, verdict = fewer, attempt
+    return [*always, *kept], verdict
