@@ -166,17 +166,18 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
 
     port = free_port()
     pace = "realtime" if args.live else "asap"
-    engine: Result = {"kind": "openvino"}
+    engine: Result = {"kind": args.engine}
     if args.hint:
         engine["hint"] = args.hint
     if args.requests:
         engine["requests"] = args.requests
-    stream: Result = {"url": str(Path(args.video).resolve()), "loop": True, "pace": pace}
+    stream: Result = {"url": str(Path(args.video).resolve()), "loop": True, "pace": pace, "decode": args.decode}
     config = {
         "model": {"path": str(Path(args.model).resolve())},
         "engine": engine,
         "streams": [stream | {"id": f"s{i}"} for i in range(args.streams)],
-        "sinks": [{"kind": "zmq", "bind": f"tcp://127.0.0.1:{port}", "hwm": 10_000}],
+        "sinks": [{"kind": "zmq", "bind": f"tcp://127.0.0.1:{port}", "hwm": 10_000, "ring": 4096}],
+        "batch": {"max": args.batch, "age_ms": args.age_ms},
         "metrics": {"listen": None},
         "logging": {"level": "warning"},
     }
@@ -267,6 +268,10 @@ def main() -> int:
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--live", action="store_true", help="pace the streams at their own rate and look at latency")
     p.add_argument("--only", choices=("bare", "naive", "streamd"), action="append", help="only these rows")
+    p.add_argument("--engine", choices=("openvino", "tensorrt"), default="openvino", help="of the row streamd")
+    p.add_argument("--decode", choices=("auto", "software", "nvdec"), default="auto")
+    p.add_argument("--batch", type=int, help="frames a batch at most")
+    p.add_argument("--age-ms", type=float, default=0.0, help="how long a batch may wait to fill")
     p.add_argument("--hint", choices=("latency", "throughput"))
     p.add_argument("--requests", type=int)
     p.add_argument("--json", metavar="FILE")

@@ -1,0 +1,321 @@
+#!/usr/bin/env python3
+"""The whole GPU suite and the GPU bench on a fresh machine, one step or all of them, and one table at the end.
+
+    python tools/gpu_suite.py STEP… --plans DIR --out DIR [--clips H264.mp4 HEVC.mp4] [--images DIR --labels DIR]
+
+Steps:
+  tests   pytest -m gpu with STREAMD_REQUIRE_GPU=1
+  engine  each plan alone: device time a batch with and without CUDA graphs, throughput with every slot in flight
+  map     COCO accuracy of each plan through the daemon's own path
+  nvdec   hardware decoding alone, 1 to 64 streams kept open; beside it frames copied back to the host
+  flow    the daemon from file to subscriber: 1 to 64 streams as fast as possible
+  paced   the daemon with many 25 fps streams: how many before the latency or a drop says stop
+  live    one paced stream: latency by stage
+
+Every figure goes to OUT/STEP.json; what is printed is the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import bench
+
+ROOT = Path(__file__).resolve().parent.parent
+Table = dict[str, Any]
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def tests(args: argparse.Namespace) -> Table:
+    """The suite marked gpu."""
+    environment = os.environ | {"STREAMD_REQUIRE_GPU": "1", "CI": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--timeout", "120", *args.pytest],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    (args.out / "tests.log").write_text(done.stdout + done.stderr)
+    print((done.stdout + done.stderr)[-args.tail :])
+    return {"exit": done.returncode, "summary": done.stdout.strip().splitlines()[-1:]}
+
+
+def _backend(plan: Path, **settings: Any) -> Any:
+    from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings, open_backend
+    from streamd.heads import DetectSettings
+    from streamd.heads.select import open_head
+
+    backend = open_backend(TensorRtSettings(**settings), ModelSettings(path=str(plan)), batch=BatchSettings())
+    backend.start(open_head(None, backend.spec, DetectSettings()).plan)
+    return backend
+
+
+def _frames(count: int) -> list[Any]:
+    from streamd.sources import SyntheticStreamSettings, open_source
+
+    source = open_source(SyntheticStreamSettings(id="s", width=640, height=640, fps=0, count=count))
+    source.open()
+    return list(source.frames())
+
+
+def _engine(plan: Path, graphs: str, rounds: int = 200) -> Table:
+    """Per batch size: median device milliseconds of network and decode, and images a second with all slots busy."""
+    backend = _backend(plan, graphs=graphs)
+    out: Table = {}
+    try:
+        for batch in [b for b in BATCHES if b <= backend.spec.max_batch]:
+            frames = _frames(batch)
+            for slot in backend.slots:
+                backend.preprocess(slot, frames)
+                backend.infer(slot)
+                backend.collect(slot)
+            slot = backend.slots[0]
+            times = []
+            for _ in range(rounds):
+                backend.infer(slot)
+                backend.collect(slot)
+                times.append(backend.device_times(slot)["infer"] * 1e3)
+            slots = backend.slots
+            for s in slots:
+                backend.infer(s)
+            begin = time.monotonic()
+            turns = max(rounds, 3 * len(slots))
+            for i in range(turns):
+                s = slots[i % len(slots)]
+                backend.collect(s)
+                backend.infer(s)
+            elapsed = time.monotonic() - begin
+            for s in slots:
+                backend.collect(s)
+            out[str(batch)] = {"ms": round(statistics.median(times), 4), "images_s": round(turns * batch / elapsed)}
+    finally:
+        backend.close()
+    return out
+
+
+def engine(args: argparse.Namespace) -> Table:
+    """Each plan alone."""
+    found: Table = {}
+    for plan in args.plans:
+        for graphs in ("on", "off"):
+            key = f"{plan.stem} graphs {graphs}"
+            try:
+                found[key] = _engine(plan, graphs)
+            except Exception as error:  # noqa: BLE001 - one plan that fails must not cost the others' figures
+                found[key] = {"error": str(error)[:200]}
+            print(f"{key:<44}", json.dumps(found[key]))
+    return found
+
+
+def map_(args: argparse.Namespace) -> Table:
+    """COCO accuracy."""
+    from streamd.engine import ModelSettings
+    from streamd.models.dataset import open_dataset
+    from streamd.models.evaluate import COCO_DETECT, Detector, evaluate
+
+    found: Table = {}
+    for plan in args.plans:
+        if "relu" in plan.stem:
+            continue  # random weights
+        try:
+            with Detector(
+                ModelSettings(path=str(plan)), COCO_DETECT, {"kind": "tensorrt", "max_candidates": 32768}
+            ) as d:
+                accuracy = evaluate(d, open_dataset(args.images, args.labels, d.labels))
+            found[plan.stem] = {k: v for k, v in accuracy.as_json().items() if isinstance(v, (int, float))}
+        except Exception as error:  # noqa: BLE001
+            found[plan.stem] = {"error": str(error)[:300]}
+        print(f"{plan.stem:<44}", json.dumps(found[plan.stem]))
+    return found
+
+
+def _decode(clip: Path, streams: int, seconds: float, owned: bool) -> Table:
+    """Frames a second of `streams` decoders that are opened once and kept."""
+    import av
+    from av.codec.hwaccel import HWAccel
+
+    counts = [0] * streams
+    stop = threading.Event()
+    opened = threading.Barrier(streams + 1)
+    failed: list[str] = []
+
+    def work(index: int) -> None:
+        try:
+            accelerator = HWAccel("cuda", device="0", allow_software_fallback=False, is_hw_owned=owned)
+            container = av.open(str(clip), hwaccel=accelerator)
+            stream = container.streams.video[0]
+        except Exception as error:  # noqa: BLE001
+            failed.append(str(error))
+            opened.wait()
+            return
+        opened.wait()
+        while not stop.is_set():
+            for packet in container.demux(stream):
+                counts[index] += len(packet.decode())
+                if stop.is_set():
+                    break
+            else:
+                container.seek(0)
+                stream.codec_context.flush_buffers()
+        container.close()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(streams)]
+    for thread in threads:
+        thread.start()
+    opened.wait()
+    time.sleep(0.7)
+    before, begin = sum(counts), time.monotonic()
+    time.sleep(seconds)
+    done, elapsed = sum(counts) - before, time.monotonic() - begin
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return {"fps": round(done / elapsed), "failed": failed[:1]}
+
+
+def nvdec(args: argparse.Namespace) -> Table:
+    """Hardware decoding alone."""
+    from streamd.engine.tensorrt.cuda import Device
+
+    device = Device(0)  # the primary context with FFmpeg's own flags, as in the daemon
+    found: Table = {}
+    for clip in args.clips:
+        for streams in args.counts:
+            key = f"{clip.stem} × {streams}"
+            found[key] = _decode(clip, streams, args.seconds, True)
+            if streams in (1, 16):
+                found[key]["copied_back_fps"] = _decode(clip, streams, args.seconds, False)["fps"]
+            print(f"{key:<30}", json.dumps(found[key]))
+    device.close()
+    return found
+
+
+class _Gpu:
+    """What nvidia-smi says while a measurement runs."""
+
+    def __enter__(self) -> _Gpu:
+        self._process = subprocess.Popen(
+            ["nvidia-smi", "--query-gpu=utilization.gpu,utilization.decoder,memory.used", "--format=csv,noheader,nounits",
+             "-lms", "500"], stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        text = self._process.communicate()[0]
+        rows = [
+            [float(v) for v in line.split(",")]
+            for line in text.splitlines()
+            if line.count(",") == 2 and "N/A" not in line
+        ]
+        self.means = [round(float(v), 1) for v in np.mean(rows[len(rows) // 3 :], axis=0)] if rows else []
+
+
+def _daemon(args: argparse.Namespace, clip: Path, streams: int, *, live: bool, **more: Any) -> Table:
+    options = SimpleNamespace(
+        **{
+            "model": str(args.plans[0]), "video": str(clip), "streams": streams, "live": live, "engine": "tensorrt",
+            "decode": "nvdec", "batch": None, "age_ms": 0.0, "hint": None, "requests": None,
+        }
+        | more
+    )  # fmt: skip
+    try:
+        with _Gpu() as gpu:
+            found = bench.streamd(options, args.seconds)  # type: ignore[arg-type]
+    except SystemExit as error:
+        return {"error": str(error)}
+    return found | {"gpu_decoder_mib": gpu.means}
+
+
+def _short(r: Table) -> str:
+    if "error" in r:
+        return str(r["error"])
+    stages = " ".join(f"{k[:4]} {v['p50']}/{v['p99']}" for k, v in r["stage_ms"].items())
+    return (
+        f"{r['fps']:8.1f} fps  p50 {r['latency_ms']['p50']} p99 {r['latency_ms']['p99']} ms  {stages}  "
+        f"CPU {r['cpu_ms_per_frame']:.2f} ms/f  drop {r['dropped']} gaps {r['unexplained_gaps']} "
+        f"share {r['share_min']:.2f}-{r['share_max']:.2f} RSS {r['rss_mb']:.0f}  gpu/dec/MiB {r['gpu_decoder_mib']}"
+    )
+
+
+def flow(args: argparse.Namespace) -> Table:
+    """As fast as possible, from file to subscriber."""
+    found: Table = {}
+    for clip in args.clips:
+        for streams in args.counts:
+            key = f"{clip.stem} × {streams}"
+            found[key] = _daemon(args, clip, streams, live=False)
+            print(f"{key:<24}{_short(found[key])}")
+    key = f"{args.clips[0].stem} × 16, software decoding"
+    found[key] = _daemon(args, args.clips[0], 16, live=False, decode="software")
+    print(f"{key:<24}{_short(found[key])}")
+    return found
+
+
+def paced(args: argparse.Namespace) -> Table:
+    """Many 25 fps streams."""
+    found: Table = {}
+    for streams in args.paced:
+        found[str(streams)] = _daemon(args, args.clips[0], streams, live=True)
+        print(f"{streams:>4} × 25 fps  {_short(found[str(streams)])}")
+    return found
+
+
+def live(args: argparse.Namespace) -> Table:
+    """One stream."""
+    found = {clip.stem: _daemon(args, clip, 1, live=True) for clip in args.clips}
+    for name, result in found.items():
+        print(f"{name:<24}{_short(result)}")
+    return found
+
+
+STEPS = {"tests": tests, "engine": engine, "map": map_, "nvdec": nvdec, "flow": flow, "paced": paced, "live": live}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the steps in the order given."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("steps", nargs="+", choices=[*STEPS, "all"])
+    p.add_argument("--plans", type=Path, nargs="+", default=[], help="the first is the one the daemon runs")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--clips", type=Path, nargs="+", default=[])
+    p.add_argument("--images", default="")
+    p.add_argument("--labels", default="")
+    p.add_argument("--seconds", type=float, default=6.0)
+    p.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 32, 64])
+    p.add_argument("--paced", type=int, nargs="+", default=[16, 64, 100, 128])
+    p.add_argument("--pytest", nargs="*", default=[])
+    p.add_argument("--tail", type=int, default=3000, help="characters of the test log to print")
+    args = p.parse_args(arguments)
+    args.out.mkdir(parents=True, exist_ok=True)
+    code = 0
+    for step in STEPS if "all" in args.steps else args.steps:
+        print(f"== {step}", flush=True)
+        begin = time.monotonic()
+        try:
+            found = STEPS[step](args)
+        except Exception as error:  # noqa: BLE001 - the steps after it still have something to tell
+            import traceback
+
+            traceback.print_exc()
+            found, code = {"error": str(error)}, 1
+        code = code or int(found.get("exit", 0) != 0)
+        (args.out / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(f"   {step}: {time.monotonic() - begin:.0f} s", flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
