@@ -206,10 +206,9 @@ class _Gpu:
     """What nvidia-smi says while a measurement runs."""
 
     def __enter__(self) -> _Gpu:
-        self._process = subprocess.Popen(
-            ["nvidia-smi", "--query-gpu=utilization.gpu,utilization.decoder,memory.used", "--format=csv,noheader,nounits",
-             "-lms", "500"], stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        query = "--query-gpu=utilization.gpu,utilization.decoder,memory.used"
+        command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-lms", "500"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         return self
 
     def __exit__(self, *_: object) -> None:
