@@ -240,6 +240,8 @@ def run(args: argparse.Namespace) -> int:
 
     gate: Gate | None = gate_of(args)
     job = _job(args)
+    if args.timing_cache and not job.trt.has_timing_cache:
+        print(f"streamd: --timing-cache: left alone, {job.trt} times nothing while building", file=sys.stderr)
     out = Path(args.out)
     with StagedPlan(out) as staged:
         plan, sidecar = build(job)

@@ -100,7 +100,7 @@ def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
 def _timing_cache(job: Job, config: Any) -> None:
     """Attaches the timing cache: the file's, where it fits this GPU and version, else an empty one."""
     path = job.options.timing_cache
-    if path is None:
+    if path is None or not job.trt.has_timing_cache:
         return
     data = b""
     try:
@@ -122,8 +122,10 @@ def _timing_cache(job: Job, config: Any) -> None:
 
 def _save_timing_cache(job: Job, config: Any) -> None:
     path = job.options.timing_cache
-    cache = config.get_timing_cache() if path is not None else None
-    if path is None or cache is None:
+    if path is None or not job.trt.has_timing_cache:
+        return
+    cache = config.get_timing_cache()
+    if cache is None:
         return
     try:
         write_whole(path, memoryview(cache.serialize()))
@@ -171,6 +173,15 @@ def _configure(job: Job, builder: Any, network: Any) -> tuple[Any, Any]:
     return config, calibrator
 
 
+def _build_error(job: Job, errors: list[str]) -> BackendError:
+    advice = f"workspace was {job.options.workspace_mb} MiB"
+    if any("nvinfer_lean" in text for text in errors):
+        advice = "a version-compatible plan carries the lean runtime, which is a package of its own: tensorrt-lean"
+    return BackendError(
+        f"{job.trt} cannot build {job.onnx.path}: {'; '.join(errors[:2]) or 'no reason given'} ({advice})"
+    )
+
+
 def build(job: Job) -> tuple[Any, Sidecar]:
     """Builds the plan; minutes on a GPU.
 
@@ -198,10 +209,7 @@ def build(job: Job) -> tuple[Any, Sidecar]:
             raise calibrator.error
         errors = logger.take_errors()
         if plan is None:
-            raise BackendError(
-                f"{job.trt} cannot build {job.onnx.path}: {'; '.join(errors[:2]) or 'no reason given'} "
-                f"(workspace {job.options.workspace_mb} MiB)"
-            )
+            raise _build_error(job, errors)
         if errors:
             log.warning("TensorRT reported errors but built the plan", count=len(errors), first=errors[0])
         _save_timing_cache(job, config)

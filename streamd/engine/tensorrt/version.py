@@ -62,13 +62,18 @@ class Trt:
 
     @property
     def has_version_compatible(self) -> bool:
-        """Plans that newer versions can run (8.6 and later)."""
-        return hasattr(self.module.BuilderFlag, "VERSION_COMPATIBLE")
+        """Plans that newer versions can run (8.6 and later; RTX has the flag, but not the runtime it packs)."""
+        return not self.is_rtx and hasattr(self.module.BuilderFlag, "VERSION_COMPATIBLE")
 
     @property
     def has_hardware_compatible(self) -> bool:
         """Plans for GPUs other than the builder's (8.6 and later). RTX plans need no such mode."""
         return not self.is_rtx and hasattr(self.module, "HardwareCompatibilityLevel")
+
+    @property
+    def has_timing_cache(self) -> bool:
+        """Tactics are timed while building. RTX chooses them when the plan first runs, and its caches do nothing."""
+        return not self.is_rtx
 
     @property
     def profile_per_context(self) -> bool:
@@ -163,5 +168,6 @@ def vendor_logger() -> Any:
 
 def tidy(message: str) -> str:
     """A vendor's message on one line, without the builder's own source locations, at most 400 characters."""
+    message = re.sub(r"\s*\b[Ii]n \S+ at \S+?\.(cpp|h|hpp|cu):\d+", "", message)
     message = re.sub(r"\[?\b[\w/.-]+\.(cpp|h|hpp|cu)(:|::)[\w:<>~]*\]?:?\s*", "", message)
     return " ".join(message.split())[:400]

@@ -1,0 +1,98 @@
+"""Small ONNX models, made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+
+def save(
+    path: Path,
+    nodes: list[Any],
+    weights: dict[str, Any],
+    *,
+    batch: int | str = "batch",
+    size: int = 32,
+    **metadata: str,
+) -> Path:
+    """A model `images` (batch, 3, size, size) -> `out`, of these nodes."""
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, size, size])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, metadata)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def weight(seed: int = 0, shape: tuple[int, ...] = (8, 3, 3, 3)) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) / 4
+
+
+def conv_relu(path: Path, *, seed: int = 0, batch: int | str = "batch", **metadata: str) -> Path:
+    """A convolution and a ReLU."""
+    nodes = [
+        helper.make_node("Conv", ["images", "w"], ["c"], name="conv", pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["out"], name="relu"),
+    ]
+    return save(path, nodes, {"w": weight(seed)}, batch=batch, **metadata)
+
+
+def qdq(path: Path) -> Path:
+    """The same with explicit INT8: symmetric, per-channel weights."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["images", "sx", "zx"], ["xq"], name="qx"),
+        helper.make_node("DequantizeLinear", ["xq", "sx", "zx"], ["xd"], name="dqx"),
+        helper.make_node("DequantizeLinear", ["wq", "sw", "zw"], ["wd"], name="dqw", axis=0),
+        helper.make_node("Conv", ["xd", "wd"], ["c"], name="conv", pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["out"], name="relu"),
+    ]
+    weights = {
+        "sx": np.float32(1 / 127),
+        "zx": np.int8(0),
+        "wq": np.random.default_rng(0).integers(-127, 128, (8, 3, 3, 3)).astype(np.int8),
+        "sw": np.full(8, 0.01, np.float32),
+        "zw": np.zeros(8, np.int8),
+    }
+    return save(path, nodes, {k: np.asarray(v) for k, v in weights.items()})
+
+
+def unsupported(path: Path) -> Path:
+    """Two operators no TensorRT has, with names."""
+    nodes = [
+        helper.make_node("Conv", ["images", "w"], ["c"], name="conv", pads=[1] * 4),
+        helper.make_node("Det", ["c"], ["d"], name="first_bad"),
+        helper.make_node("Det", ["d"], ["out"], name="second_bad"),
+    ]
+    return save(path, nodes, {"w": weight()})
+
+
+def two_stage(path: Path) -> Path:
+    """Convolution, Resize by a constant, convolution, and arithmetic behind it that must not lose precision."""
+    nodes = [
+        helper.make_node("Conv", ["images", "w"], ["a"], name="conv0", pads=[1] * 4),
+        helper.make_node(
+            "Constant", [], ["scales"], name="k", value=numpy_helper.from_array(np.array([1, 1, 2, 2], "f4"))
+        ),
+        helper.make_node("Resize", ["a", "", "scales"], ["b"], name="resize", mode="nearest"),
+        helper.make_node("Conv", ["b", "v"], ["c"], name="conv1"),
+        helper.make_node("Sigmoid", ["c"], ["d"], name="sigmoid"),
+        helper.make_node("Mul", ["d", "big"], ["out"], name="decode"),
+    ]
+    weights = {"w": weight(), "v": weight(1, (4, 8, 1, 1)), "big": np.float32(1000.3)}
+    return save(path, nodes, {k: np.asarray(v) for k, v in weights.items()})
+
+
+def outside_weights(path: Path) -> Path:
+    """`conv_relu` with its weights in a file of their own."""
+    model = onnx.load(str(conv_relu(path)))
+    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
+    return path
