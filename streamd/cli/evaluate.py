@@ -52,9 +52,10 @@ def _measure(model: str, args: argparse.Namespace, report: Any) -> Accuracy:
 
 
 def _print(first: Accuracy, second: Accuracy | None) -> None:
-    rows: list[tuple[str, str, float, float | None]] = []
-    for name in ("map", "map50", "map75"):
-        rows.append((name, "", getattr(first, name), None if second is None else getattr(second, name)))
+    rows: list[tuple[str, str, float, float | None]] = [
+        (name, "", getattr(first, name), None if second is None else getattr(second, name))
+        for name in ("map", "map50", "map75")
+    ]
     others = {c.class_id: c for c in second.classes} if second is not None else {}
     for c in first.classes:
         after = others.get(c.class_id)
