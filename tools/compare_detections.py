@@ -3,8 +3,8 @@
 
     python tools/compare_detections.py A.jsonl B.jsonl [--iou 0.9] [--margin 0.02]
 
-Prints the share of boxes that have a partner. `--margin` leaves out unmatched boxes whose score is within so much of the
-lowest score in either file: those stand on the threshold, and rounding decides on which side.
+Prints the share of boxes that have a partner. `--margin` leaves out unmatched boxes whose score is within so much of
+the lowest score in either file: those stand on the threshold, and rounding decides on which side.
 """
 
 from __future__ import annotations
