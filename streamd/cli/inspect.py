@@ -1,0 +1,69 @@
+"""`streamd inspect MODEL`: what a model is, and what will hurt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from streamd.telemetry.logs import configure
+
+if TYPE_CHECKING:
+    from streamd.models.inspect import Inspection
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    p = subparsers.add_parser("inspect", help="show what a model is: shapes, operators, head, cost, warnings")
+    p.add_argument("model", metavar="MODEL", help="ONNX model or TensorRT plan")
+    p.add_argument("--json", action="store_true", help="JSON on standard output")
+
+
+def _tensors(title: str, rows: list[dict[str, Any]] | None) -> None:
+    for row in rows or []:
+        print(f"{title:<12}{row['name']}  {row['dtype']} [{', '.join(map(str, row['shape']))}]")
+        title = ""
+
+
+def _print(found: Inspection) -> None:
+    print(f"{'model':<12}{found.path} ({found.bytes / 1e6:.2f} MB, {found.kind}, SHA-256 {found.sha256[:12]}…)")
+    _tensors("inputs", found.inputs)
+    _tensors("outputs", found.outputs)
+    rows: list[tuple[str, str | None]] = [
+        ("head", found.head),
+        ("labels", f"{len(found.labels)}: {', '.join(found.labels[:6])}…" if found.labels else None),
+        ("opset", None if found.opset is None else str(found.opset)),
+        ("exporter", found.producer),
+        ("parameters", None if found.parameters is None else f"{found.parameters / 1e6:.3f} million"),
+    ]
+    if found.gflops is not None and found.input_size is not None:
+        size = "×".join(map(str, found.input_size))
+        rows.append(("GFLOPs", f"{found.gflops:.2f} at {size}, batch 1 (2 a multiply-add, convolutions only)"))
+    if found.quantized is not None:
+        of = f", {found.int8_convolutions} of {found.convolutions} convolutions" if found.convolutions else ""
+        rows.append(("precision", f"INT8{of}" if found.quantized else "float"))
+    if found.operators:
+        rows.append(("operators", ", ".join(f"{name} {n}" for name, n in found.operators.items())))
+    for title, text in rows:
+        if text:
+            print(f"{title:<12}{text}")
+    if found.provenance is not None:
+        body = found.provenance.model_dump(mode="json", exclude_defaults=True)
+        print(f"{'provenance':<12}{json.dumps(body)}")
+    for text in found.warnings:
+        print(f"warning: {text}")
+    for text in found.unknown:
+        print(f"not known: {text}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what was found; warnings do not change the exit code."""
+    configure("warning")
+    from streamd.models.inspect import inspect
+
+    found = inspect(args.model)
+    if args.json:
+        print(json.dumps(found.as_json()))
+    else:
+        _print(found)
+    return 0

@@ -1,0 +1,382 @@
+"""What a model is, before anything runs it: its shapes, its operators, its head, its cost, and what will hurt."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
+from streamd.engine.model import model_file, sha256_of
+from streamd.engine.select import PLAN_SUFFIXES
+from streamd.errors import ModelError, StreamdError
+from streamd.heads.select import recognise, resolve_labels
+from streamd.models.graph import Graph, load, opset, vendor
+from streamd.sidecar import Provenance, read_sidecar
+
+OLDEST_OPSET, NEWEST_OPSET = 11, 17
+"""17 is the newest that TensorRT 8.5 reads."""
+PLAN_TAG = b"ptrt"
+"""How a TensorRT plan begins, as seen of 8.5 to 10."""
+
+
+@dataclass
+class Inspection:
+    """Everything found. None means that it cannot be known here; `unknown` says why."""
+
+    path: str
+    sha256: str
+    bytes: int
+    kind: str
+    """onnx or plan"""
+    inputs: list[dict[str, Any]] | None = None
+    outputs: list[dict[str, Any]] | None = None
+    operators: dict[str, int] | None = None
+    opset: int | None = None
+    producer: str | None = None
+    labels: list[str] | None = None
+    head: str | None = None
+    parameters: int | None = None
+    gflops: float | None = None
+    """Two operations a multiply-add, convolutions and matrix products only, batch 1, at the input size stated."""
+    input_size: tuple[int, int] | None = None
+    quantized: bool | None = None
+    int8_convolutions: int | None = None
+    convolutions: int | None = None
+    provenance: Provenance | None = None
+    warnings: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        body = dict(vars(self))
+        if self.provenance is not None:
+            body["provenance"] = self.provenance.model_dump(mode="json", exclude_defaults=True)
+        return body
+
+
+def _tensor(value: Any) -> dict[str, Any]:
+    onnx = vendor()
+    kind = value.type.tensor_type
+    shape = [d.dim_value if d.HasField("dim_value") else (d.dim_param or "?") for d in kind.shape.dim]
+    return {
+        "name": value.name,
+        "shape": shape,
+        "dtype": onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name if kind.elem_type else "?",
+    }
+
+
+def _parameters(model: Any, graph: Graph) -> int:
+    """Elements of every float constant: weights and biases. Scales of Q/DQ pairs are not parameters."""
+    onnx = vendor()
+    scales = {name for n in graph.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear") for name in n.input[1:]}
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8)
+    return sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type in kinds and t.name not in scales)
+
+
+def _shapes(model: Any, size: tuple[int, int]) -> dict[str, list[int]]:
+    """Shapes of every tensor at batch 1 and the given input size, as far as ONNX can infer them."""
+    import copy
+
+    onnx = vendor()
+    fixed = copy.deepcopy(model)
+    constants = {t.name for t in fixed.graph.initializer}
+    for value in fixed.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in constants and len(dims) == 4:
+            for i, dim in enumerate(dims):
+                if not dim.dim_value:
+                    dim.dim_value = 1 if i == 0 else size[0] if i == 2 else size[1]
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del fixed.graph.value_info[:]
+    try:
+        fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    except Exception:  # noqa: BLE001 - inference is a help; without it the cost is unknown
+        return {}
+    return {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*fixed.graph.value_info, *fixed.graph.input, *fixed.graph.output)
+    }
+
+
+def _gflops(graph: Graph, shapes: dict[str, list[int]]) -> float | None:
+    """10^9 operations of convolutions and matrix products, two a multiply-add; None where a shape is unknown."""
+    total = 0
+    for node in graph.nodes:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        out, weight = shapes.get(node.output[0]), _weight_shape(graph, node.input[1], shapes)
+        if not out or not weight or 0 in out:
+            return None
+        if node.op_type == "Conv":
+            each = math.prod(weight[1:])
+        elif node.op_type == "ConvTranspose":
+            into = shapes.get(node.input[0])
+            if not into or 0 in into:
+                return None
+            total += 2 * math.prod(into) * math.prod(weight[1:])
+            continue
+        else:
+            transposed = node.op_type == "Gemm" and graph.attribute(node, "transB", 0)
+            each = weight[-1] if transposed else weight[-2]
+        total += 2 * math.prod(out) * each
+    return total / 1e9
+
+
+def _weight_shape(graph: Graph, name: str, shapes: dict[str, list[int]]) -> list[int] | None:
+    node = graph.producer.get(name)
+    # Through the pair on a quantised weight.
+    while node is not None and node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        name = node.input[0]
+        node = graph.producer.get(name)
+    return list(graph.constant(name).shape) if graph.is_constant(name) else shapes.get(name)
+
+
+def _int8_convolutions(graph: Graph) -> tuple[int, int]:
+    """(convolutions that read quantised values and weights, all)."""
+    convolutions = [n for n in graph.nodes if n.op_type in ("Conv", "QLinearConv", "ConvInteger")]
+    int8 = 0
+    for node in convolutions:
+        made = [graph.producer.get(name) for name in node.input[:2]]
+        pairs = all(p is not None and p.op_type == "DequantizeLinear" for p in made)
+        int8 += pairs or node.op_type != "Conv"
+    return int8, len(convolutions)
+
+
+def _silus(graph: Graph) -> int:
+    """Multiplications of a tensor with its own sigmoid."""
+    return sum(
+        any(
+            (maker := graph.producer.get(name)) is not None
+            and maker.op_type == "Sigmoid"
+            and maker.input[0] in node.input
+            for name in node.input
+        )
+        for node in graph.nodes
+        if node.op_type == "Mul"
+    )
+
+
+def _zero_points(graph: Graph) -> bool:
+    """True where a pair is not symmetric INT8, which TensorRT refuses."""
+    for node in graph.nodes:
+        if node.op_type == "QuantizeLinear":
+            if len(node.input) < 3:
+                # Without a zero point the type is uint8.
+                return True
+            if graph.is_constant(node.input[2]):
+                zero = graph.constant(node.input[2])
+                if zero.dtype.name != "int8" or zero.any():
+                    return True
+    return False
+
+
+def _undecoded(graph: Graph) -> bool:
+    """True where a sigmoid is the last arithmetic before an output of rows: centres and sizes are still shares."""
+    for name in graph.outputs:
+        makers = [graph.producer.get(source) for source in graph.sources(name)]
+        if makers and all(m is not None and m.op_type == "Sigmoid" for m in makers):
+            return True
+    return False
+
+
+def _warnings(graph: Graph, found: Inspection) -> list[str]:
+    operators, out = found.operators or {}, []
+    if count := operators.get("LeakyRelu", 0):
+        out.append(
+            f"{count} LeakyReLU: half of a symmetric INT8 range goes to its negative side, which carries a tenth of the "
+            "signal; ReLU does not have that cost. Check with `streamd quantize --labels`"
+        )
+    silus = _silus(graph) + operators.get("HardSwish", 0)
+    if silus:
+        out.append(
+            f"{silus} SiLU: its output begins at -0.28, so a symmetric INT8 range uses little more than half of its "
+            "256 steps, and an exponential per value is computed in float; ReLU costs neither. Check with "
+            "`streamd quantize --labels`"
+        )
+    for tensor in found.inputs or []:
+        dynamic = [str(d) for d in tensor["shape"] if not isinstance(d, int)]
+        if dynamic:
+            what = "its batch is dynamic" if not isinstance(tensor["shape"][0], int) else "its size is dynamic"
+            if len(dynamic) > 1:
+                what = f"{len(dynamic)} dimensions are dynamic"
+            out.append(
+                f"input {tensor['name']}: {what} ({', '.join(dynamic)}): TensorRT builds it for a range "
+                "(`streamd build --batch`), and is fastest at the best value of that range"
+            )
+    version = found.opset or 0
+    if version < OLDEST_OPSET:
+        out.append(
+            f"opset {version} is older than {OLDEST_OPSET}: Resize and Pad meant other things then; export again"
+        )
+    elif version < 13 and not found.quantized:
+        out.append(f"opset {version}: quantising needs 13 (a scale for each channel); `streamd quantize` converts it")
+    elif version > NEWEST_OPSET:
+        out.append(f"opset {version} is newer than {NEWEST_OPSET}, the last that TensorRT 8.5 (JetPack 5) reads")
+    if found.quantized and _zero_points(graph):
+        out.append("some Q/DQ pairs are not symmetric INT8 (zero point 0): TensorRT refuses them; quantize again")
+    if operators.get("QLinearConv", 0) or operators.get("ConvInteger", 0):
+        out.append("quantised with integer operators, not Q/DQ pairs: TensorRT refuses them; quantize the float model")
+    if operators.get("NonMaxSuppression", 0):
+        out.append("holds its own NonMaxSuppression: output sizes depend on the picture")
+    if operators.get("BatchNormalization", 0):
+        out.append("has BatchNormalization that was not folded into convolutions: export in evaluation mode")
+    if found.head == "yolov5_cat" and _undecoded(graph):
+        out.append(
+            "its outputs end in a sigmoid: boxes are still relative to cells and anchors, although the shape is that "
+            "of decoded rows; decoded as they are, they would be nonsense"
+        )
+    return out
+
+
+def _trt_unsupported(path: Path) -> list[str] | None:
+    """What the installed TensorRT's parser says against the model; None where none is installed."""
+    for name in ("tensorrt", "tensorrt_rtx"):
+        try:
+            trt = importlib.import_module(name)
+            logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+            explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+            network = trt.Builder(logger).create_network(0 if explicit is None else 1 << int(explicit))
+            parser = trt.OnnxParser(network, logger)
+            if parser.parse(path.read_bytes()):
+                return []
+            label = f"{name} {trt.__version__}"
+            return [f"{label} cannot read it: {parser.get_error(i).desc()}" for i in range(parser.num_errors)]
+        except ImportError:
+            continue
+        except (RuntimeError, TypeError, AttributeError) as error:
+            return [f"{name} cannot be asked about it: {error}"]
+    return None
+
+
+def _inspect_onnx(path: Path, found: Inspection) -> Inspection:
+    model = load(path)
+    graph = Graph(model)
+    constants = {t.name for t in model.graph.initializer}
+    operators = Counter(node.op_type for node in graph.nodes)
+    int8, convolutions = _int8_convolutions(graph)
+    found = replace(
+        found,
+        inputs=[_tensor(v) for v in model.graph.input if v.name not in constants],
+        outputs=[_tensor(v) for v in model.graph.output],
+        operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        opset=opset(model),
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))) or None,
+        parameters=_parameters(model, graph),
+        quantized="QuantizeLinear" in operators or "DequantizeLinear" in operators or int8 > 0,
+        int8_convolutions=int8,
+        convolutions=convolutions,
+    )
+    size = (640, 640)
+    try:
+        backend = open_backend(OpenVinoSettings(), ModelSettings(path=str(path)))
+        spec = backend.spec
+        backend.close()
+        size = (spec.input_height, spec.input_width)
+        try:
+            settings = recognise(spec)
+            found.head = settings.kind
+            shape = spec.outputs[0].shape
+            classes = {"yolov5_heads": shape[-1] - 5, "yolov5_cat": shape[-1] - 5, "yolov8": shape[1] - 4}
+            found.labels = list(resolve_labels(spec, classes.get(settings.kind, len(spec.labels) or 80)))
+        except StreamdError as error:
+            found.warnings.append(f"no head: {error}")
+            found.labels = list(spec.labels) or None
+    except StreamdError as error:
+        found.warnings.append(f"the daemon cannot run it: {error}")
+    found.input_size = size
+    found.gflops = _gflops(graph, _shapes(model, size))
+    if found.gflops is None:
+        found.unknown.append("GFLOPs: ONNX cannot infer every shape of this model")
+    found.warnings += _warnings(graph, found)
+    verdict = _trt_unsupported(path)
+    if verdict is None:
+        found.unknown.append("whether TensorRT supports every operator: TensorRT is not installed here")
+    else:
+        found.warnings += verdict
+    return found
+
+
+def _plan_io(engine: Any, trt: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Inputs and outputs by the tensor interface of TensorRT 8.5 and later."""
+    inputs: list[dict[str, Any]] = []
+    outputs: list[dict[str, Any]] = []
+    for i in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(i)
+        row = {
+            "name": name,
+            "shape": [int(d) if d >= 0 else "?" for d in engine.get_tensor_shape(name)],
+            "dtype": str(engine.get_tensor_dtype(name)).rsplit(".", 1)[-1].lower(),
+        }
+        (inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs).append(row)
+    return inputs, outputs
+
+
+def _inspect_plan(path: Path, found: Inspection) -> Inspection:
+    with path.open("rb") as handle:
+        start = handle.read(32)
+    if start[:4] != PLAN_TAG:
+        found.warnings.append("does not begin as the plans of TensorRT 8.5 to 10 do; it may be damaged or another file")
+    loaded = None
+    for name in ("tensorrt", "tensorrt_rtx"):
+        try:
+            trt = importlib.import_module(name)
+        except ImportError:
+            continue
+        try:
+            logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+            engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
+        except (RuntimeError, TypeError) as error:
+            found.unknown.append(f"{name} {trt.__version__} has no runtime here: {error}")
+            continue
+        if engine is None:
+            found.warnings.append(
+                f"{name} {trt.__version__} cannot load it: damaged, or built by another version or for another GPU; "
+                "build it again on this machine"
+            )
+            continue
+        loaded = f"{name} {trt.__version__}"
+        found.inputs, found.outputs = _plan_io(engine, trt)
+        break
+    if loaded is None:
+        found.unknown.append(
+            "inputs, outputs and layers: only the TensorRT that built a plan, on its GPU, can read them"
+        )
+    provenance = found.provenance
+    if provenance is None:
+        found.unknown.append("where it came from: it has no sidecar (`streamd build` writes one)")
+    else:
+        found.quantized = provenance.precision == "int8" if provenance.precision else None
+        built, here = provenance.tensorrt, loaded and loaded.split()[-1]
+        if built and here and built != here:
+            found.warnings.append(f"was built by TensorRT {built}, this machine has {here}; build it again")
+    return found
+
+
+def inspect(path: str) -> Inspection:
+    """Inspects an ONNX model or a TensorRT plan.
+
+    Raises:
+        ModelError: missing, unreadable, corrupt, or neither of the two.
+        ConfigError: its sidecar is wrong.
+    """
+    file = model_file(path)
+    kind = "plan" if file.suffix in PLAN_SUFFIXES else "onnx"
+    if kind == "onnx" and file.suffix != ".onnx":
+        raise ModelError(
+            f"model {file}: expected an ONNX model (.onnx) or a TensorRT plan ({', '.join(PLAN_SUFFIXES)})"
+        )
+    sha256 = sha256_of(file)
+    sidecar = read_sidecar(file)
+    found = Inspection(str(file), sha256, file.stat().st_size, kind, provenance=sidecar.provenance)
+    if sidecar.labels:
+        found.labels = list(sidecar.labels)
+    if sidecar.head:
+        found.head = str(sidecar.head.get("kind"))
+    if sidecar.sha256 is not None and sidecar.sha256 != sha256:
+        found.warnings.append("its sidecar was written for another file; the daemon will refuse the pair")
+    return _inspect_onnx(file, found) if kind == "onnx" else _inspect_plan(file, found)
