@@ -28,7 +28,7 @@ def save(
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, metadata)
+    helper.set_model_props(model, metadata or {})
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -43,7 +43,7 @@ def conv_relu(path: Path, *, seed: int = 0, batch: int | str = "batch", **metada
         helper.make_node("Conv", ["images", "w"], ["c"], name="conv", pads=[1] * 4),
         helper.make_node("Relu", ["c"], ["out"], name="relu"),
     ]
-    return save(path, nodes, {"w": weight(seed)}, batch=batch, **metadata)
+    return save(path, nodes, {"w": weight(seed)}, batch=batch, metadata=metadata)
 
 
 def qdq(path: Path) -> Path:

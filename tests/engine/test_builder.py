@@ -332,7 +332,7 @@ def test_builds_a_real_detector(trt: Trt, precision: Any) -> None:
 
 def test_half_plan_is_smaller(trt: Trt) -> None:
     model = shared("models/yolov5n_heads.onnx")
-    sizes = [build(prepare(model, BuildOptions(precision=p)))[0].nbytes for p in ("fp16", "fp32")]  # type: ignore[arg-type]
+    sizes = [build(prepare(model, BuildOptions(precision=p)))[0].nbytes for p in ("fp16", "fp32")]
     assert sizes[0] < 0.8 * sizes[1]
 
 
