@@ -99,6 +99,10 @@ class Daemon:
         self.metrics.build_info.labels(
             version=__version__, backend=type(backend).__name__, model=backend.spec.name
         ).set(1)
+        if (held := getattr(backend, "memory", None)) is not None:
+            for kind in held:
+                gauge = self.metrics.device_memory.labels(kind=kind)
+                gauge.set_function(lambda kind=kind: backend.memory[kind])  # type: ignore[attr-defined]
         bell = Bell()
         self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, bell)
         self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, self.metrics, self._publish)

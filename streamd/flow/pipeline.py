@@ -100,6 +100,8 @@ class Pipeline:
             name: metrics.stage_duration.labels(stage=name)
             for name in ("decode", "queue", "preprocess", "infer", "postprocess")
         }
+        self._device_times: Callable[[Any], dict[str, float]] | None = getattr(engine, "device_times", None)
+        self._device_time = {name: metrics.device_duration.labels(stage=name) for name in ("preprocess", "infer")}
         self._label_counters: dict[tuple[str, int], Any] = {}
         self._latency: dict[str, Any] = {}
         metrics.slots_in_flight.set_function(lambda: count - len(self._free))
@@ -208,6 +210,9 @@ class Pipeline:
             outputs = self._engine.collect(work.slot)
             inferred_ns = time.monotonic_ns()
             decoded = [self._postprocess(outputs, i, box) for i, box in enumerate(work.boxes)]
+            if self._device_times is not None:
+                for name, seconds in self._device_times(work.slot).items():
+                    self._device_time[name].observe(seconds)
             # The outputs are views of the slot's buffers: it is free only now.
             self._free.put(work.slot)
             for frame, (xyxy, score, class_id) in zip(work.frames, decoded, strict=True):

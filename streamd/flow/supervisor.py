@@ -187,6 +187,7 @@ class StreamRunner:
             if self._ever_live:
                 self._metrics.reconnects += 1
             self._ever_live = True
+            self._metrics.codec, self._metrics.decoder = info.codec, info.decoder
             self._go(
                 "opened", codec=info.codec, decoder=info.decoder, width=info.width, height=info.height, fps=info.fps
             )

@@ -47,7 +47,9 @@ class StreamMetrics:
 
     __slots__ = (
         "_drop_lock",
+        "codec",
         "corrupt",
+        "decoder",
         "dropped",
         "epoch",
         "last_frame_wall",
@@ -72,6 +74,9 @@ class StreamMetrics:
         self.reconnects = 0
         self.dropped: dict[str, int] = {}
         self.state: StreamState = "CONNECTING"
+        self.codec = ""
+        self.decoder = ""
+        """software or nvdec; empty until the stream was live once."""
         self.last_frame_wall = 0.0
         self._drop_lock = threading.Lock()
 
@@ -118,8 +123,18 @@ class _StreamCollector(Collector):
             "Unix time of the newest captured frame.",
             labels=["stream"],
         )
+        info = GaugeMetricFamily(
+            "streamd_stream_info", "Always 1; the labels say what the stream is.", labels=["stream", "codec", "decoder"]
+        )
+        sessions = GaugeMetricFamily(
+            "streamd_decoder_sessions", "Decoders that are open for live streams.", labels=["decoder"]
+        )
+        open_decoders = {"software": 0, "nvdec": 0}
         for s in self._streams():
             labels = [s.stream]
+            if s.decoder:
+                info.add_metric([s.stream, s.codec, s.decoder], 1.0)
+                open_decoders[s.decoder] = open_decoders.get(s.decoder, 0) + (s.state == "LIVE")
             counts = s.counts()
             received.add_metric(labels, counts.received)
             published.add_metric(labels, counts.published)
@@ -131,7 +146,9 @@ class _StreamCollector(Collector):
             for name in STATES:
                 state.add_metric([s.stream, name], 1.0 if s.state == name else 0.0)
             last.add_metric(labels, s.last_frame_wall)
-        return (received, published, dropped, skipped, corrupt, reconnects, state, last)
+        for name, count in open_decoders.items():
+            sessions.add_metric([name], count)
+        return (received, published, dropped, skipped, corrupt, reconnects, state, last, info, sessions)
 
 
 class Metrics:
@@ -147,6 +164,19 @@ class Metrics:
             "Time a frame's batch spent in a stage (queue: time a frame waited in its ring).",
             ["stage"],
             buckets=_STAGE_BUCKETS,
+            registry=registry,
+        )
+        self.device_duration = Histogram(
+            "streamd_device_duration_seconds",
+            "Time the device itself spent on a batch, by its own clock (GPU only).",
+            ["stage"],
+            buckets=_STAGE_BUCKETS,
+            registry=registry,
+        )
+        self.device_memory = Gauge(
+            "streamd_device_memory_bytes",
+            "Memory held for the engine (buffers, scratch, pinned), and what the device has (GPU only).",
+            ["kind"],
             registry=registry,
         )
         self.capture_to_publish = Histogram(

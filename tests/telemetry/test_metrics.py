@@ -21,8 +21,24 @@ WANTED = {
     "streamd_queue_depth", "streamd_batch_size", "streamd_slots_in_flight", "streamd_stream_state",
     "streamd_stream_reconnects", "streamd_last_frame_timestamp_seconds", "streamd_detections",
     "streamd_sink_messages", "streamd_sink_dropped", "streamd_sink_errors", "streamd_build_info",
+    "streamd_stream_info", "streamd_decoder_sessions", "streamd_device_duration_seconds", "streamd_device_memory_bytes",
 }  # fmt: skip
-ALLOWED_LABELS = {"stream", "stage", "sink", "reason", "state", "queue", "label", "le", "version", "backend", "model"}
+ALLOWED_LABELS = {
+    "stream",
+    "stage",
+    "sink",
+    "reason",
+    "state",
+    "queue",
+    "label",
+    "le",
+    "version",
+    "codec",
+    "decoder",
+    "kind",
+    "backend",
+    "model",
+}
 
 
 def filled() -> CollectorRegistry:
@@ -32,6 +48,7 @@ def filled() -> CollectorRegistry:
     stream.received, stream.published = 10, 7
     stream.drop("ring_full", 2)
     stream.state = "LIVE"
+    stream.codec, stream.decoder = "h264", "nvdec"
     metrics.stage_duration.labels(stage="infer").observe(0.01)
     metrics.capture_to_publish.labels(stream="gate").observe(0.03)
     metrics.detections.labels(stream="gate", label='per"son\n').inc()
@@ -79,6 +96,8 @@ def test_counts_and_states() -> None:
     value = registry.get_sample_value
     assert value("streamd_frames_received_total", {"stream": "gate"}) == 10
     assert value("streamd_frames_dropped_total", {"stream": "gate", "reason": "ring_full"}) == 2
+    assert value("streamd_stream_info", {"stream": "gate", "codec": "h264", "decoder": "nvdec"}) == 1
+    assert value("streamd_decoder_sessions", {"decoder": "nvdec"}) == 1
     states = [value("streamd_stream_state", {"stream": "gate", "state": s}) for s in STATES]
     assert states == [1.0 if s == "LIVE" else 0.0 for s in STATES]
 
