@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 import structlog
@@ -38,6 +39,10 @@ SWITCH_INTERVAL_S = 0.0005
 """FFmpeg's interrupt callback takes the GIL many times a read. At Python's own 5 ms, one busy thread made twelve 25 fps
 cameras fall from 300 to 75 frames a second; at 0.5 ms they kept 300."""
 _TICK_S = 0.25
+
+
+def _device_memory(backend: Any, kind: str) -> float:
+    return float(backend.memory[kind])
 
 
 class Daemon:
@@ -99,10 +104,8 @@ class Daemon:
         self.metrics.build_info.labels(
             version=__version__, backend=type(backend).__name__, model=backend.spec.name
         ).set(1)
-        if (held := getattr(backend, "memory", None)) is not None:
-            for kind in held:
-                gauge = self.metrics.device_memory.labels(kind=kind)
-                gauge.set_function(lambda kind=kind: backend.memory[kind])  # type: ignore[attr-defined]
+        for kind in getattr(backend, "memory", ()):
+            self.metrics.device_memory.labels(kind=kind).set_function(partial(_device_memory, backend, kind))
         bell = Bell()
         self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, bell)
         self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, self.metrics, self._publish)
@@ -269,8 +272,8 @@ class Daemon:
             if not sink.close(max(0.2, deadline - time.monotonic())):
                 self._left_running = True
                 log.warning("sink could not be closed in time", sink=sink.name)
+        if self.http is not None:
+            self.http.close()  # before the backend, whose memory a scrape may ask for
         if self._backend is not None and not self._left_running:
             self._backend.close()
-        if self.http is not None:
-            self.http.close()
         self._notifier.close()

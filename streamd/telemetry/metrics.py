@@ -143,8 +143,8 @@ class _StreamCollector(Collector):
             skipped.add_metric(labels, s.skipped)
             corrupt.add_metric(labels, s.corrupt)
             reconnects.add_metric(labels, counts.reconnects)
-            for name in STATES:
-                state.add_metric([s.stream, name], 1.0 if s.state == name else 0.0)
+            for each in STATES:
+                state.add_metric([s.stream, each], 1.0 if s.state == each else 0.0)
             last.add_metric(labels, s.last_frame_wall)
         for name, count in open_decoders.items():
             sessions.add_metric([name], count)
