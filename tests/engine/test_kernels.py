@@ -146,7 +146,7 @@ def test_a_batch_of_different_frames(host: Host) -> None:
     sizes = [(322, 240), (17, 33), (640, 360)]
     batch = [
         noise_frame(f, w, h, seed=i)
-        for i, (f, (w, h)) in enumerate(zip(["nv12", "bgr24", "p010le"], sizes, strict=False))
+        for i, (f, (w, h)) in enumerate(zip(["nv12", "bgr24", "p010le"], sizes, strict=True))
     ]
     check_preprocess(host, batch, 192, 96)
 

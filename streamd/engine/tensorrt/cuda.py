@@ -1,0 +1,399 @@
+"""The CUDA driver, and the only file that knows pycuda (and cuda-bindings, which has the graphs that pycuda lacks).
+
+The primary context is used, not one of our own: FFmpeg's decoder shares it, so that its surfaces are addresses here.
+FFmpeg refuses a primary context whose scheduling flags differ from its own (blocking), hence they are set first.
+Nothing stays pushed on any thread: pycuda aborts the process when a thread ends with a context on its stack.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from streamd.errors import BackendError
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+_SCHED_BLOCKING_SYNC = 4
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: neither waits for the legacy stream, on which FFmpeg works, nor makes it wait."""
+
+
+def _driver_api() -> ctypes.CDLL:
+    """The few driver calls that pycuda does not have."""
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise BackendError(f"backend tensorrt: no NVIDIA driver ({error})") from error
+
+
+class Stream:
+    """A CUDA stream of its own: ordered within, concurrent with all others."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        self.handle = int(raw.handle)
+
+    def wait(self, event: Event) -> None:
+        """What is enqueued from now on waits for the last record of `event`; the caller does not."""
+        self.raw.wait_for_event(event.raw)
+
+    def synchronize(self) -> None:
+        """Waits until everything enqueued is done, with the GIL released."""
+        self.raw.synchronize()
+
+
+class Event:
+    """A point in a stream, with its time; waiting for it blocks the thread and does not spin."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    def record(self, stream: Stream | None) -> None:
+        """Marks what `stream` has been given so far; None is the legacy stream."""
+        self.raw.record(None if stream is None else stream.raw)
+
+    def synchronize(self) -> None:
+        """Waits until the mark is reached, with the GIL released."""
+        self.raw.synchronize()
+
+    def reached(self) -> bool:
+        """Whether the last mark has been reached."""
+        return bool(self.raw.query())
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Device time between two marks that have been reached, to about half a microsecond."""
+        return float(self.raw.time_since(earlier.raw)) / 1e3
+
+
+class DeviceBuffer:
+    """Device memory."""
+
+    def __init__(self, raw: Any, size: int) -> None:
+        self.raw = raw
+        self.address = int(raw)
+        self.size = size
+
+
+class PinnedBuffer:
+    """Page-locked host memory, as bytes: copies to and from it do not block."""
+
+    def __init__(self, array: npt.NDArray[np.uint8]) -> None:
+        self.raw: Any = array
+        self.bytes = array
+        """(size,) uint8"""
+        self.view = memoryview(array.data)
+        self.address = int(array.ctypes.data)
+        self.size = array.nbytes
+
+
+class Kernel:
+    """A function on the device.
+
+    Args:
+        raw: pycuda's function.
+        arguments: struct characters of its parameters, P for an address; C's own alignment is the kernel's.
+    """
+
+    def __init__(self, raw: Any, arguments: str) -> None:
+        self.raw = raw
+        self._pack = struct.Struct(arguments).pack
+
+    def launch(self, stream: Stream, grid: tuple[int, int, int], block: tuple[int, int, int], *values: Any) -> None:
+        """Enqueues the kernel."""
+        # pycuda's public calls set the block's shape by a driver call that is deprecated and not safe in threads.
+        self.raw._launch_kernel(grid, block, self._pack(*values), 0, stream.raw)
+
+
+class Graph:
+    """Captured work, launched as one."""
+
+    def __init__(self, api: Any, executable: Any, stream: Stream) -> None:
+        self._api = api
+        self._executable = executable
+        self._stream = api.CUstream(stream.handle)
+
+    def launch(self) -> None:
+        """Enqueues the captured work on the stream it was captured from.
+
+        Raises:
+            BackendError: the driver refused.
+        """
+        _checked(self._api, self._api.cuGraphLaunch(self._executable, self._stream), "graph launch")
+
+    def close(self) -> None:
+        """Frees it. Idempotent."""
+        executable, self._executable = self._executable, None
+        if executable is not None:
+            self._api.cuGraphExecDestroy(executable)
+
+
+def _checked(api: Any, result: Sequence[Any], what: str) -> Any:
+    """The value of a cuda-bindings call, which returns (status, value)."""
+    if result[0] != api.CUresult.CUDA_SUCCESS:
+        raise BackendError(f"backend tensorrt: CUDA: {what}: {getattr(result[0], 'name', result[0])}")
+    return result[1] if len(result) > 1 else None
+
+
+class Device:
+    """One GPU, and everything allocated on it. `with device:` makes its context current on the calling thread.
+
+    Vendor errors that leave such a block become BackendError. Any thread may use the device; it is closed once, when
+    no other thread uses it.
+
+    Args:
+        ordinal: CUDA device number.
+
+    Raises:
+        BackendError: no driver, no pycuda, no such GPU, or it refused.
+    """
+
+    def __init__(self, ordinal: int) -> None:
+        try:
+            import pycuda.driver as cuda
+        except ImportError as error:
+            raise BackendError(
+                f"backend tensorrt: pycuda cannot be loaded ({error}); pip install 'streamd[trt]'"
+            ) from error
+        self.ordinal = ordinal
+        self._cuda = cuda
+        self._api = _driver_api()
+        self._owned: list[Any] = []
+        self._context: Any = None
+        self.device_bytes = 0
+        """Device memory allocated through this object."""
+        self.pinned_bytes = 0
+        """Page-locked memory allocated through this object."""
+        try:
+            cuda.init()
+            count = cuda.Device.count()
+            if ordinal >= count:
+                raise BackendError(
+                    f"backend tensorrt: engine.device is {ordinal}, but there are {count} GPUs (numbered from 0)"
+                )
+            device = cuda.Device(ordinal)
+            self._claim_flags()
+            self._context = device.retain_primary_context()
+            self.name = str(device.name())
+            self.capability = tuple(int(v) for v in device.compute_capability())
+        except cuda.Error as error:
+            raise self._translated(error) from error
+
+    def _claim_flags(self) -> None:
+        """Blocking synchronisation, before the context exists: a waiting thread then costs no core."""
+        set_flags = getattr(self._api, "cuDevicePrimaryCtxSetFlags_v2", self._api.cuDevicePrimaryCtxSetFlags)
+        status = set_flags(self.ordinal, _SCHED_BLOCKING_SYNC)
+        flags, active = ctypes.c_uint(), ctypes.c_int()
+        self._api.cuDevicePrimaryCtxGetState(self.ordinal, ctypes.byref(flags), ctypes.byref(active))
+        if flags.value != _SCHED_BLOCKING_SYNC:
+            log.warning(
+                "the GPU's primary context has other flags: hardware decoding will be refused",
+                device=self.ordinal, flags=flags.value, active=bool(active.value), status=status,
+                advice="open the backend before anything else in this process uses CUDA",
+            )  # fmt: skip
+
+    def _translated(self, error: BaseException) -> BackendError:
+        text = str(error) or type(error).__name__
+        if isinstance(error, self._cuda.MemoryError):
+            free, total = self._memory()
+            text += f" ({free >> 20} of {total >> 20} MiB free); lower engine.slots or batch.max"
+        return BackendError(f"backend tensorrt: GPU {self.ordinal}: {text}")
+
+    def _memory(self) -> tuple[int, int]:
+        try:
+            free, total = self._cuda.mem_get_info()
+        except self._cuda.Error:
+            return 0, 0
+        return int(free), int(total)
+
+    def __enter__(self) -> Device:
+        self._context.push()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        translated = self._translated(error) if isinstance(error, self._cuda.Error) else None
+        try:
+            self._cuda.Context.pop()
+        except self._cuda.Error as failed:
+            if error is None:
+                raise self._translated(failed) from failed
+        if translated is not None:
+            raise translated from error
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of the GPU, all processes together."""
+        with self:
+            return self._memory()
+
+    def stream(self) -> Stream:
+        """A new stream."""
+        with self:
+            return self._own(Stream(self._cuda.Stream(_NON_BLOCKING)))
+
+    def event(self) -> Event:
+        """A new event."""
+        with self:
+            return self._own(Event(self._cuda.Event(self._cuda.event_flags.BLOCKING_SYNC)))
+
+    def allocate(self, size: int) -> DeviceBuffer:
+        """Device memory, zeroed."""
+        size = max(size, 1)
+        with self:
+            buffer = DeviceBuffer(self._cuda.mem_alloc(size), size)
+            self._cuda.memset_d8(buffer.address, 0, size)
+        self.device_bytes += size
+        return self._own(buffer)
+
+    def allocate_pinned(self, size: int) -> PinnedBuffer:
+        """Page-locked host memory, zeroed."""
+        size = max(size, 1)
+        with self:
+            array = self._cuda.pagelocked_empty(size, np.uint8)
+        array[:] = 0
+        self.pinned_bytes += size
+        return self._own(PinnedBuffer(array))
+
+    def free(self, buffer: DeviceBuffer | PinnedBuffer) -> None:
+        """Gives memory back; nothing enqueued may still use it."""
+        if buffer.raw is None:
+            return
+        if isinstance(buffer, PinnedBuffer):
+            self.pinned_bytes -= buffer.size
+        else:
+            self.device_bytes -= buffer.size
+        self._owned.remove(buffer)
+        with self:
+            _drop(buffer)
+
+    def _own(self, thing: T) -> T:
+        self._owned.append(thing)
+        return thing
+
+    def kernels(self, ptx: bytes, wanted: dict[str, str]) -> dict[str, Kernel]:
+        """Compiles PTX for this GPU and returns its functions.
+
+        Args:
+            ptx: ended by a zero byte.
+            wanted: function name -> struct characters of its parameters.
+
+        Raises:
+            BackendError: the driver cannot compile it, or a function is missing.
+        """
+        try:
+            with self:
+                module = self._cuda.module_from_buffer(ptx)
+                self._own(_Module(module))
+                # A function keeps its module loaded: both are let go of together.
+                return {n: self._own(Kernel(module.get_function(n), args)) for n, args in wanted.items()}
+        except BackendError as error:
+            raise BackendError(
+                f"{error} while compiling the kernels; they need a driver of CUDA 11.8 or later and a GPU of compute "
+                "capability 6.0 or later"
+            ) from error
+
+    def to_device(self, stream: Stream, target: int, source: npt.NDArray[np.uint8]) -> None:
+        """Enqueues a copy of pinned bytes to a device address."""
+        self._cuda.memcpy_htod_async(target, source, stream.raw)
+
+    def to_host(self, stream: Stream, target: npt.NDArray[np.uint8], source: int) -> None:
+        """Enqueues a copy from a device address to pinned bytes."""
+        self._cuda.memcpy_dtoh_async(target, source, stream.raw)
+
+    def zero(self, stream: Stream, target: int, size: int) -> None:
+        """Enqueues zeroing."""
+        self._cuda.memset_d8_async(target, 0, size, stream.raw)
+
+    def graphs(self) -> Any:
+        """What `capture` needs, or None with a log line where cuda-bindings is not installed."""
+        try:
+            from cuda.bindings import driver
+
+            _checked(driver, driver.cuDriverGetVersion(), "version")
+        except (ImportError, BackendError, RuntimeError) as error:
+            log.info("CUDA graphs are off", reason=f"cuda-bindings: {error}", advice="pip install cuda-bindings")
+            return None
+        return driver
+
+    def capture(self, api: Any, stream: Stream, work: Callable[[], None]) -> Graph:
+        """Runs `work`, which enqueues on `stream` only, and keeps it as a graph instead of executing it.
+
+        Args:
+            api: from `graphs`.
+
+        Raises:
+            BackendError: something in it cannot be captured.
+        """
+        handle = api.CUstream(stream.handle)
+        # Thread-local: decoders that allocate on other threads meanwhile do not spoil the capture.
+        mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        with self:
+            _checked(api, api.cuStreamBeginCapture(handle, mode), "graph capture")
+            try:
+                work()
+            except BaseException:
+                api.cuStreamEndCapture(handle)
+                raise
+            graph = _checked(api, api.cuStreamEndCapture(handle), "graph capture")
+            try:
+                executable = _checked(api, api.cuGraphInstantiate(graph, 0), "graph instantiation")
+            finally:
+                api.cuGraphDestroy(graph)
+        return self._own(Graph(api, executable, stream))
+
+    def discard(self, graph: Graph) -> None:
+        """Frees a graph."""
+        self._owned.remove(graph)
+        with self:
+            graph.close()
+
+    def close(self) -> None:
+        """Frees everything that was made here and lets go of the context. Idempotent."""
+        context, self._context = self._context, None
+        if context is None:
+            return
+        cuda, api = self._cuda, self._api
+        # pycuda lets go only on the thread that retained, and leaves the context pushed; so it is kept alive by a
+        # reference of our own until it has been popped, whichever thread this is.
+        kept, top = ctypes.c_void_p(), ctypes.c_void_p()
+        api.cuDevicePrimaryCtxRetain(ctypes.byref(kept), self.ordinal)
+        try:
+            context.push()
+            while self._owned:
+                _drop(self._owned.pop())
+            context.detach()
+        except cuda.Error as error:
+            log.warning("the CUDA context did not close cleanly", device=self.ordinal, error=str(error))
+        finally:
+            self._owned.clear()
+            self.device_bytes = self.pinned_bytes = 0
+            if api.cuCtxGetCurrent(ctypes.byref(top)) == 0 and top.value == kept.value:
+                api.cuCtxPopCurrent_v2(ctypes.byref(top))
+            api.cuDevicePrimaryCtxRelease_v2(self.ordinal)
+
+
+class _Module:
+    """Keeps pycuda's module alive until the device is closed."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+
+def _drop(thing: Any) -> None:
+    """Frees what a wrapper holds, while its context is current: pycuda frees with the last reference."""
+    if isinstance(thing, Graph):
+        thing.close()
+        return
+    if isinstance(thing, PinnedBuffer):
+        thing.view.release()
+        thing.bytes = np.empty(0, np.uint8)
+    thing.raw = None

@@ -1,0 +1,152 @@
+"""One batch in flight: its stream, its marks and its buffers, all made before the first frame but for host staging."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from streamd.engine.tensorrt import decode, kernels
+from streamd.engine.tensorrt.cuda import Device, DeviceBuffer, Graph, PinnedBuffer
+from streamd.types import Candidates, DecodePlan, Frame, ModelSpec, Outputs, TensorSpec
+
+log = structlog.get_logger(__name__)
+
+_COUNTS_ALIGN = 256
+
+
+def tensor_bytes(spec: TensorSpec, batch: int) -> int:
+    """Bytes of a tensor whose first dimension is the batch."""
+    return batch * int(np.prod(spec.shape[1:], dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+
+
+class TensorRtSlot:
+    """See the module.
+
+    Args:
+        index: of the slot.
+        device: where it lives.
+        spec: the model; every dimension but the batch known.
+        batch: frames that input and outputs hold: a plan's least batch may be more than is ever sent.
+        plan: decodes boxes on the device; None brings outputs back as they are.
+        capacity: candidates a frame.
+    """
+
+    def __init__(
+        self, index: int, device: Device, spec: ModelSpec, batch: int, plan: DecodePlan | None, capacity: int
+    ) -> None:
+        self.index = index
+        self.count = 0
+        """Frames of the batch."""
+        self.pending = False
+        """Enqueued and not collected."""
+        self.held: Sequence[Frame] = ()
+        """Frames whose device memory the letterbox kernel may still read."""
+        self.graphs: dict[int, Graph] = {}
+        """By batch size."""
+        self.stream = device.stream()
+        # Marks in the stream: the letterbox begins and ends, the network begins, everything is done.
+        self.started, self.ready, self.running, self.done = (device.event() for _ in range(4))
+        self.surfaces = device.event()
+        """What hardware decoders had been given when the batch was made."""
+        self._device, self._spec, self._plan, self._capacity = device, spec, plan, capacity
+        self.pictures = device.allocate_pinned(spec.max_batch * kernels.PICTURE_BYTES)
+        self.pictures_device = device.allocate(self.pictures.size)
+        self.staging: PinnedBuffer | None = None
+        self.staging_device: DeviceBuffer | None = None
+        self.input = device.allocate(tensor_bytes(spec.input, batch))
+        self.outputs = [device.allocate(tensor_bytes(o, batch)) for o in spec.outputs]
+        self.addresses = [(spec.input.name, self.input.address)]
+        self.addresses += [(o.name, b.address) for o, b in zip(spec.outputs, self.outputs, strict=True)]
+        self.raw: list[PinnedBuffer] = []
+        self.counts_bytes = -(-spec.max_batch * 4 // _COUNTS_ALIGN) * _COUNTS_ALIGN
+        if plan is None:
+            self.raw = [device.allocate_pinned(tensor_bytes(o, spec.max_batch)) for o in spec.outputs]
+        else:
+            self._make_decoder(plan)
+
+    def _make_decoder(self, plan: DecodePlan) -> None:
+        """One block of counts, then candidates; and the kernel's view of it and of the outputs."""
+        device, spec = self._device, self._spec
+        self.result = device.allocate_pinned(self.result_bytes(spec.max_batch))
+        self.result_device = device.allocate(self.result.size)
+        packed = decode.pack(
+            plan, spec.outputs, [b.address for b in self.outputs], self.result_device.address,
+            self.result_device.address + self.counts_bytes, self._capacity,
+        )  # fmt: skip
+        self.decode_device = device.allocate(len(packed))
+        pinned = device.allocate_pinned(len(packed))
+        pinned.bytes[:] = np.frombuffer(packed, np.uint8)
+        with device:
+            device.to_device(self.stream, self.decode_device.address, pinned.bytes)
+            self.stream.synchronize()
+        device.free(pinned)
+
+    def result_bytes(self, frames: int) -> int:
+        """What comes back of so many frames: their counts and candidates."""
+        return self.counts_bytes + frames * self._capacity * decode.CANDIDATE.itemsize
+
+    # ------------------------------------------------------------------------------------------------------- input
+
+    def reserve(self, needed: int) -> None:
+        """Room for `needed` bytes of host pictures. It grows with the largest batch seen, while the slot is idle."""
+        if needed == 0 or (self.staging is not None and self.staging.size >= needed):
+            return
+        for old in (self.staging, self.staging_device):
+            if old is not None:
+                self._device.free(old)
+        self.staging = self.staging_device = None
+        size = needed + needed // 4
+        self.staging = self._device.allocate_pinned(size)
+        self.staging_device = self._device.allocate(size)
+        log.debug("staging grew", slot=self.index, mib=round(size / 2**20, 1))
+
+    def pack(
+        self,
+        frames: Sequence[Frame],
+        layouts: Sequence[list[tuple[int, int, int]]],
+        geometries: Sequence[kernels.Geometry],
+    ) -> None:
+        """Writes the pictures' structures, and copies host planes, into pinned memory."""
+        offset = 0
+        base = 0 if self.staging_device is None else self.staging_device.address
+        target = 0 if self.staging is None else self.staging.address
+
+        def copy(at: int, address: int, size: int) -> None:
+            ctypes.memmove(target + at, address, size)
+
+        for i, (frame, planes, geometry) in enumerate(zip(frames, layouts, geometries, strict=True)):
+            if frame.picture.device is None:
+                reached, offset = kernels.stage(planes, base, offset, copy)
+            else:
+                reached = [(address, pitch) for address, pitch, _ in planes]
+            kernels.pack_picture(self.pictures.view, i, reached, geometry)
+
+    # ------------------------------------------------------------------------------------------------------ output
+
+    def raw_outputs(self) -> Outputs:
+        """The collected batch's outputs: views of pinned memory where they are float32."""
+        found = []
+        for spec, raw in zip(self._spec.outputs, self.raw, strict=True):
+            values: npt.NDArray[np.generic] = raw.bytes[: tensor_bytes(spec, self.count)].view(spec.dtype)
+            found.append(values.reshape(self.count, *spec.shape[1:]).astype(np.float32, copy=False))
+        return found
+
+    def counts(self) -> list[int]:
+        """Candidates of each frame of the collected batch; more than fit were found where it exceeds the capacity."""
+        found: list[int] = self.result.bytes[: self.count * 4].view(np.uint32).tolist()
+        return found
+
+    def candidates(self, counts: Sequence[int]) -> list[Candidates]:
+        """Candidates of each frame, copied."""
+        end = self.result_bytes(self.count)
+        records = self.result.bytes[self.counts_bytes : end].view(decode.CANDIDATE).reshape(-1, self._capacity)
+        return [decode.candidates_of(records[i, : min(c, self._capacity)]) for i, c in enumerate(counts)]
+
+    def free(self) -> None:
+        """Lets go of frames and graphs; the device frees the rest."""
+        self.held = ()
+        self.graphs.clear()

@@ -1,0 +1,99 @@
+"""Runs the kernels on a GPU, through the structures and calls that the backend uses, with no network between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.engine.tensorrt import decode as dec
+from streamd.engine.tensorrt import kernels as ker
+from streamd.engine.tensorrt.backend import KERNELS
+from streamd.engine.tensorrt.cuda import Device, DeviceBuffer
+from streamd.types import Candidates, DecodePlan, Frame, Letterbox, Picture, TensorSpec
+
+
+class Gpu:
+    """See `tests.gpu.kernel_cases.Machine`. Host pictures are copied to the device first."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.stream = device.stream()
+        self.kernels = device.kernels(ker.ptx(), KERNELS)
+
+    def upload(self, data: bytes | npt.NDArray[Any]) -> DeviceBuffer:
+        flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.ascontiguousarray(data).view(np.uint8)
+        pinned = self.device.allocate_pinned(flat.nbytes)
+        pinned.bytes[:] = flat.reshape(-1)
+        buffer = self.device.allocate(flat.nbytes)
+        with self.device:
+            self.device.to_device(self.stream, buffer.address, pinned.bytes)
+            self.stream.synchronize()
+        self.device.free(pinned)
+        return buffer
+
+    def download(self, buffer: DeviceBuffer) -> npt.NDArray[np.uint8]:
+        pinned = self.device.allocate_pinned(buffer.size)
+        with self.device:
+            self.device.to_host(self.stream, pinned.bytes, buffer.address)
+            self.stream.synchronize()
+        out: npt.NDArray[np.uint8] = pinned.bytes.copy()
+        self.device.free(pinned)
+        return out
+
+    def on_device(self, frame: Frame) -> Frame:
+        """The same frame with its planes in device memory, as a hardware decoder hands them out."""
+        planes = []
+        for plane in frame.picture.native.planes:
+            buffer = self.upload(bytes(memoryview(plane)))
+            planes.append(SimpleNamespace(buffer_ptr=buffer.address, line_size=plane.line_size))
+        p = frame.picture
+        native: Any = SimpleNamespace(planes=planes)
+        picture = Picture(native, p.format, p.width, p.height, p.matrix, p.full_range, p.rotation, self.device.ordinal)
+        return Frame(frame.stream, picture, frame.width, frame.height, 0, 0, 0, roi=frame.roi)
+
+    def preprocess(
+        self, frames: Sequence[Frame], width: int, height: int, *, dtype: str = "float32", nhwc: bool = False,
+        color: Any = "RGB", scale: float = 1 / 255, pad: int = 114,
+    ) -> tuple[npt.NDArray[Any], list[Letterbox]]:  # fmt: skip
+        geometries = ker.Geometries(width, height, color)
+        table = bytearray(ker.PICTURE_BYTES * len(frames))
+        boxes = []
+        for i, frame in enumerate(frames):
+            geometry = geometries.of(frame)
+            there = frame if frame.picture.device is not None else self.on_device(frame)
+            planes = [(address, pitch) for address, pitch, _ in ker.plane_layout(there, geometry)]
+            ker.pack_picture(table, i, planes, geometry)
+            boxes.append(geometry.box)
+        shape = (len(frames), height, width, 3) if nhwc else (len(frames), 3, height, width)
+        pictures = self.upload(bytes(table))
+        out = self.device.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        with self.device:
+            self.kernels[f"preprocess_{dtype}"].launch(
+                self.stream, ker.preprocess_grid(width, height, len(frames)), ker.BLOCK,
+                pictures.address, out.address, width, height, int(nhwc), scale, float(pad),
+            )  # fmt: skip
+            self.stream.synchronize()
+        return self.download(out).view(dtype).reshape(shape), boxes
+
+    def decode(
+        self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
+    ) -> tuple[list[Candidates], list[int]]:
+        frames = len(outputs[0])
+        arrays = [self.upload(o) for o in outputs]
+        counts = self.device.allocate(frames * 4)
+        records = self.device.allocate(frames * capacity * dec.CANDIDATE.itemsize)
+        packed = self.upload(
+            dec.pack(plan, specs, [a.address for a in arrays], counts.address, records.address, capacity)
+        )
+        with self.device:
+            self.kernels[f"decode_{plan.kind}"].launch(
+                self.stream, dec.decode_grid(plan, specs, frames), dec.BLOCK, packed.address
+            )
+            self.stream.synchronize()
+        found = self.download(counts).view(np.uint32).tolist()
+        rows = self.download(records).view(dec.CANDIDATE).reshape(frames, capacity)
+        return [dec.candidates_of(rows[i, : min(n, capacity)]) for i, n in enumerate(found)], found

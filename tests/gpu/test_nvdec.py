@@ -1,0 +1,67 @@
+"""Frames that never leave the GPU: NVDEC's surfaces give the tensors of software decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from streamd.engine.tensorrt.cuda import Device
+from streamd.errors import SourceError
+from streamd.sources import AvStreamSettings
+from streamd.sources.av import AvSource
+from streamd.types import Frame
+from tests.conftest import shared
+from tests.gpu.machine import Gpu
+
+pytestmark = pytest.mark.gpu
+
+CLIPS = ["ped_amir.mp4", "4ku_traffic.mp4", "finite_car.mp4"]
+"""H.264 at 1080p and 720p, and HEVC."""
+
+
+@pytest.fixture(scope="module")
+def machine(gpu: None) -> Iterator[Gpu]:
+    device = Device(0)
+    yield Gpu(device)
+    device.close()
+
+
+def clip(name: str, decode: str) -> Iterator[Frame]:
+    source = AvSource(
+        AvStreamSettings(id="s", url=str(shared(f"videos/{name}")), pace="asap", decode=decode),
+        device=0 if decode == "nvdec" else None,
+    )
+    source.open()
+    return iter(source.frames())
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_hardware_frames_give_the_tensors_of_software_frames(machine: Gpu, name: str) -> None:
+    try:
+        hard = clip(name, "nvdec")
+    except SourceError as error:
+        pytest.fail(f"this GPU does not decode {name}: {error}")
+    soft = clip(name, "software")
+    for i in range(30):
+        a, b = next(hard), next(soft)
+        assert a.picture.device == 0
+        assert a.picture.format in ("nv12", "p010le")
+        assert (a.width, a.height, a.pts_ns) == (b.width, b.height, b.pts_ns)
+        with machine.device:
+            event = machine.device.event()
+            event.record(None)
+            machine.stream.wait(event)
+        # Sampling is per plane, so NV12 and I420 of the same picture are the same to the last bit but for order.
+        got, box = machine.preprocess([a], 640, 640)
+        want, want_box = machine.preprocess([b], 640, 640)
+        assert box == want_box
+        np.testing.assert_allclose(got, want, atol=1e-5, err_msg=f"frame {i}")
+
+
+def test_surfaces_do_not_run_out_while_frames_are_held(machine: Gpu) -> None:
+    hard = clip(CLIPS[0], "nvdec")
+    held = [next(hard) for _ in range(16)]
+    pointers = {f.picture.native.planes[0].buffer_ptr for f in held}
+    assert len(pointers) == len(held), "two frames that are both alive must not share memory"
