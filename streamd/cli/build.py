@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from streamd.cli.gate import Gate, add_gate_options, gate_of
-from streamd.config import is_url
-from streamd.engine.model import model_file, sha256_of
+from streamd.cli.gate import PlanGate, add_gate_options, gate_of, positive
+from streamd.engine.model import model_file
 from streamd.engine.select import PLAN_SUFFIXES
-from streamd.errors import ConfigError, FrameError, SourceError
+from streamd.errors import ConfigError
+from streamd.redact import redact
 from streamd.sidecar import Sidecar
 from streamd.telemetry.logs import configure
-from streamd.types import Float32Array, Frame, ModelSpec
+from streamd.types import Float32Array
 
 if TYPE_CHECKING:
     from streamd.engine.tensorrt.calibrator import Calibration
     from streamd.engine.tensorrt.job import BuildOptions, Job
-
-VIDEO_FPS = 2.0
-"""Pictures taken from a second of a calibration video: neighbouring frames teach nothing new."""
+    from streamd.models.pictures import Feeder, Pictures
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,12 +46,14 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--input-size", nargs=2, type=int, metavar=("H", "W"), help="of a model with a dynamic input size")
     p.add_argument(
         "--profiles",
-        type=int,
+        type=positive,
         default=1,
         metavar="N",
         help="optimisation profiles; before TensorRT 10 batches in flight at once need one each (default 1)",
     )
-    p.add_argument("--workspace", type=int, default=1024, metavar="MB", help="memory for tactics, MiB (default 1024)")
+    p.add_argument(
+        "--workspace", type=positive, default=1024, metavar="MB", help="memory for tactics, MiB (default 1024)"
+    )
     p.add_argument("--timing-cache", metavar="FILE", help="measurements to reuse and add to: later builds are faster")
     p.add_argument("--version-compatible", action="store_true", help="let newer TensorRT run the plan (8.6 and later)")
     p.add_argument(
@@ -64,88 +61,24 @@ def add_parser(subparsers: Any) -> None:
     )
     p.add_argument("--device", type=int, default=0, metavar="N", help="CUDA ordinal of the GPU (default 0)")
     calibration = p.add_argument_group("INT8 calibration of a float model (TensorRT 10 and earlier)")
-    calibration.add_argument("--calibrate-images", metavar="DIR|VIDEO", help="pictures like those the cameras will see")
-    calibration.add_argument("--calibrate-count", type=int, default=512, metavar="N", help="at most N (default 512)")
-    calibration.add_argument("--calibrate-batch", type=int, default=8, metavar="N", help="pictures a batch (default 8)")
+    calibration.add_argument(
+        "--calibrate-images", metavar="DIR|VIDEO|URL", help="pictures like those the cameras will see"
+    )
+    calibration.add_argument(
+        "--calibrate-count", type=positive, default=512, metavar="N", help="at most N (default 512)"
+    )
+    calibration.add_argument(
+        "--calibrate-batch", type=positive, default=8, metavar="N", help="pictures a batch (default 8)"
+    )
     calibration.add_argument("--calibration-cache", metavar="FILE", help="TensorRT's scales, reused while they fit")
     add_gate_options(p)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Calibration pictures through the daemon's own letterbox."""
-
-    source: str
-    spec: ModelSpec
-    count: int
-    batch: int
-
-    def _frames(self) -> Iterator[Frame]:
-        from streamd.sources import AvStreamSettings, open_source
-        from streamd.sources.images import list_images, read_image
-
-        if not is_url(self.source) and Path(self.source).is_dir():
-            for path in list_images(self.source):
-                try:
-                    yield read_image(path)
-                except SourceError as error:
-                    print(f"streamd: {error}; left out", file=sys.stderr)
-            return
-        source = open_source(
-            AvStreamSettings(id="calibrate", url=self.source, pace="asap", decode="software", max_fps=VIDEO_FPS)
-        )
-        try:
-            source.open()
-            yield from source.frames()
-        finally:
-            source.close()
-
-    def batches(self) -> Generator[Float32Array, None, None]:
-        """Yields (batch, 3, H, W), scaled; what does not fill a batch is left out."""
-        from streamd.engine.scaler import HostLetterbox
-
-        spec = self.spec
-        letterbox = HostLetterbox(spec.input_width, spec.input_height, pad_value=spec.pad_value, color=spec.color)
-        pixels = np.empty((self.batch, spec.input_height, spec.input_width, 3), np.uint8)
-        done = 0
-        for frame in self._frames():
-            if done >= self.count:
-                return
-            try:
-                letterbox(frame, pixels[done % self.batch])
-            except FrameError as error:
-                print(f"streamd: {error}; left out", file=sys.stderr)
-                continue
-            done += 1
-            if done % self.batch == 0:
-                scaled = pixels.astype(np.float32) * np.float32(spec.scale)
-                _progress(done, self.count)
-                yield scaled if spec.layout == "NHWC" else scaled.transpose(0, 3, 1, 2)
-
-    def sha256(self, model: str) -> str:
-        """Of everything the scales depend on: the model, the pictures' bytes, and how they are used."""
-        from streamd.sources.images import list_images
-
-        path = Path(self.source)
-        files = list_images(path) if path.is_dir() else [path]
-        digest = hashlib.sha256(f"{model} {self.count} {self.batch} {self.spec}".encode())
-        for file in files if not is_url(self.source) else []:
-            digest.update(sha256_of(file).encode())
-        if is_url(self.source):
-            digest.update(self.source.encode())
-        return digest.hexdigest()
-
-
-def _progress(done: int, most: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\rcalibrating: {done} pictures (at most {most})", end="", file=sys.stderr, flush=True)
 
 
 def _calibration(args: argparse.Namespace, path: Path) -> Calibration | None:
     """The calibration that the options ask for.
 
     Raises:
-        ConfigError: options that make no sense, or fewer readable pictures than one batch.
+        ConfigError: options that make no sense.
     """
     if args.calibrate_images is None and args.calibration_cache is None:
         return None
@@ -153,27 +86,53 @@ def _calibration(args: argparse.Namespace, path: Path) -> Calibration | None:
     from streamd.engine.tensorrt.job import BuildOptions, prepare
 
     cache = Path(args.calibration_cache) if args.calibration_cache else None
-    if args.calibrate_batch < 1 or args.calibrate_count < args.calibrate_batch:
-        raise ConfigError("--calibrate-count: must be at least --calibrate-batch, and that at least 1")
     # The network's input, without asking yet whether the precision can be had.
     bare = prepare(path, BuildOptions(precision="fp32", input_size=_pair(args.input_size), device=args.device))
     fixed = bare.spec.input.shape[0]
-    batch = fixed if fixed > 0 else args.calibrate_batch
+    size = fixed if fixed > 0 else args.calibrate_batch
     if args.calibrate_images is None:
-        return Calibration(hashlib.sha256(str(cache).encode()).hexdigest(), batch, None, cache)
-    pictures = Pictures(args.calibrate_images, bare.spec, args.calibrate_count, batch)
+        return Calibration(hashlib.sha256(str(cache).encode()).hexdigest(), size, None, cache)
+    from streamd.models.pictures import Feeder, Pictures
+
     try:
-        with contextlib.closing(pictures.batches()) as batches:
-            first = next(batches, None)
-    except SourceError as error:
-        raise ConfigError(f"--calibrate-images: {error}") from error
-    if first is None:
+        pictures = Pictures(args.calibrate_images, args.calibrate_count)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--images", "--calibrate-images", 1)) from error
+    feeder = Feeder(bare.spec)
+    seen = pictures.sha256()
+    what = f"{bare.recipe.model_sha256} {bare.recipe.tensorrt} {bare.spec} {size} {seen}"
+    return Calibration(
+        # A stream never shows the same again: no cache is made from it that a later build would take.
+        hashlib.sha256(what.encode()).hexdigest() if seen is not None else "",
+        size,
+        lambda: _batches(feeder, pictures, size),
+        cache,
+    )
+
+
+def _batches(feeder: Feeder, pictures: Pictures, size: int) -> Iterator[Float32Array]:
+    """Whole batches only, as the calibrator takes no others.
+
+    Raises:
+        ConfigError: there is not one.
+    """
+    from streamd.cli.console import progress
+
+    refused: list[str] = []
+    done = 0
+    with progress() as report:
+        for batch in feeder.batches(pictures.frames(), size, refused):
+            if len(batch) == size:
+                done += size
+                report("calibrating", done, pictures.limit)
+                yield batch
+    for message in (*pictures.unreadable, *refused):
+        print(f"streamd: {message}; left out", file=sys.stderr)
+    if not done:
         raise ConfigError(
-            f"--calibrate-images {args.calibrate_images}: fewer readable pictures than one batch of {batch}; give "
+            f"--calibrate-images {redact(pictures.where)}: fewer readable pictures than one batch of {size}; give "
             "more, or a smaller --calibrate-batch"
         )
-    key = pictures.sha256(f"{bare.recipe.model_sha256} {bare.recipe.tensorrt}")
-    return Calibration(key, batch, pictures.batches, cache)
 
 
 def _pair(values: Sequence[int] | None) -> tuple[int, int] | None:
@@ -183,8 +142,6 @@ def _pair(values: Sequence[int] | None) -> tuple[int, int] | None:
 def _options(args: argparse.Namespace, calibration: Calibration | None) -> BuildOptions:
     from streamd.engine.tensorrt.job import BuildOptions
 
-    if args.profiles < 1 or args.workspace < 16:
-        raise ConfigError("--profiles must be at least 1 and --workspace at least 16 (MiB)")
     return BuildOptions(
         precision=args.precision,
         batch=tuple(args.batch) if args.batch else None,
@@ -238,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
     from streamd.engine.tensorrt.plans import StagedPlan
     from streamd.sidecar import write_sidecar
 
-    gate: Gate | None = gate_of(args)
+    gate: PlanGate | None = gate_of(args)
     job = _job(args)
     if args.timing_cache and not job.trt.has_timing_cache:
         print(f"streamd: --timing-cache: left alone, {job.trt} times nothing while building", file=sys.stderr)

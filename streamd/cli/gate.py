@@ -3,68 +3,71 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from streamd.engine import ModelSettings
 from streamd.errors import ConfigError, GateError
-from streamd.heads import DetectSettings
 from streamd.sidecar import Sidecar
-from streamd.types import Float32Array
 
 if TYPE_CHECKING:
     from streamd.engine.tensorrt.job import Job
-    from streamd.models.evaluate import Boxes
+    from streamd.models.gate import Verdict
 
-MAX_DROP = 0.005
-MIN_AGREEMENT = 0.85
-MATCH_IOU = 0.5
 _RTX_REFUSES = (9, 0)
 """Compute capability on which TensorRT-RTX builds but does not run."""
+
+
+def positive(text: str) -> int:
+    """An option's value: a whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be between 0 and 1")
+    return value
 
 
 def add_gate_options(p: Any) -> None:
     """The gate's options."""
     group = p.add_argument_group("accuracy gate")
     group.add_argument("--eval-images", metavar="DIR", help="compare the plan with the model on these images")
-    group.add_argument("--labels", metavar="DIR|JSON", help="their labels: YOLO text files or one COCO JSON file")
+    group.add_argument("--labels", metavar="DIR|JSON", help="their labels (YOLO text or COCO JSON): compares mAP")
     group.add_argument("--reference", metavar="MODEL", help="compare with this model instead, e.g. the float one")
     group.add_argument(
-        "--max-drop",
-        type=float,
-        default=MAX_DROP,
-        help=f"with --labels: largest loss of mAP allowed (default {MAX_DROP})",
+        "--max-drop", type=_share, default=0.01, metavar="MAP", help="mAP that may be lost (default 0.01)"
     )
     group.add_argument(
         "--min-agreement",
-        type=float,
-        default=MIN_AGREEMENT,
-        help=f"without: least share of the model's detections that the plan must find too (default {MIN_AGREEMENT})",
+        type=_share,
+        metavar="SHARE",
+        help="without labels: boxes that both must find (default 0.95)",
     )
-    group.add_argument("--force", action="store_true", help="write the plan even if it fails; its sidecar says so")
+    group.add_argument("--force", action="store_true", help="write the plan whatever the gate says; the sidecar tells")
 
 
-def gate_of(args: argparse.Namespace) -> Gate | None:
+def gate_of(args: argparse.Namespace) -> PlanGate | None:
     """The gate that the options ask for, or None.
 
     Raises:
-        ConfigError: labels without images, paths that are not there, or a bound that is none.
+        ConfigError: labels without images, or paths that are not there.
     """
     if args.eval_images is None:
         if args.labels is not None or args.reference is not None:
             raise ConfigError("--labels and --reference need --eval-images, the folder of images to compare on")
         return None
-    for option, value in (("--eval-images", args.eval_images), ("--labels", args.labels)):
+    paths = (("--eval-images", args.eval_images), ("--labels", args.labels), ("--reference", args.reference))
+    for option, value in paths:
         if value is not None and not Path(value).exists():
             raise ConfigError(f"{option} {value}: does not exist")
-    if not 0 <= args.max_drop <= 1 or not 0 <= args.min_agreement <= 1:
-        raise ConfigError("--max-drop and --min-agreement are shares: between 0 and 1")
-    return Gate(
-        args.eval_images, args.labels, args.reference, args.max_drop, args.min_agreement, args.force, args.device
+    engine = {"kind": "tensorrt", "device": args.device}
+    return PlanGate(
+        args.eval_images, args.labels, args.reference, args.max_drop, args.min_agreement, args.force, engine
     )
 
 
@@ -80,19 +83,20 @@ def cannot_run(job: Job) -> str | None:
 
 
 @dataclass(frozen=True)
-class Gate:
+class PlanGate:
     """What is compared, and what is allowed."""
 
     images: str
     labels: str | None
     reference: str | None
     max_drop: float
-    min_agreement: float
+    min_agreement: float | None
     force: bool
-    device: int = 0
+    engine: dict[str, Any]
+    """Backend settings for the plan; the reference runs on OpenVINO."""
 
     def check(self, plan: Path, sidecar: Sidecar, job: Job) -> tuple[Sidecar, str]:
-        """Compares `plan` with the model it was made from (which runs on OpenVINO).
+        """Compares `plan` with the model it was made from, or with `reference`.
 
         Returns:
             The sidecar with what was measured, and a line for the user.
@@ -100,90 +104,65 @@ class Gate:
         Raises:
             GateError: the plan is too much worse, and force is not given.
         """
-        assert sidecar.provenance is not None
+        made = sidecar.provenance
+        assert made is not None
         if (reason := cannot_run(job)) is not None:
             note = f"accuracy not checked, for this machine cannot run the plan: {reason}"
-            made = sidecar.provenance.model_copy(update={"method": f"{sidecar.provenance.method}; {note}"})
-            advice = "run `streamd evaluate` with it where it is to run"
-            return sidecar.model_copy(update={"provenance": made}), f"{note}; {advice}"
-        path = self.reference or str(job.onnx.path)
-        measure = self._accuracy if self.labels is not None else self._agreement
-        found, failed, verdict = measure(plan, path)
-        if failed and not self.force:
+            made = made.model_copy(update={"method": f"{made.method}; {note}"})
+            text = f"{note}; run `streamd evaluate` with it where it is to run"
+            return sidecar.model_copy(update={"provenance": made}), text
+        reference = Path(self.reference) if self.reference else job.onnx.path
+        try:
+            verdict = self._judge(plan, reference)
+        except GateError as error:
+            # The reference itself finds nothing: no measure at all, which only force may pass.
+            if not self.force:
+                raise
+            made = made.model_copy(update={"forced": True})
+            return sidecar.model_copy(update={"provenance": made}), f"accuracy: not measured; forced although {error}"
+        if verdict.refusal is not None and not self.force:
             raise GateError(
-                f"plan {job.onnx.path.name}: {verdict}; nothing was written (--force writes it all the same)"
+                f"plan of {job.onnx.path}: {verdict.refusal}; nothing was written (--force writes it all the same)"
             )
-        made = sidecar.provenance.model_copy(update=found | {"forced": sidecar.provenance.forced or failed})
-        return sidecar.model_copy(update={"provenance": made}), verdict + ("; forced" if failed else "")
+        # What it is compared with is the float model only where nothing says otherwise.
+        base = "map_float" if self.reference or not job.onnx.quantized else "map_source"
+        found: dict[str, Any] = {
+            "accuracy": {k.replace("map_float", base): v for k, v in verdict.accuracy.items()},
+            "agreement": verdict.agreement,
+            "forced": made.forced or verdict.refusal is not None,
+        }
+        text = _line(verdict, reference.name)
+        return sidecar.model_copy(update={"provenance": made.model_copy(update=found)}), text
 
-    def _engines(self, plan: Path, reference: str) -> list[tuple[ModelSettings, dict[str, Any]]]:
-        return [
-            (ModelSettings(path=reference), {"kind": "openvino"}),
-            (ModelSettings(path=str(plan)), {"kind": "tensorrt", "device": self.device}),
-        ]
+    def _judge(self, plan: Path, reference: Path) -> Verdict:
+        from streamd.models.gate import MIN_AGREEMENT, Gate
+        from streamd.models.pictures import Pictures
 
-    def _accuracy(self, plan: Path, reference: str) -> tuple[dict[str, Any], bool, str]:
-        from streamd.models.dataset import open_dataset
-        from streamd.models.evaluate import COCO_DETECT, Detector, evaluate
+        where = Pictures(self.images, 1 << 20)
 
-        assert self.labels is not None
-        figures = []
-        for model, engine in self._engines(plan, reference):
-            with Detector(model, COCO_DETECT, engine) as detector:
-                figures.append(evaluate(detector, open_dataset(self.images, self.labels, detector.labels)))
-        before, after = figures
-        drop = before.map - after.map
-        verdict = (
-            f"accuracy: mAP {after.map:.4f}, {Path(reference).name} has {before.map:.4f} on the same "
-            f"{after.images} images: a drop of {drop:.4f}, allowed are {self.max_drop:g}"
+        class TwoEngines(Gate):
+            """The reference is a file for the CPU, the plan one for the GPU."""
+
+            def use(self, engine: dict[str, Any]) -> None:
+                self._engine = engine
+
+        gate = TwoEngines(
+            {"kind": "openvino"},
+            max_drop=self.max_drop,
+            min_agreement=MIN_AGREEMENT if self.min_agreement is None else self.min_agreement,
+            images=self.images if self.labels is not None else None,
+            labels=self.labels,
+            frames=None if self.labels is not None else where.frames,
         )
-        accuracy = {"map": after.map, "map50": after.map50, "map_reference": before.map}
-        return {"accuracy": {k: round(v, 6) for k, v in accuracy.items()}}, drop > self.max_drop, verdict
-
-    def _agreement(self, plan: Path, reference: str) -> tuple[dict[str, Any], bool, str]:
-        from streamd.models.dataset import image_folder
-        from streamd.models.evaluate import Detector
-        from streamd.sources.images import read_image
-
-        files = image_folder(self.images)
-        found: list[list[Boxes]] = []
-        for model, engine in self._engines(plan, reference):
-            with Detector(model, DetectSettings(), engine) as detector:
-                found.append(list(detector.detect((path.name, read_image(path)) for path in files)))
-        share, boxes = agreement(*found)
-        verdict = (
-            f"agreement: {share:.4f} of the {boxes} detections of {Path(reference).name} were found again in "
-            f"{len(files)} images, asked are {self.min_agreement:g}"
-        )
-        return {"agreement": round(share, 6)}, share < self.min_agreement, verdict
+        gate.open(reference)
+        gate.use(self.engine)
+        return gate.judge(plan)
 
 
-def agreement(reference: Sequence[Boxes], other: Sequence[Boxes]) -> tuple[float, int]:
-    """The share of the reference's boxes that `other` has too: same image, same class, IoU of at least 0.5.
-
-    Each box of `other` answers for one of the reference's, the best first.
-
-    Returns:
-        (share, number of reference boxes); 1.0 where there are none.
-    """
-    total = matched = 0
-    for a, b in zip(reference, other, strict=True):
-        total += len(a.score)
-        overlap = _iou(a.xyxy, b.xyxy) * (a.class_id[:, None] == b.class_id[None, :])
-        while overlap.size and overlap.max() >= MATCH_IOU:
-            row, column = np.unravel_index(int(overlap.argmax()), overlap.shape)
-            matched += 1
-            overlap[row, :] = 0
-            overlap[:, column] = 0
-    return (matched / total if total else 1.0), total
-
-
-def _iou(a: Float32Array, b: Float32Array) -> Float32Array:
-    """(N, 4) × (M, 4) -> (N, M)"""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    inner = np.prod(np.clip(high - low, 0, None), axis=2)
-    size_a, size_b = (np.prod(x[:, 2:] - x[:, :2], axis=1) for x in (a, b))
-    union = size_a[:, None] + size_b[None, :] - inner
-    out: Float32Array = np.divide(inner, union, out=np.zeros_like(inner), where=union > 0)
-    return out
+def _line(verdict: Verdict, reference: str) -> str:
+    if verdict.agreement is not None:
+        text = f"agreement: {verdict.agreement:.1%} of boxes, with {reference}"
+    else:
+        a = verdict.accuracy
+        text = f"accuracy: mAP {a['map']:.4f}, {reference} has {a['map_float']:.4f} on the same images"
+    return text if verdict.refusal is None else f"{text}; forced although {verdict.refusal}"

@@ -17,7 +17,7 @@ def save(
     *,
     batch: int | str = "batch",
     size: int = 32,
-    **metadata: str,
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """A model `images` (batch, 3, size, size) -> `out`, of these nodes."""
     graph = helper.make_graph(
@@ -43,7 +43,7 @@ def conv_relu(path: Path, *, seed: int = 0, batch: int | str = "batch", **metada
         helper.make_node("Conv", ["images", "w"], ["c"], name="conv", pads=[1] * 4),
         helper.make_node("Relu", ["c"], ["out"], name="relu"),
     ]
-    return save(path, nodes, {"w": weight(seed)}, batch=batch, metadata=metadata)
+    return save(path, nodes, {"w": weight(seed)}, batch=batch, metadata=metadata or None)
 
 
 def qdq(path: Path) -> Path:
