@@ -19,8 +19,8 @@ from streamd.sidecar import Provenance, read_sidecar
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 17
 """17 is the newest that TensorRT 8.5 reads."""
-PLAN_TAG = b"ptrt"
-"""How a TensorRT plan begins, as seen of 8.5 to 10."""
+PLAN_TAG = b"trt"
+"""Bytes 1 to 3 of a plan: TensorRT-RTX 1 writes vtrt; the letter before differs between families."""
 
 
 @dataclass
@@ -188,8 +188,8 @@ def _warnings(graph: Graph, found: Inspection) -> list[str]:
     operators, out = found.operators or {}, []
     if count := operators.get("LeakyRelu", 0):
         out.append(
-            f"{count} LeakyReLU: half of a symmetric INT8 range goes to its negative side, which carries a tenth of the "
-            "signal; ReLU does not have that cost. Check with `streamd quantize --labels`"
+            f"{count} LeakyReLU: half of a symmetric INT8 range goes to its negative side, which carries a tenth of "
+            "the signal; ReLU does not have that cost. Check with `streamd quantize --labels`"
         )
     silus = _silus(graph) + operators.get("HardSwish", 0)
     if silus:
@@ -319,8 +319,8 @@ def _plan_io(engine: Any, trt: Any) -> tuple[list[dict[str, Any]], list[dict[str
 def _inspect_plan(path: Path, found: Inspection) -> Inspection:
     with path.open("rb") as handle:
         start = handle.read(32)
-    if start[:4] != PLAN_TAG:
-        found.warnings.append("does not begin as the plans of TensorRT 8.5 to 10 do; it may be damaged or another file")
+    if start[1:4] != PLAN_TAG:
+        found.warnings.append("does not begin as TensorRT's plans do; it may be damaged or another file")
     loaded = None
     for name in ("tensorrt", "tensorrt_rtx"):
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,8 @@ class Result:
     unreadable: list[str]
     cached: bool
     """True where the calibration came from the cache."""
+    calibration_seconds: float
+    """Reading, letterboxing, running the float model, counting, and choosing thresholds."""
     calibration_sha256: str
     verdict: Verdict
     forced: bool
@@ -86,6 +89,7 @@ class Result:
             "pictures": self.pictures,
             "unreadable": self.unreadable,
             "cached": self.cached,
+            "calibration_seconds": round(self.calibration_seconds, 3),
             "calibration_sha256": self.calibration_sha256,
             "accuracy": self.verdict.accuracy,
             "agreement": self.verdict.agreement,
@@ -141,8 +145,10 @@ class Quantizer:
         self.cached = False
         self.seen = 0
         self._kept: list[tuple[str, Frame]] = []
+        started = time.monotonic()
         self._histograms, self.pictures_sha256 = self._calibrate()
         self.thresholds = thresholds(self._histograms, self.sites.sources, request.method)
+        self.calibration_seconds = time.monotonic() - started
 
     def _calibrate(self) -> tuple[dict[str, Histogram], str]:
         pictures_sha = self.pictures.sha256()
@@ -300,6 +306,7 @@ def _write(job: Quantizer, float_layers: Sequence[str], verdict: Verdict, harms:
         pictures=job.seen or len(job.pictures.images),
         unreadable=list(job.pictures.unreadable),
         cached=job.cached,
+        calibration_seconds=job.calibration_seconds,
         calibration_sha256=job.pictures_sha256,
         verdict=verdict,
         forced=forced,
