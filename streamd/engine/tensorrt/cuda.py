@@ -250,7 +250,12 @@ class Device:
         size = max(size, 1)
         with self:
             buffer = DeviceBuffer(self._cuda.mem_alloc(size), size)
+            # On the legacy stream, which ours do not wait for; and it may return before the memory is zero.
             self._cuda.memset_d8(buffer.address, 0, size)
+            zeroed = self._cuda.Event(self._cuda.event_flags.BLOCKING_SYNC)
+            zeroed.record()
+            zeroed.synchronize()
+            del zeroed
         self.device_bytes += size
         return self._own(buffer)
 
