@@ -20,7 +20,7 @@ from streamd.cli.build import _batches, _job, add_parser
 from streamd.cli.gate import PlanGate, add_gate_options, gate_of
 from streamd.engine.tensorrt.driver import find_gpu
 from streamd.engine.tensorrt.onnxfile import read_onnx
-from streamd.errors import ConfigError, GateError
+from streamd.errors import BackendError, ConfigError, GateError
 from streamd.models.pictures import Feeder, Pictures
 from streamd.sidecar import Provenance, Sidecar, read_sidecar
 from streamd.types import ModelSpec, TensorSpec
@@ -286,6 +286,16 @@ def test_the_gate_refuses_unless_forced(
     assert sidecar.provenance is not None
     assert sidecar.provenance.forced
     assert "forced although" in verdict
+
+
+def test_the_plan_is_measured_on_its_own_engine(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "cannot_run", lambda job: None)
+    engine = {"kind": "openvino", "device": "GPU.7"}
+    gate = PlanGate(str(few / "images"), None, None, 0.01, None, True, engine)
+    job: Any = _Job(shared(DETECTOR))
+    # The reference does not need that device; the plan does, and force is no remedy for an engine that fails.
+    with pytest.raises(BackendError, match=r"GPU\.7"):
+        gate.check(shared(DETECTOR), made(), job)
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -269,7 +269,7 @@ class StagedPlan:
                 os.fsync(handle.fileno())
         except OSError as error:
             raise ModelError(
-                f"plan {self.out}: {len(plan) / 2**20:.0f} MiB cannot be written: {error.strerror}; "
+                f"plan {self.out}: {plan.nbytes / 2**20:.0f} MiB cannot be written: {error.strerror}; "
                 "nothing was left behind"
             ) from error
         sidecar = sidecar.model_copy(update={"sha256": hashlib.sha256(plan).hexdigest()})
