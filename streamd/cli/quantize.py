@@ -59,6 +59,13 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--eval-images", metavar="DIR", help="images to measure on. Default: those of --images")
     p.add_argument("--max-drop", type=_share, default=0.01, metavar="MAP", help="mAP that may be lost (default 0.01)")
     p.add_argument(
+        "--min-agreement",
+        type=_share,
+        default=0.95,
+        metavar="SHARE",
+        help="without labels: share of boxes that the float and the INT8 model must both find (default 0.95)",
+    )
+    p.add_argument(
         "--sensitivity",
         nargs="?",
         const="noise",
@@ -115,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
         labels=args.labels,
         eval_images=args.eval_images,
         max_drop=args.max_drop,
+        min_agreement=args.min_agreement,
         auto=args.auto,
         sensitivity=args.sensitivity,
         force=args.force,

@@ -16,7 +16,7 @@ from streamd.engine.model import sha256_of
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
 from streamd.models import cache
 from streamd.models.calibrate import METHODS, Histogram, Method, Observer, observe, thresholds
-from streamd.models.gate import MAX_DROP, Gate, Verdict
+from streamd.models.gate import MAX_DROP, MIN_AGREEMENT, Gate, Verdict
 from streamd.models.graph import check_writable, chosen, prepare, write_whole
 from streamd.models.pictures import Feeder, Pictures
 from streamd.models.qdq import Sites, find_sites, quantized
@@ -47,6 +47,7 @@ class Request:
     labels: str | None = None
     eval_images: str | None = None
     max_drop: float = MAX_DROP
+    min_agreement: float = MIN_AGREEMENT
     auto: bool = False
     sensitivity: str | None = None
     """noise, map, or None."""
@@ -240,7 +241,14 @@ def quantize(request: Request, report: Report = _silent) -> Result:
         raise ConfigError(
             f"--labels needs a folder of images to measure on: give it with --eval-images, not {eval_images}"
         )
-    gate = Gate(request.engine, max_drop=request.max_drop, images=eval_images, labels=request.labels, frames=job.frames)
+    gate = Gate(
+        request.engine,
+        max_drop=request.max_drop,
+        min_agreement=request.min_agreement,
+        images=eval_images,
+        labels=request.labels,
+        frames=job.frames,
+    )
     harms: list[LayerHarm] = []
     float_layers: Sequence[str] = job.float_layers
     with tempfile.TemporaryDirectory(prefix="streamd-") as temporary:

@@ -15,7 +15,7 @@ import pytest
 
 from streamd.cli import main
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
-from streamd.models import gate, quantize
+from streamd.models import quantize
 from streamd.models.gate import Verdict
 from streamd.models.graph import write_whole
 from streamd.models.quantize import Request
@@ -103,11 +103,9 @@ def test_float_layers(request_: Request) -> None:
         quantize.quantize(replace(request_, float_layers=("bodi1",)))
 
 
-def test_the_gate_refuses_and_force_is_recorded(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gate_refuses_and_force_is_recorded(request_: Request) -> None:
     # No form can agree with the float model in more than all of its boxes.
-    monkeypatch.setattr(
-        gate.Gate.__init__, "__kwdefaults__", gate.Gate.__init__.__kwdefaults__ | {"min_agreement": 1.01}
-    )
+    request_ = replace(request_, min_agreement=1.01)
     with pytest.raises(GateError, match=r"was not written: its detections agree .* --force"):
         quantize.quantize(request_)
     assert left(request_) == []
