@@ -20,6 +20,17 @@ def clockwise(degrees: float) -> Rotation:
     return (0, 90, 180, 270)[quarter]
 
 
+def _format_on_device(native: VideoFrame) -> str:
+    """The format of pixels in device memory. PyAV before 18 does not tell: NVDEC writes NV12, or P010 for ten bits."""
+    told = getattr(native, "sw_format", None)
+    if told is not None:
+        return str(told.name)
+    if len(native.planes) != 2:
+        return str(native.format.name)
+    # A row of ten-bit samples takes twice its width in bytes; decoders pad by far less than a row.
+    return "p010le" if native.planes[0].line_size >= 2 * native.width else "nv12"
+
+
 def picture_of(native: VideoFrame, *, rotation: Rotation = 0, device: int | None = None) -> Picture:
     """Describes `native`; copies nothing.
 
@@ -29,8 +40,8 @@ def picture_of(native: VideoFrame, *, rotation: Rotation = 0, device: int | None
         device: CUDA device that holds the pixels, None for the host.
     """
     name = native.format.name
-    if device is not None and native.sw_format is not None:
-        name = native.sw_format.name
+    if device is not None:
+        name = _format_on_device(native)
     return Picture(
         native,
         name,

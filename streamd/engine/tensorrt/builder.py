@@ -150,6 +150,17 @@ def _add_profiles(job: Job, builder: Any, config: Any, tensor: Any) -> None:
             raise ModelError(f"model {job.onnx.path}: {job.trt} refuses to calibrate with batches of {size}")
 
 
+def _own_tactics(trt: Any, config: Any) -> None:
+    """Leaves cuBLAS and cuDNN out, as TensorRT 10 does by default: a plan then needs neither on the edge box."""
+    own = [
+        getattr(trt.TacticSource, name)
+        for name in ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+        if hasattr(getattr(trt, "TacticSource", None), name)
+    ]
+    if own:
+        config.set_tactic_sources(sum(1 << int(source) for source in own))
+
+
 def _configure(job: Job, builder: Any, network: Any) -> tuple[Any, Any]:
     """(builder configuration, calibrator or None)"""
     trt, options = job.trt.module, job.options
@@ -164,6 +175,7 @@ def _configure(job: Job, builder: Any, network: Any) -> tuple[Any, Any]:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible and job.trt.has_hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    _own_tactics(trt, config)
     calibrator = None
     if options.calibration is not None:
         calibrator = make_calibrator(job.trt, options.calibration)
