@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -12,6 +11,7 @@ import structlog
 from streamd.errors import StreamdError
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.status import StatusBoard
+from streamd.flow.threads import NamedThread
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Detections, StreamCounts, StreamStatus
 
@@ -58,7 +58,7 @@ class SinkThread:
         self._beat_at = time.monotonic() + heartbeat_s
         self._last_error_log = -_ERROR_LOG_S
         self._quiet_errors = 0
-        self._thread = threading.Thread(target=self._run, name=f"sink-{name}", daemon=True)
+        self._thread = NamedThread(self._run, f"sink-{name}")
 
     def open(self) -> None:
         """Opens the sink in the caller's thread, so that a port in use is found before anything else starts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -10,6 +9,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from streamd.flow.ring import Closed
+from streamd.flow.threads import NamedThread
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class StageThread(Generic[T]):
         self._close = close
         self._fail = fail
         self._busy_since: float | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = NamedThread(self._run, name)
 
     def start(self) -> None:
         """Starts the thread."""

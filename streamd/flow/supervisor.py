@@ -12,6 +12,7 @@ import structlog
 
 from streamd.errors import SourceError
 from streamd.flow.ring import Closed, Ring
+from streamd.flow.threads import NamedThread
 from streamd.redact import redact
 from streamd.telemetry.metrics import StreamMetrics
 from streamd.types import Frame, StreamState, StreamStatus
@@ -125,7 +126,7 @@ class StreamRunner:
         self._seq = 0
         self._ever_live = False
         self.status = StreamStatus(stream, "CONNECTING", "", "", 0, time.time_ns())
-        self._thread = threading.Thread(target=self._run, name=f"source-{stream}", daemon=True)
+        self._thread = NamedThread(self._run, f"source-{stream}")
 
     def start(self) -> None:
         """Starts the thread."""
