@@ -199,6 +199,20 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
             context.term()
 
 
+def thread_times(pid: int) -> dict[str, float]:
+    """CPU seconds so far by kind of thread: source-…, sink-…, and each stage by its name."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    found: dict[str, float] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            name = (task / "comm").read_text().strip().split("-")[0]
+            fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue  # it has just ended
+        found[name] = found.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / ticks
+    return found
+
+
 def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process, seconds: float) -> Result:
     totals: list[float] = []
     stages: dict[str, list[float]] = {k: [] for k in ("decode", "queue", "preprocess", "infer", "postprocess")}
@@ -206,6 +220,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
     dropped = gaps = 0
     next_seq: dict[str, int] = {}
     begin = end = cpu = rss_first = 0.0
+    threads: dict[str, float] = {}
     deadline = time.monotonic() + 60
     first: float | None = None
     while True:
@@ -225,6 +240,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
                 begin = now
                 cpu = sum(process.cpu_times()[:2])
                 rss_first = process.memory_info().rss
+                threads = thread_times(process.pid)
             continue
         totals.append(message.latency_ms.total)
         for name, values in stages.items():
@@ -236,12 +252,16 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
             break
     frames = len(totals)
     memory = process.memory_info().rss
+    spent = {k: (v - threads.get(k, 0.0)) / frames * 1e3 for k, v in thread_times(process.pid).items()}
     fair = frames / args.streams
     return {
         "fps": frames / (end - begin),
         "latency_ms": percentiles(totals),
         "stage_ms": {name: percentiles(values) for name, values in stages.items()},
         "cpu_ms_per_frame": (sum(process.cpu_times()[:2]) - cpu) / frames * 1e3,
+        "threads_ms_per_frame": {
+            k: round(v, 3) for k, v in sorted(spent.items(), key=lambda item: -item[1])[:6] if v >= 0.001
+        },
         "rss_mb": memory / 1e6,
         "rss_growth_mb": (memory - rss_first) / 1e6,
         "dropped": dropped,
@@ -310,6 +330,7 @@ def main() -> int:
         print(f"{name:<10}" + "".join(f"{c!s:>{w}}" for c, w in zip(cells, widths, strict=True)), f" {r['fps_rounds']}")
     if "streamd" in final:
         s = final["streamd"]
+        print("CPU ms a frame by thread:", ", ".join(f"{k} {v}" for k, v in s["threads_ms_per_frame"].items()))
         print("stages p50/p99 ms:", ", ".join(f"{k} {v['p50']}/{v['p99']}" for k, v in s["stage_ms"].items()))
         print(
             f"dropped {s['dropped']}, gaps that no counter explains {s['unexplained_gaps']}, "

@@ -245,7 +245,8 @@ def _short(r: Table) -> str:
     return (
         f"{r['fps']:8.1f} fps  p50 {r['latency_ms']['p50']} p99 {r['latency_ms']['p99']} ms  {stages}  "
         f"CPU {r['cpu_ms_per_frame']:.2f} ms/f  drop {r['dropped']} gaps {r['unexplained_gaps']} "
-        f"share {r['share_min']:.2f}-{r['share_max']:.2f} RSS {r['rss_mb']:.0f}  gpu/dec/MiB {r['gpu_decoder_mib']}"
+        f"share {r['share_min']:.2f}-{r['share_max']:.2f} RSS {r['rss_mb']:.0f}  gpu/dec/MiB {r['gpu_decoder_mib']}  "
+        f"threads, ms/f {r['threads_ms_per_frame']}"
     )
 
 
@@ -298,6 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--pytest", nargs="*", default=[])
     p.add_argument("--tail", type=int, default=3000, help="characters of the test log to print")
     args = p.parse_args(arguments)
+    from streamd.telemetry.logs import configure
+
+    configure("warning")
     args.out.mkdir(parents=True, exist_ok=True)
     code = 0
     for step in STEPS if "all" in args.steps else args.steps:

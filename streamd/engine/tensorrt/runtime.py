@@ -116,7 +116,9 @@ class Plan:
         if image.shape[0] > 0:
             self.min_batch = self.max_batch = image.shape[0]
             return
-        limits = [self.engine.get_tensor_profile_shape(image.name, p) for p in range(max(1, self.profiles))]
+        # Before 8.6 TensorRT answers for the first profile only, and warns of the others.
+        asked = 1 if self.profile_per_context else max(1, self.profiles)
+        limits = [self.engine.get_tensor_profile_shape(image.name, p) for p in range(asked)]
         # All profiles of a plan of ours are alike; of a foreign one, what every profile takes is used.
         self.min_batch = max(int(low[0]) for low, _, _ in limits)
         self.max_batch = min(int(high[0]) for _, _, high in limits)
