@@ -134,6 +134,11 @@ class OpenVinoSettings(Settings):
         le=64,
         description="Batches in flight. Default: what OpenVINO asks for the hint, plus two.",
     )
+    precision: Literal["auto", "f32", "bf16", "f16"] = Field(
+        "auto",
+        description="Arithmetic of float layers. auto is OpenVINO's choice: bf16 on CPUs that have it, at a small loss "
+        "of precision.",
+    )
     cache_dir: str | None = Field(None, description="Folder in which OpenVINO keeps compiled models, to start faster.")
 
 

@@ -163,6 +163,8 @@ class OpenVinoBackend:
         if self._settings.device.startswith("CPU"):
             # Pinned inference threads would fight the decoders for the very cores they are pinned to.
             options |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+        if self._settings.precision != "auto":
+            options["INFERENCE_PRECISION_HINT"] = self._settings.precision
         if self._settings.cache_dir:
             options["CACHE_DIR"] = self._settings.cache_dir
         try:

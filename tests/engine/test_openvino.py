@@ -112,3 +112,17 @@ def test_a_device_that_is_not_there() -> None:
 def test_a_size_the_model_does_not_have() -> None:
     with pytest.raises(ModelError, match="input_size asks for 416"):
         open_backend(OpenVinoSettings(), model("yolov5lite_e_relu_320", input_size=(416, 416)))
+
+
+def test_precision_is_what_was_asked_for() -> None:
+    path = list_images(shared("images/coco_val128/images"))[3]
+    found: dict[str, Any] = {}
+    for precision in ("f32", "bf16"):
+        backend = open_backend(OpenVinoSettings(precision=precision), model("yolov5n_heads"))  # type: ignore[arg-type]
+        backend.start()
+        backend.preprocess(backend.slots[0], [read_image(path)])
+        backend.infer(backend.slots[0])
+        outputs: Any = backend.collect(backend.slots[0])
+        found[precision] = np.array(outputs[0])
+        backend.close()
+    assert 0 < np.abs(found["f32"] - found["bf16"]).mean() < 0.2
