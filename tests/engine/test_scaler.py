@@ -62,26 +62,26 @@ def compare(frame: Frame, width: int = 224, height: int = 256, color: Any = "RGB
 @pytest.mark.parametrize("fmt", SUPPORTED)
 def test_every_format_equals_the_reference(fmt: str) -> None:
     difference = compare(make_frame(fmt=fmt))
-    # swscale rounds chroma to the luma grid without interpolating it; edges of colour differ by that.
-    assert difference.mean() < 1.5
-    assert np.percentile(difference, 99) < 8
+    # Planes are rounded to whole code values between scaling and conversion.
+    assert difference.mean() < 0.5
+    assert difference.max() < 3
 
 
 @pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt2020"])
 @pytest.mark.parametrize("full_range", [False, True])
 def test_matrix_and_range_are_the_streams_own(matrix: ColorMatrix, full_range: bool) -> None:
-    assert compare(make_frame(matrix=matrix, full_range=full_range)).mean() < 1.5
+    assert compare(make_frame(matrix=matrix, full_range=full_range)).mean() < 0.5
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 @pytest.mark.parametrize("roi", [None, Box(20, 40, 160, 120)])
 def test_rotation_and_crop(rotation: Rotation, roi: Box | None) -> None:
-    assert compare(make_frame(rotation=rotation, roi=roi)).mean() < 2.0
+    assert compare(make_frame(rotation=rotation, roi=roi)).mean() < 0.5
 
 
 @pytest.mark.parametrize(("width", "height"), [(323, 241), (17, 33), (1920, 1080), (224, 256), (640, 16)])
 def test_odd_and_equal_sizes(width: int, height: int) -> None:
-    assert compare(make_frame(width, height)).mean() < 3.0
+    assert compare(make_frame(width, height)).mean() < 0.5
 
 
 def test_bgr_is_rgb_reversed() -> None:
