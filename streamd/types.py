@@ -274,15 +274,15 @@ class ModelSpec:
 class DecodePlan:
     """What a device needs to know to decode boxes itself. Made by the head; a backend may ignore it."""
 
-    kind: Literal["yolov5_heads", "yolov5_cat", "yolov8", "end_to_end"]
+    kind: Literal["yolov5_heads", "yolov5_cat", "yolov5_sigmoid", "yolov8", "end_to_end"]
     classes: int
     conf: float
     """Lowest score that any class may have; finer thresholds are applied on the host."""
     multi_label: bool
     strides: tuple[int, ...] = ()
-    """yolov5_heads: one for each output, in `ModelSpec.outputs` order."""
+    """yolov5_heads: one for each output, in `ModelSpec.outputs` order. yolov5_sigmoid: in the order of the rows."""
     anchors: tuple[tuple[float, ...], ...] = ()
-    """yolov5_heads: w,h,w,h,… in input pixels, a row for each output in the same order."""
+    """w,h,w,h,… in input pixels, a row for each stride in the same order."""
 
 
 Outputs = Sequence[npt.NDArray[np.float32]]

@@ -13,6 +13,13 @@ def add_engine_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="what runs the model")
 
 
+def add_head_option(p: argparse.ArgumentParser) -> None:
+    """The option that declares the head."""
+    from streamd.heads import KINDS
+
+    p.add_argument("--head", choices=KINDS, help="what the outputs mean. Default: sidecar, else from their shapes")
+
+
 def engine_of(args: argparse.Namespace) -> dict[str, Any]:
     """Backend settings of parsed options."""
     return {"kind": args.engine}

@@ -15,6 +15,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from streamd.cli.annotate import Annotator
+from streamd.cli.console import add_head_option
 from streamd.config import is_url
 from streamd.engine import EngineConfig, ModelSettings, open_backend
 from streamd.errors import ConfigError, SourceError, StreamdError
@@ -23,7 +24,7 @@ from streamd.flow.pipeline import Pipeline
 from streamd.flow.ring import Bell, Closed, Ring
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
-from streamd.heads.select import open_head, resolve_labels
+from streamd.heads.select import declared, open_head, resolve_labels
 from streamd.redact import redact
 from streamd.sinks.message import Gaps, detections_message, encoder
 from streamd.sources import AvStreamSettings, open_source
@@ -52,6 +53,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--model", required=True, help="ONNX model, OpenVINO .xml or TensorRT plan")
     add_detect_options(p)
     p.add_argument("--labels", help="text file with one class name a line")
+    add_head_option(p)
     p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="what runs the model")
     p.add_argument("--save", metavar="DIR", help="write images and videos with boxes drawn into DIR")
     p.add_argument(
@@ -110,7 +112,7 @@ class _Run:
         detect = detect_settings(args)
         engine = TypeAdapter(EngineConfig).validate_python({"kind": args.engine})
         self.backend = open_backend(engine, ModelSettings(path=args.model, labels=args.labels))
-        head = open_head(None, self.backend.spec, detect)
+        head = open_head(declared(args.head, self.backend.spec), self.backend.spec, detect)
         labels = resolve_labels(self.backend.spec, head.plan.classes)
         postprocess = Postprocess(head, detect, labels)
         self.backend.start(head.plan)
@@ -128,6 +130,7 @@ class _Run:
         self.room = threading.Semaphore(MAX_PENDING)
         self.errors: list[StreamdError] = []
         self.reader = threading.Thread(target=self._read, name="read", daemon=True)
+        self.watcher = threading.Thread(target=self._let_go, name="watch", daemon=True)
 
     def _frames(self, item: _Input) -> Iterator[tuple[Frame, str, float | None]]:
         """(frame, input, frames a second of a video or None for an image)"""
@@ -169,10 +172,17 @@ class _Run:
             self.pipeline.done.wait()
             self.results.put(None)
 
+    def _let_go(self) -> None:
+        """A pipeline that failed takes no more frames: the reader must not wait for it to."""
+        self.pipeline.done.wait()
+        self.ring.close(discard=True)
+        self.room.release(MAX_PENDING)
+
     def results_of(self) -> Iterator[tuple[Detections, Frame | None, str, float | None]]:
         """(detections, frame where kept, input, frames a second of a video) in order."""
         self.pipeline.start()
         self.reader.start()
+        self.watcher.start()
         while (detections := self.results.get()) is not None:
             yield detections, *self.pending.pop(detections.seq)
             self.room.release()

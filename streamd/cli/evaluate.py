@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from streamd.cli.console import add_engine_options, engine_of, progress
+from streamd.cli.console import add_engine_options, add_head_option, engine_of, progress
 from streamd.errors import ConfigError
 from streamd.telemetry.logs import configure
 
@@ -30,6 +30,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--max-det", type=int, default=300, help="most detections an image (default 300)")
     p.add_argument("--single-label", action="store_true", help="one class a box (default: every class above --conf)")
     p.add_argument("--json", action="store_true", help="JSON on standard output")
+    add_head_option(p)
     add_engine_options(p)
 
 
@@ -46,7 +47,7 @@ def _measure(model: str, args: argparse.Namespace, report: Any) -> Accuracy:
     except ValidationError as error:
         raise ConfigError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
     image_folder(args.images)
-    with Detector(ModelSettings(path=model, labels=args.names), detect, engine_of(args)) as detector:
+    with Detector(ModelSettings(path=model, labels=args.names), detect, engine_of(args), args.head) as detector:
         dataset = open_dataset(args.images, args.labels, detector.labels)
         return evaluate(detector, dataset, lambda done, total: report(model.rsplit("/", 1)[-1], done, total))
 

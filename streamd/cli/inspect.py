@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from streamd.cli.console import add_head_option
 from streamd.telemetry.logs import configure
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     p = subparsers.add_parser("inspect", help="show what a model is: shapes, operators, head, cost, warnings")
     p.add_argument("model", metavar="MODEL", help="ONNX model or TensorRT plan")
+    add_head_option(p)
     p.add_argument("--json", action="store_true", help="JSON on standard output")
 
 
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     configure("warning")
     from streamd.models.inspect import inspect
 
-    found = inspect(args.model)
+    found = inspect(args.model, args.head)
     if args.json:
         print(json.dumps(found.as_json()))
     else:

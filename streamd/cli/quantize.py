@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamd.cli.console import add_engine_options, engine_of, progress
+from streamd.cli.console import add_engine_options, add_head_option, engine_of, progress
 from streamd.telemetry.logs import configure
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--cache", type=Path, metavar="FILE", help="calibration cache. Default: in the user's cache folder")
     p.add_argument("--no-cache", action="store_true", help="neither read nor write the calibration cache")
     p.add_argument("--json", action="store_true", help="JSON on standard output")
+    add_head_option(p)
     add_engine_options(p)
 
 
@@ -128,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
         force=args.force,
         cache=args.cache,
         use_cache=not args.no_cache,
+        head=args.head,
         engine=engine_of(args),
     )
     with progress() as report:

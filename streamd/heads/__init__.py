@@ -16,7 +16,7 @@ from streamd.types import Candidates, DecodePlan, Outputs
 
 
 class Head(Protocol):
-    """Decodes one model's outputs. Stateless between calls; used by one thread."""
+    """Decodes one model's outputs. Keeps nothing between calls but that its first outputs were checked; one thread."""
 
     nms: bool
     """False where the model has already suppressed overlapping boxes (end-to-end outputs)."""
@@ -29,6 +29,9 @@ class Head(Protocol):
         Args:
             outputs: float32 arrays in `ModelSpec.outputs` order, first dimension the batch.
             index: which frame of the batch.
+
+        Raises:
+            ModelError: the first outputs cannot be what the head was declared or recognised for.
         """
         ...
 
@@ -69,6 +72,20 @@ class Yolov5CatSettings(Settings):
     kind: Literal["yolov5_cat"] = "yolov5_cat"
 
 
+class Yolov5SigmoidSettings(Settings):
+    """YOLOv5's raw heads after a sigmoid, joined but not decoded: (B, N, 5+C), all 0..1. To be declared.
+
+    Its shape is that of yolov5_cat. Rows go stride by stride, within each anchor by anchor, then line by line.
+    """
+
+    kind: Literal["yolov5_sigmoid"] = "yolov5_sigmoid"
+    strides: tuple[int, ...] | None = Field(None, description="Strides in the order of the rows. Default: 8, 16, 32.")
+    anchors: tuple[tuple[float, ...], ...] | None = Field(
+        None,
+        description="Anchors w,h,w,h,… in input pixels, a row a stride in the same order. Default: YOLOv5's for COCO.",
+    )
+
+
 class Yolov8Settings(Settings):
     """YOLOv8's and YOLO11's output: (B, 4+C, N), cx cy w h classes, in input pixels and 0..1, no objectness."""
 
@@ -89,7 +106,10 @@ def _kind(value: Any) -> str:
 HeadConfig = Annotated[
     Annotated[Yolov5HeadsSettings, Tag("yolov5_heads")]
     | Annotated[Yolov5CatSettings, Tag("yolov5_cat")]
+    | Annotated[Yolov5SigmoidSettings, Tag("yolov5_sigmoid")]
     | Annotated[Yolov8Settings, Tag("yolov8")]
     | Annotated[EndToEndSettings, Tag("end_to_end")],
     Discriminator(_kind),
 ]
+KINDS = ("yolov5_heads", "yolov5_cat", "yolov5_sigmoid", "yolov8", "end_to_end")
+"""Of `HeadConfig`."""

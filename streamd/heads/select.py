@@ -8,18 +8,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from streamd.errors import ConfigError
 from streamd.heads import (
+    KINDS,
     DetectSettings,
     EndToEndSettings,
     Head,
     HeadConfig,
     Yolov5CatSettings,
     Yolov5HeadsSettings,
+    Yolov5SigmoidSettings,
     Yolov8Settings,
 )
 from streamd.heads.coco import COCO80
 from streamd.types import ModelSpec
 
-_KINDS = "yolov5_heads, yolov5_cat, yolov8 or end_to_end"
+_KINDS = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
 _adapter: TypeAdapter[Any] = TypeAdapter(HeadConfig)
 
 
@@ -71,6 +73,22 @@ def recognise(spec: ModelSpec) -> Any:
     )
 
 
+def declared(kind: str | None, spec: ModelSpec) -> Any:
+    """The settings that a kind given by itself means: the sidecar's where it is of that kind, else the kind's defaults.
+
+    Returns:
+        A member of HeadConfig, or None where `kind` is.
+
+    Raises:
+        ConfigError: the sidecar's head is of that kind, but wrong.
+    """
+    if kind is None:
+        return None
+    if spec.head is not None and spec.head.get("kind") == kind:
+        return recognise(spec)
+    return _adapter.validate_python({"kind": kind})
+
+
 def open_head(settings: Any, spec: ModelSpec, detect: DetectSettings) -> Head:
     """Makes the head that `settings` (a member of HeadConfig, or None to recognise it) describes.
 
@@ -88,6 +106,10 @@ def open_head(settings: Any, spec: ModelSpec, detect: DetectSettings) -> Head:
         from streamd.heads.yolov5 import Yolov5Cat
 
         return Yolov5Cat(settings, spec, **options)
+    if isinstance(settings, Yolov5SigmoidSettings):
+        from streamd.heads.yolov5 import Yolov5Sigmoid
+
+        return Yolov5Sigmoid(settings, spec, **options)
     if isinstance(settings, Yolov8Settings):
         from streamd.heads.yolov8 import Yolov8
 

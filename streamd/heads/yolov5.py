@@ -1,4 +1,4 @@
-"""YOLOv5's outputs: three (or any number of) raw heads, and the decoded, concatenated tensor.
+"""YOLOv5's outputs: three (or any number of) raw heads, the same after a sigmoid, and the decoded tensor.
 
 Decoding after the YOLOv5 repository's Detect layer (release 6): xy = (2σ − 0.5 + cell) · stride, wh = (2σ)² · anchor,
 score = objectness · class.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamd.errors import ConfigError
-from streamd.heads import Yolov5CatSettings, Yolov5HeadsSettings
+from streamd.errors import ConfigError, ModelError
+from streamd.heads import Yolov5CatSettings, Yolov5HeadsSettings, Yolov5SigmoidSettings
 from streamd.heads.common import EMPTY, corners, label_boxes, logit, sigmoid
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
 
@@ -19,6 +19,10 @@ COCO_ANCHORS: dict[int, tuple[float, ...]] = {
     32: (116, 90, 156, 198, 373, 326),
 }
 """Anchor sizes w,h,… in input pixels, by stride: what YOLOv5's P5 models were trained with."""
+SHARES_END = 1.5
+"""Decoded boxes of a whole frame always go beyond: the centres of the last cells are hundreds of pixels away."""
+ROUNDING = 1e-3
+"""A sigmoid may come out of a reduced precision so far outside 0..1."""
 
 
 class Yolov5Heads:
@@ -102,12 +106,25 @@ class Yolov5Cat:
                 f"model.head: yolov5_cat expects one output of shape (B, N, 5+C); {spec.path} has "
                 + ", ".join(f"{t.name}{list(t.shape)}" for t in spec.outputs)
             )
-        self._conf, self._multi_label = conf, multi_label
+        self._conf, self._multi_label, self._path, self._checked = conf, multi_label, spec.path, False
         self.plan = DecodePlan("yolov5_cat", shape[2] - 5, conf, multi_label)
+
+    def _check(self, rows: Float32Array) -> None:
+        """Shapes cannot tell decoded rows from undecoded ones; the first frame's values can."""
+        if len(rows) and (largest := float(rows[:, :4].max())) <= SHARES_END:
+            raise ModelError(
+                f"model {self._path}: its output has the shape of yolov5_cat, but in a whole frame no box value "
+                f"exceeds {largest:.3g}, where input pixels are expected: it is not decoded. If it ends in YOLOv5's "
+                "sigmoid, declare model.head.kind: yolov5_sigmoid (on the command line --head yolov5_sigmoid; in the "
+                f'sidecar {self._path}.json: {{"version":1,"head":{{"kind":"yolov5_sigmoid"}}}})'
+            )
+        self._checked = True
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`."""
         rows = outputs[0][index]
+        if not self._checked:
+            self._check(rows)
         (keep,) = np.nonzero(rows[:, 4] >= self._conf)
         if not len(keep):
             return EMPTY
@@ -118,3 +135,79 @@ class Yolov5Cat:
             self._conf,
             multi_label=self._multi_label,
         )
+
+
+class Yolov5Sigmoid:
+    """One (B, N, 5+C) output of shares 0..1: the raw heads' sigmoid, joined stride by stride, not decoded."""
+
+    nms = True
+
+    def __init__(self, settings: Yolov5SigmoidSettings, spec: ModelSpec, *, conf: float, multi_label: bool) -> None:
+        shape = spec.outputs[0].shape
+        listed = ", ".join(f"{t.name}{list(t.shape)}" for t in spec.outputs)
+        if len(spec.outputs) != 1 or len(shape) != 3 or shape[2] < 6:
+            raise ConfigError(
+                f"model.head: yolov5_sigmoid expects one output of shape (B, N, 5+C); {spec.path} has {listed}"
+            )
+        strides = settings.strides or tuple(COCO_ANCHORS)
+        height, width = spec.input_height, spec.input_width
+        if any(s < 1 or height % s or width % s for s in strides):
+            raise ConfigError(f"model.head.strides: {list(strides)} do not divide the input of {height}×{width}")
+        anchors = settings.anchors
+        if anchors is None:
+            if any(s not in COCO_ANCHORS for s in strides):
+                raise ConfigError(
+                    f"model.head.anchors: must be given for strides {list(strides)}; only those of 8, 16, 32 are known"
+                )
+            anchors = tuple(COCO_ANCHORS[s] for s in strides)
+        if len(anchors) != len(strides):
+            raise ConfigError(f"model.head.anchors: {len(anchors)} rows given for {len(strides)} strides")
+        if any(not row or len(row) % 2 or min(row) <= 0 for row in anchors):
+            raise ConfigError("model.head.anchors: a row needs positive numbers, w,h an anchor")
+        tables = [_grid(s, row, height // s, width // s) for s, row in zip(strides, anchors, strict=True)]
+        self._origin, self._stride, self._anchor = (np.concatenate(t) for t in zip(*tables, strict=True))
+        if shape[1] != len(self._stride):
+            raise ConfigError(
+                f"model.head: strides {list(strides)} with {[len(row) // 2 for row in anchors]} anchors make "
+                f"{len(self._stride)} rows at input {height}×{width}; {spec.path} has {listed}"
+            )
+        self._conf, self._multi_label, self._path, self._checked = conf, multi_label, spec.path, False
+        self.plan = DecodePlan("yolov5_sigmoid", shape[2] - 5, conf, multi_label, tuple(strides), tuple(anchors))
+
+    def _check(self, rows: Float32Array) -> None:
+        least, most = float(rows.min()), float(rows.max())
+        if not (least >= -ROUNDING and most <= 1 + ROUNDING):
+            raise ModelError(
+                f"model {self._path}: declared yolov5_sigmoid, but its output holds values from {least:.3g} to "
+                f"{most:.3g}, not 0 to 1: it does not end in a sigmoid. Boxes in input pixels are yolov5_cat: mend "
+                "model.head.kind (--head, or the sidecar's head)"
+            )
+        self._checked = True
+
+    def candidates(self, outputs: Outputs, index: int) -> Candidates:
+        """See `Head.candidates`."""
+        rows = outputs[0][index]
+        if not self._checked:
+            self._check(rows)
+        (keep,) = np.nonzero(rows[:, 4] >= self._conf)
+        if not len(keep):
+            return EMPTY
+        values = rows[keep]
+        centre = (values[:, :2] * 2 + self._origin[keep]) * self._stride[keep, None]
+        size = np.square(values[:, 2:4] * 2) * self._anchor[keep]
+        return label_boxes(
+            corners(centre[:, 0], centre[:, 1], size[:, 0], size[:, 1]),
+            values[:, 5:] * values[:, 4:5],
+            self._conf,
+            multi_label=self._multi_label,
+        )
+
+
+def _grid(
+    stride: int, anchors: tuple[float, ...], height: int, width: int
+) -> tuple[Float32Array, Float32Array, Float32Array]:
+    """Of each row of one stride: column and row of its cell less a half (N, 2), stride (N,), anchor (N, 2)."""
+    sizes = np.array(anchors, np.float32).reshape(-1, 2)
+    anchor, row, column = np.indices((len(sizes), height, width)).reshape(3, -1)
+    origin = np.stack([column, row], axis=1).astype(np.float32) - np.float32(0.5)
+    return origin, np.full(len(row), stride, np.float32), sizes[anchor]

@@ -16,7 +16,7 @@ from streamd.engine import BatchSettings, EngineConfig, ModelSettings, open_back
 from streamd.errors import ConfigError, FrameError, SourceError
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
-from streamd.heads.select import open_head, resolve_labels
+from streamd.heads.select import declared, open_head, resolve_labels
 from streamd.models.dataset import Dataset
 from streamd.sources.images import read_image
 from streamd.types import Float32Array, Frame, Int32Array, Letterbox, ModelSpec
@@ -49,6 +49,7 @@ class Detector:
         model: the model file and its input.
         detect: thresholds.
         engine: settings of a backend, e.g. {"kind": "openvino", "threads": 2}.
+        head: kind of the head. Default: what the sidecar or the shapes say.
 
     Raises:
         ModelError: the model cannot be used.
@@ -56,16 +57,22 @@ class Detector:
         BackendError: the device refused.
     """
 
-    def __init__(self, model: ModelSettings, detect: DetectSettings, engine: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelSettings,
+        detect: DetectSettings,
+        engine: dict[str, Any] | None = None,
+        head: str | None = None,
+    ) -> None:
         from pydantic import TypeAdapter
 
         settings = TypeAdapter(EngineConfig).validate_python(engine or {"kind": "auto"})
         self._backend = open_backend(settings, model, batch=BatchSettings(max=None))
         try:
-            head = open_head(None, self._backend.spec, detect)
-            self.labels = resolve_labels(self._backend.spec, head.plan.classes)
-            self._postprocess = Postprocess(head, detect, self.labels)
-            self._backend.start(head.plan)
+            opened = open_head(declared(head, self._backend.spec), self._backend.spec, detect)
+            self.labels = resolve_labels(self._backend.spec, opened.plan.classes)
+            self._postprocess = Postprocess(opened, detect, self.labels)
+            self._backend.start(opened.plan)
         except BaseException:
             self._backend.close()
             raise

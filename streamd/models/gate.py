@@ -111,22 +111,23 @@ class Gate:
         images: str | Path | None = None,
         labels: str | Path | None = None,
         frames: Callable[[], Iterable[tuple[str, Frame]]] | None = None,
+        head: str | None = None,
     ) -> None:
         self._engine, self._max_drop, self._min_agreement = engine, max_drop, min_agreement
-        self._images, self._labels, self._frames = images, labels, frames
+        self._images, self._labels, self._frames, self._head = images, labels, frames, head
         self._float_accuracy: Accuracy | None = None
         self._float_boxes: list[Boxes] | None = None
 
     def _evaluate(self, model: Path, progress: Progress | None) -> Accuracy:
         assert self._images is not None
         assert self._labels is not None
-        with Detector(ModelSettings(path=str(model)), COCO_DETECT, self._engine) as detector:
+        with Detector(ModelSettings(path=str(model)), COCO_DETECT, self._engine, self._head) as detector:
             return evaluate(detector, open_dataset(self._images, self._labels, detector.labels), progress)
 
     def _detect(self, model: Path) -> list[Boxes]:
         assert self._frames is not None
         detect = DetectSettings(conf=NEAR)
-        with Detector(ModelSettings(path=str(model)), detect, self._engine) as detector:
+        with Detector(ModelSettings(path=str(model)), detect, self._engine, self._head) as detector:
             return list(detector.detect(self._frames()))
 
     def open(self, model: Path, progress: Progress | None = None) -> None:

@@ -195,6 +195,15 @@ class Graph:
         return False
 
 
+def ends_in_sigmoid(graph: Graph) -> bool:
+    """True where a sigmoid is the last arithmetic before a whole output: YOLOv5 rows like that are not decoded."""
+    for name in graph.outputs:
+        makers = [graph.producer.get(source) for source in graph.sources(name)]
+        if makers and all(m is not None and m.op_type == "Sigmoid" for m in makers):
+            return True
+    return False
+
+
 def name_nodes(model: Any) -> None:
     """Gives every unnamed or doubly named node a name of its own, so that layers can be spoken of."""
     taken: set[str] = set()

@@ -13,8 +13,8 @@ from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
 from streamd.engine.model import model_file, sha256_of
 from streamd.engine.select import PLAN_SUFFIXES
 from streamd.errors import ModelError, StreamdError
-from streamd.heads.select import recognise, resolve_labels
-from streamd.models.graph import Graph, load, opset, vendor
+from streamd.heads.select import declared, recognise, resolve_labels
+from streamd.models.graph import Graph, ends_in_sigmoid, load, opset, vendor
 from streamd.sidecar import Provenance, read_sidecar
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 17
@@ -175,15 +175,6 @@ def _zero_points(graph: Graph) -> bool:
     return False
 
 
-def _undecoded(graph: Graph) -> bool:
-    """True where a sigmoid is the last arithmetic before an output of rows: centres and sizes are still shares."""
-    for name in graph.outputs:
-        makers = [graph.producer.get(source) for source in graph.sources(name)]
-        if makers and all(m is not None and m.op_type == "Sigmoid" for m in makers):
-            return True
-    return False
-
-
 def _warnings(graph: Graph, found: Inspection) -> list[str]:
     operators, out = found.operators or {}, []
     if count := operators.get("LeakyRelu", 0):
@@ -225,10 +216,10 @@ def _warnings(graph: Graph, found: Inspection) -> list[str]:
         out.append("holds its own NonMaxSuppression: output sizes depend on the picture")
     if operators.get("BatchNormalization", 0):
         out.append("has BatchNormalization that was not folded into convolutions: export in evaluation mode")
-    if found.head == "yolov5_cat" and _undecoded(graph):
+    if found.head == "yolov5_cat" and ends_in_sigmoid(graph):
         out.append(
             "its outputs end in a sigmoid: boxes are still relative to cells and anchors, although the shape is that "
-            "of decoded rows; decoded as they are, they would be nonsense"
+            "of decoded rows (yolov5_cat); declare --head yolov5_sigmoid, or model.head.kind in the configuration"
         )
     return out
 
@@ -253,7 +244,7 @@ def _trt_unsupported(path: Path) -> list[str] | None:
     return None
 
 
-def _inspect_onnx(path: Path, found: Inspection) -> Inspection:
+def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection:
     model = load(path)
     graph = Graph(model)
     constants = {t.name for t in model.graph.initializer}
@@ -278,11 +269,11 @@ def _inspect_onnx(path: Path, found: Inspection) -> Inspection:
         backend.close()
         size = (spec.input_height, spec.input_width)
         try:
-            settings = recognise(spec)
+            settings = declared(head, spec) or recognise(spec)
             found.head = settings.kind
             shape = spec.outputs[0].shape
-            classes = {"yolov5_heads": shape[-1] - 5, "yolov5_cat": shape[-1] - 5, "yolov8": shape[1] - 4}
-            found.labels = list(resolve_labels(spec, classes.get(settings.kind, len(spec.labels) or 80)))
+            classes = {"yolov8": shape[1] - 4, "end_to_end": len(spec.labels) or 80}
+            found.labels = list(resolve_labels(spec, classes.get(settings.kind, shape[-1] - 5)))
         except StreamdError as error:
             found.warnings.append(f"no head: {error}")
             found.labels = list(spec.labels) or None
@@ -357,8 +348,12 @@ def _inspect_plan(path: Path, found: Inspection) -> Inspection:
     return found
 
 
-def inspect(path: str) -> Inspection:
+def inspect(path: str, head: str | None = None) -> Inspection:
     """Inspects an ONNX model or a TensorRT plan.
+
+    Args:
+        path: of the model.
+        head: kind of its head. Default: what the sidecar or the shapes say.
 
     Raises:
         ModelError: missing, unreadable, corrupt, or neither of the two.
@@ -379,4 +374,5 @@ def inspect(path: str) -> Inspection:
         found.head = str(sidecar.head.get("kind"))
     if sidecar.sha256 is not None and sidecar.sha256 != sha256:
         found.warnings.append("its sidecar was written for another file; the daemon will refuse the pair")
-    return _inspect_onnx(file, found) if kind == "onnx" else _inspect_plan(file, found)
+    found.head = head or found.head
+    return _inspect_onnx(file, found, head) if kind == "onnx" else _inspect_plan(file, found)

@@ -14,10 +14,11 @@ from streamd import __version__
 from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
 from streamd.engine.model import sha256_of
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
+from streamd.heads.select import declared, recognise
 from streamd.models import cache
 from streamd.models.calibrate import METHODS, Histogram, Method, Observer, observe, thresholds
 from streamd.models.gate import MAX_DROP, MIN_AGREEMENT, Gate, Verdict
-from streamd.models.graph import check_writable, chosen, prepare, write_whole
+from streamd.models.graph import Graph, check_writable, chosen, ends_in_sigmoid, prepare, write_whole
 from streamd.models.pictures import Feeder, Pictures
 from streamd.models.qdq import Sites, find_sites, quantized
 from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, fewest
@@ -56,6 +57,8 @@ class Request:
     """File of the calibration cache. Default: in the user's cache folder."""
     use_cache: bool = True
     residuals: bool = True
+    head: str | None = None
+    """Kind of the head; the INT8 model's sidecar then declares it. Default: what the sidecar or the shapes say."""
     engine: dict[str, Any] = field(default_factory=lambda: {"kind": "openvino"})
     """What measures accuracy."""
 
@@ -141,6 +144,7 @@ class Quantizer:
         self.layer_names = [layer.name for layer in self.sites.layers]
         self.float_layers = chosen(request.float_layers, self.layer_names, "--float-layers")
         self.spec = input_spec(str(self.source))
+        self._check_head()
         self.feeder = Feeder(self.spec)
         self.pictures = Pictures(request.images, request.batch * request.batches, request.every)
         self.cached = False
@@ -150,6 +154,20 @@ class Quantizer:
         self._histograms, self.pictures_sha256 = self._calibrate()
         self.thresholds = thresholds(self._histograms, self.sites.sources, request.method)
         self.calibration_seconds = time.monotonic() - started
+
+    def _check_head(self) -> None:
+        """Before the long work: rows that are not decoded, though their shape says so, could not be measured."""
+        if ends_in_sigmoid(Graph(self.model)):
+            try:
+                kind = (declared(self.request.head, self.spec) or recognise(self.spec)).kind
+            except ConfigError:
+                # Not for calibration to judge: the gate will, where it is asked.
+                return
+            if kind == "yolov5_cat":
+                raise ModelError(
+                    f"model {self.source}: its output ends in a sigmoid, so its rows are not decoded, although the "
+                    "shape is that of yolov5_cat; if they are YOLOv5's, give --head yolov5_sigmoid"
+                )
 
     def _calibrate(self) -> tuple[dict[str, Histogram], str]:
         pictures_sha = self.pictures.sha256()
@@ -218,7 +236,10 @@ class Quantizer:
 
     def sidecar(self, **more: Any) -> Sidecar:
         """The float model's sidecar with what changes."""
-        return read_sidecar(self.source).model_copy(update={"sha256": None, "provenance": None} | more)
+        found, kind = read_sidecar(self.source), self.request.head
+        if kind is not None and (found.head or {}).get("kind") != kind:
+            more["head"] = {"kind": kind}
+        return found.model_copy(update={"sha256": None, "provenance": None} | more)
 
     def measure(self, gate: Gate, float_layers: Collection[str], folder: Path) -> Verdict:
         """Judges a candidate, written for the purpose into `folder`."""
@@ -248,6 +269,7 @@ def quantize(request: Request, report: Report = _silent) -> Result:
         images=eval_images,
         labels=request.labels,
         frames=job.frames,
+        head=request.head,
     )
     harms: list[LayerHarm] = []
     float_layers: Sequence[str] = job.float_layers

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from streamd.errors import ConfigError
+from streamd.errors import ConfigError, ModelError
 from streamd.heads import (
+    KINDS,
     DetectSettings,
     EndToEndSettings,
     Yolov5CatSettings,
     Yolov5HeadsSettings,
+    Yolov5SigmoidSettings,
     Yolov8Settings,
 )
 from streamd.heads.postprocess import Postprocess
-from streamd.heads.select import open_head, recognise, resolve_labels
+from streamd.heads.select import declared, open_head, recognise, resolve_labels
 from streamd.heads.yolov5 import COCO_ANCHORS
 from streamd.types import Box, Candidates, Letterbox, ModelSpec, TensorSpec
 
@@ -33,7 +36,7 @@ OBJECTS = [
     (210.0, 122.0, 58.0, 52.0, 0.8, 3, 0.7),  # overlaps the second: NMS must drop it
     (100.0, 100.0, 30.0, 30.0, 0.3, 2, 0.3),  # too weak
 ]
-KINDS = ["yolov5_heads", "yolov5_cat", "yolov8", "end_to_end"]
+RECOGNISED = [kind for kind in KINDS if kind != "yolov5_sigmoid"]
 
 
 def spec(*shapes: tuple[int, ...], **kwargs: Any) -> ModelSpec:
@@ -65,6 +68,11 @@ def encode(kind: str, batch: int = 1, index: int = 0) -> tuple[ModelSpec, list[n
             cell[2], cell[3] = logit(np.sqrt(w / aw) / 2), logit(np.sqrt(h / ah) / 2)
             cell[4], cell[5 + cls] = logit(obj), logit(score)
         return spec(*(o.shape for o in outputs)), outputs
+    if kind == "yolov5_sigmoid":
+        _, heads = encode("yolov5_heads", batch, index)
+        joined = np.concatenate([o.reshape(batch, -1, 5 + CLASSES) for o in heads], axis=1)
+        shares = (1 / (1 + np.exp(-joined))).astype(np.float32)
+        return spec(shares.shape, head={"kind": kind}), [shares]
     if kind == "yolov5_cat":
         rows = np.zeros((batch, 3 * TOTAL, 5 + CLASSES), np.float32)
         for i, (cx, cy, w, h, obj, cls, score) in enumerate(OBJECTS):
@@ -127,8 +135,9 @@ def test_thresholds_and_filters(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_recognised_from_its_shapes_and_its_plan_says_the_same(kind: str) -> None:
+def test_recognised_from_its_shapes_or_declared_and_its_plan_says_the_same(kind: str) -> None:
     model, _ = encode(kind)
+    assert (model.head is None) == (kind in RECOGNISED)
     assert recognise(model).kind == kind
     plan = open_head(None, model, DetectSettings(conf=0.3, multi_label=True)).plan
     assert (plan.kind, plan.classes, plan.conf, plan.multi_label) == (kind, CLASSES, 0.3, True)
@@ -168,6 +177,56 @@ def test_multi_label_gives_every_class_above_the_threshold() -> None:
     outputs[0][0, 3, 5:] = (0.5, 0.9, 0.0, 0.6, 0.0, 0.0)
     found = open_head(None, model, DetectSettings(multi_label=True, conf=0.4)).candidates(outputs, 0)
     assert sorted(found.class_id[:3].tolist()) == [0, 1, 3]
+
+
+def test_undecoded_rows_are_refused_where_decoded_ones_are_expected() -> None:
+    """By shape they are yolov5_cat; the first frame's values tell, before anything is reported."""
+    declaring, outputs = encode("yolov5_sigmoid", batch=2)
+    model = replace(declaring, head=None)
+    assert recognise(model).kind == "yolov5_cat"
+    head = open_head(None, model, DetectSettings(conf=0.999))
+    with pytest.raises(
+        ModelError, match=r'model\.head\.kind: yolov5_sigmoid .*--head .*m\.onnx\.json: {"version":1,"head"'
+    ):
+        head.candidates(outputs, 1)
+
+
+def test_decoded_rows_are_looked_at_once() -> None:
+    model, outputs = encode("yolov5_cat")
+    head = open_head(None, model, DetectSettings())
+    assert len(head.candidates(outputs, 0).score) == 4
+    assert len(head.candidates([np.zeros_like(outputs[0])], 0).score) == 0
+
+
+@pytest.mark.parametrize("value", [1.01, -0.01, np.nan])
+def test_what_is_no_sigmoid_is_refused(value: float) -> None:
+    model, outputs = encode("yolov5_sigmoid")
+    outputs[0][0, 77, 3] = value
+    with pytest.raises(ModelError, match="does not end in a sigmoid"):
+        open_head(None, model, DetectSettings()).candidates(outputs, 0)
+
+
+def test_sigmoid_rows_in_another_order_of_strides() -> None:
+    """The order is the settings' own, and so are the anchors: a wrong one gives other boxes."""
+    _, outputs = encode("yolov5_sigmoid")
+    ends = np.cumsum([3 * n * n for n in CELLS.values()])[:-1]
+    coarse_first = np.concatenate(np.split(outputs[0], ends, axis=1)[::-1], axis=1)
+    model = spec(coarse_first.shape)
+    settings = Yolov5SigmoidSettings(strides=(32, 16, 8))
+    found = open_head(settings, model, DetectSettings()).candidates([coarse_first], 0)
+    want = open_head(Yolov5SigmoidSettings(), model, DetectSettings()).candidates(outputs, 0)
+    for box, class_id in zip(want.xyxy, want.class_id, strict=True):
+        assert np.abs(found.xyxy[found.class_id == class_id] - box).max(axis=1).min() < 1e-3
+    other = Yolov5SigmoidSettings(anchors=tuple(tuple(2 * v for v in row) for row in COCO_ANCHORS.values()))
+    twice = open_head(other, model, DetectSettings()).candidates(outputs, 0)
+    np.testing.assert_allclose(twice.xyxy[:, 2] - twice.xyxy[:, 0], 2 * (want.xyxy[:, 2] - want.xyxy[:, 0]), rtol=1e-5)
+
+
+def test_a_kind_by_itself_keeps_what_the_sidecar_says_of_it() -> None:
+    model = spec((1, 3 * TOTAL, 11), head={"kind": "yolov5_sigmoid", "strides": [32, 16, 8]})
+    assert declared("yolov5_sigmoid", model) == Yolov5SigmoidSettings(strides=(32, 16, 8))
+    assert declared("yolov5_cat", model) == Yolov5CatSettings()
+    assert declared(None, model) is None
 
 
 def test_device_decoded_candidates_take_the_same_last_steps() -> None:
@@ -216,6 +275,13 @@ def test_the_sidecar_decides() -> None:
         (Yolov5HeadsSettings(strides=(8, 16, 64)), "yolov5_heads", "stride 64 on a 10×10 grid"),
         (Yolov5HeadsSettings(anchors=((1, 2),) * 3), "yolov5_heads", "needs 6 positive numbers"),
         (Yolov5CatSettings(), "yolov8", r"yolov5_cat expects|rows"),
+        (Yolov5SigmoidSettings(), "yolov5_heads", "yolov5_sigmoid expects"),
+        (Yolov5SigmoidSettings(), "yolov8", "make 6300 rows at input 320×320"),
+        (Yolov5SigmoidSettings(strides=(8, 16)), "yolov5_sigmoid", "make 6000 rows"),
+        (Yolov5SigmoidSettings(strides=(8, 16, 48)), "yolov5_sigmoid", "do not divide"),
+        (Yolov5SigmoidSettings(strides=(8, 16, 64)), "yolov5_sigmoid", r"anchors: must be given"),
+        (Yolov5SigmoidSettings(anchors=((1, 2),)), "yolov5_sigmoid", "1 rows given for 3 strides"),
+        (Yolov5SigmoidSettings(anchors=((1, 2, 3),) * 3), "yolov5_sigmoid", "positive numbers, w,h an anchor"),
         (Yolov8Settings(), "end_to_end", "yolov8 expects"),
         (EndToEndSettings(), "yolov8", "end_to_end expects"),
     ],
