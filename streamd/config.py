@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from streamd.engine import AutoSettings, BatchSettings, EngineConfig, ModelSettings
+from streamd.engine import AutoSettings, BatchSettings, EngineConfig, ModelSettings, per_device
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings, HeadConfig
 from streamd.redact import redact
@@ -259,6 +259,7 @@ def _cross_check(config: Config) -> Iterator[tuple[Path_, str]]:
                 yield ("streams", i, "transport"), "a file has no transport"
         if stream.policy == "latest" and stream.ring != type(stream).model_fields["ring"].default:
             yield ("streams", i, "ring"), "policy latest keeps one frame; remove ring"
+    yield from _check_devices(config)
     names = Counter(sink_names(config))
     for i, (sink, name) in enumerate(zip(config.sinks, sink_names(config), strict=True)):
         if names[name] > 1:
@@ -268,6 +269,16 @@ def _cross_check(config: Config) -> Iterator[tuple[Path_, str]]:
     stdout = [i for i, s in enumerate(config.sinks) if s.kind == "jsonl" and s.path == "-"]
     for i in stdout[1:]:
         yield ("sinks", i, "path"), "standard output is taken by another sink; give a file"
+
+
+def _check_devices(config: Config) -> Iterator[tuple[Path_, str]]:
+    known = list(per_device(config.engine))
+    if isinstance(ordinals := getattr(config.engine, "device", None), tuple) and len(set(ordinals)) < len(ordinals):
+        yield ("engine", "device"), "names a device twice"
+    for i, stream in enumerate(config.streams):
+        if stream.device is not None and stream.device not in known:
+            listed = ", ".join(map(str, known))
+            yield ("streams", i, "device"), f"{stream.device} is not one of the engine's devices ({listed})"
 
 
 def sink_names(config: Config) -> list[str]:

@@ -8,30 +8,25 @@ import sys
 import threading
 import time
 import uuid
-from functools import partial
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from streamd import __version__
 from streamd.config import Config, sink_names
-from streamd.engine import open_backend
+from streamd.engine import per_device
 from streamd.errors import BackendError, SourceError, StreamdError
-from streamd.flow.batcher import Batcher
-from streamd.flow.pipeline import Pipeline
-from streamd.flow.ring import Bell, Ring
+from streamd.flow.ring import Ring
 from streamd.flow.sink import SinkThread
 from streamd.flow.status import StatusBoard
 from streamd.flow.supervisor import StreamRunner
-from streamd.heads.postprocess import Postprocess
-from streamd.heads.select import open_head, resolve_labels
+from streamd.lane import Lane
 from streamd.sinks import open_sink
 from streamd.sources import default_policy, is_live, open_source, paces
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
-from streamd.types import Detections, Frame, ModelInfo, StreamStatus
+from streamd.types import Detections, Frame, StreamStatus
 
 log = structlog.get_logger(__name__)
 
@@ -39,10 +34,6 @@ SWITCH_INTERVAL_S = 0.0005
 """FFmpeg's interrupt callback takes the GIL many times a read. At Python's own 5 ms, one busy thread made twelve 25 fps
 cameras fall from 300 to 75 frames a second; at 0.5 ms they kept 300."""
 _TICK_S = 0.25
-
-
-def _device_memory(backend: Any, kind: str) -> float:
-    return float(backend.memory[kind])
 
 
 class Daemon:
@@ -69,13 +60,13 @@ class Daemon:
             collector(registry=self.registry)
         self.sinks: list[SinkThread] = []
         self.runners: list[StreamRunner] = []
+        self.lanes: list[Lane] = []
         self.http: HttpServer | None = None
         self._notifier = notifier or Notifier()
         self._stop = threading.Event()
         self._signals = 0
         self._live_seen: set[str] = set()
         self._started = False
-        self._backend: Any = None
         self._left_running = False
         try:
             self._open()
@@ -95,37 +86,35 @@ class Daemon:
             thread.open()
             self.sinks.append(thread)
         live = len(config.streams) == 1 and (is_live(config.streams[0]) or paces(config.streams[0]))
-        backend = self._backend = open_backend(config.engine, config.model, batch=config.batch, live=live)
-        head = open_head(config.model.head, backend.spec, config.model.detect)
-        labels = resolve_labels(backend.spec, head.plan.classes)
-        self.model = ModelInfo(backend.spec.name, backend.spec.sha256, labels)
-        postprocess = Postprocess(head, config.model.detect, labels)
-        backend.start(head.plan)
-        self.metrics.build_info.labels(
-            version=__version__, backend=type(backend).__name__, model=backend.spec.name
-        ).set(1)
-        for kind in getattr(backend, "memory", ()):
-            self.metrics.device_memory.labels(kind=kind).set_function(partial(_device_memory, backend, kind))
-        bell = Bell()
-        self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, bell)
-        self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, self.metrics, self._publish)
-        device = getattr(backend, "device", None)
+        engines = per_device(config.engine)
+        options: dict[str, Any] = {
+            "several": len(engines) > 1, "live": live, "metrics": self.metrics, "publish": self._publish,
+        }  # fmt: skip
+        for ordinal, engine in engines.items():
+            self.lanes.append(Lane(config, engine, ordinal, **options))
         for stream in config.streams:
-            self._add_stream(stream, bell, device)
-        self.batcher.seal()
+            self._add_stream(stream)
+        for lane in self.lanes:
+            lane.batcher.seal()
 
-    def _add_stream(self, settings: Any, bell: Bell, device: int | None) -> None:
+    def _lane_of(self, settings: Any) -> Lane:
+        if settings.device is None:
+            return min(self.lanes, key=lambda lane: lane.streams)
+        return next(lane for lane in self.lanes if lane.ordinal == settings.device)
+
+    def _add_stream(self, settings: Any) -> None:
         counters = self.metrics.stream(settings.id)
+        lane = self._lane_of(settings)
 
         def dropped(_: Frame, reason: str) -> None:
             counters.drop(reason)
 
-        ring: Ring[Frame] = Ring(settings.ring, default_policy(settings), on_drop=dropped, bell=bell)
+        ring: Ring[Frame] = Ring(settings.ring, default_policy(settings), on_drop=dropped, bell=lane.bell)
         self.metrics.queue_depth.labels(queue=f"stream-{settings.id}").set_function(lambda: len(ring))
         reconnect = settings.reconnect
         runner = StreamRunner(
             settings.id,
-            lambda: open_source(settings, device=device),
+            lambda: open_source(settings, device=lane.decoder_device),
             ring,
             counters,
             self._on_status,
@@ -134,7 +123,7 @@ class Daemon:
             attempts=reconnect.attempts,
         )
         self.runners.append(runner)
-        self.batcher.add(settings.id, ring, settings.priority)
+        lane.add(settings.id, ring, settings.priority)
 
     def _publish(self, detections: Detections) -> None:
         for sink in self.sinks:
@@ -160,10 +149,13 @@ class Daemon:
         """What the watchdog holds against us. A dead camera is no fault of ours; a dead stage is."""
         if not self._started:
             return None
-        if self.pipeline.error is not None:
-            return f"stage failed: {self.pipeline.error}"
-        stuck = self.pipeline.stuck(self.config.stall_s)
-        return None if stuck is None else f"stage {stuck} has made no progress for {self.config.stall_s:g} s"
+        for lane in self.lanes:
+            if lane.pipeline.error is not None:
+                return f"stage failed: {lane.pipeline.error}"
+            stuck = lane.pipeline.stuck(self.config.stall_s)
+            if stuck is not None:
+                return f"stage {stuck} has made no progress for {self.config.stall_s:g} s"
+        return None
 
     def stop(self) -> None:
         """Asks for a drain; `run` returns when it is done. Any thread, and signal handlers."""
@@ -198,13 +190,16 @@ class Daemon:
     def _start(self) -> None:
         for sink in self.sinks:
             sink.start()
-        self.pipeline.start()
+        for lane in self.lanes:
+            lane.pipeline.start()
         for runner in self.runners:
             runner.start()
         self._started = True
+        first = self.lanes[0]
         log.info(
-            "running", streams=len(self.runners), sinks=len(self.sinks), model=self.model.name, boot_id=self.boot_id,
-            backend=type(self._backend).__name__, metrics_port=self.http.port if self.http else None,
+            "running", streams=len(self.runners), sinks=len(self.sinks), model=first.model.name, boot_id=self.boot_id,
+            backend=type(first.backend).__name__, devices=len(self.lanes),
+            metrics_port=self.http.port if self.http else None,
         )  # fmt: skip
         self._notifier.send("READY=1", f"STATUS=watching {len(self.runners)} streams")
 
@@ -212,7 +207,7 @@ class Daemon:
         deadline = None if for_seconds is None else time.monotonic() + for_seconds
         feed_s = self._notifier.watchdog_s
         next_feed = next_status = time.monotonic()
-        while not self.pipeline.done.is_set():
+        while not self._over():
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 return
@@ -226,6 +221,13 @@ class Daemon:
             if self._stop.wait(left):
                 return
 
+    def _over(self) -> bool:
+        """Every lane has ended, or one has failed: a device that broke ends the process, whatever the others do."""
+        pipelines = [lane.pipeline for lane in self.lanes]
+        return all(p.done.is_set() for p in pipelines) or any(
+            p.error is not None and p.done.is_set() for p in pipelines
+        )
+
     def _status_line(self) -> str:
         states = [s.state for s in self.board.all()]
         counts = ", ".join(f"{states.count(s)} {s.lower()}" for s in dict.fromkeys(sorted(states)))
@@ -238,8 +240,9 @@ class Daemon:
         deadline = time.monotonic() + self.config.drain_s
         for runner in self.runners:
             runner.stop()
-        drained = self.pipeline.join(max(0.1, (deadline - time.monotonic()) * 0.8))
-        if not drained:
+        drain_by = time.monotonic() + max(0.1, (deadline - time.monotonic()) * 0.8)
+        drained = [lane.pipeline.join(max(0.0, drain_by - time.monotonic())) for lane in self.lanes]
+        if not all(drained):
             log.error("drain took too long; what was under way is lost", limit_s=self.config.drain_s)
             self._left_running = True
         for runner in self.runners:
@@ -255,7 +258,7 @@ class Daemon:
         return self._exit_code()
 
     def _exit_code(self) -> int:
-        error = self.pipeline.error
+        error = next((lane.pipeline.error for lane in self.lanes if lane.pipeline.error is not None), None)
         if error is not None:
             return error.exit_code if isinstance(error, StreamdError) else BackendError.exit_code
         failed = [r for r in self.runners if r.status.state == "FAILED"]
@@ -274,6 +277,7 @@ class Daemon:
                 log.warning("sink could not be closed in time", sink=sink.name)
         if self.http is not None:
             self.http.close()  # before the backend, whose memory a scrape may ask for
-        if self._backend is not None and not self._left_running:
-            self._backend.close()
+        if not self._left_running:
+            for lane in self.lanes:
+                lane.backend.close()
         self._notifier.close()

@@ -90,6 +90,8 @@ def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
         ("sinks: [{kind: jsonl}, {kind: jsonl}]", "standard output is taken"),
         ("sinks: [{kind: jsonl, name: a}, {kind: zmq, bind: 'ipc://x', name: a}]", "names must be unique"),
         ("metrics: {listen: 9188}", "metrics.listen"),
+        ("engine: {kind: 'null', device: [0, 0]}", "engine.device: names a device twice"),
+        ("streams: [{id: a, url: x.mp4, device: 1}]", "streams[0].device: 1 is not one of the engine's devices (0)"),
         ("engine: {kind: cuda}", "engine.kind: expected one of"),
         ("model: {path: m.onnx, detect: {conf: 2}}", "model.detect.conf"),
         ("streams: [{id: off, url: x.mp4}]", "streams[0].id: expected text; YAML reads on, off"),

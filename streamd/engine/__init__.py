@@ -142,10 +142,15 @@ class OpenVinoSettings(Settings):
     cache_dir: str | None = Field(None, description="Folder in which OpenVINO keeps compiled models, to start faster.")
 
 
+Ordinal = Annotated[int, Field(ge=0, le=255)]
+Devices = Ordinal | Annotated[tuple[Ordinal, ...], Field(min_length=1)]
+
+
 class NullSettings(Settings):
     """A scripted backend with no hardware behind it: scheduling, load and fault tests."""
 
     kind: Literal["null"] = "null"
+    device: Devices = Field(0, description="Devices that are imitated; several share the streams out.")
     latency_ms: Milliseconds = Field(0.0, description="How long each batch takes.")
     slots: int = Field(2, ge=1, le=64, description="Batches in flight.")
     fail_after: int | None = Field(None, ge=0, description="Batches after which infer raises BackendError.")
@@ -156,7 +161,7 @@ class TensorRtSettings(Settings):
     """TensorRT on an NVIDIA GPU: frames stay in device memory from decoder to boxes."""
 
     kind: Literal["tensorrt"] = "tensorrt"
-    device: int = Field(0, ge=0, description="CUDA device ordinal.")
+    device: Devices = Field(0, description="CUDA device ordinal; a list of several shares the streams out among them.")
     slots: int = Field(3, ge=1, le=16, description="Batches in flight.")
     graphs: Literal["auto", "on", "off"] = Field("auto", description="Replay CUDA graphs, one per batch size.")
     max_candidates: int = Field(1024, ge=16, le=32768, description="Boxes a frame kept on the device before NMS.")
@@ -168,6 +173,11 @@ class TensorRtSettings(Settings):
         None,
         description="Where built plans are kept. Default: beside the model, else the user's cache folder.",
     )
+
+    @property
+    def ordinal(self) -> int:
+        """The device, where there is one: what a backend is given (see `per_device`)."""
+        return self.device[0] if isinstance(self.device, tuple) else self.device
 
 
 def _kind(value: Any) -> str:
@@ -190,6 +200,15 @@ EngineConfig = Annotated[
 ]
 
 
+def per_device(
+    settings: AutoSettings | OpenVinoSettings | TensorRtSettings | NullSettings,
+) -> dict[int, AutoSettings | OpenVinoSettings | TensorRtSettings | NullSettings]:
+    """The settings of one backend for each device that `settings` names, by ordinal; one entry where it names one."""
+    if isinstance(settings, (TensorRtSettings, NullSettings)) and isinstance(settings.device, tuple):
+        return {device: settings.model_copy(update={"device": device}) for device in settings.device}
+    return {getattr(settings, "device", 0) if not isinstance(settings, OpenVinoSettings) else 0: settings}
+
+
 def open_backend(
     settings: AutoSettings | OpenVinoSettings | TensorRtSettings | NullSettings,
     model: ModelSettings,
@@ -200,7 +219,7 @@ def open_backend(
     """Opens the model on the backend that `settings` names. `start` it before the first batch.
 
     Args:
-        settings: one member of the union; `auto` is resolved here.
+        settings: one member of the union, with one device; `auto` is resolved here.
         model: the model file and its input.
         batch: bounds the largest batch; None leaves it to the backend.
         live: True where a single live stream is the whole load, so that latency counts before throughput.

@@ -69,6 +69,7 @@ class Pipeline:
         model: identity that goes with every detection.
         metrics: counts and times.
         publish: takes one frame's detections; must not block. Called in capture order of each stream.
+        name: tells the queues of several pipelines apart in the metrics.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Pipeline:
         model: ModelInfo,
         metrics: Metrics,
         publish: Callable[[Detections], None],
+        name: str = "",
     ) -> None:
         self._engine = engine
         self._batcher = batcher
@@ -104,9 +106,10 @@ class Pipeline:
         self._device_time = {name: metrics.device_duration.labels(stage=name) for name in ("preprocess", "infer")}
         self._label_counters: dict[tuple[str, int], Any] = {}
         self._latency: dict[str, Any] = {}
-        metrics.slots_in_flight.set_function(lambda: count - len(self._free))
-        metrics.queue_depth.labels(queue="infer").set_function(lambda: len(self._ready))
-        metrics.queue_depth.labels(queue="postprocess").set_function(lambda: len(self._running))
+        self._count = count
+        metrics.add_in_flight(self.in_flight)
+        metrics.queue_depth.labels(queue=f"infer{name}").set_function(lambda: len(self._ready))
+        metrics.queue_depth.labels(queue=f"postprocess{name}").set_function(lambda: len(self._running))
         self._stages: list[StageThread[Any]] = [
             StageThread(
                 "preprocess",
@@ -124,6 +127,10 @@ class Pipeline:
                 fail=self._fail,
             ),
         ]
+
+    def in_flight(self) -> int:
+        """Batches between preprocess and postprocess."""
+        return self._count - len(self._free)
 
     def start(self) -> None:
         """Starts the stages."""

@@ -89,6 +89,11 @@ class StreamSettings(Settings):
     id: Name = Field(description="Name of the stream in topics, metrics and logs. Unique.")
     priority: int = Field(0, ge=-100, le=100, description="Streams of higher priority are batched first.")
     crop: CropSettings | None = Field(None, description="Look only at this part of the picture.")
+    device: int | None = Field(
+        None,
+        ge=0,
+        description="Which of the engine's devices serves the stream. Default: the one with the fewest streams.",
+    )
     max_fps: float | None = Field(
         None,
         gt=0,

@@ -176,7 +176,7 @@ class Metrics:
         self.device_memory = Gauge(
             "streamd_device_memory_bytes",
             "Memory held for the engine (buffers, scratch, pinned), and what the device has (GPU only).",
-            ["kind"],
+            ["device", "kind"],
             registry=registry,
         )
         self.capture_to_publish = Histogram(
@@ -190,9 +190,11 @@ class Metrics:
         self.batch_size = Histogram(
             "streamd_batch_size", "Frames a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
         )
+        self._in_flight: list[Callable[[], int]] = []
         self.slots_in_flight = Gauge(
             "streamd_slots_in_flight", "Batches between preprocess and postprocess.", registry=registry
         )
+        self.slots_in_flight.set_function(lambda: sum(count() for count in self._in_flight))
         self.detections = Counter("streamd_detections", "Detections published.", ["stream", "label"], registry=registry)
         self.sink_messages = Counter("streamd_sink_messages", "Messages a sink sent.", ["sink"], registry=registry)
         self.sink_dropped = Counter(
@@ -208,6 +210,10 @@ class Metrics:
             ["version", "backend", "model"],
             registry=registry,
         )
+
+    def add_in_flight(self, count: Callable[[], int]) -> None:
+        """One more pipeline whose batches in flight are counted."""
+        self._in_flight.append(count)
 
     def stream(self, stream: str) -> StreamMetrics:
         """The counters of `stream`, made at first use."""

@@ -120,3 +120,25 @@ streams:
     assert max(abs(c - share) for c in counts) <= 0.1 * share + 1
     late = [m.latency_ms.total for frames in by_stream.values() for m in frames[5:-8]]
     assert max(late) < 4 / 25 * 1000 + 250  # a ring of four frames bounds the wait; the last ones are the drain's
+
+
+def test_streams_are_shared_out_among_devices(tmp_path: Path) -> None:
+    """Two imitated devices of 50 frames a second each: together they serve what one could not."""
+    streams = "\n".join(f"  - {{id: s{i}, kind: synthetic, width: 64, height: 64, fps: 20}}" for i in range(4))
+    config = f"""
+model: {{path: none}}
+engine: {{kind: "null", latency_ms: 20, device: [0, 1]}}
+batch: {{max: 1}}
+streams:
+{streams}
+  - {{id: pinned, kind: synthetic, width: 64, height: 64, fps: 5, device: 1}}
+"""
+    with daemon(tmp_path, config) as running:
+        until(lambda: running.value("streamd_frames_published_total", stream="s0") > 60, 30)
+        metrics = running.metrics()
+        assert running.stop() == 0
+    queues = {dict(labels)["queue"] for name, labels in metrics if name == "streamd_queue_depth"}
+    assert {"infer-0", "infer-1", "postprocess-0", "postprocess-1"} <= queues
+    for stream in ("s0", "s1", "s2", "s3", "pinned"):
+        summary = running.summary(stream)
+        assert summary["published"] >= 0.9 * summary["received"]

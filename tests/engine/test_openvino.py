@@ -118,7 +118,7 @@ def test_precision_is_what_was_asked_for() -> None:
     path = list_images(shared("images/coco_val128/images"))[3]
     found: dict[str, Any] = {}
     for precision in ("f32", "bf16"):
-        backend = open_backend(OpenVinoSettings(precision=precision), model("yolov5n_heads"))  # type: ignore[arg-type]
+        backend = open_backend(OpenVinoSettings(precision=precision), model("yolov5n_heads"))
         backend.start()
         backend.preprocess(backend.slots[0], [read_image(path)])
         backend.infer(backend.slots[0])

@@ -36,6 +36,7 @@ ALLOWED_LABELS = {
     "codec",
     "decoder",
     "kind",
+    "device",
     "backend",
     "model",
 }

@@ -287,13 +287,13 @@ def plan_for(model: ModelSettings, settings: TensorRtSettings, batch: BatchSetti
     """
     path = model_file(model.path)
     if path.suffix.lower() in PLAN_SUFFIXES:
-        plans.check_plan(path, load_trt(), driver.find_gpu(settings.device))
+        plans.check_plan(path, load_trt(), driver.find_gpu(settings.ordinal))
         return path
     options = BuildOptions(
         precision=settings.precision,
         profiles=profiles,
         workspace_mb=settings.workspace_mb,
-        device=settings.device,
+        device=settings.ordinal,
         input_size=model.input_size,
     )
     job = prepare(path, options, most=batch.max)
