@@ -77,7 +77,7 @@ def test_every_message_of_a_lossless_file(tmp_path: Path) -> None:
     """From before the first frame to the end: sequence, counts and messages agree to the last one."""
     out = tmp_path / "o.jsonl"
     config = f"""
-model: {{path: {shared("models/yolov5lite_e_relu_320.onnx")}}}
+model: {{path: {shared("models/yolov5lite_e_relu_320.onnx")}, head: {{kind: yolov5_sigmoid}}}}
 sinks: [{{kind: jsonl, path: {out}, ring: 4096}}]
 streams: [{{id: vtest, url: {shared("videos/vtest.avi")}, pace: asap}}]
 """

@@ -184,7 +184,7 @@ def test_a_resolution_change_reaches_the_subscriber(tmp_path: Path) -> None:
     (tmp_path / "both.ts").write_bytes(small.read_bytes() + large.read_bytes())
     out = tmp_path / "o.jsonl"
     config = f"""
-model: {{path: {shared("models/yolov5lite_e_relu_320.onnx")}}}
+model: {{path: {shared("models/yolov5lite_e_relu_320.onnx")}, head: {{kind: yolov5_sigmoid}}}}
 sinks: [{{kind: jsonl, path: {out}}}]
 streams: [{{id: a, url: both.ts, pace: asap}}]
 """

@@ -152,7 +152,7 @@ def test_detect_images_folder_and_video(tmp_path: Path) -> None:
     folder = shared("images/coco_val128/images")
     image = sorted(folder.iterdir())[3]
     saved = tmp_path / "out"
-    done = streamd("detect", image, clip, "--model", shared(SMALL), "--save", saved)
+    done = streamd("detect", image, clip, "--model", shared(SMALL), "--head", "yolov5_sigmoid", "--save", saved)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 7
     for word in ("mean", "p50", "p99", "decode", "preprocess", "infer", "postprocess", "frames/s"):
@@ -173,7 +173,20 @@ def test_detect_images_folder_and_video(tmp_path: Path) -> None:
 def test_detect_json_is_the_message_and_nothing_else(tmp_path: Path) -> None:
     folder = shared("images/coco_val128/images")
     images = sorted(folder.iterdir())[:3]
-    done = streamd("detect", *images, "--model", shared(SMALL), "--json", "--conf", "0.3", "--classes", "person", "2")
+    done = streamd(
+        "detect",
+        *images,
+        "--model",
+        shared(SMALL),
+        "--head",
+        "yolov5_sigmoid",
+        "--json",
+        "--conf",
+        "0.3",
+        "--classes",
+        "person",
+        "2",
+    )
     assert done.returncode == 0, done.stderr
     messages = [json.loads(line) for line in done.stdout.splitlines()]
     schema = json.loads(streamd("schema", "message").stdout)
@@ -195,7 +208,7 @@ def test_detect_json_is_the_message_and_nothing_else(tmp_path: Path) -> None:
 )
 def test_detect_names_what_is_wrong(arguments: list[str], code: int, message: str) -> None:
     if "--model" not in arguments:
-        arguments = [*arguments, "--model", str(shared(SMALL))]
+        arguments = [*arguments, "--model", str(shared(SMALL)), "--head", "yolov5_sigmoid"]
     done = streamd("detect", *arguments)
     assert done.returncode == code, done.stderr
     assert message in done.stderr
@@ -205,7 +218,16 @@ def test_detect_names_what_is_wrong(arguments: list[str], code: int, message: st
 def test_one_bad_input_does_not_cost_the_others(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     clip = write_clip(tmp_path / "clip.mp4", frames=3)
-    done = streamd("detect", tmp_path / "broken.jpg", tmp_path / "none.mp4", clip, "--model", shared(SMALL))
+    done = streamd(
+        "detect",
+        tmp_path / "broken.jpg",
+        tmp_path / "none.mp4",
+        clip,
+        "--model",
+        shared(SMALL),
+        "--head",
+        "yolov5_sigmoid",
+    )
     assert done.returncode == 4
     assert len(done.stdout.splitlines()) == 3
     assert "broken.jpg" in done.stderr
