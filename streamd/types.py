@@ -145,7 +145,7 @@ class StageTimes(NamedTuple):
 
 @dataclass(slots=True, frozen=True)
 class Candidates:
-    """Boxes of one frame above the confidence threshold, before NMS, in network-input pixels."""
+    """Boxes of one frame above the confidence threshold, in network-input pixels."""
 
     xyxy: Float32Array
     """(M, 4)"""
@@ -153,6 +153,8 @@ class Candidates:
     """(M,)"""
     class_id: Int32Array
     """(M,)"""
+    suppressed: bool = False
+    """True where the device has applied every threshold, filter and NMS: these are the boxes to publish, best first."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -283,6 +285,13 @@ class DecodePlan:
     """yolov5_heads: one for each output, in `ModelSpec.outputs` order. yolov5_sigmoid: in the order of the rows."""
     anchors: tuple[tuple[float, ...], ...] = ()
     """w,h,w,h,… in input pixels, a row for each stride in the same order."""
+    class_conf: tuple[float, ...] = ()
+    """Lowest score of each class, where they differ or not all are wanted (infinity). For `suppress` only."""
+    suppress: bool = False
+    """The device may apply `class_conf` and NMS too: all of `heads.postprocess` but the way back to the source."""
+    iou: float = 0.45
+    max_det: int = 300
+    agnostic: bool = False
 
 
 Outputs = Sequence[npt.NDArray[np.float32]]

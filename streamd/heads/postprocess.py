@@ -69,6 +69,8 @@ class Postprocess:
         first = outputs[index] if isinstance(outputs[0], Candidates) else None
         found = first if isinstance(first, Candidates) else self._head.candidates(outputs, index)  # type: ignore[arg-type]
         xyxy, score, class_id = found.xyxy, found.score, found.class_id
+        if found.suppressed:
+            return letterbox.to_source(xyxy), score.copy(), class_id.copy()
         if len(score) and (self._wanted is not None or self._class_conf is not None):
             keep = np.ones(len(score), np.bool_)
             if self._wanted is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +22,8 @@ from streamd.heads import (
     Yolov8Settings,
 )
 from streamd.heads.coco import COCO80
-from streamd.types import ModelSpec
+from streamd.heads.postprocess import class_numbers
+from streamd.types import DecodePlan, ModelSpec
 
 _KINDS = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
 _adapter: TypeAdapter[Any] = TypeAdapter(HeadConfig)
@@ -95,7 +99,32 @@ def open_head(settings: Any, spec: ModelSpec, detect: DetectSettings) -> Head:
     Raises:
         ConfigError: the settings contradict the model's shapes.
     """
-    settings = settings or recognise(spec)
+    head = _make(settings or recognise(spec), spec, detect)
+    if head.nms:
+        head.plan = _with_suppression(head.plan, spec, detect)
+    return head
+
+
+def _with_suppression(plan: DecodePlan, spec: ModelSpec, detect: DetectSettings) -> DecodePlan:
+    """The plan for a device that also filters and suppresses, with the result of `Postprocess`."""
+    floors: tuple[float, ...] = ()
+    if detect.classes is not None or detect.class_conf:
+        try:
+            labels = resolve_labels(spec, plan.classes)
+            wanted: Collection[int] = range(len(labels))
+            if detect.classes is not None:
+                wanted = class_numbers(detect.classes, labels, "model.detect.classes")
+            numbers = class_numbers(list(detect.class_conf), labels, "model.detect.class_conf")
+        except ConfigError:
+            return plan  # Postprocess says what is wrong.
+        own = dict(zip(numbers, detect.class_conf.values(), strict=True))
+        floors = tuple(own.get(i, detect.conf) if i in wanted else math.inf for i in range(len(labels)))
+    return replace(
+        plan, class_conf=floors, suppress=True, iou=detect.iou, max_det=detect.max_det, agnostic=detect.agnostic
+    )
+
+
+def _make(settings: Any, spec: ModelSpec, detect: DetectSettings) -> Head:
     conf = min([detect.conf, *detect.class_conf.values()])
     options: dict[str, Any] = {"conf": conf, "multi_label": detect.multi_label}
     if isinstance(settings, Yolov5HeadsSettings):

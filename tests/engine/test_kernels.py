@@ -17,15 +17,23 @@ import pytest
 
 from streamd.engine.tensorrt import decode as dec
 from streamd.engine.tensorrt import kernels as ker
+from streamd.engine.tensorrt import suppress as sup
 from streamd.errors import BackendError, FrameError
+from streamd.heads.nms import MAX_CANDIDATES
 from streamd.types import Box, Candidates, DecodePlan, Frame, Letterbox, TensorSpec
 from tests.gpu.kernel_cases import (
+    BOXES,
     DECODE_KINDS,
+    DETECTS,
     GEOMETRIES,
+    INPUT,
     REFERENCE_FORMATS,
+    boxes_case,
     check_decode,
+    check_detect,
     check_overflow,
     check_preprocess,
+    check_suppress,
     decode_case,
     noise_frame,
 )
@@ -62,16 +70,43 @@ class Host:
     def decode(
         self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
     ) -> tuple[list[Candidates], list[int]]:
+        counts, records = self._decode(plan, specs, outputs, capacity)
+        found = [dec.candidates_of(records[i, : min(int(n), capacity)]) for i, n in enumerate(counts)]
+        return found, counts.tolist()
+
+    def _decode(
+        self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.void]]:
         frames = len(outputs[0])
         counts = np.zeros(frames, np.uint32)
         records = np.zeros((frames, capacity), dec.CANDIDATE)
         arrays = [np.ascontiguousarray(o) for o in outputs]
         packed = dec.pack(
-            plan, specs, [a.ctypes.data for a in arrays], counts.ctypes.data, records.ctypes.data, capacity
+            plan, specs, INPUT, [a.ctypes.data for a in arrays], counts.ctypes.data, records.ctypes.data, capacity
         )
         getattr(self.library, f"decode_{plan.kind}")(packed, frames)
-        found = [dec.candidates_of(records[i, : min(int(n), capacity)]) for i, n in enumerate(counts)]
-        return found, [int(n) for n in counts]
+        return counts, records
+
+    def suppress(self, plan: DecodePlan, records: npt.NDArray[np.void], counts: Sequence[int]) -> list[Candidates]:
+        frames, capacity = records.shape
+        layout = sup.Layout(frames + 2, capacity, plan.max_det)
+        result = np.full(layout.result_bytes(frames + 2), 0xA5, np.uint8)
+        scratch = np.full(layout.scratch_bytes + 16, 0xA5, np.uint8)
+        result[: frames * 4].view(np.uint32)[:] = counts
+        scratch[: records.nbytes] = records.view(np.uint8).reshape(-1)
+        self.library.suppress(layout.pack(plan, result.ctypes.data, scratch.ctypes.data), frames)
+        end = layout.result_bytes(frames)
+        assert (result[end:] == 0xA5).all(), "written past the result block"
+        assert (scratch[layout.scratch_bytes :] == 0xA5).all(), "written past the scratch block"
+        return sup.Boxes(result, layout).candidates(frames)
+
+    def detect(
+        self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
+    ) -> list[Candidates]:
+        frames = len(outputs[0])
+        counts, records = self._decode(plan, specs, outputs, capacity)
+        assert plan.suppress
+        return self.suppress(plan, records, counts.tolist()[:frames])
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +137,8 @@ def test_structures_have_the_size_that_python_packs(library: ctypes.CDLL) -> Non
     assert library.size_of_picture() == ker.PICTURE_BYTES
     assert library.size_of_decode() == dec.DECODE_BYTES
     assert library.size_of_candidate() == dec.CANDIDATE.itemsize
+    assert library.size_of_suppress() == sup.SUPPRESS_BYTES
+    assert library.most_candidates() == sup.BEST == MAX_CANDIDATES
 
 
 def test_half_precision_is_numpys(library: ctypes.CDLL) -> None:
@@ -232,9 +269,51 @@ def test_values_that_are_no_numbers_yield_no_box(host: Host) -> None:
 def test_what_the_device_cannot_decode_is_named() -> None:
     plan = DecodePlan("yolov8", 7, 0.25, False)
     with pytest.raises(BackendError, match=r"must be float32 or float16 to be decoded, found o\[-1, 11, 10\] int32"):
-        dec.check(plan, [TensorSpec("o", (-1, 11, 10), "int32")])
+        dec.check(plan, [TensorSpec("o", (-1, 11, 10), "int32")], INPUT)
     with pytest.raises(BackendError, match="up to 1 outputs"):
-        dec.check(plan, [TensorSpec("o", (-1, 11, 10), "float32")] * 2)
+        dec.check(plan, [TensorSpec("o", (-1, 11, 10), "float32")] * 2, INPUT)
+    plan = DecodePlan("yolov5_sigmoid", 7, 0.25, False, (8, 16), ((1.0, 2.0), (3.0, 4.0)))
+    with pytest.raises(BackendError, match=r"strides \[8, 16\] make 840 rows at input 224×192, found o\[-1, 10, 12\]"):
+        dec.check(plan, [TensorSpec("o", (-1, 10, 12), "float32")], INPUT)
+    other: Any = "another"
+    with pytest.raises(BackendError, match="no kernel decodes another; known: yolov5_heads"):
+        dec.check(DecodePlan(other, 7, 0.25, False), [TensorSpec("o", (-1, 11, 10), "float32")], INPUT)
+
+
+@pytest.mark.parametrize("kind", BOXES)
+@pytest.mark.parametrize("iou", [0.0, 0.45, 0.5, 0.6, 1.0])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_suppression_is_the_hosts(host: Host, kind: str, iou: float, agnostic: bool) -> None:
+    counts = (0, 1, 2, 31, 300, 1024)
+    frames = [boxes_case(n, seed, kind=kind, classes=1 + seed * 20) for seed, n in enumerate(counts)]
+    kept = check_suppress(host, frames, iou=iou, agnostic=agnostic)
+    assert kept[:2] == [0, 1]
+
+
+def test_suppression_keeps_no_more_than_asked_for(host: Host) -> None:
+    frames = [boxes_case(n, n, kind="apart") for n in (900, 299, 301)]
+    assert check_suppress(host, frames) == [300, 299, 300]
+    assert check_suppress(host, frames, max_det=1) == [1, 1, 1]
+    assert check_suppress(host, frames, max_det=30_000) == [900, 299, 301]
+
+
+def test_suppression_of_more_than_fit_takes_what_fits(host: Host) -> None:
+    frames = [boxes_case(n, n, kind="clustered") for n in (17, 16, 500)]
+    assert all(n > 0 for n in check_suppress(host, frames, capacity=16))
+
+
+@pytest.mark.parametrize("capacity", [4096, 5000, 32768])
+def test_suppression_of_a_frame_full_of_boxes(host: Host, capacity: int) -> None:
+    frames = [boxes_case(n, n, kind=kind) for n, kind in ((capacity, "ties"), (4100, "clustered"), (3, "random"))]
+    assert min(check_suppress(host, frames, capacity=capacity)) > 0
+    assert check_suppress(host, [boxes_case(capacity, 5, kind="apart")], capacity=capacity, max_det=30_000) == [4096]
+
+
+@pytest.mark.parametrize("kind", [k for k in DECODE_KINDS if k != "end_to_end"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("detect", DETECTS, ids=lambda d: "+".join(d) or "default")
+def test_detections_are_the_hosts(host: Host, kind: str, dtype: str, detect: dict[str, Any]) -> None:
+    assert check_detect(host, kind, dtype, **detect) > 5
 
 
 def test_the_committed_ptx_belongs_to_the_source() -> None:

@@ -9,8 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.engine.reference import preprocess as reference
+from streamd.engine.tensorrt.decode import CANDIDATE
 from streamd.engine.tensorrt.kernels import FORMATS
-from streamd.heads import DetectSettings, EndToEndSettings, Yolov5CatSettings, Yolov5HeadsSettings, Yolov8Settings
+from streamd.heads import (
+    DetectSettings,
+    EndToEndSettings,
+    Yolov5CatSettings,
+    Yolov5HeadsSettings,
+    Yolov5SigmoidSettings,
+    Yolov8Settings,
+)
+from streamd.heads.nms import nms
+from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
 from streamd.types import Box, Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Picture, TensorSpec
 
@@ -32,6 +42,16 @@ class Machine(Protocol):
         self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
     ) -> tuple[list[Candidates], list[int]]:
         """Candidates and the count (which may exceed `capacity`) of each frame."""
+        ...
+
+    def suppress(self, plan: DecodePlan, records: npt.NDArray[np.void], counts: Sequence[int]) -> list[Candidates]:
+        """What NMS leaves of each frame's (frames, capacity) records, of which `counts` were found."""
+        ...
+
+    def detect(
+        self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
+    ) -> list[Candidates]:
+        """Decoding, then NMS."""
         ...
 
 
@@ -131,6 +151,10 @@ def decode_case(
             shapes = [shapes[1], shapes[2], shapes[0]]
         arrays = [random.normal(-1.0, 2.0, (frames, *s)) for s in shapes]
         settings: Any = Yolov5HeadsSettings()
+    elif kind == "yolov5_sigmoid":
+        rows = sum(h * w for h, w in cells) * 3
+        arrays = [1 / (1 + np.exp(-random.normal(-1.0, 2.0, (frames, rows, 5 + CLASSES))))]
+        settings = Yolov5SigmoidSettings()
     else:
         rows = sum(h * w for h, w in cells) * (3 if kind == "yolov5_cat" else 1)
         boxes = random.uniform(1, 190, (frames, rows, 4))
@@ -174,7 +198,7 @@ def check_decode(machine: Machine, kind: str, dtype: str, *, multi_label: bool, 
     return sum(counts)
 
 
-DECODE_KINDS = ["yolov5_heads", "yolov5_cat", "yolov8", "end_to_end"]
+DECODE_KINDS = ["yolov5_heads", "yolov5_cat", "yolov5_sigmoid", "yolov8", "end_to_end"]
 
 
 def check_overflow(machine: Machine) -> None:
@@ -189,3 +213,110 @@ def check_overflow(machine: Machine) -> None:
         assert got.xyxy.shape == (16, 4)
         genuine = {tuple(row) for row in np.round(expected.xyxy, 2).tolist()}
         assert all(tuple(row) in genuine for row in np.round(got.xyxy, 2).tolist())
+
+
+# ---------------------------------------------------------------------------------------------------------- suppress
+
+
+def boxes_case(count: int, seed: int, *, kind: str = "random", classes: int = 3) -> npt.NDArray[np.void]:
+    """So many candidates in no order.
+
+    Args:
+        count: how many.
+        seed: of everything random.
+        kind: random; clustered, a few objects seen often; ties, of whole pixels, few scores, and many an IoU of exactly
+            a half; twins, all alike; apart, none touching another.
+        classes: how many.
+    """
+    random = np.random.default_rng(seed)
+    records = np.zeros(count, CANDIDATE)
+    records["order"] = random.permutation(count)
+    records["class_id"] = random.integers(0, classes, count)
+    records["score"] = random.uniform(0.01, 1, count)
+    corner, size = random.uniform(0, 560, (count, 2)), random.uniform(4, 120, (count, 2))
+    if kind == "clustered":
+        of = random.integers(0, max(1, count // 12), count)
+        corner, size = corner[of], size[of]
+        records["class_id"] = records["class_id"][of]
+        corner = corner + random.normal(0, 0.06, (count, 2)) * size
+        size = size * np.exp(random.normal(0, 0.1, (count, 2)))
+    elif kind == "ties":
+        corner = random.integers(0, 12, (count, 2)) * 4.0
+        size = random.choice([4.0, 8.0, 12.0, 16.0], (count, 2))
+        records["score"] = random.integers(1, 8, count) / 8
+    elif kind == "twins":
+        corner[:], size[:], records["score"] = 10.0, 20.0, 0.5
+    elif kind == "apart":
+        corner = np.stack(np.divmod(np.arange(count), 256), axis=1) * 9.0
+        size = np.full((count, 2), 8.0)
+    records["xyxy"] = np.concatenate([corner, corner + size], axis=1)
+    return records
+
+
+BOXES = ["random", "clustered", "ties", "twins", "apart"]
+
+
+def check_suppress(
+    machine: Machine, frames: Sequence[npt.NDArray[np.void]], *, capacity: int = 1024, iou: float = 0.45,
+    max_det: int = 300, agnostic: bool = False,
+) -> list[int]:  # fmt: skip
+    """The kernel keeps the very boxes that the host's NMS keeps, in its order; returns how many of each frame.
+
+    Not only up to rounding: where single precision could err, the kernel decides in double precision, as the host does.
+    """
+    records = np.zeros((len(frames), capacity), CANDIDATE)
+    for row, frame in zip(records, frames, strict=True):
+        row[: len(frame)] = frame[:capacity]
+        # What lies behind the candidates is whatever an earlier batch left there.
+        row[len(frame) :]["score"] = 2.0
+    plan = DecodePlan(
+        "yolov8", CLASSES, 0.0, False, suppress=True, iou=iou, max_det=max_det, agnostic=agnostic
+    )  # fmt: skip
+    found = machine.suppress(plan, records, [len(f) for f in frames])
+    assert len(found) == len(frames)
+    for got, frame in zip(found, frames, strict=True):
+        there = frame[:capacity]
+        there = there[np.argsort(there["order"], kind="stable")]
+        # In double precision, as the host does it class by class: agnostic, it stays in single.
+        xyxy: Any = there["xyxy"].astype(np.float64) if agnostic else there["xyxy"]
+        kept = nms(xyxy, there["score"], there["class_id"], iou, max_det, agnostic=agnostic)
+        np.testing.assert_array_equal(got.score, there["score"][kept])
+        np.testing.assert_array_equal(got.class_id, there["class_id"][kept])
+        np.testing.assert_array_equal(got.xyxy, there["xyxy"][kept])
+        assert got.suppressed
+    return [len(c.score) for c in found]
+
+
+DETECTS: list[dict[str, Any]] = [
+    {},
+    {"multi_label": True, "conf": 0.4, "max_det": 40},
+    {"classes": ("c1", 4), "iou": 0.3},
+    {"class_conf": {"c2": 0.05, "c5": 0.9}, "max_det": 25},
+    {"classes": ("c3", "c0"), "class_conf": {"c3": 0.7, "c1": 0.1}, "agnostic": True},
+]
+
+
+def check_detect(machine: Machine, kind: str, dtype: str, **detect: Any) -> int:
+    """Decoding, filtering and NMS on the device publish what the host publishes. Returns how many boxes there were."""
+    specs, arrays, settings = decode_case(kind, dtype)
+    spec, wanted = _spec(specs), DetectSettings(**detect)
+    head = open_head(settings, spec, wanted)
+    post = Postprocess(head, wanted, spec.labels)
+    height, width = INPUT
+    box = Letterbox.fit(Box(0, 0, 2 * width, 2 * height), width, height)
+    found = machine.detect(head.plan, specs, arrays, 1 << 13)
+    floats = [a.astype(np.float32) for a in arrays]
+    total = 0
+    for i in range(len(arrays[0])):
+        xyxy, score, class_id = post(found, i, box)
+        want_xyxy, want_score, want_class_id = post(floats, i, box)
+        assert len(score) == len(want_score)
+        # Scores that differ by rounding may change places.
+        order, want = (np.lexsort((c, *np.round(b, 0).T)) for b, c in ((xyxy, class_id), (want_xyxy, want_class_id)))
+        np.testing.assert_array_equal(class_id[order], want_class_id[want])
+        np.testing.assert_allclose(score[order], want_score[want], rtol=2e-6, atol=1e-7)
+        np.testing.assert_allclose(xyxy[order], want_xyxy[want], rtol=1e-5, atol=2e-3)
+        assert (np.diff(score) <= 0).all()
+        assert not any(np.shares_memory(a, b) for a in (score, class_id) for b in (found[i].score, found[i].class_id))
+        total += len(score)
+    return total

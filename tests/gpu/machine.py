@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from streamd.engine.tensorrt import decode as dec
 from streamd.engine.tensorrt import kernels as ker
+from streamd.engine.tensorrt import suppress as sup
 from streamd.engine.tensorrt.backend import KERNELS
 from streamd.engine.tensorrt.cuda import Device, DeviceBuffer
 from streamd.types import Candidates, DecodePlan, Frame, Letterbox, Picture, TensorSpec
+from tests.gpu.kernel_cases import INPUT
 
 
 class Gpu:
@@ -82,18 +84,48 @@ class Gpu:
     def decode(
         self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
     ) -> tuple[list[Candidates], list[int]]:
+        counts, records = self._decode(plan, specs, outputs, capacity)
+        found = counts.tolist()
+        return [dec.candidates_of(records[i, : min(n, capacity)]) for i, n in enumerate(found)], found
+
+    def suppress(self, plan: DecodePlan, records: npt.NDArray[np.void], counts: Sequence[int]) -> list[Candidates]:
+        frames, capacity = records.shape
+        layout = sup.Layout(frames, capacity, plan.max_det)
+        first = np.zeros(layout.result_bytes(frames), np.uint8)
+        first[: frames * 4].view(np.uint32)[:] = counts
+        there = np.full(layout.scratch_bytes, 0xA5, np.uint8)
+        there[: records.nbytes] = records.view(np.uint8).reshape(-1)
+        result, scratch = self.upload(first), self.upload(there)
+        packed = self.upload(layout.pack(plan, result.address, scratch.address))
+        with self.device:
+            self.kernels["suppress"].launch(self.stream, (frames, 1, 1), sup.BLOCK, packed.address)
+            self.stream.synchronize()
+        found = sup.Boxes(self.download(result), layout).candidates(frames)
+        for buffer in (result, scratch, packed):
+            self.device.free(buffer)
+        return found
+
+    def detect(
+        self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
+    ) -> list[Candidates]:
+        counts, records = self._decode(plan, specs, outputs, capacity)
+        assert plan.suppress
+        return self.suppress(plan, records, counts.tolist())
+
+    def _decode(
+        self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.void]]:
         frames = len(outputs[0])
         arrays = [self.upload(o) for o in outputs]
         counts = self.device.allocate(frames * 4)
         records = self.device.allocate(frames * capacity * dec.CANDIDATE.itemsize)
         packed = self.upload(
-            dec.pack(plan, specs, [a.address for a in arrays], counts.address, records.address, capacity)
+            dec.pack(plan, specs, INPUT, [a.address for a in arrays], counts.address, records.address, capacity)
         )
         with self.device:
             self.kernels[f"decode_{plan.kind}"].launch(
                 self.stream, dec.decode_grid(plan, specs, frames), dec.BLOCK, packed.address
             )
             self.stream.synchronize()
-        found = self.download(counts).view(np.uint32).tolist()
         rows = self.download(records).view(dec.CANDIDATE).reshape(frames, capacity)
-        return [dec.candidates_of(rows[i, : min(n, capacity)]) for i, n in enumerate(found)], found
+        return self.download(counts).view(np.uint32), rows

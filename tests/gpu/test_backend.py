@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
 from streamd.engine.tensorrt.backend import TensorRtBackend
 from streamd.errors import FrameError, ModelError
 from streamd.heads import DetectSettings
-from streamd.heads.select import open_head
+from streamd.heads.postprocess import Postprocess
+from streamd.heads.select import open_head, resolve_labels
 from streamd.types import Candidates, Frame
 from tests.conftest import shared
 from tests.frames import frames
@@ -38,10 +40,12 @@ def model(gpu: None) -> ModelSettings:
     return ModelSettings(path=plan or str(shared("models/yolov5n_heads.onnx")))
 
 
-def opened(model: ModelSettings, *, raw: bool = False, **options: Any) -> tuple[TensorRtBackend, Any]:
+def opened(
+    model: ModelSettings, *, raw: bool = False, suppress: bool = False, **options: Any
+) -> tuple[TensorRtBackend, Any]:
     backend = TensorRtBackend(TensorRtSettings(**options), model, batch=BatchSettings(max=4))
     head = open_head(None, backend.spec, DetectSettings(conf=CONF))
-    backend.start(None if raw else head.plan)
+    backend.start(None if raw else replace(head.plan, suppress=suppress))
     return backend, head
 
 
@@ -94,6 +98,31 @@ def test_graphs_give_what_plain_execution_gives(model: ModelSettings, plain: Any
         replayed.close()
 
 
+@pytest.mark.parametrize("graphs", ["off", "on"])
+def test_boxes_suppressed_on_the_device_are_the_hosts(model: ModelSettings, plain: Any, graphs: str) -> None:
+    if graphs == "on":
+        pytest.importorskip("cuda.bindings.driver")
+    backend, head = opened(model, suppress=True, graphs=graphs, max_candidates=32768)
+    post = Postprocess(head, DetectSettings(conf=CONF), resolve_labels(backend.spec, head.plan.classes))
+    try:
+        for count in (4, 1, 3):
+            batch = batch_of(count)
+            boxes = backend.preprocess(backend.slots[1], batch)
+            backend.infer(backend.slots[1])
+            found = backend.collect(backend.slots[1])
+            assert all(isinstance(c, Candidates) and c.suppressed for c in found)
+            want = run(plain[0], batch)
+            for i, box in enumerate(boxes):
+                (xyxy, score, class_id), (want_xyxy, want_score, want_class_id) = (
+                    post(found, i, box),
+                    post(want, i, box),
+                )
+                assert len(want_score) > 0
+                assert_alike(Candidates(xyxy, score, class_id), Candidates(want_xyxy, want_score, want_class_id))
+    finally:
+        backend.close()
+
+
 def test_frames_in_device_memory_give_what_host_frames_give(plain: Any) -> None:
     backend, _ = plain
     machine = Gpu(backend._device)
@@ -117,8 +146,6 @@ def test_device_frames_are_held_until_they_have_been_read(plain: Any) -> None:
 
 
 def test_a_frame_of_another_gpu_is_refused(plain: Any) -> None:
-    from dataclasses import replace
-
     backend, _ = plain
     frame = batch_of(1)[0]
     frame.picture = replace(frame.picture, device=7)

@@ -10,12 +10,17 @@ import pytest
 
 from streamd.engine.tensorrt.cuda import Device
 from tests.gpu.kernel_cases import (
+    BOXES,
     DECODE_KINDS,
+    DETECTS,
     GEOMETRIES,
     REFERENCE_FORMATS,
+    boxes_case,
     check_decode,
+    check_detect,
     check_overflow,
     check_preprocess,
+    check_suppress,
     noise_frame,
 )
 from tests.gpu.machine import Gpu
@@ -107,3 +112,39 @@ def test_the_same_input_gives_the_same_candidates(machine: Gpu) -> None:
             np.testing.assert_array_equal(a.xyxy, b.xyxy)
             np.testing.assert_array_equal(a.score, b.score)
             np.testing.assert_array_equal(a.class_id, b.class_id)
+
+
+@pytest.mark.parametrize("kind", BOXES)
+@pytest.mark.parametrize("iou", [0.0, 0.45, 0.5, 0.6, 1.0])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_suppression_is_the_hosts(machine: Gpu, kind: str, iou: float, agnostic: bool) -> None:
+    counts = (0, 1, 2, 31, 300, 1024)
+    frames = [boxes_case(n, seed, kind=kind, classes=1 + seed * 20) for seed, n in enumerate(counts)]
+    assert check_suppress(machine, frames, iou=iou, agnostic=agnostic)[:2] == [0, 1]
+
+
+def test_suppression_of_a_large_batch(machine: Gpu) -> None:
+    frames = [boxes_case(50 + 7 * i, i, kind=BOXES[i % 3]) for i in range(128)]
+    assert min(check_suppress(machine, frames)) > 0
+
+
+def test_suppression_keeps_no_more_than_asked_for(machine: Gpu) -> None:
+    frames = [boxes_case(n, n, kind="apart") for n in (900, 299, 301)]
+    assert check_suppress(machine, frames) == [300, 299, 300]
+    assert check_suppress(machine, frames, max_det=1) == [1, 1, 1]
+    assert check_suppress(machine, frames, max_det=30_000) == [900, 299, 301]
+
+
+@pytest.mark.parametrize("capacity", [16, 4096, 5000, 32768])
+def test_suppression_of_a_frame_full_of_boxes(machine: Gpu, capacity: int) -> None:
+    frames = [boxes_case(n, n, kind=kind) for n, kind in ((capacity, "ties"), (4100, "clustered"), (3, "random"))]
+    assert min(check_suppress(machine, frames, capacity=capacity)) > 0
+    kept = check_suppress(machine, [boxes_case(capacity, 5, kind="apart")], capacity=capacity, max_det=30_000)
+    assert kept == [min(capacity, 4096)]
+
+
+@pytest.mark.parametrize("kind", [k for k in DECODE_KINDS if k != "end_to_end"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("detect", DETECTS, ids=lambda d: "+".join(d) or "default")
+def test_detections_are_the_hosts(machine: Gpu, kind: str, dtype: str, detect: dict[str, Any]) -> None:
+    assert check_detect(machine, kind, dtype, **detect) > 5

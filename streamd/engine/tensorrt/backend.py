@@ -1,7 +1,7 @@
 """The TensorRT backend: copies and the letterbox kernel, the network, box decoding, all on the slot's own stream.
 
 A frame in device memory is read where the decoder left it. Of the results only a small block comes back: a count a
-frame and the candidates. Nothing is allocated once slots have met their largest batch, and nobody waits for the whole
+frame and the boxes. Nothing is allocated once slots have met their largest batch, and nobody waits for the whole
 device.
 """
 
@@ -16,7 +16,7 @@ import structlog
 
 from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
-from streamd.engine.tensorrt import decode, kernels
+from streamd.engine.tensorrt import decode, kernels, suppress
 from streamd.engine.tensorrt.cuda import Device, Kernel
 from streamd.engine.tensorrt.replay import Replay
 from streamd.engine.tensorrt.runtime import Network
@@ -28,9 +28,8 @@ from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, O
 log = structlog.get_logger(__name__)
 
 _WARN_EVERY_S = 10.0
-KERNELS = {f"preprocess_{kind}": "PPiiiff" for kind in kernels.INPUT_TYPES} | {
-    f"decode_{kind}": "P" for kind in ("yolov5_heads", "yolov5_cat", "yolov8", "end_to_end")
-}
+KERNELS = {f"preprocess_{kind}": "PPiiiff" for kind in kernels.INPUT_TYPES}
+KERNELS |= {f"decode_{kind}": "P" for kind in decode.KINDS} | {"suppress": "P"}
 
 
 class TensorRtBackend:
@@ -60,7 +59,7 @@ class TensorRtBackend:
         """Frames so far that had more candidates than `max_candidates`."""
         trt = load_trt()
         # Before TensorRT or FFmpeg touch the GPU: the context's flags can be set only now.
-        self._device = Device(settings.device)
+        self._device = Device(settings.ordinal)
         try:
             from streamd.engine.tensorrt.builder import plan_for
 
@@ -115,7 +114,7 @@ class TensorRtBackend:
     @property
     def device(self) -> int:
         """CUDA ordinal: hardware decoders of this device hand their frames over without a copy."""
-        return self._settings.device
+        return self._settings.ordinal
 
     # ------------------------------------------------------------------------------------------------------- start
 
@@ -123,7 +122,7 @@ class TensorRtBackend:
         """See `Backend.start`."""
         if plan is not None:
             try:
-                decode.check(plan, self.spec.outputs)
+                decode.check(plan, self.spec.outputs, (self.spec.input_height, self.spec.input_width))
             except BackendError as error:
                 log.warning("boxes are decoded on the host", reason=str(error))
                 plan = None
@@ -192,9 +191,9 @@ class TensorRtBackend:
 
     def _layout(self, frame: Frame, geometry: kernels.Geometry) -> list[tuple[int, int, int]]:
         device = frame.picture.device
-        if device is not None and device != self._settings.device:
+        if device is not None and device != self._settings.ordinal:
             raise FrameError(
-                f"stream {frame.stream}: the picture is on GPU {device}, the model on GPU {self._settings.device}; "
+                f"stream {frame.stream}: the picture is on GPU {device}, the model on GPU {self._settings.ordinal}; "
                 "decode on the model's GPU or in software"
             )
         return kernels.plane_layout(frame, geometry)
@@ -236,7 +235,7 @@ class TensorRtBackend:
                 execution.done.record(slot.stream)
 
     def _enqueue(self, slot: TensorRtSlot, frames: int) -> None:
-        """The network, box decoding and the copy back: what a graph captures."""
+        """The network, box decoding, NMS and the copy back: what a graph captures."""
         assert self._network is not None
         execution = self._network.execution(slot.index)
         execution.set_batch(self.spec.input, frames)
@@ -250,6 +249,8 @@ class TensorRtBackend:
         self._kernels[f"decode_{plan.kind}"].launch(
             slot.stream, decode.decode_grid(plan, self.spec.outputs, frames), decode.BLOCK, slot.decode_device.address
         )
+        if plan.suppress:
+            self._kernels["suppress"].launch(slot.stream, (frames, 1, 1), suppress.BLOCK, slot.suppress_device.address)
         device.to_host(slot.stream, slot.result.bytes[: slot.result_bytes(frames)], slot.result_device.address)
 
     def _wait(self, slot: TensorRtSlot) -> None:

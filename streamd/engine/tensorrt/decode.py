@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ MAX_OUTPUTS = 8
 MAX_ANCHORS = 8
 BLOCK = (128, 1, 1)
 """Threads a block: one a row of the output."""
+KINDS = ("yolov5_heads", "yolov5_cat", "yolov5_sigmoid", "yolov8", "end_to_end")
+"""Heads that have a kernel."""
 TYPES = {"float32": 0, "float16": 1}
 
 CANDIDATE = np.dtype(
@@ -39,20 +42,65 @@ def total_rows(plan: DecodePlan, outputs: Sequence[TensorSpec]) -> int:
     return outputs[0].shape[2 if plan.kind == "yolov8" else 1]
 
 
-def check(plan: DecodePlan, outputs: Sequence[TensorSpec]) -> None:
+class _Level(NamedTuple):
+    """One head of a model: rows (anchors, rows, columns) of one output. Zeros where rows need no decoding by cell."""
+
+    output: int
+    anchors: int = 0
+    rows: int = 0
+    columns: int = 0
+    stride: float = 0.0
+    sizes: tuple[float, ...] = ()
+
+
+def _grid(output: TensorSpec) -> tuple[int, int, int]:
+    _, anchors, rows, columns, _ = output.shape
+    return anchors, rows, columns
+
+
+def _levels(plan: DecodePlan, outputs: Sequence[TensorSpec], size: tuple[int, int]) -> list[_Level]:
+    """In the NumPy head's order, by which `order` numbers rows."""
+    if plan.kind == "yolov5_heads":
+        # Finest first.
+        order = sorted(range(len(outputs)), key=lambda i: -outputs[i].shape[2])
+        return [_Level(i, *_grid(outputs[i]), plan.strides[i], plan.anchors[i]) for i in order]
+    if plan.kind == "yolov5_sigmoid":
+        height, width = size
+        return [
+            _Level(0, len(sizes) // 2, height // stride, width // stride, stride, sizes)
+            for stride, sizes in zip(plan.strides, plan.anchors, strict=True)
+        ]
+    return [_Level(0)]
+
+
+def check(plan: DecodePlan, outputs: Sequence[TensorSpec], size: tuple[int, int]) -> None:
     """Whether the device can decode `outputs` by `plan`.
 
+    Args:
+        plan: what the head knows.
+        outputs: in `ModelSpec.outputs` order, all dimensions but the batch known.
+        size: height and width of the network's input.
+
     Raises:
-        BackendError: more outputs, anchors, rows or another element type than the kernels know.
+        BackendError: another kind or element type, or more outputs, anchors or rows than the kernels know.
     """
+    if plan.kind not in KINDS:
+        raise BackendError(f"backend tensorrt: no kernel decodes {plan.kind}; known: {', '.join(KINDS)}")
     listed = ", ".join(f"{o.name}{list(o.shape)} {o.dtype}" for o in outputs)
     if any(o.dtype not in TYPES for o in outputs):
         raise BackendError(f"backend tensorrt: outputs must be float32 or float16 to be decoded, found {listed}")
-    heads = plan.kind == "yolov5_heads"
-    limit = MAX_OUTPUTS if heads else 1
-    if len(outputs) > limit or (heads and any(len(row) > 2 * MAX_ANCHORS for row in plan.anchors)):
+    limit = MAX_OUTPUTS if plan.kind == "yolov5_heads" else 1
+    levels = _levels(plan, outputs, size)
+    if len(outputs) > limit or len(levels) > MAX_OUTPUTS or any(v.anchors > MAX_ANCHORS for v in levels):
         raise BackendError(
-            f"backend tensorrt: {plan.kind} is decoded for up to {limit} outputs of {MAX_ANCHORS} anchors each, "
+            f"backend tensorrt: {plan.kind} is decoded for up to {limit} outputs and {MAX_OUTPUTS} strides of "
+            f"{MAX_ANCHORS} anchors each, found {listed} with {len(levels)} strides"
+        )
+    if plan.kind == "yolov5_sigmoid" and (rows := sum(v.anchors * v.rows * v.columns for v in levels)) != total_rows(
+        plan, outputs
+    ):
+        raise BackendError(
+            f"backend tensorrt: strides {list(plan.strides)} make {rows} rows at input {size[0]}×{size[1]}, "
             f"found {listed}"
         )
     if total_rows(plan, outputs) * plan.classes >= 1 << 32:
@@ -62,47 +110,42 @@ def check(plan: DecodePlan, outputs: Sequence[TensorSpec]) -> None:
 def pack(
     plan: DecodePlan,
     outputs: Sequence[TensorSpec],
+    size: tuple[int, int],
     addresses: Sequence[int],
     counts: int,
     candidates: int,
     capacity: int,
 ) -> bytes:
-    """The `Decode` structure.
+    """The `Decode` structure, and the lowest score of each class behind it where the device filters by them.
 
     Args:
         plan: what the head knows.
         outputs: in `ModelSpec.outputs` order, all dimensions but the batch known.
+        size: height and width of the network's input.
         addresses: where each output is.
         counts: address of one u32 a frame.
         candidates: address of `capacity` candidates a frame.
         capacity: how many fit.
     """
-    check(plan, outputs)
-    heads = plan.kind == "yolov5_heads"
-    # Finest first, as the NumPy head goes through them: `order` numbers rows in its order.
-    order = sorted(range(len(outputs)), key=lambda i: -outputs[i].shape[2]) if heads else [0]
+    check(plan, outputs, size)
     packed, first = [], 0
-    for i in order:
-        spec = outputs[i]
+    levels = _levels(plan, outputs, size)
+    for output, anchors, rows, columns, stride, known in levels:
         sizes = np.zeros(2 * MAX_ANCHORS, np.float32)
-        anchors = rows = columns = stride = 0
-        if heads:
-            _, anchors, rows, columns, _ = spec.shape
-            stride = plan.strides[i]
-            sizes[: len(plan.anchors[i])] = plan.anchors[i]
-        packed.append(
-            _OUTPUT.pack(addresses[i], TYPES[spec.dtype], first, anchors, rows, columns, stride, *sizes.tolist())
-        )
+        sizes[: len(known)] = known
+        kind = TYPES[outputs[output].dtype]
+        packed.append(_OUTPUT.pack(addresses[output], kind, first, anchors, rows, columns, stride, *sizes.tolist()))
         first += anchors * rows * columns
     # As the NumPy heads compare: in single precision, and for logits against the threshold's own logit.
     conf = float(np.float32(plan.conf))
     with np.errstate(divide="ignore"):
         logit = float(np.float32(np.log(plan.conf) - np.log1p(-plan.conf)))
     head = _HEAD.pack(
-        counts, candidates, capacity, len(order), total_rows(plan, outputs), plan.classes, plan.multi_label,
-        conf, logit, 0,
+        counts, candidates, capacity, len(levels), total_rows(plan, outputs), plan.classes, plan.multi_label,
+        conf, logit, plan.suppress and bool(plan.class_conf),
     )  # fmt: skip
-    return (head + b"".join(packed)).ljust(DECODE_BYTES, b"\0")
+    floors = np.array(plan.class_conf, "<f4").tobytes() if plan.suppress else b""
+    return (head + b"".join(packed)).ljust(DECODE_BYTES, b"\0") + floors
 
 
 def decode_grid(plan: DecodePlan, outputs: Sequence[TensorSpec], frames: int) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
-// The device code of streamd: letterboxing before the network, box decoding after it.
+// The device code of streamd: letterboxing before the network, box decoding and non-maximum suppression after it.
 //
-// Everything is written as plain functions of one pixel or one output row, so that a C++ compiler builds the same code
-// for the host, where tests compare it with the NumPy reference: see the two sections at the end. The structures are
-// filled by kernels.py and decode.py, field by field; a change here is a change there.
+// Everything is written as plain functions of one pixel, one output row or one thread of a block, so that a C++ compiler
+// builds the same code for the host, where tests compare it with the NumPy reference: see the two sections at the end.
+// The structures are filled by kernels.py, decode.py and suppress.py, field by field; a change here is a change there.
 
 typedef unsigned char u8;
 typedef signed char i8;
@@ -14,6 +14,7 @@ typedef unsigned long long u64;
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define STREAMD_DEVICE 1
+#define SYNC() __syncthreads()
 #define FN __device__ __forceinline__
 #define FN_MEMBER __device__ __forceinline__
 #else
@@ -21,6 +22,9 @@ typedef unsigned long long u64;
 #include <string.h>
 #define FN static inline
 #define FN_MEMBER inline
+#ifndef SYNC
+#define SYNC()  // a block of one thread waits for nobody
+#endif
 #endif
 
 // ---------------------------------------------------------------------------------------------------------- numbers
@@ -41,6 +45,9 @@ FN u16 float_to_half(float f) {
   return h;
 }
 FN u32 next_index(u32 *counter) { return atomicAdd(counter, 1u); }
+FN u32 float_bits(float f) { return __float_as_uint(f); }
+FN u32 lowest_bit(u64 v) { return (u32)__ffsll((i64)v) - 1; }
+FN double rounded_product(double a, double b) { return __dmul_rn(a, b); }  // never fused with a sum
 #else
 FN float half_to_float(u16 h) {
   u32 sign = (u32)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023, bits;
@@ -73,6 +80,13 @@ FN u16 float_to_half(float f) {
   return (u16)(sign | ((rest - 0x38000000u) >> 13));
 }
 FN u32 next_index(u32 *counter) { return (*counter)++; }
+FN u32 float_bits(float f) {
+  u32 bits;
+  memcpy(&bits, &f, 4);
+  return bits;
+}
+FN u32 lowest_bit(u64 v) { return (u32)__builtin_ctzll(v); }
+FN double rounded_product(double a, double b) { return a * b; }
 #endif
 
 FN float to_float(float v) { return v; }
@@ -212,12 +226,13 @@ struct Decode {
   i32 multi_label;
   float conf;
   float conf_logit;
-  i32 unused;
+  i32 filtered;  // behind the structure follow `classes` floats: the lowest score of each class
   Output output[MAX_OUTPUTS];
 };
 
 FN void emit(const Decode *d, i32 frame, float x1, float y1, float x2, float y2, float score, i32 class_id,
              u32 order) {
+  if (d->filtered && !(score >= ((const float *)(d + 1))[class_id])) return;
   u32 index = next_index((u32 *)d->counts + frame);
   if (index >= (u32)d->capacity) return;
   Candidate *c = (Candidate *)d->candidates + (u64)frame * d->capacity + index;
@@ -272,6 +287,17 @@ struct ProbabilityScore {
   FN_MEMBER float operator()(i32 c) const { return to_float(classes[c * step]) * objectness; }
 };
 
+// The box of one cell of a head, from the sigmoids of x, y, w and h.
+template <class Score>
+FN void emit_cell(const Decode *d, const Output *o, i32 frame, i32 cell, float x, float y, float w, float h,
+                  const Score &score) {
+  i32 column = cell % o->columns, row = cell / o->columns % o->rows, anchor = cell / (o->columns * o->rows);
+  float cx = (x * 2.0f - 0.5f + column) * o->stride, cy = (y * 2.0f - 0.5f + row) * o->stride;
+  w *= 2.0f;
+  h *= 2.0f;
+  emit_classes(d, frame, cx, cy, w * w * o->size[anchor][0], h * h * o->size[anchor][1], (u32)(o->first + cell), score);
+}
+
 // (batch, anchors, rows, columns, 5 + classes), logits.
 template <class T>
 FN void yolov5_heads_cell(const Decode *d, const Output *o, i32 frame, i32 cell) {
@@ -279,12 +305,19 @@ FN void yolov5_heads_cell(const Decode *d, const Output *o, i32 frame, i32 cell)
   const T *v = (const T *)o->data + ((u64)frame * per_frame + cell) * (5 + d->classes);
   float logit = to_float(v[4]);
   if (!(logit >= d->conf_logit)) return;
-  i32 column = cell % o->columns, row = cell / o->columns % o->rows, anchor = cell / (o->columns * o->rows);
-  float cx = (sigmoid(to_float(v[0])) * 2.0f - 0.5f + column) * o->stride;
-  float cy = (sigmoid(to_float(v[1])) * 2.0f - 0.5f + row) * o->stride;
-  float w = sigmoid(to_float(v[2])) * 2.0f, h = sigmoid(to_float(v[3])) * 2.0f;
   LogitScore<T> score = {v + 5, sigmoid(logit)};
-  emit_classes(d, frame, cx, cy, w * w * o->size[anchor][0], h * h * o->size[anchor][1], (u32)(o->first + cell), score);
+  emit_cell(d, o, frame, cell, sigmoid(to_float(v[0])), sigmoid(to_float(v[1])), sigmoid(to_float(v[2])),
+            sigmoid(to_float(v[3])), score);
+}
+
+// (batch, total, 5 + classes): all heads in one tensor, each (anchors, rows, columns) of it, after a sigmoid.
+template <class T>
+FN void yolov5_sigmoid_cell(const Decode *d, const Output *o, i32 frame, i32 cell) {
+  const T *v = (const T *)o->data + ((u64)frame * d->total + o->first + cell) * (5 + d->classes);
+  float objectness = to_float(v[4]);
+  if (!(objectness >= d->conf)) return;
+  ProbabilityScore<T> score = {v + 5, 1, objectness};
+  emit_cell(d, o, frame, cell, to_float(v[0]), to_float(v[1]), to_float(v[2]), to_float(v[3]), score);
 }
 
 // (batch, total, 5 + classes), decoded.
@@ -316,15 +349,19 @@ FN void end_to_end_row(const Decode *d, i32 frame, i32 row) {
   emit(d, frame, to_float(v[0]), to_float(v[1]), to_float(v[2]), to_float(v[3]), score, (i32)class_id, (u32)row);
 }
 
-FN void yolov5_heads_item(const Decode *d, i32 frame, i32 item) {
-  i32 i = d->outputs - 1;
-  while (item < d->output[i].first) i--;
-  const Output *o = d->output + i;
-  if (o->type == FLOAT16)
-    yolov5_heads_cell<half_bits>(d, o, frame, item - o->first);
-  else
-    yolov5_heads_cell<float>(d, o, frame, item - o->first);
-}
+// Of several heads, the one that holds the row.
+#define BY_HEAD(NAME, CELL)                                 \
+  FN void NAME(const Decode *d, i32 frame, i32 item) {      \
+    i32 i = d->outputs - 1;                                 \
+    while (item < d->output[i].first) i--;                  \
+    const Output *o = d->output + i;                        \
+    if (o->type == FLOAT16)                                 \
+      CELL<half_bits>(d, o, frame, item - o->first);        \
+    else                                                    \
+      CELL<float>(d, o, frame, item - o->first);            \
+  }
+BY_HEAD(yolov5_heads_item, yolov5_heads_cell)
+BY_HEAD(yolov5_sigmoid_item, yolov5_sigmoid_cell)
 
 #define BY_TYPE(NAME, ROW)                              \
   FN void NAME(const Decode *d, i32 frame, i32 item) {  \
@@ -336,6 +373,158 @@ FN void yolov5_heads_item(const Decode *d, i32 frame, i32 item) {
 BY_TYPE(yolov5_cat_item, yolov5_cat_row)
 BY_TYPE(yolov8_item, yolov8_column)
 BY_TYPE(end_to_end_item, end_to_end_row)
+
+// ---------------------------------------------------------------------------------------------------------- suppress
+
+enum { BEST = 4096 };  // candidates looked at, best first: heads/nms.py's MAX_CANDIDATES
+
+// Greedy non-maximum suppression of each frame's candidates, as heads/nms.py does it.
+struct Suppress {
+  u64 counts;      // u32 a frame: candidates found, as decoding left them
+  u64 candidates;  // `capacity` Candidates a frame, in any order
+  u64 kept;        // u32 a frame: boxes left
+  u64 boxes;       // a frame: `max_kept` boxes of four floats, as many scores, as many class numbers
+  u64 ranked;      // scratch a frame: `best` each of x1, y1, x2, y2, score, class
+  u64 keys;        // scratch a frame: `keys_size` u64s; none where the block's own suffice
+  i32 capacity;
+  i32 best;  // the lesser of capacity and BEST
+  i32 keys_size;
+  i32 max_kept;
+  i32 agnostic;
+  i32 unused;
+  double iou;
+};
+
+struct Workspace {
+  u64 keys[BEST];
+  u64 dropped[BEST / 8];  // a byte a box
+};
+
+struct Ranked {
+  float *x1, *y1, *x2, *y2, *score;
+  i32 *class_id;
+};
+
+// Upper half: rises as the score falls. Lower half: the candidate's index.
+FN u64 sort_key(float score, u32 index) {
+  u32 bits = float_bits(score + 0.0f);  // -0 is 0
+  return (u64)(bits & 0x80000000u ? bits : ~bits & 0x7fffffffu) << 32 | index;
+}
+
+// Whether a comes after b: by score, then by place in the head's output. Padding, of a score that no number has, is last.
+FN bool after(u64 a, u64 b, const Candidate *c) {
+  u32 score_a = (u32)(a >> 32), score_b = (u32)(b >> 32);
+  if (score_a != score_b) return score_a > score_b;
+  return score_a != 0xffffffffu && c[(u32)a].order > c[(u32)b].order;
+}
+
+// Bitonic sort (Batcher 1968) of `size` keys, a power of two.
+FN void sort_keys(u64 *keys, u32 size, const Candidate *c, u32 thread, u32 threads) {
+  for (u32 run = 2; run <= size; run *= 2)
+    for (u32 step = run / 2; step > 0; step /= 2) {
+      for (u32 i = thread; i < size / 2; i += threads) {
+        u32 low = 2 * i - (i & (step - 1)), high = low + step;
+        u64 a = keys[low], b = keys[high];
+        if (low & run ? after(b, a, c) : after(a, b, c)) {
+          keys[low] = b;
+          keys[high] = a;
+        }
+      }
+      SYNC();
+    }
+}
+
+// The first box from `from` on that was not dropped, or one past the last word.
+FN u32 next_standing(const u64 *dropped, u32 from, u32 count) {
+  while (from < count) {
+    u64 standing = ~dropped[from / 8] & (0x0101010101010101ull << (8 * (from % 8)));
+    if (standing) return from / 8 * 8 + lowest_bit(standing) / 8;
+    from = from / 8 * 8 + 8;
+  }
+  return from;
+}
+
+FN float area_of(float width, float height) { return width * height; }
+FN double area_of(double width, double height) { return rounded_product(width, height); }
+
+template <class F>
+FN void intersect(F ax1, F ay1, F ax2, F ay2, F bx1, F by1, F bx2, F by2, F *overlap, F *all) {
+  F width = (ax2 < bx2 ? ax2 : bx2) - (ax1 > bx1 ? ax1 : bx1);
+  F height = (ay2 < by2 ? ay2 : by2) - (ay1 > by1 ? ay1 : by1);
+  *overlap = area_of(width > 0 ? width : 0, height > 0 ? height : 0);
+  *all = area_of(ax2 - ax1, ay2 - ay1) + area_of(bx2 - bx1, by2 - by1) - *overlap;
+}
+
+// Whether the intersection over union of two boxes exceeds `iou`. Single precision is off by less than 1e-6 of the
+// union; where that might decide, double precision does, as on the host.
+FN bool overlaps(const Ranked &r, u32 a, u32 b, double iou) {
+  float ax1 = r.x1[a], ay1 = r.y1[a], ax2 = r.x2[a], ay2 = r.y2[a];
+  float bx1 = r.x1[b], by1 = r.y1[b], bx2 = r.x2[b], by2 = r.y2[b];
+  float overlap, all;
+  intersect<float>(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, &overlap, &all);
+  float excess = overlap - (float)iou * all;
+  if (fabsf(excess) > 1e-5f * all) return excess > 0.0f;
+  double exact_overlap, exact_all;
+  intersect<double>(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, &exact_overlap, &exact_all);
+  return !(exact_overlap <= rounded_product(iou, exact_all));
+}
+
+// One thread's share of a frame; the threads of a block run it together.
+FN void suppress_frame(const Suppress *s, Workspace *w, u32 frame, u32 thread, u32 threads) {
+  const Candidate *c = (const Candidate *)s->candidates + (u64)frame * s->capacity;
+  u32 count = ((const u32 *)s->counts)[frame];
+  if (count > (u32)s->capacity) count = s->capacity;
+  u32 size = 1;
+  while (size < count) size *= 2;
+  u64 *keys = size <= BEST ? w->keys : (u64 *)s->keys + (u64)frame * s->keys_size;
+  for (u32 i = thread; i < size; i += threads) keys[i] = i < count ? sort_key(c[i].score, i) : ~0ull;
+  SYNC();
+  sort_keys(keys, size, c, thread, threads);
+
+  u32 best = s->best;
+  if (count > best) count = best;
+  Ranked r;
+  r.x1 = (float *)s->ranked + (u64)frame * 6 * best;
+  r.y1 = r.x1 + best;
+  r.x2 = r.y1 + best;
+  r.y2 = r.x2 + best;
+  r.score = r.y2 + best;
+  r.class_id = (i32 *)(r.score + best);
+  u8 *dropped = (u8 *)w->dropped;
+  for (u32 i = thread; i < (count + 7) / 8 * 8; i += threads) {
+    dropped[i] = i >= count;
+    if (i >= count) continue;
+    const Candidate *from = c + (u32)keys[i];
+    r.x1[i] = from->x1;
+    r.y1[i] = from->y1;
+    r.x2[i] = from->x2;
+    r.y2[i] = from->y2;
+    r.score[i] = from->score;
+    r.class_id[i] = from->class_id;
+  }
+  SYNC();
+
+  u32 kept = 0, most = s->max_kept;
+  float *corners = (float *)s->boxes + (u64)frame * 6 * most, *scores = corners + 4 * (u64)most;
+  i32 *classes = (i32 *)(scores + most);
+  for (u32 i = next_standing(w->dropped, 0, count); i < count && kept < most; kept++) {
+    i32 class_id = r.class_id[i];
+    if (thread == 0) {
+      corners[4 * kept] = r.x1[i];
+      corners[4 * kept + 1] = r.y1[i];
+      corners[4 * kept + 2] = r.x2[i];
+      corners[4 * kept + 3] = r.y2[i];
+      scores[kept] = r.score[i];
+      classes[kept] = class_id;
+    }
+    for (u32 j = i + 1 + thread; j < count; j += threads)
+      if (!dropped[j] && (s->agnostic || r.class_id[j] == class_id) && overlaps(r, i, j, s->iou)) dropped[j] = 1;
+    // Once is enough: whoever is ahead changes only what lies behind the next standing box, which all find alike.
+    SYNC();
+    i = next_standing(w->dropped, i + 1, count);
+  }
+  if (thread == 0) ((u32 *)s->kept)[frame] = kept;
+}
 
 // ------------------------------------------------------------------------------------------- entry points, both homes
 
@@ -354,6 +543,11 @@ BY_TYPE(end_to_end_item, end_to_end_row)
     i32 item = blockIdx.x * blockDim.x + threadIdx.x;                           \
     if (item < d->total) NAME##_item(d, blockIdx.y, item);                      \
   }
+// Grid: frames in x.
+extern "C" __global__ void suppress(const Suppress *s) {
+  __shared__ Workspace workspace;
+  suppress_frame(s, &workspace, blockIdx.x, threadIdx.x, blockDim.x);
+}
 
 #else
 
@@ -370,11 +564,17 @@ BY_TYPE(end_to_end_item, end_to_end_row)
     for (i32 f = 0; f < frames; f++)                                            \
       for (i32 item = d->total - 1; item >= 0; item--) NAME##_item(d, f, item); \
   }
+extern "C" void suppress(const Suppress *s, i32 frames) {
+  Workspace workspace;
+  for (i32 f = 0; f < frames; f++) suppress_frame(s, &workspace, f, 0, 1);
+}
 extern "C" u16 host_float_to_half(float f) { return float_to_half(f); }
 extern "C" float host_half_to_float(u16 h) { return half_to_float(h); }
 extern "C" i32 size_of_picture(void) { return (i32)sizeof(Picture); }
 extern "C" i32 size_of_decode(void) { return (i32)sizeof(Decode); }
 extern "C" i32 size_of_candidate(void) { return (i32)sizeof(Candidate); }
+extern "C" i32 most_candidates(void) { return BEST; }
+extern "C" i32 size_of_suppress(void) { return (i32)sizeof(Suppress); }
 
 #endif
 
@@ -384,5 +584,6 @@ PREPROCESS(uint8, u8)
 PREPROCESS(int8, i8)
 DECODE(yolov5_heads)
 DECODE(yolov5_cat)
+DECODE(yolov5_sigmoid)
 DECODE(yolov8)
 DECODE(end_to_end)

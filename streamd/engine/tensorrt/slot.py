@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from streamd.engine.tensorrt import decode, kernels
+from streamd.engine.tensorrt import decode, kernels, suppress
 from streamd.engine.tensorrt.cuda import Device, DeviceBuffer, Graph, PinnedBuffer
 from streamd.types import Candidates, DecodePlan, Frame, ModelSpec, Outputs, TensorSpec
 
@@ -62,6 +62,8 @@ class TensorRtSlot:
         self.addresses = [(spec.input.name, self.input.address)]
         self.addresses += [(o.name, b.address) for o, b in zip(spec.outputs, self.outputs, strict=True)]
         self.raw: list[PinnedBuffer] = []
+        self._layout: suppress.Layout | None = None
+        """Where NMS is done on the device."""
         self.counts_bytes = -(-spec.max_batch * 4 // _COUNTS_ALIGN) * _COUNTS_ALIGN
         if plan is None:
             self.raw = [device.allocate_pinned(tensor_bytes(o, spec.max_batch)) for o in spec.outputs]
@@ -69,24 +71,39 @@ class TensorRtSlot:
             self._make_decoder(plan)
 
     def _make_decoder(self, plan: DecodePlan) -> None:
-        """One block of counts, then candidates; and the kernel's view of it and of the outputs."""
+        """The block that comes back, of counts and candidates or boxes, and the kernels' views of it."""
         device, spec = self._device, self._spec
+        if plan.suppress:
+            self._layout = suppress.Layout(spec.max_batch, self._capacity, plan.max_det)
         self.result = device.allocate_pinned(self.result_bytes(spec.max_batch))
         self.result_device = device.allocate(self.result.size)
-        packed = decode.pack(
-            plan, spec.outputs, [b.address for b in self.outputs], self.result_device.address,
-            self.result_device.address + self.counts_bytes, self._capacity,
+        candidates = self.result_device.address + self.counts_bytes
+        if self._layout is not None:
+            self.scratch_device = device.allocate(self._layout.scratch_bytes)
+            candidates = self.scratch_device.address
+            self.suppress_device = self._upload(self._layout.pack(plan, self.result_device.address, candidates))
+            self._boxes = suppress.Boxes(self.result.bytes, self._layout)
+        self.decode_device = self._upload(
+            decode.pack(
+                plan, spec.outputs, (spec.input_height, spec.input_width), [b.address for b in self.outputs],
+                self.result_device.address, candidates, self._capacity,
+            )
         )  # fmt: skip
-        self.decode_device = device.allocate(len(packed))
-        pinned = device.allocate_pinned(len(packed))
+
+    def _upload(self, packed: bytes) -> DeviceBuffer:
+        device = self._device
+        buffer, pinned = device.allocate(len(packed)), device.allocate_pinned(len(packed))
         pinned.bytes[:] = np.frombuffer(packed, np.uint8)
         with device:
-            device.to_device(self.stream, self.decode_device.address, pinned.bytes)
+            device.to_device(self.stream, buffer.address, pinned.bytes)
             self.stream.synchronize()
         device.free(pinned)
+        return buffer
 
     def result_bytes(self, frames: int) -> int:
-        """What comes back of so many frames: their counts and candidates."""
+        """What comes back of so many frames: their counts and candidates, or boxes."""
+        if self._layout is not None:
+            return self._layout.result_bytes(frames)
         return self.counts_bytes + frames * self._capacity * decode.CANDIDATE.itemsize
 
     # ------------------------------------------------------------------------------------------------------- input
@@ -141,7 +158,9 @@ class TensorRtSlot:
         return found
 
     def candidates(self, counts: Sequence[int]) -> list[Candidates]:
-        """Candidates of each frame, copied."""
+        """Candidates of each frame, copied; where the device suppressed them, views of pinned memory."""
+        if self._layout is not None:
+            return self._boxes.candidates(self.count)
         end = self.result_bytes(self.count)
         records = self.result.bytes[self.counts_bytes : end].view(decode.CANDIDATE).reshape(-1, self._capacity)
         return [decode.candidates_of(records[i, : min(c, self._capacity)]) for i, c in enumerate(counts)]
