@@ -290,6 +290,22 @@ def test_suppression_is_the_hosts(host: Host, kind: str, iou: float, agnostic: b
     assert kept[:2] == [0, 1]
 
 
+def test_the_threads_of_a_block_wait_for_each_other(tmp_path: Path, library: ctypes.CDLL) -> None:
+    built = tmp_path / "block.so"
+    subprocess.run(
+        ["g++", "-std=c++11", "-O2", "-pthread", "-shared", "-fPIC", f'-DKERNELS="{ker.SOURCE}"',
+         str(Path(__file__).with_name("block.cpp")), "-o", str(built)],
+        check=True,
+    )  # fmt: skip
+    threads = ctypes.CDLL(str(built))
+    for count in (2, 7, 16):
+        block = Host(threads)
+        threads.set_threads(count)
+        for kind in BOXES:
+            check_suppress(block, [boxes_case(n, n, kind=kind) for n in (0, 3, 100, 300)])
+        check_suppress(block, [boxes_case(5000, 9, kind="clustered")], capacity=6000)
+
+
 def test_suppression_keeps_no_more_than_asked_for(host: Host) -> None:
     frames = [boxes_case(n, n, kind="apart") for n in (900, 299, 301)]
     assert check_suppress(host, frames) == [300, 299, 300]

@@ -225,7 +225,7 @@ def boxes_case(count: int, seed: int, *, kind: str = "random", classes: int = 3)
         count: how many.
         seed: of everything random.
         kind: random; clustered, a few objects seen often; ties, of whole pixels, few scores, and many an IoU of exactly
-            a half; twins, all alike; apart, none touching another.
+            a half; twins, all alike; apart, none touching another; near, pairs whose IoU is 0.45 but for rounding.
         classes: how many.
     """
     random = np.random.default_rng(seed)
@@ -233,7 +233,8 @@ def boxes_case(count: int, seed: int, *, kind: str = "random", classes: int = 3)
     records["order"] = random.permutation(count)
     records["class_id"] = random.integers(0, classes, count)
     records["score"] = random.uniform(0.01, 1, count)
-    corner, size = random.uniform(0, 560, (count, 2)), random.uniform(4, 120, (count, 2))
+    corner: npt.NDArray[Any] = random.uniform(0, 560, (count, 2))
+    size: npt.NDArray[Any] = random.uniform(4, 120, (count, 2))
     if kind == "clustered":
         of = random.integers(0, max(1, count // 12), count)
         corner, size = corner[of], size[of]
@@ -249,11 +250,16 @@ def boxes_case(count: int, seed: int, *, kind: str = "random", classes: int = 3)
     elif kind == "apart":
         corner = np.stack(np.divmod(np.arange(count), 256), axis=1) * 9.0
         size = np.full((count, 2), 8.0)
+    elif kind == "near":
+        pair = np.arange(count) // 2
+        records["class_id"] = pair % classes
+        corner, size = np.stack([200.0 * (pair // classes), random.uniform(0, 300, count)[pair]], axis=1), size[pair]
+        corner[1::2, 0] += size[1::2, 0] * (0.55 / 1.45)
     records["xyxy"] = np.concatenate([corner, corner + size], axis=1)
     return records
 
 
-BOXES = ["random", "clustered", "ties", "twins", "apart"]
+BOXES = ["random", "clustered", "ties", "twins", "apart", "near"]
 
 
 def check_suppress(
