@@ -159,9 +159,6 @@ def candidates_of(records: npt.NDArray[np.void]) -> Candidates:
     Args:
         records: (M,) of dtype CANDIDATE, in any order.
     """
-    found = records[np.argsort(records["order"], kind="stable")]
-    return Candidates(
-        np.ascontiguousarray(found["xyxy"]),
-        np.ascontiguousarray(found["score"]),
-        np.ascontiguousarray(found["class_id"]),
-    )
+    order = np.argsort(records["order"], kind="stable")
+    # Field by field: taking whole structures copies element by element.
+    return Candidates(records["xyxy"][order], records["score"][order], records["class_id"][order])
