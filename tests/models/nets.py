@@ -103,6 +103,24 @@ def detector(path: Path, *, batch: Any = "batch", act: str = "silu", size: int =
     return path
 
 
+def joined_sigmoid(source: Path, out: Path) -> Path:
+    """`detector`'s heads as one output, through a sigmoid, not decoded: the shape of decoded rows."""
+    model = onnx.load(str(source))
+    rows = []
+    for head in ("s8", "s16", "s32"):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([0, -1, 6]), f"{head}_shape"))
+        model.graph.node.append(helper.make_node("Reshape", [head, f"{head}_shape"], [f"{head}_rows"]))
+        rows.append(f"{head}_rows")
+    model.graph.node.append(helper.make_node("Concat", rows, ["all_rows"], axis=1))
+    model.graph.node.append(helper.make_node("Sigmoid", ["all_rows"], ["shares"]))
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("shares", TensorProto.FLOAT, [batch, 252, 6]))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(out))
+    return out
+
+
 def pictures(folder: Path, count: int = 6, *, width: int = 96, height: int = 64) -> Path:
     """PNG files of smooth noise."""
     import cv2

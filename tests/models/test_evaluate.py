@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamd.cli import main
 from streamd.engine import ModelSettings
 from streamd.errors import ConfigError
 from streamd.models.dataset import Dataset, Truth, open_dataset
@@ -82,6 +83,13 @@ def test_no_readable_image_at_all(tmp_path: Path) -> None:
         pytest.raises(ConfigError, match="none of 1 images can be read"),
     ):
         evaluate(job, open_dataset(tmp_path, tmp_path, job.labels))
+
+
+def test_undecoded_rows_end_in_an_error_and_not_in_a_map_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    root = shared("images/coco_val128")
+    options = ["--images", str(root / "images"), "--labels", str(root / "labels"), "--engine", "openvino"]
+    assert main(["evaluate", str(shared("models/yolov5lite_e_relu_320.onnx")), *options]) == 3
+    assert "declare model.head.kind: yolov5_sigmoid" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -101,4 +101,10 @@ def test_real_models_and_the_command_line(capsys: pytest.CaptureFixture[str]) ->
     assert main(["inspect", str(shared("models/yolov5lite_e_relu_320.onnx"))]) == 0
     text = capsys.readouterr().out
     assert "outputs end in a sigmoid" in text
+    assert "declare --head yolov5_sigmoid" in text
     assert "warning: opset 12" in text
+    declared = ["--head", "yolov5_sigmoid", "--json"]
+    assert main(["inspect", str(shared("models/yolov5lite_e_relu_320.onnx")), *declared]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert (body["head"], len(body["labels"])) == ("yolov5_sigmoid", 80)
+    assert not any("sigmoid" in w for w in body["warnings"])
