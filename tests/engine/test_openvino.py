@@ -10,13 +10,14 @@ import pytest
 
 from streamd.engine import BatchSettings, ModelSettings, OpenVinoSettings, open_backend
 from streamd.errors import BackendError, ModelError
-from streamd.heads import DetectSettings
+from streamd.heads import DetectSettings, Yolov5SigmoidSettings
 from streamd.heads.select import open_head, recognise, resolve_labels
 from streamd.sources.images import list_images, read_image
 from streamd.types import DecodePlan
 from tests.conftest import shared
 
 MODELS = ["yolov5n_heads", "yolov5n_cat", "yolov5lite_e_relu_320"]
+HEADS: dict[str, Any] = {"yolov5lite_e_relu_320": Yolov5SigmoidSettings()}
 
 
 def model(name: str, **settings: Any) -> ModelSettings:
@@ -52,7 +53,7 @@ def test_outputs_equal_onnx_runtime(name: str) -> None:
     backend.preprocess(slot, [read_image(path)])
     backend.infer(slot)
     found: Any = backend.collect(slot)
-    head = open_head(None, backend.spec, DetectSettings(conf=0.3))
+    head = open_head(HEADS.get(name), backend.spec, DetectSettings(conf=0.3))
     ours, theirs = head.candidates(found, 0), head.candidates(want, 0)
     assert len(ours.score) > 0
     assert abs(len(ours.score) - len(theirs.score)) <= 0.15 * len(theirs.score) + 1

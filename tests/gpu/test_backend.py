@@ -22,6 +22,8 @@ from streamd.errors import FrameError, ModelError
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, resolve_labels
+from streamd.sources import AvStreamSettings
+from streamd.sources.av import AvSource
 from streamd.types import Candidates, Frame
 from tests.conftest import shared
 from tests.frames import frames
@@ -105,8 +107,11 @@ def test_boxes_suppressed_on_the_device_are_the_hosts(model: ModelSettings, plai
     backend, head = opened(model, suppress=True, graphs=graphs, max_candidates=32768)
     post = Postprocess(head, DetectSettings(conf=CONF), resolve_labels(backend.spec, head.plan.classes))
     try:
+        clip = AvSource(AvStreamSettings(id="s", url=str(shared("videos/vtest.avi")), pace="asap", decode="software"))
+        clip.open()
+        pictures = clip.frames()
         for count in (4, 1, 3):
-            batch = batch_of(count)
+            batch = [next(pictures) for _ in range(count)]
             boxes = backend.preprocess(backend.slots[1], batch)
             backend.infer(backend.slots[1])
             found = backend.collect(backend.slots[1])
