@@ -221,6 +221,8 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
     next_seq: dict[str, int] = {}
     begin = end = cpu = rss_first = 0.0
     threads: dict[str, float] = {}
+    by_minute: dict[int, list[float]] = {}
+    rss_by_minute: dict[int, int] = {}
     deadline = time.monotonic() + 60
     first: float | None = None
     while True:
@@ -243,6 +245,8 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
                 threads = thread_times(process.pid)
             continue
         totals.append(message.latency_ms.total)
+        by_minute.setdefault(int((now - begin) // 60), []).append(message.latency_ms.total)
+        rss_by_minute.setdefault(int((now - begin) // 60), process.memory_info().rss)
         for name, values in stages.items():
             values.append(getattr(message.latency_ms, name))
         per_stream[message.stream] = per_stream.get(message.stream, 0) + 1
@@ -257,6 +261,8 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
     return {
         "fps": frames / (end - begin),
         "latency_ms": percentiles(totals),
+        "latency_ms_by_minute": [percentiles(v) for v in by_minute.values()],
+        "rss_mb_by_minute": [round(v / 1e6, 1) for v in rss_by_minute.values()],
         "stage_ms": {name: percentiles(values) for name, values in stages.items()},
         "cpu_ms_per_frame": (sum(process.cpu_times()[:2]) - cpu) / frames * 1e3,
         "threads_ms_per_frame": {
@@ -330,6 +336,9 @@ def main() -> int:
         print(f"{name:<10}" + "".join(f"{c!s:>{w}}" for c, w in zip(cells, widths, strict=True)), f" {r['fps_rounds']}")
     if "streamd" in final:
         s = final["streamd"]
+        if len(s["latency_ms_by_minute"]) > 1:
+            print("latency p50/p99 ms by minute:", *[f"{v['p50']}/{v['p99']}" for v in s["latency_ms_by_minute"]])
+            print("RSS MB by minute:", *s["rss_mb_by_minute"])
         print("CPU ms a frame by thread:", ", ".join(f"{k} {v}" for k, v in s["threads_ms_per_frame"].items()))
         print("stages p50/p99 ms:", ", ".join(f"{k} {v['p50']}/{v['p99']}" for k, v in s["stage_ms"].items()))
         print(
