@@ -223,6 +223,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
     threads: dict[str, float] = {}
     by_minute: dict[int, list[float]] = {}
     rss_by_minute: dict[int, int] = {}
+    seen: set[str] = set()
     deadline = time.monotonic() + 60
     first: float | None = None
     while True:
@@ -234,11 +235,13 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
         if not isinstance(message, DetectionsMessage):
             continue
         now = time.monotonic()
-        first = first or now
+        seen.add(message.stream)
+        if first is None and len(seen) == args.streams:
+            first = now  # hardware decoders take 0.1 to 0.2 s each to open: no figure before all are
         gaps += max(0, message.seq - next_seq.get(message.stream, message.seq) - message.dropped)
         next_seq[message.stream] = message.seq + 1
         if not begin:
-            if now - first >= WARM_UP_S:
+            if first is not None and now - first >= WARM_UP_S:
                 begin = now
                 cpu = sum(process.cpu_times()[:2])
                 rss_first = process.memory_info().rss
