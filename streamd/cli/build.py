@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamd.cli.gate import PlanGate, add_gate_options, gate_of, positive
+from streamd.cli.console import positive
+from streamd.cli.gate import PlanGate, add_gate_options, gate_of
 from streamd.engine.model import model_file
 from streamd.engine.select import PLAN_SUFFIXES
 from streamd.errors import ConfigError

@@ -8,6 +8,22 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def positive(text: str) -> int:
+    """An option's value: a whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def share(text: str) -> float:
+    """An option's value: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be between 0 and 1")
+    return value
+
+
 def add_engine_options(p: argparse.ArgumentParser) -> None:
     """The options that say what runs the model."""
     p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="what runs the model")

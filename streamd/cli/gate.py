@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamd.cli.console import share
 from streamd.errors import ConfigError, GateError
 from streamd.sidecar import Sidecar
 
@@ -18,21 +19,6 @@ _RTX_REFUSES = (9, 0)
 """Compute capability on which TensorRT-RTX builds but does not run."""
 
 
-def positive(text: str) -> int:
-    """An option's value: a whole number from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError("must be between 0 and 1")
-    return value
-
-
 def add_gate_options(p: Any) -> None:
     """The gate's options."""
     group = p.add_argument_group("accuracy gate")
@@ -40,11 +26,11 @@ def add_gate_options(p: Any) -> None:
     group.add_argument("--labels", metavar="DIR|JSON", help="their labels (YOLO text or COCO JSON): compares mAP")
     group.add_argument("--reference", metavar="MODEL", help="compare with this model instead, e.g. the float one")
     group.add_argument(
-        "--max-drop", type=_share, default=0.01, metavar="MAP", help="mAP that may be lost (default 0.01)"
+        "--max-drop", type=share, default=0.01, metavar="MAP", help="mAP that may be lost (default 0.01)"
     )
     group.add_argument(
         "--min-agreement",
-        type=_share,
+        type=share,
         metavar="SHARE",
         help="without labels: boxes that both must find (default 0.95)",
     )

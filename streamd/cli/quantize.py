@@ -8,25 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamd.cli.console import add_engine_options, add_head_option, engine_of, progress
+from streamd.cli.console import add_engine_options, add_head_option, engine_of, positive, progress, share
 from streamd.telemetry.logs import configure
 
 if TYPE_CHECKING:
     from streamd.models.quantize import Result
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError("must be between 0 and 1")
-    return value
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,9 +29,9 @@ def add_parser(subparsers: Any) -> None:
         "--images", required=True, metavar="DIR|VIDEO|URL", help="calibration pictures: a folder, a video or a stream"
     )
     p.add_argument("--out", required=True, metavar="OUT", type=Path, help="the INT8 model; its sidecar is OUT.json")
-    p.add_argument("--batch", type=_positive, default=8, metavar="N", help="pictures a batch (default 8)")
-    p.add_argument("--batches", type=_positive, default=16, metavar="N", help="batches at most (default 16)")
-    p.add_argument("--every", type=_positive, default=10, metavar="N", help="every N-th frame of a video (default 10)")
+    p.add_argument("--batch", type=positive, default=8, metavar="N", help="pictures a batch (default 8)")
+    p.add_argument("--batches", type=positive, default=16, metavar="N", help="batches at most (default 16)")
+    p.add_argument("--every", type=positive, default=10, metavar="N", help="every N-th frame of a video (default 10)")
     p.add_argument(
         "--method",
         choices=("minmax", "entropy", "percentile", "mse"),
@@ -57,10 +43,10 @@ def add_parser(subparsers: Any) -> None:
     )
     p.add_argument("--labels", metavar="DIR|JSON", help="labels of the evaluation images: measures mAP")
     p.add_argument("--eval-images", metavar="DIR", help="images to measure on. Default: those of --images")
-    p.add_argument("--max-drop", type=_share, default=0.01, metavar="MAP", help="mAP that may be lost (default 0.01)")
+    p.add_argument("--max-drop", type=share, default=0.01, metavar="MAP", help="mAP that may be lost (default 0.01)")
     p.add_argument(
         "--min-agreement",
-        type=_share,
+        type=share,
         default=0.95,
         metavar="SHARE",
         help="without labels: share of boxes that the float and the INT8 model must both find (default 0.95)",

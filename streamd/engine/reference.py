@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from streamd.errors import FrameError
 from streamd.types import Box, ColorMatrix, Float32Array, Frame, Letterbox, Picture
 
 # Kr, Kb of ITU-R BT.601-7, BT.709-6 and BT.2020-2 (non-constant luminance).
@@ -107,6 +108,21 @@ def _bilinear(plane: Plane, roi: Box, width: int, height: int, full: tuple[int, 
     return result
 
 
+def looked_at(frame: Frame) -> Box:
+    """The part of the upright picture that is scaled: the crop, or all of it.
+
+    Raises:
+        FrameError: the crop does not lie inside the picture.
+    """
+    roi = frame.roi or Box(0, 0, frame.width, frame.height)
+    if roi.x < 0 or roi.y < 0 or roi.x + roi.width > frame.width or roi.y + roi.height > frame.height:
+        raise FrameError(
+            f"stream {frame.stream}: crop {roi.width}×{roi.height} at {roi.x},{roi.y} does not lie inside the "
+            f"{frame.width}×{frame.height} picture"
+        )
+    return roi
+
+
 def coded_roi(roi: Box, picture: Picture) -> Box:
     """`roi` of the upright picture, in the coded picture's pixels."""
     match picture.rotation:
@@ -129,7 +145,7 @@ def letterbox_rgb(
         (input_height, input_width, 3) float32 code values 0..255, not rounded, and the mapping back.
     """
     picture = frame.picture
-    box = Letterbox.fit(frame.roi or Box(0, 0, frame.width, frame.height), input_width, input_height)
+    box = Letterbox.fit(looked_at(frame), input_width, input_height)
     width, height = box.content_width, box.content_height
     if picture.rotation in (90, 270):
         width, height = height, width

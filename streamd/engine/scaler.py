@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamd.engine.reference import coded_roi, yuv_to_rgb_matrix
+from streamd.engine.reference import coded_roi, looked_at, yuv_to_rgb_matrix
 from streamd.errors import FrameError
-from streamd.types import Box, Float32Array, Frame, Letterbox, Picture
+from streamd.types import Float32Array, Frame, Letterbox, Picture
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -90,13 +90,7 @@ class _Plan:
 
     def __init__(self, frame: Frame, input_width: int, input_height: int, color: Literal["RGB", "BGR"]) -> None:
         picture = frame.picture
-        whole = Box(0, 0, frame.width, frame.height)
-        roi = frame.roi or whole
-        if roi.x < 0 or roi.y < 0 or roi.x + roi.width > whole.width or roi.y + roi.height > whole.height:
-            raise FrameError(
-                f"stream {frame.stream}: crop {roi.width}×{roi.height} at {roi.x},{roi.y} does not lie inside the "
-                f"{whole.width}×{whole.height} picture"
-            )
+        roi = looked_at(frame)
         self.box = Letterbox.fit(roi, input_width, input_height)
         self.turns = picture.rotation // 90
         width, height = self.box.content_width, self.box.content_height
@@ -107,7 +101,7 @@ class _Plan:
         self.color = color
         known = _FORMATS.get(picture.format)
         if known is None:
-            if roi != whole:
+            if frame.roi is not None:
                 raise FrameError(
                     f"stream {frame.stream}: crop is not supported for pixel format {picture.format}; "
                     f"supported: {', '.join(sorted(_FORMATS))}"

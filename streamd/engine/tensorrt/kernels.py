@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamd.engine.reference import coded_roi, yuv_to_rgb_matrix
+from streamd.engine.reference import coded_roi, looked_at, yuv_to_rgb_matrix
 from streamd.errors import BackendError, FrameError
-from streamd.types import Box, Frame, Letterbox, Picture
+from streamd.types import Frame, Letterbox, Picture
 
 PTX = Path(__file__).with_name("kernels.ptx")
 SOURCE = Path(__file__).with_name("kernels.cu")
@@ -165,13 +165,7 @@ def _geometry(frame: Frame, input_width: int, input_height: int, color: Literal[
             f"stream {frame.stream}: pixel format {picture.format} is not supported on the GPU; "
             f"supported: {', '.join(sorted(FORMATS))}"
         )
-    whole = Box(0, 0, frame.width, frame.height)
-    roi = frame.roi or whole
-    if roi.x < 0 or roi.y < 0 or roi.x + roi.width > whole.width or roi.y + roi.height > whole.height:
-        raise FrameError(
-            f"stream {frame.stream}: crop {roi.width}×{roi.height} at {roi.x},{roi.y} does not lie inside the "
-            f"{whole.width}×{whole.height} picture"
-        )
+    roi = looked_at(frame)
     box = Letterbox.fit(roi, input_width, input_height)
     coded = coded_roi(roi, picture)
     width, height = box.content_width, box.content_height
