@@ -91,7 +91,7 @@ class _Reader:
                     return match["default"]
                 if not name.startswith("file:"):
                     self.problem(node, f"environment variable {name} is not set; set it, or write ${{{name}:-default}}")
-                return ""
+                return match[0]  # a value of some kind: the field itself is not at fault
             if found:
                 self.document.secrets.add(found)
             return found

@@ -178,3 +178,8 @@ def test_every_field_of_every_section_is_described() -> None:
             # A field that is a section of its own is described there.
             described = entry.get("description") or schema["$defs"][entry["$ref"].rsplit("/", 1)[1]]["description"]
             assert described.endswith("."), f"{definition['title']}.{name}"
+
+
+def test_an_absent_variable_is_told_once(tmp_path: Path) -> None:
+    found = problems(tmp_path, "model: {path: '${NOPE}'}\nstreams: [{id: a, url: x.mp4}]")
+    assert found == ["1: environment variable NOPE is not set; set it, or write ${NOPE:-default}"]
