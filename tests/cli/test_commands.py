@@ -215,6 +215,14 @@ def test_detect_names_what_is_wrong(arguments: list[str], code: int, message: st
     assert "Traceback" not in done.stderr
 
 
+def test_a_failing_stage_ends_detect_promptly_whatever_waits() -> None:
+    """The model's head is not declared: its first frame is refused while a hundred images wait."""
+    done = streamd("detect", shared("images/coco_val128/images"), "--model", shared(SMALL), timeout=40)
+    assert done.returncode == 3, done.stderr
+    assert "yolov5_sigmoid" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_one_bad_input_does_not_cost_the_others(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     clip = write_clip(tmp_path / "clip.mp4", frames=3)
