@@ -228,10 +228,8 @@ class Daemon:
 
     def _over(self) -> bool:
         """Every lane has ended, or one has failed: a device that broke ends the process, whatever the others do."""
-        pipelines = [lane.pipeline for lane in self.lanes]
-        return all(p.done.is_set() for p in pipelines) or any(
-            p.error is not None and p.done.is_set() for p in pipelines
-        )
+        done = [lane.pipeline for lane in self.lanes if lane.pipeline.done.is_set()]
+        return len(done) == len(self.lanes) or any(pipeline.error is not None for pipeline in done)
 
     def _status_line(self) -> str:
         states = [s.state for s in self.board.all()]

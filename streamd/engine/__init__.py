@@ -204,9 +204,10 @@ def per_device(
     settings: AutoSettings | OpenVinoSettings | TensorRtSettings | NullSettings,
 ) -> dict[int, AutoSettings | OpenVinoSettings | TensorRtSettings | NullSettings]:
     """The settings of one backend for each device that `settings` names, by ordinal; one entry where it names one."""
-    if isinstance(settings, (TensorRtSettings, NullSettings)) and isinstance(settings.device, tuple):
-        return {device: settings.model_copy(update={"device": device}) for device in settings.device}
-    return {getattr(settings, "device", 0) if not isinstance(settings, OpenVinoSettings) else 0: settings}
+    if not isinstance(settings, (TensorRtSettings, NullSettings)):
+        return {0: settings}
+    ordinals = settings.device if isinstance(settings.device, tuple) else (settings.device,)
+    return {ordinal: settings.model_copy(update={"device": ordinal}) for ordinal in ordinals}
 
 
 def open_backend(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, Literal, TypeVar
@@ -154,8 +153,3 @@ class Ring(Generic[T]):
         if self._on_drop is not None:
             for item in gone:
                 self._on_drop(item, reason)
-
-
-def deadline_left(deadline: float) -> float:
-    """Seconds until the monotonic time `deadline`, never negative."""
-    return max(0.0, deadline - time.monotonic())
