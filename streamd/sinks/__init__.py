@@ -41,6 +41,21 @@ class Sink(Protocol):
         """Sends one stream's status: on change and as a heartbeat."""
         ...
 
+    def forward(self, name: bytes, payload: bytes) -> str | None:
+        """Sends a message that a worker process has encoded, as `publish` or `status` would have sent it.
+
+        Args:
+            name: the topic; it tells a status from detections.
+            payload: in the encoding of the settings (JSON where there is no choice).
+
+        Returns:
+            See `publish`.
+
+        Raises:
+            SinkError: see `publish`.
+        """
+        ...
+
     def poll(self) -> None:
         """Housekeeping, called at least every 100 ms: late subscribers, rotation, flush."""
         ...

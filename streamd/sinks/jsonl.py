@@ -8,7 +8,7 @@ from pathlib import Path
 
 from streamd.errors import SinkError
 from streamd.sinks import JsonlSettings
-from streamd.sinks.message import Gaps, detections_message, encoder, status_message
+from streamd.sinks.message import STATUS_SUFFIX, Gaps, detections_message, encoder, status_message
 from streamd.types import Detections, StreamCounts, StreamStatus
 
 
@@ -68,6 +68,12 @@ class JsonlSink:
         """See `Sink.status`."""
         if self._settings.status:
             self._write(self._encode(status_message(status, counts, self._boot_id)) + b"\n")
+
+    def forward(self, name: bytes, payload: bytes) -> str | None:
+        """See `Sink.forward`."""
+        if self._settings.status or not name.endswith(STATUS_SUFFIX):
+            self._write(payload + b"\n")
+        return None
 
     def _write(self, line: bytes) -> None:
         if self._limit and self._size and self._size + len(line) > self._limit:

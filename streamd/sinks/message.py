@@ -16,6 +16,7 @@ from streamd.types import Detections, StreamCounts, StreamStatus
 
 SCHEMA: Literal[1] = 1
 TOPIC_PREFIX = f"streamd/{SCHEMA}/"
+STATUS_SUFFIX = b"/status"
 MAX_MESSAGE_BYTES = 16 << 20
 
 
@@ -106,6 +107,10 @@ class Gaps:
         missing = seq - self._next.get(stream, 0)
         self._next[stream] = seq + 1
         return max(0, missing)
+
+    def take_back(self, stream: str, seq: int, missing: int) -> None:
+        """The message of `seq`, before which `missing` frames were, was not sent after all: the next one tells both."""
+        self._next[stream] = seq - missing
 
 
 def detections_message(

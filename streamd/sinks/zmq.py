@@ -14,7 +14,7 @@ from typing import Any
 
 from streamd.errors import SinkError
 from streamd.sinks import ZmqSettings
-from streamd.sinks.message import Gaps, detections_message, encoder, status_message, topic
+from streamd.sinks.message import STATUS_SUFFIX, Gaps, detections_message, encoder, status_message, topic
 from streamd.types import Detections, StreamCounts, StreamStatus
 
 SLOW_SUBSCRIBER = "subscriber_slow"
@@ -34,7 +34,8 @@ class ZmqSink:
         self._endpoint = settings.bind or settings.connect or ""
         self._encode = encoder(settings.encoding)
         self._gaps = Gaps()
-        self._statuses: dict[str, tuple[StreamStatus, StreamCounts]] = {}
+        self._statuses: dict[bytes, bytes] = {}
+        """Last status by topic, as it was sent."""
         self._context: Any = None
         self._socket: Any = None
         self._topics: dict[str, bytes] = {}
@@ -106,11 +107,14 @@ class ZmqSink:
 
     def status(self, status: StreamStatus, counts: StreamCounts) -> None:
         """See `Sink.status`."""
-        self._statuses[status.stream] = (status, counts)
-        self._send_status(status, counts)
+        payload = self._encode(status_message(status, counts, self._boot_id))
+        self.forward(topic(status.stream, "status"), payload)
 
-    def _send_status(self, status: StreamStatus, counts: StreamCounts) -> None:
-        self._send([topic(status.stream, "status"), self._encode(status_message(status, counts, self._boot_id))])
+    def forward(self, name: bytes, payload: bytes) -> str | None:
+        """See `Sink.forward`."""
+        if name.endswith(STATUS_SUFFIX):
+            self._statuses[name] = payload
+        return self._send([name, payload])
 
     def poll(self) -> None:
         """See `Sink.poll`. Sends the last statuses to whoever has just subscribed to them."""
@@ -128,10 +132,9 @@ class ZmqSink:
                 prefixes.append(event[1:])
         if not prefixes:
             return
-        for stream, (status, counts) in list(self._statuses.items()):
-            name = topic(stream, "status")
+        for name, payload in list(self._statuses.items()):
             if any(name.startswith(p) for p in prefixes):
-                self._send_status(status, counts)
+                self._send([name, payload])
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -12,7 +12,7 @@ import zmq
 
 from streamd.errors import SinkError
 from streamd.sinks import JsonlSettings, SinkConfig, ZmqSettings, open_sink
-from streamd.sinks.message import decode
+from streamd.sinks.message import decode, detections_message, encoder, status_message, topic
 from streamd.types import StreamCounts
 from tests.frames import detections, status
 
@@ -95,6 +95,17 @@ def test_statuses_arrive(opened: tuple[Any, Reader]) -> None:
     assert (message.state, message.reason, message.received, message.dropped) == (
         "BACKOFF", "refused", 5, {"ring_full": 2},
     )  # fmt: skip
+
+
+def test_a_worker_s_messages_are_passed_on_as_they_are(opened: tuple[Any, Reader]) -> None:
+    sink, reader = opened
+    counts = StreamCounts(5, 3, {}, 1)
+    encode = encoder("json")
+    first = detections_message(detections(seq=4, boxes=2), "worker", 4)
+    second = status_message(status("s", "BACKOFF", "refused"), counts, "worker")
+    assert sink.forward(topic("s", "detections"), encode(first)) is None
+    assert sink.forward(topic("s", "status"), encode(second)) is None
+    assert reader.all(2) == [first, second]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""The sink of a worker process: hands encoded messages to the process that publishes them.
+
+Messages leave here whole, topic and payload, as subscribers will get them, so that the publishing process only passes
+bytes on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from streamd.errors import SinkError
+from streamd.sinks.message import Gaps, detections_message, encoder, status_message, topic
+from streamd.types import Detections, StreamCounts, StreamStatus
+
+RELAY_FULL = "relay_full"
+HWM = 4096
+"""Messages on their way to the publishing process: a second or two of a busy worker."""
+
+
+class RelaySink:
+    """See `streamd.sinks.Sink`.
+
+    Args:
+        endpoint: ipc:// address that the publishing process has bound.
+        encoding: of the payload, as the sink it stands for wants it.
+        boot_id: identity of this process in every message.
+    """
+
+    def __init__(self, endpoint: str, encoding: Literal["json", "msgpack"], *, boot_id: str) -> None:
+        self._endpoint = endpoint
+        self._boot_id = boot_id
+        self._encode = encoder(encoding)
+        self._gaps = Gaps()
+        self._context: Any = None
+        self._socket: Any = None
+
+    def open(self) -> None:
+        """See `Sink.open`."""
+        import zmq
+
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUSH)
+        self._socket.setsockopt(zmq.SNDHWM, HWM)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.connect(self._endpoint)
+
+    def publish(self, detections: Detections) -> str | None:
+        """See `Sink.publish`. What could not be handed over is told in `dropped` of the stream's next message."""
+        stream, seq = detections.stream, detections.seq
+        dropped = self._gaps.before(stream, seq)
+        message = detections_message(detections, self._boot_id, dropped)
+        if self._send([topic(stream, "detections"), self._encode(message)]):
+            return None
+        self._gaps.take_back(stream, seq, dropped)
+        return RELAY_FULL
+
+    def _send(self, parts: list[bytes]) -> bool:
+        import zmq
+
+        try:
+            self._socket.send_multipart(parts, zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            raise SinkError(f"relay to {self._endpoint}: {error.strerror}") from error
+        return True
+
+    def status(self, status: StreamStatus, counts: StreamCounts) -> None:
+        """See `Sink.status`."""
+        message = status_message(status, counts, self._boot_id)
+        self._send([topic(status.stream, "status"), self._encode(message)])
+
+    def poll(self) -> None:
+        """See `Sink.poll`. Nothing comes back."""
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._context is not None:
+            self._context.term()
+            self._context = None
