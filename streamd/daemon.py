@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -21,7 +22,7 @@ from streamd.flow.sink import SinkThread
 from streamd.flow.status import StatusBoard
 from streamd.flow.supervisor import StreamRunner
 from streamd.lane import Lane
-from streamd.sinks import open_sink
+from streamd.sinks import Sink, open_sink
 from streamd.sources import default_policy, is_live, open_source, paces
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.metrics import Metrics
@@ -47,17 +48,26 @@ class Daemon:
         config: checked.
         registry: every metric goes here; a fresh one by default.
         notifier: the service manager.
+        relays: in a worker process: what takes the place of the configured sinks, by name.
+        boot_id: identity of this process in every message; random by default.
 
     Raises:
         StreamdError: whatever cannot be opened, named; everything opened before is closed again.
     """
 
     def __init__(
-        self, config: Config, *, registry: CollectorRegistry | None = None, notifier: Notifier | None = None
+        self,
+        config: Config,
+        *,
+        registry: CollectorRegistry | None = None,
+        notifier: Notifier | None = None,
+        relays: Mapping[str, Sink] | None = None,
+        boot_id: str | None = None,
     ) -> None:
         self.config = config
         self.registry = registry or CollectorRegistry()
-        self.boot_id = uuid.uuid4().hex[:16]
+        self.boot_id = boot_id or uuid.uuid4().hex[:16]
+        self._relays = relays or {}
         self.board = StatusBoard()
         self.metrics = Metrics(self.registry)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -82,10 +92,10 @@ class Daemon:
         config = self.config
         # What fails most easily comes first: an address in use is known before a model has been compiled.
         if config.metrics.listen is not None:
-            self.http = HttpServer(config.metrics.listen, self.registry, self._health, self._ready)
+            self.http = HttpServer(config.metrics.listen, self.registry, self.health, self.ready)
             self.http.start()
         for settings, name in zip(config.sinks, sink_names(config), strict=True):
-            sink = open_sink(settings, boot_id=self.boot_id)
+            sink = self._relays.get(name) or open_sink(settings, boot_id=self.boot_id)
             thread = SinkThread(name, sink, settings.ring, self.board, self.metrics, settings.heartbeat_s)
             thread.open()
             self.sinks.append(thread)
@@ -138,11 +148,18 @@ class Daemon:
             self._live_seen.add(status.stream)
         self.board.post(status)
 
-    def _health(self) -> tuple[bool, dict[str, Any]]:
+    @property
+    def started(self) -> bool:
+        """True once every part runs."""
+        return self._started
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """Whether every stage that has work makes progress, and what to say of it."""
         problem = self._problem()
         return problem is None, {"ok": problem is None, "problem": problem, "boot_id": self.boot_id}
 
-    def _ready(self) -> tuple[bool, dict[str, Any]]:
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Whether a stream was live since the start (or all are over), and how each one is."""
         states = {s.stream: {"state": s.state, "reason": s.reason} for s in self.board.all()}
         over = bool(states) and all(v["state"] in ("ENDED", "FAILED") for v in states.values())
         seen = bool(self._live_seen) or over
