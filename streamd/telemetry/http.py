@@ -1,44 +1,173 @@
-"""One small HTTP port: /metrics for Prometheus, /healthz and /readyz for whoever restarts us."""
+"""One small HTTP port: /metrics for Prometheus, /healthz and /readyz for whoever restarts us, and what else is routed.
+
+Nothing a client does can hold it up: a request is read within ten seconds and 16 KiB, an answer is taken within ten
+seconds, and where every worker is taken, the oldest connection that has not asked for anything yet makes room.
+"""
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import io
 import json
 import socket
+import ssl
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl, unquote
 
+import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from streamd.errors import SinkError
+from streamd.telemetry.access import Login, Tls
+
+log = structlog.get_logger(__name__)
 
 Check = Callable[[], tuple[bool, dict[str, Any]]]
 """(is all well, what to say)"""
 
 REQUEST_TIMEOUT_S = 10.0
+"""For the TLS handshake and the whole request, and again for each piece of the answer."""
+MAX_REQUEST_BYTES = 16_384
 MAX_THREADS = 16
+MAX_STREAMS = 8
+"""Answers without an end at the same time: the other workers stay free for Prometheus."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asks for; GET or HEAD, there is no body."""
+
+    path: str
+    """Percent-decoded, without the query."""
+    query: Mapping[str, str]
+    """The last value of each name."""
+    headers: Message[str, str]
+    """Names in any case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a handler answers."""
+
+    body: bytes | Iterable[bytes]
+    """Bytes, or pieces as they come; an iterator is closed (as generators are) when the client has gone."""
+    kind: str = "text/plain; charset=utf-8"
+    """The media type."""
+    code: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Further headers."""
+
+
+Handler = Callable[[Request], Response]
+"""Called by one of the workers, several at once."""
+
+
+class _TooLarge(Exception):
+    """The request is longer than any that we answer."""
+
+
+class _Wire(io.RawIOBase):
+    """A socket that is read and written against a deadline, however slowly the peer drips."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._left = MAX_REQUEST_BYTES
+        self.renew()
+
+    def renew(self) -> None:
+        """The next piece of work has its own time."""
+        self._deadline = time.monotonic() + REQUEST_TIMEOUT_S
+
+    def _wait(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._left <= 0:
+            raise _TooLarge
+        self._wait()
+        count = self._connection.recv_into(buffer, min(len(buffer), self._left))
+        self._left -= count
+        return count
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        sent = 0
+        while sent < len(view):
+            self._wait()
+            sent += self._connection.send(view[sent:])
+        return sent
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(
-        self, address: tuple[str, int], family: int, routes: dict[str, Callable[[Any], tuple[int, str, bytes]]]
-    ):
+    def __init__(self, address: tuple[str, int], family: int, tls: Tls | None, login: Login | None) -> None:
         self.address_family = family
-        self.routes = routes
+        self.routes: dict[str, Handler] = {}
+        self.tls, self.login = tls, login
         self.slots = threading.BoundedSemaphore(MAX_THREADS)
+        self.streams = threading.BoundedSemaphore(MAX_STREAMS)
+        self._waiting: collections.OrderedDict[int, socket.socket] = collections.OrderedDict()
+        """Connections that have not sent their request yet, the oldest first."""
+        self._waiting_lock = threading.Lock()
         super().__init__(address, _Handler)
 
+    def find(self, path: str) -> Handler | None:
+        """The handler of `path`, or of the longest prefix that ends in a slash."""
+        handler = self.routes.get(path)
+        while handler is None and path:
+            path = path[: path.rfind("/", 0, len(path) - 1) + 1]
+            handler = self.routes.get(path) if path else None
+        return handler
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        # A client that holds connections open must not make us start threads without end.
         if not self.slots.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
+            self._make_room()
+            if not self.slots.acquire(timeout=0.5):
+                self.shutdown_request(request)
+                return
+        try:
+            if self.tls is not None:
+                request = self.tls.wrap(request)  # no handshake yet: that is the worker's to wait for
+            with self._waiting_lock:
+                self._waiting[id(request)] = request
+            super().process_request(request, client_address)
+        except BaseException:
+            self.asked(request)
+            self.slots.release()
+            raise  # the base class closes the connection
+
+    def _make_room(self) -> None:
+        with self._waiting_lock:
+            oldest = next(iter(self._waiting.values()), None)
+            if oldest is not None:
+                # Wakes its worker, which ends. socket's own method: ssl's would turn the rest into plain text.
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(oldest, socket.SHUT_RDWR)
+                del self._waiting[id(oldest)]
+
+    def asked(self, request: Any) -> None:
+        """The request has been read: this connection is no longer idle."""
+        with self._waiting_lock:
+            self._waiting.pop(id(request), None)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -46,33 +175,92 @@ class _Server(ThreadingHTTPServer):
         finally:
             self.slots.release()
 
+    def shutdown_request(self, request: Any) -> None:
+        self.asked(request)  # before it is closed, and its number is another's
+        super().shutdown_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no event."""
+        """A client that went away, or spoke no TLS, is no event."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version = "streamd"
     sys_version = ""
-    timeout = REQUEST_TIMEOUT_S
+    request_version = "HTTP/1.0"
+    requestline = ""
+    command = ""
+
+    def setup(self) -> None:
+        self.connection = self.request
+        self._wire = _Wire(self.connection)
+        self.rfile = io.BufferedReader(self._wire)
+        self.wfile = self._wire  # type: ignore[assignment]
+        if isinstance(self.connection, ssl.SSLSocket):
+            self.connection.settimeout(REQUEST_TIMEOUT_S)
+            self.connection.do_handshake()
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except _TooLarge:
+            self._wire.renew()
+            self.send_error(431)
 
     def do_GET(self) -> None:
-        route = self.server.routes.get(self.path.split("?", 1)[0])
-        if route is None:
-            self._answer(404, "text/plain; charset=utf-8", b"try /metrics, /healthz or /readyz\n")
+        self.server.asked(self.request)
+        self._wire.renew()
+        login = self.server.login
+        if login is not None and not login.allows(self.headers.get("Authorization", "")):
+            if "Authorization" in self.headers:
+                log.warning("metrics port: wrong user name or password", client=self.client_address[0])
+            challenge = {"WWW-Authenticate": 'Basic realm="streamd", charset="UTF-8"'}
+            self._answer(Response(b"user name and password, please\n", code=401, headers=challenge))
             return
-        self._answer(*route(self))
+        path, _, query = self.path.partition("?")
+        path = unquote(path)
+        handler = self.server.find(path)
+        if handler is None:
+            known = ", ".join(sorted(self.server.routes))
+            self._answer(Response(f"known here: {known}\n".encode(), code=404))
+            return
+        try:
+            response = handler(Request(path, dict(parse_qsl(query, keep_blank_values=True)), self.headers))
+        except Exception:
+            log.exception("metrics port: a handler failed", path=path)
+            response = Response(b"internal error; see the log\n", code=500)
+        self._answer(response)
 
     do_HEAD = do_GET
 
-    def _answer(self, code: int, kind: str, body: bytes) -> None:
-        self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
+    def _answer(self, response: Response) -> None:
+        body = response.body
+        if isinstance(body, bytes):
+            self._head(response, {"Content-Length": str(len(body))})
+            if self.command != "HEAD":
+                self.wfile.write(body)
+            return
+        try:
+            if not self.server.streams.acquire(blocking=False):
+                self._answer(Response(b"too many viewers; try again later\n", code=503, headers={"Retry-After": "5"}))
+                return
+            try:
+                self._head(response, {})
+                for piece in body if self.command != "HEAD" else ():
+                    self._wire.renew()
+                    self.wfile.write(piece)
+            finally:
+                self.server.streams.release()
+        finally:
+            if (close := getattr(body, "close", None)) is not None:
+                close()
+
+    def _head(self, response: Response, more: Mapping[str, str]) -> None:
+        self.send_response(response.code)
+        common = {"Content-Type": response.kind, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        for name, value in {**common, **response.headers, **more}.items():
+            self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """No access log: a scrape every few seconds says nothing."""
@@ -86,34 +274,54 @@ class HttpServer:
         registry: what /metrics shows.
         health: verdict of /healthz (200 or 503).
         ready: verdict of /readyz (200 or 503).
+        tls: certificate and key; None for plain HTTP.
+        login: who may ask, for every route; None for everybody.
 
     Raises:
         SinkError: the address cannot be bound; says which and why.
     """
 
-    def __init__(self, listen: str, registry: CollectorRegistry, health: Check, ready: Check) -> None:
+    def __init__(
+        self,
+        listen: str,
+        registry: CollectorRegistry,
+        health: Check,
+        ready: Check,
+        *,
+        tls: Tls | None = None,
+        login: Login | None = None,
+    ) -> None:
         host, _, port = listen.rpartition(":")
         host = host.strip("[]")
 
-        def metrics(handler: Any) -> tuple[int, str, bytes]:
-            encode, kind = choose_encoder(handler.headers.get("Accept", ""))
-            return 200, kind, encode(registry)
+        def metrics(request: Request) -> Response:
+            encode, kind = choose_encoder(request.headers.get("Accept", ""))
+            return Response(encode(registry), kind)
 
-        def verdict(check: Check) -> Callable[[Any], tuple[int, str, bytes]]:
-            def answer(_: Any) -> tuple[int, str, bytes]:
+        def verdict(check: Check) -> Handler:
+            def answer(_: Request) -> Response:
                 good, body = check()
-                return 200 if good else 503, "application/json", json.dumps(body).encode() + b"\n"
+                return Response(json.dumps(body).encode() + b"\n", "application/json", 200 if good else 503)
 
             return answer
 
-        routes = {"/metrics": metrics, "/healthz": verdict(health), "/readyz": verdict(ready)}
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._server = _Server((host, int(port)), family, routes)
+            self._server = _Server((host, int(port)), family, tls, login)
         except (OSError, OverflowError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no such port"
             raise SinkError(f"metrics.listen: cannot listen on {listen}: {reason}; choose another address") from error
+        self.route("/metrics", metrics)
+        self.route("/healthz", verdict(health))
+        self.route("/readyz", verdict(ready))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="http", daemon=True)
+
+    def route(self, path: str, handler: Handler) -> None:
+        """Answers `path` with `handler`, at any time; a path that ends in a slash serves everything below it too.
+
+        Login, TLS, limits, HEAD and errors are taken care of. The longest path that fits is asked.
+        """
+        self._server.routes[path] = handler
 
     @property
     def port(self) -> int:

@@ -1,0 +1,95 @@
+"""Who may read the HTTP port: TLS with a certificate that is renewed in place, and one user name with a password."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import socket
+import ssl
+from pathlib import Path
+
+import structlog
+
+from streamd.errors import SinkError
+
+log = structlog.get_logger(__name__)
+
+
+class Tls:
+    """The server's certificate, read again when its file has changed: certificates live shorter than daemons.
+
+    Args:
+        certificate: PEM file, the chain included.
+        key: PEM file, without a passphrase.
+
+    Raises:
+        SinkError: naming the file that cannot be used.
+    """
+
+    def __init__(self, certificate: str, key: str) -> None:
+        self._files = (Path(certificate), Path(key))
+        self._stamp = self._stamps()
+        self._context = self._load()
+
+    def _stamps(self) -> tuple[int, ...]:
+        try:
+            return tuple(file.stat().st_mtime_ns for file in self._files)
+        except OSError:
+            return ()
+
+    def _load(self) -> ssl.SSLContext:
+        certificate, key = self._files
+        for file in self._files:
+            try:
+                file.open("rb").close()
+            except OSError as error:
+                raise SinkError(f"metrics.tls: {file} cannot be read: {error.strerror}; expected a PEM file") from error
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            # The empty passphrase is refused by OpenSSL; without it, an encrypted key would ask on the terminal.
+            context.load_cert_chain(certificate, key, password=lambda: b"")
+        except (ssl.SSLError, OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or str(error)
+            raise SinkError(
+                f"metrics.tls: {certificate} and {key} cannot be used: {reason}; expected a PEM certificate and its "
+                "PEM key without a passphrase"
+            ) from error
+        return context
+
+    def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
+        """`connection` with TLS; the handshake is left to the caller. One thread at a time."""
+        stamp = self._stamps()
+        if stamp and stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._context = self._load()
+                log.info("metrics port: certificate read again", certificate=str(self._files[0]))
+            except SinkError as error:
+                log.warning("metrics port: the new certificate is not used, the old one is kept", error=str(error))
+        return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+
+
+class Login:
+    """HTTP basic authentication, compared in constant time.
+
+    Args:
+        username: as the client gives it.
+        password: as the client gives it.
+    """
+
+    def __init__(self, username: str, password: str) -> None:
+        self._digest = hashlib.sha256(f"{username}:{password}".encode()).digest()
+
+    def allows(self, header: str) -> bool:
+        """Whether the Authorization header holds our user name and password."""
+        scheme, _, value = header.partition(" ")
+        if scheme.lower() != "basic":
+            return False
+        try:
+            given = base64.b64decode(value.strip(), validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        return hmac.compare_digest(hashlib.sha256(given).digest(), self._digest)
