@@ -17,6 +17,8 @@ Int32Array = npt.NDArray[np.int32]
 
 ColorMatrix = Literal["bt601", "bt709", "bt2020"]
 Rotation = Literal[0, 90, 180, 270]
+Clock = Literal["arrival", "camera"]
+"""Whose wall clock a time of capture is from: ours when the packet was read, or the camera's own."""
 
 
 class Box(NamedTuple):
@@ -64,7 +66,7 @@ class Frame:
     captured_ns: int
     """Monotonic nanoseconds when the packet was read: the origin of every latency."""
     wall_ns: int
-    """Unix time of capture in nanoseconds."""
+    """Unix time of capture in nanoseconds, by `clock`. No latency is counted from it."""
     decoded_ns: int
     """Monotonic nanoseconds when the decoder handed the picture out."""
     pts_ns: int | None = None
@@ -75,6 +77,10 @@ class Frame:
     """Grows by one at every reconnect."""
     seq: int = -1
     """Gapless at capture over the life of the process, so a gap downstream is a drop."""
+    clock: Clock = "arrival"
+    """Whose clock `wall_ns` is."""
+    quarantined: bool = False
+    """Damaged, or predicted from a damaged picture: counted, and not to be looked at."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -191,6 +197,8 @@ class Detections:
     """(N,) descending."""
     class_id: Int32Array
     """(N,)"""
+    clock: Clock = "arrival"
+    """Whose clock `wall_ns` is."""
 
 
 StreamState = Literal["CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED"]

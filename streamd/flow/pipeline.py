@@ -229,7 +229,7 @@ class Pipeline:
                 )
                 detections = Detections(
                     frame.stream, frame.epoch, frame.seq, frame.pts_ns, frame.wall_ns, frame.width, frame.height,
-                    times, self._model, xyxy, score, class_id,
+                    times, self._model, xyxy, score, class_id, frame.clock,
                 )  # fmt: skip
                 self._publish(detections)
                 published += 1

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import structlog
@@ -35,6 +36,8 @@ TRANSITIONS: dict[tuple[StreamState, Event], StreamState] = {
 }
 """Every way a stream may go. What is not here cannot happen."""
 
+TELL_QUARANTINE_NS = 1_000_000_000
+"""Pictures are withheld for this long before a status tells: one lost packet in a short GOP is no news."""
 STEADY_S = 10.0
 """A stream that was live for this long has recovered: its next break starts with the shortest wait again."""
 
@@ -52,9 +55,19 @@ class _Info(Protocol):
     def fps(self) -> float: ...
 
 
+class _Clock(Protocol):
+    jumps: int
+    offset_s: float | None
+    drift: float | None
+
+
 class _Source(Protocol):
     corrupt: int
     skipped: int
+    lost: int
+
+    @property
+    def clock(self) -> _Clock: ...
 
     def open(self) -> Any: ...
     def frames(self) -> Iterator[Frame]: ...
@@ -228,18 +241,48 @@ class StreamRunner:
 
     def _pump(self, source: _Source) -> None:
         metrics, ring, epoch = self._metrics, self.ring, self._epoch
-        corrupt, skipped = metrics.corrupt, metrics.skipped
+        before = (metrics.corrupt, metrics.skipped, metrics.lost, metrics.clock_jumps)
+        held_since: int | None = None
+        told = False
         for frame in source.frames():
             frame.epoch = epoch
             frame.seq = self._seq
             self._seq += 1
             metrics.received += 1
-            metrics.last_frame_wall = frame.wall_ns / 1e9
-            metrics.corrupt, metrics.skipped = corrupt + source.corrupt, skipped + source.skipped
+            metrics.last_frame_wall = time.time()  # not frame.wall_ns: a camera's clock may be wrong
+            self._count(source, before)
+            if frame.quarantined:
+                metrics.drop("quarantine")
+                if held_since is None:
+                    held_since = frame.captured_ns
+                elif not told and frame.captured_ns - held_since >= TELL_QUARANTINE_NS:
+                    told = True
+                    self._note("corrupt", "damaged pictures are withheld until the next clean key frame")
+                del frame
+                continue
+            held_since = None
+            if told:
+                told = False
+                self._note("", "")
             try:
                 ring.put(frame)
             except Closed:
                 metrics.drop("shutdown")
                 raise
             del frame  # the picture must not live on here while the source waits for the next one
-        metrics.corrupt, metrics.skipped = corrupt + source.corrupt, skipped + source.skipped
+        self._count(source, before)
+
+    def _count(self, source: _Source, before: tuple[int, int, int, int]) -> None:
+        """Adds what this connection has counted so far to the totals `before` it."""
+        metrics, clock = self._metrics, source.clock
+        metrics.corrupt = before[0] + source.corrupt
+        metrics.skipped = before[1] + source.skipped
+        metrics.lost = before[2] + source.lost
+        metrics.clock_jumps = before[3] + clock.jumps
+        metrics.clock_offset_s, metrics.clock_drift = clock.offset_s, clock.drift
+
+    def _note(self, reason: str, detail: str) -> None:
+        """The state stays; what is said of it changes."""
+        self.status = replace(self.status, reason=reason, detail=detail)
+        log.info("stream status", stream=self.stream, reason=reason or None, detail=detail or None)
+        self._on_status(self.status)

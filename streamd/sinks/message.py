@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from streamd.errors import SinkError
-from streamd.types import Detections, StreamCounts, StreamStatus
+from streamd.types import Clock, Detections, StreamCounts, StreamStatus
 
 SCHEMA: Literal[1] = 1
 TOPIC_PREFIX = f"streamd/{SCHEMA}/"
@@ -57,7 +57,9 @@ class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
     seq: int
     pts_ns: int | None
     captured_at: float
-    """Unix seconds."""
+    """Unix seconds, by `clock`."""
+    clock: Clock
+    """Whose clock captured_at is: the camera's (RTCP sender reports), or ours when the packet arrived."""
     published_at: float
     """Unix seconds."""
     width: int
@@ -128,6 +130,7 @@ def detections_message(
         d.seq,
         d.pts_ns,
         d.wall_ns / 1e9,
+        d.clock,
         now_wall,
         d.width,
         d.height,

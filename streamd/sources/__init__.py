@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Discriminator, Field, Tag
 
 from streamd.settings import Name, Seconds, Settings
+from streamd.sources.clock import StreamClock
 from streamd.types import Frame
 
 
@@ -48,9 +49,15 @@ class Source(Protocol):
     """Packets or frames the decoder refused so far."""
     skipped: int
     """Frames left out by max_fps so far."""
+    lost: int
+    """RTP packets that never came, as far as FFmpeg tells."""
+    clock: StreamClock
+    """What is known of the sender's clocks."""
 
     def frames(self) -> Iterator[Frame]:
         """Yields frames in presentation order until the input ends. `epoch` and `seq` are left to the caller.
+
+        A frame that is `quarantined` is to be counted and let go.
 
         Paced sources sleep here; a blocked consumer simply delays the next read.
 
@@ -126,6 +133,17 @@ class AvStreamSettings(StreamSettings):
     pace: Literal["auto", "realtime", "asap"] = Field(
         "auto",
         description="Files: realtime plays at the clip's own rate, asap as fast as possible. auto: realtime.",
+    )
+    on_corruption: Literal["quarantine", "publish"] = Field(
+        "quarantine",
+        description="Damaged pictures, and those predicted from them: quarantine drops them until the next clean key "
+        "frame (for 30 s at most) with the reason quarantine; publish treats them as if they were sound.",
+    )
+    clock_max_offset_s: float = Field(
+        10.0,
+        ge=0,
+        description="A camera's wall clock (RTCP sender reports) gives captured_at while it is within so many seconds "
+        "of arrival; else arrival does. 0: always arrival.",
     )
     options: dict[str, str] = Field(default_factory=dict, description="Further FFmpeg demuxer options, verbatim.")
 

@@ -16,9 +16,11 @@ from streamd.errors import SourceError, SourceReason
 from streamd.redact import redact
 from streamd.sources import AvStreamSettings, SourceInfo, is_live, paces
 from streamd.sources.av_errors import describe, translate
+from streamd.sources.clock import StreamClock
 from streamd.sources.pacing import Pacer, RateLimit
 from streamd.sources.picture import clockwise, picture_of
-from streamd.types import Box, Frame
+from streamd.sources.quarantine import LossEar, Quarantine
+from streamd.types import Box, Clock, Frame
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_Arrival = tuple[int, int, Clock, bool]
+"""What travels through the decoder with a packet: monotonic arrival, wall time of capture and whose, and whether its
+picture is damaged or predicted from a damaged one."""
 CORRUPT_LIMIT = 250
 """Packets in a row without one decoded frame before the stream counts as broken: ten seconds at 25 fps."""
 
@@ -49,6 +54,7 @@ class AvSource:
         if settings.decode == "nvdec" and device is None:
             self._device = 0
         self._live = is_live(settings)
+        self._rtp = settings.url.startswith(("rtsp", "rtp:"))
         self._closed = threading.Event()
         self._container: InputContainer | None = None
         self._stream: VideoStream | None = None
@@ -60,6 +66,12 @@ class AvSource:
         """Packets the decoder refused so far."""
         self.skipped = 0
         """Frames left out by max_fps so far."""
+        self.lost = 0
+        """RTP packets that never came."""
+        self.clock = StreamClock(settings.clock_max_offset_s)
+        self._missed = 0
+        self._quarantine = Quarantine()
+        self._withhold = settings.on_corruption == "quarantine"
 
     def open(self) -> SourceInfo:
         """See `Source.open`."""
@@ -97,6 +109,9 @@ class AvSource:
         options: dict[str, str] = {}
         if settings.url.startswith("rtsp") and settings.transport != "auto":
             options["rtsp_transport"] = settings.transport
+            if settings.transport == "tcp":
+                # Cameras drop whole pictures when TCP stalls. Without a queue FFmpeg does not look for the gap.
+                options["reorder_queue_size"] = "2"
         return options | settings.options
 
     def _open(self, device: int | None) -> SourceInfo:
@@ -110,20 +125,26 @@ class AvSource:
             hwaccel = HWAccel("cuda", device=str(device), allow_software_fallback=False, is_hw_owned=True)
         started = time.monotonic()
         limits = (settings.open_timeout_s, settings.read_timeout_s)
+        ear = LossEar(self._rtp)
         try:
-            container = av.open(
-                settings.url,
-                mode="r",
-                format="v4l2" if settings.url.startswith("/dev/video") else None,
-                options=self._options(),
-                timeout=limits if self._live else None,
-                hwaccel=hwaccel,
-            )
+            with ear:
+                container = av.open(
+                    settings.url,
+                    mode="r",
+                    format="v4l2" if settings.url.startswith("/dev/video") else None,
+                    options=self._options(),
+                    timeout=limits if self._live else None,
+                    hwaccel=hwaccel,
+                )
         except Exception as error:  # noqa: BLE001 - PyAV raises many kinds; one door translates them
             raise self._translate(error, started, opening=True, device=device) from None
         self._container = container
+        waited = time.monotonic() - started
+        lost = ear.take()
+        self.lost += lost
+        self._quarantine.opened(time.monotonic_ns(), int(waited * 1e9), lost)
         try:
-            return self._probe(container, device, time.monotonic() - started)
+            return self._probe(container, device, waited)
         except BaseException:
             self._release()
             raise
@@ -192,10 +213,12 @@ class AvSource:
     def _packets(self) -> Iterator[Packet[Any]]:
         assert self._container is not None
         packets = self._container.demux(self._stream)
+        ear = LossEar(self._rtp)
         while not self._closed.is_set():
             started = time.monotonic()
             try:
-                packet = next(packets)
+                with ear:
+                    packet = next(packets)
             except StopIteration:
                 return
             except IndexError:
@@ -211,6 +234,8 @@ class AvSource:
                     if not self._live:
                         return  # a truncated file ends here; what came before is sound
                 raise self._translate(error, started, opening=False, device=self._device) from None
+            self._missed = ear.take()
+            self.lost += self._missed
             yield packet
 
     def _timed_out(self, started: float) -> bool:
@@ -230,7 +255,7 @@ class AvSource:
                 if delay > 0 and self._closed.wait(delay):
                     return
             # A paced file's packet "arrives" when it is due: that is where its latency starts.
-            packet.opaque = (time.monotonic_ns(), time.time_ns())
+            packet.opaque = self._arrived(packet)
             natives = self._decode(packet)
             if natives:
                 barren = 0
@@ -247,6 +272,15 @@ class AvSource:
                     yield frame
             natives = []
 
+    def _arrived(self, packet: Packet[Any]) -> _Arrival:
+        now_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+        clock: Clock = "arrival"
+        if self._live:
+            wall_ns, clock = self.clock.stamp(packet, wall_ns, self._time_base_ns)
+        damaged = self._missed > 0 or packet.is_corrupt
+        tainted = self._quarantine.packet(key=packet.is_keyframe, damaged=damaged, now_ns=now_ns)
+        return now_ns, wall_ns, clock, tainted
+
     def _decode(self, packet: Packet[Any]) -> list[VideoFrame]:
         try:
             natives: list[VideoFrame] = packet.decode()
@@ -260,12 +294,20 @@ class AvSource:
                 return []
             # One bad packet never ends a stream: the decoder resumes at the next picture it can make.
             self.corrupt += 1
+            self._quarantine.refused(time.monotonic_ns())
             return []
 
     def _frame(self, native: VideoFrame) -> Frame | None:
         decoded_ns = time.monotonic_ns()
         pts_ns = None if native.pts is None or not native.time_base else int(native.pts * native.time_base * 10**9)
-        captured_ns, wall_ns = native.opaque if isinstance(native.opaque, tuple) else (decoded_ns, time.time_ns())
+        carried: Any = native.opaque
+        told: _Arrival = carried or (decoded_ns, time.time_ns(), "arrival", False)
+        captured_ns, wall_ns, clock, tainted = told
+        quarantined = self._quarantine.frame(
+            tainted=tainted, corrupt=native.is_corrupt, key=native.key_frame, now_ns=decoded_ns
+        )
+        if self._live and pts_ns is not None:
+            self.clock.tick(pts_ns, captured_ns)
         if self._limit is not None and not self._limit.admit(captured_ns if pts_ns is None else pts_ns):
             self.skipped += 1
             return None
@@ -282,6 +324,8 @@ class AvSource:
             decoded_ns,
             pts_ns,
             self._roi,
+            clock=clock,
+            quarantined=quarantined and self._withhold,
         )
 
     def _release(self) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from streamd.errors import SourceError
 from streamd.sources import SourceInfo, SyntheticStreamSettings
+from streamd.sources.clock import StreamClock
 from streamd.sources.picture import picture_of
 from streamd.types import Box, Frame, Picture
 
@@ -25,6 +26,8 @@ class SyntheticSource:
         self._pictures: list[Picture] = []
         self.corrupt = 0
         self.skipped = 0
+        self.lost = 0
+        self.clock = StreamClock()
 
     def open(self) -> SourceInfo:
         """See `Source.open`."""

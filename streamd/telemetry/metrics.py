@@ -47,12 +47,16 @@ class StreamMetrics:
 
     __slots__ = (
         "_drop_lock",
+        "clock_drift",
+        "clock_jumps",
+        "clock_offset_s",
         "codec",
         "corrupt",
         "decoder",
         "dropped",
         "epoch",
         "last_frame_wall",
+        "lost",
         "published",
         "received",
         "reconnects",
@@ -71,6 +75,13 @@ class StreamMetrics:
         """Frames decoded but not wanted (max_fps); never numbered, so no drops."""
         self.corrupt = 0
         """Packets or frames the decoder refused; never numbered."""
+        self.lost = 0
+        """RTP packets that never came."""
+        self.clock_jumps = 0
+        self.clock_offset_s: float | None = None
+        """Camera's wall clock minus arrival; None where the camera tells no time."""
+        self.clock_drift: float | None = None
+        """Seconds the camera's media clock gains a second; None until known."""
         self.reconnects = 0
         self.dropped: dict[str, int] = {}
         self.state: StreamState = "CONNECTING"
@@ -110,6 +121,24 @@ class _StreamCollector(Collector):
         corrupt = CounterMetricFamily(
             "streamd_frames_corrupt", "Packets or frames the decoder refused.", labels=["stream"]
         )
+        lost = CounterMetricFamily(
+            "streamd_rtp_packets_lost", "RTP packets that never came, as far as FFmpeg tells.", labels=["stream"]
+        )
+        jumps = CounterMetricFamily(
+            "streamd_stream_clock_jumps",
+            "Times a clock of the camera jumped forward, went back or stood still.",
+            labels=["stream"],
+        )
+        offset = GaugeMetricFamily(
+            "streamd_stream_clock_offset_seconds",
+            "Camera's wall clock (RTCP sender reports) minus arrival; absent where the camera tells no time.",
+            labels=["stream"],
+        )
+        drift = GaugeMetricFamily(
+            "streamd_stream_clock_drift_ratio",
+            "Seconds that the camera's media clock gains a second; absent until two minutes have passed.",
+            labels=["stream"],
+        )
         reconnects = CounterMetricFamily(
             "streamd_stream_reconnects", "Times a stream was connected again.", labels=["stream"]
         )
@@ -142,13 +171,21 @@ class _StreamCollector(Collector):
                 dropped.add_metric([s.stream, reason], count)
             skipped.add_metric(labels, s.skipped)
             corrupt.add_metric(labels, s.corrupt)
+            lost.add_metric(labels, s.lost)
+            jumps.add_metric(labels, s.clock_jumps)
+            for family, value in ((offset, s.clock_offset_s), (drift, s.clock_drift)):
+                if value is not None:
+                    family.add_metric(labels, value)
             reconnects.add_metric(labels, counts.reconnects)
             for each in STATES:
                 state.add_metric([s.stream, each], 1.0 if s.state == each else 0.0)
             last.add_metric(labels, s.last_frame_wall)
         for name, count in open_decoders.items():
             sessions.add_metric([name], count)
-        return (received, published, dropped, skipped, corrupt, reconnects, state, last, info, sessions)
+        return (
+            received, published, dropped, skipped, corrupt, lost, jumps, offset, drift, reconnects, state, last, info,
+            sessions,
+        )  # fmt: skip
 
 
 class Metrics:

@@ -14,6 +14,7 @@ from streamd.errors import SourceError
 from streamd.flow.ring import Ring
 from streamd.flow.supervisor import TRANSITIONS, Backoff, StreamRunner
 from streamd.sources import SourceInfo
+from streamd.sources.clock import StreamClock
 from streamd.telemetry.metrics import StreamMetrics
 from streamd.types import Frame, StreamStatus
 from tests.frames import frames
@@ -24,7 +25,8 @@ class Scripted:
 
     def __init__(self, on_open: Exception | None, count: int, then: Exception | None) -> None:
         self._on_open, self._count, self._then = on_open, count, then
-        self.corrupt = self.skipped = 0
+        self.corrupt = self.skipped = self.lost = 0
+        self.clock = StreamClock()
         self.closed = threading.Event()
 
     def open(self) -> SourceInfo:

@@ -46,7 +46,7 @@ def test_the_schema_describes_what_is_sent() -> None:
 def test_the_fields_are_the_ones_subscribers_rely_on() -> None:
     message = json.loads(encoder("json")(detections_message(detections(), "b", 0)))
     assert set(message) == {
-        "schema", "boot_id", "stream", "epoch", "seq", "pts_ns", "captured_at", "published_at", "width", "height",
+        "schema", "boot_id", "stream", "epoch", "seq", "pts_ns", "captured_at", "clock", "published_at", "width", "height",
         "model", "latency_ms", "dropped", "detections",
     }  # fmt: skip
     assert set(message["latency_ms"]) == {"decode", "queue", "preprocess", "infer", "postprocess", "total"}

@@ -21,7 +21,8 @@ WANTED = {
     "streamd_queue_depth", "streamd_batch_size", "streamd_slots_in_flight", "streamd_stream_state",
     "streamd_stream_reconnects", "streamd_last_frame_timestamp_seconds", "streamd_detections",
     "streamd_sink_messages", "streamd_sink_dropped", "streamd_sink_errors", "streamd_build_info",
-    "streamd_stream_info", "streamd_decoder_sessions", "streamd_device_duration_seconds", "streamd_device_memory_bytes",
+    "streamd_rtp_packets_lost", "streamd_stream_clock_jumps", "streamd_stream_clock_offset_seconds",
+    "streamd_stream_clock_drift_ratio", "streamd_stream_info", "streamd_decoder_sessions", "streamd_device_duration_seconds", "streamd_device_memory_bytes",
 }  # fmt: skip
 ALLOWED_LABELS = {
     "stream",
