@@ -20,6 +20,8 @@ JUMP_NS = 1_000_000_000
 """A clock that moves by more than this against the others has jumped; less is jitter."""
 WINDOW_NS = 60_000_000_000
 """The least delay is taken over windows of this length, so that jitter does not pass for drift."""
+DECODER_DELAY = 32
+"""Pictures at most between a packet's reading and its picture's coming out."""
 _SMOOTH = 1 / 32
 _NEVER = 1 << 62
 
@@ -41,6 +43,8 @@ class StreamClock:
         self.jumps = 0
         """Times a clock of the camera jumped forward, went back, or stood still."""
         self._reported = False
+        self._media_jumped = False
+        self._same_jump = 0
         self._mapping_ns: int | None = None
         self._last_pts: int | None = None
         self._since = 0
@@ -63,11 +67,12 @@ class StreamClock:
             # FFmpeg's parser gives the packet before the first report the reference time of the one after it.
             self._reported = True
             return arrival_ns, "arrival"
-        if packet.pts is not None:
-            self._map(wall_ns - int(packet.pts * time_base_ns))
         difference = wall_ns - arrival_ns
         offset_s = difference / 1e9
-        if self.offset_s is None or abs(offset_s - self.offset_s) * 1e9 > JUMP_NS:
+        moved = self.offset_s is None or abs(offset_s - self.offset_s) * 1e9 > JUMP_NS
+        if packet.pts is not None:
+            self._map(wall_ns - int(packet.pts * time_base_ns), moved)
+        if self.offset_s is None or moved:
             self.offset_s = offset_s
         else:
             self.offset_s += (offset_s - self.offset_s) * _SMOOTH
@@ -75,10 +80,17 @@ class StreamClock:
             return wall_ns, "camera"
         return arrival_ns, "arrival"
 
-    def _map(self, mapping_ns: int) -> None:
-        """Watches wall clock minus media clock, which only a sender report can change."""
+    def _map(self, mapping_ns: int, moved: bool) -> None:
+        """Watches wall clock minus media clock, which only a sender report can change.
+
+        The report after a jump of the media clock sets right what that jump put wrong: it is no second jump. FFmpeg
+        unwraps time stamps of 32 bits forward for pts and both ways for reports, so one step back can show in both.
+        """
         if self._mapping_ns is not None and abs(mapping_ns - self._mapping_ns) > JUMP_NS:
-            self.jumps += 1
+            if moved and not self._media_jumped:
+                self.jumps += 1
+                self._same_jump = DECODER_DELAY
+            self._media_jumped = False
         self._mapping_ns = mapping_ns
 
     def tick(self, pts_ns: int, captured_ns: int) -> None:
@@ -92,8 +104,13 @@ class StreamClock:
         last, self._last_pts = self._last_pts, pts_ns
         # Nothing arrives before it was taken: a lag below the least one seen is a clock that ran ahead.
         if last is not None and (pts_ns <= last or lag < self._least - JUMP_NS):
-            self.jumps += 1
-            last = None
+            self.jumps += not self._same_jump
+            self._media_jumped = True
+            self._same_jump = 0
+            if abs(pts_ns - last) > JUMP_NS:
+                last = None  # a repeat leaves the clock where it was
+        elif self._same_jump:
+            self._same_jump -= 1
         if last is None:
             self._restart(captured_ns)
         if captured_ns - self._since >= WINDOW_NS:
