@@ -1,0 +1,170 @@
+"""Alert rules and dashboard: promtool's own tests, and every name in them against what a daemon really exports."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.behaviour.daemon import Running, daemon, until
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONFIGS = ROOT / "configs"
+GIVEN_BY_PROMETHEUS = {"job", "instance"}
+NEEDS_A_GPU = {"streamd_device_duration_seconds_bucket": {"le", "stage"}, "streamd_device_memory_bytes": {"device"}}
+NEEDS_A_CAMERA = {"streamd_stream_clock_offset_seconds": {"stream"}, "streamd_stream_clock_drift_ratio": {"stream"}}
+"""What RTCP sender reports tell; tests/sources has such cameras."""
+
+
+def promtool(*arguments: str | Path, folder: Path = ROOT) -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        message = "promtool is not installed (Debian's package prometheus)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    run = subprocess.run([found, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def dashboard_tool() -> Any:
+    spec = importlib.util.spec_from_file_location("build_dashboard", ROOT / "tools" / "build_dashboard.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [rule for g in yaml.safe_load((CONFIGS / "alerts.yml").read_text())["groups"] for rule in g["rules"]]
+
+
+def panels() -> list[tuple[str, str]]:
+    """(title, expression) of every query in the dashboard as it is shipped."""
+    panels = json.loads((CONFIGS / "grafana" / "streamd.json").read_text())["panels"]
+    return [(p["title"], t["expr"]) for p in panels for t in p.get("targets", ())]
+
+
+def every_expression() -> list[tuple[str, str]]:
+    return panels() + [(rule["alert"], rule["expr"]) for rule in alerts()]
+
+
+def test_the_configuration_and_the_rules_are_valid() -> None:
+    assert "SUCCESS" in promtool("check", "config", CONFIGS / "prometheus.yml")
+    promtool("check", "rules", "--lint=all", "--lint-fatal", CONFIGS / "alerts.yml")
+
+
+def test_the_rules_fire_when_they_should_and_only_then() -> None:
+    assert "SUCCESS" in promtool("test", "rules", ROOT / "tests" / "configs" / "alerts_test.yml")
+    tested = (ROOT / "tests" / "configs" / "alerts_test.yml").read_text()
+    for rule in alerts():
+        # An exp_alerts that is not empty: each rule has been seen to fire.
+        assert re.search(rf"alertname: {rule['alert']}\n\s+eval_time: \S+\n\s+exp_alerts:\n", tested), rule["alert"]
+
+
+def test_every_panel_is_promql(tmp_path: Path) -> None:
+    expressions = [e.replace("$__rate_interval", "1m").replace('"$', '".') for _, e in panels()]
+    assert len(expressions) > 25
+    rules = [{"record": f"panel:{i}", "expr": e} for i, e in enumerate(expressions)]
+    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in promtool("check", "rules", tmp_path / "panels.yml")
+
+
+def test_the_dashboard_is_what_the_tool_writes() -> None:
+    tool = dashboard_tool()
+    assert json.loads((CONFIGS / "grafana" / "streamd.json").read_text()) == tool.dashboard()
+    with pytest.raises(SystemExit, match="panel P: streamd has no metric streamd_nonsense_total"):
+        tool._panel(tool.Panel("P", "stat", "short", [("sum(streamd_nonsense_total)", "")]), 1, 0, 0, tool.known())
+
+
+def test_panels_lie_beside_each_other_within_the_grid() -> None:
+    taken: set[tuple[int, int]] = set()
+    panels = json.loads((CONFIGS / "grafana" / "streamd.json").read_text())["panels"]
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert max(x for x, _ in cells) < 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    assert len({p["id"] for p in panels}) == len(panels)
+    assert all(p["description"] for p in panels if p["type"] != "row")
+
+
+STREAMS = """
+model: {path: none}
+engine: {kind: 'null', latency_ms: 20, slots: 1}
+batch: {max: 1}
+streams:
+  - {id: busy, kind: synthetic, fps: 200, ring: 1}
+  - {id: slow, kind: synthetic, fps: 100, max_fps: 5}
+  - {id: breaks, kind: synthetic, fps: 50, fail_after: 5, reconnect: {initial_s: 0.05, max_s: 0.05}}
+sinks:
+  - {kind: jsonl, path: /dev/full, ring: 1}
+  - {kind: zmq, bind: 'tcp://127.0.0.1:*'}
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, set[str]]]]:
+    """Sample name -> label name -> values, of a daemon that drops, breaks and cannot write."""
+    with daemon(tmp_path_factory.mktemp("exported"), STREAMS) as running:
+
+        def busy(running: Running) -> bool:
+            return (
+                running.value("streamd_stream_reconnects_total", stream="breaks") > 1
+                and running.value("streamd_frames_dropped_total", stream="busy", reason="ring_full") > 10
+                and running.value("streamd_sink_errors_total", sink="jsonl0") > 0
+                and running.value("streamd_sink_messages_total", sink="zmq1") > 10
+            )
+
+        until(lambda: busy(running), 30, "the daemon is in trouble")
+        seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        for name, labels in running.metrics():
+            for label, value in labels:
+                seen[name][label].add(value)
+            seen[name]
+        yield seen
+
+
+@pytest.mark.parametrize(("title", "expression"), every_expression())
+def test_every_name_is_one_that_the_daemon_exports(
+    exported: dict[str, dict[str, set[str]]], title: str, expression: str
+) -> None:
+    known = {name: set(labels) for name, labels in exported.items()} | NEEDS_A_GPU | NEEDS_A_CAMERA
+    names = re.findall(r"\b(?:streamd|process|python)_[a-z_]+\b", expression)
+    assert names or expression.startswith("up{")
+    for name in names:
+        assert name in known, f"{title}: {name}"
+    for name, selector in re.findall(r"\b((?:streamd|process|python)_[a-z_]+)\{([^}]*)\}", expression):
+        labels = set(re.findall(r"(\w+)(?==|!)", re.sub(r'"[^"]*"', '""', selector)))
+        assert labels <= known[name] | GIVEN_BY_PROMETHEUS, f"{title}: {labels} of {name}"
+    grouped = {g.strip() for by in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression) for g in by.split(",")}
+    union = set().union(*(known[name] for name in names)) | GIVEN_BY_PROMETHEUS
+    assert grouped <= union, f"{title}: {grouped - union}"
+
+
+def test_legends_use_labels_that_exist(exported: dict[str, dict[str, set[str]]]) -> None:
+    tool = dashboard_tool()
+    legends = {
+        name for _, row in tool.ROWS for p in row for _, text in p.queries for name in re.findall(r"{{(\w+)", text)
+    }
+    known = set().union(*(set(labels) for labels in exported.values())) | {"device", "kind", "instance"}
+    assert legends <= known

@@ -1,0 +1,346 @@
+#!/usr/bin/env python3
+"""Writes configs/grafana/streamd.json, the Grafana dashboard; --check tells whether it is up to date.
+
+Every expression may only name metrics that streamd has; a panel's description is the metric's own.
+
+usage: build_dashboard.py [--check]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from streamd.telemetry.metrics import STATES, Metrics
+
+TARGET = Path(__file__).resolve().parent.parent / "configs" / "grafana" / "streamd.json"
+WIDTH = 24
+"""Grafana's grid."""
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+_COLORS: Mapping[str, Any] = {
+    "CONNECTING": "yellow",
+    "LIVE": "green",
+    "BACKOFF": "orange",
+    "ENDED": "blue",
+    "FAILED": "red",
+}
+# Every expression begins with these; $stream is left out where the metric has no such label.
+_HERE = 'instance=~"$instance"'
+_THESE = f'{_HERE},stream=~"$stream"'
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel. `queries` are (expression, legend)."""
+
+    title: str
+    kind: str
+    unit: str
+    queries: Sequence[tuple[str, str]]
+    width: int = 8
+    height: int = 8
+    note: str = ""
+    """Put before the metric's own description."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """For fieldConfig.defaults."""
+
+
+def _rate(metric: str, labels: str = _THESE) -> str:
+    return f"rate({metric}{{{labels}}}[$__rate_interval])"
+
+
+def _quantile(share: float, metric: str, by: str, labels: str) -> str:
+    return f"histogram_quantile({share}, sum by (le, {by}) ({_rate(metric + '_bucket', labels)}))"
+
+
+def _mean(metric: str, by: str, labels: str) -> str:
+    total, count = _rate(metric + "_sum", labels), _rate(metric + "_count", labels)
+    return f"sum by ({by}) ({total}) / sum by ({by}) ({count})"
+
+
+def _steps(*steps: tuple[float | None, str]) -> dict[str, Any]:
+    return {
+        "color": {"mode": "thresholds"},
+        "thresholds": {"mode": "absolute", "steps": [{"value": v, "color": c} for v, c in steps]},
+    }
+
+
+def _stat(title: str, expr: str, unit: str, note: str, *steps: tuple[float | None, str], legend: str = "") -> Panel:
+    options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "graphMode": "area", "colorMode": "value"}
+    return Panel(title, "stat", unit, [(expr, legend)], 4, 4, note, options, _steps(*(steps or ((None, "text"),))))
+
+
+def _lines(title: str, unit: str, *queries: tuple[str, str], note: str = "", stack: bool = False, w: int = 8) -> Panel:
+    custom: dict[str, Any] = {"lineWidth": 1, "fillOpacity": 20 if stack else 0, "showPoints": "never"}
+    custom |= {"stacking": {"mode": "normal"}} if stack else {}
+    options = {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi", "sort": "desc"}}
+    return Panel(title, "timeseries", unit, queries, w, 8, note, options, {"custom": custom})
+
+
+def _states() -> Panel:
+    numbered = " or ".join(
+        f'streamd_stream_state{{{_THESE},state="{state}"}} * {i}' for i, state in enumerate(STATES, 1)
+    )
+    mappings: dict[str, Any] = {
+        str(i): {"text": state, "color": _COLORS[state], "index": i} for i, state in enumerate(STATES, 1)
+    }  # fmt: skip
+    return Panel(
+        "State of each stream", "state-timeline", "short", [(f"sum by (stream) ({numbered})", "{{stream}}")], 16, 9,
+        options={"showValue": "never", "mergeValues": True, "rowHeight": 0.85, "legend": {"displayMode": "list"}},
+        defaults={"mappings": [{"type": "value", "options": mappings}], "custom": {"fillOpacity": 85}},
+    )  # fmt: skip
+
+
+LATENCY = "streamd_capture_to_publish_seconds"
+_DOWN = f'streamd_stream_state{{{_THESE},state=~"CONNECTING|BACKOFF|FAILED"}}'
+ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
+    (
+        "At a glance",
+        (
+            _stat("Streams live", f'sum(streamd_stream_state{{{_THESE},state="LIVE"}})', "short", "", (None, "green")),
+            _stat("Streams down", f"sum({_DOWN})", "short", "", (None, "green"), (1, "red")),
+            _stat("Frames published", f"sum({_rate('streamd_frames_published_total')})", "fps", ""),
+            _stat(
+                "Latency, 99th percentile",
+                f"histogram_quantile(0.99, sum by (le) ({_rate(LATENCY + '_bucket')}))", "s", "",
+                (None, "green"), (0.1, "yellow"), (0.5, "red"),
+            ),
+            _stat(
+                "Frames dropped",
+                f"sum({_rate('streamd_frames_dropped_total')}) / sum({_rate('streamd_frames_received_total')})"
+                " or vector(0)", "percentunit", "", (None, "green"), (0.01, "yellow"), (0.1, "red"),
+            ),
+            _stat(
+                "Running since", f"min(process_start_time_seconds{{{_HERE}}}) * 1000", "dateTimeFromNow", ""
+            ),
+        ),
+    ),
+    (
+        "Streams",
+        (
+            _states(),
+            _lines("Frames published", "fps", (_rate("streamd_frames_published_total"), "{{stream}}")),
+            _lines(
+                "Age of the newest frame", "s",
+                (f"time() - (streamd_last_frame_timestamp_seconds{{{_THESE}}} > 0)", "{{stream}}"),
+            ),
+            _lines("Reconnects in 5 minutes", "short", (
+                f"increase(streamd_stream_reconnects_total{{{_THESE}}}[5m])", "{{stream}}")),
+            _lines("Detections", "cps", (
+                f"sum by (label) ({_rate('streamd_detections_total')})", "{{label}}"), stack=True),
+        ),
+    ),
+    (
+        "Latency",
+        (
+            Panel(
+                "Capture to publish", "heatmap", "s",
+                [(f"sum by (le) (increase({LATENCY}_bucket{{{_THESE}}}[$__rate_interval]))", "{{le}}")], 12, 9,
+                options={"calculate": False, "color": {"mode": "scheme", "scheme": "Blues"}, "yAxis": {"unit": "s"}},
+            ),
+            _lines(
+                "Capture to publish, 50th and 99th percentile", "s",
+                (_quantile(0.5, LATENCY, "stream", _THESE), "{{stream}} p50"),
+                (_quantile(0.99, LATENCY, "stream", _THESE), "{{stream}} p99"), w=12,
+            ),
+            _lines(
+                "Where the time goes (mean of each stage)", "s",
+                (_mean("streamd_stage_duration_seconds", "stage", _HERE), "{{stage}}"), stack=True,
+            ),
+            _lines(
+                "Stages, 99th percentile", "s",
+                (_quantile(0.99, "streamd_stage_duration_seconds", "stage", _HERE), "{{stage}}"),
+            ),
+            _lines(
+                "On the device, 99th percentile", "s",
+                (_quantile(0.99, "streamd_device_duration_seconds", "stage", _HERE), "{{stage}}"),
+            ),
+        ),
+    ),
+    (
+        "What is lost",
+        (
+            _lines("Drops by reason", "fps", (
+                f"sum by (reason) ({_rate('streamd_frames_dropped_total')})", "{{reason}}"), stack=True),
+            _lines("Drops by stream", "fps", (
+                f"sum by (stream) ({_rate('streamd_frames_dropped_total')})", "{{stream}}"), stack=True),
+            _lines("Left out by max_fps", "fps", (_rate("streamd_frames_skipped_total"), "{{stream}}")),
+            _lines("Refused by the decoder", "cps", (_rate("streamd_frames_corrupt_total"), "{{stream}}")),
+            _lines("RTP packets lost", "pps", (_rate("streamd_rtp_packets_lost_total"), "{{stream}}")),
+            _lines(
+                "Camera clock minus ours", "s", (f"streamd_stream_clock_offset_seconds{{{_THESE}}}", "{{stream}}")
+            ),
+            _lines(
+                "Clock jumps in an hour", "short",
+                (f"increase(streamd_stream_clock_jumps_total{{{_THESE}}}[1h])", "{{stream}}"),
+            ),
+            _lines(
+                "Camera clock drift", "ppm",
+                (f"streamd_stream_clock_drift_ratio{{{_THESE}}} * 1e6", "{{stream}}"),
+            ),
+        ),
+    ),
+    (
+        "Engine",
+        (
+            _lines("Waiting", "short", (f"streamd_queue_depth{{{_HERE}}}", "{{queue}}")),
+            _lines("Batches in flight", "short", (f"streamd_slots_in_flight{{{_HERE}}}", "{{instance}}")),
+            _lines(
+                "Frames a batch (mean)", "short",
+                (_mean("streamd_batch_size", "instance", _HERE), "{{instance}}"),
+            ),
+            _lines("Device memory", "bytes", (f"streamd_device_memory_bytes{{{_HERE}}}", "{{device}} {{kind}}")),
+            _lines("Open decoders", "short", (f"streamd_decoder_sessions{{{_HERE}}}", "{{decoder}}"), stack=True),
+            Panel(
+                "What runs", "table", "short",
+                [(f"streamd_build_info{{{_HERE}}}", ""), (f"streamd_stream_info{{{_THESE}}}", "")],
+                options={"showHeader": True},
+            ),
+        ),
+    ),
+    (
+        "Sinks",
+        (
+            _lines("Messages", "cps", (_rate("streamd_sink_messages_total", _HERE), "{{sink}}")),
+            _lines("Messages lost", "cps", (_rate("streamd_sink_dropped_total", _HERE), "{{sink}} {{reason}}")),
+            _lines("Errors", "cps", (_rate("streamd_sink_errors_total", _HERE), "{{sink}}")),
+        ),
+    ),
+    (
+        "Process",
+        (
+            _lines("CPU", "short", (_rate("process_cpu_seconds_total", _HERE), "{{instance}}"), note="Cores."),
+            _lines("Resident memory", "bytes", (f"process_resident_memory_bytes{{{_HERE}}}", "{{instance}}")),
+            _lines("Open files", "short", (f"process_open_fds{{{_HERE}}}", "{{instance}}")),
+        ),
+    ),
+)  # fmt: skip
+
+
+def known() -> dict[str, str]:
+    """What each sample's metric is, by the sample's name, as the daemon registers it."""
+    registry = CollectorRegistry()
+    Metrics(registry)
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    return {
+        family.name + suffix: family.documentation
+        for family in registry.collect()
+        for suffix in _SUFFIXES.get(family.type, ("",))
+    }
+
+
+def named(expression: str) -> set[str]:
+    """The metrics in an expression."""
+    return set(re.findall(r"\b(?:streamd|process|python)_[a-z_]+\b", expression))
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """(panel's title, expression) for every query."""
+    for _, panels in ROWS:
+        for panel in panels:
+            for expression, _ in panel.queries:
+                yield panel.title, expression
+
+
+def _source() -> dict[str, str]:
+    return {"type": "prometheus", "uid": "${datasource}"}
+
+
+def _panel(panel: Panel, number: int, x: int, y: int, metrics: Mapping[str, str]) -> dict[str, Any]:
+    names = sorted(name for expression, _ in panel.queries for name in named(expression))
+    missing = [name for name in names if name not in metrics]
+    if missing:
+        raise SystemExit(f"panel {panel.title}: streamd has no metric {', '.join(missing)}")
+    words = dict.fromkeys([panel.note, *(metrics[name] for name in names)])
+    instant = panel.kind == "table"
+    form = {"table": "table", "heatmap": "heatmap"}.get(panel.kind, "time_series")
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": " ".join(word for word in words if word),
+        "datasource": _source(),
+        "gridPos": {"x": x, "y": y, "w": panel.width, "h": panel.height},
+        "fieldConfig": {"defaults": {"unit": panel.unit, **panel.defaults}, "overrides": []},
+        "options": dict(panel.options),
+        "targets": [
+            {
+                "refId": chr(ord("A") + i), "datasource": _source(), "expr": expression,
+                "legendFormat": legend or "__auto", "format": form, "instant": instant, "range": not instant,
+            }
+            for i, (expression, legend) in enumerate(panel.queries)
+        ],
+    }  # fmt: skip
+
+
+def _variable(name: str, query: str) -> dict[str, Any]:
+    return {
+        "name": name, "label": name.capitalize(), "type": "query", "datasource": _source(), "query": query,
+        "definition": query, "refresh": 2, "sort": 7, "multi": True, "includeAll": True, "allValue": ".*",
+        "current": {"text": "All", "value": "$__all"},
+    }  # fmt: skip
+
+
+def dashboard() -> dict[str, Any]:
+    """The whole dashboard as Grafana imports it."""
+    metrics = known()
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for title, row in ROWS:
+        panels.append(
+            {"id": len(panels) + 1, "type": "row", "title": title, "collapsed": False, "panels": [],
+             "gridPos": {"x": 0, "y": y, "w": WIDTH, "h": 1}}
+        )  # fmt: skip
+        y += 1
+        x = tallest = 0
+        for panel in row:
+            if x + panel.width > WIDTH:
+                x, y, tallest = 0, y + tallest, 0
+            panels.append(_panel(panel, len(panels) + 1, x, y, metrics))
+            x, tallest = x + panel.width, max(tallest, panel.height)
+        y += tallest
+    return {
+        "uid": "streamd",
+        "title": "streamd",
+        "tags": ["streamd", "video"],
+        "schemaVersion": 38,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {
+            "list": [
+                {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
+                _variable("instance", "label_values(streamd_build_info, instance)"),
+                _variable("stream", 'label_values(streamd_stream_state{instance=~"$instance"}, stream)'),
+            ]
+        },
+        "annotations": {"list": []},
+        "panels": panels,
+    }
+
+
+def main() -> int:
+    """Writes or checks."""
+    text = json.dumps(dashboard(), indent=1) + "\n"
+    if "--check" in sys.argv[1:]:
+        if not TARGET.exists() or TARGET.read_text() != text:
+            print(f"{TARGET} is out of date: run tools/build_dashboard.py", file=sys.stderr)
+            return 1
+        return 0
+    TARGET.parent.mkdir(parents=True, exist_ok=True)
+    TARGET.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
