@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 from collections import Counter
@@ -41,6 +42,11 @@ class MetricsSettings(Settings):
         "127.0.0.1:9188",
         pattern=LISTEN_PATTERN,
         description="HOST:PORT to listen on; null for none. Port 0 takes a free one.",
+    )
+    page: bool = Field(
+        False,
+        description="Show a web page with every camera at / of the port: pictures, states, latency. Needs a login, or an "
+        "address that only this machine can reach, as 127.0.0.1.",
     )
 
 
@@ -260,6 +266,7 @@ def _cross_check(config: Config) -> Iterator[tuple[Path_, str]]:
         if stream.policy == "latest" and stream.ring != type(stream).model_fields["ring"].default:
             yield ("streams", i, "ring"), "policy latest keeps one frame; remove ring"
     yield from _check_devices(config)
+    yield from _check_page(config.metrics)
     names = Counter(sink_names(config))
     for i, (sink, name) in enumerate(zip(config.sinks, sink_names(config), strict=True)):
         if names[name] > 1:
@@ -279,6 +286,26 @@ def _check_devices(config: Config) -> Iterator[tuple[Path_, str]]:
         if stream.device is not None and stream.device not in known:
             listed = ", ".join(map(str, known))
             yield ("streams", i, "device"), f"{stream.device} is not one of the engine's devices ({listed})"
+
+
+def _check_page(metrics: MetricsSettings) -> Iterator[tuple[Path_, str]]:
+    """Pictures of every camera are for this machine's own users, or for whoever can log in."""
+    if not metrics.page:
+        return
+    if metrics.listen is None:
+        yield ("metrics", "page"), "needs metrics.listen"
+    elif getattr(metrics, "login", None) is None and not is_loopback(metrics.listen):
+        message = f"{metrics.listen} can be reached from other machines and nobody has to log in"
+        yield ("metrics", "page"), f"{message}; listen on 127.0.0.1 or set metrics.login"
+
+
+def is_loopback(listen: str) -> bool:
+    """True where HOST:PORT is reached from this machine only."""
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def sink_names(config: Config) -> list[str]:

@@ -28,6 +28,9 @@ from streamd.telemetry.http import HttpServer
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
 from streamd.types import Detections, Frame, StreamStatus
+from streamd.web.page import Page
+from streamd.web.state import State
+from streamd.web.tap import Tap
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +79,7 @@ class Daemon:
         self.runners: list[StreamRunner] = []
         self.lanes: list[Lane] = []
         self.http: HttpServer | None = None
+        self._tap: Tap | None = None
         self._notifier = notifier or Notifier()
         self._stop = threading.Event()
         self._signals = 0
@@ -93,6 +97,10 @@ class Daemon:
         # What fails most easily comes first: an address in use is known before a model has been compiled.
         if config.metrics.listen is not None:
             self.http = HttpServer(config.metrics.listen, self.registry, self.health, self.ready)
+            if config.metrics.page:
+                self._tap = Tap()
+                state = State(self.registry, self.board.all, self.boot_id)
+                self.http.route("/", Page(self._tap, state, guarded=False).answer)
             self.http.start()
         for settings, name in zip(config.sinks, sink_names(config), strict=True):
             sink = self._relays.get(name) or open_sink(settings, boot_id=self.boot_id)
@@ -103,6 +111,7 @@ class Daemon:
         engines = per_device(config.engine)
         options: dict[str, Any] = {
             "several": len(engines) > 1, "live": live, "metrics": self.metrics, "publish": self._publish,
+            "tap": self._tap,
         }  # fmt: skip
         for ordinal, engine in engines.items():
             self.lanes.append(Lane(config, engine, ordinal, **options))
@@ -295,6 +304,8 @@ class Daemon:
             if not sink.close(max(0.2, deadline - time.monotonic())):
                 self._left_running = True
                 log.warning("sink could not be closed in time", sink=sink.name)
+        if self._tap is not None:
+            self._tap.close()
         if self.http is not None:
             self.http.close()  # before the backend, whose memory a scrape may ask for
         if not self._left_running:

@@ -10,7 +10,7 @@ from streamd import __version__
 from streamd.config import Config
 from streamd.engine import open_backend
 from streamd.flow.batcher import Batcher
-from streamd.flow.pipeline import Pipeline
+from streamd.flow.pipeline import Pipeline, Tap
 from streamd.flow.ring import Bell, Ring
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, resolve_labels
@@ -33,6 +33,7 @@ class Lane:
         live: see `open_backend`.
         metrics: counts and times.
         publish: takes one frame's detections; must not block.
+        tap: see `Pipeline`.
 
     Raises:
         StreamdError: the model or the device cannot be used; nothing stays open.
@@ -48,6 +49,7 @@ class Lane:
         live: bool,
         metrics: Metrics,
         publish: Callable[[Detections], None],
+        tap: Tap | None = None,
     ) -> None:
         self.ordinal = ordinal
         self.streams = 0
@@ -71,7 +73,7 @@ class Lane:
             gauge.set_function(partial(_memory, backend, kind))
         self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, self.bell)
         name = f"-{ordinal}" if several else ""
-        self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, metrics, publish, name)
+        self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, metrics, publish, name, tap)
 
     def add(self, stream: str, ring: Ring[Frame], priority: int) -> None:
         """Serves one more stream, whose ring rings this lane's bell."""

@@ -23,7 +23,7 @@ FLOORS = {
             # Offline, and never imported by the daemon: it may look into the rooms that it measures.
             ("models",),
             ("config",),
-            ("lane",),
+            ("lane", "web"),
             ("daemon",),
             ("cli",),
             ("__main__",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,6 +44,19 @@ class Engine(Protocol):
     def collect(self, slot: Any) -> Outputs | Sequence[Candidates]: ...
 
 
+class Tap(Protocol):
+    """Looks at frames with their detections just before they are let go."""
+
+    @property
+    def wanted(self) -> Mapping[str, object]:
+        """By stream; empty while nobody looks."""
+        ...
+
+    def take(self, frame: Frame, detections: Detections) -> None:
+        """Must be quick, keep no picture and raise nothing."""
+        ...
+
+
 Postprocess = Callable[[Any, int, Letterbox], tuple[Float32Array, Float32Array, Int32Array]]
 """(outputs of a batch, index of the frame, its letterbox) -> xyxy (N, 4) in source pixels, score (N,), class (N,)."""
 
@@ -70,6 +83,7 @@ class Pipeline:
         metrics: counts and times.
         publish: takes one frame's detections; must not block. Called in capture order of each stream.
         name: tells the queues of several pipelines apart in the metrics.
+        tap: shown each published frame of the streams that it wants.
     """
 
     def __init__(
@@ -81,6 +95,7 @@ class Pipeline:
         metrics: Metrics,
         publish: Callable[[Detections], None],
         name: str = "",
+        tap: Tap | None = None,
     ) -> None:
         self._engine = engine
         self._batcher = batcher
@@ -88,6 +103,7 @@ class Pipeline:
         self._model = model
         self._metrics = metrics
         self._publish = publish
+        self._tap = tap
         self.error: BaseException | None = None
         """What ended the pipeline early."""
         self.done = threading.Event()
@@ -235,6 +251,8 @@ class Pipeline:
                 published += 1
                 self._metrics.stream(frame.stream).published += 1
                 self._observe(detections)
+                if self._tap is not None and frame.stream in self._tap.wanted:
+                    self._tap.take(frame, detections)
         except Closed:
             raise
         except BaseException:

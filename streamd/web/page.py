@@ -1,0 +1,123 @@
+"""The page's addresses: its own files, the state as JSON, and one stream of records with every picture in it."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from streamd.telemetry.http import Request, Response
+from streamd.types import Detections
+from streamd.web.state import State
+from streamd.web.tap import Snapshot, Tap
+
+STATIC = Path(__file__).with_name("static")
+_KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_GUARDS = {
+    # Nothing from elsewhere, nothing inline: a name from a configuration can never become code.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+_RECORD = struct.Struct("!II")
+_HEARTBEAT_S = 1.0
+_HEARTBEAT = _RECORD.pack(0, 0)
+"""A record of nothing: a viewer that has gone is noticed by it."""
+
+
+def record(snapshot: Snapshot) -> bytes:
+    """One picture on the wire: two 32-bit big-endian lengths, the description as JSON, the JPEG."""
+    head, jpeg = msgspec.json.encode(describe(snapshot.detections)), snapshot.jpeg()
+    return b"".join((_RECORD.pack(len(head), len(jpeg)), head, jpeg))
+
+
+def describe(d: Detections) -> dict[str, Any]:
+    """What the page draws and tells of one frame: boxes in upright source pixels, times in milliseconds."""
+    t = d.times
+    names = ("decode", "queue", "preprocess", "infer", "postprocess")
+    stages = {name: round((end - begin) / 1e6, 3) for name, begin, end in zip(names, t, t[1:], strict=True)}
+    boxes = [
+        [*(round(v, 1) for v in box), round(score, 3), d.model.labels[class_id]]
+        for box, score, class_id in zip(d.xyxy.tolist(), d.score.tolist(), d.class_id.tolist(), strict=True)
+    ]
+    return {
+        "stream": d.stream, "seq": d.seq, "epoch": d.epoch, "at": d.wall_ns / 1e9, "width": d.width,
+        "height": d.height, "stages": stages, "boxes": boxes,
+    }  # fmt: skip
+
+
+def _known_host(header: str) -> bool:
+    """Whether a Host header is this machine by address or as localhost.
+
+    Without a login the page is for this machine only. A name could be anybody's who points it at 127.0.0.1 (DNS
+    rebinding), and the browser would then show that site's scripts our cameras.
+    """
+    host = header.rsplit(":", 1)[0] if not header.endswith("]") else header
+    host = host.strip("[]").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class Page:
+    """Answers everything below /.
+
+    Args:
+        tap: where pictures come from.
+        state: everything else.
+        guarded: True where a login is asked for: the page may then be reached by any name.
+    """
+
+    def __init__(self, tap: Tap, state: State, *, guarded: bool) -> None:
+        self._tap, self._state, self._guarded = tap, state, guarded
+        self._files = {
+            f"/{file.name}": Response(file.read_bytes(), _KINDS[file.suffix], headers=_GUARDS)
+            for file in STATIC.iterdir()
+            if file.suffix in _KINDS
+        }
+        self._files["/"] = self._files.pop("/index.html")
+
+    def answer(self, request: Request) -> Response:
+        """The handler for `HttpServer.route`."""
+        if not self._guarded and not _known_host(request.headers.get("Host", "")):
+            return Response(b"ask for this page by address or as localhost, or set metrics.login\n", code=403)
+        if request.path == "/state":
+            return Response(self._state.json(), "application/json", headers=_GUARDS)
+        if request.path == "/pictures":
+            return self._pictures(request)
+        return self._files.get(request.path) or Response(
+            b"known here: /, /metrics, /healthz, /readyz\n", code=404, headers=_GUARDS
+        )
+
+    def _pictures(self, request: Request) -> Response:
+        try:
+            fps, width = float(request.query.get("fps", "2")), int(request.query.get("width", "480"))
+        except ValueError:
+            return Response(b"expected fps=NUMBER and width=PIXELS\n", code=400, headers=_GUARDS)
+        if not fps > 0:
+            return Response(b"expected fps above 0\n", code=400, headers=_GUARDS)
+        streams = [name for name in request.query.get("streams", "").split(",") if name]
+        return Response(self._records(streams, fps, width), "application/octet-stream", headers=_GUARDS)
+
+    def _records(self, streams: list[str], fps: float, width: int) -> Iterator[bytes]:
+        with self._tap.watch(streams, fps, width) as viewer:
+            while (snapshots := viewer.wait(_HEARTBEAT_S)) is not None:
+                for snapshot in snapshots:
+                    yield record(snapshot)
+                if not snapshots:
+                    yield _HEARTBEAT

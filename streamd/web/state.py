@@ -1,0 +1,106 @@
+"""What the page shows besides pictures: each stream's state and counters, read off the registry like any scrape."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from streamd import __version__
+from streamd.types import StreamStatus
+
+_SHARED_S = 0.4
+"""Viewers within this time get the same answer: a second viewer costs nothing."""
+_COUNTERS = {
+    "streamd_frames_received_total": "received",
+    "streamd_frames_published_total": "published",
+    "streamd_frames_skipped_total": "skipped",
+    "streamd_frames_corrupt_total": "corrupt",
+    "streamd_rtp_packets_lost_total": "lost",
+    "streamd_stream_clock_jumps_total": "clock_jumps",
+    "streamd_stream_reconnects_total": "reconnects",
+    "streamd_last_frame_timestamp_seconds": "last_frame",
+}
+_LATENCY = "streamd_capture_to_publish_seconds"
+_STAGE = "streamd_stage_duration_seconds"
+_WHERE = re.compile(r"^\S+: |[a-z][a-z0-9+.-]*://\S+")
+
+
+def without_addresses(detail: str) -> str:
+    """A status's detail without the URL or file it begins with: who may look at a camera need not know where it is."""
+    return _WHERE.sub("", detail).strip()
+
+
+class State:
+    """Makes the JSON that the page asks for once a second.
+
+    Args:
+        registry: what /metrics shows.
+        statuses: the last status of every stream.
+        boot_id: identity of this process.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, statuses: Callable[[], Iterable[StreamStatus]], boot_id: str
+    ) -> None:
+        self._registry = registry
+        self._statuses = statuses
+        self._boot_id = boot_id
+        self._lock = threading.Lock()
+        self._made_at = -1.0
+        self._made = b""
+
+    def json(self) -> bytes:
+        """The newest state, at most 0.4 seconds old."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._made_at >= _SHARED_S:
+                self._made = msgspec.json.encode(self.view())
+                self._made_at = now
+            return self._made
+
+    def view(self) -> dict[str, Any]:
+        """The state as plain values."""
+        streams = {
+            s.stream: {
+                "stream": s.stream, "state": s.state, "reason": s.reason, "detail": without_addresses(s.detail),
+                "since": s.since_wall_ns / 1e9, "retry_in_s": s.retry_in_s, "codec": s.codec, "decoder": s.decoder,
+                "width": s.width, "height": s.height, "fps": s.fps, "dropped": {}, "latency": {"buckets": []},
+            }
+            for s in self._statuses()
+        }  # fmt: skip
+        stages: dict[str, dict[str, float]] = {}
+        bounds: list[float] = []
+        build: dict[str, str] = {}
+        for family in self._registry.collect():
+            if not family.name.startswith("streamd_"):
+                continue
+            for sample in family.samples:
+                name, labels, value = sample.name, sample.labels, sample.value
+                stream: dict[str, Any] = streams.get(labels.get("stream", ""), {})
+                if name == "streamd_build_info":
+                    build = {key: labels[key] for key in ("version", "backend", "model")}
+                elif name in (f"{_STAGE}_sum", f"{_STAGE}_count"):
+                    stages.setdefault(labels["stage"], {})[name.removeprefix(f"{_STAGE}_")] = value
+                elif not stream:
+                    continue
+                elif name in _COUNTERS:
+                    stream[_COUNTERS[name]] = value
+                elif name == "streamd_frames_dropped_total":
+                    stream["dropped"][labels["reason"]] = value
+                elif name == f"{_LATENCY}_sum":
+                    stream["latency"]["sum"] = value
+                elif name == f"{_LATENCY}_bucket":
+                    stream["latency"]["buckets"].append(value)
+                    if len(bounds) < len(stream["latency"]["buckets"]):
+                        bounds.append(float(labels["le"]))
+        return {
+            "boot_id": self._boot_id, "version": build.get("version", __version__), "model": build.get("model", ""),
+            "backend": build.get("backend", ""), "now": time.time(), "bounds": [b for b in bounds if b != float("inf")],
+            "stages": stages, "streams": sorted(streams.values(), key=lambda s: str(s["stream"])),
+        }  # fmt: skip

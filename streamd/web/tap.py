@@ -1,0 +1,192 @@
+"""Small copies of frames with their detections, for whoever looks, at a bounded rate."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from streamd.engine.scaler import HostLetterbox
+from streamd.types import Detections, Frame
+
+log = structlog.get_logger(__name__)
+
+Image = npt.NDArray[np.uint8]
+MAX_FPS = 10.0
+"""Pictures a second of one stream."""
+TOTAL_FPS = 60.0
+"""Pictures a second of all streams together, about a tenth of a core: more streams share it."""
+MAX_WIDTH = 1280
+_QUALITY = 80
+_GEOMETRIES = 16
+_WARN_EVERY_NS = 60_000_000_000
+
+
+class Snapshot:
+    """One frame's detections and its small picture."""
+
+    def __init__(self, serial: int, detections: Detections, image: Image | None) -> None:
+        self.serial = serial
+        """Grows over all streams."""
+        self.detections = detections
+        self._image = image
+        self._jpeg = b""
+        self._lock = threading.Lock()
+
+    def jpeg(self) -> bytes:
+        """The picture, encoded at first use; empty where there is none."""
+        with self._lock:
+            if self._image is not None:
+                import cv2
+
+                good, data = cv2.imencode(".jpg", self._image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+                self._jpeg = data.tobytes() if good else b""
+                self._image = None
+            return self._jpeg
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    fps: float
+    width: int
+
+
+class Viewer:
+    """What one viewer has seen; made by `Tap.watch`, used by one thread."""
+
+    def __init__(self, tap: Tap, streams: Collection[str]) -> None:
+        self._tap = tap
+        self._streams = frozenset(streams)
+        self._seen = 0
+
+    def wait(self, timeout: float) -> list[Snapshot] | None:
+        """The newest snapshot of each stream that has a new one, the oldest first; None where the daemon ends.
+
+        Empty where `timeout` seconds passed first. What came between two calls is skipped, not queued.
+        """
+        new = self._tap.newer(self._streams, self._seen, timeout)
+        if new:
+            self._seen = new[-1].serial
+        return new
+
+
+class Tap:
+    """Takes what is wanted and keeps the newest of each stream. Any thread."""
+
+    def __init__(self) -> None:
+        self.wanted: Mapping[str, _Wish] = {}
+        """Streams that somebody looks at. Replaced, never changed: the hot path reads it without a lock."""
+        self.downloads: dict[int, Callable[[Frame], Frame]] = {}
+        """By CUDA ordinal: what copies a picture on the device to the host."""
+        self._viewers: dict[Viewer, tuple[Collection[str], float, int]] = {}
+        self._due: dict[str, int] = {}
+        self._last: dict[str, Snapshot] = {}
+        self._serial = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._local = threading.local()
+        self._warned_at = -_WARN_EVERY_NS
+
+    # ------------------------------------------------------------------------------------------------------ viewers
+
+    @contextlib.contextmanager
+    def watch(self, streams: Collection[str], fps: float, width: int) -> Iterator[Viewer]:
+        """Wants pictures of `streams`, `fps` a second of each and up to `width` pixels wide, until the block ends."""
+        viewer = Viewer(self, streams)
+        with self._changed:
+            self._viewers[viewer] = (streams, min(max(fps, 0.1), MAX_FPS), min(max(width, 64), MAX_WIDTH))
+            self._settle()
+        try:
+            yield viewer
+        finally:
+            with self._changed:
+                del self._viewers[viewer]
+                self._settle()
+
+    def _settle(self) -> None:
+        wishes: dict[str, _Wish] = {}
+        for streams, fps, width in self._viewers.values():
+            for stream in streams:
+                other = wishes.get(stream, _Wish(0, 0))
+                wishes[stream] = _Wish(max(fps, other.fps), max(width, other.width))
+        total = sum(wish.fps for wish in wishes.values())
+        if total > TOTAL_FPS:
+            wishes = {s: replace(wish, fps=wish.fps * TOTAL_FPS / total) for s, wish in wishes.items()}
+        for gone in self._last.keys() - wishes.keys():
+            del self._last[gone]
+        self.wanted = wishes
+
+    def newer(self, streams: Collection[str], serial: int, timeout: float) -> list[Snapshot] | None:
+        """See `Viewer.wait`."""
+
+        def found() -> list[Snapshot]:
+            # Not `streams` over `_last`: there are far fewer snapshots than a client may name streams.
+            return [s for name, s in self._last.items() if s.serial > serial and name in streams]
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or found(), timeout)
+            return None if self._closed else sorted(found(), key=lambda s: s.serial)
+
+    def close(self) -> None:
+        """Ends every viewer."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------------------------------------------------- frames
+
+    def take(self, frame: Frame, detections: Detections) -> None:
+        """Keeps a small copy of `frame` where somebody looks at its stream and the last one is old enough.
+
+        For one stream, one thread at a time. Nothing that goes wrong here reaches the caller.
+        """
+        wish = self.wanted.get(frame.stream)
+        if wish is None:
+            return
+        now = time.monotonic_ns()
+        interval = int(1e9 / wish.fps)
+        due = self._due.get(frame.stream, 0)
+        if now < due:
+            return
+        # From the time it was due, so that 10 of 25 frames a second are 10 and not 8.3; but nothing is made up for.
+        self._due[frame.stream] = due + interval if now < due + interval else now + interval
+        try:
+            image = self._shrink(frame, wish.width)
+        except Exception as error:  # noqa: BLE001 - a picture for a viewer must not end the engine
+            image = None
+            if now - self._warned_at >= _WARN_EVERY_NS:
+                self._warned_at = now
+                log.warning("no picture for the page", stream=frame.stream, error=str(error))
+        with self._changed:
+            if frame.stream in self.wanted:
+                self._serial += 1
+                self._last[frame.stream] = Snapshot(self._serial, detections, image)
+                self._changed.notify_all()
+
+    def _shrink(self, frame: Frame, width: int) -> Image | None:
+        """The whole upright picture as BGR, at most `width` pixels wide; None where it cannot be reached."""
+        if frame.picture.device is not None:
+            download = self.downloads.get(frame.picture.device)
+            if download is None:
+                return None
+            frame = download(frame)
+        frame = replace(frame, roi=None)
+        scale = min(1.0, width / frame.width, width / frame.height)
+        size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+        # A letterbox belongs to one thread; each device's postprocess thread has its own.
+        scalers: dict[Any, HostLetterbox] = self._local.__dict__.setdefault("scalers", {})
+        scaler = scalers.get(size)
+        if scaler is None:
+            if len(scalers) >= _GEOMETRIES:
+                scalers.clear()
+            scaler = scalers[size] = HostLetterbox(*size, color="BGR")
+        image: Image = np.empty((size[1], size[0], 3), np.uint8)
+        scaler(frame, image)
+        return image
