@@ -500,7 +500,7 @@ class _Player:
     async def _report(self) -> None:
         """A sender report (RFC 3550, 6.4.1), where one is due: this wall time is that RTP time."""
         camera, now = self._camera, time.monotonic()
-        if not camera.report_s or now < self._next_report or self._silent() or self._packets == 0:
+        if not camera.report_s or now < self._next_report or self._silent():
             return
         self._next_report = now + camera.report_s
         origin, ticks, speed = self._round
