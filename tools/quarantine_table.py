@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import av
 import numpy as np
+from rtp_clip import CLOCK, Clip
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -25,33 +25,11 @@ from streamd.errors import SourceError
 from streamd.sources import AvStreamSettings
 from streamd.sources.av import AvSource
 from streamd.types import Frame
-from tests.lossy_camera import CLOCK, Clip, Lose, by_chance, camera, whole_pictures
+from tests.lossy_camera import Lose, by_chance, camera, luma, luma_by_stamp, whole_pictures
 
 VISIBLE_DB = 30.0
 SPEED = 3.0
 """Times real time: more, and large pictures would be lost in the kernel's UDP buffers."""
-
-
-def luma(native: Any) -> Any:
-    """The luma plane on the host, (height, width) uint8."""
-    if native.format.name == "cuda":
-        native = native.reformat(format="nv12")
-    plane = native.planes[0]
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-
-
-def clean(path: Path, count: int) -> dict[int, Any]:
-    """Luma of each picture by its time in 90 kHz units."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        out = {}
-        for frame in container.decode(stream):
-            assert frame.pts is not None
-            assert stream.time_base is not None
-            out[int(frame.pts * stream.time_base * CLOCK)] = luma(frame).copy()
-            if len(out) >= count + 16:
-                break
-        return out
 
 
 def until_it_breaks(source: AvSource) -> Iterator[Frame]:
@@ -88,7 +66,7 @@ def measure(
     """One run."""
     row, by_flags = Row(), False
     with camera(path, count=count, lose=lose, speed=SPEED) as cam:
-        first = cam.clip.units[0].ticks
+        first = cam.pictures[0].stamp
         settings = {"transport": transport, "decode": decode, "read_timeout_s": 3}
         source = AvSource(AvStreamSettings(id="cam", url=cam.url, **settings))
         source.open()
@@ -125,7 +103,7 @@ def main() -> int:
     kinds = " | ".join(f"{kind} | withheld | flags" for kind in ("damaged", "touched", "sound"))
     print(f"| clip | transport | loss % | packets lost | pictures | {kinds} |\n|{'---|' * 14}")
     for path in args.clips:
-        truth, codec = clean(path, args.frames), Clip(path, count=1).codec
+        truth, codec = luma_by_stamp(path, args.frames), Clip(path).codec
         for transport in args.transports.split(","):
             for rate in args.rates.split(","):
                 total = Row()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rtp_clip import CLOCK
 
 from streamd.errors import SourceError
 from streamd.sources import AvStreamSettings
@@ -18,7 +19,7 @@ from streamd.sources.clock import WINDOW_NS, StreamClock
 from streamd.types import Frame
 from tests.clips import write_clip
 from tests.conftest import shared
-from tests.lossy_camera import CLOCK, camera
+from tests.lossy_camera import camera
 from tests.rtsp import rtsp_server
 
 SECOND = 1_000_000_000

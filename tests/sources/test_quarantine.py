@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
+from rtp_clip import CLOCK
 
 from streamd.errors import SourceError
 from streamd.flow.ring import Ring
@@ -23,7 +25,7 @@ from streamd.types import Frame, StreamStatus
 from tests.clips import write_clip
 from tests.conftest import shared
 from tests.frames import frames
-from tests.lossy_camera import CLOCK, camera
+from tests.lossy_camera import camera, luma, luma_by_stamp
 
 SECOND = 1_000_000_000
 CLIPS = (
@@ -143,7 +145,7 @@ def test_clean_clips_are_never_withheld(clip: str) -> None:
 @pytest.mark.parametrize("start", [7, 29])
 def test_a_clean_camera_joined_in_mid_gop_is_never_withheld(clip: str, start: int) -> None:
     with camera(shared(f"videos/{clip}"), first=start, count=160, speed=0) as cam:
-        assert not cam.clip.units[0].key
+        assert not cam.pictures[0].key
         frames = list(until_it_ends(AvSource(AvStreamSettings(id="s", url=cam.url, read_timeout_s=3))))
     assert len(frames) > 20
     assert not any(f.quarantined for f in frames)
@@ -171,34 +173,26 @@ def test_no_damaged_picture_passes_and_what_is_outside_the_gop_does(
     clip: str, picture: int, packet: int | None
 ) -> None:
     path = shared(f"videos/{clip}")
-    clean = {}
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        for decoded in container.decode(stream):
-            assert decoded.pts is not None
-            assert stream.time_base is not None
-            clean[int(decoded.pts * stream.time_base * CLOCK)] = bytes(decoded.planes[0])
-            if len(clean) >= 220:
-                break
+    clean = luma_by_stamp(path, 212)
     damaged: set[int] = set()
     withheld: set[int] = set()
     passed: set[int] = set()
     # Slow enough that the loss comes after probing.
     with camera(path, count=212, speed=6, lose=lambda i, k, n: i == picture and packet in (k, None)) as cam:
-        units = cam.clip.units
+        units = cam.pictures
         source = AvSource(AvStreamSettings(id="s", url=cam.url, read_timeout_s=3))
         for f in until_it_ends(source):
             if f.pts_ns is not None:
-                ticks = round(f.pts_ns * CLOCK / 1e9) + units[0].ticks
+                ticks = round(f.pts_ns * CLOCK / 1e9) + units[0].stamp
                 (withheld if f.quarantined else passed).add(ticks)
-                if bytes(f.picture.native.planes[0]) != clean[ticks]:
+                if not np.array_equal(luma(f.picture.native), clean[ticks]):
                     damaged.add(ticks)
     assert 1 <= source.lost <= len(cam.lost)
     assert damaged
     assert damaged <= withheld
     # The loss is heard with the picture that is being read, the one before: nothing earlier is withheld.
-    key = next(u.ticks for u in units[picture:] if u.key)
-    assert min(withheld) >= min(u.ticks for u in units[picture - 1 :])
+    key = next(u.stamp for u in units[picture:] if u.key)
+    assert min(withheld) >= min(u.stamp for u in units[picture - 1 :])
     assert max(withheld) < key
     assert max(passed) > key
 
