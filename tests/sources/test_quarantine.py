@@ -16,15 +16,13 @@ from rtp_clip import CLOCK
 from streamd.errors import SourceError
 from streamd.flow.ring import Ring
 from streamd.flow.supervisor import StreamRunner
-from streamd.sources import AvStreamSettings, SourceInfo
+from streamd.sources import AvStreamSettings, SyntheticStreamSettings
 from streamd.sources.av import AvSource
-from streamd.sources.clock import StreamClock
 from streamd.sources.quarantine import HOLD_NS, LossEar, Quarantine
 from streamd.telemetry.metrics import StreamMetrics
 from streamd.types import Frame, StreamStatus
 from tests.clips import write_clip
 from tests.conftest import shared
-from tests.frames import frames
 from tests.lossy_camera import camera, luma, luma_by_stamp
 
 SECOND = 1_000_000_000
@@ -218,33 +216,25 @@ def test_a_damaged_file_is_withheld_too_and_only_until_the_next_key_frame(tmp_pa
     assert not any(withheld for _, withheld in marks["publish"])
 
 
-class Withheld:
-    """A source whose pictures 3 to 5 are damaged, half a second apart."""
+class Withheld(SyntheticSource):
+    """Ten pictures half a second apart, of which 3 to 6 are damaged."""
 
-    def __init__(self, frames: list[Frame]) -> None:
-        self.corrupt = self.skipped = 0
+    def __init__(self) -> None:
+        super().__init__(SyntheticStreamSettings(id="s", fps=0, count=10))
         self.lost = 4
-        self.clock = StreamClock()
-        self._frames = frames
-
-    def open(self) -> Any:
-        return SourceInfo("h264", "software", 64, 48, 25.0, True)
 
     def frames(self) -> Iterator[Frame]:
-        for i, frame in enumerate(self._frames):
+        for i, frame in enumerate(super().frames()):
             frame.quarantined = 3 <= i <= 6
             frame.captured_ns = i * SECOND // 2
             yield frame
-
-    def close(self) -> None:
-        pass
 
 
 def test_the_account_is_exact_and_a_status_tells() -> None:
     statuses: list[StreamStatus] = []
     metrics = StreamMetrics("s")
     ring: Ring[Frame] = Ring(32, "block")
-    runner = StreamRunner("s", lambda: Withheld(frames("s", 10)), ring, metrics, statuses.append)
+    runner = StreamRunner("s", Withheld, ring, metrics, statuses.append)
     runner.start()
     assert runner.join(10)
     passed = []
