@@ -25,6 +25,12 @@ def add_parser(subparsers: Any) -> None:
         "--labels", required=True, metavar="DIR|JSON", help="folder of YOLO text files, or a COCO annotation file"
     )
     p.add_argument("--names", metavar="FILE", help="class names, one a line. Default: the model's own, or COCO's")
+    p.add_argument(
+        "--label-names",
+        metavar="FILE",
+        help="class names of the YOLO text files, one a line, where they are not the model's; boxes of other classes "
+        "are left out",
+    )
     p.add_argument("--conf", type=float, default=0.001, help="lowest score (default 0.001)")
     p.add_argument("--iou", type=float, default=0.6, help="NMS overlap (default 0.6)")
     p.add_argument("--max-det", type=int, default=300, help="most detections an image (default 300)")
@@ -38,6 +44,7 @@ def _measure(model: str, args: argparse.Namespace, report: Any) -> Accuracy:
     from pydantic import ValidationError
 
     from streamd.engine import ModelSettings
+    from streamd.engine.model import read_labels
     from streamd.heads import DetectSettings
     from streamd.models.dataset import image_folder, open_dataset
     from streamd.models.evaluate import Detector, evaluate
@@ -47,8 +54,9 @@ def _measure(model: str, args: argparse.Namespace, report: Any) -> Accuracy:
     except ValidationError as error:
         raise ConfigError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
     image_folder(args.images)
+    label_names = read_labels(args.label_names, "--label-names") if args.label_names else None
     with Detector(ModelSettings(path=model, labels=args.names), detect, engine_of(args), args.head) as detector:
-        dataset = open_dataset(args.images, args.labels, detector.labels)
+        dataset = open_dataset(args.images, args.labels, detector.labels, label_names)
         return evaluate(detector, dataset, lambda done, total: report(model.rsplit("/", 1)[-1], done, total))
 
 
@@ -83,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"streamd: {len(first.unreadable)} images could not be read and were left out", file=sys.stderr)
     if first.unlabelled:
         print(f"streamd: {first.unlabelled} images have no labels and count as holding nothing", file=sys.stderr)
+    if first.left_out:
+        print(f"streamd: {first.left_out} boxes of classes the model does not have were left out", file=sys.stderr)
     if args.json:
         body: dict[str, Any] = {"models": [a.as_json() for a in found]}
         if second is not None:

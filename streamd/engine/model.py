@@ -50,20 +50,19 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_labels(path: str) -> tuple[str, ...]:
+def read_labels(path: str, what: str = "model.labels") -> tuple[str, ...]:
+    """Class names from a text file, one a line. `what` names the setting in an error."""
     file = Path(path).expanduser()
     try:
         if file.stat().st_size > MAX_LABELS_BYTES:
-            raise ConfigError(f"model.labels: {file} is larger than {MAX_LABELS_BYTES} bytes; expected one name a line")
+            raise ConfigError(f"{what}: {file} is larger than {MAX_LABELS_BYTES} bytes; expected one name a line")
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(
-            f"model.labels: {file} cannot be read: {reason}; expected a text file, one name a line"
-        ) from error
+        raise ConfigError(f"{what}: {file} cannot be read: {reason}; expected a text file, one name a line") from error
     labels = tuple(line.strip() for line in lines if line.strip())
     if not labels:
-        raise ConfigError(f"model.labels: {file} holds no names; expected one a line")
+        raise ConfigError(f"{what}: {file} holds no names; expected one a line")
     return labels
 
 
@@ -138,7 +137,7 @@ def settle_spec(
     batch = image.shape[0]
     labels = settings.labels
     if isinstance(labels, str):
-        labels = _read_labels(labels)
+        labels = read_labels(labels)
     return ModelSpec(
         path=str(path),
         sha256=sha256,

@@ -45,6 +45,8 @@ class Dataset:
     truth: dict[str, Truth]
     unlabelled: int
     """Images without a label entry: they count as holding nothing."""
+    left_out: int = 0
+    """Boxes of classes that the model does not have."""
 
 
 def _truth(rows: Sequence[tuple[float, ...]], *, relative: bool) -> Truth:
@@ -61,8 +63,12 @@ def _truth(rows: Sequence[tuple[float, ...]], *, relative: bool) -> Truth:
 def read_yolo(path: Path, classes: int) -> Truth:
     """Reads one YOLO text file: a line a box, `class cx cy w h`, all but the class as shares of the image's size.
 
+    Args:
+        path: the file.
+        classes: how many there are.
+
     Raises:
-        ConfigError: naming file and line: not five numbers, a class the model does not have, a value outside 0..1.
+        ConfigError: naming file and line: not five numbers, a class that there is not, a value outside 0..1.
     """
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
@@ -82,7 +88,10 @@ def read_yolo(path: Path, classes: int) -> Truth:
         if len(values) != 5 or not values[0].is_integer():
             raise ConfigError(f"labels {path}:{number}: expected `class cx cy w h`, found {line[:80]!r}")
         if not 0 <= values[0] < classes:
-            raise ConfigError(f"labels {path}:{number}: class {fields[0]} is not one of the model's 0..{classes - 1}")
+            raise ConfigError(
+                f"labels {path}:{number}: class {fields[0]} is not one of 0..{classes - 1}; "
+                "where labels number other classes than the model, `streamd evaluate --label-names FILE` says which"
+            )
         if not all(-0.01 <= v <= 1.01 for v in values[1:]):
             raise ConfigError(f"labels {path}:{number}: {line[:80]!r} is not relative to the image (0..1)")
         c, x, y, w, h = values
@@ -91,10 +100,14 @@ def read_yolo(path: Path, classes: int) -> Truth:
 
 
 def _category_map(categories: Sequence[dict[str, Any]], labels: Sequence[str], path: Path) -> dict[int, int]:
-    """COCO category id to class number: by name where every name is known, else by order of id."""
+    """COCO category id to class number, -1 where the model has no such class.
+
+    By name where the names are the model's, or the model's are among them; else by order of id.
+    """
     known = {name: i for i, name in enumerate(labels)}
-    if all(c.get("name") in known for c in categories):
-        return {int(c["id"]): known[c["name"]] for c in categories}
+    names = [c.get("name") for c in categories]
+    if known.keys() >= set(names) or known.keys() <= set(names):
+        return {int(c["id"]): known.get(c["name"], -1) for c in categories}
     ids = sorted(int(c["id"]) for c in categories)
     if len(ids) != len(labels):
         strange = next(str(c.get("name")) for c in categories if c.get("name") not in known)
@@ -148,13 +161,37 @@ def image_folder(folder: str | Path) -> list[Path]:
         raise ConfigError(f"image folder {folder}: cannot be read: {error.strerror}") from error
 
 
-def open_dataset(images: str | Path, labels: str | Path, names: Sequence[str]) -> Dataset:
+def _class_table(label_names: Sequence[str], names: Sequence[str]) -> Int32Array:
+    """For each class of the labels the model's number of it, -1 where it has none."""
+    known = {name: i for i, name in enumerate(names)}
+    table = np.array([known.get(name, -1) for name in label_names], np.int32)
+    if not (table >= 0).any():
+        raise ConfigError(
+            f"labels: none of their {len(label_names)} classes ({label_names[0]}, …) is one of the model's: "
+            + ", ".join(names[:10])
+        )
+    return table
+
+
+def _renumbered(truth: Truth, table: Int32Array | None) -> tuple[Truth, int]:
+    """The boxes of the model's classes by its numbers, and how many others there were."""
+    number = truth.class_id if table is None else table[truth.class_id]
+    keep = number >= 0
+    kept = Truth(number[keep], truth.xyxy[keep], truth.crowd[keep], truth.area[keep], truth.relative)
+    return kept, int((~keep).sum())
+
+
+def open_dataset(
+    images: str | Path, labels: str | Path, names: Sequence[str], label_names: Sequence[str] | None = None
+) -> Dataset:
     """Lists the images and reads their labels.
 
     Args:
         images: folder of images.
         labels: folder of YOLO text files (same stem as the image), or a COCO JSON file.
         names: the model's class names in order.
+        label_names: what the numbers in YOLO text files mean, where they are not the model's; boxes of classes that
+            the model does not have are left out. A COCO file has its own names.
 
     Raises:
         ConfigError: nothing there, labels for none of the images, or labels that do not fit the model.
@@ -162,11 +199,13 @@ def open_dataset(images: str | Path, labels: str | Path, names: Sequence[str]) -
     files = image_folder(images)
     where = Path(labels)
     truth: dict[str, Truth] = {}
+    table = None
     if where.is_dir():
+        table = None if label_names is None else _class_table(label_names, names)
         for file in files:
             text = where / f"{file.stem}.txt"
             if text.exists():
-                truth[file.name] = read_yolo(text, len(names))
+                truth[file.name] = read_yolo(text, len(label_names or names))
         expected = f"a file like {files[0].stem}.txt"
     elif where.is_file():
         found = read_coco(where, names)
@@ -174,6 +213,10 @@ def open_dataset(images: str | Path, labels: str | Path, names: Sequence[str]) -
         expected = f"an entry for {files[0].name}"
     else:
         raise ConfigError(f"labels {where}: does not exist; give a folder of YOLO text files or a COCO JSON file")
+    left_out = 0
+    for name, every in truth.items():
+        truth[name], strange = _renumbered(every, table)
+        left_out += strange
     if not any(len(t.class_id) for t in truth.values()):
         raise ConfigError(f"labels {where}: no box for any of the {len(files)} images in {images}; expected {expected}")
-    return Dataset(tuple(files), truth, len(files) - len(truth))
+    return Dataset(tuple(files), truth, len(files) - len(truth), left_out)

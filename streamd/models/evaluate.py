@@ -145,6 +145,8 @@ class Accuracy:
     """Images that were read and counted."""
     boxes: int
     unlabelled: int
+    left_out: int = 0
+    """Labelled boxes of classes that the model does not have."""
     unreadable: tuple[str, ...] = ()
     """One message for each image that could not be read."""
     seconds: float = 0.0
@@ -154,6 +156,7 @@ class Accuracy:
         body = {k: getattr(self, k) for k in ("model", "sha256", "map", "map50", "map75", "images", "boxes")}
         return body | {
             "unlabelled": self.unlabelled,
+            "left_out": self.left_out,
             "unreadable": list(self.unreadable),
             "seconds": round(self.seconds, 3),
             "classes": [vars(c) for c in self.classes],
@@ -282,6 +285,7 @@ def evaluate(detector: Detector, dataset: Dataset, progress: Progress | None = N
         sha256=spec.sha256,
         images=len(found),
         unlabelled=dataset.unlabelled,
+        left_out=dataset.left_out,
         unreadable=tuple(reader.unreadable),
         seconds=seconds,
         **coco_scores(found, dataset, detector.labels),

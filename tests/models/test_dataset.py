@@ -36,7 +36,7 @@ def test_yolo_text_is_relative_to_the_image(images: Path, tmp_path: Path) -> Non
     [
         ("0 0.5 0.5 0.5", r":1: expected `class cx cy w h`"),
         ("0 0.5 0.5 0.5 0.5\ncat 0 0 0 0", r":2: expected"),
-        ("2 0.5 0.5 0.5 0.5", r"class 2 is not one of the model's 0\.\.1"),
+        ("2 0.5 0.5 0.5 0.5", r"class 2 is not one of 0\.\.1"),
         ("0 50 50 20 20", "not relative"),
         ("0 nan 0.5 0.5 0.5", "not relative"),
     ],
@@ -88,6 +88,29 @@ def test_a_json_that_is_not_coco(tmp_path: Path, content: str, message: str) -> 
     file.write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_coco(file, NAMES)
+
+
+def test_a_coco_file_with_more_classes_than_the_model(images: Path, tmp_path: Path) -> None:
+    categories = [{"id": 18, "name": NAMES[1]}, {"id": 17, "name": NAMES[0]}, {"id": 3, "name": "lorry"}]
+    strange = {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 5]}
+    content = coco(categories=categories)
+    file = tmp_path / "labels.json"
+    file.write_text(json.dumps(content | {"annotations": [*content["annotations"], strange]}))
+    data = open_dataset(images, file, NAMES)
+    assert (data.truth["p1.png"].class_id.tolist(), data.left_out) == ([1], 1)
+
+
+def test_labels_with_names_of_their_own(images: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "numbered"
+    labels.mkdir()
+    (labels / "p0.txt").write_text("2 0.5 0.5 0.1 0.1\n1 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.3 0.3\n")
+    data = open_dataset(images, labels, NAMES, ("lorry", NAMES[1], NAMES[0]))
+    assert (data.truth["p0.png"].class_id.tolist(), data.left_out) == ([0, 1], 1)
+    assert (data.truth["p0.png"].xyxy[:, 2] - data.truth["p0.png"].xyxy[:, 0]).tolist() == pytest.approx([0.1, 0.2])
+    with pytest.raises(ConfigError, match=r"none of their 1 classes \(lorry, …\) is one of the model's: "):
+        open_dataset(images, labels, NAMES, ("lorry",))
+    with pytest.raises(ConfigError, match=r"class 2 is not one of 0\.\.1; .* --label-names FILE"):
+        open_dataset(images, labels, NAMES)
 
 
 def test_nothing_there(tmp_path: Path, images: Path) -> None:
