@@ -248,6 +248,8 @@ class Daemon:
             if now >= next_status:
                 self._notifier.send(f"STATUS={self._status_line()}")
                 next_status = now + 1
+            for runner in self.runners:
+                runner.watch()
             left = _TICK_S if deadline is None else min(_TICK_S, max(0.0, deadline - now))
             if self._stop.wait(left):
                 return

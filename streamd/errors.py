@@ -24,12 +24,15 @@ SourceReason = Literal[
     "corrupt",
     "clock_jump",
     "codec_changed",
+    "size_changed",
     "decoder",
     "disconnected",
+    "stuck",
     "eof",
     "internal",
 ]
-"""Why a stream is not live. Bounded: it is a metric label and part of the message schema."""
+"""Why a stream is not live, or what ails it while it is. Bounded: it is a metric label and part of the message
+schema."""
 
 SOURCE_REASONS: frozenset[str] = frozenset(get_args(SourceReason))
 

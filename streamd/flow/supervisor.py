@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import structlog
 
-from streamd.errors import SourceError
+from streamd.errors import SourceError, SourceReason
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.threads import NamedThread
 from streamd.redact import redact
@@ -40,6 +41,10 @@ TELL_QUARANTINE_NS = 1_000_000_000
 """Pictures are withheld for this long before a status tells: one lost packet in a short GOP is no news."""
 STEADY_S = 10.0
 """A stream that was live for this long has recovered: its next break starts with the shortest wait again."""
+CALM_NS = 5_000_000_000
+"""A live stream's trouble is over when it has not shown for this long."""
+LEFT_LIMIT = 4
+"""Threads that hang at the same time before their stream is FAILED: each holds memory and a connection."""
 
 
 class _Info(Protocol):
@@ -65,6 +70,7 @@ class _Source(Protocol):
     corrupt: int
     skipped: int
     lost: int
+    cut_by: float
 
     @property
     def clock(self) -> _Clock: ...
@@ -88,9 +94,9 @@ class Backoff:
         self._random = random_source or random.Random()  # noqa: S311 - jitter, not a secret
         self.attempts = 0
 
-    def next(self) -> float:
-        """The next wait in seconds: between half and all of the doubled bound."""
-        bound: float = min(self._max, self._initial * 2 ** min(self.attempts, 32))
+    def next(self, *, longest: bool = False) -> float:
+        """The next wait in seconds: between half and all of the doubled bound, or of the longest one."""
+        bound: float = self._max if longest else min(self._max, self._initial * 2 ** min(self.attempts, 32))
         self.attempts += 1
         return bound * (0.5 + 0.5 * self._random.random())
 
@@ -99,8 +105,28 @@ class Backoff:
         self.attempts = 0
 
 
+class _LeftBehind(Exception):
+    """Ends a thread that nobody waits for any more."""
+
+
+class _Life:
+    """One thread of a runner, and what it works with."""
+
+    __slots__ = ("left", "live_since", "source", "thread")
+
+    def __init__(self) -> None:
+        self.left = False
+        """A call in it did not return in time: another life goes on in its place."""
+        self.live_since: float | None = None
+        self.source: _Source | None = None
+        self.thread: NamedThread
+
+
 class StreamRunner:
     """One stream's thread: owns its source, stamps its frames, and reports what becomes of it.
+
+    A stream is LIVE from its first picture on. `watch` is to be called a few times a second: a thread that hangs in a
+    call which nothing can cut (a resolver, a file system, a driver) is left behind then, and another goes on.
 
     Args:
         stream: the stream's id.
@@ -133,83 +159,111 @@ class StreamRunner:
         self._backoff = Backoff(initial_s, max_s)
         self._attempts = attempts
         self._stop = threading.Event()
-        self._source: _Source | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._epoch = -1
         self._seq = 0
-        self._ever_live = False
+        self._troubles: dict[SourceReason, int] = {}
+        """When each trouble of the live stream is over, monotonic nanoseconds."""
         self.status = StreamStatus(stream, "CONNECTING", "", "", 0, time.time_ns())
-        self._thread = NamedThread(self._run, f"source-{stream}")
+        self._life = _Life()
+        self._left: list[_Life] = []
 
     def start(self) -> None:
         """Starts the thread."""
         self._on_status(self.status)
-        self._thread.start()
+        self._begin(None)
+
+    def _begin(self, error: SourceError | None) -> None:
+        life = self._life = _Life()
+        life.thread = NamedThread(partial(self._run, life, error), f"source-{self.stream}")
+        life.thread.start()
 
     def stop(self) -> None:
         """Asks the stream to end: sleeps and a blocked ring are cut at once, a read at its time limit. Any thread."""
         self._stop.set()
         with self._lock:
-            source = self._source
+            source = self._life.source
         if source is not None:
             source.close()
         self.ring.close()
 
     def join(self, timeout: float) -> bool:
-        """Waits for the thread; False where `timeout` seconds passed first."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        """Waits for the thread; False where `timeout` seconds passed first, or a thread that was left still hangs."""
+        self._life.thread.join(timeout)
+        return not self._life.thread.is_alive() and not any(life.thread.is_alive() for life in self._left)
+
+    def watch(self) -> None:
+        """Replaces the thread where its call into the source is past its limit. To be called by one thread."""
+        with self._lock:
+            if self._left:
+                self._left = [life for life in self._left if life.thread.is_alive()]
+                self._metrics.threads_stuck = len(self._left)
+            life, source = self._life, self._life.source
+            if source is None or time.monotonic() < source.cut_by or self._stop.is_set() or self.over:
+                return
+            life.left = True
+            self._left.append(life)
+            self._metrics.threads_stuck = len(self._left)
+            self._metrics.threads_abandoned += 1
+            many = len(self._left) >= LEFT_LIMIT
+            doing = "reading" if life.live_since is not None else "opening"
+            message = f"stream {self.stream}: {doing} does not return and cannot be cut; its thread was left behind"
+            if many:
+                message += f", like {len(self._left) - 1} before it: look at its network, disk or driver, then restart"
+            self._begin(SourceError("stuck", message, permanent=many))
+        source.close()
 
     @property
     def over(self) -> bool:
         """True once no frame will come any more."""
         return self.status.state in ("ENDED", "FAILED")
 
-    def _go(self, event: Event, reason: str = "", detail: str = "", **extra: Any) -> None:
-        state = TRANSITIONS[self.status.state, event]
-        keep = {k: getattr(self.status, k) for k in ("codec", "decoder", "width", "height", "fps")}
-        self.status = StreamStatus(
-            self.stream, state, reason, redact(detail), max(self._epoch, 0), time.time_ns(), **(keep | extra)
-        )
-        self._metrics.state = state
-        level = log.warning if state in ("BACKOFF", "FAILED") else log.info
-        level("stream " + state.lower(), stream=self.stream, reason=reason or None, detail=self.status.detail or None)
-        self._on_status(self.status)
+    def _go(self, life: _Life, event: Event, reason: str = "", detail: str = "", **extra: Any) -> None:
+        with self._lock:
+            if life.left:
+                raise _LeftBehind
+            state = TRANSITIONS[self.status.state, event]
+            keep = {k: getattr(self.status, k) for k in ("codec", "decoder", "width", "height", "fps")}
+            self.status = StreamStatus(
+                self.stream, state, reason, redact(detail), max(self._epoch, 0), time.time_ns(), **(keep | extra)
+            )
+            self._metrics.state = state
+            level = log.warning if state in ("BACKOFF", "FAILED") else log.info
+            level(
+                "stream " + state.lower(), stream=self.stream, reason=reason or None, detail=self.status.detail or None
+            )
+            self._on_status(self.status)
 
-    def _run(self) -> None:
+    def _run(self, life: _Life, error: SourceError | None) -> None:
         try:
-            while not self._stop.is_set() and self._attempt():
-                pass
+            going = error is None or self._wait(life, error)
+            while going and not self._stop.is_set():
+                going = self._attempt(life)
+        except _LeftBehind:
+            log.info("a thread that was left behind has ended", stream=self.stream)
         finally:
-            if not self.over:
-                self._go("ended", "", "stopped")
-            self.ring.close()
+            if not life.left:
+                if not self.over:
+                    self._go(life, "ended", "", "stopped")
+                self.ring.close()
 
-    def _attempt(self) -> bool:
+    def _attempt(self, life: _Life) -> bool:
         """One connection from open to break. True where another should follow."""
-        live_since: float | None = None
         error: SourceError | None = None
         source: _Source | None = None
+        life.live_since = None
         try:
             source = self._make_source()
             with self._lock:
-                self._source = source
+                life.source = source
             if self._stop.is_set():
                 return False
-            info: _Info = source.open()
-            self._epoch += 1
-            if self._ever_live:
-                self._metrics.reconnects += 1
-            self._ever_live = True
-            self._metrics.codec, self._metrics.decoder = info.codec, info.decoder
-            self._go(
-                "opened", codec=info.codec, decoder=info.decoder, width=info.width, height=info.height, fps=info.fps
-            )
-            live_since = time.monotonic()
-            self._pump(source)
+            self._pump(life, source, source.open())
             if not self._stop.is_set():
-                self._go("ended", "eof", "end of input")
+                self._go(life, "ended", "eof", "end of input")
             return False
+        except _LeftBehind:
+            raise
         except SourceError as caught:
             error = caught
         except Closed:
@@ -221,55 +275,95 @@ class StreamRunner:
             if source is not None:
                 source.close()
             with self._lock:
-                self._source = None
+                life.source = None
         if self._stop.is_set():
             return False
-        if live_since is not None and time.monotonic() - live_since >= STEADY_S:
+        if life.live_since is not None and time.monotonic() - life.live_since >= STEADY_S:
             self._backoff.reset()
-        return self._wait(error)
+        return self._wait(life, error)
 
-    def _wait(self, error: SourceError) -> bool:
+    def _wait(self, life: _Life, error: SourceError) -> bool:
+        if life.left:
+            raise _LeftBehind
+        self._metrics.fail(error.reason)
         if error.permanent or (self._attempts is not None and self._backoff.attempts >= self._attempts):
-            self._go("gave_up", error.reason, str(error))
+            self._go(life, "gave_up", error.reason, str(error))
             return False
-        delay = self._backoff.next()
-        self._go("broke", error.reason, str(error), retry_in_s=round(delay, 3))
+        # Cameras lock an account after a few wrong passwords.
+        delay = self._backoff.next(longest=error.reason == "auth")
+        self._go(life, "broke", error.reason, str(error), retry_in_s=round(delay, 3))
         if self._stop.wait(delay):
             return False
-        self._go("retry", error.reason, str(error))
+        self._go(life, "retry", error.reason, str(error))
         return True
 
-    def _pump(self, source: _Source) -> None:
-        metrics, ring, epoch = self._metrics, self.ring, self._epoch
+    def _opened(self, life: _Life, info: _Info, frame: Frame) -> None:
+        """The first picture of a connection is there."""
+        before = self.status.codec
+        reason: SourceReason | Literal[""] = ""
+        detail = ""
+        self._troubles.clear()
+        if before and before != info.codec:
+            reason, detail = "codec_changed", f"was {before}, is {info.codec}"
+            self._metrics.fail(reason)
+            self._troubles[reason] = frame.captured_ns + CALM_NS
+        self._epoch += 1
+        if self._epoch > 0:
+            self._metrics.reconnects += 1
+        self._metrics.codec, self._metrics.decoder = info.codec, info.decoder
+        life.live_since = time.monotonic()
+        self._go(
+            life, "opened", reason, detail,
+            codec=info.codec, decoder=info.decoder, width=info.width, height=info.height, fps=info.fps,
+        )  # fmt: skip
+
+    def _pump(self, life: _Life, source: _Source, info: _Info) -> None:
+        metrics, ring = self._metrics, self.ring
         before = (metrics.corrupt, metrics.skipped, metrics.lost, metrics.clock_jumps)
         held_since: int | None = None
-        told = False
+        jumps = 0
+        size = (0, 0)
         for frame in source.frames():
-            frame.epoch = epoch
+            if life.left:
+                raise _LeftBehind
+            now = frame.captured_ns
+            if life.live_since is None:
+                self._opened(life, info, frame)
+                size = (frame.width, frame.height)
+            frame.epoch = self._epoch
             frame.seq = self._seq
             self._seq += 1
             metrics.received += 1
             metrics.last_frame_wall = time.time()  # not frame.wall_ns: a camera's clock may be wrong
             self._count(source, before)
+            if self._troubles and max(self._troubles.values()) <= now:
+                self._troubles.clear()
+                self._note("", "")
+            if source.clock.jumps != jumps:
+                jumps = source.clock.jumps
+                self._suffer("clock_jump", "the camera's clock jumped or stood still", now)
+            if (frame.width, frame.height) != size:
+                was, size = size, (frame.width, frame.height)
+                self.status = replace(self.status, width=size[0], height=size[1])
+                detail = f"was {was[0]} x {was[1]}, is {size[0]} x {size[1]} pixels"
+                self._suffer("size_changed", detail, now)
             if frame.quarantined:
                 metrics.drop("quarantine")
                 if held_since is None:
-                    held_since = frame.captured_ns
-                elif not told and frame.captured_ns - held_since >= TELL_QUARANTINE_NS:
-                    told = True
-                    self._note("corrupt", "damaged pictures are withheld until the next clean key frame")
+                    held_since = now
+                elif now - held_since >= TELL_QUARANTINE_NS:
+                    self._suffer("corrupt", "damaged pictures are withheld until the next clean key frame", now)
                 del frame
                 continue
             held_since = None
-            if told:
-                told = False
-                self._note("", "")
             try:
                 ring.put(frame)
             except Closed:
                 metrics.drop("shutdown")
                 raise
             del frame  # the picture must not live on here while the source waits for the next one
+        if life.left:
+            raise _LeftBehind
         self._count(source, before)
 
     def _count(self, source: _Source, before: tuple[int, int, int, int]) -> None:
@@ -280,6 +374,14 @@ class StreamRunner:
         metrics.lost = before[2] + source.lost
         metrics.clock_jumps = before[3] + clock.jumps
         metrics.clock_offset_s, metrics.clock_drift = clock.offset_s, clock.drift
+
+    def _suffer(self, reason: SourceReason, detail: str, now_ns: int) -> None:
+        """Trouble of a live stream that goes on all the same: counted once until it is over, told."""
+        fresh = self._troubles.get(reason, 0) <= now_ns
+        self._troubles[reason] = now_ns + CALM_NS
+        if fresh:
+            self._metrics.fail(reason)
+            self._note(reason, detail)
 
     def _note(self, reason: str, detail: str) -> None:
         """The state stays; what is said of it changes."""

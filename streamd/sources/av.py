@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import stat
 import threading
@@ -17,10 +18,12 @@ from streamd.errors import SourceError, SourceReason
 from streamd.redact import redact
 from streamd.sources import AvStreamSettings, SourceInfo, is_live, paces
 from streamd.sources.av_errors import describe, translate
+from streamd.sources.barren import Barren
 from streamd.sources.clock import StreamClock
 from streamd.sources.pacing import Pacer, RateLimit
 from streamd.sources.picture import clockwise, picture_of
 from streamd.sources.quarantine import LossEar, Quarantine
+from streamd.sources.wire import heard_since
 from streamd.types import Box, Clock, Frame
 
 if TYPE_CHECKING:
@@ -34,15 +37,19 @@ log = structlog.get_logger(__name__)
 _Arrival = tuple[int, int, Clock, bool]
 """What travels through the decoder with a packet: monotonic arrival, wall time of capture and whose, and whether its
 picture is damaged or predicted from a damaged one."""
-CORRUPT_LIMIT = 250
-"""Packets in a row without one decoded frame before the stream counts as broken: ten seconds at 25 fps."""
+HUNG_S = 5.0
+"""What FFmpeg has not ended so long after its limit will not end at all."""
+DECODE_LIMIT_S = 10.0
+FILE_LIMIT_S = 60.0
+"""Longest time for reading from a file system."""
 
 
 class AvSource:
     """See `streamd.sources.Source`.
 
-    A hung open or read is cut by PyAV's `timeout`, which covers every kind of hang; `close` from another thread ends
-    sleeps at once and a read at its next packet or its time limit, whichever is first.
+    A hung open or read is cut by PyAV's `timeout`, which covers every hang of the network; `close` from another thread
+    ends sleeps at once and a read at its next packet or its time limit, whichever is first. A resolver, a file system
+    or a driver that hangs cannot be cut: `cut_by` tells.
 
     Args:
         settings: the stream.
@@ -71,6 +78,7 @@ class AvSource:
         """Frames left out by max_fps so far."""
         self.lost = 0
         """RTP packets that never came."""
+        self.cut_by = math.inf
         self.clock = StreamClock(settings.clock_max_offset_s)
         self._missed = 0
         self._quarantine = Quarantine()
@@ -110,6 +118,9 @@ class AvSource:
     def _options(self) -> dict[str, str]:
         settings = self._settings
         options: dict[str, str] = {}
+        if settings.url.startswith("rtsp"):
+            # Sound would be decoded by nobody, and hide from the time limit that the video has stopped.
+            options["allowed_media_types"] = "video"
         if settings.url.startswith("rtsp") and settings.transport != "auto":
             options["rtsp_transport"] = settings.transport
             if settings.transport == "tcp":
@@ -129,6 +140,8 @@ class AvSource:
         started = time.monotonic()
         limits = (settings.open_timeout_s, settings.read_timeout_s)
         ear = LossEar(self._rtp)
+        # Connecting and probing have the limit each.
+        self.cut_by = started + (2 * settings.open_timeout_s + HUNG_S if self._live else FILE_LIMIT_S)
         try:
             with ear:
                 container = av.open(
@@ -141,6 +154,8 @@ class AvSource:
                 )
         except Exception as error:  # noqa: BLE001 - PyAV raises many kinds; one door translates them
             raise self._translate(error, started, opening=True, device=device) from None
+        finally:
+            self.cut_by = math.inf
         self._container = container
         waited = time.monotonic() - started
         lost = ear.take()
@@ -158,7 +173,9 @@ class AvSource:
         usable = [s for s in container.streams.video if s.codec_context is not None and s.width and s.height]
         if not usable or container.format.name == "tty":
             late = self._live and waited >= settings.open_timeout_s * 0.98
-            reason: SourceReason = "timeout_open" if late else "no_video" if self._live or not usable else "unsupported"
+            reason: SourceReason = "no_video" if self._live or not usable else "unsupported"
+            if late:
+                reason = "rtcp_only" if heard_since(settings.url, waited) else "timeout_open"
             raise SourceError(reason, describe(settings.url, reason), permanent=not self._live)
         stream = usable[0]
         context = stream.codec_context
@@ -217,10 +234,15 @@ class AvSource:
 
     def _packets(self) -> Iterator[Packet[Any]]:
         assert self._container is not None
-        packets = self._container.demux(self._stream)
+        # All streams of a live input are read: PyAV would otherwise wait inside for one that has fallen silent.
+        wanted = () if self._live else (self._stream,)
+        packets = self._container.demux(*wanted)
         ear = LossEar(self._rtp)
+        limit_s = self._settings.read_timeout_s + HUNG_S if self._live else FILE_LIMIT_S
+        last = time.monotonic()
         while not self._closed.is_set():
             started = time.monotonic()
+            self.cut_by = started + limit_s
             try:
                 with ear:
                     packet = next(packets)
@@ -229,19 +251,36 @@ class AvSource:
             except IndexError:
                 # A damaged table made FFmpeg find a stream that PyAV does not know: its packet is not for us.
                 self.corrupt += 1
-                packets = self._container.demux(self._stream)
+                packets = self._container.demux(*wanted)
                 continue
             except Exception as error:  # noqa: BLE001
                 from av.error import InvalidDataError
 
-                if isinstance(error, InvalidDataError) and not self._timed_out(started):
+                if self._timed_out(last):
+                    raise self._silent(last) from None
+                if isinstance(error, InvalidDataError):
                     self.corrupt += 1
                     if not self._live:
                         return  # a truncated file ends here; what came before is sound
                 raise self._translate(error, started, opening=False, device=self._device) from None
-            self._missed = ear.take()
-            self.lost += self._missed
-            yield packet
+            finally:
+                self.cut_by = math.inf
+            late = self._timed_out(last)
+            if packet.stream is self._stream:
+                self._missed = ear.take()
+                self.lost += self._missed
+                yield packet
+                last = time.monotonic()
+            if late:
+                # What comes when the time is up is the picture that FFmpeg's parser still held: no new sign of life.
+                raise self._silent(started)
+
+    def _silent(self, since: float) -> SourceError:
+        """No video has come `since`."""
+        settings = self._settings
+        silence_s = time.monotonic() - since
+        reason: SourceReason = "rtcp_only" if heard_since(settings.url, silence_s) else "timeout_read"
+        return SourceError(reason, describe(settings.url, reason, f"after {settings.read_timeout_s:g} s"))
 
     def _timed_out(self, started: float) -> bool:
         return self._live and time.monotonic() - started >= self._settings.read_timeout_s * 0.98
@@ -251,7 +290,7 @@ class AvSource:
         assert self._stream is not None
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 25)
         pacer = Pacer(int(1e9 / rate)) if paces(self._settings) else None
-        barren = 0
+        barren = Barren(self._live, self._settings.read_timeout_s)
         for packet in self._packets():
             if pacer is not None and packet.size:
                 stamp = packet.dts if packet.dts is not None else packet.pts
@@ -261,16 +300,15 @@ class AvSource:
                     return
             # A paced file's packet "arrives" when it is due: that is where its latency starts.
             packet.opaque = self._arrived(packet)
+            refused = self.corrupt
             natives = self._decode(packet)
             if natives:
-                barren = 0
-            elif packet.size:
-                barren += 1
-                if barren >= CORRUPT_LIMIT and self._settings.frames == "all":
-                    raise SourceError(
-                        "corrupt", describe(self._settings.url, "corrupt", f"{barren} packets without a picture"),
-                        permanent=not self._live,
-                    )  # fmt: skip
+                barren.picture()
+            elif packet.size and self._settings.frames == "all":
+                reason = barren.packet(refused=self.corrupt > refused, now=time.monotonic())
+                if reason is not None:
+                    text = describe(self._settings.url, reason, f"{barren.packets} packets without a picture")
+                    raise SourceError(reason, text, permanent=not self._live)
             for native in natives:
                 frame = self._frame(native)
                 if frame is not None:
@@ -287,6 +325,7 @@ class AvSource:
         return now_ns, wall_ns, clock, tainted
 
     def _decode(self, packet: Packet[Any]) -> list[VideoFrame]:
+        self.cut_by = time.monotonic() + DECODE_LIMIT_S
         try:
             natives: list[VideoFrame] = packet.decode()
             return natives
@@ -301,6 +340,8 @@ class AvSource:
             self.corrupt += 1
             self._quarantine.refused(time.monotonic_ns())
             return []
+        finally:
+            self.cut_by = math.inf
 
     def _frame(self, native: VideoFrame) -> Frame | None:
         decoded_ns = time.monotonic_ns()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ class SyntheticSource:
         self.corrupt = 0
         self.skipped = 0
         self.lost = 0
+        self.cut_by = math.inf
         self.clock = StreamClock()
 
     def open(self) -> SourceInfo:

@@ -55,6 +55,7 @@ class StreamMetrics:
         "decoder",
         "dropped",
         "epoch",
+        "failures",
         "last_frame_wall",
         "lost",
         "published",
@@ -63,6 +64,8 @@ class StreamMetrics:
         "skipped",
         "state",
         "stream",
+        "threads_abandoned",
+        "threads_stuck",
     )
 
     def __init__(self, stream: str) -> None:
@@ -83,6 +86,11 @@ class StreamMetrics:
         self.clock_drift: float | None = None
         """Seconds the camera's media clock gains a second; None until known."""
         self.reconnects = 0
+        self.failures: dict[str, int] = {}
+        """Breaks and troubles by reason; written by the stream's runner."""
+        self.threads_abandoned = 0
+        self.threads_stuck = 0
+        """Of those, the ones that still hang."""
         self.dropped: dict[str, int] = {}
         self.state: StreamState = "CONNECTING"
         self.codec = ""
@@ -95,6 +103,10 @@ class StreamMetrics:
         """Counts `count` numbered frames that will not be published. Any thread."""
         with self._drop_lock:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def fail(self, reason: str) -> None:
+        """Counts one failure of the stream. The runner's thread."""
+        self.failures[reason] = self.failures.get(reason, 0) + 1
 
     def counts(self) -> StreamCounts:
         """A copy for a status message."""
@@ -142,6 +154,19 @@ class _StreamCollector(Collector):
         reconnects = CounterMetricFamily(
             "streamd_stream_reconnects", "Times a stream was connected again.", labels=["stream"]
         )
+        failures = CounterMetricFamily(
+            "streamd_stream_failures",
+            "Times a stream broke, or went on in spite of trouble, by reason.",
+            labels=["stream", "reason"],
+        )
+        abandoned = CounterMetricFamily(
+            "streamd_stream_threads_abandoned",
+            "Threads left behind in a call that did not return.",
+            labels=["stream"],
+        )
+        stuck = GaugeMetricFamily(
+            "streamd_stream_threads_stuck", "Threads left behind that still hang.", labels=["stream"]
+        )
         state = GaugeMetricFamily(
             "streamd_stream_state",
             "1 for the state the stream is in, 0 for the others.",
@@ -177,14 +202,18 @@ class _StreamCollector(Collector):
                 if value is not None:
                     family.add_metric(labels, value)
             reconnects.add_metric(labels, counts.reconnects)
+            for reason, count in list(s.failures.items()):
+                failures.add_metric([s.stream, reason], count)
+            abandoned.add_metric(labels, s.threads_abandoned)
+            stuck.add_metric(labels, s.threads_stuck)
             for each in STATES:
                 state.add_metric([s.stream, each], 1.0 if s.state == each else 0.0)
             last.add_metric(labels, s.last_frame_wall)
         for name, count in open_decoders.items():
             sessions.add_metric([name], count)
         return (
-            received, published, dropped, skipped, corrupt, lost, jumps, offset, drift, reconnects, state, last, info,
-            sessions,
+            received, published, dropped, skipped, corrupt, lost, jumps, offset, drift, reconnects, failures,
+            abandoned, stuck, state, last, info, sessions,
         )  # fmt: skip
 
 

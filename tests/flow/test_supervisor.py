@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -26,6 +27,7 @@ class Scripted:
     def __init__(self, on_open: Exception | None, count: int, then: Exception | None) -> None:
         self._on_open, self._count, self._then = on_open, count, then
         self.corrupt = self.skipped = self.lost = 0
+        self.cut_by = math.inf
         self.clock = StreamClock()
         self.closed = threading.Event()
 

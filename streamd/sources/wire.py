@@ -1,0 +1,56 @@
+"""Whether a camera whose video has stopped is still heard: the kernel tells when data last came over its connection.
+
+Nothing else does: FFmpeg takes sender reports in without a word. Only TCP (RTSP interleaved) is known this way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+_TCPI_LAST_DATA_RECV = struct.Struct("=52xI")
+"""`struct tcp_info` of Linux: milliseconds since data was received."""
+_MARGIN_S = 0.3
+"""An answer that came together with the last picture is no sign of life."""
+
+
+def _connections(addresses: set[str], port: int) -> Iterator[socket.socket]:
+    """This process's TCP connections to the camera."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as found:
+                if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+                    continue
+                if found.getpeername()[1] == port and found.getpeername()[0] in addresses:
+                    yield found
+
+
+def heard_since(url: str, silence_s: float) -> bool:
+    """True where data came from the camera after its video stopped. To be asked before the connection is closed.
+
+    Several streams of one recorder share an address: all of them must have been heard.
+
+    Args:
+        url: rtsp://...
+        silence_s: how long there has been no video, in seconds.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "rtsp" or not parts.hostname:
+        return False
+    try:
+        port = parts.port or 554
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)}
+        ages = []
+        for connection in _connections(addresses, port):
+            told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_LAST_DATA_RECV.size)
+            ages.append(_TCPI_LAST_DATA_RECV.unpack(told)[0] / 1000)
+    except (OSError, ValueError, struct.error):
+        return False
+    return bool(ages) and max(ages) < silence_s - _MARGIN_S
