@@ -45,8 +45,8 @@ class MetricsSettings(Settings):
     )
     page: bool = Field(
         False,
-        description="Show a web page with every camera at / of the port: pictures, states, latency. Needs a login, or an "
-        "address that only this machine can reach, as 127.0.0.1.",
+        description="Show a web page with every camera at / of the port: pictures, states, latency. Needs a login, or "
+        "an address that only this machine can reach, as 127.0.0.1.",
     )
 
 

@@ -46,7 +46,7 @@ def describe(d: Detections) -> dict[str, Any]:
     """What the page draws and tells of one frame: boxes in upright source pixels, times in milliseconds."""
     t = d.times
     names = ("decode", "queue", "preprocess", "infer", "postprocess")
-    stages = {name: round((end - begin) / 1e6, 3) for name, begin, end in zip(names, t, t[1:], strict=True)}
+    stages = {name: round((end - begin) / 1e6, 3) for name, begin, end in zip(names, t[:-1], t[1:], strict=True)}
     boxes = [
         [*(round(v, 1) for v in box), round(score, 3), d.model.labels[class_id]]
         for box, score, class_id in zip(d.xyxy.tolist(), d.score.tolist(), d.class_id.tolist(), strict=True)

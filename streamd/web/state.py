@@ -66,7 +66,7 @@ class State:
 
     def view(self) -> dict[str, Any]:
         """The state as plain values."""
-        streams = {
+        streams: dict[str, dict[str, Any]] = {
             s.stream: {
                 "stream": s.stream, "state": s.state, "reason": s.reason, "detail": without_addresses(s.detail),
                 "since": s.since_wall_ns / 1e9, "retry_in_s": s.retry_in_s, "codec": s.codec, "decoder": s.decoder,
@@ -82,7 +82,7 @@ class State:
                 continue
             for sample in family.samples:
                 name, labels, value = sample.name, sample.labels, sample.value
-                stream: dict[str, Any] = streams.get(labels.get("stream", ""), {})
+                stream = streams.get(labels.get("stream", ""), {})
                 if name == "streamd_build_info":
                     build = {key: labels[key] for key in ("version", "backend", "model")}
                 elif name in (f"{_STAGE}_sum", f"{_STAGE}_count"):

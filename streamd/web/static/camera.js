@@ -1,0 +1,245 @@
+// One camera: its picture, its latency by stage, its counters.
+
+import { condition, count, el, fps, milliseconds, pill, setAttribute, setText, span, svg } from "./dom.js";
+import { path } from "./history.js";
+import { colorOf, Pictures, Shot, told } from "./pictures.js";
+
+const STAGES = [
+  ["decode", "Decode"],
+  ["queue", "Queue"],
+  ["preprocess", "Preprocess"],
+  ["infer", "Infer"],
+  ["postprocess", "Postprocess"],
+];
+const SAMPLES = 100;
+const CALM = matchMedia("(prefers-reduced-motion: reduce)");
+const DROPS = {
+  ring_full: "engine too slow",
+  quarantine: "damaged pictures",
+  frame_error: "cannot be read",
+  stage_failed: "engine failed",
+  shutdown: "shutdown",
+};
+
+function card(title, ...children) {
+  return el("section", { class: "card", "aria-label": title }, el("h2", { text: title }), ...children);
+}
+
+class Facts {
+  constructor() {
+    this.node = el("dl", { class: "facts" });
+    this.rows = new Map();
+  }
+
+  set(rows) {
+    for (const [name, row] of this.rows) {
+      if (rows.some(([other]) => other === name)) continue;
+      row.node.remove();
+      this.rows.delete(name);
+    }
+    for (const [name, value] of rows) {
+      let row = this.rows.get(name);
+      if (!row) {
+        const cell = el("dd");
+        row = { cell, node: el("div", {}, el("dt", { text: name }), cell) };
+        this.rows.set(name, row);
+        this.node.append(row.node);
+      }
+      setText(row.cell, value);
+    }
+  }
+}
+
+class LatencyChart {
+  constructor() {
+    this.line = svg("path", { class: "mean" });
+    const grid = [0, 0.5, 1].map((y) => svg("path", { class: "grid", d: `M0 ${140 * y}H600` }));
+    const chart = svg("svg", { viewBox: "0 0 600 140", preserveAspectRatio: "none", "aria-hidden": "true" }, ...grid, this.line);
+    this.top = el("span");
+    this.middle = el("span");
+    const scale = el("div", { class: "scale", "aria-hidden": "true" }, this.top, this.middle, el("span", { text: "0" }));
+    this.quantiles = ["50", "95", "99"].map((share) => [Number(share) / 100, el("b"), share]);
+    const numbers = el(
+      "p",
+      { class: "quantiles" },
+      ...this.quantiles.map(([, value, share]) => el("span", {}, el("i", { text: `p${share}` }), value, " ms")),
+    );
+    const ends = el("p", { class: "ends", "aria-hidden": "true" }, el("span", { text: "60 s ago" }), el("span", { text: "now" }));
+    this.node = card("Capture to publish, last minute", numbers, el("div", { class: "chart" }, scale, chart), ends);
+  }
+
+  update(name, history) {
+    const series = history.series(name);
+    const highest = Math.max(0.01, ...series.map(([, value]) => value ?? 0));
+    const step = 10 ** Math.floor(Math.log10(highest));
+    const top = [1, 2, 5, 10].map((n) => n * step).find((n) => n >= highest * 1.05);
+    setAttribute(this.line, "d", path(series, top, 600, 140));
+    setText(this.top, `${milliseconds(top)} ms`);
+    setText(this.middle, milliseconds(top / 2));
+    for (const [share, value] of this.quantiles) setText(value, milliseconds(history.quantile(share, name)));
+  }
+}
+
+// A waterfall: each bar begins where the one before it ended.
+class StageChart {
+  #samples = [];
+
+  constructor() {
+    this.rows = STAGES.map(([key, title]) => {
+      const bar = el("span", { class: "bar", "data-stage": key });
+      const value = el("b", { text: "–" });
+      const track = el("span", { class: "track", "aria-hidden": "true" }, bar);
+      return { key, bar, value, node: el("li", {}, el("span", { text: title }), track, el("span", { class: "ms" }, value, " ms")) };
+    });
+    this.total = el("b", { text: "–" });
+    this.note = el("p", { class: "note" });
+    const sum = el("li", { class: "sum" }, el("span", { text: "Together" }), el("span"), el("span", { class: "ms" }, this.total, " ms"));
+    this.node = card("Where the time goes", el("ol", { class: "stages", role: "list" }, ...this.rows.map((row) => row.node), sum), this.note);
+  }
+
+  add(stages) {
+    this.#samples.push(stages);
+    if (this.#samples.length > SAMPLES) this.#samples.shift();
+  }
+
+  update() {
+    const n = this.#samples.length;
+    if (!n) return setText(this.note, "Measured on the pictures shown here; waiting for the first.");
+    const means = this.rows.map(({ key }) => this.#samples.reduce((sum, s) => sum + s[key], 0) / n);
+    const total = means.reduce((a, b) => a + b, 0);
+    let before = 0;
+    for (const [i, { bar, value }] of this.rows.entries()) {
+      bar.style.marginInlineStart = `${(100 * before) / total}%`;
+      bar.style.width = `${(100 * means[i]) / total}%`;
+      setText(value, milliseconds(means[i] / 1000));
+      before += means[i];
+    }
+    setText(this.total, milliseconds(total / 1000));
+    setText(this.note, `Mean of the last ${count(n)} pictures shown here.`);
+  }
+}
+
+export class Camera {
+  constructor(name, onTrouble) {
+    this.name = name;
+    this.pill = pill();
+    this.canvas = el("canvas", { role: "img", "aria-label": "no picture yet" });
+    this.shot = new Shot(this.canvas, { detailed: true });
+    this.overWord = el("strong");
+    this.overText = el("span");
+    this.over = el("div", { class: "over", hidden: true }, this.overWord, this.overText);
+    this.seen = el("ul", { class: "labels", role: "list", "aria-label": "In the picture" });
+    this.rate = el("b", { text: "–" });
+    this.declared = el("span", { class: "muted" });
+    this.chart = new LatencyChart();
+    this.stages = new StageChart();
+    this.counts = new Facts();
+    this.about = new Facts();
+    this.detail = el("p", { class: "detail", hidden: true });
+    const picture = el("section", { class: "card picture", "aria-label": "Picture" }, el("div", { class: "shot" }, this.canvas, this.over), this.seen);
+    this.node = el(
+      "article",
+      { class: "camera" },
+      el(
+        "div",
+        { class: "head" },
+        el("a", { class: "back", href: "#/", "aria-label": "Back to all cameras" }, "←"),
+        (this.title = el("h1", { text: name, tabindex: "-1" })),
+        this.pill.node,
+        el("p", { class: "rate" }, this.rate, " fps ", this.declared),
+      ),
+      this.detail,
+      el(
+        "div",
+        { class: "columns" },
+        picture,
+        el("div", { class: "side" }, this.chart.node, this.stages.node),
+        el("div", { class: "below" }, card("Frames", this.counts.node), card("Stream", this.about.node)),
+      ),
+    );
+    this.pictures = new Pictures((description, jpeg) => this.#draw(description, jpeg), onTrouble);
+    this.resized = new ResizeObserver(() => this.shot.redraw());
+    this.resized.observe(this.canvas);
+    this.onCalm = () => this.resume();
+    CALM.addEventListener("change", this.onCalm);
+    this.resume();
+  }
+
+  #draw(description, jpeg) {
+    if (description.stream !== this.name) return;
+    // The card takes the picture's own shape.
+    this.canvas.parentElement.style.aspectRatio = `${description.width} / ${description.height}`;
+    this.shot.draw(description, jpeg);
+    this.stages.add(description.stages);
+    setAttribute(this.canvas, "aria-label", `in the picture: ${told(description.boxes)}`);
+    const counts = new Map();
+    for (const box of description.boxes) counts.set(box[5], (counts.get(box[5]) ?? 0) + 1);
+    const chips = [...counts].sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0]));
+    const words = chips.map(([label, n]) => `${n} ${label}`).join("|");
+    if (this.seen.dataset.words === words) return;
+    this.seen.dataset.words = words;
+    this.seen.replaceChildren(
+      ...chips.map(([label, n]) => {
+        const mark = svg("svg", { viewBox: "0 0 10 10", "aria-hidden": "true" }, svg("rect", { width: 10, height: 10, rx: 2, fill: colorOf(label) }));
+        return el("li", {}, mark, el("b", { text: count(n) }), ` ${label}`);
+      }),
+      ...(chips.length ? [] : [el("li", { class: "muted", text: "Nothing in the picture" })]),
+    );
+  }
+
+  update(state, history, now) {
+    const stream = state.streams.find((s) => s.stream === this.name);
+    if (!stream) {
+      this.detail.hidden = false;
+      setText(this.detail, "There is no camera of this name (any more).");
+      return;
+    }
+    const how = condition(stream, now);
+    this.pill.set(how);
+    this.node.dataset.kind = how.kind;
+    const live = how.kind === "live";
+    setText(this.rate, how.kind === "down" || how.kind === "over" ? "–" : fps(history.fps(this.name)));
+    setText(this.declared, stream.fps ? `of ${Number(stream.fps.toFixed(2))}` : "");
+    this.over.hidden = live && (this.shot.seen || stream.published > 0);
+    setText(this.overWord, live ? "Waiting for a picture" : how.reason || how.word);
+    const wait = stream.state === "BACKOFF" && stream.retry_in_s != null ? stream.since + stream.retry_in_s - now : null;
+    setText(this.overText, wait > 1 ? `next attempt in ${span(wait)}` : stream.state === "CONNECTING" ? "connecting" : "");
+    this.detail.hidden = !stream.detail || live;
+    setText(this.detail, stream.detail.charAt(0).toUpperCase() + stream.detail.slice(1));
+    this.chart.update(this.name, history);
+    this.stages.update();
+    const drops = Object.entries(stream.dropped).sort((a, b) => b[1] - a[1]);
+    this.counts.set([
+      ["Captured", count(stream.received)],
+      ["Published", count(stream.published)],
+      ["Dropped", count(drops.reduce((sum, [, n]) => sum + n, 0))],
+      ...drops.map(([reason, n]) => [`… ${DROPS[reason] ?? reason.replaceAll("_", " ")}`, count(n)]),
+      ...(stream.skipped ? [["Left out by max_fps", count(stream.skipped)]] : []),
+      ["Refused by the decoder", count(stream.corrupt)],
+      ...(stream.lost ? [["RTP packets lost", count(stream.lost)]] : []),
+    ]);
+    this.about.set([
+      [how.kind === "live" || stream.state === "LIVE" ? "Live for" : "In this state for", span(now - stream.since)],
+      ["Newest frame", stream.last_frame ? `${span(now - stream.last_frame)} ago` : "none yet"],
+      ["Reconnects", count(stream.reconnects)],
+      ["Size", stream.width ? `${stream.width} × ${stream.height}` : "–"],
+      ["Codec", stream.codec || "–"],
+      ["Decoder", stream.decoder || "–"],
+      ...(stream.clock_jumps ? [["Clock jumps", count(stream.clock_jumps)]] : []),
+    ]);
+  }
+
+  pause() {
+    this.pictures.stop();
+  }
+
+  resume() {
+    this.pictures.show([this.name], CALM.matches ? 1 : 10, 1280);
+  }
+
+  close() {
+    this.pause();
+    this.resized.disconnect();
+    CALM.removeEventListener("change", this.onCalm);
+  }
+}

@@ -1,0 +1,105 @@
+// Elements, numbers and words. Text only ever becomes text nodes: nothing from a configuration is parsed as HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (name === "text") node.textContent = value;
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value != null) node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+export const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
+export const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+
+// Writes only what differs: an element that did not change is not laid out again, nor read out again.
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+export function setAttribute(node, name, value) {
+  if (value == null) node.removeAttribute(name);
+  else if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+}
+
+export const count = (n) => Math.round(n ?? 0).toLocaleString("en");
+export const fps = (n) => (n == null ? "–" : n < 99.95 ? n.toFixed(1) : n.toFixed(0));
+export const percent = (share) => (share == null ? "–" : share === 0 ? "0" : share < 0.001 ? "<0.1" : (share * 100).toFixed(share < 0.0995 ? 1 : 0));
+export function milliseconds(seconds) {
+  if (seconds == null) return "–";
+  const ms = seconds * 1000;
+  return ms < 9.95 ? ms.toFixed(1) : ms.toFixed(0);
+}
+export function span(seconds) {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+}
+
+const REASONS = {
+  dns: "Name cannot be resolved",
+  refused: "Connection refused",
+  unreachable: "No route to it",
+  auth: "Login refused",
+  not_found: "Not found",
+  permission: "No permission",
+  unsupported: "Not supported",
+  timeout_open: "No answer",
+  timeout_read: "Went silent",
+  rtcp_only: "Sends no video",
+  no_video: "No video in it",
+  no_keyframe: "No key frame",
+  corrupt: "Damaged data",
+  clock_jump: "Clock jumped",
+  codec_changed: "Codec changed",
+  decoder: "Decoder failed",
+  disconnected: "Connection lost",
+  eof: "End of input",
+  internal: "Internal error",
+  worker_died: "Its worker process died",
+};
+export const reasonText = (reason) => REASONS[reason] ?? reason.replaceAll("_", " ");
+
+const SILENT_S = 10;
+
+// How a camera is, for people: one of four kinds, a word, and what there is to say.
+export function condition(stream, now) {
+  const { state, reason } = stream;
+  const told = reason ? reasonText(reason) : "";
+  if (state === "FAILED") return { kind: "down", word: "Failed", reason: told };
+  if (state === "BACKOFF") return { kind: "down", word: "Down", reason: told };
+  // Between two attempts: still down, or the tile would flicker.
+  if (state === "CONNECTING" && reason) return { kind: "down", word: "Down", reason: told };
+  if (state === "CONNECTING") return { kind: "warn", word: "Connecting", reason: "" };
+  if (state === "ENDED") return { kind: "over", word: "Ended", reason: "" };
+  if (reason) return { kind: "warn", word: "Disturbed", reason: told };
+  const age = now - (stream.last_frame || stream.since);
+  if (age > SILENT_S) return { kind: "warn", word: "Silent", reason: `No frame for ${span(age)}` };
+  return { kind: "live", word: "Live", reason: "" };
+}
+
+const SHAPES = {
+  live: ["circle", { cx: 6, cy: 6, r: 4 }],
+  warn: ["path", { d: "M6 1.5 11 10.5H1z" }],
+  down: ["rect", { x: 2, y: 2, width: 8, height: 8, rx: 1 }],
+  over: ["circle", { cx: 6, cy: 6, r: 3.4, fill: "none", stroke: "currentColor", "stroke-width": 1.6 }],
+};
+
+// A state is told by shape, word and colour, never by colour alone.
+export function pill() {
+  const node = el("span", { class: "pill" });
+  return {
+    node,
+    set({ kind, word }) {
+      if (node.dataset.kind === kind && node.dataset.word === word) return;
+      Object.assign(node.dataset, { kind, word });
+      const [shape, attributes] = SHAPES[kind];
+      const mark = svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, svg(shape, { fill: "currentColor", ...attributes }));
+      node.replaceChildren(mark, word);
+    },
+  };
+}

@@ -1,0 +1,101 @@
+// The last minute of each camera, made of the counters that come once a second. Kept only here, in the browser.
+
+const KEPT_S = 61;
+
+export class History {
+  #boot = "";
+  #samples = new Map();
+  bounds = [];
+
+  add(state) {
+    if (state.boot_id !== this.#boot) this.#samples.clear();
+    this.#boot = state.boot_id;
+    this.bounds = state.bounds;
+    const present = new Set();
+    for (const stream of state.streams) {
+      present.add(stream.stream);
+      const samples = this.#samples.get(stream.stream) ?? [];
+      this.#samples.set(stream.stream, samples);
+      const buckets = stream.latency.buckets;
+      samples.push({
+        at: state.now,
+        published: stream.published ?? 0,
+        received: stream.received ?? 0,
+        dropped: Object.values(stream.dropped).reduce((a, b) => a + b, 0),
+        sum: stream.latency.sum ?? 0,
+        count: buckets.at(-1) ?? 0,
+        buckets,
+      });
+      while (samples[0].at < state.now - KEPT_S) samples.shift();
+    }
+    for (const gone of [...this.#samples.keys()].filter((name) => !present.has(name))) this.#samples.delete(gone);
+  }
+
+  // First and last sample of the last `seconds`.
+  #ends(name, seconds) {
+    const samples = this.#samples.get(name) ?? [];
+    const last = samples.at(-1);
+    const first = samples.find((s) => s.at >= last.at - seconds - 0.5);
+    return last && first !== last ? [first, last] : null;
+  }
+
+  fps(name, seconds = 5) {
+    const ends = this.#ends(name, seconds);
+    return ends && (ends[1].published - ends[0].published) / (ends[1].at - ends[0].at);
+  }
+
+  // Share of the frames captured in the last minute that were dropped.
+  dropped(name) {
+    const ends = this.#ends(name, 60);
+    if (!ends) return null;
+    const received = ends[1].received - ends[0].received;
+    return received > 0 ? Math.min(1, (ends[1].dropped - ends[0].dropped) / received) : 0;
+  }
+
+  latency(name, seconds = 5) {
+    const ends = this.#ends(name, seconds);
+    const frames = ends ? ends[1].count - ends[0].count : 0;
+    return frames > 0 ? (ends[1].sum - ends[0].sum) / frames : null;
+  }
+
+  // As Prometheus's histogram_quantile: linear within a bucket.
+  quantile(share, name, seconds = 60) {
+    const ends = this.#ends(name, seconds);
+    if (!ends) return null;
+    const counts = ends[1].buckets.map((n, i) => n - (ends[0].buckets[i] ?? 0));
+    const rank = share * (counts.at(-1) ?? 0);
+    if (!rank) return null;
+    const at = counts.findIndex((n) => n >= rank);
+    if (at >= this.bounds.length) return this.bounds.at(-1);
+    const below = at ? counts[at - 1] : 0;
+    const low = at ? this.bounds[at - 1] : 0;
+    return low + ((this.bounds[at] - low) * (rank - below)) / (counts[at] - below);
+  }
+
+  // [[seconds ago, mean latency in seconds or null], …], the oldest first.
+  series(name) {
+    const samples = this.#samples.get(name) ?? [];
+    const now = samples.at(-1)?.at;
+    return samples.slice(1).map((s, i) => {
+      const frames = s.count - samples[i].count;
+      return [now - s.at, frames > 0 ? (s.sum - samples[i].sum) / frames : null];
+    });
+  }
+}
+
+// A polyline's path in a box of `width` × `height`; a gap where there is no value. Time runs to the right edge.
+export function path(series, top, width, height) {
+  let pen = false;
+  let out = "";
+  for (const [age, value] of series) {
+    if (value == null) {
+      pen = false;
+      continue;
+    }
+    const x = width * (1 - age / 60);
+    const y = height * (1 - Math.min(1, value / top));
+    out += `${pen ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`;
+    pen = true;
+  }
+  return out;
+}

@@ -1,0 +1,141 @@
+// Which view is shown, the state once a second, and what concerns all cameras.
+
+import { Camera } from "./camera.js";
+import { condition, count, el, fps, milliseconds, setText, span } from "./dom.js";
+import { History } from "./history.js";
+import { Wall } from "./wall.js";
+
+const POLL_MS = 1000;
+const POLL_HIDDEN_MS = 10000;
+const main = document.getElementById("main");
+const banner = document.getElementById("banner");
+const news = document.getElementById("news");
+const foot = document.getElementById("foot");
+const history = new History();
+let view = null;
+let state = null;
+let skew = 0; // the daemon's clock minus ours, seconds
+let timer = 0;
+let trouble = { network: "", pictures: "" };
+const known = new Map();
+
+const now = () => Date.now() / 1000 + skew;
+
+function tellTrouble(kind, text) {
+  trouble[kind] = text;
+  const words = trouble.network || trouble.pictures;
+  banner.hidden = !words;
+  setText(banner, words);
+}
+
+function route() {
+  const name = decodeURIComponent(location.hash.replace(/^#\/?/, ""));
+  if (name === "main") return; // the skip link
+  view?.close();
+  const first = view === null;
+  view = name ? new Camera(name, (text) => tellTrouble("pictures", text)) : new Wall((text) => tellTrouble("pictures", text));
+  tellTrouble("pictures", "");
+  document.title = name ? `${name} · streamd` : "streamd";
+  main.replaceChildren(view.node);
+  if (state) view.update(state, history, now());
+  if (document.hidden) view.pause();
+  if (!first) {
+    window.scrollTo(0, 0);
+    (view.title ?? main).focus({ preventScroll: true }); // so that a screen reader begins where the eye does
+  }
+}
+
+const totals = (() => {
+  const cells = {};
+  for (const [key, word, unit] of [["live", "live", ""], ["down", "down", ""], ["fps", "frames", "/s"], ["latency", "latency p95", " ms"]]) {
+    const value = el("b", { text: "–" });
+    cells[key] = { value, node: el("div", { class: key }, el("dt", { text: word }), el("dd", {}, value, unit)) };
+    document.getElementById("totals").append(cells[key].node);
+  }
+  return cells;
+})();
+
+function showTotals() {
+  const kinds = state.streams.map((stream) => condition(stream, now()).kind);
+  const down = kinds.filter((kind) => kind === "down").length;
+  setText(totals.live.value, count(kinds.filter((kind) => kind === "live" || kind === "warn").length));
+  setText(totals.down.value, count(down));
+  totals.down.node.classList.toggle("alarm", down > 0);
+  const rates = state.streams.map((stream) => history.fps(stream.stream));
+  setText(totals.fps.value, rates.some((rate) => rate != null) ? fps(rates.reduce((sum, rate) => sum + (rate ?? 0), 0)) : "–");
+  const worst = state.streams.map((stream) => history.quantile(0.95, stream.stream)).filter((value) => value != null);
+  setText(totals.latency.value, worst.length ? milliseconds(Math.max(...worst)) : "–");
+  totals.latency.node.title = "95th percentile of the last minute, of the slowest camera";
+  setText(foot, `${state.model} · ${state.backend} · streamd ${state.version}`);
+}
+
+// Changes for the worse and back, read out once; the first state of each camera is no news.
+function tellNews() {
+  const words = [];
+  for (const stream of state.streams) {
+    const { kind, word, reason } = condition(stream, now());
+    const before = known.get(stream.stream);
+    known.set(stream.stream, kind);
+    if (before && before !== kind && (kind === "down" || before === "down")) words.push(`${stream.stream}: ${word}${reason ? `, ${reason}` : ""}`);
+  }
+  if (words.length) news.textContent = words.length > 3 ? `${words.length} cameras changed` : words.join(". ");
+}
+
+async function poll() {
+  clearTimeout(timer);
+  const began = Date.now();
+  try {
+    const answer = await fetch("state", { signal: AbortSignal.timeout(8000) });
+    if (!answer.ok) throw new Error(`streamd answers ${answer.status}`);
+    state = await answer.json();
+    skew = state.now - Date.now() / 1000;
+    history.add(state);
+    tellTrouble("network", "");
+    tellNews();
+    showTotals();
+    view.update(state, history, now());
+  } catch (error) {
+    const old = state ? ` What you see is ${span(now() - state.now)} old.` : "";
+    tellTrouble("network", `No answer from streamd.${old}`);
+    console.warn(error);
+  }
+  document.body.dataset.stale = String(Boolean(trouble.network));
+  timer = setTimeout(poll, Math.max(50, (document.hidden ? POLL_HIDDEN_MS : POLL_MS) - (Date.now() - began)));
+}
+
+// Nobody looks at a hidden tab: no pictures are made for it.
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) view.pause();
+  else {
+    view.resume();
+    poll();
+  }
+});
+
+addEventListener("hashchange", route);
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && view instanceof Camera) location.hash = "#/";
+});
+
+const themes = ["auto", "dark", "light"];
+const button = document.getElementById("theme");
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  setText(button, { auto: "Theme: auto", dark: "Theme: dark", light: "Theme: light" }[theme]);
+  try {
+    localStorage.setItem("theme", theme);
+  } catch {
+    // Storage may be forbidden; the choice then lasts as long as the page.
+  }
+}
+button.addEventListener("click", () => setTheme(themes[(themes.indexOf(document.documentElement.dataset.theme) + 1) % themes.length]));
+let chosen = "auto";
+try {
+  chosen = localStorage.getItem("theme") ?? "auto";
+} catch {
+  // as above
+}
+setTheme(themes.includes(chosen) ? chosen : "auto");
+
+route();
+poll();

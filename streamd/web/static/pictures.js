@@ -1,0 +1,165 @@
+// Every picture in one answer without an end: browsers allow six connections to a host, and a wall has forty cameras.
+
+const RETRY_MS = 3000;
+
+export class Pictures {
+  #controller = null;
+  #timer = 0;
+  #asked = "";
+
+  // onPicture(description, jpeg as Blob or null), onTrouble(text, empty when all is well)
+  constructor(onPicture, onTrouble) {
+    this.onPicture = onPicture;
+    this.onTrouble = onTrouble;
+  }
+
+  // Asks for these cameras from now on; nothing is asked for while there are none.
+  show(streams, fps, width) {
+    const asked = streams.length ? `pictures?fps=${fps}&width=${width}&streams=${streams.map(encodeURIComponent).join(",")}` : "";
+    if (asked === this.#asked) return;
+    this.stop();
+    this.#asked = asked;
+    if (asked) this.#run(asked);
+  }
+
+  stop() {
+    clearTimeout(this.#timer);
+    this.#controller?.abort();
+    this.#controller = null;
+    this.#asked = "";
+  }
+
+  async #run(asked) {
+    const controller = (this.#controller = new AbortController());
+    try {
+      const answer = await fetch(asked, { signal: controller.signal });
+      if (!answer.ok) throw new Error(answer.status === 503 ? "Too many viewers: no pictures for now" : `No pictures (${answer.status})`);
+      this.onTrouble("");
+      await this.#read(answer.body.getReader());
+    } catch (error) {
+      if (controller.signal.aborted) return;
+      // A TypeError is the network's: the state poll tells of it.
+      this.onTrouble(error instanceof TypeError ? "" : error.message);
+    }
+    if (!controller.signal.aborted) this.#timer = setTimeout(() => this.#run(asked), RETRY_MS);
+  }
+
+  async #read(reader) {
+    const text = new TextDecoder();
+    let held = new Uint8Array(0);
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const joined = new Uint8Array(held.length + value.length);
+      joined.set(held);
+      joined.set(value, held.length);
+      held = joined;
+      for (;;) {
+        if (held.length < 8) break;
+        const view = new DataView(held.buffer, held.byteOffset);
+        const head = view.getUint32(0);
+        const end = 8 + head + view.getUint32(4);
+        if (held.length < end) break;
+        if (head) {
+          const jpeg = end > 8 + head ? new Blob([held.subarray(8 + head, end)], { type: "image/jpeg" }) : null;
+          this.onPicture(JSON.parse(text.decode(held.subarray(8, 8 + head))), jpeg);
+        }
+        held = held.subarray(end);
+      }
+    }
+  }
+}
+
+const COLORS = ["#5aa9ff", "#ffc04d", "#4ade9c", "#ff7a90", "#c19bff", "#38dbe6", "#ff9d5c", "#dbe65a"];
+
+export function colorOf(label) {
+  let hash = 0;
+  for (const character of label) hash = (hash * 31 + character.codePointAt(0)) >>> 0;
+  return COLORS[hash % COLORS.length];
+}
+
+// A canvas with the newest picture and its boxes, drawn at the screen's own resolution.
+export class Shot {
+  #drawing = false;
+  #last = null;
+
+  constructor(canvas, { detailed = false } = {}) {
+    this.canvas = canvas;
+    this.detailed = detailed;
+    this.seen = false;
+  }
+
+  async draw(description, jpeg) {
+    if (this.#drawing) return; // a slow machine skips pictures
+    this.#drawing = true;
+    try {
+      const bitmap = jpeg ? await createImageBitmap(jpeg) : null;
+      this.#last?.bitmap?.close();
+      this.#last = { description, bitmap };
+      this.redraw();
+      this.seen = true;
+    } finally {
+      this.#drawing = false;
+    }
+  }
+
+  redraw() {
+    const { canvas } = this;
+    if (!this.#last || !canvas.clientWidth) return;
+    const { description, bitmap } = this.#last;
+    const density = window.devicePixelRatio || 1;
+    const [width, height] = [Math.round(canvas.clientWidth * density), Math.round(canvas.clientHeight * density)];
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const pen = canvas.getContext("2d");
+    pen.clearRect(0, 0, width, height);
+    const scale = Math.min(width / description.width, height / description.height);
+    const [left, top] = [(width - description.width * scale) / 2, (height - description.height * scale) / 2];
+    if (bitmap) pen.drawImage(bitmap, left, top, description.width * scale, description.height * scale);
+    else this.#blank(pen, left, top, description, scale, density);
+    for (const box of description.boxes) this.#box(pen, box, left, top, scale, density);
+  }
+
+  #blank(pen, left, top, description, scale, density) {
+    const [width, height] = [description.width * scale, description.height * scale];
+    pen.fillStyle = "#20262e";
+    pen.fillRect(left, top, width, height);
+    pen.fillStyle = "#aab4c0";
+    pen.font = `${12 * density}px system-ui, sans-serif`;
+    pen.textAlign = "center";
+    pen.fillText("boxes only: no picture at hand", left + width / 2, top + height - 10 * density);
+  }
+
+  #box(pen, [x1, y1, x2, y2, score, label], left, top, scale, density) {
+    const color = colorOf(label);
+    const [x, y, width, height] = [left + x1 * scale, top + y1 * scale, (x2 - x1) * scale, (y2 - y1) * scale];
+    const line = (this.detailed ? 2 : 1.5) * density;
+    pen.lineJoin = "round";
+    pen.strokeStyle = "rgb(0 0 0 / 45%)";
+    pen.lineWidth = line + 2 * density;
+    pen.strokeRect(x, y, width, height);
+    pen.strokeStyle = color;
+    pen.lineWidth = line;
+    pen.strokeRect(x, y, width, height);
+    if (!this.detailed && width < 34 * density) return;
+    const size = (this.detailed ? 12 : 10) * density;
+    pen.font = `600 ${size}px system-ui, sans-serif`;
+    pen.textAlign = "left";
+    const text = this.detailed ? `${label} ${Math.round(score * 100)}` : label;
+    const [wide, high] = [pen.measureText(text).width + size * 0.7, size * 1.45];
+    const above = y - high >= top ? y - high : y;
+    pen.fillStyle = color;
+    pen.beginPath();
+    pen.roundRect(x - line / 2, above, wide, high, 2.5 * density);
+    pen.fill();
+    pen.fillStyle = "#0b0e12";
+    pen.fillText(text, x - line / 2 + size * 0.35, above + size * 1.08);
+  }
+}
+
+// "2 persons, 1 car", for those who do not see the picture.
+export function told(boxes) {
+  const counts = new Map();
+  for (const box of boxes) counts.set(box[5], (counts.get(box[5]) ?? 0) + 1);
+  const words = [...counts].sort((a, b) => b[1] - a[1]).map(([label, n]) => `${n} ${label}`);
+  return words.length ? words.join(", ") : "nothing";
+}

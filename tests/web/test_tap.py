@@ -1,0 +1,172 @@
+"""Small copies for whoever looks: only then, only so often, and never at the engine's cost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from streamd.engine import BatchSettings, ModelSettings, NullSettings
+from streamd.engine.null import NullBackend
+from streamd.flow.batcher import Batcher
+from streamd.flow.pipeline import Pipeline
+from streamd.flow.ring import Bell, Ring
+from streamd.sources.picture import picture_of
+from streamd.telemetry.metrics import Metrics
+from streamd.types import Detections, Frame, ModelInfo, StageTimes
+from streamd.web import tap as module
+from streamd.web.tap import Tap
+
+MODEL = ModelInfo("m", "0", ("thing",))
+
+
+def picture(width: int = 320, height: int = 180, stream: str = "a", **more: Any) -> Frame:
+    """Left half dark, right half bright."""
+    luma = np.full((height, width), 40, np.uint8)
+    luma[:, width // 2 :] = 200
+    image = np.vstack([luma, np.full((height // 2, width), 128, np.uint8)])
+    native = picture_of(av.VideoFrame.from_ndarray(image, format="yuv420p"), **more)
+    now = time.monotonic_ns()
+    return Frame(stream, native, width, height, now, time.time_ns(), now)
+
+
+def seen(frame: Frame, seq: int = 0) -> Detections:
+    box = np.array([[1, 2, 30, 40]], np.float32)
+    return Detections(
+        frame.stream, 0, seq, None, 0, frame.width, frame.height, StageTimes(0, 1, 2, 3, 4, 5), MODEL, box,
+        np.array([0.9], np.float32), np.array([0], np.int32),
+    )  # fmt: skip
+
+
+def decoded(jpeg: bytes) -> Any:
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_nothing_is_kept_for_nobody() -> None:
+    tap, frame = Tap(), picture()
+    assert not tap.wanted
+    tap.take(frame, seen(frame))
+    with tap.watch(["b"], 5, 480) as viewer:
+        tap.take(frame, seen(frame))
+        assert viewer.wait(0.05) == []
+    assert not tap.wanted
+
+
+def test_a_viewer_gets_the_newest_picture_of_each_stream_once() -> None:
+    tap = Tap()
+    with tap.watch(["a", "b"], module.MAX_FPS, 160) as viewer:
+        for stream, seq in (("a", 1), ("b", 2)):
+            tap.take(picture(stream=stream), seen(picture(stream=stream), seq))
+        first, second = viewer.wait(1) or []
+        assert (first.detections.stream, second.detections.stream) == ("a", "b")
+        image = decoded(first.jpeg())
+        assert image.shape == (90, 160, 3)
+        assert image[:, 20].mean() < 80
+        assert image[:, 140].mean() > 160
+        assert first.jpeg() is first.jpeg()
+        assert viewer.wait(0.05) == []
+        time.sleep(0.11)
+        tap.take(picture(), seen(picture(), 3))
+        assert [s.detections.seq for s in viewer.wait(1) or []] == [3]
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_pictures_are_upright_whole_and_never_enlarged(rotation: Any) -> None:
+    tap, frame = Tap(), picture(width=200, height=100, rotation=rotation)
+    if rotation % 180:
+        frame = replace(frame, width=100, height=200)
+    with tap.watch(["a"], 1, 1280) as viewer:
+        tap.take(frame, seen(frame))
+        image = decoded((viewer.wait(1) or [])[0].jpeg())
+    assert image.shape[:2] == (frame.height, frame.width)
+    dark = {0: (50, 10), 90: (10, 50), 180: (50, 190), 270: (190, 50)}
+    assert image[dark[rotation]].mean() < 80
+
+
+def test_the_rate_is_bounded_for_each_stream_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0]
+    monkeypatch.setattr(module.time, "monotonic_ns", lambda: now[0])
+    tap, taken = Tap(), []
+    monkeypatch.setattr(tap, "_shrink", lambda frame, width: taken.append(now[0]))
+    frame = picture()
+    with tap.watch(["a"], 10, 480), tap.watch(["a"], 2, 480):
+        for i in range(25 * 4):  # four seconds at 25 frames a second
+            now[0] = i * 40_000_000
+            tap.take(frame, seen(frame))
+        assert 38 <= len(taken) <= 41
+    with tap.watch([f"s{i}" for i in range(200)], 10, 480):
+        assert sum(wish.fps for wish in tap.wanted.values()) == pytest.approx(module.TOTAL_FPS)
+    with tap.watch(["a"], 1e9, 10**9):
+        assert (tap.wanted["a"].fps, tap.wanted["a"].width) == (module.MAX_FPS, module.MAX_WIDTH)
+
+
+def test_a_picture_that_cannot_be_had_costs_only_itself() -> None:
+    tap = Tap()
+    on_device = replace(picture(), picture=replace(picture().picture, device=0))
+    broken = replace(picture(stream="b"), picture=replace(picture().picture, native=None, format="yuv420p"))
+    with tap.watch(["a", "b"], 5, 480) as viewer:
+        for frame in (on_device, broken):
+            tap.take(frame, seen(frame))
+        snapshots = viewer.wait(1) or []
+        assert [(s.detections.stream, s.jpeg()) for s in snapshots] == [("a", b""), ("b", b"")]
+    tap.downloads[0] = lambda frame: picture(stream=frame.stream)
+    with tap.watch(["a"], 5, 480) as viewer:
+        time.sleep(0.21)
+        tap.take(on_device, seen(on_device))
+        assert decoded((viewer.wait(1) or [])[0].jpeg()).shape == (180, 320, 3)
+
+
+def test_close_ends_who_waits() -> None:
+    tap, answers = Tap(), []
+
+    def look() -> None:
+        with tap.watch(["a"], 5, 480) as viewer:
+            answers.append(viewer.wait(30))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    while not tap.wanted:
+        time.sleep(0.01)
+    tap.close()
+    thread.join(5)
+    assert answers == [None]
+
+
+def test_the_pipeline_asks_the_tap_for_wanted_streams_only() -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.wanted = {"b": 1}
+            self.taken: list[tuple[str, str, int]] = []
+
+        def take(self, frame: Frame, detections: Detections) -> None:
+            self.taken.append((frame.stream, detections.stream, detections.seq))
+
+    tap, bell = Counting(), Bell()
+    backend = NullBackend(NullSettings(latency_ms=0), ModelSettings(path="none"), batch=BatchSettings())
+    backend.start()
+    batcher = Batcher(8, 0, bell)
+    rings: dict[str, Ring[Frame]] = {name: Ring(8, "block", bell=bell) for name in "ab"}
+    for name, ring in rings.items():
+        batcher.add(name, ring)
+        for seq in range(4):
+            ring.put(replace(picture(stream=name), seq=seq))
+        ring.close()
+    batcher.seal()
+    published: list[Detections] = []
+
+    def decode(outputs: Any, index: int, box: Any) -> Any:
+        row = outputs[0][index]
+        return row[:, :4], row[:, 4], row[:, 5].astype(np.int32)
+
+    pipeline = Pipeline(backend, batcher, decode, MODEL, Metrics(CollectorRegistry()), published.append, tap=tap)
+    pipeline.start()
+    assert pipeline.join(10)
+    assert len(published) == 8
+    assert tap.taken == [("b", "b", seq) for seq in range(4)]
