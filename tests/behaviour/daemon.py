@@ -109,10 +109,10 @@ def until(condition: Callable[[], Any], timeout: float = 20, what: str = "") -> 
 
 
 @contextlib.contextmanager
-def daemon(folder: Path, config: str) -> Iterator[Running]:
+def daemon(folder: Path, config: str, *, metrics: str = "", port: int = 0) -> Iterator[Running]:
     """Runs `config` (with a metrics port added) until the block ends; kills what is left."""
     path, log = folder / "streamd.yaml", folder / "log"
-    path.write_text("metrics: {listen: '127.0.0.1:0'}\n" + config)
+    path.write_text(f"metrics: {{listen: '127.0.0.1:{port}', {metrics}}}\n" + config)
     with log.open("w") as out:
         process = subprocess.Popen([sys.executable, "-m", "streamd", "run", str(path)], stderr=out, text=True)
     running = Running(process, log)

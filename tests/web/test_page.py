@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from streamd.config import load
-from streamd.errors import ConfigError
+from streamd.errors import SOURCE_REASONS, ConfigError
 from streamd.flow.status import StatusBoard
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.metrics import Metrics
@@ -75,6 +75,11 @@ def test_every_file_is_served_under_a_strict_policy(served: Served) -> None:
     assert [served.code(p) for p in ("/metrics", "/healthz", "/nothing", "/../config.py", "/%2e%2e/page.py")] == [
         200, 200, 404, 404, 404,
     ]  # fmt: skip
+
+
+def test_every_reason_has_words_for_people() -> None:
+    words = (STATIC / "dom.js").read_text()
+    assert [reason for reason in SOURCE_REASONS if f"  {reason}: " not in words] == []
 
 
 def test_the_files_ask_nobody_else_and_hold_nothing_inline() -> None:

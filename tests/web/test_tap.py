@@ -25,6 +25,7 @@ from streamd.web import tap as module
 from streamd.web.tap import Tap
 
 MODEL = ModelInfo("m", "0", ("thing",))
+NOTHING: Any = None
 
 
 def picture(width: int = 320, height: int = 180, stream: str = "a", **more: Any) -> Frame:
@@ -92,7 +93,7 @@ def test_pictures_are_upright_whole_and_never_enlarged(rotation: Any) -> None:
 
 def test_the_rate_is_bounded_for_each_stream_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0]
-    monkeypatch.setattr(module.time, "monotonic_ns", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now[0])
     tap, taken = Tap(), []
     monkeypatch.setattr(tap, "_shrink", lambda frame, width: taken.append(now[0]))
     frame = picture()
@@ -110,7 +111,7 @@ def test_the_rate_is_bounded_for_each_stream_and_for_all(monkeypatch: pytest.Mon
 def test_a_picture_that_cannot_be_had_costs_only_itself() -> None:
     tap = Tap()
     on_device = replace(picture(), picture=replace(picture().picture, device=0))
-    broken = replace(picture(stream="b"), picture=replace(picture().picture, native=None, format="yuv420p"))
+    broken = replace(picture(stream="b"), picture=replace(picture().picture, native=NOTHING))
     with tap.watch(["a", "b"], 5, 480) as viewer:
         for frame in (on_device, broken):
             tap.take(frame, seen(frame))

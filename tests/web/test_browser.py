@@ -1,0 +1,254 @@
+"""The page in a real browser: Chromium from the distribution, driven by Playwright, against a daemon of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+
+from tests.behaviour.daemon import Running, daemon
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+CONFIG = f"""
+model: {{path: none, labels: ['{HOSTILE}']}}
+engine: {{kind: 'null', latency_ms: 2}}
+streams:
+  - {{id: gate, kind: synthetic, fps: 20, width: 320, height: 240}}
+  - {{id: yard, kind: synthetic, fps: 10, width: 640, height: 360}}
+  - {{id: dock, url: 'rtsp://admin:hunter2secret@127.0.0.1:9/hiddenpath', reconnect: {{initial_s: 3, max_s: 3}}}}
+  - {{id: lost, url: /nonexistent/hidden.mp4}}
+"""
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+PATIENCE_MS = 20_000
+_PAINTED = """canvas => {
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    return new Set([...data].filter((_, i) => i % 4 === 0)).size > 10;
+}"""
+_CONTRAST = """() => {
+    const number = color => {
+        const pen = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+        pen.fillStyle = color;
+        pen.fillRect(0, 0, 1, 1);
+        return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => {
+            v /= 255;
+            return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+        });
+    };
+    const light = color => number(color).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    const ground = node => {
+        for (; node; node = node.parentElement) {
+            const color = getComputedStyle(node).backgroundColor;
+            if (!/, 0\\)$|transparent/.test(color)) return color;
+        }
+    };
+    const found = {};
+    for (const node of document.querySelectorAll('b, span, dt, dd, p, button, h1, h2, i, a')) {
+        const own = [...node.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+        if (!own || !node.checkVisibility() || node.closest('.over, .unseen, .skip')) continue;
+        const [a, b] = [light(getComputedStyle(node).color), light(ground(node))].sort((x, y) => y - x);
+        const ratio = (a + 0.05) / (b + 0.05);
+        if (ratio < 4.5) found[`${node.tagName}.${node.className} ${node.textContent}`] = ratio;
+    }
+    return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("page")
+    with daemon(folder, CONFIG, metrics="page: true") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium")
+    if found is None:
+        message = "no browser: install Debian's package chromium"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(running: Running, browser: Browser) -> Iterator[Any]:
+    """Opens a page in a context of its own; afterwards, nothing may have been complained about."""
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+
+    def complain(message: ConsoleMessage) -> None:
+        # Reading pixels back is this test's doing, not the page's.
+        if message.type in ("error", "warning") and not message.text.startswith("Canvas2D"):
+            complaints.append(message.text)
+
+    def visit(path: str = "", **options: Any) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
+        context.set_default_timeout(PATIENCE_MS)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: complaints.append(str(e)))
+        page.goto(f"http://127.0.0.1:{running.port}/{path}")
+        return page
+
+    expect.set_options(timeout=PATIENCE_MS)
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def painted(page: Page, selector: str) -> None:
+    """Waits until a canvas shows more than one colour."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while not page.locator(selector).evaluate(_PAINTED):
+        assert time.monotonic() < deadline, "no picture"
+        page.wait_for_timeout(100)
+
+
+def test_the_wall_shows_every_camera_with_picture_and_numbers(visit: Any) -> None:
+    page = visit()
+    expect(page.locator(".tile")).to_have_count(4)
+    expect(page.get_by_role("link", name="gate: Live")).to_be_visible()
+    painted(page, ".tile[data-stream=gate] canvas")
+    expect(page.locator(".tile[data-stream=gate] .numbers b").first).not_to_have_text("–")
+    rate = float(page.locator(".tile[data-stream=gate] .numbers b").first.inner_text())
+    assert 5 < rate < 40
+    expect(page.locator(".tile[data-stream=gate] .spark path")).to_have_attribute("d", re.compile("L"))
+    expect(page.locator("#totals .live b")).to_have_text("2")
+    expect(page.locator("#totals .down b")).to_have_text("2")
+
+
+def test_a_camera_that_is_down_says_why_and_nothing_more(visit: Any) -> None:
+    page = visit()
+    expect(page.get_by_role("link", name="dock: Down, Connection refused")).to_be_visible()
+    expect(page.get_by_role("link", name="lost: Failed, Not found")).to_be_visible()
+    page.get_by_role("button", name="Problems 2").click()
+    expect(page.locator(".tile:visible")).to_have_count(2)
+    page.get_by_role("link", name="dock").click()
+    expect(page.get_by_text("nothing listens at that address", exact=False)).to_be_visible()
+    text = page.content() + page.evaluate("fetch('state').then(r => r.text())")
+    for secret in ("hunter2secret", "admin", "127.0.0.1:9", "hiddenpath", "hidden.mp4"):
+        assert secret not in text
+
+
+def test_a_camera_s_own_page(visit: Any) -> None:
+    page = visit("#/gate")
+    expect(page.get_by_role("heading", name="gate", level=1)).to_be_visible()
+    painted(page, ".camera canvas")
+    expect(page.get_by_role("img", name=f"in the picture: 1 {HOSTILE}")).to_be_visible()
+    expect(page.locator(".labels")).to_have_text(f"1 {HOSTILE}")  # text, not an element
+    assert page.locator(".labels img").count() == 0
+    stages = page.locator(".stages li")
+    expect(stages).to_have_count(6)
+    expect(stages.last.locator("b")).not_to_have_text("–")
+    values = [float(stages.nth(i).locator("b").inner_text()) for i in range(6)]
+    assert sum(values[:5]) == pytest.approx(values[5], abs=2)
+    expect(page.locator(".quantiles b").first).not_to_have_text("–")
+    expect(page.locator(".facts").first).to_contain_text("Published")
+    assert page.title() == "gate · streamd"
+
+
+def test_an_unknown_camera_is_told(visit: Any) -> None:
+    page = visit("#/nobody")
+    expect(page.get_by_text("There is no camera of this name")).to_be_visible()
+
+
+def test_by_keyboard_alone(visit: Any) -> None:
+    page = visit()
+    expect(page.locator(".tile")).to_have_count(4)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the cameras")).to_be_focused()
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.closest('.tile')?.dataset.stream") == "gate":
+            break
+    assert page.evaluate("getComputedStyle(document.activeElement.closest('.tile')).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="gate", level=1)).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator(".tile")).to_have_count(4)
+
+
+def test_what_a_screen_reader_meets(visit: Any) -> None:
+    page = visit()
+    expect(page.get_by_role("link", name="gate: Live")).to_be_visible()
+    for role in ("banner", "main", "contentinfo"):
+        expect(page.get_by_role(role)).to_have_count(1)
+    expect(page.get_by_role("heading", name="Cameras", level=1)).to_have_count(1)
+    expect(page.get_by_role("list").filter(has=page.get_by_role("link", name="gate"))).to_have_count(1)
+    expect(page.get_by_role("button", name="All 4")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("status")).to_have_count(1)
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize("path", ["", "#/gate", "#/dock"])
+def test_text_stands_out_from_its_ground(visit: Any, scheme: str, path: str) -> None:
+    page = visit(path, color_scheme=scheme)
+    expect(page.locator("#totals .live b")).to_have_text("2")
+    expect(page.locator(".pill").first).not_to_be_empty()
+    assert page.evaluate(_CONTRAST) == {}
+
+
+@pytest.mark.parametrize("path", ["", "#/gate", "#/dock"])
+def test_a_phone_needs_no_sideways_scrolling(visit: Any, path: str) -> None:
+    page = visit(path, viewport={"width": 360, "height": 740}, device_scale_factor=2, has_touch=True)
+    expect(page.locator("#totals .live b")).to_have_text("2")
+    expect(page.locator(".pill").first).not_to_be_empty()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_the_theme_can_be_chosen_and_is_kept(visit: Any) -> None:
+    page = visit(color_scheme="dark")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    button = page.get_by_role("button", name="Theme: auto")
+    button.click()
+    page.get_by_role("button", name="Theme: dark").click()
+    expect(page.get_by_role("button", name="Theme: light")).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+    page.reload()
+    expect(page.get_by_role("button", name="Theme: light")).to_be_visible()
+
+
+def test_only_what_is_in_sight_is_asked_for_and_nothing_once_nobody_looks(visit: Any) -> None:
+    asked: list[str] = []
+    page = visit(viewport={"width": 360, "height": 400}, reduced_motion="reduce")
+    page.on("request", lambda r: asked.append(r.url) if "/pictures" in r.url else None)
+    page.reload()
+    expect(page.locator(".tile")).to_have_count(4)
+    page.wait_for_timeout(1000)
+    assert "fps=0.5" in asked[-1]  # motion is reduced
+    assert "yard" not in asked[-1]  # below the fold
+    page.locator(".tile[data-stream=yard]").scroll_into_view_if_needed()
+    with page.expect_request(lambda r: "/pictures" in r.url and "yard" in r.url):
+        pass
+
+
+def test_a_daemon_that_is_gone_is_told_and_found_again(tmp_path: Path, browser: Browser) -> None:
+    config = "model: {path: none}\nengine: {kind: 'null'}\nstreams: [{id: a, kind: synthetic}]\n"
+    with daemon(tmp_path, config, metrics="page: true") as first:
+        port = first.port
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        expect(page.get_by_role("link", name="a: Live")).to_be_visible(timeout=PATIENCE_MS)
+        first.stop()
+        expect(page.get_by_role("alert")).to_contain_text("No answer from streamd", timeout=PATIENCE_MS)
+    with daemon(tmp_path, config, metrics="page: true", port=port):
+        expect(page.get_by_role("alert")).to_be_hidden(timeout=PATIENCE_MS)
+        expect(page.get_by_role("link", name="a: Live")).to_be_visible(timeout=PATIENCE_MS)
+        painted(page, "canvas")
+    context.close()
