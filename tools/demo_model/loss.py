@@ -15,6 +15,9 @@ from demo_model.net import Grid
 SIZES = ((0.0, 60.0), (36.0, 150.0), (100.0, 1e9))
 """Root of the area, in pixels, of boxes that each head answers for; they share the middling ones."""
 
+FLOOR = 0.1
+"""What is less likely than this is trained as nothing: there are many such boxes, and most are wrong."""
+
 
 @dataclass
 class Targets:
@@ -39,7 +42,7 @@ def assign(boxes: Any, scores: Any, drawn: Any) -> Targets:
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
     root = size.prod(-1).sqrt()
     best = scores.amax(-1)
-    inside = ((centre >= 0) & (centre < SIZE)).all(-1) & (best > 0.02)
+    inside = ((centre >= 0) & (centre < SIZE)).all(-1) & (best > FLOOR)
     indices, keys, first = [], [], 0
     for stride, (low, high) in zip(STRIDES, SIZES, strict=True):
         n = SIZE // stride

@@ -48,7 +48,7 @@ class Plan:
     """Weight decay (AdamW)."""
     warmup: int = 300
     """Steps."""
-    ema: float = 0.9995
+    ema: float = 0.999
     width: float = 0.25
     depth: float = 0.33
     box: float = 4.0
@@ -75,7 +75,7 @@ class Plan:
     """Train on so many pictures, evenly taken. 0: all."""
     compile: bool = True
     resume: Path | None = None
-    """A NAME.resume.pt; NAME.pt must lie beside it."""
+    """Weights of an earlier run to go on from; the optimiser starts afresh, with a warm-up."""
     seed: int = 0
 
     def strength(self) -> Strength:
@@ -91,15 +91,15 @@ class Plan:
 class Ema:
     """A running mean of the weights, which finds more than the weights of any one step."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self._decay, self.steps = decay, 0
+    def __init__(self, model: nn.Module, decay: float, steps: int = 0) -> None:
+        self._decay, self._steps = decay, steps
         self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self._pairs = [k for k, v in self.state.items() if v.dtype.is_floating_point]
 
     def update(self, model: nn.Module) -> None:
         """After a step. Early on the mean is short, so that the random start is forgotten."""
-        self.steps += 1
-        d = self._decay * (1 - math.exp(-self.steps / 1000))
+        self._steps += 1
+        d = self._decay * (1 - math.exp(-self._steps / 1000))
         new = model.state_dict()
         torch._foreach_lerp_([self.state[k] for k in self._pairs], [new[k].detach() for k in self._pairs], 1 - d)
 
@@ -151,15 +151,16 @@ class Trainer:
     Args:
         plan: what to do.
         started: `time.monotonic()` from which the minutes count.
+        pack: what to train on, where it is not read from the plan's file.
     """
 
-    def __init__(self, plan: Plan, started: float) -> None:
+    def __init__(self, plan: Plan, started: float, pack: Pack | None = None) -> None:
         self.plan, self._started = plan, started
         torch.manual_seed(plan.seed)
         if plan.device == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
-        pack = read(plan.pack, plan.limit or None)
+        pack = pack or read(plan.pack, plan.limit or None)
         labelled = [i for i, rows in enumerate(pack.rows) if pack.sources[i] in FULL_SOURCES or len(rows)]
         self.held = labelled[:: plan.holdout] if plan.holdout else []
         self.store = Store(pack, plan.device, plan.rare, plan.seed, leave=self.held)
@@ -250,6 +251,7 @@ class Trainer:
         mine = 60 * plan.minutes - 8
         strong, mild = plan.strength(), Strength.mild()
         logged, saved, at = time.monotonic(), time.monotonic(), self.step
+        begun = self.step
         sums = torch.zeros(3, device=plan.device)
         share = 0.0
         while True:
@@ -257,7 +259,7 @@ class Trainer:
             share = self.step / plan.steps if plan.steps else min(1.0, (self.before + spent) / (total - 8))
             if (self.step >= plan.steps) if plan.steps else spent >= mine:
                 break
-            warm = min(1.0, (self.step + 1) / plan.warmup)
+            warm = min(1.0, (self.step - begun + 1) / plan.warmup)
             lr = plan.lr * warm * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
             sums += self.advance(mild if share > 1 - plan.close else strong, lr)
             if self.step % LOG_EVERY == 0:
@@ -275,8 +277,8 @@ class Trainer:
                     raise SystemExit(f"{plan.name}: the loss is no number at step {self.step}; lower --lr")
                 if now - saved > 60:
                     saved = now
-                    self._save()
-        path = self._save()
+                    self.save()
+        path = self.save()
         if self.held:
             ap = self.measure(self.held)
             self.say(f"held out: AP50 {np.round(ap, 3).tolist()}, mean {np.nanmean(ap):.3f}")
@@ -288,39 +290,23 @@ class Trainer:
         model.load_state_dict(self.ema.state)
         return measure(model, self.augment, chosen)
 
-    def _save(self) -> Path:
+    def save(self) -> Path:
+        """Writes the running mean's weights: the result, and enough to go on from."""
         plan = self.plan
         plan.out.mkdir(parents=True, exist_ok=True)
         path = plan.out / f"{plan.name}.pt"
         small = {k: v.half() if v.dtype.is_floating_point else v for k, v in self.ema.state.items()}
-        meta = {"width": plan.width, "depth": plan.depth, "step": self.step}
-        _write({"state": small, "meta": meta}, path)
-        moments = [
-            {k: v.bfloat16() if v.ndim else v.float() for k, v in self.optimizer.state[p].items()}
-            for g in self.optimizer.param_groups for p in g["params"]
-        ]  # fmt: skip
         spent = self.before + time.monotonic() - self._started
-        _write(
-            {"model": self.model.state_dict(), "moments": moments, "step": self.step, "spent": spent},
-            plan.out / f"{plan.name}.resume.pt",
-        )  # fmt: skip
+        meta = {"width": plan.width, "depth": plan.depth, "step": self.step, "spent": spent}
+        temporary = path.with_name(f".{path.name}.tmp")
+        torch.save({"state": small, "meta": meta}, temporary)
+        os.replace(temporary, path)
         return path
 
     def _resume(self, path: Path) -> None:
         found = torch.load(path, map_location=self.plan.device, weights_only=True)
-        self.model.load_state_dict(found["model"])
-        mean = path.with_name(path.name.replace(".resume.pt", ".pt"))
-        for k, v in torch.load(mean, map_location=self.plan.device, weights_only=True)["state"].items():
-            self.ema.state[k].copy_(v)
-        self.ema.steps = found["step"]
-        parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-        for p, moments in zip(parameters, found["moments"], strict=True):
-            self.optimizer.state[p] = {k: v.float() for k, v in moments.items()}
-        self.step, self.before = found["step"], found["spent"]
+        state = {k: v.float() if v.dtype.is_floating_point else v for k, v in found["state"].items()}
+        self.model.load_state_dict(state)
+        self.step, self.before = found["meta"]["step"], found["meta"]["spent"]
+        self.ema = Ema(self.model, self.plan.ema, self.step)
         self.say(f"resumed at step {self.step}, {self.before:.0f} s in")
-
-
-def _write(content: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
