@@ -41,10 +41,12 @@ class StreamClock:
         self.drift: float | None = None
         """Seconds that the media clock gains a second; None before two windows have passed."""
         self.jumps = 0
-        """Times a clock of the camera jumped forward, went back, or stood still."""
+        """Times a clock of the camera jumped forward, went back, or stood still; once a second at most, since pictures
+        in a new order show one jump many times."""
         self._reported = False
         self._media_jumped = False
         self._same_jump = 0
+        self._jumped_ns = -_NEVER
         self._mapping_ns: int | None = None
         self._last_pts: int | None = None
         self._since = 0
@@ -104,7 +106,9 @@ class StreamClock:
         last, self._last_pts = self._last_pts, pts_ns
         # Nothing arrives before it was taken: a lag below the least one seen is a clock that ran ahead.
         if last is not None and (pts_ns <= last or lag < self._least - JUMP_NS):
-            self.jumps += not self._same_jump
+            if not self._same_jump and captured_ns - self._jumped_ns > JUMP_NS:
+                self.jumps += 1
+                self._jumped_ns = captured_ns
             self._media_jumped = True
             self._same_jump = 0
             if abs(pts_ns - last) > JUMP_NS:

@@ -109,7 +109,9 @@ def test_jumps_forward_back_and_repeats_are_counted_once_each() -> None:
     assert ticks(StreamClock(), regular(100)) == 0
     assert ticks(StreamClock(), regular(50) + regular(50, 3600)) == 1
     assert ticks(StreamClock(), regular(50, 3600) + regular(50)) == 1
-    assert ticks(StreamClock(), [0, 0.04, 0.04, 0.08, 0.12, 0.12, 0.16]) == 2
+    assert ticks(StreamClock(), [0, 0.04, 0.04, *regular(70, 0.08), 2.84, 2.88]) == 2
+    # Pictures of a B pyramid come out in another order than they were stamped in.
+    assert ticks(StreamClock(), [0, 0.04, 10.08, 0.12, 10.16, 0.2, 10.24, 10.28, 10.32]) == 1
 
 
 def test_a_slow_network_is_no_jump() -> None:
@@ -252,7 +254,7 @@ def test_time_stamps_that_jump(small: Path, stamp: Any, jumps: int | None) -> No
         source, frames = watch(cam.url, 130)
     assert len(frames) >= 100
     is_sane(frames)
-    assert source.clock.jumps == jumps if jumps is not None else source.clock.jumps >= 3
+    assert source.clock.jumps == jumps if jumps is not None else source.clock.jumps >= 1
     assert not any(f.quarantined for f in frames)
     assert source.lost == 0
 
