@@ -109,10 +109,10 @@ class StreamClock:
             if not self._same_jump and captured_ns - self._jumped_ns > JUMP_NS:
                 self.jumps += 1
                 self._jumped_ns = captured_ns
-            self._media_jumped = True
             self._same_jump = 0
-            if abs(pts_ns - last) > JUMP_NS:
-                last = None  # a repeat leaves the clock where it was
+            if abs(pts_ns - last) > JUMP_NS:  # a repeat leaves the clock where it was
+                self._media_jumped = True
+                last = None
         elif self._same_jump:
             self._same_jump -= 1
         if last is None:
