@@ -20,7 +20,7 @@ from streamd.heads import DetectSettings, HeadConfig
 from streamd.redact import redact
 from streamd.settings import NAME_PATTERN, Seconds, Settings
 from streamd.sinks import SinkConfig, ZmqSettings
-from streamd.sources import AvStreamSettings, StreamConfig
+from streamd.sources import AvStreamSettings, StreamConfig, max_age
 from streamd.yamlfile import MAX_BYTES, Document, Path_, read_yaml
 
 LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}$"
@@ -265,6 +265,11 @@ def _cross_check(config: Config) -> Iterator[tuple[Path_, str]]:
                 yield ("streams", i, "transport"), "a file has no transport"
         if stream.policy == "latest" and stream.ring != type(stream).model_fields["ring"].default:
             yield ("streams", i, "ring"), "policy latest keeps one frame; remove ring"
+        age_s = max_age(stream)
+        if age_s is not None and age_s * 1e3 <= config.batch.age_ms:
+            field = "max_age_ms" if stream.max_age_ms is not None else "id"
+            message = f"frames may wait {age_s * 1e3:g} ms, which batch.age_ms ({config.batch.age_ms:g}) uses up"
+            yield ("streams", i, field), f"{message}; set max_age_ms higher or batch.age_ms lower"
     yield from _check_devices(config)
     yield from _check_page(config.metrics)
     names = Counter(sink_names(config))

@@ -1,27 +1,46 @@
-"""Gathers frames of many streams into batches, fairly."""
+"""Gathers frames of many streams into batches: fairly, by priority, and none that has waited too long."""
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 from streamd.flow.ring import Bell, Closed, Ring
 from streamd.types import Frame
 
+TURN = 8
+"""Every eighth frame goes to the stream that was served longest ago, whatever its priority."""
 
-@dataclass(slots=True, frozen=True)
+
 class _Input:
-    stream: str
-    ring: Ring[Frame]
-    priority: int
+    """One stream; `served` belongs to the thread that takes batches."""
+
+    __slots__ = ("max_age_ns", "priority", "ring", "served", "stream")
+
+    def __init__(self, stream: str, ring: Ring[Frame], priority: int, max_age_s: float | None) -> None:
+        self.stream = stream
+        self.ring = ring
+        self.priority = priority
+        self.max_age_ns = float("inf") if max_age_s is None else max_age_s * 1e9
+        self.served = 0
+        """Number of the last frame that was taken, of all streams' frames."""
+
+
+_served = attrgetter("served")
+_priority = attrgetter("priority")
 
 
 class Batcher:
-    """Round robin over the streams' rings, higher priorities first.
+    """Higher priorities first; among equals the stream that was served longest ago.
+
+    Lower priorities are not starved: with S streams waiting, each of them is served at least once in `TURN` × S frames.
 
     A batch closes when it is full, or when `age_s` has passed since the batcher first saw a frame for it. With
     `age_s` 0 it takes what is there: under load batches then grow by themselves while the engine is busy.
+
+    Streams may be added and removed at any time; the thread that takes batches holds no lock for it.
 
     Args:
         max_batch: frames a batch at most.
@@ -34,16 +53,24 @@ class Batcher:
         self.age_s = age_s
         self._bell = bell
         self._inputs: tuple[_Input, ...] = ()
+        """Replaced, never changed: `take` reads it without a lock."""
         self._lock = threading.Lock()
-        self._last = ""
+        self._taken = 0
+        self._credit = 0
         self._sealed = False
 
-    def add(self, stream: str, ring: Ring[Frame], priority: int = 0) -> None:
-        """Serves one more stream from now on."""
+    def add(self, stream: str, ring: Ring[Frame], priority: int = 0, max_age_s: float | None = None) -> None:
+        """Serves one more stream from now on.
+
+        Args:
+            stream: its id.
+            ring: its frames.
+            priority: higher is served first.
+            max_age_s: a frame that was decoded more than so many seconds ago is not taken: it is dropped with the
+                reason `too_old`. None for no bound.
+        """
         with self._lock:
-            inputs = [*self._inputs, _Input(stream, ring, priority)]
-            # Stable: streams of one priority stay in the order in which they came.
-            self._inputs = tuple(sorted(inputs, key=lambda i: -i.priority))
+            self._inputs = (*self._inputs, _Input(stream, ring, priority, max_age_s))
         self._bell.ring()
 
     def remove(self, stream: str) -> None:
@@ -67,49 +94,63 @@ class Batcher:
         while True:
             seen = self._bell.count
             inputs = self._inputs
-            waiting = sum(len(i.ring) for i in inputs)
-            if waiting == 0:
+            ready = [i for i in inputs if len(i.ring)]
+            if not ready:
                 if self._sealed and all(i.ring.exhausted for i in inputs):
                     raise Closed
                 self._bell.wait(seen, None)
                 continue
-            if waiting < self.max_batch and self.age_s > 0 and not all(i.ring.closed for i in inputs):
+            if self.age_s > 0 and not self._full(ready) and not all(i.ring.closed for i in inputs):
                 now = time.monotonic()
                 if deadline is None:
                     deadline = now + self.age_s
                 if now < deadline:
                     self._bell.wait(seen, deadline - now)
                     continue
-            batch = self._gather(inputs)
+            batch = self._gather(ready)
             if batch:
                 return batch
-            deadline = None  # a latest-frame ring emptied itself between the count and the taking
+            deadline = None  # a ring emptied itself between the look and the taking, or all that waited was too old
 
-    def _gather(self, inputs: tuple[_Input, ...]) -> list[Frame]:
+    def _full(self, ready: list[_Input]) -> bool:
+        return sum(len(i.ring) for i in ready) >= self.max_batch
+
+    def _gather(self, ready: list[_Input]) -> list[Frame]:
         batch: list[Frame] = []
-        start = 0
-        while start < len(inputs) and len(batch) < self.max_batch:
-            end = start
-            while end < len(inputs) and inputs[end].priority == inputs[start].priority:
-                end += 1
-            self._gather_level(inputs[start:end], batch)
-            start = end
+        now_ns = time.monotonic_ns()
+        ready.sort(key=_served)
+        self._credit += self.max_batch
+        turns, self._credit = divmod(self._credit, TURN)
+        for item in ready:
+            if len(batch) == turns:
+                break
+            self._take_one(item, batch, now_ns)
+        # Stable: within a priority, those that were served longest ago stay first. Those just served go last.
+        ready.sort(key=_served)
+        ready.sort(key=_priority, reverse=True)
+        for _, level in groupby(ready, _priority):
+            self._gather_level(list(level), batch, now_ns)
         return batch
 
-    def _gather_level(self, level: tuple[_Input, ...], batch: list[Frame]) -> None:
-        """One frame a stream and pass, beginning after the stream that was served last."""
-        names = [i.stream for i in level]
-        first = names.index(self._last) + 1 if self._last in names else 0
-        order = level[first:] + level[:first]
-        taken = True
-        while taken and len(batch) < self.max_batch:
-            taken = False
-            for item in order:
-                frame = item.ring.take()
-                if frame is None:
-                    continue
-                taken = True
-                self._last = item.stream
-                batch.append(frame)
+    def _gather_level(self, level: list[_Input], batch: list[Frame], now_ns: int) -> None:
+        """One frame a stream and pass."""
+        while level:
+            left = []
+            for item in level:
                 if len(batch) == self.max_batch:
                     return
+                if self._take_one(item, batch, now_ns):
+                    left.append(item)
+            level = left
+
+    def _take_one(self, item: _Input, batch: list[Frame], now_ns: int) -> bool:
+        """Adds the stream's oldest frame that is young enough; False where it has none."""
+        while (frame := item.ring.take()) is not None:
+            if now_ns - frame.decoded_ns > item.max_age_ns:
+                item.ring.refuse(frame, "too_old")
+                continue
+            self._taken += 1
+            item.served = self._taken
+            batch.append(frame)
+            return True
+        return False

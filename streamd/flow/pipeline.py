@@ -18,7 +18,7 @@ from streamd.errors import FrameError
 from streamd.flow.batcher import Batcher
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.stage import StageThread
-from streamd.telemetry.metrics import Metrics
+from streamd.telemetry.metrics import Metrics, StreamMetrics
 from streamd.types import (
     Candidates,
     Detections,
@@ -249,8 +249,9 @@ class Pipeline:
                 )  # fmt: skip
                 self._publish(detections)
                 published += 1
-                self._metrics.stream(frame.stream).published += 1
-                self._observe(detections)
+                counters = self._metrics.stream(frame.stream)
+                counters.published += 1
+                self._observe(detections, counters)
                 if self._tap is not None and frame.stream in self._tap.wanted:
                     self._tap.take(frame, detections)
         except Closed:
@@ -260,7 +261,7 @@ class Pipeline:
             raise
         self._metrics.batch_size.observe(len(work.frames))
 
-    def _observe(self, detections: Detections) -> None:
+    def _observe(self, detections: Detections, counters: StreamMetrics) -> None:
         t = detections.times
         observe = self._stage_time
         observe["decode"].observe((t.decoded - t.captured) / 1e9)
@@ -272,7 +273,10 @@ class Pipeline:
         latency = self._latency.get(stream)
         if latency is None:
             latency = self._latency[stream] = self._metrics.capture_to_publish.labels(stream=stream)
-        latency.observe((t.postprocessed - t.captured) / 1e9)
+        seconds = (t.postprocessed - t.captured) / 1e9
+        latency.observe(seconds)
+        if counters.objective_s is not None and seconds > counters.objective_s:
+            counters.late += 1
         for class_id in detections.class_id.tolist():
             counter = self._label_counters.get((stream, class_id))
             if counter is None:

@@ -138,6 +138,11 @@ class Ring(Generic[T]):
             self._not_full.notify()
             return item
 
+    def refuse(self, item: T, reason: str) -> None:
+        """Lets an item go that was taken and is of no use: counted like one that the ring itself dropped."""
+        if self._on_drop is not None:
+            self._on_drop(item, reason)
+
     def close(self, *, discard: bool = False, reason: str = "shutdown") -> None:
         """Ends the ring: what waits can still be taken, unless `discard`, which drops it with `reason`. Idempotent."""
         gone: list[T] = []

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Discriminator, Field, Tag
 
-from streamd.settings import Name, Seconds, Settings
+from streamd.settings import Milliseconds, Name, Seconds, Settings
 from streamd.sources.clock import StreamClock
 from streamd.types import Frame
 
@@ -93,11 +93,28 @@ class ReconnectSettings(Settings):
     )
 
 
+class ObjectiveSettings(Settings):
+    """What a stream is held to; how much of it is missed is in the metrics."""
+
+    latency_ms: float = Field(
+        200.0, gt=0, le=60_000, description="From reading a frame's packet to its detections, in milliseconds."
+    )
+    share: float = Field(
+        0.99, gt=0, lt=1, description="Part of the frames that are to be published within that time. Dropped ones miss."
+    )
+
+
 class StreamSettings(Settings):
     """What every stream has, whatever its kind."""
 
     id: Name = Field(description="Name of the stream in topics, metrics and logs. Unique.")
-    priority: int = Field(0, ge=-100, le=100, description="Streams of higher priority are batched first.")
+    priority: int = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="Streams of higher priority are batched first; every eighth frame is that of the stream which was "
+        "served longest ago, whatever its priority.",
+    )
     crop: CropSettings | None = Field(None, description="Look only at this part of the picture.")
     device: int | None = Field(
         None,
@@ -116,6 +133,12 @@ class StreamSettings(Settings):
         description="When the ring is full: drop_oldest drops the oldest frame; latest keeps only the newest; block "
         "waits, so that nothing is lost (files). Default: drop_oldest for live and paced streams, block for others.",
     )
+    max_age_ms: Milliseconds | None = Field(
+        None,
+        description="A frame that has waited for the engine for longer than this since it was decoded is dropped when "
+        "its turn comes (too_old), in milliseconds; 0 for no bound. Default: 1000, no bound where the policy is block.",
+    )
+    objective: ObjectiveSettings | None = Field(None, description="Latency objective. Default: none.")
     reconnect: ReconnectSettings = Field(ReconnectSettings(), description="What happens when the stream breaks.")
 
 
@@ -193,6 +216,17 @@ def default_policy(settings: AvStreamSettings | SyntheticStreamSettings) -> Lite
     if settings.policy is not None:
         return settings.policy
     return "drop_oldest" if is_live(settings) or paces(settings) else "block"
+
+
+DEFAULT_MAX_AGE_S = 1.0
+"""Longer than any engine in order makes a frame wait, shorter than anybody takes for live."""
+
+
+def max_age(settings: AvStreamSettings | SyntheticStreamSettings) -> float | None:
+    """Seconds that a decoded frame may wait for the engine; None for no bound."""
+    if settings.max_age_ms is None:
+        return None if default_policy(settings) == "block" else DEFAULT_MAX_AGE_S
+    return settings.max_age_ms / 1e3 or None
 
 
 def open_source(settings: AvStreamSettings | SyntheticStreamSettings, *, device: int | None = None) -> Source:

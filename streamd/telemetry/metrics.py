@@ -42,6 +42,10 @@ _LATENCY_BUCKETS = (
 )  # fmt: skip
 
 
+_NO_MISS = ("quarantine", "shutdown")
+"""Reasons of drops that say nothing of how fast we are."""
+
+
 class StreamMetrics:
     """The counters of one stream. Each field has one writing thread; any thread may read."""
 
@@ -57,10 +61,14 @@ class StreamMetrics:
         "epoch",
         "failures",
         "last_frame_wall",
+        "late",
         "lost",
+        "objective_s",
+        "objective_share",
         "published",
         "received",
         "reconnects",
+        "removed",
         "skipped",
         "state",
         "stream",
@@ -74,6 +82,14 @@ class StreamMetrics:
         """Frames numbered at capture; written by the stream's runner."""
         self.published = 0
         """Frames handed to the sinks; written by the postprocess stage."""
+        self.objective_s: float | None = None
+        """Seconds from capture to detections that the stream is held to, and the part of its frames that is to make
+        it; None where nothing is asked."""
+        self.objective_share = 0.0
+        self.late = 0
+        """Published frames that took longer; written by the postprocess stage."""
+        self.removed = False
+        """No longer in the configuration: its counters stay, what it is at the moment is no longer told."""
         self.skipped = 0
         """Frames decoded but not wanted (max_fps); never numbered, so no drops."""
         self.corrupt = 0
@@ -107,6 +123,15 @@ class StreamMetrics:
     def fail(self, reason: str) -> None:
         """Counts one failure of the stream. The runner's thread."""
         self.failures[reason] = self.failures.get(reason, 0) + 1
+
+    def objective(self) -> tuple[int, int]:
+        """Frames that the objective holds for, and those of them that missed it: published late, or dropped by us.
+
+        Frames that were dropped because they were damaged, or because somebody stopped the stream, are in neither.
+        """
+        late = self.late  # before published, so that the part is never more than the whole
+        dropped = sum(n for reason, n in self.counts().dropped.items() if reason not in _NO_MISS)
+        return self.published + dropped, late + dropped
 
     def counts(self) -> StreamCounts:
         """A copy for a status message."""
@@ -183,10 +208,28 @@ class _StreamCollector(Collector):
         sessions = GaugeMetricFamily(
             "streamd_decoder_sessions", "Decoders that are open for live streams.", labels=["decoder"]
         )
+        held = CounterMetricFamily(
+            "streamd_objective_frames", "Frames that the stream's latency objective holds for.", labels=["stream"]
+        )
+        missed = CounterMetricFamily(
+            "streamd_objective_missed",
+            "Of those, the ones that were published too late or dropped.",
+            labels=["stream"],
+        )
+        objective_s = GaugeMetricFamily(
+            "streamd_objective_latency_seconds",
+            "The stream's objective: time from reading a frame's packet to its detections.",
+            labels=["stream"],
+        )
+        objective_share = GaugeMetricFamily(
+            "streamd_objective_ratio",
+            "The stream's objective: part of its frames that is to be in time.",
+            labels=["stream"],
+        )
         open_decoders = {"software": 0, "nvdec": 0}
         for s in self._streams():
             labels = [s.stream]
-            if s.decoder:
+            if s.decoder and not s.removed:
                 info.add_metric([s.stream, s.codec, s.decoder], 1.0)
                 open_decoders[s.decoder] = open_decoders.get(s.decoder, 0) + (s.state == "LIVE")
             counts = s.counts()
@@ -198,14 +241,22 @@ class _StreamCollector(Collector):
             corrupt.add_metric(labels, s.corrupt)
             lost.add_metric(labels, s.lost)
             jumps.add_metric(labels, s.clock_jumps)
-            for family, value in ((offset, s.clock_offset_s), (drift, s.clock_drift)):
-                if value is not None:
-                    family.add_metric(labels, value)
             reconnects.add_metric(labels, counts.reconnects)
             for reason, count in list(s.failures.items()):
                 failures.add_metric([s.stream, reason], count)
             abandoned.add_metric(labels, s.threads_abandoned)
             stuck.add_metric(labels, s.threads_stuck)
+            if s.removed:
+                continue
+            for family, value in ((offset, s.clock_offset_s), (drift, s.clock_drift)):
+                if value is not None:
+                    family.add_metric(labels, value)
+            if s.objective_s is not None:
+                of, misses = s.objective()
+                held.add_metric(labels, of)
+                missed.add_metric(labels, misses)
+                objective_s.add_metric(labels, s.objective_s)
+                objective_share.add_metric(labels, s.objective_share)
             for each in STATES:
                 state.add_metric([s.stream, each], 1.0 if s.state == each else 0.0)
             last.add_metric(labels, s.last_frame_wall)
@@ -213,7 +264,7 @@ class _StreamCollector(Collector):
             sessions.add_metric([name], count)
         return (
             received, published, dropped, skipped, corrupt, lost, jumps, offset, drift, reconnects, failures,
-            abandoned, stuck, state, last, info, sessions,
+            abandoned, stuck, state, last, info, sessions, held, missed, objective_s, objective_share,
         )  # fmt: skip
 
 
@@ -270,6 +321,17 @@ class Metrics:
             registry=registry,
         )
         self.sink_errors = Counter("streamd_sink_errors", "Failed attempts to send.", ["sink"], registry=registry)
+        self.reloads = Counter(
+            "streamd_config_reloads", "Configurations read while running, by result.", ["result"], registry=registry
+        )
+        for result in ("applied", "refused"):
+            self.reloads.labels(result=result)
+        self.last_reload_success = Gauge(
+            "streamd_config_last_reload_success",
+            "1 where the newest configuration is the one that runs, 0 where it was refused.",
+            registry=registry,
+        )
+        self.last_reload_success.set(1)
         self.build_info = Gauge(
             "streamd_build_info",
             "Always 1; the labels say what runs.",
@@ -283,6 +345,9 @@ class Metrics:
 
     def stream(self, stream: str) -> StreamMetrics:
         """The counters of `stream`, made at first use."""
+        found = self._streams.get(stream)  # once a frame: no lock where it is there
+        if found is not None:
+            return found
         with self._lock:
             return self._streams.setdefault(stream, StreamMetrics(stream))
 

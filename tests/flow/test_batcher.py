@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pytest
 
-from streamd.flow.batcher import Batcher
+from streamd.flow.batcher import TURN, Batcher
 from streamd.flow.ring import Bell, Closed, Ring
 from streamd.types import Frame
 
 
 def frame(stream: str, seq: int) -> Frame:
-    return Frame(stream, cast(Any, None), 1, 1, 0, 0, 0, seq=seq)
+    return Frame(stream, cast(Any, None), 1, 1, 0, 0, time.monotonic_ns(), seq=seq)
 
 
 class Bench:
@@ -114,3 +114,88 @@ def test_a_removed_stream_is_served_no_longer() -> None:
     bench.fill(a=1, b=1)
     bench.batcher.remove("a")
     assert bench.names() == "b"
+
+
+def test_no_stream_starves_beyond_the_stated_bound() -> None:
+    """Three busy streams of high priority, five of low: each is served at least once in 8 x 8 frames."""
+    names = {f"high{i}": 5 for i in range(3)} | {f"low{i}": 0 for i in range(5)}
+    bench = Bench(1, **names)
+    bench.fill(**dict.fromkeys(names, 4))
+    last = dict.fromkeys(names, 0)
+    longest = dict.fromkeys(names, 0)
+    for turn in range(1, 801):
+        (taken,) = bench.batcher.take()
+        bench.rings[taken.stream].put(frame(taken.stream, turn))
+        longest[taken.stream] = max(longest[taken.stream], turn - last[taken.stream])
+        last[taken.stream] = turn
+    assert max(longest.values()) <= TURN * len(names)
+    low = [longest[name] for name in names if name.startswith("low")]
+    assert min(low) > TURN, "priorities count for nothing"
+
+
+def test_one_in_eight_frames_is_all_that_priority_gives_up() -> None:
+    bench = Bench(4, low=0, high=5)
+    served = {"low": 0, "high": 0}
+    for _ in range(200):
+        bench.fill(low=4 - len(bench.rings["low"]), high=4 - len(bench.rings["high"]))
+        for f in bench.batcher.take():
+            served[f.stream] += 1
+    assert served == {"low": 100, "high": 700}
+
+
+def test_a_frame_that_waited_too_long_is_dropped_when_its_turn_comes() -> None:
+    bench = Bench(8, a=0)
+    dropped: list[tuple[str, int, str]] = []
+    ring: Ring[Frame] = Ring(8, on_drop=lambda f, reason: dropped.append((f.stream, f.seq, reason)), bell=bench.bell)
+    bench.batcher.add("b", ring, max_age_s=0.05)
+    bench.fill(a=2)
+    ring.put(frame("b", 0))
+    ring.put(frame("b", 1))
+    time.sleep(0.06)
+    ring.put(frame("b", 2))
+    assert sorted((f.stream, f.seq) for f in bench.batcher.take()) == [("a", 0), ("a", 1), ("b", 2)]
+    assert dropped == [("b", 0, "too_old"), ("b", 1, "too_old")]
+
+
+def test_a_batch_of_nothing_but_old_frames_is_no_batch() -> None:
+    bench = Bench(8)
+    dropped: list[int] = []
+    ring: Ring[Frame] = Ring(8, on_drop=lambda f, _: dropped.append(f.seq), bell=bench.bell)
+    bench.batcher.add("a", ring, max_age_s=0.02)
+    ring.put(frame("a", 0))
+    time.sleep(0.03)
+    threading.Timer(0.05, lambda: ring.put(frame("a", 1))).start()
+    assert [f.seq for f in bench.batcher.take()] == [1]
+    assert dropped == [0]
+
+
+def test_streams_come_and_go_while_another_thread_takes() -> None:
+    """Nothing is lost, doubled or out of order for the stream that stays, whatever happens beside it."""
+    bench = Bench(4, stays=0)
+    taken: list[Frame] = []
+
+    def take() -> None:
+        while True:
+            try:
+                taken.extend(bench.batcher.take())
+            except Closed:
+                return
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    visitors: dict[str, Ring[Frame]] = {}
+    for seq in range(300):
+        bench.rings["stays"].put(frame("stays", seq), timeout=1)
+        name = f"v{seq}"
+        ring = visitors[name] = Ring(4, bell=bench.bell)
+        bench.batcher.add(name, ring, priority=seq % 3)
+        ring.put(frame(name, 0))
+        while bench.rings["stays"] or ring:
+            time.sleep(0.0005)
+        bench.batcher.remove(name)
+    bench.rings["stays"].close()
+    bench.batcher.seal()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert [f.seq for f in taken if f.stream == "stays"] == list(range(300))
+    assert len(taken) == 600

@@ -23,7 +23,10 @@ WANTED = {
     "streamd_stream_failures", "streamd_stream_threads_abandoned", "streamd_stream_threads_stuck",
     "streamd_sink_messages", "streamd_sink_dropped", "streamd_sink_errors", "streamd_build_info",
     "streamd_rtp_packets_lost", "streamd_stream_clock_jumps", "streamd_stream_clock_offset_seconds",
-    "streamd_stream_clock_drift_ratio", "streamd_stream_info", "streamd_decoder_sessions", "streamd_device_duration_seconds", "streamd_device_memory_bytes",
+    "streamd_stream_clock_drift_ratio", "streamd_stream_info", "streamd_decoder_sessions",
+    "streamd_device_duration_seconds", "streamd_device_memory_bytes",
+    "streamd_objective_frames", "streamd_objective_missed", "streamd_objective_latency_seconds",
+    "streamd_objective_ratio", "streamd_config_reloads", "streamd_config_last_reload_success",
 }  # fmt: skip
 ALLOWED_LABELS = {
     "stream",
@@ -41,6 +44,7 @@ ALLOWED_LABELS = {
     "device",
     "backend",
     "model",
+    "result",
 }
 
 
@@ -113,6 +117,30 @@ def test_the_latency_buckets_are_close_around_one_frame_at_25_fps() -> None:
     near = [b for b in bounds if 0.03 <= b <= 0.05]
     assert len(near) >= 4
     assert bounds == sorted(bounds)
+
+
+def test_what_misses_an_objective() -> None:
+    registry = CollectorRegistry()
+    stream = Metrics(registry).stream("gate")
+    stream.published, stream.late = 90, 4
+    for reason, count in {"too_old": 3, "ring_full": 2, "frame_error": 1, "quarantine": 50, "shutdown": 7}.items():
+        stream.drop(reason, count)
+    assert registry.get_sample_value("streamd_objective_frames_total", {"stream": "gate"}) is None
+    stream.objective_s, stream.objective_share = 0.2, 0.99
+    names = ("frames_total", "missed_total", "latency_seconds", "ratio")
+    values = [registry.get_sample_value(f"streamd_objective_{name}", {"stream": "gate"}) for name in names]
+    assert values == [96, 10, 0.2, 0.99]
+
+
+def test_a_removed_stream_keeps_its_counters_and_tells_no_state() -> None:
+    registry = CollectorRegistry()
+    stream = Metrics(registry).stream("gate")
+    stream.received, stream.decoder = 3, "software"
+    stream.drop("too_old", 3)
+    stream.removed = True
+    names = {s.name for f in registry.collect() for s in f.samples if s.labels.get("stream") == "gate"}
+    assert {"streamd_frames_received_total", "streamd_frames_published_total", "streamd_frames_dropped_total"} <= names
+    assert not names & {"streamd_stream_state", "streamd_last_frame_timestamp_seconds", "streamd_stream_info"}
 
 
 def test_drops_are_counted_from_any_thread() -> None:
