@@ -137,6 +137,7 @@ class StreamRunner:
         initial_s: first wait after a break, seconds.
         max_s: longest wait, seconds.
         attempts: failed attempts in a row before the stream is FAILED; None for no limit.
+        before: the runner of this stream until now, which is over: epoch and seq go on where it ended.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class StreamRunner:
         initial_s: float = 0.5,
         max_s: float = 30.0,
         attempts: int | None = None,
+        before: StreamRunner | None = None,
     ) -> None:
         self.stream = stream
         self.ring = ring
@@ -160,18 +162,23 @@ class StreamRunner:
         self._attempts = attempts
         self._stop = threading.Event()
         self._lock = threading.RLock()
-        self._epoch = -1
-        self._seq = 0
+        self._epoch = before._epoch if before is not None else -1
+        self._seq = before._seq if before is not None else 0
         self._troubles: dict[SourceReason, int] = {}
         """When each trouble of the live stream is over, monotonic nanoseconds."""
-        self.status = StreamStatus(stream, "CONNECTING", "", "", 0, time.time_ns())
+        self.status = StreamStatus(stream, "CONNECTING", "", "", max(self._epoch, 0), time.time_ns())
         self._life = _Life()
-        self._left: list[_Life] = []
+        self._left: list[_Life] = before._left if before is not None else []
 
     def start(self) -> None:
         """Starts the thread."""
+        self._metrics.state = self.status.state
         self._on_status(self.status)
-        self._begin(None)
+        self._begin(self._too_many() if len(self._left) >= LEFT_LIMIT else None)
+
+    def _too_many(self) -> SourceError:
+        message = f"stream {self.stream}: {len(self._left)} threads of it hang and cannot be cut"
+        return SourceError("stuck", f"{message}: look at its network, disk or driver, then restart", permanent=True)
 
     def _begin(self, error: SourceError | None) -> None:
         life = self._life = _Life()
@@ -201,17 +208,32 @@ class StreamRunner:
             life, source = self._life, self._life.source
             if source is None or time.monotonic() < source.cut_by or self._stop.is_set() or self.over:
                 return
-            life.left = True
-            self._left.append(life)
-            self._metrics.threads_stuck = len(self._left)
-            self._metrics.threads_abandoned += 1
-            many = len(self._left) >= LEFT_LIMIT
+            self._leave(life)
             doing = "reading" if life.live_since is not None else "opening"
             message = f"stream {self.stream}: {doing} does not return and cannot be cut; its thread was left behind"
-            if many:
-                message += f", like {len(self._left) - 1} before it: look at its network, disk or driver, then restart"
-            self._begin(SourceError("stuck", message, permanent=many))
+            many = len(self._left) >= LEFT_LIMIT
+            self._begin(self._too_many() if many else SourceError("stuck", message))
         source.close()
+
+    def _leave(self, life: _Life) -> None:
+        life.left = True
+        self._left.append(life)
+        self._metrics.threads_stuck = len(self._left)
+        self._metrics.threads_abandoned += 1
+
+    def ended(self) -> bool:
+        """True once the thread that works for the stream is over; those that were left behind may still hang."""
+        return not self._life.thread.is_alive()
+
+    def leave(self) -> None:
+        """Waits no longer for a thread that `stop` could not end: the stream is over, whatever its call returns."""
+        with self._lock:
+            life = self._life
+            if life.left or self.ended():
+                return
+            if not self.over:
+                self._go(life, "ended", "", "stopped; its thread hangs and was left behind")
+            self._leave(life)
 
     @property
     def over(self) -> bool:
