@@ -7,7 +7,7 @@ import ipaddress
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +82,12 @@ class Loaded:
     path: Path
     secrets: frozenset[str]
     """Substituted values, for the log's redaction."""
+    line: Callable[[Path_], int | None]
+    """The line of a field, or of what it would stand in."""
+
+    def where(self, path: Path_) -> str:
+        """FILE:LINE: FIELD, as errors begin."""
+        return f"{self.path}:{self.line(path) or 1}: {dotted(path)}"
 
 
 def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = None) -> Loaded:
@@ -100,13 +106,11 @@ def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = N
         problems += _validation_problems(error, document)
     if config is not None:
         config = _absolute(config, file.parent)
-        problems += [
-            (document.line(path) or 1, f"{_dotted(path)}: {message}") for path, message in _cross_check(config)
-        ]
+        problems += [(document.line(path) or 1, f"{dotted(path)}: {message}") for path, message in _cross_check(config)]
     if problems or config is None:
         lines = [f"{file}:{line}: {redact(message)}" for line, message in sorted(set(problems))]
         raise ConfigError("\n".join(_without(document.secrets, line) for line in lines))
-    return Loaded(config, file, frozenset(document.secrets))
+    return Loaded(config, file, frozenset(document.secrets), document.line)
 
 
 def _parse(file: Path, environment: Mapping[str, str]) -> Document:
@@ -136,7 +140,8 @@ def _without(secrets: set[str], text: str) -> str:
     return text
 
 
-def _dotted(path: Path_) -> str:
+def dotted(path: Path_) -> str:
+    """A field's name as errors have it: streams[1].url."""
     out = ""
     for part in path:
         out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else str(part)
@@ -182,7 +187,7 @@ def _validation_problems(error: ValidationError, document: Document) -> Iterator
         elif item["type"] == "union_tag_invalid":
             path = (*path, "kind")
             message = f"expected one of {item['ctx']['expected_tags']}"
-        yield document.line(path) or 1, f"{_dotted(path)}: {message}"
+        yield document.line(path) or 1, f"{dotted(path)}: {message}"
 
 
 _PATTERNS = {

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from streamd.config import Config, sink_names
+from streamd.config import Config, dotted, sink_names
 from streamd.engine import per_device
-from streamd.errors import BackendError, SourceError, StreamdError
-from streamd.flow.ring import Ring
+from streamd.errors import BackendError, ConfigError, SourceError, StreamdError
 from streamd.flow.sink import SinkThread
 from streamd.flow.status import StatusBoard
-from streamd.flow.supervisor import StreamRunner
 from streamd.lane import Lane
+from streamd.redact import redact
+from streamd.reload import Reread, check, difference
 from streamd.sinks import Sink, open_sink
-from streamd.sources import default_policy, is_live, open_source, paces
+from streamd.sources import is_live, paces
+from streamd.streams import Streams
 from streamd.telemetry.http import HttpServer
+from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
-from streamd.types import Detections, Frame, StreamStatus
+from streamd.types import Detections
 from streamd.web.page import Page
 from streamd.web.state import State
 from streamd.web.tap import Tap
+from streamd.yamlfile import Path_
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +46,8 @@ MANY_SWITCH_INTERVAL_S = 0.002
 """Every thread that waits for the GIL wakes once an interval: 200 paced streams on two cores were served 3,330 frames a
 second at 0.5 ms and 4,390 at 2 ms."""
 _TICK_S = 0.25
+_QUICK_TICK_S = 0.02
+"""While streams are changed or the end is near."""
 
 
 class Daemon:
@@ -53,6 +59,7 @@ class Daemon:
         notifier: the service manager.
         relays: in a worker process: what takes the place of the configured sinks, by name.
         boot_id: identity of this process in every message; random by default.
+        reread: reads the configuration file again when SIGHUP asks for it.
 
     Raises:
         StreamdError: whatever cannot be opened, named; everything opened before is closed again.
@@ -66,6 +73,7 @@ class Daemon:
         notifier: Notifier | None = None,
         relays: Mapping[str, Sink] | None = None,
         boot_id: str | None = None,
+        reread: Reread | None = None,
     ) -> None:
         self.config = config
         self.registry = registry or CollectorRegistry()
@@ -76,14 +84,23 @@ class Daemon:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self.sinks: list[SinkThread] = []
-        self.runners: list[StreamRunner] = []
         self.lanes: list[Lane] = []
         self.http: HttpServer | None = None
         self._tap: Tap | None = None
         self._notifier = notifier or Notifier()
         self._stop = threading.Event()
+        self._wake = threading.Event()
+        """Set when the main loop has something to look at."""
         self._signals = 0
-        self._live_seen: set[str] = set()
+        self._reread = reread
+        self._lock = threading.Lock()
+        self._next: Config | None = None
+        """Accepted, to be taken on by the main loop."""
+        self._reloading = False
+        """The service manager was told that a reload has begun, and waits for its end."""
+        self._refused = ""
+        """Why the newest configuration was refused."""
+        self.streams = Streams(self.lanes, self.metrics, self.board, self._wake.set)
         self._started = False
         self._left_running = False
         try:
@@ -116,46 +133,11 @@ class Daemon:
         for ordinal, engine in engines.items():
             self.lanes.append(Lane(config, engine, ordinal, **options))
         for stream in config.streams:
-            self._add_stream(stream)
-        for lane in self.lanes:
-            lane.batcher.seal()
-
-    def _lane_of(self, settings: Any) -> Lane:
-        if settings.device is None:
-            return min(self.lanes, key=lambda lane: lane.streams)
-        return next(lane for lane in self.lanes if lane.ordinal == settings.device)
-
-    def _add_stream(self, settings: Any) -> None:
-        counters = self.metrics.stream(settings.id)
-        lane = self._lane_of(settings)
-
-        def dropped(_: Frame, reason: str) -> None:
-            counters.drop(reason)
-
-        ring: Ring[Frame] = Ring(settings.ring, default_policy(settings), on_drop=dropped, bell=lane.bell)
-        self.metrics.queue_depth.labels(queue=f"stream-{settings.id}").set_function(lambda: len(ring))
-        reconnect = settings.reconnect
-        runner = StreamRunner(
-            settings.id,
-            lambda: open_source(settings, device=lane.decoder_device),
-            ring,
-            counters,
-            self._on_status,
-            initial_s=reconnect.initial_s,
-            max_s=reconnect.max_s,
-            attempts=reconnect.attempts,
-        )
-        self.runners.append(runner)
-        lane.add(settings.id, ring, settings.priority)
+            self.streams.add(stream)
 
     def _publish(self, detections: Detections) -> None:
         for sink in self.sinks:
             sink.put(detections)
-
-    def _on_status(self, status: StreamStatus) -> None:
-        if status.state == "LIVE":
-            self._live_seen.add(status.stream)
-        self.board.post(status)
 
     @property
     def started(self) -> bool:
@@ -171,7 +153,7 @@ class Daemon:
         """Whether a stream was live since the start (or all are over), and how each one is."""
         states = {s.stream: {"state": s.state, "reason": s.reason} for s in self.board.all()}
         over = bool(states) and all(v["state"] in ("ENDED", "FAILED") for v in states.values())
-        seen = bool(self._live_seen) or over
+        seen = bool(self.streams.live_seen) or over
         ready = self._started and seen and self._problem() is None
         return ready, {"ready": ready, "streams": states}
 
@@ -190,6 +172,7 @@ class Daemon:
     def stop(self) -> None:
         """Asks for a drain; `run` returns when it is done. Any thread, and signal handlers."""
         self._stop.set()
+        self._wake.set()
 
     def _on_signal(self, number: int, _: Any) -> None:
         self._signals += 1
@@ -197,7 +180,81 @@ class Daemon:
             # The second signal means now: nothing that could hang may run any more.
             sys.stderr.flush()
             os._exit(128 + number)
-        self._stop.set()
+        self.stop()
+
+    def reload(self, config: Config, *, secrets: Iterable[str] = (), where: Callable[[Path_], str] = dotted) -> None:
+        """Takes on another configuration; the main loop makes the changes soon after. Any thread.
+
+        Args:
+            config: checked.
+            secrets: see `logs.configure`.
+            where: names a field in the error.
+
+        Raises:
+            ConfigError: something differs that cannot change while running; nothing is changed.
+        """
+        try:
+            check(difference(self.config, config), where)
+        except ConfigError as error:
+            self._refuse(error)
+            raise
+        secrets = frozenset(secrets)
+        if secrets or config.logging != self.config.logging:
+            configure(config.logging.level, config.logging.format, secrets=secrets)
+        with self._lock:
+            self._next = config
+        self._wake.set()
+
+    def _refuse(self, error: Exception) -> None:
+        problems = str(error).splitlines() or [type(error).__name__]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        self._refused = redact(problems[0]) + more
+        self.metrics.reloads.labels(result="refused").inc()
+        self.metrics.last_reload_success.set(0)
+        log.error("configuration refused; the old one is kept", problems=problems)
+
+    def _read_again(self, reread: Reread) -> None:
+        try:
+            loaded = reread.load()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
+            self._refuse(error)
+            return
+        with contextlib.suppress(ConfigError):
+            self.reload(loaded.config, secrets=loaded.secrets, where=loaded.where)
+
+    def _look_for_changes(self) -> None:
+        """One step of a reload; none begins before the one under way is done."""
+        if self.streams.changing:
+            return
+        if self._reread is not None and self._reread.asked():
+            # Type=notify-reload: the manager waits for READY=1 and wants to know that it is not an older one.
+            self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._reloading = True
+            self._read_again(self._reread)
+        with self._lock:
+            config, self._next = self._next, None
+        if config is not None and not self.streams.sealed:
+            self._take_on(config)
+        if self._reloading and not self.streams.changing:
+            self._reloading = False
+            self._notifier.send("READY=1", f"STATUS={self._status_line()}")
+
+    def _take_on(self, config: Config) -> None:
+        found = difference(self.config, config)
+        failed = self.streams.change(found, self.config.drain_s)
+        self.config = config
+        self._set_switch_interval()
+        self._refused = ""
+        self.metrics.reloads.labels(result="applied").inc()
+        self.metrics.last_reload_success.set(1)
+        log.info(
+            "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,
+            changed=[s.id for s in found.changed] or None, tried_again=failed or None, streams=len(config.streams),
+        )  # fmt: skip
+
+    def _set_switch_interval(self) -> None:
+        many = len(self.config.streams) > MANY_STREAMS
+        sys.setswitchinterval(MANY_SWITCH_INTERVAL_S if many else SWITCH_INTERVAL_S)
 
     def run(self, for_seconds: float | None = None, *, handle_signals: bool = True) -> int:
         """Runs until stopped, until every stream is over, or for so many seconds; then drains.
@@ -208,9 +265,10 @@ class Daemon:
         if handle_signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
+            if self._reread is not None:
+                self._reread.install()
         interval = sys.getswitchinterval()
-        many = len(self.runners) > MANY_STREAMS
-        sys.setswitchinterval(min(interval, MANY_SWITCH_INTERVAL_S if many else SWITCH_INTERVAL_S))
+        self._set_switch_interval()
         try:
             self._start()
             self._wait(for_seconds)
@@ -223,16 +281,15 @@ class Daemon:
             sink.start()
         for lane in self.lanes:
             lane.pipeline.start()
-        for runner in self.runners:
-            runner.start()
+        self.streams.start()
         self._started = True
         first = self.lanes[0]
         log.info(
-            "running", streams=len(self.runners), sinks=len(self.sinks), model=first.model.name, boot_id=self.boot_id,
+            "running", streams=len(self.streams), sinks=len(self.sinks), model=first.model.name, boot_id=self.boot_id,
             backend=type(first.backend).__name__, devices=len(self.lanes),
             metrics_port=self.http.port if self.http else None,
         )  # fmt: skip
-        self._notifier.send("READY=1", f"STATUS=watching {len(self.runners)} streams")
+        self._notifier.send("READY=1", f"STATUS=watching {len(self.streams)} streams")
 
     def _wait(self, for_seconds: float | None) -> None:
         deadline = None if for_seconds is None else time.monotonic() + for_seconds
@@ -248,10 +305,12 @@ class Daemon:
             if now >= next_status:
                 self._notifier.send(f"STATUS={self._status_line()}")
                 next_status = now + 1
-            for runner in self.runners:
-                runner.watch()
-            left = _TICK_S if deadline is None else min(_TICK_S, max(0.0, deadline - now))
-            if self._stop.wait(left):
+            self._look_for_changes()
+            self.streams.tick()
+            tick = _QUICK_TICK_S if self.streams.changing or self.streams.sealed else _TICK_S
+            self._wake.wait(tick if deadline is None else min(tick, max(0.0, deadline - now)))
+            self._wake.clear()
+            if self._stop.is_set():
                 return
 
     def _over(self) -> bool:
@@ -263,24 +322,21 @@ class Daemon:
         states = [s.state for s in self.board.all()]
         counts = ", ".join(f"{states.count(s)} {s.lower()}" for s in dict.fromkeys(sorted(states)))
         published = sum(s.published for s in self.metrics.streams())
-        return f"{counts or 'no streams'}; {published} frames published"
+        refused = f"; new configuration refused: {self._refused}" if self._refused else ""
+        return f"{counts or 'no streams'}; {published} frames published{refused}"
 
     def _finish(self) -> int:
         """Sources stop, what is under way is finished, sinks empty themselves: all within `drain_s`."""
         self._notifier.send("STOPPING=1")
         deadline = time.monotonic() + self.config.drain_s
-        for runner in self.runners:
-            runner.stop()
+        self.streams.stop()
         drain_by = time.monotonic() + max(0.1, (deadline - time.monotonic()) * 0.8)
         drained = [lane.pipeline.join(max(0.0, drain_by - time.monotonic())) for lane in self.lanes]
         if not all(drained):
             log.error("drain took too long; what was under way is lost", limit_s=self.config.drain_s)
             self._left_running = True
-        for runner in self.runners:
-            runner.ring.close(discard=True)  # what no stage will take any more is counted, not forgotten
-            if not runner.join(max(0.0, deadline - time.monotonic())):
-                self._left_running = True
-                log.warning("source could not be cut in time", stream=runner.stream)
+        if not self.streams.join(deadline):
+            self._left_running = True
         self._close_all(max(0.5, deadline - time.monotonic()))
         for s in self.metrics.streams():
             log.info(
@@ -292,8 +348,7 @@ class Daemon:
         error = next((lane.pipeline.error for lane in self.lanes if lane.pipeline.error is not None), None)
         if error is not None:
             return error.exit_code if isinstance(error, StreamdError) else BackendError.exit_code
-        failed = [r for r in self.runners if r.status.state == "FAILED"]
-        return SourceError.exit_code if failed and len(failed) == len(self.runners) else 0
+        return SourceError.exit_code if self.streams.all_failed else 0
 
     @property
     def left_running(self) -> bool:

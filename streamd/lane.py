@@ -75,7 +75,12 @@ class Lane:
         name = f"-{ordinal}" if several else ""
         self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, metrics, publish, name, tap)
 
-    def add(self, stream: str, ring: Ring[Frame], priority: int) -> None:
-        """Serves one more stream, whose ring rings this lane's bell."""
+    def add(self, stream: str, ring: Ring[Frame], priority: int, max_age_s: float | None) -> None:
+        """Serves one more stream, whose ring rings this lane's bell; see `Batcher.add`."""
         self.streams += 1
-        self.batcher.add(stream, ring, priority)
+        self.batcher.add(stream, ring, priority, max_age_s)
+
+    def remove(self, stream: str) -> None:
+        """Serves the stream no longer."""
+        self.streams -= 1
+        self.batcher.remove(stream)

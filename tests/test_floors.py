@@ -23,7 +23,8 @@ FLOORS = {
             # Offline, and never imported by the daemon: it may look into the rooms that it measures.
             ("models",),
             ("config",),
-            ("lane", "web"),
+            ("lane", "web", "reload"),
+            ("streams",),
             ("daemon",),
             ("cli",),
             ("__main__",),

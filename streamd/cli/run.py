@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from streamd.config import load
+from streamd.reload import Reread
 from streamd.telemetry.logs import configure
 
 
@@ -19,13 +20,18 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the daemon in the foreground until SIGTERM or SIGINT, which drain; a second one leaves at once."""
+    """Runs the daemon in the foreground until SIGTERM or SIGINT, which drain; a second one leaves at once.
+
+    SIGHUP reads the configuration again.
+    """
+    reread = Reread(args.config)
+    reread.install()  # now: loading a model may take minutes, and a reload asked for meanwhile is done after it
     loaded = load(args.config)
     logging = loaded.config.logging
     configure(logging.level, logging.format, secrets=loaded.secrets)
     from streamd.daemon import Daemon
 
-    daemon = Daemon(loaded.config)
+    daemon = Daemon(loaded.config, reread=reread)
     code = daemon.run(args.seconds)
     if daemon.left_running:
         # A thread sits in a read that cannot be cut: leave without waiting for it.

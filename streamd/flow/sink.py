@@ -121,11 +121,11 @@ class SinkThread:
 
     def _statuses(self) -> None:
         now = time.monotonic()
+        self._change, statuses = self._board.since(self._change)
         if now >= self._beat_at:
             self._beat_at = now + self._heartbeat_s
-            self._change, statuses = self._board.since(0)
-        else:
-            self._change, statuses = self._board.since(self._change)
+            changed = {s.stream for s in statuses}
+            statuses += [s for s in self._board.all() if s.stream not in changed]
         for status in statuses:
             counts = self._metrics.stream(status.stream).counts()
             try:

@@ -13,6 +13,7 @@ class StatusBoard:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: dict[str, tuple[int, StreamStatus]] = {}
+        self._retired: set[str] = set()
         self._changes = 0
 
     def post(self, status: StreamStatus) -> None:
@@ -20,6 +21,12 @@ class StatusBoard:
         with self._lock:
             self._changes += 1
             self._last[status.stream] = (self._changes, status)
+            self._retired.discard(status.stream)
+
+    def retire(self, stream: str) -> None:
+        """The stream's last status is its final one: told once as a change, then no more."""
+        with self._lock:
+            self._retired.add(stream)
 
     def since(self, change: int) -> tuple[int, list[StreamStatus]]:
         """The newest change number, and the statuses newer than `change`, oldest first."""
@@ -32,5 +39,6 @@ class StatusBoard:
             return self._changes, [s for _, s in newer]
 
     def all(self) -> list[StreamStatus]:
-        """Every stream's last status."""
-        return self.since(0)[1]
+        """The last status of every stream that is not retired."""
+        with self._lock:
+            return [s for _, s in sorted(self._last.values(), key=lambda v: v[0]) if s.stream not in self._retired]

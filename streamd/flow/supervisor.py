@@ -162,8 +162,8 @@ class StreamRunner:
         self._attempts = attempts
         self._stop = threading.Event()
         self._lock = threading.RLock()
-        self._epoch = before._epoch if before is not None else -1
-        self._seq = before._seq if before is not None else 0
+        self._epoch: int = before._epoch if before is not None else -1
+        self._seq: int = before._seq if before is not None else 0
         self._troubles: dict[SourceReason, int] = {}
         """When each trouble of the live stream is over, monotonic nanoseconds."""
         self.status = StreamStatus(stream, "CONNECTING", "", "", max(self._epoch, 0), time.time_ns())

@@ -60,8 +60,9 @@ class Subscriber:
 class Running:
     """A daemon process with a metrics port."""
 
-    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], log: Path, config: Path) -> None:
         self.process = process
+        self.config = config
         self._log = log
         self._port: int | None = None
 
@@ -89,6 +90,13 @@ class Running:
     def value(self, name: str, **labels: str) -> float:
         return self.metrics().get((name, tuple(sorted(labels.items()))), 0.0)
 
+    def reload(self, config: str, result: str = "applied") -> None:
+        """Writes another configuration (with the same port) and waits for the daemon's verdict."""
+        before = self.value("streamd_config_reloads_total", result=result)
+        self.config.write_text(self.config.read_text().splitlines()[0] + "\n" + config)
+        self.process.send_signal(signal.SIGHUP)
+        until(lambda: self.value("streamd_config_reloads_total", result=result) == before + 1, 20, f"{result} reload")
+
     def stop(self, timeout: float = 15) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
@@ -115,7 +123,7 @@ def daemon(folder: Path, config: str, *, metrics: str = "", port: int = 0) -> It
     path.write_text(f"metrics: {{listen: '127.0.0.1:{port}', {metrics}}}\n" + config)
     with log.open("w") as out:
         process = subprocess.Popen([sys.executable, "-m", "streamd", "run", str(path)], stderr=out, text=True)
-    running = Running(process, log)
+    running = Running(process, log, path)
     try:
         until(lambda: process.poll() is not None or running.port, 60, "the daemon starts")
         yield running
