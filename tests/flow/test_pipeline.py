@@ -29,7 +29,13 @@ from tests.frames import MODEL, frames
 class Rig:
     """A pipeline over one ring a stream, fed by the test."""
 
-    def __init__(self, backend: NullBackend | None = None, streams: Sequence[str] = ("a",), **settings: Any) -> None:
+    def __init__(
+        self,
+        backend: NullBackend | None = None,
+        streams: Sequence[str] = ("a",),
+        max_age_s: float | None = None,
+        **settings: Any,
+    ) -> None:
         self.backend = backend or NullBackend(
             NullSettings(**settings), ModelSettings(path="x"), batch=BatchSettings(max=4)
         )
@@ -41,7 +47,7 @@ class Rig:
         for name in streams:
             counters = self.metrics.stream(name)
             self.rings[name] = Ring(64, on_drop=self._dropper(counters), bell=bell)
-            batcher.add(name, self.rings[name])
+            batcher.add(name, self.rings[name], max_age_s=max_age_s)
         batcher.seal()
         detect = DetectSettings()
         post = Postprocess(open_head(None, self.backend.spec, detect), detect, ("thing",))
@@ -119,6 +125,48 @@ def test_a_failing_stage_ends_the_pipeline_and_every_frame_is_accounted_for() ->
     assert isinstance(rig.pipeline.error, BackendError)
     assert rig.balance("a") == 0
     assert rig.metrics.stream("a").dropped
+
+
+def test_an_engine_that_slows_down_and_recovers() -> None:
+    """While it is slow old frames are dropped and none comes late; once it is not, none is dropped, with no restart."""
+
+    class Changing(NullBackend):
+        wait_s = 0.25
+
+        def infer(self, slot: Any) -> None:
+            super().infer(slot)
+            slot.ready_at += self.wait_s
+
+    backend = Changing(NullSettings(slots=1), ModelSettings(path="x"), batch=BatchSettings(max=2))
+    rig = Rig(backend, max_age_s=0.1)
+    counters = rig.metrics.stream("a")
+    counters.objective_s = 0.3
+    rig.pipeline.start()
+    seq = iter(range(100_000))
+
+    def feed(count: int) -> None:
+        for _ in range(count):
+            (frame,) = frames("a", 1)
+            frame.seq = next(seq)
+            frame.captured_ns = frame.decoded_ns = time.monotonic_ns()
+            counters.received += 1
+            rig.rings["a"].put(frame)
+            time.sleep(0.005)
+
+    while counters.dropped.get("too_old", 0) < 50:
+        feed(10)
+    assert all(d.times.batched - d.times.decoded <= 0.1e9 + 1e7 for d in rig.out)
+    Changing.wait_s = 0.0
+    while not rig.out or rig.out[-1].times.postprocessed - rig.out[-1].times.captured > 0.05e9:
+        feed(10)
+    dropped, late, first = counters.counts().dropped, counters.late, next(seq) + 1
+    feed(100)
+    rig.finish()
+    assert rig.balance("a") == 0
+    assert sum(counters.counts().dropped.values()) - sum(dropped.values()) <= 5  # a pause of a busy machine
+    assert counters.late <= late + 5
+    assert len([d for d in rig.out if d.seq >= first]) >= 95
+    assert counters.objective()[1] == counters.late + sum(counters.counts().dropped.values())
 
 
 def test_a_bad_frame_costs_itself_alone() -> None:
