@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import sys
 import threading
@@ -59,7 +60,7 @@ class Daemon:
         notifier: the service manager.
         relays: in a worker process: what takes the place of the configured sinks, by name.
         boot_id: identity of this process in every message; random by default.
-        reread: reads the configuration file again when SIGHUP asks for it.
+        reread: reads the configuration file again when SIGHUP asks for it; installed by the caller.
 
     Raises:
         StreamdError: whatever cannot be opened, named; everything opened before is closed again.
@@ -88,11 +89,14 @@ class Daemon:
         self.http: HttpServer | None = None
         self._tap: Tap | None = None
         self._notifier = notifier or Notifier()
-        self._stop = threading.Event()
-        self._wake = threading.Event()
-        """Set when the main loop has something to look at."""
+        self._stopping = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """Told when the main loop has something to look at. Not an Event: a signal handler that sets one while the main
+        loop is about to wait for it would wait for a lock that its own thread holds."""
         self._signals = 0
         self._reread = reread
+        if reread is not None:
+            reread.wake = self._look
         self._lock = threading.Lock()
         self._next: Config | None = None
         """Accepted, to be taken on by the main loop."""
@@ -100,7 +104,7 @@ class Daemon:
         """The service manager was told that a reload has begun, and waits for its end."""
         self._refused = ""
         """Why the newest configuration was refused."""
-        self.streams = Streams(self.lanes, self.metrics, self.board, self._wake.set)
+        self.streams = Streams(self.lanes, self.metrics, self.board, self._look)
         self._started = False
         self._left_running = False
         try:
@@ -171,8 +175,11 @@ class Daemon:
 
     def stop(self) -> None:
         """Asks for a drain; `run` returns when it is done. Any thread, and signal handlers."""
-        self._stop.set()
-        self._wake.set()
+        self._stopping = True
+        self._look()
+
+    def _look(self) -> None:
+        self._wake.put(None)
 
     def _on_signal(self, number: int, _: Any) -> None:
         self._signals += 1
@@ -203,7 +210,7 @@ class Daemon:
             configure(config.logging.level, config.logging.format, secrets=secrets)
         with self._lock:
             self._next = config
-        self._wake.set()
+        self._look()
 
     def _refuse(self, error: Exception) -> None:
         problems = str(error).splitlines() or [type(error).__name__]
@@ -265,8 +272,6 @@ class Daemon:
         if handle_signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
-            if self._reread is not None:
-                self._reread.install()
         interval = sys.getswitchinterval()
         self._set_switch_interval()
         try:
@@ -308,9 +313,11 @@ class Daemon:
             self._look_for_changes()
             self.streams.tick()
             tick = _QUICK_TICK_S if self.streams.changing or self.streams.sealed else _TICK_S
-            self._wake.wait(tick if deadline is None else min(tick, max(0.0, deadline - now)))
-            self._wake.clear()
-            if self._stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=tick if deadline is None else min(tick, max(0.0, deadline - now)))
+                while True:
+                    self._wake.get_nowait()
+            if self._stopping:
                 return
 
     def _over(self) -> bool:

@@ -89,6 +89,8 @@ class Reread:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = path
         self._asked = False
+        self.wake: Callable[[], None] = lambda: None
+        """Called by the signal handler: it must hold no lock."""
 
     def install(self) -> None:
         """Listens to SIGHUP, which would end the process otherwise. Main thread only."""
@@ -96,6 +98,7 @@ class Reread:
 
     def _on_signal(self, *_: Any) -> None:
         self._asked = True
+        self.wake()
 
     def asked(self) -> bool:
         """True once for one or several signals."""

@@ -8,9 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from streamd.config import load
+from streamd.daemon import Daemon
+from streamd.errors import ConfigError
+from streamd.telemetry.notify import Notifier
 from tests.behaviour.daemon import Running, Subscriber, daemon, until
 from tests.conftest import shared
 
@@ -256,3 +263,76 @@ def test_fifteen_reloads_under_overload_lose_no_frame_from_the_accounts(tmp_path
         assert running.value("streamd_stream_reconnects_total", stream="stays") == 0
         assert running.stop() == 0
     exact_at_the_end(running, "stays", "s0", "s1", "s2", "s3")
+
+
+def test_the_caller_may_hand_another_configuration_over(tmp_path: Path) -> None:
+    """As a parent process does: from another thread, down to no stream at all, which is idleness and no end."""
+    (tmp_path / "c.yaml").write_text(
+        NULL
+        + "metrics: {listen: null}\nstreams: [{id: a, kind: synthetic, fps: 50}, {id: b, kind: synthetic, fps: 50}]\n"
+    )
+    config = load(tmp_path / "c.yaml").config
+    running = Daemon(config.model_copy(update={"streams": ()}), notifier=Notifier({}))
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(running.run(handle_signals=False)))
+    thread.start()
+
+    def published(stream: str) -> int:
+        return running.metrics.stream(stream).published
+
+    until(lambda: running.started)
+    running.reload(config)
+    until(lambda: published("a") > 10 and published("b") > 10)
+    running.reload(config.model_copy(update={"streams": config.streams[:1]}))
+    running.reload(config.model_copy(update={"streams": ()}))  # the last word counts
+    until(lambda: len(running.streams) == 0)
+    with pytest.raises(ConfigError, match=r"^model\.path: cannot change while running"):
+        running.reload(config.model_copy(update={"model": config.model.model_copy(update={"path": "x"})}))
+    before = published("b")
+    running.reload(config.model_copy(update={"streams": config.streams[1:]}))
+    until(lambda: published("b") > before + 10)
+    running.stop()
+    thread.join(15)
+    assert codes == [0]
+    for stream in ("a", "b"):
+        counts = running.metrics.stream(stream).counts()
+        assert counts.received == counts.published + sum(counts.dropped.values())
+    assert running.metrics.stream("b").reconnects == 1
+
+
+def test_a_storm_of_signals_is_a_few_reloads_and_no_harm(tmp_path: Path) -> None:
+    config = f"{NULL}streams: [{{id: a, kind: synthetic, fps: 100}}]\n"
+    with daemon(tmp_path, config) as running:
+        for _ in range(1000):
+            running.process.send_signal(signal.SIGHUP)
+            time.sleep(0.001)
+        until(lambda: running.value("streamd_config_reloads_total", result="applied") >= 2)
+        assert running.value("streamd_config_reloads_total", result="refused") == 0
+        assert running.value("streamd_stream_reconnects_total", stream="a") == 0
+        assert running.stop() == 0
+    exact_at_the_end(running, "a")
+
+
+def test_a_reload_asked_for_while_the_model_loads_is_done_after_it(tmp_path: Path) -> None:
+    path, log = tmp_path / "c.yaml", tmp_path / "log"
+    model = shared("models/yolov5lite_e_relu_320.onnx")
+    head = f"model: {{path: {model}, head: {{kind: yolov5_sigmoid}}}}\nmetrics: {{listen: null}}\n"
+    path.write_text(head + "streams: [{id: a, kind: synthetic, fps: 5}]\n")
+    with log.open("w") as out:
+        process = subprocess.Popen([sys.executable, "-m", "streamd", "run", str(path)], stderr=out, text=True)
+    running = Running(process, log, path)
+
+    def caught() -> bool:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return bool(int(status.split("SigCgt:")[1].split()[0], 16) & 1 << (signal.SIGHUP - 1))
+
+    try:
+        until(caught, 30, "the handler is there")
+        (tmp_path / "new").write_text(head + "streams: [{id: b, kind: synthetic, fps: 5}]\n")
+        os.replace(tmp_path / "new", path)  # whole at any time: it may be about to be read for the first time
+        process.send_signal(signal.SIGHUP)
+        until(lambda: any(line["event"] == "configuration applied" for line in running.log()), 60)
+        assert running.stop() == 0
+    finally:
+        process.kill()
+        process.wait()
