@@ -20,6 +20,7 @@ from streamd.errors import ConfigError
 from streamd.telemetry.notify import Notifier
 from tests.behaviour.daemon import Running, Subscriber, daemon, until
 from tests.conftest import shared
+from tests.rtsp import rtsp_server
 
 NULL = 'model: {path: none}\nengine: {kind: "null"}\n'
 
@@ -91,6 +92,35 @@ def test_streams_come_change_and_go_and_the_others_do_not_notice(tmp_path: Path)
         (["comes"], ["other"], ["goes"]),
         (["goes"], None, ["other", "comes"]),
     ]
+
+
+def test_one_of_two_cameras_is_changed(tmp_path: Path) -> None:
+    """Over RTSP: the other one's connection, epoch and sequence go on; the changed one is connected anew."""
+    endpoint = f"ipc://{tmp_path}/z"
+    clip = shared("videos/intel_one-by-one-person-detection.mp4")  # longer than this test can last
+    with rtsp_server(f"one={clip}:h264", f"two={clip}:h264") as server:
+
+        def config(more: str) -> str:
+            return (
+                f"{NULL}sinks: [{{kind: zmq, bind: '{endpoint}'}}]\nstreams:\n"
+                f"  - {{id: one, url: 'rtsp://127.0.0.1:{server.port}/one'}}\n"
+                f"  - {{id: two, url: 'rtsp://127.0.0.1:{server.port}/two'{more}}}\n"
+            )
+
+        with daemon(tmp_path, config("")) as running:
+            subscriber = Subscriber(endpoint)
+            until(lambda: all(len(subscriber.frames[s]) > 10 for s in ("one", "two")), 30)
+            for turn in (1, 2):
+                running.reload(config(f", max_fps: {4 + turn}"))
+                until(lambda: subscriber.frames["two"][-1].epoch == turn, 30)  # noqa: B023 - called in this turn only
+            assert {m.epoch for m in subscriber.frames["one"]} == {0}
+            assert running.value("streamd_stream_reconnects_total", stream="one") == 0
+            assert running.value("streamd_stream_reconnects_total", stream="two") == 2
+            assert running.stop() == 0
+            subscriber.close()
+    for name in ("one", "two"):
+        gapless(subscriber, name)
+    exact_at_the_end(running, "one", "two")
 
 
 def test_what_is_wrong_is_refused_and_everything_stays_as_it_is(tmp_path: Path) -> None:
@@ -203,6 +233,7 @@ def test_a_stream_that_hangs_in_open_holds_no_other_up(tmp_path: Path) -> None:
         for name in ("changes", "goes"):
             assert running.value("streamd_stream_threads_abandoned_total", stream=name) == 1
             assert running.value("streamd_stream_threads_stuck", stream=name) == 1
+        assert running.get("/healthz")[0] == 200
         assert running.value("streamd_stream_reconnects_total", stream="stays") == 0
         with (tmp_path / "pipe").open("wb", buffering=0) as pipe:  # lets both calls return
             pipe.write(b"no video")
