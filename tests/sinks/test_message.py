@@ -46,8 +46,8 @@ def test_the_schema_describes_what_is_sent() -> None:
 def test_the_fields_are_the_ones_subscribers_rely_on() -> None:
     message = json.loads(encoder("json")(detections_message(detections(), "b", 0)))
     assert set(message) == {
-        "schema", "boot_id", "stream", "epoch", "seq", "pts_ns", "captured_at", "clock", "published_at", "width", "height",
-        "model", "latency_ms", "dropped", "detections",
+        "schema", "boot_id", "stream", "epoch", "seq", "pts_ns", "captured_at", "clock", "published_at", "width",
+        "height", "model", "latency_ms", "dropped", "detections",
     }  # fmt: skip
     assert set(message["latency_ms"]) == {"decode", "queue", "preprocess", "infer", "postprocess", "total"}
     assert set(message["detections"][0]) == {"class_id", "label", "score", "box"}
