@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from streamd.engine import AutoSettings, BatchSettings, EngineConfig, ModelSettings, per_device
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings, HeadConfig
-from streamd.redact import redact
+from streamd.redact import redact, remember
 from streamd.settings import NAME_PATTERN, Seconds, Settings
 from streamd.sinks import SinkConfig, ZmqSettings
 from streamd.sources import AvStreamSettings, StreamConfig, max_age
@@ -81,7 +81,7 @@ class Loaded:
     config: Config
     path: Path
     secrets: frozenset[str]
-    """Substituted values, for the log's redaction."""
+    """Substituted values and passwords in the file itself. `redact` knows them already."""
     line: Callable[[Path_], int | None]
     """The line of a field, or of what it would stand in."""
 
@@ -108,9 +108,8 @@ def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = N
         config = _absolute(config, file.parent)
         problems += [(document.line(path) or 1, f"{dotted(path)}: {message}") for path, message in _cross_check(config)]
     if problems or config is None:
-        lines = [f"{file}:{line}: {redact(message)}" for line, message in sorted(set(problems))]
-        raise ConfigError("\n".join(_without(document.secrets, line) for line in lines))
-    return Loaded(config, file, frozenset(document.secrets), document.line)
+        raise ConfigError("\n".join(f"{file}:{line}: {redact(message)}" for line, message in sorted(set(problems))))
+    return Loaded(config, file, frozenset(document.secrets | document.inline), document.line)
 
 
 def _parse(file: Path, environment: Mapping[str, str]) -> Document:
@@ -125,19 +124,14 @@ def _parse(file: Path, environment: Mapping[str, str]) -> Document:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 text (byte {error.start})") from error
     try:
-        document = read_yaml(text, environment)
+        document = read_yaml(text, environment, file.parent)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
+    # Before anything is said of the values, whoever says it.
+    remember(document.secrets | document.inline)
     if document.values is not None and not isinstance(document.values, dict):
         raise ConfigError(f"{file}:1: expected `model:`, `streams:` and so on at the top level")
     return document
-
-
-def _without(secrets: set[str], text: str) -> str:
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= 4:
-            text = text.replace(secret, "***")
-    return text
 
 
 def dotted(path: Path_) -> str:

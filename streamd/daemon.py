@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -189,12 +189,11 @@ class Daemon:
             os._exit(128 + number)
         self.stop()
 
-    def reload(self, config: Config, *, secrets: Iterable[str] = (), where: Callable[[Path_], str] = dotted) -> None:
+    def reload(self, config: Config, *, where: Callable[[Path_], str] = dotted) -> None:
         """Takes on another configuration; the main loop makes the changes soon after. Any thread.
 
         Args:
             config: checked.
-            secrets: see `logs.configure`.
             where: names a field in the error.
 
         Raises:
@@ -205,9 +204,8 @@ class Daemon:
         except ConfigError as error:
             self._refuse(error)
             raise
-        secrets = frozenset(secrets)
-        if secrets or config.logging != self.config.logging:
-            configure(config.logging.level, config.logging.format, secrets=secrets)
+        if config.logging != self.config.logging:
+            configure(config.logging.level, config.logging.format)
         with self._lock:
             self._next = config
         self._look()
@@ -227,7 +225,7 @@ class Daemon:
             self._refuse(error)
             return
         with contextlib.suppress(ConfigError):
-            self.reload(loaded.config, secrets=loaded.secrets, where=loaded.where)
+            self.reload(loaded.config, where=loaded.where)
 
     def _look_for_changes(self) -> None:
         """One step of a reload; none begins before the one under way is done."""

@@ -12,14 +12,25 @@ from typing import Any
 import yaml
 
 from streamd.errors import ConfigError
+from streamd.redact import credentials
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 MAX_DEPTH = 32
 
+MAX_SECRET_BYTES = 65_536
+
 Path_ = tuple[str | int, ...]
 
-_SUBSTITUTION = re.compile(r"\$(?:\$|\{(?P<name>file:[^}]+|[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})")
+_SECRET_NAME = re.compile(
+    r"(?:.*(?:password|passwd|passphrase|token|authorization|credential|decryption_key).*|headers|cookies)",
+    re.IGNORECASE,
+)
+"""Keys whose value is a secret, FFmpeg's options among them."""
+_HEADER_VALUE = re.compile(r"(?<=[:=\s])[^\s;,=:]{8,}")
+"""What may be repeated alone of a header or cookie: `Authorization: Bearer VALUE`, `session=VALUE`."""
+_SUBSTITUTION = re.compile(r"\$(?:\$|\{(?P<name>file:[^}]+?|[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})")
+_VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
 
 @dataclass
@@ -31,6 +42,8 @@ class Document:
     """Path of keys and indices -> line, counted from 1."""
     secrets: set[str] = field(default_factory=set)
     """Values that came from the environment or from files: never to be logged."""
+    inline: set[str] = field(default_factory=set)
+    """Passwords that stand in the file itself, in URLs or under names such as `password`: never to be logged."""
     problems: list[tuple[int, str]] = field(default_factory=list)
     """(line, message) of what could not be read."""
 
@@ -41,9 +54,14 @@ class Document:
         return self.lines.get(path)
 
 
+def _is_secret(path: Path_) -> bool:
+    return any(_SECRET_NAME.fullmatch(part) for part in path[-2:] if isinstance(part, str))
+
+
 class _Reader:
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
         self._environment = environment
+        self._folder = folder
         self._nodes = 0
         self._loader = yaml.SafeLoader("")
         self.document = Document(None)
@@ -62,11 +80,15 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, i)) for i, item in enumerate(node.value)]
         if node.tag == "tag:yaml.org,2002:str":
-            return self._substitute(node)
+            return self._substitute(node, path)
+        if _is_secret(path):
+            self.document.inline.add(str(node.value))
         try:
             return self._loader.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            self.problem(node, f"{node.value!r} cannot be read as {node.tag}: {error}")
+        except (yaml.YAMLError, ValueError):
+            # Neither the value nor the error, which has it: an unquoted password can look like a bad date.
+            core, _, kind = str(node.tag).rpartition(":")
+            self.problem(node, f"cannot be read{f' as {kind}' if core else ''}; where text is meant, put it in quotes")
             return None
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
@@ -80,52 +102,73 @@ class _Reader:
             self.document.lines[where] = key_node.start_mark.line + 1
         return out
 
-    def _substitute(self, node: yaml.Node) -> str:
+    def _substitute(self, node: yaml.Node, path: Path_) -> str:
+        substituted = False
+
         def value(match: re.Match[str]) -> str:
+            nonlocal substituted
             name = match["name"]
             if name is None:
                 return "$"
-            found = self._secret_file(node, name[5:]) if name.startswith("file:") else self._environment.get(name)
+            if name.startswith("file:"):
+                found, problem = self._secret_file(name[5:])
+            else:
+                found = self._environment.get(name)
+                problem = f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"
             if found is None:
                 if match["default"] is not None:
                     return match["default"]
-                if not name.startswith("file:"):
-                    self.problem(node, f"environment variable {name} is not set; set it, or write ${{{name}:-default}}")
+                self.problem(node, problem)
                 return match[0]  # a value of some kind: the field itself is not at fault
-            if found:
+            # The path of a model or clip comes from the environment too, and messages are to name it.
+            if found and not (found.startswith("/") and os.path.exists(found)):
                 self.document.secrets.add(found)
+            substituted = True
             return found
 
-        return _SUBSTITUTION.sub(value, str(node.value))
+        out = _SUBSTITUTION.sub(value, str(node.value))
+        found = credentials(out)
+        if out and _is_secret(path):
+            found |= {out, *_HEADER_VALUE.findall(out)}
+        (self.document.secrets if substituted else self.document.inline).update(found)
+        return out
 
-    def _secret_file(self, node: yaml.Node, name: str) -> str | None:
-        path = Path(os.path.expandvars(name))
+    def _secret_file(self, name: str) -> tuple[str | None, str]:
+        """What the file holds, and what is wrong where it holds nothing."""
+        missing = [v for v in _VARIABLE.findall(name) if v not in self._environment]
+        if missing:
+            hint = "; systemd sets it where the unit has LoadCredential=" if "CREDENTIALS_DIRECTORY" in missing else ""
+            return None, f"${{file:{name}}}: environment variable {missing[0]} is not set{hint}"
+        file = self._folder / Path(_VARIABLE.sub(lambda match: self._environment[match[1]], name)).expanduser()
         try:
-            if path.stat().st_size > 65_536:
-                self.problem(node, f"{path}: larger than 65536 bytes; expected one secret")
-                return None
-            return path.read_text(encoding="utf-8").strip()
+            with file.open("rb") as handle:
+                data = handle.read(MAX_SECRET_BYTES + 1)
+            if len(data) > MAX_SECRET_BYTES:
+                return None, f"{file}: larger than {MAX_SECRET_BYTES} bytes; expected one secret"
+            return data.decode("utf-8").strip(), ""
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            self.problem(node, f"{path} cannot be read: {reason}; expected a file with one secret")
-            return None
+            return None, f"{file} cannot be read: {reason}; expected a file with one secret"
 
 
-def read_yaml(text: str, environment: Mapping[str, str]) -> Document:
+def read_yaml(text: str, environment: Mapping[str, str], folder: Path = Path()) -> Document:
     """Parses `text`; `${NAME}`, `${NAME:-default}` and `${file:PATH}` in strings are substituted, `$$` is a dollar.
 
-    Substitution happens after parsing, so no value can change the structure.
+    Substitution happens after parsing, so no value can change the structure. `$NAME` in a file's path is the
+    environment's (`${file:$CREDENTIALS_DIRECTORY/camera}`); a relative path is relative to `folder`.
 
     Raises:
         ConfigError: not YAML at all, or unreasonably large. Smaller problems are collected in the document.
     """
-    reader = _Reader(environment)
+    reader = _Reader(environment, folder)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
-        raise ConfigError(f"{where}not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        # An unquoted password that begins with * is an alias to YAML, and named.
+        problem = re.sub(r"'.{4,}'", "'…'", str(getattr(error, "problem", None) or "not text"))
+        raise ConfigError(f"{where}not valid YAML: {problem}") from error
     except RecursionError as error:
         raise ConfigError("nested too deeply to be a configuration") from error
     if node is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import textwrap
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from streamd.config import Config, load
 from streamd.errors import ConfigError
+from streamd.redact import redact
 from streamd.sources import AvStreamSettings
 
 NAME_RULE = "expected at most 63 letters, digits, dots, dashes and underscores, not beginning with a dot or dash"
@@ -49,7 +51,7 @@ def test_the_least_configuration(tmp_path: Path) -> None:
     assert yard.url == str(tmp_path / "yard.mp4")
     assert config.model.path == str(tmp_path / "yolov5n_heads.onnx")
     assert (config.engine.kind, config.model.detect.conf, config.model.detect.iou) == ("auto", 0.25, 0.45)
-    assert loaded.secrets == {"admin", "geheim@1"}
+    assert loaded.secrets == {"admin", "geheim@1", base64.b64encode(b"admin:geheim@1").decode()}
 
 
 def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
@@ -127,6 +129,42 @@ def test_secrets_are_in_no_message(tmp_path: Path) -> None:
     )
     assert found
     assert "geheim" not in "\n".join(found)
+
+
+def test_a_credential_of_systemd(tmp_path: Path) -> None:
+    (tmp_path / "camera").write_text("from-systemd\n")
+    text = """
+    model: {path: m.onnx}
+    streams: [{id: a, url: "rtsp://x:${file:$CREDENTIALS_DIRECTORY/camera}@h/"}, {id: b, url: "rtsp://${file:camera}@h/"}]
+    """
+    loaded = load(write(tmp_path, text), {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert [getattr(s, "url", "") for s in loaded.config.streams] == [
+        "rtsp://x:from-systemd@h/",
+        "rtsp://from-systemd@h/",
+    ]
+    (found,) = problems(tmp_path, text)
+    assert "CREDENTIALS_DIRECTORY is not set; systemd sets it where the unit has LoadCredential=" in found
+    (tmp_path / "camera").write_bytes(b"x" * 70_000)
+    assert any("larger than 65536 bytes" in line for line in problems(tmp_path, text, {"CREDENTIALS_DIRECTORY": "/x"}))
+
+
+@pytest.mark.parametrize("value", ["*x", "&x", "!x", "'x", "{x", "%x", "@x", "x", "2024-13-45", "123456"])
+def test_a_password_is_in_no_message_however_it_is_written(tmp_path: Path, value: str) -> None:
+    secret = value.replace("x", "geheim1")
+    text = f"model: {{path: 1}}\nstreams:\n  - id: a\n    url: x\n    options:\n      password: {secret}\n"
+    found = "\n".join(problems(tmp_path, text))
+    assert secret.strip("*&!'{%@") not in found
+
+
+def test_headers_and_inline_passwords_are_remembered(tmp_path: Path) -> None:
+    text = """
+    model: {path: m.onnx}
+    streams:
+      - {id: a, url: "http://u:inline-1@h/x", options: {headers: "Authorization: Bearer inline-2\r\nX-Key: inline-3"}}
+    """
+    loaded = load(write(tmp_path, text), {})
+    assert redact("inline-1 or inline-2 or inline-3") == "*** or *** or ***"
+    assert {"inline-1", "inline-2", "inline-3"} <= loaded.secrets
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +27,10 @@ def value(key: str) -> str:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root folder with our units, systemd's own, and an executable where the unit expects one."""
     if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not installed")
+        message = "systemd-analyze is not installed (apt-get install systemd)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
     made = tmp_path_factory.mktemp("root")
     system = next(p for p in (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system")) if p.is_dir())
     shutil.copytree(system, made / "usr/lib/systemd/system", symlinks=True)
@@ -47,7 +51,9 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_systemd_finds_nothing_wrong(root: Path) -> None:
     done = analyze("verify", f"--root={root}", "streamd@yard.service", "streamd.target")
     ours = [line for line in (done.stdout + done.stderr).splitlines() if "streamd" in line]
-    assert ours == []
+    version = int(analyze("--version").stdout.split()[1].split(".")[0])
+    expected = [] if version >= 253 else ["Failed to parse service type, ignoring: notify-reload"]
+    assert [line.split(": ", 1)[1] for line in ours] == expected
 
 
 def test_exposure_is_low(root: Path) -> None:
@@ -56,6 +62,9 @@ def test_exposure_is_low(root: Path) -> None:
     if found is None:
         pytest.skip(f"this systemd-analyze does not rate units offline: {done.stderr.strip()[:100]}")
     assert float(found.group(1)) <= 2.0
+    stated = re.search(r"exposure level of ([\d.]+)", (UNITS / "README.md").read_text())
+    assert stated is not None
+    assert float(stated.group(1)) == float(found.group(1)), "systemd/README.md states another figure"
 
 
 def test_times_and_codes_agree_with_the_code() -> None:

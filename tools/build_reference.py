@@ -20,8 +20,9 @@ HEAD = """# Configuration reference
 Generated from the code by `tools/build_reference.py`; `streamd schema` prints the same as JSON Schema.
 
 A file is YAML. `${NAME}` is replaced by the environment's value (an error where there is none), `${NAME:-text}` has a
-default, `${file:PATH}` is a file's content without its last line break, `$$` is a dollar sign. Substituted values are
-treated as secrets: they appear in no log, metric or message. Relative paths are relative to the configuration file.
+default, `${file:PATH}` is a file's content without its last line break, `$$` is a dollar sign. `$NAME` in such a path
+is the environment's: `${file:$CREDENTIALS_DIRECTORY/camera}`. Substituted values are treated as secrets: they appear in
+no log, metric or message. Relative paths are relative to the configuration file.
 `streamd check FILE` tells everything that is wrong at once, each with its line and field.
 """
 

@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from streamd import __version__
@@ -56,4 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except Exception:  # noqa: BLE001 - Python's own traceback would show a password in a URL
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return 1
     return code

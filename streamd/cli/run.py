@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     reread.install()  # now: loading a model may take minutes, and a reload asked for meanwhile is done after it
     loaded = load(args.config)
     logging = loaded.config.logging
-    configure(logging.level, logging.format, secrets=loaded.secrets)
+    configure(logging.level, logging.format)
     from streamd.daemon import Daemon
 
     daemon = Daemon(loaded.config, reread=reread)

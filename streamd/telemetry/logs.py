@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -17,33 +17,19 @@ Event = MutableMapping[str, Any]
 
 
 class Redactor:
-    """Removes credentials from every string of an event, however deep.
-
-    Args:
-        secrets: exact values (from the environment, from secret files) that must never appear.
-    """
-
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
-        # Longest first, so that a secret which contains another goes whole; a very short one would blank half the log.
-        self._secrets = sorted((s for s in secrets if len(s) >= 4), key=len, reverse=True)
-
-    def text(self, value: str) -> str:
-        """`value` without credentials."""
-        for secret in self._secrets:
-            value = value.replace(secret, "***")
-        return redact(value)
+    """Removes credentials from every string of an event, however deep."""
 
     def clean(self, value: Any) -> Any:
         """`value` without credentials; containers are copied."""
         if isinstance(value, str):
-            return self.text(value)
+            return redact(value)
         if isinstance(value, dict):
             return {self.clean(k): self.clean(v) for k, v in value.items()}
         if isinstance(value, (list, tuple, set, frozenset)):
             return [self.clean(v) for v in value]
         if value is None or isinstance(value, (bool, int, float)):
             return value
-        return self.text(str(value))
+        return redact(str(value))
 
     def __call__(self, logger: Any, method: str, event: Event) -> Event:
         """The structlog processor."""
@@ -96,7 +82,6 @@ def configure(
     level: Literal["debug", "info", "warning", "error"] = "info",
     style: Literal["auto", "console", "json"] = "auto",
     *,
-    secrets: Iterable[str] = (),
     stream: TextIO | None = None,
 ) -> None:
     """Sets up structlog and the standard library's logging, for the whole process.
@@ -104,7 +89,6 @@ def configure(
     Args:
         level: least level written.
         style: auto is console on a terminal, JSON otherwise.
-        secrets: see `Redactor`.
         stream: where to; standard error by default.
     """
     out = stream or sys.stderr
@@ -115,7 +99,7 @@ def configure(
         structlog.processors.TimeStamper(fmt="iso", utc=not console),
         _without_none,
         structlog.processors.format_exc_info,
-        Redactor(secrets),
+        Redactor(),
     ]
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=out.isatty()) if console else structlog.processors.JSONRenderer()
@@ -138,3 +122,14 @@ def configure(
     root.handlers[:] = [handler]
     # Libraries are heard from warning on: their info is about themselves.
     root.setLevel(max(number, logging.WARNING))
+    # What nobody caught passes the same processors: Python's own tracebacks would print the exception as it is.
+    sys.excepthook = _unhandled
+    threading.excepthook = lambda a: _unhandled(a.exc_type, a.exc_value, a.exc_traceback, a.thread)
+    sys.unraisablehook = lambda a: _unhandled(a.exc_type, a.exc_value, a.exc_traceback)
+
+
+def _unhandled(kind: Any, error: Any, trace: Any, thread: threading.Thread | None = None) -> None:
+    if kind is None or issubclass(kind, SystemExit):
+        return
+    name = thread.name if thread is not None else None
+    structlog.get_logger(__name__).critical("unhandled exception", thread=name, exc_info=(kind, error, trace))

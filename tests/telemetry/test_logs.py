@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import logging
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 import structlog
 from hypothesis import given
 
-from streamd.redact import redact
+from streamd.redact import credentials, known, redact, remember
 from streamd.telemetry.logs import RateLimit, Redactor, configure
 
 
@@ -52,7 +55,8 @@ def test_console_for_people(stream: io.StringIO) -> None:
 
 
 def test_no_credential_gets_out(stream: io.StringIO) -> None:
-    configure("info", "json", secrets={"hunter2", "abc"}, stream=stream)
+    configure("info", "json", stream=stream)
+    remember({"hunter2", "abc"})
     log = structlog.get_logger("x")
     log.info("open", url="rtsp://admin:p%40ss@cam/x?token=T0PSECRET", nested={"a": ["hunter2 in a list"]})
     try:
@@ -97,6 +101,10 @@ def test_a_flood_is_held_back_and_counted(stream: io.StringIO, monkeypatch: pyte
         ("srt://h:1?passphrase=longenough1", "srt://h:1?passphrase=***"),
         ("a = b, 3 @ 4", "a = b, 3 @ 4"),
         ("two rtsp://a:b@c and http://d:e@f/g", "two rtsp://***@c and http://***@f/g"),
+        ("rtsp://u:p/w?x#y@h/x", "rtsp://***@h/x"),
+        ("rtsp://u:12345@h/x", "rtsp://***@h/x"),
+        ("rtsp://h:554/x?at=a@b", "rtsp://h:554/x?at=a@b"),
+        ("rtsp://[::1]:554/x@y", "rtsp://[::1]:554/x@y"),
     ],
 )
 def test_redaction(text: str, clean: str) -> None:
@@ -115,3 +123,39 @@ def test_containers_are_copied_not_changed() -> None:
     original = {"url": "rtsp://a:b@c/"}
     assert Redactor().clean(original) == {"url": "rtsp://***@c/"}
     assert original == {"url": "rtsp://a:b@c/"}
+
+
+def test_what_is_known_is_hidden_in_every_encoding() -> None:
+    remember({"p@ss/w ord", "token-1", "token-1-longer"})
+    text = "p@ss/w ord p%40ss/w%20ord p%40ss%2Fw%20ord token-1-longer token-1 token-2"
+    assert redact(text) == "*** *** *** *** *** token-2"
+    assert "token-1" in known()
+
+
+def test_the_secrets_of_a_url() -> None:
+    found = credentials("http://admin:geheim%401@cam/x?channel=1&token=T0PSECRET")
+    assert found == {"geheim%401", "T0PSECRET", base64.b64encode(b"admin:geheim@1").decode()}
+    assert "abcdef" in credentials("rtsp://abcdef@cam/x")
+    assert credentials("rtsp://cam:554/x") == set()
+
+
+def test_what_nobody_caught_is_a_log_line_without_secrets(stream: io.StringIO) -> None:
+    configure("info", "json", stream=stream)
+    remember({"hunter2"})
+
+    def fail() -> None:
+        raise RuntimeError("rtsp://u:geheim@cam with hunter2")
+
+    thread = threading.Thread(target=fail, name="source-gate")
+    thread.start()
+    thread.join()
+    try:
+        fail()
+    except RuntimeError:
+        sys.excepthook(*sys.exc_info())
+    of_thread, of_process = lines(stream)
+    assert of_thread["thread"] == "source-gate"
+    for line in (of_thread, of_process):
+        assert line["event"] == "unhandled exception"
+        assert "RuntimeError: rtsp://***@cam with ***" in line["exception"]
+    assert "geheim" not in stream.getvalue()

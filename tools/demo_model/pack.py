@@ -205,7 +205,7 @@ def _decode(data: Any) -> Any:
     except ImportError:
         import io
 
-        from PIL import Image  # type: ignore[import-not-found]
+        from PIL import Image
 
         return np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
     picture: Any = cv2.imdecode(data, cv2.IMREAD_COLOR)
