@@ -21,6 +21,7 @@ from streamd.redact import redact, remember
 from streamd.settings import NAME_PATTERN, Seconds, Settings
 from streamd.sinks import SinkConfig, ZmqSettings
 from streamd.sources import AvStreamSettings, StreamConfig, max_age
+from streamd.trust import read_text
 from streamd.yamlfile import MAX_BYTES, Document, Path_, read_yaml
 
 LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}$"
@@ -113,16 +114,7 @@ def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = N
 
 
 def _parse(file: Path, environment: Mapping[str, str]) -> Document:
-    try:
-        if file.is_dir():
-            raise ConfigError(f"{file}: is a folder; expected a YAML file")
-        if file.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{file}: larger than {MAX_BYTES} bytes; this is no streamd configuration")
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8 text (byte {error.start})") from error
+    text = read_text(file, MAX_BYTES, what=str(file), expected="a YAML file, streamd's configuration")
     try:
         document = read_yaml(text, environment, file.parent)
     except ConfigError as error:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from streamd.errors import ConfigError
 from streamd.settings import Settings
+from streamd.trust import read_text
 
 MAX_BYTES = 4 << 20
 
@@ -61,18 +62,16 @@ def read_sidecar(model: str | os.PathLike[str]) -> Sidecar:
     """Reads the sidecar of `model`; an absent one is an empty one.
 
     Raises:
-        ConfigError: the file is unreadable, too large, not JSON, or holds a field that does not belong.
+        ConfigError: the file is unreadable, too large, anybody's to change, not JSON, or holds a field that does not
+            belong.
     """
     path = sidecar_path(model)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"sidecar {path}: larger than {MAX_BYTES} bytes; it should hold names and numbers only")
-        return Sidecar.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return Sidecar()
-    except OSError as error:
-        raise ConfigError(f"sidecar {path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    text = read_text(path, MAX_BYTES, what=f"sidecar {path}", expected="JSON with names and numbers only")
+    try:
+        return Sidecar.model_validate(json.loads(text))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"sidecar {path}: not valid JSON ({error}); mend or delete it") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())

@@ -13,6 +13,7 @@ import yaml
 
 from streamd.errors import ConfigError
 from streamd.redact import credentials
+from streamd.trust import read_text
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
@@ -141,14 +142,9 @@ class _Reader:
             return None, f"${{file:{name}}}: environment variable {missing[0]} is not set{hint}"
         file = self._folder / Path(_VARIABLE.sub(lambda match: self._environment[match[1]], name)).expanduser()
         try:
-            with file.open("rb") as handle:
-                data = handle.read(MAX_SECRET_BYTES + 1)
-            if len(data) > MAX_SECRET_BYTES:
-                return None, f"{file}: larger than {MAX_SECRET_BYTES} bytes; expected one secret"
-            return data.decode("utf-8").strip(), ""
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            return None, f"{file} cannot be read: {reason}; expected a file with one secret"
+            return read_text(file, MAX_SECRET_BYTES, what=str(file), expected="a file with one secret").strip(), ""
+        except ConfigError as error:
+            return None, str(error)
 
 
 def read_yaml(text: str, environment: Mapping[str, str], folder: Path = Path()) -> Document:

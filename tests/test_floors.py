@@ -16,6 +16,7 @@ FLOORS = {
     for floor, rooms in enumerate(
         [
             ("errors", "types", "settings", "redact"),
+            ("trust",),
             ("sidecar", "yamlfile"),
             ("telemetry",),
             ("flow",),

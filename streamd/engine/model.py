@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 from streamd.engine import ModelSettings
 from streamd.errors import ConfigError, ModelError
 from streamd.sidecar import Sidecar, read_sidecar
+from streamd.trust import distrust, read_text
 from streamd.types import ModelSpec, TensorSpec
 
 MAX_LABELS_BYTES = 1 << 20
+MAX_MODEL_BYTES = 4 << 30
 
 
 def model_file(path: str) -> Path:
-    """The model at `path`, checked to be a readable, non-empty file.
+    """The model at `path`, checked to be a readable, non-empty file that nobody else may change.
 
     Raises:
         ModelError: naming the path and what is wrong.
@@ -29,10 +32,15 @@ def model_file(path: str) -> Path:
             raise ModelError(
                 f"model {file}: {what}; give the path of an ONNX model, an OpenVINO .xml or a TensorRT plan"
             )
-        if file.stat().st_size == 0:
-            raise ModelError(f"model {file}: is empty; export or copy it again")
-        with file.open("rb"):
-            pass
+        for part in parts_of(file):
+            with part.open("rb") as handle:
+                found = os.fstat(handle.fileno())
+            if (doubt := distrust(found)) is not None:
+                raise ModelError(f"model {part}: {doubt}")
+            if found.st_size == 0 and part == file:
+                raise ModelError(f"model {part}: is empty; export or copy it again")
+            if found.st_size > MAX_MODEL_BYTES:
+                raise ModelError(f"model {part}: larger than {MAX_MODEL_BYTES} bytes; this is no detector")
     except OSError as error:
         raise ModelError(f"model {file}: cannot be read: {error.strerror}") from error
     return file
@@ -41,26 +49,24 @@ def model_file(path: str) -> Path:
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file (of the weights too, for an OpenVINO .xml)."""
     digest = hashlib.sha256()
-    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
-    for file in files:
-        if file.exists():
-            with file.open("rb") as handle:
-                while block := handle.read(1 << 20):
-                    digest.update(block)
+    for file in parts_of(path):
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The model's file, and the weights where an OpenVINO .xml has its own."""
+    weights = path.with_suffix(".bin")
+    return [path, weights] if path.suffix == ".xml" and weights.exists() else [path]
 
 
 def read_labels(path: str, what: str = "model.labels") -> tuple[str, ...]:
     """Class names from a text file, one a line. `what` names the setting in an error."""
     file = Path(path).expanduser()
-    try:
-        if file.stat().st_size > MAX_LABELS_BYTES:
-            raise ConfigError(f"{what}: {file} is larger than {MAX_LABELS_BYTES} bytes; expected one name a line")
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{what}: {file} cannot be read: {reason}; expected a text file, one name a line") from error
-    labels = tuple(line.strip() for line in lines if line.strip())
+    text = read_text(file, MAX_LABELS_BYTES, what=f"{what}: {file}", expected="a text file, one name a line")
+    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not labels:
         raise ConfigError(f"{what}: {file} holds no names; expected one a line")
     return labels

@@ -7,6 +7,7 @@ views, which cost nothing and leave each output channel contiguous for the head.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,8 @@ import numpy.typing as npt
 from streamd.engine import BatchSettings, ModelSettings, OpenVinoSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
 from streamd.engine.scaler import HostLetterbox
-from streamd.errors import BackendError, ModelError
+from streamd.errors import BackendError, ConfigError, ModelError
+from streamd.trust import distrust
 from streamd.types import DecodePlan, Frame, Letterbox, Outputs, TensorSpec
 
 
@@ -166,6 +168,10 @@ class OpenVinoBackend:
         if self._settings.precision != "auto":
             options["INFERENCE_PRECISION_HINT"] = self._settings.precision
         if self._settings.cache_dir:
+            # What is kept there is compiled code.
+            with contextlib.suppress(OSError):
+                if (doubt := distrust(os.stat(self._settings.cache_dir))) is not None:
+                    raise ConfigError(f"engine.cache_dir {self._settings.cache_dir}: {doubt}")
             options["CACHE_DIR"] = self._settings.cache_dir
         try:
             self._compiled = self._core.compile_model(self._model, self._settings.device, options)

@@ -26,6 +26,7 @@ from streamd.engine.tensorrt.driver import Gpu
 from streamd.engine.tensorrt.version import Trt, parse_version
 from streamd.errors import ConfigError, ModelError
 from streamd.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
+from streamd.trust import distrust
 
 log = structlog.get_logger(__name__)
 
@@ -148,7 +149,9 @@ def find_plan(recipe: Recipe, source: str, folders: Sequence[Path]) -> tuple[Pat
             provenance = sidecar.provenance
             if provenance is None or provenance.source != source:
                 continue
-            if provenance.key != recipe.key:
+            if (doubt := distrust(plan.stat())) is not None:
+                reason = f"{plan.name} is not trusted: {doubt}"
+            elif provenance.key != recipe.key:
                 reason = f"{plan.name} does not fit: {recipe.differs(provenance)}"
             elif sidecar.sha256 != sha256_of(plan):
                 reason = f"{plan.name} is not the file its sidecar describes"

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from streamd.engine.model import MAX_MODEL_BYTES
 from streamd.engine.tensorrt.cuda import Device, Event, Stream
-from streamd.errors import BackendError, ModelError
+from streamd.errors import BackendError, ConfigError, ModelError
+from streamd.trust import read_bytes
 from streamd.types import TensorSpec
 
 _TYPES = {
@@ -68,9 +70,10 @@ class Plan:
         self._trt = trt
         self._logger = logger
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise ModelError(f"plan {path}: cannot be read: {error.strerror}") from error
+            # A plan is code: what is loaded is the very file that was looked at.
+            content = read_bytes(path, MAX_MODEL_BYTES, what=f"plan {path}", expected="a TensorRT plan")
+        except ConfigError as error:
+            raise ModelError(str(error)) from error
         if not content:
             raise ModelError(f"plan {path}: is empty; copy it or build it again with `streamd build`")
         logger.take_errors()

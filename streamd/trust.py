@@ -1,0 +1,103 @@
+"""Whether a file may be believed, and reading no more of it than makes sense.
+
+A configuration decides what is read, written and sent where; a TensorRT plan is code. So whoever can change one of them
+acts as the daemon. Only root, the daemon's own user and those that `STREAMD_TRUSTED_UIDS` names may be able to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from streamd.errors import ConfigError
+
+VARIABLE = "STREAMD_TRUSTED_UIDS"
+"""Numbers of further users whose files are believed, with commas between."""
+
+
+def distrust(found: os.stat_result) -> str | None:
+    """Why a file should not be believed and what to do about it, or None.
+
+    Args:
+        found: from `os.stat` or, better, `os.fstat`.
+    """
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        return None  # a pipe is our parent's word; a device is the administrator's
+    mode = f"mode {stat.S_IMODE(found.st_mode):04o}"
+    if found.st_mode & stat.S_IWOTH:
+        return f"every user may change it ({mode}); chmod o-w it"
+    if not in_container() and found.st_uid not in {0, os.geteuid()} | _named():
+        owner = _user(found.st_uid)
+        return (
+            f"belongs to {owner}, who could change it at any time; chown it to root"
+            f"{f' or {_user(os.geteuid())}' if os.geteuid() else ''}, or set {VARIABLE}={found.st_uid}"
+        )
+    # A group of one's own (umask 002) is the rule on many systems, root's group writes in containers of arbitrary uids.
+    if found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid()):
+        return f"everybody in group {_group(found.st_gid)} may change it ({mode}); chmod g-w it"
+    return None
+
+
+def in_container() -> bool:
+    """Whether this is a container: whoever mounts files into one decides whose they are, and nobody else is in it."""
+    return (
+        any(os.path.exists(mark) for mark in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container"))
+        or "KUBERNETES_SERVICE_HOST" in os.environ
+    )
+
+
+def _named() -> set[int]:
+    return {int(number) for number in os.environ.get(VARIABLE, "").split(",") if number.strip().isdecimal()}
+
+
+def _user(number: int) -> str:
+    with contextlib.suppress(KeyError):
+        return f"user {pwd.getpwuid(number).pw_name} ({number})"
+    return f"user {number}"
+
+
+def _group(number: int) -> str:
+    with contextlib.suppress(KeyError):
+        return f"{grp.getgrgid(number).gr_name} ({number})"
+    return str(number)
+
+
+def read_bytes(path: Path, limit: int, *, what: str, expected: str) -> bytes:
+    """The content of a file that may be believed.
+
+    Args:
+        path: the file.
+        limit: most bytes that it may have; a device or pipe is not read any further either.
+        what: how an error begins; it names the file.
+        expected: what the file should be, for the error.
+
+    Raises:
+        ConfigError: it cannot be read, is larger, or somebody else may change it.
+    """
+    try:
+        with path.open("rb") as file:
+            if (doubt := distrust(os.fstat(file.fileno()))) is not None:
+                raise ConfigError(f"{what}: {doubt}")
+            data = file.read(limit + 1)
+    except OSError as error:
+        reason = "is a folder" if path.is_dir() else f"cannot be read: {error.strerror}"
+        raise ConfigError(f"{what}: {reason}; expected {expected}") from error
+    if len(data) > limit:
+        raise ConfigError(f"{what}: larger than {limit} bytes; expected {expected}")
+    return data
+
+
+def read_text(path: Path, limit: int, *, what: str, expected: str) -> str:
+    """See `read_bytes`; the file is UTF-8 text.
+
+    Raises:
+        ConfigError: so it is for `read_bytes`, or it is no such text.
+    """
+    try:
+        return read_bytes(path, limit, what=what, expected=expected).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what}: not UTF-8 text (byte {error.start}); expected {expected}") from error
