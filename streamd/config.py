@@ -58,6 +58,19 @@ class LoggingSettings(Settings):
     format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON.")
 
 
+class RecorderSettings(Settings):
+    """The flight recorder: the last seconds of everything, written as a bundle when something breaks."""
+
+    folder: str | None = Field(
+        None,
+        min_length=1,
+        description="Where bundles go. Default: `bundles` in the service manager's state folder (`$STATE_DIRECTORY`); "
+        "where there is none, nothing is recorded.",
+    )
+    seconds: float = Field(60.0, ge=5, le=600, description="How much is kept and written, in seconds.")
+    keep: int = Field(10, ge=0, le=1000, description="Bundles in the folder at most; 0 records nothing.")
+
+
 class Config(Settings):
     """The whole configuration. Relative paths are relative to the configuration file."""
 
@@ -68,6 +81,7 @@ class Config(Settings):
     batch: BatchSettings = Field(BatchSettings(), description="How frames are gathered into batches.")
     metrics: MetricsSettings = Field(MetricsSettings(), description="Metrics and health over HTTP.")
     logging: LoggingSettings = Field(LoggingSettings(), description="Logs.")
+    recorder: RecorderSettings = Field(RecorderSettings(), description="The flight recorder.")
     drain_s: Seconds = Field(5.0, description="Longest time to finish what is under way at SIGTERM, in seconds.")
     stall_s: Seconds = Field(
         15.0,
@@ -238,7 +252,10 @@ def _absolute(config: Config, folder: Path) -> Config:
         s.model_copy(update={"path": resolved(s.path)}) if s.kind == "jsonl" and s.path != "-" else s
         for s in config.sinks
     )
-    return config.model_copy(update={"model": model.model_copy(update=update), "streams": streams, "sinks": sinks})
+    changed: dict[str, Any] = {"model": model.model_copy(update=update), "streams": streams, "sinks": sinks}
+    if config.recorder.folder is not None:
+        changed["recorder"] = config.recorder.model_copy(update={"folder": resolved(config.recorder.folder)})
+    return config.model_copy(update=changed)
 
 
 def _cross_check(config: Config) -> Iterator[tuple[Path_, str]]:

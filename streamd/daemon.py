@@ -22,6 +22,7 @@ from streamd.errors import BackendError, ConfigError, SourceError, StreamdError
 from streamd.flow.sink import SinkThread
 from streamd.flow.status import StatusBoard
 from streamd.lane import Lane
+from streamd.recorder.recorder import Recorder, Watched, open_recorder
 from streamd.redact import redact
 from streamd.reload import Reread, check, difference
 from streamd.sinks import Sink, open_sink
@@ -47,6 +48,8 @@ MANY_SWITCH_INTERVAL_S = 0.002
 """Every thread that waits for the GIL wakes once an interval: 200 paced streams on two cores were served 3,330 frames a
 second at 0.5 ms and 4,390 at 2 ms."""
 _TICK_S = 0.25
+_BUNDLE_S = 5.0
+"""Longest time that a bundle may hold up the end, where the disk hangs."""
 _QUICK_TICK_S = 0.02
 """While streams are changed or the end is near."""
 
@@ -87,9 +90,11 @@ class Daemon:
         self.sinks: list[SinkThread] = []
         self.lanes: list[Lane] = []
         self.http: HttpServer | None = None
+        self.recorder: Recorder | None = None
         self._tap: Tap | None = None
         self._notifier = notifier or Notifier()
         self._stopping = False
+        self._record: Callable[[Detections], None] | None = None
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         """Told when the main loop has something to look at. Not an Event: a signal handler that sets one while the main
         loop is about to wait for it would wait for a lock that its own thread holds."""
@@ -109,12 +114,14 @@ class Daemon:
         self._left_running = False
         try:
             self._open()
-        except BaseException:
+        except BaseException as error:
+            self._record_crash(error)
             self._close_all(1.0)
             raise
 
     def _open(self) -> None:
         config = self.config
+        self._open_recorder()
         # What fails most easily comes first: an address in use is known before a model has been compiled.
         if config.metrics.listen is not None:
             self.http = HttpServer(config.metrics.listen, self.registry, self.health, self.ready)
@@ -139,7 +146,28 @@ class Daemon:
         for stream in config.streams:
             self.streams.add(stream)
 
+    def _open_recorder(self) -> None:
+        if self._relays:
+            return  # a worker's: the process above it records
+        path = self._reread.path if self._reread is not None else None
+        watched = Watched(self.board, self.metrics, self._problem, self._error, self._settings)
+        self.recorder = open_recorder(
+            self.config.recorder, path=path, boot_id=self.boot_id, watched=watched, watchdog_s=self._notifier.watchdog_s
+        )
+        self._record = self.recorder.frame if self.recorder is not None else None
+
+    def _settings(self) -> Any:
+        return self.config.model_dump(mode="json")
+
+    def _record_crash(self, error: BaseException) -> None:
+        """What is not the operator's to mend is worth a bundle."""
+        expected = isinstance(error, StreamdError) and not isinstance(error, BackendError)
+        if self.recorder is not None and isinstance(error, Exception) and not expected:
+            self.recorder.trigger("exception", f"{type(error).__name__}: {error}", error)
+
     def _publish(self, detections: Detections) -> None:
+        if self._record is not None:
+            self._record(detections)
         for sink in self.sinks:
             sink.put(detections)
 
@@ -270,12 +298,18 @@ class Daemon:
         if handle_signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
+            if self.recorder is not None:
+                self.recorder.listen()
         interval = sys.getswitchinterval()
         self._set_switch_interval()
         try:
             self._start()
             self._wait(for_seconds)
             return self._finish()
+        except BaseException as error:
+            self._record_crash(error)
+            self._close_recorder()
+            raise
         finally:
             sys.setswitchinterval(interval)
 
@@ -310,6 +344,8 @@ class Daemon:
                 next_status = now + 1
             self._look_for_changes()
             self.streams.tick()
+            if self.recorder is not None:
+                self.recorder.beat()
             tick = _QUICK_TICK_S if self.streams.changing or self.streams.sealed else _TICK_S
             with contextlib.suppress(queue.Empty):
                 self._wake.get(timeout=tick if deadline is None else min(tick, max(0.0, deadline - now)))
@@ -333,6 +369,8 @@ class Daemon:
     def _finish(self) -> int:
         """Sources stop, what is under way is finished, sinks empty themselves: all within `drain_s`."""
         self._notifier.send("STOPPING=1")
+        if self.recorder is not None:
+            self.recorder.rest()
         deadline = time.monotonic() + self.config.drain_s
         self.streams.stop()
         drain_by = time.monotonic() + max(0.1, (deadline - time.monotonic()) * 0.8)
@@ -349,8 +387,11 @@ class Daemon:
             )
         return self._exit_code()
 
+    def _error(self) -> BaseException | None:
+        return next((lane.pipeline.error for lane in self.lanes if lane.pipeline.error is not None), None)
+
     def _exit_code(self) -> int:
-        error = next((lane.pipeline.error for lane in self.lanes if lane.pipeline.error is not None), None)
+        error = self._error()
         if error is not None:
             return error.exit_code if isinstance(error, StreamdError) else BackendError.exit_code
         return SourceError.exit_code if self.streams.all_failed else 0
@@ -373,4 +414,9 @@ class Daemon:
         if not self._left_running:
             for lane in self.lanes:
                 lane.backend.close()
+        self._close_recorder()
         self._notifier.close()
+
+    def _close_recorder(self) -> None:
+        if self.recorder is not None:
+            self.recorder.close(_BUNDLE_S)

@@ -87,7 +87,7 @@ class Reread:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = path
+        self.path = path
         self._asked = False
         self.wake: Callable[[], None] = lambda: None
         """Called by the signal handler: it must hold no lock."""
@@ -111,4 +111,4 @@ class Reread:
         Raises:
             ConfigError: see `config.load`.
         """
-        return load(self._path)
+        return load(self.path)

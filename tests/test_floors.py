@@ -24,7 +24,7 @@ FLOORS = {
             # Offline, and never imported by the daemon: it may look into the rooms that it measures.
             ("models",),
             ("config",),
-            ("lane", "web", "reload"),
+            ("lane", "web", "reload", "recorder"),
             ("streams",),
             ("daemon",),
             ("cli",),

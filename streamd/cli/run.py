@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
 import os
 import sys
 from typing import Any
 
 from streamd.config import load
+from streamd.recorder.recorder import ignore_request
 from streamd.reload import Reread
 from streamd.telemetry.logs import configure
 
@@ -22,9 +25,12 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the daemon in the foreground until SIGTERM or SIGINT, which drain; a second one leaves at once.
 
-    SIGHUP reads the configuration again.
+    SIGHUP reads the configuration again; SIGUSR2 writes a bundle, see `streamd bundle`.
     """
     reread = Reread(args.config)
+    with contextlib.suppress(ValueError, OSError):
+        faulthandler.enable()  # the stacks of all threads on standard error at a fatal signal
+    ignore_request()
     reread.install()  # now: loading a model may take minutes, and a reload asked for meanwhile is done after it
     loaded = load(args.config)
     logging = loaded.config.logging

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from streamd.types import StreamStatus
 
@@ -15,6 +16,11 @@ class StatusBoard:
         self._last: dict[str, tuple[int, StreamStatus]] = {}
         self._retired: set[str] = set()
         self._changes = 0
+        self._listener: Callable[[StreamStatus], None] | None = None
+
+    def listen(self, listener: Callable[[StreamStatus], None] | None) -> None:
+        """Has every status told to one more, which must be quick; None for nobody."""
+        self._listener = listener
 
     def post(self, status: StreamStatus) -> None:
         """Replaces the stream's status."""
@@ -22,6 +28,8 @@ class StatusBoard:
             self._changes += 1
             self._last[status.stream] = (self._changes, status)
             self._retired.discard(status.stream)
+        if (listener := self._listener) is not None:
+            listener(status)
 
     def retire(self, stream: str) -> None:
         """The stream's last status is its final one: told once as a change, then no more."""

@@ -332,6 +332,9 @@ class Metrics:
             registry=registry,
         )
         self.last_reload_success.set(1)
+        self.bundles = Counter(
+            "streamd_bundles_written", "Bundles of the flight recorder, by reason.", ["reason"], registry=registry
+        )
         self.build_info = Gauge(
             "streamd_build_info",
             "Always 1; the labels say what runs.",

@@ -1,0 +1,259 @@
+"""What the recorder remembers: three rings of fixed size in one block of memory, which may outlive the process.
+
+The block is a file of $RUNTIME_DIRECTORY (which systemd keeps in memory and over a restart) where there is one: what a
+process had written is still there after SIGKILL, a segmentation fault or the kernel's out-of-memory killer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import mmap
+import os
+import struct
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.types import Detections
+
+MAGIC = b"streamd1"
+FRAMES_A_SECOND, STREAMS_A_SECOND = 1000, 256
+"""What the rings are sized for: at higher rates they hold fewer seconds."""
+NOTES, NOTE_BYTES = 1024, 2048
+NAMES, NAME_BYTES = 4096, 64
+_HEADER_BYTES = 4096
+
+_FRAME = struct.Struct("<IIqqqqqqq")
+_STREAM = struct.Struct("<qqqqqqIIII")
+_NOTE = struct.Struct("<QdII")
+_PREFIX = struct.Struct("<8sqI")
+
+FRAME_TYPE = np.dtype(
+    [(n, "<u4") for n in ("stream", "epoch")]
+    + [(n, "<i8") for n in ("seq", "captured", "decoded", "batched", "preprocessed", "inferred", "postprocessed")]
+)
+"""Times are monotonic nanoseconds, see `types.StageTimes`."""
+STREAM_TYPE = np.dtype(
+    [(n, "<i8") for n in ("at", "received", "published", "dropped", "held", "missed")]
+    + [(n, "<u4") for n in ("stream", "state", "waiting", "reconnects")]
+)
+"""One stream in one second: totals; `at` is monotonic nanoseconds, `waiting` the frames in its ring."""
+
+LOG, STATUS, PROCESS = 1, 2, 3
+"""Kinds of notes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that happened, or the state of the process in one second."""
+
+    wall_s: float
+    kind: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A copy of what was remembered, oldest first."""
+
+    header: Mapping[str, Any]
+    wall_minus_monotonic_ns: int
+    names: list[str]
+    """Of streams, by number."""
+    frames: npt.NDArray[np.void]
+    streams: npt.NDArray[np.void]
+    notes: list[Note]
+
+    def wall_s(self, monotonic_ns: Any) -> Any:
+        """Unix seconds of a monotonic time, or of an array of them."""
+        return (monotonic_ns + self.wall_minus_monotonic_ns) / 1e9
+
+
+class Memory:
+    """The rings. Writers are any threads; none waits for another.
+
+    Args:
+        header: what is to be known of the process, a small JSON object.
+        seconds: what the rings are sized for.
+        folder: where the block is a file; None for anonymous memory. Falls back to that where the file cannot be had.
+    """
+
+    def __init__(self, header: Mapping[str, Any], seconds: float, folder: Path | None = None) -> None:
+        self.frames = max(1000, int(seconds * FRAMES_A_SECOND))
+        self.streams = max(1000, int(seconds * STREAMS_A_SECOND))
+        header = {**header, "frames": self.frames, "streams": self.streams}
+        self._at = _offsets(self.frames, self.streams)
+        self.path: Path | None = None
+        self._file: int | None = None
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                self._open_file(folder / f"flight-{os.getpid()}")
+        self._map = mmap.mmap(-1 if self._file is None else self._file, self._at[-1])
+        text = json.dumps(header).encode()[: _HEADER_BYTES - _PREFIX.size]
+        self._map[_PREFIX.size : _PREFIX.size + len(text)] = text
+        self._header_bytes = len(text)
+        self.set_clock()
+        self._names: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._next_frame = itertools.count().__next__
+        self._next_stream = itertools.count().__next__
+        self._next_note = itertools.count(1).__next__
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._at[-1]
+
+    def _open_file(self, path: Path) -> None:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            # The lock says that the owner lives. The space is taken now: a page that cannot be had later is a SIGBUS.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.posix_fallocate(file, 0, self._at[-1])
+        except OSError:
+            os.close(file)
+            path.unlink(missing_ok=True)
+            raise
+        self.path, self._file = path, file
+
+    def set_clock(self) -> None:
+        """Notes how far wall time is from monotonic time now."""
+        _PREFIX.pack_into(self._map, 0, MAGIC, time.time_ns() - time.monotonic_ns(), self._header_bytes)
+
+    def number(self, stream: str) -> int:
+        """The stream's number in the rings."""
+        found = self._names.get(stream)
+        if found is not None:
+            return found
+        with self._lock:
+            number = self._names.setdefault(stream, min(len(self._names), NAMES - 1))
+            at = self._at[0] + number * NAME_BYTES
+            name = b"(others)" if number == NAMES - 1 else stream.encode()[:NAME_BYTES]
+            self._map[at : at + NAME_BYTES] = name.ljust(NAME_BYTES, b"\0")
+        return number
+
+    def frame(self, detections: Detections) -> None:
+        """One published frame. The hot path: no lock, no allocation that stays."""
+        t = detections.times
+        stream = self._names.get(detections.stream)
+        if stream is None:
+            stream = self.number(detections.stream)
+        at = self._at[1] + (self._next_frame() % self.frames) * _FRAME.size
+        _FRAME.pack_into(
+            self._map, at, stream, detections.epoch, detections.seq,
+            t.captured, t.decoded, t.batched, t.preprocessed, t.inferred, t.postprocessed,
+        )  # fmt: skip
+
+    def stream(self, stream: str, at_ns: int, totals: tuple[int, int, int, int, int], state: int, waiting: int,
+               reconnects: int) -> None:  # fmt: skip
+        """One second of one stream; see `STREAM_TYPE`."""
+        at = self._at[2] + (self._next_stream() % self.streams) * _STREAM.size
+        _STREAM.pack_into(self._map, at, at_ns, *totals, self.number(stream), state, waiting, reconnects)
+
+    def note(self, kind: int, values: Mapping[str, Any]) -> None:
+        """Something that happened; what is too long is cut."""
+        room = NOTE_BYTES - _NOTE.size
+        text = json.dumps(values, default=str).encode()
+        if len(text) > room:
+            # The end of a traceback says more than its beginning.
+            text = json.dumps({k: _cut(v) for k, v in values.items()}, default=str).encode()
+        if len(text) > room:
+            text = json.dumps({"event": "(too long)", "text": text.decode()[: room // 2]}).encode()
+        number = self._next_note()
+        at = self._at[3] + (number % NOTES) * NOTE_BYTES
+        self._map[at + _NOTE.size : at + _NOTE.size + len(text)] = text
+        _NOTE.pack_into(self._map, at, number, time.time(), len(text), kind)
+
+    def read(self) -> Record:
+        """A copy of everything that is in the rings."""
+        return _read(self._map)
+
+    def close(self) -> None:
+        """Forgets everything: the process ends as it should. Idempotent."""
+        if self._file is not None and self.path is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self._file)
+            self._file = None
+
+
+def _cut(value: Any) -> Any:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return value if len(text) <= 160 else f"…{text[-700:]}" if "Traceback" in text else f"{text[:150]}…"
+
+
+def _offsets(frames: int, streams: int) -> tuple[int, ...]:
+    """Of the names, frames, streams and notes, and the end."""
+    sizes = (NAMES * NAME_BYTES, frames * _FRAME.size, streams * _STREAM.size, NOTES * NOTE_BYTES)
+    return tuple(itertools.accumulate(sizes, initial=_HEADER_BYTES))
+
+
+def left_behind(folder: Path) -> list[Path]:
+    """Blocks in `folder` whose processes are dead."""
+    found = []
+    for path in sorted(folder.glob("flight-*")):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.append(path)
+    return found
+
+
+def read_left_behind(path: Path) -> Record:
+    """What a dead process had written.
+
+    Raises:
+        ValueError: this is no such block.
+        OSError: it cannot be read.
+    """
+    try:
+        return _read(path.read_bytes())
+    except (struct.error, KeyError, TypeError) as error:
+        raise ValueError(f"not a flight recorder's block: {error!r}") from error
+
+
+def _read(block: mmap.mmap | bytes) -> Record:
+    magic, offset_ns, length = _PREFIX.unpack_from(block, 0)
+    if magic != MAGIC:
+        raise ValueError("not a flight recorder's block")
+    header = json.loads(bytes(block[_PREFIX.size : _PREFIX.size + length]))
+    names_at, frames_at, streams_at, notes_at, end = _offsets(header["frames"], header["streams"])
+    if len(block) < end:
+        raise ValueError("cut short")
+    frames = np.frombuffer(block, FRAME_TYPE, header["frames"], frames_at)
+    streams = np.frombuffer(block, STREAM_TYPE, header["streams"], streams_at)
+    names = [
+        bytes(block[at : at + NAME_BYTES]).rstrip(b"\0").decode(errors="replace")
+        for at in range(names_at, frames_at, NAME_BYTES)
+    ]
+    names = list(itertools.takewhile(bool, names))
+    # A row that was never written is all zeros; one that was being written may hold anything.
+    frames = frames[(frames["postprocessed"] > 0) & (frames["stream"] < len(names))]
+    streams = streams[(streams["at"] > 0) & (streams["stream"] < len(names))]
+    return Record(
+        header,
+        offset_ns,
+        names,
+        frames[np.argsort(frames["postprocessed"], kind="stable")],
+        streams[np.argsort(streams["at"], kind="stable")],
+        _read_notes(block, notes_at),
+    )
+
+
+def _read_notes(block: mmap.mmap | bytes, start: int) -> list[Note]:
+    found = []
+    for at in range(start, start + NOTES * NOTE_BYTES, NOTE_BYTES):
+        number, wall_s, length, kind = _NOTE.unpack_from(block, at)
+        if number and length <= NOTE_BYTES - _NOTE.size:
+            # One that is being written at this moment is no JSON: it is left out.
+            with contextlib.suppress(ValueError):
+                values = json.loads(bytes(block[at + _NOTE.size : at + _NOTE.size + length]))
+                found.append((number, Note(wall_s, kind, values)))
+    return [note for _, note in sorted(found, key=lambda each: each[0])]

@@ -1,0 +1,395 @@
+"""The recorder at work: samples once a second, looks for breaches, and writes bundles on a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import queue
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import structlog
+
+from streamd import __version__
+from streamd.config import RecorderSettings
+from streamd.flow.status import StatusBoard
+from streamd.recorder import bundle, facts
+from streamd.recorder.memory import LOG, PROCESS, STATUS, Memory, left_behind, read_left_behind
+from streamd.recorder.place import config_name, default_folder, pid_file
+from streamd.telemetry import logs
+from streamd.telemetry.metrics import STATES, Metrics
+from streamd.types import Detections, StreamStatus
+
+log = structlog.get_logger(__name__)
+
+Reason = Literal["objective", "stuck", "watchdog", "stage_failed", "exception", "killed", "request"]
+"""Why a bundle was written: a stream misses its latency objective; a stage makes no progress; the main loop makes none,
+so that the watchdog will bite; a stage failed; an exception that nobody caught; the process before this one ended
+without saying so (a fatal signal, SIGKILL, out of memory); somebody asked."""
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+GAP_S = 300.0
+"""Least time between two bundles of the same reason, also across restarts. Those that were asked for have no limit."""
+BURN_WINDOW_S = 10
+BURN = 10
+"""A stream breaches its objective where, over the window, its frames miss it so many times as often as they may (or
+half of them do, if that is less)."""
+MIN_FRAMES = 10
+LOOP_S = 5.0
+"""The main loop ticks four times a second."""
+PERIOD_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What the recorder asks of the daemon; all of it quick, from any thread."""
+
+    board: StatusBoard
+    metrics: Metrics
+    problem: Callable[[], str | None]
+    """What keeps the watchdog from being fed."""
+    error: Callable[[], BaseException | None]
+    """What ended a stage."""
+    settings: Callable[[], Any]
+    """The configuration as JSON has it; may hold secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trigger:
+    reason: Reason
+    detail: str
+    traceback: str = ""
+
+
+def _traceback(error: BaseException | None) -> str:
+    return "".join(traceback.format_exception(error)) if error is not None else ""
+
+
+class Recorder:
+    """Remembers, and writes a bundle when something breaks. Nothing it does can fail the daemon.
+
+    Args:
+        folder: where bundles go.
+        seconds: how much is kept.
+        keep: bundles of this configuration in the folder at most; the oldest are removed.
+        config: the configuration's name.
+        boot_id: of the process.
+        watched: the daemon.
+        watchdog_s: the service manager's limit, or None.
+        runtime: a folder in memory that outlives the process, or None.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seconds: float,
+        keep: int,
+        config: str,
+        boot_id: str,
+        watched: Watched,
+        watchdog_s: float | None = None,
+        runtime: Path | None = None,
+    ) -> None:
+        self._folder, self._seconds, self._keep, self._config = folder, seconds, keep, config
+        self._watched = watched
+        self._runtime = runtime
+        self._left = left_behind(runtime) if runtime is not None else []
+        header = {"pid": os.getpid(), "boot_id": boot_id, "version": __version__, "started": time.time()}
+        self.memory = Memory(header, seconds, runtime)
+        self.frame: Callable[[Detections], None] = self.memory.frame
+        """To be told every published frame. Any thread."""
+        self._loop_s = max(LOOP_S, watchdog_s / 2) if watchdog_s else LOOP_S
+        self._beat: float | None = None
+        self._triggers: queue.SimpleQueue[_Trigger] = queue.SimpleQueue()
+        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._history: dict[str, deque[tuple[int, int]]] = {}
+        self._standing: set[tuple[Reason, str]] = set()
+        self._failed = False
+        self._closing = False
+        self._listening = False
+        self._pid_file: int | None = None
+        # A daemon thread: a disk that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread, and listens to the logs (which have exceptions that nobody catches) and to statuses."""
+        logs.listen(self._on_log)
+        self._watched.board.listen(self._on_status)
+        self._take_pid_file()
+        self._thread.start()
+
+    def _take_pid_file(self) -> None:
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            bundle.remove_unfinished(self._folder, self._config)
+            file = os.open(pid_file(self._folder, self._config), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.truncate(file, 0)
+                os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+            except OSError:
+                os.close(file)
+                raise
+            self._pid_file = file
+
+    def listen(self) -> None:
+        """Writes a bundle at SIGUSR2, however busy the main thread is. Main thread only."""
+        signal.signal(signal.SIGUSR2, lambda *_: None)
+        # The C handler writes the signal's number at once; a Python handler waits for the main thread.
+        signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
+        self._listening = True
+
+    def beat(self) -> None:
+        """The main loop is alive. To be called at every tick, once it has begun."""
+        self._beat = time.monotonic()
+
+    def rest(self) -> None:
+        """The main loop has ended as it should."""
+        self._beat = None
+
+    def trigger(self, reason: Reason, detail: str, error: BaseException | None = None) -> None:
+        """Asks for a bundle; returns at once. Any thread."""
+        self._put(_Trigger(reason, detail, _traceback(error)))
+
+    def _put(self, trigger: _Trigger) -> None:
+        self._triggers.put(trigger)
+        self._poke()
+
+    def _poke(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._wake_w, b"\0")
+
+    def close(self, timeout: float) -> None:
+        """Writes what was asked for, then ends. A disk that hangs is waited for `timeout` seconds. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        logs.listen(None)
+        self._watched.board.listen(None)
+        if self._listening:
+            signal.set_wakeup_fd(-1)
+            ignore_request()
+        self._poke()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        if not self._thread.is_alive():
+            os.close(self._wake_r)
+            os.close(self._wake_w)
+        self.memory.close()
+        if self._pid_file is not None:
+            with contextlib.suppress(OSError):
+                pid_file(self._folder, self._config).unlink(missing_ok=True)
+            os.close(self._pid_file)
+            self._pid_file = None
+
+    def _on_log(self, event: MutableMapping[str, Any]) -> None:
+        self.memory.note(LOG, event)
+        if event.get("level") == "critical":
+            text = str(event.get("exception", ""))
+            last = text.strip().rpartition("\n")[2]
+            self._put(_Trigger("exception", f"thread {event.get('thread')}: {last or event.get('event')}", text))
+
+    def _on_status(self, status: StreamStatus) -> None:
+        values = {"stream": status.stream, "state": status.state, "reason": status.reason, "detail": status.detail,
+                  "epoch": status.epoch, "retry_in_s": status.retry_in_s}  # fmt: skip
+        self.memory.note(STATUS, logs.Redactor().clean(values))
+
+    def _run(self) -> None:
+        self._report_left_behind()
+        due = time.monotonic()
+        while not self._closing:
+            try:
+                due = self._step(due)
+            except Exception:  # whatever it is, the daemon is not to suffer from being watched
+                log.exception("flight recorder: a step failed")
+                due = time.monotonic() + PERIOD_S
+        with contextlib.suppress(Exception):
+            self._look(time.monotonic())  # a stage that failed a moment ago
+        self._write_all()
+
+    def _step(self, due: float) -> float:
+        ready, _, _ = select.select([self._wake_r], [], [], max(0.0, due - time.monotonic()))
+        if ready:
+            with contextlib.suppress(BlockingIOError):
+                if signal.SIGUSR2 in os.read(self._wake_r, 4096):
+                    self._triggers.put(_Trigger("request", "SIGUSR2 was received"))
+        if self._closing:
+            return due
+        now = time.monotonic()
+        if now >= due:
+            due = max(due + PERIOD_S, now + PERIOD_S / 2)
+            self._sample()
+            self._count_objectives()
+            self._look(now)
+        self._write_all()
+        return due
+
+    def _sample(self) -> None:
+        memory, metrics = self.memory, self._watched.metrics
+        memory.set_clock()
+        queues = {s.labels["queue"]: s.value for family in metrics.queue_depth.collect() for s in family.samples}
+        at_ns = time.monotonic_ns()
+        for s in metrics.streams():
+            if s.removed:
+                continue
+            counts = s.counts()
+            held, missed = s.objective() if s.objective_s is not None else (0, 0)
+            totals = (counts.received, counts.published, sum(counts.dropped.values()), held, missed)
+            waiting = int(queues.pop(f"stream-{s.stream}", 0))
+            memory.stream(s.stream, at_ns, totals, STATES.index(s.state), waiting, counts.reconnects)
+        in_flight = sum(x.value for family in metrics.slots_in_flight.collect() for x in family.samples)
+        memory.note(PROCESS, {**facts.process(), "queues": queues, "in_flight": in_flight})
+
+    def _count_objectives(self) -> None:
+        known: dict[str, deque[tuple[int, int]]] = {}
+        for s in self._watched.metrics.streams():
+            if s.objective_s is not None and not s.removed:
+                known[s.stream] = self._history.get(s.stream) or deque(maxlen=BURN_WINDOW_S + 1)
+                known[s.stream].append(s.objective())
+        self._history = known
+
+    def _look(self, now: float) -> None:
+        """Each breach is told once, when it begins."""
+        found: dict[tuple[Reason, str], str] = {}
+        problem = self._watched.problem()
+        error = self._watched.error()
+        if problem is not None:
+            found["stage_failed" if error is not None else "stuck", ""] = problem
+        if self._beat is not None and now - self._beat > self._loop_s:
+            found["watchdog", ""] = f"the main loop has made no progress for {now - self._beat:.1f} s"
+        found.update({("objective", name): text for name, text in self._burning()})
+        begun: dict[Reason, list[str]] = {}
+        for key, text in found.items():
+            if key not in self._standing:
+                begun.setdefault(key[0], []).append(text)
+        self._standing = set(found)
+        for reason, texts in begun.items():
+            self._triggers.put(
+                _Trigger(reason, "; ".join(texts), _traceback(error) if reason == "stage_failed" else "")
+            )
+
+    def _burning(self) -> list[tuple[str, str]]:
+        found = []
+        for s in self._watched.metrics.streams():
+            history = self._history.get(s.stream)
+            if s.objective_s is None or history is None or len(history) <= BURN_WINDOW_S:
+                continue
+            held, missed = (history[-1][i] - history[0][i] for i in range(2))
+            allowed = min(0.5, BURN * (1 - s.objective_share))
+            # One that has begun lasts until the objective is met again, so that it is not told at every swing.
+            if ("objective", s.stream) in self._standing:
+                allowed = 1 - s.objective_share
+            if held >= MIN_FRAMES and missed > allowed * held:
+                limit = f"later than {s.objective_s * 1e3:g} ms or dropped in {BURN_WINDOW_S} s"
+                found.append((s.stream, f"stream {s.stream}: {missed} of {held} frames {limit}"))
+        return found
+
+    def _report_left_behind(self) -> None:
+        for path in self._left:
+            with contextlib.suppress(OSError, ValueError):
+                record = read_left_behind(path)
+                started = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(record.header["started"]))
+                detail = (
+                    f"process {record.header['pid']}, started {started} UTC, ended without closing: a fatal signal, "
+                    "SIGKILL (out of memory, the watchdog) or a second SIGTERM; the journal has the stacks, if any. "
+                    "environment.json and config.json are those of the process that came after it"
+                )
+                self._write(_Trigger("killed", detail), record)
+            path.unlink(missing_ok=True)
+
+    def _write_all(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._write(self._triggers.get_nowait())
+
+    def _recent(self, reason: Reason) -> bool:
+        last = bundle.bundles(self._folder, self._config, reason)[-1:]
+        with contextlib.suppress(OSError):
+            return bool(last) and abs(time.time() - last[0].stat().st_mtime) < GAP_S
+        return False
+
+    def _write(self, trigger: _Trigger, record: Any = None) -> None:
+        """Writes one bundle, if it is time for one."""
+        if trigger.reason != "request" and self._recent(trigger.reason):
+            log.warning("breach; no bundle so soon after the last one", reason=trigger.reason, detail=trigger.detail)
+            return
+        begin = time.monotonic()
+        try:
+            if record is None:
+                self._sample()  # how things are at this moment
+            path = bundle.write(
+                self._folder,
+                record or self.memory.read(),
+                config=self._config,
+                reason=trigger.reason,
+                detail=trigger.detail,
+                settings=self._watched.settings(),
+                seconds=self._seconds,
+                traceback=trigger.traceback,
+                live=record is None,
+            )
+        except Exception as error:  # noqa: BLE001 - a full disk, no memory: the daemon goes on
+            if not self._failed:
+                folder = str(self._folder)
+                log.error("bundle could not be written", reason=trigger.reason, folder=folder, error=str(error))
+            self._failed = True
+            return
+        self._failed = False
+        bundle.tidy(self._folder, self._config, self._keep)
+        self._watched.metrics.bundles.labels(reason=trigger.reason).inc()
+        told = log.info if trigger.reason == "request" else log.warning
+        took = round(time.monotonic() - begin, 3)
+        told("bundle written", reason=trigger.reason, detail=trigger.detail, path=str(path), seconds=took)
+
+
+def open_recorder(
+    settings: RecorderSettings,
+    *,
+    path: str | os.PathLike[str] | None,
+    boot_id: str,
+    watched: Watched,
+    watchdog_s: float | None,
+    environment: Mapping[str, str] = os.environ,
+) -> Recorder | None:
+    """The recorder that a configuration asks for, at work; None where nothing is to be recorded.
+
+    Args:
+        settings: the configuration's.
+        path: the configuration file, if there is one; gives the bundles their name.
+        boot_id: of the process.
+        watched: the daemon.
+        watchdog_s: the service manager's limit, or None.
+        environment: where the service manager's folders are looked up.
+    """
+    folder = Path(settings.folder) if settings.folder is not None else default_folder(environment)
+    if folder is None or settings.keep == 0:
+        return None
+    runtime = environment.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    recorder = Recorder(
+        folder,
+        seconds=settings.seconds,
+        keep=settings.keep,
+        config=config_name(path or "streamd"),
+        boot_id=boot_id,
+        watched=watched,
+        watchdog_s=watchdog_s,
+        runtime=Path(runtime) if runtime else None,
+    )
+    recorder.start()
+    return recorder
+
+
+def ignore_request() -> None:
+    """Until `listen`, and where nothing is recorded, SIGUSR2 must not end the process. Main thread only."""
+    signal.signal(signal.SIGUSR2, lambda *_: sys.stderr.write("streamd: nothing is recorded (yet): no bundle\n"))
