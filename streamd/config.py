@@ -271,6 +271,7 @@ def _cross_check(config: Config) -> Iterator[tuple[Path_, str]]:
                 yield ("streams", i, "loop"), "only a file can loop"
             if not is_url(stream.url) and stream.transport == "udp":
                 yield ("streams", i, "transport"), "a file has no transport"
+            yield from _check_isolation(i, stream)
         if stream.policy == "latest" and stream.ring != type(stream).model_fields["ring"].default:
             yield ("streams", i, "ring"), "policy latest keeps one frame; remove ring"
         age_s = max_age(stream)
@@ -289,6 +290,14 @@ def _cross_check(config: Config) -> Iterator[tuple[Path_, str]]:
     stdout = [i for i, s in enumerate(config.sinks) if s.kind == "jsonl" and s.path == "-"]
     for i in stdout[1:]:
         yield ("sinks", i, "path"), "standard output is taken by another sink; give a file"
+
+
+def _check_isolation(i: int, stream: AvStreamSettings) -> Iterator[tuple[Path_, str]]:
+    if stream.isolation == "process" and stream.decode == "nvdec":
+        message = "pictures in GPU memory cannot be handed over by a decoder process"
+        yield ("streams", i, "decode"), f"{message}; set decode: software or isolation: thread"
+    if stream.isolation == "thread" and stream.max_rss_mb is not None:
+        yield ("streams", i, "max_rss_mb"), "only a decoder process has a limit of its own; set isolation: process"
 
 
 def _check_devices(config: Config) -> Iterator[tuple[Path_, str]]:

@@ -26,6 +26,8 @@ SourceReason = Literal[
     "codec_changed",
     "size_changed",
     "decoder",
+    "decoder_crashed",
+    "decoder_memory",
     "disconnected",
     "stuck",
     "eof",

@@ -103,7 +103,7 @@ class Streams:
         reconnect = settings.reconnect
         runner = StreamRunner(
             name,
-            partial(open_source, settings, device=lane.decoder_device),
+            partial(open_source, settings, device=lane.decoder_device, held=lane.batcher.max_batch),
             ring,
             counters,
             self._on_status,

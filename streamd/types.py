@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,17 @@ class Box(NamedTuple):
     height: int
 
 
+class ForeignPicture:
+    """Owns a host picture that no decoder of this process made: its planes are like those of PyAV's frames."""
+
+    __slots__ = ()
+    planes: Sequence[Any]
+
+    def video_frame(self) -> VideoFrame:
+        """A copy as PyAV's own frame, for what only FFmpeg can do."""
+        raise NotImplementedError
+
+
 @dataclass(slots=True, frozen=True)
 class Picture:
     """A decoded picture in the decoder's own pixel format, on the host or in device memory.
@@ -39,7 +50,7 @@ class Picture:
     is not None) and `native.planes[i].line_size` its pitch in bytes.
     """
 
-    native: VideoFrame
+    native: VideoFrame | ForeignPicture
     format: str
     """FFmpeg pixel-format name of the pixels, e.g. yuv420p, nv12, p010le, bgr24 (never "cuda")."""
     width: int
@@ -52,6 +63,11 @@ class Picture:
     """Clockwise degrees to turn the coded picture by to see it upright."""
     device: int | None = None
     """CUDA device ordinal, or None for host memory."""
+
+    def video_frame(self) -> VideoFrame:
+        """PyAV's frame: `native` itself, or a copy of what is no frame of PyAV's."""
+        native = self.native
+        return native.video_frame() if isinstance(native, ForeignPicture) else native
 
 
 @dataclass(slots=True)

@@ -87,6 +87,8 @@ def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
         ("streams: [{id: a, url: 'rtsp://h/x', loop: true}]", "only a file can loop"),
         ("streams: [{id: a, url: x.mp4, transport: udp}]", "a file has no transport"),
         ("streams: [{id: a, url: x.mp4, policy: latest, ring: 9}]", "remove ring"),
+        ("streams: [{id: a, url: x.mp4, isolation: process, decode: nvdec}]", "streams[0].decode: pictures in GPU"),
+        ("streams: [{id: a, url: x.mp4, max_rss_mb: 500}]", "set isolation: process"),
         ("sinks: [{kind: zmq}]", "give either bind"),
         ("sinks: [{kind: zmq, bind: 'tcp://*:1', connect: 'tcp://h:1'}]", "give either bind"),
         ("sinks: [{kind: jsonl}, {kind: jsonl}]", "standard output is taken"),

@@ -71,7 +71,7 @@ def measure(
         source = AvSource(AvStreamSettings(id="cam", url=cam.url, **settings))
         source.open()
         for frame in until_it_breaks(source):
-            native = frame.picture.native
+            native = frame.picture.video_frame()
             by_flags = native.is_corrupt or (by_flags and not native.key_frame)
             if frame.pts_ns is None:
                 continue

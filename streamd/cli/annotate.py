@@ -27,7 +27,7 @@ def color_of(label: str) -> tuple[int, int, int]:
 
 def upright_bgr(frame: Frame) -> Image:
     """The whole picture as (H, W, 3) BGR, upright."""
-    image = frame.picture.native.to_ndarray(format="bgr24")
+    image = frame.picture.video_frame().to_ndarray(format="bgr24")
     turned = np.rot90(image, -frame.picture.rotation // 90)
     return np.ascontiguousarray(turned).astype(np.uint8, copy=False)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from streamd.engine.reference import coded_roi, looked_at, yuv_to_rgb_matrix
 from streamd.errors import FrameError
-from streamd.types import Float32Array, Frame, Letterbox, Picture
+from streamd.types import Float32Array, ForeignPicture, Frame, Letterbox, Picture
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -69,8 +69,10 @@ def _matrix(picture: Picture, kind: _Format, color: Literal["RGB", "BGR"]) -> Fl
     return np.ascontiguousarray(out[::-1] if color == "BGR" else out)
 
 
-def _view(frame: VideoFrame, index: int, shape: _PlaneShape, width: int, height: int, bytes_: int) -> npt.NDArray[Any]:
-    """A writable view of one plane without its padding: (H, W) or (H, W, C)."""
+def _view(
+    frame: VideoFrame | ForeignPicture, index: int, shape: _PlaneShape, width: int, height: int, bytes_: int
+) -> npt.NDArray[Any]:
+    """A view of one plane without its padding: (H, W) or (H, W, C)."""
     plane = frame.planes[index]
     rows = (height + 1) >> 1 if shape.shift_y else height
     columns = (width + 1) >> 1 if shape.shift_x else width
@@ -165,7 +167,7 @@ class _Plan:
     def render(self, picture: Picture, into: UInt8Array) -> None:
         """Writes the scaled, converted, upright picture into `into` (content_height, content_width, 3)."""
         if self.known is None:
-            small = self._reformatter.reformat(picture.native, **self._reformat)
+            small = self._reformatter.reformat(picture.video_frame(), **self._reformat)
             scaled = _view(small, 0, _PlaneShape(0, 0, 3), *self.size, 1)
             # np.rot90 turns counter-clockwise and copies nothing.
             into[:] = np.rot90(scaled, -self.turns)

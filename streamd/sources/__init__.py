@@ -155,6 +155,19 @@ class AvStreamSettings(StreamSettings):
         "auto", description="auto: the GPU's decoder where the engine runs on that GPU, software otherwise."
     )
     decoder_threads: int = Field(1, ge=0, le=64, description="Threads of the software decoder; 0 lets FFmpeg choose.")
+    isolation: Literal["thread", "process"] = Field(
+        "thread",
+        description="Where the stream is read and decoded: thread in the daemon; process in a process of its own, so "
+        "that a decoder that crashes, hangs or leaks ends this stream only, for a copy of each picture and some memory "
+        "(docs/reliability.md). A process decodes in software.",
+    )
+    max_rss_mb: int | None = Field(
+        None,
+        ge=100,
+        le=1_000_000,
+        description="isolation: process only. A decoder process with more memory of its own than this, in megabytes, "
+        "is ended and the stream connected again. Default: no limit.",
+    )
     loop: bool = Field(False, description="Start a file again when it ends.")
     pace: Literal["auto", "realtime", "asap"] = Field(
         "auto",
@@ -229,17 +242,24 @@ def max_age(settings: AvStreamSettings | SyntheticStreamSettings) -> float | Non
     return settings.max_age_ms / 1e3 or None
 
 
-def open_source(settings: AvStreamSettings | SyntheticStreamSettings, *, device: int | None = None) -> Source:
+def open_source(
+    settings: AvStreamSettings | SyntheticStreamSettings, *, device: int | None = None, held: int = 8
+) -> Source:
     """Makes the source that `settings` describes; nothing is connected yet.
 
     Args:
         settings: one member of the union.
         device: CUDA device whose decoder `decode: auto` should use, None for software.
+        held: pictures that may be held beside the ring at the same time: a batch.
     """
     if isinstance(settings, SyntheticStreamSettings):
         from streamd.sources.synthetic import SyntheticSource
 
         return SyntheticSource(settings)
+    if settings.isolation == "process":
+        from streamd.sources.process import ProcessSource
+
+        return ProcessSource(settings, held=held)
     from streamd.sources.av import AvSource
 
     return AvSource(settings, device=device)

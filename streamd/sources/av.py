@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from streamd.errors import SourceError, SourceReason
 from streamd.redact import redact
 from streamd.sources import AvStreamSettings, SourceInfo, is_live, paces
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
-
-log = structlog.get_logger(__name__)
 
 _Arrival = tuple[int, int, Clock, bool]
 """What travels through the decoder with a packet: monotonic arrival, wall time of capture and whose, and whether its
@@ -95,6 +91,9 @@ class AvSource:
         except SourceError as error:
             if self._settings.decode == "nvdec" or error.reason not in ("decoder", "unsupported"):
                 raise
+            import structlog  # here: a decoder process, which never comes here, would spend a third of its start on it
+
+            log = structlog.get_logger(__name__)
             log.warning("hardware decoder refused; decoding in software", stream=self._settings.id, error=str(error))
             self._device = None
             return self._open(None)

@@ -54,6 +54,8 @@ _ADVICE: dict[SourceReason, str] = {
     "no_video": "there is no video in it",
     "no_keyframe": "no key frame comes, so that nothing can be decoded; set a key frame interval in the camera",
     "corrupt": "the data is not valid video",
+    "decoder_crashed": "the decoder process died",
+    "decoder_memory": "the decoder process took too much memory and was ended",
     "disconnected": "the other side ended the connection",
     "eof": "the stream ended",
 }

@@ -24,17 +24,18 @@ def kinds() -> list[str]:
     return [get_args(member)[0].model_fields["kind"].default for member in members]
 
 
-@pytest.fixture(params=kinds())
+@pytest.fixture(params=[*kinds(), "av in a process"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Makes a finite 192×108 source at 25 fps, as fast as possible unless `paced`."""
     if request.param == "synthetic":
         return lambda paced=False, **kw: open_source(
             SyntheticStreamSettings(id="s", width=192, height=108, fps=25 if paced else 0, count=COUNT, **kw)
         )
-    assert request.param == "av", f"the new source kind {request.param} needs a maker here"
+    isolation: Any = {"av": "thread", "av in a process": "process"}.get(request.param)
+    assert isolation, f"the new source kind {request.param} needs a maker here"
     clip = write_clip(tmp_path / "clip.mp4", frames=COUNT)
     return lambda paced=False, **kw: open_source(
-        AvStreamSettings(id="s", url=str(clip), pace="realtime" if paced else "asap", **kw)
+        AvStreamSettings(id="s", url=str(clip), pace="realtime" if paced else "asap", isolation=isolation, **kw)
     )
 
 

@@ -58,6 +58,8 @@ const REASONS = {
   codec_changed: "Codec changed",
   size_changed: "Picture size changed",
   decoder: "Decoder failed",
+  decoder_crashed: "Decoder crashed",
+  decoder_memory: "Decoder took too much memory",
   disconnected: "Connection lost",
   stuck: "Does not react",
   eof: "End of input",

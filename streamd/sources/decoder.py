@@ -1,0 +1,268 @@
+"""The decoder process of one stream: `python -m streamd.sources.decoder`, started by `process.ProcessSource` only.
+
+Standard input is the socket to the daemon. The stream's settings come through it: a URL with a password never stands
+on a command line. The process ends with the socket, or with the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import heapq
+import json
+import math
+import mmap
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from dataclasses import asdict
+from typing import Any
+
+from streamd.errors import SourceError
+from streamd.redact import redact
+from streamd.sources import AvStreamSettings
+from streamd.sources.av import AvSource
+from streamd.sources.av_errors import describe
+from streamd.sources.process import GRACE_S
+from streamd.sources.shared import (
+    BEAT,
+    BEAT_S,
+    CAMERA_CLOCK,
+    COUNTERS,
+    END,
+    ERROR,
+    FRAME,
+    FREE,
+    FREED,
+    HAS_PTS,
+    LARGEST_MESSAGE,
+    NEW_MEMORY,
+    OPENED,
+    PLACE,
+    QUARANTINED,
+    SHAPE,
+    Failure,
+    Shape,
+)
+from streamd.types import Frame
+
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_LONGEST_TEXT = 4000
+
+
+class _Gone(Exception):
+    """The daemon wants no more."""
+
+
+class Decoder:
+    """Reads one stream and hands its pictures over. `run` is one thread, `watch` another.
+
+    Args:
+        end: the socket to the daemon.
+        settings: the stream.
+    """
+
+    def __init__(self, end: socket.socket, settings: AvStreamSettings) -> None:
+        self._socket = end
+        self._settings = settings
+        self._source = AvSource(settings)
+        self._changed = threading.Condition()
+        self._gone = False
+        self._memory = 0
+        self._size = 0
+        self._map: memoryview | None = None
+        self._free: list[int] = []
+        self._shape: Shape | None = None
+        self._offsets: list[int] = []
+
+    def _send(self, kind: bytes, body: bytes = b"", flags: int = 0) -> None:
+        source, clock = self._source, self._source.clock
+        offset = math.nan if clock.offset_s is None else clock.offset_s
+        drift = math.nan if clock.drift is None else clock.drift
+        head = COUNTERS.pack(kind, source.corrupt, source.skipped, source.lost, clock.jumps, offset, drift)
+        try:
+            self._socket.send(head + body, flags)
+        except BlockingIOError:
+            return
+        except OSError:
+            raise _Gone from None
+
+    def _fail(self, error: SourceError) -> None:
+        told = Failure(error.reason, str(error)[:_LONGEST_TEXT], error.permanent)
+        with contextlib.suppress(_Gone):
+            self._send(ERROR, json.dumps(told).encode())
+
+    # ------------------------------------------------------------------------------------------------------- decoding
+
+    def run(self) -> None:
+        """From open to the end of the input, or of the daemon's interest."""
+        try:
+            self._send(OPENED, json.dumps(asdict(self._source.open())).encode())
+            for frame in self._source.frames():
+                self._hand_over(frame)
+            self._send(END)
+        except SourceError as error:
+            self._fail(error)
+        except _Gone:
+            pass
+        except Exception as error:  # noqa: BLE001 - the daemon is to hear of it, whatever it is
+            self._fail(SourceError("internal", redact(f"{type(error).__name__}: {error}")))
+
+    def _hand_over(self, frame: Frame) -> None:
+        picture = frame.picture
+        planes: list[Any] = [(plane.line_size, memoryview(plane)) for plane in picture.native.planes]
+        shape = Shape(
+            picture.format,
+            picture.width,
+            picture.height,
+            picture.matrix,
+            picture.full_range,
+            picture.rotation,
+            tuple((pitch, pixels.nbytes) for pitch, pixels in planes),
+        )
+        if shape != self._shape:
+            self._reshape(shape)
+        buffer, into = self._take()
+        start = buffer * self._size
+        for offset, (_, pixels) in zip(self._offsets, planes, strict=False):
+            into[start + offset : start + offset + pixels.nbytes] = pixels
+        pts_ns = frame.pts_ns
+        marks = (HAS_PTS if pts_ns is not None else 0) | (CAMERA_CLOCK if frame.clock == "camera" else 0)
+        if frame.quarantined:
+            marks |= QUARANTINED
+        # Only now is the picture out of the decoder, as far as the daemon can see.
+        now = time.monotonic_ns()
+        times = frame.captured_ns, frame.wall_ns, now, pts_ns or 0
+        self._send(FRAME, PLACE.pack(marks, buffer, self._memory, *times))
+
+    def _reshape(self, shape: Shape) -> None:
+        size = shape.offsets[-1]
+        with self._changed:
+            if size != self._size:
+                self._map, self._size, self._free = None, size, []
+        self._shape, self._offsets = shape, shape.offsets[:-1]
+        self._send(SHAPE, json.dumps(shape).encode())
+
+    def _take(self) -> tuple[int, memoryview]:
+        """A free buffer of the memory in use: the lowest one, so that no more pages are touched than are needed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._gone or (self._map is not None and self._free))
+            if self._gone or self._map is None:
+                raise _Gone
+            return heapq.heappop(self._free), self._map
+
+    # ------------------------------------------------------------------------------------------------------- watching
+
+    def watch(self) -> None:
+        """Takes what the daemon sends, beats, and ends the process where it hangs, leaks, or is not wanted any more."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        due = 0.0
+        while True:
+            now = time.monotonic()
+            if now >= due:
+                due = now + BEAT_S
+                self._beat(now)
+            if poll.poll(max(0.0, due - now) * 1e3) and not self._listen():
+                break
+        self._source.close()
+        with self._changed:
+            self._gone = True
+            self._changed.notify_all()
+        time.sleep(GRACE_S)
+        os._exit(1)
+
+    def _listen(self) -> bool:
+        """False where the daemon is gone."""
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._socket, NEW_MEMORY.size, 1)
+        except OSError:
+            return False
+        if not message:
+            return False
+        with self._changed:
+            if message[:1] == FREE:
+                _, buffer, memory = FREED.unpack(message)
+                if memory == self._memory and self._map is not None:
+                    heapq.heappush(self._free, buffer)
+            else:
+                _, self._memory, size, count = NEW_MEMORY.unpack(message)
+                if size == self._size:
+                    self._map = memoryview(mmap.mmap(descriptors[0], size * count))
+                    self._free = list(range(count))
+            self._changed.notify_all()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return True
+
+    def _beat(self, now: float) -> None:
+        settings = self._settings
+        try:
+            if now >= self._source.cut_by:
+                message = f"stream {settings.id}: reading does not return; its decoder process was ended"
+                self._fail(SourceError("stuck", message))
+                os._exit(1)
+            limit = settings.max_rss_mb
+            if limit is not None and (used := private_mb()) > limit:
+                detail = f"{used} MB, max_rss_mb is {limit}"
+                self._fail(SourceError("decoder_memory", describe(settings.url, "decoder_memory", detail)))
+                os._exit(1)
+            self._send(BEAT, flags=socket.MSG_DONTWAIT)
+        except _Gone:
+            pass  # reading says so, too
+
+
+def private_mb() -> int:
+    """Resident memory of this process that is no file's and not shared, in megabytes."""
+    with open("/proc/self/statm") as handle:
+        fields = handle.read().split()
+    return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE // 1_000_000
+
+
+def _take_socket() -> socket.socket:
+    """The socket that was standard input, which is /dev/null from now on: FFmpeg can read `pipe:`, too."""
+    end = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return end
+
+
+def _first_to_go() -> None:
+    """Where memory runs out, a decoder is to be killed and not the daemon."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as handle:
+            score = int(handle.read())
+            handle.seek(0)
+            handle.write(str(min(1000, score + 300)))
+    except OSError:
+        pass
+
+
+def main() -> None:
+    """Serves the daemon at the other end of standard input."""
+    libc = ctypes.CDLL(None)
+    # The socket's end is noticed by a thread of Python's; where that hangs, the kernel does it.
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd sends it to all: the daemon drains, then ends us
+    _first_to_go()
+    end = _take_socket()
+    told = end.recv(LARGEST_MESSAGE)
+    if not told:
+        return
+    settings = AvStreamSettings.model_validate_json(told)
+    libc.prctl(_PR_SET_NAME, f"dec-{settings.id}".encode()[:15], 0, 0, 0)
+    import av  # noqa: F401 - takes the longest: before the first beat
+
+    decoder = Decoder(end, settings)
+    threading.Thread(target=decoder.watch, name="watch", daemon=True).start()
+    decoder.run()
+    # No finalisers: everything is with the kernel or the daemon.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""A stream whose decoder is a process of its own: what crashes, hangs or leaks there ends there.
+
+The child (`streamd.sources.decoder`) runs the same `AvSource` and hands over decoded pictures in shared memory. Where
+no buffer is free it waits, as a thread would in front of a full ring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+
+from streamd.errors import SourceError
+from streamd.redact import redact
+from streamd.sources import AvStreamSettings, SourceInfo
+from streamd.sources.av_errors import describe
+from streamd.sources.clock import StreamClock
+from streamd.sources.shared import (
+    BEAT,
+    CAMERA_CLOCK,
+    COUNTERS,
+    END,
+    ERROR,
+    FRAME,
+    HAS_PTS,
+    LARGEST_MESSAGE,
+    LARGEST_PICTURE,
+    PLACE,
+    QUARANTINED,
+    SHAPE,
+    Channel,
+    Failure,
+    Memory,
+    Shape,
+)
+from streamd.types import Box, Frame
+
+_T = TypeVar("_T")
+_INFO, _SHAPE, _FAILURE = TypeAdapter(SourceInfo), TypeAdapter(Shape), TypeAdapter(Failure)
+
+START_LIMIT_S = 30.0
+"""Longest time until a new process says its first word: imports from a slow disk."""
+SILENCE_LIMIT_S = 5.0
+"""A process that beats every half second and has been silent for so long hangs, or was stopped."""
+GRACE_S = 1.0
+"""Time for a process to leave its camera (TEARDOWN) and end before it is killed."""
+EXTRA_BUFFERS = 3
+"""One that the child writes, one under way, one that waits for the ring to take it."""
+
+_ENVIRONMENT = (
+    "PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "LD_", "PYTHON", "VIRTUAL_ENV", "SSL_CERT_", "MALLOC_", "GLIBC_",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+)  # fmt: skip
+"""What a child inherits, by the beginning of the name: other cameras' passwords are none of its business."""
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name.upper().startswith(_ENVIRONMENT)}
+    if Path(__file__).parents[2] != Path.cwd():
+        kept["PYTHONSAFEPATH"] = "1"  # -m would look for modules in the working directory first
+    return kept
+
+
+class ProcessSource:
+    """See `streamd.sources.Source`. Every call returns in time: a child that hangs is killed.
+
+    Args:
+        settings: the stream.
+        held: pictures that may be held beside the ring at the same time.
+    """
+
+    def __init__(self, settings: AvStreamSettings, *, held: int) -> None:
+        self._settings = settings
+        self._buffers = settings.ring + held + EXTRA_BUFFERS
+        crop = settings.crop
+        self._roi = Box(crop.x, crop.y, crop.width, crop.height) if crop else None
+        self._closed = threading.Event()
+        self._busy = False
+        """True while `open` or `frames` is at work: it ends the child then, not `close`."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._message = bytearray(LARGEST_MESSAGE)
+        self.corrupt = self.skipped = self.lost = 0
+        self.cut_by = math.inf
+        self.clock = StreamClock()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None before `open`."""
+        return self._process.pid if self._process is not None else None
+
+    def open(self) -> SourceInfo:
+        """See `Source.open`."""
+        self._busy = True
+        opened = False
+        try:
+            self._start()
+            kind, body = self._receive()
+            self._wait_for(SILENCE_LIMIT_S)
+            while kind == BEAT:
+                kind, body = self._receive()
+            if not kind:
+                raise SourceError("disconnected", f"stream {self._settings.id}: closed while it was being opened")
+            info = self._understood(_INFO, body)
+            opened = True
+            return info
+        finally:
+            self._busy = False
+            if not opened or self._closed.is_set():
+                self._end()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel = Channel(ours)
+        with theirs:
+            # A full pool of messages is to fit into either direction.
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "streamd.sources.decoder"],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env=_environment(),
+                    start_new_session=True,  # a terminal's Ctrl-C is for the daemon
+                )
+            except OSError as error:
+                message = f"stream {self._settings.id}: no decoder process could be started: {error.strerror}"
+                raise SourceError("decoder", message) from error
+        self._wait_for(START_LIMIT_S)
+        with contextlib.suppress(OSError):  # it has died: receiving tells how
+            ours.send(self._settings.model_dump_json().encode())
+
+    def _wait_for(self, seconds: float) -> None:
+        """How long `_receive` waits. The kernel's own limit saves a system call a message."""
+        assert self._channel is not None
+        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        self._channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+    def _receive(self) -> tuple[bytes, memoryview | bytes]:
+        """The next message: kind and body, which is valid until the next call. Nothing where the source was closed.
+
+        Raises:
+            SourceError: the child told of one, died, or hangs.
+        """
+        assert self._channel is not None
+        while True:
+            try:
+                size = self._channel.socket.recv_into(self._message)
+            except ConnectionResetError:
+                continue  # it left something unread when it died; what it sent before comes now
+            except BlockingIOError:
+                if not self._closed.is_set():
+                    raise self._hangs() from None
+                size = 0
+            except OSError:
+                size = 0
+            if self._closed.is_set():
+                return b"", b""
+            if not size:
+                raise self._died()
+            kind, self.corrupt, self.skipped, self.lost, jumps, offset, drift = COUNTERS.unpack_from(self._message)
+            clock = self.clock
+            clock.jumps = jumps
+            clock.offset_s = None if offset != offset else offset
+            clock.drift = None if drift != drift else drift
+            body = memoryview(self._message)[COUNTERS.size : size]
+            if kind == ERROR:
+                told = self._understood(_FAILURE, body)
+                raise SourceError(told.reason, redact(told.message), permanent=told.permanent)
+            return kind, body
+
+    def _understood(self, kind: TypeAdapter[_T], body: memoryview | bytes) -> _T:
+        """What the child says, which may have been made mad by what it decodes."""
+        try:
+            return kind.validate_json(bytes(body))
+        except ValueError as error:
+            raise self._mad() from error
+
+    def _mad(self) -> SourceError:
+        message = f"stream {self._settings.id}: its decoder process talked nonsense and was ended"
+        return SourceError("decoder_crashed", message)
+
+    def _hangs(self) -> SourceError:
+        assert self._process is not None
+        self._process.kill()
+        message = f"stream {self._settings.id}: its decoder process {self._process.pid} did not react and was killed"
+        return SourceError("stuck", message)
+
+    def _died(self) -> SourceError:
+        assert self._process is not None
+        try:
+            status = self._process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            return self._hangs()
+        how = f"exit status {status}"
+        if status < 0:
+            with contextlib.suppress(ValueError):
+                how = signal.Signals(-status).name
+        return SourceError("decoder_crashed", describe(self._settings.url, "decoder_crashed", how))
+
+    def frames(self) -> Iterator[Frame]:
+        """See `Source.frames`."""
+        self._busy = True
+        shape: Shape | None = None
+        memory: Memory | None = None
+        width = height = number = 0
+        try:
+            while not self._closed.is_set():
+                kind, body = self._receive()
+                if kind == FRAME:
+                    if memory is None or shape is None or len(body) != PLACE.size:
+                        raise self._mad()
+                    yield self._frame(body, memory, shape, width, height)
+                elif kind == SHAPE:
+                    shape = self._understood(_SHAPE, body)
+                    if not shape.sound():
+                        raise self._mad()
+                    turned = shape.rotation in (90, 270)
+                    width, height = (shape.height, shape.width) if turned else (shape.width, shape.height)
+                    if memory is None or memory.size != shape.offsets[-1]:
+                        number += 1
+                        memory = self._memory(number, shape)
+                elif kind in (END, b""):
+                    return
+        finally:
+            self._busy = False
+            self._end()
+
+    def _memory(self, number: int, shape: Shape) -> Memory:
+        assert self._channel is not None
+        size = shape.offsets[-1]
+        what = f"{self._settings.url}: a {shape.format} picture of {shape.width} x {shape.height} pixels"
+        if size > LARGEST_PICTURE:
+            message = f"{what} takes {size} bytes; at most {LARGEST_PICTURE} are handed over"
+            raise SourceError("unsupported", redact(message))
+        try:
+            return Memory(self._channel, number, size, self._buffers)
+        except BrokenPipeError:
+            raise self._died() from None
+        except OSError as error:
+            raise SourceError("internal", redact(f"{what} finds no shared memory: {error.strerror}")) from error
+
+    def _frame(self, body: memoryview | bytes, memory: Memory, shape: Shape, width: int, height: int) -> Frame:
+        marks, buffer, _, captured_ns, wall_ns, decoded_ns, pts_ns = PLACE.unpack_from(body)
+        if buffer >= memory.count:
+            raise self._mad()
+        return Frame(
+            self._settings.id,
+            memory.picture(buffer, shape),
+            width,
+            height,
+            captured_ns,
+            wall_ns,
+            decoded_ns,
+            pts_ns if marks & HAS_PTS else None,
+            self._roi,
+            clock="camera" if marks & CAMERA_CLOCK else "arrival",
+            quarantined=bool(marks & QUARANTINED),
+        )
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._closed.set()
+        self._shut()
+        if not self._busy:
+            self._end()
+
+    def _shut(self) -> None:
+        channel = self._channel
+        if channel is not None:
+            with contextlib.suppress(OSError):
+                channel.socket.shutdown(socket.SHUT_RDWR)
+
+    def _end(self) -> None:
+        """Sees the child off: it hears the end of the socket and has a moment to go."""
+        self._shut()
+        process, self._channel = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S * 1.2)
+        if process.returncode is None:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)  # one in a system call that never ends is reaped when it does
