@@ -135,9 +135,10 @@ class StreamMetrics:
 
     def counts(self) -> StreamCounts:
         """A copy for a status message."""
+        published = self.published  # before received, so that what is in flight is never less than nothing
         with self._drop_lock:
             dropped = dict(self.dropped)
-        return StreamCounts(self.received, self.published, dropped, self.reconnects)
+        return StreamCounts(self.received, published, dropped, self.reconnects)
 
 
 class _StreamCollector(Collector):
