@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,18 @@ from streamd.types import Detections, Frame
 Image = npt.NDArray[np.uint8]
 
 
+COLORS = ("5aa9ff", "ffc04d", "4ade9c", "ff7a90", "c19bff", "38dbe6", "ff9d5c", "dbe65a")
+"""Those of the web page (web/static/pictures.js), chosen by the same sum."""
+DARK = (18, 14, 11)
+
+
 def color_of(label: str) -> tuple[int, int, int]:
     """A steady, bright BGR colour for a class name."""
-    import cv2
-
-    hue = hashlib.sha256(label.encode()).digest()[0] * 179 // 255
-    blue, green, red = cv2.cvtColor(np.array([[[hue, 200, 255]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0].tolist()
-    return int(blue), int(green), int(red)
+    total = 0
+    for character in label:
+        total = total * 31 + ord(character)
+    red, green, blue = bytes.fromhex(COLORS[(total & 0xFFFFFFFF) % 97 % len(COLORS)])
+    return blue, green, red
 
 
 def upright_bgr(frame: Frame) -> Image:
@@ -36,23 +42,88 @@ def draw(image: Image, detections: Detections) -> Image:
     """Draws the boxes with label and score into `image`, in place, and returns it."""
     import cv2
 
-    scale = max(0.4, min(image.shape[:2]) / 1000)
-    thickness = max(1, round(scale * 2))
-    for class_id, score, box in zip(
-        detections.class_id.tolist(), detections.score.tolist(), detections.xyxy.tolist(), strict=True
-    ):
-        label = detections.model.labels[class_id]
-        color = color_of(label)
-        x1, y1, x2, y2 = (round(v) for v in box)
-        cv2.rectangle(image, (x1, y1), (x2, y2), color, thickness)
-        text = f"{label} {score:.2f}"
-        (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
-        top = max(y1, height + baseline)
-        cv2.rectangle(image, (x1, top - height - baseline), (x1 + width, top), color, cv2.FILLED)
-        cv2.putText(
-            image, text, (x1, top - baseline // 2), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thickness, cv2.LINE_AA
+    scale = max(0.4, min(image.shape[:2]) / 1100)
+    line = max(1, round(scale * 2.2))
+    found = [
+        (f"{label} {score:.2f}", color_of(label), [round(v) for v in box])
+        for label, score, box in zip(
+            (detections.model.labels[c] for c in detections.class_id.tolist()),
+            detections.score.tolist(),
+            detections.xyxy.tolist(),
+            strict=True,
         )
+    ]
+    for _, color, (x1, y1, x2, y2) in found:
+        # A dark edge keeps the line visible on a bright wall.
+        cv2.rectangle(image, (x1, y1), (x2, y2), DARK, line + 2, cv2.LINE_AA)
+        cv2.rectangle(image, (x1, y1), (x2, y2), color, line, cv2.LINE_AA)
+    # Labels come last, the surest on top: no box crosses what is to be read.
+    for text, color, (x1, y1, _, _) in reversed(found):
+        (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+        left = max(0, min(x1, image.shape[1] - width - 2 * line))
+        top = max(0, y1 - height - baseline - line)
+        bottom = top + height + baseline + line
+        cv2.rectangle(image, (left, top), (left + width + 2 * line, bottom), color, cv2.FILLED)
+        place = (left + line, bottom - baseline)
+        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, DARK, max(1, round(scale)), cv2.LINE_AA)
     return image
+
+
+class Video:
+    """One H.264 file (MPEG-4 where FFmpeg has no libx264), encoded as pictures come.
+
+    Args:
+        path: its ending names the container.
+        fps: frames a second.
+
+    Raises:
+        SinkError: here and later: the file cannot be written, or its ending is no container for video.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        import av
+
+        self.path = path
+        self._size = (0, 0)
+        self._broken = False
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        with self._errors():
+            self._container = av.open(str(path), "w")
+            stream: Any = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        stream.pix_fmt = "yuv420p"
+        self._stream = stream
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self._broken = True
+            reason = getattr(error, "strerror", None) or str(error)
+            raise SinkError(
+                f"cannot write {self.path}: {reason}; expected a video file, as out.mp4, in a folder with room"
+            ) from error
+
+    def add(self, image: Image) -> None:
+        """Encodes one picture; later ones are scaled to the first one's size."""
+        import av
+
+        if not self._size[0]:
+            # Encoders of 4:2:0 want even sizes.
+            self._size = image.shape[1] // 2 * 2, image.shape[0] // 2 * 2
+            self._stream.width, self._stream.height = self._size
+        frame = av.VideoFrame.from_ndarray(image, format="bgr24")
+        if (frame.width, frame.height) != self._size:
+            frame = frame.reformat(width=self._size[0], height=self._size[1])
+        with self._errors():
+            self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Finishes the file, unless it was broken or nothing came."""
+        if self._size[0] and not self._broken:
+            with self._errors():
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
 
 
 class Annotator:
@@ -67,7 +138,7 @@ class Annotator:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._videos: dict[str, tuple[Any, Any]] = {}
+        self._videos: dict[str, Video] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,7 +148,9 @@ class Annotator:
         """Draws one frame of input `name` and writes it: into its video of `fps` frames a second, or as an image."""
         image = draw(upright_bgr(frame), detections)
         if fps is not None:
-            self._add_to_video(name, image, fps)
+            if name not in self._videos:
+                self._videos[name] = Video(self._unused(name), fps)
+            self._videos[name].add(image)
             return
         import cv2
 
@@ -87,33 +160,18 @@ class Annotator:
         if not cv2.imwrite(str(target), image):
             raise SinkError(f"--save: cannot write {target}; check the folder's owner and free space")
 
-    def _add_to_video(self, name: str, image: Image, fps: float) -> None:
-        import av
-
-        # Encoders of 4:2:0 want even sizes.
-        height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
-        if name not in self._videos:
-            stem = Path(name.rsplit("/", 1)[-1].split("?", 1)[0]).stem or "stream"
-            target = self._folder / f"{stem}.mp4"
-            taken = {Path(c.name) for c, _ in self._videos.values()}
-            number = 2
-            while target in taken:
-                target = self._folder / f"{stem}-{number}.mp4"
-                number += 1
-            container = av.open(str(target), "w")
-            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-            stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            self._videos[name] = (container, stream)
-        container, stream = self._videos[name]
-        native = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="bgr24")
-        if (stream.width, stream.height) != (width, height):
-            native = native.reformat(width=stream.width, height=stream.height)
-        container.mux(stream.encode(native))
+    def _unused(self, name: str) -> Path:
+        """A file name after the input's own that no other input has taken."""
+        stem = Path(name.rsplit("/", 1)[-1].split("?", 1)[0]).stem or "stream"
+        taken = {video.path for video in self._videos.values()}
+        target, number = self._folder / f"{stem}.mp4", 2
+        while target in taken:
+            target = self._folder / f"{stem}-{number}.mp4"
+            number += 1
+        return target
 
     def close(self) -> None:
         """Finishes every video."""
-        for container, stream in self._videos.values():
-            container.mux(stream.encode(None))
-            container.close()
+        for video in self._videos.values():
+            video.close()
         self._videos.clear()

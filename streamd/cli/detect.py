@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     p = subparsers.add_parser("detect", help="detect in images, folders, videos or URLs, once")
     p.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder of images, video file or URL")
-    p.add_argument("--model", required=True, help="ONNX model, OpenVINO .xml or TensorRT plan")
+    p.add_argument("--model", required=True, help="ONNX model, OpenVINO .xml, TensorRT plan, or builtin:road6")
     add_detect_options(p)
     p.add_argument("--labels", help="text file with one class name a line")
     add_head_option(p)
@@ -101,21 +101,43 @@ def detect_settings(args: argparse.Namespace) -> DetectSettings:
         raise ConfigError(problems) from error
 
 
-class _Run:
-    """One detection run: reads in one thread, shows results in the caller's."""
+class Run:
+    """One detection run: reads in one thread, shows results in the caller's.
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    Args:
+        inputs: images, folders of them, videos, URLs.
+        model: the detector.
+        detect: what counts as a detection.
+        engine: kind of the backend.
+        head: kind of the head; None takes the sidecar's word or the outputs' shapes.
+        keep: hand out the frames too, to be drawn on.
+        limit: at most so many frames of each input.
+
+    Raises:
+        StreamdError: the model or the backend cannot be opened.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        model: ModelSettings,
+        detect: DetectSettings,
+        *,
+        engine: str = "auto",
+        head: str | None = None,
+        keep: bool = False,
+        limit: int | None = None,
+    ) -> None:
         from pydantic import TypeAdapter
 
-        self.args = args
-        self.inputs = _expand(args.inputs)
-        detect = detect_settings(args)
-        engine = TypeAdapter(EngineConfig).validate_python({"kind": args.engine})
-        self.backend = open_backend(engine, ModelSettings(path=args.model, labels=args.labels))
-        head = open_head(declared(args.head, self.backend.spec), self.backend.spec, detect)
-        labels = resolve_labels(self.backend.spec, head.plan.classes)
-        postprocess = Postprocess(head, detect, labels)
-        self.backend.start(head.plan)
+        self.keep, self.limit = keep, limit
+        self.inputs = _expand(inputs)
+        settings = TypeAdapter(EngineConfig).validate_python({"kind": engine})
+        self.backend = open_backend(settings, model)
+        opened = open_head(declared(head, self.backend.spec), self.backend.spec, detect)
+        labels = resolve_labels(self.backend.spec, opened.plan.classes)
+        postprocess = Postprocess(opened, detect, labels)
+        self.backend.start(opened.plan)
         self.model = ModelInfo(self.backend.spec.name, self.backend.spec.sha256, labels)
         self.metrics = Metrics(CollectorRegistry())
         bell = Bell()
@@ -155,12 +177,12 @@ class _Run:
             for item in self.inputs:
                 try:
                     for n, (frame, name, fps) in enumerate(self._frames(item)):
-                        if self.args.limit is not None and n >= self.args.limit:
+                        if self.limit is not None and n >= self.limit:
                             break
                         frame.stream, frame.seq = "detect", seq
                         self.room.acquire()
                         # The picture is kept only where it will be drawn on.
-                        self.pending[seq] = (frame if self.args.save else None, name, fps)
+                        self.pending[seq] = (frame if self.keep else None, name, fps)
                         seq += 1
                         self.ring.put(frame)
                 except SourceError as error:
@@ -231,7 +253,11 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     configure("warning")
-    job = _Run(args)
+    model = ModelSettings(path=args.model, labels=args.labels)
+    job = Run(
+        args.inputs, model, detect_settings(args), engine=args.engine, head=args.head, keep=bool(args.save),
+        limit=args.limit,
+    )  # fmt: skip
     annotator = Annotator(Path(args.save)) if args.save else None
     encode, gaps = encoder("json"), Gaps()
     rows: list[tuple[float, ...]] = []

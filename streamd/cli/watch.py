@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +73,8 @@ class Board:
         self.boot_id = ""
         self.bad = 0
         """Messages that were not streamd's."""
+        self.seen: Counter[str] = Counter()
+        """Boxes of each label, of all streams together."""
 
     def add(self, message: DetectionsMessage | StatusMessage, now: float) -> None:
         """Takes one message in."""
@@ -93,6 +96,7 @@ class Board:
         row.recent.append((now, message.latency_ms.total))
         row.trim(now)
         counts = Counter(d.label for d in message.detections)
+        self.seen.update(counts)
         best = max((d.score for d in message.detections), default=0.0)
         seen = ", ".join(f"{n} {label}" for label, n in counts.most_common(4))
         row.last = f"{seen} ({best:.2f})" if seen else "nothing"
@@ -146,9 +150,9 @@ def _receive(socket: Any, board: Board, until: float) -> None:
                 board.bad += 1
 
 
-def _ticks(seconds: float | None, period: float) -> Iterator[float]:
+def _ticks(seconds: float | None, period: float, going: Callable[[], bool]) -> Iterator[float]:
     end = None if seconds is None else time.monotonic() + seconds
-    while end is None or time.monotonic() < end:
+    while going() and (end is None or time.monotonic() < end):
         yield min(time.monotonic() + period, end or float("inf"))
 
 
@@ -177,17 +181,36 @@ def _table(board: Board, endpoint: str) -> Any:
     return table
 
 
-def run(args: argparse.Namespace) -> int:
-    """Shows the table until interrupted; lines instead of a table where the output is no terminal."""
-    context, socket = _subscribe(args.endpoint, args.stream)
-    board = Board()
+def show(
+    board: Board,
+    endpoint: str,
+    *,
+    streams: list[str] | None = None,
+    seconds: float | None = None,
+    as_json: bool = False,
+    going: Callable[[], bool] = lambda: True,
+) -> None:
+    """Shows what comes from `endpoint` on standard output: a live table, lines where that is no terminal.
+
+    Args:
+        board: what was seen stays in it.
+        endpoint: a zmq sink's address.
+        streams: only these.
+        seconds: ends after so long.
+        as_json: one JSON object a second.
+        going: False ends it, too.
+
+    Raises:
+        ConfigError: no address.
+    """
+    context, socket = _subscribe(endpoint, streams)
     try:
-        if args.json or not sys.stdout.isatty():
-            for until in _ticks(args.seconds, 1.0):
+        if as_json or not sys.stdout.isatty():
+            for until in _ticks(seconds, 1.0, going):
                 _receive(socket, board, until)
                 now = time.monotonic()
                 views = [board.rows[name].view(now) for name in sorted(board.rows)]
-                if args.json:
+                if as_json:
                     print(json.dumps({"boot_id": board.boot_id, "streams": views}), flush=True)
                 else:
                     for v in views:
@@ -196,16 +219,20 @@ def run(args: argparse.Namespace) -> int:
                             f"p50 {v['p50_ms']} p99 {v['p99_ms']} ms dropped {v['dropped']} {v['last']}",
                             flush=True,
                         )
-            return 0
+            return
         from rich.live import Live
 
-        with Live(_table(board, args.endpoint), auto_refresh=False, screen=False) as live:
-            for until in _ticks(args.seconds, 0.5):
+        with Live(_table(board, endpoint), auto_refresh=False, screen=False) as live:
+            for until in _ticks(seconds, 0.5, going):
                 _receive(socket, board, until)
-                live.update(_table(board, args.endpoint), refresh=True)
-        return 0
-    except KeyboardInterrupt:
-        return 0
+                live.update(_table(board, endpoint), refresh=True)
     finally:
         socket.close()
         context.term()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shows the table until interrupted."""
+    with contextlib.suppress(KeyboardInterrupt):
+        show(Board(), args.endpoint, streams=args.stream, seconds=args.seconds, as_json=args.json)
+    return 0

@@ -18,7 +18,8 @@ from typing import Any
 import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
+from streamd.sinks.message import DetectionsMessage, StatusMessage
+from tests.messages import checked
 
 
 class Subscriber:
@@ -40,7 +41,7 @@ class Subscriber:
         while not self._stop.is_set() or self._socket.poll(300):
             if not self._socket.poll(100):
                 continue
-            message = decode(self._socket.recv_multipart())
+            message = checked(self._socket.recv_multipart())
             if isinstance(message, StatusMessage):
                 self.statuses[message.stream].append(message)
             else:

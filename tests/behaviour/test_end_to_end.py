@@ -10,6 +10,7 @@ import pytest
 
 from tests.behaviour.daemon import Subscriber, daemon, until
 from tests.conftest import shared
+from tests.messages import checked
 from tests.rtsp import rtsp_server
 
 MODEL = "models/yolov5n_heads.onnx"
@@ -81,11 +82,9 @@ model: {{path: {shared("models/yolov5lite_e_relu_320.onnx")}, head: {{kind: yolo
 sinks: [{{kind: jsonl, path: {out}, ring: 4096}}]
 streams: [{{id: vtest, url: {shared("videos/vtest.avi")}, pace: asap}}]
 """
-    from streamd.sinks.message import decode
-
     with daemon(tmp_path, config) as running:
         assert running.process.wait(60) == 0
-    frames = [decode([b"streamd/1/vtest/detections", line]) for line in out.read_bytes().splitlines()]
+    frames = [checked([b"streamd/1/vtest/detections", line]) for line in out.read_bytes().splitlines()]
     accounted_for(frames, running.summary("vtest"))
     assert len(frames) == 795
     assert running.summary("vtest").get("dropped") is None
@@ -103,14 +102,12 @@ sinks: [{{kind: jsonl, path: {out}, ring: 65536}}]
 streams:
 {streams}
 """
-    from streamd.sinks.message import decode
-
     with daemon(tmp_path, config) as running:
         until(lambda: sum(running.value("streamd_frames_published_total", stream=f"s{i}") for i in range(16)) > 500, 30)
         assert running.stop() == 0
     by_stream: dict[str, list[Any]] = {}
     for line in out.read_bytes().splitlines():
-        message = decode([b"streamd/1/x/detections", line])
+        message = checked([b"streamd/1/x/detections", line])
         by_stream.setdefault(message.stream, []).append(message)
     assert len(by_stream) == 16
     for stream, frames in by_stream.items():

@@ -12,9 +12,10 @@ import zmq
 
 from streamd.errors import SinkError
 from streamd.sinks import JsonlSettings, SinkConfig, ZmqSettings, open_sink
-from streamd.sinks.message import decode, detections_message, encoder, status_message, topic
+from streamd.sinks.message import detections_message, encoder, status_message, topic
 from streamd.types import StreamCounts
 from tests.frames import detections, status
+from tests.messages import checked
 
 
 class Reader:
@@ -35,11 +36,11 @@ class Reader:
         if self.settings.kind == "zmq":
             out: list[Any] = []
             while len(out) < count and self.socket.poll(3000):
-                out.append(decode(self.socket.recv_multipart()))
+                out.append(checked(self.socket.recv_multipart()))
             return out
         lines = Path(self.settings.path).read_bytes().splitlines()
         names = [b"streamd/1/s/status" if b'"state"' in line else b"streamd/1/s/detections" for line in lines]
-        return [decode([name, line]) for name, line in zip(names, lines, strict=True)]
+        return [checked([name, line]) for name, line in zip(names, lines, strict=True)]
 
     def close(self) -> None:
         self.socket.close(0)

@@ -13,10 +13,10 @@ import zmq
 
 from streamd.errors import SinkError
 from streamd.sinks import ZmqSettings
-from streamd.sinks.message import decode
 from streamd.sinks.zmq import ZmqSink
 from streamd.types import StreamCounts
 from tests.frames import detections, status
+from tests.messages import checked
 
 OPENED: list[ZmqSink] = []
 
@@ -56,7 +56,7 @@ def subscriber(context: Any, sink: ZmqSink, *topics: bytes, hwm: int = 1000) -> 
 def received(socket: Any, timeout_ms: int = 500) -> list[Any]:
     out = []
     while socket.poll(timeout_ms):
-        out.append(decode(socket.recv_multipart()))
+        out.append(checked(socket.recv_multipart()))
     return out
 
 
@@ -68,7 +68,7 @@ def test_a_slow_subscriber_loses_its_own_messages_and_no_other_does(context: Any
     seen: list[int] = []
 
     def take() -> None:
-        message: Any = decode(fast.recv_multipart())
+        message: Any = checked(fast.recv_multipart())
         seen.append(message.seq)
 
     started = time.monotonic()

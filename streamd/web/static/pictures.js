@@ -75,7 +75,7 @@ const COLORS = ["#5aa9ff", "#ffc04d", "#4ade9c", "#ff7a90", "#c19bff", "#38dbe6"
 export function colorOf(label) {
   let hash = 0;
   for (const character of label) hash = (hash * 31 + character.codePointAt(0)) >>> 0;
-  return COLORS[hash % COLORS.length];
+  return COLORS[(hash % 97) % COLORS.length]; // 97 keeps people and road vehicles apart
 }
 
 // A canvas with the newest picture and its boxes, drawn at the screen's own resolution.

@@ -1,0 +1,39 @@
+# streamd with TensorRT and NVDEC, for a machine with an NVIDIA GPU, its driver (560 or newer) and the NVIDIA Container
+# Toolkit. From the root of the repository:
+#
+#   docker build -f configs/docker/gpu.Dockerfile -t streamd:gpu .
+#   docker run --rm --gpus all --network host streamd:gpu demo
+#
+# The first start builds a TensorRT plan, which takes minutes; keep it with -v streamd-cache:/var/lib/streamd/.cache
+# No Docker engine was at hand when this was written: it has been linted, never built.
+
+# pycuda is compiled when it is installed, which needs CUDA's headers: they stay behind in this stage.
+FROM nvidia/cuda:12.6.3-devel-ubuntu24.04 AS build
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /source
+COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
+COPY streamd streamd
+COPY configs configs
+COPY systemd systemd
+COPY docs docs
+# CUDA 12's TensorRT: the newest `tensorrt` would bring CUDA 13's.
+RUN python3 -m venv /opt/streamd \
+    && /opt/streamd/bin/pip install --no-cache-dir '.[demo]' 'tensorrt-cu12>=10.3,<11' pycuda 'cuda-bindings~=12.6'
+
+FROM nvidia/cuda:12.6.3-runtime-ubuntu24.04
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build /opt/streamd /opt/streamd
+RUN useradd --system --home-dir /var/lib/streamd --create-home streamd
+USER streamd
+WORKDIR /var/lib/streamd
+# video lets NVDEC in, utility nvidia-smi.
+ENV PATH="/opt/streamd/bin:$PATH" PYTHONUNBUFFERED=1 NVIDIA_DRIVER_CAPABILITIES=compute,video,utility
+# Ports: 9188 page and metrics, 5555 messages. SIGTERM drains.
+EXPOSE 9188 5555
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["streamd"]
+CMD ["run", "/etc/streamd/streamd.yaml"]
