@@ -66,6 +66,12 @@ def _mean(metric: str, by: str, labels: str) -> str:
     return f"sum by ({by}) ({total}) / sum by ({by}) ({count})"
 
 
+def _missed(window: str) -> str:
+    """The share of frames that miss the stream's objective."""
+    missed, all_ = (f"rate(streamd_objective_{name}_total{{{_THESE}}}[{window}])" for name in ("missed", "frames"))
+    return f"{missed} / {all_}"
+
+
 def _steps(*steps: tuple[float | None, str]) -> dict[str, Any]:
     return {
         "color": {"mode": "thresholds"},
@@ -134,6 +140,9 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             _lines("Reconnects in 5 minutes", "short", (
                 f"increase(streamd_stream_reconnects_total{{{_THESE}}}[5m])", "{{stream}}")),
+            _lines("Failures in 5 minutes, by reason", "short", (
+                f"sum by (reason) (increase(streamd_stream_failures_total{{{_THESE}}}[5m]))", "{{reason}}")),
+            _lines("Threads that hang", "short", (f"streamd_stream_threads_stuck{{{_THESE}}}", "{{stream}}")),
             _lines("Detections", "cps", (
                 f"sum by (label) ({_rate('streamd_detections_total')})", "{{label}}"), stack=True),
         ),
@@ -150,6 +159,16 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Capture to publish, 50th and 99th percentile", "s",
                 (_quantile(0.5, LATENCY, "stream", _THESE), "{{stream}} p50"),
                 (_quantile(0.99, LATENCY, "stream", _THESE), "{{stream}} p99"), w=12,
+            ),
+            _lines(
+                "Objective: share of frames that miss it", "percentunit",
+                (_missed("$__rate_interval"), "{{stream}}"),
+                note="Streams with an objective only.",
+            ),
+            _lines(
+                "Objective: burn rate over an hour", "short",
+                (f"{_missed('1h')} / (1 - streamd_objective_ratio{{{_THESE}}})", "{{stream}}"),
+                note="1: what may be missed is just used up.",
             ),
             _lines(
                 "Where the time goes (mean of each stage)", "s",
@@ -219,6 +238,10 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             _lines("CPU", "short", (_rate("process_cpu_seconds_total", _HERE), "{{instance}}"), note="Cores."),
             _lines("Resident memory", "bytes", (f"process_resident_memory_bytes{{{_HERE}}}", "{{instance}}")),
+            _lines(
+                "Configurations read", "short",
+                (f"increase(streamd_config_reloads_total{{{_HERE}}}[1h])", "{{instance}} {{result}}"),
+            ),
             _lines("Open files", "short", (f"process_open_fds{{{_HERE}}}", "{{instance}}")),
         ),
     ),

@@ -113,7 +113,7 @@ model: {path: none}
 engine: {kind: 'null', latency_ms: 20, slots: 1}
 batch: {max: 1}
 streams:
-  - {id: busy, kind: synthetic, fps: 200, ring: 1}
+  - {id: busy, kind: synthetic, fps: 200, ring: 1, objective: {latency_ms: 30}}
   - {id: slow, kind: synthetic, fps: 100, max_fps: 5}
   - {id: breaks, kind: synthetic, fps: 50, fail_after: 5, reconnect: {initial_s: 0.05, max_s: 0.05}}
 sinks:

@@ -1,0 +1,131 @@
+"""A real Prometheus with our configuration scrapes a real daemon: every query of the dashboard finds data there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.behaviour.daemon import Running, daemon, until
+from tests.configs.test_observability import CONFIGS, NEEDS_A_CAMERA, NEEDS_A_GPU, STREAMS, panels
+
+DEAD = "  - {id: dead, url: 'rtsp://127.0.0.1:9/', reconnect: {initial_s: 0.2, max_s: 0.2}}\n"
+
+
+class Prometheus:
+    """Its HTTP API."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        url = f"{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def values(self, expression: str) -> list[float]:
+        """What an expression is now, each series's finite value."""
+        found = self.ask("query", query=expression)["result"]
+        return [value for series in found if math.isfinite(value := float(series["value"][1]))]
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, running: Running) -> Iterator[Prometheus]:
+    found = shutil.which("prometheus")
+    if found is None:
+        message = "prometheus is not installed (Debian's package of that name)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    values = yaml.safe_load((CONFIGS / "prometheus.yml").read_text())
+    values["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    values["rule_files"] = [str(CONFIGS / name) for name in values["rule_files"]]
+    values["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{running.port}"]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(values))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = [
+        found, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'tsdb'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]  # fmt: skip
+    with (folder / "prometheus.log").open("w") as log:
+        process = subprocess.Popen(command, stderr=log)
+    try:
+        yield Prometheus(f"http://127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus that has scraped a daemon in trouble for some seconds."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    with daemon(folder, STREAMS.replace("sinks:", f"{DEAD}sinks:")) as running, prometheus(folder, running) as server:
+        until(lambda: server.values('count_over_time(up{job="streamd"}[1m])') >= [5.0], 60, "five scrapes")
+        # An average of seconds in which everything has happened at least once.
+        until(lambda: server.values("increase(streamd_stream_reconnects_total[1m]) > 0"), 30, "a reconnect was seen")
+        yield server
+
+
+def shown(expression: str) -> str:
+    """The expression as Grafana sends it, with every stream chosen."""
+    return expression.replace("$__rate_interval", "10s").replace('"$instance"', '".*"').replace('"$stream"', '".*"')
+
+
+@pytest.mark.parametrize(("title", "expression"), panels())
+def test_every_panel_has_something_to_show(scraped: Prometheus, title: str, expression: str) -> None:
+    values = scraped.values(shown(expression))
+    if any(name in expression for name in NEEDS_A_GPU | NEEDS_A_CAMERA):
+        return  # it was accepted; there is nothing to measure here
+    deadline = time.monotonic() + 30
+    while not values and time.monotonic() < deadline:
+        time.sleep(0.5)
+        values = scraped.values(shown(expression))
+    assert values, f"{title}: {shown(expression)}"
+
+
+def test_the_numbers_are_the_daemon_s(scraped: Prometheus) -> None:
+    assert scraped.values('sum(streamd_stream_state{state="LIVE"})')[0] >= 2
+    assert 1 <= scraped.values('rate(streamd_frames_published_total{stream="slow"}[10s])')[0] <= 10  # max_fps 5
+    # 20 ms a batch: no stage is faster than the engine, and the buckets are fine enough to tell.
+    [median] = scraped.values(
+        "histogram_quantile(0.5, sum by (le) (rate(streamd_stage_duration_seconds_bucket{stage='infer'}[10s])))"
+    )
+    assert 0.015 < median < 0.25
+
+
+def test_the_variables_of_the_dashboard_are_filled(scraped: Prometheus) -> None:
+    assert len(scraped.ask("label/instance/values", **{"match[]": "streamd_build_info"})) == 1
+    streams = scraped.ask("label/stream/values", **{"match[]": 'streamd_stream_state{instance=~".*"}'})
+    assert streams == ["breaks", "busy", "dead", "slow"]
+
+
+def test_the_rules_are_evaluated_and_see_the_trouble(scraped: Prometheus) -> None:
+    def pending() -> set[tuple[str, str]]:
+        return {
+            (alert["labels"]["alertname"], alert["labels"].get("stream") or alert["labels"].get("sink", ""))
+            for alert in scraped.ask("alerts")["alerts"]
+        }
+
+    wanted = {
+        ("StreamdCameraDown", "dead"), ("StreamdFramesDropped", "busy"), ("StreamdObjectiveBurning", "busy"),
+        ("StreamdSinkFailing", "jsonl0"),
+    }  # fmt: skip
+    until(lambda: wanted <= pending(), 30, "the alerts are pending")
+    rules = [rule for group in scraped.ask("rules")["groups"] for rule in group["rules"]]
+    assert [(r["name"], r.get("lastError")) for r in rules if r["health"] != "ok"] == []
+    assert ("StreamdCameraDown", "slow") not in pending()
