@@ -79,6 +79,13 @@ class Config(Settings):
     sinks: tuple[SinkConfig, ...] = Field((), max_length=64, description="Where detections go.")
     engine: EngineConfig = Field(AutoSettings(), description="What runs the model.")
     batch: BatchSettings = Field(BatchSettings(), description="How frames are gathered into batches.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share the streams, each with its own engine. More than one pays on a GPU that one "
+        "process cannot keep busy.",
+    )
     metrics: MetricsSettings = Field(MetricsSettings(), description="Metrics and health over HTTP.")
     logging: LoggingSettings = Field(LoggingSettings(), description="Logs.")
     recorder: RecorderSettings = Field(RecorderSettings(), description="The flight recorder.")
@@ -302,6 +309,9 @@ def _check_isolation(i: int, stream: AvStreamSettings) -> Iterator[tuple[Path_, 
 
 def _check_devices(config: Config) -> Iterator[tuple[Path_, str]]:
     known = list(per_device(config.engine))
+    if 1 < config.workers < len(known):
+        message = f"{config.workers} processes cannot use {len(known)} devices; set {len(known)} or more, or 1"
+        yield ("workers",), f"{message} (one process with them all)"
     if isinstance(ordinals := getattr(config.engine, "device", None), tuple) and len(set(ordinals)) < len(ordinals):
         yield ("engine", "device"), "names a device twice"
     for i, stream in enumerate(config.streams):

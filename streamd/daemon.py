@@ -23,8 +23,7 @@ from streamd.flow.sink import SinkThread
 from streamd.flow.status import StatusBoard
 from streamd.lane import Lane
 from streamd.recorder.recorder import Recorder, Watched, open_recorder
-from streamd.redact import redact
-from streamd.reload import Reread, check, difference
+from streamd.reload import Reread, Verdicts, check, difference
 from streamd.sinks import Sink, open_sink
 from streamd.sources import is_live, paces
 from streamd.streams import Streams
@@ -32,7 +31,7 @@ from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
-from streamd.types import Detections
+from streamd.types import Detections, StreamPast
 from streamd.web.page import Page
 from streamd.web.state import State
 from streamd.web.tap import Tap
@@ -62,6 +61,8 @@ class Daemon:
         registry: every metric goes here; a fresh one by default.
         notifier: the service manager.
         relays: in a worker process: what takes the place of the configured sinks, by name.
+        past: in a worker process: see `Streams.remember`.
+        record_as: what the recorder's bundles are named after; the configuration file by default.
         boot_id: identity of this process in every message; random by default.
         reread: reads the configuration file again when SIGHUP asks for it; installed by the caller.
 
@@ -76,6 +77,8 @@ class Daemon:
         registry: CollectorRegistry | None = None,
         notifier: Notifier | None = None,
         relays: Mapping[str, Sink] | None = None,
+        past: Mapping[str, StreamPast] | None = None,
+        record_as: str | None = None,
         boot_id: str | None = None,
         reread: Reread | None = None,
     ) -> None:
@@ -83,6 +86,7 @@ class Daemon:
         self.registry = registry or CollectorRegistry()
         self.boot_id = boot_id or uuid.uuid4().hex[:16]
         self._relays = relays or {}
+        self._record_as = record_as
         self.board = StatusBoard()
         self.metrics = Metrics(self.registry)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -107,9 +111,9 @@ class Daemon:
         """Accepted, to be taken on by the main loop."""
         self._reloading = False
         """The service manager was told that a reload has begun, and waits for its end."""
-        self._refused = ""
-        """Why the newest configuration was refused."""
+        self._verdicts = Verdicts(self.metrics)
         self.streams = Streams(self.lanes, self.metrics, self.board, self._look)
+        self.streams.remember(past or {})
         self._started = False
         self._left_running = False
         try:
@@ -147,9 +151,7 @@ class Daemon:
             self.streams.add(stream)
 
     def _open_recorder(self) -> None:
-        if self._relays:
-            return  # a worker's: the process above it records
-        path = self._reread.path if self._reread is not None else None
+        path = self._record_as or (self._reread.path if self._reread is not None else None)
         watched = Watched(self.board, self.metrics, self._problem, self._error, self._settings)
         self.recorder = open_recorder(
             self.config.recorder, path=path, boot_id=self.boot_id, watched=watched, watchdog_s=self._notifier.watchdog_s
@@ -230,7 +232,7 @@ class Daemon:
         try:
             check(difference(self.config, config), where)
         except ConfigError as error:
-            self._refuse(error)
+            self._verdicts.refuse(error)
             raise
         if config.logging != self.config.logging:
             configure(config.logging.level, config.logging.format)
@@ -238,19 +240,11 @@ class Daemon:
             self._next = config
         self._look()
 
-    def _refuse(self, error: Exception) -> None:
-        problems = str(error).splitlines() or [type(error).__name__]
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        self._refused = redact(problems[0]) + more
-        self.metrics.reloads.labels(result="refused").inc()
-        self.metrics.last_reload_success.set(0)
-        log.error("configuration refused; the old one is kept", problems=problems)
-
     def _read_again(self, reread: Reread) -> None:
         try:
             loaded = reread.load()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
-            self._refuse(error)
+            self._verdicts.refuse(error)
             return
         with contextlib.suppress(ConfigError):
             self.reload(loaded.config, where=loaded.where)
@@ -277,9 +271,7 @@ class Daemon:
         failed = self.streams.change(found, self.config.drain_s)
         self.config = config
         self._set_switch_interval()
-        self._refused = ""
-        self.metrics.reloads.labels(result="applied").inc()
-        self.metrics.last_reload_success.set(1)
+        self._verdicts.apply()
         log.info(
             "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,
             changed=[s.id for s in found.changed] or None, tried_again=failed or None, streams=len(config.streams),
@@ -363,7 +355,7 @@ class Daemon:
         states = [s.state for s in self.board.all()]
         counts = ", ".join(f"{states.count(s)} {s.lower()}" for s in dict.fromkeys(sorted(states)))
         published = sum(s.published for s in self.metrics.streams())
-        refused = f"; new configuration refused: {self._refused}" if self._refused else ""
+        refused = f"; new configuration refused: {self._verdicts.refused}" if self._verdicts.refused else ""
         return f"{counts or 'no streams'}; {published} frames published{refused}"
 
     def _finish(self) -> int:

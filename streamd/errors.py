@@ -30,6 +30,7 @@ SourceReason = Literal[
     "decoder_memory",
     "disconnected",
     "stuck",
+    "worker_died",
     "eof",
     "internal",
 ]

@@ -8,10 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from streamd.config import Config, Loaded, dotted, load
 from streamd.errors import ConfigError
+from streamd.redact import redact
 from streamd.settings import Settings
+from streamd.telemetry.metrics import Metrics
 from streamd.yamlfile import Path_
+
+log = structlog.get_logger(__name__)
 
 CHANGEABLE = frozenset({"streams", "logging", "drain_s", "stall_s"})
 """Sections that may change while running. The others are held by parts that live as long as the process."""
@@ -77,6 +83,34 @@ def check(found: Difference, name: Callable[[Path_], str] = dotted) -> None:
     if found.fixed:
         what = "cannot change while running; set it back, or restart the service (systemctl restart)"
         raise ConfigError("\n".join(f"{name(path)}: {what}" for path in found.fixed))
+
+
+class Verdicts:
+    """Tells what became of each configuration that was read while running.
+
+    Args:
+        metrics: counts them.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.refused = ""
+        """Why the newest one was refused."""
+
+    def refuse(self, error: Exception) -> None:
+        """It has something wrong in it; the old one is kept."""
+        problems = str(error).splitlines() or [type(error).__name__]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        self.refused = redact(problems[0]) + more
+        self._metrics.reloads.labels(result="refused").inc()
+        self._metrics.last_reload_success.set(0)
+        log.error("configuration refused; the old one is kept", problems=problems)
+
+    def apply(self) -> None:
+        """It is the one that runs."""
+        self.refused = ""
+        self._metrics.reloads.labels(result="applied").inc()
+        self._metrics.last_reload_success.set(1)
 
 
 class Reread:

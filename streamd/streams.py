@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from streamd.lane import Lane
 from streamd.reload import Difference
 from streamd.sources import default_policy, max_age, open_source
 from streamd.telemetry.metrics import Metrics, StreamMetrics
-from streamd.types import Frame, StreamStatus
+from streamd.types import Frame, StreamPast, StreamStatus
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +68,7 @@ class Streams:
         self._parting: list[_Parting] = []
         self._gone: dict[str, StreamRunner] = {}
         """The last runners of removed streams: one that comes back goes on from there."""
+        self._past: dict[str, StreamPast] = {}
         self.live_seen: set[str] = set()
         """Streams that were live at some time."""
         self.sealed = False
@@ -75,6 +76,16 @@ class Streams:
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    def remember(self, past: Mapping[str, StreamPast]) -> None:
+        """How far streams came in other processes: their counters are shown on, and they go on from there when they
+        are added. Not for streams that are here. Any thread."""
+        for name, each in past.items():
+            self._gone.pop(name, None)
+            self._past[name] = each
+            counters = self._metrics.stream(name)
+            counters.resume(each.counts)
+            counters.removed = True
 
     def add(self, settings: Any, *, lane: Lane | None = None, before: StreamRunner | None = None) -> StreamRunner:
         """Makes a stream known to its lane. The caller starts the runner.
@@ -111,6 +122,7 @@ class Streams:
             max_s=reconnect.max_s,
             attempts=reconnect.attempts,
             before=before or self._gone.pop(name, None),
+            past=self._past.pop(name, None),
         )
         lane.add(name, ring, settings.priority, max_age(settings))
         self._streams[name] = _Stream(settings, lane, ring, runner, counters)

@@ -231,6 +231,16 @@ class StreamCounts:
 
 
 @dataclass(slots=True, frozen=True)
+class StreamPast:
+    """How far a stream came in a process that is gone: it is numbered and counted on from here."""
+
+    epoch: int
+    """Of its last connection; -1 where there was none."""
+    counts: StreamCounts
+    """`received` is also the next frame's seq."""
+
+
+@dataclass(slots=True, frozen=True)
 class StreamStatus:
     """How one stream is, for subscribers, logs and health checks. Free of credentials."""
 

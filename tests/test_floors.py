@@ -27,6 +27,7 @@ FLOORS = {
             ("lane", "web", "reload", "recorder"),
             ("streams",),
             ("daemon",),
+            ("workers",),
             ("cli",),
             ("__main__",),
         ]

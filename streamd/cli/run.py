@@ -7,12 +7,16 @@ import contextlib
 import faulthandler
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamd.config import load
 from streamd.recorder.recorder import ignore_request
 from streamd.reload import Reread
 from streamd.telemetry.logs import configure
+
+if TYPE_CHECKING:
+    from streamd.daemon import Daemon
+    from streamd.workers.fleet import Fleet
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,9 +39,15 @@ def run(args: argparse.Namespace) -> int:
     loaded = load(args.config)
     logging = loaded.config.logging
     configure(logging.level, logging.format)
-    from streamd.daemon import Daemon
+    daemon: Daemon | Fleet
+    if loaded.config.workers > 1:
+        from streamd.workers.fleet import Fleet
 
-    daemon = Daemon(loaded.config, reread=reread)
+        daemon = Fleet(loaded.config, reread=reread)
+    else:
+        from streamd.daemon import Daemon
+
+        daemon = Daemon(loaded.config, reread=reread)
     code = daemon.run(args.seconds)
     if daemon.left_running:
         # A thread sits in a read that cannot be cut: leave without waiting for it.

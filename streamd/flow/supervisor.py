@@ -17,7 +17,7 @@ from streamd.flow.ring import Closed, Ring
 from streamd.flow.threads import NamedThread
 from streamd.redact import redact
 from streamd.telemetry.metrics import StreamMetrics
-from streamd.types import Frame, StreamState, StreamStatus
+from streamd.types import Frame, StreamPast, StreamState, StreamStatus
 
 log = structlog.get_logger(__name__)
 
@@ -138,6 +138,7 @@ class StreamRunner:
         max_s: longest wait, seconds.
         attempts: failed attempts in a row before the stream is FAILED; None for no limit.
         before: the runner of this stream until now, which is over: epoch and seq go on where it ended.
+        past: the same of another process, where there is no `before`.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class StreamRunner:
         max_s: float = 30.0,
         attempts: int | None = None,
         before: StreamRunner | None = None,
+        past: StreamPast | None = None,
     ) -> None:
         self.stream = stream
         self.ring = ring
@@ -162,8 +164,8 @@ class StreamRunner:
         self._attempts = attempts
         self._stop = threading.Event()
         self._lock = threading.RLock()
-        self._epoch: int = before._epoch if before is not None else -1
-        self._seq: int = before._seq if before is not None else 0
+        self._epoch: int = before._epoch if before is not None else past.epoch if past is not None else -1
+        self._seq: int = before._seq if before is not None else past.counts.received if past is not None else 0
         self._troubles: dict[SourceReason, int] = {}
         """When each trouble of the live stream is over, monotonic nanoseconds."""
         self.status = StreamStatus(stream, "CONNECTING", "", "", max(self._epoch, 0), time.time_ns())

@@ -6,7 +6,7 @@ Topic `streamd/1/<stream>/detections` or `/status`; payload JSON or MessagePack 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -109,6 +109,10 @@ class Gaps:
         missing = seq - self._next.get(stream, 0)
         self._next[stream] = seq + 1
         return max(0, missing)
+
+    def resume(self, told: Mapping[str, int]) -> None:
+        """The next seq of streams whose messages until then were sent by another process."""
+        self._next.update(told)
 
     def take_back(self, stream: str, seq: int, missing: int) -> None:
         """The message of `seq`, before which `missing` frames were, was not sent after all: the next one tells both."""

@@ -72,6 +72,19 @@ class RateLimit:
         return event
 
 
+_everywhere: dict[str, Any] = {}
+
+
+def bind_everywhere(**fields: Any) -> None:
+    """Adds `fields` to every event of this process; contextvars would reach one thread only."""
+    _everywhere.update(fields)
+
+
+def _bound(logger: Any, method: str, event: Event) -> Event:
+    event.update(_everywhere)
+    return event
+
+
 def _without_none(logger: Any, method: str, event: Event) -> Event:
     for key in [k for k, v in event.items() if v is None]:
         del event[key]
@@ -110,6 +123,7 @@ def configure(
     console = style == "console" or (style == "auto" and out.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        _bound,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=not console),
         _without_none,
@@ -124,7 +138,7 @@ def configure(
     structlog.configure(
         processors=[RateLimit(), *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=structlog.WriteLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(out)

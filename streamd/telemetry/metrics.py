@@ -120,6 +120,11 @@ class StreamMetrics:
         with self._drop_lock:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
+    def resume(self, counts: StreamCounts) -> None:
+        """Counts on from `counts`, those of a process that is gone. Before the first frame."""
+        self.received, self.published, self.reconnects = counts.received, counts.published, counts.reconnects
+        self.dropped = dict(counts.dropped)
+
     def fail(self, reason: str) -> None:
         """Counts one failure of the stream. The runner's thread."""
         self.failures[reason] = self.failures.get(reason, 0) + 1
@@ -335,6 +340,12 @@ class Metrics:
         self.last_reload_success.set(1)
         self.bundles = Counter(
             "streamd_bundles_written", "Bundles of the flight recorder, by reason.", ["reason"], registry=registry
+        )
+        self.worker_up = Gauge(
+            "streamd_worker_up", "1 where the worker process runs all its parts.", ["worker"], registry=registry
+        )
+        self.worker_restarts = Counter(
+            "streamd_worker_restarts", "Times a worker process was started again.", ["worker"], registry=registry
         )
         self.build_info = Gauge(
             "streamd_build_info",

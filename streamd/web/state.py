@@ -86,7 +86,8 @@ class State:
                 if name == "streamd_build_info":
                     build = {key: labels[key] for key in ("version", "backend", "model")}
                 elif name in (f"{_STAGE}_sum", f"{_STAGE}_count"):
-                    stages.setdefault(labels["stage"], {})[name.removeprefix(f"{_STAGE}_")] = value
+                    stage = stages.setdefault(labels["stage"], {"sum": 0.0, "count": 0.0})
+                    stage[name.removeprefix(f"{_STAGE}_")] += value  # of all workers
                 elif not stream:
                     continue
                 elif name in _COUNTERS:

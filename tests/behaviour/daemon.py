@@ -73,7 +73,7 @@ class Running:
     @property
     def port(self) -> int:
         if self._port is None:
-            self._port = next(line["metrics_port"] for line in self.log() if line["event"] == "running")
+            self._port = next(line["metrics_port"] for line in self.log() if "metrics_port" in line)
         return self._port
 
     def get(self, path: str) -> tuple[int, bytes]:

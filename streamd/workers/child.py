@@ -1,0 +1,176 @@
+"""One worker: a daemon whose sinks are relays, ordered over standard input, reporting over a socket.
+
+`python -m streamd.workers.child NUMBER` is started by `process` and by nobody else. The end of standard input, which is
+also the parent's death, means drain and leave; signals are the parent's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from streamd.config import Config
+from streamd.daemon import Daemon
+from streamd.errors import StreamdError
+from streamd.flow.threads import NamedThread
+from streamd.redact import remember
+from streamd.sinks.relay import RelaySink
+from streamd.telemetry.logs import bind_everywhere, configure
+from streamd.telemetry.notify import Notifier
+from streamd.workers.report import REPORT_S, Order, Report, collect
+
+log = structlog.get_logger(__name__)
+
+_LOOK_S = 0.1
+"""What changes is told this soon, between two reports."""
+_GRACE_S = 3.0
+"""After `drain_s`, for what must not hang but might."""
+
+
+def lines(descriptor: int) -> Iterator[bytes]:
+    """Lines as they come. Not a file object: a thread that waits in one stands in the way of the interpreter's end."""
+    rest = b""
+    while piece := os.read(descriptor, 1 << 16):
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from whole
+
+
+class Worker:
+    """Follows the parent's orders.
+
+    Args:
+        number: of this worker.
+        order: the first one.
+
+    Raises:
+        StreamdError: see `Daemon`.
+    """
+
+    def __init__(self, number: int, order: Order, orders: Iterator[bytes]) -> None:
+        self._number = number
+        self._life, self._reports = order.life, order.reports
+        self._order = order.number
+        self._config = Config.model_validate(order.config)
+        self._parent = os.getppid()
+        self._daemon: Daemon | None = None
+        self._relays = {
+            r.name: RelaySink(r.endpoint, r.encoding, boot_id=order.boot_id, life=order.life) for r in order.relays
+        }
+        self._over = threading.Event()
+        # Before the daemon is there: a parent that dies while a model is compiled leaves nobody behind.
+        NamedThread(lambda: self._follow(orders), "orders").start()
+        self._resume(order)
+        self._daemon = Daemon(
+            self._config, relays=self._relays, past=order.past, boot_id=order.boot_id, notifier=Notifier({}),
+            record_as=order.record_as,
+        )  # fmt: skip
+        if self._daemon.recorder is not None:
+            self._daemon.recorder.listen()
+
+    def run(self) -> tuple[int, bool]:
+        """Runs to the end. Returns the exit code, and whether a thread was left running."""
+        assert self._daemon is not None
+        reporter = NamedThread(self._report_all, "report")
+        reporter.start()
+        code = self._daemon.run(handle_signals=False)
+        self._over.set()
+        reporter.join(2)
+        if os.getppid() != self._parent:
+            # Nobody else clears away what a parent that was killed has left.
+            shutil.rmtree(Path(self._reports.removeprefix("ipc://")).parent, ignore_errors=True)
+        return code, self._daemon.left_running
+
+    def _resume(self, order: Order) -> None:
+        for relay in order.relays:
+            self._relays[relay.name].resume(relay.told)
+
+    def _follow(self, orders: Iterator[bytes]) -> None:
+        for line in orders:
+            order = msgspec.json.decode(line, type=Order)
+            while self._daemon is None:
+                time.sleep(0.1)
+            remember(order.secrets)
+            self._resume(order)
+            self._daemon.streams.remember(order.past)
+            config = Config.model_validate(order.config)
+            try:
+                self._daemon.reload(config)
+            except StreamdError as error:
+                log.error("order cannot be followed", error=str(error))
+            self._config, self._order = config, order.number
+        if self._daemon is None:
+            os._exit(0)
+        self._daemon.stop()
+        time.sleep(self._config.drain_s + _GRACE_S)
+        os._exit(1)
+
+    def _report_all(self) -> None:
+        import zmq
+
+        encode = msgspec.msgpack.Encoder().encode
+        with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+            socket.setsockopt(zmq.SNDHWM, 2)
+            socket.setsockopt(zmq.LINGER, 500)
+            socket.connect(self._reports)
+            over, change, told, due = False, 0, 0, 0.0
+            assert self._daemon is not None
+            while not over:
+                over = self._over.wait(_LOOK_S)
+                now = time.monotonic()
+                newest, _ = self._daemon.board.since(change)
+                if not self._daemon.started or (now < due and newest == change and told == self._order and not over):
+                    continue
+                report = self._report(self._daemon)
+                change, told, due = newest, report.order, now + REPORT_S
+                # The parent is busy: a report that is late is worth nothing.
+                with contextlib.suppress(zmq.Again):
+                    socket.send(encode(report), zmq.DONTWAIT)
+
+    def _report(self, daemon: Daemon) -> Report:
+        order, wanted = self._order, self._config
+        done = daemon.config is wanted and not daemon.streams.changing
+        counts = {s.stream: s.counts() for s in daemon.metrics.streams()}
+        return Report(
+            self._number, self._life, order if done else order - 1, daemon.health()[1]["problem"],
+            daemon.board.all(), counts, collect(daemon.registry),
+        )  # fmt: skip
+
+
+def main() -> int:
+    """Runs one worker to its end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    orders = lines(0)
+    first = next(orders, None)
+    if first is None:
+        return 0  # the parent has gone before it gave an order
+    order = msgspec.json.decode(first, type=Order)
+    logging = order.config["logging"]
+    remember(order.secrets)
+    configure(logging["level"], logging["format"])
+    worker = int(sys.argv[1])
+    bind_everywhere(worker=worker)
+    try:
+        code, left_running = Worker(worker, order, orders).run()
+    except StreamdError as error:
+        log.error(str(error))
+        return error.exit_code
+    if left_running:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

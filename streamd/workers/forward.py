@@ -1,0 +1,236 @@
+"""The parent's side of a sink: takes what the workers hand over and passes it on."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import structlog
+
+from streamd.errors import SinkError, StreamdError
+from streamd.flow.sink import POLL_S
+from streamd.flow.threads import NamedThread
+from streamd.sinks import Sink
+from streamd.sinks.message import STATUS_SUFFIX, encoder, status_message, topic
+from streamd.sinks.relay import HEAD, HWM
+from streamd.telemetry.metrics import Metrics
+from streamd.types import StreamCounts, StreamStatus
+
+log = structlog.get_logger(__name__)
+
+_ERROR_LOG_S = 10.0
+_AT_ONCE = 512
+"""Messages between two looks at the clock."""
+
+
+class _Passed:
+    """What has been passed on of one stream."""
+
+    __slots__ = ("count", "head")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.head = b""
+        """Of the last message."""
+
+
+class Forwarder:
+    """One sink with its thread. What a worker sends waits in the relay's socket, bounded, while the sink is busy.
+
+    Args:
+        name: in metrics and logs.
+        sink: used and closed by this thread alone (but `open` runs in the caller's, to fail early).
+        endpoint: ipc:// address to bind for the workers.
+        encoding: of this sink's messages.
+        metrics: counts.
+        heartbeat_s: statuses of streams without a living worker are sent at least this often, seconds.
+        boot_id: in every message.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sink: Sink,
+        endpoint: str,
+        encoding: Literal["json", "msgpack"],
+        metrics: Metrics,
+        *,
+        heartbeat_s: float,
+        boot_id: str,
+    ) -> None:
+        self.name, self.encoding, self.endpoint = name, encoding, endpoint
+        self._sink = sink
+        self._encode = encoder(encoding)
+        self._metrics = metrics
+        self._heartbeat_s = heartbeat_s
+        self._boot_id = boot_id
+        self._sent = metrics.sink_messages.labels(sink=name)
+        self._errors = metrics.sink_errors.labels(sink=name)
+        self._passed: dict[bytes, _Passed] = {}
+        """By topic."""
+        self._held: dict[bytes, tuple[StreamStatus, StreamCounts]] = {}
+        """Statuses that no worker tells any more."""
+        self._ended: dict[bytes, int] = {}
+        """By topic: the last life whose statuses are old news."""
+        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = False
+        self._last_error_log = -_ERROR_LOG_S
+        self._context: Any = None
+        self._socket: Any = None
+        self._thread = NamedThread(self._run, f"sink-{name}")
+
+    def open(self) -> None:
+        """Opens the sink and binds the relay.
+
+        Raises:
+            SinkError: see `Sink.open`.
+        """
+        import zmq
+
+        self._sink.open()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PULL)
+        self._socket.setsockopt(zmq.RCVHWM, HWM)
+        self._socket.bind(self.endpoint)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def hold(self, life: int, statuses: Iterable[tuple[StreamStatus, StreamCounts]]) -> None:
+        """Tells these statuses, now and as a heartbeat, until another worker tells of the streams. Any thread.
+
+        Args:
+            life: of the worker that has ended: what is still under way from it is older.
+            statuses: of its streams.
+        """
+        held = {topic(status.stream, "status"): (status, counts) for status, counts in statuses}
+        self._orders.put(lambda: self._hold(life, held))
+
+    def release(self, streams: Iterable[str]) -> None:
+        """Tells what is held of these streams no more. Any thread."""
+        names = [topic(stream, "status") for stream in streams]
+        self._orders.put(lambda: self._release(names))
+
+    def passed(self, stream: str) -> tuple[int, int, int]:
+        """Of a stream's detections: how many were passed on, the epoch of the last and the seq after it. Any thread."""
+        found = self._passed.get(topic(stream, "detections"))
+        if found is None:
+            return 0, -1, 0
+        _, epoch, seq = HEAD.unpack(found.head)
+        return found.count, epoch, seq + 1
+
+    def close(self, timeout: float) -> bool:
+        """Passes on what is still there, then closes; False where that took longer than `timeout` seconds."""
+        self._stopping = True
+        if not self._thread.is_alive():
+            self._close()
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _close(self) -> None:
+        self._sink.close()
+        if self._socket is not None:
+            self._socket.close(0)
+            self._context.term()
+            self._socket = None
+
+    def _run(self) -> None:
+        next_poll = 0.0
+        next_beat = time.monotonic() + self._heartbeat_s
+        try:
+            while True:
+                now = time.monotonic()
+                if now >= next_poll:
+                    next_poll = now + POLL_S
+                    self._guard(self._sink.poll)
+                    self._take_orders()
+                if now >= next_beat:
+                    next_beat = now + self._heartbeat_s
+                    self._tell(self._held)
+                if not self._take(_AT_ONCE) and not self._socket.poll(POLL_S * 1000) and self._stopping:
+                    return
+        finally:
+            self._guard(self._close)
+
+    def _take(self, most: int) -> int:
+        """Passes on what is there, `most` messages at most; returns how many."""
+        import zmq
+
+        receive, forward, passed, dontwait = self._socket.recv, self._sink.forward, self._passed, zmq.DONTWAIT
+        size, sent, taken = HEAD.size, 0, 0
+        try:
+            while taken < most:
+                head = receive(dontwait)
+                payload = receive(dontwait)
+                taken += 1
+                name = head[size:]
+                if name.endswith(STATUS_SUFFIX):
+                    if not self._news(name, HEAD.unpack_from(head)[0]):
+                        continue
+                else:
+                    known = passed.get(name)
+                    if known is None:
+                        known = passed[name] = _Passed()
+                    known.head = head[:size]
+                    known.count += 1
+                    sent += 1
+                try:
+                    reason = forward(name, payload)
+                except SinkError as error:
+                    self._failed(error)
+                    reason = "error"
+                if reason is not None:
+                    self._metrics.sink_dropped.labels(sink=self.name, reason=reason).inc()
+        except zmq.Again:
+            pass
+        if sent:
+            self._sent.inc(sent)
+        return taken
+
+    def _news(self, name: bytes, life: int) -> bool:
+        if life <= self._ended.get(name, 0):
+            return False
+        self._held.pop(name, None)
+        return True
+
+    def _take_orders(self) -> None:
+        while True:
+            try:
+                order = self._orders.get_nowait()
+            except queue.Empty:
+                return
+            order()
+
+    def _hold(self, life: int, held: dict[bytes, tuple[StreamStatus, StreamCounts]]) -> None:
+        self._held |= held
+        self._ended |= dict.fromkeys(held, life)
+        self._tell(held)
+
+    def _release(self, names: Iterable[bytes]) -> None:
+        for name in names:
+            self._held.pop(name, None)
+
+    def _tell(self, held: dict[bytes, tuple[StreamStatus, StreamCounts]]) -> None:
+        for name, (status, counts) in held.items():
+            payload = self._encode(status_message(status, counts, self._boot_id))
+            try:
+                self._sink.forward(name, payload)
+            except SinkError as error:
+                self._failed(error)
+
+    def _guard(self, call: Any) -> None:
+        try:
+            call()
+        except StreamdError as error:
+            self._failed(error)
+
+    def _failed(self, error: StreamdError) -> None:
+        self._errors.inc()
+        now = time.monotonic()
+        if now - self._last_error_log >= _ERROR_LOG_S:
+            self._last_error_log = now
+            log.error("sink failed", sink=self.name, error=str(error))

@@ -1,0 +1,113 @@
+"""What the parent knows of each stream, whichever worker it is with, and whether that one is alive."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from streamd.types import StreamCounts, StreamPast, StreamStatus
+from streamd.workers.forward import Forwarder
+from streamd.workers.report import Report
+
+WORKER_DIED = "worker_died"
+"""Reason of a stream's state, and of the drop of frames that went with the worker."""
+
+
+class Ledger:
+    """One thread writes, any thread reads.
+
+    Args:
+        forwarders: each sink's.
+    """
+
+    def __init__(self, forwarders: Sequence[Forwarder]) -> None:
+        self._forwarders = forwarders
+        self._statuses: dict[str, StreamStatus] = {}
+        self._counts: dict[str, StreamCounts] = {}
+        self.live_seen: set[str] = set()
+        """Streams that were live at some time."""
+
+    def take(self, report: Report, mine: Callable[[str], bool]) -> None:
+        """Takes note of what a worker says of the streams that are its own."""
+        for status in report.statuses:
+            if mine(status.stream):
+                self._statuses[status.stream] = status
+                if status.state == "LIVE":
+                    self.live_seen.add(status.stream)
+        self._counts |= {stream: counts for stream, counts in report.counts.items() if mine(stream)}
+
+    def over(self, stream: str) -> bool:
+        """True where the stream has come to its own end, good or bad; not where it was stopped."""
+        status = self._statuses.get(stream)
+        return status is not None and (status.state == "FAILED" or (status.state == "ENDED" and status.reason == "eof"))
+
+    def failed(self, stream: str) -> bool:
+        """True where it was a bad end."""
+        status = self._statuses.get(stream)
+        return status is not None and status.state == "FAILED"
+
+    def statuses(self, streams: Iterable[str]) -> list[StreamStatus]:
+        """The last status of each of `streams` that has one."""
+        return [self._statuses[s] for s in streams if s in self._statuses]
+
+    def published(self, streams: Iterable[str]) -> int:
+        """Frames published of all `streams`."""
+        return sum(self._counts[s].published for s in streams if s in self._counts)
+
+    def lose(self, life: int, streams: Iterable[str], detail: str, retry_in_s: float) -> None:
+        """Their worker has died: they are in BACKOFF until it comes back, and subscribers are told."""
+        now = time.time_ns()
+        lost = []
+        for stream in streams:
+            old = self._statuses.get(stream) or StreamStatus(stream, "CONNECTING", "", "", 0, now)
+            new = replace(
+                old, state="BACKOFF", reason=WORKER_DIED, detail=detail, since_wall_ns=now, retry_in_s=retry_in_s
+            )
+            self._statuses[stream] = new
+            lost.append(new)
+        self._hold(life, lost)
+
+    def finish(self, life: int, streams: Iterable[str], reason: str = "eof") -> None:
+        """They have come to their end, and their worker with them or not: subscribers are still told of them."""
+        streams = list(streams)
+        for stream in streams:
+            if not self.over(stream) and (status := self._statuses.get(stream)) is not None:
+                # Its last word did not get through, or nobody was there to say it.
+                self._statuses[stream] = replace(
+                    status, state="ENDED", reason=reason, detail="", since_wall_ns=time.time_ns(), retry_in_s=None
+                )
+        self._hold(life, self.statuses(streams))
+
+    def remove(self, streams: Iterable[str]) -> None:
+        """They are gone from the configuration while no worker had them: that is told once."""
+        streams = list(streams)
+        self.finish(0, streams, "")
+        for forwarder in self._forwarders:
+            forwarder.release(streams)
+
+    def _hold(self, life: int, statuses: list[StreamStatus]) -> None:
+        told = [(status, self._counts.get(status.stream, StreamCounts())) for status in statuses]
+        for forwarder in self._forwarders:
+            forwarder.hold(life, told)
+
+    def past(self, stream: str) -> StreamPast | None:
+        """Where the stream goes on in another process; None where it never had a frame.
+
+        What the old process told last is up to a second old. Newer is what was passed on: a message tells that all
+        frames up to its own were captured. Frames that are neither published nor dropped by then went with the
+        process. Those it had captured after all that are in no count, and their numbers are given again.
+        """
+        counts = self._counts.get(stream, StreamCounts())
+        status = self._statuses.get(stream)
+        passed = [forwarder.passed(stream) for forwarder in self._forwarders]
+        received = max([counts.received, *(told for _, _, told in passed)])
+        if received == 0:
+            return None
+        epoch = max([status.epoch if status is not None else 0, *(epoch for _, epoch, _ in passed)])
+        published = max([counts.published, *(count for count, _, _ in passed)])
+        lost = received - published - sum(counts.dropped.values())
+        dropped = dict(counts.dropped)
+        if lost > 0:
+            dropped[WORKER_DIED] = dropped.get(WORKER_DIED, 0) + lost
+        return StreamPast(epoch, StreamCounts(received, published, dropped, counts.reconnects))

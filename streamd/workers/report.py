@@ -1,0 +1,75 @@
+"""What parent and child tell each other: the order down a pipe, the report up a socket."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from streamd.types import StreamCounts, StreamPast, StreamStatus
+
+REPORT_S = 1.0
+"""Seconds between a child's reports while nothing changes."""
+
+
+class Relay(msgspec.Struct, frozen=True):
+    """Where the messages of one sink go."""
+
+    name: str
+    encoding: Literal["json", "msgpack"]
+    endpoint: str
+    told: dict[str, int]
+    """By stream: the next seq that subscribers of this sink expect."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """One line on the child's standard input: what it is to watch, now."""
+
+    number: int
+    """Grows with every order to any child."""
+    life: int
+    """Number of this process among all that were started."""
+    boot_id: str
+    config: dict[str, Any]
+    """A whole configuration with this child's streams only. It may hold secrets: it never touches a file."""
+    secrets: list[str]
+    """Substituted values, for the log's redaction."""
+    relays: list[Relay]
+    reports: str
+    """Endpoint for reports."""
+    record_as: str
+    """What the recorder's bundles are named after."""
+    past: dict[str, StreamPast]
+    """Streams that were in other processes before."""
+
+
+class Family(msgspec.Struct, frozen=True, array_like=True):
+    """One metric family as the registry collects it."""
+
+    name: str
+    documentation: str
+    type: str
+    samples: list[tuple[str, dict[str, str], float]]
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True):
+    """How a child is."""
+
+    worker: int
+    life: int
+    order: int
+    """The newest one that has been carried out."""
+    problem: str | None
+    """What the watchdog would hold against it."""
+    statuses: list[StreamStatus]
+    counts: dict[str, StreamCounts]
+    families: list[Family]
+
+
+def collect(registry: CollectorRegistry) -> list[Family]:
+    """What `registry` holds now."""
+    return [
+        Family(m.name, m.documentation, m.type, [(s.name, s.labels, float(s.value)) for s in m.samples])
+        for m in registry.collect()
+    ]

@@ -1,0 +1,78 @@
+"""Which worker watches which stream."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from streamd.config import Config
+from streamd.engine import per_device
+
+_DRAIN_SHARE = 0.7
+"""Of `drain_s` for a worker; the rest is for passing on what it has published."""
+
+
+def devices_of(config: Config) -> list[int | None]:
+    """Each worker's device in turn; None where the engine knows no devices."""
+    ordinals = getattr(config.engine, "device", None)
+    known: list[int | None] = list(ordinals) if isinstance(ordinals, tuple) else [None]
+    return [known[i % len(known)] for i in range(config.workers)]
+
+
+def share_out(
+    streams: Iterable[Any], devices: Sequence[int | None], before: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """The worker of each stream, by its id.
+
+    A stream stays where it was; a new one goes to the worker with the fewest streams among those that have the device
+    it asks for. So a reload moves no stream that it does not have to.
+
+    Args:
+        streams: settings with `id` and `device`.
+        devices: see `devices_of`.
+        before: the shares until now, also of streams that are gone for the moment.
+    """
+    before = before or {}
+    load = [0] * len(devices)
+    shares: dict[str, int] = {}
+
+    def fits(stream: Any, worker: int) -> bool:
+        return stream.device is None or devices[worker] in (None, stream.device)
+
+    waiting = []
+    for stream in streams:
+        worker = before.get(stream.id)
+        if worker is not None and fits(stream, worker):
+            shares[stream.id] = worker
+            load[worker] += 1
+        else:
+            waiting.append(stream)
+    for stream in waiting:
+        worker = min((w for w in range(len(devices)) if fits(stream, w)), key=lambda w: load[w])
+        shares[stream.id] = worker
+        load[worker] += 1
+    return shares
+
+
+def config_of(config: Config, worker: int, shares: Mapping[str, int], without: Collection[str] = ()) -> Config:
+    """The configuration of one worker: its streams, its device, no port.
+
+    Args:
+        config: of all.
+        worker: its number.
+        shares: see `share_out`.
+        without: streams that it is not to have at the moment.
+    """
+    device = devices_of(config)[worker]
+    engine = config.engine
+    if device is not None:
+        engine = per_device(engine)[device]
+    return config.model_copy(
+        update={
+            "streams": tuple(s for s in config.streams if shares[s.id] == worker and s.id not in without),
+            "engine": engine,
+            "workers": 1,
+            "metrics": config.metrics.model_copy(update={"listen": None}),
+            "drain_s": config.drain_s * _DRAIN_SHARE,
+        }
+    )

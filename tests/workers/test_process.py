@@ -1,0 +1,87 @@
+"""A worker as its parent sees it; the pipe between them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from streamd.workers.child import lines
+from streamd.workers.process import Process, ending
+from streamd.workers.report import Order, Report
+from tests.behaviour.daemon import until
+
+
+def order(number: int, **config: object) -> Order:
+    return Order(number, 7, "boot", {"streams": []} | config, [], [], "ipc:///nowhere", "x", {})
+
+
+def test_lines_come_whole_however_they_are_cut() -> None:
+    read, write = os.pipe()
+    found: list[bytes] = []
+    thread = threading.Thread(target=lambda: found.extend(lines(read)))
+    thread.start()
+    for piece in (b"one\ntw", b"o\n", b"thr", b"ee", b"\nhalf"):
+        os.write(write, piece)
+    os.close(write)
+    thread.join(5)
+    os.close(read)
+    assert found == [b"one", b"two", b"three"]
+
+
+def test_a_process_that_does_not_read_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "sleeper"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(script))
+    process = Process(0)
+    process.start(order(1, padding="x" * 3_000_000))
+    try:
+        assert process.running
+        process.order(order(2))
+        process.flush()
+        assert process.poll() is None
+        assert process.sent == 2
+        process.kill("enough")
+        codes: list[int | None] = []
+
+        def ended() -> bool:
+            codes.append(process.poll())
+            return codes[-1] is not None
+
+        until(ended, 5)
+        assert codes[-1] == -9
+        assert not process.running
+        process.flush()
+    finally:
+        process.kill("the test is over")
+
+
+def test_reports_of_processes_that_are_gone_are_not_heard() -> None:
+    process = Process(0)
+    process.life = 7
+    assert not process.take(Report(0, 6, 1, None, [], {}, []))
+    assert not process.up
+    assert process.take(Report(0, 7, 3, None, [], {}, []))
+    assert process.take(Report(0, 7, 2, None, [], {}, []))
+    assert (process.up, process.done) == (True, 3)
+
+
+def test_deaths_are_counted_until_it_is_up_and_waits_grow() -> None:
+    process = Process(0)
+    waits = [process.died(()) for _ in range(5)]
+    assert process.deaths == 5
+    assert waits[0] <= 0.5
+    assert waits[4] > 2
+    process.life = 1
+    process.take(Report(0, 1, 1, None, [], {}, []))
+    assert process.deaths == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(5, "ended with code 5"), (-9, "was ended by SIGKILL"), (-200, "was ended by signal 200")]
+)
+def test_endings_in_words(code: int, words: str) -> None:
+    assert ending(code) == words
