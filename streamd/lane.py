@@ -71,6 +71,8 @@ class Lane:
         for kind in getattr(backend, "memory", ()):
             gauge = metrics.device_memory.labels(device=str(ordinal), kind=kind)
             gauge.set_function(partial(_memory, backend, kind))
+        self.pictures = (len(backend.slots) + 1) * backend.spec.max_batch
+        """How many it may hold at most: they are let go with their detections, and one batch is in the making."""
         self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, self.bell)
         name = f"-{ordinal}" if several else ""
         self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, metrics, publish, name, tap)

@@ -114,7 +114,7 @@ class Streams:
         reconnect = settings.reconnect
         runner = StreamRunner(
             name,
-            partial(open_source, settings, device=lane.decoder_device, held=lane.batcher.max_batch),
+            partial(open_source, settings, device=lane.decoder_device, held=lane.pictures),
             ring,
             counters,
             self._on_status,

@@ -172,6 +172,8 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
     if args.requests:
         engine["requests"] = args.requests
     stream: Result = {"url": str(Path(args.video).resolve()), "loop": True, "pace": pace, "decode": args.decode}
+    if args.isolation == "process":
+        stream["isolation"] = "process"
     config = {
         "model": {"path": str(Path(args.model).resolve())},
         "engine": engine,
@@ -213,6 +215,17 @@ def thread_times(pid: int) -> dict[str, float]:
     return found
 
 
+def cpu_seconds(process: psutil.Process) -> float:
+    """CPU time so far of the daemon and its decoder processes."""
+    return float(sum(sum(p.cpu_times()[:2]) for p in (process, *process.children())))
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes: what is resident of the daemon, and what each decoder process has to itself; shared pictures once."""
+    own = process.memory_info().rss
+    return int(own + sum(child.memory_full_info().uss for child in process.children()))
+
+
 def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process, seconds: float) -> Result:
     totals: list[float] = []
     stages: dict[str, list[float]] = {k: [] for k in ("decode", "queue", "preprocess", "infer", "postprocess")}
@@ -243,13 +256,15 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
         if not begin:
             if first is not None and now - first >= WARM_UP_S:
                 begin = now
-                cpu = sum(process.cpu_times()[:2])
-                rss_first = process.memory_info().rss
+                cpu = cpu_seconds(process)
+                rss_first = memory(process)
                 threads = thread_times(process.pid)
             continue
         totals.append(message.latency_ms.total)
-        by_minute.setdefault(int((now - begin) // 60), []).append(message.latency_ms.total)
-        rss_by_minute.setdefault(int((now - begin) // 60), process.memory_info().rss)
+        minute = int((now - begin) // 60)
+        by_minute.setdefault(minute, []).append(message.latency_ms.total)
+        if minute not in rss_by_minute:
+            rss_by_minute[minute] = memory(process)
         for name, values in stages.items():
             values.append(getattr(message.latency_ms, name))
         per_stream[message.stream] = per_stream.get(message.stream, 0) + 1
@@ -258,7 +273,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
             end = now
             break
     frames = len(totals)
-    memory = process.memory_info().rss
+    resident = memory(process)
     spent = {k: (v - threads.get(k, 0.0)) / frames * 1e3 for k, v in thread_times(process.pid).items()}
     fair = frames / args.streams
     return {
@@ -267,12 +282,12 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
         "latency_ms_by_minute": [percentiles(v) for v in by_minute.values()],
         "rss_mb_by_minute": [round(v / 1e6, 1) for v in rss_by_minute.values()],
         "stage_ms": {name: percentiles(values) for name, values in stages.items()},
-        "cpu_ms_per_frame": (sum(process.cpu_times()[:2]) - cpu) / frames * 1e3,
+        "cpu_ms_per_frame": (cpu_seconds(process) - cpu) / frames * 1e3,
         "threads_ms_per_frame": {
             k: round(v, 3) for k, v in sorted(spent.items(), key=lambda item: -item[1])[:6] if v >= 0.001
         },
-        "rss_mb": memory / 1e6,
-        "rss_growth_mb": (memory - rss_first) / 1e6,
+        "rss_mb": resident / 1e6,
+        "rss_growth_mb": (resident - rss_first) / 1e6,
         "dropped": dropped,
         "unexplained_gaps": gaps,
         "share_min": min(per_stream.values()) / fair if len(per_stream) == args.streams else 0.0,
@@ -297,8 +312,9 @@ def main() -> int:
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--live", action="store_true", help="pace the streams at their own rate and look at latency")
     p.add_argument("--only", choices=("bare", "naive", "streamd"), action="append", help="only these rows")
-    p.add_argument("--engine", choices=("openvino", "tensorrt"), default="openvino", help="of the row streamd")
+    p.add_argument("--engine", choices=("openvino", "tensorrt", "null"), default="openvino", help="of streamd")
     p.add_argument("--decode", choices=("auto", "software", "nvdec"), default="auto")
+    p.add_argument("--isolation", choices=("thread", "process"), default="thread", help="where streamd decodes")
     p.add_argument("--batch", type=int, help="frames a batch at most")
     p.add_argument("--age-ms", type=float, default=0.0, help="how long a batch may wait to fill")
     p.add_argument("--hint", choices=("latency", "throughput"))

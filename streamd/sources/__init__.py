@@ -250,7 +250,7 @@ def open_source(
     Args:
         settings: one member of the union.
         device: CUDA device whose decoder `decode: auto` should use, None for software.
-        held: pictures that may be held beside the ring at the same time: a batch.
+        held: pictures that may be held beside the ring at the same time.
     """
     if isinstance(settings, SyntheticStreamSettings):
         from streamd.sources.synthetic import SyntheticSource

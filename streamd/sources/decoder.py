@@ -26,7 +26,6 @@ from streamd.redact import redact
 from streamd.sources import AvStreamSettings
 from streamd.sources.av import AvSource
 from streamd.sources.av_errors import describe
-from streamd.sources.process import GRACE_S
 from streamd.sources.shared import (
     BEAT,
     BEAT_S,
@@ -37,6 +36,7 @@ from streamd.sources.shared import (
     FRAME,
     FREE,
     FREED,
+    GRACE_S,
     HAS_PTS,
     LARGEST_MESSAGE,
     NEW_MEMORY,

@@ -15,7 +15,8 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ from streamd.sources.shared import (
     END,
     ERROR,
     FRAME,
+    GRACE_S,
     HAS_PTS,
     LARGEST_MESSAGE,
     LARGEST_PICTURE,
@@ -53,8 +55,6 @@ START_LIMIT_S = 30.0
 """Longest time until a new process says its first word: imports from a slow disk."""
 SILENCE_LIMIT_S = 5.0
 """A process that beats every half second and has been silent for so long hangs, or was stopped."""
-GRACE_S = 1.0
-"""Time for a process to leave its camera (TEARDOWN) and end before it is killed."""
 EXTRA_BUFFERS = 3
 """One that the child writes, one under way, one that waits for the ring to take it."""
 
@@ -73,7 +73,7 @@ def _environment() -> dict[str, str]:
 
 
 class ProcessSource:
-    """See `streamd.sources.Source`. Every call returns in time: a child that hangs is killed.
+    """See `streamd.sources.Source`. A child that hangs is killed, so that every call returns in time.
 
     Args:
         settings: the stream.
@@ -116,9 +116,9 @@ class ProcessSource:
             opened = True
             return info
         finally:
-            self._busy = False
             if not opened or self._closed.is_set():
-                self._end()
+                self._end(patient=True)
+            self._busy = False
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -210,7 +210,7 @@ class ProcessSource:
                 how = signal.Signals(-status).name
         return SourceError("decoder_crashed", describe(self._settings.url, "decoder_crashed", how))
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Generator[Frame, None, None]:
         """See `Source.frames`."""
         self._busy = True
         shape: Shape | None = None
@@ -235,8 +235,8 @@ class ProcessSource:
                 elif kind in (END, b""):
                     return
         finally:
+            self._end(patient=True)
             self._busy = False
-            self._end()
 
     def _memory(self, number: int, shape: Shape) -> Memory:
         assert self._channel is not None
@@ -283,15 +283,25 @@ class ProcessSource:
             with contextlib.suppress(OSError):
                 channel.socket.shutdown(socket.SHUT_RDWR)
 
-    def _end(self) -> None:
-        """Sees the child off: it hears the end of the socket and has a moment to go."""
+    def _end(self, *, patient: bool = False) -> None:
+        """Sees the child off: it hears the end of the socket, has a moment to go, and is killed.
+
+        Args:
+            patient: waits for one that outlives even that, in a system call that never ends. The supervisor sees it by
+                `cut_by` and goes on without this thread, a few times: such processes are bounded as threads are.
+        """
         self._shut()
         process, self._channel = self._process, None
         if process is None:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S * 1.2)
-        if process.returncode is None:
-            process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_S)  # one in a system call that never ends is reaped when it does
+        if process.returncode is not None:
+            return
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        if patient:
+            self.cut_by = time.monotonic()
+            process.wait()
+            self.cut_by = math.inf

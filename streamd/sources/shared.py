@@ -43,6 +43,9 @@ LARGEST_MESSAGE = 1 << 17
 LARGEST_PICTURE = 1 << 30
 """Bytes of a picture: more than 8k with 16 bits a sample."""
 BEAT_S = 0.5
+"""Time between two beats of a child."""
+GRACE_S = 1.0
+"""Time for a child to leave its camera (TEARDOWN) and end before it is killed."""
 _ALIGN = 64
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import psutil
 from tests.behaviour.daemon import Running, Subscriber, daemon, until
 from tests.behaviour.test_reload import NULL, exact_at_the_end, gapless
 from tests.clips import write_clip
+from tests.sources.test_process import segments
 
 HEALTHY = [f"h{i}" for i in range(8)]
 FPS = 20
@@ -26,7 +26,7 @@ def decoder_of(running: Running, name: str) -> psutil.Process:
 def test_a_decoder_that_crashes_or_hangs_takes_down_one_stream(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/z"
     write_clip(tmp_path / "clip.mp4", frames=50)
-    segments = set(os.listdir("/dev/shm"))
+    before = segments()
     head = f"{NULL}sinks: [{{kind: zmq, bind: '{endpoint}'}}]\nstreams:\n"
     head += "".join(f"  - {{id: {name}, kind: synthetic, fps: {FPS}}}\n" for name in HEALTHY)
     sick = "  - {id: sick, url: clip.mp4, loop: true, reconnect: {initial_s: 0.2, max_s: 1}"
@@ -39,11 +39,11 @@ def test_a_decoder_that_crashes_or_hangs_takes_down_one_stream(tmp_path: Path) -
         for turn, (deadly, reason) in enumerate(
             [(signal.SIGSEGV, "decoder_crashed"), (signal.SIGKILL, "decoder_crashed"), (signal.SIGSTOP, "stuck")], 1
         ):
-            before = decoder_of(running, "sick")
-            before.send_signal(deadly)
+            decoder = decoder_of(running, "sick")
+            decoder.send_signal(deadly)
             until(lambda: any(s.reason == reason for s in subscriber.statuses["sick"]), 20)  # noqa: B023 - in this turn only
             until(lambda: subscriber.frames["sick"][-1].epoch == turn, 60)  # noqa: B023
-            assert not before.is_running()
+            assert not decoder.is_running()
             assert running.value("streamd_stream_reconnects_total", stream="sick") == turn
         elapsed = time.monotonic() - started
         for name in HEALTHY:
@@ -65,7 +65,7 @@ def test_a_decoder_that_crashes_or_hangs_takes_down_one_stream(tmp_path: Path) -
         subscriber.close()
     exact_at_the_end(running, "sick", *HEALTHY)
     gapless(subscriber, "sick")
-    assert set(os.listdir("/dev/shm")) == segments
+    assert segments() == before
 
 
 def test_sigkill_of_the_daemon_leaves_no_decoder(tmp_path: Path) -> None:

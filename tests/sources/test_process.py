@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
+import math
 import os
 import signal
 import socket
@@ -18,7 +20,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from fakecam import FakeCamera
 from pydantic import TypeAdapter
+from rtp_clip import Clip
 
 from streamd.engine.scaler import HostLetterbox
 from streamd.errors import SourceError
@@ -27,6 +31,7 @@ from streamd.sources.av import AvSource
 from streamd.sources.process import SILENCE_LIMIT_S, ProcessSource
 from streamd.sources.shared import Shape
 from streamd.types import Frame
+from tests.behaviour.daemon import until
 from tests.clips import join, write_clip
 from tests.conftest import shared
 
@@ -36,6 +41,11 @@ RESTARTS = 15
 
 def settings(url: Path | str, **more: Any) -> AvStreamSettings:
     return AvStreamSettings(id="s", url=str(url), **({"pace": "asap", "isolation": "process"} | more))
+
+
+def segments() -> set[str]:
+    """Named shared memory, but for that of clocks which other tests step."""
+    return {name for name in os.listdir("/dev/shm") if "faketime" not in name}
 
 
 @contextlib.contextmanager
@@ -196,6 +206,44 @@ def test_a_stopped_child_is_gone_soon_after_close(tmp_path: Path) -> None:
         assert not psutil.pid_exists(source.pid)
 
 
+def test_a_child_that_outlives_even_sigkill_is_left_to_the_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one in a system call that never ends does. None can be had here: a kill that is withheld stands for it."""
+    with opened(write_clip(tmp_path / "clip.mp4"), loop=True) as source:
+        assert source.pid is not None
+        monkeypatch.setattr(subprocess.Popen, "kill", lambda _: None)
+        os.kill(source.pid, signal.SIGSTOP)
+        source.close()
+        thread = threading.Thread(target=lambda: list(source.frames()))
+        thread.start()
+        until(lambda: source.cut_by <= time.monotonic(), 10)
+        assert thread.is_alive()
+        os.kill(source.pid, signal.SIGKILL)
+        thread.join(5)
+        assert not thread.is_alive()
+        assert source.cut_by == math.inf
+
+
+def test_a_camera_over_rtsp_with_loss_and_reports() -> None:
+    """Clock, losses and quarantine reach the daemon, and the camera is left politely."""
+    with FakeCamera(Clip(shared("videos/rknn_people-walking.mp4"))) as camera:
+        with opened(camera.url, transport="udp") as source:
+            frames = source.frames()
+            assert any(frame.clock == "camera" for frame in itertools.islice(frames, 200))
+            assert source.clock.offset_s is not None
+            assert abs(source.clock.offset_s) < 5
+            assert (source.lost, source.corrupt) == (0, 0)
+            camera.set("loss:0.05")
+            assert any(frame.quarantined for frame in itertools.islice(frames, 500))
+            assert source.lost > 0
+            assert source.pid is not None
+            child = psutil.Process(source.pid)
+            frames.close()
+        assert not child.is_running()
+        until(lambda: camera.requests["TEARDOWN"] == 1, 5)
+
+
 def test_an_open_that_nothing_else_can_cut_is_cut_by_close(tmp_path: Path) -> None:
     """open(2) of a FIFO that nobody writes to."""
     os.mkfifo(tmp_path / "pipe")
@@ -252,7 +300,7 @@ for frame in source.frames():
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_child_dies_with_its_daemon(tmp_path: Path, stopped: bool) -> None:
     clip = write_clip(tmp_path / "clip.mp4")
-    segments = set(os.listdir("/dev/shm"))
+    before = segments()
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(clip)], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     with owner.stdout:
@@ -263,7 +311,7 @@ def test_a_child_dies_with_its_daemon(tmp_path: Path, stopped: bool) -> None:
     owner.wait()
     psutil.wait_procs([child], timeout=5)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE  # its new parent may be slow to reap
-    assert set(os.listdir("/dev/shm")) == segments
+    assert segments() == before
 
 
 def test_restarts_leave_nothing_behind(tmp_path: Path) -> None:
@@ -282,10 +330,10 @@ def test_restarts_leave_nothing_behind(tmp_path: Path) -> None:
     restart()
     me = psutil.Process()
 
-    def held() -> tuple[int, int, int, int]:
+    def held() -> tuple[int, set[str], int, int]:
         gc.collect()  # tracebacks of tests before this one
         maps = [m for m in me.memory_maps(grouped=False) if "streamd-pictures" in m.path]
-        return me.num_fds(), len(os.listdir("/dev/shm")), me.num_threads(), len(maps)
+        return me.num_fds(), segments(), me.num_threads(), len(maps)
 
     before = held()
     for _ in range(RESTARTS):
