@@ -60,8 +60,13 @@ class JsonlSink:
 
     def publish(self, detections: Detections) -> str | None:
         """See `Sink.publish`."""
-        dropped = self._gaps.before(detections.stream, detections.seq)
-        self._write(self._encode(detections_message(detections, self._boot_id, dropped)) + b"\n")
+        stream, seq = detections.stream, detections.seq
+        dropped = self._gaps.before(stream, seq)
+        try:
+            self._write(self._encode(detections_message(detections, self._boot_id, dropped)) + b"\n")
+        except SinkError:
+            self._gaps.take_back(stream, seq, dropped)
+            raise
         return None
 
     def status(self, status: StreamStatus, counts: StreamCounts) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +118,17 @@ def until(condition: Callable[[], Any], timeout: float = 20, what: str = "") -> 
 
 
 @contextlib.contextmanager
-def daemon(folder: Path, config: str, *, metrics: str = "", port: int = 0) -> Iterator[Running]:
-    """Runs `config` (with a metrics port added) until the block ends; kills what is left."""
+def daemon(
+    folder: Path, config: str, *, metrics: str = "", port: int = 0, within: Sequence[str] = ()
+) -> Iterator[Running]:
+    """Runs `config` (with a metrics port added) until the block ends; kills what is left.
+
+    `within` is a command that replaces itself with the one that follows it: env, unshare, nsenter.
+    """
     path, log = folder / "streamd.yaml", folder / "log"
     path.write_text(f"metrics: {{listen: '127.0.0.1:{port}', {metrics}}}\n" + config)
     with log.open("w") as out:
-        process = subprocess.Popen([sys.executable, "-m", "streamd", "run", str(path)], stderr=out, text=True)
+        process = subprocess.Popen([*within, sys.executable, "-m", "streamd", "run", str(path)], stderr=out, text=True)
     running = Running(process, log, path)
     try:
         until(lambda: process.poll() is not None or running.port, 60, "the daemon starts")
