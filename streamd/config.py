@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from streamd.engine import AutoSettings, BatchSettings, EngineConfig, ModelSettings, per_device
+from streamd.engine import BUILTIN, AutoSettings, BatchSettings, EngineConfig, ModelSettings, per_device
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings, HeadConfig
 from streamd.redact import redact, remember
@@ -246,7 +246,7 @@ def _absolute(config: Config, folder: Path) -> Config:
     """Makes file paths relative to the configuration file absolute, so that the service's own folder never matters."""
 
     def resolved(text: str) -> str:
-        return text if is_url(text) else str((folder / Path(text).expanduser()).absolute())
+        return text if is_url(text) or text.startswith(BUILTIN) else str((folder / Path(text).expanduser()).absolute())
 
     model = config.model
     update: dict[str, Any] = {"path": resolved(model.path)}

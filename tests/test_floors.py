@@ -77,7 +77,7 @@ def test_imports_go_downward(path: Path) -> None:
 
 
 def test_every_room_has_a_floor() -> None:
-    rooms = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    rooms = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or list(p.glob("*.py"))}
     assert rooms - {"__pycache__", "__init__"} <= set(FLOORS)
 
 

@@ -19,7 +19,7 @@ from streamd import __version__
 from streamd.errors import StreamdError
 from streamd.redact import redact
 
-COMMANDS = ("run", "check", "bundle", "schema", "detect", "watch", "build", "evaluate", "quantize", "inspect")
+COMMANDS = ("run", "demo", "check", "bundle", "schema", "detect", "watch", "build", "evaluate", "quantize", "inspect")
 """Each is a module in this package with `add_parser(subparsers)` and `run(args) -> int`."""
 
 

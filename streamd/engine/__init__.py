@@ -84,10 +84,14 @@ class Backend(Protocol):
         ...
 
 
+BUILTIN = "builtin:"
+"""Begins the path of a model that comes with streamd, as in builtin:road6."""
+
+
 class ModelSettings(Settings):
     """The model file and how its input is made. What is left out comes from the sidecar, then from the model."""
 
-    path: str = Field(min_length=1, description="ONNX model, OpenVINO IR (.xml) or TensorRT plan.")
+    path: str = Field(min_length=1, description="ONNX model, OpenVINO IR (.xml), TensorRT plan, or builtin:road6.")
     name: str | None = Field(None, description="Name in messages. Default: the file's name without its ending.")
     labels: tuple[str, ...] | str | None = Field(
         None, description="Class names, or a text file with one a line. Default: sidecar, model metadata, COCO's 80."

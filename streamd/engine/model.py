@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from streamd.engine import ModelSettings
+from streamd.engine import BUILTIN, ModelSettings
 from streamd.errors import ConfigError, ModelError
 from streamd.sidecar import Sidecar, read_sidecar
 from streamd.trust import distrust, read_text
@@ -17,20 +17,33 @@ from streamd.types import ModelSpec, TensorSpec
 
 MAX_LABELS_BYTES = 1 << 20
 MAX_MODEL_BYTES = 4 << 30
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+"""Where the models that come with streamd are: builtin:NAME is NAME.onnx there."""
+
+
+def _builtin(name: str) -> Path:
+    known = {file.stem: file for file in ASSETS.glob("*.onnx")}
+    if name not in known:
+        listed = ", ".join(f"{BUILTIN}{stem}" for stem in sorted(known)) or "none in this installation"
+        raise ModelError(f"model {BUILTIN}{name}: streamd brings no such model; known: {listed}")
+    return known[name]
 
 
 def model_file(path: str) -> Path:
-    """The model at `path`, checked to be a readable, non-empty file that nobody else may change.
+    """The model at `path`, or the one that comes with streamd for builtin:NAME.
+
+    Checked to be a readable, non-empty file that nobody else may change.
 
     Raises:
         ModelError: naming the path and what is wrong.
     """
-    file = Path(path).expanduser()
+    file = _builtin(path.removeprefix(BUILTIN)) if path.startswith(BUILTIN) else Path(path).expanduser()
     try:
         if not file.is_file():
             what = "is a folder" if file.is_dir() else "does not exist"
             raise ModelError(
-                f"model {file}: {what}; give the path of an ONNX model, an OpenVINO .xml or a TensorRT plan"
+                f"model {file}: {what}; give the path of an ONNX model, an OpenVINO .xml or a TensorRT plan, or "
+                f"{BUILTIN}road6"
             )
         for part in parts_of(file):
             with part.open("rb") as handle:

@@ -12,7 +12,7 @@ from typing import Any
 
 from streamd import __version__
 from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
-from streamd.engine.model import sha256_of
+from streamd.engine.model import model_file, sha256_of
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
 from streamd.heads.select import declared, recognise
 from streamd.models import cache
@@ -133,7 +133,7 @@ class Quantizer:
         self.request, self._report = request, report
         if request.method not in METHODS:
             raise ConfigError(f"--method {request.method}: expected one of {', '.join(METHODS)}")
-        self.source = Path(request.model).expanduser()
+        self.source = model_file(request.model)
         if request.out.exists() and self.source.exists() and request.out.samefile(self.source):
             raise ConfigError(f"--out {request.out}: is the float model itself; give another name")
         check_writable(request.out)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from streamd.engine import ModelSettings
+from streamd.config import load
+from streamd.engine import BUILTIN, ModelSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
 from streamd.errors import ConfigError, ModelError
 from streamd.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
@@ -55,6 +56,24 @@ def test_labels_from_a_file(path: Path, tmp_path: Path) -> None:
         names.write_bytes(content)
         with pytest.raises(ConfigError, match=r"names\.txt"):
             settle(path, labels=str(names))
+
+
+def test_a_model_that_comes_with_streamd_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("road6", "road6_float"):
+        (tmp_path / f"{name}.onnx").write_bytes(b"x")
+    monkeypatch.setattr("streamd.engine.model.ASSETS", tmp_path)
+    assert model_file(f"{BUILTIN}road6") == tmp_path / "road6.onnx"
+    with pytest.raises(ModelError, match=r"model builtin:cats: .* known: builtin:road6, builtin:road6_float"):
+        model_file("builtin:cats")
+    for name in ("", "../assets/road6", "road6.onnx"):
+        with pytest.raises(ModelError, match="streamd brings no such model"):
+            model_file(BUILTIN + name)
+    config = tmp_path / "c.yaml"
+    config.write_text('model: {path: "builtin:road6"}\nstreams: [{id: a, url: x.mp4}]\n')
+    assert load(config).config.model.path == "builtin:road6"
+    monkeypatch.setattr("streamd.engine.model.ASSETS", tmp_path / "none")
+    with pytest.raises(ModelError, match="known: none in this installation"):
+        model_file("builtin:road6")
 
 
 @pytest.mark.parametrize("names", ["__import__('os')", "{0: 'a', 2: 'b'}", "(" * 5000, "{"])

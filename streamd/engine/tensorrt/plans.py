@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from streamd.engine.model import sha256_of
+from streamd.engine.model import ASSETS, sha256_of
 from streamd.engine.select import PLAN_SUFFIXES
 from streamd.engine.tensorrt.driver import Gpu
 from streamd.engine.tensorrt.version import Trt, parse_version
@@ -182,6 +182,8 @@ def plan_folders(model: Path, cache_dir: str | None) -> list[Path]:
     """Where a plan of `model` is looked for, and, in the first that can be written, kept."""
     if cache_dir is not None:
         return [Path(cache_dir).expanduser()]
+    if model.parent == ASSETS:
+        return [user_cache()]  # an installed package stays as it was installed
     return [model.absolute().parent, user_cache()]
 
 

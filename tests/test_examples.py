@@ -1,0 +1,123 @@
+"""The subscribers in docs/examples, each beside a real daemon that watches real traffic."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamd.cli.demo import clip
+from tests.behaviour.daemon import Running, daemon, until
+from tests.conftest import ROOT, road_model
+
+EXAMPLES = ROOT / "docs" / "examples"
+
+
+@contextmanager
+def watching(folder: Path) -> Iterator[tuple[Running, str]]:
+    """A daemon and the address that it publishes at."""
+    endpoint = f"ipc://{folder}/z"
+    config = f"""
+model: {{path: "{road_model()}"}}
+sinks: [{{kind: zmq, bind: "{endpoint}"}}]
+streams:
+  - {{id: street, url: "{clip()}", loop: true, ring: 1}}
+  - {{id: gone, url: "{folder}/none.mp4"}}
+"""
+    with daemon(folder, config) as running:
+        yield running, endpoint
+
+
+@contextmanager
+def example(out: Path, *command: str | Path) -> Iterator[subprocess.Popen[str]]:
+    with out.open("w") as file:
+        process = subprocess.Popen(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def found(out: Path, pattern: str) -> bool:
+    text = out.read_text()
+    assert "Traceback" not in text, text
+    return re.search(pattern, text, re.MULTILINE) is not None
+
+
+def test_the_python_subscribers(tmp_path: Path) -> None:
+    simple, follow = tmp_path / "simple", tmp_path / "follow"
+    with (
+        watching(tmp_path) as (running, endpoint),
+        example(simple, sys.executable, EXAMPLES / "subscribe.py", endpoint),
+        example(follow, sys.executable, EXAMPLES / "follow.py", endpoint) as follower,
+    ):
+        until(lambda: found(simple, r"^street \d+ .*(car|person) 0\.\d\d at \["), 60, "the simple one sees")
+        until(lambda: found(follow, r"^street: \d+ .*(car|person) 0\.\d\d"), 60, "the other one sees")
+        assert found(follow, "^street: is LIVE$")
+        assert found(follow, "^gone: is FAILED \\(not_found: .*none.mp4")
+        running.stop()
+        until(lambda: found(follow, "^street: is ENDED"), 10, "the end is told")
+        with watching(tmp_path):
+            until(lambda: found(follow, "^streamd was started again"), 60, "the restart is told")
+            until(lambda: follow.read_text().rfind("street: is LIVE") > follow.read_text().find("again"), 20)
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(10) == 0
+    assert "lost on the way" not in follow.read_text()
+
+
+def test_whose_a_gap_is() -> None:
+    spec = importlib.util.spec_from_file_location("follow", EXAMPLES / "follow.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    follower = module.Follower()
+
+    def take(seq: int, dropped: int, boot: str = "a") -> str:
+        message = {"boot_id": boot, "stream": "s", "seq": seq, "dropped": dropped, "detections": []}
+        return "; ".join(follower.take(message))
+
+    assert take(100, 100) == ""
+    assert take(101, 0) == ""
+    assert "dropped 3 before 105" in take(105, 3)
+    assert take(109, 0) == "s: 3 before 109 were lost on the way: we were too slow"
+    both = take(115, 2)
+    assert "dropped 2 before 115" in both
+    assert "3 before 115 were lost" in both
+    assert take(0, 0, "b") == "streamd was started again: its counts begin anew"
+    follower.heard["s"] -= module.SILENCE_S + 1
+    assert "nothing for 15 s" in follower.silent()[0]
+    assert follower.silent() == []
+
+
+def test_the_node_subscriber(tmp_path: Path) -> None:
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if npm is None or node is None:
+        message = "Node.js and npm are not installed (Debian's packages nodejs and npm)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    folder = tmp_path / "node"
+    folder.mkdir()
+    for name in ("package.json", "subscribe.mjs"):
+        shutil.copy(EXAMPLES / name, folder)
+    # The package brings libzmq built: no script of its own has to run.
+    install = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
+    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    with watching(tmp_path) as (_, endpoint), example(out, node, folder / "subscribe.mjs", endpoint):
+        until(lambda: found(out, r"^street: \d+ .*(car|person) 0\.\d\d"), 60, "it sees")
+        until(lambda: found(out, "^gone: is FAILED not_found"), 20, "it tells states")
+        assert found(out, "^street: is LIVE")
