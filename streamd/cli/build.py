@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamd.cli.console import positive
+from streamd.cli.console import add_head_option, positive
 from streamd.cli.gate import PlanGate, add_gate_options, gate_of
 from streamd.engine.model import model_file
 from streamd.engine.select import PLAN_SUFFIXES
-from streamd.errors import ConfigError
+from streamd.errors import ConfigError, ModelError
 from streamd.redact import redact
 from streamd.sidecar import Sidecar
 from streamd.telemetry.logs import configure
@@ -61,6 +61,7 @@ def add_parser(subparsers: Any) -> None:
         "--hardware-compatible", action="store_true", help="let any GPU from Ampere on run the plan (8.6 and later)"
     )
     p.add_argument("--device", type=int, default=0, metavar="N", help="CUDA ordinal of the GPU (default 0)")
+    add_head_option(p)
     calibration = p.add_argument_group("INT8 calibration of a float model (TensorRT 10 and earlier)")
     calibration.add_argument(
         "--calibrate-images", metavar="DIR|VIDEO|URL", help="pictures like those the cameras will see"
@@ -174,7 +175,28 @@ def _job(args: argparse.Namespace) -> Job:
 
         prepare(path, replace(options, calibration=Calibration("")))
         options = replace(options, calibration=_calibration(args, path))
-    return prepare(path, options)
+    return _with_head(prepare(path, options), args.head)
+
+
+def _with_head(job: Job, kind: str | None) -> Job:
+    """The job with the head that `--head` declares, for the plan's sidecar.
+
+    Raises:
+        ConfigError: the sidecar's own head is of that kind, but wrong.
+        ModelError: the rows are not decoded and nobody says so: a plan that decodes on the device could not notice.
+    """
+    from streamd.heads.select import declared
+
+    head = declared(kind, job.spec)
+    if head is not None:
+        body = head.model_dump(mode="json", exclude_defaults=True) | {"kind": kind}
+        return replace(job, spec=replace(job.spec, head=body))
+    if job.spec.head is None and job.onnx.ends_in_sigmoid:
+        raise ModelError(
+            f"model {job.onnx.path}: its output ends in a sigmoid, so its rows are not decoded; if they are YOLOv5's, "
+            "give --head yolov5_sigmoid"
+        )
+    return job
 
 
 def _summary(job: Job, out: Path, sidecar: Sidecar, verdict: str) -> None:

@@ -27,6 +27,7 @@ from streamd.types import ModelSpec, TensorSpec
 from tests.conftest import shared
 from tests.engine.onnx_models import conv_relu, qdq, unsupported
 from tests.engine.trt import trt_here
+from tests.models.nets import detector, joined_sigmoid
 
 SMALL = "models/yolov5lite_e_relu_320.onnx"
 DETECTOR = "models/yolov5n_heads.onnx"
@@ -57,12 +58,14 @@ def names(folder: Path) -> list[str]:
 
 
 def test_float_model(folder: Path) -> None:
-    done = build(shared(SMALL), "--out", folder / "m.plan")
+    done = build(shared(SMALL), "--out", folder / "m.plan", "--head", "yolov5_sigmoid")
     assert done.returncode == 0, done.stderr
     assert "fp16" in done.stdout
     assert "accuracy: not checked" in done.stdout
     assert names(folder) == ["m.plan", "m.plan.json"]
-    made = read_sidecar(folder / "m.plan").provenance
+    sidecar = read_sidecar(folder / "m.plan")
+    assert sidecar.head == {"kind": "yolov5_sigmoid"}
+    made = sidecar.provenance
     assert made is not None
     assert (made.precision, made.profile, made.source) == ("fp16", (1, 1, 1), Path(SMALL).name)
 
@@ -93,6 +96,15 @@ def test_an_existing_plan_survives_every_refusal(folder: Path) -> None:
     assert names(folder) == before
 
 
+def test_undecoded_rows_need_a_declared_head(folder: Path) -> None:
+    """A plan decodes on the device, where nothing would notice that boxes are relative to cells."""
+    model = joined_sigmoid(detector(folder / "heads.onnx"), folder / "m.onnx")
+    assert read_onnx(model).ends_in_sigmoid
+    assert not read_onnx(folder / "heads.onnx").ends_in_sigmoid
+    assert "give --head yolov5_sigmoid" in message(build(model, "--out", folder / "m.plan"), 3)
+    assert not (folder / "m.plan").exists()
+
+
 def test_arguments_that_make_no_sense(folder: Path) -> None:
     model = conv_relu(folder / "m.onnx")
     out = folder / "m.plan"
@@ -117,7 +129,9 @@ def test_where_the_plan_cannot_run_the_gate_says_so(folder: Path) -> None:
     if find_gpu(0) is not None:
         pytest.skip("this machine has a GPU: the gate runs")
     images = shared("images/coco_val128/images")
-    done = build(shared(SMALL), "--out", folder / "m.plan", "--eval-images", images)
+    done = build(
+        shared(SMALL), "--out", folder / "m.plan", "--eval-images", images, "--head", "yolov5_sigmoid"
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "accuracy not checked, for this machine cannot run the plan" in done.stdout
     made = read_sidecar(folder / "m.plan").provenance

@@ -115,6 +115,25 @@ class OnnxNet:
         return simple[op]()
 
 
+class CpuNet:
+    """An ONNX model through OpenVINO, a picture at a time: on a CPU some ten times faster than `OnnxNet`.
+
+    Args:
+        path: the model, exported for one picture.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import openvino
+
+        # Labels are made once: in float32, whatever the CPU would rather do.
+        self._request = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def __call__(self, x: Any) -> list[Any]:
+        """The outputs, in the graph's order."""
+        found = [[v.copy() for v in self._request([p[None]]).values()] for p in x.contiguous().numpy()]
+        return [torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True)]
+
+
 def _fused(nodes: list[Any], constants: dict[str, Any]) -> list[Any]:
     """x·σ(x) and x·clip(x+3, 0, 6)/6 as one operator each: a quarter of the memory traffic."""
     users: dict[str, int] = {}
@@ -144,7 +163,8 @@ class Teacher:
     """
 
     def __init__(self, path: Path, device: str = "cpu", dtype: Any = torch.float32) -> None:
-        self._net, self._dtype = OnnxNet(path, device, dtype), dtype
+        self._net: Any = CpuNet(path) if device == "cpu" else OnnxNet(path, device, dtype)
+        self._dtype = dtype
         self.yolox = "yolox" in path.name
         strides = (8, 16, 32) if self.yolox else (8, 16, 32, 64)
         cells, steps = [], []

@@ -18,6 +18,8 @@ from streamd.types import TensorSpec
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_MOVERS = frozenset({"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators whose results are their inputs' values, moved."""
 
 
 class _Broken(Exception):
@@ -69,6 +71,8 @@ class OnnxNode:
 
     name: str
     operator: str
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name or '(unnamed)'} ({self.operator})"
@@ -87,6 +91,27 @@ class OnnxFile:
     """Without those that are only weights; -1 for a dynamic dimension."""
     nodes: tuple[OnnxNode, ...]
     metadata: dict[str, str]
+    outputs: tuple[str, ...] = ()
+    """Names of the tensors that come out."""
+
+    @cached_property
+    def ends_in_sigmoid(self) -> bool:
+        """True where a sigmoid is the last arithmetic before a whole output: YOLOv5 rows like that are not decoded."""
+        makers = {name: node for node in self.nodes for name in node.outputs}
+        for output in self.outputs:
+            last, waiting, seen = set(), [output], {output}
+            while waiting:
+                node = makers.get(waiting.pop())
+                if node is None or node.operator not in _MOVERS:
+                    last.add(node.operator if node is not None else "")
+                    continue
+                # Of the others only the first input is data; Concat's are all.
+                above = set(node.inputs if node.operator == "Concat" else node.inputs[:1]) - seen
+                seen |= above
+                waiting += above
+            if last == {"Sigmoid"}:
+                return True
+        return False
 
     @cached_property
     def quantized(self) -> bool:
@@ -133,8 +158,11 @@ def _weights(data: memoryview) -> tuple[str, str | None]:
 
 
 def _node(data: memoryview) -> OnnxNode:
-    found = {number: _text(body) for number, _, body in _fields(data) if number in (3, 4)}
-    return OnnxNode(found.get(3, ""), found.get(4, ""))
+    found: dict[int, list[str]] = {1: [], 2: [], 3: [""], 4: [""]}
+    for number, _, body in _fields(data):
+        if number in found:
+            found[number].append(_text(body))
+    return OnnxNode(found[3][-1], found[4][-1], tuple(found[1]), tuple(found[2]))
 
 
 def _content_sha256(path: Path, digest: hashlib._Hash, outside: list[str]) -> str:
@@ -183,12 +211,14 @@ def _read(path: Path, data: memoryview) -> OnnxFile:
             metadata[key] = value
     if graph is None:
         raise _Broken
-    nodes, inputs, weights, outside = [], [], set(), []
+    nodes, inputs, outputs, weights, outside = [], [], [], set(), []
     for number, _, body in _fields(graph):
         if number == 1:
             nodes.append(_node(body))
         elif number == 11:
             inputs.append(_tensor(body))
+        elif number == 12:
+            outputs.append(_tensor(body).name)
         elif number == 5:
             name, where = _weights(body)
             weights.add(name)
@@ -198,4 +228,6 @@ def _read(path: Path, data: memoryview) -> OnnxFile:
         raise _Broken
     found = tuple(t for t in inputs if t.name not in weights)
     digest = hashlib.sha256(data)
-    return OnnxFile(path, digest.hexdigest(), _content_sha256(path, digest, outside), found, tuple(nodes), metadata)
+    return OnnxFile(
+        path, digest.hexdigest(), _content_sha256(path, digest, outside), found, tuple(nodes), metadata, tuple(outputs)
+    )
