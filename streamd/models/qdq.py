@@ -122,8 +122,9 @@ signed pairs wrongly, and TensorRT would have to move the halves through the nod
 class _Writer:
     """Adds pairs to a copy of the graph."""
 
-    def __init__(self, model: Any, scale_of: Mapping[str, np.float32]) -> None:
+    def __init__(self, model: Any, scale_of: Mapping[str, np.float32], *, compact: bool = False) -> None:
         self.onnx = vendor()
+        self.compact = compact
         self.model = copy.deepcopy(model)
         self.graph = Graph(self.model)
         self.scale_of = scale_of
@@ -181,8 +182,17 @@ class _Writer:
 
     def weights(self, tensor: str, at: int) -> str:
         if tensor not in self._float:
-            self.constants(tensor, weight_scales(self.graph.constant(tensor)))
-            q = self._node("QuantizeLinear", tensor, tensor, f"{tensor}_q", at - 1, axis=0)
+            weight = self.graph.constant(tensor)
+            scales = weight_scales(weight)
+            self.constants(tensor, scales)
+            if self.compact:
+                q = f"{tensor}_q"
+                steps = np.rint(weight / scales.reshape(-1, *[1] * (weight.ndim - 1)))
+                self.model.graph.initializer.append(
+                    self.onnx.numpy_helper.from_array(np.clip(steps, -QMAX, QMAX).astype(np.int8), q)
+                )
+            else:
+                q = self._node("QuantizeLinear", tensor, tensor, f"{tensor}_q", at - 1, axis=0)
             self._float[tensor] = self._node("DequantizeLinear", q, tensor, f"{tensor}_dq", at - 1, axis=0)
         return self._float[tensor]
 
@@ -217,6 +227,7 @@ def quantized(
     float_layers: Collection[str] = (),
     moves: Collection[str] = INT8_MOVES,
     residuals: bool = True,
+    compact: bool = False,
 ) -> Any:
     """A copy of `model` with pairs on the inputs and weights of its layers.
 
@@ -228,9 +239,10 @@ def quantized(
         moves: operators that move values in INT8; others get a pair on either side.
         residuals: let additions read the quantised value of an operand that has one anyway, so that a skip
             connection is kept in INT8 only.
+        compact: store weights as INT8 and only dequantise them: a quarter of the size, equal in value.
     """
     scale = {g: np.float32(max(thresholds[names[0]], TINY) / QMAX) for g, names in sites.sources.items()}
-    writer = _Writer(model, {name: scale[g] for name, g in sites.group.items()})
+    writer = _Writer(model, {name: scale[g] for name, g in sites.group.items()}, compact=compact)
     graph = writer.graph
     active = {layer.name: layer for layer in sites.layers if layer.name not in float_layers}
     # Every passing node between a source and a layer that is quantised.

@@ -56,6 +56,8 @@ class Request:
     cache: Path | None = None
     """File of the calibration cache. Default: in the user's cache folder."""
     use_cache: bool = True
+    compact: bool = False
+    """Store weights as INT8; see `qdq.quantized`."""
     residuals: bool = True
     head: str | None = None
     """Kind of the head; the INT8 model's sidecar then declares it. Default: what the sidecar or the shapes say."""
@@ -229,8 +231,9 @@ class Quantizer:
     def candidate(self, float_layers: Collection[str]) -> bytes:
         """The quantised model as a file's content: the same for the same inputs, byte by byte."""
         made = quantized(
-            self.model, self.sites, self.thresholds, float_layers=float_layers, residuals=self.request.residuals
-        )
+            self.model, self.sites, self.thresholds, float_layers=float_layers, residuals=self.request.residuals,
+            compact=self.request.compact,
+        )  # fmt: skip
         content: bytes = made.SerializeToString(deterministic=True)
         return content
 

@@ -57,6 +57,17 @@ def test_quantised_layers_read_pairs_and_the_rest_stays_float(act: str) -> None:
                 assert kinds == ["DequantizeLinear", "DequantizeLinear", None], node.name
 
 
+def test_compact_weights_are_equal_in_value_and_a_quarter_of_the_size() -> None:
+    pairs, compact = (made(branches(), compact=c) for c in (False, True))
+    for a, b in zip(run(pairs), run(compact), strict=True):
+        np.testing.assert_array_equal(a, b)
+    stored = {t.name: t for t in compact.graph.initializer}
+    weights = [n.input[0] for n in compact.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored]
+    assert len(weights) == 5
+    assert {stored[w].data_type for w in weights} == {onnx.TensorProto.INT8}
+    assert not {t.name for t in compact.graph.initializer} & {w.removesuffix("_q") for w in weights}
+
+
 def test_pairs_are_what_tensorrt_wants() -> None:
     model = branches()
     graph = Graph(made(model))
