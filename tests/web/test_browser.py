@@ -98,7 +98,7 @@ def visit(running: Running, browser: Browser) -> Iterator[Any]:
         context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("console", complain)
         page.on("pageerror", lambda e: complaints.append(str(e)))
         page.goto(f"http://127.0.0.1:{running.port}/{path}")
         return page
