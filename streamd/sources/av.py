@@ -18,6 +18,7 @@ from streamd.sources import AvStreamSettings, SourceInfo, is_live, paces
 from streamd.sources.av_errors import describe, translate
 from streamd.sources.barren import Barren
 from streamd.sources.clock import StreamClock
+from streamd.sources.holdback import Holdback
 from streamd.sources.pacing import Pacer, RateLimit
 from streamd.sources.picture import clockwise, picture_of
 from streamd.sources.quarantine import LossEar, Quarantine
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-_Arrival = tuple[int, int, Clock, bool]
-"""What travels through the decoder with a packet: monotonic arrival, wall time of capture and whose, and whether its
-picture is damaged or predicted from a damaged one."""
+_Arrival = tuple[int, int, Clock, bool, int]
+"""What travels through the decoder with a packet: monotonic arrival, wall time of capture and whose, whether its
+picture is damaged or predicted from a damaged one, and its number."""
 HUNG_S = 5.0
 """What FFmpeg has not ended so long after its limit will not end at all."""
 DECODE_LIMIT_S = 10.0
@@ -78,6 +79,7 @@ class AvSource:
         self.clock = StreamClock(settings.clock_max_offset_s)
         self._missed = 0
         self._quarantine = Quarantine()
+        self._holdback = Holdback()
         self._withhold = settings.on_corruption == "quarantine"
 
     def open(self) -> SourceInfo:
@@ -321,7 +323,7 @@ class AvSource:
             wall_ns, clock = self.clock.stamp(packet, wall_ns, self._time_base_ns)
         damaged = self._missed > 0 or packet.is_corrupt
         tainted = self._quarantine.packet(key=packet.is_keyframe, damaged=damaged, now_ns=now_ns)
-        return now_ns, wall_ns, clock, tainted
+        return now_ns, wall_ns, clock, tainted, self._holdback.packet()
 
     def _decode(self, packet: Packet[Any]) -> list[VideoFrame]:
         self.cut_by = time.monotonic() + DECODE_LIMIT_S
@@ -348,8 +350,13 @@ class AvSource:
         stamp, (ticks, per) = native.pts, self._tick_ns
         pts_ns = stamp * ticks // per if stamp is not None and ticks else None
         carried: Any = native.opaque
-        told: _Arrival = carried or (decoded_ns, time.time_ns(), "arrival", False)
-        captured_ns, wall_ns, clock, tainted = told
+        told: _Arrival = carried or (decoded_ns, time.time_ns(), "arrival", False, 0)
+        captured_ns, wall_ns, clock, tainted, number = told
+        if self._live and number and self._settings.frames == "all":
+            late = self._holdback.picture(number, decoded_ns)
+            if late:
+                text = f"damage made the decoder hold back {late} pictures more than it did; a new connection ends that"
+                raise SourceError("corrupt", redact(f"{self._settings.url}: {text}"))
         quarantined = self._quarantine.frame(
             tainted=tainted, corrupt=native.is_corrupt, key=native.key_frame, now_ns=decoded_ns
         )
