@@ -118,7 +118,7 @@ def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = N
     Raises:
         ConfigError: every problem at once, one a line: `FILE:LINE: field: message`.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     document = _parse(file, os.environ if environment is None else environment)
     problems = [(line, message) for line, message in document.problems]
     config: Config | None = None
@@ -246,7 +246,7 @@ def _absolute(config: Config, folder: Path) -> Config:
     """Makes file paths relative to the configuration file absolute, so that the service's own folder never matters."""
 
     def resolved(text: str) -> str:
-        return text if is_url(text) or text.startswith(BUILTIN) else str((folder / Path(text).expanduser()).absolute())
+        return text if is_url(text) or text.startswith(BUILTIN) else str((folder / os.path.expanduser(text)).absolute())
 
     model = config.model
     update: dict[str, Any] = {"path": resolved(model.path)}

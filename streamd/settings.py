@@ -14,7 +14,12 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=False, validate_default=True, hide_input_in_errors=True
+        extra="forbid",
+        frozen=True,
+        strict=False,
+        validate_default=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
 

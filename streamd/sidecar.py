@@ -70,8 +70,10 @@ def read_sidecar(model: str | os.PathLike[str]) -> Sidecar:
         return Sidecar()
     text = read_text(path, MAX_BYTES, what=f"sidecar {path}", expected="JSON with names and numbers only")
     try:
-        return Sidecar.model_validate(json.loads(text))
-    except (json.JSONDecodeError, RecursionError) as error:
+        values = json.loads(text)
+        json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair could be read, and never be written
+        return Sidecar.model_validate(values)
+    except (json.JSONDecodeError, UnicodeEncodeError, RecursionError) as error:
         raise ConfigError(f"sidecar {path}: not valid JSON ({error}); mend or delete it") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())

@@ -83,8 +83,9 @@ def read_bytes(path: Path, limit: int, *, what: str, expected: str) -> bytes:
             if (doubt := distrust(os.fstat(file.fileno()))) is not None:
                 raise ConfigError(f"{what}: {doubt}")
             data = file.read(limit + 1)
-    except OSError as error:
-        reason = "is a folder" if path.is_dir() else f"cannot be read: {error.strerror}"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        reason = "is a folder" if path.is_dir() else f"cannot be read: {why}"
         raise ConfigError(f"{what}: {reason}; expected {expected}") from error
     if len(data) > limit:
         raise ConfigError(f"{what}: larger than {limit} bytes; expected {expected}")

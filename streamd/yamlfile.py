@@ -86,7 +86,7 @@ class _Reader:
             self.document.inline.add(str(node.value))
         try:
             return self._loader.construct_object(node)
-        except (yaml.YAMLError, ValueError):
+        except Exception:  # noqa: BLE001 - a tag that does not fit (`!!timestamp x`, `!!bool x`) raises anything
             # Neither the value nor the error, which has it: an unquoted password can look like a bad date.
             core, _, kind = str(node.tag).rpartition(":")
             self.problem(node, f"cannot be read{f' as {kind}' if core else ''}; where text is meant, put it in quotes")
@@ -128,6 +128,9 @@ class _Reader:
             return found
 
         out = _SUBSTITUTION.sub(value, str(node.value))
+        if "\0" in out:
+            self.problem(node, "holds a NUL character, which no path, name or address may have")
+            return ""
         found = credentials(out)
         if out and _is_secret(path):
             found |= {out, *_HEADER_VALUE.findall(out)}
@@ -140,7 +143,7 @@ class _Reader:
         if missing:
             hint = "; systemd sets it where the unit has LoadCredential=" if "CREDENTIALS_DIRECTORY" in missing else ""
             return None, f"${{file:{name}}}: environment variable {missing[0]} is not set{hint}"
-        file = self._folder / Path(_VARIABLE.sub(lambda match: self._environment[match[1]], name)).expanduser()
+        file = self._folder / os.path.expanduser(_VARIABLE.sub(lambda match: self._environment[match[1]], name))
         try:
             return read_text(file, MAX_SECRET_BYTES, what=str(file), expected="a file with one secret").strip(), ""
         except ConfigError as error:

@@ -36,26 +36,29 @@ def _folder(path: Path) -> Path:
     section = values.get("recorder") if isinstance(values, dict) else None
     folder = section.get("folder") if isinstance(section, dict) else None
     if isinstance(folder, str):
-        return (path.parent / Path(folder).expanduser()).absolute()
+        return (path.parent / os.path.expanduser(folder)).absolute()
     return default_folder() or UNIT_FOLDER
 
 
-def _process(folder: Path, path: Path) -> int:
-    """The process that records for the configuration."""
-    file = pid_file(folder, config_name(path))
-    with contextlib.suppress(OSError, ValueError), file.open() as opened:
-        pid = int(opened.read())
-        try:
-            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return pid  # its lock says that it lives
-    raise ConfigError(
-        f"{path}: no daemon of this configuration records into {folder}; start it, or set recorder.folder if it runs"
-    )
+def _processes(folder: Path, path: Path) -> dict[str, int]:
+    """The processes that record for the configuration, by the name of their bundles: one, or one for each worker."""
+    name = config_name(path)
+    found = {}
+    for file in (pid_file(folder, name), *sorted(folder.glob(f"{name}-worker[0-9]*.pid"))):
+        with contextlib.suppress(OSError, ValueError), file.open() as opened:
+            pid = int(opened.read())
+            try:
+                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found[file.stem] = pid  # its lock says that it lives
+    if not found:
+        advice = "start it, or set recorder.folder if it runs"
+        raise ConfigError(f"{path}: no daemon of this configuration records into {folder}; {advice}")
+    return found
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the bundle's path.
+    """Prints the path of each bundle.
 
     Raises:
         ConfigError: no such daemon.
@@ -63,17 +66,23 @@ def run(args: argparse.Namespace) -> int:
     """
     path = Path(args.config)
     folder = _folder(path)
-    pid = _process(folder, path)
-    before = set(bundles(folder, config_name(path)))
-    try:
-        os.kill(pid, signal.SIGUSR2)
-    except OSError as error:
-        raise SinkError(f"process {pid} cannot be asked: {error.strerror}; run this as its user, or as root") from error
+    waiting = _processes(folder, path)
+    before = {bundle for name in waiting for bundle in bundles(folder, name)}
+    for pid in waiting.values():
+        try:
+            os.kill(pid, signal.SIGUSR2)
+        except OSError as error:
+            message = f"process {pid} cannot be asked: {error.strerror}; run this as its user, or as root"
+            raise SinkError(message) from error
     deadline = time.monotonic() + args.timeout
     while time.monotonic() < deadline:
-        for found in reversed(bundles(folder, config_name(path), "request")):
-            if found not in before:
-                print(found)
-                return 0
+        for name in list(waiting):
+            new = [bundle for bundle in bundles(folder, name, "request") if bundle not in before]
+            if new:
+                print(new[-1])
+                del waiting[name]
+        if not waiting:
+            return 0
         time.sleep(0.05)
-    raise SinkError(f"process {pid} wrote no bundle into {folder} within {args.timeout:g} s; its log says why")
+    pids = ", ".join(map(str, waiting.values()))
+    raise SinkError(f"process {pids} wrote no bundle into {folder} within {args.timeout:g} s; its log says why")

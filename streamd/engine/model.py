@@ -37,7 +37,7 @@ def model_file(path: str) -> Path:
     Raises:
         ModelError: naming the path and what is wrong.
     """
-    file = _builtin(path.removeprefix(BUILTIN)) if path.startswith(BUILTIN) else Path(path).expanduser()
+    file = _builtin(path.removeprefix(BUILTIN)) if path.startswith(BUILTIN) else Path(os.path.expanduser(path))
     try:
         if not file.is_file():
             what = "is a folder" if file.is_dir() else "does not exist"
@@ -77,7 +77,7 @@ def parts_of(path: Path) -> list[Path]:
 
 def read_labels(path: str, what: str = "model.labels") -> tuple[str, ...]:
     """Class names from a text file, one a line. `what` names the setting in an error."""
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     text = read_text(file, MAX_LABELS_BYTES, what=f"{what}: {file}", expected="a text file, one name a line")
     labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not labels:

@@ -73,14 +73,16 @@ class OpenVinoBackend:
         self._core = ov.Core()
         try:
             self._model = self._core.read_model(path)
+            inputs = [_tensor_spec(p) for p in self._model.inputs]
+            outputs = tuple(_tensor_spec(p) for p in self._model.outputs)
         except Exception as error:
             raise ModelError(f"model {path}: OpenVINO cannot read it: {_first_line(error)}") from error
         spec = settle_spec(
             model,
             path,
             sha256_of(path),
-            [_tensor_spec(p) for p in self._model.inputs],
-            [_tensor_spec(p) for p in self._model.outputs],
+            inputs,
+            outputs,
             self._metadata(),
             batch.max or 1,
         )
@@ -120,7 +122,7 @@ class OpenVinoBackend:
             found = self._model.get_rt_info()["framework"]
             keys = list(found.value.keys()) if hasattr(found, "value") else list(found)
             return {str(k): self._model.get_rt_info(["framework", str(k)]).astype(str) for k in keys}
-        except (KeyError, RuntimeError, AttributeError, TypeError):
+        except (KeyError, RuntimeError, AttributeError, TypeError, UnicodeDecodeError):
             return {}
 
     def _lift_transposes(self) -> list[tuple[int, ...] | None]:

@@ -25,7 +25,7 @@ MAX_BYTES = 256 << 20
 def default_folder() -> Path:
     """The user's cache folder (XDG base directory specification)."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "streamd" / "calibration"
+    return Path(os.path.expanduser(base)) / "streamd" / "calibration"
 
 
 def key_of(spec: ModelSpec, pictures: str, watched: Sequence[str]) -> str:

@@ -141,7 +141,7 @@ def read_coco(path: Path, labels: Sequence[str]) -> dict[str, Truth]:
             row = (classes[a["category_id"]], x, y, x + w, y + h, a.get("iscrowd", 0), a.get("area", 0.0))
             rows[names[a["image_id"]]].append(row)
         return {name: _truth(found, relative=False) for name, found in rows.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(
             f"labels {path}: not a COCO annotation file (images, annotations, categories): {error!r}"
         ) from error

@@ -115,7 +115,7 @@ class Graph:
         for node in self.nodes:
             if node.op_type == "Constant":
                 for attribute in node.attribute:
-                    if attribute.name == "value":
+                    if attribute.name == "value" and node.output:
                         self._constants[node.output[0]] = attribute.t
         self._helper = onnx.numpy_helper
         constants = set(self._constants)
@@ -126,8 +126,15 @@ class Graph:
         return name in self._constants
 
     def constant(self, name: str) -> npt.NDArray[Any]:
-        """The value of a constant tensor."""
-        value: npt.NDArray[Any] = self._helper.to_array(self._constants[name])
+        """The value of a constant tensor.
+
+        Raises:
+            ModelError: its data does not fit its shape or type.
+        """
+        try:
+            value: npt.NDArray[Any] = self._helper.to_array(self._constants[name])
+        except Exception as error:
+            raise ModelError(f"constant {name!r} is damaged ({error}); export or copy the model again") from error
         return value
 
     def attribute(self, node: Any, name: str, default: Any = None) -> Any:
@@ -136,7 +143,7 @@ class Graph:
         for attribute in node.attribute:
             if attribute.name == name:
                 value = onnx.helper.get_attribute_value(attribute)
-                return value.decode() if isinstance(value, bytes) else value
+                return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         return default
 
     def passes(self, node: Any) -> bool:

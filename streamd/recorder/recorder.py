@@ -105,7 +105,13 @@ class Recorder:
         self._watched = watched
         self._runtime = runtime
         self._left = left_behind(runtime) if runtime is not None else []
-        header = {"pid": os.getpid(), "boot_id": boot_id, "version": __version__, "started": time.time()}
+        header = {
+            "config": config,
+            "pid": os.getpid(),
+            "boot_id": boot_id,
+            "version": __version__,
+            "started": time.time(),
+        }
         self.memory = Memory(header, seconds, runtime)
         self.frame: Callable[[Detections], None] = self.memory.frame
         """To be told every published frame. Any thread."""
@@ -299,6 +305,8 @@ class Recorder:
         for path in self._left:
             with contextlib.suppress(OSError, ValueError):
                 record = read_left_behind(path)
+                if record.header.get("config") != self._config:
+                    continue  # another worker's: the one that takes its place tells of it
                 started = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(record.header["started"]))
                 detail = (
                     f"process {record.header['pid']}, started {started} UTC, ended without closing: a fatal signal, "

@@ -204,7 +204,7 @@ def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage:
         raise SinkError(f"message: topic {name[:80]!r} is not of schema {SCHEMA}; expected {TOPIC_PREFIX}…")
     try:
         message: DetectionsMessage | StatusMessage = decoders[encoding].decode(parts[1])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SinkError(f"message: {name[:80]}: {error}") from error
     return message
 

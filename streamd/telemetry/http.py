@@ -295,7 +295,10 @@ class HttpServer:
         host = host.strip("[]")
 
         def metrics(request: Request) -> Response:
-            encode, kind = choose_encoder(request.headers.get("Accept", ""))
+            try:
+                encode, kind = choose_encoder(request.headers.get("Accept", ""))
+            except Exception:  # noqa: BLE001 - a version that is none: as if nothing had been asked for
+                encode, kind = choose_encoder("")
             return Response(encode(registry), kind)
 
         def verdict(check: Check) -> Handler:

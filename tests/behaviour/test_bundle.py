@@ -90,6 +90,25 @@ streams:
     assert "no daemon of this configuration records into" in gone.stderr
 
 
+def test_each_worker_of_several_writes_its_own(tmp_path: Path) -> None:
+    config = """model: {path: none}
+engine: {kind: "null"}
+workers: 2
+recorder: {folder: bundles}
+streams: [{id: a, kind: synthetic, fps: 50}, {id: b, kind: synthetic, fps: 50}]
+"""
+    with process(tmp_path, config) as running:
+        until(lambda: (tmp_path / "log").read_text().count('"stream live"') == 2, 60, "both streams are live")
+        asked = streamd("bundle", str(tmp_path / "yard.yaml"))
+        assert (asked.returncode, asked.stderr) == (0, "")
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+    archives = [Archive(Path(line)) for line in asked.stdout.split()]
+    assert len(archives) == 2
+    assert {row["stream"] for archive in archives for row in archive.rows("streams.json")} == {"a", "b"}
+    assert not list((tmp_path / "bundles").glob("*.pid"))
+
+
 def test_a_request_while_nothing_is_recorded_harms_nothing(tmp_path: Path) -> None:
     config = NULL.replace("folder: bundles", "folder: bundles, keep: 0") + 'engine: {kind: "null"}\n'
     with process(tmp_path, config) as running:

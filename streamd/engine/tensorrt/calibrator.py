@@ -73,7 +73,7 @@ def read_cache(calibration: Calibration) -> bytes | None:
 def _key_of(cache: Path) -> str | None:
     try:
         note = json.loads(_cache_note(cache).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     key = note.get("key") if isinstance(note, dict) else None
     return str(key) if key else None

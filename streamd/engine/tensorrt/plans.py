@@ -181,7 +181,7 @@ def user_cache() -> Path:
 def plan_folders(model: Path, cache_dir: str | None) -> list[Path]:
     """Where a plan of `model` is looked for, and, in the first that can be written, kept."""
     if cache_dir is not None:
-        return [Path(cache_dir).expanduser()]
+        return [Path(os.path.expanduser(cache_dir))]
     if model.parent == ASSETS:
         return [user_cache()]  # an installed package stays as it was installed
     return [model.absolute().parent, user_cache()]
