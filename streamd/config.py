@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 
 from streamd.engine import BUILTIN, AutoSettings, BatchSettings, EngineConfig, ModelSettings, per_device
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings, HeadConfig
 from streamd.redact import redact, remember
 from streamd.settings import NAME_PATTERN, Seconds, Settings
-from streamd.sinks import SinkConfig, ZmqSettings
+from streamd.sinks import KEY_PATTERN, SinkConfig, ZmqSettings
 from streamd.sources import AvStreamSettings, StreamConfig, max_age
 from streamd.trust import read_text
 from streamd.yamlfile import MAX_BYTES, Document, Path_, read_yaml
@@ -128,7 +128,8 @@ def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = N
         problems += _validation_problems(error, document)
     if config is not None:
         config = _absolute(config, file.parent)
-        problems += [(document.line(path) or 1, f"{dotted(path)}: {message}") for path, message in _cross_check(config)]
+        found = [*_cross_check(config), *_check_secrets(config, document)]
+        problems += [(document.line(path) or 1, f"{dotted(path)}: {message}") for path, message in found]
     if problems or config is None:
         raise ConfigError("\n".join(f"{file}:{line}: {redact(message)}" for line, message in sorted(set(problems))))
     return Loaded(config, file, frozenset(document.secrets | document.inline), document.line)
@@ -200,6 +201,7 @@ def _validation_problems(error: ValidationError, document: Document) -> Iterator
 _PATTERNS = {
     NAME_PATTERN: "expected at most 63 letters, digits, dots, dashes and underscores, not beginning with a dot or dash",
     LISTEN_PATTERN: "expected HOST:PORT, as in 127.0.0.1:9188",
+    KEY_PATTERN: "expected a public key of 40 characters, as `streamd keygen` makes them",
 }
 
 
@@ -255,10 +257,18 @@ def _absolute(config: Config, folder: Path) -> Config:
     streams = tuple(
         s.model_copy(update={"url": resolved(s.url)}) if isinstance(s, AvStreamSettings) else s for s in config.streams
     )
-    sinks = tuple(
-        s.model_copy(update={"path": resolved(s.path)}) if s.kind == "jsonl" and s.path != "-" else s
-        for s in config.sinks
-    )
+
+    def sink(settings: Any) -> Any:
+        if settings.kind == "jsonl" and settings.path != "-":
+            return settings.model_copy(update={"path": resolved(settings.path)})
+        if isinstance(settings, ZmqSettings) and settings.curve and isinstance(settings.curve.clients, str):
+            clients = settings.curve.clients
+            if clients != "any":
+                curve = settings.curve.model_copy(update={"clients": resolved(clients)})
+                return settings.model_copy(update={"curve": curve})
+        return settings
+
+    sinks = tuple(map(sink, config.sinks))
     changed: dict[str, Any] = {"model": model.model_copy(update=update), "streams": streams, "sinks": sinks}
     if config.recorder.folder is not None:
         changed["recorder"] = config.recorder.model_copy(update={"folder": resolved(config.recorder.folder)})
@@ -305,6 +315,18 @@ def _check_isolation(i: int, stream: AvStreamSettings) -> Iterator[tuple[Path_, 
         yield ("streams", i, "decode"), f"{message}; set decode: software or isolation: thread"
     if stream.isolation == "thread" and stream.max_rss_mb is not None:
         yield ("streams", i, "max_rss_mb"), "only a decoder process has a limit of its own; set isolation: process"
+
+
+def _check_secrets(config: Config, document: Document) -> Iterator[tuple[Path_, str]]:
+    """What opens a door stands in no configuration: those are copied, shown and kept under version control."""
+    for i, sink in enumerate(config.sinks):
+        if isinstance(sink, ZmqSettings) and sink.curve is not None:
+            yield from _external(("sinks", i, "curve", "secret_key"), sink.curve.secret_key, document)
+
+
+def _external(path: Path_, secret: SecretStr, document: Document) -> Iterator[tuple[Path_, str]]:
+    if secret.get_secret_value() not in document.secrets:
+        yield path, "may not stand in the file itself; write ${file:PATH} or ${NAME}"
 
 
 def _check_devices(config: Config) -> Iterator[tuple[Path_, str]]:

@@ -24,7 +24,7 @@ MAX_SECRET_BYTES = 65_536
 Path_ = tuple[str | int, ...]
 
 _SECRET_NAME = re.compile(
-    r"(?:.*(?:password|passwd|passphrase|token|authorization|credential|decryption_key).*|headers|cookies)",
+    r"(?:.*(?:passw|passphrase|secret|token|authorization|credential|decryption_key).*|headers|cookies)",
     re.IGNORECASE,
 )
 """Keys whose value is a secret, FFmpeg's options among them."""

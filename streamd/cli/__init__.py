@@ -19,7 +19,9 @@ from streamd import __version__
 from streamd.errors import StreamdError
 from streamd.redact import redact
 
-COMMANDS = ("run", "demo", "check", "bundle", "schema", "detect", "watch", "build", "evaluate", "quantize", "inspect")
+COMMANDS = (
+    "run", "demo", "check", "bundle", "schema", "detect", "watch", "keygen", "build", "evaluate", "quantize", "inspect",
+)  # fmt: skip
 """Each is a module in this package with `add_parser(subparsers)` and `run(args) -> int`."""
 
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from streamd.errors import ConfigError, SinkError
-from streamd.sinks.message import TOPIC_PREFIX, DetectionsMessage, StatusMessage, decode
+from streamd.sinks import KEY_PATTERN
+from streamd.sinks.curve import read_keys, secure_client
+from streamd.sinks.message import MAX_MESSAGE_BYTES, TOPIC_PREFIX, DetectionsMessage, StatusMessage, decode
+from streamd.trust import read_text
 
 WINDOW_S = 5.0
+MAX_ROWS = 4096
+MAX_TEXT = 200
 
 
 @dataclass
@@ -65,6 +72,11 @@ class Row:
         }
 
 
+def _plain(text: str) -> str:
+    """What may be shown: a terminal obeys escape sequences, whoever sent them."""
+    return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
+
+
 class Board:
     """Rows by stream, fed with messages."""
 
@@ -83,10 +95,14 @@ class Board:
             self.boot_id = message.boot_id
             for row in self.rows.values():
                 row.next_seq = None
-        row = self.rows.setdefault(message.stream, Row(message.stream))
+        name = _plain(message.stream)
+        if name not in self.rows and len(self.rows) >= MAX_ROWS:
+            self.bad += 1
+            return
+        row = self.rows.setdefault(name, Row(name))
         row.epoch = message.epoch
         if isinstance(message, StatusMessage):
-            row.state, row.reason = message.state, message.reason
+            row.state, row.reason = _plain(message.state), _plain(message.reason)
             return
         row.frames += 1
         if row.next_seq is not None:
@@ -99,7 +115,7 @@ class Board:
         self.seen.update(counts)
         best = max((d.score for d in message.detections), default=0.0)
         seen = ", ".join(f"{n} {label}" for label, n in counts.most_common(4))
-        row.last = f"{seen} ({best:.2f})" if seen else "nothing"
+        row.last = _plain(f"{seen} ({best:.2f})" if seen else "nothing")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -109,27 +125,104 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--stream", action="append", metavar="ID", help="only this stream (may be repeated)")
     p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after so many seconds")
     p.add_argument("--json", action="store_true", help="print one JSON object a second instead of the table")
+    p.add_argument("--server-key", metavar="KEY", help="encrypted sink: the daemon's public key, or the file it is in")
+    p.add_argument(
+        "--key", metavar="FILE", help="encrypted sink: our secret key, from `streamd keygen`. Default: a new one"
+    )
 
 
-def _subscribe(endpoint: str, streams: list[str] | None) -> tuple[Any, Any]:
-    import zmq
+class Connection:
+    """A subscription to a daemon, and what can be told of it when nothing comes.
 
-    context = zmq.Context()
-    socket = context.socket(zmq.SUB)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVHWM, 10_000)
-    socket.setsockopt(zmq.IPV6, 1)
-    for prefix in [f"{TOPIC_PREFIX}{s}/" for s in streams] if streams else [TOPIC_PREFIX]:
-        socket.setsockopt_string(zmq.SUBSCRIBE, prefix)
-    try:
-        socket.connect(endpoint)
-    except zmq.ZMQError as error:
-        socket.close()
-        context.term()
-        raise ConfigError(
-            f"watch: {endpoint}: {error.strerror}; expected the zmq sink's address, as tcp://HOST:PORT or ipc://PATH"
-        ) from error
-    return context, socket
+    Args:
+        endpoint: the zmq sink's address.
+        streams: ids, None for all.
+        server_key: the daemon's public key where the sink is encrypted.
+        secret_key: our own; None for a new one.
+
+    Raises:
+        ConfigError: no such address, or no such key.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        streams: list[str] | None = None,
+        server_key: str | None = None,
+        secret_key: str | None = None,
+    ) -> None:
+        import zmq
+
+        self._endpoint = endpoint
+        self._context = zmq.Context()
+        self.socket: Any = self._context.socket(zmq.SUB)
+        self._monitor: Any = None
+        self._encrypted = server_key is not None
+        self.problem = ""
+        """Why the daemon and we do not understand each other."""
+        socket = self.socket
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVHWM, 10_000)
+        socket.setsockopt(zmq.IPV6, 1)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        for prefix in [f"{TOPIC_PREFIX}{s}/" for s in streams] if streams else [TOPIC_PREFIX]:
+            socket.setsockopt_string(zmq.SUBSCRIBE, prefix)
+        try:
+            if server_key is not None:
+                secure_client(socket, server_key, secret_key)
+            self._monitor = socket.get_monitor_socket(
+                zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            )  # fmt: skip
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(
+                f"watch: {endpoint}: {error.strerror}; expected the zmq sink's address, as tcp://HOST:PORT or ipc://PATH"
+            ) from error
+        except ConfigError as error:
+            self.close()
+            raise ConfigError(f"watch: {error}") from error
+
+    def look(self) -> None:
+        """Brings `problem` up to date, and asks again where we were refused."""
+        import zmq
+        from zmq.utils.monitor import recv_monitor_message
+
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.problem = ""
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self.problem = "refused: the daemon does not list our key; add it to the sink's curve.clients"
+                # libzmq does not ask again of itself.
+                self.socket.disconnect(self._endpoint)
+                self.socket.connect(self._endpoint)
+            elif self._encrypted:
+                self.problem = "no agreement: --server-key is not this daemon's key, or its sink is not encrypted"
+            else:
+                self.problem = "no agreement: the sink is encrypted; give --server-key and --key"
+
+    def close(self) -> None:
+        """Ends it."""
+        if self._monitor is not None:
+            self.socket.disable_monitor()
+            self._monitor.close(0)
+        self.socket.close()
+        self._context.term()
+
+
+def _key(given: str | None) -> str | None:
+    """A public key, or the first of the file that is named."""
+    if given is None or re.fullmatch(KEY_PATTERN, given):
+        return given
+    return next(iter(read_keys(Path(given), "watch: --server-key")), given)
+
+
+def _secret(file: str | None) -> str | None:
+    if file is None:
+        return None
+    return read_text(Path(file), 1024, what=f"watch: --key {file}", expected="a secret key of `streamd keygen`").strip()
 
 
 def _receive(socket: Any, board: Board, until: float) -> None:
@@ -156,7 +249,8 @@ def _ticks(seconds: float | None, period: float, going: Callable[[], bool]) -> I
         yield min(time.monotonic() + period, end or float("inf"))
 
 
-def _table(board: Board, endpoint: str) -> Any:
+def _table(board: Board, endpoint: str, problem: str = "") -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"streamd at {endpoint}", expand=False)
@@ -169,12 +263,14 @@ def _table(board: Board, endpoint: str) -> Any:
     now = time.monotonic()
     for name in sorted(board.rows):
         view = board.rows[name].view(now)
-        state = f"{view['state']} {view['reason']}".strip()
+        state = escape(f"{view['state']} {view['reason']}".strip())
         color = colors.get(view["state"], "white")
         numbers = (view[k] for k in ("fps", "p50_ms", "p99_ms", "frames", "dropped", "missed"))
         cells = ("-" if n is None else str(n) for n in numbers)
-        table.add_row(name, f"[{color}]{state}[/]", *cells, view["last"])
-    if not board.rows:
+        table.add_row(escape(name), f"[{color}]{state}[/]", *cells, escape(view["last"]))
+    if problem:
+        table.caption = problem
+    elif not board.rows:
         table.caption = "waiting for the first message…"
     elif board.bad:
         table.caption = f"{board.bad} messages were not understood"
@@ -188,6 +284,8 @@ def show(
     streams: list[str] | None = None,
     seconds: float | None = None,
     as_json: bool = False,
+    server_key: str | None = None,
+    secret_key: str | None = None,
     going: Callable[[], bool] = lambda: True,
 ) -> None:
     """Shows what comes from `endpoint` on standard output: a live table, lines where that is no terminal.
@@ -198,16 +296,24 @@ def show(
         streams: only these.
         seconds: ends after so long.
         as_json: one JSON object a second.
+        server_key: see `Connection`.
+        secret_key: see `Connection`.
         going: False ends it, too.
 
     Raises:
-        ConfigError: no address.
+        ConfigError: see `Connection`.
     """
-    context, socket = _subscribe(endpoint, streams)
+    connection = Connection(endpoint, streams, server_key, secret_key)
+    socket = connection.socket
+    told = ""
     try:
         if as_json or not sys.stdout.isatty():
             for until in _ticks(seconds, 1.0, going):
                 _receive(socket, board, until)
+                connection.look()
+                if connection.problem != told:
+                    told = connection.problem
+                    print(f"streamd: watch: {endpoint}: {told or 'connected'}", file=sys.stderr)
                 now = time.monotonic()
                 views = [board.rows[name].view(now) for name in sorted(board.rows)]
                 if as_json:
@@ -225,14 +331,19 @@ def show(
         with Live(_table(board, endpoint), auto_refresh=False, screen=False) as live:
             for until in _ticks(seconds, 0.5, going):
                 _receive(socket, board, until)
-                live.update(_table(board, endpoint), refresh=True)
+                connection.look()
+                live.update(_table(board, endpoint, connection.problem), refresh=True)
     finally:
-        socket.close()
-        context.term()
+        connection.close()
 
 
 def run(args: argparse.Namespace) -> int:
     """Shows the table until interrupted."""
+    if args.key and not args.server_key:
+        raise ConfigError("watch: --key needs --server-key, the daemon's public key")
     with contextlib.suppress(KeyboardInterrupt):
-        show(Board(), args.endpoint, streams=args.stream, seconds=args.seconds, as_json=args.json)
+        show(
+            Board(), args.endpoint, streams=args.stream, seconds=args.seconds, as_json=args.json,
+            server_key=_key(args.server_key), secret_key=_secret(args.key),
+        )  # fmt: skip
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, SecretStr, Tag
 
 from streamd.settings import Name, Seconds, Settings
 from streamd.types import Detections, StreamCounts, StreamStatus
@@ -73,6 +73,20 @@ class SinkSettings(Settings):
     heartbeat_s: Seconds = Field(5.0, description="Each stream's status is sent at least this often, in seconds.")
 
 
+KEY_PATTERN = r"^[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}$"
+"""A CURVE key in Z85."""
+Key = Annotated[str, Field(pattern=KEY_PATTERN)]
+
+
+class CurveSettings(Settings):
+    """Encryption, and who may listen: ZeroMQ CURVE. Keys are made by `streamd keygen`."""
+
+    secret_key: SecretStr = Field(description="The daemon's own secret key, as ${file:server.key} or ${NAME}.")
+    clients: str | tuple[Key, ...] = Field(
+        description="Who may listen: public keys, a file with one a line (read again when it changes), or any."
+    )
+
+
 class ZmqSettings(SinkSettings):
     """ZeroMQ publisher: topic and payload, message version 1."""
 
@@ -82,6 +96,7 @@ class ZmqSettings(SinkSettings):
     hwm: int = Field(
         1000, ge=1, le=1_000_000, description="Messages queued for each subscriber before its are dropped."
     )
+    curve: CurveSettings | None = Field(None, description="Keys for an encrypted sink. Default: not encrypted.")
     encoding: Literal["json", "msgpack"] = Field("json", description="Encoding of the payload.")
     linger_s: float = Field(1.0, ge=0, le=60, description="Longest time to deliver what is queued at exit, in seconds.")
 

@@ -12,12 +12,17 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from streamd.errors import SinkError
+from streamd.errors import SinkError, StreamdError
 from streamd.sinks import ZmqSettings
+from streamd.sinks.curve import Doorkeeper
 from streamd.sinks.message import STATUS_SUFFIX, Gaps, detections_message, encoder, status_message, topic
 from streamd.types import Detections, StreamCounts, StreamStatus
 
 SLOW_SUBSCRIBER = "subscriber_slow"
+MAX_SUBSCRIPTION_BYTES = 1024
+"""A longer message ends its sender's connection."""
+MAX_SUBSCRIPTIONS = 1000
+"""Taken in at a time: a subscriber that asks without end does not keep us from publishing."""
 
 
 class ZmqSink:
@@ -38,6 +43,7 @@ class ZmqSink:
         """Last status by topic, as it was sent."""
         self._context: Any = None
         self._socket: Any = None
+        self._door: Doorkeeper | None = None
         self._topics: dict[str, bytes] = {}
 
     @property
@@ -61,6 +67,14 @@ class ZmqSink:
         # Every subscription is told, also a repeated one: each newcomer gets the last statuses.
         socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         socket.setsockopt(zmq.IPV6, 1)
+        # A subscriber sends topics; nobody makes us keep more than that.
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
+        try:
+            if self._settings.curve is not None:
+                self._door = Doorkeeper(self._context, socket, self._settings.curve)
+        except StreamdError:
+            self.close()
+            raise
         try:
             if self._settings.bind is not None:
                 socket.bind(self._settings.bind)
@@ -120,8 +134,10 @@ class ZmqSink:
         """See `Sink.poll`. Sends the last statuses to whoever has just subscribed to them."""
         import zmq
 
-        prefixes: list[bytes] = []
-        while True:
+        if self._door is not None:
+            self._door.answer()
+        prefixes: set[bytes] = set()
+        for _ in range(MAX_SUBSCRIPTIONS):
             try:
                 event = self._socket.recv(zmq.DONTWAIT)
             except zmq.Again:
@@ -129,7 +145,7 @@ class ZmqSink:
             except zmq.ZMQError as error:
                 raise SinkError(f"zmq sink: {self._endpoint}: {error.strerror}") from error
             if event[:1] == b"\x01":
-                prefixes.append(event[1:])
+                prefixes.add(event[1:])
         if not prefixes:
             return
         for name, payload in list(self._statuses.items()):
@@ -138,6 +154,9 @@ class ZmqSink:
 
     def close(self) -> None:
         """See `Sink.close`."""
+        if self._door is not None:
+            self._door.close()
+            self._door = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -1,0 +1,47 @@
+"""`streamd keygen NAME`: a pair of CURVE keys, for a daemon or for one of its subscribers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from streamd.errors import ConfigError
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    p = subparsers.add_parser("keygen", help="make a pair of keys for an encrypted zmq sink or a subscriber of it")
+    p.add_argument("name", metavar="NAME", help="writes NAME.key (secret, mode 0600) and NAME.pub")
+    p.add_argument("--force", action="store_true", help="replace files that are there")
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Whole or not at all; never readable by more than `mode` says, not for a moment."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with open(handle, "w", encoding="ascii") as file:
+            os.fchmod(handle, mode)
+            file.write(f"{text}\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"keygen: {path} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes both files and prints the public key."""
+    from streamd.sinks.curve import new_pair
+
+    secret_file, public_file = Path(f"{args.name}.key"), Path(f"{args.name}.pub")
+    for file in (secret_file, public_file):
+        if os.path.lexists(file) and not args.force:
+            raise ConfigError(f"keygen: {file} is there already; choose another name, or --force to replace it")
+    public, secret = new_pair()
+    _write(secret_file, secret, 0o600)
+    _write(public_file, f"{public} {secret_file.stem}", 0o644)
+    print(public)
+    return 0
