@@ -24,6 +24,7 @@ from streamd.sources import AvStreamSettings, StreamConfig, max_age
 from streamd.trust import read_text
 from streamd.yamlfile import MAX_BYTES, Document, Path_, read_yaml
 
+USER_PATTERN = r"^[^:\x00-\x1f]+$"
 LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}$"
 
 
@@ -36,6 +37,22 @@ class DetectorSettings(ModelSettings):
     detect: DetectSettings = Field(DetectSettings(), description="Which boxes count as detections.")
 
 
+class TlsSettings(Settings):
+    """HTTPS. Both files are read again when they change: a renewed certificate needs no restart."""
+
+    certificate: str = Field(description="PEM file with the certificate and its chain.")
+    key: str = Field(description="PEM file with the private key, without a passphrase.")
+
+
+class LoginSettings(Settings):
+    """One user name and its password (HTTP basic authentication)."""
+
+    username: str = Field(min_length=1, max_length=256, pattern=USER_PATTERN, description="User name.")
+    password: SecretStr = Field(
+        min_length=8, max_length=1024, description="Its password, as ${file:PATH} or ${NAME}; 8 characters at least."
+    )
+
+
 class MetricsSettings(Settings):
     """The HTTP port with /metrics, /healthz and /readyz."""
 
@@ -43,6 +60,10 @@ class MetricsSettings(Settings):
         "127.0.0.1:9188",
         pattern=LISTEN_PATTERN,
         description="HOST:PORT to listen on; null for none. Port 0 takes a free one.",
+    )
+    tls: TlsSettings | None = Field(None, description="Certificate and key for HTTPS. Default: plain HTTP.")
+    login: LoginSettings | None = Field(
+        None, description="Who may ask; holds for every path, /healthz too. Default: everybody who reaches the port."
     )
     page: bool = Field(
         False,
@@ -201,6 +222,7 @@ def _validation_problems(error: ValidationError, document: Document) -> Iterator
 _PATTERNS = {
     NAME_PATTERN: "expected at most 63 letters, digits, dots, dashes and underscores, not beginning with a dot or dash",
     LISTEN_PATTERN: "expected HOST:PORT, as in 127.0.0.1:9188",
+    USER_PATTERN: "expected a name without a colon",
     KEY_PATTERN: "expected a public key of 40 characters, as `streamd keygen` makes them",
 }
 
@@ -272,6 +294,9 @@ def _absolute(config: Config, folder: Path) -> Config:
     changed: dict[str, Any] = {"model": model.model_copy(update=update), "streams": streams, "sinks": sinks}
     if config.recorder.folder is not None:
         changed["recorder"] = config.recorder.model_copy(update={"folder": resolved(config.recorder.folder)})
+    if (tls := config.metrics.tls) is not None:
+        found = TlsSettings(certificate=resolved(tls.certificate), key=resolved(tls.key))
+        changed["metrics"] = config.metrics.model_copy(update={"tls": found})
     return config.model_copy(update=changed)
 
 
@@ -323,6 +348,9 @@ def _check_secrets(config: Config, document: Document) -> Iterator[tuple[Path_, 
         if isinstance(sink, ZmqSettings) and sink.curve is not None:
             yield from _external(("sinks", i, "curve", "secret_key"), sink.curve.secret_key, document)
 
+    if config.metrics.login is not None:
+        yield from _external(("metrics", "login", "password"), config.metrics.login.password, document)
+
 
 def _external(path: Path_, secret: SecretStr, document: Document) -> Iterator[tuple[Path_, str]]:
     if secret.get_secret_value() not in document.secrets:
@@ -348,7 +376,7 @@ def _check_page(metrics: MetricsSettings) -> Iterator[tuple[Path_, str]]:
         return
     if metrics.listen is None:
         yield ("metrics", "page"), "needs metrics.listen"
-    elif getattr(metrics, "login", None) is None and not is_loopback(metrics.listen):
+    elif metrics.login is None and not is_loopback(metrics.listen):
         message = f"{metrics.listen} can be reached from other machines and nobody has to log in"
         yield ("metrics", "page"), f"{message}; listen on 127.0.0.1 or set metrics.login"
 

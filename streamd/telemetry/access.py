@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import os
 import socket
 import ssl
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from streamd.errors import SinkError
+from streamd.trust import distrust
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +45,10 @@ class Tls:
         certificate, key = self._files
         for file in self._files:
             try:
-                file.open("rb").close()
+                with file.open("rb") as handle:
+                    doubt = distrust(os.fstat(handle.fileno()))
+                if doubt is not None:
+                    raise SinkError(f"metrics.tls: {file}: {doubt}")
             except OSError as error:
                 raise SinkError(f"metrics.tls: {file} cannot be read: {error.strerror}; expected a PEM file") from error
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
