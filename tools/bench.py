@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """How fast streamd is, beside the bare engine and the loop one would write by hand, in one run.
 
-    python tools/bench.py --model yolov5n_heads.onnx --video clip.mp4 [--streams 4] [--live] [--json out.json]
+    python tools/bench.py --model yolov5n_heads.onnx --video clip.mp4 [--streams 4] [--workers 2] [--live] [--json FILE]
 
 Rows:
   bare     the engine alone in its own throughput mode, inputs already there: nothing can be faster end to end
   naive    cv2.VideoCapture, cv2 letterbox, synchronous inference, NMS, one thread, no output
-  streamd  `streamd run` in its own process, every message received by a subscriber in this one
+  streamd  `streamd run` in processes of its own, every message received by a subscriber in this one; CPU time and
+           resident memory are those of all its processes (worker processes, decoder processes) together
 
 Rounds are interleaved and the median is shown, so that a slow minute of the machine hits every row alike.
 """
@@ -14,6 +15,7 @@ Rounds are interleaved and the median is shown, so that a slow minute of the mac
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +183,7 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
         "streams": [stream | {"id": f"s{i}"} for i in range(args.streams)],
         "sinks": [{"kind": "zmq", "bind": f"tcp://127.0.0.1:{port}", "hwm": 10_000, "ring": 4096}],
         "batch": {"max": args.batch, "age_ms": args.age_ms},
+        "workers": args.workers,
         "metrics": {"listen": None},
         "logging": {"level": "warning"},
     }
@@ -191,42 +195,106 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.yaml"
         path.write_text(json.dumps(config))
-        process = subprocess.Popen([sys.executable, "-m", "streamd", "run", str(path)])
+        environment = os.environ | getattr(args, "environment", {})
+        process = subprocess.Popen([sys.executable, "-m", "streamd", "run", str(path)], env=environment)
         try:
-            return _measure(args, subscriber, psutil.Process(process.pid), seconds)
+            return _measure(args, subscriber, Tree(process.pid), seconds)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
             subscriber.close(0)
             context.term()
 
 
-def thread_times(pid: int) -> dict[str, float]:
-    """CPU seconds so far by kind of thread: source-…, sink-…, and each stage by its name."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    found: dict[str, float] = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
+class Tree:
+    """The daemon and every process that it has started.
+
+    Args:
+        pid: the daemon's.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.root = psutil.Process(pid)
+
+    def _each(self) -> Iterator[psutil.Process]:
+        yield self.root
+        yield from self.root.children(recursive=True)
+
+    @property
+    def over(self) -> bool:
+        """True once the daemon has ended."""
+        return bool(self.root.status() == psutil.STATUS_ZOMBIE)
+
+    def cpu(self) -> float:
+        """CPU seconds so far."""
+        return sum(sum(process.cpu_times()[:2]) for process in self._each())
+
+    def rss(self) -> float:
+        """Resident megabytes; of several processes what they share counts once."""
+        processes = list(self._each())
+        if len(processes) == 1:
+            return float(self.root.memory_info().rss / 1e6)
+        return float(sum(process.memory_full_info().pss for process in processes) / 1e6)
+
+    def busiest(self) -> int:
+        """The pid of the process with most CPU time: of several workers, one."""
+        return int(max(self._each(), key=lambda process: sum(process.cpu_times()[:2])).pid)
+
+    def threads(self) -> dict[str, float]:
+        """CPU seconds so far by kind of thread: source-…, sink-…, and each stage by its name, over all processes.
+
+        The parent of worker processes is one kind, `parent`.
+        """
+        ticks = os.sysconf("SC_CLK_TCK")
+        processes = list(self._each())
+        found: dict[str, float] = {}
+        for process in processes:
+            with contextlib.suppress(OSError):
+                for task in Path(f"/proc/{process.pid}/task").iterdir():
+                    name = (task / "comm").read_text().strip().split("-")[0]
+                    if process is self.root and len(processes) > 1:
+                        name = "parent"
+                    fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
+                    found[name] = found.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / ticks
+        return found
+
+
+class GilWatch:
+    """The part of a time in which a process's interpreter lock is held, by py-spy; needs the right to trace.
+
+    Args:
+        command: py-spy's path; empty for no watch.
+        pid: of the process.
+        seconds: how long.
+    """
+
+    RATE = 200
+
+    def __init__(self, command: str, pid: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._file = Path(tempfile.gettempdir()) / f"gil-{pid}.txt"
+        if command:
+            options = ["--gil", "--nonblocking", "--rate", str(self.RATE), "--duration", str(max(1, int(seconds)))]
+            self._process = subprocess.Popen(
+                [command, "record", *options, "--format", "raw", "--output", str(self._file), "--pid", str(pid)],
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    def share(self) -> float | None:
+        """From 0 to 1; None where nothing was watched or it failed."""
+        if self._process is None:
+            return None
+        self._process.wait(30)
         try:
-            name = (task / "comm").read_text().strip().split("-")[0]
-            fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue  # it has just ended
-        found[name] = found.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / ticks
-    return found
+            samples = sum(int(line.rsplit(" ", 1)[1]) for line in self._file.read_text().splitlines())
+        except (OSError, ValueError, IndexError):
+            return None
+        self._file.unlink()
+        return round(samples / (self.RATE * max(1, int(self._seconds))), 3)
 
 
-def cpu_seconds(process: psutil.Process) -> float:
-    """CPU time so far of the daemon and its decoder processes."""
-    return float(sum(sum(p.cpu_times()[:2]) for p in (process, *process.children())))
-
-
-def memory(process: psutil.Process) -> int:
-    """Bytes: what is resident of the daemon, and what each decoder process has to itself; shared pictures once."""
-    own = process.memory_info().rss
-    return int(own + sum(child.memory_full_info().uss for child in process.children()))
-
-
-def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process, seconds: float) -> Result:
+def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: float) -> Result:
     totals: list[float] = []
     stages: dict[str, list[float]] = {k: [] for k in ("decode", "queue", "preprocess", "infer", "postprocess")}
     per_stream: dict[str, int] = {}
@@ -235,13 +303,14 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
     begin = end = cpu = rss_first = 0.0
     threads: dict[str, float] = {}
     by_minute: dict[int, list[float]] = {}
-    rss_by_minute: dict[int, int] = {}
+    rss_by_minute: list[float] = []
+    gil: GilWatch | None = None
     seen: set[str] = set()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     first: float | None = None
     while True:
         if not subscriber.poll(2000):
-            if process.status() == psutil.STATUS_ZOMBIE or time.monotonic() > deadline:
+            if tree.over or time.monotonic() > deadline:
                 raise SystemExit("bench: the daemon sent nothing")
             continue
         message = decode(subscriber.recv_multipart())
@@ -255,16 +324,15 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
         next_seq[message.stream] = message.seq + 1
         if not begin:
             if first is not None and now - first >= WARM_UP_S:
-                begin = now
-                cpu = cpu_seconds(process)
-                rss_first = memory(process)
-                threads = thread_times(process.pid)
+                cpu, threads, rss_first = tree.cpu(), tree.threads(), tree.rss()
+                gil = GilWatch(getattr(args, "py_spy", ""), tree.busiest(), seconds)
+                begin = now = time.monotonic()
             continue
         totals.append(message.latency_ms.total)
         minute = int((now - begin) // 60)
         by_minute.setdefault(minute, []).append(message.latency_ms.total)
-        if minute not in rss_by_minute:
-            rss_by_minute[minute] = memory(process)
+        if minute == len(rss_by_minute):
+            rss_by_minute.append(round(tree.rss(), 1))
         for name, values in stages.items():
             values.append(getattr(message.latency_ms, name))
         per_stream[message.stream] = per_stream.get(message.stream, 0) + 1
@@ -273,21 +341,22 @@ def _measure(args: argparse.Namespace, subscriber: Any, process: psutil.Process,
             end = now
             break
     frames = len(totals)
-    resident = memory(process)
-    spent = {k: (v - threads.get(k, 0.0)) / frames * 1e3 for k, v in thread_times(process.pid).items()}
+    memory, spent_cpu = tree.rss(), tree.cpu() - cpu
+    spent = {k: (v - threads.get(k, 0.0)) / frames * 1e3 for k, v in tree.threads().items()}
     fair = frames / args.streams
     return {
         "fps": frames / (end - begin),
         "latency_ms": percentiles(totals),
         "latency_ms_by_minute": [percentiles(v) for v in by_minute.values()],
-        "rss_mb_by_minute": [round(v / 1e6, 1) for v in rss_by_minute.values()],
+        "rss_mb_by_minute": [*rss_by_minute, round(memory, 1)],
         "stage_ms": {name: percentiles(values) for name, values in stages.items()},
-        "cpu_ms_per_frame": (cpu_seconds(process) - cpu) / frames * 1e3,
+        "cpu_ms_per_frame": spent_cpu / frames * 1e3,
         "threads_ms_per_frame": {
-            k: round(v, 3) for k, v in sorted(spent.items(), key=lambda item: -item[1])[:6] if v >= 0.001
+            k: round(v, 3) for k, v in sorted(spent.items(), key=lambda item: -item[1])[:7] if v >= 0.001
         },
-        "rss_mb": resident / 1e6,
-        "rss_growth_mb": (resident - rss_first) / 1e6,
+        "gil_share": gil.share() if gil is not None else None,
+        "rss_mb": memory,
+        "rss_growth_mb": memory - rss_first,
         "dropped": dropped,
         "unexplained_gaps": gaps,
         "share_min": min(per_stream.values()) / fair if len(per_stream) == args.streams else 0.0,
@@ -319,6 +388,8 @@ def main() -> int:
     p.add_argument("--age-ms", type=float, default=0.0, help="how long a batch may wait to fill")
     p.add_argument("--hint", choices=("latency", "throughput"))
     p.add_argument("--requests", type=int)
+    p.add_argument("--workers", type=int, default=1, help="processes of the row streamd (default 1)")
+    p.add_argument("--py-spy", default="", metavar="PATH", help="py-spy, for the GIL's share in the busiest process")
     p.add_argument("--json", metavar="FILE")
     args = p.parse_args()
     rows = args.only or ["bare", "naive", "streamd"]
@@ -335,7 +406,8 @@ def main() -> int:
     final["decode_ms"] = decode_ms(args.video)
     base = final.get("bare", {}).get("fps")
     cores = len(os.sched_getaffinity(0))
-    print(f"{Path(args.model).name}, {Path(args.video).name}, {args.streams} streams, {cores} cores")
+    load = f"{args.streams} streams, {args.workers} workers, {cores} cores"
+    print(f"{Path(args.model).name}, {Path(args.video).name}, {load}")
     columns = [("frames/s", 10), ("of bare", 9), ("p50 ms", 9), ("p99 ms", 9), ("CPU ms/f", 10), ("RSS MB", 8)]
     columns.append(("growth", 8))
     print(f"{'row':<10}" + "".join(f"{name:>{width}}" for name, width in columns) + "  rounds")
@@ -358,6 +430,8 @@ def main() -> int:
         if len(s["latency_ms_by_minute"]) > 1:
             print("latency p50/p99 ms by minute:", *[f"{v['p50']}/{v['p99']}" for v in s["latency_ms_by_minute"]])
             print("RSS MB by minute:", *s["rss_mb_by_minute"])
+        if s["gil_share"] is not None:
+            print(f"interpreter lock of the busiest process held {s['gil_share']:.0%} of the time")
         print("CPU ms a frame by thread:", ", ".join(f"{k} {v}" for k, v in s["threads_ms_per_frame"].items()))
         print("stages p50/p99 ms:", ", ".join(f"{k} {v['p50']}/{v['p99']}" for k, v in s["stage_ms"].items()))
         print(

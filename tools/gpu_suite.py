@@ -1,23 +1,26 @@
 #!/usr/bin/env python3
 """The whole GPU suite and the GPU bench on a fresh machine, one step or all of them, and one table at the end.
 
-    python tools/gpu_suite.py STEP… --plans DIR --out DIR [--clips H264.mp4 HEVC.mp4] [--images DIR --labels DIR]
+    python tools/gpu_suite.py STEP… --plans PLAN… --out DIR [--clips H264.mp4 HEVC.mp4] [--workers 1 4 8]
 
 Steps:
   tests   pytest -m gpu with STREAMD_REQUIRE_GPU=1
-  engine  each plan alone: device time a batch with and without CUDA graphs, throughput with every slot in flight
-  map     COCO accuracy of each plan through the daemon's own path
-  nvdec   hardware decoding alone, 1 to 64 streams kept open; beside it frames copied back to the host
-  flow    the daemon from file to subscriber: 1 to 64 streams as fast as possible
-  paced   the daemon with many 25 fps streams: how many before the latency or a drop says stop
-  live    one paced stream: latency by stage
+  engine    each plan alone: device time a batch with and without CUDA graphs, throughput with every slot in flight
+  map       COCO accuracy of each plan through the daemon's own path (--images, --labels)
+  nvdec     hardware decoding alone, 1 to 64 streams kept open; beside it frames copied back to the host
+  flow      the daemon from file to subscriber: --counts streams as fast as possible, with each of --workers
+  paced     the daemon with --paced 25 fps streams: how many before the latency or a drop says stop; each of --workers
+  live      one paced stream: latency by stage
+  copyback  16 streams as fast as possible: frames left on the GPU, copied to the host (tools/copyback), decoded there
+  memory    the heaviest case for --minutes: memory of all processes and of the device, minute by minute
 
-Every figure goes to OUT/STEP.json; what is printed is the table.
+Every figure goes to OUT/STEP.json as it is measured; what is printed last is the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -203,85 +206,159 @@ def nvdec(args: argparse.Namespace) -> Table:
 
 
 class _Gpu:
-    """What nvidia-smi says while a measurement runs."""
+    """What nvidia-smi says while a measurement runs: percent busy, percent of the decoders, MiB."""
+
+    means: list[float]
+    mib_by_minute: list[float]
 
     def __enter__(self) -> _Gpu:
         query = "--query-gpu=utilization.gpu,utilization.decoder,memory.used"
         command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-lms", "500"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._process: subprocess.Popen[str] | None = None
+        with contextlib.suppress(FileNotFoundError):
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        text = self._process.communicate()[0]
+        text = ""
+        if self._process is not None:
+            self._process.terminate()
+            text = self._process.communicate()[0]
         rows = [
             [float(v) for v in line.split(",")]
             for line in text.splitlines()
             if line.count(",") == 2 and "N/A" not in line
         ]
         self.means = [round(float(v), 1) for v in np.mean(rows[len(rows) // 3 :], axis=0)] if rows else []
+        self.mib_by_minute = [row[2] for row in rows[len(rows) % 120 :: 120]]
 
 
-def _daemon(args: argparse.Namespace, clip: Path, streams: int, *, live: bool, **more: Any) -> Table:
+def _daemon(
+    args: argparse.Namespace, clip: Path, streams: int, *, live: bool, seconds: float | None = None, **more: Any
+) -> Table:
     options = SimpleNamespace(
         **{
-            "model": str(args.plans[0]), "video": str(clip), "streams": streams, "live": live, "engine": "tensorrt",
-            "decode": "nvdec", "batch": None, "age_ms": 0.0, "hint": None, "requests": None,
+            "model": str(args.plans[0]), "video": str(clip), "streams": streams, "live": live, "engine": args.engine,
+            "decode": args.decode, "batch": None, "age_ms": 0.0, "hint": None, "requests": None, "workers": 1,
+            "isolation": "thread", "py_spy": args.py_spy,
         }
         | more
     )  # fmt: skip
     try:
         with _Gpu() as gpu:
-            found = bench.streamd(options, args.seconds)  # type: ignore[arg-type]
+            found = bench.streamd(options, seconds or args.seconds)  # type: ignore[arg-type]
     except SystemExit as error:
         return {"error": str(error)}
-    return found | {"gpu_decoder_mib": gpu.means}
+    return found | {"gpu_decoder_mib": gpu.means, "device_mib_by_minute": gpu.mib_by_minute}
 
 
 def _short(r: Table) -> str:
     if "error" in r:
         return str(r["error"])
     stages = " ".join(f"{k[:4]} {v['p50']}/{v['p99']}" for k, v in r["stage_ms"].items())
+    latency, share = r["latency_ms"], f"{r['share_min']:.2f}-{r['share_max']:.2f}"
     return (
-        f"{r['fps']:8.1f} fps  p50 {r['latency_ms']['p50']} p99 {r['latency_ms']['p99']} ms  {stages}  "
-        f"CPU {r['cpu_ms_per_frame']:.2f} ms/f  drop {r['dropped']} gaps {r['unexplained_gaps']} "
-        f"share {r['share_min']:.2f}-{r['share_max']:.2f} RSS {r['rss_mb']:.0f}  gpu/dec/MiB {r['gpu_decoder_mib']}  "
+        f"{r['fps']:8.1f} fps  p50 {latency['p50']} p99 {latency['p99']} ms  {stages}  "
+        f"CPU {r['cpu_ms_per_frame']:.2f} ms/f  drop {r['dropped']} gaps {r['unexplained_gaps']} share {share} "
+        f"RSS {r['rss_mb']:.0f}  GIL {r['gil_share']}  gpu/dec/MiB {r['gpu_decoder_mib']}  "
         f"threads, ms/f {r['threads_ms_per_frame']}"
     )
+
+
+def _name(clip: Path, streams: int, workers: int, what: str = "") -> str:
+    return f"{clip.stem} × {streams}, {workers} worker{'s' * (workers > 1)}{what}"
+
+
+def _row(args: argparse.Namespace, found: Table, step: str, name: str, result: Table) -> None:
+    """Keeps and prints one figure; what was measured survives a run that is cut off."""
+    found[name] = result
+    (args.out / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{name:<34}{_short(result)}", flush=True)
 
 
 def flow(args: argparse.Namespace) -> Table:
     """As fast as possible, from file to subscriber."""
     found: Table = {}
     for clip in args.clips:
-        for streams in args.counts:
-            key = f"{clip.stem} × {streams}"
-            found[key] = _daemon(args, clip, streams, live=False)
-            print(f"{key:<24}{_short(found[key])}")
-    key = f"{args.clips[0].stem} × 16, software decoding"
-    found[key] = _daemon(args, args.clips[0], 16, live=False, decode="software")
-    print(f"{key:<24}{_short(found[key])}")
+        for workers in args.workers:
+            for streams in [n for n in args.counts if n >= workers]:
+                result = _daemon(args, clip, streams, live=False, workers=workers)
+                _row(args, found, "flow", _name(clip, streams, workers), result)
     return found
 
 
 def paced(args: argparse.Namespace) -> Table:
     """Many 25 fps streams."""
     found: Table = {}
-    for streams in args.paced:
-        found[str(streams)] = _daemon(args, args.clips[0], streams, live=True)
-        print(f"{streams:>4} × 25 fps  {_short(found[str(streams)])}")
+    for workers in args.workers:
+        for streams in args.paced:
+            result = _daemon(args, args.clips[0], streams, live=True, workers=workers)
+            _row(args, found, "paced", _name(args.clips[0], streams, workers, " at 25 fps"), result)
+    return found
+
+
+def copyback(args: argparse.Namespace) -> Table:
+    """What it is worth that frames stay on the GPU."""
+    found: Table = {}
+    clip, streams = args.clips[0], 16
+    # Whatever Python starts with this path finds tools/copyback/sitecustomize.py.
+    path = os.pathsep.join([str(ROOT / "tools" / "copyback"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    for workers in args.workers:
+        for what, more in (
+            (", on the GPU", {}),
+            (", copied back", {"environment": {"PYTHONPATH": path}}),
+            (", software", {"decode": "software"}),
+        ):
+            result = _daemon(args, clip, streams, live=False, workers=workers, **more)
+            _row(args, found, "copyback", _name(clip, streams, workers, what), result)
+    return found
+
+
+def memory(args: argparse.Namespace) -> Table:
+    """The heaviest case, for long."""
+    found: Table = {}
+    workers, streams = max(args.workers), max(args.counts)
+    result = _daemon(args, args.clips[0], streams, live=False, workers=workers, seconds=args.minutes * 60)
+    _row(args, found, "memory", _name(args.clips[0], streams, workers), result)
+    for key in ("rss_mb_by_minute", "device_mib_by_minute"):
+        print(f"  {key}: {result.get(key)}")
+    p99 = [v["p99"] for v in result.get("latency_ms_by_minute", [])]
+    print(f"  p99 ms by minute: {p99}")
     return found
 
 
 def live(args: argparse.Namespace) -> Table:
     """One stream."""
-    found = {clip.stem: _daemon(args, clip, 1, live=True) for clip in args.clips}
-    for name, result in found.items():
-        print(f"{name:<24}{_short(result)}")
+    found: Table = {}
+    for clip in args.clips:
+        _row(args, found, "live", _name(clip, 1, 1, " at 25 fps"), _daemon(args, clip, 1, live=True))
     return found
 
 
-STEPS = {"tests": tests, "engine": engine, "map": map_, "nvdec": nvdec, "flow": flow, "paced": paced, "live": live}
+def _table(out: Path) -> None:
+    """The daemon's figures of all steps that lie in `out`."""
+    rows = []
+    for step in ("flow", "paced", "live", "copyback", "memory"):
+        with contextlib.suppress(OSError):
+            for name, r in json.loads((out / f"{step}.json").read_text()).items():
+                if isinstance(r, dict) and "fps" in r:
+                    gpu = r["gpu_decoder_mib"] or ["", "", ""]
+                    cells = [r["fps"], r["latency_ms"]["p50"], r["latency_ms"]["p99"], r["dropped"]]
+                    cells += [r["cpu_ms_per_frame"], r["gil_share"], r["rss_mb"], *gpu]
+                    rows.append([f"{step}: {name}", *cells])
+                elif isinstance(r, dict) and "error" in r:
+                    rows.append([f"{step}: {name}", r["error"]])
+    head = ["", "frames/s", "p50 ms", "p99 ms", "dropped", "CPU ms/f", "GIL", "RSS MB", "GPU %", "dec %", "MiB"]
+    for row in [head, *rows] if rows else []:
+        cells = [f"{c:.4g}" if isinstance(c, float) and c < 1000 else f"{c:.0f}" if isinstance(c, float) else str(c)
+                 for c in row[1:]]  # fmt: skip
+        print(f"{row[0]:<52}" + "".join(f"{cell:>10}" for cell in cells))
+
+
+STEPS = {
+    "tests": tests, "engine": engine, "map": map_, "nvdec": nvdec, "flow": flow, "paced": paced, "live": live,
+    "copyback": copyback, "memory": memory,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -296,6 +373,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--seconds", type=float, default=6.0)
     p.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 32, 64])
     p.add_argument("--paced", type=int, nargs="+", default=[16, 64, 100, 128])
+    p.add_argument("--workers", type=int, nargs="+", default=[1], help="process counts for the daemon's steps")
+    p.add_argument("--minutes", type=float, default=10.0, help="of the step memory (default 10)")
+    p.add_argument("--engine", default="tensorrt", help="of the daemon; another, and --decode software, to rehearse")
+    p.add_argument("--decode", default="nvdec")
+    p.add_argument("--py-spy", default="", metavar="PATH", help="py-spy, for the GIL's share in the busiest process")
     p.add_argument("--pytest", nargs="*", default=[])
     p.add_argument("--tail", type=int, default=3000, help="characters of the test log to print")
     args = p.parse_args(arguments)
@@ -317,6 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = code or int(found.get("exit", 0) != 0)
         (args.out / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
         print(f"   {step}: {time.monotonic() - begin:.0f} s", flush=True)
+    _table(args.out)
     return code
 
 

@@ -245,7 +245,7 @@ def test_every_reason_of_a_status_has_its_section() -> None:
 def test_every_reason_of_a_drop_has_its_section_or_row() -> None:
     text = (DOCS / "troubleshooting.md").read_text().split("\n## Messages are lost")[1].split("\n## ")[0]
     rows = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
-    assert rows == {"subscriber_slow", "ring_full", "error", "shutdown"}
+    assert rows == {"subscriber_slow", "ring_full", "error", "relay_full", "shutdown"}
     found = drop_reasons()
     assert {"ring_full", "too_old", "quarantine"} <= found
     assert sections("Frames are dropped, by reason") == found - {"error"}

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""What it costs the parent of worker processes to pass a message on: real relays, a real publisher, a real subscriber.
+
+    python tools/relay_bench.py [--workers 4] [--boxes 10] [--seconds 5]
+
+Each worker process sends one message, encoded once, over and over; the subscriber, a process too, only counts. Printed
+is what the parent passes on a second, and its CPU time a message: its Python thread, and ZeroMQ's own threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from streamd.sinks import ZmqSettings, open_sink
+from streamd.sinks.message import detections_message, encoder, topic
+from streamd.sinks.relay import HEAD, RelaySink
+from streamd.telemetry.metrics import Metrics
+from streamd.types import Detections, ModelInfo, StageTimes
+from streamd.workers.forward import Forwarder
+
+
+def message(boxes: int) -> bytes:
+    """One frame's detections as JSON."""
+    now = time.monotonic_ns()
+    random = np.random.default_rng(0)
+    xyxy = random.random((boxes, 4), np.float32) * 1000
+    found = Detections(
+        "camera-1", 0, 0, 0, time.time_ns(), 1920, 1080, StageTimes(*[now] * 6),
+        ModelInfo("yolov5n", "ab" * 32, ("person",)), xyxy, np.full(boxes, 0.5, np.float32), np.zeros(boxes, np.int32),
+    )  # fmt: skip
+    return encoder("json")(detections_message(found, "0123456789abcdef", 0))
+
+
+def send(endpoint: str, worker: int, boxes: int) -> None:
+    """A worker: sends as fast as the parent takes."""
+    relay = RelaySink(endpoint, "json", boot_id="bench")
+    relay.open()
+    payload, name = message(boxes), topic(f"camera-{worker}", "detections")
+    seq = 0
+    while True:
+        if relay._send(HEAD.pack(1, 0, seq) + name, payload):
+            seq += 1
+        else:
+            time.sleep(0.001)
+
+
+def count(endpoint: str, counter: Any) -> None:
+    """The subscriber."""
+    import zmq
+
+    socket = zmq.Context().socket(zmq.SUB)
+    socket.setsockopt(zmq.RCVHWM, 100_000)
+    socket.subscribe(b"")
+    socket.connect(endpoint)
+    while True:
+        socket.recv()
+        socket.recv()
+        counter.value += 1
+
+
+def cpu(name: str) -> float:
+    """CPU seconds of this process's threads whose name begins with `name`."""
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        if (task / "comm").read_text().startswith(name):
+            total += sum(map(int, (task / "stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> int:
+    """Runs and prints."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--workers", type=int, default=4)
+    p.add_argument("--boxes", type=int, default=10)
+    p.add_argument("--seconds", type=float, default=5.0)
+    args = p.parse_args()
+    spawn = multiprocessing.get_context("spawn")
+    counter = spawn.RawValue("Q", 0)
+    with tempfile.TemporaryDirectory() as folder:
+        relay, publisher = f"ipc://{folder}/relay", f"ipc://{folder}/publisher"
+        sink = open_sink(ZmqSettings(bind=publisher, hwm=100_000), boot_id="bench")
+        metrics = Metrics(CollectorRegistry())
+        forwarder = Forwarder("zmq", sink, relay, "json", metrics, heartbeat_s=5, boot_id="bench")
+        forwarder.open()
+        others = [spawn.Process(target=count, args=(publisher, counter), daemon=True)]
+        others += [spawn.Process(target=send, args=(relay, i, args.boxes), daemon=True) for i in range(args.workers)]
+        for process in others:
+            process.start()
+        forwarder.start()
+        while not counter.value:
+            time.sleep(0.1)
+        time.sleep(2)
+
+        def passed() -> int:
+            return sum(forwarder.passed(f"camera-{i}")[0] for i in range(args.workers))
+
+        before = (passed(), counter.value, cpu("sink"), cpu("ZMQ"), time.monotonic())
+        time.sleep(args.seconds)
+        after = (passed(), counter.value, cpu("sink"), cpu("ZMQ"), time.monotonic())
+        sent, got, python, zmq, elapsed = (b - a for a, b in zip(before, after, strict=True))
+        for process in others:
+            process.kill()
+        print(
+            f"{args.workers} workers, messages of {len(message(args.boxes))} bytes: {sent / elapsed:,.0f} passed on a "
+            f"second, {got / elapsed:,.0f} received; CPU a message: Python thread {python / sent * 1e6:.1f} µs, "
+            f"ZeroMQ's {zmq / sent * 1e6:.1f} µs"
+        )
+        forwarder.close(2)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
