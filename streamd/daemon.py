@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from streamd.config import Config, MetricsSettings, dotted, is_loopback, sink_names
+from streamd.config import Config, dotted, sink_names
 from streamd.engine import per_device
 from streamd.errors import BackendError, ConfigError, SourceError, StreamdError
 from streamd.flow.sink import SinkThread
@@ -27,14 +27,12 @@ from streamd.reload import Reread, Verdicts, check, difference
 from streamd.sinks import Sink, open_sink
 from streamd.sources import is_live, paces
 from streamd.streams import Streams
-from streamd.telemetry.access import Login, Tls
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
 from streamd.types import Detections, StreamPast
-from streamd.web.page import Page
-from streamd.web.state import State
+from streamd.web.port import open_port
 from streamd.web.tap import Tap
 from streamd.yamlfile import Path_
 
@@ -128,8 +126,9 @@ class Daemon:
         config = self.config
         self._open_recorder()
         # What fails most easily comes first: an address in use is known before a model has been compiled.
-        if config.metrics.listen is not None:
-            self._open_port(config.metrics, config.metrics.listen)
+        self.http, self._tap = open_port(
+            config.metrics, self.registry, self.health, self.ready, statuses=self.board.all, boot_id=self.boot_id
+        )
         for settings, name in zip(config.sinks, sink_names(config), strict=True):
             sink = self._relays.get(name) or open_sink(settings, boot_id=self.boot_id)
             thread = SinkThread(name, sink, settings.ring, self.board, self.metrics, settings.heartbeat_s)
@@ -162,18 +161,6 @@ class Daemon:
         expected = isinstance(error, StreamdError) and not isinstance(error, BackendError)
         if self.recorder is not None and isinstance(error, Exception) and not expected:
             self.recorder.trigger("exception", f"{type(error).__name__}: {error}", error)
-
-    def _open_port(self, settings: MetricsSettings, listen: str) -> None:
-        tls = Tls(settings.tls.certificate, settings.tls.key) if settings.tls else None
-        login = Login(settings.login.username, settings.login.password.get_secret_value()) if settings.login else None
-        if login is not None and tls is None and not is_loopback(listen):
-            log.warning("metrics port: the password crosses the network unencrypted; set metrics.tls", listen=listen)
-        self.http = HttpServer(listen, self.registry, self.health, self.ready, tls=tls, login=login)
-        if settings.page:
-            self._tap = Tap()
-            state = State(self.registry, self.board.all, self.boot_id)
-            self.http.route("/", Page(self._tap, state, guarded=login is not None).answer)
-        self.http.start()
 
     def _publish(self, detections: Detections) -> None:
         if self._record is not None:

@@ -30,8 +30,7 @@ from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
 from streamd.types import StreamPast, StreamStatus
-from streamd.web.page import Page
-from streamd.web.state import State
+from streamd.web.port import open_port
 from streamd.web.tap import Tap
 from streamd.workers.forward import Forwarder
 from streamd.workers.ledger import Ledger
@@ -119,13 +118,9 @@ class Fleet:
         import zmq
 
         config = self.config
-        if config.metrics.listen is not None:
-            self.http = HttpServer(config.metrics.listen, self.registry, self.health, self.ready)
-            if config.metrics.page:
-                self._tap = Tap()
-                state = State(self.registry, self._statuses, self.boot_id)
-                self.http.route("/", Page(self._tap, state, guarded=False).answer)
-            self.http.start()
+        self.http, self._tap = open_port(
+            config.metrics, self.registry, self.health, self.ready, statuses=self._statuses, boot_id=self.boot_id
+        )
         for i, (settings, name) in enumerate(zip(config.sinks, sink_names(config), strict=True)):
             forwarder = Forwarder(
                 name, open_sink(settings, boot_id=self.boot_id), f"ipc://{self._folder}/sink{i}",

@@ -16,14 +16,15 @@ from tests.telemetry.test_http import make_certificate
 CONFIG = 'model: {path: none}\nengine: {kind: "null"}\nstreams: [{id: a, kind: synthetic, fps: 20}]\n'
 
 
-def test_https_and_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_https_and_a_login(tmp_path: Path, workers: int) -> None:
     certificate, _ = make_certificate(tmp_path, "port")
     (tmp_path / "password").write_text("metrics-geheim\n")
     metrics = (
         "page: true, tls: {certificate: port.pem, key: port.key}, "
         "login: {username: prometheus, password: '${file:password}'}"
     )
-    with daemon(tmp_path, CONFIG, metrics=metrics) as running:
+    with daemon(tmp_path, f"workers: {workers}\n{CONFIG}", metrics=metrics) as running:
         trust = ssl.create_default_context(cafile=str(certificate))
 
         def get(path: str, login: str = "", scheme: str = "https") -> int:

@@ -1,0 +1,60 @@
+"""The HTTP port as the configuration asks for it: metrics and health, and the page where it is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from streamd.config import MetricsSettings, is_loopback
+from streamd.telemetry.access import Login, Tls
+from streamd.telemetry.http import Check, HttpServer
+from streamd.types import StreamStatus
+from streamd.web.page import Page
+from streamd.web.state import State
+from streamd.web.tap import Tap
+
+log = structlog.get_logger(__name__)
+
+
+def open_port(
+    settings: MetricsSettings,
+    registry: CollectorRegistry,
+    health: Check,
+    ready: Check,
+    *,
+    statuses: Callable[[], Iterable[StreamStatus]],
+    boot_id: str,
+) -> tuple[HttpServer | None, Tap | None]:
+    """Opens the port and starts answering.
+
+    Args:
+        settings: address, certificate, login, page.
+        registry: what /metrics shows.
+        health: verdict of /healthz.
+        ready: verdict of /readyz.
+        statuses: the last status of every stream, for the page.
+        boot_id: identity of this process.
+
+    Returns:
+        The server, None where there is to be none, and what the page's pictures are to be put in, None without a page.
+
+    Raises:
+        SinkError: the address cannot be bound, or the certificate not be used.
+    """
+    if settings.listen is None:
+        return None, None
+    tls = Tls(settings.tls.certificate, settings.tls.key) if settings.tls else None
+    login = Login(settings.login.username, settings.login.password.get_secret_value()) if settings.login else None
+    if login is not None and tls is None and not is_loopback(settings.listen):
+        log.warning(
+            "metrics port: the password crosses the network unencrypted; set metrics.tls", listen=settings.listen
+        )
+    http = HttpServer(settings.listen, registry, health, ready, tls=tls, login=login)
+    tap = None
+    if settings.page:
+        tap = Tap()
+        http.route("/", Page(tap, State(registry, statuses, boot_id), guarded=login is not None).answer)
+    http.start()
+    return http, tap
