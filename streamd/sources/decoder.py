@@ -92,6 +92,7 @@ class Decoder:
 
     def _fail(self, error: SourceError) -> None:
         told = Failure(error.reason, str(error)[:_LONGEST_TEXT], error.permanent)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST_MESSAGE)  # it was made small
         with contextlib.suppress(_Gone):
             self._send(ERROR, json.dumps(told).encode())
 

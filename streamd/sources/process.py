@@ -124,9 +124,10 @@ class ProcessSource:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel = Channel(ours)
         with theirs:
-            # A full pool of messages is to fit into either direction.
-            for end in (ours, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            # Every buffer's way back is to fit in; of pictures only the six that the least size has room for: a stall
+            # here is to delay the child's next read, not to end in a burst that the ring has to drop.
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "streamd.sources.decoder"],

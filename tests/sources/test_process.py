@@ -271,6 +271,25 @@ def test_a_child_waits_where_no_picture_is_let_go(tmp_path: Path) -> None:
         assert sum(1 for _ in frames) == 60 - (4 + HELD + 3) - 1
 
 
+def test_a_stall_of_the_daemon_delays_the_next_read(tmp_path: Path) -> None:
+    with opened(write_clip(tmp_path / "clip.mp4"), loop=True) as source:
+        frames = source.frames()
+        next(frames)
+        time.sleep(1.5)  # three beats, too
+        now = time.monotonic_ns()
+        captured = [next(frames).captured_ns for _ in range(30)]
+        assert (
+            1 <= sum(stamp < now for stamp in captured) <= 11
+        )  # two of them in the decoder, whose pictures are reordered
+
+
+def test_an_error_of_any_length_comes_through(tmp_path: Path) -> None:
+    source = ProcessSource(settings("ä/" * 3000 + "none.mp4"), held=HELD)
+    with pytest.raises(SourceError) as caught:
+        source.open()
+    assert caught.value.reason == "not_found"
+
+
 def test_a_leaking_decoder_is_ended(tmp_path: Path) -> None:
     """Nothing leaks here on purpose: sixteen reference pictures of this size are more than the limit."""
     clip = write_clip(
