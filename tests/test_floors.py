@@ -15,7 +15,7 @@ FLOORS = {
     room: floor
     for floor, rooms in enumerate(
         [
-            ("errors", "types", "settings", "redact"),
+            ("errors", "types", "settings", "redact", "heap"),
             ("trust",),
             ("sidecar", "yamlfile"),
             ("telemetry",),

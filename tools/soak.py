@@ -173,6 +173,7 @@ class Soak:
     def _rest(self) -> None:
         for camera in self._cast.cameras.values():
             camera.set("none")
+            camera.cut()  # what a connection has been through is no part of the next one: like is compared with like
         while self._guests:
             guest = self._guests.pop()
             guest.kill()

@@ -90,6 +90,8 @@ class Seen:
     """Published of what their camera sent."""
     healthy: dict[str, list[StatusMessage]]
     metrics: dict[tuple[str, tuple[tuple[str, str], ...]], float]
+    logged: set[tuple[str, str]]
+    """Stream and reason of every line of the log."""
 
     def value(self, name: str, **labels: str) -> float:
         return self.metrics.get((name, tuple(sorted(labels.items()))), 0.0)
@@ -169,9 +171,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         after, sent = published(running), good.pictures - sent
         metrics = running.metrics()
         assert running.stop() == 0
+        logged = {(str(line.get("stream")), str(line.get("reason"))) for line in running.log()}
         subscriber.close()
     statuses = {s: list(subscriber.statuses[s]) for s in (*HEALTHY, "nowhere")}
-    return Seen(cases, {s: (after[s] - before[s]) * len(HEALTHY) / sent for s in HEALTHY}, statuses, metrics)
+    return Seen(cases, {s: (after[s] - before[s]) * len(HEALTHY) / sent for s in HEALTHY}, statuses, metrics, logged)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault)
@@ -183,6 +186,7 @@ def test_the_reason_is_told_and_the_stream_comes_back(seen: Seen, case: Case) ->
         assert case.told_s is not None, f"told instead: {reasons}"
         assert case.told_s < case.within_s + SLACK_S
         assert seen.value("streamd_stream_failures_total", stream=case.stream, reason=case.reason) >= 1
+        assert (case.stream, case.reason) in seen.logged
     assert case.recovered_s is not None
     # A wait, the rest of an attempt that hangs, and probing; or until a trouble counts as over.
     assert case.recovered_s < OPEN_S + WAIT_S + 1.5 + SLACK_S
@@ -215,6 +219,8 @@ def test_the_neighbours_notice_nothing(seen: Seen) -> None:
 
 def test_a_name_that_does_not_resolve(seen: Seen) -> None:
     assert ("BACKOFF", "dns") in {(s.state, s.reason) for s in seen.healthy["nowhere"]}
+    assert seen.value("streamd_stream_failures_total", stream="nowhere", reason="dns") >= 1
+    assert ("nowhere", "dns") in seen.logged
 
 
 def test_every_fault_is_tried() -> None:
