@@ -64,6 +64,7 @@ class Daemon:
         notifier: the service manager.
         relays: in a worker process: what takes the place of the configured sinks, by name.
         past: in a worker process: see `Streams.remember`.
+        tap: in a worker process: what pictures for the page are put in.
         record_as: what the recorder's bundles are named after; the configuration file by default.
         boot_id: identity of this process in every message; random by default.
         reread: reads the configuration file again when SIGHUP asks for it; installed by the caller.
@@ -81,6 +82,7 @@ class Daemon:
         relays: Mapping[str, Sink] | None = None,
         past: Mapping[str, StreamPast] | None = None,
         record_as: str | None = None,
+        tap: Tap | None = None,
         boot_id: str | None = None,
         reread: Reread | None = None,
     ) -> None:
@@ -97,7 +99,7 @@ class Daemon:
         self.lanes: list[Lane] = []
         self.http: HttpServer | None = None
         self.recorder: Recorder | None = None
-        self._tap: Tap | None = None
+        self._tap = tap
         self._notifier = notifier or Notifier()
         self._stopping = False
         self._record: Callable[[Detections], None] | None = None
@@ -130,9 +132,10 @@ class Daemon:
         heap.few_heaps()
         self._open_recorder()
         # What fails most easily comes first: an address in use is known before a model has been compiled.
-        self.http, self._tap = open_port(
+        self.http, tap = open_port(
             config.metrics, self.registry, self.health, self.ready, statuses=self.board.all, boot_id=self.boot_id
         )
+        self._tap = self._tap or tap
         for settings, name in zip(config.sinks, sink_names(config), strict=True):
             sink = self._relays.get(name) or open_sink(settings, boot_id=self.boot_id)
             thread = SinkThread(name, sink, settings.ring, self.board, self.metrics, settings.heartbeat_s)

@@ -13,7 +13,7 @@ import msgspec
 from streamd.telemetry.http import Request, Response
 from streamd.types import Detections
 from streamd.web.state import State
-from streamd.web.tap import Snapshot, Tap
+from streamd.web.tap import Passed, Snapshot, Tap
 
 STATIC = Path(__file__).with_name("static")
 _KINDS = {
@@ -38,6 +38,8 @@ _HEARTBEAT = _RECORD.pack(0, 0)
 
 def record(snapshot: Snapshot) -> bytes:
     """One picture on the wire: two 32-bit big-endian lengths, the description as JSON, the JPEG."""
+    if isinstance(snapshot, Passed):
+        return snapshot.record
     head, jpeg = msgspec.json.encode(describe(snapshot.detections)), snapshot.jpeg()
     return b"".join((_RECORD.pack(len(head), len(jpeg)), head, jpeg))
 

@@ -35,6 +35,7 @@ class Snapshot:
     def __init__(self, serial: int, detections: Detections, image: Image | None) -> None:
         self.serial = serial
         """Grows over all streams."""
+        self.stream = detections.stream
         self.detections = detections
         self._image = image
         self._jpeg = b""
@@ -52,8 +53,23 @@ class Snapshot:
             return self._jpeg
 
 
+class Passed(Snapshot):
+    """One that a worker process has made the page's record of; that is all there is of it here.
+
+    Args:
+        serial: as of any snapshot.
+        stream: what it shows.
+        record: see `page.record`.
+    """
+
+    def __init__(self, serial: int, stream: str, record: bytes) -> None:
+        self.serial, self.stream, self.record = serial, stream, record
+
+
 @dataclass(frozen=True, slots=True)
-class _Wish:
+class Wish:
+    """Pictures of one stream: how many a second at most, and how wide."""
+
     fps: float
     width: int
 
@@ -81,7 +97,7 @@ class Tap:
     """Takes what is wanted and keeps the newest of each stream. Any thread."""
 
     def __init__(self) -> None:
-        self.wanted: Mapping[str, _Wish] = {}
+        self.wanted: Mapping[str, Wish] = {}
         """Streams that somebody looks at. Replaced, never changed: the hot path reads it without a lock."""
         self.downloads: dict[int, Callable[[Frame], Frame]] = {}
         """By CUDA ordinal: what copies a picture on the device to the host."""
@@ -111,24 +127,33 @@ class Tap:
                 self._settle()
 
     def _settle(self) -> None:
-        wishes: dict[str, _Wish] = {}
+        wishes: dict[str, Wish] = {}
         for streams, fps, width in self._viewers.values():
             for stream in streams:
-                other = wishes.get(stream, _Wish(0, 0))
-                wishes[stream] = _Wish(max(fps, other.fps), max(width, other.width))
+                other = wishes.get(stream, Wish(0, 0))
+                wishes[stream] = Wish(max(fps, other.fps), max(width, other.width))
         total = sum(wish.fps for wish in wishes.values())
         if total > TOTAL_FPS:
             wishes = {s: replace(wish, fps=wish.fps * TOTAL_FPS / total) for s, wish in wishes.items()}
+        self._take_wishes(wishes)
+
+    def _take_wishes(self, wishes: Mapping[str, Wish]) -> None:
         for gone in self._last.keys() - wishes.keys():
             del self._last[gone]
         self.wanted = wishes
 
-    def newer(self, streams: Collection[str], serial: int, timeout: float) -> list[Snapshot] | None:
-        """See `Viewer.wait`."""
+    def want(self, wishes: Mapping[str, Wish]) -> None:
+        """In a worker process: what the viewers of another process want, in place of viewers here."""
+        with self._changed:
+            self._take_wishes(wishes)
+
+    def newer(self, streams: Collection[str] | None, serial: int, timeout: float) -> list[Snapshot] | None:
+        """See `Viewer.wait`; of every stream where `streams` is None."""
 
         def found() -> list[Snapshot]:
             # Not `streams` over `_last`: there are far fewer snapshots than a client may name streams.
-            return [s for name, s in self._last.items() if s.serial > serial and name in streams]
+            new = [s for s in self._last.values() if s.serial > serial]
+            return new if streams is None else [s for s in new if s.stream in streams]
 
         with self._changed:
             self._changed.wait_for(lambda: self._closed or found(), timeout)
@@ -168,6 +193,14 @@ class Tap:
             if frame.stream in self.wanted:
                 self._serial += 1
                 self._last[frame.stream] = Snapshot(self._serial, detections, image)
+                self._changed.notify_all()
+
+    def put(self, stream: str, record: bytes) -> None:
+        """Takes what a worker process has made of one of its frames."""
+        with self._changed:
+            if stream in self.wanted:
+                self._serial += 1
+                self._last[stream] = Passed(self._serial, stream, record)
                 self._changed.notify_all()
 
     def _shrink(self, frame: Frame, width: int) -> Image | None:

@@ -27,7 +27,9 @@ from streamd.redact import remember
 from streamd.sinks.relay import RelaySink
 from streamd.telemetry.logs import bind_everywhere, configure
 from streamd.telemetry.notify import Notifier
-from streamd.workers.report import REPORT_S, Order, Report, collect
+from streamd.web.tap import Tap
+from streamd.workers.pictures import PictureSender
+from streamd.workers.report import REPORT_S, Look, Order, Report, collect
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +61,7 @@ class Worker:
     def __init__(self, number: int, order: Order, orders: Iterator[bytes]) -> None:
         self._number = number
         self._life, self._reports = order.life, order.reports
+        self._pictures = order.pictures
         self._order = order.number
         self._config = Config.model_validate(order.config)
         self._parent = os.getppid()
@@ -66,13 +69,14 @@ class Worker:
         self._relays = {
             r.name: RelaySink(r.endpoint, r.encoding, boot_id=order.boot_id, life=order.life) for r in order.relays
         }
+        self._tap = Tap() if self._config.metrics.page else None
         self._over = threading.Event()
         # Before the daemon is there: a parent that dies while a model is compiled leaves nobody behind.
         NamedThread(lambda: self._follow(orders), "orders").start()
         self._resume(order)
         self._daemon = Daemon(
             self._config, relays=self._relays, past=order.past, boot_id=order.boot_id, notifier=Notifier({}),
-            record_as=order.record_as,
+            record_as=order.record_as, tap=self._tap,
         )  # fmt: skip
         if self._daemon.recorder is not None:
             self._daemon.recorder.listen()
@@ -82,6 +86,8 @@ class Worker:
         assert self._daemon is not None
         reporter = NamedThread(self._report_all, "report")
         reporter.start()
+        if self._tap is not None:
+            PictureSender(self._tap, self._pictures)
         code = self._daemon.run(handle_signals=False)
         self._over.set()
         reporter.join(2)
@@ -96,9 +102,13 @@ class Worker:
 
     def _follow(self, orders: Iterator[bytes]) -> None:
         for line in orders:
-            order = msgspec.json.decode(line, type=Order)
+            order = msgspec.json.decode(line, type=Order | Look)
             while self._daemon is None:
                 time.sleep(0.1)
+            if isinstance(order, Look):
+                if self._tap is not None:
+                    self._tap.want(order.wishes)
+                continue
             remember(order.secrets)
             self._resume(order)
             self._daemon.streams.remember(order.past)

@@ -35,6 +35,7 @@ from streamd.web.tap import Tap
 from streamd.workers.forward import Forwarder
 from streamd.workers.ledger import Ledger
 from streamd.workers.merge import Merged
+from streamd.workers.pictures import PictureReceiver
 from streamd.workers.process import Process, ending
 from streamd.workers.report import Order, Relay, Report
 from streamd.workers.share import config_of, devices_of, share_out
@@ -97,6 +98,7 @@ class Fleet:
         self._forwarders: list[Forwarder] = []
         self._ledger = Ledger(self._forwarders)
         self._tap: Tap | None = None
+        self._pictures: PictureReceiver | None = None
         self._started = self._stopping = self._reloading = False
         self._signals = 0
         self._numbers, self._lives = itertools.count(1), itertools.count(1)
@@ -129,6 +131,8 @@ class Fleet:
             )  # fmt: skip
             self._forwarders.append(forwarder)
             forwarder.open()
+        if self._tap is not None:
+            self._pictures = PictureReceiver(self._tap, f"ipc://{self._folder}/pictures")
         self._context = zmq.Context()
         self._reports = self._context.socket(zmq.PULL)
         self._reports.bind(f"ipc://{self._folder}/reports")
@@ -181,7 +185,7 @@ class Fleet:
         share = config_of(config, number, self._shares, without=worker.over)
         return Order(
             next(self._numbers), life, self.boot_id, share.model_dump(mode="json"), list(known()), relays,
-            f"ipc://{self._folder}/reports", f"{self._name}-worker{number}", past,
+            f"ipc://{self._folder}/reports", f"ipc://{self._folder}/pictures", f"{self._name}-worker{number}", past,
         )  # fmt: skip
 
     def _launch(self, worker: Process) -> None:
@@ -328,6 +332,8 @@ class Fleet:
     def _look_after(self, now: float) -> None:
         for worker in self.workers:
             worker.flush()
+            if self._tap is not None:
+                worker.look(self._tap.wanted)
             life = worker.life
             if (code := worker.poll()) is not None:
                 self._receive(50)  # its last report
@@ -415,6 +421,8 @@ class Fleet:
                 log.warning("sink could not be closed in time", sink=forwarder.name)
         if self._tap is not None:
             self._tap.close()
+        if self._pictures is not None:
+            self._pictures.close()
         if self.http is not None:
             self.http.close()
         if self._reports is not None:

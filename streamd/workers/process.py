@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -16,8 +16,9 @@ import structlog
 
 import streamd
 from streamd.flow.supervisor import Backoff
+from streamd.web.tap import Wish
 from streamd.workers.merge import of_the_dead
-from streamd.workers.report import Order, Report
+from streamd.workers.report import Look, Order, Report
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +61,7 @@ class Process:
         self._pending = b""
         self._up_at = self._heard_at = 0.0
         self._bad_since: float | None = None
+        self._wanted: Mapping[str, Wish] = {}
 
     @property
     def running(self) -> bool:
@@ -87,14 +89,23 @@ class Process:
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
         self.life, self.up, self.done, self.code, self.start_at, self.killed = order.life, False, 0, None, None, ""
-        self._pending, self._bad_since = b"", None
+        self._pending, self._bad_since, self._wanted = b"", None, {}
         self.order(order)
 
     def order(self, order: Order) -> None:
         """Sends an order; what the pipe does not take now goes out in `flush`."""
         self.sent = order.number
         self.streams = frozenset(stream["id"] for stream in order.config["streams"])
-        self._pending += msgspec.json.encode(order) + b"\n"
+        self._send(order)
+
+    def look(self, wanted: Mapping[str, Wish]) -> None:
+        """Tells which pictures are wanted, where that is new to it; a worker that does not read is not told."""
+        if self.up and self._wanted is not wanted and not self._pending:
+            self._wanted = wanted
+            self._send(Look({stream: wish for stream, wish in wanted.items() if stream in self.streams}))
+
+    def _send(self, line: Order | Look) -> None:
+        self._pending += msgspec.json.encode(line) + b"\n"
         self.flush()
 
     def flush(self) -> None:

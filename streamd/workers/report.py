@@ -8,6 +8,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from streamd.types import StreamCounts, StreamPast, StreamStatus
+from streamd.web.tap import Wish
 
 REPORT_S = 1.0
 """Seconds between a child's reports while nothing changes."""
@@ -23,7 +24,7 @@ class Relay(msgspec.Struct, frozen=True):
     """By stream: the next seq that subscribers of this sink expect."""
 
 
-class Order(msgspec.Struct, frozen=True):
+class Order(msgspec.Struct, frozen=True, tag="order"):
     """One line on the child's standard input: what it is to watch, now."""
 
     number: int
@@ -38,10 +39,19 @@ class Order(msgspec.Struct, frozen=True):
     relays: list[Relay]
     reports: str
     """Endpoint for reports."""
+    pictures: str
+    """Endpoint for the page's pictures."""
     record_as: str
     """What the recorder's bundles are named after."""
     past: dict[str, StreamPast]
     """Streams that were in other processes before."""
+
+
+class Look(msgspec.Struct, frozen=True, tag="look"):
+    """Another line: which pictures the page's viewers want."""
+
+    wishes: dict[str, Wish]
+    """By stream."""
 
 
 class Family(msgspec.Struct, frozen=True, array_like=True):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import signal
+import struct
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -40,9 +44,9 @@ def flowing(subscriber: Subscriber, *streams: str, beyond: int = 10) -> bool:
 
 
 @contextlib.contextmanager
-def fleet(folder: Path, text: str) -> Iterator[Running]:
+def fleet(folder: Path, text: str, metrics: str = "") -> Iterator[Running]:
     """A daemon with workers, none of which is left when the block ends."""
-    with daemon(folder, text) as running:
+    with daemon(folder, text, metrics=metrics) as running:
         try:
             yield running
         finally:
@@ -152,6 +156,39 @@ def test_a_worker_that_cannot_start_ends_the_daemon_with_its_code(tmp_path: Path
     with daemon(tmp_path, text.replace("path: none", "path: nothing.onnx")) as running:
         assert running.process.wait(START_S) == 3
     assert "nothing.onnx" in (tmp_path / "log").read_text()
+
+
+def test_the_page_shows_the_pictures_of_every_worker(tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/z"
+
+    def pictures(running: Running) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """(description, JPEG) as a browser gets them."""
+        address = f"http://127.0.0.1:{running.port}/pictures?streams=a,b&fps=10&width=64"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            while True:
+                head, jpeg = struct.unpack("!II", answer.read(8))
+                if head:
+                    yield json.loads(answer.read(head)), answer.read(jpeg)
+
+    with fleet(tmp_path, config(endpoint, *map(drawn, NAMES)), metrics="page: true") as running:
+        subscriber = Subscriber(endpoint)
+        until(lambda: flowing(subscriber, *NAMES), START_S)
+        seen: dict[str, list[int]] = {"a": [], "b": []}
+        for description, jpeg in pictures(running):
+            assert jpeg.startswith(b"\xff\xd8")
+            assert description["boxes"]
+            seen[description["stream"]].append(description["seq"])
+            if min(map(len, seen.values())) >= 3:
+                break
+        assert all(seqs == sorted(set(seqs)) for seqs in seen.values())
+        first = pids(running)
+        until(lambda: all(s["latency"]["sum"] > 0 for s in json.loads(running.get("/state")[1])["streams"]), 5)
+        os.kill(first[0], signal.SIGKILL)
+        until(lambda: pids(running)[0] != first[0], 10)
+        again = (d for d, _ in pictures(running))
+        assert next(d for d in again if d["stream"] == "a" and d["epoch"] == 1), "after a restart, too"
+        assert running.stop() == 0
+        subscriber.close()
 
 
 def test_reload(tmp_path: Path) -> None:
