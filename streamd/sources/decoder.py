@@ -131,12 +131,16 @@ class Decoder:
         for offset, (_, pixels) in zip(self._offsets, planes, strict=False):
             into[start + offset : start + offset + pixels.nbytes] = pixels
         pts_ns = frame.pts_ns
-        marks = (HAS_PTS if pts_ns is not None else 0) | (CAMERA_CLOCK if frame.clock == "camera" else 0)
+        marks = CAMERA_CLOCK if frame.clock == "camera" else 0
+        if pts_ns is not None and abs(pts_ns) < 1 << 63:  # 292 years: anything more is nonsense
+            marks |= HAS_PTS
+        else:
+            pts_ns = 0
         if frame.quarantined:
             marks |= QUARANTINED
         # Only now is the picture out of the decoder, as far as the daemon can see.
         now = time.monotonic_ns()
-        times = frame.captured_ns, frame.wall_ns, now, pts_ns or 0
+        times = frame.captured_ns, frame.wall_ns, now, pts_ns
         self._send(FRAME, PLACE.pack(marks, buffer, self._memory, *times))
 
     def _reshape(self, shape: Shape) -> None:

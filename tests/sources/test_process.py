@@ -130,6 +130,11 @@ def test_every_change_in_mid_stream_is_the_same_and_can_be_letterboxed(tmp_path:
     assert set(formats) == {"yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv444p10le", "gbrp"}
 
 
+def test_time_stamps_that_no_clock_can_hold_are_left_out(tmp_path: Path) -> None:
+    with opened(write_clip(tmp_path / "clip.mkv", frames=4, pts=lambda i: 10**16 + 40 * i)) as source:
+        assert [frame.pts_ns for frame in source.frames()] == [None] * 4
+
+
 def test_pictures_of_the_old_size_outlive_the_change(tmp_path: Path) -> None:
     small = write_clip(tmp_path / "small.ts", frames=5)
     large = write_clip(tmp_path / "large.ts", frames=5, size=(640, 480))
@@ -278,9 +283,8 @@ def test_a_stall_of_the_daemon_delays_the_next_read(tmp_path: Path) -> None:
         time.sleep(1.5)  # three beats, too
         now = time.monotonic_ns()
         captured = [next(frames).captured_ns for _ in range(30)]
-        assert (
-            1 <= sum(stamp < now for stamp in captured) <= 11
-        )  # two of them in the decoder, whose pictures are reordered
+        # Six on their way, one waiting, and those that the decoder holds back because of B frames.
+        assert 1 <= sum(stamp < now for stamp in captured) <= 11
 
 
 def test_an_error_of_any_length_comes_through(tmp_path: Path) -> None:
