@@ -6,6 +6,7 @@ import difflib
 import ipaddress
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -125,6 +126,8 @@ class Loaded:
     path: Path
     secrets: frozenset[str]
     """Substituted values and passwords in the file itself. `redact` knows them already."""
+    warnings: tuple[str, ...]
+    """What is allowed and unwise."""
     line: Callable[[Path_], int | None]
     """The line of a field, or of what it would stand in."""
 
@@ -133,14 +136,19 @@ class Loaded:
         return f"{self.path}:{self.line(path) or 1}: {dotted(path)}"
 
 
-def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = None) -> Loaded:
+def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = None, *, secrets: bool = True) -> Loaded:
     """Reads, substitutes, validates.
+
+    Args:
+        path: the file.
+        environment: the process's own by default.
+        secrets: False reads no `${file:…}`; see `yamlfile.read_yaml`.
 
     Raises:
         ConfigError: every problem at once, one a line: `FILE:LINE: field: message`.
     """
     file = Path(os.path.expanduser(path))
-    document = _parse(file, os.environ if environment is None else environment)
+    document = _parse(file, os.environ if environment is None else environment, secrets=secrets)
     problems = [(line, message) for line, message in document.problems]
     config: Config | None = None
     try:
@@ -153,13 +161,13 @@ def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = N
         problems += [(document.line(path) or 1, f"{dotted(path)}: {message}") for path, message in found]
     if problems or config is None:
         raise ConfigError("\n".join(f"{file}:{line}: {redact(message)}" for line, message in sorted(set(problems))))
-    return Loaded(config, file, frozenset(document.secrets | document.inline), document.line)
+    return Loaded(config, file, frozenset(document.secrets | document.inline), _warnings(file, document), document.line)
 
 
-def _parse(file: Path, environment: Mapping[str, str]) -> Document:
+def _parse(file: Path, environment: Mapping[str, str], *, secrets: bool) -> Document:
     text = read_text(file, MAX_BYTES, what=str(file), expected="a YAML file, streamd's configuration")
     try:
-        document = read_yaml(text, environment, file.parent)
+        document = read_yaml(text, environment, file.parent, secrets=secrets)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     # Before anything is said of the values, whoever says it.
@@ -350,6 +358,16 @@ def _check_secrets(config: Config, document: Document) -> Iterator[tuple[Path_, 
 
     if config.metrics.login is not None:
         yield from _external(("metrics", "login", "password"), config.metrics.login.password, document)
+
+
+def _warnings(file: Path, document: Document) -> tuple[str, ...]:
+    if not document.inline or not file.exists():
+        return ()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if not mode & (stat.S_IRGRP | stat.S_IROTH):
+        return ()
+    advice = "chmod 600 it, or write ${file:PATH} or ${NAME} instead"
+    return (f"passwords stand in the file and others may read it (mode {mode:04o}); {advice}",)
 
 
 def _external(path: Path_, secret: SecretStr, document: Document) -> Iterator[tuple[Path_, str]]:

@@ -20,6 +20,8 @@ MAX_NODES = 100_000
 MAX_DEPTH = 32
 
 MAX_SECRET_BYTES = 65_536
+UNREAD = "x" * 40
+"""As good as any password or key to whoever only looks at the form."""
 
 Path_ = tuple[str | int, ...]
 
@@ -60,9 +62,10 @@ def _is_secret(path: Path_) -> bool:
 
 
 class _Reader:
-    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, environment: Mapping[str, str], folder: Path, *, secrets: bool) -> None:
         self._environment = environment
         self._folder = folder
+        self._secrets = secrets
         self._nodes = 0
         self._loader = yaml.SafeLoader("")
         self.document = Document(None)
@@ -139,6 +142,8 @@ class _Reader:
 
     def _secret_file(self, name: str) -> tuple[str | None, str]:
         """What the file holds, and what is wrong where it holds nothing."""
+        if not self._secrets:
+            return UNREAD, ""
         missing = [v for v in _VARIABLE.findall(name) if v not in self._environment]
         if missing:
             hint = "; systemd sets it where the unit has LoadCredential=" if "CREDENTIALS_DIRECTORY" in missing else ""
@@ -150,16 +155,17 @@ class _Reader:
             return None, str(error)
 
 
-def read_yaml(text: str, environment: Mapping[str, str], folder: Path = Path()) -> Document:
+def read_yaml(text: str, environment: Mapping[str, str], folder: Path = Path(), *, secrets: bool = True) -> Document:
     """Parses `text`; `${NAME}`, `${NAME:-default}` and `${file:PATH}` in strings are substituted, `$$` is a dollar.
 
     Substitution happens after parsing, so no value can change the structure. `$NAME` in a file's path is the
-    environment's (`${file:$CREDENTIALS_DIRECTORY/camera}`); a relative path is relative to `folder`.
+    environment's (`${file:$CREDENTIALS_DIRECTORY/camera}`); a relative path is relative to `folder`. Without `secrets`,
+    no such file is read, and `UNREAD` stands for what is in it.
 
     Raises:
         ConfigError: not YAML at all, or unreasonably large. Smaller problems are collected in the document.
     """
-    reader = _Reader(environment, folder)
+    reader = _Reader(environment, folder, secrets=secrets)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:

@@ -27,6 +27,7 @@ def differ(folder: Path, *replaced: tuple[str, str]) -> tuple[list[str], list[st
     for old, new in replaced:
         assert old in after
         after = after.replace(old, new)
+    (folder / "key").write_text("k" * 40)
     (folder / "c.yaml").write_text(BASE)
     before = load(folder / "c.yaml").config
     (folder / "c.yaml").write_text(after)
@@ -58,6 +59,11 @@ def test_another_kind_of_the_same_id_is_a_change(tmp_path: Path) -> None:
     ("old", "new", "fixed"),
     [
         ("m.onnx", "n.onnx", ["c.yaml:2: model.path"]),
+        (
+            "{kind: jsonl, path: out.jsonl}",
+            "{kind: zmq, bind: 'ipc://z', curve: {secret_key: '${file:key}', clients: any}}",
+            ["c.yaml:4: sinks[0].kind"],
+        ),
         ("m.onnx", "m.onnx, detect: {conf: 0.6}", ["c.yaml:2: model.detect.conf"]),
         ("latency_ms: 1", "latency_ms: 2, slots: 7", ["c.yaml:3: engine.latency_ms", "c.yaml:3: engine.slots"]),
         ('kind: "null", latency_ms: 1', "kind: openvino", ["c.yaml:3: engine.kind"]),

@@ -14,7 +14,8 @@ from typing import Any
 from streamd.errors import ConfigError, SinkError
 from streamd.recorder.bundle import bundles
 from streamd.recorder.place import config_name, default_folder, pid_file
-from streamd.yamlfile import read_yaml
+from streamd.trust import read_text
+from streamd.yamlfile import MAX_BYTES, read_yaml
 
 UNIT_FOLDER = Path("/var/lib/streamd/bundles")
 """Where the unit in systemd/ has them."""
@@ -30,9 +31,10 @@ def add_parser(subparsers: Any) -> None:
 def _folder(path: Path) -> Path:
     """Reads nothing but the one field: the secrets of the rest need not be in the operator's environment."""
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"), os.environ).values
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        text = read_text(path, MAX_BYTES, what=str(path), expected="the configuration that the daemon runs")
+        values = read_yaml(text, os.environ, path.parent, secrets=False).values
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     section = values.get("recorder") if isinstance(values, dict) else None
     folder = section.get("folder") if isinstance(section, dict) else None
     if isinstance(folder, str):

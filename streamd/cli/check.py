@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from streamd.config import Config, load
 from streamd.errors import ConfigError, StreamdError
+from streamd.sinks import CurveSettings, ZmqSettings
 from streamd.sources import AvStreamSettings, is_live
+from streamd.telemetry.access import Tls
 
 
 def add_parser(subparsers: Any) -> None:
@@ -17,22 +21,36 @@ def add_parser(subparsers: Any) -> None:
     p = subparsers.add_parser("check", help="check a configuration and its model without connecting to anything")
     p.add_argument("config", metavar="CONFIG", help="YAML configuration file")
     p.add_argument("--no-model", action="store_true", help="do not open the model (where it is not on this machine)")
+    p.add_argument("--no-secrets", action="store_true", help="read no secret, key or certificate (where you may not)")
 
 
-def problems(config: Config, *, model: bool = True) -> list[StreamdError]:
-    """What is wrong beyond the file itself: absent inputs, and a model that cannot be opened or understood."""
+def problems(config: Config, *, model: bool = True, secrets: bool = True) -> list[StreamdError]:
+    """What is wrong beyond the file itself: absent inputs, keys that are none, a model that cannot be opened."""
     found: list[StreamdError] = []
     for i, stream in enumerate(config.streams):
         if isinstance(stream, AvStreamSettings) and not is_live(stream):
             path = Path(stream.url.removeprefix("file:"))
             if not path.is_file():
                 found.append(ConfigError(f"streams[{i}].url: {path} is not a file"))
+    if secrets:
+        for i, sink in enumerate(config.sinks):
+            if isinstance(sink, ZmqSettings) and sink.curve is not None:
+                _try(found, partial(_check_keys, f"sinks[{i}]", sink.curve))
+        if (tls := config.metrics.tls) is not None:
+            _try(found, partial(Tls, tls.certificate, tls.key))
     if model:
         _try(found, lambda: _check_model(config))
     return found
 
 
-def _try(found: list[StreamdError], call: Callable[[], None]) -> None:
+def _check_keys(where: str, curve: CurveSettings) -> None:
+    from streamd.sinks.curve import Clients, public_of
+
+    public_of(curve.secret_key.get_secret_value(), f"{where}.curve.secret_key")
+    Clients(curve.clients)
+
+
+def _try(found: list[StreamdError], call: Callable[[], Any]) -> None:
     try:
         call()
     except StreamdError as error:
@@ -54,8 +72,11 @@ def _check_model(config: Config) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints every problem, one a line; exit code of the first, 0 where there is none."""
-    config = load(args.config).config
-    found = problems(config, model=not args.no_model)
+    loaded = load(args.config, secrets=not args.no_secrets)
+    config = loaded.config
+    for text in loaded.warnings:
+        print(f"{args.config}: warning: {text}", file=sys.stderr)
+    found = problems(config, model=not args.no_model, secrets=not args.no_secrets)
     for error in found:
         print(f"{args.config}: {error}")
     if found:

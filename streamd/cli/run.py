@@ -9,6 +9,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from streamd.config import load
 from streamd.recorder.recorder import ignore_request
 from streamd.reload import Reread
@@ -39,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     loaded = load(args.config)
     logging = loaded.config.logging
     configure(logging.level, logging.format)
+    for text in loaded.warnings:
+        structlog.get_logger(__name__).warning("configuration", config=str(loaded.path), advice=text)
     daemon: Daemon | Fleet
     if loaded.config.workers > 1:
         from streamd.workers.fleet import Fleet

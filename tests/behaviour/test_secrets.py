@@ -243,6 +243,7 @@ def test_check_tells_no_secret(
         good.replace('listen: "127.0.0.1:0"', "listen: '${METRICS_PASSWORD}'"),
         good + "\n  - {id: '${API_KEY}', url: 'rtsp://u:query-geheim-7@h', loop: true, extra: 1}\n",
         good + "\n}",
+        good.replace("/key}", "/camera}"),
     ):
         path.write_text(broken)
         code = main(["check", str(path)])

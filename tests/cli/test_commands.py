@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
+from streamd.cli.watch import MAX_ROWS, Board, _table
+from streamd.sinks.message import Detection, DetectionsMessage, Latency, Model
 from tests.clips import write_clip
 from tests.conftest import shared
 
@@ -259,6 +264,56 @@ def test_watch_shows_what_is_published(tmp_path: Path) -> None:
     finally:
         daemon.terminate()
         assert daemon.wait(10) == 0
+
+
+def test_watch_obeys_no_stranger(tmp_path: Path) -> None:
+    """A publisher that is none of ours: escape sequences, and names without end."""
+    board = Board()
+    kind = DetectionsMessage
+    one = kind(
+        schema=1, boot_id="b", stream="\x1b[2Jcam", epoch=0, seq=0, pts_ns=None, captured_at=0.0, clock="arrival",
+        published_at=0.0, width=1, height=1, model=Model("m", ""), latency_ms=Latency(0, 0, 0, 0, 0, 0), dropped=0,
+        detections=[Detection(0, "[red]\x07car" + "x" * 500, 0.5, (0, 0, 1, 1))],
+    )  # fmt: skip
+    board.add(one, 0.0)
+    (row,) = board.rows.values()
+    assert row.stream == "?[2Jcam"
+    assert "\x07" not in row.last
+    assert len(row.last) <= 200
+    for number in range(MAX_ROWS + 10):
+        board.add(msgspec.structs.replace(one, stream=f"s{number}"), 0.0)
+    assert (len(board.rows), board.bad) == (MAX_ROWS, 11)
+    console = Console(file=io.StringIO(), width=250)
+    console.print(_table(board, "tcp://x"))
+    assert "?[2Jcam" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_check_looks_at_keys_and_certificates(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("short\n")
+    path = config(
+        tmp_path, null(more="sinks: [{kind: zmq, bind: 'ipc://z', curve: {secret_key: '${file:key}', clients: none}}]")
+    )
+    path.write_text(path.read_text().replace("{listen: null}", "{tls: {certificate: c.pem, key: k.pem}}"))
+    done = streamd("check", path)
+    assert done.returncode == 2
+    assert done.stdout.splitlines() == [
+        f"{path}: sinks[0].curve.secret_key: expected a key of 40 characters, as `streamd keygen` makes them",
+        f"{path}: metrics.tls: {tmp_path}/c.pem cannot be read: No such file or directory; expected a PEM file",
+    ]
+    (tmp_path / "key").unlink()
+    assert streamd("check", path).returncode == 2
+    assert streamd("check", "--no-secrets", path).returncode == 0
+
+
+def test_passwords_in_a_file_for_all_to_read_are_warned_of(tmp_path: Path) -> None:
+    path = config(tmp_path, null("[{id: a, url: 'rtsp://u:geheim@h/x'}]"))
+    path.chmod(0o644)
+    done = streamd("check", path)
+    assert (done.returncode, "geheim" in done.stderr) == (0, False)
+    assert "passwords stand in the file and others may read it (mode 0644); chmod 600 it" in done.stderr
+    path.chmod(0o600)
+    assert streamd("check", path).stderr == ""
 
 
 def test_watch_refuses_what_is_no_endpoint() -> None:
