@@ -238,6 +238,10 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             _lines("CPU", "short", (_rate("process_cpu_seconds_total", _HERE), "{{instance}}"), note="Cores."),
             _lines("Resident memory", "bytes", (f"process_resident_memory_bytes{{{_HERE}}}", "{{instance}}")),
+            _lines("Workers up", "short", (f"streamd_worker_up{{{_HERE}}}", "{{worker}}"), note="With `workers` only."),
+            _lines("Bundles written in an hour", "short", (
+                f"increase(streamd_bundles_written_total{{{_HERE}}}[1h])", "{{reason}}"),
+                note="By the flight recorder, when something broke or somebody asked."),
             _lines(
                 "Configurations read", "short",
                 (f"increase(streamd_config_reloads_total{{{_HERE}}}[1h])", "{{instance}} {{result}}"),

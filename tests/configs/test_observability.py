@@ -25,6 +25,11 @@ GIVEN_BY_PROMETHEUS = {"job", "instance"}
 NEEDS_A_GPU = {"streamd_device_duration_seconds_bucket": {"le", "stage"}, "streamd_device_memory_bytes": {"device"}}
 NEEDS_A_CAMERA = {"streamd_stream_clock_offset_seconds": {"stream"}, "streamd_stream_clock_drift_ratio": {"stream"}}
 """What RTCP sender reports tell; tests/sources has such cameras."""
+NEEDS_WORKERS = {
+    name: {"worker"} for name in ("streamd_worker_up", "streamd_worker_restarts_total")
+}  # tests/behaviour/test_workers.py
+NEEDS_A_BREAKDOWN = {"streamd_bundles_written_total": {"reason"}}  # tests/recorder
+ELSEWHERE = NEEDS_A_GPU | NEEDS_A_CAMERA | NEEDS_WORKERS | NEEDS_A_BREAKDOWN
 
 
 def promtool(*arguments: str | Path, folder: Path = ROOT) -> str:
@@ -148,7 +153,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dic
 def test_every_name_is_one_that_the_daemon_exports(
     exported: dict[str, dict[str, set[str]]], title: str, expression: str
 ) -> None:
-    known = {name: set(labels) for name, labels in exported.items()} | NEEDS_A_GPU | NEEDS_A_CAMERA
+    known = {name: set(labels) for name, labels in exported.items()} | ELSEWHERE
     names = re.findall(r"\b(?:streamd|process|python)_[a-z_]+\b", expression)
     assert names or expression.startswith("up{")
     for name in names:
@@ -166,5 +171,5 @@ def test_legends_use_labels_that_exist(exported: dict[str, dict[str, set[str]]])
     legends = {
         name for _, row in tool.ROWS for p in row for _, text in p.queries for name in re.findall(r"{{(\w+)", text)
     }
-    known = set().union(*(set(labels) for labels in exported.values())) | {"device", "kind", "instance"}
+    known = set().union(*(set(labels) for labels in exported.values())) | {"device", "kind", "instance", "worker"}
     assert legends <= known
