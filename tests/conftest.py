@@ -16,12 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("STREAMD_TEST_DATA", ROOT.parent / "shared"))
 
 
-def road_model() -> str:
-    """A model that knows people and cars, as model.path has it: the bundled one, else one of the test material."""
-    bundled = ROOT / "streamd" / "assets" / "road6.onnx"
-    return "builtin:road6" if bundled.exists() else str(shared("models/yolov5n_heads.onnx"))
-
-
 def shared(path: str) -> Path:
     """The test material at `path` below the data folder; skips (fails in CI) where it is absent."""
     found = DATA / path

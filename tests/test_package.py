@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from streamd import __version__
-from tests.conftest import ROOT, road_model
+from tests.conftest import ROOT
 
 SHIPPED = [
     "streamd/py.typed",
@@ -94,9 +94,10 @@ def test_what_was_installed_from_the_wheel_runs_the_demo(dist: Path, tmp_path: P
     where = [str(python), "-c", "import streamd; print(streamd.__file__)"]
     assert str(venv) in subprocess.run(where, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
     assert (venv / "share" / "streamd" / "systemd" / "streamd@.service").exists()
-    command = [str(venv / "bin" / "streamd"), "demo", "--model", road_model(), "--for", "12", "--port", "0"]
+    command = [str(venv / "bin" / "streamd"), "demo", "--for", "12", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert "road6 on" in done.stdout
     seen = {label: int(n) for n, label in re.findall(r"(\d+) (\w+)", done.stdout.rsplit("seen: ", 1)[1])}
     assert seen["car"] > 0
     assert seen["person"] > 0

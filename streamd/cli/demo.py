@@ -36,6 +36,8 @@ STREAMS = 4
 HOST = "127.0.0.1"
 """What the demo shows is for this machine only."""
 PORT, PUBLISH_PORT = 9188, 5555
+CONF = 0.35
+"""Lowest score that is shown: what the bundled model finds below it is wrong too often to look at."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -124,7 +126,7 @@ def _config(args: argparse.Namespace) -> Config:
 
     inputs = args.inputs or [str(clip())]
     values = {
-        "model": {"path": args.model},
+        "model": {"path": args.model, "detect": {"conf": CONF}},
         "streams": streams_of(inputs, args.streams or (None if args.inputs else STREAMS)),
         "sinks": [{"kind": "zmq", "bind": f"tcp://{HOST}:{free_port(PUBLISH_PORT)}"}],
         "metrics": {"listen": f"{HOST}:{free_port(args.port)}", "page": True},
@@ -181,7 +183,8 @@ def _show(args: argparse.Namespace) -> int:
     daemon = Daemon(config)
     _introduce(daemon, args.inputs, endpoint)
     board, background = watch.Board(), _Background(daemon)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell has those that it starts in the background ignore SIGINT
+        signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
     background.start()
     with contextlib.suppress(KeyboardInterrupt):
@@ -216,7 +219,7 @@ def _save(args: argparse.Namespace) -> int:
         raise ConfigError(f"--save {args.save}: is one clip, but {len(args.inputs)} inputs were given")
     given = args.inputs[0] if args.inputs else str(clip())
     total, seen, frames = _length(given), Counter[str](), 0
-    job = Run([given], ModelSettings(path=args.model), DetectSettings(), keep=True)
+    job = Run([given], ModelSettings(path=args.model), DetectSettings(conf=CONF), keep=True)
     video: Video | None = None
     began = time.monotonic()
     try:

@@ -23,13 +23,13 @@ from streamd.engine import BUILTIN
 from streamd.errors import ConfigError
 from tests.behaviour.daemon import Subscriber, until
 from tests.clips import write_clip
-from tests.conftest import ROOT, road_model
+from tests.conftest import ROOT
 
 VEHICLES = ("car", "bus", "truck")
 
 
 def demo(*arguments: str | Path, timeout: float = 250) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "streamd", "demo", "--model", road_model(), *map(str, arguments)]
+    command = [sys.executable, "-m", "streamd", "demo", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
 
@@ -43,7 +43,7 @@ def seen(text: str) -> dict[str, int]:
 def test_the_whole_daemon_shows_cars_and_people_until_ctrl_c(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with out.open("w") as file:
-        command = [sys.executable, "-m", "streamd", "demo", "--model", road_model(), "--port", "0"]
+        command = [sys.executable, "-m", "streamd", "demo", "--port", "0"]
         process = subprocess.Popen(command, stdout=file, stderr=file)
     try:
         until(lambda: "Ctrl-C" in out.read_text() or process.poll() is not None, 60, "the demo starts")
@@ -58,11 +58,11 @@ def test_the_whole_daemon_shows_cars_and_people_until_ctrl_c(tmp_path: Path) -> 
 
         until(lambda: {"car", "person"} <= labels(), 60, "cars and people are seen")
         assert len(subscriber.frames) == 4
-        subscriber.close()
         with urllib.request.urlopen(page + "metrics", timeout=5) as answer:
             assert b'streamd_detections_total{label="car"' in answer.read()
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+        subscriber.close()
     finally:
         process.kill()
         process.wait()
@@ -79,7 +79,7 @@ def test_another_port_where_one_is_taken_and_a_table_on_a_terminal(tmp_path: Pat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "streamd", "demo", str(video), "--for", "2"]
-        command += ["--model", road_model(), "--port", str(port)]
+        command += ["--port", str(port)]
         environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
         process = subprocess.Popen(command, stdout=other, stderr=other, env=environment)
         os.close(other)
@@ -124,7 +124,7 @@ def test_save_writes_every_frame_with_its_boxes(tmp_path: Path) -> None:
         (["a.mp4", "b.mp4", "--save", "o.mp4"], 2, "2 inputs were given"),
         (["--port", "99999"], 2, "expected 0 to 65535"),
         ([str(ROOT / "README.md"), "--port", "0"], 4, "FFmpeg cannot read it"),
-        (["--model", f"{BUILTIN}none"], 3, "streamd brings no such model"),
+        (["--model", f"{BUILTIN}none"], 3, f"known: {BUILTIN}road6"),
         (["--save", "/nonexistent/o.mp4"], 6, "cannot write /nonexistent/o.mp4"),
         (["--save", "o.nothing"], 6, "expected a video file"),
     ],

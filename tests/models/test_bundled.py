@@ -1,0 +1,48 @@
+"""The models that come with streamd: whole, small, and as accurate as their card says."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from streamd.cli import main
+from streamd.engine.model import ASSETS, model_file, sha256_of
+from streamd.models.inspect import inspect
+from streamd.sidecar import read_sidecar
+from tests.conftest import shared
+
+CARD = (ASSETS / "road6.md").read_text()
+CLASSES = ("person", "bicycle", "car", "motorcycle", "bus", "truck")
+
+
+def test_both_are_whole_and_the_int8_one_is_made_of_the_other() -> None:
+    small, whole = model_file("builtin:road6"), model_file("builtin:road6_float")
+    assert small.stat().st_size < 2.5e6
+    made = read_sidecar(small).provenance
+    assert made is not None
+    assert (made.source, made.source_sha256) == (whole.name, sha256_of(whole))
+    for file in (small, whole):
+        sidecar = read_sidecar(file)
+        assert sidecar.sha256 == sha256_of(file)
+        assert sidecar.labels == CLASSES
+        found = inspect(str(file))
+        assert (found.head, found.input_size) == ("yolov5_heads", (416, 416))
+        assert found.parameters is not None
+        assert f"{found.parameters / 1e6:.3f} million parameters" in CARD
+    assert inspect(str(small)).quantized
+
+
+@pytest.mark.slow
+def test_the_card_tells_what_evaluate_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("builtin:road6_float", "builtin:road6")
+    told = {n: [float(v) for v in re.findall(rf"^\| `{n}` \| ([\d.]+) \| ([\d.]+) \|$", CARD, re.M)[0]] for n in names}
+    data = ["--images", shared("images/coco_val128/images"), "--labels", shared("images/coco_val128/labels")]
+    data += ["--label-names", shared("models/coco80.txt"), "--json"]
+    assert main(["evaluate", *names, *map(str, data)]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    for name, measured in zip(names, models, strict=True):
+        assert [measured["map"], measured["map50"]] == pytest.approx(told[name], abs=0.005)
+        assert measured["map50"] > 0.30
+        assert [c["label"] for c in measured["classes"]] == list(CLASSES)
