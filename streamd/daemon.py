@@ -46,7 +46,7 @@ MANY_STREAMS = 64
 MANY_SWITCH_INTERVAL_S = 0.002
 """Every thread that waits for the GIL wakes once an interval: 200 paced streams on two cores were served 3,330 frames a
 second at 0.5 ms and 4,390 at 2 ms."""
-HEAP_S = 30.0
+HEAP_S = 10.0
 """Free memory goes back to the system this often."""
 _TICK_S = 0.25
 _BUNDLE_S = 5.0

@@ -116,6 +116,8 @@ class Connection:
         name, argument = self._camera.fault
         step = int(argument) if name == "drip" else len(data) or 1
         for at in range(0, len(data), step):
+            if self._writer.transport.is_closing():
+                raise ConnectionResetError
             self._writer.write(data[at : at + step])
 
     async def send(self, channel: int, data: bytes) -> None:
@@ -126,8 +128,6 @@ class Connection:
             return
         self.write(b"$" + struct.pack(">BH", channel, len(data)) + data)
         await self._writer.drain()
-        if self._writer.transport.is_closing():
-            raise ConnectionResetError
 
 
 class Player:
