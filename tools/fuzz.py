@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from fuzzing.run import TARGETS, Finding, Result, fuzz, serve
 
+from streamd.telemetry.logs import configure
+
 
 def shares(names: list[str], count: int) -> dict[str, int]:
     """How many of `count` inputs each target gets."""
@@ -74,6 +76,7 @@ def main() -> int:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / finding.name).write_bytes(finding.data)
 
+    configure("error", "json")
     only = [args.only] if args.only is not None else None
     with ThreadPoolExecutor(args.jobs) as pool:
         running = [

@@ -202,6 +202,7 @@ class HostLetterbox:
 
         # One small picture gains nothing from a pool of threads that the engine and the decoders need.
         cv2.setNumThreads(1)
+        self._refused: type[Exception] = cv2.error
 
     def _plan(self, frame: Frame) -> _Plan:
         p = frame.picture
@@ -240,7 +241,7 @@ class HostLetterbox:
                 frame.picture,
                 into[box.pad_y : box.pad_y + box.content_height, box.pad_x : box.pad_x + box.content_width],
             )
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, self._refused) as error:
             raise FrameError(
                 f"stream {frame.stream}: a {frame.picture.format} picture of {frame.picture.width}×"
                 f"{frame.picture.height} cannot be scaled: {error}"

@@ -20,7 +20,7 @@ from streamd.sources.barren import Barren
 from streamd.sources.clock import StreamClock
 from streamd.sources.holdback import Holdback
 from streamd.sources.pacing import Pacer, RateLimit
-from streamd.sources.picture import clockwise, picture_of
+from streamd.sources.picture import clockwise, picture_of, top_down
 from streamd.sources.quarantine import LossEar, Quarantine
 from streamd.sources.wire import heard_since
 from streamd.types import Box, Clock, Frame
@@ -68,6 +68,7 @@ class AvSource:
         self._roi = Box(crop.x, crop.y, crop.width, crop.height) if crop else None
         self._time_base_ns = 0.0
         self._tick_ns = (0, 1)
+        self._raw = False
         """A unit of the stream's time stamps in nanoseconds, as a fraction."""
         self.corrupt = 0
         """Packets the decoder refused so far."""
@@ -185,6 +186,7 @@ class AvSource:
         if settings.frames == "key":
             context.skip_frame = "NONKEY"
         context.copy_opaque = True
+        self._raw = context.name == "rawvideo"
         self._stream = stream
         base = stream.time_base or Fraction(0)
         self._time_base_ns = float(base) * 1e9
@@ -366,6 +368,8 @@ class AvSource:
             self.skipped += 1
             return None
         rotation = native.rotation
+        if self._raw:
+            native = top_down(native)
         picture = picture_of(native, rotation=clockwise(rotation) if rotation else 0, device=self._device)
         turned = picture.rotation in (90, 270)
         return Frame(

@@ -31,6 +31,13 @@ def _format_on_device(native: VideoFrame) -> str:
     return "p010le" if native.planes[0].line_size >= 2 * native.width else "nv12"
 
 
+def top_down(native: VideoFrame) -> VideoFrame:
+    """`native`, or its copy where the rows lie bottom up, as in raw video of old AVI files: nothing here reads that."""
+    if native.planes[0].line_size >= 0:
+        return native
+    return native.reformat(format="rgb24")
+
+
 def picture_of(native: VideoFrame, *, rotation: Rotation = 0, device: int | None = None) -> Picture:
     """Describes `native`; copies nothing.
 

@@ -13,6 +13,7 @@ import mmap
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,13 +72,20 @@ class Shape(NamedTuple):
         return out
 
     def sound(self) -> bool:
-        """Whether every plane has all its rows: what reads by address relies on it."""
+        """Whether every plane has all its rows, and every row all its samples: what reads by address relies on it."""
         import av
 
         try:
             components = av.VideoFormat(self.format, self.width, self.height).components
-            return all(
-                abs(self.planes[part.plane][0]) * part.height <= self.planes[part.plane][1] for part in components
+            row_bits = Counter[int]()
+            for part in components:
+                # Where one plane holds everything, samples may be packed without regard to bytes.
+                packed = part.plane == 0 and sum(other.plane == 0 for other in components) > 1
+                row_bits[part.plane] += part.width * (part.bits if packed else -(-part.bits // 8) * 8)
+            return len(row_bits) <= len(self.planes) and all(
+                8 * self.planes[part.plane][0] >= row_bits[part.plane]
+                and self.planes[part.plane][0] * part.height <= self.planes[part.plane][1]
+                for part in components
             )
         except (IndexError, OverflowError, ValueError):
             return False

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -26,7 +27,7 @@ from rtp_clip import Clip
 
 from streamd.engine.scaler import HostLetterbox
 from streamd.errors import SourceError
-from streamd.sources import AvStreamSettings
+from streamd.sources import AvStreamSettings, open_source
 from streamd.sources.av import AvSource
 from streamd.sources.process import SILENCE_LIMIT_S, ProcessSource
 from streamd.sources.shared import Shape
@@ -397,8 +398,39 @@ def test_a_child_that_talks_nonsense_is_a_broken_stream(
         ('["yuv420p",16,16,"bt601",false,0,[[16,256],[8,64],[8,63]]]', False),
         ('["yuv420p",16,16,"bt601",false,0,[[16,256]]]', False),
         ('["yuv420p",16,-16,"bt601",false,0,[[16,256],[8,64],[8,64]]]', False),
+        ('["yuv420p",16,16,"bt601",false,0,[[16,256],[7,64],[8,64]]]', False),
+        ('["yuv420p",16,16,"bt601",false,0,[[-16,256],[8,64],[8,64]]]', False),
+        ('["p010le",16,16,"bt601",false,0,[[32,512],[32,256]]]', True),
+        ('["p010le",16,16,"bt601",false,0,[[32,512],[31,256]]]', False),
+        ('["rgb565le",16,16,"bt601",false,0,[[32,512]]]', True),
+        ('["rgb565le",16,16,"bt601",false,0,[[30,512]]]', False),
         ('["none such",16,16,"bt601",false,0,[[16,256],[8,64],[8,64]]]', False),
     ],
 )
 def test_a_shape_has_all_its_rows(shape: str, sound: bool) -> None:
     assert TypeAdapter(Shape).validate_json(shape).sound() == sound
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_raw_video_that_lies_bottom_up_is_read_as_ffmpeg_reads_it(tmp_path: Path, isolation: str) -> None:
+    path = tmp_path / "raw.avi"
+    ramp = np.repeat(np.arange(48, dtype=np.uint8) * 5, 64 * 3).reshape(48, 64, 3)  # dark above, light below
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb565le"
+        for _ in range(2):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(ramp, format="rgb24").reformat(format="rgb565le")))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"strf") + 24] = 3  # BI_BITFIELDS: FFmpeg takes the rows from the last to the first
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        first = next(container.decode(video=0))
+    assert first.planes[0].line_size < 0
+    seen = np.empty((64, 64, 3), np.uint8)
+    source = open_source(settings(path, isolation=isolation))
+    source.open()
+    box = HostLetterbox(64, 64)(next(iter(source.frames())), seen)
+    source.close()
+    expected = first.to_ndarray(format="rgb24")
+    assert expected.std() > 10
+    assert np.abs(seen[box.pad_y : box.pad_y + 48].astype(int) - expected).max() <= 2

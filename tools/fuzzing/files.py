@@ -198,10 +198,10 @@ class Sidecar(Target):
 
 
 class Labels(Target):
-    """Class names, one a line, and the metadata entry that exporters write."""
+    """Class names, one a line, and the metadata entry that exporters write; listed keys, too."""
 
     name = "labels"
-    what = "class names: text file, ONNX metadata"
+    what = "class names (text file, ONNX metadata), list of CURVE keys"
     text = True
     share = 0.5
     tokens = (
@@ -219,12 +219,16 @@ class Labels(Target):
 
     @classmethod
     def seeds(cls, folder: Path) -> list[bytes]:
-        return [b"person\nbicycle\ncar\n", b"{0: 'person', 1: 'bicycle'}", b"['person', 'bicycle']"]
+        keys = b"# clients\n" + b"rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7 watch\n"
+        return [keys, b"person\nbicycle\ncar\n", b"{0: 'person', 1: 'bicycle'}", b"['person', 'bicycle']"]
 
     def run(self, data: bytes) -> None:
         from streamd.engine.model import _metadata_labels, read_labels
+        from streamd.sinks.curve import read_keys
 
         _metadata_labels({"names": data.decode("utf-8", "replace")})
+        with contextlib.suppress(ConfigError):
+            read_keys(self.file("keys.txt", data), "curve.clients")
         read_labels(str(self.file("labels.txt", data)))
 
 

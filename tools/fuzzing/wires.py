@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import select
 import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +67,7 @@ class Zmtp(Target):
     what = "bytes of a peer at the ZeroMQ port (ZMTP); a good subscriber beside it must lose nothing"
     share = 0.8
     least = 30
-    tokens = (
+    tokens: Sequence[bytes] = (
         b"\x00\x00",
         b"\x01\x01",
         b"\x02\xff\xff\xff\xff\xff\xff\xff\xff",
@@ -141,6 +144,82 @@ class Zmtp(Target):
         self._context.destroy(linger=0)
 
 
+class Curve(Zmtp):
+    """The same at an encrypted port: handshakes of a listed client and of a stranger, whole, cut and changed."""
+
+    name = "curve"
+    what = "CURVE handshakes of a peer at the encrypted ZeroMQ port; a listed subscriber beside it must lose nothing"
+    tokens = (*Zmtp.tokens, b"\x04\xc8\x05HELLO\x01\x00", b"\x08INITIATE", b"\x07WELCOME", b"\x07MESSAGE", b"NULL")
+
+    @classmethod
+    def keys(cls, whose: str) -> tuple[str, str]:
+        """Public and secret key of somebody, always the same."""
+        import zmq
+        from zmq.utils import z85
+
+        secret = z85.encode(hashlib.sha256(whose.encode()).digest())
+        return zmq.curve_public(secret).decode(), secret.decode()
+
+    @classmethod
+    def seeds(cls, folder: Path) -> list[bytes]:
+        publisher = _Publisher(cls.settings())
+        try:
+            made = [
+                _handshake(publisher.port, cls.keys("server")[0], cls.keys(client)) for client in ("good", "stranger")
+            ]
+        finally:
+            publisher.close()
+        # What a client says first, alone and twice; and one without keys.
+        return [*made, made[0][:264], made[0][:264] + made[0][64:264], *Zmtp.seeds(folder)[:1]]
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        """Of the sink."""
+        return {"curve": {"secret_key": cls.keys("server")[1], "clients": (cls.keys("good")[0],)}}
+
+    def open(self) -> None:
+        self.options = self.settings()
+        super().open()
+
+    def secure(self, good: Any) -> None:
+        _use(good, self.keys("server")[0], self.keys("good"))
+
+
+def _use(subscriber: Any, server: str, own: tuple[str, str]) -> None:
+    subscriber.curve_serverkey = server.encode()
+    subscriber.curve_publickey, subscriber.curve_secretkey = (key.encode() for key in own)
+
+
+def _handshake(port: int, key: str, own: tuple[str, str]) -> bytes:
+    """What a subscriber with these keys sends until it is in, or is turned away. Never the same bytes twice."""
+    import zmq
+
+    sent = bytearray()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as proxy,
+        zmq.Context() as context,
+        context.socket(zmq.SUB) as subscriber,
+    ):
+        subscriber.linger = 0
+        _use(subscriber, key, own)
+        subscriber.subscribe(b"")
+        subscriber.connect(f"tcp://127.0.0.1:{proxy.getsockname()[1]}")
+        client, _ = proxy.accept()
+        with client, socket.create_connection(("127.0.0.1", port)) as server:
+            deadline = time.monotonic() + 0.5
+            while time.monotonic() < deadline:
+                for source in select.select([client, server], [], [], 0.1)[0]:
+                    piece = source.recv(65536)
+                    if source is client:
+                        sent += piece
+                        server.sendall(piece)
+                    else:
+                        client.sendall(piece)
+                    if not piece:
+                        return bytes(sent)
+    return bytes(sent)
+
+
 _REQUESTS = (
     b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n",
     b"GET /healthz HTTP/1.0\r\n\r\n",
@@ -195,6 +274,7 @@ class Http(Target):
 
         from streamd.flow.status import StatusBoard
         from streamd.telemetry import http
+        from streamd.telemetry.access import Login
         from streamd.telemetry.metrics import Metrics
         from streamd.types import StreamStatus
         from streamd.web.page import Page
@@ -208,10 +288,14 @@ class Http(Target):
         self._unexpected: list[str] = []
         self._watch(http)
         good = lambda: (True, {"ok": True})  # noqa: E731
-        self._server = http.HttpServer("127.0.0.1:0", registry, good, good)
         self._tap = Tap()
-        self._server.route("/", Page(self._tap, State(registry, board.all, "b"), guarded=False).answer)
-        self._server.start()
+        # One for everybody, and one that asks for a login.
+        self._servers = [
+            http.HttpServer("127.0.0.1:0", registry, good, good, login=login) for login in (None, Login("u", "p"))
+        ]
+        for server in self._servers:
+            server.route("/", Page(self._tap, State(registry, board.all, "b"), guarded=False).answer)
+            server.start()
         self._count = 0
 
     def _watch(self, http: Any) -> None:
@@ -224,9 +308,9 @@ class Http(Target):
 
         http._Server.handle_error = handle_error
 
-    def _ask(self, data: bytes) -> bytes:
+    def _ask(self, data: bytes, server: Any) -> bytes:
         found = b""
-        with socket.create_connection(("127.0.0.1", self._server.port), 5) as peer:
+        with socket.create_connection(("127.0.0.1", server.port), 5) as peer:
             peer.settimeout(5)
             with contextlib.suppress(OSError):  # it may have hung up by now
                 peer.sendall(data)
@@ -239,19 +323,24 @@ class Http(Target):
         return found
 
     def run(self, data: bytes) -> None:
-        answer = self._ask(data)
+        answer, locked = (self._ask(data, server) for server in self._servers)
         self._count += 1
         if self._count % 20 == 0:
-            assert b" 200 " in self._ask(b"GET /healthz HTTP/1.0\r\n\r\n"), "the port no longer answers"
+            answers = [self._ask(b"GET /healthz HTTP/1.0\r\n\r\n", server)[:20] for server in self._servers]
+            assert b" 200 " in answers[0], "the port no longer answers"
+            assert b" 401 " in answers[1], "a stranger was let in"
         assert not self._unexpected, self._unexpected.pop()
-        assert b" 500 " not in answer[:100], answer[:200]
+        assert b" 500 " not in answer[:100] + locked[:100], (answer[:200], locked[:200])
+        if b"basic dtpw" not in data.lower():
+            assert b" 200 " not in locked[:20], "somebody without a password was let in"
         if not answer.startswith(b"HTTP/1.") or b" 200 " not in answer[:20]:
             raise SinkError("refused")
 
     def close(self) -> None:
         self._tap.close()
-        self._server.close()
+        for server in self._servers:
+            server.close()
         time.sleep(0.1)
 
 
-TARGETS: tuple[type[Target], ...] = (Zmtp, Http)
+TARGETS: tuple[type[Target], ...] = (Zmtp, Curve, Http)
