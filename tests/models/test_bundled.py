@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from streamd.engine.model import ASSETS, model_file, sha256_of
 from streamd.models.inspect import inspect
 from streamd.sidecar import read_sidecar
 from tests.conftest import shared
+from tests.engine.trt import trt_here
 
 CARD = (ASSETS / "road6.md").read_text()
 CLASSES = ("person", "bicycle", "car", "motorcycle", "bus", "truck")
@@ -46,3 +48,13 @@ def test_the_card_tells_what_evaluate_measures(capsys: pytest.CaptureFixture[str
         assert [measured["map"], measured["map50"]] == pytest.approx(told[name], abs=0.005)
         assert measured["map50"] > 0.30
         assert [c["label"] for c in measured["classes"]] == list(CLASSES)
+
+
+def test_tensorrt_builds_it_in_int8_without_being_told(tmp_path: Path) -> None:
+    trt_here()
+    out = tmp_path / "road6.plan"
+    assert main(["build", "builtin:road6", "--out", str(out)]) == 0
+    made = read_sidecar(out).provenance
+    assert made is not None
+    assert made.precision == "int8"
+    assert read_sidecar(out).labels == CLASSES
