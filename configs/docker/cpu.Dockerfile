@@ -7,12 +7,14 @@
 
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
-COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
+COPY pyproject.toml requirements.lock README.md CHANGELOG.md LICENSE ./
 COPY streamd streamd
 COPY configs configs
 COPY systemd systemd
 COPY docs docs
-RUN python -m venv /opt/streamd && /opt/streamd/bin/pip install --no-cache-dir '.[demo]'
+RUN python -m venv /opt/streamd \
+    && /opt/streamd/bin/pip install --no-cache-dir --require-hashes -r requirements.lock \
+    && /opt/streamd/bin/pip install --no-cache-dir '.[demo]'
 
 FROM python:3.12-slim-bookworm
 COPY --from=build /opt/streamd /opt/streamd

@@ -13,13 +13,14 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
-COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
+COPY pyproject.toml requirements.lock README.md CHANGELOG.md LICENSE ./
 COPY streamd streamd
 COPY configs configs
 COPY systemd systemd
 COPY docs docs
 # CUDA 12's TensorRT: the newest `tensorrt` would bring CUDA 13's.
 RUN python3 -m venv /opt/streamd \
+    && /opt/streamd/bin/pip install --no-cache-dir --require-hashes -r requirements.lock \
     && /opt/streamd/bin/pip install --no-cache-dir '.[demo]' 'tensorrt-cu12>=10.3,<11' pycuda 'cuda-bindings~=12.6'
 
 FROM nvidia/cuda:12.6.3-runtime-ubuntu24.04

@@ -196,7 +196,8 @@ class Connection:
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.problem = "refused: the daemon does not list our key; add it to the sink's curve.clients"
                 # libzmq does not ask again of itself.
-                self.socket.disconnect(self._endpoint)
+                with contextlib.suppress(zmq.ZMQError):
+                    self.socket.disconnect(self._endpoint)
                 self.socket.connect(self._endpoint)
             elif self._encrypted:
                 self.problem = "no agreement: --server-key is not this daemon's key, or its sink is not encrypted"

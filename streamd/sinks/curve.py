@@ -148,7 +148,7 @@ class Doorkeeper:
         zmq = vendor()
         self._zmq = zmq
         secret = settings.secret_key.get_secret_value()
-        self.public_key = public_of(secret, "zmq sink: curve.secret_key")
+        public_key = public_of(secret, "zmq sink: curve.secret_key")
         self._clients = Clients(settings.clients)
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, secret.encode())
@@ -161,6 +161,7 @@ class Doorkeeper:
         except zmq.ZMQError as error:
             self.close()
             raise SinkError(f"zmq sink: cannot bind {ZAP_ENDPOINT}: {error.strerror}") from error
+        log.info("zmq sink: encrypted", public_key=public_key)
 
     def answer(self) -> None:
         """Answers what has been asked since; never waits."""
