@@ -169,10 +169,10 @@ def _introduce(daemon: Daemon, inputs: Sequence[str], endpoint: str) -> None:
 def _sum_up(daemon: Daemon, board: watch.Board, seconds: float) -> None:
     rows = board.rows.values()
     frames, dropped = sum(r.frames for r in rows), sum(r.dropped for r in rows)
-    print(f"\n{frames} frames of {len(rows)} streams in {seconds:.1f} s, {dropped} dropped; seen: {_list(board.seen)}")
+    print(f"\n{frames} frames in {seconds:.1f} s, {dropped} dropped; seen: {_list(board.seen)}")
     for status in daemon.board.all():
-        if status.state in ("FAILED", "BACKOFF"):
-            print(f"{status.stream}: {status.state} {status.reason}: {status.detail}")
+        if status.state not in ("LIVE", "ENDED"):
+            print(f"{status.stream}: {status.state} {status.reason}: {status.detail}".rstrip(": "))
 
 
 def _list(seen: Counter[str]) -> str:
@@ -194,8 +194,8 @@ def _show(args: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         watch.show(board, endpoint, seconds=args.seconds, going=background.is_alive)
     try:
-        daemon.stop()
         _sum_up(daemon, board, time.monotonic() - began)
+        daemon.stop()
         background.join(config.drain_s + 2)
     except KeyboardInterrupt:
         background.code = 130
