@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -16,14 +18,26 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("STREAMD_TEST_DATA", ROOT.parent / "shared"))
 
 
+def absent(message: str) -> NoReturn:
+    """Skips the test for want of something; fails it in CI, where everything is to be there."""
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
 def shared(path: str) -> Path:
-    """The test material at `path` below the data folder; skips (fails in CI) where it is absent."""
+    """The test material at `path` below the data folder."""
     found = DATA / path
     if not found.exists():
-        message = f"test material {path} is not in {DATA}; set STREAMD_TEST_DATA to the folder that has it"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        absent(f"test material {path} is not in {DATA}; set STREAMD_TEST_DATA to the folder that has it")
+    return found
+
+
+def program(name: str, package: str) -> str:
+    """Where an installed program is."""
+    found = shutil.which(name)
+    if found is None:
+        absent(f"{name} is not installed (Debian's package {package})")
     return found
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,6 +16,7 @@ import pytest
 import yaml
 
 from tests.behaviour.daemon import Running, daemon, until
+from tests.conftest import program
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIGS = ROOT / "configs"
@@ -33,12 +32,7 @@ ELSEWHERE = NEEDS_A_GPU | NEEDS_A_CAMERA | NEEDS_WORKERS | NEEDS_A_BREAKDOWN
 
 
 def promtool(*arguments: str | Path, folder: Path = ROOT) -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        message = "promtool is not installed (Debian's package prometheus)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+    found = program("promtool", "prometheus")
     run = subprocess.run([found, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import shutil
 import socket
 import subprocess
 import time
@@ -21,6 +19,7 @@ import yaml
 
 from tests.behaviour.daemon import Running, daemon, until
 from tests.configs.test_observability import CONFIGS, ELSEWHERE, STREAMS, panels
+from tests.conftest import program
 
 DEAD = "  - {id: dead, url: 'rtsp://127.0.0.1:9/', reconnect: {initial_s: 0.2, max_s: 0.2}}\n"
 
@@ -44,12 +43,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def prometheus(folder: Path, running: Running) -> Iterator[Prometheus]:
-    found = shutil.which("prometheus")
-    if found is None:
-        message = "prometheus is not installed (Debian's package of that name)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+    found = program("prometheus", "prometheus")
     values = yaml.safe_load((CONFIGS / "prometheus.yml").read_text())
     values["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     values["rule_files"] = [str(CONFIGS / name) for name in values["rule_files"]]
