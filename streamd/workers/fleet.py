@@ -189,7 +189,18 @@ class Fleet:
         )  # fmt: skip
 
     def _launch(self, worker: Process) -> None:
-        worker.start(self._order(worker, self.config, next(self._lives)))
+        try:
+            worker.start(self._order(worker, self.config, next(self._lives)))
+        except OSError as error:
+            if not self._started:
+                raise BackendError(f"worker {worker.number}: cannot be started: {error.strerror}") from error
+            delay = worker.died(self._mine(worker))
+            log.error(
+                "worker cannot be started", worker=worker.number, error=error.strerror, retry_in_s=round(delay, 3)
+            )
+            if worker.deaths >= GIVE_UP:
+                self._failed_with = BackendError.exit_code
+            return
         log.info("worker started", worker=worker.number, pid=worker.pid, streams=len(self._mine(worker)))
 
     def _read_again(self, reread: Reread) -> None:

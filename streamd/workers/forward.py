@@ -21,8 +21,6 @@ from streamd.types import StreamCounts, StreamStatus
 log = structlog.get_logger(__name__)
 
 _ERROR_LOG_S = 10.0
-_AT_ONCE = 512
-"""Messages between two looks at the clock."""
 
 
 class _Passed:
@@ -68,6 +66,8 @@ class Forwarder:
         self._boot_id = boot_id
         self._sent = metrics.sink_messages.labels(sink=name)
         self._errors = metrics.sink_errors.labels(sink=name)
+        self._uncounted = 0
+        """Messages that the metrics do not show yet."""
         self._passed: dict[bytes, _Passed] = {}
         """By topic."""
         self._held: dict[bytes, tuple[StreamStatus, StreamCounts]] = {}
@@ -93,6 +93,8 @@ class Forwarder:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PULL)
         self._socket.setsockopt(zmq.RCVHWM, HWM)
+        # A receive that waits by itself costs half of a poll before each.
+        self._socket.setsockopt(zmq.RCVTIMEO, int(POLL_S * 1000))
         self._socket.bind(self.endpoint)
 
     def start(self) -> None:
@@ -119,7 +121,7 @@ class Forwarder:
         found = self._passed.get(topic(stream, "detections"))
         if found is None:
             return 0, -1, 0
-        _, epoch, seq = HEAD.unpack(found.head)
+        _, epoch, seq = HEAD.unpack_from(found.head)
         return found.count, epoch, seq + 1
 
     def close(self, timeout: float) -> bool:
@@ -139,6 +141,9 @@ class Forwarder:
             self._socket = None
 
     def _run(self) -> None:
+        import zmq
+
+        receive, pass_on = self._socket.recv, self._pass_on
         next_poll = 0.0
         next_beat = time.monotonic() + self._heartbeat_s
         try:
@@ -146,50 +151,47 @@ class Forwarder:
                 now = time.monotonic()
                 if now >= next_poll:
                     next_poll = now + POLL_S
-                    self._guard(self._sink.poll)
-                    self._take_orders()
-                if now >= next_beat:
-                    next_beat = now + self._heartbeat_s
-                    self._tell(self._held)
-                if not self._take(_AT_ONCE) and not self._socket.poll(POLL_S * 1000) and self._stopping:
-                    return
+                    self._housekeep()
+                    if now >= next_beat:
+                        next_beat = now + self._heartbeat_s
+                        self._tell(self._held)
+                try:
+                    head = receive()
+                except zmq.Again:  # nothing for POLL_S
+                    if self._stopping:
+                        return
+                    continue
+                pass_on(head, receive())
         finally:
+            self._housekeep()
             self._guard(self._close)
 
-    def _take(self, most: int) -> int:
-        """Passes on what is there, `most` messages at most; returns how many."""
-        import zmq
+    def _housekeep(self) -> None:
+        self._guard(self._sink.poll)
+        self._take_orders()
+        if self._uncounted:
+            self._sent.inc(self._uncounted)
+            self._uncounted = 0
 
-        receive, forward, passed, dontwait = self._socket.recv, self._sink.forward, self._passed, zmq.DONTWAIT
-        size, sent, taken = HEAD.size, 0, 0
+    def _pass_on(self, head: bytes, payload: bytes) -> None:
+        name = head[HEAD.size :]
+        if name.endswith(STATUS_SUFFIX):
+            if not self._news(name, HEAD.unpack_from(head)[0]):
+                return
+        else:
+            known = self._passed.get(name)
+            if known is None:
+                known = self._passed[name] = _Passed()
+            known.head = head
+            known.count += 1
+            self._uncounted += 1
         try:
-            while taken < most:
-                head = receive(dontwait)
-                payload = receive(dontwait)
-                taken += 1
-                name = head[size:]
-                if name.endswith(STATUS_SUFFIX):
-                    if not self._news(name, HEAD.unpack_from(head)[0]):
-                        continue
-                else:
-                    known = passed.get(name)
-                    if known is None:
-                        known = passed[name] = _Passed()
-                    known.head = head[:size]
-                    known.count += 1
-                    sent += 1
-                try:
-                    reason = forward(name, payload)
-                except SinkError as error:
-                    self._failed(error)
-                    reason = "error"
-                if reason is not None:
-                    self._metrics.sink_dropped.labels(sink=self.name, reason=reason).inc()
-        except zmq.Again:
-            pass
-        if sent:
-            self._sent.inc(sent)
-        return taken
+            reason = self._sink.forward(name, payload)
+        except SinkError as error:
+            self._failed(error)
+            reason = "error"
+        if reason is not None:
+            self._metrics.sink_dropped.labels(sink=self.name, reason=reason).inc()
 
     def _news(self, name: bytes, life: int) -> bool:
         if life <= self._ended.get(name, 0):

@@ -73,7 +73,7 @@ def test_messages_pass_and_are_counted(line: Line) -> None:
     assert line.seqs() == [(seq, 0) for seq in range(20)]
     assert line.forwarder.passed("s") == (20, 0, 20)
     assert line.forwarder.passed("unknown") == (0, -1, 0)
-    assert line.registry.get_sample_value("streamd_sink_messages_total", {"sink": "j"}) == 20
+    until(lambda: line.registry.get_sample_value("streamd_sink_messages_total", {"sink": "j"}) == 20, 5)
 
 
 def test_a_status_that_nobody_tells_any_more_is_held_until_a_newer_worker_speaks(line: Line) -> None:
