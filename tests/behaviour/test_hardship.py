@@ -246,11 +246,10 @@ def test_the_network_interface_goes_down_and_comes_up(tmp_path: Path) -> None:
         with daemon(tmp_path, config, within=enter) as running:
             subscriber = Subscriber(endpoint)
             until(lambda: len(subscriber.frames["cam"]) > 5, 30)
-            for turn in (1, 2):
-                subprocess.run([*enter, "ip", "link", "set", "lo", "down"], check=True)
-                until(lambda: subscriber.state("cam") == ("BACKOFF", "timeout_open"), 20)
-                subprocess.run([*enter, "ip", "link", "set", "lo", "up"], check=True)
-                until(lambda: subscriber.frames["cam"][-1].epoch == turn, 20)  # noqa: B023
+            subprocess.run([*enter, "ip", "link", "set", "lo", "down"], check=True)
+            until(lambda: subscriber.state("cam") == ("BACKOFF", "timeout_open"), 20)
+            subprocess.run([*enter, "ip", "link", "set", "lo", "up"], check=True)
+            until(lambda: subscriber.frames["cam"][-1].epoch == 1, 20)
             assert running.stop() == 0
             subscriber.close()
         camera.kill()
