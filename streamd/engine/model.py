@@ -92,7 +92,7 @@ def _metadata_labels(metadata: Mapping[str, str]) -> tuple[str, ...]:
         return ()
     try:
         names = ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return ()
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         return tuple(str(names[i]) for i in range(len(names)))

@@ -51,9 +51,25 @@ def load(path: str | os.PathLike[str]) -> Any:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelError(f"model {file}: not a valid ONNX model: {reason}; export or copy it again") from error
+    if any(isinstance(text, bytes) for text in _texts(model)):
+        raise ModelError(f"model {file}: holds a name that is not UTF-8; export or copy it again")
     if not model.graph.node:
         raise ModelError(f"model {file}: its graph holds no operator; export it again")
     return model
+
+
+def _texts(model: Any) -> Iterator[Any]:
+    """Everything that names something. protobuf hands out bytes where it is not UTF-8."""
+    graph = model.graph
+    yield from (model.producer_name, model.producer_version, graph.name)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    for value in (*graph.input, *graph.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    yield from (tensor.name for tensor in graph.initializer)
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
 
 
 def opset(model: Any) -> int:

@@ -62,11 +62,11 @@ def _tensor(value: Any) -> dict[str, Any]:
     onnx = vendor()
     kind = value.type.tensor_type
     shape = [d.dim_value if d.HasField("dim_value") else (d.dim_param or "?") for d in kind.shape.dim]
-    return {
-        "name": value.name,
-        "shape": shape,
-        "dtype": onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name if kind.elem_type else "?",
-    }
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    except (KeyError, TypeError, ValueError):  # no type, or one that is newer than the package
+        dtype = "?"
+    return {"name": value.name, "shape": shape, "dtype": dtype}
 
 
 def _parameters(model: Any, graph: Graph) -> int:

@@ -303,7 +303,7 @@ class Recorder:
 
     def _report_left_behind(self) -> None:
         for path in self._left:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 record = read_left_behind(path)
                 if record.header.get("config") != self._config:
                     continue  # another worker's: the one that takes its place tells of it

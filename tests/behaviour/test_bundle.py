@@ -144,6 +144,7 @@ def test_a_stage_that_hangs(tmp_path: Path) -> None:
     assert any("null.py" in line and line.endswith("collect") for line in stack)
 
 
+@pytest.mark.slow
 def test_an_objective_that_is_missed(tmp_path: Path) -> None:
     config = (
         NULL.replace("fps: 50", "fps: 50, objective: {latency_ms: 20}") + 'engine: {kind: "null", latency_ms: 60}\n'
@@ -215,6 +216,7 @@ sys.exit(main(["run", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow
 def test_a_main_thread_that_hangs(tmp_path: Path) -> None:
     path = tmp_path / "yard.yaml"
     path.write_text("metrics: {listen: null}\n" + NULL + 'engine: {kind: "null"}\n')

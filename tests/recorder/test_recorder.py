@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from streamd.flow.status import StatusBoard
 from streamd.recorder import bundle, recorder
-from streamd.recorder.memory import LOG, NOTES
+from streamd.recorder.memory import LOG, NOTES, Memory
 from streamd.recorder.place import config_name
 from streamd.recorder.recorder import Recorder, Watched
 from streamd.redact import remember
@@ -53,9 +53,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @contextmanager
-def running(folder: Path, patient: Patient, *, keep: int = 10, seconds: float = 5) -> Iterator[Recorder]:
+def running(
+    folder: Path, patient: Patient, *, keep: int = 10, seconds: float = 5, runtime: Path | None = None
+) -> Iterator[Recorder]:
     made = Recorder(
-        folder, seconds=seconds, keep=keep, config="yard", boot_id="b", watched=patient.watched(), runtime=None
+        folder, seconds=seconds, keep=keep, config="yard", boot_id="b", watched=patient.watched(), runtime=runtime
     )
     made.start()
     try:
@@ -226,3 +228,18 @@ def test_what_a_writer_that_died_left_is_removed(tmp_path: Path) -> None:
 def test_names() -> None:
     assert config_name("/etc/streamd/yard cam.yaml") == "yard_cam"
     assert bundle.bundles(Path("/nowhere"), "yard") == []
+
+
+def test_whatever_was_left_behind_harms_nobody(tmp_path: Path) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    (runtime / "flight-1").write_bytes(b"no block at all")
+    other = Memory({"config": "yard-worker1"}, 5, None)
+    (runtime / "flight-2").write_bytes(bytes(other._map))
+    unfinished = Memory({"config": "yard"}, 5, None)  # without a process id or a time
+    (runtime / "flight-3").write_bytes(bytes(unfinished._map))
+    patient = Patient()
+    with running(tmp_path, patient, runtime=runtime) as made:
+        made.trigger("request", "still there")
+    assert patient.bundles("request") == 1
+    assert [path.name for path in runtime.iterdir()] == ["flight-2"]  # another worker's

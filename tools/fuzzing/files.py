@@ -315,7 +315,16 @@ class Onnx(Target):
     name = "onnx"
     what = "ONNX: onnxfile, graph, inspect (with OpenVINO), prepare"
     limit_s = 30.0
-    tokens = (b"Conv", b"QuantizeLinear", b"Sigmoid", b"location", b"../x", b"\x08\xff\xff\xff\xff\x0f", b"Reshape")
+    tokens = (
+        b"Conv",
+        b"QuantizeLinear",
+        b"Sigmoid",
+        b"location",
+        b"../x",
+        b"/dev/zero\0\0",
+        b"\x08\xff\xff\xff\xff\x0f",
+        b"Reshape",
+    )
 
     @classmethod
     def seeds(cls, folder: Path) -> list[bytes]:

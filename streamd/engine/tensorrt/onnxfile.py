@@ -168,6 +168,12 @@ def _node(data: memoryview) -> OnnxNode:
 def _content_sha256(path: Path, digest: hashlib._Hash, outside: list[str]) -> str:
     for name in outside:
         file = path.parent / name
+        # ONNX wants a relative path below the model's folder. A device would be read for ever.
+        below = "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+        if not below or (file.exists() and not file.is_file()):
+            raise ModelError(
+                f"model {path}: its weights lie in {name!r}, which is no file below its folder; export it again"
+            )
         try:
             with file.open("rb") as handle:
                 while block := handle.read(1 << 20):
