@@ -61,7 +61,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument(
         "--compact",
         action="store_true",
-        help="store weights as INT8: a quarter of the size, the same values; OpenVINO, TensorRT 10 and later, RTX",
+        help="store weights as INT8: a quarter of the size, the same values",
     )
     p.add_argument("--auto", action="store_true", help="leave the fewest layers in float that the gate needs")
     p.add_argument("--force", action="store_true", help="write the model whatever the gate says; the sidecar tells")
