@@ -64,7 +64,7 @@ class Worker:
         self._pictures = order.pictures
         self._order = order.number
         self._config = Config.model_validate(order.config)
-        self._parent = os.getppid()
+        self._parent = order.parent
         self._daemon: Daemon | None = None
         self._relays = {
             r.name: RelaySink(r.endpoint, r.encoding, boot_id=order.boot_id, life=order.life) for r in order.relays
@@ -91,10 +91,13 @@ class Worker:
         code = self._daemon.run(handle_signals=False)
         self._over.set()
         reporter.join(2)
-        if os.getppid() != self._parent:
-            # Nobody else clears away what a parent that was killed has left.
-            shutil.rmtree(Path(self._reports.removeprefix("ipc://")).parent, ignore_errors=True)
+        self._clear()
         return code, self._daemon.left_running
+
+    def _clear(self) -> None:
+        """Nobody else clears away what a parent that was killed has left."""
+        if os.getppid() != self._parent:
+            shutil.rmtree(Path(self._reports.removeprefix("ipc://")).parent, ignore_errors=True)
 
     def _resume(self, order: Order) -> None:
         for relay in order.relays:
@@ -118,11 +121,11 @@ class Worker:
             except StreamdError as error:
                 log.error("order cannot be followed", error=str(error))
             self._config, self._order = config, order.number
-        if self._daemon is None:
-            os._exit(0)
-        self._daemon.stop()
-        time.sleep(self._config.drain_s + _GRACE_S)
-        os._exit(1)
+        if self._daemon is not None:
+            self._daemon.stop()
+            time.sleep(self._config.drain_s + _GRACE_S)
+        self._clear()
+        os._exit(1 if self._daemon is not None else 0)
 
     def _report_all(self) -> None:
         import zmq

@@ -184,7 +184,7 @@ class Fleet:
         relays = [Relay(f.name, f.encoding, f.endpoint, {s: f.passed(s)[2] for s in past}) for f in self._forwarders]
         share = config_of(config, number, self._shares, without=worker.over)
         return Order(
-            next(self._numbers), life, self.boot_id, share.model_dump(mode="json"), list(known()), relays,
+            next(self._numbers), life, os.getpid(), self.boot_id, share.model_dump(mode="json"), list(known()), relays,
             f"ipc://{self._folder}/reports", f"ipc://{self._folder}/pictures", f"{self._name}-worker{number}", past,
         )  # fmt: skip
 

@@ -31,6 +31,8 @@ class Order(msgspec.Struct, frozen=True, tag="order"):
     """Grows with every order to any child."""
     life: int
     """Number of this process among all that were started."""
+    parent: int
+    """The pid that gives orders: it may be gone before the child asks who its parent is."""
     boot_id: str
     config: dict[str, Any]
     """A whole configuration with this child's streams only. It may hold secrets: it never touches a file."""

@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import struct
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -46,11 +48,15 @@ def flowing(subscriber: Subscriber, *streams: str, beyond: int = 10) -> bool:
 @contextlib.contextmanager
 def fleet(folder: Path, text: str, metrics: str = "") -> Iterator[Running]:
     """A daemon with workers, none of which is left when the block ends."""
-    with daemon(folder, text, metrics=metrics) as running:
-        try:
-            yield running
-        finally:
-            left = list(pids(running).values())
+    sockets = folder / "sockets"
+    sockets.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNTIME_DIRECTORY", str(sockets))
+        with daemon(folder, text, metrics=metrics) as running:
+            try:
+                yield running
+            finally:
+                left = list(pids(running).values())
     until(lambda: not any(psutil.pid_exists(pid) for pid in left), 20, "the workers end with their parent")
 
 
@@ -187,7 +193,7 @@ def test_the_page_shows_the_pictures_of_every_worker(tmp_path: Path) -> None:
                 break
         assert all(seqs == sorted(set(seqs)) for seqs in seen.values())
         first = pids(running)
-        until(lambda: all(s["latency"]["sum"] > 0 for s in json.loads(running.get("/state")[1])["streams"]), 5)
+        until(lambda: all(s["latency"].get("sum", 0) > 0 for s in json.loads(running.get("/state")[1])["streams"]), 5)
         os.kill(first[0], signal.SIGKILL)
         until(lambda: pids(running)[0] != first[0], 10)
         again = (d for d, _ in pictures(running))
@@ -249,6 +255,26 @@ def test_the_end_of_all_streams_is_the_end(tmp_path: Path) -> None:
         subscriber.close()
     assert subscriber.frames["b"][-1].seq == 399
     assert {m.epoch for s in ("a", "b") for m in subscriber.frames[s]} == {0}
+
+
+def test_nothing_is_left_of_a_parent_that_is_killed_while_workers_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "sockets"))
+    (tmp_path / "sockets").mkdir()
+    path, log = tmp_path / "streamd.yaml", tmp_path / "log"
+    path.write_text("metrics: {listen: null}\n" + config(f"ipc://{tmp_path}/z", *map(drawn, NAMES)))
+    with log.open("w") as out:
+        process = subprocess.Popen([sys.executable, "-m", "streamd", "run", str(path)], stderr=out, text=True)
+    running = Running(process, log, path)
+    try:
+        until(lambda: len(pids(running)) == 2, START_S)
+    finally:
+        process.kill()
+        process.wait()
+    left = pids(running).values()
+    until(lambda: not any(psutil.pid_exists(pid) for pid in left), 20, "the workers end")
+    assert not list((tmp_path / "sockets").iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "two SIGTERM"])

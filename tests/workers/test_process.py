@@ -15,7 +15,7 @@ from tests.behaviour.daemon import until
 
 
 def order(number: int, **config: object) -> Order:
-    return Order(number, 7, "boot", {"streams": []} | config, [], [], "ipc:///nowhere", "", "x", {})
+    return Order(number, 7, 1, "boot", {"streams": []} | config, [], [], "ipc:///nowhere", "", "x", {})
 
 
 def test_lines_come_whole_however_they_are_cut() -> None:
