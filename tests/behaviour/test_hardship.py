@@ -230,7 +230,7 @@ def own_network() -> Iterator[list[str]]:
         holder.wait()
 
 
-def test_the_network_interface_goes_down_and_comes_up(tmp_path: Path) -> None:
+def test_the_network_interface_goes_down_and_comes_up(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     endpoint = f"ipc://{tmp_path}/z"
     small(tmp_path)
     with own_network() as enter:
@@ -238,6 +238,7 @@ def test_the_network_interface_goes_down_and_comes_up(tmp_path: Path) -> None:
             [*enter, sys.executable, str(ROOT / "tools/fakecam.py"), str(tmp_path / "small.mp4")],
             stdout=subprocess.PIPE, text=True, stdin=subprocess.PIPE,
         )  # fmt: skip
+        request.addfinalizer(camera.kill)
         assert camera.stdout is not None
         url = camera.stdout.readline().strip()
         limits = "open_timeout_s: 2, read_timeout_s: 2, reconnect: {initial_s: 0.2, max_s: 1}"
