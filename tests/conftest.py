@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import structlog
 
 from streamd.redact import forget
 
@@ -43,8 +45,13 @@ def program(name: str, package: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    """No test hears of another's secrets, nor loses pytest's hooks to another's logs."""
+    """No test hears of another's secrets, nor loses pytest's hooks or writes its logs to where another's went."""
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield
     sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
     forget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -106,6 +107,21 @@ def _tell(logger: Any, method: str, event: Event) -> Event:
     return event
 
 
+class _Steady:
+    """A stream that may go away (a pipe without a reader, a full disk): what it refuses is lost, and ends no thread."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._out.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._out.flush()
+
+
 def configure(
     level: Literal["debug", "info", "warning", "error"] = "info",
     style: Literal["auto", "console", "json"] = "auto",
@@ -138,7 +154,7 @@ def configure(
     structlog.configure(
         processors=[RateLimit(), *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(out),
+        logger_factory=structlog.WriteLoggerFactory(_Steady(out)),  # type: ignore[arg-type]  # all of a file that it uses
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(out)

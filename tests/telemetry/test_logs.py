@@ -6,9 +6,9 @@ import base64
 import io
 import json
 import logging
+import os
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import hypothesis.strategies as st
@@ -21,14 +21,8 @@ from streamd.telemetry.logs import RateLimit, Redactor, configure
 
 
 @pytest.fixture
-def stream() -> Iterator[io.StringIO]:
-    out = io.StringIO()
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield out
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(level)
+def stream() -> io.StringIO:
+    return io.StringIO()
 
 
 def lines(out: io.StringIO) -> list[dict[str, Any]]:
@@ -159,3 +153,16 @@ def test_what_nobody_caught_is_a_log_line_without_secrets(stream: io.StringIO) -
         assert line["event"] == "unhandled exception"
         assert "RuntimeError: rtsp://***@cam with ***" in line["exception"]
     assert "geheim" not in stream.getvalue()
+
+
+def test_a_log_that_nobody_takes_ends_nothing() -> None:
+    """A thread that says something must not die because the pipe behind standard error has lost its reader."""
+    read_end, write_end = os.pipe()
+    out = io.TextIOWrapper(io.FileIO(write_end, "w"), write_through=True)
+    configure("info", "json", stream=out)
+    os.close(read_end)
+    structlog.get_logger("x").error("no reader")
+    with pytest.raises(BrokenPipeError):
+        out.write("so it is")
+    out.detach().close()
+    structlog.get_logger("x").error("no pipe")
