@@ -68,8 +68,9 @@ class AvSource:
         self._roi = Box(crop.x, crop.y, crop.width, crop.height) if crop else None
         self._time_base_ns = 0.0
         self._tick_ns = (0, 1)
-        self._raw = False
         """A unit of the stream's time stamps in nanoseconds, as a fraction."""
+        self._raw = False
+        """Raw video, whose rows may lie bottom up."""
         self.corrupt = 0
         """Packets the decoder refused so far."""
         self.skipped = 0
