@@ -29,6 +29,38 @@ class _Sink(Protocol):
     def close(self) -> None: ...
 
 
+class SinkTroubles:
+    """The errors of one sink: each is counted, and one in ten seconds is logged.
+
+    Args:
+        name: of the sink.
+        metrics: counts.
+    """
+
+    def __init__(self, name: str, metrics: Metrics) -> None:
+        self._name = name
+        self._errors = metrics.sink_errors.labels(sink=name)
+        self._last_log = -_ERROR_LOG_S
+        self._quiet = 0
+
+    def guard(self, call: Callable[[], None]) -> None:
+        """Calls, and tells of the error that comes of it."""
+        try:
+            call()
+        except StreamdError as error:
+            self.tell(error)
+
+    def tell(self, error: StreamdError) -> None:
+        """One more error."""
+        self._errors.inc()
+        now = time.monotonic()
+        if now - self._last_log < _ERROR_LOG_S:
+            self._quiet += 1
+            return
+        log.error("sink failed", sink=self._name, error=str(error), not_logged=self._quiet or None)
+        self._last_log, self._quiet = now, 0
+
+
 class SinkThread:
     """Runs one sink.
 
@@ -50,14 +82,12 @@ class SinkThread:
         self._metrics = metrics
         self._heartbeat_s = heartbeat_s
         self._sent = metrics.sink_messages.labels(sink=name)
-        self._errors = metrics.sink_errors.labels(sink=name)
+        self._troubles = SinkTroubles(name, metrics)
         self._dropped = {r: metrics.sink_dropped.labels(sink=name, reason=r) for r in ("ring_full", "error")}
         self._ring: Ring[Detections] = Ring(capacity, "drop_oldest", on_drop=self._on_drop)
         metrics.queue_depth.labels(queue=f"sink-{name}").set_function(lambda: len(self._ring))
         self._change = 0
         self._beat_at = time.monotonic() + heartbeat_s
-        self._last_error_log = -_ERROR_LOG_S
-        self._quiet_errors = 0
         self._thread = NamedThread(self._run, f"sink-{name}")
 
     def open(self) -> None:
@@ -97,7 +127,7 @@ class SinkThread:
                 self._statuses()
                 now = time.monotonic()
                 if now >= next_poll:
-                    self._guard(self._sink.poll)
+                    self._troubles.guard(self._sink.poll)
                     next_poll = now + POLL_S
                 try:
                     self._publish(self._ring.get(POLL_S))
@@ -106,14 +136,14 @@ class SinkThread:
         except Closed:
             self._statuses()
         finally:
-            self._guard(self._sink.close)
+            self._troubles.guard(self._sink.close)
 
     def _publish(self, detections: Detections) -> None:
         try:
             lost = self._sink.publish(detections)
         except StreamdError as error:
             self._on_drop(detections, "error")
-            self._failed(error)
+            self._troubles.tell(error)
             return
         if lost is not None:
             self._on_drop(detections, lost)
@@ -131,19 +161,4 @@ class SinkThread:
             try:
                 self._sink.status(status, counts)
             except StreamdError as error:
-                self._failed(error)
-
-    def _guard(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except StreamdError as error:
-            self._failed(error)
-
-    def _failed(self, error: StreamdError) -> None:
-        self._errors.inc()
-        now = time.monotonic()
-        if now - self._last_error_log < _ERROR_LOG_S:
-            self._quiet_errors += 1
-            return
-        log.error("sink failed", sink=self.name, error=str(error), not_logged=self._quiet_errors or None)
-        self._last_error_log, self._quiet_errors = now, 0
+                self._troubles.tell(error)

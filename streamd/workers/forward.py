@@ -7,20 +7,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import structlog
-
-from streamd.errors import SinkError, StreamdError
-from streamd.flow.sink import POLL_S
+from streamd.errors import SinkError
+from streamd.flow.sink import POLL_S, SinkTroubles
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Sink
 from streamd.sinks.message import STATUS_SUFFIX, encoder, status_message, topic
 from streamd.sinks.relay import HEAD, HWM
 from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamCounts, StreamStatus
-
-log = structlog.get_logger(__name__)
-
-_ERROR_LOG_S = 10.0
 
 
 class _Passed:
@@ -65,7 +59,7 @@ class Forwarder:
         self._heartbeat_s = heartbeat_s
         self._boot_id = boot_id
         self._sent = metrics.sink_messages.labels(sink=name)
-        self._errors = metrics.sink_errors.labels(sink=name)
+        self._troubles = SinkTroubles(name, metrics)
         self._uncounted = 0
         """Messages that the metrics do not show yet."""
         self._passed: dict[bytes, _Passed] = {}
@@ -76,7 +70,6 @@ class Forwarder:
         """By topic: the last life whose statuses are old news."""
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
-        self._last_error_log = -_ERROR_LOG_S
         self._context: Any = None
         self._socket: Any = None
         self._thread = NamedThread(self._run, f"sink-{name}")
@@ -164,10 +157,10 @@ class Forwarder:
                 pass_on(head, receive())
         finally:
             self._housekeep()
-            self._guard(self._close)
+            self._troubles.guard(self._close)
 
     def _housekeep(self) -> None:
-        self._guard(self._sink.poll)
+        self._troubles.guard(self._sink.poll)
         self._take_orders()
         if self._uncounted:
             self._sent.inc(self._uncounted)
@@ -188,7 +181,7 @@ class Forwarder:
         try:
             reason = self._sink.forward(name, payload)
         except SinkError as error:
-            self._failed(error)
+            self._troubles.tell(error)
             reason = "error"
         if reason is not None:
             self._metrics.sink_dropped.labels(sink=self.name, reason=reason).inc()
@@ -222,17 +215,4 @@ class Forwarder:
             try:
                 self._sink.forward(name, payload)
             except SinkError as error:
-                self._failed(error)
-
-    def _guard(self, call: Any) -> None:
-        try:
-            call()
-        except StreamdError as error:
-            self._failed(error)
-
-    def _failed(self, error: StreamdError) -> None:
-        self._errors.inc()
-        now = time.monotonic()
-        if now - self._last_error_log >= _ERROR_LOG_S:
-            self._last_error_log = now
-            log.error("sink failed", sink=self.name, error=str(error))
+                self._troubles.tell(error)
