@@ -11,15 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.engine.model import model_file
+from streamd.engine.tensorrt.onnxfile import MOVERS
 from streamd.errors import ConfigError, ModelError
 
 MIN_OPSET = 13
 """QuantizeLinear takes a scale per channel from opset 13 on."""
-PASS = frozenset(
-    {"Concat", "MaxPool", "Resize", "Upsample", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze",
-     "Flatten", "Identity", "DepthToSpace", "SpaceToDepth", "Pad"}
-)  # fmt: skip
-"""Operators that only choose or move values: what goes in and what comes out share one scale."""
 
 
 def vendor() -> Any:
@@ -163,12 +159,12 @@ class Graph:
         return default
 
     def passes(self, node: Any) -> bool:
-        """True where the node's values are those of its inputs, moved or chosen."""
+        """True where the node's values are those of its inputs, moved or chosen: all of them share one scale."""
         if node.op_type in ("Resize", "Upsample"):
             return str(self.attribute(node, "mode", "nearest")) == "nearest"
         if node.op_type == "Pad":
             return str(self.attribute(node, "mode", "constant")) != "constant"
-        return node.op_type in PASS
+        return node.op_type in MOVERS
 
     def data_inputs(self, node: Any) -> list[str]:
         """The inputs that carry pictures through a passing node, not its shapes and indices."""
@@ -216,15 +212,6 @@ class Graph:
                         seen.add(out)
                         stack.append(out)
         return False
-
-
-def ends_in_sigmoid(graph: Graph) -> bool:
-    """True where a sigmoid is the last arithmetic before a whole output: YOLOv5 rows like that are not decoded."""
-    for name in graph.outputs:
-        makers = [graph.producer.get(source) for source in graph.sources(name)]
-        if makers and all(m is not None and m.op_type == "Sigmoid" for m in makers):
-            return True
-    return False
 
 
 def name_nodes(model: Any) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
 from streamd.engine.model import model_file, sha256_of
 from streamd.engine.select import PLAN_SUFFIXES
+from streamd.engine.tensorrt.onnxfile import read_onnx
 from streamd.errors import ModelError, StreamdError
 from streamd.heads.select import declared, recognise, resolve_labels
-from streamd.models.graph import Graph, ends_in_sigmoid, load, opset, vendor
+from streamd.models.graph import Graph, load, opset, vendor
 from streamd.sidecar import Provenance, read_sidecar
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 17
@@ -175,7 +176,7 @@ def _zero_points(graph: Graph) -> bool:
     return False
 
 
-def _warnings(graph: Graph, found: Inspection) -> list[str]:
+def _warnings(path: Path, graph: Graph, found: Inspection) -> list[str]:
     operators, out = found.operators or {}, []
     if count := operators.get("LeakyRelu", 0):
         out.append(
@@ -216,7 +217,7 @@ def _warnings(graph: Graph, found: Inspection) -> list[str]:
         out.append("holds its own NonMaxSuppression: output sizes depend on the picture")
     if operators.get("BatchNormalization", 0):
         out.append("has BatchNormalization that was not folded into convolutions: export in evaluation mode")
-    if found.head == "yolov5_cat" and ends_in_sigmoid(graph):
+    if found.head == "yolov5_cat" and read_onnx(path).ends_in_sigmoid:
         out.append(
             "its outputs end in a sigmoid: boxes are still relative to cells and anchors, although the shape is that "
             "of decoded rows (yolov5_cat); declare --head yolov5_sigmoid, or model.head.kind in the configuration"
@@ -283,7 +284,7 @@ def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection
     found.gflops = _gflops(graph, _shapes(model, size))
     if found.gflops is None:
         found.unknown.append("GFLOPs: ONNX cannot infer every shape of this model")
-    found.warnings += _warnings(graph, found)
+    found.warnings += _warnings(path, graph, found)
     verdict = _trt_unsupported(path)
     if verdict is None:
         found.unknown.append("whether TensorRT supports every operator: TensorRT is not installed here")

@@ -13,12 +13,13 @@ from typing import Any
 from streamd import __version__
 from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
 from streamd.engine.model import model_file, sha256_of
+from streamd.engine.tensorrt.onnxfile import read_onnx
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
 from streamd.heads.select import declared, recognise
 from streamd.models import cache
 from streamd.models.calibrate import METHODS, Histogram, Method, Observer, observe, thresholds
 from streamd.models.gate import MAX_DROP, MIN_AGREEMENT, Gate, Verdict
-from streamd.models.graph import Graph, check_writable, chosen, ends_in_sigmoid, prepare, write_whole
+from streamd.models.graph import check_writable, chosen, prepare, write_whole
 from streamd.models.pictures import Feeder, Pictures
 from streamd.models.qdq import Sites, find_sites, quantized
 from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, fewest
@@ -159,7 +160,7 @@ class Quantizer:
 
     def _check_head(self) -> None:
         """Before the long work: rows that are not decoded, though their shape says so, could not be measured."""
-        if ends_in_sigmoid(Graph(self.model)):
+        if read_onnx(self.source).ends_in_sigmoid:
             try:
                 kind = (declared(self.request.head, self.spec) or recognise(self.spec)).kind
             except ConfigError:

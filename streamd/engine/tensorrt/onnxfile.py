@@ -18,8 +18,11 @@ from streamd.types import TensorSpec
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_MOVERS = frozenset({"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
-"""Operators whose results are their inputs' values, moved."""
+MOVERS = frozenset(
+    {"Concat", "MaxPool", "Resize", "Upsample", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze",
+     "Flatten", "Identity", "DepthToSpace", "SpaceToDepth", "Pad"}
+)  # fmt: skip
+"""Operators that only choose or move values."""
 
 
 class _Broken(Exception):
@@ -97,16 +100,17 @@ class OnnxFile:
     @cached_property
     def ends_in_sigmoid(self) -> bool:
         """True where a sigmoid is the last arithmetic before a whole output: YOLOv5 rows like that are not decoded."""
-        makers = {name: node for node in self.nodes for name in node.outputs}
+        makers = {name: node for node in self.nodes for name in node.outputs if node.operator != "Constant"}
+        computed = makers.keys() | {tensor.name for tensor in self.inputs}
         for output in self.outputs:
             last, waiting, seen = set(), [output], {output}
             while waiting:
                 node = makers.get(waiting.pop())
-                if node is None or node.operator not in _MOVERS:
+                if node is None or node.operator not in MOVERS:
                     last.add(node.operator if node is not None else "")
                     continue
-                # Of the others only the first input is data; Concat's are all.
-                above = set(node.inputs if node.operator == "Concat" else node.inputs[:1]) - seen
+                # Of the others only the first input is data; Concat's are all, but for constants.
+                above = computed & set(node.inputs if node.operator == "Concat" else node.inputs[:1]) - seen
                 seen |= above
                 waiting += above
             if last == {"Sigmoid"}:
