@@ -20,7 +20,7 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from streamd.config import Config, sink_names
-from streamd.errors import BackendError, SourceError
+from streamd.errors import BackendError, ConfigError, ModelError, SourceError
 from streamd.recorder.place import config_name
 from streamd.redact import known
 from streamd.reload import Reread, Verdicts, check, difference
@@ -372,7 +372,11 @@ class Fleet:
         lost = [s for s in mine if s not in worker.over]
         how = f"worker {worker.number} {ending(code)}"
         delay = worker.died(lost)
-        fatal = not self._started or worker.deaths >= GIVE_UP
+        # What the model or the configuration does wrong it does again; but while another worker runs with the same,
+        # as when a model's file is being replaced, that one is not to end for it.
+        alone = not any(other.up for other in self.workers if other is not worker)
+        wrong = alone and code in (ConfigError.exit_code, ModelError.exit_code)
+        fatal = wrong or not self._started or worker.deaths >= GIVE_UP
         log.error(
             "worker died", worker=worker.number, how=ending(code), killed_because=worker.killed or None,
             streams=len(lost), retry_in_s=None if fatal else round(delay, 3), deaths_in_a_row=worker.deaths or None,

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -20,6 +21,7 @@ import psutil
 import pytest
 
 from tests.behaviour.daemon import Running, Subscriber, daemon, until
+from tests.conftest import shared
 
 HEAD = 'model: {path: none}\nengine: {kind: "null"}\nworkers: 2\n'
 NAMES = ("a", "b", "c", "d")
@@ -167,6 +169,18 @@ def test_a_worker_that_cannot_start_ends_the_daemon_with_its_code(tmp_path: Path
     with daemon(tmp_path, text.replace("path: none", "path: nothing.onnx")) as running:
         assert running.process.wait(START_S) == 3
     assert "nothing.onnx" in (tmp_path / "log").read_text()
+
+
+def test_a_model_that_no_worker_can_use_ends_the_daemon_although_all_had_started(tmp_path: Path) -> None:
+    model = tmp_path / "undecoded.onnx"
+    shutil.copy(shared("models/yolov5lite_e_relu_320.onnx"), model)
+    text = config(f"ipc://{tmp_path}/z", *map(drawn, ("a", "b"))).replace(
+        'model: {path: none}\nengine: {kind: "null"}', f"model: {{path: {model}}}\nengine: {{kind: openvino}}"
+    )
+    with daemon(tmp_path, text) as running:
+        assert running.process.wait(START_S) == 3
+        assert any(line["event"] == "worker started" for line in running.log())
+    assert "declare model.head.kind: yolov5_sigmoid" in (tmp_path / "log").read_text()
 
 
 def test_the_page_shows_the_pictures_of_every_worker(tmp_path: Path) -> None:
