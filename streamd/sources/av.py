@@ -356,6 +356,7 @@ class AvSource:
         told: _Arrival = carried or (decoded_ns, time.time_ns(), "arrival", False, 0)
         captured_ns, wall_ns, clock, tainted, number = told
         if self._live and number and self._settings.frames == "all":
+            self._holdback.size(native.width, native.height)
             late = self._holdback.picture(number, decoded_ns)
             if late:
                 text = f"damage made the decoder hold back {late} pictures more than it did; a new connection ends that"

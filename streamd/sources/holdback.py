@@ -20,6 +20,14 @@ class Holdback:
         self._fed = 0
         self._least: int | None = None
         self._since: int | None = None
+        self._size = (0, 0)
+
+    def size(self, width: int, height: int) -> None:
+        """The size of the next picture. With another one the sequence, and perhaps its reordering, is another: all
+        that the decoder still held of the one before came out at once, which says nothing of what is to come."""
+        if (width, height) != self._size:
+            self._size = (width, height)
+            self._least = self._since = None
 
     def packet(self) -> int:
         """One more packet goes into the decoder. Returns its number."""

@@ -32,6 +32,19 @@ def test_only_more_than_ever_and_for_long_counts() -> None:
     assert watch.picture(numbers[390 - MORE], 3 * SECOND + FOR_NS) == MORE + 8
 
 
+def test_a_change_of_size_starts_anew() -> None:
+    watch = Holdback()
+    watch.size(1920, 1080)
+    numbers = [watch.packet() for _ in range(400)]
+    assert watch.picture(numbers[399], 0) == 0, "all that was held comes out when the size changes"
+    watch.size(1280, 720)
+    for second in range(20):
+        assert watch.picture(numbers[399 - MORE - 2], second * SECOND) == 0
+    watch.size(1280, 720)
+    assert watch.picture(numbers[390 - MORE], 20 * SECOND) == 0
+    assert watch.picture(numbers[390 - MORE], 20 * SECOND + FOR_NS) == 7, "the same size goes on where it was"
+
+
 def delay(clip: Clip, bad: tuple[bytes, ...]) -> int:
     """How many pictures late the last one comes, where the second key picture's parameter sets are `bad`."""
     decoder = av.CodecContext.create("h264", "r")
