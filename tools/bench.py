@@ -24,12 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from streamd.sinks.message import DetectionsMessage, decode
 
@@ -167,7 +169,7 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
     """The daemon as a process of its own, with a subscriber here."""
     import zmq
 
-    port = free_port()
+    port, metrics_port = free_port(), free_port()
     pace = "realtime" if args.live else "asap"
     engine: Result = {"kind": args.engine}
     if args.hint:
@@ -184,7 +186,7 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
         "sinks": [{"kind": "zmq", "bind": f"tcp://127.0.0.1:{port}", "hwm": 10_000, "ring": 4096}],
         "batch": {"max": args.batch, "age_ms": args.age_ms},
         "workers": args.workers,
-        "metrics": {"listen": None},
+        "metrics": {"listen": f"127.0.0.1:{metrics_port}"},
         "logging": {"level": "warning"},
     }
     context = zmq.Context()
@@ -198,7 +200,7 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
         environment = os.environ | getattr(args, "environment", {})
         process = subprocess.Popen([sys.executable, "-m", "streamd", "run", str(path)], env=environment)
         try:
-            return _measure(args, subscriber, Tree(process.pid), seconds)
+            return _measure(args, subscriber, Tree(process.pid), seconds, metrics_port)
         finally:
             process.terminate()
             process.wait(60)
@@ -294,7 +296,32 @@ class GilWatch:
         return round(samples / (self.RATE * max(1, int(self._seconds))), 3)
 
 
-def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: float) -> Result:
+def sums(port: int) -> dict[str, tuple[float, float]]:
+    """(sum, count) of the batch size, and of the device's seconds by stage, as the daemon exports them."""
+    names = ("streamd_batch_size", "streamd_device_duration_seconds")
+    found: dict[str, list[float]] = {}
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples if family.name in names else ():
+            kind = sample.name.removeprefix(family.name)
+            if kind in ("_sum", "_count"):
+                pair = found.setdefault(sample.labels.get("stage", "batch"), [0.0, 0.0])
+                pair[kind == "_count"] += sample.value
+    return {key: (total, count) for key, (total, count) in found.items()}
+
+
+def _means(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> Result:
+    """Frames a batch, and milliseconds of the device a batch, between two readings of `sums`."""
+    found = {}
+    for key, (total, count) in after.items():
+        total, count = total - before.get(key, (0, 0))[0], count - before.get(key, (0, 0))[1]
+        if count:
+            found[key] = round(total / count * (1 if key == "batch" else 1e3), 3)
+    return found
+
+
+def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: float, metrics_port: int) -> Result:
     totals: list[float] = []
     stages: dict[str, list[float]] = {k: [] for k in ("decode", "queue", "preprocess", "infer", "postprocess")}
     per_stream: dict[str, int] = {}
@@ -305,6 +332,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
     by_minute: dict[int, list[float]] = {}
     rss_by_minute: list[float] = []
     gil: GilWatch | None = None
+    batches: dict[str, tuple[float, float]] = {}
     seen: set[str] = set()
     deadline = time.monotonic() + 120
     first: float | None = None
@@ -324,7 +352,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
         next_seq[message.stream] = message.seq + 1
         if not begin:
             if first is not None and now - first >= WARM_UP_S:
-                cpu, threads, rss_first = tree.cpu(), tree.threads(), tree.rss()
+                cpu, threads, rss_first, batches = tree.cpu(), tree.threads(), tree.rss(), sums(metrics_port)
                 gil = GilWatch(getattr(args, "py_spy", ""), tree.busiest(), seconds)
                 begin = now = time.monotonic()
             continue
@@ -342,6 +370,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
             break
     frames = len(totals)
     memory, spent_cpu = tree.rss(), tree.cpu() - cpu
+    means = _means(batches, sums(metrics_port))
     spent = {k: (v - threads.get(k, 0.0)) / frames * 1e3 for k, v in tree.threads().items()}
     fair = frames / args.streams
     return {
@@ -350,6 +379,8 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
         "latency_ms_by_minute": [percentiles(v) for v in by_minute.values()],
         "rss_mb_by_minute": [*rss_by_minute, round(memory, 1)],
         "stage_ms": {name: percentiles(values) for name, values in stages.items()},
+        "batch_mean": means.pop("batch", None),
+        "device_ms_per_batch": means,
         "cpu_ms_per_frame": spent_cpu / frames * 1e3,
         "threads_ms_per_frame": {
             k: round(v, 3) for k, v in sorted(spent.items(), key=lambda item: -item[1])[:7] if v >= 0.001
@@ -433,6 +464,7 @@ def main() -> int:
         if s["gil_share"] is not None:
             print(f"interpreter lock of the busiest process held {s['gil_share']:.0%} of the time")
         print("CPU ms a frame by thread:", ", ".join(f"{k} {v}" for k, v in s["threads_ms_per_frame"].items()))
+        print(f"frames a batch: {s['batch_mean']}")
         print("stages p50/p99 ms:", ", ".join(f"{k} {v['p50']}/{v['p99']}" for k, v in s["stage_ms"].items()))
         print(
             f"dropped {s['dropped']}, gaps that no counter explains {s['unexplained_gaps']}, "

@@ -6,6 +6,7 @@
 Steps:
   tests   pytest -m gpu with STREAMD_REQUIRE_GPU=1
   engine    each plan alone: device time a batch with and without CUDA graphs, throughput with every slot in flight
+  layers    each plan's slowest layers at each of --batches
   map       COCO accuracy of each plan through the daemon's own path (--images, --labels)
   nvdec     hardware decoding alone, 1 to 64 streams kept open; beside it frames copied back to the host
   flow      the daemon from file to subscriber: --counts streams as fast as possible, with each of --workers
@@ -23,9 +24,9 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -37,10 +38,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bench
+from gpu_engine import engine_times, layer_times
 
 ROOT = Path(__file__).resolve().parent.parent
 Table = dict[str, Any]
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def tests(args: argparse.Namespace) -> Table:
@@ -55,59 +56,6 @@ def tests(args: argparse.Namespace) -> Table:
     return {"exit": done.returncode, "summary": done.stdout.strip().splitlines()[-1:]}
 
 
-def _backend(plan: Path, **settings: Any) -> Any:
-    from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings, open_backend
-    from streamd.heads import DetectSettings
-    from streamd.heads.select import open_head
-
-    backend = open_backend(TensorRtSettings(**settings), ModelSettings(path=str(plan)), batch=BatchSettings())
-    backend.start(open_head(None, backend.spec, DetectSettings()).plan)
-    return backend
-
-
-def _frames(count: int) -> list[Any]:
-    from streamd.sources import SyntheticStreamSettings, open_source
-
-    source = open_source(SyntheticStreamSettings(id="s", width=640, height=640, fps=0, count=count))
-    source.open()
-    return list(source.frames())
-
-
-def _engine(plan: Path, graphs: str, rounds: int = 200) -> Table:
-    """Per batch size: median device milliseconds of network and decode, and images a second with all slots busy."""
-    backend = _backend(plan, graphs=graphs)
-    out: Table = {}
-    try:
-        for batch in [b for b in BATCHES if b <= backend.spec.max_batch]:
-            frames = _frames(batch)
-            for slot in backend.slots:
-                backend.preprocess(slot, frames)
-                backend.infer(slot)
-                backend.collect(slot)
-            slot = backend.slots[0]
-            times = []
-            for _ in range(rounds):
-                backend.infer(slot)
-                backend.collect(slot)
-                times.append(backend.device_times(slot)["infer"] * 1e3)
-            slots = backend.slots
-            for s in slots:
-                backend.infer(s)
-            begin = time.monotonic()
-            turns = max(rounds, 3 * len(slots))
-            for i in range(turns):
-                s = slots[i % len(slots)]
-                backend.collect(s)
-                backend.infer(s)
-            elapsed = time.monotonic() - begin
-            for s in slots:
-                backend.collect(s)
-            out[str(batch)] = {"ms": round(statistics.median(times), 4), "images_s": round(turns * batch / elapsed)}
-    finally:
-        backend.close()
-    return out
-
-
 def engine(args: argparse.Namespace) -> Table:
     """Each plan alone."""
     found: Table = {}
@@ -115,8 +63,22 @@ def engine(args: argparse.Namespace) -> Table:
         for graphs in ("on", "off"):
             key = f"{plan.stem} graphs {graphs}"
             try:
-                found[key] = _engine(plan, graphs)
+                found[key] = engine_times(plan, graphs)
             except Exception as error:  # noqa: BLE001 - one plan that fails must not cost the others' figures
+                found[key] = {"error": str(error)[:200]}
+            print(f"{key:<44}", json.dumps(found[key]))
+    return found
+
+
+def layers(args: argparse.Namespace) -> Table:
+    """Where a plan's time goes."""
+    found: Table = {}
+    for plan in args.plans:
+        for batch in args.batches:
+            key = f"{plan.stem} batch {batch}"
+            try:
+                found[key] = layer_times(plan, batch)
+            except Exception as error:  # noqa: BLE001 - a plan may not take this batch
                 found[key] = {"error": str(error)[:200]}
             print(f"{key:<44}", json.dumps(found[key]))
     return found
@@ -233,13 +195,35 @@ class _Gpu:
         self.mib_by_minute = [row[2] for row in rows[len(rows) % 120 :: 120]]
 
 
+class Mps:
+    """A server of NVIDIA's Multi-Process Service: kernels of several processes then run side by side.
+
+    It changes no setting of the GPU; only processes that inherit this one's environment use it.
+    """
+
+    CONTROL = "nvidia-cuda-mps-control"
+
+    def __enter__(self) -> Mps:
+        self._folder = tempfile.TemporaryDirectory()
+        os.environ["CUDA_MPS_PIPE_DIRECTORY"] = os.environ["CUDA_MPS_LOG_DIRECTORY"] = self._folder.name
+        subprocess.run([self.CONTROL, "-d"], check=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run([self.CONTROL], input="quit\n", text=True, check=False, timeout=60)
+        for log in Path(self._folder.name).glob("*.log"):
+            print(f"{log.name}:", log.read_text()[-400:])
+        del os.environ["CUDA_MPS_PIPE_DIRECTORY"], os.environ["CUDA_MPS_LOG_DIRECTORY"]
+        self._folder.cleanup()
+
+
 def _daemon(
     args: argparse.Namespace, clip: Path, streams: int, *, live: bool, seconds: float | None = None, **more: Any
 ) -> Table:
     options = SimpleNamespace(
         **{
             "model": str(args.plans[0]), "video": str(clip), "streams": streams, "live": live, "engine": args.engine,
-            "decode": args.decode, "batch": None, "age_ms": 0.0, "hint": None, "requests": None, "workers": 1,
+            "decode": args.decode, "batch": None, "age_ms": args.age_ms, "hint": None, "requests": None, "workers": 1,
             "isolation": "thread", "py_spy": args.py_spy,
         }
         | more
@@ -260,6 +244,7 @@ def _short(r: Table) -> str:
     return (
         f"{r['fps']:8.1f} fps  p50 {latency['p50']} p99 {latency['p99']} ms  {stages}  "
         f"CPU {r['cpu_ms_per_frame']:.2f} ms/f  drop {r['dropped']} gaps {r['unexplained_gaps']} share {share} "
+        f"batch {r['batch_mean']} device ms {r['device_ms_per_batch']}  "
         f"RSS {r['rss_mb']:.0f}  GIL {r['gil_share']}  gpu/dec/MiB {r['gpu_decoder_mib']}  "
         f"threads, ms/f {r['threads_ms_per_frame']}"
     )
@@ -344,11 +329,12 @@ def _table(out: Path) -> None:
                 if isinstance(r, dict) and "fps" in r:
                     gpu = r["gpu_decoder_mib"] or ["", "", ""]
                     cells = [r["fps"], r["latency_ms"]["p50"], r["latency_ms"]["p99"], r["dropped"]]
-                    cells += [r["cpu_ms_per_frame"], r["gil_share"], r["rss_mb"], *gpu]
+                    cells += [r["batch_mean"], r["cpu_ms_per_frame"], r["gil_share"], r["rss_mb"], *gpu]
                     rows.append([f"{step}: {name}", *cells])
                 elif isinstance(r, dict) and "error" in r:
                     rows.append([f"{step}: {name}", r["error"]])
-    head = ["", "frames/s", "p50 ms", "p99 ms", "dropped", "CPU ms/f", "GIL", "RSS MB", "GPU %", "dec %", "MiB"]
+    head = ["", "frames/s", "p50 ms", "p99 ms", "dropped", "batch", "CPU ms/f", "GIL", "RSS MB"]
+    head += ["GPU %", "dec %", "MiB"]
     for row in [head, *rows] if rows else []:
         cells = [f"{c:.4g}" if isinstance(c, float) and c < 1000 else f"{c:.0f}" if isinstance(c, float) else str(c)
                  for c in row[1:]]  # fmt: skip
@@ -356,8 +342,8 @@ def _table(out: Path) -> None:
 
 
 STEPS = {
-    "tests": tests, "engine": engine, "map": map_, "nvdec": nvdec, "flow": flow, "paced": paced, "live": live,
-    "copyback": copyback, "memory": memory,
+    "tests": tests, "engine": engine, "layers": layers, "map": map_, "nvdec": nvdec, "flow": flow, "paced": paced,
+    "live": live, "copyback": copyback, "memory": memory,
 }  # fmt: skip
 
 
@@ -374,6 +360,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 32, 64])
     p.add_argument("--paced", type=int, nargs="+", default=[16, 64, 100, 128])
     p.add_argument("--workers", type=int, nargs="+", default=[1], help="process counts for the daemon's steps")
+    p.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="of the step layers")
+    p.add_argument("--age-ms", type=float, default=0.0, help="batch.age_ms of the daemon: how long a batch may fill")
+    p.add_argument("--mps", action="store_true", help="run the daemon's steps under a CUDA MPS server of their own")
     p.add_argument("--minutes", type=float, default=10.0, help="of the step memory (default 10)")
     p.add_argument("--engine", default="tensorrt", help="of the daemon; another, and --decode software, to rehearse")
     p.add_argument("--decode", default="nvdec")
@@ -385,6 +374,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     configure("warning")
     args.out.mkdir(parents=True, exist_ok=True)
+    with Mps() if args.mps else contextlib.nullcontext():
+        code = _run(args)
+    _table(args.out)
+    return code
+
+
+def _run(args: argparse.Namespace) -> int:
     code = 0
     for step in STEPS if "all" in args.steps else args.steps:
         print(f"== {step}", flush=True)
@@ -399,7 +395,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = code or int(found.get("exit", 0) != 0)
         (args.out / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
         print(f"   {step}: {time.monotonic() - begin:.0f} s", flush=True)
-    _table(args.out)
     return code
 
 

@@ -235,6 +235,10 @@ class Execution:
         if not context.execute_async_v3(stream.handle):
             raise BackendError(f"backend tensorrt: {self.plan.path}: cannot be run: {self._said()}")
 
+    def profile(self, profiler: Any) -> None:
+        """Has every later batch report each layer's time to the vendor's IProfiler; batches then wait for their end."""
+        self._context.profiler = profiler
+
     def _said(self) -> str:
         return _said(self.plan._logger, None)
 
