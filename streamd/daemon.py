@@ -410,7 +410,7 @@ class Daemon:
             self.http.close()  # before the backend, whose memory a scrape may ask for
         if not self._left_running:
             for lane in self.lanes:
-                lane.backend.close()
+                lane.close()
         self._close_recorder()
         self._notifier.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,10 +17,6 @@ from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, resolve_labels
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Detections, Frame, ModelInfo
-
-
-def _memory(backend: Any, kind: str) -> float:
-    return float(backend.memory[kind])
 
 
 class Lane:
@@ -54,6 +51,8 @@ class Lane:
         self.ordinal = ordinal
         self.streams = 0
         """How many it serves."""
+        self._closing = threading.Lock()
+        self._closed = False
         self.bell = Bell()
         backend = self.backend = open_backend(engine, config.model, batch=config.batch, live=live)
         try:
@@ -70,12 +69,24 @@ class Lane:
         metrics.build_info.labels(version=__version__, backend=type(backend).__name__, model=backend.spec.name).set(1)
         for kind in getattr(backend, "memory", ()):
             gauge = metrics.device_memory.labels(device=str(ordinal), kind=kind)
-            gauge.set_function(partial(_memory, backend, kind))
+            gauge.set_function(partial(self._memory, backend, kind))
         self.pictures = (len(backend.slots) + 1) * backend.spec.max_batch
         """How many it may hold at most: they are let go with their detections, and one batch is in the making."""
         self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, self.bell)
         name = f"-{ordinal}" if several else ""
         self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, metrics, publish, name, tap)
+
+    def _memory(self, backend: Any, kind: str) -> float:
+        """Bytes, whoever asks and when: a worker's last report comes when the device has been closed."""
+        with self._closing:
+            return 0.0 if self._closed else float(backend.memory[kind])
+
+    def close(self) -> None:
+        """Closes the backend; nothing of the pipeline may be running. Idempotent."""
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self.backend.close()
 
     def add(self, stream: str, ring: Ring[Frame], priority: int, max_age_s: float | None) -> None:
         """Serves one more stream, whose ring rings this lane's bell; see `Batcher.add`."""
