@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +22,7 @@ from streamd.engine.tensorrt.job import BuildOptions, Job, prepare
 from streamd.engine.tensorrt.onnxfile import OnnxFile
 from streamd.engine.tensorrt.plans import StagedPlan
 from streamd.engine.tensorrt.version import load_trt, tidy, vendor_logger
+from streamd.engine.tensorrt.weights import in_float
 from streamd.errors import BackendError, ConfigError, ModelError
 from streamd.sidecar import Provenance, Sidecar, read_sidecar, write_sidecar
 
@@ -71,9 +73,10 @@ def _load(job: Job) -> bytes:
 
         return to_half(job.onnx.path)
     try:
-        return job.onnx.path.read_bytes()
+        data = job.onnx.path.read_bytes()
     except OSError as error:
         raise ModelError(f"model {job.onnx.path}: cannot be read: {error.strerror}") from error
+    return data if job.trt.takes_int8_weights or not job.onnx.quantized else in_float(data)
 
 
 def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
@@ -85,10 +88,10 @@ def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
         # Plug-ins cannot be carried along: instance normalisation must be the native layer (the default from 10 on).
         parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     data = _load(job)
-    converted = job.recipe.precision == "fp16" and job.trt.always_strongly_typed
     if not parser.parse(data, str(job.onnx.path)):
         # Indices point into what was parsed; a converted graph is not the one that was read.
-        raise _parse_errors(parser, replace(job.onnx, nodes=()) if converted else job.onnx, job)
+        same = hashlib.sha256(data).hexdigest() == job.onnx.sha256
+        raise _parse_errors(parser, job.onnx if same else replace(job.onnx, nodes=()), job)
     if network.num_inputs != 1 or network.num_outputs < 1:
         raise ModelError(
             f"model {job.onnx.path}: {network.num_inputs} inputs and {network.num_outputs} outputs after parsing; "

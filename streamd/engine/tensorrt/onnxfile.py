@@ -7,65 +7,21 @@ onnx.proto for the numbers), which also finds a file that was cut short.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from streamd.engine.tensorrt.protobuf import Broken, fields, text
 from streamd.errors import ModelError
 from streamd.types import TensorSpec
 
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 MOVERS = frozenset(
     {"Concat", "MaxPool", "Resize", "Upsample", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze",
      "Flatten", "Identity", "DepthToSpace", "SpaceToDepth", "Pad"}
 )  # fmt: skip
 """Operators that only choose or move values."""
-
-
-class _Broken(Exception):
-    """The bytes are not what protobuf allows."""
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(data) or shift > 63:
-            raise _Broken
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-    """(field number, value of a varint, bytes of a length-delimited field)"""
-    at, empty = 0, data[:0]
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, wire = tag >> 3, tag & 7
-        value, body = 0, empty
-        if wire == _VARINT:
-            value, at = _varint(data, at)
-        elif wire == _BYTES:
-            size, at = _varint(data, at)
-            body = data[at : at + size]
-            at += size
-        elif wire in (_FIXED64, _FIXED32):
-            at += 8 if wire == _FIXED64 else 4
-        else:
-            raise _Broken
-        if at > len(data) or number == 0:
-            raise _Broken
-        yield number, value, body
-
-
-def _text(data: memoryview) -> str:
-    return bytes(data).decode("utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
@@ -126,35 +82,35 @@ class OnnxFile:
 def _tensor(data: memoryview) -> TensorSpec:
     """A ValueInfoProto: name = 1, type = 2 {tensor_type = 1 {elem_type = 1, shape = 2 {dim = 1 {dim_value = 1}}}}."""
     name, element, shape = "", 0, []
-    for number, _, body in _fields(data):
+    for number, _, body in fields(data):
         if number == 1:
-            name = _text(body)
+            name = text(body)
         elif number == 2:
-            for kind, _, tensor in _fields(body):
+            for kind, _, tensor in fields(body):
                 if kind != 1:
                     continue
-                for part, value, inner in _fields(tensor):
+                for part, value, inner in fields(tensor):
                     if part == 1:
                         element = value
                     elif part == 2:
-                        for _, _, dimension in _fields(inner):
-                            sizes = [v for n, v, _ in _fields(dimension) if n == 1]
+                        for _, _, dimension in fields(inner):
+                            sizes = [v for n, v, _ in fields(dimension) if n == 1]
                             shape.append(sizes[0] if sizes and 0 < sizes[0] < 1 << 31 else -1)
     return TensorSpec(name, tuple(shape), _TYPES.get(element, f"type {element}"))
 
 
 def _pair(data: memoryview) -> tuple[str, str]:
     """A StringStringEntryProto."""
-    found = {number: _text(body) for number, _, body in _fields(data)}
+    found = {number: text(body) for number, _, body in fields(data)}
     return found.get(1, ""), found.get(2, "")
 
 
 def _weights(data: memoryview) -> tuple[str, str | None]:
     """Name of a TensorProto and the file its data lies in, where that is another one."""
     name, where = "", None
-    for number, _, body in _fields(data):
+    for number, _, body in fields(data):
         if number == 8:
-            name = _text(body)
+            name = text(body)
         elif number == 13:
             key, value = _pair(body)
             where = value if key == "location" else where
@@ -163,9 +119,9 @@ def _weights(data: memoryview) -> tuple[str, str | None]:
 
 def _node(data: memoryview) -> OnnxNode:
     found: dict[int, list[str]] = {1: [], 2: [], 3: [""], 4: [""]}
-    for number, _, body in _fields(data):
+    for number, _, body in fields(data):
         if number in found:
-            found[number].append(_text(body))
+            found[number].append(text(body))
     return OnnxNode(found[3][-1], found[4][-1], tuple(found[1]), tuple(found[2]))
 
 
@@ -204,7 +160,7 @@ def read_onnx(path: Path) -> OnnxFile:
         raise ModelError(f"model {path}: is empty; export or copy it again")
     try:
         return _read(path, memoryview(data))
-    except _Broken:
+    except Broken:
         raise ModelError(
             f"model {path}: is not a whole ONNX file (cut short or damaged); export or copy it again"
         ) from None
@@ -213,16 +169,16 @@ def read_onnx(path: Path) -> OnnxFile:
 def _read(path: Path, data: memoryview) -> OnnxFile:
     graph: memoryview | None = None
     metadata = {}
-    for number, _, body in _fields(data):
+    for number, _, body in fields(data):
         if number == 7:
             graph = body
         elif number == 14:
             key, value = _pair(body)
             metadata[key] = value
     if graph is None:
-        raise _Broken
+        raise Broken
     nodes, inputs, outputs, weights, outside = [], [], [], set(), []
-    for number, _, body in _fields(graph):
+    for number, _, body in fields(graph):
         if number == 1:
             nodes.append(_node(body))
         elif number == 11:
@@ -235,7 +191,7 @@ def _read(path: Path, data: memoryview) -> OnnxFile:
             if where is not None and where not in outside:
                 outside.append(where)
     if not nodes:
-        raise _Broken
+        raise Broken
     found = tuple(t for t in inputs if t.name not in weights)
     digest = hashlib.sha256(data)
     return OnnxFile(

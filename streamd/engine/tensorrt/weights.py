@@ -1,0 +1,151 @@
+"""INT8 weights for builders that know them in float only.
+
+A compact Q/DQ model (`streamd quantize --compact`, and the bundled one) stores weights as INT8 with the dequantising
+half of their pair. TensorRT 8.5.3 parses that and then fails an assertion while building; it wants float weights and
+the whole pair. Since a multiple of the scale divided by the scale is that multiple again, both say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.engine.tensorrt.protobuf import Broken, field, fields, spans, text, varint
+
+# Numbers of onnx.proto. ModelProto: graph 7. GraphProto: node 1, initializer 5, input 11. NodeProto: input 1,
+# output 2, name 3, operator 4, attribute 5. AttributeProto: name 1, i 3. TensorProto: dims 1, type 2, float_data 4,
+# name 8, raw_data 9.
+_GRAPH, _NODE, _WEIGHT, _INPUT = 7, 1, 5, 11
+_FLOAT, _INT8 = 1, 3
+_NUMPY: Mapping[int, str] = {_FLOAT: "<f4", _INT8: "i1"}
+
+
+@dataclass(frozen=True)
+class _Dequantize:
+    """A DequantizeLinear node."""
+
+    inputs: tuple[str, ...]
+    axis: int
+    plain: bool
+    """It has no attribute but the axis."""
+
+
+def _dequantize(data: memoryview) -> _Dequantize | None:
+    """The node, where it is one."""
+    inputs, operator, axis, plain = [], "", 1, True
+    for tag, _, body in fields(data):
+        if tag == 1:
+            inputs.append(text(body))
+        elif tag == 4:
+            operator = text(body)
+        elif tag == 5:
+            names = [text(b) for t, _, b in fields(body) if t == 1]
+            plain = plain and names == ["axis"]
+            axis = next((v for t, v, _ in fields(body) if t == 3), 0)
+    return _Dequantize(tuple(inputs), axis, plain) if operator == "DequantizeLinear" else None
+
+
+def _tensor(data: memoryview) -> tuple[str, npt.NDArray[np.generic] | None]:
+    """Name and values of a TensorProto; None where they are neither float32 nor INT8, or not in the file itself."""
+    shape: list[int] = []
+    kind, name, raw = 0, "", None
+    for tag, value, body in fields(data):
+        if tag == 1 and len(body):
+            at = 0
+            while at < len(body):
+                size, at = varint(body, at)
+                shape.append(size)
+        elif tag == 1:
+            shape.append(value)
+        elif tag == 2:
+            kind = value
+        elif tag == 8:
+            name = text(body)
+        elif tag == 9 or (tag == 4 and len(body)):
+            raw = body
+    if kind not in _NUMPY or raw is None or len(raw) != int(np.prod(shape)) * np.dtype(_NUMPY[kind]).itemsize:
+        return name, None
+    return name, np.frombuffer(raw, _NUMPY[kind]).reshape(shape)
+
+
+def _in_float(
+    weight: npt.NDArray[np.generic], scale: npt.NDArray[np.generic], axis: int
+) -> npt.NDArray[np.float32] | None:
+    """The weights, where quantising them by `scale` gives back the same numbers."""
+    if scale.dtype != np.float32 or scale.ndim > 1 or (scale.ndim == 1 and weight.shape[axis] != scale.size):
+        return None
+    step = scale.astype(np.float32)
+    if scale.ndim:
+        step = step.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+    values = (weight.astype(np.float32) * step).astype(np.float32)
+    return values if np.array_equal(np.rint(values / step), weight) else None
+
+
+def _tensor_field(name: str, values: npt.NDArray[np.float32]) -> bytes:
+    body = b"".join(field(1, size) for size in values.shape)
+    return body + field(2, _FLOAT) + field(8, name.encode()) + field(9, values.astype("<f4").tobytes())
+
+
+def _quantize(node: _Dequantize, source: str, out: str) -> bytes:
+    """The other half of the pair, as a NodeProto."""
+    body = b"".join(field(1, name.encode()) for name in (source, *node.inputs[1:]))
+    body += field(2, out.encode()) + field(3, f"{out}_again".encode()) + field(4, b"QuantizeLinear")
+    return body + field(5, field(1, b"axis") + field(3, node.axis) + field(20, 2))
+
+
+def _graph(data: memoryview) -> bytes | None:
+    """The graph with float weights; None where it has no INT8 weights that can be had so."""
+    parts = list(spans(data))
+    tensors = dict(_tensor(body) for tag, _, _, body in parts if tag == _WEIGHT)
+    nodes = [body for tag, _, _, body in parts if tag == _NODE]
+    taken = tensors.keys() | {text(b) for node in nodes for t, _, b in fields(node) if t == 2}
+    floats: dict[str, bytes] = {}
+    pairs: list[bytes] = []
+    for node in (_dequantize(body) for body in nodes):
+        if node is None or not node.plain or len(node.inputs) != 3 or node.inputs[0] in floats:
+            continue
+        weight, scale, zero = (tensors.get(name) for name in node.inputs)
+        if weight is None or weight.dtype != np.int8 or scale is None or zero is None or zero.any():
+            continue
+        values = _in_float(weight, scale, node.axis)
+        if values is None:
+            continue
+        name = node.inputs[0]
+        source = next(n for n in (f"{name}_float" + "_" * i for i in range(len(taken) + 1)) if n not in taken)
+        floats[name] = field(_WEIGHT, _tensor_field(source, values))
+        pairs.append(field(_NODE, _quantize(node, source, name)))
+    if not floats:
+        return None
+    out: list[bytes | memoryview] = list(pairs)  # before every node that reads them
+    for tag, whole, _, body in parts:
+        name = _tensor(body)[0] if tag == _WEIGHT else ""
+        if name in floats:
+            out.append(floats[name])
+        elif tag != _INPUT or not any(t == 1 and text(b) in floats for t, _, b in fields(body)):
+            out.append(whole)
+    return b"".join(out)
+
+
+def in_float(model: bytes) -> bytes:
+    """An ONNX file with every INT8 weight as float32 and a QuantizeLinear before its DequantizeLinear: equal in value.
+
+    What is not known here (weights in other files, zero points other than 0, blocks) is left as it is; so is a file
+    that is no ONNX, which the parser will name.
+
+    Args:
+        model: the file's bytes.
+
+    Returns:
+        The same bytes where there is nothing to do.
+    """
+    try:
+        parts = list(spans(memoryview(model)))
+        graphs = [_graph(body) for tag, _, _, body in parts if tag == _GRAPH]
+    except Broken:
+        return model
+    if len(graphs) != 1 or graphs[0] is None:
+        return model
+    return b"".join(field(_GRAPH, graphs[0]) if tag == _GRAPH else whole for tag, whole, _, _ in parts)
