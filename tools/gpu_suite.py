@@ -4,7 +4,9 @@
     python tools/gpu_suite.py STEP… --plans PLAN… --out DIR [--clips H264.mp4 HEVC.mp4] [--workers 1 4 8]
 
 Steps:
-  tests   pytest -m gpu with STREAMD_REQUIRE_GPU=1
+  build     the plans that --build names, --jobs at a time; the steps after it measure them, too
+  tests     pytest -m gpu with STREAMD_REQUIRE_GPU=1
+  torch     PyTorch with the same network, by --torch PYTHON MODEL
   engine    each plan alone: device time a batch with and without CUDA graphs, throughput with every slot in flight
   layers    each plan's slowest layers at each of --batches
   map       COCO accuracy of each plan through the daemon's own path (--images, --labels)
@@ -26,22 +28,46 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bench
+from gpu_build import Wanted, build_all
+from gpu_build import torch as torch_times
 from gpu_engine import engine_times, layer_times
+from gpu_machine import Gpu, Mps, decode_alone
 
 ROOT = Path(__file__).resolve().parent.parent
 Table = dict[str, Any]
+
+
+def _keep(args: argparse.Namespace, step: str, found: Table, name: str, result: Table) -> None:
+    """Keeps and prints one figure; what was measured survives a run that is cut off."""
+    found[name] = result
+    (args.out / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{name:<44}", json.dumps(result), flush=True)
+
+
+def build(args: argparse.Namespace) -> Table:
+    """The plans that --build names; the steps after it measure them, too."""
+    found: Table = {}
+    made = build_all(
+        args.build, args.out, jobs=args.jobs, limit_s=args.build_limit,
+        keep=lambda name, result: _keep(args, "build", found, name, result),
+    )  # fmt: skip
+    args.plans += made
+    return found
+
+
+def torch(args: argparse.Namespace) -> Table:
+    """PyTorch with the same network."""
+    found = torch_times(args.torch[0], Path(args.torch[1]), args.batches, args.out) if args.torch else {}
+    print(json.dumps(found))
+    return found
 
 
 def tests(args: argparse.Namespace) -> Table:
@@ -63,10 +89,10 @@ def engine(args: argparse.Namespace) -> Table:
         for graphs in ("on", "off"):
             key = f"{plan.stem} graphs {graphs}"
             try:
-                found[key] = engine_times(plan, graphs)
+                result = engine_times(plan, graphs)
             except Exception as error:  # noqa: BLE001 - one plan that fails must not cost the others' figures
-                found[key] = {"error": str(error)[:200]}
-            print(f"{key:<44}", json.dumps(found[key]))
+                result = {"error": str(error)[:200]}
+            _keep(args, "engine", found, key, result)
     return found
 
 
@@ -77,10 +103,10 @@ def layers(args: argparse.Namespace) -> Table:
         for batch in args.batches:
             key = f"{plan.stem} batch {batch}"
             try:
-                found[key] = layer_times(plan, batch)
+                result = layer_times(plan, batch)
             except Exception as error:  # noqa: BLE001 - a plan may not take this batch
-                found[key] = {"error": str(error)[:200]}
-            print(f"{key:<44}", json.dumps(found[key]))
+                result = {"error": str(error)[:200]}
+            _keep(args, "layers", found, key, result)
     return found
 
 
@@ -106,50 +132,6 @@ def map_(args: argparse.Namespace) -> Table:
     return found
 
 
-def _decode(clip: Path, streams: int, seconds: float, owned: bool) -> Table:
-    """Frames a second of `streams` decoders that are opened once and kept."""
-    import av
-    from av.codec.hwaccel import HWAccel
-
-    counts = [0] * streams
-    stop = threading.Event()
-    opened = threading.Barrier(streams + 1)
-    failed: list[str] = []
-
-    def work(index: int) -> None:
-        try:
-            accelerator = HWAccel("cuda", device="0", allow_software_fallback=False, is_hw_owned=owned)
-            container = av.open(str(clip), hwaccel=accelerator)
-            stream = container.streams.video[0]
-        except Exception as error:  # noqa: BLE001
-            failed.append(str(error))
-            opened.wait()
-            return
-        opened.wait()
-        while not stop.is_set():
-            for packet in container.demux(stream):
-                counts[index] += len(packet.decode())
-                if stop.is_set():
-                    break
-            else:
-                container.seek(0)
-                stream.codec_context.flush_buffers()
-        container.close()
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(streams)]
-    for thread in threads:
-        thread.start()
-    opened.wait()
-    time.sleep(0.7)
-    before, begin = sum(counts), time.monotonic()
-    time.sleep(seconds)
-    done, elapsed = sum(counts) - before, time.monotonic() - begin
-    stop.set()
-    for thread in threads:
-        thread.join()
-    return {"fps": round(done / elapsed), "failed": failed[:1]}
-
-
 def nvdec(args: argparse.Namespace) -> Table:
     """Hardware decoding alone."""
     from streamd.engine.tensorrt.cuda import Device
@@ -159,62 +141,12 @@ def nvdec(args: argparse.Namespace) -> Table:
     for clip in args.clips:
         for streams in args.counts:
             key = f"{clip.stem} × {streams}"
-            found[key] = _decode(clip, streams, args.seconds, True)
+            found[key] = decode_alone(clip, streams, args.seconds, True)
             if streams in (1, 16):
-                found[key]["copied_back_fps"] = _decode(clip, streams, args.seconds, False)["fps"]
+                found[key]["copied_back_fps"] = decode_alone(clip, streams, args.seconds, False)["fps"]
             print(f"{key:<30}", json.dumps(found[key]))
     device.close()
     return found
-
-
-class _Gpu:
-    """What nvidia-smi says while a measurement runs: percent busy, percent of the decoders, MiB."""
-
-    means: list[float]
-    mib_by_minute: list[float]
-
-    def __enter__(self) -> _Gpu:
-        query = "--query-gpu=utilization.gpu,utilization.decoder,memory.used"
-        command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-lms", "500"]
-        self._process: subprocess.Popen[str] | None = None
-        with contextlib.suppress(FileNotFoundError):
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        text = ""
-        if self._process is not None:
-            self._process.terminate()
-            text = self._process.communicate()[0]
-        rows = [
-            [float(v) for v in line.split(",")]
-            for line in text.splitlines()
-            if line.count(",") == 2 and "N/A" not in line
-        ]
-        self.means = [round(float(v), 1) for v in np.mean(rows[len(rows) // 3 :], axis=0)] if rows else []
-        self.mib_by_minute = [row[2] for row in rows[len(rows) % 120 :: 120]]
-
-
-class Mps:
-    """A server of NVIDIA's Multi-Process Service: kernels of several processes then run side by side.
-
-    It changes no setting of the GPU; only processes that inherit this one's environment use it.
-    """
-
-    CONTROL = "nvidia-cuda-mps-control"
-
-    def __enter__(self) -> Mps:
-        self._folder = tempfile.TemporaryDirectory()
-        os.environ["CUDA_MPS_PIPE_DIRECTORY"] = os.environ["CUDA_MPS_LOG_DIRECTORY"] = self._folder.name
-        subprocess.run([self.CONTROL, "-d"], check=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        subprocess.run([self.CONTROL], input="quit\n", text=True, check=False, timeout=60)
-        for log in Path(self._folder.name).glob("*.log"):
-            print(f"{log.name}:", log.read_text()[-400:])
-        del os.environ["CUDA_MPS_PIPE_DIRECTORY"], os.environ["CUDA_MPS_LOG_DIRECTORY"]
-        self._folder.cleanup()
 
 
 def _daemon(
@@ -229,7 +161,7 @@ def _daemon(
         | more
     )  # fmt: skip
     try:
-        with _Gpu() as gpu:
+        with Gpu() as gpu:
             found = bench.streamd(options, seconds or args.seconds)  # type: ignore[arg-type]
     except SystemExit as error:
         return {"error": str(error)}
@@ -255,7 +187,7 @@ def _name(clip: Path, streams: int, workers: int, what: str = "") -> str:
 
 
 def _row(args: argparse.Namespace, found: Table, step: str, name: str, result: Table) -> None:
-    """Keeps and prints one figure; what was measured survives a run that is cut off."""
+    """As `_keep`, in words."""
     found[name] = result
     (args.out / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"{name:<34}{_short(result)}", flush=True)
@@ -342,8 +274,8 @@ def _table(out: Path) -> None:
 
 
 STEPS = {
-    "tests": tests, "engine": engine, "layers": layers, "map": map_, "nvdec": nvdec, "flow": flow, "paced": paced,
-    "live": live, "copyback": copyback, "memory": memory,
+    "build": build, "tests": tests, "torch": torch, "engine": engine, "layers": layers, "map": map_, "nvdec": nvdec,
+    "flow": flow, "paced": paced, "live": live, "copyback": copyback, "memory": memory,
 }  # fmt: skip
 
 
@@ -360,7 +292,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 32, 64])
     p.add_argument("--paced", type=int, nargs="+", default=[16, 64, 100, 128])
     p.add_argument("--workers", type=int, nargs="+", default=[1], help="process counts for the daemon's steps")
-    p.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="of the step layers")
+    p.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="of the steps layers and torch")
+    p.add_argument("--build", type=Wanted.of, nargs="+", default=[], metavar="NAME=MODEL:PRECISION:MIN,BEST,MAX")
+    p.add_argument("--jobs", type=int, default=1, help="builds at a time")
+    p.add_argument("--build-limit", type=float, default=600, metavar="S", help="seconds that one build may take")
+    p.add_argument("--torch", nargs=2, metavar=("PYTHON", "MODEL"), help="another Python, and the float ONNX model")
     p.add_argument("--age-ms", type=float, default=0.0, help="batch.age_ms of the daemon: how long a batch may fill")
     p.add_argument("--mps", action="store_true", help="run the daemon's steps under a CUDA MPS server of their own")
     p.add_argument("--minutes", type=float, default=10.0, help="of the step memory (default 10)")

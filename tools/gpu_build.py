@@ -1,0 +1,99 @@
+"""What `gpu_suite.py` runs in processes of its own: the builds of its plans, and PyTorch for comparison."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+Table = dict[str, Any]
+_LINE = 160
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One plan to build, given as NAME=MODEL:PRECISION:MIN,BEST,MAX."""
+
+    name: str
+    model: Path
+    precision: str
+    batch: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Wanted:
+        """Raises ValueError, which argparse turns into a message."""
+        name, _, rest = text.partition("=")
+        model, precision, batch = rest.rsplit(":", 2)
+        least, best, most = batch.split(",")
+        return cls(name, Path(model), precision, (least, best, most))
+
+    def start(self, out: Path) -> subprocess.Popen[bytes]:
+        """`streamd build` into `out`, its words in NAME.log there."""
+        files = ["--out", str(out / f"{self.name}.plan"), "--timing-cache", str(out / f"{self.name}.timing")]
+        options = ["--precision", self.precision, "--batch", *self.batch, "--workspace", "2048", "--force"]
+        with (out / f"{self.name}.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "streamd", "build", str(self.model), *files, *options],
+                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+
+def build_all(
+    wanted: Iterable[Wanted], out: Path, *, jobs: int, limit_s: float, keep: Callable[[str, Table], None]
+) -> list[Path]:
+    """Builds `jobs` plans at a time, in the order given; one that takes longer than `limit_s` is ended.
+
+    Builds beside each other take each other's time slices of the GPU, unless an MPS server lets them share it.
+
+    Args:
+        keep: is told of each as it ends: its seconds and exit code, or that it was ended.
+
+    Returns:
+        The plans that were made.
+    """
+    waiting, made = list(wanted), []
+    running: list[tuple[Wanted, subprocess.Popen[bytes], float]] = []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            each = waiting.pop(0)
+            running.append((each, each.start(out), time.monotonic()))
+        time.sleep(0.2)
+        for item in list(running):
+            each, process, begun = item
+            seconds = time.monotonic() - begun
+            if process.poll() is None and seconds < limit_s:
+                continue
+            running.remove(item)
+            late = process.poll() is None
+            if late:
+                process.kill()
+            code = process.wait()
+            result: Table = {"seconds": round(seconds)} | ({"late": True} if late else {"exit": code})
+            if code == 0:
+                made.append(out / f"{each.name}.plan")
+            else:
+                lines = (out / f"{each.name}.log").read_text(errors="replace").strip().splitlines()
+                result["said"] = [line[-_LINE:] for line in lines[-2:]]
+            keep(each.name, result)
+    return made
+
+
+def torch(python: str, model: Path, batches: Iterable[int], out: Path) -> Table:
+    """`torch_baseline.py` under another Python, which has PyTorch: batch to milliseconds."""
+    command = [python, str(ROOT / "tools" / "torch_baseline.py"), str(model), "--json", str(out / "torch.json")]
+    # Our own libraries and packages are of another Python.
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LD_LIBRARY_PATH", "PYTHONHOME")}
+    done = subprocess.run(
+        [*command, "--batch", *map(str, batches)], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return {"exit": done.returncode, "said": done.stderr[-400:]}
+    found: Table = json.loads((out / "torch.json").read_text())
+    return found

@@ -1,0 +1,110 @@
+"""The machine under `gpu_suite.py`: its decoders alone, what nvidia-smi says meanwhile, and an MPS server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Table = dict[str, Any]
+
+
+def decode_alone(clip: Path, streams: int, seconds: float, owned: bool) -> Table:
+    """Frames a second of `streams` decoders that are opened once and kept."""
+    import av
+    from av.codec.hwaccel import HWAccel
+
+    counts = [0] * streams
+    stop = threading.Event()
+    opened = threading.Barrier(streams + 1)
+    failed: list[str] = []
+
+    def work(index: int) -> None:
+        try:
+            accelerator = HWAccel("cuda", device="0", allow_software_fallback=False, is_hw_owned=owned)
+            container = av.open(str(clip), hwaccel=accelerator)
+            stream = container.streams.video[0]
+        except Exception as error:  # noqa: BLE001
+            failed.append(str(error))
+            opened.wait()
+            return
+        opened.wait()
+        while not stop.is_set():
+            for packet in container.demux(stream):
+                counts[index] += len(packet.decode())
+                if stop.is_set():
+                    break
+            else:
+                container.seek(0)
+                stream.codec_context.flush_buffers()
+        container.close()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(streams)]
+    for thread in threads:
+        thread.start()
+    opened.wait()
+    time.sleep(0.7)
+    before, begin = sum(counts), time.monotonic()
+    time.sleep(seconds)
+    done, elapsed = sum(counts) - before, time.monotonic() - begin
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return {"fps": round(done / elapsed), "failed": failed[:1]}
+
+
+class Gpu:
+    """What nvidia-smi says while a measurement runs: percent busy, percent of the decoders, MiB."""
+
+    means: list[float]
+    mib_by_minute: list[float]
+
+    def __enter__(self) -> Gpu:
+        query = "--query-gpu=utilization.gpu,utilization.decoder,memory.used"
+        command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-lms", "500"]
+        self._process: subprocess.Popen[str] | None = None
+        with contextlib.suppress(FileNotFoundError):
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        text = ""
+        if self._process is not None:
+            self._process.terminate()
+            text = self._process.communicate()[0]
+        rows = [
+            [float(v) for v in line.split(",")]
+            for line in text.splitlines()
+            if line.count(",") == 2 and "N/A" not in line
+        ]
+        self.means = [round(float(v), 1) for v in np.mean(rows[len(rows) // 3 :], axis=0)] if rows else []
+        self.mib_by_minute = [row[2] for row in rows[len(rows) % 120 :: 120]]
+
+
+class Mps:
+    """A server of NVIDIA's Multi-Process Service: kernels of several processes then run side by side.
+
+    It changes no setting of the GPU; only processes that inherit this one's environment use it.
+    """
+
+    CONTROL = "nvidia-cuda-mps-control"
+
+    def __enter__(self) -> Mps:
+        self._folder = tempfile.TemporaryDirectory()
+        os.environ["CUDA_MPS_PIPE_DIRECTORY"] = os.environ["CUDA_MPS_LOG_DIRECTORY"] = self._folder.name
+        subprocess.run([self.CONTROL, "-d"], check=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run([self.CONTROL], input="quit\n", text=True, check=False, timeout=60)
+        for log in Path(self._folder.name).glob("*.log"):
+            print(f"{log.name}:", log.read_text()[-400:])
+        del os.environ["CUDA_MPS_PIPE_DIRECTORY"], os.environ["CUDA_MPS_LOG_DIRECTORY"]
+        self._folder.cleanup()
