@@ -31,6 +31,7 @@ from streamd.engine.select import nvidia_gpu
 from streamd.errors import ConfigError, SinkError
 from streamd.heads import DetectSettings
 from streamd.redact import credentials, redact, remember
+from streamd.sources.files import length_s
 from streamd.telemetry.logs import configure
 
 STREAMS = 4
@@ -105,7 +106,12 @@ def streams_of(inputs: Sequence[str], number: int | None) -> list[dict[str, Any]
         camera = is_url(given) or given.startswith("/dev/")
         name = "camera" if camera else re.sub(r"[^A-Za-z0-9_]+", "-", Path(given).stem).strip("-_")[:40] or "clip"
         url = given if is_url(given) else str(Path(given).expanduser().absolute())
-        found.append({"id": f"{name}-{i + 1}" if number > 1 else name, "url": url, "loop": not camera})
+        stream = {"id": f"{name}-{i + 1}" if number > 1 else name, "url": url, "loop": not camera}
+        turn, turns = i // len(inputs), len(range(i % len(inputs), number, len(inputs)))
+        if turn and not camera:
+            # One clip as several streams: each is to show something else.
+            stream["start_s"] = round(length_s(url) * turn / turns, 2)
+        found.append(stream)
     return found
 
 

@@ -169,6 +169,9 @@ class AvStreamSettings(StreamSettings):
         "is ended and the stream connected again. Default: no limit.",
     )
     loop: bool = Field(False, description="Start a file again when it ends.")
+    start_s: float = Field(
+        0.0, ge=0, le=1e6, description="Files: play from here, in seconds from the beginning. Repeats play the whole."
+    )
     pace: Literal["auto", "realtime", "asap"] = Field(
         "auto",
         description="Files: realtime plays at the clip's own rate, asap as fast as possible. auto: realtime.",

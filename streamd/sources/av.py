@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from streamd.sources import AvStreamSettings, SourceInfo, is_live, paces
 from streamd.sources.av_errors import describe, translate
 from streamd.sources.barren import Barren
 from streamd.sources.clock import StreamClock
+from streamd.sources.files import begin_at, check_file, too_short
 from streamd.sources.holdback import Holdback
 from streamd.sources.pacing import Pacer, RateLimit
 from streamd.sources.picture import clockwise, picture_of, top_down
@@ -69,6 +68,8 @@ class AvSource:
         self._time_base_ns = 0.0
         self._tick_ns = (0, 1)
         """A unit of the stream's time stamps in nanoseconds, as a fraction."""
+        self._begin_ns = 0
+        """Until it has come, the time stamp of the first frame that is wanted."""
         self._raw = False
         """Raw video, whose rows may lie bottom up."""
         self.corrupt = 0
@@ -87,7 +88,7 @@ class AvSource:
     def open(self) -> SourceInfo:
         """See `Source.open`."""
         if not self._live:
-            self._check_file()
+            check_file(self._settings.url.removeprefix("file:"))
         if self._device is None:
             return self._open(None)
         try:
@@ -101,22 +102,6 @@ class AvSource:
             log.warning("hardware decoder refused; decoding in software", stream=self._settings.id, error=str(error))
             self._device = None
             return self._open(None)
-
-    def _check_file(self) -> None:
-        path = self._settings.url.removeprefix("file:")
-        try:
-            mode = os.stat(path).st_mode
-            if not stat.S_ISREG(mode):
-                kind = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
-                raise SourceError("unsupported", f"{path}: {kind}; expected a video file", permanent=True)
-            if os.stat(path).st_size == 0:
-                raise SourceError("unsupported", f"{path}: is empty; expected a video file", permanent=True)
-            with open(path, "rb"):
-                pass
-        except PermissionError as error:
-            raise SourceError("permission", describe(path, "permission"), permanent=True) from error
-        except OSError as error:
-            raise SourceError("not_found", f"{path}: {error.strerror}; check the path", permanent=True) from error
 
     def _options(self) -> dict[str, str]:
         settings = self._settings
@@ -192,6 +177,8 @@ class AvSource:
         base = stream.time_base or Fraction(0)
         self._time_base_ns = float(base) * 1e9
         self._tick_ns = (base.numerator * 10**9, base.denominator)
+        if settings.start_s and not self._live:
+            self._begin_ns = begin_at(container, settings.url, settings.start_s)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         return SourceInfo(
             codec=context.name,
@@ -220,6 +207,8 @@ class AvSource:
         try:
             while not self._closed.is_set():
                 yield from self._play()
+                if self._begin_ns and not self._closed.is_set():
+                    raise too_short(self._settings.url, self._settings.start_s)
                 if self._closed.is_set() or not self._settings.loop:
                     break
                 self._rewind()
@@ -235,6 +224,7 @@ class AvSource:
         except Exception:  # noqa: BLE001 - a container that cannot seek is opened anew
             self._release()
             self._open(self._device)
+            self._begin_ns = 0
 
     def _packets(self) -> Iterator[Packet[Any]]:
         assert self._container is not None
@@ -296,7 +286,7 @@ class AvSource:
         pacer = Pacer(int(1e9 / rate)) if paces(self._settings) else None
         barren = Barren(self._live, self._settings.read_timeout_s)
         for packet in self._packets():
-            if pacer is not None and packet.size:
+            if pacer is not None and packet.size and not self._before(packet):
                 stamp = packet.dts if packet.dts is not None else packet.pts
                 due = pacer.due(None if stamp is None else int(stamp * self._time_base_ns), time.monotonic_ns())
                 delay = (due - time.monotonic_ns()) / 1e9
@@ -318,6 +308,10 @@ class AvSource:
                 if frame is not None:
                     yield frame
             natives = []
+
+    def _before(self, packet: Packet[Any]) -> bool:
+        """It only leads up to the first frame that is wanted."""
+        return self._begin_ns > 0 and packet.pts is not None and packet.pts * self._time_base_ns < self._begin_ns
 
     def _arrived(self, packet: Packet[Any]) -> _Arrival:
         now_ns, wall_ns = time.monotonic_ns(), time.time_ns()
@@ -366,6 +360,10 @@ class AvSource:
         )
         if self._live and pts_ns is not None:
             self.clock.tick(pts_ns, captured_ns)
+        if self._begin_ns:
+            if pts_ns is not None and pts_ns < self._begin_ns:
+                return None
+            self._begin_ns = 0
         if self._limit is not None and not self._limit.admit(captured_ns if pts_ns is None else pts_ns):
             self.skipped += 1
             return None
