@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import dashboard_picture
 import numpy as np
@@ -35,6 +34,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from streamd.cli.demo import clip
 from streamd.engine import BUILTIN
+from streamd.sources.files import length_s
 
 ROOT = Path(__file__).resolve().parent.parent
 CAMERAS = ("bike-racks", "bridge", "crossing", "loading-dock", "market", "taxi-rank", "tram-stop")
@@ -48,28 +48,14 @@ QUALITY = 82
 BOARD_HEIGHT = 1100
 
 
-def shifted(clip: Path, target: Path, share: float) -> None:
-    """The clip from another moment on; what came before is put behind."""
-    with av.open(str(clip)) as source:
-        rate = source.streams.video[0].average_rate
-        pictures = [frame.to_ndarray(format="yuv420p") for frame in source.decode(video=0)]
-    first = int(len(pictures) * share)
-    with av.open(str(target), "w") as out:
-        stream: Any = out.add_stream("mpeg4", rate=rate)
-        stream.height, stream.width = pictures[0].shape[0] * 2 // 3, pictures[0].shape[1]
-        stream.pix_fmt, stream.bit_rate = "yuv420p", 8_000_000
-        for picture in pictures[first:] + pictures[:first]:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
-        out.mux(stream.encode(None))
-
-
 def configuration(folder: Path, args: argparse.Namespace) -> Path:
-    """Writes the clips and what the daemon is to do."""
-    streams: list[dict[str, Any]] = []
-    for i, name in enumerate(CAMERAS):
-        shifted(args.video, folder / f"{name}.mp4", i / len(CAMERAS))
-        streams.append({"id": name, "url": str(folder / f"{name}.mp4"), "loop": True, "max_fps": args.fps,
-                        "objective": {"latency_ms": 200}})  # fmt: skip
+    """Writes what the daemon is to do."""
+    length = length_s(str(args.video))
+    streams: list[dict[str, Any]] = [
+        {"id": name, "url": str(args.video), "loop": True, "start_s": length * i / len(CAMERAS), "max_fps": args.fps,
+         "objective": {"latency_ms": 200}}
+        for i, name in enumerate(CAMERAS)
+    ]  # fmt: skip
     streams.append({"id": DOWN, "url": "rtsp://127.0.0.1:9/", "reconnect": {"initial_s": 30}})
     model: dict[str, Any] = {"path": args.model, "detect": {"conf": 0.5, "classes": CLASSES}}
     path = folder / "streamd.yaml"
