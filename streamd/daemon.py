@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -25,6 +23,7 @@ from streamd.flow.status import StatusBoard
 from streamd.lane import Lane
 from streamd.recorder.recorder import Recorder, Watched, open_recorder
 from streamd.reload import Reread, Verdicts, check, difference
+from streamd.service import Service, status_line
 from streamd.sinks import Sink, open_sink
 from streamd.sources import is_live, paces
 from streamd.streams import Streams
@@ -90,7 +89,7 @@ class Daemon:
         self.registry = registry or CollectorRegistry()
         self.boot_id = boot_id or uuid.uuid4().hex[:16]
         self._relays = relays or {}
-        self._record_as = record_as
+        self._record_as = record_as or (reread.path if reread is not None else None)
         self.board = StatusBoard()
         self.metrics = Metrics(self.registry)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -101,20 +100,14 @@ class Daemon:
         self.recorder: Recorder | None = None
         self._tap = tap
         self._notifier = notifier or Notifier()
-        self._stopping = False
         self._record: Callable[[Detections], None] | None = None
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         """Told when the main loop has something to look at. Not an Event: a signal handler that sets one while the main
         loop is about to wait for it would wait for a lock that its own thread holds."""
-        self._signals = 0
-        self._reread = reread
-        if reread is not None:
-            reread.wake = self._look
+        self._service = Service(self._notifier, self._problem, self._status_line, reread=reread, wake=self._look)
         self._lock = threading.Lock()
         self._next: Config | None = None
         """Accepted, to be taken on by the main loop."""
-        self._reloading = False
-        """The service manager was told that a reload has begun, and waits for its end."""
         self._verdicts = Verdicts(self.metrics)
         self.streams = Streams(self.lanes, self.metrics, self.board, self._look)
         self.streams.remember(past or {})
@@ -153,11 +146,11 @@ class Daemon:
             self.streams.add(stream)
 
     def _open_recorder(self) -> None:
-        path = self._record_as or (self._reread.path if self._reread is not None else None)
         watched = Watched(self.board, self.metrics, self._problem, self._error, self._settings)
         self.recorder = open_recorder(
-            self.config.recorder, path=path, boot_id=self.boot_id, watched=watched, watchdog_s=self._notifier.watchdog_s
-        )
+            self.config.recorder, path=self._record_as, boot_id=self.boot_id, watched=watched,
+            watchdog_s=self._notifier.watchdog_s,
+        )  # fmt: skip
         self._record = self.recorder.frame if self.recorder is not None else None
 
     def _settings(self) -> Any:
@@ -207,19 +200,10 @@ class Daemon:
 
     def stop(self) -> None:
         """Asks for a drain; `run` returns when it is done. Any thread, and signal handlers."""
-        self._stopping = True
-        self._look()
+        self._service.stop()
 
     def _look(self) -> None:
         self._wake.put(None)
-
-    def _on_signal(self, number: int, _: Any) -> None:
-        self._signals += 1
-        if self._signals > 1:
-            # The second signal means now: nothing that could hang may run any more.
-            sys.stderr.flush()
-            os._exit(128 + number)
-        self.stop()
 
     def reload(self, config: Config, *, where: Callable[[Path_], str] = dotted) -> None:
         """Takes on another configuration; the main loop makes the changes soon after. Any thread.
@@ -255,18 +239,14 @@ class Daemon:
         """One step of a reload; none begins before the one under way is done."""
         if self.streams.changing:
             return
-        if self._reread is not None and self._reread.asked():
-            # Type=notify-reload: the manager waits for READY=1 and wants to know that it is not an older one.
-            self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            self._reloading = True
-            self._read_again(self._reread)
+        if (reread := self._service.reload_asked()) is not None:
+            self._read_again(reread)
         with self._lock:
             config, self._next = self._next, None
         if config is not None and not self.streams.sealed:
             self._take_on(config)
-        if self._reloading and not self.streams.changing:
-            self._reloading = False
-            self._notifier.send("READY=1", f"STATUS={self._status_line()}")
+        if not self.streams.changing:
+            self._service.reload_done()
 
     def _take_on(self, config: Config) -> None:
         found = difference(self.config, config)
@@ -290,8 +270,7 @@ class Daemon:
             The exit code: 0, or that of the error that ended the run.
         """
         if handle_signals:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._on_signal)
+            self._service.listen()
             if self.recorder is not None:
                 self.recorder.listen()
         interval = sys.getswitchinterval()
@@ -320,22 +299,16 @@ class Daemon:
             backend=type(first.backend).__name__, devices=len(self.lanes),
             metrics_port=self.http.port if self.http else None,
         )  # fmt: skip
-        self._notifier.send("READY=1", f"STATUS=watching {len(self.streams)} streams")
+        self._service.begun(f"watching {len(self.streams)} streams")
 
     def _wait(self, for_seconds: float | None) -> None:
         deadline = None if for_seconds is None else time.monotonic() + for_seconds
-        feed_s = self._notifier.watchdog_s
-        next_feed = next_status = next_heap = time.monotonic()
+        next_heap = time.monotonic()
         while not self._over():
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 return
-            if feed_s is not None and now >= next_feed and self._problem() is None:
-                self._notifier.send("WATCHDOG=1")
-                next_feed = now + feed_s / 3
-            if now >= next_status:
-                self._notifier.send(f"STATUS={self._status_line()}")
-                next_status = now + 1
+            self._service.beat(now)
             if now >= next_heap:
                 heap.give_back()
                 next_heap = now + HEAP_S
@@ -348,7 +321,7 @@ class Daemon:
                 self._wake.get(timeout=tick if deadline is None else min(tick, max(0.0, deadline - now)))
                 while True:
                     self._wake.get_nowait()
-            if self._stopping:
+            if self._service.stopping:
                 return
 
     def _over(self) -> bool:
@@ -357,15 +330,12 @@ class Daemon:
         return len(done) == len(self.lanes) or any(pipeline.error is not None for pipeline in done)
 
     def _status_line(self) -> str:
-        states = [s.state for s in self.board.all()]
-        counts = ", ".join(f"{states.count(s)} {s.lower()}" for s in dict.fromkeys(sorted(states)))
         published = sum(s.published for s in self.metrics.streams())
-        refused = f"; new configuration refused: {self._verdicts.refused}" if self._verdicts.refused else ""
-        return f"{counts or 'no streams'}; {published} frames published{refused}"
+        return status_line((s.state for s in self.board.all()), published, self._verdicts.refused)
 
     def _finish(self) -> int:
         """Sources stop, what is under way is finished, sinks empty themselves: all within `drain_s`."""
-        self._notifier.send("STOPPING=1")
+        self._service.ending()
         if self.recorder is not None:
             self.recorder.rest()
         deadline = time.monotonic() + self.config.drain_s

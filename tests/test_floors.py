@@ -25,7 +25,7 @@ FLOORS = {
             ("models",),
             ("config",),
             ("lane", "web", "reload", "recorder"),
-            ("streams",),
+            ("streams", "service"),
             ("daemon",),
             ("workers",),
             ("cli",),

@@ -6,8 +6,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import signal
-import sys
 import tempfile
 import time
 import uuid
@@ -24,6 +22,7 @@ from streamd.errors import BackendError, ConfigError, ModelError, SourceError
 from streamd.recorder.place import config_name
 from streamd.redact import known
 from streamd.reload import Reread, Verdicts, check, difference
+from streamd.service import Service, status_line
 from streamd.sinks import open_sink
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
@@ -82,9 +81,11 @@ class Fleet:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=own)
         self._notifier = notifier or Notifier()
-        self._reread = reread
         self._name = config_name(reread.path) if reread is not None else "streamd"
         self._verdicts = Verdicts(self.metrics)
+        self._service = Service(
+            self._notifier, self._problem, self._status_line, reread=reread, at_once=self._leave_at_once
+        )
         self.workers = [Process(number) for number in range(config.workers)]
         for worker in self.workers:
             self.metrics.worker_restarts.labels(worker=str(worker.number))
@@ -99,8 +100,7 @@ class Fleet:
         self._ledger = Ledger(self._forwarders)
         self._tap: Tap | None = None
         self._pictures: PictureReceiver | None = None
-        self._started = self._stopping = self._reloading = False
-        self._signals = 0
+        self._started = False
         self._numbers, self._lives = itertools.count(1), itertools.count(1)
         self._next: Config | None = None
         """The second half of a reload: streams that have left one worker and are to go to another."""
@@ -247,37 +247,26 @@ class Fleet:
             config, self._next = self._next, None
             self._take_on(config, share_out(config.streams, devices_of(config), self._shares))
             return
-        if self._reloading:
-            self._reloading = False
-            self._notifier.send("READY=1", f"STATUS={self._status_line()}")
-        if self._reread is not None and self._reread.asked():
-            self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            self._reloading = True
-            self._read_again(self._reread)
+        self._service.reload_done()
+        if (reread := self._service.reload_asked()) is not None:
+            self._read_again(reread)
 
     # ------------------------------------------------------------------------------------------------------- run
 
     def stop(self) -> None:
         """Asks for a drain; `run` returns when it is done. Any thread, and signal handlers."""
-        self._stopping = True
+        self._service.stop()
 
-    def _on_signal(self, number: int, _: Any) -> None:
-        self._signals += 1
-        if self._signals > 1:
-            # The second signal means now.
-            for worker in self.workers:
-                with contextlib.suppress(OSError):
-                    worker.kill("stopped at once")
-            shutil.rmtree(self._folder, ignore_errors=True)
-            sys.stderr.flush()
-            os._exit(128 + number)
-        self.stop()
+    def _leave_at_once(self) -> None:
+        for worker in self.workers:
+            with contextlib.suppress(OSError):
+                worker.kill("stopped at once")
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(self, for_seconds: float | None = None, *, handle_signals: bool = True) -> int:
         """See `Daemon.run`."""
         if handle_signals:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._on_signal)
+            self._service.listen()
         try:
             for forwarder in self._forwarders:
                 forwarder.start()
@@ -291,9 +280,7 @@ class Fleet:
 
     def _wait(self, for_seconds: float | None) -> None:
         deadline: float | None = None
-        feed_s = self._notifier.watchdog_s
-        next_feed = next_status = time.monotonic()
-        while not self._stopping and self._failed_with is None and not self._over():
+        while not self._service.stopping and self._failed_with is None and not self._over():
             self._receive()
             now = time.monotonic()
             self._look_after(now)
@@ -304,12 +291,7 @@ class Fleet:
                 continue
             if deadline is not None and now >= deadline:
                 return
-            if feed_s is not None and now >= next_feed and self._problem() is None:
-                self._notifier.send("WATCHDOG=1")
-                next_feed = now + feed_s / 3
-            if now >= next_status:
-                self._notifier.send(f"STATUS={self._status_line()}")
-                next_status = now + 1
+            self._service.beat(now)
             self._look_for_changes()
 
     def _begun(self) -> None:
@@ -318,15 +300,13 @@ class Fleet:
             "running", streams=len(self.config.streams), sinks=len(self._forwarders), boot_id=self.boot_id,
             workers=sum(worker.running for worker in self.workers), metrics_port=self.http.port if self.http else None,
         )  # fmt: skip
-        self._notifier.send("READY=1", f"STATUS={self._status_line()}")
+        self._service.begun()
 
     def _status_line(self) -> str:
-        states = [s.state for s in self._statuses()]
-        counts = ", ".join(f"{states.count(s)} {s.lower()}" for s in dict.fromkeys(sorted(states)))
         published = self._ledger.published(s.id for s in self.config.streams)
         up, all_ = sum(worker.up for worker in self.workers), sum(bool(self._mine(w)) for w in self.workers)
-        refused = f"; new configuration refused: {self._verdicts.refused}" if self._verdicts.refused else ""
-        return f"{counts or 'no streams'}; {published} frames published; {up} of {all_} workers up{refused}"
+        states = (s.state for s in self._statuses())
+        return status_line(states, published, self._verdicts.refused, f"{up} of {all_} workers up")
 
     def _receive(self, timeout_ms: int = _TICK_MS) -> None:
         import zmq
@@ -397,7 +377,7 @@ class Fleet:
 
     def _finish(self) -> int:
         """Workers drain, what they have published is passed on, sinks empty themselves: all within `drain_s`."""
-        self._notifier.send("STOPPING=1")
+        self._service.ending()
         deadline = time.monotonic() + self.config.drain_s
         for worker in self.workers:
             worker.drain()
