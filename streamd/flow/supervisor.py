@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any, Literal, Protocol
 import structlog
 
 from streamd.errors import SourceError, SourceReason
+from streamd.flow.backoff import Backoff
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.threads import NamedThread
 from streamd.redact import redact
@@ -78,31 +78,6 @@ class _Source(Protocol):
     def open(self) -> Any: ...
     def frames(self) -> Iterator[Frame]: ...
     def close(self) -> None: ...
-
-
-class Backoff:
-    """Exponential waits with jitter, so that a hundred cameras behind one switch do not return in one burst.
-
-    Args:
-        initial_s: first wait, seconds.
-        max_s: longest wait, seconds.
-        random_source: injected by tests.
-    """
-
-    def __init__(self, initial_s: float, max_s: float, random_source: random.Random | None = None) -> None:
-        self._initial, self._max = initial_s, max_s
-        self._random = random_source or random.Random()  # noqa: S311 - jitter, not a secret
-        self.attempts = 0
-
-    def next(self, *, longest: bool = False) -> float:
-        """The next wait in seconds: between half and all of the doubled bound, or of the longest one."""
-        bound: float = self._max if longest else min(self._max, self._initial * 2 ** min(self.attempts, 32))
-        self.attempts += 1
-        return bound * (0.5 + 0.5 * self._random.random())
-
-    def reset(self) -> None:
-        """Starts over."""
-        self.attempts = 0
 
 
 class _LeftBehind(Exception):

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 import streamd
-from streamd.flow.supervisor import Backoff
+from streamd.flow.backoff import Backoff
 from streamd.web.tap import Wish
 from streamd.workers.merge import of_the_dead
 from streamd.workers.report import Look, Order, Report

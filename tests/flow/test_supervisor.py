@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import pytest
 
 from streamd.errors import SourceError
 from streamd.flow.ring import Ring
-from streamd.flow.supervisor import TRANSITIONS, Backoff, StreamRunner
+from streamd.flow.supervisor import TRANSITIONS, StreamRunner
 from streamd.sources import SourceInfo
 from streamd.sources.clock import StreamClock
 from streamd.telemetry.metrics import StreamMetrics
@@ -151,13 +150,3 @@ def test_the_table_leaves_no_state_without_a_way_out_but_the_last_two() -> None:
     sources = {state for state, _ in TRANSITIONS}
     targets = set(TRANSITIONS.values())
     assert targets - sources == {"ENDED", "FAILED"}
-
-
-def test_backoff_doubles_up_to_its_limit_with_jitter() -> None:
-    backoff = Backoff(1, 8, random.Random(3))
-    waits = [backoff.next() for _ in range(6)]
-    for wait, bound in zip(waits, (1, 2, 4, 8, 8, 8), strict=True):
-        assert bound / 2 <= wait <= bound
-    assert len(set(waits)) == 6
-    backoff.reset()
-    assert backoff.next() <= 1
