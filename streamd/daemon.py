@@ -15,7 +15,8 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from streamd import heap
-from streamd.config import Config, dotted, sink_names
+from streamd.config import Config, sink_names
+from streamd.config.problems import dotted
 from streamd.engine import per_device
 from streamd.errors import BackendError, ConfigError, SourceError, StreamdError
 from streamd.flow.sink import SinkThread

@@ -10,7 +10,9 @@ from typing import Any
 
 import structlog
 
-from streamd.config import Config, Loaded, dotted, load
+from streamd.config import Config
+from streamd.config.loader import Loaded, load
+from streamd.config.problems import dotted
 from streamd.errors import ConfigError
 from streamd.redact import redact
 from streamd.settings import Settings
@@ -143,6 +145,6 @@ class Reread:
         """The file as it is now.
 
         Raises:
-            ConfigError: see `config.load`.
+            ConfigError: see `config.loader.load`.
         """
         return load(self.path)

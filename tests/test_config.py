@@ -10,7 +10,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from streamd.config import Config, load
+from streamd.config import Config
+from streamd.config.loader import load
 from streamd.errors import ConfigError
 from streamd.redact import redact
 from streamd.sources import AvStreamSettings

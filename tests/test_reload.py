@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from streamd.config import load
+from streamd.config.loader import load
 from streamd.errors import ConfigError
 from streamd.reload import check, difference
 

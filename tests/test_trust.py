@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from streamd import trust
-from streamd.config import load
+from streamd.config.loader import load
 from streamd.engine import BatchSettings, ModelSettings, OpenVinoSettings
 from streamd.engine.model import MAX_MODEL_BYTES, model_file, read_labels
 from streamd.engine.openvino import OpenVinoBackend

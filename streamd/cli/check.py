@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from streamd.config import Config, load
+from streamd.config import Config
+from streamd.config.loader import load
 from streamd.errors import ConfigError, StreamdError
 from streamd.sinks import CurveSettings, ZmqSettings
 from streamd.sources import AvStreamSettings, is_live

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from streamd.config import load
+from streamd.config.loader import load
 from streamd.recorder.recorder import ignore_request
 from streamd.reload import Reread
 from streamd.telemetry.logs import configure

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from streamd.config import load
+from streamd.config.loader import load
 from streamd.daemon import Daemon
 from streamd.errors import ConfigError
 from streamd.telemetry.notify import Notifier

@@ -20,7 +20,8 @@ from markdown_it.token import Token
 
 from streamd import errors
 from streamd.cli import COMMANDS, parser
-from streamd.config import Config, load
+from streamd.config import Config
+from streamd.config.loader import load
 from streamd.errors import SOURCE_REASONS, StreamdError
 from tests.conftest import ROOT
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamd.config import load
+from streamd.config.loader import load
 from streamd.engine import BUILTIN, ModelSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
 from streamd.errors import ConfigError, ModelError

@@ -17,7 +17,7 @@ import zmq
 
 from streamd.cli import main
 from streamd.cli.watch import Connection
-from streamd.config import load
+from streamd.config.loader import load
 from streamd.errors import ConfigError, StreamdError
 from streamd.sinks import CurveSettings, ZmqSettings
 from streamd.sinks.curve import Clients, new_pair, public_of, read_keys, secure_client

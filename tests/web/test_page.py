@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from streamd.config import load
+from streamd.config.loader import load
 from streamd.errors import SOURCE_REASONS, ConfigError
 from streamd.flow.status import StatusBoard
 from streamd.telemetry.http import HttpServer

@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from streamd.config import Config, load
+from streamd.config import Config
+from streamd.config.loader import load
 from streamd.errors import ConfigError
 from streamd.workers.share import config_of, devices_of, share_out
 

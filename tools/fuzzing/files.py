@@ -108,14 +108,14 @@ class Config(Target):
         return [_CONFIG, _SMALL_CONFIG]
 
     def open(self) -> None:
-        from streamd.config import load
+        from streamd.config.loader import load
 
         self.file("labels", b"x\n")
         self._good = load(self.file("good.yaml", _CONFIG), {"TOKEN": "tokentoken"}).config
 
     def run(self, data: bytes) -> None:
         from streamd.cli.check import problems
-        from streamd.config import load
+        from streamd.config.loader import load
         from streamd.reload import difference
 
         loaded = load(self.file("c.yaml", data), {"TOKEN": "tokentoken"})
