@@ -15,7 +15,6 @@ Rounds are interleaved and the median is shown, so that a slow minute of the mac
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import socket
@@ -24,14 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-from prometheus_client.parser import text_string_to_metric_families
+from bench_watch import GilWatch, Sums, Tree, means, sums
 
 from streamd.sinks.message import DetectionsMessage, decode
 
@@ -208,119 +204,6 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
             context.term()
 
 
-class Tree:
-    """The daemon and every process that it has started.
-
-    Args:
-        pid: the daemon's.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self.root = psutil.Process(pid)
-
-    def _each(self) -> Iterator[psutil.Process]:
-        yield self.root
-        yield from self.root.children(recursive=True)
-
-    @property
-    def over(self) -> bool:
-        """True once the daemon has ended."""
-        return bool(self.root.status() == psutil.STATUS_ZOMBIE)
-
-    def cpu(self) -> float:
-        """CPU seconds so far."""
-        return sum(sum(process.cpu_times()[:2]) for process in self._each())
-
-    def rss(self) -> float:
-        """Resident megabytes; of several processes what they share counts once."""
-        processes = list(self._each())
-        if len(processes) == 1:
-            return float(self.root.memory_info().rss / 1e6)
-        return float(sum(process.memory_full_info().pss for process in processes) / 1e6)
-
-    def busiest(self) -> int:
-        """The pid of the process with most CPU time: of several workers, one."""
-        return int(max(self._each(), key=lambda process: sum(process.cpu_times()[:2])).pid)
-
-    def threads(self) -> dict[str, float]:
-        """CPU seconds so far by kind of thread: source-…, sink-…, and each stage by its name, over all processes.
-
-        The parent of worker processes is one kind, `parent`.
-        """
-        ticks = os.sysconf("SC_CLK_TCK")
-        processes = list(self._each())
-        found: dict[str, float] = {}
-        for process in processes:
-            with contextlib.suppress(OSError):
-                for task in Path(f"/proc/{process.pid}/task").iterdir():
-                    name = (task / "comm").read_text().strip().split("-")[0]
-                    if process is self.root and len(processes) > 1:
-                        name = "parent"
-                    fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
-                    found[name] = found.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / ticks
-        return found
-
-
-class GilWatch:
-    """The part of a time in which a process's interpreter lock is held, by py-spy; needs the right to trace.
-
-    Args:
-        command: py-spy's path; empty for no watch.
-        pid: of the process.
-        seconds: how long.
-    """
-
-    RATE = 200
-
-    def __init__(self, command: str, pid: int, seconds: float) -> None:
-        self._seconds = seconds
-        self._process: subprocess.Popen[bytes] | None = None
-        self._file = Path(tempfile.gettempdir()) / f"gil-{pid}.txt"
-        if command:
-            options = ["--gil", "--nonblocking", "--rate", str(self.RATE), "--duration", str(max(1, int(seconds)))]
-            self._process = subprocess.Popen(
-                [command, "record", *options, "--format", "raw", "--output", str(self._file), "--pid", str(pid)],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-
-    def share(self) -> float | None:
-        """From 0 to 1; None where nothing was watched or it failed."""
-        if self._process is None:
-            return None
-        self._process.wait(30)
-        try:
-            samples = sum(int(line.rsplit(" ", 1)[1]) for line in self._file.read_text().splitlines())
-        except (OSError, ValueError, IndexError):
-            return None
-        self._file.unlink()
-        return round(samples / (self.RATE * max(1, int(self._seconds))), 3)
-
-
-def sums(port: int) -> dict[str, tuple[float, float]]:
-    """(sum, count) of the batch size, and of the device's seconds by stage, as the daemon exports them."""
-    names = ("streamd_batch_size", "streamd_device_duration_seconds")
-    found: dict[str, list[float]] = {}
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples if family.name in names else ():
-            kind = sample.name.removeprefix(family.name)
-            if kind in ("_sum", "_count"):
-                pair = found.setdefault(sample.labels.get("stage", "batch"), [0.0, 0.0])
-                pair[kind == "_count"] += sample.value
-    return {key: (total, count) for key, (total, count) in found.items()}
-
-
-def _means(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> Result:
-    """Frames a batch, and milliseconds of the device a batch, between two readings of `sums`."""
-    found = {}
-    for key, (total, count) in after.items():
-        total, count = total - before.get(key, (0, 0))[0], count - before.get(key, (0, 0))[1]
-        if count:
-            found[key] = round(total / count * (1 if key == "batch" else 1e3), 3)
-    return found
-
-
 def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: float, metrics_port: int) -> Result:
     totals: list[float] = []
     stages: dict[str, list[float]] = {k: [] for k in ("decode", "queue", "preprocess", "infer", "postprocess")}
@@ -332,7 +215,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
     by_minute: dict[int, list[float]] = {}
     rss_by_minute: list[float] = []
     gil: GilWatch | None = None
-    batches: dict[str, tuple[float, float]] = {}
+    batches: Sums = {}
     seen: set[str] = set()
     deadline = time.monotonic() + 120
     first: float | None = None
@@ -370,7 +253,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
             break
     frames = len(totals)
     memory, spent_cpu = tree.rss(), tree.cpu() - cpu
-    means = _means(batches, sums(metrics_port))
+    per_batch = means(batches, sums(metrics_port))
     spent = {k: (v - threads.get(k, 0.0)) / frames * 1e3 for k, v in tree.threads().items()}
     fair = frames / args.streams
     return {
@@ -379,8 +262,8 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
         "latency_ms_by_minute": [percentiles(v) for v in by_minute.values()],
         "rss_mb_by_minute": [*rss_by_minute, round(memory, 1)],
         "stage_ms": {name: percentiles(values) for name, values in stages.items()},
-        "batch_mean": means.pop("batch", None),
-        "device_ms_per_batch": means,
+        "batch_mean": per_batch.pop("batch", None),
+        "device_ms_per_batch": per_batch,
         "cpu_ms_per_frame": spent_cpu / frames * 1e3,
         "threads_ms_per_frame": {
             k: round(v, 3) for k, v in sorted(spent.items(), key=lambda item: -item[1])[:7] if v >= 0.001

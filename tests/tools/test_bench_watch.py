@@ -1,0 +1,73 @@
+"""What the bench sees of a daemon, on processes and metrics that are known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from bench_watch import GilWatch, Tree, means, sums
+from prometheus_client import CollectorRegistry, start_http_server
+
+from streamd.telemetry.metrics import Metrics
+
+BUSY = "import time\nwhile True: time.process_time()"
+PARENT = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BUSY!r}])"
+
+
+@pytest.fixture
+def parent() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", PARENT])
+    yield process
+    for child in Tree(process.pid).root.children(recursive=True):
+        child.kill()
+    process.kill()
+    process.wait(10)
+
+
+def test_children_count_and_the_busiest_is_found(parent: subprocess.Popen[bytes]) -> None:
+    tree = Tree(parent.pid)
+    deadline = time.monotonic() + 20
+    while (tree.busiest() == parent.pid or tree.cpu() < 0.5) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert tree.busiest() != parent.pid
+    assert tree.rss() > 3
+    threads = tree.threads()
+    assert "parent" in threads
+    assert sum(threads.values()) == pytest.approx(tree.cpu(), abs=0.3)
+    assert not tree.over
+
+
+def test_a_daemon_that_has_ended_is_over() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    tree = Tree(process.pid)
+    deadline = time.monotonic() + 20
+    while not tree.over and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert tree.over
+    process.wait()
+
+
+def test_without_py_spy_there_is_no_share() -> None:
+    assert GilWatch("", 1, 1.0).share() is None
+
+
+def test_means_are_those_between_two_readings_of_the_port() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
+    try:
+        metrics.batch_size.observe(100)
+        before = sums(server.server_port)
+        assert before["batch"] == (100, 1)
+        for size in (2, 5):
+            metrics.batch_size.observe(size)
+            metrics.device_duration.labels(stage="infer").observe(0.004)
+        assert means(before, sums(server.server_port)) == {"batch": 3.5, "infer": 4.0}
+        assert means(before, before) == {}
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)

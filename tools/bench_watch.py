@@ -1,0 +1,130 @@
+"""What the daemon spends while the bench measures it: CPU, memory, the interpreter lock, the device's time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+Sums = dict[str, tuple[float, float]]
+"""(sum, count) of histograms."""
+
+
+class Tree:
+    """The daemon and every process that it has started.
+
+    Args:
+        pid: the daemon's.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.root = psutil.Process(pid)
+
+    def _each(self) -> Iterator[psutil.Process]:
+        yield self.root
+        yield from self.root.children(recursive=True)
+
+    @property
+    def over(self) -> bool:
+        """True once the daemon has ended."""
+        return bool(self.root.status() == psutil.STATUS_ZOMBIE)
+
+    def cpu(self) -> float:
+        """CPU seconds so far."""
+        return sum(sum(process.cpu_times()[:2]) for process in self._each())
+
+    def rss(self) -> float:
+        """Resident megabytes; of several processes what they share counts once."""
+        processes = list(self._each())
+        if len(processes) == 1:
+            return float(self.root.memory_info().rss / 1e6)
+        return float(sum(process.memory_full_info().pss for process in processes) / 1e6)
+
+    def busiest(self) -> int:
+        """The pid of the process with most CPU time: of several workers, one."""
+        return int(max(self._each(), key=lambda process: sum(process.cpu_times()[:2])).pid)
+
+    def threads(self) -> dict[str, float]:
+        """CPU seconds so far by kind of thread: source-…, sink-…, and each stage by its name, over all processes.
+
+        The parent of worker processes is one kind, `parent`.
+        """
+        ticks = os.sysconf("SC_CLK_TCK")
+        processes = list(self._each())
+        found: dict[str, float] = {}
+        for process in processes:
+            with contextlib.suppress(OSError):
+                for task in Path(f"/proc/{process.pid}/task").iterdir():
+                    name = (task / "comm").read_text().strip().split("-")[0]
+                    if process is self.root and len(processes) > 1:
+                        name = "parent"
+                    fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
+                    found[name] = found.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / ticks
+        return found
+
+
+class GilWatch:
+    """The part of a time in which a process's interpreter lock is held, by py-spy; needs the right to trace.
+
+    Args:
+        command: py-spy's path; empty for no watch.
+        pid: of the process.
+        seconds: how long.
+    """
+
+    RATE = 200
+
+    def __init__(self, command: str, pid: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._file = Path(tempfile.gettempdir()) / f"gil-{pid}.txt"
+        if command:
+            options = ["--gil", "--nonblocking", "--rate", str(self.RATE), "--duration", str(max(1, int(seconds)))]
+            self._process = subprocess.Popen(
+                [command, "record", *options, "--format", "raw", "--output", str(self._file), "--pid", str(pid)],
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    def share(self) -> float | None:
+        """From 0 to 1; None where nothing was watched or it failed."""
+        if self._process is None:
+            return None
+        self._process.wait(30)
+        try:
+            samples = sum(int(line.rsplit(" ", 1)[1]) for line in self._file.read_text().splitlines())
+        except (OSError, ValueError, IndexError):
+            return None
+        self._file.unlink()
+        return round(samples / (self.RATE * max(1, int(self._seconds))), 3)
+
+
+def sums(port: int) -> Sums:
+    """(sum, count) of the batch size, and of the device's seconds by stage, as the daemon exports them."""
+    names = ("streamd_batch_size", "streamd_device_duration_seconds")
+    found: dict[str, list[float]] = {}
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples if family.name in names else ():
+            kind = sample.name.removeprefix(family.name)
+            if kind in ("_sum", "_count"):
+                pair = found.setdefault(sample.labels.get("stage", "batch"), [0.0, 0.0])
+                pair[kind == "_count"] += sample.value
+    return {key: (total, count) for key, (total, count) in found.items()}
+
+
+def means(before: Sums, after: Sums) -> dict[str, float]:
+    """Frames a batch, and milliseconds of the device a batch, between two readings of `sums`."""
+    found = {}
+    for key, (total, count) in after.items():
+        total, count = total - before.get(key, (0, 0))[0], count - before.get(key, (0, 0))[1]
+        if count:
+            found[key] = round(total / count * (1 if key == "batch" else 1e3), 3)
+    return found
