@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
@@ -35,8 +34,8 @@ from streamd.workers.forward import Forwarder
 from streamd.workers.ledger import Ledger
 from streamd.workers.merge import Merged
 from streamd.workers.pictures import PictureReceiver
-from streamd.workers.process import Process, ending
-from streamd.workers.report import Order, Relay, Report
+from streamd.workers.process import Process, ending, reap
+from streamd.workers.report import Order, Relay, ReportReceiver
 from streamd.workers.share import config_of, devices_of, share_out
 
 log = structlog.get_logger(__name__)
@@ -46,8 +45,6 @@ GIVE_UP = 5
 LEAST_SILENCE_S = 5.0
 """A worker that reports once a second may be late by this."""
 _TICK_MS = 100
-_KILL_S = 2.0
-"""From SIGKILL to the end of a process at most."""
 
 
 class Fleet:
@@ -108,8 +105,7 @@ class Fleet:
         """The exit code of the worker that ended us."""
         runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd's
         self._folder = Path(tempfile.mkdtemp(prefix="streamd-", dir=runtime or None))
-        self._context: Any = None
-        self._reports: Any = None
+        self._reports: ReportReceiver | None = None
         try:
             self._open()
         except BaseException:
@@ -117,8 +113,6 @@ class Fleet:
             raise
 
     def _open(self) -> None:
-        import zmq
-
         config = self.config
         self.http, self._tap = open_port(
             config.metrics, self.registry, self.health, self.ready, statuses=self._statuses, boot_id=self.boot_id
@@ -133,9 +127,7 @@ class Fleet:
             forwarder.open()
         if self._tap is not None:
             self._pictures = PictureReceiver(self._tap, f"ipc://{self._folder}/pictures")
-        self._context = zmq.Context()
-        self._reports = self._context.socket(zmq.PULL)
-        self._reports.bind(f"ipc://{self._folder}/reports")
+        self._reports = ReportReceiver(f"ipc://{self._folder}/reports")
 
     # ------------------------------------------------------------------------------------------------ how we are
 
@@ -309,14 +301,8 @@ class Fleet:
         return status_line(states, published, self._verdicts.refused, f"{up} of {all_} workers up")
 
     def _receive(self, timeout_ms: int = _TICK_MS) -> None:
-        import zmq
-
-        self._reports.poll(timeout_ms)
-        while True:
-            try:
-                report = msgspec.msgpack.decode(self._reports.recv(zmq.DONTWAIT), type=Report)
-            except zmq.Again:
-                return
+        assert self._reports is not None
+        for report in self._reports.receive(timeout_ms):
             if self.workers[report.worker].take(report):
                 self._ledger.take(report, lambda s, number=report.worker: self._homes.get(s) == number)  # type: ignore[misc]
 
@@ -381,7 +367,7 @@ class Fleet:
         deadline = time.monotonic() + self.config.drain_s
         for worker in self.workers:
             worker.drain()
-        codes = self._reap(deadline - 0.1 * self.config.drain_s)
+        codes = reap(self.workers, deadline - 0.1 * self.config.drain_s, lambda: self._receive(20))
         self._close(max(0.5, deadline - time.monotonic()))
         if self._failed_with is not None:
             return self._failed_with
@@ -390,23 +376,6 @@ class Fleet:
             return bad[0] if bad[0] > 0 else BackendError.exit_code
         codes += [worker.code for worker in self.workers if worker.code is not None]
         return SourceError.exit_code if codes and all(codes) else 0
-
-    def _reap(self, deadline: float) -> list[int]:
-        codes: list[int] = []
-        left = [worker for worker in self.workers if worker.running]
-        while left and time.monotonic() < deadline + _KILL_S:
-            self._receive(20)
-            if time.monotonic() >= deadline:
-                for worker in left:
-                    if not worker.killed:
-                        log.error("worker could not be drained in time", worker=worker.number, pid=worker.pid)
-                    worker.kill("not drained in time")
-            for worker in list(left):
-                if (code := worker.poll()) is not None:
-                    left.remove(worker)
-                    if not worker.killed:
-                        codes.append(code)
-        return codes
 
     def _close(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -421,7 +390,6 @@ class Fleet:
         if self.http is not None:
             self.http.close()
         if self._reports is not None:
-            self._reports.close(0)
-            self._context.term()
+            self._reports.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._notifier.close()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 RETRY_INITIAL_S, RETRY_MAX_S = 0.5, 30.0
 STEADY_S = 10.0
 """A worker that was up for this long has recovered: it is started again soon the next time."""
+KILL_S = 2.0
+"""From SIGKILL to the end of a process at most."""
 
 
 class Process:
@@ -191,6 +193,34 @@ class Process:
         if self._process is not None and not self.killed:
             self.killed = reason
             self._process.send_signal(signal.SIGKILL)
+
+
+def reap(workers: Iterable[Process], deadline: float, look: Callable[[], None]) -> list[int]:
+    """Waits until every worker has ended, and kills those that run at the deadline.
+
+    Args:
+        workers: asked to drain before.
+        deadline: monotonic seconds.
+        look: called over and over meanwhile; it is to wait a little.
+
+    Returns:
+        The exit codes of those that ended by themselves.
+    """
+    codes: list[int] = []
+    left = [worker for worker in workers if worker.running]
+    while left and time.monotonic() < deadline + KILL_S:
+        look()
+        if time.monotonic() >= deadline:
+            for worker in left:
+                if not worker.killed:
+                    log.error("worker could not be drained in time", worker=worker.number, pid=worker.pid)
+                worker.kill("not drained in time")
+        for worker in list(left):
+            if (code := worker.poll()) is not None:
+                left.remove(worker)
+                if not worker.killed:
+                    codes.append(code)
+    return codes
 
 
 def ending(code: int) -> str:

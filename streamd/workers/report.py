@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -85,3 +86,39 @@ def collect(registry: CollectorRegistry) -> list[Family]:
         Family(m.name, m.documentation, m.type, [(s.name, s.labels, float(s.value)) for s in m.samples])
         for m in registry.collect()
     ]
+
+
+class ReportReceiver:
+    """The parent's end of the socket.
+
+    Args:
+        endpoint: ipc:// address to bind.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        import zmq
+
+        self._context: Any = zmq.Context()
+        self._socket = self._context.socket(zmq.PULL)
+        try:
+            self._socket.bind(endpoint)
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, timeout_ms: int) -> Iterator[Report]:
+        """Waits until there is a report, milliseconds at most; yields all that are there."""
+        import zmq
+
+        self._socket.poll(timeout_ms)
+        while True:
+            try:
+                report = msgspec.msgpack.decode(self._socket.recv(zmq.DONTWAIT), type=Report)
+            except zmq.Again:
+                return
+            yield report
+
+    def close(self) -> None:
+        """Nothing is received any more."""
+        self._socket.close(0)
+        self._context.term()

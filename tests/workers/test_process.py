@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from streamd.workers.child import lines
-from streamd.workers.process import Process, ending
+from streamd.workers.process import Process, ending, reap
 from streamd.workers.report import Order, Report
 from tests.behaviour.daemon import until
 
@@ -57,6 +58,19 @@ def test_a_process_that_does_not_read_holds_nobody_up(monkeypatch: pytest.Monkey
         process.flush()
     finally:
         process.kill("the test is over")
+
+
+def test_who_does_not_end_in_time_is_killed_and_has_no_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "worker"
+    script.write_text("#!/bin/sh\nfor number; do :; done\n[ $number = 0 ] && exec sleep 60\nread order\nexit 3\n")
+    script.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(script))
+    workers = [Process(number) for number in range(3)]
+    for worker in workers[:2]:
+        worker.start(order(1))
+    assert reap(workers, time.monotonic() + 2, lambda: time.sleep(0.01)) == [3]
+    assert [worker.killed for worker in workers] == ["not drained in time", "", ""]
+    assert not any(worker.running for worker in workers)
 
 
 def test_reports_of_processes_that_are_gone_are_not_heard() -> None:
