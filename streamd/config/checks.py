@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from streamd.config import Config, MetricsSettings, is_loopback, is_url, sink_names
 from streamd.engine import per_device
 from streamd.sinks import ZmqSettings
-from streamd.sources import AvStreamSettings, max_age
+from streamd.sources import AvStreamSettings, is_live, max_age
 from streamd.yamlfile import Document, Path_
 
 
@@ -29,6 +29,8 @@ def cross_check(config: Config) -> Iterator[tuple[Path_, str]]:
         if isinstance(stream, AvStreamSettings):
             if stream.loop and is_url(stream.url) and not stream.url.startswith("file:"):
                 yield ("streams", i, "loop"), "only a file can loop"
+            if stream.start_s and is_live(stream):
+                yield ("streams", i, "start_s"), "only a file has a beginning"
             if not is_url(stream.url) and stream.transport == "udp":
                 yield ("streams", i, "transport"), "a file has no transport"
             yield from _check_isolation(i, stream)

@@ -6,6 +6,7 @@ are as fresh, as can be; between the stages nothing can pile up, since there are
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -171,9 +172,9 @@ class Pipeline:
             self.error = error
         log.error("stage failed", stage=stage, error=str(error), kind=type(error).__name__)
         for ring in (self._ready, self._running):
+            ring.close()  # first: what a neighbour would put in after the look would be in no count
             while (work := ring.take()) is not None:
                 self._drop(work.frames, "stage_failed")
-            ring.close()
         self._free.close()
 
     def _drop(self, frames: Sequence[Frame], reason: str) -> None:
@@ -186,12 +187,13 @@ class Pipeline:
 
     def _do_preprocess(self, work: _Work) -> None:
         try:
-            work.boxes = self._engine.preprocess(work.slot, work.frames)
-        except FrameError:
-            self._without_bad_frames(work)
-            if not work.frames:
-                self._free.put(work.slot)
-                return
+            try:
+                work.boxes = self._engine.preprocess(work.slot, work.frames)
+            except FrameError:
+                self._without_bad_frames(work)
+                if not work.frames:
+                    self._free.put(work.slot)
+                    return
         except BaseException:
             self._drop(work.frames, "stage_failed")
             raise
@@ -200,17 +202,15 @@ class Pipeline:
 
     def _without_bad_frames(self, work: _Work) -> None:
         """One bad frame must not cost its neighbours: each is tried alone, then the good ones together."""
-        good: list[Frame] = []
-        for frame in work.frames:
+        for frame in list(work.frames):
             try:
                 self._engine.preprocess(work.slot, [frame])
-                good.append(frame)
             except FrameError as error:
+                work.frames.remove(frame)
                 self._drop([frame], "frame_error")
                 log.warning("frame dropped", stream=frame.stream, seq=frame.seq, error=str(error))
-        work.frames = good
-        if good:
-            work.boxes = self._engine.preprocess(work.slot, good)
+        if work.frames:
+            work.boxes = self._engine.preprocess(work.slot, work.frames)
 
     def _do_infer(self, work: _Work) -> None:
         try:
@@ -236,8 +236,10 @@ class Pipeline:
             if self._device_times is not None:
                 for name, seconds in self._device_times(work.slot).items():
                     self._device_time[name].observe(seconds)
-            # The outputs are views of the slot's buffers: it is free only now.
-            self._free.put(work.slot)
+            # The outputs are views of the slot's buffers: it is free only now. Where another stage has failed nobody
+            # wants it any more; what is in hand is published all the same.
+            with contextlib.suppress(Closed):
+                self._free.put(work.slot)
             for frame, (xyxy, score, class_id) in zip(work.frames, decoded, strict=True):
                 done_ns = time.monotonic_ns()
                 times = StageTimes(
@@ -254,8 +256,6 @@ class Pipeline:
                 self._observe(detections, counters)
                 if self._tap is not None and frame.stream in self._tap.wanted:
                     self._tap.take(frame, detections)
-        except Closed:
-            raise
         except BaseException:
             self._drop(work.frames[published:], "stage_failed")
             raise

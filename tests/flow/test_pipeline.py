@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from streamd.engine import BatchSettings, ModelSettings, NullSettings
@@ -17,7 +18,7 @@ from streamd.engine.null import NullBackend
 from streamd.errors import BackendError, FrameError
 from streamd.flow.batcher import Batcher
 from streamd.flow.pipeline import Pipeline
-from streamd.flow.ring import Bell, Ring
+from streamd.flow.ring import Bell, Closed, Ring
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
@@ -125,6 +126,76 @@ def test_a_failing_stage_ends_the_pipeline_and_every_frame_is_accounted_for() ->
     assert isinstance(rig.pipeline.error, BackendError)
     assert rig.balance("a") == 0
     assert rig.metrics.stream("a").dropped
+
+
+def test_what_is_being_collected_while_another_stage_fails_is_published() -> None:
+    """Else a batch is in no count: it was collected, and the ring that its slot goes back to is closed."""
+
+    class Failing(NullBackend):
+        collecting, failed = threading.Event(), threading.Event()
+
+        def infer(self, slot: Any) -> None:
+            if self._started == 1:
+                assert self.collecting.wait(5)
+                raise BackendError("at the second batch")
+            super().infer(slot)
+
+        def collect(self, slot: Any) -> Any:
+            self.collecting.set()
+            assert self.failed.wait(5)
+            return super().collect(slot)
+
+    rig = Rig(Failing(NullSettings(), ModelSettings(path="x"), batch=BatchSettings(max=4)))
+    fail = rig.pipeline._fail
+
+    def told(stage: str, error: BaseException) -> None:
+        fail(stage, error)
+        Failing.failed.set()
+
+    for stage in rig.pipeline._stages:
+        stage._fail = told
+    rig.feed(12)
+    rig.pipeline.start()
+    assert rig.pipeline.done.wait(5)
+    rig.finish()
+    assert [d.seq for d in rig.out] == [0, 1, 2, 3]
+    assert rig.balance("a") == 0
+
+
+@pytest.mark.parametrize("where", ["alone", "together"])
+def test_a_backend_that_fails_at_the_second_try_of_a_batch_with_a_bad_frame(where: str) -> None:
+    class Failing(NullBackend):
+        calls = 0
+
+        def preprocess(self, slot: Any, batch: Sequence[Frame]) -> Sequence[Letterbox]:
+            self.calls += 1
+            if self.calls in (1, 2):
+                raise FrameError("bad")
+            if self.calls == {"alone": 3, "together": 6}[where]:
+                raise BackendError("gone")
+            return super().preprocess(slot, batch)
+
+    rig = Rig(Failing(NullSettings(), ModelSettings(path="x"), batch=BatchSettings(max=4)))
+    rig.feed(4)
+    rig.pipeline.start()
+    assert rig.pipeline.done.wait(5)
+    rig.finish()
+    assert rig.metrics.stream("a").dropped == {"frame_error": 1, "stage_failed": 3}
+    assert rig.balance("a") == 0
+
+
+def test_frames_are_counted_when_nobody_takes_their_detections_any_more() -> None:
+    rig = Rig()
+
+    def closed(_: Detections) -> None:
+        raise Closed
+
+    rig.pipeline._publish = closed
+    rig.feed(4)
+    rig.pipeline.start()
+    assert rig.pipeline.done.wait(5)
+    rig.finish()
+    assert rig.metrics.stream("a").dropped == {"stage_failed": 4}
 
 
 def test_an_engine_that_slows_down_and_recovers() -> None:
