@@ -253,6 +253,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
             break
     frames = len(totals)
     memory, spent_cpu = tree.rss(), tree.cpu() - cpu
+    held = gil.held() if gil is not None else None
     per_batch = means(batches, sums(metrics_port))
     spent = {k: (v - threads.get(k, 0.0)) / frames * 1e3 for k, v in tree.threads().items()}
     fair = frames / args.streams
@@ -268,7 +269,8 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
         "threads_ms_per_frame": {
             k: round(v, 3) for k, v in sorted(spent.items(), key=lambda item: -item[1])[:7] if v >= 0.001
         },
-        "gil_share": gil.share() if gil is not None else None,
+        "gil_share": held[0] if held is not None else None,
+        "gil_held_by": held[1] if held is not None else {},
         "rss_mb": memory,
         "rss_growth_mb": memory - rss_first,
         "dropped": dropped,
@@ -345,7 +347,9 @@ def main() -> int:
             print("latency p50/p99 ms by minute:", *[f"{v['p50']}/{v['p99']}" for v in s["latency_ms_by_minute"]])
             print("RSS MB by minute:", *s["rss_mb_by_minute"])
         if s["gil_share"] is not None:
-            print(f"interpreter lock of the busiest process held {s['gil_share']:.0%} of the time")
+            print(f"interpreter lock of the busiest process held {s['gil_share']:.0%} of the time, by")
+            for frame, share in s["gil_held_by"].items():
+                print(f"  {share:6.1%}  {frame}")
         print("CPU ms a frame by thread:", ", ".join(f"{k} {v}" for k, v in s["threads_ms_per_frame"].items()))
         print(f"frames a batch: {s['batch_mean']}")
         print("stages p50/p99 ms:", ", ".join(f"{k} {v['p50']}/{v['p99']}" for k, v in s["stage_ms"].items()))

@@ -7,12 +7,14 @@ import os
 import subprocess
 import tempfile
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+LISTED = 12
 Sums = dict[str, tuple[float, float]]
 """(sum, count) of histograms."""
 
@@ -92,17 +94,35 @@ class GilWatch:
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
 
-    def share(self) -> float | None:
-        """From 0 to 1; None where nothing was watched or it failed."""
+    def held(self) -> tuple[float, dict[str, float]] | None:
+        """The part, from 0 to 1, and how it is made up of the lines that held the lock most; None where that failed."""
         if self._process is None:
             return None
         self._process.wait(30)
         try:
-            samples = sum(int(line.rsplit(" ", 1)[1]) for line in self._file.read_text().splitlines())
-        except (OSError, ValueError, IndexError):
+            text = self._file.read_text()
+            self._file.unlink()
+            return held_by(text, self.RATE * max(1, int(self._seconds)))
+        except (OSError, ValueError):
             return None
-        self._file.unlink()
-        return round(samples / (self.RATE * max(1, int(self._seconds))), 3)
+
+
+def held_by(stacks: str, samples: int) -> tuple[float, dict[str, float]]:
+    """Reads py-spy's raw format: a line a stack, outermost frame first, and how often it was seen.
+
+    Args:
+        stacks: the text.
+        samples: how many were taken, those with nobody holding the lock included.
+
+    Returns:
+        The part of the time in which it was held; and that of the innermost frames that held it most.
+    """
+    found: Counter[str] = Counter()
+    for line in stacks.splitlines():
+        stack, _, times = line.rpartition(" ")
+        found[stack.rsplit(";", 1)[-1]] += int(times)
+    most = {frame: round(times / samples, 3) for frame, times in found.most_common(LISTED)}
+    return round(found.total() / samples, 3), most
 
 
 def sums(port: int) -> Sums:

@@ -179,6 +179,7 @@ def _short(r: Table) -> str:
         f"batch {r['batch_mean']} device ms {r['device_ms_per_batch']}  "
         f"RSS {r['rss_mb']:.0f}  GIL {r['gil_share']}  gpu/dec/MiB {r['gpu_decoder_mib']}  "
         f"threads, ms/f {r['threads_ms_per_frame']}"
+        + "".join(f"\n    lock {share:.1%} {frame}" for frame, share in r["gil_held_by"].items())
     )
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from bench_watch import GilWatch, Tree, means, sums
+from bench_watch import GilWatch, Tree, held_by, means, sums
 from prometheus_client import CollectorRegistry, start_http_server
 
 from streamd.telemetry.metrics import Metrics
@@ -51,7 +51,7 @@ def test_a_daemon_that_has_ended_is_over() -> None:
 
 
 def test_without_py_spy_there_is_no_share() -> None:
-    assert GilWatch("", 1, 1.0).share() is None
+    assert GilWatch("", 1, 1.0).held() is None
 
 
 def test_means_are_those_between_two_readings_of_the_port() -> None:
@@ -71,3 +71,9 @@ def test_means_are_those_between_two_readings_of_the_port() -> None:
         server.shutdown()
         server.server_close()
         thread.join(10)
+
+
+def test_who_holds_the_lock() -> None:
+    stacks = "run (a.py:1);take (ring.py:7) 30\nrun (a.py:1);work (a.py:9);take (ring.py:7) 10\nmain (b.py:3) 20\n"
+    assert held_by(stacks, 120) == (0.5, {"take (ring.py:7)": 0.333, "main (b.py:3)": 0.167})
+    assert held_by("", 100) == (0.0, {})
