@@ -59,7 +59,7 @@ def small(zero: int = 0, scale: Any = (0.5, 0.25), axis: int = 0, **more: Any) -
     return content
 
 
-@pytest.mark.parametrize(("scale", "axis"), [((0.5, 0.25), 0), ((0.1, 0.7), 1), (0.3, 0)])
+@pytest.mark.parametrize(("scale", "axis"), [((0.5, 0.25), 0), ((0.1, 0.7), 1), ((0.1, 0.7), -3), (0.3, 0)])
 def test_scales_by_channel_and_for_the_whole(scale: Any, axis: int) -> None:
     content = small(scale=scale, axis=axis)
     found = onnx.load_from_string(in_float(content))
@@ -74,7 +74,8 @@ def test_scales_by_channel_and_for_the_whole(scale: Any, axis: int) -> None:
 
 def test_what_is_not_understood_stays() -> None:
     sound = small()
-    for content in (small(zero=3), small(scale=(0.5, 0.25, 0.125)), b"", b"no model", sound[:-7]):
+    odd = [small(zero=3), small(scale=(0.5, 0.25, 0.125)), small(axis=4), small(axis=-5), small(scale=(0.0, np.nan))]
+    for content in (*odd, b"", b"no model", sound[:-7]):
         assert in_float(content) == content
     model = onnx.load_from_string(sound)
     model.graph.initializer[0].ClearField("raw_data")

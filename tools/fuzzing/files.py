@@ -313,7 +313,7 @@ class Onnx(Target):
     """A model: our own reader, `streamd inspect`, the graph that is quantised."""
 
     name = "onnx"
-    what = "ONNX: onnxfile, graph, inspect (with OpenVINO), prepare"
+    what = "ONNX: onnxfile, weights, graph, inspect (with OpenVINO), prepare"
     limit_s = 30.0
     tokens = (
         b"Conv",
@@ -328,30 +328,38 @@ class Onnx(Target):
 
     @classmethod
     def seeds(cls, folder: Path) -> list[bytes]:
+        from onnx import helper, numpy_helper
+
         model = onnx_model()
         whole = model.SerializeToString()
         plain = onnx_model()
         del plain.graph.node[:2]
         plain.graph.node[0].input[0] = "images"
         plain = plain.SerializeToString()
+        compact = onnx_model()
+        compact.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((7, 3, 3, 3), np.int8), "w"))
+        compact.graph.node.insert(2, helper.make_node("DequantizeLinear", ["w", "s", "z"], ["v"], "weights", axis=0))
+        compact.graph.node[3].input[1] = "v"
         for weight in model.graph.initializer:
             if weight.name == "w":
                 weight.ClearField("raw_data")
                 weight.data_location = 1
                 entry = weight.external_data.add()
                 entry.key, entry.value = "location", "weights.bin"
-        return [whole, plain, model.SerializeToString()]
+        return [whole, plain, compact.SerializeToString(), model.SerializeToString()]
 
     def open(self) -> None:
         self.file("weights.bin", bytes(7 * 27 * 4))
 
     def run(self, data: bytes) -> None:
         from streamd.engine.tensorrt.onnxfile import read_onnx
+        from streamd.engine.tensorrt.weights import in_float
         from streamd.errors import StreamdError
         from streamd.models.graph import prepare
         from streamd.models.inspect import inspect
 
         path = self.file("m.onnx", data)
+        in_float(data)
         with contextlib.suppress(StreamdError):
             prepare(str(path))  # takes float models only
         try:

@@ -7,6 +7,7 @@ the whole pair. Since a multiple of the scale divided by the scale is that multi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,6 +46,7 @@ def _dequantize(data: memoryview) -> _Dequantize | None:
             names = [text(b) for t, _, b in fields(body) if t == 1]
             plain = plain and names == ["axis"]
             axis = next((v for t, v, _ in fields(body) if t == 3), 0)
+            axis -= axis >> 63 << 64  # negative ones count from the end
     return _Dequantize(tuple(inputs), axis, plain) if operator == "DequantizeLinear" else None
 
 
@@ -66,7 +68,7 @@ def _tensor(data: memoryview) -> tuple[str, npt.NDArray[np.generic] | None]:
             name = text(body)
         elif tag == 9 or (tag == 4 and len(body)):
             raw = body
-    if kind not in _NUMPY or raw is None or len(raw) != int(np.prod(shape)) * np.dtype(_NUMPY[kind]).itemsize:
+    if kind not in _NUMPY or raw is None or len(raw) != math.prod(shape) * np.dtype(_NUMPY[kind]).itemsize:
         return name, None
     return name, np.frombuffer(raw, _NUMPY[kind]).reshape(shape)
 
@@ -75,13 +77,16 @@ def _in_float(
     weight: npt.NDArray[np.generic], scale: npt.NDArray[np.generic], axis: int
 ) -> npt.NDArray[np.float32] | None:
     """The weights, where quantising them by `scale` gives back the same numbers."""
-    if scale.dtype != np.float32 or scale.ndim > 1 or (scale.ndim == 1 and weight.shape[axis] != scale.size):
-        return None
     step = scale.astype(np.float32)
+    if scale.dtype != np.float32 or scale.ndim > 1:
+        return None
     if scale.ndim:
-        step = step.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-    values = (weight.astype(np.float32) * step).astype(np.float32)
-    return values if np.array_equal(np.rint(values / step), weight) else None
+        if not -weight.ndim <= axis < weight.ndim or weight.shape[axis] != scale.size:
+            return None
+        step = step.reshape([-1 if i == axis % weight.ndim else 1 for i in range(weight.ndim)])
+    with np.errstate(all="ignore"):
+        values = weight.astype(np.float32) * step
+        return values if np.array_equal(np.rint(values / step), weight) else None
 
 
 def _tensor_field(name: str, values: npt.NDArray[np.float32]) -> bytes:
@@ -93,7 +98,8 @@ def _quantize(node: _Dequantize, source: str, out: str) -> bytes:
     """The other half of the pair, as a NodeProto."""
     body = b"".join(field(1, name.encode()) for name in (source, *node.inputs[1:]))
     body += field(2, out.encode()) + field(3, f"{out}_again".encode()) + field(4, b"QuantizeLinear")
-    return body + field(5, field(1, b"axis") + field(3, node.axis) + field(20, 2))
+    # As ONNX writes it: a negative number is its two's complement of 64 bits.
+    return body + field(5, field(1, b"axis") + field(3, node.axis % (1 << 64)) + field(20, 2))
 
 
 def _graph(data: memoryview) -> bytes | None:
