@@ -113,8 +113,8 @@ class Pipeline:
         self._free: Ring[Any] = Ring(count, "block")
         for slot in engine.slots:
             self._free.put(slot)
-        self._ready: Ring[_Work] = Ring(count, "block")
-        self._running: Ring[_Work] = Ring(count, "block")
+        self._ready: Ring[_Work] = Ring(count, "block", on_drop=self._discarded)
+        self._running: Ring[_Work] = Ring(count, "block", on_drop=self._discarded)
         self._stage_time = {
             name: metrics.stage_duration.labels(stage=name)
             for name in ("decode", "queue", "preprocess", "infer", "postprocess")
@@ -172,14 +172,15 @@ class Pipeline:
             self.error = error
         log.error("stage failed", stage=stage, error=str(error), kind=type(error).__name__)
         for ring in (self._ready, self._running):
-            ring.close()  # first: what a neighbour would put in after the look would be in no count
-            while (work := ring.take()) is not None:
-                self._drop(work.frames, "stage_failed")
+            ring.close(discard=True, reason="stage_failed")
         self._free.close()
 
     def _drop(self, frames: Sequence[Frame], reason: str) -> None:
         for frame in frames:
             self._metrics.stream(frame.stream).drop(reason)
+
+    def _discarded(self, work: _Work, reason: str) -> None:
+        self._drop(work.frames, reason)
 
     def _next_batch(self) -> _Work:
         slot = self._free.get()
@@ -187,21 +188,21 @@ class Pipeline:
 
     def _do_preprocess(self, work: _Work) -> None:
         try:
-            try:
-                work.boxes = self._engine.preprocess(work.slot, work.frames)
-            except FrameError:
-                self._without_bad_frames(work)
-                if not work.frames:
-                    self._free.put(work.slot)
-                    return
+            self._fill(work)
         except BaseException:
             self._drop(work.frames, "stage_failed")
             raise
+        if not work.frames:
+            self._free.put(work.slot)
+            return
         work.preprocessed_ns = time.monotonic_ns()
         self._hand_on(self._ready, work)
 
-    def _without_bad_frames(self, work: _Work) -> None:
-        """One bad frame must not cost its neighbours: each is tried alone, then the good ones together."""
+    def _fill(self, work: _Work) -> None:
+        """One bad frame must not cost its neighbours: each is tried alone then, and the good ones together."""
+        with contextlib.suppress(FrameError):
+            work.boxes = self._engine.preprocess(work.slot, work.frames)
+            return
         for frame in list(work.frames):
             try:
                 self._engine.preprocess(work.slot, [frame])
