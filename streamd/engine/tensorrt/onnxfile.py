@@ -117,7 +117,8 @@ def _weights(data: memoryview) -> tuple[str, str | None]:
     return name, where
 
 
-def _node(data: memoryview) -> OnnxNode:
+def read_node(data: memoryview) -> OnnxNode:
+    """A NodeProto: input = 1, output = 2, name = 3, op_type = 4."""
     found: dict[int, list[str]] = {1: [], 2: [], 3: [""], 4: [""]}
     for number, _, body in fields(data):
         if number in found:
@@ -180,7 +181,7 @@ def _read(path: Path, data: memoryview) -> OnnxFile:
     nodes, inputs, outputs, weights, outside = [], [], [], set(), []
     for number, _, body in fields(graph):
         if number == 1:
-            nodes.append(_node(body))
+            nodes.append(read_node(body))
         elif number == 11:
             inputs.append(_tensor(body))
         elif number == 12:

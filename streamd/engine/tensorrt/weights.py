@@ -9,45 +9,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from streamd.engine.tensorrt.onnxfile import OnnxNode, read_node
 from streamd.engine.tensorrt.protobuf import Broken, field, fields, spans, text, varint
 
-# Numbers of onnx.proto. ModelProto: graph 7. GraphProto: node 1, initializer 5, input 11. NodeProto: input 1,
-# output 2, name 3, operator 4, attribute 5. AttributeProto: name 1, i 3. TensorProto: dims 1, type 2, float_data 4,
-# name 8, raw_data 9.
-_GRAPH, _NODE, _WEIGHT, _INPUT = 7, 1, 5, 11
+# Numbers of onnx.proto. ModelProto: graph 7. GraphProto: node 1, initializer 5, input 11. NodeProto: see `read_node`,
+# and attribute 5. AttributeProto: name 1, i 3, type 20. TensorProto: dims 1, type 2, float_data 4, name 8, raw_data 9.
+_GRAPH, _NODE, _WEIGHT, _INPUT, _ATTRIBUTE = 7, 1, 5, 11, 5
 _FLOAT, _INT8 = 1, 3
 _NUMPY: Mapping[int, str] = {_FLOAT: "<f4", _INT8: "i1"}
 
 
-@dataclass(frozen=True)
-class _Dequantize:
-    """A DequantizeLinear node."""
-
-    inputs: tuple[str, ...]
-    axis: int
-    plain: bool
-    """It has no attribute but the axis."""
-
-
-def _dequantize(data: memoryview) -> _Dequantize | None:
-    """The node, where it is one."""
-    inputs, operator, axis, plain = [], "", 1, True
-    for tag, _, body in fields(data):
-        if tag == 1:
-            inputs.append(text(body))
-        elif tag == 4:
-            operator = text(body)
-        elif tag == 5:
-            names = [text(b) for t, _, b in fields(body) if t == 1]
-            plain = plain and names == ["axis"]
-            axis = next((v for t, v, _ in fields(body) if t == 3), 0)
-            axis -= axis >> 63 << 64  # negative ones count from the end
-    return _Dequantize(tuple(inputs), axis, plain) if operator == "DequantizeLinear" else None
+def _axis(node: memoryview) -> int | None:
+    """Of a DequantizeLinear node; None where it has other attributes, too."""
+    axis = 1
+    for attribute in (body for tag, _, body in fields(node) if tag == _ATTRIBUTE):
+        if [text(body) for tag, _, body in fields(attribute) if tag == 1] != ["axis"]:
+            return None
+        axis = next((value for tag, value, _ in fields(attribute) if tag == 3), 0)
+        axis -= axis >> 63 << 64  # negative ones count from the end
+    return axis
 
 
 def _tensor(data: memoryview) -> tuple[str, npt.NDArray[np.generic] | None]:
@@ -94,40 +78,43 @@ def _tensor_field(name: str, values: npt.NDArray[np.float32]) -> bytes:
     return body + field(2, _FLOAT) + field(8, name.encode()) + field(9, values.astype("<f4").tobytes())
 
 
-def _quantize(node: _Dequantize, source: str, out: str) -> bytes:
-    """The other half of the pair, as a NodeProto."""
+def _quantize(node: OnnxNode, axis: int, source: str) -> bytes:
+    """The other half of a DequantizeLinear's pair, as a NodeProto."""
+    out = node.inputs[0]
     body = b"".join(field(1, name.encode()) for name in (source, *node.inputs[1:]))
     body += field(2, out.encode()) + field(3, f"{out}_again".encode()) + field(4, b"QuantizeLinear")
     # As ONNX writes it: a negative number is its two's complement of 64 bits.
-    return body + field(5, field(1, b"axis") + field(3, node.axis % (1 << 64)) + field(20, 2))
+    return body + field(_ATTRIBUTE, field(1, b"axis") + field(3, axis % (1 << 64)) + field(20, 2))
 
 
 def _graph(data: memoryview) -> bytes | None:
     """The graph with float weights; None where it has no INT8 weights that can be had so."""
     parts = list(spans(data))
-    tensors = dict(_tensor(body) for tag, _, _, body in parts if tag == _WEIGHT)
-    nodes = [body for tag, _, _, body in parts if tag == _NODE]
-    taken = tensors.keys() | {text(b) for node in nodes for t, _, b in fields(node) if t == 2}
+    weights = {i: _tensor(body) for i, (tag, _, _, body) in enumerate(parts) if tag == _WEIGHT}
+    tensors = dict(weights.values())
+    nodes = [(read_node(body), body) for tag, _, _, body in parts if tag == _NODE]
+    taken = tensors.keys() | {name for node, _ in nodes for name in node.outputs}
     floats: dict[str, bytes] = {}
     pairs: list[bytes] = []
-    for node in (_dequantize(body) for body in nodes):
-        if node is None or not node.plain or len(node.inputs) != 3 or node.inputs[0] in floats:
+    for node, body in nodes:
+        if node.operator != "DequantizeLinear" or len(node.inputs) != 3 or node.inputs[0] in floats:
             continue
         weight, scale, zero = (tensors.get(name) for name in node.inputs)
         if weight is None or weight.dtype != np.int8 or scale is None or zero is None or zero.any():
             continue
-        values = _in_float(weight, scale, node.axis)
-        if values is None:
+        axis = _axis(body)
+        values = _in_float(weight, scale, axis) if axis is not None else None
+        if axis is None or values is None:
             continue
         name = node.inputs[0]
         source = next(n for n in (f"{name}_float" + "_" * i for i in range(len(taken) + 1)) if n not in taken)
         floats[name] = field(_WEIGHT, _tensor_field(source, values))
-        pairs.append(field(_NODE, _quantize(node, source, name)))
+        pairs.append(field(_NODE, _quantize(node, axis, source)))
     if not floats:
         return None
     out: list[bytes | memoryview] = list(pairs)  # before every node that reads them
-    for tag, whole, _, body in parts:
-        name = _tensor(body)[0] if tag == _WEIGHT else ""
+    for i, (tag, whole, _, body) in enumerate(parts):
+        name = weights[i][0] if i in weights else ""
         if name in floats:
             out.append(floats[name])
         elif tag != _INPUT or not any(t == 1 and text(b) in floats for t, _, b in fields(body)):
