@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import io
 import os
@@ -99,6 +100,7 @@ def streams_of(inputs: Sequence[str], number: int | None) -> list[dict[str, Any]
     number = number or len(inputs)
     if number < len(inputs):
         raise ConfigError(f"--streams {number}: {len(inputs)} inputs were given, and each is at least one stream")
+    length = functools.cache(length_s)  # each file is looked into once, however many streams show it
     found = []
     for i in range(number):
         given = inputs[i % len(inputs)]
@@ -110,7 +112,7 @@ def streams_of(inputs: Sequence[str], number: int | None) -> list[dict[str, Any]
         turn, turns = i // len(inputs), len(range(i % len(inputs), number, len(inputs)))
         if turn and not camera:
             # One clip as several streams: each is to show something else.
-            stream["start_s"] = round(length_s(url) * turn / turns, 2)
+            stream["start_s"] = round(length(url) * turn / turns, 2)
         found.append(stream)
     return found
 

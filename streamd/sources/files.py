@@ -39,13 +39,19 @@ def check_file(path: str) -> None:
         raise SourceError("not_found", f"{path}: {error.strerror}; check the path", permanent=True) from error
 
 
+def _length_s(container: InputContainer) -> float:
+    import av
+
+    return (container.duration or 0) / av.time_base
+
+
 def length_s(path: str) -> float:
     """Seconds that the clip lasts; 0 where it does not say, or is none."""
     import av
 
     try:
         with av.open(path) as container:
-            return (container.duration or 0) / av.time_base
+            return _length_s(container)
     except (av.FFmpegError, OSError):
         return 0.0
 
@@ -72,9 +78,9 @@ def begin_at(container: InputContainer, path: str, start_s: float) -> int:
     """
     import av
 
-    length_s = (container.duration or 0) / av.time_base
-    if length_s and start_s >= length_s:
-        raise too_short(path, start_s, f" after {length_s:g} s")
+    length = _length_s(container)
+    if length and start_s >= length:
+        raise too_short(path, start_s, f" after {length:g} s")
     at = int(start_s * av.time_base) + max(0, container.start_time or 0)
     # MPEG streams have no index: what a search by time stamps finds there is a picture, but no key frame.
     lead_s = LEAD_S if container.format.name in ("mpegts", "mpeg") else 0
