@@ -378,7 +378,7 @@ class Daemon:
         if self._tap is not None:
             self._tap.close()
         if self.http is not None:
-            self.http.close()  # before the backend, whose memory a scrape may ask for
+            self.http.close()
         if not self._left_running:
             for lane in self.lanes:
                 lane.close()
