@@ -68,10 +68,10 @@ def build_all(
         for item in list(running):
             each, process, begun = item
             seconds = time.monotonic() - begun
-            if process.poll() is None and seconds < limit_s:
+            late = process.poll() is None
+            if late and seconds < limit_s:
                 continue
             running.remove(item)
-            late = process.poll() is None
             if late:
                 process.kill()
             code = process.wait()

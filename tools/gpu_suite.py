@@ -29,7 +29,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,11 +46,27 @@ ROOT = Path(__file__).resolve().parent.parent
 Table = dict[str, Any]
 
 
-def _keep(args: argparse.Namespace, step: str, found: Table, name: str, result: Table) -> None:
+def _write(args: argparse.Namespace, step: str, found: Table) -> None:
+    (args.out / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _keep(
+    args: argparse.Namespace, step: str, found: Table, name: str, result: Table,
+    say: Callable[[Table], str] = json.dumps,
+) -> None:  # fmt: skip
     """Keeps and prints one figure; what was measured survives a run that is cut off."""
     found[name] = result
-    (args.out / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{name:<44}", json.dumps(result), flush=True)
+    _write(args, step, found)
+    print(f"{name:<44}", say(result), flush=True)
+
+
+def _try(args: argparse.Namespace, step: str, found: Table, name: str, measure: Callable[[], Table]) -> None:
+    """As `_keep`; a plan that fails must not cost the others' figures."""
+    try:
+        result = measure()
+    except Exception as error:  # noqa: BLE001
+        result = {"error": str(error)[:200]}
+    _keep(args, step, found, name, result)
 
 
 def build(args: argparse.Namespace) -> Table:
@@ -87,12 +104,7 @@ def engine(args: argparse.Namespace) -> Table:
     found: Table = {}
     for plan in args.plans:
         for graphs in ("on", "off"):
-            key = f"{plan.stem} graphs {graphs}"
-            try:
-                result = engine_times(plan, graphs)
-            except Exception as error:  # noqa: BLE001 - one plan that fails must not cost the others' figures
-                result = {"error": str(error)[:200]}
-            _keep(args, "engine", found, key, result)
+            _try(args, "engine", found, f"{plan.stem} graphs {graphs}", partial(engine_times, plan, graphs))
     return found
 
 
@@ -101,34 +113,26 @@ def layers(args: argparse.Namespace) -> Table:
     found: Table = {}
     for plan in args.plans:
         for batch in args.batches:
-            key = f"{plan.stem} batch {batch}"
-            try:
-                result = layer_times(plan, batch)
-            except Exception as error:  # noqa: BLE001 - a plan may not take this batch
-                result = {"error": str(error)[:200]}
-            _keep(args, "layers", found, key, result)
+            _try(args, "layers", found, f"{plan.stem} batch {batch}", partial(layer_times, plan, batch))
     return found
 
 
-def map_(args: argparse.Namespace) -> Table:
-    """COCO accuracy."""
+def _accuracy(args: argparse.Namespace, plan: Path) -> Table:
     from streamd.engine import ModelSettings
     from streamd.models.dataset import open_dataset
     from streamd.models.evaluate import COCO_DETECT, Detector, evaluate
 
+    with Detector(ModelSettings(path=str(plan)), COCO_DETECT, {"kind": "tensorrt", "max_candidates": 32768}) as d:
+        accuracy = evaluate(d, open_dataset(args.images, args.labels, d.labels))
+    return {k: v for k, v in accuracy.as_json().items() if isinstance(v, (int, float))}
+
+
+def map_(args: argparse.Namespace) -> Table:
+    """COCO accuracy."""
     found: Table = {}
     for plan in args.plans:
-        if "relu" in plan.stem:
-            continue  # random weights
-        try:
-            with Detector(
-                ModelSettings(path=str(plan)), COCO_DETECT, {"kind": "tensorrt", "max_candidates": 32768}
-            ) as d:
-                accuracy = evaluate(d, open_dataset(args.images, args.labels, d.labels))
-            found[plan.stem] = {k: v for k, v in accuracy.as_json().items() if isinstance(v, (int, float))}
-        except Exception as error:  # noqa: BLE001
-            found[plan.stem] = {"error": str(error)[:300]}
-        print(f"{plan.stem:<44}", json.dumps(found[plan.stem]))
+        if "relu" not in plan.stem:  # random weights
+            _try(args, "map", found, plan.stem, partial(_accuracy, args, plan))
     return found
 
 
@@ -140,11 +144,10 @@ def nvdec(args: argparse.Namespace) -> Table:
     found: Table = {}
     for clip in args.clips:
         for streams in args.counts:
-            key = f"{clip.stem} × {streams}"
-            found[key] = decode_alone(clip, streams, args.seconds, True)
+            result = decode_alone(clip, streams, args.seconds, True)
             if streams in (1, 16):
-                found[key]["copied_back_fps"] = decode_alone(clip, streams, args.seconds, False)["fps"]
-            print(f"{key:<30}", json.dumps(found[key]))
+                result["copied_back_fps"] = decode_alone(clip, streams, args.seconds, False)["fps"]
+            _keep(args, "nvdec", found, f"{clip.stem} × {streams}", result)
     device.close()
     return found
 
@@ -187,13 +190,6 @@ def _name(clip: Path, streams: int, workers: int, what: str = "") -> str:
     return f"{clip.stem} × {streams}, {workers} worker{'s' * (workers > 1)}{what}"
 
 
-def _row(args: argparse.Namespace, found: Table, step: str, name: str, result: Table) -> None:
-    """As `_keep`, in words."""
-    found[name] = result
-    (args.out / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{name:<34}{_short(result)}", flush=True)
-
-
 def flow(args: argparse.Namespace) -> Table:
     """As fast as possible, from file to subscriber."""
     found: Table = {}
@@ -201,7 +197,7 @@ def flow(args: argparse.Namespace) -> Table:
         for workers in args.workers:
             for streams in [n for n in args.counts if n >= workers]:
                 result = _daemon(args, clip, streams, live=False, workers=workers)
-                _row(args, found, "flow", _name(clip, streams, workers), result)
+                _keep(args, "flow", found, _name(clip, streams, workers), result, _short)
     return found
 
 
@@ -211,7 +207,7 @@ def paced(args: argparse.Namespace) -> Table:
     for workers in args.workers:
         for streams in args.paced:
             result = _daemon(args, args.clips[0], streams, live=True, workers=workers)
-            _row(args, found, "paced", _name(args.clips[0], streams, workers, " at 25 fps"), result)
+            _keep(args, "paced", found, _name(args.clips[0], streams, workers, " at 25 fps"), result, _short)
     return found
 
 
@@ -228,7 +224,7 @@ def copyback(args: argparse.Namespace) -> Table:
             (", software", {"decode": "software"}),
         ):
             result = _daemon(args, clip, streams, live=False, workers=workers, **more)
-            _row(args, found, "copyback", _name(clip, streams, workers, what), result)
+            _keep(args, "copyback", found, _name(clip, streams, workers, what), result, _short)
     return found
 
 
@@ -237,7 +233,7 @@ def memory(args: argparse.Namespace) -> Table:
     found: Table = {}
     workers, streams = max(args.workers), max(args.counts)
     result = _daemon(args, args.clips[0], streams, live=False, workers=workers, seconds=args.minutes * 60)
-    _row(args, found, "memory", _name(args.clips[0], streams, workers), result)
+    _keep(args, "memory", found, _name(args.clips[0], streams, workers), result, _short)
     for key in ("rss_mb_by_minute", "device_mib_by_minute"):
         print(f"  {key}: {result.get(key)}")
     p99 = [v["p99"] for v in result.get("latency_ms_by_minute", [])]
@@ -249,7 +245,7 @@ def live(args: argparse.Namespace) -> Table:
     """One stream."""
     found: Table = {}
     for clip in args.clips:
-        _row(args, found, "live", _name(clip, 1, 1, " at 25 fps"), _daemon(args, clip, 1, live=True))
+        _keep(args, "live", found, _name(clip, 1, 1, " at 25 fps"), _daemon(args, clip, 1, live=True), _short)
     return found
 
 
@@ -330,7 +326,7 @@ def _run(args: argparse.Namespace) -> int:
             traceback.print_exc()
             found, code = {"error": str(error)}, 1
         code = code or int(found.get("exit", 0) != 0)
-        (args.out / f"{step}.json").write_text(json.dumps(found, indent=1) + "\n")
+        _write(args, step, found)
         print(f"   {step}: {time.monotonic() - begin:.0f} s", flush=True)
     return code
 
