@@ -172,6 +172,8 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
         engine["hint"] = args.hint
     if args.requests:
         engine["requests"] = args.requests
+    if len(args.devices) > 1:
+        engine["device"] = args.devices
     stream: Result = {"url": str(Path(args.video).resolve()), "loop": True, "pace": pace, "decode": args.decode}
     if args.isolation == "process":
         stream["isolation"] = "process"
@@ -244,6 +246,8 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
         by_minute.setdefault(minute, []).append(message.latency_ms.total)
         if minute == len(rss_by_minute):
             rss_by_minute.append(round(tree.rss(), 1))
+            if minute:
+                print(f"minute {minute}: {rss_by_minute[-1]} MB, {len(totals)} frames so far", flush=True)
         for name, values in stages.items():
             values.append(getattr(message.latency_ms, name))
         per_stream[message.stream] = per_stream.get(message.stream, 0) + 1
@@ -302,6 +306,7 @@ def main() -> int:
     p.add_argument("--isolation", choices=("thread", "process"), default="thread", help="where streamd decodes")
     p.add_argument("--batch", type=int, help="frames a batch at most")
     p.add_argument("--age-ms", type=float, default=0.0, help="how long a batch may wait to fill")
+    p.add_argument("--devices", type=int, nargs="+", default=[0], help="ordinals of the GPUs that streamd uses")
     p.add_argument("--hint", choices=("latency", "throughput"))
     p.add_argument("--requests", type=int)
     p.add_argument("--workers", type=int, default=1, help="processes of the row streamd (default 1)")

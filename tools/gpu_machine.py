@@ -61,14 +61,23 @@ def decode_alone(clip: Path, streams: int, seconds: float, owned: bool) -> Table
 
 
 class Gpu:
-    """What nvidia-smi says while a measurement runs: percent busy, percent of the decoders, MiB."""
+    """What nvidia-smi says while a measurement runs: percent busy, percent of the decoders, MiB.
+
+    Args:
+        count: how many GPUs, counted from the first that CUDA_VISIBLE_DEVICES leaves; of several, the mean.
+    """
 
     means: list[float]
     mib_by_minute: list[float]
 
+    def __init__(self, count: int = 1) -> None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        self._which = (visible.split(",") if visible else [str(i) for i in range(count)])[:count]
+
     def __enter__(self) -> Gpu:
         query = "--query-gpu=utilization.gpu,utilization.decoder,memory.used"
-        command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-lms", "500"]
+        format_ = "--format=csv,noheader,nounits"
+        command = ["nvidia-smi", "-i", ",".join(self._which), query, format_, "-lms", "500"]
         self._process: subprocess.Popen[str] | None = None
         with contextlib.suppress(FileNotFoundError):
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -85,7 +94,8 @@ class Gpu:
             if line.count(",") == 2 and "N/A" not in line
         ]
         self.means = [round(float(v), 1) for v in np.mean(rows[len(rows) // 3 :], axis=0)] if rows else []
-        self.mib_by_minute = [row[2] for row in rows[len(rows) % 120 :: 120]]
+        every = 120 * len(self._which)
+        self.mib_by_minute = [row[2] for row in rows[len(rows) % every :: every]]
 
 
 class Mps:

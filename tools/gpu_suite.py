@@ -159,12 +159,12 @@ def _daemon(
         **{
             "model": str(args.plans[0]), "video": str(clip), "streams": streams, "live": live, "engine": args.engine,
             "decode": args.decode, "batch": None, "age_ms": args.age_ms, "hint": None, "requests": None, "workers": 1,
-            "isolation": "thread", "py_spy": args.py_spy,
+            "isolation": "thread", "py_spy": args.py_spy, "devices": args.devices,
         }
         | more
     )  # fmt: skip
     try:
-        with Gpu() as gpu:
+        with Gpu(len(args.devices)) as gpu:
             found = bench.streamd(options, seconds or args.seconds)  # type: ignore[arg-type]
     except SystemExit as error:
         return {"error": str(error)}
@@ -295,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--build-limit", type=float, default=600, metavar="S", help="seconds that one build may take")
     p.add_argument("--torch", nargs=2, metavar=("PYTHON", "MODEL"), help="another Python, and the float ONNX model")
     p.add_argument("--age-ms", type=float, default=0.0, help="batch.age_ms of the daemon: how long a batch may fill")
+    p.add_argument("--devices", type=int, nargs="+", default=[0], help="GPUs of the daemon's steps, by ordinal")
     p.add_argument("--mps", action="store_true", help="run the daemon's steps under a CUDA MPS server of their own")
     p.add_argument("--minutes", type=float, default=10.0, help="of the step memory (default 10)")
     p.add_argument("--engine", default="tensorrt", help="of the daemon; another, and --decode software, to rehearse")

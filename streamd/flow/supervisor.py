@@ -229,8 +229,9 @@ class StreamRunner:
             self._metrics.state = state
             level = log.warning if state in ("BACKOFF", "FAILED") else log.info
             level(
-                "stream " + state.lower(), stream=self.stream, reason=reason or None, detail=self.status.detail or None
-            )
+                "stream " + state.lower(), stream=self.stream, reason=reason or None,
+                detail=self.status.detail or None, **extra,
+            )  # fmt: skip
             self._on_status(self.status)
 
     def _run(self, life: _Life, error: SourceError | None) -> None:

@@ -87,6 +87,8 @@ streams: [{{id: vtest, url: {shared("videos/vtest.avi")}, pace: asap}}]
     frames = [checked([b"streamd/1/vtest/detections", line]) for line in out.read_bytes().splitlines()]
     accounted_for(frames, running.summary("vtest"))
     assert len(frames) == 795
+    live = next(line for line in running.log() if line["event"] == "stream live")
+    assert (live["codec"], live["decoder"], live["width"], live["height"]) == ("mpeg4", "software", 768, 576)
     assert running.summary("vtest").get("dropped") is None
 
 
