@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from streamd.engine.model import model_file
-from streamd.engine.tensorrt import builder
-from streamd.engine.tensorrt.job import BuildOptions, prepare
-from streamd.engine.tensorrt.version import Trt
 from streamd.engine.tensorrt.weights import in_float
-from tests.engine.test_builder import T8, T10, T11, outputs
-from tests.engine.trt import trt_here
+from tests.engine.test_builder import outputs
 
 ROAD6 = model_file("builtin:road6")
 
@@ -81,25 +76,3 @@ def test_what_is_not_understood_stays() -> None:
     model.graph.initializer[0].ClearField("raw_data")
     model.graph.initializer[0].int32_data.extend(range(16))
     assert in_float(model.SerializeToString()) == model.SerializeToString()
-
-
-def test_who_wants_it() -> None:
-    assert not T8.takes_int8_weights
-    assert T10.takes_int8_weights
-    assert T11.takes_int8_weights
-
-
-def test_the_builder_gets_float_weights_where_it_wants_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    trt_here()
-    asked: list[int] = []
-
-    def counted(content: bytes) -> bytes:
-        asked.append(len(content))
-        return in_float(content)
-
-    monkeypatch.setattr(builder, "in_float", counted)
-    builder.build_into(prepare(ROAD6, BuildOptions()), tmp_path / "a.plan")
-    assert not asked
-    monkeypatch.setattr(Trt, "takes_int8_weights", False)
-    builder.build_into(prepare(ROAD6, BuildOptions()), tmp_path / "b.plan")
-    assert asked == [ROAD6.stat().st_size]

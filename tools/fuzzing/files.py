@@ -353,13 +353,15 @@ class Onnx(Target):
 
     def run(self, data: bytes) -> None:
         from streamd.engine.tensorrt.onnxfile import read_onnx
+        from streamd.engine.tensorrt.stem import float_stem
         from streamd.engine.tensorrt.weights import in_float
         from streamd.errors import StreamdError
         from streamd.models.graph import prepare
         from streamd.models.inspect import inspect
 
         path = self.file("m.onnx", data)
-        in_float(data)
+        float_stem(in_float(data))
+        float_stem(data)
         with contextlib.suppress(StreamdError):
             prepare(str(path))  # takes float models only
         try:

@@ -21,6 +21,7 @@ from streamd.engine.tensorrt.files import write_whole
 from streamd.engine.tensorrt.job import BuildOptions, Job, prepare
 from streamd.engine.tensorrt.onnxfile import OnnxFile
 from streamd.engine.tensorrt.plans import StagedPlan
+from streamd.engine.tensorrt.stem import float_stem
 from streamd.engine.tensorrt.version import load_trt, tidy, vendor_logger
 from streamd.engine.tensorrt.weights import in_float
 from streamd.errors import BackendError, ConfigError, ModelError
@@ -76,7 +77,8 @@ def _load(job: Job) -> bytes:
         data = job.onnx.path.read_bytes()
     except OSError as error:
         raise ModelError(f"model {job.onnx.path}: cannot be read: {error.strerror}") from error
-    return data if job.trt.takes_int8_weights or not job.onnx.quantized else in_float(data)
+    # Strongly typed networks compute what the file says: there the stem would be single precision.
+    return float_stem(in_float(data)) if job.onnx.quantized and job.trt.has_precision_flags else data
 
 
 def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
@@ -97,6 +99,11 @@ def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
             f"model {job.onnx.path}: {network.num_inputs} inputs and {network.num_outputs} outputs after parsing; "
             "expected one image and at least one output"
         )
+    image = network.get_input(0)
+    halves = job.trt.has_precision_flags and job.recipe.precision != "fp32" and job.options.calibration is None
+    if halves and image.dtype == trt.float32:
+        # Half the bytes for the letterbox to write and the stem to read.
+        image.dtype = trt.float16
     return network, parser
 
 

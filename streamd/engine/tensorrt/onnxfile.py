@@ -7,14 +7,17 @@ onnx.proto for the numbers), which also finds a file that was cut short.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from streamd.engine.tensorrt.protobuf import Broken, fields, text
+from streamd.engine.tensorrt.protobuf import Broken, field, fields, spans, text
 from streamd.errors import ModelError
 from streamd.types import TensorSpec
 
+_GRAPH = 7
+"""Its number in ModelProto."""
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 MOVERS = frozenset(
@@ -126,6 +129,26 @@ def read_node(data: memoryview) -> OnnxNode:
     return OnnxNode(found[3][-1], found[4][-1], tuple(found[1]), tuple(found[2]))
 
 
+def change_graph(model: bytes, change: Callable[[memoryview], bytes | None]) -> bytes:
+    """An ONNX file with another graph.
+
+    Args:
+        model: the file's bytes.
+        change: takes the bytes of the GraphProto and returns others, or None where there is nothing to change.
+
+    Returns:
+        The same bytes where there is nothing to change, and of a file that is no ONNX: the parser will name it.
+    """
+    try:
+        parts = list(spans(memoryview(model)))
+        graphs = [change(body) for number, _, _, body in parts if number == _GRAPH]
+    except Broken:
+        return model
+    if len(graphs) != 1 or graphs[0] is None:
+        return model
+    return b"".join(field(_GRAPH, graphs[0]) if number == _GRAPH else whole for number, whole, _, _ in parts)
+
+
 def _content_sha256(path: Path, digest: hashlib._Hash, outside: list[str]) -> str:
     for name in outside:
         file = path.parent / name
@@ -171,7 +194,7 @@ def _read(path: Path, data: memoryview) -> OnnxFile:
     graph: memoryview | None = None
     metadata = {}
     for number, _, body in fields(data):
-        if number == 7:
+        if number == _GRAPH:
             graph = body
         elif number == 14:
             key, value = _pair(body)

@@ -76,11 +76,6 @@ class Trt:
         return not self.is_rtx
 
     @property
-    def takes_int8_weights(self) -> bool:
-        """Weights may be INT8 in the file, with only a DequantizeLinear behind them (see `weights`)."""
-        return self.is_rtx or self.version >= (10,)
-
-    @property
     def profile_per_context(self) -> bool:
         """Two execution contexts cannot use one optimisation profile at the same time (before 10)."""
         return not self.is_rtx and self.version < (10,)

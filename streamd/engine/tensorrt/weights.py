@@ -2,7 +2,8 @@
 
 A compact Q/DQ model (`streamd quantize --compact`, and the bundled one) stores weights as INT8 with the dequantising
 half of their pair. TensorRT 8.5.3 parses that and then fails an assertion while building; it wants float weights and
-the whole pair. Since a multiple of the scale divided by the scale is that multiple again, both say the same.
+the whole pair, as `stem` does. Since a multiple of the scale divided by the scale is that multiple again, both say the
+same.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from streamd.engine.tensorrt.onnxfile import OnnxNode, read_node
-from streamd.engine.tensorrt.protobuf import Broken, field, fields, spans, text, varint
+from streamd.engine.tensorrt.onnxfile import OnnxNode, change_graph, read_node
+from streamd.engine.tensorrt.protobuf import field, fields, spans, text, varint
 
-# Numbers of onnx.proto. ModelProto: graph 7. GraphProto: node 1, initializer 5, input 11. NodeProto: see `read_node`,
-# and attribute 5. AttributeProto: name 1, i 3, type 20. TensorProto: dims 1, type 2, float_data 4, name 8, raw_data 9.
-_GRAPH, _NODE, _WEIGHT, _INPUT, _ATTRIBUTE = 7, 1, 5, 11, 5
+# Numbers of onnx.proto. GraphProto: node 1, initializer 5, input 11. NodeProto: see `read_node`, and attribute 5.
+# AttributeProto: name 1, i 3, type 20. TensorProto: dims 1, type 2, float_data 4, name 8, raw_data 9.
+_NODE, _WEIGHT, _INPUT, _ATTRIBUTE = 1, 5, 11, 5
 _FLOAT, _INT8 = 1, 3
 _NUMPY: Mapping[int, str] = {_FLOAT: "<f4", _INT8: "i1"}
 
@@ -134,11 +135,4 @@ def in_float(model: bytes) -> bytes:
     Returns:
         The same bytes where there is nothing to do.
     """
-    try:
-        parts = list(spans(memoryview(model)))
-        graphs = [_graph(body) for tag, _, _, body in parts if tag == _GRAPH]
-    except Broken:
-        return model
-    if len(graphs) != 1 or graphs[0] is None:
-        return model
-    return b"".join(field(_GRAPH, graphs[0]) if tag == _GRAPH else whole for tag, whole, _, _ in parts)
+    return change_graph(model, _graph)
