@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from streamd.errors import SinkError
 from streamd.types import Clock, Detections, StreamCounts, StreamStatus
@@ -119,13 +120,35 @@ class Gaps:
         self._next[stream] = seq - missing
 
 
+_STEPS = np.array([100.0, 100.0, 100.0, 100.0, 10_000.0])
+"""What a corner and the score are rounded to, as parts of 1."""
+
+
+def _rounded(d: Detections) -> list[Detection]:
+    """Every box of a frame, rounded at once: one by one it was the largest part of what a frame costs in Python.
+
+    The product of a float32 and a step is exact in float64, so these are the very floats that round() gives.
+    """
+    if not len(d.score):
+        return []
+    rows = np.empty((len(d.score), 5))
+    rows[:, :4], rows[:, 4] = d.xyxy, d.score
+    rows *= _STEPS
+    np.rint(rows, rows)
+    rows /= _STEPS
+    labels = d.model.labels
+    return [
+        Detection(class_id, labels[class_id], score, (x1, y1, x2, y2))
+        for class_id, (x1, y1, x2, y2, score) in zip(d.class_id.tolist(), rows.tolist(), strict=True)
+    ]
+
+
 def detections_message(
     d: Detections, boot_id: str, dropped: int, source: str | msgspec.UnsetType = msgspec.UNSET
 ) -> DetectionsMessage:
     """The message of one frame. Box corners are rounded to 0.01 pixel, scores to 0.0001."""
     t = d.times
     now_wall, now = time.time(), time.monotonic_ns()
-    labels = d.model.labels
     return DetectionsMessage(
         SCHEMA,
         boot_id,
@@ -148,12 +171,7 @@ def detections_message(
             round((now - t.captured) / 1e6, 3),
         ),
         dropped,
-        [
-            Detection(class_id, labels[class_id], round(score, 4), (round(a, 2), round(b, 2), round(c, 2), round(e, 2)))
-            for class_id, score, (a, b, c, e) in zip(
-                d.class_id.tolist(), d.score.tolist(), d.xyxy.tolist(), strict=True
-            )
-        ],
+        _rounded(d),
         source,
     )
 

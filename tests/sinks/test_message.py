@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
 import jsonschema
 import msgspec
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
+from hypothesis.extra import numpy as hnp
 
 from streamd.errors import SinkError
-from streamd.sinks.message import Gaps, decode, detections_message, encoder, json_schema, status_message, topic
-from streamd.types import StreamCounts
-from tests.frames import detections, status
+from streamd.sinks.message import (
+    Detection,
+    Gaps,
+    decode,
+    detections_message,
+    encoder,
+    json_schema,
+    status_message,
+    topic,
+)
+from streamd.types import Detections, StreamCounts
+from tests.frames import MODEL, detections, status
 
 NAME = topic("s", "detections")
 
@@ -52,6 +64,54 @@ def test_the_fields_are_the_ones_subscribers_rely_on() -> None:
     assert set(message["latency_ms"]) == {"decode", "queue", "preprocess", "infer", "postprocess", "total"}
     assert set(message["detections"][0]) == {"class_id", "label", "score", "box"}
     assert message["captured_at"] <= message["published_at"]
+
+
+def one_by_one(d: Detections) -> list[Detection]:
+    """The boxes of a message as Python's own round() makes them, which is correct to the last digit."""
+    return [
+        Detection(
+            class_id,
+            d.model.labels[class_id],
+            round(float(score), 4),
+            (round(float(x1), 2), round(float(y1), 2), round(float(x2), 2), round(float(y2), 2)),
+        )
+        for class_id, score, (x1, y1, x2, y2) in zip(d.class_id.tolist(), d.score, d.xyxy, strict=True)
+    ]
+
+
+def hold_rounding(rows: Any) -> None:
+    """`rows` (N, 5) float32, corners and score, come out as the same bytes in both encodings."""
+    n = len(rows)
+    d = replace(
+        detections(boxes=n),
+        xyxy=rows[:, :4],
+        score=rows[:, 4],
+        class_id=np.arange(n, dtype=np.int32) % len(MODEL.labels),
+    )
+    message = detections_message(d, "b", 0)
+    wanted = msgspec.structs.replace(message, detections=one_by_one(d))
+    for encoding in ("json", "msgpack"):
+        assert encoder(encoding)(message) == encoder(encoding)(wanted)
+
+
+_EDGES = [
+    0.0, -0.0, -0.001, 0.005, 0.015, 0.125, 0.375, 2.675, 1.00005, 12.34, 4095.995, 8191.5, 16777216.0, 3e38, -3e38,
+    1e-45, np.inf, -np.inf, np.nan,
+]  # fmt: skip
+
+
+@given(hnp.arrays(np.float32, st.tuples(st.integers(0, 300), st.just(5)), elements=st.floats(width=32)))
+@example(np.resize(np.array(_EDGES, np.float32), (300, 5)))
+@example((np.arange(1500, dtype=np.float32) / 8).reshape(300, 5))
+@example((np.arange(1500, dtype=np.float32) / 20_000).reshape(300, 5))
+def test_corners_and_scores_are_rounded_as_round_does(rows: Any) -> None:
+    hold_rounding(rows)
+
+
+def test_pixels_and_scores_of_real_sizes_are_rounded_as_round_does() -> None:
+    random = np.random.default_rng(5)
+    for n in (1, 2, 10, 300) * 25:
+        hold_rounding((random.uniform(-20, 7680, (n, 5)) * [1, 1, 1, 1, 1 / 7680]).astype(np.float32))
 
 
 @pytest.mark.parametrize(
