@@ -101,6 +101,7 @@ def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
         ("metrics: {login: {username: u, password: short}}", "metrics.login.password: Value should have at least 8"),
         ("metrics: {listen: '0.0.0.0:9188', page: true}", "listen on 127.0.0.1 or set metrics.login"),
         ("metrics: {tls: {certificate: c.pem}}", "metrics.tls.key: is required"),
+        ("engine: {kind: tensorrt, mps: true}", "engine.mps: one process shares the GPU with nobody; set workers"),
         ("engine: {kind: 'null', device: [0, 0]}", "engine.device: names a device twice"),
         ("streams: [{id: a, url: x.mp4, device: 1}]", "streams[0].device: 1 is not one of the engine's devices (0)"),
         ("engine: {kind: cuda}", "engine.kind: expected one of"),

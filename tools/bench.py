@@ -172,6 +172,8 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
         engine["hint"] = args.hint
     if args.requests:
         engine["requests"] = args.requests
+    if args.mps:
+        engine["mps"] = True
     if len(args.devices) > 1:
         engine["device"] = args.devices
     stream: Result = {"url": str(Path(args.video).resolve()), "loop": True, "pace": pace, "decode": args.decode}
@@ -307,6 +309,7 @@ def main() -> int:
     p.add_argument("--batch", type=int, help="frames a batch at most")
     p.add_argument("--age-ms", type=float, default=0.0, help="how long a batch may wait to fill")
     p.add_argument("--devices", type=int, nargs="+", default=[0], help="ordinals of the GPUs that streamd uses")
+    p.add_argument("--mps", action="store_true", help="streamd's workers share the GPU through an MPS server")
     p.add_argument("--hint", choices=("latency", "throughput"))
     p.add_argument("--requests", type=int)
     p.add_argument("--workers", type=int, default=1, help="processes of the row streamd (default 1)")

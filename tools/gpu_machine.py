@@ -1,11 +1,10 @@
-"""The machine under `gpu_suite.py`: its decoders alone, what nvidia-smi says meanwhile, and an MPS server."""
+"""The machine under `gpu_suite.py`: its decoders alone, and what nvidia-smi says meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import subprocess
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -96,25 +95,3 @@ class Gpu:
         self.means = [round(float(v), 1) for v in np.mean(rows[len(rows) // 3 :], axis=0)] if rows else []
         every = 120 * len(self._which)
         self.mib_by_minute = [row[2] for row in rows[len(rows) % every :: every]]
-
-
-class Mps:
-    """A server of NVIDIA's Multi-Process Service: kernels of several processes then run side by side.
-
-    It changes no setting of the GPU; only processes that inherit this one's environment use it.
-    """
-
-    CONTROL = "nvidia-cuda-mps-control"
-
-    def __enter__(self) -> Mps:
-        self._folder = tempfile.TemporaryDirectory()
-        os.environ["CUDA_MPS_PIPE_DIRECTORY"] = os.environ["CUDA_MPS_LOG_DIRECTORY"] = self._folder.name
-        subprocess.run([self.CONTROL, "-d"], check=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        subprocess.run([self.CONTROL], input="quit\n", text=True, check=False, timeout=60)
-        for log in Path(self._folder.name).glob("*.log"):
-            print(f"{log.name}:", log.read_text()[-400:])
-        del os.environ["CUDA_MPS_PIPE_DIRECTORY"], os.environ["CUDA_MPS_LOG_DIRECTORY"]
-        self._folder.cleanup()

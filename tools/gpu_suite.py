@@ -40,7 +40,7 @@ import bench
 from gpu_build import Wanted, build_all
 from gpu_build import torch as torch_times
 from gpu_engine import engine_times, layer_times
-from gpu_machine import Gpu, Mps, decode_alone
+from gpu_machine import Gpu, decode_alone
 
 ROOT = Path(__file__).resolve().parent.parent
 Table = dict[str, Any]
@@ -160,6 +160,7 @@ def _daemon(
             "model": str(args.plans[0]), "video": str(clip), "streams": streams, "live": live, "engine": args.engine,
             "decode": args.decode, "batch": None, "age_ms": args.age_ms, "hint": None, "requests": None, "workers": 1,
             "isolation": "thread", "py_spy": args.py_spy, "devices": args.devices,
+            "mps": args.mps and more.get("workers", 1) > 1,
         }
         | more
     )  # fmt: skip
@@ -296,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--torch", nargs=2, metavar=("PYTHON", "MODEL"), help="another Python, and the float ONNX model")
     p.add_argument("--age-ms", type=float, default=0.0, help="batch.age_ms of the daemon: how long a batch may fill")
     p.add_argument("--devices", type=int, nargs="+", default=[0], help="GPUs of the daemon's steps, by ordinal")
-    p.add_argument("--mps", action="store_true", help="run the daemon's steps under a CUDA MPS server of their own")
+    p.add_argument("--mps", action="store_true", help="engine.mps in the daemon's steps with several workers")
     p.add_argument("--minutes", type=float, default=10.0, help="of the step memory (default 10)")
     p.add_argument("--engine", default="tensorrt", help="of the daemon; another, and --decode software, to rehearse")
     p.add_argument("--decode", default="nvdec")
@@ -308,8 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     configure("warning")
     args.out.mkdir(parents=True, exist_ok=True)
-    with Mps() if args.mps else contextlib.nullcontext():
-        code = _run(args)
+    code = _run(args)
     _table(args.out)
     return code
 

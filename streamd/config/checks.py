@@ -67,6 +67,8 @@ def _check_devices(config: Config) -> Iterator[tuple[Path_, str]]:
     if 1 < config.workers < len(known):
         message = f"{config.workers} processes cannot use {len(known)} devices; set {len(known)} or more, or 1"
         yield ("workers",), f"{message} (one process with them all)"
+    if getattr(config.engine, "mps", False) and config.workers == 1:
+        yield ("engine", "mps"), "one process shares the GPU with nobody; set workers to 2 or more, or leave mps out"
     if isinstance(ordinals := getattr(config.engine, "device", None), tuple) and len(set(ordinals)) < len(ordinals):
         yield ("engine", "device"), "names a device twice"
     for i, stream in enumerate(config.streams):

@@ -173,6 +173,9 @@ class TensorRtSettings(Settings):
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
         "auto", description="auto: INT8 where the ONNX model carries Q/DQ nodes, FP16 otherwise."
     )
+    mps: bool = Field(
+        False, description="Workers share the GPU through an NVIDIA MPS server of the daemon's own (needs workers)."
+    )
     cache_dir: str | None = Field(
         None,
         description="Where built plans are kept. Default: beside the model, else the user's cache folder.",

@@ -33,6 +33,7 @@ from streamd.web.tap import Tap
 from streamd.workers.forward import Forwarder
 from streamd.workers.ledger import Ledger
 from streamd.workers.merge import Merged
+from streamd.workers.mps import Mps
 from streamd.workers.pictures import PictureReceiver
 from streamd.workers.process import Process, ending, reap
 from streamd.workers.report import Order, Relay, ReportReceiver
@@ -106,6 +107,7 @@ class Fleet:
         runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd's
         self._folder = Path(tempfile.mkdtemp(prefix="streamd-", dir=runtime or None))
         self._reports: ReportReceiver | None = None
+        self._mps = Mps(self._folder, wanted=getattr(config.engine, "mps", False))
         try:
             self._open()
         except BaseException:
@@ -128,6 +130,7 @@ class Fleet:
         if self._tap is not None:
             self._pictures = PictureReceiver(self._tap, f"ipc://{self._folder}/pictures")
         self._reports = ReportReceiver(f"ipc://{self._folder}/reports")
+        self._mps.open()
 
     # ------------------------------------------------------------------------------------------------ how we are
 
@@ -182,7 +185,7 @@ class Fleet:
 
     def _launch(self, worker: Process) -> None:
         try:
-            worker.start(self._order(worker, self.config, next(self._lives)))
+            worker.start(self._order(worker, self.config, next(self._lives)), self._mps.environment)
         except OSError as error:
             if not self._started:
                 raise BackendError(f"worker {worker.number}: cannot be started: {error.strerror}") from error
@@ -253,6 +256,7 @@ class Fleet:
         for worker in self.workers:
             with contextlib.suppress(OSError):
                 worker.kill("stopped at once")
+        self._mps.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(self, for_seconds: float | None = None, *, handle_signals: bool = True) -> int:
@@ -391,5 +395,6 @@ class Fleet:
             self.http.close()
         if self._reports is not None:
             self._reports.close()
+        self._mps.close(max(0.5, deadline - time.monotonic()))
         shutil.rmtree(self._folder, ignore_errors=True)
         self._notifier.close()

@@ -75,8 +75,12 @@ class Process:
         """Of the process, where there is one."""
         return self._process.pid if self._process is not None else None
 
-    def start(self, order: Order) -> None:
+    def start(self, order: Order, environment: Mapping[str, str] | None = None) -> None:
         """Starts a process.
+
+        Args:
+            order: its first.
+            environment: variables besides our own.
 
         Raises:
             OSError: the system has no room for another.
@@ -86,7 +90,7 @@ class Process:
             command.insert(1, "-P")  # as the `streamd` command: nothing is imported from the working directory
         # Our own interpreter and a number.
         self._process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, start_new_session=True
+            command, stdin=subprocess.PIPE, start_new_session=True, env=os.environ | dict(environment or {})
         )
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)

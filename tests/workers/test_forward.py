@@ -43,7 +43,8 @@ class Line:
         return relay
 
     def messages(self) -> list[DetectionsMessage | StatusMessage]:
-        lines = self.path.read_bytes().splitlines()
+        # Whole lines: the last one may be half written.
+        lines = self.path.read_bytes().rpartition(b"\n")[0].splitlines()
         kinds = [b"status" if b'"state"' in line else b"detections" for line in lines]
         return [decode([b"streamd/1/x/" + kind, line]) for kind, line in zip(kinds, lines, strict=True)]
 

@@ -1,0 +1,111 @@
+"""NVIDIA's Multi-Process Service for the workers of one daemon: their kernels run side by side instead of by turns.
+
+One control daemon, a child of ours, listens in our own folder and starts servers as workers come. It changes no setting
+of the GPU. A worker that cannot reach it runs without, by the driver's own rule: an MPS that dies costs speed only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from streamd.errors import BackendError
+
+log = structlog.get_logger(__name__)
+
+CONTROL = "nvidia-cuda-mps-control"
+PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
+START_S = 10.0
+"""From its start until it answers, at most."""
+_ASK_S = 5.0
+_ADVICE = "it comes with the NVIDIA driver (not on Jetson); see docs/tuning.md, or leave engine.mps out"
+
+
+class Mps:
+    """The control daemon. Its methods are called by one thread.
+
+    Args:
+        folder: of the daemon, for its own user only; what it writes goes into `mps` there.
+        wanted: where it is not, nothing is started.
+    """
+
+    def __init__(self, folder: Path, *, wanted: bool) -> None:
+        self._wanted = wanted
+        self._folder = folder / "mps"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.environment: Mapping[str, str] = {}
+        """What the workers need in theirs."""
+
+    def open(self) -> None:
+        """Starts it, where it is wanted and the environment names no server of somebody else's.
+
+        Raises:
+            BackendError: it is not installed, or does not start.
+        """
+        if not self._wanted:
+            return
+        if os.environ.get(PIPES):
+            log.info("workers use the MPS server that is there", pipes=os.environ[PIPES])
+            return
+        self._folder.mkdir(mode=0o700)
+        self.environment = {PIPES: str(self._folder), LOGS: str(self._folder)}
+        environment = os.environ | self.environment
+        try:
+            # In a session of its own: at a Ctrl-C the workers drain first.
+            self._process = subprocess.Popen(  # noqa: S603 - NVIDIA's program and our own words
+                [CONTROL, "-f"], env=environment, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        except OSError as error:
+            raise BackendError(f"engine.mps: {CONTROL} cannot be started: {error.strerror}; {_ADVICE}") from error
+        deadline = time.monotonic() + START_S
+        while not self._ask("get_server_list"):
+            code = self._process.poll()
+            if code is not None or time.monotonic() > deadline:
+                how = f"ended with code {code}" if code is not None else f"does not answer within {START_S:g} s"
+                said = self._said()
+                self.kill()
+                raise BackendError(f"engine.mps: {CONTROL} {how}{said}; {_ADVICE}")
+            time.sleep(0.05)
+        log.info("MPS started", pid=self._process.pid)
+
+    def _ask(self, command: str) -> bool:
+        """Whether it answers."""
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(  # noqa: S603
+                [CONTROL], env=os.environ | self.environment, input=f"{command}\n", text=True, check=False,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=_ASK_S,
+            )  # fmt: skip
+            return done.returncode == 0
+        return False
+
+    def _said(self) -> str:
+        """The last line of its log."""
+        with contextlib.suppress(OSError):
+            lines = (self._folder / "control.log").read_text(errors="replace").strip().splitlines()
+            return f" ({lines[-1][-200:]})" if lines else ""
+        return ""
+
+    def close(self, timeout: float) -> None:
+        """Ends it, and its servers. The workers have ended. Idempotent."""
+        if self._process is None:
+            return
+        if self._process.poll() is not None:
+            log.warning("MPS had ended before its time", code=self._process.returncode)
+        elif self._ask("quit"):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends it at once. Any thread."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()

@@ -1,0 +1,110 @@
+"""The MPS control daemon as a child: a program of its name stands in for it, for it answers only where a GPU is."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import psutil
+import pytest
+
+from streamd.errors import BackendError
+from streamd.workers import mps
+from streamd.workers.mps import LOGS, PIPES, Mps
+from tests.behaviour.daemon import until
+
+FOREGROUND = """#!/bin/sh
+cd "$CUDA_MPS_PIPE_DIRECTORY" || exit 9
+if [ "$1" = -f ]; then
+  echo "$$" > pid
+  {start}
+  while [ ! -e quit ]; do sleep 0.02; done
+  exit 0
+fi
+read -r command
+echo "$command" >> asked
+[ -e ready ] || exit 1
+[ "$command" != quit ] || touch quit
+"""
+
+
+@pytest.fixture
+def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the program lies; `{start}` is what it does at its start."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.delenv(PIPES, raising=False)
+    return folder / mps.CONTROL
+
+
+def install(control: Path, start: str) -> None:
+    control.write_text(FOREGROUND.replace("{start}", start))
+    control.chmod(0o755)
+
+
+def test_it_answers_before_workers_come_and_ends_after_them(control: Path, tmp_path: Path) -> None:
+    install(control, "sleep 0.2; touch ready")
+    server = Mps(tmp_path, wanted=True)
+    server.open()
+    folder = Path(server.environment[PIPES])
+    assert server.environment == {PIPES: str(folder), LOGS: str(folder)}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    pid = int((folder / "pid").read_text())
+    assert psutil.pid_exists(pid)
+    server.close(5)
+    assert not psutil.pid_exists(pid)
+    assert (folder / "asked").read_text().splitlines()[-2:] == ["get_server_list", "quit"]
+    server.close(5)
+
+
+def test_one_that_does_not_quit_is_killed(control: Path, tmp_path: Path) -> None:
+    install(control, "touch ready; exec sleep 100")
+    server = Mps(tmp_path, wanted=True)
+    server.open()
+    pid = int((tmp_path / "mps" / "pid").read_text())
+    server.close(0.2)
+    assert not psutil.pid_exists(pid)
+
+
+def test_nothing_starts_unless_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    server = Mps(tmp_path, wanted=False)
+    server.open()
+    server.close(1)
+    assert server.environment == {}
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_server_that_is_there_is_used(control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(control, "touch ready")
+    monkeypatch.setenv(PIPES, str(tmp_path))
+    server = Mps(tmp_path, wanted=True)
+    server.open()
+    assert server.environment == {}
+    assert not (tmp_path / "mps").exists()
+    server.close(1)
+
+
+def test_why_it_does_not_start(control: Path, tmp_path: Path) -> None:
+    install(control, "echo 'first'  > control.log; echo 'Failed to start : not supported' >> control.log; exit 1")
+    with pytest.raises(BackendError, match=r"engine\.mps: .* ended with code 1 \(Failed to start : not supported\);"):
+        Mps(tmp_path, wanted=True).open()
+
+
+def test_one_that_never_answers(control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(control, "true")
+    monkeypatch.setattr(mps, "START_S", 0.3)
+    server = Mps(tmp_path, wanted=True)
+    with pytest.raises(BackendError, match=r"does not answer within 0\.3 s; it comes with the NVIDIA driver"):
+        server.open()
+    pid = int((tmp_path / "mps" / "pid").read_text())
+    until(lambda: not psutil.pid_exists(pid), 5)
+
+
+def test_a_machine_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(PIPES, raising=False)
+    with pytest.raises(BackendError, match="nvidia-cuda-mps-control cannot be started: No such file or directory"):
+        Mps(tmp_path, wanted=True).open()
