@@ -325,3 +325,36 @@ def test_no_secret_is_on_a_command_line_or_in_a_file(tmp_path: Path) -> None:
         assert running.stop() == 0
         subscriber.close()
     assert "s3cretword" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_mps_server_ends_with_the_daemon_that_could_not_start(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program of its name stands in for the MPS control daemon; there is no GPU, so the workers end at once."""
+    control = tmp_path / "nvidia-cuda-mps-control"
+    if there:
+        control.write_text(
+            '#!/bin/sh\ncd "$CUDA_MPS_PIPE_DIRECTORY"\n'
+            f'if [ "$1" = -f ]; then echo $$ > {tmp_path}/pid; while [ ! -e quit ]; do sleep 0.05; done; exit; fi\n'
+            'read -r command; [ "$command" != quit ] || touch quit\n'
+        )
+        control.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    text = config(f"ipc://{tmp_path}/z", drawn("a")).replace('{kind: "null"}', "{kind: tensorrt, mps: true}")
+    path = tmp_path / "streamd.yaml"
+    path.write_text(text.replace("path: none", "path: 'builtin:road6'"))
+    done = subprocess.run(
+        [sys.executable, "-m", "streamd", "run", str(path)], capture_output=True, text=True, timeout=START_S
+    )
+    assert done.returncode == 5
+    assert ("MPS started" in done.stderr) is there
+    if there:
+        assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    else:
+        assert "engine.mps: nvidia-cuda-mps-control cannot be started" in done.stderr
+        assert "worker started" not in done.stderr
+    assert not list(tmp_path.glob("streamd-*"))

@@ -99,3 +99,15 @@ def test_deaths_are_counted_until_it_is_up_and_waits_grow() -> None:
 )
 def test_endings_in_words(code: int, words: str) -> None:
     assert ending(code) == words
+
+
+def test_a_process_is_given_its_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "worker"
+    script.write_text('#!/bin/sh\necho "$OURS $THEIRS" > "$OUT"\n')
+    script.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(script))
+    monkeypatch.setenv("OURS", "inherited")
+    process = Process(0)
+    process.start(order(1), {"THEIRS": "given", "OUT": str(tmp_path / "out")})
+    until(lambda: process.poll() == 0, 5)
+    assert (tmp_path / "out").read_text() == "inherited given\n"
