@@ -102,6 +102,71 @@ def test_ptx_that_cannot_be_compiled_is_one_error(device: Device) -> None:
         device.kernels(b"no kernels\0", {})
 
 
+FILL = b"""
+.version 7.0
+.target sm_60
+.address_size 64
+.visible .entry fill(.param .u64 target, .param .u32 value)
+{
+    .reg .b32 %r<3>;
+    .reg .b64 %d<4>;
+    ld.param.u64 %d1, [target];
+    ld.param.u32 %r1, [value];
+    cvta.to.global.u64 %d1, %d1;
+    mov.u32 %r2, %tid.x;
+    mul.wide.u32 %d2, %r2, 4;
+    add.s64 %d3, %d1, %d2;
+    st.global.u32 [%d3], %r1;
+    ret;
+}
+\0"""
+
+
+def test_a_stream_waits_for_a_mark_in_another(device: Device) -> None:
+    """The mark comes after a tenth of a second of copies and a kernel, whose result the other stream reads."""
+    fill = device.kernels(FILL, {"fill": "PI"})["fill"]
+    first, second, mark = device.stream(), device.stream(), device.event()
+    bulk, bulk_host = device.allocate(64 << 20), device.allocate_pinned(64 << 20)
+    words, back = device.allocate(64 * 4), device.allocate_pinned(64 * 4)
+    with device:
+        for _ in range(64):
+            device.to_device(first, bulk.address, bulk_host.bytes)
+        fill.launch(first, (1, 1, 1), (64, 1, 1), words.address, 0xCAFE1234)
+        mark.record(first)
+        assert not mark.reached()
+        second.wait(mark)
+        device.to_host(second, back.bytes, words.address)
+        second.synchronize()
+        assert mark.reached()
+    assert (back.bytes.view(np.uint32) == 0xCAFE1234).all()
+
+
+def test_the_legacy_stream_can_be_marked(device: Device) -> None:
+    stream, mark = device.stream(), device.event()
+    with device:
+        mark.record(None)
+        stream.wait(mark)
+        stream.synchronize()
+        assert mark.reached()
+
+
+def test_a_launch_that_is_refused_is_one_error_and_harms_nothing(device: Device) -> None:
+    fill = device.kernels(FILL, {"fill": "PI"})["fill"]
+    stream, words, back = device.stream(), device.allocate(4), device.allocate_pinned(4)
+    with device:
+        with pytest.raises(BackendError, match="GPU 0: cuLaunchKernel failed: invalid argument"):
+            fill.launch(stream, (1, 1, 1), (4096, 1, 1), words.address, 7)
+        fill.launch(stream, (1, 1, 1), (1, 1, 1), words.address, 7)
+        device.to_host(stream, back.bytes, words.address)
+        stream.synchronize()
+    assert back.bytes.view(np.uint32)[0] == 7
+
+
+def test_a_function_that_is_not_there_is_named(device: Device) -> None:
+    with pytest.raises(BackendError, match="cuModuleGetFunction: drain failed"):
+        device.kernels(FILL, {"drain": "P"})
+
+
 def test_a_graph_replays_what_was_captured(device: Device) -> None:
     api = device.graphs()
     if api is None:

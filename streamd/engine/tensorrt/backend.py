@@ -17,7 +17,8 @@ import structlog
 from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
 from streamd.engine.tensorrt import decode, kernels, suppress
-from streamd.engine.tensorrt.cuda import Device, Kernel
+from streamd.engine.tensorrt.cuda import Device
+from streamd.engine.tensorrt.enqueue import Kernel
 from streamd.engine.tensorrt.replay import Replay
 from streamd.engine.tensorrt.runtime import Network
 from streamd.engine.tensorrt.slot import TensorRtSlot, tensor_bytes

@@ -1,5 +1,7 @@
 """The CUDA driver, and the only file that knows pycuda (and cuda-bindings, which has the graphs that pycuda lacks).
 
+What is done for every batch is in `enqueue`.
+
 The primary context is used, not one of our own: FFmpeg's decoder shares it, so that its surfaces are addresses here.
 FFmpeg refuses a primary context whose scheduling flags differ from its own (blocking), hence they are set first.
 Nothing stays pushed on any thread: pycuda aborts the process when a thread ends with a context on its stack.
@@ -8,7 +10,6 @@ Nothing stays pushed on any thread: pycuda aborts the process when a thread ends
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from streamd.engine.tensorrt.enqueue import Calls, Event, Graph, Kernel, Module, Stream
 from streamd.errors import BackendError
 
 log = structlog.get_logger(__name__)
@@ -28,50 +30,11 @@ _NON_BLOCKING = 1
 
 
 def _driver_api() -> ctypes.CDLL:
-    """The few driver calls that pycuda does not have."""
+    """The driver calls that pycuda does not have, or makes with the interpreter lock held."""
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise BackendError(f"backend tensorrt: no NVIDIA driver ({error})") from error
-
-
-class Stream:
-    """A CUDA stream of its own: ordered within, concurrent with all others."""
-
-    def __init__(self, raw: Any) -> None:
-        self.raw = raw
-        self.handle = int(raw.handle)
-
-    def wait(self, event: Event) -> None:
-        """What is enqueued from now on waits for the last record of `event`; the caller does not."""
-        self.raw.wait_for_event(event.raw)
-
-    def synchronize(self) -> None:
-        """Waits until everything enqueued is done, with the GIL released."""
-        self.raw.synchronize()
-
-
-class Event:
-    """A point in a stream, with its time; waiting for it blocks the thread and does not spin."""
-
-    def __init__(self, raw: Any) -> None:
-        self.raw = raw
-
-    def record(self, stream: Stream | None) -> None:
-        """Marks what `stream` has been given so far; None is the legacy stream."""
-        self.raw.record(None if stream is None else stream.raw)
-
-    def synchronize(self) -> None:
-        """Waits until the mark is reached, with the GIL released."""
-        self.raw.synchronize()
-
-    def reached(self) -> bool:
-        """Whether the last mark has been reached."""
-        return bool(self.raw.query())
-
-    def seconds_since(self, earlier: Event) -> float:
-        """Device time between two marks that have been reached, to about half a microsecond."""
-        return float(self.raw.time_since(earlier.raw)) / 1e3
 
 
 class DeviceBuffer:
@@ -81,6 +44,10 @@ class DeviceBuffer:
         self.raw = raw
         self.address = int(raw)
         self.size = size
+
+    def close(self) -> None:
+        """Frees it, while its context is current: pycuda does with the last reference."""
+        self.raw = None
 
 
 class PinnedBuffer:
@@ -94,46 +61,11 @@ class PinnedBuffer:
         self.address = int(array.ctypes.data)
         self.size = array.nbytes
 
-
-class Kernel:
-    """A function on the device.
-
-    Args:
-        raw: pycuda's function.
-        arguments: struct characters of its parameters, P for an address; C's own alignment is the kernel's.
-    """
-
-    def __init__(self, raw: Any, arguments: str) -> None:
-        self.raw = raw
-        self._pack = struct.Struct(arguments).pack
-
-    def launch(self, stream: Stream, grid: tuple[int, int, int], block: tuple[int, int, int], *values: Any) -> None:
-        """Enqueues the kernel."""
-        # pycuda's public calls set the block's shape by a driver call that is deprecated and not safe in threads.
-        self.raw._launch_kernel(grid, block, self._pack(*values), 0, stream.raw)
-
-
-class Graph:
-    """Captured work, launched as one."""
-
-    def __init__(self, api: Any, executable: Any, stream: Stream) -> None:
-        self._api = api
-        self._executable = executable
-        self._stream = api.CUstream(stream.handle)
-
-    def launch(self) -> None:
-        """Enqueues the captured work on the stream it was captured from.
-
-        Raises:
-            BackendError: the driver refused.
-        """
-        _checked(self._api, self._api.cuGraphLaunch(self._executable, self._stream), "graph launch")
-
     def close(self) -> None:
-        """Frees it. Idempotent."""
-        executable, self._executable = self._executable, None
-        if executable is not None:
-            self._api.cuGraphExecDestroy(executable)
+        """See `DeviceBuffer.close`."""
+        self.view.release()
+        self.bytes = np.empty(0, np.uint8)
+        self.raw = None
 
 
 def _checked(api: Any, result: Sequence[Any], what: str) -> Any:
@@ -166,6 +98,7 @@ class Device:
         self.ordinal = ordinal
         self._cuda = cuda
         self._api = _driver_api()
+        self._calls = Calls(self._api, ordinal)
         self._owned: list[Any] = []
         self._context: Any = None
         self.device_bytes = 0
@@ -238,12 +171,12 @@ class Device:
     def stream(self) -> Stream:
         """A new stream."""
         with self:
-            return self._own(Stream(self._cuda.Stream(_NON_BLOCKING)))
+            return self._own(Stream(self._calls, self._cuda.Stream(_NON_BLOCKING)))
 
     def event(self) -> Event:
         """A new event."""
         with self:
-            return self._own(Event(self._cuda.Event(self._cuda.event_flags.BLOCKING_SYNC)))
+            return self._own(Event(self._calls))
 
     def allocate(self, size: int) -> DeviceBuffer:
         """Device memory, zeroed."""
@@ -252,10 +185,10 @@ class Device:
             buffer = DeviceBuffer(self._cuda.mem_alloc(size), size)
             # On the legacy stream, which ours do not wait for; and it may return before the memory is zero.
             self._cuda.memset_d8(buffer.address, 0, size)
-            zeroed = self._cuda.Event(self._cuda.event_flags.BLOCKING_SYNC)
-            zeroed.record()
+            zeroed = Event(self._calls)
+            zeroed.record(None)
             zeroed.synchronize()
-            del zeroed
+            zeroed.close()
         self.device_bytes += size
         return self._own(buffer)
 
@@ -278,7 +211,7 @@ class Device:
             self.device_bytes -= buffer.size
         self._owned.remove(buffer)
         with self:
-            _drop(buffer)
+            buffer.close()
 
     def _own(self, thing: T) -> T:
         self._owned.append(thing)
@@ -296,10 +229,8 @@ class Device:
         """
         try:
             with self:
-                module = self._cuda.module_from_buffer(ptx)
-                self._own(_Module(module))
-                # A function keeps its module loaded: both are let go of together.
-                return {n: self._own(Kernel(module.get_function(n), args)) for n, args in wanted.items()}
+                module = self._own(Module(self._calls, ptx))
+                return {name: module.kernel(name, arguments) for name, arguments in wanted.items()}
         except BackendError as error:
             raise BackendError(
                 f"{error} while compiling the kernels; they need a driver of CUDA 11.8 or later and a GPU of compute "
@@ -353,7 +284,7 @@ class Device:
                 executable = _checked(api, api.cuGraphInstantiate(graph, 0), "graph instantiation")
             finally:
                 api.cuGraphDestroy(graph)
-        return self._own(Graph(api, executable, stream))
+        return self._own(Graph(self._calls, api, executable, stream))
 
     def discard(self, graph: Graph) -> None:
         """Frees a graph."""
@@ -374,7 +305,7 @@ class Device:
         try:
             context.push()
             while self._owned:
-                _drop(self._owned.pop())
+                self._owned.pop().close()
             context.detach()
         except cuda.Error as error:
             log.warning("the CUDA context did not close cleanly", device=self.ordinal, error=str(error))
@@ -384,21 +315,3 @@ class Device:
             if api.cuCtxGetCurrent(ctypes.byref(top)) == 0 and top.value == kept.value:
                 api.cuCtxPopCurrent_v2(ctypes.byref(top))
             api.cuDevicePrimaryCtxRelease_v2(self.ordinal)
-
-
-class _Module:
-    """Keeps pycuda's module alive until the device is closed."""
-
-    def __init__(self, raw: Any) -> None:
-        self.raw = raw
-
-
-def _drop(thing: Any) -> None:
-    """Frees what a wrapper holds, while its context is current: pycuda frees with the last reference."""
-    if isinstance(thing, Graph):
-        thing.close()
-        return
-    if isinstance(thing, PinnedBuffer):
-        thing.view.release()
-        thing.bytes = np.empty(0, np.uint8)
-    thing.raw = None

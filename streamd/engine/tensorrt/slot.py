@@ -10,7 +10,8 @@ import numpy.typing as npt
 import structlog
 
 from streamd.engine.tensorrt import decode, kernels, suppress
-from streamd.engine.tensorrt.cuda import Device, DeviceBuffer, Graph, PinnedBuffer
+from streamd.engine.tensorrt.cuda import Device, DeviceBuffer, PinnedBuffer
+from streamd.engine.tensorrt.enqueue import Graph
 from streamd.types import Candidates, DecodePlan, Frame, ModelSpec, Outputs, TensorSpec
 
 log = structlog.get_logger(__name__)
