@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 Float32Array = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 Int32Array = npt.NDArray[np.int32]
 
 ColorMatrix = Literal["bt601", "bt709", "bt2020"]
@@ -334,5 +335,5 @@ class DecodePlan:
     agnostic: bool = False
 
 
-Outputs = Sequence[npt.NDArray[np.float32]]
+Outputs = Sequence[FloatArray]
 """A batch's raw output arrays, in `ModelSpec.outputs` order, each with the batch as first dimension."""

@@ -104,9 +104,10 @@ def layer_times(plan: Path, batch: int, rounds: int = 50) -> Table:
     finally:
         network.close()
         device.close()
-    each = sorted(((name, ms / rounds) for name, ms in spent.items()), key=lambda item: -item[1])
+    each = sorted(((name, round(ms / rounds, 5)) for name, ms in spent.items()), key=lambda item: -item[1])
     moved = [ms for name, ms in each if "reformat" in name.lower() or "copy" in name.lower()]
     return {
         "layers": len(each), "ms": round(sum(ms for _, ms in each), 4), "reformats": len(moved),
         "reformats_ms": round(sum(moved), 4), "slowest": [(name[-90:], round(ms, 4)) for name, ms in each[:LISTED]],
+        "all": each,
     }  # fmt: skip

@@ -27,7 +27,7 @@ class Head(Protocol):
         """Decodes frame `index` of a batch.
 
         Args:
-            outputs: float32 arrays in `ModelSpec.outputs` order, first dimension the batch.
+            outputs: float32 or float16 arrays in `ModelSpec.outputs` order, first dimension the batch.
             index: which frame of the batch.
 
         Raises:
@@ -56,7 +56,10 @@ class DetectSettings(Settings):
 
 
 class Yolov5HeadsSettings(Settings):
-    """YOLOv5's raw heads: one (B, A, H, W, 5+C) output a stride, logits."""
+    """YOLOv5's raw heads, logits: one (B, A, H, W, 5+C) output a stride, or (B, A·(5+C), H, W) as convolved.
+
+    Of the latter, A is that of the anchors.
+    """
 
     kind: Literal["yolov5_heads"] = "yolov5_heads"
     anchors: tuple[tuple[float, ...], ...] | None = Field(

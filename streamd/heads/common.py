@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from streamd.types import Candidates, Float32Array
+from streamd.types import Candidates, Float32Array, FloatArray
 
 EMPTY = Candidates(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
 
@@ -17,6 +17,11 @@ def logit(probability: float) -> float:
     if probability <= 0:
         return -math.inf
     return math.inf if probability >= 1 else math.log(probability / (1 - probability))
+
+
+def as_float32(values: FloatArray) -> Float32Array:
+    """The same values in single precision; no copy where they are."""
+    return values.astype(np.float32, copy=False)
 
 
 def sigmoid(x: Float32Array) -> Float32Array:

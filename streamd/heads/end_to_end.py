@@ -6,7 +6,7 @@ import numpy as np
 
 from streamd.errors import ConfigError
 from streamd.heads import EndToEndSettings
-from streamd.heads.common import EMPTY
+from streamd.heads.common import EMPTY, as_float32
 from streamd.types import Candidates, DecodePlan, ModelSpec, Outputs
 
 
@@ -27,7 +27,7 @@ class EndToEnd:
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`. Rows whose class the labels do not know are padding and are left out."""
-        rows = outputs[0][index]
+        rows = as_float32(outputs[0][index])
         keep = (rows[:, 4] >= self._conf) & (rows[:, 5] >= 0) & (rows[:, 5] < self.plan.classes)
         if not keep.any():
             return EMPTY

@@ -26,6 +26,9 @@ from streamd.heads.postprocess import class_numbers
 from streamd.types import DecodePlan, ModelSpec
 
 _KINDS = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+_DISTANCES = 64
+"""Channels of YOLOv8's undecoded boxes: 16 for each side."""
+_STRIDES = (8, 16, 32)
 _adapter: TypeAdapter[Any] = TypeAdapter(HeadConfig)
 
 
@@ -43,17 +46,23 @@ def recognise(spec: ModelSpec) -> Any:
             raise ConfigError(f"sidecar of {spec.path}: head: {problems}") from error
     shapes = [t.shape for t in spec.outputs]
     listed = ", ".join(f"{t.name}{list(t.shape)}" for t in spec.outputs)
-    if shapes and all(len(s) == 5 for s in shapes):
+    if shapes and all(len(s) == 5 or _convolved_head(s, spec) for s in shapes):
+        if all(len(s) == 4 and s[1] == _DISTANCES + (len(spec.labels) or len(COCO80)) for s in shapes):
+            raise ConfigError(
+                f"model {spec.path}: outputs {listed} are YOLOv8's before their decoding ({_DISTANCES} channels of "
+                "distances, then classes), which no head here decodes; export it with decoding, or declare "
+                "model.head.kind: yolov5_heads"
+            )
         return Yolov5HeadsSettings()
     if len(shapes) != 1 or len(shapes[0]) != 3:
         raise ConfigError(
-            f"model {spec.path}: no known head has outputs {listed}; known: (B,A,H,W,5+C) per stride, (B,N,5+C), "
-            "(B,4+C,N), (B,N,6). Export the model in one of these forms"
+            f"model {spec.path}: no known head has outputs {listed}; known: (B,A,H,W,5+C) or "
+            "(B,A·(5+C),H,W) per stride, (B,N,5+C), (B,4+C,N), (B,N,6). Export the model in one of these forms"
         )
     rows, columns = shapes[0][1], shapes[0][2]
     if rows < 1 or columns < 1:
         raise ConfigError(f"model {spec.path}: output {listed} has a dynamic shape; declare model.head.kind: {_KINDS}")
-    cells = sum((spec.input_height // s) * (spec.input_width // s) for s in (8, 16, 32))
+    cells = sum((spec.input_height // s) * (spec.input_width // s) for s in _STRIDES)
     fits: list[Any] = []
     if columns >= 6 and rows == 3 * cells:
         fits.append(Yolov5CatSettings())
@@ -75,6 +84,12 @@ def recognise(spec: ModelSpec) -> Any:
         f"model {spec.path}: output {listed} fits no head at input {spec.input_height}×{spec.input_width} (yolov5_cat "
         f"has {3 * cells} rows, yolov8 {cells} columns, end_to_end 6 columns); declare model.head.kind: {_KINDS}"
     )
+
+
+def _convolved_head(shape: tuple[int, ...], spec: ModelSpec) -> bool:
+    """Whether it can be (B, 3·(5+C), H, W) of a stride that YOLOv5 has; others are to be declared, with anchors."""
+    grids = [(spec.input_height / s, spec.input_width / s) for s in _STRIDES]
+    return len(shape) == 4 and shape[2:] in grids and shape[1] % 3 == 0 and shape[1] >= 3 * 6
 
 
 def declared(kind: str | None, spec: ModelSpec) -> Any:

@@ -6,12 +6,15 @@ score = objectness · class.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
+
 import numpy as np
 
 from streamd.errors import ConfigError, ModelError
 from streamd.heads import Yolov5CatSettings, Yolov5HeadsSettings, Yolov5SigmoidSettings
-from streamd.heads.common import EMPTY, corners, label_boxes, logit, sigmoid
-from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
+from streamd.heads.common import EMPTY, as_float32, corners, label_boxes, logit, sigmoid
+from streamd.types import Candidates, DecodePlan, Float32Array, FloatArray, ModelSpec, Outputs
 
 COCO_ANCHORS: dict[int, tuple[float, ...]] = {
     8: (10, 13, 16, 30, 33, 23),
@@ -26,18 +29,23 @@ ROUNDING = 1e-3
 
 
 class Yolov5Heads:
-    """One (B, A, H, W, 5+C) output a stride: logits of x, y, w, h, objectness, classes."""
+    """One output a stride, logits of x, y, w, h, objectness, classes: (B, A, H, W, 5+C), or (B, A·(5+C), H, W).
+
+    The latter is how the last convolution leaves them: channel anchor·(5+C)+k.
+    """
 
     nms = True
 
     def __init__(self, settings: Yolov5HeadsSettings, spec: ModelSpec, *, conf: float, multi_label: bool) -> None:
         shapes = [t.shape for t in spec.outputs]
-        if any(len(s) != 5 or min(s[1:]) < 1 or s[4] < 6 for s in shapes):
+        listed = ", ".join(f"{t.name}{list(t.shape)}" for t in spec.outputs)
+        if any(len(s) not in (4, 5) or min(s[1:]) < 1 or s[-1 if len(s) == 5 else 1] < 6 for s in shapes):
             raise ConfigError(
-                f"model.head: yolov5_heads expects outputs of shape (B, A, H, W, 5+C); {spec.path} has "
-                + ", ".join(f"{t.name}{list(t.shape)}" for t in spec.outputs)
+                "model.head: yolov5_heads expects outputs of shape (B, A, H, W, 5+C) or (B, A·(5+C), H, W); "
+                f"{spec.path} has {listed}"
             )
-        # Finest first, whatever order the exporter chose: settings list strides and anchors from the finest.
+        # Finest first, whatever order the exporter chose: settings list strides and anchors from the finest. Rows and
+        # columns are dimensions 2 and 3 of both forms.
         self._order = sorted(range(len(shapes)), key=lambda i: -shapes[i][2])
         grids = [shapes[i] for i in self._order]
         strides = settings.strides or tuple(spec.input_height // g[2] for g in grids)
@@ -49,39 +57,51 @@ class Yolov5Heads:
                     f"model.head.strides: stride {stride} on a {grid[2]}×{grid[3]} grid does not make the input of "
                     f"{spec.input_height}×{spec.input_width}"
                 )
-        anchors = settings.anchors
-        if anchors is None:
-            if any(s not in COCO_ANCHORS for s in strides) or any(g[1] != 3 for g in grids):
-                raise ConfigError(
-                    f"model.head.anchors: must be given for strides {list(strides)} with "
-                    f"{[g[1] for g in grids]} anchors each; only YOLOv5's own (8, 16, 32 with 3 each) are known"
-                )
-            anchors = tuple(COCO_ANCHORS[s] for s in strides)
-        for row, grid in zip(anchors, grids, strict=False):
-            if len(row) != 2 * grid[1] or min(row) <= 0:
-                raise ConfigError(f"model.head.anchors: a row needs {2 * grid[1]} positive numbers (w,h an anchor)")
-        if len(anchors) != len(grids):
-            raise ConfigError(f"model.head.anchors: {len(anchors)} rows given, but {spec.path} has {len(grids)} heads")
-        self._conf, self._multi_label = conf, multi_label
+        anchors = _anchors(settings, spec, strides, grids)
+        # What remains of an anchor's channels, by head: 5+C of each must be the same.
+        depths = [Fraction(g[1], len(row) // 2) if len(g) == 4 else g[4] for g, row in zip(grids, anchors, strict=True)]
+        if len(set(depths)) > 1 or depths[0].denominator > 1 or depths[0] < 6:
+            raise ConfigError(
+                f"model.head: yolov5_heads with {[len(row) // 2 for row in anchors]} anchors expects that many times "
+                f"5+C channels, the same C in each head; {spec.path} has {listed}"
+            )
+        self._conf, self._multi_label, self._path, self._checked = conf, multi_label, spec.path, False
         self._logit = np.float32(logit(conf))
         self._strides = strides
         self._anchors = [np.array(row, np.float32).reshape(-1, 2) for row in anchors]
         by_output = sorted(range(len(self._order)), key=lambda k: self._order[k])
         self.plan = DecodePlan(
-            "yolov5_heads", grids[0][4] - 5, conf, multi_label,
+            "yolov5_heads", int(depths[0]) - 5, conf, multi_label,
             tuple(strides[k] for k in by_output), tuple(tuple(anchors[k]) for k in by_output),
         )  # fmt: skip
 
+    def _check(self, heads: Sequence[FloatArray]) -> None:
+        """Some exporters end in a sigmoid. In a whole frame, most logits of objectness are negative."""
+        values = [head[..., 4] for head in heads]
+        least, most = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
+        if 0 <= least < most <= 1:
+            raise ModelError(
+                f"model {self._path}: its outputs have the shape of yolov5_heads, but in a whole frame objectness is "
+                f"{least:.3g} to {most:.3g}, where logits are expected: they end in a sigmoid. Export the model "
+                "without it"
+            )
+        self._checked = True
+
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`. Objectness alone bounds the score, so its logit is compared before anything else."""
+        heads = [
+            _by_cell(outputs[position][index], len(anchors))
+            for position, anchors in zip(self._order, self._anchors, strict=True)
+        ]
+        if not self._checked:
+            self._check(heads)
         found_boxes: list[Float32Array] = []
         found_scores: list[Float32Array] = []
-        for position, stride, anchors in zip(self._order, self._strides, self._anchors, strict=True):
-            head = outputs[position][index]
-            anchor, row, column = np.nonzero(head[..., 4] >= self._logit)
+        for head, stride, anchors in zip(heads, self._strides, self._anchors, strict=True):
+            anchor, row, column = np.nonzero(as_float32(head[..., 4]) >= self._logit)
             if not len(anchor):
                 continue
-            values = sigmoid(head[anchor, row, column])
+            values = sigmoid(as_float32(head[anchor, row, column]))
             size = np.square(values[:, 2:4] * 2) * anchors[anchor]
             cx = (values[:, 0] * 2 - 0.5 + column) * stride
             cy = (values[:, 1] * 2 - 0.5 + row) * stride
@@ -92,6 +112,34 @@ class Yolov5Heads:
         return label_boxes(
             np.concatenate(found_boxes), np.concatenate(found_scores), self._conf, multi_label=self._multi_label
         )
+
+
+def _anchors(
+    settings: Yolov5HeadsSettings, spec: ModelSpec, strides: Sequence[int], grids: Sequence[tuple[int, ...]]
+) -> tuple[tuple[float, ...], ...]:
+    """A row for each head, as settings say or as YOLOv5's own strides have them."""
+    anchors = settings.anchors
+    # Channels do not say how many anchors share them; YOLOv5 has 3.
+    counts = [g[1] if len(g) == 5 else 3 for g in grids]
+    if anchors is None:
+        if any(s not in COCO_ANCHORS for s in strides) or any(n != 3 for n in counts):
+            raise ConfigError(
+                f"model.head.anchors: must be given for strides {list(strides)} with "
+                f"{counts} anchors each; only YOLOv5's own (8, 16, 32 with 3 each) are known"
+            )
+        return tuple(COCO_ANCHORS[s] for s in strides)
+    if len(anchors) != len(grids):
+        raise ConfigError(f"model.head.anchors: {len(anchors)} rows given, but {spec.path} has {len(grids)} heads")
+    for row, grid in zip(anchors, grids, strict=True):
+        if not row or len(row) % 2 or min(row) <= 0 or (len(grid) == 5 and len(row) != 2 * grid[1]):
+            needed = f"{2 * grid[1]} positive numbers" if len(grid) == 5 else "positive numbers,"
+            raise ConfigError(f"model.head.anchors: a row needs {needed} (w,h an anchor)")
+    return anchors
+
+
+def _by_cell(head: FloatArray, anchors: int) -> FloatArray:
+    """(A, H, W, 5+C) of either form of one frame's head; never a copy."""
+    return head if head.ndim == 4 else head.reshape(anchors, -1, *head.shape[1:]).transpose(0, 2, 3, 1)
 
 
 class Yolov5Cat:
@@ -122,7 +170,7 @@ class Yolov5Cat:
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`."""
-        rows = outputs[0][index]
+        rows = as_float32(outputs[0][index])
         if not self._checked:
             self._check(rows)
         (keep,) = np.nonzero(rows[:, 4] >= self._conf)
@@ -186,7 +234,7 @@ class Yolov5Sigmoid:
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`."""
-        rows = outputs[0][index]
+        rows = as_float32(outputs[0][index])
         if not self._checked:
             self._check(rows)
         (keep,) = np.nonzero(rows[:, 4] >= self._conf)

@@ -6,7 +6,7 @@ import numpy as np
 
 from streamd.errors import ConfigError
 from streamd.heads import Yolov8Settings
-from streamd.heads.common import EMPTY, corners, label_boxes
+from streamd.heads.common import EMPTY, as_float32, corners, label_boxes
 from streamd.types import Candidates, DecodePlan, ModelSpec, Outputs
 
 
@@ -27,7 +27,7 @@ class Yolov8:
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`."""
-        columns = outputs[0][index]
+        columns = as_float32(outputs[0][index])
         (keep,) = np.nonzero(columns[4:].max(axis=0) >= self._conf)
         if not len(keep):
             return EMPTY

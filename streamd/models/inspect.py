@@ -14,7 +14,8 @@ from streamd.engine.model import model_file, sha256_of
 from streamd.engine.select import PLAN_SUFFIXES
 from streamd.engine.tensorrt.onnxfile import read_onnx
 from streamd.errors import ModelError, StreamdError
-from streamd.heads.select import declared, recognise, resolve_labels
+from streamd.heads import DetectSettings
+from streamd.heads.select import declared, open_head, recognise, resolve_labels
 from streamd.models.graph import Graph, load, opset, vendor
 from streamd.sidecar import Provenance, read_sidecar
 
@@ -222,6 +223,8 @@ def _warnings(path: Path, graph: Graph, found: Inspection) -> list[str]:
             "its outputs end in a sigmoid: boxes are still relative to cells and anchors, although the shape is that "
             "of decoded rows (yolov5_cat); declare --head yolov5_sigmoid, or model.head.kind in the configuration"
         )
+    if found.head == "yolov5_heads" and read_onnx(path).ends_in_sigmoid:
+        out.append("its outputs end in a sigmoid, where yolov5_heads expects logits: export it without the sigmoid")
     return out
 
 
@@ -272,9 +275,8 @@ def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection
         try:
             settings = declared(head, spec) or recognise(spec)
             found.head = settings.kind
-            shape = spec.outputs[0].shape
-            classes = {"yolov8": shape[1] - 4, "end_to_end": len(spec.labels) or 80}
-            found.labels = list(resolve_labels(spec, classes.get(settings.kind, shape[-1] - 5)))
+            classes = open_head(settings, spec, DetectSettings()).plan.classes
+            found.labels = list(resolve_labels(spec, classes))
         except StreamdError as error:
             found.warnings.append(f"no head: {error}")
             found.labels = list(spec.labels) or None

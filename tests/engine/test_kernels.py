@@ -246,8 +246,9 @@ def test_decoding_equals_the_numpy_head(host: Host, kind: str, dtype: str, multi
     assert check_decode(host, kind, dtype, multi_label=multi_label, conf=conf) > 5
 
 
-def test_heads_in_another_order_are_numbered_finest_first(host: Host) -> None:
-    assert check_decode(host, "yolov5_heads", "float32", multi_label=True, conf=0.3, shuffled=True) > 5
+@pytest.mark.parametrize("kind", ["yolov5_heads", "yolov5_heads convolved"])
+def test_heads_in_another_order_are_numbered_finest_first(host: Host, kind: str) -> None:
+    assert check_decode(host, kind, "float32", multi_label=True, conf=0.3, shuffled=True) > 5
 
 
 def test_the_extreme_thresholds(host: Host) -> None:

@@ -11,6 +11,7 @@ import pytest
 from streamd.engine import BatchSettings, ModelSettings, OpenVinoSettings, open_backend
 from streamd.errors import BackendError, ModelError
 from streamd.heads import DetectSettings, Yolov5SigmoidSettings
+from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, recognise, resolve_labels
 from streamd.sources.images import list_images, read_image
 from streamd.types import DecodePlan
@@ -75,6 +76,43 @@ def test_families_without_a_head_open_but_are_not_recognised(name: str) -> None:
 def test_the_exporters_class_names_are_found() -> None:
     backend = open_backend(OpenVinoSettings(), model("yolov5n_cat"))
     assert resolve_labels(backend.spec, 80)[:3] == ("person", "bicycle", "car")
+
+
+def test_heads_cut_at_their_convolutions_give_the_same_detections(tmp_path: Path) -> None:
+    import onnx
+
+    whole = onnx.load(str(shared("models/yolov5n_heads.onnx")))
+    makers = {name: node for node in whole.graph.node for name in node.output}
+    cut = []
+    for output in whole.graph.output:
+        transpose = makers[output.name]
+        reshape = makers[transpose.input[0]]
+        assert (transpose.op_type, reshape.op_type) == ("Transpose", "Reshape")
+        assert makers[reshape.input[0]].op_type == "Conv"
+        cut.append(reshape.input[0])
+    path = tmp_path / "cut.onnx"
+    onnx.utils.extract_model(str(shared("models/yolov5n_heads.onnx")), str(path), ["images"], cut)
+    pictures = [read_image(p) for p in list_images(shared("images/coco_val128/images"))[:6]]
+    found = []
+    for settings in (model("yolov5n_heads"), ModelSettings(path=str(path))):
+        backend = open_backend(OpenVinoSettings(precision="f32"), settings)
+        backend.start()
+        detect = DetectSettings()
+        post = Postprocess(open_head(None, backend.spec, detect), detect, resolve_labels(backend.spec, 80))
+        slot, boxes = backend.slots[0], []
+        for picture in pictures:
+            (letterbox,) = backend.preprocess(slot, [picture])
+            backend.infer(slot)
+            boxes.append(post(backend.collect(slot), 0, letterbox))
+        found.append((backend.spec.outputs[0].shape[1:], boxes))
+        backend.close()
+    (before, wanted), (after, got) = found
+    assert (before, after) == ((3, 80, 80, 85), (255, 80, 80))
+    assert sum(len(score) for _, score, _ in wanted) > 10
+    for (xyxy, score, class_id), (want_xyxy, want_score, want_class_id) in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(class_id, want_class_id)
+        np.testing.assert_allclose(score, want_score, atol=1e-4)
+        np.testing.assert_allclose(xyxy, want_xyxy, atol=0.05)
 
 
 def test_a_dynamic_batch() -> None:

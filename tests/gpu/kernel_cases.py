@@ -22,6 +22,7 @@ from streamd.heads import (
 from streamd.heads.nms import nms
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
+from streamd.heads.yolov5 import COCO_ANCHORS
 from streamd.types import Box, Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Picture, TensorSpec
 
 CODE_VALUE_TOLERANCE = 0.002
@@ -141,16 +142,27 @@ def _spec(outputs: Sequence[TensorSpec]) -> ModelSpec:
 def decode_case(
     kind: str, dtype: str, *, frames: int = 3, seed: int = 1, shuffled: bool = False
 ) -> tuple[list[TensorSpec], list[npt.NDArray[Any]], Any]:
-    """Specs, random outputs (batch first) and head settings of one kind."""
+    """Specs, random outputs (batch first) and head settings of one kind.
+
+    Of `yolov5_heads` also as convolved, (batch, anchors·values, rows, columns), each head with its own number of
+    anchors, and mixed with the other form.
+    """
     random = np.random.default_rng(seed)
     height, width = INPUT
     cells = [(height // s, width // s) for s in (8, 16, 32)]
-    if kind == "yolov5_heads":
-        shapes = [(3, h, w, 5 + CLASSES) for h, w in cells]
+    if kind.startswith("yolov5_heads"):
+        anchors = [3, 3, 3] if kind == "yolov5_heads" else [3, 1, 2]
+        shapes: list[Any] = [(a, h, w, 5 + CLASSES) for a, (h, w) in zip(anchors, cells, strict=True)]
         if shuffled:
             shapes = [shapes[1], shapes[2], shapes[0]]
         arrays = [random.normal(-1.0, 2.0, (frames, *s)) for s in shapes]
         settings: Any = Yolov5HeadsSettings()
+        if kind != "yolov5_heads":
+            settings = Yolov5HeadsSettings(
+                anchors=tuple(a[: 2 * n] for a, n in zip(COCO_ANCHORS.values(), anchors, strict=True))
+            )
+            kept = 1 if "mixed" in kind else 3
+            arrays = [convolved(a) if i != kept else a for i, a in enumerate(arrays)]
     elif kind == "yolov5_sigmoid":
         rows = sum(h * w for h, w in cells) * 3
         arrays = [1 / (1 + np.exp(-random.normal(-1.0, 2.0, (frames, rows, 5 + CLASSES))))]
@@ -172,6 +184,12 @@ def decode_case(
     arrays = [a.astype(dtype) for a in arrays]
     specs = [TensorSpec(f"o{i}", (-1, *a.shape[1:]), dtype) for i, a in enumerate(arrays)]
     return specs, arrays, settings
+
+
+def convolved(heads: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(B, A·K, H, W) of YOLOv5's (B, A, H, W, K): how the convolution had it."""
+    batch, anchors, rows, columns, values = heads.shape
+    return np.ascontiguousarray(heads.transpose(0, 1, 4, 2, 3)).reshape(batch, anchors * values, rows, columns)
 
 
 def check_decode(machine: Machine, kind: str, dtype: str, *, multi_label: bool, conf: float, **case: Any) -> int:
@@ -198,7 +216,10 @@ def check_decode(machine: Machine, kind: str, dtype: str, *, multi_label: bool, 
     return sum(counts)
 
 
-DECODE_KINDS = ["yolov5_heads", "yolov5_cat", "yolov5_sigmoid", "yolov8", "end_to_end"]
+DECODE_KINDS = [
+    "yolov5_heads", "yolov5_heads convolved", "yolov5_heads mixed", "yolov5_cat", "yolov5_sigmoid", "yolov8",
+    "end_to_end",
+]  # fmt: skip
 
 
 def check_overflow(machine: Machine) -> None:

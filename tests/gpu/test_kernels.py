@@ -88,8 +88,9 @@ def test_decoding_equals_the_numpy_head(machine: Gpu, kind: str, dtype: str, mul
     assert check_decode(machine, kind, dtype, multi_label=multi_label, conf=conf) > 5
 
 
-def test_heads_in_another_order_are_numbered_finest_first(machine: Gpu) -> None:
-    assert check_decode(machine, "yolov5_heads", "float32", multi_label=True, conf=0.3, shuffled=True) > 5
+@pytest.mark.parametrize("kind", ["yolov5_heads", "yolov5_heads convolved"])
+def test_heads_in_another_order_are_numbered_finest_first(machine: Gpu, kind: str) -> None:
+    assert check_decode(machine, kind, "float32", multi_label=True, conf=0.3, shuffled=True) > 5
 
 
 def test_a_frame_full_of_boxes_loses_none(machine: Gpu) -> None:

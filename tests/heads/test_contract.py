@@ -21,8 +21,9 @@ from streamd.heads import (
 )
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import declared, open_head, recognise, resolve_labels
-from streamd.heads.yolov5 import COCO_ANCHORS
+from streamd.heads.yolov5 import COCO_ANCHORS, _by_cell
 from streamd.types import Box, Candidates, Letterbox, ModelSpec, TensorSpec
+from tests.gpu.kernel_cases import convolved
 
 SIZE, CLASSES = 320, 6
 CELLS = {s: SIZE // s for s in (8, 16, 32)}
@@ -164,6 +165,64 @@ def test_transposed_memory_gives_the_same_boxes() -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("of", [(0, 1, 2), (0, 2)], ids=["all", "mixed"])
+def test_heads_as_convolved_give_the_same_candidates(dtype: str, of: tuple[int, ...]) -> None:
+    random = np.random.default_rng(0)
+    width = 2 * SIZE
+    heads = [random.normal(-1, 2, (2, 3, n, 2 * n, 5 + CLASSES)).astype(dtype) for n in CELLS.values()]
+    given = [convolved(h) if i in of else h for i, h in enumerate(heads)]
+    detect = DetectSettings(conf=0.3, multi_label=True)
+    image = TensorSpec("images", (-1, 3, SIZE, width), "float32")
+    plain, other = (replace(spec(*(o.shape for o in outputs)), input=image) for outputs in (heads, given))
+    assert recognise(other) == Yolov5HeadsSettings()
+    a, b = open_head(None, plain, detect), open_head(None, other, detect)
+    assert a.plan == b.plan
+    for index in (0, 1):
+        want, got = a.candidates([h.astype(np.float32) for h in heads], index), b.candidates(given, index)
+        assert len(want.score) > 1000
+        np.testing.assert_array_equal(got.class_id, want.class_id)
+        np.testing.assert_array_equal(got.score, want.score)
+        np.testing.assert_array_equal(got.xyxy, want.xyxy)
+        assert got.score.dtype == got.xyxy.dtype == np.dtype("float32")
+
+
+def test_a_convolved_head_is_looked_at_in_place() -> None:
+    head = np.zeros((3 * 11, 4, 8), np.float16)
+    cells = _by_cell(head, 3)
+    assert cells.shape == (3, 4, 8, 11)
+    assert np.shares_memory(cells, head)
+
+
+def test_convolved_heads_with_other_anchors_are_declared() -> None:
+    shapes = [(1, 2 * (5 + CLASSES), n, n) for n in CELLS.values()]
+    settings = Yolov5HeadsSettings(anchors=((1, 2, 3, 4),) * 3)
+    assert open_head(settings, spec(*shapes), DetectSettings()).plan.classes == CLASSES
+    with pytest.raises(ConfigError, match="no known head has outputs"):
+        recognise(spec(*shapes))
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "yolov5_heads"])
+def test_half_precision_is_converted(kind: str) -> None:
+    model, outputs = encode(kind)
+    head = open_head(None, model, DetectSettings(conf=0.05))
+    halves = [o.astype(np.float16) for o in outputs]
+    got, want = head.candidates(halves, 0), head.candidates([h.astype(np.float32) for h in halves], 0)
+    assert len(want.score) >= 3
+    for name in ("xyxy", "score", "class_id"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+        assert getattr(got, name).dtype == getattr(want, name).dtype
+
+
+@pytest.mark.parametrize("form", [lambda h: h, lambda h: convolved(h)], ids=["by cell", "convolved"])
+def test_heads_after_a_sigmoid_are_refused(form: Any) -> None:
+    _, logits = encode("yolov5_heads")
+    outputs = [form((1 / (1 + np.exp(-o))).astype(np.float32)) for o in logits]
+    head = open_head(None, spec(*(o.shape for o in outputs)), DetectSettings())
+    with pytest.raises(ModelError, match=r"m\.onnx: .* they end in a sigmoid\. Export the model without it"):
+        head.candidates(outputs, 0)
+
+
 def test_heads_in_any_order() -> None:
     _, outputs = encode("yolov5_heads")
     reversed_ = outputs[::-1]
@@ -246,11 +305,25 @@ def test_device_decoded_candidates_take_the_same_last_steps() -> None:
         ([(1, -1, -1)], "dynamic shape; declare model.head.kind"),
         ([(1, 77, 11)], "fits no head"),
         ([(1, 10), (1, 4)], "no known head has outputs"),
+        ([(1, 33, 40, 40), (1, 33, 20, 10)], "no known head has outputs"),
+        ([(1, 34, 40, 40)], "no known head has outputs"),
+        ([(1, 40, 40, 33)], "no known head has outputs"),
+        ([(1, 15, 40, 40)], "no known head has outputs"),
+        ([(1, 116, TOTAL), (1, 33, 40, 40)], "no known head has outputs"),
     ],
 )
 def test_unknown_layouts_are_named_not_guessed(shapes: list[tuple[int, ...]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recognise(spec(*shapes))
+
+
+def test_the_undecoded_form_of_yolov8_is_no_convolved_head_of_yolov5() -> None:
+    """Its 144 channels would be 43 classes of 3 anchors."""
+    shapes = [(1, 64 + 80, n, n) for n in CELLS.values()]
+    for labels in (("a",) * 80, ()):
+        with pytest.raises(ConfigError, match="are YOLOv8's before their decoding"):
+            recognise(spec(*shapes, labels=labels))
+    assert recognise(spec(*shapes, labels=("a",) * 43)).kind == "yolov5_heads"
 
 
 def test_an_ambiguous_layout_is_refused() -> None:
@@ -266,6 +339,26 @@ def test_the_sidecar_decides() -> None:
     assert isinstance(recognise(model), EndToEndSettings)
     with pytest.raises(ConfigError, match=r"sidecar of m\.onnx: head"):
         recognise(spec((1, 252, 6), head={"kind": "yolov9"}))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "anchors", "message"),
+    [
+        ([(1, 34, 40, 40)], None, r"\[3\] anchors expects that many times 5\+C channels.* has out0\[1, 34, 40, 40\]"),
+        ([(1, 33, 40, 40), (1, 36, 20, 20)], None, r"the same C in each head; m\.onnx has out0.*out1"),
+        ([(1, 33, 40, 40), (1, 3, 20, 20, 12)], None, "the same C in each head"),
+        ([(1, 33, 40, 40)], ((1, 2, 3, 4),), r"\[2\] anchors expects"),
+        ([(1, 33, 40, 40)], ((1, 2, 3),), "a row needs positive numbers"),
+        ([(1, 33, 40, 40)], ((1, 2),) * 2, "2 rows given, but m.onnx has 1 heads"),
+        ([(1, 33, 10, 10), (1, 33, 5, 5)], None, r"anchors: must be given for strides \[32, 64\]"),
+        ([(1, 33, -1, -1)], None, "expects outputs of shape"),
+        ([(1, 40, 40, 33)], None, "stride 8 on a 40×33 grid"),
+        ([(1, 15, 40, 40)], None, "expects that many times"),
+    ],
+)
+def test_convolved_heads_that_contradict_the_settings(shapes: Any, anchors: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_head(Yolov5HeadsSettings(anchors=anchors), spec(*shapes), DetectSettings())
 
 
 @pytest.mark.parametrize(

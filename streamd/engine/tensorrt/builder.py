@@ -15,7 +15,7 @@ import structlog
 from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
 from streamd.engine.model import model_file
 from streamd.engine.select import PLAN_SUFFIXES
-from streamd.engine.tensorrt import driver, plans
+from streamd.engine.tensorrt import driver, outputs, plans
 from streamd.engine.tensorrt.calibrator import make_calibrator
 from streamd.engine.tensorrt.files import write_whole
 from streamd.engine.tensorrt.job import BuildOptions, Job, prepare
@@ -221,6 +221,9 @@ def build(job: Job) -> tuple[Any, Sidecar]:
         if hasattr(trt, "init_libnvinfer_plugins"):
             trt.init_libnvinfer_plugins(logger, "")
         network, parser = _parse(job, builder, logger)
+        heads = outputs.give_convolutions(job.trt, network, half=job.recipe.precision != "fp32")
+        if heads and job.spec.head is None:
+            job = replace(job, spec=replace(job.spec, head=outputs.DECLARED))
         config, calibrator = _configure(job, builder, network)
         try:
             plan = builder.build_serialized_network(network, config)
@@ -337,6 +340,8 @@ def _refresh(plan: Path, job: Job) -> None:
     """Carries class names and the like over to a reused plan where the model's own sidecar has changed since."""
     old = read_sidecar(plan)
     fresh = _sidecar(job, 0.0).model_copy(update={"sha256": old.sha256, "provenance": old.provenance})
+    if fresh.head is None and old.head == outputs.DECLARED:
+        fresh = fresh.model_copy(update={"head": old.head})
     if fresh != old:
         try:
             write_sidecar(plan, fresh)

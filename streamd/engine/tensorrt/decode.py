@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,14 +32,14 @@ CANDIDATE = np.dtype(
 )
 """kernels.cu's `Candidate`."""
 _HEAD = struct.Struct("<2Q5i2fi")
-_OUTPUT = struct.Struct(f"<Q5if{MAX_ANCHORS * 2}f")
+_OUTPUT = struct.Struct(f"<Q7if{MAX_ANCHORS * 2}f")
 DECODE_BYTES = _HEAD.size + MAX_OUTPUTS * _OUTPUT.size
 
 
 def total_rows(plan: DecodePlan, outputs: Sequence[TensorSpec]) -> int:
     """Rows that may hold a box, of one frame."""
     if plan.kind == "yolov5_heads":
-        return sum(int(np.prod(o.shape[1:4])) for o in outputs)
+        return sum(math.prod(_grid(plan, outputs, i)) for i in range(len(outputs)))
     return outputs[0].shape[2 if plan.kind == "yolov8" else 1]
 
 
@@ -53,9 +54,15 @@ class _Level(NamedTuple):
     sizes: tuple[float, ...] = ()
 
 
-def _grid(output: TensorSpec) -> tuple[int, int, int]:
-    _, anchors, rows, columns, _ = output.shape
-    return anchors, rows, columns
+def _grid(plan: DecodePlan, outputs: Sequence[TensorSpec], index: int) -> tuple[int, int, int]:
+    """Anchors, rows and columns of one of YOLOv5's heads."""
+    rows, columns = outputs[index].shape[2:4]
+    return len(plan.anchors[index]) // 2, rows, columns
+
+
+def _steps(plan: DecodePlan, output: TensorSpec, level: _Level) -> tuple[int, int]:
+    """Elements from cell to cell of an anchor, and from value to value of a cell."""
+    return (1, level.rows * level.columns) if len(output.shape) == 4 else (5 + plan.classes, 1)
 
 
 def _levels(plan: DecodePlan, outputs: Sequence[TensorSpec], size: tuple[int, int]) -> list[_Level]:
@@ -63,7 +70,7 @@ def _levels(plan: DecodePlan, outputs: Sequence[TensorSpec], size: tuple[int, in
     if plan.kind == "yolov5_heads":
         # Finest first.
         order = sorted(range(len(outputs)), key=lambda i: -outputs[i].shape[2])
-        return [_Level(i, *_grid(outputs[i]), plan.strides[i], plan.anchors[i]) for i in order]
+        return [_Level(i, *_grid(plan, outputs, i), plan.strides[i], plan.anchors[i]) for i in order]
     if plan.kind == "yolov5_sigmoid":
         height, width = size
         return [
@@ -130,12 +137,17 @@ def pack(
     check(plan, outputs, size)
     packed, first = [], 0
     levels = _levels(plan, outputs, size)
-    for output, anchors, rows, columns, stride, known in levels:
+    for level in levels:
         sizes = np.zeros(2 * MAX_ANCHORS, np.float32)
-        sizes[: len(known)] = known
-        kind = TYPES[outputs[output].dtype]
-        packed.append(_OUTPUT.pack(addresses[output], kind, first, anchors, rows, columns, stride, *sizes.tolist()))
-        first += anchors * rows * columns
+        sizes[: len(level.sizes)] = level.sizes
+        output, grid = outputs[level.output], (level.anchors, level.rows, level.columns)
+        packed.append(
+            _OUTPUT.pack(
+                addresses[level.output], TYPES[output.dtype], first, *grid, *_steps(plan, output, level), level.stride,
+                *sizes.tolist(),
+            )
+        )  # fmt: skip
+        first += math.prod(grid)
     # As the NumPy heads compare: in single precision, and for logits against the threshold's own logit.
     conf = float(np.float32(plan.conf))
     with np.errstate(divide="ignore"):

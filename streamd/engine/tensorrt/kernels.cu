@@ -212,6 +212,7 @@ struct Output {
   i32 type;
   i32 first;  // rows of the outputs before this one
   i32 anchors, rows, columns;
+  i32 cell_step, value_step;  // elements from one cell of an anchor to the next, and from one value of a cell to the next
   float stride;
   float size[MAX_ANCHORS][2];  // anchor width and height, pixels
 };
@@ -275,8 +276,9 @@ FN void emit_classes(const Decode *d, i32 frame, float cx, float cy, float w, fl
 template <class T>
 struct LogitScore {
   const T *classes;
+  u64 step;
   float objectness;
-  FN_MEMBER float operator()(i32 c) const { return sigmoid(to_float(classes[c])) * objectness; }
+  FN_MEMBER float operator()(i32 c) const { return sigmoid(to_float(classes[c * step])) * objectness; }
 };
 
 template <class T>
@@ -298,16 +300,19 @@ FN void emit_cell(const Decode *d, const Output *o, i32 frame, i32 cell, float x
   emit_classes(d, frame, cx, cy, w * w * o->size[anchor][0], h * h * o->size[anchor][1], (u32)(o->first + cell), score);
 }
 
-// (batch, anchors, rows, columns, 5 + classes), logits.
+// (batch, anchors, rows, columns, 5 + classes), or (batch, anchors * (5 + classes), rows, columns), where a warp reads
+// neighbours; logits.
 template <class T>
 FN void yolov5_heads_cell(const Decode *d, const Output *o, i32 frame, i32 cell) {
-  i32 per_frame = o->anchors * o->rows * o->columns;
-  const T *v = (const T *)o->data + ((u64)frame * per_frame + cell) * (5 + d->classes);
-  float logit = to_float(v[4]);
+  i32 area = o->rows * o->columns, anchor = cell / area;
+  u64 step = (u64)o->value_step;
+  const T *v = (const T *)o->data + ((u64)frame * o->anchors + anchor) * (u64)area * (5 + d->classes) +
+               (u64)(cell - anchor * area) * o->cell_step;
+  float logit = to_float(v[4 * step]);
   if (!(logit >= d->conf_logit)) return;
-  LogitScore<T> score = {v + 5, sigmoid(logit)};
-  emit_cell(d, o, frame, cell, sigmoid(to_float(v[0])), sigmoid(to_float(v[1])), sigmoid(to_float(v[2])),
-            sigmoid(to_float(v[3])), score);
+  LogitScore<T> score = {v + 5 * step, step, sigmoid(logit)};
+  emit_cell(d, o, frame, cell, sigmoid(to_float(v[0])), sigmoid(to_float(v[step])), sigmoid(to_float(v[2 * step])),
+            sigmoid(to_float(v[3 * step])), score);
 }
 
 // (batch, total, 5 + classes): all heads in one tensor, each (anchors, rows, columns) of it, after a sigmoid.

@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 ANY_RTX = "any GPU TensorRT-RTX supports"
 ANY_AMPERE = "any GPU of compute capability 8.0 or later"
+REVISION = 1
+"""Of what the builder changes in a network by itself. Raise it with any such change: plans built before do not fit."""
 VERSION_COMPATIBLE = " (version compatible)"
 """Ends `Provenance.tensorrt` of a plan that later versions run too."""
 
@@ -52,6 +54,7 @@ class Recipe:
     profiles: int = 1
     workspace_mb: int = 1024
     calibration_sha256: str | None = None
+    revision: int = REVISION
 
     @property
     def key(self) -> str:
@@ -68,7 +71,7 @@ class Recipe:
             (f"batches of {_batches(other.profile)}, wanted {_batches(self.profile)}", other.profile, self.profile),
         )
         reasons = [text for text, theirs, ours in pairs if theirs != ours]
-        return "; ".join(reasons) or "built with other options"
+        return "; ".join(reasons) or "built with other options or by another streamd"
 
 
 def _batches(profile: tuple[int, int, int] | None) -> str:

@@ -6,13 +6,12 @@ import ctypes
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from streamd.engine.tensorrt import decode, kernels, suppress
 from streamd.engine.tensorrt.cuda import Device, DeviceBuffer, PinnedBuffer
 from streamd.engine.tensorrt.enqueue import Graph
-from streamd.types import Candidates, DecodePlan, Frame, ModelSpec, Outputs, TensorSpec
+from streamd.types import Candidates, DecodePlan, FloatArray, Frame, ModelSpec, Outputs, TensorSpec
 
 log = structlog.get_logger(__name__)
 
@@ -146,11 +145,12 @@ class TensorRtSlot:
     # ------------------------------------------------------------------------------------------------------ output
 
     def raw_outputs(self) -> Outputs:
-        """The collected batch's outputs: views of pinned memory where they are float32."""
-        found = []
+        """The collected batch's outputs: views of pinned memory where they are float32 or float16."""
+        found: list[FloatArray] = []
         for spec, raw in zip(self._spec.outputs, self.raw, strict=True):
-            values: npt.NDArray[np.generic] = raw.bytes[: tensor_bytes(spec, self.count)].view(spec.dtype)
-            found.append(values.reshape(self.count, *spec.shape[1:]).astype(np.float32, copy=False))
+            values = raw.bytes[: tensor_bytes(spec, self.count)].view(spec.dtype).reshape(self.count, *spec.shape[1:])
+            # A head reads little of what comes: it converts that alone.
+            found.append(values if spec.dtype == "float16" else values.astype(np.float32, copy=False))
         return found
 
     def counts(self) -> list[int]:
