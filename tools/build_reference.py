@@ -137,6 +137,9 @@ def metrics() -> str:
     stream.decoder, stream.clock_offset_s, stream.clock_drift, stream.objective_s = "software", 0.0, 0.0, 1.0
     stream.drop("any")
     stream.fail("any")
+    metrics.stage_duration.tally("any")
+    metrics.capture_to_publish.tally("any")
+    metrics.detections.of("any", ("any",))[0] = 1
     declared = {m._name: m._labelnames for m in vars(metrics).values() if isinstance(m, MetricWrapperBase)}
     rows = []
     for family in metrics.registry.collect():

@@ -20,6 +20,7 @@ from streamd.flow.batcher import Batcher
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.stage import StageThread
 from streamd.telemetry.metrics import Metrics, StreamMetrics
+from streamd.telemetry.tally import Tally
 from streamd.types import (
     Candidates,
     Detections,
@@ -115,14 +116,14 @@ class Pipeline:
             self._free.put(slot)
         self._ready: Ring[_Work] = Ring(count, "block", on_drop=self._discarded)
         self._running: Ring[_Work] = Ring(count, "block", on_drop=self._discarded)
-        self._stage_time = {
-            name: metrics.stage_duration.labels(stage=name)
-            for name in ("decode", "queue", "preprocess", "infer", "postprocess")
-        }
+        # Each is observed by the postprocess thread alone.
+        self._decode_time, self._queue_time, self._preprocess_time, self._infer_time, self._postprocess_time = (
+            metrics.stage_duration.tally(stage) for stage in ("decode", "queue", "preprocess", "infer", "postprocess")
+        )
         self._device_times: Callable[[Any], dict[str, float]] | None = getattr(engine, "device_times", None)
         self._device_time = {name: metrics.device_duration.labels(stage=name) for name in ("preprocess", "infer")}
-        self._label_counters: dict[tuple[str, int], Any] = {}
-        self._latency: dict[str, Any] = {}
+        self._per_stream: dict[str, tuple[StreamMetrics, Tally, list[int]]] = {}
+        """Counters, latencies, and how often each class was seen. The postprocess thread's."""
         self._count = count
         metrics.add_in_flight(self.in_flight)
         metrics.queue_depth.labels(queue=f"infer{name}").set_function(lambda: len(self._ready))
@@ -241,6 +242,7 @@ class Pipeline:
             # wants it any more; what is in hand is published all the same.
             with contextlib.suppress(Closed):
                 self._free.put(work.slot)
+            self._observe_batch(work, inferred_ns)
             for frame, (xyxy, score, class_id) in zip(work.frames, decoded, strict=True):
                 done_ns = time.monotonic_ns()
                 times = StageTimes(
@@ -252,9 +254,7 @@ class Pipeline:
                 )  # fmt: skip
                 self._publish(detections)
                 published += 1
-                counters = self._metrics.stream(frame.stream)
-                counters.published += 1
-                self._observe(detections, counters)
+                self._count_published(detections)
                 if self._tap is not None and frame.stream in self._tap.wanted:
                     self._tap.take(frame, detections)
         except BaseException:
@@ -262,26 +262,30 @@ class Pipeline:
             raise
         self._metrics.batch_size.observe(len(work.frames))
 
-    def _observe(self, detections: Detections, counters: StreamMetrics) -> None:
-        t = detections.times
-        observe = self._stage_time
-        observe["decode"].observe((t.decoded - t.captured) / 1e9)
-        observe["queue"].observe((t.batched - t.decoded) / 1e9)
-        observe["preprocess"].observe((t.preprocessed - t.batched) / 1e9)
-        observe["infer"].observe((t.inferred - t.preprocessed) / 1e9)
-        observe["postprocess"].observe((t.postprocessed - t.inferred) / 1e9)
-        stream = detections.stream
-        latency = self._latency.get(stream)
-        if latency is None:
-            latency = self._latency[stream] = self._metrics.capture_to_publish.labels(stream=stream)
+    def _observe_batch(self, work: _Work, inferred_ns: int) -> None:
+        """What is the same for each of its frames."""
+        frames = len(work.frames)
+        self._preprocess_time.observe((work.preprocessed_ns - work.batched_ns) / 1e9, frames)
+        self._infer_time.observe((inferred_ns - work.preprocessed_ns) / 1e9, frames)
+
+    def _count_published(self, detections: Detections) -> None:
+        stream, t = detections.stream, detections.times
+        known = self._per_stream.get(stream)
+        if known is None:
+            metrics = self._metrics
+            known = self._per_stream[stream] = (
+                metrics.stream(stream),
+                metrics.capture_to_publish.tally(stream),
+                metrics.detections.of(stream, self._model.labels),
+            )
+        counters, latency, seen = known
+        counters.published += 1
+        self._decode_time.observe((t.decoded - t.captured) / 1e9)
+        self._queue_time.observe((t.batched - t.decoded) / 1e9)
+        self._postprocess_time.observe((t.postprocessed - t.inferred) / 1e9)
         seconds = (t.postprocessed - t.captured) / 1e9
         latency.observe(seconds)
         if counters.objective_s is not None and seconds > counters.objective_s:
             counters.late += 1
         for class_id in detections.class_id.tolist():
-            counter = self._label_counters.get((stream, class_id))
-            if counter is None:
-                label = self._model.labels[class_id]
-                counter = self._metrics.detections.labels(stream=stream, label=label)
-                self._label_counters[stream, class_id] = counter
-            counter.inc()
+            seen[class_id] += 1

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from streamd.telemetry.tally import Histograms, LabelCounts
 from streamd.types import StreamCounts, StreamState
 
 STATES: tuple[StreamState, ...] = ("CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED")
@@ -282,12 +283,12 @@ class Metrics:
         self._streams: dict[str, StreamMetrics] = {}
         self._lock = threading.Lock()
         registry.register(_StreamCollector(self.streams))
-        self.stage_duration = Histogram(
+        self.stage_duration = Histograms(
             "streamd_stage_duration_seconds",
             "Time a frame's batch spent in a stage (queue: time a frame waited in its ring).",
-            ["stage"],
-            buckets=_STAGE_BUCKETS,
-            registry=registry,
+            "stage",
+            _STAGE_BUCKETS,
+            registry,
         )
         self.device_duration = Histogram(
             "streamd_device_duration_seconds",
@@ -302,12 +303,12 @@ class Metrics:
             ["device", "kind"],
             registry=registry,
         )
-        self.capture_to_publish = Histogram(
+        self.capture_to_publish = Histograms(
             "streamd_capture_to_publish_seconds",
             "From reading a frame's packet to its detections leaving the postprocess stage.",
-            ["stream"],
-            buckets=_LATENCY_BUCKETS,
-            registry=registry,
+            "stream",
+            _LATENCY_BUCKETS,
+            registry,
         )
         self.queue_depth = Gauge("streamd_queue_depth", "Items waiting in a ring.", ["queue"], registry=registry)
         self.batch_size = Histogram(
@@ -318,7 +319,7 @@ class Metrics:
             "streamd_slots_in_flight", "Batches between preprocess and postprocess.", registry=registry
         )
         self.slots_in_flight.set_function(lambda: sum(count() for count in self._in_flight))
-        self.detections = Counter("streamd_detections", "Detections published.", ["stream", "label"], registry=registry)
+        self.detections = LabelCounts("streamd_detections", "Detections published.", registry)
         self.sink_messages = Counter("streamd_sink_messages", "Messages a sink sent.", ["sink"], registry=registry)
         self.sink_dropped = Counter(
             "streamd_sink_dropped",

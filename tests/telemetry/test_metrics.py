@@ -58,9 +58,9 @@ def filled() -> CollectorRegistry:
     stream.drop("ring_full", 2)
     stream.state = "LIVE"
     stream.codec, stream.decoder = "h264", "nvdec"
-    metrics.stage_duration.labels(stage="infer").observe(0.01)
-    metrics.capture_to_publish.labels(stream="gate").observe(0.03)
-    metrics.detections.labels(stream="gate", label='per"son\n').inc()
+    metrics.stage_duration.tally("infer").observe(0.01)
+    metrics.capture_to_publish.tally("gate").observe(0.03)
+    metrics.detections.of("gate", ['per"son\n'])[0] += 1
     metrics.sink_messages.labels(sink="zmq0").inc()
     metrics.sink_dropped.labels(sink="zmq0", reason="ring_full").inc()
     metrics.sink_errors.labels(sink="zmq0").inc()

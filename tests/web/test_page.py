@@ -136,8 +136,8 @@ def test_the_state_holds_counters_and_no_address(served: Served) -> None:
     counters = served.metrics.stream("gate")
     counters.received, counters.published = 10, 7
     counters.drop("ring_full", 3)
-    served.metrics.capture_to_publish.labels(stream="gate").observe(0.033)
-    served.metrics.stage_duration.labels(stage="infer").observe(0.01)
+    served.metrics.capture_to_publish.tally("gate").observe(0.033)
+    served.metrics.stage_duration.tally("infer").observe(0.01)
     detail = "rtsp://***@10.1.2.3:554/h264/secretpath: nothing listens at that address (see http://10.1.2.3/x)"
     served.board.post(StreamStatus("gate", "BACKOFF", "refused", detail, 0, time.time_ns(), retry_in_s=2.5))
     served.board.post(StreamStatus("yard", "CONNECTING", "", "", 0, time.time_ns()))

@@ -23,7 +23,7 @@ def report(worker: int, *streams: str) -> Report:
         metrics.stream(stream).received = 10 * (worker + 1) + i
         metrics.stream(stream).drop("ring_full", 2)
         metrics.stream(stream).state = "LIVE"
-        metrics.capture_to_publish.labels(stream=stream).observe(0.01)
+        metrics.capture_to_publish.tally(stream).observe(0.01)
     return Report(worker, worker + 1, 1, None, [], {}, collect(registry))
 
 
