@@ -88,7 +88,7 @@ streams: [{{id: vtest, url: {shared("videos/vtest.avi")}, pace: asap}}]
     accounted_for(frames, running.summary("vtest"))
     assert len(frames) == 795
     live = next(line for line in running.log() if line["event"] == "stream live")
-    assert (live["codec"], live["decoder"], live["width"], live["height"]) == ("mpeg4", "software", 768, 576)
+    assert (live["codec"], live["decoder"], live["width"], live["height"]) == ("msmpeg4", "software", 768, 576)
     assert running.summary("vtest").get("dropped") is None
 
 
