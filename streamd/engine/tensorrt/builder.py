@@ -81,6 +81,11 @@ def _load(job: Job) -> bytes:
     return float_stem(in_float(data)) if job.onnx.quantized and job.trt.has_precision_flags else data
 
 
+def _takes_halves(job: Job) -> bool:
+    """Whether inputs and outputs may be float16 by the builder's own choice. Calibrators deal in single precision."""
+    return job.trt.has_precision_flags and job.recipe.precision != "fp32" and job.options.calibration is None
+
+
 def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
     """(network, parser); the parser owns weights that the network points to."""
     trt = job.trt.module
@@ -100,8 +105,7 @@ def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
             "expected one image and at least one output"
         )
     image = network.get_input(0)
-    halves = job.trt.has_precision_flags and job.recipe.precision != "fp32" and job.options.calibration is None
-    if halves and image.dtype == trt.float32:
+    if _takes_halves(job) and image.dtype == trt.float32:
         # Half the bytes for the letterbox to write and the stem to read.
         image.dtype = trt.float16
     return network, parser
@@ -221,7 +225,7 @@ def build(job: Job) -> tuple[Any, Sidecar]:
         if hasattr(trt, "init_libnvinfer_plugins"):
             trt.init_libnvinfer_plugins(logger, "")
         network, parser = _parse(job, builder, logger)
-        heads = outputs.give_convolutions(job.trt, network, half=job.recipe.precision != "fp32")
+        heads = outputs.give_convolutions(job.trt, network, half=_takes_halves(job))
         if heads and job.spec.head is None:
             job = replace(job, spec=replace(job.spec, head=outputs.DECLARED))
         config, calibrator = _configure(job, builder, network)
