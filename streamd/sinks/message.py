@@ -195,6 +195,19 @@ def topic(stream: str, kind: Literal["detections", "status"]) -> bytes:
     return f"{TOPIC_PREFIX}{stream}/{kind}".encode()
 
 
+_NOW, _MORE_NOW = 1, 3
+"""ZMQ_DONTWAIT, alone and with ZMQ_SNDMORE."""
+
+
+def send_now(socket: Any, name: bytes, payload: bytes) -> None:
+    """Sends a message on a ZeroMQ socket; raises zmq.Again, and sends nothing, where the socket is full.
+
+    pyzmq's send_multipart examines the parts and joins flags of its enum type for each message: 1.4 µs more.
+    """
+    socket.send(name, _MORE_NOW)
+    socket.send(payload, _NOW)
+
+
 _DETECTIONS: dict[str, Any] = {
     "json": msgspec.json.Decoder(DetectionsMessage),
     "msgpack": msgspec.msgpack.Decoder(DetectionsMessage),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from streamd.errors import SinkError
-from streamd.sinks.message import Gaps, detections_message, encoder, status_message, topic
+from streamd.sinks.message import Gaps, detections_message, encoder, send_now, status_message, topic
 from streamd.types import Detections, StreamCounts, StreamStatus
 
 RELAY_FULL = "relay_full"
@@ -72,7 +72,7 @@ class RelaySink:
         import zmq
 
         try:
-            self._socket.send_multipart((name, payload), zmq.DONTWAIT)
+            send_now(self._socket, name, payload)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:

@@ -15,7 +15,7 @@ from typing import Any
 from streamd.errors import SinkError, StreamdError
 from streamd.sinks import ZmqSettings
 from streamd.sinks.curve import Doorkeeper
-from streamd.sinks.message import STATUS_SUFFIX, Gaps, detections_message, encoder, status_message, topic
+from streamd.sinks.message import STATUS_SUFFIX, Gaps, detections_message, encoder, send_now, status_message, topic
 from streamd.types import Detections, StreamCounts, StreamStatus
 
 SLOW_SUBSCRIBER = "subscriber_slow"
@@ -99,19 +99,19 @@ class ZmqSink:
         if name is None:
             name = self._topics[stream] = topic(stream, "detections")
         message = detections_message(detections, self._boot_id, self._gaps.before(stream, detections.seq))
-        return self._send([name, self._encode(message)])
+        return self._send(name, self._encode(message))
 
-    def _send(self, parts: list[bytes]) -> str | None:
+    def _send(self, name: bytes, payload: bytes) -> str | None:
         import zmq
 
         socket = self._socket
         try:
-            socket.send_multipart(parts, zmq.DONTWAIT)
+            send_now(socket, name, payload)
         except zmq.Again:
             socket.setsockopt(zmq.XPUB_NODROP, 0)
             try:
                 with contextlib.suppress(zmq.Again):
-                    socket.send_multipart(parts, zmq.DONTWAIT)
+                    send_now(socket, name, payload)
             finally:
                 socket.setsockopt(zmq.XPUB_NODROP, 1)
             return SLOW_SUBSCRIBER
@@ -128,7 +128,7 @@ class ZmqSink:
         """See `Sink.forward`."""
         if name.endswith(STATUS_SUFFIX):
             self._statuses[name] = payload
-        return self._send([name, payload])
+        return self._send(name, payload)
 
     def poll(self) -> None:
         """See `Sink.poll`. Sends the last statuses to whoever has just subscribed to them."""
@@ -150,7 +150,7 @@ class ZmqSink:
             return
         for name, payload in list(self._statuses.items()):
             if any(name.startswith(p) for p in prefixes):
-                self._send([name, payload])
+                self._send(name, payload)
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -25,10 +25,11 @@ def _format_on_device(native: VideoFrame) -> str:
     told = getattr(native, "sw_format", None)
     if told is not None:
         return str(told.name)
-    if len(native.planes) != 2:
+    planes = native.planes  # made anew each time that they are asked for
+    if len(planes) != 2:
         return str(native.format.name)
     # A row of ten-bit samples takes twice its width in bytes; decoders pad by far less than a row.
-    return "p010le" if native.planes[0].line_size >= 2 * native.width else "nv12"
+    return "p010le" if planes[0].line_size >= 2 * native.width else "nv12"
 
 
 def top_down(native: VideoFrame) -> VideoFrame:
