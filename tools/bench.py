@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_watch import GilWatch, Sums, Tree, means, sums
+from bench_watch import GilWatch, Sums, Tree, Window, means, sums
 
 from streamd.sinks.message import DetectionsMessage, decode
 
@@ -191,7 +191,7 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
     }
     context = zmq.Context()
     subscriber = context.socket(zmq.SUB)
-    subscriber.setsockopt(zmq.RCVHWM, 10_000)
+    subscriber.setsockopt(zmq.RCVHWM, 0)  # what piles up while memory is read must not be lost
     subscriber.setsockopt_string(zmq.SUBSCRIBE, "streamd/1/")
     subscriber.connect(f"tcp://127.0.0.1:{port}")
     with tempfile.TemporaryDirectory() as folder:
@@ -209,18 +209,14 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
 
 
 def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: float, metrics_port: int) -> Result:
-    totals: list[float] = []
-    stages: dict[str, list[float]] = {k: [] for k in ("decode", "queue", "preprocess", "infer", "postprocess")}
-    per_stream: dict[str, int] = {}
-    dropped = gaps = 0
     next_seq: dict[str, int] = {}
-    begin = end = cpu = rss_first = 0.0
+    gaps = 0
+    cpu = rss_first = 0.0
     threads: dict[str, float] = {}
-    by_minute: dict[int, list[float]] = {}
     rss_by_minute: list[float] = []
     gil: GilWatch | None = None
     batches: Sums = {}
-    seen: set[str] = set()
+    window: Window | None = None
     deadline = time.monotonic() + 120
     first: float | None = None
     while True:
@@ -231,44 +227,39 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
         message = decode(subscriber.recv_multipart())
         if not isinstance(message, DetectionsMessage):
             continue
-        now = time.monotonic()
-        seen.add(message.stream)
-        if first is None and len(seen) == args.streams:
-            first = now  # hardware decoders take 0.1 to 0.2 s each to open: no figure before all are
         gaps += max(0, message.seq - next_seq.get(message.stream, message.seq) - message.dropped)
         next_seq[message.stream] = message.seq + 1
-        if not begin:
-            if first is not None and now - first >= WARM_UP_S:
-                cpu, threads, rss_first, batches = tree.cpu(), tree.threads(), tree.rss(), sums(metrics_port)
+        if window is None:
+            if first is None and len(next_seq) == args.streams:
+                first = time.monotonic()  # hardware decoders take 0.1 to 0.2 s each to open: no figure before all are
+            if first is not None and time.monotonic() - first >= WARM_UP_S:
+                # The memory of many processes takes most of a second to read: CPU time comes last, and what is
+                # published meanwhile is not counted.
+                rss_first, batches = tree.rss(), sums(metrics_port)
+                rss_by_minute.append(round(rss_first, 1))
                 gil = GilWatch(getattr(args, "py_spy", ""), tree.busiest(), seconds)
-                begin = now = time.monotonic()
+                threads, cpu = tree.threads(), tree.cpu()
+                window = Window(time.time(), seconds)
             continue
-        totals.append(message.latency_ms.total)
-        minute = int((now - begin) // 60)
-        by_minute.setdefault(minute, []).append(message.latency_ms.total)
-        if minute == len(rss_by_minute):
-            rss_by_minute.append(round(tree.rss(), 1))
-            if minute:
-                print(f"minute {minute}: {rss_by_minute[-1]} MB, {len(totals)} frames so far", flush=True)
-        for name, values in stages.items():
-            values.append(getattr(message.latency_ms, name))
-        per_stream[message.stream] = per_stream.get(message.stream, 0) + 1
-        dropped += message.dropped
-        if now - begin >= seconds:
-            end = now
+        if window.take(message):
             break
-    frames = len(totals)
-    memory, spent_cpu = tree.rss(), tree.cpu() - cpu
+        if window.minutes > len(rss_by_minute):
+            rss_by_minute.append(round(tree.rss(), 1))
+            print(f"minute {window.minutes - 1}: {rss_by_minute[-1]} MB, {window.frames} frames so far", flush=True)
+    frames = window.frames
+    spent_cpu, spent_threads = tree.cpu() - cpu, tree.threads()
+    memory = tree.rss()
     held = gil.held() if gil is not None else None
     per_batch = means(batches, sums(metrics_port))
-    spent = {k: (v - threads.get(k, 0.0)) / frames * 1e3 for k, v in tree.threads().items()}
+    spent = {k: (v - threads.get(k, 0.0)) / frames * 1e3 for k, v in spent_threads.items()}
     fair = frames / args.streams
+    counts = window.per_stream
     return {
-        "fps": frames / (end - begin),
-        "latency_ms": percentiles(totals),
-        "latency_ms_by_minute": [percentiles(v) for v in by_minute.values()],
+        "fps": frames / seconds,
+        "latency_ms": percentiles(window.latencies()),
+        "latency_ms_by_minute": [percentiles(v) for v in window.by_minute if v],
         "rss_mb_by_minute": [*rss_by_minute, round(memory, 1)],
-        "stage_ms": {name: percentiles(values) for name, values in stages.items()},
+        "stage_ms": {name: percentiles(values) for name, values in window.stages.items()},
         "batch_mean": per_batch.pop("batch", None),
         "device_ms_per_batch": per_batch,
         "cpu_ms_per_frame": spent_cpu / frames * 1e3,
@@ -279,10 +270,10 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
         "gil_held_by": held[1] if held is not None else {},
         "rss_mb": memory,
         "rss_growth_mb": memory - rss_first,
-        "dropped": dropped,
+        "dropped": window.dropped,
         "unexplained_gaps": gaps,
-        "share_min": min(per_stream.values()) / fair if len(per_stream) == args.streams else 0.0,
-        "share_max": max(per_stream.values()) / fair,
+        "share_min": min(counts.values()) / fair if len(counts) == args.streams else 0.0,
+        "share_max": max(counts.values()) / fair,
     }
 
 

@@ -14,9 +14,58 @@ from pathlib import Path
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from streamd.sinks.message import DetectionsMessage
+
 LISTED = 12
 Sums = dict[str, tuple[float, float]]
 """(sum, count) of histograms."""
+
+
+class Window:
+    """The frames that were published in a stretch of time, by the daemon's own stamps.
+
+    What a subscriber is late in taking counts for the moment in which it was published.
+
+    Args:
+        begin: unix seconds.
+        seconds: how long.
+    """
+
+    STAGES = ("decode", "queue", "preprocess", "infer", "postprocess")
+
+    def __init__(self, begin: float, seconds: float) -> None:
+        self._begin, self._seconds = begin, seconds
+        self.frames = self.dropped = 0
+        self.per_stream: dict[str, int] = {}
+        self.by_minute: list[list[float]] = [[]]
+        """Milliseconds from capture to publish."""
+        self.stages: dict[str, list[float]] = {name: [] for name in self.STAGES}
+
+    @property
+    def minutes(self) -> int:
+        """How many have begun."""
+        return len(self.by_minute)
+
+    def take(self, message: DetectionsMessage) -> bool:
+        """Counts a message that belongs to it; True once one comes from after its end."""
+        at = message.published_at - self._begin
+        if at < 0:
+            return False
+        if at >= self._seconds:
+            return True
+        while at // 60 >= len(self.by_minute):
+            self.by_minute.append([])
+        self.by_minute[int(at // 60)].append(message.latency_ms.total)
+        for name, values in self.stages.items():
+            values.append(getattr(message.latency_ms, name))
+        self.per_stream[message.stream] = self.per_stream.get(message.stream, 0) + 1
+        self.frames += 1
+        self.dropped += message.dropped
+        return False
+
+    def latencies(self) -> list[float]:
+        """Of all minutes."""
+        return [ms for minute in self.by_minute for ms in minute]
 
 
 class Tree:

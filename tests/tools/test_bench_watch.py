@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
-from bench_watch import GilWatch, Tree, held_by, means, sums
+from bench_watch import GilWatch, Tree, Window, held_by, means, sums
 from prometheus_client import CollectorRegistry, start_http_server
 
+from streamd.sinks.message import detections_message
 from streamd.telemetry.metrics import Metrics
+from tests.frames import detections
 
 BUSY = "import time\nwhile True: time.process_time()"
 PARENT = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BUSY!r}])"
@@ -77,3 +80,21 @@ def test_who_holds_the_lock() -> None:
     stacks = "run (a.py:1);take (ring.py:7) 30\nrun (a.py:1);work (a.py:9);take (ring.py:7) 10\nmain (b.py:3) 20\n"
     assert held_by(stacks, 120) == (0.5, {"take (ring.py:7)": 0.333, "main (b.py:3)": 0.167})
     assert held_by("", 100) == (0.0, {})
+
+
+def test_a_frame_counts_for_when_it_was_published_not_for_when_it_was_taken() -> None:
+    """A subscriber that was away takes what piled up at once: 25 frames a second stay 25."""
+    window = Window(1000.0, 90.0)
+    message = detections_message(detections(), "boot", 1)
+    over = []
+    for i in range(-50, 25 * 92):
+        stamped = msgspec.structs.replace(message, published_at=1000.0 + (i + 0.5) / 25, stream=f"s{i % 2}")
+        over.append(window.take(stamped))
+    assert over == [i >= 25 * 90 for i in range(-50, 25 * 92)]
+    assert window.frames == 25 * 90
+    assert window.dropped == window.frames
+    assert window.per_stream == {"s0": 1125, "s1": 1125}
+    assert [len(minute) for minute in window.by_minute] == [1500, 750]
+    assert window.minutes == 2
+    assert len(window.latencies()) == window.frames
+    assert {len(values) for values in window.stages.values()} == {window.frames}
