@@ -12,13 +12,13 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 LISTED = 12
 
 
-def _backend(plan: Path, **settings: Any) -> Any:
+def _backend(plan: Path, conf: float, **settings: Any) -> Any:
     from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings, open_backend
     from streamd.heads import DetectSettings
     from streamd.heads.select import open_head
 
     backend = open_backend(TensorRtSettings(**settings), ModelSettings(path=str(plan)), batch=BatchSettings())
-    backend.start(open_head(None, backend.spec, DetectSettings()).plan)
+    backend.start(open_head(None, backend.spec, DetectSettings(conf=conf)).plan)
     return backend
 
 
@@ -30,9 +30,16 @@ def _frames(count: int) -> list[Any]:
     return list(source.frames())
 
 
-def engine_times(plan: Path, graphs: str, rounds: int = 200) -> Table:
-    """Per batch size: median device milliseconds of network and decode, and images a second with all slots busy."""
-    backend = _backend(plan, graphs=graphs)
+def engine_times(plan: Path, graphs: str, conf: float, rounds: int = 200) -> Table:
+    """Per batch size: median device milliseconds of network and decode, and images a second with all slots busy.
+
+    Args:
+        plan: the plan.
+        graphs: engine.graphs.
+        conf: detect.conf. Random weights make thousands of candidates a frame, which no trained network does.
+        rounds: batches to take the median of.
+    """
+    backend = _backend(plan, conf, graphs=graphs)
     out: Table = {}
     try:
         for batch in [b for b in BATCHES if b <= backend.spec.max_batch]:

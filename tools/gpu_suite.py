@@ -107,7 +107,7 @@ def engine(args: argparse.Namespace) -> Table:
     found: Table = {}
     for plan in args.plans:
         for graphs in ("on", "off"):
-            _try(args, "engine", found, f"{plan.stem} graphs {graphs}", partial(engine_times, plan, graphs))
+            _try(args, "engine", found, f"{plan.stem} graphs {graphs}", partial(engine_times, plan, graphs, args.conf))
     return found
 
 
@@ -303,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--build-limit", type=float, default=600, metavar="S", help="seconds that one build may take")
     p.add_argument("--torch", nargs=2, metavar=("PYTHON", "MODEL"), help="another Python, and the float ONNX model")
     p.add_argument("--age-ms", type=float, default=0.0, help="batch.age_ms of the daemon: how long a batch may fill")
+    p.add_argument("--conf", type=float, default=0.25, help="detect.conf of the step engine; near 1 for random weights")
     p.add_argument("--devices", type=int, nargs="+", default=[0], help="GPUs of the daemon's steps, by ordinal")
     p.add_argument("--mps", action="store_true", help="engine.mps in the daemon's steps with several workers")
     p.add_argument("--minutes", type=float, default=10.0, help="of the step memory (default 10)")
