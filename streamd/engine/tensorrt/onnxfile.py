@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from streamd.engine.tensorrt.protobuf import Broken, field, fields, spans, text
+from streamd.engine.tensorrt.protobuf import Broken, field, fields, spans, text, varint
 from streamd.errors import ModelError
 from streamd.types import TensorSpec
 
@@ -118,6 +118,20 @@ def _weights(data: memoryview) -> tuple[str, str | None]:
             key, value = _pair(body)
             where = value if key == "location" else where
     return name, where
+
+
+def tensor_shape(data: memoryview) -> list[int]:
+    """The dimensions of a TensorProto: dims = 1, packed or not."""
+    shape: list[int] = []
+    for number, value, body in fields(data):
+        if number == 1 and len(body):
+            at = 0
+            while at < len(body):
+                size, at = varint(body, at)
+                shape.append(size)
+        elif number == 1:
+            shape.append(value)
+    return shape
 
 
 def read_node(data: memoryview) -> OnnxNode:

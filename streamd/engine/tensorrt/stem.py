@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from streamd.engine.tensorrt.onnxfile import OnnxNode, change_graph, read_node
-from streamd.engine.tensorrt.protobuf import field, fields, spans, text, varint
+from streamd.engine.tensorrt.onnxfile import OnnxNode, change_graph, read_node, tensor_shape
+from streamd.engine.tensorrt.protobuf import field, fields, spans, text
 
-# Numbers of onnx.proto. GraphProto: node 1, initializer 5, input 11, output 12. NodeProto: input 1. TensorProto: dims
-# 1, name 8. ValueInfoProto: name 1.
+# Numbers of onnx.proto. GraphProto: node 1, initializer 5, input 11, output 12. NodeProto: input 1. TensorProto:
+# name 8. ValueInfoProto: name 1.
 _NODE, _WEIGHT, _INPUT, _OUTPUT = 1, 5, 11, 12
 _NODE_INPUT = 1
 MOST_CHANNELS = 4
@@ -22,18 +22,8 @@ MOST_CHANNELS = 4
 
 def _weight(data: memoryview) -> tuple[str, list[int]]:
     """Name and shape of a TensorProto."""
-    name, shape = "", []
-    for tag, value, body in fields(data):
-        if tag == 8:
-            name = text(body)
-        elif tag == 1 and len(body):
-            at = 0
-            while at < len(body):
-                size, at = varint(body, at)
-                shape.append(size)
-        elif tag == 1:
-            shape.append(value)
-    return name, shape
+    names = [text(body) for tag, _, body in fields(data) if tag == 8]
+    return names[-1] if names else "", tensor_shape(data)
 
 
 def _unpaired(name: str, makers: dict[str, OnnxNode]) -> str | None:

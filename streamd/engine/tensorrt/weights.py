@@ -14,11 +14,11 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from streamd.engine.tensorrt.onnxfile import OnnxNode, change_graph, read_node
-from streamd.engine.tensorrt.protobuf import field, fields, spans, text, varint
+from streamd.engine.tensorrt.onnxfile import OnnxNode, change_graph, read_node, tensor_shape
+from streamd.engine.tensorrt.protobuf import field, fields, spans, text
 
 # Numbers of onnx.proto. GraphProto: node 1, initializer 5, input 11. NodeProto: see `read_node`, and attribute 5.
-# AttributeProto: name 1, i 3, type 20. TensorProto: dims 1, type 2, float_data 4, name 8, raw_data 9.
+# AttributeProto: name 1, i 3, type 20. TensorProto: type 2, float_data 4, name 8, raw_data 9.
 _NODE, _WEIGHT, _INPUT, _ATTRIBUTE = 1, 5, 11, 5
 _FLOAT, _INT8 = 1, 3
 _NUMPY: Mapping[int, str] = {_FLOAT: "<f4", _INT8: "i1"}
@@ -37,17 +37,10 @@ def _axis(node: memoryview) -> int | None:
 
 def _tensor(data: memoryview) -> tuple[str, npt.NDArray[np.generic] | None]:
     """Name and values of a TensorProto; None where they are neither float32 nor INT8, or not in the file itself."""
-    shape: list[int] = []
+    shape = tensor_shape(data)
     kind, name, raw = 0, "", None
     for tag, value, body in fields(data):
-        if tag == 1 and len(body):
-            at = 0
-            while at < len(body):
-                size, at = varint(body, at)
-                shape.append(size)
-        elif tag == 1:
-            shape.append(value)
-        elif tag == 2:
+        if tag == 2:
             kind = value
         elif tag == 8:
             name = text(body)
