@@ -19,6 +19,7 @@ import numpy.typing as npt
 from streamd.engine import BatchSettings, ModelSettings, OpenVinoSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
 from streamd.engine.scaler import HostLetterbox
+from streamd.engine.signalstack import signal_stack_kept
 from streamd.errors import BackendError, ConfigError, ModelError
 from streamd.trust import distrust
 from streamd.types import DecodePlan, Frame, Letterbox, Outputs, TensorSpec
@@ -159,6 +160,7 @@ class OpenVinoBackend:
             steps.output(i).tensor().set_element_type(ov.Type.f32)
         self._model = steps.build()
 
+    @signal_stack_kept()
     def start(self, plan: DecodePlan | None = None) -> None:
         """See `Backend.start`. The plan is not used: thresholding on the host costs 0.1 ms a frame."""
         hint = "LATENCY" if self._latency else "THROUGHPUT"

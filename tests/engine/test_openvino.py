@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +167,30 @@ def test_precision_is_what_was_asked_for() -> None:
         found[precision] = np.array(outputs[0])
         backend.close()
     assert 0 < np.abs(found["f32"] - found["bf16"]).mean() < 0.2
+
+
+_SIGNALLED = """
+import signal, sys
+from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
+from streamd.engine.signalstack import signal_stack
+signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
+before = signal_stack()
+models = [open_backend(OpenVinoSettings(), ModelSettings(path=sys.argv[1])) for _ in range(2)]
+for model in models:
+    model.start()
+    assert signal_stack() == before
+del model
+models.pop(0).close()
+models.pop(0).close()
+assert signal_stack() == before
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_after_two_models_have_gone_is_handled() -> None:
+    path = str(shared("models/yolov5lite_e_relu_320.onnx"))
+    # With a stack of its own for signals, as `streamd run` has it.
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", _SIGNALLED, path], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr[-2000:]
