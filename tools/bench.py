@@ -174,7 +174,7 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
         engine["requests"] = args.requests
     if args.mps:
         engine["mps"] = True
-    if len(args.devices) > 1:
+    if args.devices != [0]:
         engine["device"] = args.devices
     stream: Result = {"url": str(Path(args.video).resolve()), "loop": True, "pace": pace, "decode": args.decode}
     if args.isolation == "process":

@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,15 @@ class Gpu:
     """What nvidia-smi says while a measurement runs: percent busy, percent of the decoders, MiB.
 
     Args:
-        count: how many GPUs, counted from the first that CUDA_VISIBLE_DEVICES leaves; of several, the mean.
+        ordinals: of the GPUs, as CUDA counts them among those that CUDA_VISIBLE_DEVICES leaves; of several, the mean.
     """
 
     means: list[float]
     mib_by_minute: list[float]
 
-    def __init__(self, count: int = 1) -> None:
+    def __init__(self, ordinals: Sequence[int]) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        self._which = (visible.split(",") if visible else [str(i) for i in range(count)])[:count]
+        self._which = [visible.split(",")[i] if visible else str(i) for i in ordinals]
 
     def __enter__(self) -> Gpu:
         query = "--query-gpu=utilization.gpu,utilization.decoder,memory.used"
@@ -92,6 +93,8 @@ class Gpu:
             for line in text.splitlines()
             if line.count(",") == 2 and "N/A" not in line
         ]
-        self.means = [round(float(v), 1) for v in np.mean(rows[len(rows) // 3 :], axis=0)] if rows else []
-        every = 120 * len(self._which)
-        self.mib_by_minute = [row[2] for row in rows[len(rows) % every :: every]]
+        gpus = len(self._which)
+        # nvidia-smi tells them in turn, a row each; the last turn may be cut off.
+        turns = np.reshape(rows[: len(rows) // gpus * gpus], (-1, gpus, 3)).mean(axis=1)
+        self.means = np.round(turns[len(turns) // 3 :].mean(axis=0), 1).tolist() if len(turns) else []
+        self.mib_by_minute = turns[len(turns) % 120 :: 120, 2].tolist()

@@ -172,7 +172,7 @@ def _daemon(
         | more
     )  # fmt: skip
     try:
-        with Gpu(len(args.devices)) as gpu:
+        with Gpu(args.devices) as gpu:
             found = bench.streamd(options, seconds or args.seconds)  # type: ignore[arg-type]
     except SystemExit as error:
         return {"error": str(error)}
