@@ -90,7 +90,7 @@ class Process:
             command.insert(1, "-P")  # as the `streamd` command: nothing is imported from the working directory
         # Our own interpreter and a number.
         self._process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, start_new_session=True, env=os.environ | dict(environment or {})
+            command, stdin=subprocess.PIPE, start_new_session=True, env=os.environ | (environment or {})
         )
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)

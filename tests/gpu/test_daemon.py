@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
 from streamd.engine.tensorrt.backend import TensorRtBackend
+from streamd.engine.tensorrt.driver import find_gpu
 from streamd.errors import FrameError
 from streamd.heads import DetectSettings
 from streamd.heads.select import open_head
@@ -39,10 +39,8 @@ def plan(gpu: None) -> Path:
 
 def need(devices: int) -> None:
     """Skips where there are fewer: `STREAMD_REQUIRE_GPU` promises one."""
-    count = ctypes.c_int()
-    ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count))
-    if count.value < devices:
-        pytest.skip(f"{devices} GPUs are needed, {count.value} found")
+    if find_gpu(devices - 1) is None:
+        pytest.skip(f"{devices} GPUs are needed")
 
 
 @pytest.mark.parametrize(("devices", "workers"), [(1, 1), (1, 2), (2, 1), (2, 2)])
