@@ -14,7 +14,7 @@ from typing import NoReturn
 import pytest
 import structlog
 
-from streamd.redact import forget
+from streamd.security.redact import forget
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("STREAMD_TEST_DATA", ROOT.parent / "shared"))

@@ -15,18 +15,17 @@ FLOORS = {
     room: floor
     for floor, rooms in enumerate(
         [
-            ("errors", "types", "settings", "redact", "heap"),
-            ("trust",),
-            ("sidecar", "yamlfile"),
+            ("errors", "types", "settings"),
+            ("security",),
             ("telemetry",),
             ("flow",),
+            ("imaging",),
             ("sources", "engine", "heads", "sinks"),
             # Offline, and never imported by the daemon: it may look into the rooms that it measures.
             ("models",),
             ("config",),
-            ("lane", "web", "reload", "recorder"),
-            ("streams", "service"),
-            ("daemon",),
+            ("recorder", "web"),
+            ("runtime",),
             ("workers",),
             ("cli",),
             ("__main__",),
@@ -82,7 +81,7 @@ def test_every_room_has_a_floor() -> None:
 
 
 def test_the_daemon_never_imports_the_offline_room() -> None:
-    code = "import streamd.daemon, sys; print([m for m in sys.modules if m.startswith('streamd.models')])"
+    code = "import streamd.runtime.daemon, sys; print([m for m in sys.modules if m.startswith('streamd.models')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

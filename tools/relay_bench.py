@@ -22,10 +22,10 @@ from prometheus_client import CollectorRegistry
 
 from streamd.sinks import ZmqSettings, open_sink
 from streamd.sinks.message import detections_message, encoder, topic
-from streamd.sinks.relay import HEAD, RelaySink
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Detections, ModelInfo, StageTimes
 from streamd.workers.forward import Forwarder
+from streamd.workers.relay import HEAD, RelaySink
 
 
 def message(boxes: int) -> bytes:

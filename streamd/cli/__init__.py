@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from streamd import __version__
 from streamd.errors import StreamdError
-from streamd.redact import redact
+from streamd.security.redact import redact
 
 COMMANDS = (
     "run", "demo", "check", "bundle", "schema", "detect", "watch", "keygen", "build", "evaluate", "quantize", "inspect",

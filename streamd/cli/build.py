@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from streamd.cli.console import add_head_option, positive
 from streamd.cli.gate import PlanGate, add_gate_options, gate_of
-from streamd.engine.model import model_file
-from streamd.engine.select import PLAN_SUFFIXES
+from streamd.engine.model import PLAN_SUFFIXES, model_file
+from streamd.engine.sidecar import Sidecar
 from streamd.errors import ConfigError, ModelError
-from streamd.redact import redact
-from streamd.sidecar import Sidecar
+from streamd.security.redact import redact
 from streamd.telemetry.logs import configure
 from streamd.types import Float32Array
 
@@ -214,9 +213,9 @@ def _summary(job: Job, out: Path, sidecar: Sidecar, verdict: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds, checks the accuracy where it is asked to, and writes plan and sidecar, or nothing."""
     configure("info")
+    from streamd.engine.sidecar import write_sidecar
     from streamd.engine.tensorrt.builder import build
     from streamd.engine.tensorrt.plans import StagedPlan
-    from streamd.sidecar import write_sidecar
 
     gate: PlanGate | None = gate_of(args)
     job = _job(args)

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from streamd.config.yamlfile import MAX_BYTES, read_yaml
 from streamd.errors import ConfigError, SinkError
 from streamd.recorder.bundle import bundles
 from streamd.recorder.place import config_name, default_folder, pid_file
-from streamd.trust import read_text
-from streamd.yamlfile import MAX_BYTES, read_yaml
+from streamd.security.trust import read_text
 
 UNIT_FOLDER = Path("/var/lib/streamd/bundles")
 """Where the unit in systemd/ has them."""

@@ -26,12 +26,12 @@ from streamd.cli.check import problems
 from streamd.cli.console import positive, progress
 from streamd.cli.detect import Run
 from streamd.config import Config, is_url
-from streamd.daemon import Daemon
 from streamd.engine import BUILTIN, ModelSettings
-from streamd.engine.select import nvidia_gpu
+from streamd.engine.select import tensorrt_unavailable
 from streamd.errors import ConfigError, SinkError
 from streamd.heads import DetectSettings
-from streamd.redact import credentials, redact, remember
+from streamd.runtime.daemon import Daemon
+from streamd.security.redact import credentials, redact, remember
 from streamd.sources.files import length_s
 from streamd.telemetry.logs import configure
 
@@ -163,11 +163,11 @@ class _Background(threading.Thread):
 
 
 def _introduce(daemon: Daemon, inputs: Sequence[str], endpoint: str) -> None:
-    lane, port = daemon.lanes[0], daemon.http.port if daemon.http else 0
+    instance, port = daemon.instances[0], daemon.http.port if daemon.http else 0
     what = ", ".join(redact(name) for name in inputs) or "a clip of street traffic"
-    backend = {"OpenVinoBackend": "OpenVINO", "TensorRtBackend": "TensorRT"}[type(lane.backend).__name__]
+    backend = {"OpenVinoBackend": "OpenVINO", "TensorRtBackend": "TensorRT"}[type(instance.backend).__name__]
     number = len(daemon.config.streams)
-    print(f"streamd {__version__}: {number} stream{'s' * (number > 1)} of {what}; {lane.model.name} on {backend}")
+    print(f"streamd {__version__}: {number} stream{'s' * (number > 1)} of {what}; {instance.model.name} on {backend}")
     print(f"page      http://{HOST}:{port}/")
     print(f"metrics   http://{HOST}:{port}/metrics")
     print(f"messages  {endpoint} (ZeroMQ)")
@@ -190,7 +190,7 @@ def _list(seen: Counter[str]) -> str:
 def _show(args: argparse.Namespace) -> int:
     config = _config(args)
     endpoint = str(getattr(config.sinks[0], "bind", ""))
-    if nvidia_gpu() is None:
+    if tensorrt_unavailable() is None:
         print("The first start on a GPU builds the model's engine for it, which takes minutes.", flush=True)
     daemon = Daemon(config)
     _introduce(daemon, args.inputs, endpoint)

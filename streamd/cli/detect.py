@@ -25,7 +25,7 @@ from streamd.flow.ring import Bell, Closed, Ring
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import declared, open_head, resolve_labels
-from streamd.redact import credentials, redact, remember
+from streamd.security.redact import credentials, redact, remember
 from streamd.sinks.message import Gaps, detections_message, encoder
 from streamd.sources import AvStreamSettings, open_source
 from streamd.sources.images import SUFFIXES, list_images, read_image

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamd.cli.console import share
+from streamd.engine.sidecar import Sidecar
 from streamd.errors import ConfigError, GateError
-from streamd.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from streamd.engine.tensorrt.job import Job
@@ -59,9 +59,9 @@ def gate_of(args: argparse.Namespace) -> PlanGate | None:
 
 def cannot_run(job: Job) -> str | None:
     """Why this machine cannot run the plan it has built, or None."""
-    from streamd.engine.select import nvidia_gpu
+    from streamd.engine.select import tensorrt_unavailable
 
-    if (reason := nvidia_gpu()) is not None:
+    if (reason := tensorrt_unavailable()) is not None:
         return reason
     if job.trt.is_rtx and job.gpu is not None and job.gpu.capability == _RTX_REFUSES:
         return f"TensorRT-RTX does not run on {job.gpu}"

@@ -13,12 +13,12 @@ import structlog
 
 from streamd.config.loader import load
 from streamd.recorder.recorder import ignore_request
-from streamd.reload import Reread
+from streamd.runtime.reload import Reread
 from streamd.telemetry.logs import configure
 
 if TYPE_CHECKING:
-    from streamd.daemon import Daemon
-    from streamd.workers.fleet import Fleet
+    from streamd.runtime.daemon import Daemon
+    from streamd.workers.supervisor import WorkerSupervisor
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
     configure(logging.level, logging.format)
     for text in loaded.warnings:
         structlog.get_logger(__name__).warning("configuration", config=str(loaded.path), advice=text)
-    daemon: Daemon | Fleet
+    daemon: Daemon | WorkerSupervisor
     if loaded.config.workers > 1:
-        from streamd.workers.fleet import Fleet
+        from streamd.workers.supervisor import WorkerSupervisor
 
-        daemon = Fleet(loaded.config, reread=reread)
+        daemon = WorkerSupervisor(loaded.config, reread=reread)
     else:
-        from streamd.daemon import Daemon
+        from streamd.runtime.daemon import Daemon
 
         daemon = Daemon(loaded.config, reread=reread)
     code = daemon.run(args.seconds)

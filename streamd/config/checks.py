@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pydantic import SecretStr
 
 from streamd.config import Config, MetricsSettings, is_loopback, is_url, sink_names
+from streamd.config.yamlfile import Document, Path_
 from streamd.engine import per_device
 from streamd.sinks import ZmqSettings
 from streamd.sources import AvStreamSettings, is_live, max_age
-from streamd.yamlfile import Document, Path_
 
 
 def cross_check(config: Config) -> Iterator[tuple[Path_, str]]:

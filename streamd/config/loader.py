@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from streamd.config import Config, TlsSettings, is_url
 from streamd.config.checks import check_secrets, cross_check
 from streamd.config.problems import dotted, validation_problems
+from streamd.config.yamlfile import MAX_BYTES, Document, Path_, read_yaml
 from streamd.engine import BUILTIN
 from streamd.errors import ConfigError
-from streamd.redact import redact, remember
+from streamd.security.redact import redact, remember
+from streamd.security.trust import read_text
 from streamd.sinks import ZmqSettings
 from streamd.sources import AvStreamSettings
-from streamd.trust import read_text
-from streamd.yamlfile import MAX_BYTES, Document, Path_, read_yaml
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from streamd.config import LISTEN_PATTERN, USER_PATTERN, Config
+from streamd.config.yamlfile import Document, Path_
 from streamd.settings import NAME_PATTERN
 from streamd.sinks import KEY_PATTERN
-from streamd.yamlfile import Document, Path_
 
 
 def dotted(path: Path_) -> str:

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from streamd.engine import BUILTIN, ModelSettings
+from streamd.engine.sidecar import Sidecar, read_sidecar
 from streamd.errors import ConfigError, ModelError
-from streamd.sidecar import Sidecar, read_sidecar
-from streamd.trust import distrust, read_text
+from streamd.security.trust import distrust, read_text
 from streamd.types import ModelSpec, TensorSpec
 
 MAX_LABELS_BYTES = 1 << 20
 MAX_MODEL_BYTES = 4 << 30
+PLAN_SUFFIXES = (".plan", ".engine", ".trt")
+"""Endings of TensorRT plans."""
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 """Where the models that come with streamd are: builtin:NAME is NAME.onnx there."""
 

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from streamd.engine import BatchSettings, ModelSettings, OpenVinoSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
-from streamd.engine.scaler import HostLetterbox
 from streamd.engine.signalstack import signal_stack_kept
 from streamd.errors import BackendError, ConfigError, ModelError
-from streamd.trust import distrust
+from streamd.imaging.letterbox import HostLetterbox
+from streamd.security.trust import distrust
 from streamd.types import DecodePlan, Frame, Letterbox, Outputs, TensorSpec
 
 

@@ -17,12 +17,12 @@ from streamd.engine import (
     OpenVinoSettings,
     TensorRtSettings,
 )
+from streamd.engine.model import PLAN_SUFFIXES
 
 log = structlog.get_logger(__name__)
-PLAN_SUFFIXES = (".plan", ".engine", ".trt")
 
 
-def nvidia_gpu() -> str | None:
+def tensorrt_unavailable() -> str | None:
     """None where TensorRT can be used, else the reason why not."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -45,7 +45,7 @@ def resolve(settings: AutoSettings, model: ModelSettings) -> OpenVinoSettings | 
     if Path(model.path).suffix in PLAN_SUFFIXES:
         log.info("engine chosen", backend="tensorrt", reason="the model is a TensorRT plan")
         return TensorRtSettings()
-    missing = nvidia_gpu()
+    missing = tensorrt_unavailable()
     if missing is None:
         log.info("engine chosen", backend="tensorrt", reason="an NVIDIA GPU and TensorRT are here")
         return TensorRtSettings()

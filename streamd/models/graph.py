@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.engine.model import model_file
-from streamd.engine.tensorrt.onnxfile import MOVERS
+from streamd.engine.onnx.reader import MOVERS
 from streamd.errors import ConfigError, ModelError
 
 MIN_OPSET = 13

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
-from streamd.engine.model import model_file, sha256_of
-from streamd.engine.select import PLAN_SUFFIXES
-from streamd.engine.tensorrt.onnxfile import read_onnx
+from streamd.engine.model import PLAN_SUFFIXES, model_file, sha256_of
+from streamd.engine.onnx.reader import read_onnx
+from streamd.engine.sidecar import Provenance, read_sidecar
 from streamd.errors import ModelError, StreamdError
 from streamd.heads import DetectSettings
 from streamd.heads.select import declared, open_head, recognise, resolve_labels
 from streamd.models.graph import Graph, load, opset, vendor
-from streamd.sidecar import Provenance, read_sidecar
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 17
 """17 is the newest that TensorRT 8.5 reads."""

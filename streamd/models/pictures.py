@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from streamd.engine.scaler import HostLetterbox
 from streamd.errors import ConfigError, FrameError, ModelError, SourceError
+from streamd.imaging.letterbox import HostLetterbox
 from streamd.models.dataset import image_folder
-from streamd.redact import redact
+from streamd.security.redact import redact
 from streamd.sources import AvStreamSettings, is_live, open_source
 from streamd.sources.images import SUFFIXES, read_image
 from streamd.types import Float32Array, Frame, ModelSpec

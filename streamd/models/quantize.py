@@ -13,7 +13,8 @@ from typing import Any
 from streamd import __version__
 from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
 from streamd.engine.model import model_file, sha256_of
-from streamd.engine.tensorrt.onnxfile import read_onnx
+from streamd.engine.onnx.reader import read_onnx
+from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
 from streamd.heads.select import declared, recognise
 from streamd.models import cache
@@ -23,7 +24,6 @@ from streamd.models.graph import check_writable, chosen, prepare, write_whole
 from streamd.models.pictures import Feeder, Pictures
 from streamd.models.qdq import Sites, find_sites, quantized
 from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, fewest
-from streamd.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.types import Float32Array, Frame, ModelSpec
 
 AGREEMENT_PICTURES = 128

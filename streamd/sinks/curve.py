@@ -1,8 +1,8 @@
 """ZeroMQ CURVE: keys, and who may listen.
 
 The publisher holds the server's key whichever side binds. libzmq asks about each newcomer over ZAP (RFC 27), on an
-inproc endpoint of the sink's own context; `Doorkeeper` answers from the sink's own thread, so there is no other thread
-to outlive the sink.
+inproc endpoint of the sink's own context; `ZapAuthenticator` answers from the sink's own thread, so no other
+thread can outlive the sink.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import structlog
 
 from streamd.errors import ConfigError, SinkError
+from streamd.security.trust import read_text
 from streamd.sinks import KEY_PATTERN, CurveSettings
-from streamd.trust import read_text
 
 log = structlog.get_logger(__name__)
 
@@ -131,7 +131,7 @@ class Clients:
         return key in self._keys
 
 
-class Doorkeeper:
+class ZapAuthenticator:
     """Makes a publishing socket a CURVE server, and answers libzmq's questions about its clients.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 
 from streamd.errors import SinkError, StreamdError
 from streamd.sinks import ZmqSettings
-from streamd.sinks.curve import Doorkeeper
+from streamd.sinks.curve import ZapAuthenticator
 from streamd.sinks.message import STATUS_SUFFIX, Gaps, detections_message, encoder, send_now, status_message, topic
 from streamd.types import Detections, StreamCounts, StreamStatus
 
@@ -43,7 +43,7 @@ class ZmqSink:
         """Last status by topic, as it was sent."""
         self._context: Any = None
         self._socket: Any = None
-        self._door: Doorkeeper | None = None
+        self._door: ZapAuthenticator | None = None
         self._topics: dict[str, bytes] = {}
 
     @property
@@ -71,7 +71,7 @@ class ZmqSink:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
         try:
             if self._settings.curve is not None:
-                self._door = Doorkeeper(self._context, socket, self._settings.curve)
+                self._door = ZapAuthenticator(self._context, socket, self._settings.curve)
         except StreamdError:
             self.close()
             raise

@@ -51,7 +51,7 @@ class Source(Protocol):
     """Frames left out by max_fps so far."""
     lost: int
     """RTP packets that never came, as far as FFmpeg tells."""
-    cut_by: float
+    deadline: float
     """Monotonic seconds by which the call that is under way must have returned; infinite where none is. A source that
     is past it hangs for good."""
     clock: StreamClock

@@ -11,16 +11,16 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from streamd.errors import SourceError, SourceReason
-from streamd.redact import redact
+from streamd.security.redact import redact
 from streamd.sources import AvStreamSettings, SourceInfo, is_live, paces
 from streamd.sources.av_errors import describe, translate
-from streamd.sources.barren import Barren
 from streamd.sources.clock import StreamClock
 from streamd.sources.files import begin_at, check_file, too_short
 from streamd.sources.holdback import Holdback
+from streamd.sources.no_picture import NoPictureWatch
 from streamd.sources.pacing import Pacer, RateLimit
 from streamd.sources.picture import clockwise, picture_of, top_down
-from streamd.sources.quarantine import LossEar, Quarantine
+from streamd.sources.quarantine import PacketLossListener, Quarantine
 from streamd.sources.wire import heard_since
 from streamd.types import Box, Clock, Frame
 
@@ -45,7 +45,7 @@ class AvSource:
 
     A hung open or read is cut by PyAV's `timeout`, which covers every hang of the network; `close` from another thread
     ends sleeps at once and a read at its next packet or its time limit, whichever is first. A resolver, a file system
-    or a driver that hangs cannot be cut: `cut_by` tells.
+    or a driver that hangs cannot be cut: `deadline` tells.
 
     Args:
         settings: the stream.
@@ -78,7 +78,7 @@ class AvSource:
         """Frames left out by max_fps so far."""
         self.lost = 0
         """RTP packets that never came."""
-        self.cut_by = math.inf
+        self.deadline = math.inf
         self.clock = StreamClock(settings.clock_max_offset_s)
         self._missed = 0
         self._quarantine = Quarantine()
@@ -127,9 +127,9 @@ class AvSource:
             hwaccel = HWAccel("cuda", device=str(device), allow_software_fallback=False, is_hw_owned=True)
         started = time.monotonic()
         limits = (settings.open_timeout_s, settings.read_timeout_s)
-        ear = LossEar(self._rtp)
+        ear = PacketLossListener(self._rtp)
         # Connecting and probing have the limit each.
-        self.cut_by = started + (2 * settings.open_timeout_s + HUNG_S if self._live else FILE_LIMIT_S)
+        self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self._live else FILE_LIMIT_S)
         try:
             with ear:
                 container = av.open(
@@ -143,7 +143,7 @@ class AvSource:
         except Exception as error:  # noqa: BLE001 - PyAV raises many kinds; one door translates them
             raise self._translate(error, started, opening=True, device=device) from None
         finally:
-            self.cut_by = math.inf
+            self.deadline = math.inf
         self._container = container
         waited = time.monotonic() - started
         lost = ear.take()
@@ -231,12 +231,12 @@ class AvSource:
         # All streams of a live input are read: PyAV would otherwise wait inside for one that has fallen silent.
         wanted = () if self._live else (self._stream,)
         packets = self._container.demux(*wanted)
-        ear = LossEar(self._rtp)
+        ear = PacketLossListener(self._rtp)
         limit_s = self._settings.read_timeout_s + HUNG_S if self._live else FILE_LIMIT_S
         last = time.monotonic()
         while not self._closed.is_set():
             started = time.monotonic()
-            self.cut_by = started + limit_s
+            self.deadline = started + limit_s
             try:
                 with ear:
                     packet = next(packets)
@@ -258,7 +258,7 @@ class AvSource:
                         return  # a truncated file ends here; what came before is sound
                 raise self._translate(error, started, opening=False, device=self._device) from None
             finally:
-                self.cut_by = math.inf
+                self.deadline = math.inf
             late = self._timed_out(last)
             if packet.stream is self._stream:
                 self._missed = ear.take()
@@ -284,7 +284,7 @@ class AvSource:
         assert self._stream is not None
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 25)
         pacer = Pacer(int(1e9 / rate)) if paces(self._settings) else None
-        barren = Barren(self._live, self._settings.read_timeout_s)
+        barren = NoPictureWatch(self._live, self._settings.read_timeout_s)
         for packet in self._packets():
             if pacer is not None and packet.size and not self._before(packet):
                 stamp = packet.dts if packet.dts is not None else packet.pts
@@ -323,7 +323,7 @@ class AvSource:
         return now_ns, wall_ns, clock, tainted, self._holdback.packet()
 
     def _decode(self, packet: Packet[Any]) -> list[VideoFrame]:
-        self.cut_by = time.monotonic() + DECODE_LIMIT_S
+        self.deadline = time.monotonic() + DECODE_LIMIT_S
         try:
             natives: list[VideoFrame] = packet.decode()
             return natives
@@ -339,7 +339,7 @@ class AvSource:
             self._quarantine.refused(time.monotonic_ns())
             return []
         finally:
-            self.cut_by = math.inf
+            self.deadline = math.inf
 
     def _frame(self, native: VideoFrame) -> Frame | None:
         decoded_ns = time.monotonic_ns()

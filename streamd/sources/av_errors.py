@@ -7,7 +7,7 @@ import socket
 from urllib.parse import urlsplit
 
 from streamd.errors import SourceError, SourceReason
-from streamd.redact import redact
+from streamd.security.redact import redact
 
 _BY_ERRNO: dict[int, SourceReason] = {
     errno.ECONNREFUSED: "refused",

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from typing import Any
 
 from streamd.errors import SourceError
-from streamd.redact import redact
+from streamd.security.redact import redact
 from streamd.sources import AvStreamSettings
 from streamd.sources.av import AvSource
 from streamd.sources.av_errors import describe
@@ -206,7 +206,7 @@ class Decoder:
     def _beat(self, now: float) -> None:
         settings = self._settings
         try:
-            if now >= self._source.cut_by:
+            if now >= self._source.deadline:
                 message = f"stream {settings.id}: reading does not return; its decoder process was ended"
                 self._fail(SourceError("stuck", message))
                 os._exit(1)

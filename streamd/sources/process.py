@@ -23,7 +23,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 from streamd.errors import SourceError
-from streamd.redact import redact
+from streamd.security.redact import redact
 from streamd.sources import AvStreamSettings, SourceInfo
 from streamd.sources.av_errors import describe
 from streamd.sources.clock import StreamClock
@@ -92,7 +92,7 @@ class ProcessSource:
         self._channel: Channel | None = None
         self._message = bytearray(LARGEST_MESSAGE)
         self.corrupt = self.skipped = self.lost = 0
-        self.cut_by = math.inf
+        self.deadline = math.inf
         self.clock = StreamClock()
 
     @property
@@ -289,7 +289,7 @@ class ProcessSource:
 
         Args:
             patient: waits for one that outlives even that, in a system call that never ends. The supervisor sees it by
-                `cut_by` and goes on without this thread, a few times: such processes are bounded as threads are.
+                `deadline` and goes on without this thread, a few times: such processes are bounded as threads are.
         """
         self._shut()
         process, self._channel = self._process, None
@@ -303,6 +303,6 @@ class ProcessSource:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
         if patient:
-            self.cut_by = time.monotonic()
+            self.deadline = time.monotonic()
             process.wait()
-            self.cut_by = math.inf
+            self.deadline = math.inf

@@ -21,7 +21,7 @@ HOLD_NS = 30_000_000_000
 _MISSED = re.compile(r"RTP: missed (\d+) packets")
 
 
-class LossEar:
+class PacketLossListener:
     """Hears in FFmpeg's log how many RTP packets never came. For one thread; enter it around each read.
 
     PyAV's log hook is one for the process: every line of the level WARNING and above then takes the GIL. It is safe

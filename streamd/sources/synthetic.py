@@ -28,7 +28,7 @@ class SyntheticSource:
         self.corrupt = 0
         self.skipped = 0
         self.lost = 0
-        self.cut_by = math.inf
+        self.deadline = math.inf
         self.clock = StreamClock()
 
     def open(self) -> SourceInfo:

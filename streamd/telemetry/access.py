@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from streamd.errors import SinkError
-from streamd.trust import distrust
+from streamd.security.trust import distrust
 
 log = structlog.get_logger(__name__)
 

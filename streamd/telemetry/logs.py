@@ -12,7 +12,7 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
-from streamd.redact import redact
+from streamd.security.redact import redact
 
 Event = MutableMapping[str, Any]
 

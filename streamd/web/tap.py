@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from streamd.engine.scaler import HostLetterbox
+from streamd.imaging.letterbox import HostLetterbox
 from streamd.types import Detections, Frame
 
 log = structlog.get_logger(__name__)

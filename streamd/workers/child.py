@@ -20,15 +20,15 @@ import msgspec
 import structlog
 
 from streamd.config import Config
-from streamd.daemon import Daemon
 from streamd.errors import StreamdError
 from streamd.flow.threads import NamedThread
-from streamd.redact import remember
-from streamd.sinks.relay import RelaySink
+from streamd.runtime.daemon import Daemon
+from streamd.security.redact import remember
 from streamd.telemetry.logs import bind_everywhere, configure
 from streamd.telemetry.notify import Notifier
 from streamd.web.tap import Tap
 from streamd.workers.pictures import PictureSender
+from streamd.workers.relay import RelaySink
 from streamd.workers.report import REPORT_S, Look, Order, Report, collect
 
 log = structlog.get_logger(__name__)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from streamd.errors import SinkError
-from streamd.flow.sink import POLL_S, SinkTroubles
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Sink
 from streamd.sinks.message import STATUS_SUFFIX, encoder, status_message, topic
-from streamd.sinks.relay import HEAD, HWM
+from streamd.sinks.thread import POLL_S, SinkErrorLog
 from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamCounts, StreamStatus
+from streamd.workers.relay import HEAD, HWM
 
 
 class _Passed:
@@ -59,7 +59,7 @@ class Forwarder:
         self._heartbeat_s = heartbeat_s
         self._boot_id = boot_id
         self._sent = metrics.sink_messages.labels(sink=name)
-        self._troubles = SinkTroubles(name, metrics)
+        self._troubles = SinkErrorLog(name, metrics)
         self._uncounted = 0
         """Messages that the metrics do not show yet."""
         self._passed: dict[bytes, _Passed] = {}

@@ -29,7 +29,7 @@ KILL_S = 2.0
 """From SIGKILL to the end of a process at most."""
 
 
-class Process:
+class WorkerProcess:
     """One worker. Its methods never wait.
 
     Args:
@@ -199,7 +199,7 @@ class Process:
             self._process.send_signal(signal.SIGKILL)
 
 
-def reap(workers: Iterable[Process], deadline: float, look: Callable[[], None]) -> list[int]:
+def reap(workers: Iterable[WorkerProcess], deadline: float, look: Callable[[], None]) -> list[int]:
     """Waits until every worker has ended, and kills those that run at the deadline.
 
     Args:

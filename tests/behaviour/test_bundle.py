@@ -203,7 +203,7 @@ def test_a_segmentation_fault_is_told_by_the_next_process(tmp_path: Path) -> Non
 
 HANG = """
 import ctypes, sys, time
-import streamd.daemon
+import streamd.runtime.daemon
 from streamd.cli import main
 begun = time.monotonic()
 def hang(self):
@@ -211,7 +211,7 @@ def hang(self):
         mutex = ctypes.create_string_buffer(64)  # locked twice: nothing ends that, and no Python runs here any more
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
-streamd.daemon.Daemon._look_for_changes = hang
+streamd.runtime.daemon.Daemon._look_for_changes = hang
 sys.exit(main(["run", sys.argv[1]]))
 """
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from streamd.config.loader import load
-from streamd.daemon import Daemon
 from streamd.errors import ConfigError
+from streamd.runtime.daemon import Daemon
 from streamd.telemetry.notify import Notifier
 from tests.behaviour.daemon import Running, Subscriber, daemon, until
 from tests.conftest import shared

@@ -18,11 +18,11 @@ from onnx import numpy_helper
 from streamd.cli import gate as gate_module
 from streamd.cli.build import _batches, _job, add_parser
 from streamd.cli.gate import PlanGate, add_gate_options, gate_of
+from streamd.engine.onnx.reader import read_onnx
+from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar
 from streamd.engine.tensorrt.driver import find_gpu
-from streamd.engine.tensorrt.onnxfile import read_onnx
 from streamd.errors import BackendError, ConfigError, GateError
 from streamd.models.pictures import Feeder, Pictures
-from streamd.sidecar import Provenance, Sidecar, read_sidecar
 from streamd.types import ModelSpec, TensorSpec
 from tests.conftest import shared
 from tests.engine.onnx_models import conv_relu, qdq, unsupported

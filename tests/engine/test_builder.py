@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streamd.engine.onnx.half import to_half
+from streamd.engine.onnx.reader import OnnxFile, OnnxNode, read_onnx
+from streamd.engine.sidecar import Sidecar, read_sidecar, write_sidecar
 from streamd.engine.tensorrt import version
 from streamd.engine.tensorrt.builder import build, build_into
 from streamd.engine.tensorrt.calibrator import Calibration, make_calibrator, read_cache
-from streamd.engine.tensorrt.half import to_half
 from streamd.engine.tensorrt.job import BuildOptions, prepare, settle_precision, settle_profile
-from streamd.engine.tensorrt.onnxfile import OnnxFile, OnnxNode, read_onnx
 from streamd.engine.tensorrt.version import Trt, load_trt, parse_version, tidy
 from streamd.errors import BackendError, ConfigError, ModelError
-from streamd.sidecar import Sidecar, read_sidecar, write_sidecar
 from tests.conftest import shared
 from tests.engine.onnx_models import conv_relu, outside_weights, qdq, save, two_stage, unsupported, weight
 from tests.engine.trt import trt_here

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from streamd.engine import BatchSettings, EngineConfig, ModelSettings, open_backend
-from streamd.engine.reference import preprocess
-from streamd.engine.select import nvidia_gpu
+from streamd.engine.select import tensorrt_unavailable
 from streamd.errors import FrameError, ModelError
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, resolve_labels
+from streamd.imaging.reference import preprocess
 from streamd.sources import AvStreamSettings
 from streamd.sources.av import AvSource
 from streamd.types import Box, Frame
@@ -41,7 +41,7 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """(backend, a batch of frames) of a started backend on a small real model."""
     settings = request.param
     if settings.kind == "tensorrt":
-        missing = nvidia_gpu()
+        missing = tensorrt_unavailable()
         if missing is not None:
             if os.environ.get("STREAMD_REQUIRE_GPU") == "1":
                 pytest.fail(missing)
@@ -190,7 +190,7 @@ def test_stages_of_different_slots_run_on_three_threads(opened: Any) -> None:
 def test_a_missing_model_is_named(settings: Any, tmp_path: Path) -> None:
     if settings.kind == "null":
         pytest.skip("reads no model")
-    if settings.kind == "tensorrt" and nvidia_gpu() is not None:
+    if settings.kind == "tensorrt" and tensorrt_unavailable() is not None:
         pytest.skip("no GPU")
     with pytest.raises(ModelError, match=r"none\.onnx: does not exist"):
         open_backend(settings, ModelSettings(path=str(tmp_path / "none.onnx")))

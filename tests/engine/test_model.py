@@ -10,8 +10,8 @@ import pytest
 from streamd.config.loader import load
 from streamd.engine import BUILTIN, ModelSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
+from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.errors import ConfigError, ModelError
-from streamd.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.types import ModelSpec, TensorSpec
 
 IMAGE = TensorSpec("images", (-1, 3, 320, 320), "float32")

@@ -12,12 +12,12 @@ import pytest
 from onnx import helper
 
 from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
+from streamd.engine.sidecar import Sidecar, read_sidecar, write_sidecar
 from streamd.engine.tensorrt import builder, outputs
 from streamd.engine.tensorrt.builder import build, plan_for
 from streamd.engine.tensorrt.job import BuildOptions, prepare
 from streamd.engine.tensorrt.outputs import DECLARED, give_convolutions
 from streamd.engine.tensorrt.version import Trt, vendor_logger
-from streamd.sidecar import Sidecar, read_sidecar, write_sidecar
 from tests.conftest import shared
 from tests.engine.trt import trt_here
 from tests.models.nets import Net, detector

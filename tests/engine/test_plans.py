@@ -16,13 +16,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
+from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.engine.tensorrt import plans
 from streamd.engine.tensorrt.builder import plan_for
 from streamd.engine.tensorrt.driver import Gpu
 from streamd.engine.tensorrt.plans import Recipe, StagedPlan, building, check_plan, find_plan, writable_folder
 from streamd.engine.tensorrt.version import Trt
 from streamd.errors import ConfigError, ModelError
-from streamd.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from tests.engine.onnx_models import conv_relu
 from tests.engine.trt import trt_here
 
@@ -189,7 +189,7 @@ import resource, sys
 from pathlib import Path
 from streamd.engine.tensorrt.plans import StagedPlan
 from streamd.errors import StreamdError
-from streamd.sidecar import Sidecar
+from streamd.engine.sidecar import Sidecar
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 try:
     with StagedPlan(Path(sys.argv[1])) as staged:

@@ -11,7 +11,7 @@ from fakecam import FakeCamera
 from rtp_clip import Clip
 
 from streamd.errors import SourceError
-from streamd.sources import AvStreamSettings, barren
+from streamd.sources import AvStreamSettings, no_picture
 from streamd.sources.av import AvSource
 from tests.conftest import shared
 from tests.faults.clips import small
@@ -111,7 +111,7 @@ def test_reports_alone_do_not_open_a_camera(clip: Clip, h265: Clip, codec: str) 
 
 
 def test_no_key_frame(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(barren, "NO_KEYFRAME_S", 2.0)
+    monkeypatch.setattr(no_picture, "NO_KEYFRAME_S", 2.0)
     with FakeCamera(clip, "no_keyframe") as camera:
         error, seconds, seen = broken(camera.url)
     assert (error.reason, error.permanent, seen) == ("no_keyframe", False, 0)

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from streamd.engine.select import nvidia_gpu
+from streamd.engine.select import tensorrt_unavailable
 from streamd.engine.tensorrt.cuda import Device
 
 
 @pytest.fixture(scope="session")
 def gpu() -> None:
     """Skips where there is no usable GPU; fails where one was promised."""
-    missing = nvidia_gpu()
+    missing = tensorrt_unavailable()
     if missing is None:
         return
     if os.environ.get("STREAMD_REQUIRE_GPU") == "1":

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from streamd.engine.reference import preprocess as reference
 from streamd.engine.tensorrt.decode import CANDIDATE
 from streamd.engine.tensorrt.kernels import FORMATS
 from streamd.heads import (
@@ -23,6 +22,7 @@ from streamd.heads.nms import nms
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
 from streamd.heads.yolov5 import COCO_ANCHORS
+from streamd.imaging.reference import preprocess as reference
 from streamd.types import Box, Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Picture, TensorSpec
 
 CODE_VALUE_TOLERANCE = 0.002

@@ -10,8 +10,8 @@ import pytest
 
 from streamd.cli import main
 from streamd.engine.model import ASSETS, model_file, sha256_of
+from streamd.engine.sidecar import read_sidecar
 from streamd.models.inspect import inspect
-from streamd.sidecar import read_sidecar
 from tests.conftest import shared
 from tests.engine.trt import trt_here
 

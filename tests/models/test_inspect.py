@@ -10,10 +10,10 @@ import onnx
 import pytest
 
 from streamd.cli import main
+from streamd.engine.sidecar import Provenance, Sidecar, write_sidecar
 from streamd.errors import ModelError
 from streamd.models.inspect import inspect
 from streamd.models.quantize import Request, quantize
-from streamd.sidecar import Provenance, Sidecar, write_sidecar
 from tests.conftest import shared
 from tests.models.nets import Net, detector, pictures
 

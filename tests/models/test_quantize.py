@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 from streamd.cli import main
+from streamd.engine.sidecar import Sidecar, read_sidecar, write_sidecar
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
 from streamd.models import quantize
 from streamd.models.gate import Verdict
@@ -21,7 +22,6 @@ from streamd.models.graph import write_whole
 from streamd.models.inspect import inspect
 from streamd.models.quantize import Request
 from streamd.models.sensitivity import fewest
-from streamd.sidecar import Sidecar, read_sidecar, write_sidecar
 from tests.conftest import ROOT, shared
 from tests.models.nets import detector, joined_sigmoid, pictures
 

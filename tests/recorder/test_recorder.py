@@ -18,7 +18,7 @@ from streamd.recorder import bundle, recorder
 from streamd.recorder.memory import LOG, NOTES, Memory
 from streamd.recorder.place import config_name
 from streamd.recorder.recorder import Recorder, Watched
-from streamd.redact import remember
+from streamd.security.redact import remember
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamStatus

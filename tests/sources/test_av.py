@@ -17,8 +17,8 @@ import av
 import numpy as np
 import pytest
 
-from streamd.engine.reference import letterbox_rgb
 from streamd.errors import SourceError
+from streamd.imaging.reference import letterbox_rgb
 from streamd.sources import AvStreamSettings
 from streamd.sources.av import AvSource
 from streamd.types import Frame

@@ -25,8 +25,8 @@ from fakecam import FakeCamera
 from pydantic import TypeAdapter
 from rtp_clip import Clip
 
-from streamd.engine.scaler import HostLetterbox
 from streamd.errors import SourceError
+from streamd.imaging.letterbox import HostLetterbox
 from streamd.sources import AvStreamSettings, open_source
 from streamd.sources.av import AvSource
 from streamd.sources.process import SILENCE_LIMIT_S, ProcessSource
@@ -223,12 +223,12 @@ def test_a_child_that_outlives_even_sigkill_is_left_to_the_supervisor(
         source.close()
         thread = threading.Thread(target=lambda: list(source.frames()))
         thread.start()
-        until(lambda: source.cut_by <= time.monotonic(), 10)
+        until(lambda: source.deadline <= time.monotonic(), 10)
         assert thread.is_alive()
         os.kill(source.pid, signal.SIGKILL)
         thread.join(5)
         assert not thread.is_alive()
-        assert source.cut_by == math.inf
+        assert source.deadline == math.inf
 
 
 def test_a_camera_over_rtsp_with_loss_and_reports() -> None:

@@ -15,10 +15,10 @@ from rtp_clip import CLOCK
 
 from streamd.errors import SourceError
 from streamd.flow.ring import Ring
-from streamd.flow.supervisor import StreamRunner
+from streamd.flow.runner import StreamRunner
 from streamd.sources import AvStreamSettings, SyntheticStreamSettings
 from streamd.sources.av import AvSource
-from streamd.sources.quarantine import HOLD_NS, LossEar, Quarantine
+from streamd.sources.quarantine import HOLD_NS, PacketLossListener, Quarantine
 from streamd.sources.synthetic import SyntheticSource
 from streamd.telemetry.metrics import StreamMetrics
 from streamd.types import Frame, StreamStatus
@@ -103,7 +103,7 @@ def test_each_thread_hears_its_own_losses_and_nothing_else_is_printed(capfd: Any
     heard = {}
 
     def read(lost: int) -> None:
-        ear = LossEar(rtp=True)
+        ear = PacketLossListener(rtp=True)
         started.wait(5)
         with ear:
             for _ in range(50):
@@ -120,7 +120,7 @@ def test_each_thread_hears_its_own_losses_and_nothing_else_is_printed(capfd: Any
     assert heard == {1: 50, 7: 350}
     av.logging.log(av.logging.ERROR, "rtsp", "nobody listens\n")
     assert capfd.readouterr() == ("", "")
-    ear = LossEar(rtp=False)
+    ear = PacketLossListener(rtp=False)
     with ear:
         pass
     assert ear.take() == 0
@@ -251,7 +251,7 @@ def test_the_account_is_exact_and_a_status_tells() -> None:
 
 def test_what_it_costs_a_frame() -> None:
     """Microseconds, not more: the two calls, and the ear around a read. The bound is wide for loaded machines."""
-    q, ear = Quarantine(), LossEar(rtp=True)
+    q, ear = Quarantine(), PacketLossListener(rtp=True)
     rounds = 20_000
     started = time.perf_counter()
     for i in range(rounds):

@@ -16,7 +16,7 @@ import pytest
 import structlog
 from hypothesis import given
 
-from streamd.redact import credentials, known, redact, remember
+from streamd.security.redact import credentials, known, redact, remember
 from streamd.telemetry.logs import RateLimit, Redactor, configure
 
 

@@ -13,11 +13,11 @@ from prometheus_client import CollectorRegistry
 from streamd.errors import SinkError
 from streamd.sinks import JsonlSettings, open_sink
 from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
-from streamd.sinks.relay import HWM, RELAY_FULL, RelaySink
 from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamCounts
 from streamd.workers.forward import Forwarder
 from streamd.workers.ledger import WORKER_DIED, Ledger
+from streamd.workers.relay import HWM, RELAY_FULL, RelaySink
 from streamd.workers.report import Report
 from tests.behaviour.daemon import until
 from tests.frames import detections, status

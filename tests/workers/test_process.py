@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from streamd.workers.child import lines
-from streamd.workers.process import Process, ending, reap
+from streamd.workers.process import WorkerProcess, ending, reap
 from streamd.workers.report import Order, Report
 from tests.behaviour.daemon import until
 
@@ -37,7 +37,7 @@ def test_a_process_that_does_not_read_holds_nobody_up(monkeypatch: pytest.Monkey
     script.write_text("#!/bin/sh\nexec sleep 60\n")
     script.chmod(0o700)
     monkeypatch.setattr("sys.executable", str(script))
-    process = Process(0)
+    process = WorkerProcess(0)
     process.start(order(1, padding="x" * 3_000_000))
     try:
         assert process.running
@@ -65,7 +65,7 @@ def test_who_does_not_end_in_time_is_killed_and_has_no_code(monkeypatch: pytest.
     script.write_text("#!/bin/sh\nfor number; do :; done\n[ $number = 0 ] && exec sleep 60\nread order\nexit 3\n")
     script.chmod(0o700)
     monkeypatch.setattr("sys.executable", str(script))
-    workers = [Process(number) for number in range(3)]
+    workers = [WorkerProcess(number) for number in range(3)]
     for worker in workers[:2]:
         worker.start(order(1))
     assert reap(workers, time.monotonic() + 2, lambda: time.sleep(0.01)) == [3]
@@ -74,7 +74,7 @@ def test_who_does_not_end_in_time_is_killed_and_has_no_code(monkeypatch: pytest.
 
 
 def test_reports_of_processes_that_are_gone_are_not_heard() -> None:
-    process = Process(0)
+    process = WorkerProcess(0)
     process.life = 7
     assert not process.take(Report(0, 6, 1, None, [], {}, []))
     assert not process.up
@@ -84,7 +84,7 @@ def test_reports_of_processes_that_are_gone_are_not_heard() -> None:
 
 
 def test_deaths_are_counted_until_it_is_up_and_waits_grow() -> None:
-    process = Process(0)
+    process = WorkerProcess(0)
     waits = [process.died(()) for _ in range(5)]
     assert process.deaths == 5
     assert waits[0] <= 0.5
@@ -107,7 +107,7 @@ def test_a_process_is_given_its_variables(monkeypatch: pytest.MonkeyPatch, tmp_p
     script.chmod(0o700)
     monkeypatch.setattr("sys.executable", str(script))
     monkeypatch.setenv("OURS", "inherited")
-    process = Process(0)
+    process = WorkerProcess(0)
     process.start(order(1), {"THEIRS": "given", "OUT": str(tmp_path / "out")})
     until(lambda: process.poll() == 0, 5)
     assert (tmp_path / "out").read_text() == "inherited given\n"

@@ -116,7 +116,7 @@ class Config(Target):
     def run(self, data: bytes) -> None:
         from streamd.cli.check import problems
         from streamd.config.loader import load
-        from streamd.reload import difference
+        from streamd.runtime.reload import difference
 
         loaded = load(self.file("c.yaml", data), {"TOKEN": "tokentoken"})
         for error in problems(loaded.config, model=False):
@@ -171,11 +171,11 @@ class Sidecar(Target):
     def run(self, data: bytes) -> None:
         from streamd.engine import ModelSettings
         from streamd.engine.model import settle_spec
+        from streamd.engine.sidecar import read_sidecar, write_sidecar
         from streamd.engine.tensorrt.driver import Gpu
         from streamd.engine.tensorrt.plans import check_plan
         from streamd.engine.tensorrt.version import Trt
         from streamd.heads.select import open_head, resolve_labels
-        from streamd.sidecar import read_sidecar, write_sidecar
         from streamd.types import TensorSpec
 
         plan = self.file("m.engine", b"plan")
@@ -352,9 +352,9 @@ class Onnx(Target):
         self.file("weights.bin", bytes(7 * 27 * 4))
 
     def run(self, data: bytes) -> None:
-        from streamd.engine.tensorrt.onnxfile import read_onnx
-        from streamd.engine.tensorrt.stem import float_stem
-        from streamd.engine.tensorrt.weights import in_float
+        from streamd.engine.onnx.reader import read_onnx
+        from streamd.engine.onnx.stem import float_stem
+        from streamd.engine.onnx.weights import in_float
         from streamd.errors import StreamdError
         from streamd.models.graph import prepare
         from streamd.models.inspect import inspect

@@ -40,7 +40,7 @@ class _Player:
     """Opens an input as the daemon does and looks at each frame as preprocessing does."""
 
     def __init__(self) -> None:
-        from streamd.engine.scaler import HostLetterbox
+        from streamd.imaging.letterbox import HostLetterbox
 
         self._letterbox = HostLetterbox(64, 64)
         self._into = np.empty((64, 64, 3), np.uint8)

@@ -16,6 +16,7 @@ import structlog
 
 from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
+from streamd.engine.sidecar import read_sidecar
 from streamd.engine.tensorrt import decode, kernels, suppress
 from streamd.engine.tensorrt.cuda import Device
 from streamd.engine.tensorrt.enqueue import Kernel
@@ -23,7 +24,6 @@ from streamd.engine.tensorrt.replay import Replay
 from streamd.engine.tensorrt.runtime import Network
 from streamd.engine.tensorrt.slot import TensorRtSlot, tensor_bytes
 from streamd.errors import BackendError, FrameError, ModelError
-from streamd.sidecar import read_sidecar
 from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Outputs
 
 log = structlog.get_logger(__name__)

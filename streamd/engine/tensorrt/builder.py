@@ -13,19 +13,18 @@ from typing import Any
 import structlog
 
 from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
-from streamd.engine.model import model_file
-from streamd.engine.select import PLAN_SUFFIXES
+from streamd.engine.model import PLAN_SUFFIXES, model_file
+from streamd.engine.onnx.reader import OnnxFile
+from streamd.engine.onnx.stem import float_stem
+from streamd.engine.onnx.weights import in_float
+from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, write_sidecar
 from streamd.engine.tensorrt import driver, outputs, plans
 from streamd.engine.tensorrt.calibrator import make_calibrator
 from streamd.engine.tensorrt.files import write_whole
 from streamd.engine.tensorrt.job import BuildOptions, Job, prepare
-from streamd.engine.tensorrt.onnxfile import OnnxFile
 from streamd.engine.tensorrt.plans import StagedPlan
-from streamd.engine.tensorrt.stem import float_stem
 from streamd.engine.tensorrt.version import load_trt, tidy, vendor_logger
-from streamd.engine.tensorrt.weights import in_float
 from streamd.errors import BackendError, ConfigError, ModelError
-from streamd.sidecar import Provenance, Sidecar, read_sidecar, write_sidecar
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +69,7 @@ def _parse_errors(parser: Any, onnx: OnnxFile, job: Job) -> ModelError:
 def _load(job: Job) -> bytes:
     """The bytes to parse."""
     if job.recipe.precision == "fp16" and job.trt.always_strongly_typed:
-        from streamd.engine.tensorrt.half import to_half
+        from streamd.engine.onnx.half import to_half
 
         return to_half(job.onnx.path)
     try:

@@ -18,9 +18,9 @@ from typing import Literal
 
 from streamd.engine import ModelSettings
 from streamd.engine.model import settle_spec
+from streamd.engine.onnx.reader import OnnxFile, read_onnx
 from streamd.engine.tensorrt import driver, plans
 from streamd.engine.tensorrt.calibrator import Calibration
-from streamd.engine.tensorrt.onnxfile import OnnxFile, read_onnx
 from streamd.engine.tensorrt.plans import Recipe
 from streamd.engine.tensorrt.version import Trt, load_trt
 from streamd.errors import BackendError, ConfigError, ModelError

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamd.engine.reference import coded_roi, looked_at, yuv_to_rgb_matrix
 from streamd.errors import BackendError, FrameError
+from streamd.imaging.reference import coded_roi, looked_at, yuv_to_rgb_matrix
 from streamd.types import Frame, Letterbox, Picture
 
 PTX = Path(__file__).with_name("kernels.ptx")

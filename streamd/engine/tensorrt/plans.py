@@ -20,13 +20,12 @@ from pathlib import Path
 
 import structlog
 
-from streamd.engine.model import ASSETS, sha256_of
-from streamd.engine.select import PLAN_SUFFIXES
+from streamd.engine.model import ASSETS, PLAN_SUFFIXES, sha256_of
+from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.engine.tensorrt.driver import Gpu
 from streamd.engine.tensorrt.version import Trt, parse_version
 from streamd.errors import ConfigError, ModelError
-from streamd.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
-from streamd.trust import distrust
+from streamd.security.trust import distrust
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from streamd.engine.model import MAX_MODEL_BYTES
 from streamd.engine.tensorrt.cuda import Device
 from streamd.engine.tensorrt.enqueue import Event, Stream
 from streamd.errors import BackendError, ConfigError, ModelError
-from streamd.trust import read_bytes
+from streamd.security.trust import read_bytes
 from streamd.types import TensorSpec
 
 _TYPES = {

@@ -1,0 +1,184 @@
+"""YAML with line numbers, environment substitution and no surprises (no tags, no duplicate keys, bounded size)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from streamd.errors import ConfigError
+from streamd.security.redact import credentials
+from streamd.security.trust import read_text
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 100_000
+MAX_DEPTH = 32
+
+MAX_SECRET_BYTES = 65_536
+UNREAD = "x" * 40
+"""As good as any password or key to whoever only looks at the form."""
+
+Path_ = tuple[str | int, ...]
+
+_SECRET_NAME = re.compile(
+    r"(?:.*(?:passw|passphrase|secret|token|authorization|credential|decryption_key).*|headers|cookies)",
+    re.IGNORECASE,
+)
+"""Keys whose value is a secret, FFmpeg's options among them."""
+_HEADER_VALUE = re.compile(r"(?<=[:=\s])[^\s;,=:]{8,}")
+"""What may be repeated alone of a header or cookie: `Authorization: Bearer VALUE`, `session=VALUE`."""
+_SUBSTITUTION = re.compile(r"\$(?:\$|\{(?P<name>file:[^}]+?|[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})")
+_VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+
+
+@dataclass
+class Document:
+    """A parsed file: plain values, the line of each, and the secrets that were substituted into it."""
+
+    values: Any
+    lines: dict[Path_, int] = field(default_factory=dict)
+    """Path of keys and indices -> line, counted from 1."""
+    secrets: set[str] = field(default_factory=set)
+    """Values that came from the environment or from files: never to be logged."""
+    inline: set[str] = field(default_factory=set)
+    """Passwords that stand in the file itself, in URLs or under names such as `password`: never to be logged."""
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    """(line, message) of what could not be read."""
+
+    def line(self, path: Path_) -> int | None:
+        """The line of `path`, or of its nearest ancestor that is in the file."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path)
+
+
+def _is_secret(path: Path_) -> bool:
+    return any(_SECRET_NAME.fullmatch(part) for part in path[-2:] if isinstance(part, str))
+
+
+class _Reader:
+    def __init__(self, environment: Mapping[str, str], folder: Path, *, secrets: bool) -> None:
+        self._environment = environment
+        self._folder = folder
+        self._secrets = secrets
+        self._nodes = 0
+        self._loader = yaml.SafeLoader("")
+        self.document = Document(None)
+
+    def problem(self, node: yaml.Node, message: str) -> None:
+        self.document.problems.append((node.start_mark.line + 1, message))
+
+    def read(self, node: yaml.Node, path: Path_) -> Any:
+        # Aliases make a small file expand without bound ("billion laughs"): count what is built, not what is written.
+        self._nodes += 1
+        if self._nodes > MAX_NODES or len(path) > MAX_DEPTH:
+            raise ConfigError(f"more than {MAX_NODES} values or {MAX_DEPTH} levels; this is no streamd configuration")
+        self.document.lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*path, i)) for i, item in enumerate(node.value)]
+        if node.tag == "tag:yaml.org,2002:str":
+            return self._substitute(node, path)
+        if _is_secret(path):
+            self.document.inline.add(str(node.value))
+        try:
+            return self._loader.construct_object(node)
+        except Exception:  # noqa: BLE001 - a tag that does not fit (`!!timestamp x`, `!!bool x`) raises anything
+            # Neither the value nor the error, which has it: an unquoted password can look like a bad date.
+            core, _, kind = str(node.tag).rpartition(":")
+            self.problem(node, f"cannot be read{f' as {kind}' if core else ''}; where text is meant, put it in quotes")
+            return None
+
+    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            if key in out:
+                self.problem(key_node, f"{key}: given twice; keep one")
+            out[key] = self.read(value_node, (*path, key))
+            where = (*path, key)
+            self.document.lines[where] = key_node.start_mark.line + 1
+        return out
+
+    def _substitute(self, node: yaml.Node, path: Path_) -> str:
+        substituted = False
+
+        def value(match: re.Match[str]) -> str:
+            nonlocal substituted
+            name = match["name"]
+            if name is None:
+                return "$"
+            if name.startswith("file:"):
+                found, problem = self._secret_file(name[5:])
+            else:
+                found = self._environment.get(name)
+                problem = f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"
+            if found is None:
+                if match["default"] is not None:
+                    return match["default"]
+                self.problem(node, problem)
+                return match[0]  # a value of some kind: the field itself is not at fault
+            # The path of a model or clip comes from the environment too, and messages are to name it.
+            if found and not (found.startswith("/") and os.path.exists(found)):
+                self.document.secrets.add(found)
+            substituted = True
+            return found
+
+        out = _SUBSTITUTION.sub(value, str(node.value))
+        if "\0" in out:
+            self.problem(node, "holds a NUL character, which no path, name or address may have")
+            return ""
+        found = credentials(out)
+        if out and _is_secret(path):
+            found |= {out, *_HEADER_VALUE.findall(out)}
+        (self.document.secrets if substituted else self.document.inline).update(found)
+        return out
+
+    def _secret_file(self, name: str) -> tuple[str | None, str]:
+        """What the file holds, and what is wrong where it holds nothing."""
+        if not self._secrets:
+            return UNREAD, ""
+        missing = [v for v in _VARIABLE.findall(name) if v not in self._environment]
+        if missing:
+            hint = "; systemd sets it where the unit has LoadCredential=" if "CREDENTIALS_DIRECTORY" in missing else ""
+            return None, f"${{file:{name}}}: environment variable {missing[0]} is not set{hint}"
+        file = self._folder / os.path.expanduser(_VARIABLE.sub(lambda match: self._environment[match[1]], name))
+        try:
+            return read_text(file, MAX_SECRET_BYTES, what=str(file), expected="a file with one secret").strip(), ""
+        except ConfigError as error:
+            return None, str(error)
+
+
+def read_yaml(text: str, environment: Mapping[str, str], folder: Path = Path(), *, secrets: bool = True) -> Document:
+    """Parses `text`; `${NAME}`, `${NAME:-default}` and `${file:PATH}` in strings are substituted, `$$` is a dollar.
+
+    Substitution happens after parsing, so no value can change the structure. `$NAME` in a file's path is the
+    environment's (`${file:$CREDENTIALS_DIRECTORY/camera}`); a relative path is relative to `folder`. Without `secrets`,
+    no such file is read, and `UNREAD` stands for what is in it.
+
+    Raises:
+        ConfigError: not YAML at all, or unreasonably large. Smaller problems are collected in the document.
+    """
+    reader = _Reader(environment, folder, secrets=secrets)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark is not None else ""
+        # An unquoted password that begins with * is an alias to YAML, and named.
+        problem = re.sub(r"'.{4,}'", "'…'", str(getattr(error, "problem", None) or "not text"))
+        raise ConfigError(f"{where}not valid YAML: {problem}") from error
+    except RecursionError as error:
+        raise ConfigError("nested too deeply to be a configuration") from error
+    if node is not None:
+        try:
+            reader.document.values = reader.read(node, ())
+        except RecursionError as error:
+            raise ConfigError("nested too deeply to be a configuration") from error
+    return reader.document

@@ -1,0 +1,237 @@
+"""The few facts of an ONNX file that a plan depends on, read from its protobuf fields directly.
+
+A machine that only runs models has no `onnx` package, and needs none: fields are walked by their lengths (see
+onnx.proto for the numbers), which also finds a file that was cut short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from streamd.engine.onnx.protobuf import Broken, field, fields, spans, text, varint
+from streamd.errors import ModelError
+from streamd.types import TensorSpec
+
+_GRAPH = 7
+"""Its number in ModelProto."""
+_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
+QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+MOVERS = frozenset(
+    {"Concat", "MaxPool", "Resize", "Upsample", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze",
+     "Flatten", "Identity", "DepthToSpace", "SpaceToDepth", "Pad"}
+)  # fmt: skip
+"""Operators that only choose or move values."""
+
+
+@dataclass(frozen=True)
+class OnnxNode:
+    """One node of the graph, in file order."""
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name or '(unnamed)'} ({self.operator})"
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What was read."""
+
+    path: Path
+    sha256: str
+    """Of the file."""
+    content_sha256: str
+    """Of the file and, where its weights lie outside it, of those files too."""
+    inputs: tuple[TensorSpec, ...]
+    """Without those that are only weights; -1 for a dynamic dimension."""
+    nodes: tuple[OnnxNode, ...]
+    metadata: dict[str, str]
+    outputs: tuple[str, ...] = ()
+    """Names of the tensors that come out."""
+
+    @cached_property
+    def ends_in_sigmoid(self) -> bool:
+        """True where a sigmoid is the last arithmetic before a whole output: YOLOv5 rows like that are not decoded."""
+        makers = {name: node for node in self.nodes for name in node.outputs if node.operator != "Constant"}
+        computed = makers.keys() | {tensor.name for tensor in self.inputs}
+        for output in self.outputs:
+            last, waiting, seen = set(), [output], {output}
+            while waiting:
+                node = makers.get(waiting.pop())
+                if node is None or node.operator not in MOVERS:
+                    last.add(node.operator if node is not None else "")
+                    continue
+                # Of the others only the first input is data; Concat's are all, but for constants.
+                above = computed & set(node.inputs if node.operator == "Concat" else node.inputs[:1]) - seen
+                seen |= above
+                waiting += above
+            if last == {"Sigmoid"}:
+                return True
+        return False
+
+    @cached_property
+    def quantized(self) -> bool:
+        """True where the model carries Q/DQ nodes."""
+        return any(node.operator in QUANTIZERS for node in self.nodes)
+
+
+def _tensor(data: memoryview) -> TensorSpec:
+    """A ValueInfoProto: name = 1, type = 2 {tensor_type = 1 {elem_type = 1, shape = 2 {dim = 1 {dim_value = 1}}}}."""
+    name, element, shape = "", 0, []
+    for number, _, body in fields(data):
+        if number == 1:
+            name = text(body)
+        elif number == 2:
+            for kind, _, tensor in fields(body):
+                if kind != 1:
+                    continue
+                for part, value, inner in fields(tensor):
+                    if part == 1:
+                        element = value
+                    elif part == 2:
+                        for _, _, dimension in fields(inner):
+                            sizes = [v for n, v, _ in fields(dimension) if n == 1]
+                            shape.append(sizes[0] if sizes and 0 < sizes[0] < 1 << 31 else -1)
+    return TensorSpec(name, tuple(shape), _TYPES.get(element, f"type {element}"))
+
+
+def _pair(data: memoryview) -> tuple[str, str]:
+    """A StringStringEntryProto."""
+    found = {number: text(body) for number, _, body in fields(data)}
+    return found.get(1, ""), found.get(2, "")
+
+
+def _weights(data: memoryview) -> tuple[str, str | None]:
+    """Name of a TensorProto and the file its data lies in, where that is another one."""
+    name, where = "", None
+    for number, _, body in fields(data):
+        if number == 8:
+            name = text(body)
+        elif number == 13:
+            key, value = _pair(body)
+            where = value if key == "location" else where
+    return name, where
+
+
+def tensor_shape(data: memoryview) -> list[int]:
+    """The dimensions of a TensorProto: dims = 1, packed or not."""
+    shape: list[int] = []
+    for number, value, body in fields(data):
+        if number == 1 and len(body):
+            at = 0
+            while at < len(body):
+                size, at = varint(body, at)
+                shape.append(size)
+        elif number == 1:
+            shape.append(value)
+    return shape
+
+
+def read_node(data: memoryview) -> OnnxNode:
+    """A NodeProto: input = 1, output = 2, name = 3, op_type = 4."""
+    found: dict[int, list[str]] = {1: [], 2: [], 3: [""], 4: [""]}
+    for number, _, body in fields(data):
+        if number in found:
+            found[number].append(text(body))
+    return OnnxNode(found[3][-1], found[4][-1], tuple(found[1]), tuple(found[2]))
+
+
+def change_graph(model: bytes, change: Callable[[memoryview], bytes | None]) -> bytes:
+    """An ONNX file with another graph.
+
+    Args:
+        model: the file's bytes.
+        change: takes the bytes of the GraphProto and returns others, or None where there is nothing to change.
+
+    Returns:
+        The same bytes where there is nothing to change, and of a file that is no ONNX: the parser will name it.
+    """
+    try:
+        parts = list(spans(memoryview(model)))
+        graphs = [change(body) for number, _, _, body in parts if number == _GRAPH]
+    except Broken:
+        return model
+    if len(graphs) != 1 or graphs[0] is None:
+        return model
+    return b"".join(field(_GRAPH, graphs[0]) if number == _GRAPH else whole for number, whole, _, _ in parts)
+
+
+def _content_sha256(path: Path, digest: hashlib._Hash, outside: list[str]) -> str:
+    for name in outside:
+        file = path.parent / name
+        # ONNX wants a relative path below the model's folder. A device would be read for ever.
+        below = "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+        if not below or (file.exists() and not file.is_file()):
+            raise ModelError(
+                f"model {path}: its weights lie in {name!r}, which is no file below its folder; export it again"
+            )
+        try:
+            with file.open("rb") as handle:
+                while block := handle.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise ModelError(
+                f"model {path}: its weights lie in {file}, which cannot be read: {error.strerror}; "
+                "copy that file beside the model"
+            ) from error
+    return digest.hexdigest()
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Reads what `OnnxFile` holds; weights are skipped over.
+
+    Raises:
+        ModelError: unreadable, not ONNX, cut short, or without a graph.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"model {path}: cannot be read: {error.strerror}") from error
+    if not data:
+        raise ModelError(f"model {path}: is empty; export or copy it again")
+    try:
+        return _read(path, memoryview(data))
+    except Broken:
+        raise ModelError(
+            f"model {path}: is not a whole ONNX file (cut short or damaged); export or copy it again"
+        ) from None
+
+
+def _read(path: Path, data: memoryview) -> OnnxFile:
+    graph: memoryview | None = None
+    metadata = {}
+    for number, _, body in fields(data):
+        if number == _GRAPH:
+            graph = body
+        elif number == 14:
+            key, value = _pair(body)
+            metadata[key] = value
+    if graph is None:
+        raise Broken
+    nodes, inputs, outputs, weights, outside = [], [], [], set(), []
+    for number, _, body in fields(graph):
+        if number == 1:
+            nodes.append(read_node(body))
+        elif number == 11:
+            inputs.append(_tensor(body))
+        elif number == 12:
+            outputs.append(_tensor(body).name)
+        elif number == 5:
+            name, where = _weights(body)
+            weights.add(name)
+            if where is not None and where not in outside:
+                outside.append(where)
+    if not nodes:
+        raise Broken
+    found = tuple(t for t in inputs if t.name not in weights)
+    digest = hashlib.sha256(data)
+    return OnnxFile(
+        path, digest.hexdigest(), _content_sha256(path, digest, outside), found, tuple(nodes), metadata, tuple(outputs)
+    )

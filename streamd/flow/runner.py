@@ -1,0 +1,392 @@
+"""The reader of a stream: connect, stream, break, wait, connect again. Sources raise; only this room retries."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import structlog
+
+from streamd.errors import SourceError, SourceReason
+from streamd.flow.backoff import Backoff
+from streamd.flow.ring import Closed, Ring
+from streamd.flow.threads import NamedThread
+from streamd.security.redact import redact
+from streamd.telemetry.metrics import StreamMetrics
+from streamd.types import Frame, StreamPast, StreamState, StreamStatus
+
+log = structlog.get_logger(__name__)
+
+Event = Literal["opened", "broke", "retry", "ended", "gave_up"]
+
+TRANSITIONS: dict[tuple[StreamState, Event], StreamState] = {
+    ("CONNECTING", "opened"): "LIVE",
+    ("CONNECTING", "broke"): "BACKOFF",
+    ("CONNECTING", "ended"): "ENDED",
+    ("CONNECTING", "gave_up"): "FAILED",
+    ("LIVE", "broke"): "BACKOFF",
+    ("LIVE", "ended"): "ENDED",
+    ("LIVE", "gave_up"): "FAILED",
+    ("BACKOFF", "retry"): "CONNECTING",
+    ("BACKOFF", "ended"): "ENDED",
+    ("BACKOFF", "gave_up"): "FAILED",
+}
+"""Every way a stream may go. What is not here cannot happen."""
+
+TELL_QUARANTINE_NS = 1_000_000_000
+"""Pictures are withheld for this long before a status tells: one lost packet in a short GOP is no news."""
+STEADY_S = 10.0
+"""A stream that was live for this long has recovered: its next break starts with the shortest wait again."""
+CALM_NS = 5_000_000_000
+"""A live stream's trouble is over when it has not shown for this long."""
+ABANDONED_LIMIT = 4
+"""Threads that hang at the same time before their stream is FAILED: each holds memory and a connection."""
+
+
+class _Info(Protocol):
+    @property
+    def codec(self) -> str: ...
+    @property
+    def decoder(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def fps(self) -> float: ...
+
+
+class _Clock(Protocol):
+    jumps: int
+    offset_s: float | None
+    drift: float | None
+
+
+class _Source(Protocol):
+    corrupt: int
+    skipped: int
+    lost: int
+    deadline: float
+
+    @property
+    def clock(self) -> _Clock: ...
+
+    def open(self) -> Any: ...
+    def frames(self) -> Iterator[Frame]: ...
+    def close(self) -> None: ...
+
+
+class _Abandoned(Exception):
+    """Ends a thread that nobody waits for any more."""
+
+
+class _ReaderThread:
+    """One thread of a runner, and what it works with."""
+
+    __slots__ = ("abandoned", "live_since", "source", "thread")
+
+    def __init__(self) -> None:
+        self.abandoned = False
+        """A call in it did not return in time: another reader goes on in its place."""
+        self.live_since: float | None = None
+        self.source: _Source | None = None
+        self.thread: NamedThread
+
+
+class StreamRunner:
+    """One stream's thread: owns its source, stamps its frames, and reports what becomes of it.
+
+    A stream is LIVE from its first picture on. `watch` is to be called a few times a second: a thread that hangs in a
+    call which nothing can cut (a resolver, a file system, a driver) is left behind then, and another goes on.
+
+    Args:
+        stream: the stream's id.
+        make_source: makes a fresh source for every attempt.
+        ring: where frames go; closed when the stream is over.
+        metrics: the stream's counters.
+        on_status: told every change; must not block.
+        initial_s: first wait after a break, seconds.
+        max_s: longest wait, seconds.
+        attempts: failed attempts in a row before the stream is FAILED; None for no limit.
+        before: the runner of this stream until now, which is over: epoch and seq go on where it ended.
+        past: the same of another process, where there is no `before`.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        make_source: Callable[[], _Source],
+        ring: Ring[Frame],
+        metrics: StreamMetrics,
+        on_status: Callable[[StreamStatus], None],
+        *,
+        initial_s: float = 0.5,
+        max_s: float = 30.0,
+        attempts: int | None = None,
+        before: StreamRunner | None = None,
+        past: StreamPast | None = None,
+    ) -> None:
+        self.stream = stream
+        self.ring = ring
+        self._make_source = make_source
+        self._metrics = metrics
+        self._on_status = on_status
+        self._backoff = Backoff(initial_s, max_s)
+        self._attempts = attempts
+        self._stop = threading.Event()
+        self._lock = threading.RLock()
+        self._epoch: int = before._epoch if before is not None else past.epoch if past is not None else -1
+        self._seq: int = before._seq if before is not None else past.counts.received if past is not None else 0
+        self._troubles: dict[SourceReason, int] = {}
+        """When each trouble of the live stream is over, monotonic nanoseconds."""
+        self.status = StreamStatus(stream, "CONNECTING", "", "", max(self._epoch, 0), time.time_ns())
+        self._reader = _ReaderThread()
+        self._abandoned: list[_ReaderThread] = before._abandoned if before is not None else []
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._metrics.state = self.status.state
+        self._on_status(self.status)
+        self._begin(self._too_many() if len(self._abandoned) >= ABANDONED_LIMIT else None)
+
+    def _too_many(self) -> SourceError:
+        message = f"stream {self.stream}: {len(self._abandoned)} threads of it hang and cannot be cut"
+        return SourceError("stuck", f"{message}: look at its network, disk or driver, then restart", permanent=True)
+
+    def _begin(self, error: SourceError | None) -> None:
+        reader = self._reader = _ReaderThread()
+        reader.thread = NamedThread(partial(self._run, reader, error), f"source-{self.stream}")
+        reader.thread.start()
+
+    def stop(self) -> None:
+        """Asks the stream to end: sleeps and a blocked ring are cut at once, a read at its time limit. Any thread."""
+        self._stop.set()
+        with self._lock:
+            source = self._reader.source
+        if source is not None:
+            source.close()
+        self.ring.close()
+
+    def join(self, timeout: float) -> bool:
+        """Waits for the thread; False where `timeout` seconds passed first, or a thread that was left still hangs."""
+        self._reader.thread.join(timeout)
+        return not self._reader.thread.is_alive() and not any(reader.thread.is_alive() for reader in self._abandoned)
+
+    def watch(self) -> None:
+        """Replaces the thread where its call into the source is past its limit. To be called by one thread."""
+        with self._lock:
+            if self._abandoned:
+                self._abandoned = [reader for reader in self._abandoned if reader.thread.is_alive()]
+                self._metrics.threads_stuck = len(self._abandoned)
+            reader, source = self._reader, self._reader.source
+            if source is None or time.monotonic() < source.deadline or self._stop.is_set() or self.over:
+                return
+            self._abandon(reader)
+            doing = "reading" if reader.live_since is not None else "opening"
+            message = f"stream {self.stream}: {doing} does not return and cannot be cut; its thread was left behind"
+            many = len(self._abandoned) >= ABANDONED_LIMIT
+            self._begin(self._too_many() if many else SourceError("stuck", message))
+        source.close()
+
+    def _abandon(self, reader: _ReaderThread) -> None:
+        reader.abandoned = True
+        self._abandoned.append(reader)
+        self._metrics.threads_stuck = len(self._abandoned)
+        self._metrics.threads_abandoned += 1
+
+    def ended(self) -> bool:
+        """True once the thread that works for the stream is over; those that were left behind may still hang."""
+        return not self._reader.thread.is_alive()
+
+    def abandon(self) -> None:
+        """Waits no longer for a thread that `stop` could not end: the stream is over, whatever its call returns."""
+        with self._lock:
+            reader = self._reader
+            if reader.abandoned or self.ended():
+                return
+            if not self.over:
+                self._transition(reader, "ended", "", "stopped; its thread hangs and was left behind")
+            self._abandon(reader)
+
+    @property
+    def over(self) -> bool:
+        """True once no frame will come any more."""
+        return self.status.state in ("ENDED", "FAILED")
+
+    def _transition(
+        self, reader: _ReaderThread, event: Event, reason: str = "", detail: str = "", **extra: Any
+    ) -> None:
+        with self._lock:
+            if reader.abandoned:
+                raise _Abandoned
+            state = TRANSITIONS[self.status.state, event]
+            keep = {k: getattr(self.status, k) for k in ("codec", "decoder", "width", "height", "fps")}
+            self.status = StreamStatus(
+                self.stream, state, reason, redact(detail), max(self._epoch, 0), time.time_ns(), **(keep | extra)
+            )
+            self._metrics.state = state
+            level = log.warning if state in ("BACKOFF", "FAILED") else log.info
+            level(
+                "stream " + state.lower(), stream=self.stream, reason=reason or None,
+                detail=self.status.detail or None, **extra,
+            )  # fmt: skip
+            self._on_status(self.status)
+
+    def _run(self, reader: _ReaderThread, error: SourceError | None) -> None:
+        try:
+            going = error is None or self._wait(reader, error)
+            while going and not self._stop.is_set():
+                going = self._attempt(reader)
+        except _Abandoned:
+            log.info("a thread that was left behind has ended", stream=self.stream)
+        finally:
+            if not reader.abandoned:
+                if not self.over:
+                    self._transition(reader, "ended", "", "stopped")
+                self.ring.close()
+
+    def _attempt(self, reader: _ReaderThread) -> bool:
+        """One connection from open to break. True where another should follow."""
+        error: SourceError | None = None
+        source: _Source | None = None
+        reader.live_since = None
+        try:
+            source = self._make_source()
+            with self._lock:
+                reader.source = source
+            if self._stop.is_set():
+                return False
+            self._pump(reader, source, source.open())
+            if not self._stop.is_set():
+                self._transition(reader, "ended", "eof", "end of input")
+            return False
+        except _Abandoned:
+            raise
+        except SourceError as caught:
+            error = caught
+        except Closed:
+            return False
+        except Exception as caught:
+            log.exception("source failed unexpectedly", stream=self.stream)
+            error = SourceError("internal", f"{type(caught).__name__}: {caught}")
+        finally:
+            if source is not None:
+                source.close()
+            with self._lock:
+                reader.source = None
+        if self._stop.is_set():
+            return False
+        if reader.live_since is not None and time.monotonic() - reader.live_since >= STEADY_S:
+            self._backoff.reset()
+        return self._wait(reader, error)
+
+    def _wait(self, reader: _ReaderThread, error: SourceError) -> bool:
+        if reader.abandoned:
+            raise _Abandoned
+        self._metrics.fail(error.reason)
+        if error.permanent or (self._attempts is not None and self._backoff.attempts >= self._attempts):
+            self._transition(reader, "gave_up", error.reason, str(error))
+            return False
+        # Cameras lock an account after a few wrong passwords.
+        delay = self._backoff.next(longest=error.reason == "auth")
+        self._transition(reader, "broke", error.reason, str(error), retry_in_s=round(delay, 3))
+        if self._stop.wait(delay):
+            return False
+        self._transition(reader, "retry", error.reason, str(error))
+        return True
+
+    def _opened(self, reader: _ReaderThread, info: _Info, frame: Frame) -> None:
+        """The first picture of a connection is there."""
+        before = self.status.codec
+        reason: SourceReason | Literal[""] = ""
+        detail = ""
+        self._troubles.clear()
+        if before and before != info.codec:
+            reason, detail = "codec_changed", f"was {before}, is {info.codec}"
+            self._metrics.fail(reason)
+            self._troubles[reason] = frame.captured_ns + CALM_NS
+        self._epoch += 1
+        if self._epoch > 0:
+            self._metrics.reconnects += 1
+        self._metrics.codec, self._metrics.decoder = info.codec, info.decoder
+        reader.live_since = time.monotonic()
+        self._transition(
+            reader, "opened", reason, detail,
+            codec=info.codec, decoder=info.decoder, width=info.width, height=info.height, fps=info.fps,
+        )  # fmt: skip
+
+    def _pump(self, reader: _ReaderThread, source: _Source, info: _Info) -> None:
+        metrics, ring = self._metrics, self.ring
+        before = (metrics.corrupt, metrics.skipped, metrics.lost, metrics.clock_jumps)
+        held_since: int | None = None
+        jumps = 0
+        size = (0, 0)
+        for frame in source.frames():
+            if reader.abandoned:
+                raise _Abandoned
+            now = frame.captured_ns
+            if reader.live_since is None:
+                self._opened(reader, info, frame)
+                size = (frame.width, frame.height)
+            frame.epoch = self._epoch
+            frame.seq = self._seq
+            self._seq += 1
+            metrics.received += 1
+            metrics.last_frame_wall = time.time()  # not frame.wall_ns: a camera's clock may be wrong
+            self._count(source, before)
+            if self._troubles and max(self._troubles.values()) <= now:
+                self._troubles.clear()
+                self._annotate("", "")
+            if source.clock.jumps != jumps:
+                jumps = source.clock.jumps
+                self._report_trouble("clock_jump", "the camera's clock jumped or stood still", now)
+            if (frame.width, frame.height) != size:
+                was, size = size, (frame.width, frame.height)
+                self.status = replace(self.status, width=size[0], height=size[1])
+                detail = f"was {was[0]} x {was[1]}, is {size[0]} x {size[1]} pixels"
+                self._report_trouble("size_changed", detail, now)
+            if frame.quarantined:
+                metrics.drop("quarantine")
+                if held_since is None:
+                    held_since = now
+                elif now - held_since >= TELL_QUARANTINE_NS:
+                    self._report_trouble("corrupt", "damaged pictures are withheld until the next clean key frame", now)
+                del frame
+                continue
+            held_since = None
+            try:
+                ring.put(frame)
+            except Closed:
+                metrics.drop("shutdown")
+                raise
+            del frame  # the picture must not live on here while the source waits for the next one
+        if reader.abandoned:
+            raise _Abandoned
+        self._count(source, before)
+
+    def _count(self, source: _Source, before: tuple[int, int, int, int]) -> None:
+        """Adds what this connection has counted so far to the totals `before` it."""
+        metrics, clock = self._metrics, source.clock
+        metrics.corrupt = before[0] + source.corrupt
+        metrics.skipped = before[1] + source.skipped
+        metrics.lost = before[2] + source.lost
+        metrics.clock_jumps = before[3] + clock.jumps
+        metrics.clock_offset_s, metrics.clock_drift = clock.offset_s, clock.drift
+
+    def _report_trouble(self, reason: SourceReason, detail: str, now_ns: int) -> None:
+        """Trouble of a live stream that goes on all the same: counted once until it is over, told."""
+        fresh = self._troubles.get(reason, 0) <= now_ns
+        self._troubles[reason] = now_ns + CALM_NS
+        if fresh:
+            self._metrics.fail(reason)
+            self._annotate(reason, detail)
+
+    def _annotate(self, reason: str, detail: str) -> None:
+        """The state stays; what is said of it changes."""
+        self.status = replace(self.status, reason=reason, detail=detail)
+        log.info("stream status", stream=self.stream, reason=reason or None, detail=detail or None)
+        self._on_status(self.status)

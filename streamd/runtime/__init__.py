@@ -1,0 +1,1 @@
+"""The daemon at work: model instances, streams, reloads, and what the service manager is told."""

@@ -1,0 +1,392 @@
+"""The composition root: builds everything from a `Config`, runs it, drains it."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from streamd.config import Config, sink_names
+from streamd.config.problems import dotted
+from streamd.config.yamlfile import Path_
+from streamd.engine import per_device
+from streamd.errors import BackendError, ConfigError, SourceError, StreamdError
+from streamd.flow.status import StatusBoard
+from streamd.recorder.recorder import Recorder, Watched, open_recorder
+from streamd.runtime import heap
+from streamd.runtime.instance import ModelInstance
+from streamd.runtime.reload import ReloadOutcome, Reread, check, difference
+from streamd.runtime.service import Service, status_line
+from streamd.runtime.streams import Streams
+from streamd.sinks import Sink, open_sink
+from streamd.sinks.thread import SinkThread
+from streamd.sources import is_live, paces
+from streamd.telemetry.http import HttpServer
+from streamd.telemetry.logs import configure
+from streamd.telemetry.metrics import Metrics
+from streamd.telemetry.notify import Notifier
+from streamd.types import Detections, StreamPast
+from streamd.web.port import open_port
+from streamd.web.tap import Tap
+
+log = structlog.get_logger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005
+"""FFmpeg's interrupt callback takes the GIL many times a read. At Python's own 5 ms, one busy thread made twelve 25 fps
+cameras fall from 300 to 75 frames a second; at 0.5 ms they kept 300."""
+MANY_STREAMS = 64
+MANY_SWITCH_INTERVAL_S = 0.002
+"""Every thread that waits for the GIL wakes once an interval: 200 paced streams on two cores were served 3,330 frames a
+second at 0.5 ms and 4,390 at 2 ms."""
+HEAP_S = 10.0
+"""Free memory goes back to the system this often."""
+_TICK_S = 0.25
+_BUNDLE_S = 5.0
+"""Longest time that a bundle may hold up the end, where the disk hangs."""
+_QUICK_TICK_S = 0.02
+"""While streams are changed or the end is near."""
+
+
+class Daemon:
+    """One running configuration.
+
+    Args:
+        config: checked.
+        registry: every metric goes here; a fresh one by default.
+        notifier: the service manager.
+        relays: in a worker process: what takes the place of the configured sinks, by name.
+        past: in a worker process: see `Streams.remember`.
+        tap: in a worker process: what pictures for the page are put in.
+        record_as: what the recorder's bundles are named after; the configuration file by default.
+        boot_id: identity of this process in every message; random by default.
+        reread: reads the configuration file again when SIGHUP asks for it; installed by the caller.
+
+    Raises:
+        StreamdError: whatever cannot be opened, named; everything opened before is closed again.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        registry: CollectorRegistry | None = None,
+        notifier: Notifier | None = None,
+        relays: Mapping[str, Sink] | None = None,
+        past: Mapping[str, StreamPast] | None = None,
+        record_as: str | None = None,
+        tap: Tap | None = None,
+        boot_id: str | None = None,
+        reread: Reread | None = None,
+    ) -> None:
+        self.config = config
+        self.registry = registry or CollectorRegistry()
+        self.boot_id = boot_id or uuid.uuid4().hex[:16]
+        self._relays = relays or {}
+        self._record_as = record_as or (reread.path if reread is not None else None)
+        self.board = StatusBoard()
+        self.metrics = Metrics(self.registry)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self.sinks: list[SinkThread] = []
+        self.instances: list[ModelInstance] = []
+        self.http: HttpServer | None = None
+        self.recorder: Recorder | None = None
+        self._tap = tap
+        self._notifier = notifier or Notifier()
+        self._record: Callable[[Detections], None] | None = None
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """Told when the main loop has something to look at. Not an Event: a signal handler that sets one while the main
+        loop is about to wait for it would wait for a lock that its own thread holds."""
+        self._service = Service(self._notifier, self._problem, self._status_line, reread=reread, wake=self._look)
+        self._lock = threading.Lock()
+        self._next: Config | None = None
+        """Accepted, to be taken on by the main loop."""
+        self._verdicts = ReloadOutcome(self.metrics)
+        self.streams = Streams(self.instances, self.metrics, self.board, self._look)
+        self.streams.remember(past or {})
+        self._started = False
+        self._left_running = False
+        try:
+            self._open()
+        except BaseException as error:
+            self._record_crash(error)
+            self._close_all(1.0)
+            raise
+
+    def _open(self) -> None:
+        config = self.config
+        heap.limit_arenas()
+        self._open_recorder()
+        # What fails most easily comes first: an address in use is known before a model has been compiled.
+        self.http, tap = open_port(
+            config.metrics, self.registry, self.health, self.ready, statuses=self.board.all, boot_id=self.boot_id
+        )
+        self._tap = self._tap or tap
+        for settings, name in zip(config.sinks, sink_names(config), strict=True):
+            sink = self._relays.get(name) or open_sink(settings, boot_id=self.boot_id)
+            thread = SinkThread(name, sink, settings.ring, self.board, self.metrics, settings.heartbeat_s)
+            thread.open()
+            self.sinks.append(thread)
+        live = len(config.streams) == 1 and (is_live(config.streams[0]) or paces(config.streams[0]))
+        engines = per_device(config.engine)
+        options: dict[str, Any] = {
+            "several": len(engines) > 1, "live": live, "metrics": self.metrics, "publish": self._publish,
+            "tap": self._tap,
+        }  # fmt: skip
+        for ordinal, engine in engines.items():
+            self.instances.append(ModelInstance(config, engine, ordinal, **options))
+        for stream in config.streams:
+            self.streams.add(stream)
+
+    def _open_recorder(self) -> None:
+        watched = Watched(self.board, self.metrics, self._problem, self._error, self._settings)
+        self.recorder = open_recorder(
+            self.config.recorder, path=self._record_as, boot_id=self.boot_id, watched=watched,
+            watchdog_s=self._notifier.watchdog_s,
+        )  # fmt: skip
+        self._record = self.recorder.frame if self.recorder is not None else None
+
+    def _settings(self) -> Any:
+        return self.config.model_dump(mode="json")
+
+    def _record_crash(self, error: BaseException) -> None:
+        """What is not the operator's to mend is worth a bundle."""
+        expected = isinstance(error, StreamdError) and not isinstance(error, BackendError)
+        if self.recorder is not None and isinstance(error, Exception) and not expected:
+            self.recorder.trigger("exception", f"{type(error).__name__}: {error}", error)
+
+    def _publish(self, detections: Detections) -> None:
+        if self._record is not None:
+            self._record(detections)
+        for sink in self.sinks:
+            sink.put(detections)
+
+    @property
+    def started(self) -> bool:
+        """True once every part runs."""
+        return self._started
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """Whether every stage that has work makes progress, and what to say of it."""
+        problem = self._problem()
+        return problem is None, {"ok": problem is None, "problem": problem, "boot_id": self.boot_id}
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Whether a stream was live since the start (or all are over), and how each one is."""
+        states = {s.stream: {"state": s.state, "reason": s.reason} for s in self.board.all()}
+        over = bool(states) and all(v["state"] in ("ENDED", "FAILED") for v in states.values())
+        seen = bool(self.streams.live_seen) or over
+        ready = self._started and seen and self._problem() is None
+        return ready, {"ready": ready, "streams": states}
+
+    def _problem(self) -> str | None:
+        """What the watchdog holds against us. A dead camera is no fault of ours; a dead stage is."""
+        if not self._started:
+            return None
+        for instance in self.instances:
+            if instance.pipeline.error is not None:
+                return f"stage failed: {instance.pipeline.error}"
+            stuck = instance.pipeline.stuck(self.config.stall_s)
+            if stuck is not None:
+                return f"stage {stuck} has made no progress for {self.config.stall_s:g} s"
+        return None
+
+    def stop(self) -> None:
+        """Asks for a drain; `run` returns when it is done. Any thread, and signal handlers."""
+        self._service.stop()
+
+    def _look(self) -> None:
+        self._wake.put(None)
+
+    def reload(self, config: Config, *, where: Callable[[Path_], str] = dotted) -> None:
+        """Takes on another configuration; the main loop makes the changes soon after. Any thread.
+
+        Args:
+            config: checked.
+            where: names a field in the error.
+
+        Raises:
+            ConfigError: something differs that cannot change while running; nothing is changed.
+        """
+        try:
+            check(difference(self.config, config), where)
+        except ConfigError as error:
+            self._verdicts.refuse(error)
+            raise
+        if config.logging != self.config.logging:
+            configure(config.logging.level, config.logging.format)
+        with self._lock:
+            self._next = config
+        self._look()
+
+    def _read_again(self, reread: Reread) -> None:
+        try:
+            loaded = reread.load()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
+            self._verdicts.refuse(error)
+            return
+        with contextlib.suppress(ConfigError):
+            self.reload(loaded.config, where=loaded.where)
+
+    def _look_for_changes(self) -> None:
+        """One step of a reload; none begins before the one under way is done."""
+        if self.streams.changing:
+            return
+        if (reread := self._service.reload_asked()) is not None:
+            self._read_again(reread)
+        with self._lock:
+            config, self._next = self._next, None
+        if config is not None and not self.streams.sealed:
+            self._take_on(config)
+        if not self.streams.changing:
+            self._service.reload_done()
+
+    def _take_on(self, config: Config) -> None:
+        found = difference(self.config, config)
+        failed = self.streams.change(found, self.config.drain_s)
+        self.config = config
+        self._set_switch_interval()
+        self._verdicts.apply()
+        log.info(
+            "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,
+            changed=[s.id for s in found.changed] or None, tried_again=failed or None, streams=len(config.streams),
+        )  # fmt: skip
+
+    def _set_switch_interval(self) -> None:
+        many = len(self.config.streams) > MANY_STREAMS
+        sys.setswitchinterval(MANY_SWITCH_INTERVAL_S if many else SWITCH_INTERVAL_S)
+
+    def run(self, for_seconds: float | None = None, *, handle_signals: bool = True) -> int:
+        """Runs until stopped, until every stream is over, or for so many seconds; then drains.
+
+        Returns:
+            The exit code: 0, or that of the error that ended the run.
+        """
+        if handle_signals:
+            self._service.listen()
+            if self.recorder is not None:
+                self.recorder.listen()
+        interval = sys.getswitchinterval()
+        self._set_switch_interval()
+        try:
+            self._start()
+            self._wait(for_seconds)
+            return self._finish()
+        except BaseException as error:
+            self._record_crash(error)
+            self._close_recorder()
+            raise
+        finally:
+            sys.setswitchinterval(interval)
+
+    def _start(self) -> None:
+        for sink in self.sinks:
+            sink.start()
+        for instance in self.instances:
+            instance.pipeline.start()
+        self.streams.start()
+        self._started = True
+        first = self.instances[0]
+        log.info(
+            "running", streams=len(self.streams), sinks=len(self.sinks), model=first.model.name, boot_id=self.boot_id,
+            backend=type(first.backend).__name__, devices=len(self.instances),
+            metrics_port=self.http.port if self.http else None,
+        )  # fmt: skip
+        self._service.begun(f"watching {len(self.streams)} streams")
+
+    def _wait(self, for_seconds: float | None) -> None:
+        deadline = None if for_seconds is None else time.monotonic() + for_seconds
+        next_heap = time.monotonic()
+        while not self._over():
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                return
+            self._service.beat(now)
+            if now >= next_heap:
+                heap.trim()
+                next_heap = now + HEAP_S
+            self._look_for_changes()
+            self.streams.tick()
+            if self.recorder is not None:
+                self.recorder.beat()
+            tick = _QUICK_TICK_S if self.streams.changing or self.streams.sealed else _TICK_S
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=tick if deadline is None else min(tick, max(0.0, deadline - now)))
+                while True:
+                    self._wake.get_nowait()
+            if self._service.stopping:
+                return
+
+    def _over(self) -> bool:
+        """Every instance has ended, or one has failed: a device that broke ends the process, whatever the others do."""
+        done = [instance.pipeline for instance in self.instances if instance.pipeline.done.is_set()]
+        return len(done) == len(self.instances) or any(pipeline.error is not None for pipeline in done)
+
+    def _status_line(self) -> str:
+        published = sum(s.published for s in self.metrics.streams())
+        return status_line((s.state for s in self.board.all()), published, self._verdicts.refused)
+
+    def _finish(self) -> int:
+        """Sources stop, what is under way is finished, sinks empty themselves: all within `drain_s`."""
+        self._service.ending()
+        if self.recorder is not None:
+            self.recorder.rest()
+        deadline = time.monotonic() + self.config.drain_s
+        self.streams.stop()
+        drain_by = time.monotonic() + max(0.1, (deadline - time.monotonic()) * 0.8)
+        drained = [instance.pipeline.join(max(0.0, drain_by - time.monotonic())) for instance in self.instances]
+        if not all(drained):
+            log.error("drain took too long; what was under way is lost", limit_s=self.config.drain_s)
+            self._left_running = True
+        if not self.streams.join(deadline):
+            self._left_running = True
+        self._close_all(max(0.5, deadline - time.monotonic()))
+        for s in self.metrics.streams():
+            log.info(
+                "stream summary", stream=s.stream, received=s.received, published=s.published, dropped=s.dropped or None
+            )
+        return self._exit_code()
+
+    def _error(self) -> BaseException | None:
+        return next(
+            (instance.pipeline.error for instance in self.instances if instance.pipeline.error is not None), None
+        )
+
+    def _exit_code(self) -> int:
+        error = self._error()
+        if error is not None:
+            return error.exit_code if isinstance(error, StreamdError) else BackendError.exit_code
+        return SourceError.exit_code if self.streams.all_failed else 0
+
+    @property
+    def left_running(self) -> bool:
+        """True where a thread could not be ended: the process must leave without waiting for it."""
+        return self._left_running
+
+    def _close_all(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        for sink in self.sinks:
+            if not sink.close(max(0.2, deadline - time.monotonic())):
+                self._left_running = True
+                log.warning("sink could not be closed in time", sink=sink.name)
+        if self._tap is not None:
+            self._tap.close()
+        if self.http is not None:
+            self.http.close()
+        if not self._left_running:
+            for instance in self.instances:
+                instance.close()
+        self._close_recorder()
+        self._notifier.close()
+
+    def _close_recorder(self) -> None:
+        if self.recorder is not None:
+            self.recorder.close(_BUNDLE_S)

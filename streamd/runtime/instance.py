@@ -1,0 +1,99 @@
+"""One device at work: its backend, the batcher that feeds it, and the three stages around it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from streamd import __version__
+from streamd.config import Config
+from streamd.engine import open_backend
+from streamd.flow.batcher import Batcher
+from streamd.flow.pipeline import Pipeline, Tap
+from streamd.flow.ring import Bell, Ring
+from streamd.heads.postprocess import Postprocess
+from streamd.heads.select import open_head, resolve_labels
+from streamd.telemetry.metrics import Metrics
+from streamd.types import Detections, Frame, ModelInfo
+
+
+class ModelInstance:
+    """Opens the model on one device and starts its backend.
+
+    Args:
+        config: the whole configuration.
+        engine: the engine's settings with one device.
+        ordinal: of the device, as the configuration numbers it.
+        several: True where there are other instances: queues then carry the ordinal in their names.
+        live: see `open_backend`.
+        metrics: counts and times.
+        publish: takes one frame's detections; must not block.
+        tap: see `Pipeline`.
+
+    Raises:
+        StreamdError: the model or the device cannot be used; nothing stays open.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Any,
+        ordinal: int,
+        *,
+        several: bool,
+        live: bool,
+        metrics: Metrics,
+        publish: Callable[[Detections], None],
+        tap: Tap | None = None,
+    ) -> None:
+        self.ordinal = ordinal
+        self.streams = 0
+        """How many it serves."""
+        self._closing = threading.Lock()
+        self._closed = False
+        self.bell = Bell()
+        backend = self.backend = open_backend(engine, config.model, batch=config.batch, live=live)
+        try:
+            head = open_head(config.model.head, backend.spec, config.model.detect)
+            labels = resolve_labels(backend.spec, head.plan.classes)
+            self.model = ModelInfo(backend.spec.name, backend.spec.sha256, labels)
+            postprocess = Postprocess(head, config.model.detect, labels)
+            backend.start(head.plan)
+        except BaseException:
+            backend.close()
+            raise
+        self.decoder_device: int | None = getattr(backend, "device", None)
+        """CUDA ordinal whose decoders hand frames over without a copy; None for software."""
+        metrics.build_info.labels(version=__version__, backend=type(backend).__name__, model=backend.spec.name).set(1)
+        for kind in getattr(backend, "memory", ()):
+            gauge = metrics.device_memory.labels(device=str(ordinal), kind=kind)
+            gauge.set_function(partial(self._memory, backend, kind))
+        self.pictures = (len(backend.slots) + 1) * backend.spec.max_batch
+        """How many it may hold at most: they are let go with their detections, and one batch is in the making."""
+        self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, self.bell)
+        name = f"-{ordinal}" if several else ""
+        self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, metrics, publish, name, tap)
+
+    def _memory(self, backend: Any, kind: str) -> float:
+        """Bytes, whoever asks and when: a worker's last report comes when the device has been closed."""
+        with self._closing:
+            return 0.0 if self._closed else float(backend.memory[kind])
+
+    def close(self) -> None:
+        """Closes the backend; nothing of the pipeline may be running. Idempotent."""
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self.backend.close()
+
+    def add(self, stream: str, ring: Ring[Frame], priority: int, max_age_s: float | None) -> None:
+        """Serves one more stream, whose ring rings this instance's bell; see `Batcher.add`."""
+        self.streams += 1
+        self.batcher.add(stream, ring, priority, max_age_s)
+
+    def remove(self, stream: str) -> None:
+        """Serves the stream no longer."""
+        self.streams -= 1
+        self.batcher.remove(stream)

@@ -1,0 +1,150 @@
+"""Another configuration for a daemon that runs: what is different, what may not be, and SIGHUP, which asks for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from streamd.config import Config
+from streamd.config.loader import Loaded, load
+from streamd.config.problems import dotted
+from streamd.config.yamlfile import Path_
+from streamd.errors import ConfigError
+from streamd.security.redact import redact
+from streamd.settings import Settings
+from streamd.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+CHANGEABLE = frozenset({"streams", "logging", "drain_s", "stall_s"})
+"""Sections that may change while running. The others are held by parts that live as long as the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """From one configuration to the next. Streams are told apart by their ids; their order means nothing."""
+
+    added: tuple[Any, ...]
+    """Settings of streams that are new."""
+    changed: tuple[Any, ...]
+    """New settings of streams that were there with others."""
+    removed: tuple[str, ...]
+    """Ids of streams that are no longer there."""
+    fixed: tuple[Path_, ...]
+    """Fields that differ and cannot change while running."""
+
+
+def difference(old: Config, new: Config) -> Difference:
+    """What it takes to go from `old` to `new`."""
+    before = {s.id: s for s in old.streams}
+    after = {s.id: s for s in new.streams}
+    return Difference(
+        added=tuple(s for name, s in after.items() if name not in before),
+        changed=tuple(s for name, s in after.items() if name in before and s != before[name]),
+        removed=tuple(name for name in before if name not in after),
+        fixed=tuple(
+            path
+            for name in Config.model_fields
+            if name not in CHANGEABLE
+            for path in _differing(getattr(old, name), getattr(new, name), (name,))
+        ),
+    )
+
+
+def _differing(old: Any, new: Any, path: Path_) -> Iterator[Path_]:
+    if old == new:
+        return
+    if isinstance(old, Settings) and isinstance(new, Settings):
+        if type(old) is not type(new):
+            yield (*path, "kind")
+            return
+        for name in type(old).model_fields:
+            yield from _differing(getattr(old, name), getattr(new, name), (*path, name))
+    elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        for i, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differing(one, other, (*path, i))
+    else:
+        yield path
+
+
+def check(found: Difference, name: Callable[[Path_], str] = dotted) -> None:
+    """Refuses what needs a restart.
+
+    Args:
+        found: see `difference`.
+        name: how a field is named, `Loaded.where` for file and line.
+
+    Raises:
+        ConfigError: each such field with its name, one a line.
+    """
+    if found.fixed:
+        what = "cannot change while running; set it back, or restart the service (systemctl restart)"
+        raise ConfigError("\n".join(f"{name(path)}: {what}" for path in found.fixed))
+
+
+class ReloadOutcome:
+    """Tells what became of each configuration that was read while running.
+
+    Args:
+        metrics: counts them.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.refused = ""
+        """Why the newest one was refused."""
+
+    def refuse(self, error: Exception) -> None:
+        """It has something wrong in it; the old one is kept."""
+        problems = str(error).splitlines() or [type(error).__name__]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        self.refused = redact(problems[0]) + more
+        self._metrics.reloads.labels(result="refused").inc()
+        self._metrics.last_reload_success.set(0)
+        log.error("configuration refused; the old one is kept", problems=problems)
+
+    def apply(self) -> None:
+        """It is the one that runs."""
+        self.refused = ""
+        self._metrics.reloads.labels(result="applied").inc()
+        self._metrics.last_reload_success.set(1)
+
+
+class Reread:
+    """Reads the configuration file again whenever SIGHUP has asked for it.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+        self._asked = False
+        self.wake: Callable[[], None] = lambda: None
+        """Called by the signal handler: it must hold no lock."""
+
+    def install(self) -> None:
+        """Listens to SIGHUP, which would end the process otherwise. Main thread only."""
+        signal.signal(signal.SIGHUP, self._on_signal)
+
+    def _on_signal(self, *_: Any) -> None:
+        self._asked = True
+        self.wake()
+
+    def asked(self) -> bool:
+        """True once for one or several signals."""
+        asked, self._asked = self._asked, False
+        return asked
+
+    def load(self) -> Loaded:
+        """The file as it is now.
+
+        Raises:
+            ConfigError: see `config.loader.load`.
+        """
+        return load(self.path)

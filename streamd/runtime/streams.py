@@ -1,0 +1,245 @@
+"""The streams at work, each with its runner, its ring and its model instance; they come and go while others run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import structlog
+
+from streamd.flow.ring import Ring
+from streamd.flow.runner import StreamRunner
+from streamd.flow.status import StatusBoard
+from streamd.runtime.instance import ModelInstance
+from streamd.runtime.reload import Difference
+from streamd.sources import default_policy, max_age, open_source
+from streamd.telemetry.metrics import Metrics, StreamMetrics
+from streamd.types import Frame, StreamPast, StreamStatus
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Stream:
+    settings: Any
+    instance: ModelInstance
+    ring: Ring[Frame]
+    runner: StreamRunner
+    counters: StreamMetrics
+
+    def drained(self) -> bool:
+        """Whether it has ended and every frame of it has come out of the stages or was dropped."""
+        if not self.runner.ended():
+            return False
+        counts = self.counters.counts()
+        return counts.received == counts.published + sum(counts.dropped.values())
+
+
+@dataclass(slots=True)
+class _Parting:
+    """A stream that was stopped while others go on."""
+
+    stream: _Stream
+    then: Any
+    """Settings to start it with anew; None where it is gone for good."""
+    cut_at: float
+    """Monotonic seconds at which it is waited for no longer."""
+
+
+class Streams:
+    """Owns every stream. Its methods are for one thread; none of them waits, but `join`.
+
+    Args:
+        instances: what serves them.
+        metrics: counts and times.
+        board: told every status.
+        wake: called when a stream is over. Any thread.
+    """
+
+    def __init__(
+        self, instances: Sequence[ModelInstance], metrics: Metrics, board: StatusBoard, wake: Callable[[], None]
+    ) -> None:
+        self._instances = instances
+        self._metrics = metrics
+        self._board = board
+        self._wake = wake
+        self._streams: dict[str, _Stream] = {}
+        self._parting: list[_Parting] = []
+        self._gone: dict[str, StreamRunner] = {}
+        """The last runners of removed streams: one that comes back goes on from there."""
+        self._past: dict[str, StreamPast] = {}
+        self.live_seen: set[str] = set()
+        """Streams that were live at some time."""
+        self.sealed = False
+        """True once every stream is over: the instances end, and no stream can be added any more."""
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def remember(self, past: Mapping[str, StreamPast]) -> None:
+        """How far streams came in other processes: their counters are shown on, and they go on from there when they
+        are added. Not for streams that are here. Any thread."""
+        for name, each in past.items():
+            self._gone.pop(name, None)
+            self._past[name] = each
+            counters = self._metrics.stream(name)
+            counters.resume(each.counts)
+            counters.removed = True
+
+    def add(
+        self, settings: Any, *, instance: ModelInstance | None = None, before: StreamRunner | None = None
+    ) -> StreamRunner:
+        """Makes a stream known to its instance. The caller starts the runner.
+
+        Args:
+            settings: one member of `StreamConfig`.
+            instance: serves it where `settings` names no device; by default the one with the fewest streams.
+            before: see `StreamRunner`.
+        """
+        name = settings.id
+        counters = self._metrics.stream(name)
+        counters.removed = False
+        objective = settings.objective
+        counters.objective_s = objective.latency_ms / 1e3 if objective is not None else None
+        counters.objective_share = objective.share if objective is not None else 0.0
+        if settings.device is not None:
+            instance = next(each for each in self._instances if each.ordinal == settings.device)
+        elif instance is None:
+            instance = min(self._instances, key=lambda each: each.streams)
+
+        def dropped(_: Frame, reason: str) -> None:
+            counters.drop(reason)
+
+        ring: Ring[Frame] = Ring(settings.ring, default_policy(settings), on_drop=dropped, bell=instance.bell)
+        self._metrics.queue_depth.labels(queue=f"stream-{name}").set_function(ring.__len__)
+        reconnect = settings.reconnect
+        runner = StreamRunner(
+            name,
+            partial(open_source, settings, device=instance.decoder_device, held=instance.pictures),
+            ring,
+            counters,
+            self._on_status,
+            initial_s=reconnect.initial_s,
+            max_s=reconnect.max_s,
+            attempts=reconnect.attempts,
+            before=before or self._gone.pop(name, None),
+            past=self._past.pop(name, None),
+        )
+        instance.add(name, ring, settings.priority, max_age(settings))
+        self._streams[name] = _Stream(settings, instance, ring, runner, counters)
+        return runner
+
+    def _on_status(self, status: StreamStatus) -> None:
+        if status.state == "LIVE":
+            self.live_seen.add(status.stream)
+        self._board.post(status)
+        if status.state in ("ENDED", "FAILED"):
+            self._wake()
+
+    def start(self) -> None:
+        """Starts every stream."""
+        for stream in self._streams.values():
+            stream.runner.start()
+
+    def change(self, found: Difference, limit_s: float) -> list[str]:
+        """Stops what is removed or changed and starts what is new; `tick` does the rest.
+
+        A stream that is FAILED is started anew, too: somebody has looked at it.
+
+        Args:
+            found: what to change.
+            limit_s: longest time to wait for a stream to end, seconds.
+
+        Returns:
+            The ids of the FAILED ones.
+        """
+        cut_at = time.monotonic() + limit_s
+        again = {settings.id: settings for settings in found.changed}
+        failed = [
+            name
+            for name, stream in self._streams.items()
+            if stream.runner.status.state == "FAILED" and name not in again and name not in found.removed
+        ]
+        again |= {name: self._streams[name].settings for name in failed}
+        for name in (*found.removed, *again):
+            stream = self._streams[name]
+            stream.runner.stop()
+            self._parting.append(_Parting(stream, again.get(name), cut_at))
+        for settings in found.added:
+            self.add(settings).start()
+        return failed
+
+    @property
+    def changing(self) -> bool:
+        """True while a stopped stream is waited for."""
+        return bool(self._parting)
+
+    def tick(self) -> None:
+        """Looks after threads that hang, goes on with changes, and notices the end. To be called often."""
+        for runner in self._runners():
+            runner.watch()
+        now = time.monotonic()
+        self._parting = [parting for parting in self._parting if not self._part(parting, now)]
+        over = bool(self._streams) and all(s.runner.over for s in self._streams.values())
+        if over and not self.sealed and not self._parting:
+            self._seal()
+
+    def _seal(self) -> None:
+        self.sealed = True
+        for instance in self._instances:
+            instance.batcher.seal()
+
+    def _part(self, parting: _Parting, now: float) -> bool:
+        """True once the stream is gone or has been started anew."""
+        stream = parting.stream
+        if not stream.drained():
+            if now < parting.cut_at:
+                return False
+            log.warning("stream could not be drained in time", stream=stream.runner.stream)
+            stream.runner.abandon()
+            stream.ring.close(discard=True)
+        name = stream.runner.stream
+        stream.instance.remove(name)
+        if parting.then is not None:
+            self.add(parting.then, instance=stream.instance, before=stream.runner).start()
+            return True
+        self._gone[name] = self._streams.pop(name).runner
+        self._metrics.queue_depth.remove(f"stream-{name}")
+        stream.counters.removed = True
+        self._board.retire(name)
+        self.live_seen.discard(name)
+        return True
+
+    def _runners(self) -> Iterator[StreamRunner]:
+        for stream in self._streams.values():
+            yield stream.runner
+        yield from self._gone.values()
+
+    @property
+    def all_failed(self) -> bool:
+        """True where no stream came to a good end."""
+        return bool(self._streams) and all(s.runner.status.state == "FAILED" for s in self._streams.values())
+
+    def stop(self) -> None:
+        """Asks every stream to end, and the instances with them."""
+        for stream in self._streams.values():
+            stream.runner.stop()
+        self._seal()
+
+    def join(self, deadline: float) -> bool:
+        """Counts what no stage will take any more, then waits for the threads until `deadline` (monotonic seconds).
+
+        Returns:
+            False where one hangs.
+        """
+        good = True
+        for stream in self._streams.values():
+            stream.ring.close(discard=True)
+        for runner in self._runners():
+            if not runner.join(max(0.0, deadline - time.monotonic())):
+                good = False
+                log.warning("source could not be cut in time", stream=runner.stream)
+        return good

@@ -1,0 +1,400 @@
+"""The parent: starts the workers, publishes what they see, tells how they are, and starts again what died."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from streamd.config import Config, sink_names
+from streamd.errors import BackendError, ConfigError, ModelError, SourceError
+from streamd.recorder.place import config_name
+from streamd.runtime.reload import ReloadOutcome, Reread, check, difference
+from streamd.runtime.service import Service, status_line
+from streamd.security.redact import known
+from streamd.sinks import open_sink
+from streamd.telemetry.http import HttpServer
+from streamd.telemetry.logs import configure
+from streamd.telemetry.metrics import Metrics
+from streamd.telemetry.notify import Notifier
+from streamd.types import StreamPast, StreamStatus
+from streamd.web.port import open_port
+from streamd.web.tap import Tap
+from streamd.workers.forward import Forwarder
+from streamd.workers.ledger import Ledger
+from streamd.workers.merge import Merged
+from streamd.workers.mps import Mps
+from streamd.workers.pictures import PictureReceiver
+from streamd.workers.process import WorkerProcess, ending, reap
+from streamd.workers.report import Order, Relay, ReportReceiver
+from streamd.workers.share import config_of, devices_of, share_out
+
+log = structlog.get_logger(__name__)
+
+GIVE_UP = 5
+"""A worker that dies so many times in a row before it is up ends the daemon: what it needs is not there any more."""
+LEAST_SILENCE_S = 5.0
+"""A worker that reports once a second may be late by this."""
+_TICK_MS = 100
+
+
+class WorkerSupervisor:
+    """One running configuration with `workers` above 1. Used as `Daemon`.
+
+    Args:
+        config: checked.
+        notifier: the service manager.
+        reread: reads the configuration file again when SIGHUP asks for it; installed by the caller.
+
+    Raises:
+        StreamdError: a sink or the metrics port cannot be opened; everything opened before is closed again.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        notifier: Notifier | None = None,
+        reread: Reread | None = None,
+    ) -> None:
+        self.config = config
+        self.boot_id = uuid.uuid4().hex[:16]
+        self.registry = CollectorRegistry()
+        """What the metrics port shows."""
+        self.http: HttpServer | None = None
+        self.left_running = False
+        """True where a thread could not be ended: the process must leave without waiting for it."""
+        own = CollectorRegistry()
+        self.metrics = Metrics(own)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=own)
+        self._notifier = notifier or Notifier()
+        self._name = config_name(reread.path) if reread is not None else "streamd"
+        self._verdicts = ReloadOutcome(self.metrics)
+        self._service = Service(
+            self._notifier, self._problem, self._status_line, reread=reread, at_once=self._leave_at_once
+        )
+        self.workers = [WorkerProcess(number) for number in range(config.workers)]
+        for worker in self.workers:
+            self.metrics.worker_restarts.labels(worker=str(worker.number))
+            self.metrics.worker_up.labels(worker=str(worker.number)).set_function(partial(getattr, worker, "up"))
+        self._shares = share_out(config.streams, devices_of(config))
+        self._homes = dict(self._shares)
+        """The worker that each stream is with or was last with."""
+        Merged(
+            self.registry, own, lambda: [w.report for w in self.workers if w.report is not None], lambda: self._homes
+        )
+        self._forwarders: list[Forwarder] = []
+        self._ledger = Ledger(self._forwarders)
+        self._tap: Tap | None = None
+        self._pictures: PictureReceiver | None = None
+        self._started = False
+        self._numbers, self._lives = itertools.count(1), itertools.count(1)
+        self._next: Config | None = None
+        """The second half of a reload: streams that have left one worker and are to go to another."""
+        self._failed_with: int | None = None
+        """The exit code of the worker that ended us."""
+        runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd's
+        self._folder = Path(tempfile.mkdtemp(prefix="streamd-", dir=runtime or None))
+        self._reports: ReportReceiver | None = None
+        self._mps = Mps(self._folder, wanted=getattr(config.engine, "mps", False))
+        try:
+            self._open()
+        except BaseException:
+            self._close(1.0)
+            raise
+
+    def _open(self) -> None:
+        config = self.config
+        self.http, self._tap = open_port(
+            config.metrics, self.registry, self.health, self.ready, statuses=self._statuses, boot_id=self.boot_id
+        )
+        for i, (settings, name) in enumerate(zip(config.sinks, sink_names(config), strict=True)):
+            forwarder = Forwarder(
+                name, open_sink(settings, boot_id=self.boot_id), f"ipc://{self._folder}/sink{i}",
+                getattr(settings, "encoding", "json"), self.metrics, heartbeat_s=settings.heartbeat_s,
+                boot_id=self.boot_id,
+            )  # fmt: skip
+            self._forwarders.append(forwarder)
+            forwarder.open()
+        if self._tap is not None:
+            self._pictures = PictureReceiver(self._tap, f"ipc://{self._folder}/pictures")
+        self._reports = ReportReceiver(f"ipc://{self._folder}/reports")
+        self._mps.open()
+
+    # ------------------------------------------------------------------------------------------------ how we are
+
+    def _statuses(self) -> list[StreamStatus]:
+        return self._ledger.statuses(s.id for s in self.config.streams)
+
+    def _silent_s(self) -> float:
+        return max(self.config.stall_s, LEAST_SILENCE_S)
+
+    def _problem(self) -> str | None:
+        problems = (worker.problem(self._silent_s()) for worker in self.workers)
+        return next((problem for problem in problems if problem is not None), None)
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """See `Daemon.health`. A worker that died is started again: no problem of ours."""
+        problem = self._problem()
+        return problem is None, {"ok": problem is None, "problem": problem, "boot_id": self.boot_id}
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """See `Daemon.ready`; besides, every worker that has streams is up."""
+        states = {s.stream: {"state": s.state, "reason": s.reason} for s in self._statuses()}
+        over = len(states) == len(self.config.streams) and all(self._ledger.over(stream) for stream in states)
+        up = all(worker.up or worker.code is not None for worker in self.workers if self._mine(worker))
+        seen = any(s.id in self._ledger.live_seen for s in self.config.streams) or over
+        ready = self._started and up and seen and self._problem() is None
+        workers = {str(worker.number): "up" if worker.up else "down" for worker in self.workers if worker.running}
+        return ready, {"ready": ready, "streams": states, "workers": workers}
+
+    def _mine(self, worker: WorkerProcess) -> list[str]:
+        """The streams that the worker has, or is to have, at work."""
+        return [s for s, number in self._shares.items() if number == worker.number and s not in worker.over]
+
+    def _at_work(self, stream: str) -> bool:
+        worker = self.workers[self._shares[stream]]
+        return worker.running and stream in worker.streams
+
+    # ---------------------------------------------------------------------------------------------------- orders
+
+    def _order(self, worker: WorkerProcess, config: Config, life: int) -> Order:
+        number = worker.number
+        if worker.running:
+            mine = {s for s, n in self._shares.items() if n == number and self._homes.get(s) != number}
+        else:
+            mine = {s for s, n in {**self._homes, **self._shares}.items() if n == number}
+        past: dict[str, StreamPast] = {s: p for s in mine if (p := self._ledger.past(s)) is not None}
+        relays = [Relay(f.name, f.encoding, f.endpoint, {s: f.passed(s)[2] for s in past}) for f in self._forwarders]
+        share = config_of(config, number, self._shares, without=worker.over)
+        return Order(
+            next(self._numbers), life, os.getpid(), self.boot_id, share.model_dump(mode="json"), list(known()), relays,
+            f"ipc://{self._folder}/reports", f"ipc://{self._folder}/pictures", f"{self._name}-worker{number}", past,
+        )  # fmt: skip
+
+    def _launch(self, worker: WorkerProcess) -> None:
+        try:
+            worker.start(self._order(worker, self.config, next(self._lives)), self._mps.environment)
+        except OSError as error:
+            if not self._started:
+                raise BackendError(f"worker {worker.number}: cannot be started: {error.strerror}") from error
+            delay = worker.died(self._mine(worker))
+            log.error(
+                "worker cannot be started", worker=worker.number, error=error.strerror, retry_in_s=round(delay, 3)
+            )
+            if worker.deaths >= GIVE_UP:
+                self._failed_with = BackendError.exit_code
+            return
+        log.info("worker started", worker=worker.number, pid=worker.pid, streams=len(self._mine(worker)))
+
+    def _read_again(self, reread: Reread) -> None:
+        try:
+            loaded = reread.load()
+            check(difference(self.config, loaded.config), loaded.where)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
+            self._verdicts.refuse(error)
+            return
+        new, logging = loaded.config, loaded.config.logging
+        configure(logging.level, logging.format)
+        found = difference(self.config, new)
+        begun = {settings.id for settings in (*found.added, *found.changed)}
+        shares = share_out(new.streams, devices_of(new), self._homes)
+        moved = {s for s, number in shares.items() if s in self._shares and self._shares[s] != number}
+        failed = [s.id for s in new.streams if self._ledger.failed(s.id) and s.id not in begun]
+        self._ledger.remove(s for s in found.removed if not self._at_work(s))
+        for worker in self.workers:
+            worker.over -= begun.union(failed, found.removed)
+        self._next = new if moved else None
+        self._take_on(new, {s: number for s, number in shares.items() if s not in moved})
+        self._verdicts.apply()
+        log.info(
+            "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,
+            changed=[s.id for s in found.changed] or None, moved=sorted(moved) or None, tried_again=failed or None,
+            streams=len(new.streams),
+        )  # fmt: skip
+
+    def _take_on(self, config: Config, shares: dict[str, int]) -> None:
+        streams = tuple(s for s in config.streams if s.id in shares)
+        self.config, self._shares = config.model_copy(update={"streams": streams}), shares
+        for worker in self.workers:
+            if worker.running:
+                worker.order(self._order(worker, self.config, worker.life))
+            elif worker.start_at is None and self._mine(worker):
+                self._launch(worker)
+        self._homes |= shares
+
+    def _look_for_changes(self) -> None:
+        """One step of a reload; none begins before the one under way is done."""
+        if any(worker.running and worker.done < worker.sent for worker in self.workers):
+            return
+        if self._next is not None:
+            config, self._next = self._next, None
+            self._take_on(config, share_out(config.streams, devices_of(config), self._shares))
+            return
+        self._service.reload_done()
+        if (reread := self._service.reload_asked()) is not None:
+            self._read_again(reread)
+
+    # ------------------------------------------------------------------------------------------------------- run
+
+    def stop(self) -> None:
+        """Asks for a drain; `run` returns when it is done. Any thread, and signal handlers."""
+        self._service.stop()
+
+    def _leave_at_once(self) -> None:
+        for worker in self.workers:
+            with contextlib.suppress(OSError):
+                worker.kill("stopped at once")
+        self._mps.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(self, for_seconds: float | None = None, *, handle_signals: bool = True) -> int:
+        """See `Daemon.run`."""
+        if handle_signals:
+            self._service.listen()
+        try:
+            for forwarder in self._forwarders:
+                forwarder.start()
+            for worker in self.workers:
+                if self._mine(worker):
+                    self._launch(worker)
+            self._wait(for_seconds)
+        finally:
+            code = self._finish()
+        return code
+
+    def _wait(self, for_seconds: float | None) -> None:
+        deadline: float | None = None
+        while not self._service.stopping and self._failed_with is None and not self._over():
+            self._receive()
+            now = time.monotonic()
+            self._look_after(now)
+            if not self._started:
+                if all(worker.up or worker.code is not None for worker in self.workers if self._mine(worker)):
+                    self._begun()
+                    deadline = now + for_seconds if for_seconds is not None else None
+                continue
+            if deadline is not None and now >= deadline:
+                return
+            self._service.beat(now)
+            self._look_for_changes()
+
+    def _begun(self) -> None:
+        self._started = True
+        log.info(
+            "running", streams=len(self.config.streams), sinks=len(self._forwarders), boot_id=self.boot_id,
+            workers=sum(worker.running for worker in self.workers), metrics_port=self.http.port if self.http else None,
+        )  # fmt: skip
+        self._service.begun()
+
+    def _status_line(self) -> str:
+        published = self._ledger.published(s.id for s in self.config.streams)
+        up, all_ = sum(worker.up for worker in self.workers), sum(bool(self._mine(w)) for w in self.workers)
+        states = (s.state for s in self._statuses())
+        return status_line(states, published, self._verdicts.refused, f"{up} of {all_} workers up")
+
+    def _receive(self, timeout_ms: int = _TICK_MS) -> None:
+        assert self._reports is not None
+        for report in self._reports.receive(timeout_ms):
+            if self.workers[report.worker].take(report):
+                self._ledger.take(report, lambda s, number=report.worker: self._homes.get(s) == number)  # type: ignore[misc]
+
+    def _look_after(self, now: float) -> None:
+        for worker in self.workers:
+            worker.flush()
+            if self._tap is not None:
+                worker.look(self._tap.wanted)
+            life = worker.life
+            if (code := worker.poll()) is not None:
+                self._receive(50)  # its last report
+                self._ended(worker, life, code)
+            elif (problem := worker.hangs(self._silent_s(), self.config.drain_s)) is not None and not worker.killed:
+                log.error("worker hangs and is killed", worker=worker.number, pid=worker.pid, problem=problem)
+                worker.kill(problem)
+            elif worker.start_at is not None and now >= worker.start_at:
+                self.metrics.worker_restarts.labels(worker=str(worker.number)).inc()
+                self._launch(worker)
+
+    def _ended(self, worker: WorkerProcess, life: int, code: int) -> None:
+        mine = self._mine(worker)
+        if code in (0, SourceError.exit_code):
+            # Its streams had come to their end. A reload may have given it others at the last moment.
+            done = worker.done >= worker.sent
+            begun = [s for s in mine if (s in worker.streams if done else self._ledger.over(s))]
+            self._ledger.finish(life, begun)
+            worker.over.update(begun)
+            worker.finished(code)
+            if self._mine(worker):
+                self._launch(worker)
+            return
+        worker.over.update(s for s in mine if self._ledger.over(s))
+        lost = [s for s in mine if s not in worker.over]
+        how = f"worker {worker.number} {ending(code)}"
+        delay = worker.died(lost)
+        # What the model or the configuration does wrong it does again; but while another worker runs with the same,
+        # as when a model's file is being replaced, that one is not to end for it.
+        alone = not any(other.up for other in self.workers if other is not worker)
+        wrong = alone and code in (ConfigError.exit_code, ModelError.exit_code)
+        fatal = wrong or not self._started or worker.deaths >= GIVE_UP
+        log.error(
+            "worker died", worker=worker.number, how=ending(code), killed_because=worker.killed or None,
+            streams=len(lost), retry_in_s=None if fatal else round(delay, 3), deaths_in_a_row=worker.deaths or None,
+        )  # fmt: skip
+        self._ledger.finish(life, worker.over)
+        self._ledger.lose(life, lost, f"{how}; it is started again", round(delay, 3))
+        if fatal:
+            self._failed_with = code if code > 0 else BackendError.exit_code
+        elif not lost:
+            worker.finished(0)
+            worker.start_at = None
+
+    def _over(self) -> bool:
+        """Every stream has come to its end."""
+        return not any(self._mine(worker) for worker in self.workers) and self._next is None
+
+    # ------------------------------------------------------------------------------------------------------- end
+
+    def _finish(self) -> int:
+        """Workers drain, what they have published is passed on, sinks empty themselves: all within `drain_s`."""
+        self._service.ending()
+        deadline = time.monotonic() + self.config.drain_s
+        for worker in self.workers:
+            worker.drain()
+        codes = reap(self.workers, deadline - 0.1 * self.config.drain_s, lambda: self._receive(20))
+        self._close(max(0.5, deadline - time.monotonic()))
+        if self._failed_with is not None:
+            return self._failed_with
+        bad = [code for code in codes if code not in (0, SourceError.exit_code)]
+        if bad:
+            return bad[0] if bad[0] > 0 else BackendError.exit_code
+        codes += [worker.code for worker in self.workers if worker.code is not None]
+        return SourceError.exit_code if codes and all(codes) else 0
+
+    def _close(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        for forwarder in self._forwarders:
+            if not forwarder.close(max(0.2, deadline - time.monotonic())):
+                self.left_running = True
+                log.warning("sink could not be closed in time", sink=forwarder.name)
+        if self._tap is not None:
+            self._tap.close()
+        if self._pictures is not None:
+            self._pictures.close()
+        if self.http is not None:
+            self.http.close()
+        if self._reports is not None:
+            self._reports.close()
+        self._mps.close(max(0.5, deadline - time.monotonic()))
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._notifier.close()

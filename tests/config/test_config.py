@@ -1,0 +1,233 @@
+"""Configuration: the least one works, every mistake is told at once with field and line, secrets stay secret."""
+
+from __future__ import annotations
+
+import base64
+import textwrap
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from streamd.config import Config
+from streamd.config.loader import load
+from streamd.errors import ConfigError
+from streamd.security.redact import redact
+from streamd.sources import AvStreamSettings
+
+NAME_RULE = "expected at most 63 letters, digits, dots, dashes and underscores, not beginning with a dot or dash"
+LEAST = """
+model: {path: yolov5n_heads.onnx}
+streams:
+  - {id: gate, url: "rtsp://${CAM_USER}:${CAM_PASSWORD}@10.0.0.7/stream1"}
+  - {id: yard, url: yard.mp4, loop: true}
+sinks:
+  - {kind: zmq, bind: "tcp://127.0.0.1:5555"}
+metrics: {listen: "127.0.0.1:9188"}
+"""
+ENVIRONMENT = {"CAM_USER": "admin", "CAM_PASSWORD": "geheim@1"}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+def problems(folder: Path, text: str, environment: dict[str, str] | None = None) -> list[str]:
+    path = write(folder, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, environment or {})
+    return [line.removeprefix(f"{path}:") for line in str(caught.value).splitlines()]
+
+
+def test_the_least_configuration(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path, LEAST), ENVIRONMENT)
+    config = loaded.config
+    gate, yard = config.streams
+    assert isinstance(gate, AvStreamSettings)
+    assert isinstance(yard, AvStreamSettings)
+    assert gate.url == "rtsp://admin:geheim@1@10.0.0.7/stream1"
+    assert yard.url == str(tmp_path / "yard.mp4")
+    assert config.model.path == str(tmp_path / "yolov5n_heads.onnx")
+    assert (config.engine.kind, config.model.detect.conf, config.model.detect.iou) == ("auto", 0.25, 0.45)
+    assert loaded.secrets == {"admin", "geheim@1", base64.b64encode(b"admin:geheim@1").decode()}
+
+
+def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path,
+        """\
+        model: {pth: x.onnx}
+        streams:
+          - {id: a b, url: x.mp4}
+          - {id: c, url: y.mp4, transprot: udp}
+          - {id: c, url: y.mp4, ring: 0}
+        sinks:
+          - {kind: zqm}
+        drain_s: soon
+        """,
+    )
+    assert found == [
+        "1: model.path: is required",
+        "1: model.pth: unknown field; did you mean path?",
+        f"3: streams[0].id: {NAME_RULE}",
+        "4: streams[1].transprot: unknown field; did you mean transport?",
+        "5: streams[2].ring: Input should be greater than or equal to 1",
+        "7: sinks[0].kind: expected one of 'zmq', 'jsonl'",
+        "8: drain_s: Input should be a valid number, unable to parse string as a number",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("streams: []", "streams: expected at least one stream"),
+        ("streams: [{id: a, url: x.mp4}, {id: a, url: y.mp4}]", "ids must be unique"),
+        ("streams: [{id: a, url: 'rtsp://h/x', loop: true}]", "only a file can loop"),
+        ("streams: [{id: a, url: 'rtsp://h/x', start_s: 3}]", "streams[0].start_s: only a file has a beginning"),
+        ("streams: [{id: a, url: x.mp4, transport: udp}]", "a file has no transport"),
+        ("streams: [{id: a, url: x.mp4, policy: latest, ring: 9}]", "remove ring"),
+        ("streams: [{id: a, url: x.mp4, isolation: process, decode: nvdec}]", "streams[0].decode: pictures in GPU"),
+        ("streams: [{id: a, url: x.mp4, max_rss_mb: 500}]", "set isolation: process"),
+        ("sinks: [{kind: zmq}]", "give either bind"),
+        ("sinks: [{kind: zmq, bind: 'tcp://*:1', connect: 'tcp://h:1'}]", "give either bind"),
+        ("sinks: [{kind: jsonl}, {kind: jsonl}]", "standard output is taken"),
+        ("sinks: [{kind: jsonl, name: a}, {kind: zmq, bind: 'ipc://x', name: a}]", "names must be unique"),
+        ("metrics: {listen: 9188}", "metrics.listen"),
+        ("metrics: {login: {username: u, password: longenough}}", "metrics.login.password: may not stand in the file"),
+        ("metrics: {login: {username: 'u:v', password: x}}", "metrics.login.username: expected a name without a colon"),
+        ("metrics: {login: {username: u, password: short}}", "metrics.login.password: Value should have at least 8"),
+        ("metrics: {listen: '0.0.0.0:9188', page: true}", "listen on 127.0.0.1 or set metrics.login"),
+        ("metrics: {tls: {certificate: c.pem}}", "metrics.tls.key: is required"),
+        ("engine: {kind: tensorrt, mps: true}", "engine.mps: one process shares the GPU with nobody; set workers"),
+        ("engine: {kind: 'null', device: [0, 0]}", "engine.device: names a device twice"),
+        ("streams: [{id: a, url: x.mp4, device: 1}]", "streams[0].device: 1 is not one of the engine's devices (0)"),
+        ("engine: {kind: cuda}", "engine.kind: expected one of"),
+        ("model: {path: m.onnx, detect: {conf: 2}}", "model.detect.conf"),
+        ("streams: [{id: off, url: x.mp4}]", "streams[0].id: expected text; YAML reads on, off"),
+        ("unknown: 1", "unknown: unknown field"),
+    ],
+)
+def test_single_mistakes(tmp_path: Path, change: str, message: str) -> None:
+    base = {"model": "model: {path: m.onnx}", "streams": "streams: [{id: a, url: x.mp4}]"}
+    base[change.split(":", 1)[0]] = change
+    found = problems(tmp_path, "\n".join(base.values()))
+    assert any(message in line for line in found), found
+
+
+def test_substitution(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("from-a-file\n")
+    text = f"""
+    model: {{path: "${{MODEL:-m.onnx}}"}}
+    streams: [{{id: a, url: "rtsp://x:${{file:{tmp_path / "key"}}}@h/$$1"}}]
+    """
+    loaded = load(write(tmp_path, text), {})
+    stream = loaded.config.streams[0]
+    assert isinstance(stream, AvStreamSettings)
+    assert stream.url == "rtsp://x:from-a-file@h/$1"
+    assert "from-a-file" in loaded.secrets
+    found = problems(tmp_path, "model: {path: '${NOPE}'}\nstreams: [{id: a, url: '${file:/nonexistent}'}]")
+    assert any("1: " in line and "NOPE" in line for line in found), found
+    assert any("/nonexistent" in line for line in found), found
+
+
+def test_secrets_are_in_no_message(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path, LEAST.replace("loop: true", "loop: maybe").replace("id: gate", 'id: "${CAM_PASSWORD}"'), ENVIRONMENT
+    )
+    assert found
+    assert "geheim" not in "\n".join(found)
+
+
+def test_a_credential_of_systemd(tmp_path: Path) -> None:
+    (tmp_path / "camera").write_text("from-systemd\n")
+    text = """
+    model: {path: m.onnx}
+    streams: [{id: a, url: "rtsp://x:${file:$CREDENTIALS_DIRECTORY/camera}@h/"}, {id: b, url: "rtsp://${file:camera}@h/"}]
+    """
+    loaded = load(write(tmp_path, text), {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert [getattr(s, "url", "") for s in loaded.config.streams] == [
+        "rtsp://x:from-systemd@h/",
+        "rtsp://from-systemd@h/",
+    ]
+    (found,) = problems(tmp_path, text)
+    assert "CREDENTIALS_DIRECTORY is not set; systemd sets it where the unit has LoadCredential=" in found
+    (tmp_path / "camera").write_bytes(b"x" * 70_000)
+    assert any("larger than 65536 bytes" in line for line in problems(tmp_path, text, {"CREDENTIALS_DIRECTORY": "/x"}))
+
+
+@pytest.mark.parametrize("value", ["*x", "&x", "!x", "'x", "{x", "%x", "@x", "x", "2024-13-45", "123456"])
+def test_a_password_is_in_no_message_however_it_is_written(tmp_path: Path, value: str) -> None:
+    secret = value.replace("x", "geheim1")
+    text = f"model: {{path: 1}}\nstreams:\n  - id: a\n    url: x\n    options:\n      password: {secret}\n"
+    found = "\n".join(problems(tmp_path, text))
+    assert secret.strip("*&!'{%@") not in found
+
+
+def test_headers_and_inline_passwords_are_remembered(tmp_path: Path) -> None:
+    text = """
+    model: {path: m.onnx}
+    streams:
+      - {id: a, url: "http://u:inline-1@h/x", options: {headers: "Authorization: Bearer inline-2\r\nX-Key: inline-3"}}
+    """
+    loaded = load(write(tmp_path, text), {})
+    assert redact("inline-1 or inline-2 or inline-3") == "*** or *** or ***"
+    assert {"inline-1", "inline-2", "inline-3"} <= loaded.secrets
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "a: b: c", "model: &x [*x]", "a: !!python/object/apply:os.system ['true']", "\t", "x: 1\nx: 2", "\x00"],
+)
+def test_what_is_no_configuration(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        load(path, {})
+
+
+def test_bombs_are_bounded(tmp_path: Path) -> None:
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]" for i in range(9)
+    )
+    for text in (bomb, "[" * 5000, "x: " + "y" * 3_000_000):
+        with pytest.raises(ConfigError):
+            load(write(tmp_path, text), {})
+
+
+def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder"):
+        load(tmp_path)
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"model: \xff")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load(tmp_path / "latin.yaml")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(st.text(max_size=200))
+def test_no_text_crashes_the_reader(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8", errors="replace")
+    with pytest.raises(ConfigError):
+        load(path, {})
+
+
+def test_every_field_of_every_section_is_described() -> None:
+    schema = Config.model_json_schema()
+    for definition in [schema, *schema["$defs"].values()]:
+        assert definition.get("description"), definition.get("title")
+        for name, entry in definition.get("properties", {}).items():
+            if name == "kind":
+                continue
+            # A field that is a section of its own is described there.
+            described = entry.get("description") or schema["$defs"][entry["$ref"].rsplit("/", 1)[1]]["description"]
+            assert described.endswith("."), f"{definition['title']}.{name}"
+
+
+def test_an_absent_variable_is_told_once(tmp_path: Path) -> None:
+    found = problems(tmp_path, "model: {path: '${NOPE}'}\nstreams: [{id: a, url: x.mp4}]")
+    assert found == ["1: environment variable NOPE is not set; set it, or write ${NOPE:-default}"]

@@ -1,0 +1,152 @@
+"""The life of a stream: every road through the transition table, with real threads and scripted sources."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from streamd.errors import SourceError
+from streamd.flow.ring import Ring
+from streamd.flow.runner import TRANSITIONS, StreamRunner
+from streamd.sources import SourceInfo
+from streamd.sources.clock import StreamClock
+from streamd.telemetry.metrics import StreamMetrics
+from streamd.types import Frame, StreamStatus
+from tests.frames import frames
+
+
+class Scripted:
+    """A source that plays one line of a script: an error on open, or some frames and then an end or an error."""
+
+    def __init__(self, on_open: Exception | None, count: int, then: Exception | None) -> None:
+        self._on_open, self._count, self._then = on_open, count, then
+        self.corrupt = self.skipped = self.lost = 0
+        self.deadline = math.inf
+        self.clock = StreamClock()
+        self.closed = threading.Event()
+
+    def open(self) -> SourceInfo:
+        if self._on_open is not None:
+            raise self._on_open
+        return SourceInfo("h264", "software", 64, 48, 25.0, True)
+
+    def frames(self) -> Iterator[Frame]:
+        yield from frames("s", self._count)
+        if self._then is None:
+            return
+        raise self._then
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def broke(reason: Any = "disconnected", permanent: bool = False) -> SourceError:
+    return SourceError(reason, f"rtsp://user:pw@cam/x: {reason}", permanent=permanent)
+
+
+def play(
+    *script: tuple[Exception | None, int, Exception | None], attempts: int | None = None, timeout: float = 5
+) -> tuple[list[StreamStatus], StreamMetrics, Ring[Frame], list[Scripted]]:
+    """Runs a stream over `script`, one line an attempt, until it is over."""
+    lines = iter(script)
+    made: list[Scripted] = []
+    statuses: list[StreamStatus] = []
+
+    def make() -> Scripted:
+        made.append(Scripted(*next(lines)))
+        return made[-1]
+
+    metrics = StreamMetrics("s")
+    ring: Ring[Frame] = Ring(256)
+    runner = StreamRunner("s", make, ring, metrics, statuses.append, initial_s=0.01, max_s=0.02, attempts=attempts)
+    runner.start()
+    assert runner.join(timeout), "the stream did not end"
+    assert ring.closed
+    assert all(s.closed.is_set() for s in made)
+    return statuses, metrics, ring, made
+
+
+def states(statuses: list[StreamStatus]) -> list[tuple[str, str]]:
+    return [(s.state, s.reason) for s in statuses]
+
+
+def test_a_file_that_ends() -> None:
+    statuses, metrics, ring, _ = play((None, 3, None))
+    assert states(statuses) == [("CONNECTING", ""), ("LIVE", ""), ("ENDED", "eof")]
+    assert [ring.get().seq for _ in range(3)] == [0, 1, 2]
+    assert metrics.received == 3
+
+
+def test_a_break_is_followed_by_a_new_epoch_and_seq_goes_on() -> None:
+    statuses, metrics, ring, _ = play((None, 2, broke()), (None, 2, None))
+    assert states(statuses) == [
+        ("CONNECTING", ""), ("LIVE", ""), ("BACKOFF", "disconnected"), ("CONNECTING", "disconnected"),
+        ("LIVE", ""), ("ENDED", "eof"),
+    ]  # fmt: skip
+    assert [(f.epoch, f.seq) for f in (ring.get() for _ in range(4))] == [(0, 0), (0, 1), (1, 2), (1, 3)]
+    assert metrics.reconnects == 1
+    assert statuses[2].retry_in_s is not None
+    assert (statuses[1].codec, statuses[1].width) == ("h264", 64)
+
+
+def test_a_camera_that_is_off_is_tried_again() -> None:
+    statuses, metrics, _, _ = play((broke("refused"), 0, None), (broke("refused"), 0, None), (None, 1, None))
+    assert [s for s, _ in states(statuses)] == [
+        "CONNECTING", "BACKOFF", "CONNECTING", "BACKOFF", "CONNECTING", "LIVE", "ENDED",
+    ]  # fmt: skip
+    assert metrics.reconnects == 0  # it was never connected before
+
+
+def test_what_cannot_get_better_is_not_tried_again() -> None:
+    statuses, _, _, made = play((broke("not_found", permanent=True), 0, None))
+    assert states(statuses)[-1] == ("FAILED", "not_found")
+    assert len(made) == 1
+
+
+def test_attempts_are_bounded_where_asked() -> None:
+    statuses, _, _, made = play(*[(broke("refused"), 0, None)] * 4, attempts=3)
+    assert states(statuses)[-1] == ("FAILED", "refused")
+    assert len(made) == 4
+
+
+def test_a_defect_in_a_source_is_a_reason_and_no_crash() -> None:
+    statuses, _, _, _ = play((None, 1, ValueError("boom")), (None, 1, None))
+    assert ("BACKOFF", "internal") in states(statuses)
+
+
+def test_no_status_carries_credentials() -> None:
+    statuses, _, _, _ = play((broke("auth"), 0, None), (None, 0, None))
+    assert not any("user:pw" in str(s) for s in statuses)
+    assert any("***@cam" in s.detail for s in statuses)
+
+
+@pytest.mark.parametrize("when", ["backoff", "ring"])
+def test_stop_cuts_whatever_it_waits_for(when: str) -> None:
+    ring: Ring[Frame] = Ring(1, "block")
+    script: Callable[[], Scripted] = (
+        (lambda: Scripted(broke(), 0, None)) if when == "backoff" else (lambda: Scripted(None, 9, None))
+    )
+    metrics = StreamMetrics("s")
+    statuses: list[StreamStatus] = []
+    runner = StreamRunner("s", script, ring, metrics, statuses.append, initial_s=60, max_s=60)
+    runner.start()
+    time.sleep(0.1)
+    started = time.monotonic()
+    runner.stop()
+    assert runner.join(2)
+    assert time.monotonic() - started < 1
+    assert statuses[-1].state == "ENDED"
+    if when == "ring":
+        # One frame went in, the second was cut short and counted.
+        assert (metrics.received, metrics.dropped) == (2, {"shutdown": 1})
+
+
+def test_the_table_leaves_no_state_without_a_way_out_but_the_last_two() -> None:
+    sources = {state for state, _ in TRANSITIONS}
+    targets = set(TRANSITIONS.values())
+    assert targets - sources == {"ENDED", "FAILED"}

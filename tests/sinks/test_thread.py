@@ -1,0 +1,110 @@
+"""A sink's thread: nothing a sink does reaches the stage that feeds it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from prometheus_client import CollectorRegistry
+
+from streamd.errors import SinkError
+from streamd.flow.status import StatusBoard
+from streamd.sinks.thread import SinkThread
+from streamd.telemetry.metrics import Metrics
+from streamd.types import Detections, StreamCounts, StreamStatus
+from tests.frames import detections, status
+
+
+class Recorder:
+    """A sink that keeps what it gets, and can be made slow or broken."""
+
+    def __init__(self) -> None:
+        self.messages: list[Detections] = []
+        self.statuses: list[StreamStatus] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.broken = False
+        self.closed = False
+
+    def open(self) -> None: ...
+
+    def publish(self, detections: Detections) -> str | None:
+        self.go.wait()
+        if self.broken:
+            raise SinkError("broken")
+        self.messages.append(detections)
+        return "subscriber_slow" if detections.seq == 13 else None
+
+    def status(self, status: StreamStatus, counts: StreamCounts) -> None:
+        self.statuses.append(status)
+
+    def poll(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def rig(capacity: int = 8, heartbeat_s: float = 60) -> tuple[Recorder, SinkThread, StatusBoard, CollectorRegistry]:
+    recorder, board, registry = Recorder(), StatusBoard(), CollectorRegistry()
+    thread = SinkThread("out", recorder, capacity, board, Metrics(registry), heartbeat_s)
+    thread.open()
+    thread.start()
+    return recorder, thread, board, registry
+
+
+def dropped(registry: CollectorRegistry, reason: str) -> float:
+    return registry.get_sample_value("streamd_sink_dropped_total", {"sink": "out", "reason": reason}) or 0
+
+
+def test_everything_is_delivered_before_it_closes() -> None:
+    recorder, thread, _, registry = rig(capacity=64)
+    for i in range(50):
+        thread.put(detections(seq=i))
+    assert thread.close(5)
+    assert [d.seq for d in recorder.messages] == list(range(50))
+    assert recorder.closed
+    assert registry.get_sample_value("streamd_sink_messages_total", {"sink": "out"}) == 50
+    assert dropped(registry, "subscriber_slow") == 1
+
+
+def test_a_stuck_sink_costs_its_own_messages_and_no_time() -> None:
+    recorder, thread, _, registry = rig()
+    recorder.go.clear()
+    started = time.monotonic()
+    for i in range(100):
+        thread.put(detections(seq=i))
+    assert time.monotonic() - started < 1
+    lost = dropped(registry, "ring_full")
+    assert lost in (91, 92)  # eight wait, and one may be in the sink's hands
+    recorder.go.set()
+    assert thread.close(5)
+    assert len(recorder.messages) == 100 - lost
+    assert recorder.messages[-1].seq == 99
+
+
+def test_a_broken_sink_is_counted_and_tried_again() -> None:
+    recorder, thread, _, registry = rig(capacity=64)
+    recorder.broken = True
+    for i in range(5):
+        thread.put(detections(seq=i))
+    deadline = time.monotonic() + 5
+    while dropped(registry, "error") < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    recorder.broken = False
+    thread.put(detections(seq=5))
+    assert thread.close(5)
+    assert [d.seq for d in recorder.messages] == [5]
+    assert registry.get_sample_value("streamd_sink_errors_total", {"sink": "out"}) == 5
+
+
+def test_statuses_on_change_and_as_a_heartbeat() -> None:
+    recorder, thread, board, _ = rig(heartbeat_s=0.3)
+    board.post(status("a"))
+    board.post(status("b"))
+    time.sleep(0.2)
+    assert [s.stream for s in recorder.statuses] == ["a", "b"]
+    time.sleep(0.8)
+    assert len(recorder.statuses) >= 6
+    board.post(status("a", "BACKOFF", "refused"))
+    assert thread.close(5)
+    assert (recorder.statuses[-1].state, recorder.statuses[-1].reason) == ("BACKOFF", "refused")
