@@ -166,7 +166,15 @@ def test_precision_is_what_was_asked_for() -> None:
         outputs: Any = backend.collect(backend.slots[0])
         found[precision] = np.array(outputs[0])
         backend.close()
-    assert 0 < np.abs(found["f32"] - found["bf16"]).mean() < 0.2
+    difference = np.abs(found["f32"] - found["bf16"]).mean()
+    # OpenVINO computes in float32 where the processor has no bfloat16.
+    assert 0 < difference < 0.2 if _has_bf16() else difference == 0
+
+
+def _has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 _SIGNALLED = """
