@@ -1,0 +1,129 @@
+"""The base of every configuration class, whichever room it lives in, and what its fields say of themselves.
+
+`registry` keeps the kinds of a room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+FieldPath = tuple[str | int, ...]
+"""Where a field is: `("streams", 0, "url")`."""
+Problems = Iterator[tuple[FieldPath, str]]
+"""Each field that is wrong, and what is wrong there."""
+
+
+class Settings(BaseModel):
+    """A strict, frozen configuration section: an unknown key is an error, and so is a wrong type.
+
+    Every field carries `Field(description=…)`: the configuration reference and the JSON schema are made of them.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=False,
+        validate_default=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+    )
+
+
+class KindSettings(Settings):
+    """Settings of one kind of a room, such as a sink. See `settings.registry`."""
+
+    kind: str
+
+    def check(self) -> Problems:
+        """What the fields have wrong together. Paths begin at these settings; an empty one means all of it."""
+        yield from ()
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Milliseconds = Annotated[float, Field(ge=0, le=60_000)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+"""A name that is safe in a topic, a metric label and a file name."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Marks a field whose pattern needs words: what was expected, in an error."""
+
+    expected: str
+
+
+@dataclass(frozen=True)
+class PathMark:
+    """Marks a field that holds a file's path, relative to the configuration file.
+
+    URLs and names of bundled models, as `builtin:road6`, are left alone everywhere.
+    """
+
+    literals: tuple[str, ...] = ()
+    """Values that are no paths."""
+
+
+ConfigPath = Annotated[str, PathMark()]
+"""A path relative to the configuration file; absolute once the configuration is loaded."""
+
+
+@dataclass(frozen=True)
+class ExternalMark:
+    """Marks a secret that opens a door: it may not stand in the configuration file itself."""
+
+
+ExternalSecret = Annotated[SecretStr, ExternalMark()]
+"""A secret that comes from the environment or from a file only."""
+
+MarkT = TypeVar("MarkT")
+
+
+def marked(settings: Settings, mark: type[MarkT], path: FieldPath = ()) -> Iterator[tuple[FieldPath, Any, MarkT]]:
+    """Every field below `settings` that carries a mark of that type: where it is, its value, the mark."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        marks = [m for m in field.metadata if isinstance(m, mark)] or list(_inner_marks(field.annotation, mark))
+        if marks:
+            yield (*path, name), value, marks[0]
+        for where, each in _sections(value):
+            yield from marked(each, mark, (*path, name, *where))
+
+
+def _inner_marks(annotation: Any, mark: type[MarkT]) -> Iterator[MarkT]:
+    """Marks of `Annotated` members of a union, as in `ConfigPath | None`."""
+    for metadata in getattr(annotation, "__metadata__", ()):
+        if isinstance(metadata, mark):
+            yield metadata
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _inner_marks(argument, mark)
+
+
+def _sections(value: Any) -> Iterator[tuple[FieldPath, Settings]]:
+    if isinstance(value, Settings):
+        yield (), value
+    elif isinstance(value, tuple):
+        yield from (((i,), each) for i, each in enumerate(value) if isinstance(each, Settings))
+
+
+def with_paths(settings: Settings, resolve: Callable[[str], str]) -> Any:
+    """A copy of `settings` in which `resolve` was applied to the path in every field that is marked as one."""
+    changed: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        new: Any = value
+        marks = [m for m in field.metadata if isinstance(m, PathMark)] or list(_inner_marks(field.annotation, PathMark))
+        if marks and isinstance(value, str):
+            new = value if value in marks[0].literals else resolve(value)
+        elif isinstance(value, Settings):
+            new = with_paths(value, resolve)
+        elif isinstance(value, tuple) and any(isinstance(each, Settings) for each in value):
+            new = tuple(with_paths(each, resolve) if isinstance(each, Settings) else each for each in value)
+        if new is not value and new != value:
+            changed[name] = new
+    return settings.model_copy(update=changed) if changed else settings

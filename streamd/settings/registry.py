@@ -1,0 +1,232 @@
+"""The kinds of one room: those that come with streamd, and those that packages installed by pip add.
+
+A kind is a class of settings, in the file of what it opens:
+
+    @SINKS.register
+    class JsonlSettings(SinkSettings):
+        kind: Literal["jsonl"] = "jsonl"
+        path: ConfigPath = Field("-", description="File to append to.")
+
+        def open(self) -> JsonlSink: ...
+
+Nothing else names it. A room's own kinds are found by importing the modules of its package; a kind of another package
+is an entry point of the room's group (`streamd.sinks`, …) whose name is the kind and whose object is the class:
+
+    [project.entry-points."streamd.sinks"]
+    csv = "streamd_csv:CsvSettings"
+
+An entry point is imported only when a configuration names its kind, so a broken package costs no other configuration
+anything. Kinds that come with streamd cannot be replaced.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import threading
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, get_args
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from streamd.settings import KindSettings
+
+if TYPE_CHECKING:
+    from pydantic.json_schema import JsonSchemaValue
+
+SettingsT = TypeVar("SettingsT", bound=KindSettings)
+
+
+def kind_of(settings: type[KindSettings]) -> str:
+    """The kind that a class of settings stands for: the one value of its field `kind`.
+
+    Raises:
+        TypeError: the class does not declare one.
+    """
+    field = settings.model_fields.get("kind")
+    values = get_args(field.annotation) if field is not None else ()
+    if field is None or len(values) != 1 or field.default != values[0]:
+        raise TypeError(f'{settings.__name__}: expected a field `kind: Literal["NAME"] = "NAME"`')
+    return str(values[0])
+
+
+class Registry(Generic[SettingsT]):
+    """Every kind of one room, by name. Any thread.
+
+    Args:
+        noun: what a kind is, in errors: sink, source, head, engine.
+        base: what the settings of every kind derive from.
+        package: whose modules register the room's own kinds when they are imported.
+        default: the kind of settings that name none; None where one must be named.
+        first: the kind that is listed first. Default: the default kind.
+        group: the entry points' group. Default: the package's name.
+    """
+
+    def __init__(
+        self,
+        noun: str,
+        base: type[SettingsT],
+        package: str,
+        *,
+        default: str | None = None,
+        first: str | None = None,
+        group: str | None = None,
+    ) -> None:
+        self.noun, self.base, self.default = noun, base, default
+        self._first = first or default
+        self._package = package
+        self._group = group or package
+        self._kinds: dict[str, type[SettingsT]] = {}
+        self._plugins: Mapping[str, EntryPoint] | None = None
+        self._loaded: dict[str, type[SettingsT]] = {}
+        self._scanned = False
+        self._lock = threading.RLock()
+
+    def register(self, settings: type[SettingsT]) -> type[SettingsT]:
+        """Class decorator: makes a kind of this room known.
+
+        Raises:
+            TypeError: the class is none of the room's settings, or declares no kind.
+            ValueError: another class has that kind already.
+        """
+        if not issubclass(settings, self.base):
+            raise TypeError(f"{settings.__name__}: settings of a {self.noun} derive from {self.base.__name__}")
+        kind = kind_of(settings)
+        known = self._kinds.setdefault(kind, settings)
+        if (known.__module__, known.__qualname__) != (settings.__module__, settings.__qualname__):
+            raise ValueError(f"{self.noun} kind {kind}: {known.__module__} and {settings.__module__} both register it")
+        return settings
+
+    def builtin(self) -> dict[str, type[SettingsT]]:
+        """The kinds that come with streamd: `first`, then by name."""
+        with self._lock:
+            if not self._scanned:
+                package = importlib.import_module(self._package)
+                for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
+                    importlib.import_module(module.name)
+                self._scanned = True
+        return {name: self._kinds[name] for name in sorted(self._kinds, key=lambda kind: (kind != self._first, kind))}
+
+    def plugins(self) -> Mapping[str, EntryPoint]:
+        """Entry points of other packages, by kind; none of them is imported."""
+        if self._plugins is None:
+            self._plugins = {point.name: point for point in sorted(entry_points(group=self._group))}
+        return self._plugins
+
+    def names(self) -> list[str]:
+        """Every kind that a configuration may name, without importing another package."""
+        builtin = list(self.builtin())
+        return [*builtin, *(name for name in self.plugins() if name not in builtin)]
+
+    def find(self, kind: str) -> type[SettingsT]:
+        """The settings of a kind.
+
+        Raises:
+            PydanticCustomError: no such kind, or its package cannot be used; says which, and what to do.
+        """
+        if (found := self.builtin().get(kind) or self._loaded.get(kind)) is not None:
+            return found
+        point = self.plugins().get(kind)
+        if point is None:
+            raise PydanticCustomError(
+                "unknown_kind", "expected one of {names}", {"names": ", ".join(map(repr, self.names()))}
+            )
+        self._loaded[kind] = self._load(point)
+        return self._loaded[kind]
+
+    def _load(self, point: EntryPoint) -> type[SettingsT]:
+        package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.module
+        try:
+            settings = point.load()
+            problem = self._unfit(settings, point.name)
+        except Exception as error:  # noqa: BLE001 - whatever another package does at import
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            raise PydanticCustomError(
+                "broken_plugin",
+                "{noun} kind {kind} comes from the package {package}, which cannot be used ({problem}); "
+                "repair, upgrade or uninstall it",
+                {"noun": self.noun, "kind": point.name, "package": package, "problem": problem},
+            )
+        found: type[SettingsT] = settings
+        return found
+
+    def _unfit(self, settings: Any, name: str) -> str:
+        if not (isinstance(settings, type) and issubclass(settings, self.base)):
+            return f"its entry point is no class derived from {self.base.__module__}.{self.base.__name__}"
+        kind = kind_of(settings)
+        return "" if kind == name else f"its entry point is named {name}, its class is of kind {kind}"
+
+    def validate(self, value: Any) -> SettingsT:
+        """Settings of the kind that `value`, a mapping, names. Settings pass as they are.
+
+        Raises:
+            ValidationError, PydanticCustomError: naming each field that is wrong.
+        """
+        if isinstance(value, self.base):
+            return value
+        if not isinstance(value, Mapping):
+            raise PydanticCustomError("mapping_type", "expected the fields of a {noun}", {"noun": self.noun})
+        kind = value.get("kind", self.default)
+        if kind is None:
+            names = ", ".join(map(repr, self.names()))
+            raise PydanticCustomError("unknown_kind", "is missing; expected one of {names}", {"names": names})
+        return self.find(str(kind)).model_validate(value)
+
+    def adapter(self) -> TypeAdapter[SettingsT]:
+        """Validates a mapping outside of the whole configuration."""
+        return TypeAdapter(self.one_of())
+
+    def one_of(self) -> Any:
+        """The type of a field that holds settings of one kind."""
+        return Annotated[self.base, OneOf(self)]
+
+    def __iter__(self) -> Iterator[type[SettingsT]]:
+        return iter(self.builtin().values())
+
+
+class OneOf:
+    """Pydantic's view of a registry: validates by the kind that is named, describes the kinds that are built in.
+
+    Args:
+        registry: of the room.
+    """
+
+    def __init__(self, registry: Registry[Any]) -> None:
+        self.registry = registry
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # A field's value is dumped by its own class, not as the base: hence no schema of the base here.
+        return core_schema.no_info_plain_validator_function(self.registry.validate, metadata={"one_of": self})
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        choices: dict[Any, CoreSchema] = {
+            name: kind.__pydantic_core_schema__ for name, kind in described_kinds(self.registry).items()
+        }
+        return handler(core_schema.tagged_union_schema(choices, "kind"))
+
+
+_with_plugins = False
+
+
+def described_kinds(registry: Registry[Any]) -> dict[str, type[KindSettings]]:
+    """The kinds that a JSON Schema lists: what is built in, and inside `with_plugins` those of other packages."""
+    kinds: dict[str, type[KindSettings]] = dict(registry.builtin())
+    if _with_plugins:
+        for name in registry.plugins():
+            kinds.setdefault(name, registry.find(name))
+    return kinds
+
+
+class with_plugins:
+    """Within it, JSON Schemas list the kinds of other packages, too, which are imported."""
+
+    def __enter__(self) -> None:
+        global _with_plugins
+        _with_plugins = True
+
+    def __exit__(self, *_: object) -> None:
+        global _with_plugins
+        _with_plugins = False
