@@ -26,7 +26,7 @@ COMMANDS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line. Modules are imported here, their vendors only when a command runs."""
+    """The whole command line. Command modules are imported here; third-party libraries only when a command runs."""
     top = argparse.ArgumentParser(
         prog="streamd",
         description="Streaming video analytics: RTSP and file streams in, detections over ZeroMQ and metrics out.",
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the entry point of `streamd`.
 
     Returns:
-        The exit code. Errors that streamd raises on purpose are one clear message on standard error, no traceback.
+        The exit code. Errors that streamd raises on purpose print one clear message on standard error, no traceback.
     """
     args = parser().parse_args(arguments)
     try:
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"streamd: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of our output went away (head, a closed pager): nothing to say, and nowhere to say it.
+        # The reader of our output has exited (head, a closed pager): there is nobody to report it to.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,4 +1,4 @@
-"""Boxes drawn on pictures and videos, for people. Offline: full-size conversion is fine here."""
+"""Draws boxes on images and videos. Offline only, so full-size colour conversion is acceptable here."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Image = npt.NDArray[np.uint8]
 
 
 COLORS = ("5aa9ff", "ffc04d", "4ade9c", "ff7a90", "c19bff", "38dbe6", "ff9d5c", "dbe65a")
-"""Those of the web page (web/static/pictures.js), chosen by the same sum."""
+"""The web page's colours (web/static/pictures.js), chosen by the same hash."""
 DARK = (18, 14, 11)
 
 
 def color_of(label: str) -> tuple[int, int, int]:
-    """A steady, bright BGR colour for a class name."""
+    """A stable, bright BGR colour for a class name."""
     total = 0
     for character in label:
         total = total * 31 + ord(character)
@@ -57,7 +57,7 @@ def draw(image: Image, detections: Detections) -> Image:
         # A dark edge keeps the line visible on a bright wall.
         cv2.rectangle(image, (x1, y1), (x2, y2), DARK, line + 2, cv2.LINE_AA)
         cv2.rectangle(image, (x1, y1), (x2, y2), color, line, cv2.LINE_AA)
-    # Labels come last, the surest on top: no box crosses what is to be read.
+    # Labels are drawn last, the highest score on top, so that no box line crosses their text.
     for text, color, (x1, y1, _, _) in reversed(found):
         (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
         left = max(0, min(x1, image.shape[1] - width - 2 * line))
@@ -70,14 +70,14 @@ def draw(image: Image, detections: Detections) -> Image:
 
 
 class Video:
-    """One H.264 file (MPEG-4 where FFmpeg has no libx264), encoded as pictures come.
+    """Writes one H.264 file (MPEG-4 where FFmpeg has no libx264), encoding pictures as they arrive.
 
     Args:
-        path: its ending names the container.
+        path: the file; its suffix selects the container.
         fps: frames a second.
 
     Raises:
-        SinkError: here and later: the file cannot be written, or its ending is no container for video.
+        SinkError: here and later: the file cannot be written, or its suffix names no video container.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -101,15 +101,15 @@ class Video:
             self._broken = True
             reason = getattr(error, "strerror", None) or str(error)
             raise SinkError(
-                f"cannot write {self.path}: {reason}; expected a video file, as out.mp4, in a folder with room"
+                f"cannot write {self.path}: {reason}; expected a file such as out.mp4 in a writable folder with free space"
             ) from error
 
     def add(self, image: Image) -> None:
-        """Encodes one picture; later ones are scaled to the first one's size."""
+        """Encodes one picture; later pictures are scaled to the size of the first."""
         import av
 
         if not self._size[0]:
-            # Encoders of 4:2:0 want even sizes.
+            # 4:2:0 encoders need even sizes.
             self._size = image.shape[1] // 2 * 2, image.shape[0] // 2 * 2
             self._stream.width, self._stream.height = self._size
         frame = av.VideoFrame.from_ndarray(image, format="bgr24")
@@ -119,7 +119,7 @@ class Video:
             self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Finishes the file, unless it was broken or nothing came."""
+        """Finishes the file, unless writing failed or no picture came."""
         if self._size[0] and not self._broken:
             with self._errors():
                 self._container.mux(self._stream.encode(None))
@@ -127,13 +127,13 @@ class Video:
 
 
 class Annotator:
-    """Writes annotated images, and one MP4 a video, into a folder.
+    """Writes annotated images, and one MP4 per video, into a folder.
 
     Args:
-        folder: made where it does not exist.
+        folder: created if it does not exist.
 
     Raises:
-        SinkError: the folder cannot be made or written.
+        SinkError: the folder cannot be created or written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -161,7 +161,7 @@ class Annotator:
             raise SinkError(f"--save: cannot write {target}; check the folder's owner and free space")
 
     def _unused(self, name: str) -> Path:
-        """A file name after the input's own that no other input has taken."""
+        """A file name based on the input's name that no other input uses."""
         stem = Path(name.rsplit("/", 1)[-1].split("?", 1)[0]).stem or "stream"
         taken = {video.path for video in self._videos.values()}
         target, number = self._folder / f"{stem}.mp4", 2

@@ -1,4 +1,4 @@
-"""`streamd build MODEL --out PLAN`: a TensorRT engine from an ONNX model, and proof that it still detects."""
+"""`streamd build MODEL --out PLAN`: builds a TensorRT engine from an ONNX model and checks its accuracy."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     p = subparsers.add_parser("build", help="build a TensorRT engine plan from an ONNX model")
     p.add_argument("model", metavar="MODEL", help="ONNX model, float or with Q/DQ nodes (see quantize)")
-    p.add_argument("--out", required=True, metavar="PLAN", help="the plan to write: .plan, .engine or .trt")
+    p.add_argument("--out", required=True, metavar="PLAN", help="plan to write: .plan, .engine or .trt")
     p.add_argument(
         "--precision",
         choices=("auto", "fp32", "fp16", "int8"),
         default="auto",
-        help="auto (default): int8 where the model carries Q/DQ nodes or images to calibrate with are given, else fp16",
+        help="auto (default): int8 if the model has Q/DQ nodes or calibration images are given, otherwise fp16",
     )
     p.add_argument(
         "--batch",
@@ -43,43 +43,57 @@ def add_parser(subparsers: Any) -> None:
         metavar=("MIN", "BEST", "MAX"),
         help="batch sizes to build for (default 1 8 16, or the model's own)",
     )
-    p.add_argument("--input-size", nargs=2, type=int, metavar=("H", "W"), help="of a model with a dynamic input size")
+    p.add_argument(
+        "--input-size", nargs=2, type=int, metavar=("H", "W"), help="input size, for a model with a dynamic one"
+    )
     p.add_argument(
         "--profiles",
         type=positive,
         default=1,
         metavar="N",
-        help="optimisation profiles; before TensorRT 10 batches in flight at once need one each (default 1)",
+        help="optimisation profiles (default 1); before TensorRT 10, each batch in flight needs its own",
     )
     p.add_argument(
-        "--workspace", type=positive, default=1024, metavar="MB", help="memory for tactics, MiB (default 1024)"
+        "--workspace",
+        type=positive,
+        default=1024,
+        metavar="MB",
+        help="workspace memory for tactics, in MiB (default 1024)",
     )
-    p.add_argument("--timing-cache", metavar="FILE", help="measurements to reuse and add to: later builds are faster")
-    p.add_argument("--version-compatible", action="store_true", help="let newer TensorRT run the plan (8.6 and later)")
+    p.add_argument("--timing-cache", metavar="FILE", help="timing cache to reuse and extend: later builds are faster")
     p.add_argument(
-        "--hardware-compatible", action="store_true", help="let any GPU from Ampere on run the plan (8.6 and later)"
+        "--version-compatible",
+        action="store_true",
+        help="allow newer TensorRT versions to run the plan (8.6 and later)",
     )
-    p.add_argument("--device", type=int, default=0, metavar="N", help="CUDA ordinal of the GPU (default 0)")
+    p.add_argument(
+        "--hardware-compatible",
+        action="store_true",
+        help="allow any GPU from Ampere on to run the plan (8.6 and later)",
+    )
+    p.add_argument("--device", type=int, default=0, metavar="N", help="CUDA device ordinal (default 0)")
     add_head_option(p)
     calibration = p.add_argument_group("INT8 calibration of a float model (TensorRT 10 and earlier)")
     calibration.add_argument(
-        "--calibrate-images", metavar="DIR|VIDEO|URL", help="pictures like those the cameras will see"
+        "--calibrate-images", metavar="DIR|VIDEO|URL", help="calibration images, similar to what the cameras will see"
     )
     calibration.add_argument(
-        "--calibrate-count", type=positive, default=512, metavar="N", help="at most N (default 512)"
+        "--calibrate-count", type=positive, default=512, metavar="N", help="use at most N images (default 512)"
     )
     calibration.add_argument(
-        "--calibrate-batch", type=positive, default=8, metavar="N", help="pictures a batch (default 8)"
+        "--calibrate-batch", type=positive, default=8, metavar="N", help="images per calibration batch (default 8)"
     )
-    calibration.add_argument("--calibration-cache", metavar="FILE", help="TensorRT's scales, reused while they fit")
+    calibration.add_argument(
+        "--calibration-cache", metavar="FILE", help="TensorRT calibration cache, reused while it matches"
+    )
     add_gate_options(p)
 
 
 def _calibration(args: argparse.Namespace, path: Path) -> Calibration | None:
-    """The calibration that the options ask for.
+    """The calibration that the options request.
 
     Raises:
-        ConfigError: options that make no sense.
+        ConfigError: options that contradict each other.
     """
     if args.calibrate_images is None and args.calibration_cache is None:
         return None
@@ -87,7 +101,7 @@ def _calibration(args: argparse.Namespace, path: Path) -> Calibration | None:
     from streamd.engine.tensorrt.job import BuildOptions, prepare
 
     cache = Path(args.calibration_cache) if args.calibration_cache else None
-    # The network's input, without asking yet whether the precision can be had.
+    # Only the network's input: whether the precision is available is checked later.
     bare = prepare(path, BuildOptions(precision="fp32", input_size=_pair(args.input_size), device=args.device))
     fixed = bare.spec.input.shape[0]
     size = fixed if fixed > 0 else args.calibrate_batch
@@ -103,7 +117,7 @@ def _calibration(args: argparse.Namespace, path: Path) -> Calibration | None:
     seen = pictures.sha256()
     what = f"{bare.recipe.model_sha256} {bare.recipe.tensorrt} {bare.spec} {size} {seen}"
     return Calibration(
-        # A stream never shows the same again: no cache is made from it that a later build would take.
+        # A live stream never repeats: its calibration is not cached, since a later build would reuse it.
         hashlib.sha256(what.encode()).hexdigest() if seen is not None else "",
         size,
         lambda: _batches(feeder, pictures, size),
@@ -112,10 +126,10 @@ def _calibration(args: argparse.Namespace, path: Path) -> Calibration | None:
 
 
 def _batches(feeder: Feeder, pictures: Pictures, size: int) -> Iterator[Float32Array]:
-    """Whole batches only, as the calibrator takes no others.
+    """Full batches only: the calibrator accepts no others.
 
     Raises:
-        ConfigError: there is not one.
+        ConfigError: there are not enough pictures for one.
     """
     from streamd.cli.console import progress
 
@@ -128,11 +142,11 @@ def _batches(feeder: Feeder, pictures: Pictures, size: int) -> Iterator[Float32A
                 report("calibrating", done, pictures.limit)
                 yield batch
     for message in (*pictures.unreadable, *refused):
-        print(f"streamd: {message}; left out", file=sys.stderr)
+        print(f"streamd: {message}; skipped", file=sys.stderr)
     if not done:
         raise ConfigError(
-            f"--calibrate-images {redact(pictures.where)}: fewer readable pictures than one batch of {size}; give "
-            "more, or a smaller --calibrate-batch"
+            f"--calibrate-images {redact(pictures.where)}: fewer readable images than one batch of {size}; give "
+            "more images, or a smaller --calibrate-batch"
         )
 
 
@@ -158,7 +172,7 @@ def _options(args: argparse.Namespace, calibration: Calibration | None) -> Build
 
 
 def _job(args: argparse.Namespace) -> Job:
-    """Everything that can be refused before the build is refused here."""
+    """Rejects, before the build starts, everything that can be rejected by then."""
     from streamd.engine.tensorrt.job import prepare
 
     path = model_file(args.model)
@@ -166,10 +180,10 @@ def _job(args: argparse.Namespace) -> Job:
         raise ConfigError(f"model {path}: build starts from an ONNX model, not from a {path.suffix[1:]}")
     out = Path(args.out)
     if out.suffix not in PLAN_SUFFIXES:
-        raise ConfigError(f"--out {out}: a plan must end in {', '.join(PLAN_SUFFIXES)}, by which it is known")
+        raise ConfigError(f"--out {out}: not a plan's file name; it must end in {', '.join(PLAN_SUFFIXES)}")
     options = _options(args, None)
     if args.calibrate_images is not None or args.calibration_cache is not None:
-        # Asked first without pictures, so that a precision that cannot be had is refused before they are read.
+        # Checked first without pictures, so that an unavailable precision is rejected before they are read.
         from streamd.engine.tensorrt.calibrator import Calibration
 
         prepare(path, replace(options, calibration=Calibration("")))
@@ -181,8 +195,8 @@ def _with_head(job: Job, kind: str | None) -> Job:
     """The job with the head that `--head` declares, for the plan's sidecar.
 
     Raises:
-        ConfigError: the sidecar's own head is of that kind, but wrong.
-        ModelError: the rows are not decoded and nobody says so: a plan that decodes on the device could not notice.
+        ConfigError: the sidecar declares a head of that kind, but it is invalid.
+        ModelError: the rows are not decoded and nothing declares it: decoding on the device could not detect that.
     """
     from streamd.heads.select import declared
 
@@ -192,7 +206,7 @@ def _with_head(job: Job, kind: str | None) -> Job:
         return replace(job, spec=replace(job.spec, head=body))
     if job.spec.head is None and job.onnx.ends_in_sigmoid:
         raise ModelError(
-            f"model {job.onnx.path}: its output ends in a sigmoid, so its rows are not decoded; if they are YOLOv5's, "
+            f"model {job.onnx.path}: its output ends in a sigmoid, so its rows are not decoded; for a YOLOv5 model, "
             "give --head yolov5_sigmoid"
         )
     return job
@@ -211,7 +225,7 @@ def _summary(job: Job, out: Path, sidecar: Sidecar, verdict: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds, checks the accuracy where it is asked to, and writes plan and sidecar, or nothing."""
+    """Builds, checks the accuracy if requested, and writes both plan and sidecar, or neither."""
     configure("info")
     from streamd.engine.sidecar import write_sidecar
     from streamd.engine.tensorrt.builder import build
@@ -220,12 +234,12 @@ def run(args: argparse.Namespace) -> int:
     gate: PlanGate | None = gate_of(args)
     job = _job(args)
     if args.timing_cache and not job.trt.has_timing_cache:
-        print(f"streamd: --timing-cache: left alone, {job.trt} times nothing while building", file=sys.stderr)
+        print(f"streamd: --timing-cache: ignored; {job.trt} does not time tactics while building", file=sys.stderr)
     out = Path(args.out)
     with StagedPlan(out) as staged:
         plan, sidecar = build(job)
         sidecar = staged.write(memoryview(plan), sidecar)
-        verdict = "accuracy: not checked (give --eval-images, and --labels where there are any)"
+        verdict = "accuracy: not checked; give --eval-images (and --labels, if you have them)"
         if gate is not None:
             sidecar, verdict = gate.check(staged.path, sidecar, job)
             write_sidecar(staged.path, sidecar)

@@ -1,4 +1,4 @@
-"""`streamd bundle CONFIG`: has a daemon that runs write what it remembers."""
+"""`streamd bundle CONFIG`: makes a running daemon write its flight recorder's content to a file."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from streamd.recorder.place import config_name, default_folder, pid_file
 from streamd.security.trust import read_text
 
 UNIT_FOLDER = Path("/var/lib/streamd/bundles")
-"""Where the unit in systemd/ has them."""
+"""The bundle folder of the unit in systemd/."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("bundle", help="have a running daemon write its last seconds into a bundle, for support")
-    p.add_argument("config", metavar="CONFIG", help="the configuration file that it runs")
-    p.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="wait so long for it (default 30)")
+    p = subparsers.add_parser("bundle", help="make a running daemon write its most recent history to a support bundle")
+    p.add_argument("config", metavar="CONFIG", help="configuration file that the daemon was started with")
+    p.add_argument(
+        "--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the bundle (default 30)"
+    )
 
 
 def _folder(path: Path) -> Path:
-    """Reads nothing but the one field: the secrets of the rest need not be in the operator's environment."""
+    """Reads this one field only: the operator's environment need not hold the secrets of the rest."""
     try:
-        text = read_text(path, MAX_BYTES, what=str(path), expected="the configuration that the daemon runs")
+        text = read_text(path, MAX_BYTES, what=str(path), expected="configuration that the daemon was started with")
         values = read_yaml(text, os.environ, path.parent, secrets=False).values
     except ConfigError as error:
         raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
@@ -43,7 +45,7 @@ def _folder(path: Path) -> Path:
 
 
 def _processes(folder: Path, path: Path) -> dict[str, int]:
-    """The processes that record for the configuration, by the name of their bundles: one, or one for each worker."""
+    """The recording processes of the configuration by bundle name: one, or one per worker."""
     name = config_name(path)
     found = {}
     for file in (pid_file(folder, name), *sorted(folder.glob(f"{name}-worker[0-9]*.pid"))):
@@ -52,10 +54,10 @@ def _processes(folder: Path, path: Path) -> dict[str, int]:
             try:
                 fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                found[file.stem] = pid  # its lock says that it lives
+                found[file.stem] = pid  # a held lock means that it is alive
     if not found:
-        advice = "start it, or set recorder.folder if it runs"
-        raise ConfigError(f"{path}: no daemon of this configuration records into {folder}; {advice}")
+        advice = "start it, or set recorder.folder if it is running"
+        raise ConfigError(f"{path}: no daemon with this configuration records to {folder}; {advice}")
     return found
 
 
@@ -63,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints the path of each bundle.
 
     Raises:
-        ConfigError: no such daemon.
-        SinkError: it may not be asked, or has not answered.
+        ConfigError: no such daemon is running.
+        SinkError: it cannot be signalled, or did not answer in time.
     """
     path = Path(args.config)
     folder = _folder(path)
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             os.kill(pid, signal.SIGUSR2)
         except OSError as error:
-            message = f"process {pid} cannot be asked: {error.strerror}; run this as its user, or as root"
+            message = f"process {pid} cannot be signalled: {error.strerror}; run this command as its user, or as root"
             raise SinkError(message) from error
     deadline = time.monotonic() + args.timeout
     while time.monotonic() < deadline:
@@ -87,4 +89,4 @@ def run(args: argparse.Namespace) -> int:
             return 0
         time.sleep(0.05)
     pids = ", ".join(map(str, waiting.values()))
-    raise SinkError(f"process {pids} wrote no bundle into {folder} within {args.timeout:g} s; its log says why")
+    raise SinkError(f"process {pids} wrote no bundle to {folder} within {args.timeout:g} s; see its log for the reason")

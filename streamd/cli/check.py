@@ -1,4 +1,4 @@
-"""`streamd check CONFIG`: everything that can be known to be wrong before anything runs."""
+"""`streamd check CONFIG`: reports every problem that can be found before the daemon runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from streamd.telemetry.access import Tls
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("check", help="check a configuration and its model without connecting to anything")
+    p = subparsers.add_parser("check", help="validate a configuration and its model without connecting to anything")
     p.add_argument("config", metavar="CONFIG", help="YAML configuration file")
-    p.add_argument("--no-model", action="store_true", help="do not open the model (where it is not on this machine)")
-    p.add_argument("--no-secrets", action="store_true", help="read no secret, key or certificate (where you may not)")
+    p.add_argument("--no-model", action="store_true", help="do not open the model (if it is not on this machine)")
+    p.add_argument(
+        "--no-secrets",
+        action="store_true",
+        help="do not read secrets, keys or certificates (if you have no access to them)",
+    )
 
 
 def problems(config: Config, *, model: bool = True, secrets: bool = True) -> list[StreamdError]:
-    """What is wrong beyond the file itself: absent inputs, keys that are none, a model that cannot be opened."""
+    """Problems outside the file itself: missing inputs, invalid keys, a model that cannot be opened."""
     found: list[StreamdError] = []
     for i, stream in enumerate(config.streams):
         if isinstance(stream, AvStreamSettings) and not is_live(stream):
@@ -72,7 +76,7 @@ def _check_model(config: Config) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints every problem, one a line; exit code of the first, 0 where there is none."""
+    """Prints every problem, one per line. Returns the exit code of the first, or 0 if there is none."""
     loaded = load(args.config, secrets=not args.no_secrets)
     config = loaded.config
     for text in loaded.warnings:
@@ -82,5 +86,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.config}: {error}")
     if found:
         return found[0].exit_code
-    print(f"{args.config}: good: {len(config.streams)} streams, {len(config.sinks)} sinks")
+    print(f"{args.config}: valid: {len(config.streams)} streams, {len(config.sinks)} sinks")
     return 0

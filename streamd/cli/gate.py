@@ -1,4 +1,4 @@
-"""The accuracy gate of `streamd build`: the finished plan against the model it was made from, on real images."""
+"""The accuracy gate of `streamd build`: compares the plan with the model it was built from, on real images."""
 
 from __future__ import annotations
 
@@ -16,36 +16,40 @@ if TYPE_CHECKING:
     from streamd.models.gate import Verdict
 
 _RTX_REFUSES = (9, 0)
-"""Compute capability on which TensorRT-RTX builds but does not run."""
+"""Compute capability for which TensorRT-RTX can build plans, but not run them."""
 
 
 def add_gate_options(p: Any) -> None:
-    """The gate's options."""
+    """Adds the gate's options."""
     group = p.add_argument_group("accuracy gate")
-    group.add_argument("--eval-images", metavar="DIR", help="compare the plan with the model on these images")
-    group.add_argument("--labels", metavar="DIR|JSON", help="their labels (YOLO text or COCO JSON): compares mAP")
-    group.add_argument("--reference", metavar="MODEL", help="compare with this model instead, e.g. the float one")
+    group.add_argument("--eval-images", metavar="DIR", help="images on which to compare the plan with the model")
     group.add_argument(
-        "--max-drop", type=share, default=0.01, metavar="MAP", help="mAP that may be lost (default 0.01)"
+        "--labels", metavar="DIR|JSON", help="labels of these images (YOLO text or COCO JSON); compares mAP"
+    )
+    group.add_argument("--reference", metavar="MODEL", help="model to compare with instead, e.g. the float one")
+    group.add_argument(
+        "--max-drop", type=share, default=0.01, metavar="MAP", help="largest acceptable loss of mAP (default 0.01)"
     )
     group.add_argument(
         "--min-agreement",
         type=share,
         metavar="SHARE",
-        help="without labels: boxes that both must find (default 0.95)",
+        help="without labels: share of boxes that both must find (default 0.95)",
     )
-    group.add_argument("--force", action="store_true", help="write the plan whatever the gate says; the sidecar tells")
+    group.add_argument(
+        "--force", action="store_true", help="write the plan even if the gate refuses it; the sidecar records this"
+    )
 
 
 def gate_of(args: argparse.Namespace) -> PlanGate | None:
-    """The gate that the options ask for, or None.
+    """The gate that the options request, or None.
 
     Raises:
-        ConfigError: labels without images, or paths that are not there.
+        ConfigError: labels without images, or paths that do not exist.
     """
     if args.eval_images is None:
         if args.labels is not None or args.reference is not None:
-            raise ConfigError("--labels and --reference need --eval-images, the folder of images to compare on")
+            raise ConfigError("--labels and --reference: need --eval-images, the folder of images to compare on")
         return None
     paths = (("--eval-images", args.eval_images), ("--labels", args.labels), ("--reference", args.reference))
     for option, value in paths:
@@ -58,7 +62,7 @@ def gate_of(args: argparse.Namespace) -> PlanGate | None:
 
 
 def cannot_run(job: Job) -> str | None:
-    """Why this machine cannot run the plan it has built, or None."""
+    """Why this machine cannot run the plan that it has built, or None."""
     from streamd.engine.select import tensorrt_unavailable
 
     if (reason := tensorrt_unavailable()) is not None:
@@ -70,7 +74,7 @@ def cannot_run(job: Job) -> str | None:
 
 @dataclass(frozen=True)
 class PlanGate:
-    """What is compared, and what is allowed."""
+    """What to compare, and how much loss is allowed."""
 
     images: str
     labels: str | None
@@ -82,35 +86,37 @@ class PlanGate:
     """Backend settings for the plan; the reference runs on OpenVINO."""
 
     def check(self, plan: Path, sidecar: Sidecar, job: Job) -> tuple[Sidecar, str]:
-        """Compares `plan` with the model it was made from, or with `reference`.
+        """Compares `plan` with the model it was built from, or with `reference`.
 
         Returns:
-            The sidecar with what was measured, and a line for the user.
+            The sidecar with the measurements, and a line for the user.
 
         Raises:
-            GateError: the plan is too much worse, and force is not given.
+            GateError: the plan has lost too much accuracy, and force is not set.
         """
         made = sidecar.provenance
         assert made is not None
         if (reason := cannot_run(job)) is not None:
-            note = f"accuracy not checked, for this machine cannot run the plan: {reason}"
+            note = f"accuracy not checked: this machine cannot run the plan: {reason}"
             made = made.model_copy(update={"method": f"{made.method}; {note}"})
-            text = f"{note}; run `streamd evaluate` with it where it is to run"
+            text = f"{note}; run `streamd evaluate` with it on the target machine"
             return sidecar.model_copy(update={"provenance": made}), text
         reference = Path(self.reference) if self.reference else job.onnx.path
         try:
             verdict = self._judge(plan, reference)
         except GateError as error:
-            # The reference itself finds nothing: no measure at all, which only force may pass.
+            # The reference itself finds nothing, so nothing can be measured; only force may pass this.
             if not self.force:
                 raise
             made = made.model_copy(update={"forced": True})
-            return sidecar.model_copy(update={"provenance": made}), f"accuracy: not measured; forced although {error}"
+            return sidecar.model_copy(
+                update={"provenance": made}
+            ), f"accuracy: not measured; written because of --force although {error}"
         if verdict.refusal is not None and not self.force:
             raise GateError(
-                f"plan of {job.onnx.path}: {verdict.refusal}; nothing was written (--force writes it all the same)"
+                f"plan of {job.onnx.path}: {verdict.refusal}; nothing was written (--force writes it anyway)"
             )
-        # What it is compared with is the float model only where nothing says otherwise.
+        # The comparison is with the float model only if no other reference is given.
         base = "map_float" if self.reference or not job.onnx.quantized else "map_source"
         found: dict[str, Any] = {
             "accuracy": {k.replace("map_float", base): v for k, v in verdict.accuracy.items()},
@@ -127,7 +133,7 @@ class PlanGate:
         where = Pictures(self.images, 1 << 20)
 
         class TwoEngines(Gate):
-            """The reference is a file for the CPU, the plan one for the GPU."""
+            """Whether the reference is a file for the CPU while the plan is one for the GPU."""
 
             def use(self, engine: dict[str, Any]) -> None:
                 self._engine = engine
@@ -151,4 +157,4 @@ def _line(verdict: Verdict, reference: str) -> str:
     else:
         a = verdict.accuracy
         text = f"accuracy: mAP {a['map']:.4f}, {reference} has {a['map_float']:.4f} on the same images"
-    return text if verdict.refusal is None else f"{text}; forced although {verdict.refusal}"
+    return text if verdict.refusal is None else f"{text}; written because of --force although {verdict.refusal}"

@@ -1,4 +1,4 @@
-"""`streamd inspect MODEL`: what a model is, and what will hurt."""
+"""`streamd inspect MODEL`: describes a model and warns of likely problems."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("inspect", help="show what a model is: shapes, operators, head, cost, warnings")
+    p = subparsers.add_parser("inspect", help="describe a model: shapes, operators, head, cost, warnings")
     p.add_argument("model", metavar="MODEL", help="ONNX model or TensorRT plan")
     add_head_option(p)
-    p.add_argument("--json", action="store_true", help="JSON on standard output")
+    p.add_argument("--json", action="store_true", help="print JSON on standard output")
 
 
 def _tensors(title: str, rows: list[dict[str, Any]] | None) -> None:
@@ -40,7 +40,7 @@ def _print(found: Inspection) -> None:
     ]
     if found.gflops is not None and found.input_size is not None:
         size = "×".join(map(str, found.input_size))
-        rows.append(("GFLOPs", f"{found.gflops:.2f} at {size}, batch 1 (2 a multiply-add, convolutions only)"))
+        rows.append(("GFLOPs", f"{found.gflops:.2f} at {size}, batch 1 (2 per multiply-add, convolutions only)"))
     if found.quantized is not None:
         of = f", {found.int8_convolutions} of {found.convolutions} convolutions" if found.convolutions else ""
         rows.append(("precision", f"INT8{of}" if found.quantized else "float"))
@@ -55,11 +55,11 @@ def _print(found: Inspection) -> None:
     for text in found.warnings:
         print(f"warning: {text}")
     for text in found.unknown:
-        print(f"not known: {text}")
+        print(f"unknown: {text}")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what was found; warnings do not change the exit code."""
+    """Prints the description; warnings do not change the exit code."""
     configure("warning")
     from streamd.models.inspect import inspect
 

@@ -1,4 +1,4 @@
-"""`streamd keygen NAME`: a pair of CURVE keys, for a daemon or for one of its subscribers."""
+"""`streamd keygen NAME`: generates a CURVE key pair, for a daemon or for one of its subscribers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from streamd.errors import ConfigError
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("keygen", help="make a pair of keys for an encrypted zmq sink or a subscriber of it")
+    p = subparsers.add_parser(
+        "keygen", help="generate a key pair for an encrypted zmq sink, or for a subscriber of one"
+    )
     p.add_argument("name", metavar="NAME", help="writes NAME.key (secret, mode 0600) and NAME.pub")
-    p.add_argument("--force", action="store_true", help="replace files that are there")
+    p.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
 def _write(path: Path, text: str, mode: int) -> None:
-    """Whole or not at all; never readable by more than `mode` says, not for a moment."""
+    """Writes the file atomically; it is never, even briefly, readable by more users than `mode` allows."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     secret_file, public_file = Path(f"{args.name}.key"), Path(f"{args.name}.pub")
     for file in (secret_file, public_file):
         if os.path.lexists(file) and not args.force:
-            raise ConfigError(f"keygen: {file} is there already; choose another name, or --force to replace it")
+            raise ConfigError(f"keygen: {file} already exists; choose another name, or give --force to overwrite it")
     public, secret = new_pair()
     _write(secret_file, secret, 0o600)
     _write(public_file, f"{public} {secret_file.stem}", 0o644)

@@ -1,4 +1,4 @@
-"""`streamd quantize MODEL --images … --out OUT`: an INT8 model, written only where its accuracy survived."""
+"""`streamd quantize MODEL --images … --out OUT`: an INT8 model, written only if its accuracy holds up."""
 
 from __future__ import annotations
 
@@ -19,55 +19,65 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     p = subparsers.add_parser(
         "quantize",
-        help="make an INT8 model (explicit Q/DQ) and check its accuracy",
-        description="Calibrates a float ONNX model through the daemon's own letterbox and writes an INT8 model with "
-        "explicit Q/DQ pairs, for TensorRT and OpenVINO alike. Refuses (exit code 7) to write one whose accuracy "
-        "fell by more than --max-drop, or, without --labels, whose detections disagree with the float model's.",
+        help="quantize a model to INT8 (explicit Q/DQ) and check its accuracy",
+        description="Calibrates a float ONNX model with the daemon's own preprocessing and writes an INT8 model with "
+        "explicit Q/DQ pairs for both TensorRT and OpenVINO. Writes nothing (exit code 7) if mAP falls by more "
+        "than --max-drop or, without --labels, if the detections disagree with the float model's.",
     )
     p.add_argument("model", metavar="MODEL", help="float ONNX model")
     p.add_argument(
-        "--images", required=True, metavar="DIR|VIDEO|URL", help="calibration pictures: a folder, a video or a stream"
+        "--images", required=True, metavar="DIR|VIDEO|URL", help="calibration images: a folder, a video or a stream"
     )
-    p.add_argument("--out", required=True, metavar="OUT", type=Path, help="the INT8 model; its sidecar is OUT.json")
-    p.add_argument("--batch", type=positive, default=8, metavar="N", help="pictures a batch (default 8)")
-    p.add_argument("--batches", type=positive, default=16, metavar="N", help="batches at most (default 16)")
-    p.add_argument("--every", type=positive, default=10, metavar="N", help="every N-th frame of a video (default 10)")
+    p.add_argument(
+        "--out", required=True, metavar="OUT", type=Path, help="INT8 model to write; its sidecar is OUT.json"
+    )
+    p.add_argument("--batch", type=positive, default=8, metavar="N", help="images per batch (default 8)")
+    p.add_argument("--batches", type=positive, default=16, metavar="N", help="maximum number of batches (default 16)")
+    p.add_argument(
+        "--every", type=positive, default=10, metavar="N", help="use every N-th frame of a video (default 10)"
+    )
     p.add_argument(
         "--method",
         choices=("minmax", "entropy", "percentile", "mse"),
         default="mse",
-        help="how activations' ranges are chosen (default mse)",
+        help="how activation ranges are chosen (default mse)",
     )
     p.add_argument(
-        "--float-layers", nargs="+", default=[], metavar="LAYER", help="layers to leave in float; * matches anything"
+        "--float-layers", nargs="+", default=[], metavar="LAYER", help="layers to keep in float; * matches anything"
     )
-    p.add_argument("--labels", metavar="DIR|JSON", help="labels of the evaluation images: measures mAP")
-    p.add_argument("--eval-images", metavar="DIR", help="images to measure on. Default: those of --images")
-    p.add_argument("--max-drop", type=share, default=0.01, metavar="MAP", help="mAP that may be lost (default 0.01)")
+    p.add_argument("--labels", metavar="DIR|JSON", help="labels of the evaluation images; enables measuring mAP")
+    p.add_argument("--eval-images", metavar="DIR", help="images to measure accuracy on. Default: those of --images")
+    p.add_argument(
+        "--max-drop", type=share, default=0.01, metavar="MAP", help="largest acceptable loss of mAP (default 0.01)"
+    )
     p.add_argument(
         "--min-agreement",
         type=share,
         default=0.95,
         metavar="SHARE",
-        help="without labels: share of boxes that the float and the INT8 model must both find (default 0.95)",
+        help="without labels: share of boxes that both the float and the INT8 model must find (default 0.95)",
     )
     p.add_argument(
         "--sensitivity",
         nargs="?",
         const="noise",
         choices=("noise", "map"),
-        help="show what quantising each layer alone does: noise at the outputs (default), or the gate's own measure",
+        help="show the effect of quantizing each layer alone: output noise (default), or the gate's own measure",
     )
     p.add_argument(
         "--compact",
         action="store_true",
-        help="store weights as INT8: a quarter of the size, the same values",
+        help="store weights as INT8: a quarter of the size with identical values",
     )
-    p.add_argument("--auto", action="store_true", help="leave the fewest layers in float that the gate needs")
-    p.add_argument("--force", action="store_true", help="write the model whatever the gate says; the sidecar tells")
-    p.add_argument("--cache", type=Path, metavar="FILE", help="calibration cache. Default: in the user's cache folder")
-    p.add_argument("--no-cache", action="store_true", help="neither read nor write the calibration cache")
-    p.add_argument("--json", action="store_true", help="JSON on standard output")
+    p.add_argument("--auto", action="store_true", help="keep the fewest layers in float that pass the gate")
+    p.add_argument(
+        "--force", action="store_true", help="write the model even if the gate refuses it; the sidecar records this"
+    )
+    p.add_argument(
+        "--cache", type=Path, metavar="FILE", help="calibration cache file. Default: in the user's cache folder"
+    )
+    p.add_argument("--no-cache", action="store_true", help="do not read or write the calibration cache")
+    p.add_argument("--json", action="store_true", help="print JSON on standard output")
     add_head_option(p)
     add_engine_options(p)
 
@@ -75,11 +85,11 @@ def add_parser(subparsers: Any) -> None:
 def _print(result: Result) -> None:
     if result.sensitivity:
         measure = "drop" if result.sensitivity[0].drop is not None else "SQNR dB"
-        print(f"{measure:>9}  layer (quantised alone, the most harmful first)")
+        print(f"{measure:>9}  layer (quantized alone, most harmful first)")
         for harm in result.sensitivity:
             value = harm.drop if harm.drop is not None else harm.sqnr_db
             print(f"{'-' if value is None else f'{value:.4g}':>9}  {harm.layer}")
-    source = "from the cache" if result.cached else f"on {result.pictures} pictures"
+    source = "from the cache" if result.cached else f"on {result.pictures} images"
     print(f"calibrated {source}; {result.layers - len(result.float_layers)} of {result.layers} convolutions in INT8")
     if result.float_layers:
         print(f"in float: {', '.join(result.float_layers)}")
@@ -98,7 +108,7 @@ def _print(result: Result) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Quantises. Pictures that cannot be read are named on standard error; the others count."""
+    """Quantizes. Images that cannot be read are named on standard error and skipped."""
     configure("warning")
     from streamd.models.quantize import Request, quantize
 

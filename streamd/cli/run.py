@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("run", help="watch the streams of a configuration until stopped")
+    p = subparsers.add_parser("run", help="run the daemon until it is stopped")
     p.add_argument("config", metavar="CONFIG", help="YAML configuration file")
-    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after so many seconds")
+    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after this many seconds")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the daemon in the foreground until SIGTERM or SIGINT, which drain; a second one leaves at once.
+    """Runs the daemon in the foreground until SIGTERM or SIGINT, which drain it; a second one exits at once.
 
-    SIGHUP reads the configuration again; SIGUSR2 writes a bundle, see `streamd bundle`.
+    SIGHUP reloads the configuration; SIGUSR2 writes a bundle, see `streamd bundle`.
     """
     reread = Reread(args.config)
     with contextlib.suppress(ValueError, OSError):
-        faulthandler.enable()  # the stacks of all threads on standard error at a fatal signal
+        faulthandler.enable()  # prints the stacks of all threads on standard error at a fatal signal
     ignore_request()
-    reread.install()  # now: loading a model may take minutes, and a reload asked for meanwhile is done after it
+    reread.install()  # early: loading a model may take minutes, and a reload requested meanwhile is performed after it
     loaded = load(args.config)
     logging = loaded.config.logging
     configure(logging.level, logging.format)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         daemon = Daemon(loaded.config, reread=reread)
     code = daemon.run(args.seconds)
     if daemon.left_running:
-        # A thread sits in a read that cannot be cut: leave without waiting for it.
+        # A thread is blocked in a read that cannot be interrupted: exit without waiting for it.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

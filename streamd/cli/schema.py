@@ -1,4 +1,4 @@
-"""`streamd schema`: the JSON Schema of the configuration or of the messages."""
+"""`streamd schema`: prints the JSON Schema of the configuration or of the messages."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ MAX_TEXT = 200
 
 @dataclass
 class Row:
-    """What is known of one stream."""
+    """The state of one stream."""
 
     stream: str
     state: str = "?"
@@ -35,16 +35,16 @@ class Row:
     epoch: int = 0
     frames: int = 0
     dropped: int = 0
-    """Frames the daemon says are missing before the messages that came."""
+    """Frames that the daemon reports as dropped before the messages received."""
     missed: int = 0
-    """Messages that never reached us, from the gaps in seq that the daemon does not explain."""
+    """Messages that never arrived: gaps in seq that the daemon does not account for."""
     last: str = ""
     next_seq: int | None = None
     recent: deque[tuple[float, float]] = field(default_factory=deque)
-    """(arrival, capture-to-publish in ms) of the last seconds."""
+    """(arrival, capture-to-publish in ms) of the most recent seconds."""
 
     def trim(self, now: float) -> None:
-        """Forgets what is older than the window."""
+        """Drops entries older than the window."""
         while self.recent and now - self.recent[0][0] > WINDOW_S:
             self.recent.popleft()
 
@@ -73,25 +73,25 @@ class Row:
 
 
 def _plain(text: str) -> str:
-    """What may be shown: a terminal obeys escape sequences, whoever sent them."""
+    """`text` made safe to print: a terminal obeys escape sequences, whoever sent them."""
     return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
 
 
 class Board:
-    """Rows by stream, fed with messages."""
+    """Rows by stream, updated from messages."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self.boot_id = ""
         self.bad = 0
-        """Messages that were not streamd's."""
+        """Messages that streamd did not send."""
         self.seen: Counter[str] = Counter()
-        """Boxes of each label, of all streams together."""
+        """Boxes per label over all streams."""
 
     def add(self, message: DetectionsMessage | StatusMessage, now: float) -> None:
-        """Takes one message in."""
+        """Processes one message."""
         if message.boot_id != self.boot_id:
-            # A restarted daemon counts anew: keep nothing that would read as a gap.
+            # A restarted daemon counts from zero: keep nothing that would look like a gap.
             self.boot_id = message.boot_id
             for row in self.rows.values():
                 row.next_seq = None
@@ -120,28 +120,32 @@ class Board:
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("watch", help="show a live table of what a daemon publishes")
+    p = subparsers.add_parser("watch", help="show a live table of a daemon's streams")
     p.add_argument("endpoint", metavar="ENDPOINT", help="the zmq sink's address, e.g. tcp://127.0.0.1:5555")
-    p.add_argument("--stream", action="append", metavar="ID", help="only this stream (may be repeated)")
-    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after so many seconds")
-    p.add_argument("--json", action="store_true", help="print one JSON object a second instead of the table")
-    p.add_argument("--server-key", metavar="KEY", help="encrypted sink: the daemon's public key, or the file it is in")
+    p.add_argument("--stream", action="append", metavar="ID", help="show only this stream (may be repeated)")
+    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after this many seconds")
+    p.add_argument("--json", action="store_true", help="print one JSON object per second instead of the table")
     p.add_argument(
-        "--key", metavar="FILE", help="encrypted sink: our secret key, from `streamd keygen`. Default: a new one"
+        "--server-key", metavar="KEY", help="encrypted sink: the daemon's public key, or a file that holds it"
+    )
+    p.add_argument(
+        "--key",
+        metavar="FILE",
+        help="encrypted sink: file of this client's secret key, from `streamd keygen`. Default: a temporary one",
     )
 
 
 class Connection:
-    """A subscription to a daemon, and what can be told of it when nothing comes.
+    """A subscription to a daemon, and the likely reason if nothing arrives.
 
     Args:
         endpoint: the zmq sink's address.
-        streams: ids, None for all.
-        server_key: the daemon's public key where the sink is encrypted.
-        secret_key: our own; None for a new one.
+        streams: stream ids, None for all.
+        server_key: the daemon's public key if the sink is encrypted.
+        secret_key: this client's; None for a temporary one.
 
     Raises:
-        ConfigError: no such address, or no such key.
+        ConfigError: an invalid address or key.
     """
 
     def __init__(
@@ -159,7 +163,7 @@ class Connection:
         self._monitor: Any = None
         self._encrypted = server_key is not None
         self.problem = ""
-        """Why the daemon and we do not understand each other."""
+        """Why the handshake with the daemon fails; empty if it does not."""
         socket = self.socket
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.RCVHWM, 10_000)
@@ -178,14 +182,14 @@ class Connection:
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError(
-                f"watch: {endpoint}: {error.strerror}; expected the zmq sink's address, as tcp://HOST:PORT or ipc://PATH"
+                f"watch: {endpoint}: {error.strerror}; expected the zmq sink's address, such as tcp://HOST:PORT or ipc://PATH"
             ) from error
         except ConfigError as error:
             self.close()
             raise ConfigError(f"watch: {error}") from error
 
     def look(self) -> None:
-        """Brings `problem` up to date, and asks again where we were refused."""
+        """Updates `problem`, and reconnects if the daemon refused us."""
         import zmq
         from zmq.utils.monitor import recv_monitor_message
 
@@ -194,15 +198,15 @@ class Connection:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.problem = ""
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self.problem = "refused: the daemon does not list our key; add it to the sink's curve.clients"
-                # libzmq does not ask again of itself.
+                self.problem = "refused: the daemon does not know this client's key; add it to the sink's curve.clients"
+                # libzmq does not retry by itself.
                 with contextlib.suppress(zmq.ZMQError):
                     self.socket.disconnect(self._endpoint)
                 self.socket.connect(self._endpoint)
             elif self._encrypted:
-                self.problem = "no agreement: --server-key is not this daemon's key, or its sink is not encrypted"
+                self.problem = "handshake failed: --server-key is not this daemon's key, or its sink is not encrypted"
             else:
-                self.problem = "no agreement: the sink is encrypted; give --server-key and --key"
+                self.problem = "handshake failed: the sink is encrypted; give --server-key and --key"
 
     def close(self) -> None:
         """Ends it."""
@@ -214,7 +218,7 @@ class Connection:
 
 
 def _key(given: str | None) -> str | None:
-    """A public key, or the first of the file that is named."""
+    """A public key as given, or the first one in the named file."""
     if given is None or re.fullmatch(KEY_PATTERN, given):
         return given
     return next(iter(read_keys(Path(given), "watch: --server-key")), given)
@@ -227,7 +231,7 @@ def _secret(file: str | None) -> str | None:
 
 
 def _receive(socket: Any, board: Board, until: float) -> None:
-    """Takes messages in until the monotonic time `until`."""
+    """Processes messages until the monotonic time `until`."""
     import zmq
 
     while (left := until - time.monotonic()) > 0:
@@ -274,7 +278,7 @@ def _table(board: Board, endpoint: str, problem: str = "") -> Any:
     elif not board.rows:
         table.caption = "waiting for the first message…"
     elif board.bad:
-        table.caption = f"{board.bad} messages were not understood"
+        table.caption = f"{board.bad} messages could not be parsed"
     return table
 
 
@@ -289,17 +293,17 @@ def show(
     secret_key: str | None = None,
     going: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Shows what comes from `endpoint` on standard output: a live table, lines where that is no terminal.
+    """Shows the messages of `endpoint` on standard output: as a live table, or as lines if that is not a terminal.
 
     Args:
-        board: what was seen stays in it.
+        board: filled with what was received.
         endpoint: a zmq sink's address.
-        streams: only these.
-        seconds: ends after so long.
-        as_json: one JSON object a second.
+        streams: show only these.
+        seconds: stop after this time.
+        as_json: print one JSON object per second.
         server_key: see `Connection`.
         secret_key: see `Connection`.
-        going: False ends it, too.
+        going: stops as soon as it returns False.
 
     Raises:
         ConfigError: see `Connection`.
@@ -341,7 +345,7 @@ def show(
 def run(args: argparse.Namespace) -> int:
     """Shows the table until interrupted."""
     if args.key and not args.server_key:
-        raise ConfigError("watch: --key needs --server-key, the daemon's public key")
+        raise ConfigError("watch: --key: needs --server-key, the daemon's public key")
     with contextlib.suppress(KeyboardInterrupt):
         show(
             Board(), args.endpoint, streams=args.stream, seconds=args.seconds, as_json=args.json,

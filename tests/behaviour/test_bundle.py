@@ -87,7 +87,7 @@ streams:
     assert row["total_ms"] == pytest.approx(parts, abs=0.01)
     gone = streamd("bundle", str(tmp_path / "yard.yaml"))
     assert gone.returncode == 2
-    assert "no daemon of this configuration records into" in gone.stderr
+    assert "no daemon with this configuration records to" in gone.stderr
 
 
 def test_each_worker_of_several_writes_its_own(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_where_the_plan_cannot_run_the_gate_says_so(folder: Path) -> None:
         shared(SMALL), "--out", folder / "m.plan", "--eval-images", images, "--head", "yolov5_sigmoid"
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "accuracy not checked, for this machine cannot run the plan" in done.stdout
+    assert "accuracy not checked: this machine cannot run the plan" in done.stdout
     made = read_sidecar(folder / "m.plan").provenance
     assert made is not None
     assert "accuracy not checked" in str(made.method)
@@ -299,7 +299,7 @@ def test_the_gate_refuses_unless_forced(
     sidecar, verdict = forced.check(wrecked, made(), job)
     assert sidecar.provenance is not None
     assert sidecar.provenance.forced
-    assert "forced although" in verdict
+    assert "--force although" in verdict
 
 
 def test_the_plan_is_measured_on_its_own_engine(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:

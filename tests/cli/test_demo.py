@@ -90,7 +90,7 @@ def test_another_port_where_one_is_taken_and_a_table_on_a_terminal(tmp_path: Pat
         os.close(terminal)
         assert process.wait(20) == 0
     text = shown.decode()
-    found = re.findall(rf"port {port} cannot be had \(Address already in use\); (\d+) is used instead", text)
+    found = re.findall(rf"port {port} is not available \(Address already in use\); using (\d+) instead", text)
     assert f"http://127.0.0.1:{found[0]}/" in text
     assert "last seen" in text
     assert "│" in text
@@ -120,8 +120,8 @@ def test_save_writes_every_frame_with_its_boxes(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["nosuch.mp4"], 2, "nosuch.mp4 is not a file"),
-        (["a.mp4", "b.mp4", "--streams", "1"], 2, "2 inputs were given"),
-        (["a.mp4", "b.mp4", "--save", "o.mp4"], 2, "2 inputs were given"),
+        (["a.mp4", "b.mp4", "--streams", "1"], 2, "fewer than the 2 inputs"),
+        (["a.mp4", "b.mp4", "--save", "o.mp4"], 2, "expected one input, not 2"),
         (["--port", "99999"], 2, "expected 0 to 65535"),
         ([str(ROOT / "README.md"), "--port", "0"], 4, "FFmpeg cannot read it"),
         (["--model", f"{BUILTIN}none"], 3, f"known: {BUILTIN}road6"),

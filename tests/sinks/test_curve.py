@@ -314,7 +314,7 @@ def test_keygen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert before.strip() not in out
     code, _, err = keygen(tmp_path / "server")
     assert (code, secret.read_text()) == (2, before)
-    assert err == f"streamd: keygen: {secret} is there already; choose another name, or --force to replace it\n"
+    assert err == f"streamd: keygen: {secret} already exists; choose another name, or give --force to overwrite it\n"
     secret.unlink()
     assert keygen(tmp_path / "server")[0] == 2  # the public one is still there
     assert keygen(tmp_path / "server", "--force")[0] == 0
