@@ -1,7 +1,7 @@
-"""The five ways streamd fails. Vendor errors are translated into one of these at the room's door.
+"""streamd's exceptions. Each package translates the errors of third-party libraries into one of these.
 
-Every message names the thing, what was expected, and what to do; none carries a credential.
-`exit_code` is what the command line returns when the error reaches it.
+Every message names the thing, what was expected, and what to do; none contains a credential.
+`exit_code` is the exit status of the command line when the error reaches it.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ SourceReason = Literal[
     "eof",
     "internal",
 ]
-"""Why a stream is not live, or what ails it while it is. Bounded: it is a metric label and part of the message
-schema."""
+"""Why a stream is not live, or what is wrong with it while it is. A closed set: it is a metric label and part of the
+message schema."""
 
 SOURCE_REASONS: frozenset[str] = frozenset(get_args(SourceReason))
 
 
 class StreamdError(Exception):
-    """Base of every error streamd raises on purpose."""
+    """Base of every error that streamd raises on purpose."""
 
     exit_code: ClassVar[int] = 1
 
 
 class ConfigError(StreamdError):
-    """The configuration, a command-line argument, or a model's sidecar is wrong."""
+    """The configuration, a command-line argument, or a model's sidecar is invalid."""
 
     exit_code = 2
 
 
 class ModelError(StreamdError):
-    """A model file is missing, unreadable, corrupt, or does not fit what was declared of it."""
+    """A model file is missing, unreadable, corrupt, or does not match its declaration."""
 
     exit_code = 3
 
 
 class SourceError(StreamdError):
-    """A stream cannot be opened or read any further.
+    """A stream cannot be opened, or not read any further.
 
     Args:
         reason: one of `SOURCE_REASONS`.
         message: what happened, already free of credentials.
-        permanent: True where trying again cannot help (an unsupported codec, a missing file).
+        permanent: True if retrying cannot help (an unsupported codec, a missing file).
     """
 
     exit_code = 4
@@ -80,7 +80,7 @@ class FrameError(StreamdError):
 
 
 class BackendError(StreamdError):
-    """The inference backend failed. The process ends non-zero: a device context may be beyond repair."""
+    """The inference backend failed. The process exits non-zero, as a device context may be unrecoverable."""
 
     exit_code = 5
 

@@ -101,7 +101,7 @@ class Video:
             self._broken = True
             reason = getattr(error, "strerror", None) or str(error)
             raise SinkError(
-                f"cannot write {self.path}: {reason}; expected a file such as out.mp4 in a writable folder with free space"
+                f"cannot write {self.path}: {reason}; expected a file such as out.mp4, in a folder with free space"
             ) from error
 
     def add(self, image: Image) -> None:

@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="optimisation profiles (default 1); before TensorRT 10, each batch in flight needs its own",
+        help="optimization profiles (default 1); before TensorRT 10, each batch in flight needs its own",
     )
     p.add_argument(
         "--workspace",

@@ -1,5 +1,5 @@
-"""The model room: what is done with a model before the daemon runs it: inspect, quantize, evaluate. Offline only.
+"""Offline work on models before the daemon runs them: inspect, quantize, evaluate.
 
-The daemon never imports it. It reaches engine, heads and sources, so that every figure comes from the daemon's own
-letterbox, engine and decoding.
+The daemon never imports this package. It uses engine, heads and sources, so that every figure comes from the daemon's
+own letterbox, engine and decoding.
 """

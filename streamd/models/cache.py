@@ -1,8 +1,7 @@
-"""Calibration cache: what calibration saw, kept as JSON, so that another method or other float layers cost nothing.
+"""Calibration cache: the histograms of a calibration as JSON, so that another method or other float layers reuse them.
 
-The key is a hash over the model's file, the pictures and everything that changes what the network sees of them. The
-file holds the histograms, from which each method's thresholds follow in under a second; so the method belongs to what
-is derived, and one file serves all four.
+The key is a hash over the model file, the pictures and everything that affects the network's input. Each method's
+thresholds follow from the histograms in under a second, so one file serves all four methods.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def default_folder() -> Path:
 
 
 def key_of(spec: ModelSpec, pictures: str, watched: Sequence[str]) -> str:
-    """Hex SHA-256 over what decides the histograms."""
+    """Hex SHA-256 over everything that determines the histograms."""
     parts = [
         VERSION, BINS, spec.sha256, pictures, spec.input_width, spec.input_height, spec.color, spec.scale,
         spec.pad_value, spec.layout, list(watched),
@@ -38,7 +37,7 @@ def key_of(spec: ModelSpec, pictures: str, watched: Sequence[str]) -> str:
 
 
 def load(path: Path, key: str) -> dict[str, Histogram] | None:
-    """The histograms in `path`, or None where there is no file for this key (a damaged one counts as none)."""
+    """The histograms in `path`, or None if there is no valid file for this key."""
     try:
         if path.stat().st_size > MAX_BYTES:
             return None
@@ -51,7 +50,7 @@ def load(path: Path, key: str) -> dict[str, Histogram] | None:
 
 
 def save(path: Path, key: str, spec: ModelSpec, pictures: str, histograms: dict[str, Histogram]) -> None:
-    """Writes the cache, whole or not at all.
+    """Writes the cache atomically.
 
     Raises:
         ConfigError: it cannot be written.
@@ -66,5 +65,7 @@ def save(path: Path, key: str, spec: ModelSpec, pictures: str, histograms: dict[
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"calibration cache {path}: cannot be written: {error.strerror}") from error
+        raise ConfigError(
+            f"calibration cache {path}: cannot be written: {error.strerror}; choose another --cache, or give --no-cache"
+        ) from error
     write_whole(path, json.dumps(body, separators=(",", ":")).encode())

@@ -1,8 +1,8 @@
-"""From pictures to thresholds: histograms of activations, and four ways to choose where to cut them.
+"""From pictures to thresholds: histograms of activations, and four methods of choosing the clipping threshold.
 
-A histogram keeps |x| in bins of equal width over 0..range, where range is a power of two that doubles when a larger
-value comes along (pairs of bins are then merged, which is exact). One pass over the pictures is enough, so a camera
-calibrates as well as a folder, and the result does not depend on how the pictures were batched.
+A histogram keeps |x| in bins of equal width over 0..range. The range is a power of two that doubles when a larger
+value appears; pairs of bins are then merged, which is exact. One pass over the pictures is enough, so a live camera
+works as well as a folder, and the result does not depend on the batch size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Method = Literal["minmax", "entropy", "percentile", "mse"]
 METHODS: tuple[str, ...] = get_args(Method)
 BINS = 8192
 LEVELS = QMAX + 1
-"""Magnitudes that symmetric INT8 can tell apart, zero among them."""
+"""Magnitudes that symmetric INT8 can distinguish, including zero."""
 PERCENTILE = 99.99
 ENTROPY_BINS = 2048
 
@@ -31,16 +31,16 @@ class Histogram:
 
     def __init__(self, exponent: int | None = None, counts: npt.NDArray[np.int64] | None = None, peak: float = 0.0):
         self.exponent = exponent
-        """The range is 0..2^exponent; None while nothing but zeros was seen."""
+        """The range is 0..2^exponent; None while only zeros have been seen."""
         self.counts = np.zeros(BINS, np.int64) if counts is None else counts
         self.zeros = 0
-        """Exact zeros: a ReLU makes them by the million, and every threshold represents them exactly."""
+        """Exact zeros: a ReLU produces millions of them, and every threshold represents them exactly."""
         self.peak = peak
         """Largest magnitude seen."""
 
     @property
     def width(self) -> float:
-        """Of one bin."""
+        """Width of one bin."""
         return math.ldexp(1.0, (self.exponent or 0)) / BINS
 
     def _grow(self, exponent: int) -> None:
@@ -55,16 +55,18 @@ class Histogram:
         """Counts an activation of any shape.
 
         Raises:
-            ConfigError: it holds infinities or NaNs.
+            ConfigError: it contains infinities or NaNs.
         """
         magnitude = np.abs(values.reshape(-1))
         peak = float(magnitude.max(initial=0.0))
         if not math.isfinite(peak):
-            raise ConfigError("calibration: the float model yields infinities or NaNs; quantising it would hide that")
+            raise ConfigError(
+                "calibration: the float model yields infinities or NaNs, which quantizing would hide; repair it first"
+            )
         if peak == 0.0:
             self.zeros += magnitude.size
             return
-        # Strictly below the range's end, so that the last bin needs no special case.
+        # Strictly below the end of the range, so that the last bin needs no special case.
         self._grow(math.frexp(peak)[1])
         self.peak = max(self.peak, peak)
         assert self.exponent is not None
@@ -76,7 +78,7 @@ class Histogram:
         self.counts += counted
 
     def merged(self, others: Iterable[Histogram]) -> Histogram:
-        """The histogram of these values and the others' together."""
+        """The histogram of both sets of values together."""
         everyone = [h for h in (self, *others) if h.exponent is not None]
         out = Histogram()
         out.zeros = self.zeros
@@ -89,7 +91,7 @@ class Histogram:
         return out
 
     def as_json(self) -> dict[str, Any]:
-        """For the cache: without the empty end."""
+        """For the cache, without trailing empty bins."""
         used = int(np.flatnonzero(self.counts)[-1]) + 1 if self.counts.any() else 0
         return {
             "exponent": self.exponent,
@@ -114,14 +116,14 @@ def _minmax(h: Histogram) -> float:
 
 
 def _percentile(h: Histogram) -> float:
-    """The magnitude that `PERCENTILE` % of all values, zeros among them, do not exceed."""
+    """The magnitude that `PERCENTILE` % of all values, including zeros, do not exceed."""
     total = int(h.counts.sum()) + h.zeros
     reached = h.zeros + np.cumsum(h.counts)
     return min(h.peak, (int(np.searchsorted(reached, total * PERCENTILE / 100)) + 1) * h.width)
 
 
 def _mse(h: Histogram) -> float:
-    """The threshold with the least mean squared error, rounding inside it and clipping outside."""
+    """The threshold with the least mean squared error: rounding error inside it, clipping error outside."""
     used = int(np.flatnonzero(h.counts)[-1]) + 1
     centres = (np.arange(used) + 0.5) * h.width
     counts = h.counts[:used].astype(np.float64)
@@ -130,7 +132,7 @@ def _mse(h: Histogram) -> float:
         threshold = h.peak * step / 100
         scale = threshold / QMAX
         level = np.minimum(np.rint(centres / scale), QMAX) * scale
-        # A bin is as wide as it is: the spread inside it is part of neither choice's error but the rounding one's.
+        # The spread within a bin is counted as rounding error only, as no threshold can change it.
         error = float((counts * (centres - level) ** 2).sum())
         if error < least:
             best, least = threshold, error
@@ -138,10 +140,10 @@ def _mse(h: Histogram) -> float:
 
 
 def _entropy(h: Histogram) -> float:
-    """The threshold whose quantised distribution diverges least (Kullback-Leibler) from the clipped one.
+    """The threshold whose quantized distribution diverges least (Kullback-Leibler) from the clipped one.
 
-    After S. Migacz, "8-bit inference with TensorRT", GTC 2017: for each candidate the clipped tail is added to the
-    last bin of the reference, the candidate is squeezed into 128 levels and spread again over the bins that were not
+    After S. Migacz, "8-bit inference with TensorRT", GTC 2017. For each candidate, the clipped tail is added to the
+    last bin of the reference; the candidate is reduced to 128 levels and expanded again over the bins that were not
     empty.
     """
     counts = h.counts.reshape(ENTROPY_BINS, -1).sum(axis=1).astype(np.float64)
@@ -163,7 +165,7 @@ def _entropy(h: Histogram) -> float:
         spread = np.repeat(np.divide(sums, holders, out=np.zeros(LEVELS), where=holders > 0), sizes) * filled[:end]
         p, q = reference / reference.sum(), spread / max(spread.sum(), 1e-300)
         some = p > 0
-        # Where only the added tail fills a bin the candidate has nothing: a small floor keeps the cost finite.
+        # If only the added tail fills a bin, the candidate has no mass there: a small floor keeps the cost finite.
         divergence = float((p[some] * np.log(p[some] / np.maximum(q[some], 1e-9))).sum())
         if divergence < least:
             best, least = end * width, divergence
@@ -179,7 +181,7 @@ _CHOOSERS: dict[str, Callable[[Histogram], float]] = {
 
 
 def threshold(histogram: Histogram, method: Method) -> float:
-    """The magnitude that becomes 127; 0 where nothing but zeros was seen."""
+    """The magnitude that maps to 127; 0 if only zeros were seen."""
     if histogram.exponent is None:
         return 0.0
     return float(_CHOOSERS[method](histogram))
@@ -188,7 +190,7 @@ def threshold(histogram: Histogram, method: Method) -> float:
 def thresholds(
     histograms: Mapping[str, Histogram], groups: Mapping[int, Sequence[str]], method: Method
 ) -> dict[str, float]:
-    """By first name of each group, the threshold of the group's values taken together."""
+    """The threshold of each group's combined values, by the group's first tensor name."""
     out = {}
     for names in groups.values():
         first, *rest = (histograms[n] for n in names)
@@ -197,11 +199,11 @@ def thresholds(
 
 
 class Observer:
-    """The float model with its inner activations exposed, on ONNX Runtime.
+    """Runs the float model on ONNX Runtime with its inner activations exposed.
 
     Args:
         model: as `graph.prepare` returns it.
-        watched: tensors to look at.
+        watched: tensors to record.
     """
 
     def __init__(self, model: Any, watched: Sequence[str], *, threads: int | None = None) -> None:
@@ -220,7 +222,7 @@ class Observer:
         constants = {t.name for t in exposed.graph.initializer}
         self._input = next(i.name for i in exposed.graph.input if i.name not in constants)
         self.watched = tuple(watched)
-        # A graph input cannot be a graph output; it is read from what is fed.
+        # A graph input cannot be a graph output; it is taken from the fed values.
         inner = [name for name in watched if name != self._input]
         del exposed.graph.output[:]
         exposed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inner)

@@ -25,11 +25,11 @@ class Truth:
     class_id: Int32Array
     """(N,)"""
     xyxy: Float32Array
-    """(N, 4): pixels of the upright image, or shares of its size where `relative`."""
+    """(N, 4): in pixels of the upright image, or as fractions of its size if `relative`."""
     crowd: Int32Array
-    """(N,) 1 where the box is a crowd: finding it or not counts neither way."""
+    """(N,) 1 if the box is a crowd, which counts neither as found nor as missed."""
     area: Float32Array
-    """(N,) as labelled, in pixels; 0 where the box's own area counts."""
+    """(N,) labelled area in pixels; 0 to use the area of the box."""
     relative: bool
 
     def pixels(self, width: int, height: int) -> Float32Array:
@@ -39,14 +39,14 @@ class Truth:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and, for each that has any, its labels by file name."""
+    """Images, and the labels of those that have any, by file name."""
 
     images: tuple[Path, ...]
     truth: dict[str, Truth]
     unlabelled: int
-    """Images without a label entry: they count as holding nothing."""
+    """Images without a label entry: treated as empty."""
     left_out: int = 0
-    """Boxes of classes that the model does not have."""
+    """Boxes of classes that the model does not know."""
 
 
 def _truth(rows: Sequence[tuple[float, ...]], *, relative: bool) -> Truth:
@@ -61,18 +61,18 @@ def _truth(rows: Sequence[tuple[float, ...]], *, relative: bool) -> Truth:
 
 
 def read_yolo(path: Path, classes: int) -> Truth:
-    """Reads one YOLO text file: a line a box, `class cx cy w h`, all but the class as shares of the image's size.
+    """Reads one YOLO text file: one box per line, `class cx cy w h`, coordinates as fractions of the image size.
 
     Args:
         path: the file.
-        classes: how many there are.
+        classes: number of classes.
 
     Raises:
-        ConfigError: naming file and line: not five numbers, a class that there is not, a value outside 0..1.
+        ConfigError: names file and line: not five numbers, an unknown class, or a value outside 0..1.
     """
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
-            raise ConfigError(f"labels {path}: larger than {MAX_TEXT_BYTES} bytes; expected a line a box")
+            raise ConfigError(f"labels {path}: larger than {MAX_TEXT_BYTES} bytes; expected one box per line")
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
@@ -90,19 +90,21 @@ def read_yolo(path: Path, classes: int) -> Truth:
         if not 0 <= values[0] < classes:
             raise ConfigError(
                 f"labels {path}:{number}: class {fields[0]} is not one of 0..{classes - 1}; "
-                "where labels number other classes than the model, `streamd evaluate --label-names FILE` says which"
+                "if the labels use other class numbers than the model, give `streamd evaluate --label-names FILE`"
             )
         if not all(-0.01 <= v <= 1.01 for v in values[1:]):
-            raise ConfigError(f"labels {path}:{number}: {line[:80]!r} is not relative to the image (0..1)")
+            raise ConfigError(
+                f"labels {path}:{number}: {line[:80]!r} has a value outside 0..1; expected fractions of the image size"
+            )
         c, x, y, w, h = values
         rows.append((c, x - w / 2, y - h / 2, x + w / 2, y + h / 2, 0.0, 0.0))
     return _truth(rows, relative=True)
 
 
 def _category_map(categories: Sequence[dict[str, Any]], labels: Sequence[str], path: Path) -> dict[int, int]:
-    """COCO category id to class number, -1 where the model has no such class.
+    """Maps COCO category id to class number, -1 if the model has no such class.
 
-    By name where the names are the model's, or the model's are among them; else by order of id.
+    By name if the names are the model's or include all of the model's; otherwise by order of id.
     """
     known = {name: i for i, name in enumerate(labels)}
     names = [c.get("name") for c in categories]
@@ -112,8 +114,8 @@ def _category_map(categories: Sequence[dict[str, Any]], labels: Sequence[str], p
     if len(ids) != len(labels):
         strange = next(str(c.get("name")) for c in categories if c.get("name") not in known)
         raise ConfigError(
-            f"labels {path}: {len(ids)} categories, among them {strange!r} which the model does not know, for a model "
-            f"with {len(labels)} classes; name them as the model does or give all of them in its order"
+            f"labels {path}: {len(ids)} categories, including {strange!r} which the model does not know, for a model "
+            f"with {len(labels)} classes; use the model's class names, or list all of its classes in its order"
         )
     return {number: i for i, number in enumerate(ids)}
 
@@ -122,11 +124,11 @@ def read_coco(path: Path, labels: Sequence[str]) -> dict[str, Truth]:
     """Reads a COCO annotation file (`images`, `annotations`, `categories`); boxes by image file name.
 
     Raises:
-        ConfigError: not JSON, not COCO's form, or categories that do not fit `labels`.
+        ConfigError: not JSON, not in COCO format, or categories that do not fit `labels`.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigError(f"labels {path}: larger than {MAX_JSON_BYTES} bytes")
+            raise ConfigError(f"labels {path}: larger than {MAX_JSON_BYTES} bytes; expected a COCO annotation file")
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"labels {path}: cannot be read: {error.strerror}") from error
@@ -151,7 +153,7 @@ def image_folder(folder: str | Path) -> list[Path]:
     """The images in `folder`, by name.
 
     Raises:
-        ConfigError: there is no such folder, or nothing in it.
+        ConfigError: the folder does not exist or is empty.
     """
     try:
         return list_images(folder)
@@ -162,7 +164,7 @@ def image_folder(folder: str | Path) -> list[Path]:
 
 
 def _class_table(label_names: Sequence[str], names: Sequence[str]) -> Int32Array:
-    """For each class of the labels the model's number of it, -1 where it has none."""
+    """The model's class number for each class of the labels, -1 if it has none."""
     known = {name: i for i, name in enumerate(names)}
     table = np.array([known.get(name, -1) for name in label_names], np.int32)
     if not (table >= 0).any():
@@ -174,7 +176,7 @@ def _class_table(label_names: Sequence[str], names: Sequence[str]) -> Int32Array
 
 
 def _renumbered(truth: Truth, table: Int32Array | None) -> tuple[Truth, int]:
-    """The boxes of the model's classes by its numbers, and how many others there were."""
+    """The boxes of the model's classes, renumbered to match it, and the number of boxes dropped."""
     number = truth.class_id if table is None else table[truth.class_id]
     keep = number >= 0
     kept = Truth(number[keep], truth.xyxy[keep], truth.crowd[keep], truth.area[keep], truth.relative)
@@ -190,11 +192,11 @@ def open_dataset(
         images: folder of images.
         labels: folder of YOLO text files (same stem as the image), or a COCO JSON file.
         names: the model's class names in order.
-        label_names: what the numbers in YOLO text files mean, where they are not the model's; boxes of classes that
-            the model does not have are left out. A COCO file has its own names.
+        label_names: class names for the numbers in YOLO text files, if they differ from the model's; boxes of classes
+            that the model does not have are ignored. A COCO file has its own names.
 
     Raises:
-        ConfigError: nothing there, labels for none of the images, or labels that do not fit the model.
+        ConfigError: no images, no labels for any of them, or labels that do not fit the model.
     """
     files = image_folder(images)
     where = Path(labels)

@@ -1,4 +1,4 @@
-"""Accuracy of a model as the daemon runs it: COCO mAP through its own letterbox, engine, head and suppression."""
+"""Accuracy of a model as the daemon runs it: COCO mAP through the daemon's letterbox, engine, head and NMS."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from streamd.sources.images import read_image
 from streamd.types import Float32Array, Frame, Int32Array, Letterbox, ModelSpec
 
 COCO_DETECT = DetectSettings(conf=0.001, iou=0.6, max_det=300, multi_label=True)
-"""How YOLOv5's own validation decodes: every class above the threshold, COCO's thresholds."""
+"""The settings of YOLOv5's own validation: every class above the threshold, COCO's thresholds."""
 Progress = Callable[[int, int], None]
 """Called with (done, total) after each item."""
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """What one model found in one image."""
+    """One model's detections in one image."""
 
     name: str
     width: int
@@ -43,18 +43,18 @@ class Boxes:
 
 
 class Detector:
-    """One model through the daemon's pieces, for offline use: pictures in, boxes out. A context manager.
+    """Runs one model offline through the daemon's own parts: pictures in, boxes out. A context manager.
 
     Args:
         model: the model file and its input.
         detect: thresholds.
         engine: settings of a backend, e.g. {"kind": "openvino", "threads": 2}.
-        head: kind of the head. Default: what the sidecar or the shapes say.
+        head: kind of the head. Default: as the sidecar declares, otherwise from the output shapes.
 
     Raises:
         ModelError: the model cannot be used.
-        ConfigError: its head cannot be known.
-        BackendError: the device refused.
+        ConfigError: its head cannot be determined.
+        BackendError: the device failed.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Detector:
 
     @property
     def spec(self) -> ModelSpec:
-        """The model as it runs."""
+        """The model in use."""
         return self._backend.spec
 
     def __enter__(self) -> Detector:
@@ -93,7 +93,7 @@ class Detector:
         self._backend.close()
 
     def detect(self, frames: Iterable[tuple[str, Frame]]) -> Iterator[Boxes]:
-        """Runs (name, frame) pairs one by one; yields in order. As many are in flight as the engine has slots."""
+        """Runs (name, frame) pairs and yields in order, with as many in flight as the engine has slots."""
         slots = list(self._backend.slots)
         flying: list[tuple[Any, str, Frame, Letterbox]] = []
 
@@ -119,7 +119,7 @@ class Detector:
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """One class that the labels have."""
+    """Accuracy for one class of the labels."""
 
     class_id: int
     label: str
@@ -142,13 +142,13 @@ class Accuracy:
     map75: float
     classes: tuple[ClassAccuracy, ...]
     images: int
-    """Images that were read and counted."""
+    """Images that were read and evaluated."""
     boxes: int
     unlabelled: int
     left_out: int = 0
-    """Labelled boxes of classes that the model does not have."""
+    """Labelled boxes of classes that the model does not know."""
     unreadable: tuple[str, ...] = ()
-    """One message for each image that could not be read."""
+    """One message per image that could not be read."""
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Accuracy:
 
 @dataclass
 class _Reader:
-    """Reads images one after the other and remembers those that cannot be read."""
+    """Reads images in order and records those that cannot be read."""
 
     images: Sequence[Path]
     progress: Progress | None = None
@@ -185,7 +185,7 @@ class _Reader:
 
 
 def coco_scores(found: Sequence[Boxes], dataset: Dataset, labels: Sequence[str]) -> dict[str, Any]:
-    """COCO's figures of detections against labels, by pycocotools.
+    """COCO metrics of detections against labels, computed by pycocotools.
 
     Returns:
         map, map50, map75, boxes, classes (of `ClassAccuracy`).
@@ -222,8 +222,8 @@ def coco_scores(found: Sequence[Boxes], dataset: Dataset, labels: Sequence[str])
             detections.append([number, x1, y1, x2 - x1, y2 - y1, score, class_id])
     present = sorted({a["category_id"] for a in annotations})
     if not present:
-        raise ConfigError("evaluate: none of the images that could be read has a labelled box")
-    # pycocotools prints its progress; the figures are ours to print.
+        raise ConfigError("evaluate: no readable image has a labelled box; check that the labels belong to the images")
+    # pycocotools prints its progress; we print the figures ourselves.
     with contextlib.redirect_stdout(io.StringIO()):
         truth_set = COCO()
         truth_set.dataset = {
@@ -235,7 +235,7 @@ def coco_scores(found: Sequence[Boxes], dataset: Dataset, labels: Sequence[str])
         truth_set.createIndex()
         table = np.array(detections, np.float64).reshape(-1, 7)
         scorer = COCOeval(truth_set, truth_set.loadRes(table) if len(table) else _nothing(truth_set), "bbox")
-        # A class the labels never show has no precision; it must not count as zero.
+        # A class that never appears in the labels has no precision; it must not count as zero.
         scorer.params.catIds = present
         scorer.evaluate()
         scorer.accumulate()
@@ -260,7 +260,7 @@ def coco_scores(found: Sequence[Boxes], dataset: Dataset, labels: Sequence[str])
 
 
 def _nothing(truth_set: Any) -> Any:
-    """An empty result set: `loadRes` refuses one."""
+    """An empty result set, which `loadRes` rejects."""
     empty = type(truth_set)()
     empty.dataset = truth_set.dataset | {"annotations": []}
     empty.createIndex()
@@ -268,7 +268,7 @@ def _nothing(truth_set: Any) -> Any:
 
 
 def evaluate(detector: Detector, dataset: Dataset, progress: Progress | None = None) -> Accuracy:
-    """Runs the detector over the dataset. Open it with `COCO_DETECT` for figures comparable with published ones.
+    """Runs the detector over the dataset. Open it with `COCO_DETECT` to get figures comparable with published ones.
 
     Raises:
         ConfigError: no image could be read.
@@ -278,7 +278,9 @@ def evaluate(detector: Detector, dataset: Dataset, progress: Progress | None = N
     found = list(detector.detect(reader))
     seconds = time.monotonic() - started
     if not found:
-        raise ConfigError(f"evaluate: none of {len(dataset.images)} images can be read: {reader.unreadable[0]}")
+        raise ConfigError(
+            f"evaluate: none of the {len(dataset.images)} images can be read; the first: {reader.unreadable[0]}"
+        )
     spec = detector.spec
     return Accuracy(
         model=Path(spec.path).name,

@@ -1,8 +1,8 @@
-"""The gate: no quantised model passes that lost more accuracy than was allowed.
+"""The accuracy gate: rejects a quantized model that lost more accuracy than allowed.
 
-With labels the measure is COCO mAP, before and after. Without, it is agreement: of all boxes that either model reports
-at a score of 0.25, the share that the other model finds too: same class, IoU at least 0.5, one to one, at a score of
-0.15 (so that a box which moves from 0.26 to 0.24 is not called lost).
+With labels the measure is COCO mAP, before and after. Without labels it is agreement: of all boxes that either model
+reports with a score of at least 0.25, the share that the other model also finds, with the same class, an IoU of at
+least 0.5, one to one, and a score of at least 0.15 (so that a box moving from 0.26 to 0.24 does not count as lost).
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from streamd.models.evaluate import COCO_DETECT, Accuracy, Boxes, Detector, Prog
 from streamd.types import Float32Array, Frame
 
 MAX_DROP = 0.01
-"""mAP that may be lost, unless told otherwise."""
+"""Default for the largest acceptable loss of mAP."""
 MIN_AGREEMENT = 0.95
-"""Agreement below which a model is refused where there are no labels.
+"""Default for the least acceptable agreement, used when there are no labels.
 
-Measured on two models and four methods (docs/accuracy.md): every form that lost at most 0.014 mAP agreed in 96.9 % of
-boxes or more, every one that lost 0.017 or more in 93.7 % or less.
+Measured on two models and four methods (docs/accuracy.md): every variant that lost at most 0.014 mAP agreed on 96.9 %
+of boxes or more; every variant that lost 0.017 or more agreed on 93.7 % or less.
 """
 SURE, NEAR = 0.25, 0.15
 MATCH_IOU = 0.5
 LEAST_MAP = 0.01
-"""A float model below this was not measured: its labels, its classes or its head are not what was assumed."""
+"""A float model below this mAP was not really measured: the labels, the classes or the head are wrong."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate measured."""
+    """The gate's result."""
 
     accuracy: dict[str, float] = field(default_factory=dict)
     """map, map_float, map_drop, map50, map50_float; empty without labels."""
     agreement: float | None = None
     refusal: str | None = None
-    """Why the model must not be written; None where it passed."""
+    """Why the model must not be written; None if it passed."""
     score: float = 0.0
-    """What was lost, in the gate's own measure (mAP, or 1 − agreement): for comparing candidates."""
+    """The loss in the gate's measure (mAP, or 1 − agreement), for comparing candidates."""
     allowed: float = 0.0
 
     @property
     def passed(self) -> bool:
-        """True where the model may be written."""
+        """True if the model may be written."""
         return self.refusal is None
 
 
@@ -65,7 +65,7 @@ def iou_matrix(a: Float32Array, b: Float32Array) -> Float32Array:
 
 
 def found_again(a: Boxes, b: Boxes) -> tuple[int, int]:
-    """(found, sure): how many of `a`'s boxes at `SURE` or above `b` has too. Boxes of no area do not count."""
+    """(found, sure): how many of `a`'s boxes of at least `SURE` `b` also has, of how many. Empty boxes do not count."""
     solid = np.minimum(a.xyxy[:, 2] - a.xyxy[:, 0], a.xyxy[:, 3] - a.xyxy[:, 1]) > 1
     wanted = np.flatnonzero((a.score >= SURE) & solid)
     others = np.flatnonzero(b.score >= NEAR)
@@ -83,7 +83,7 @@ def found_again(a: Boxes, b: Boxes) -> tuple[int, int]:
 
 
 def agreement(first: Iterable[Boxes], second: Iterable[Boxes]) -> tuple[float, int]:
-    """(share of boxes found by both models, boxes looked at) over the same images in the same order."""
+    """(share of boxes found by both models, boxes compared) over the same images in the same order."""
     found = total = 0
     for a, b in zip(first, second, strict=True):
         for hits, boxes in (found_again(a, b), found_again(b, a)):
@@ -92,14 +92,14 @@ def agreement(first: Iterable[Boxes], second: Iterable[Boxes]) -> tuple[float, i
 
 
 class Gate:
-    """Compares candidates with one float model, which is measured once.
+    """Compares candidates with one float model, which is measured only once.
 
     Args:
         engine: backend settings for the measurement.
-        max_drop: mAP that may be lost.
-        images: labelled images, where there are labels.
+        max_drop: largest acceptable loss of mAP.
+        images: labelled images, if there are labels.
         labels: folder of YOLO text files or COCO JSON file; None measures agreement.
-        frames: makes the (name, frame) pairs that agreement is measured on.
+        frames: yields the (name, frame) pairs on which agreement is measured.
     """
 
     def __init__(
@@ -134,27 +134,27 @@ class Gate:
         """Measures the float model.
 
         Raises:
-            GateError: its own accuracy shows that it was not measured at all.
+            GateError: its own accuracy is so low that the measurement is meaningless.
         """
         if self._labels is not None:
             found = self._float_accuracy = self._evaluate(model, progress)
             if found.map < LEAST_MAP:
                 raise GateError(
-                    f"model {model}: the float model itself reaches mAP {found.map:.4f} on {self._images}, so nothing "
-                    "can be said about its INT8 form; check that its head and its class numbers fit the labels"
+                    f"model {model}: the float model itself only reaches mAP {found.map:.4f} on {self._images}, so "
+                    "its INT8 form cannot be judged; check that its head and its class numbers match the labels"
                 )
             return
         self._float_boxes = self._detect(model)
         total = agreement(self._float_boxes, self._float_boxes)[1]
         if not total:
             raise GateError(
-                f"model {model}: the float model finds nothing in {len(self._float_boxes)} pictures, so there is "
-                "nothing its INT8 form could agree with; check its head, give other pictures with --eval-images or "
-                "labels with --labels, or --force"
+                f"model {model}: the float model finds nothing in {len(self._float_boxes)} images, so its INT8 form "
+                "cannot be compared with it; check its head, give other images with --eval-images or "
+                "labels with --labels, or write it unchecked with --force"
             )
 
     def judge(self, model: Path, progress: Progress | None = None) -> Verdict:
-        """Measures a candidate. `open` comes first."""
+        """Measures a candidate. Call `open` first."""
         if self._float_accuracy is not None:
             before, after = self._float_accuracy, self._evaluate(model, progress)
             drop = before.map - after.map
@@ -175,6 +175,6 @@ class Gate:
         if share < self._min_agreement:
             refusal = (
                 f"its detections agree with the float model's in {share:.1%} of {total} boxes, less than the "
-                f"{self._min_agreement:.0%} that is asked for without labels"
+                f"{self._min_agreement:.0%} required without labels"
             )
         return Verdict({}, round(share, 5), refusal, 1 - share, 1 - self._min_agreement)

@@ -1,4 +1,4 @@
-"""An ONNX model as a graph: loading, saving whole or not at all, and the walks of quantisation and inspection."""
+"""An ONNX model as a graph: loading, atomic saving, and the traversals used by quantization and inspection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamd.engine.onnx.reader import MOVERS
 from streamd.errors import ConfigError, ModelError
 
 MIN_OPSET = 13
-"""QuantizeLinear takes a scale per channel from opset 13 on."""
+"""QuantizeLinear supports per-channel scales from opset 13 on."""
 
 
 def vendor() -> Any:
@@ -48,14 +48,14 @@ def load(path: str | os.PathLike[str]) -> Any:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelError(f"model {file}: not a valid ONNX model: {reason}; export or copy it again") from error
     if any(isinstance(text, bytes) for text in _texts(model)):
-        raise ModelError(f"model {file}: holds a name that is not UTF-8; export or copy it again")
+        raise ModelError(f"model {file}: contains a name that is not UTF-8; export or copy it again")
     if not model.graph.node:
-        raise ModelError(f"model {file}: its graph holds no operator; export it again")
+        raise ModelError(f"model {file}: its graph contains no operators; export it again")
     return model
 
 
 def _texts(model: Any) -> Iterator[Any]:
-    """Everything that names something. protobuf hands out bytes where it is not UTF-8."""
+    """Every name in the model. protobuf returns bytes for a name that is not UTF-8."""
     graph = model.graph
     yield from (model.producer_name, model.producer_version, graph.name)
     for node in graph.node:
@@ -69,15 +69,15 @@ def _texts(model: Any) -> Iterator[Any]:
 
 
 def opset(model: Any) -> int:
-    """The version of ONNX's own operators; 0 where none is declared."""
+    """The version of the standard ONNX operator set; 0 if none is declared."""
     return max((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside `path` and renames it: whole or not at all.
+    """Writes a file atomically: beside `path`, then renamed.
 
     Raises:
-        ConfigError: the folder is missing, the disk is full, or writing is not allowed; nothing is left behind.
+        ConfigError: the folder is missing, the disk is full, or permission is denied; no partial file remains.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -92,12 +92,12 @@ def write_whole(path: Path, content: bytes) -> None:
         try:
             temporary.unlink(missing_ok=True)
         except OSError:
-            # The folder is not there or not ours: then neither is the file.
+            # The folder is missing or not accessible, so there is no temporary file either.
             temporary = path
 
 
 def check_writable(path: Path) -> None:
-    """Finds out before the long work whether `path` can be written.
+    """Checks, before any long work, whether `path` can be written.
 
     Raises:
         ConfigError: it cannot.
@@ -105,13 +105,13 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; give a file name")
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: its folder does not exist")
+        raise ConfigError(f"{path}: its folder does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{path}: its folder is not writable")
+        raise ConfigError(f"{path}: its folder is not writable; check its owner and mode")
 
 
 class Graph:
-    """Who makes and who reads each tensor of a model's main graph. The model is not changed."""
+    """Producers and consumers of each tensor in a model's main graph. The model is not changed."""
 
     def __init__(self, model: Any) -> None:
         onnx = vendor()
@@ -159,7 +159,7 @@ class Graph:
         return default
 
     def passes(self, node: Any) -> bool:
-        """True where the node's values are those of its inputs, moved or chosen: all of them share one scale."""
+        """True if the node only moves or selects its inputs' values, so that all of them share one scale."""
         if node.op_type in ("Resize", "Upsample"):
             return str(self.attribute(node, "mode", "nearest")) == "nearest"
         if node.op_type == "Pad":
@@ -167,7 +167,7 @@ class Graph:
         return node.op_type in MOVERS
 
     def data_inputs(self, node: Any) -> list[str]:
-        """The inputs that carry pictures through a passing node, not its shapes and indices."""
+        """The data inputs of a pass-through node, without its shapes and indices."""
         inputs = list(node.input) if node.op_type == "Concat" else list(node.input[:1])
         return [name for name in inputs if not self.is_constant(name)]
 
@@ -188,15 +188,15 @@ class Graph:
                     stack.append(data)
 
     def sources(self, tensor: str) -> list[str]:
-        """The tensors whose values `tensor` is made of, found by walking up through passing nodes."""
+        """The tensors that `tensor` takes its values from, found by walking up through pass-through nodes."""
         return [name for name, source in self._upwards(tensor) if source]
 
     def passed(self, tensor: str) -> list[str]:
-        """The results of the passing nodes between `tensor` and its sources, `tensor` itself among them."""
+        """The outputs of the pass-through nodes between `tensor` and its sources, including `tensor` itself."""
         return [name for name, source in self._upwards(tensor) if not source]
 
     def reaches_output_without(self, node: Any, op_types: Iterable[str]) -> bool:
-        """True where a graph output can be reached from `node` without meeting another node of `op_types`."""
+        """True if a graph output can be reached from `node` without passing another node of `op_types`."""
         stop = frozenset(op_types)
         stack, seen = list(node.output), set(node.output)
         while stack:
@@ -204,7 +204,7 @@ class Graph:
             if name in self.outputs:
                 return True
             for consumer in self.consumers.get(name, []):
-                # What reads only a tensor's shape carries nothing of it onwards.
+                # A node that reads only a tensor's shape does not pass on its values.
                 if consumer.op_type in stop or consumer.op_type == "Shape":
                     continue
                 for out in consumer.output:
@@ -215,7 +215,7 @@ class Graph:
 
 
 def name_nodes(model: Any) -> None:
-    """Gives every unnamed or doubly named node a name of its own, so that layers can be spoken of."""
+    """Gives every node a unique name, so that layers can be referred to."""
     taken: set[str] = set()
     for i, node in enumerate(model.graph.node):
         if not node.name or node.name in taken:
@@ -226,21 +226,21 @@ def name_nodes(model: Any) -> None:
 
 
 def prepare(path: str | os.PathLike[str]) -> Any:
-    """Loads a model for quantisation: named nodes, and an opset that knows scales per channel.
+    """Loads a model for quantization: with named nodes, and an opset that supports per-channel scales.
 
     Raises:
-        ModelError: it cannot be read, is quantised already, or cannot be brought to `MIN_OPSET`.
+        ModelError: it cannot be read, is already quantized, or cannot be converted to `MIN_OPSET`.
     """
     onnx = vendor()
     model = load(path)
     if any(n.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for n in model.graph.node):
-        raise ModelError(f"model {path}: is quantised already; give the float model")
+        raise ModelError(f"model {path}: is already quantized; give the float model")
     if opset(model) < MIN_OPSET:
         try:
             model = onnx.version_converter.convert_version(model, MIN_OPSET)
         except Exception as error:
             raise ModelError(
-                f"model {path}: opset {opset(model)} cannot be brought to {MIN_OPSET}, the first with scales per "
+                f"model {path}: opset {opset(model)} cannot be converted to {MIN_OPSET}, the first with scales per "
                 f"channel ({str(error).splitlines()[0][:160]}); export it again with opset {MIN_OPSET} or later"
             ) from error
     name_nodes(model)
@@ -256,10 +256,10 @@ def constant_weight(graph: Graph, node: Any) -> npt.NDArray[np.float32] | None:
 
 
 def chosen(names: Sequence[str], available: Sequence[str], field: str) -> list[str]:
-    """Those of `available` that `names` mean: exact names or, with a * in them, patterns.
+    """The items of `available` that `names` select: exact names, or patterns with *.
 
     Raises:
-        ConfigError: a name that means nothing, with near ones.
+        ConfigError: a name that matches nothing; suggests similar ones.
     """
     import difflib
     import fnmatch
@@ -269,6 +269,6 @@ def chosen(names: Sequence[str], available: Sequence[str], field: str) -> list[s
         hits = [a for a in available if a == name or ("*" in name and fnmatch.fnmatchcase(a, name))]
         if not hits:
             near = difflib.get_close_matches(name, available, n=3, cutoff=0.3) or list(available[:3])
-            raise ConfigError(f"{field}: the model has no such layer {name!r}; near: {', '.join(near)}")
+            raise ConfigError(f"{field}: the model has no layer {name!r}; similar: {', '.join(near)}")
         found |= dict.fromkeys(hits)
     return list(found)

@@ -1,4 +1,4 @@
-"""What a model is, before anything runs it: its shapes, its operators, its head, its cost, and what will hurt."""
+"""Describes a model without running it: shapes, operators, head, cost, and likely problems."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from streamd.heads.select import declared, open_head, recognise, resolve_labels
 from streamd.models.graph import Graph, load, opset, vendor
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 17
-"""17 is the newest that TensorRT 8.5 reads."""
+"""17 is the newest opset that TensorRT 8.5 reads."""
 PLAN_TAG = b"trt"
-"""Bytes 1 to 3 of a plan: TensorRT-RTX 1 writes vtrt; the letter before differs between families."""
+"""Bytes 1 to 3 of a plan: TensorRT-RTX 1 writes vtrt; the first letter differs between families."""
 
 
 @dataclass
 class Inspection:
-    """Everything found. None means that it cannot be known here; `unknown` says why."""
+    """The findings. None means that a value cannot be determined here; `unknown` says why."""
 
     path: str
     sha256: str
@@ -42,7 +42,7 @@ class Inspection:
     head: str | None = None
     parameters: int | None = None
     gflops: float | None = None
-    """Two operations a multiply-add, convolutions and matrix products only, batch 1, at the input size stated."""
+    """Two operations per multiply-add, convolutions and matrix products only, batch 1, at the stated input size."""
     input_size: tuple[int, int] | None = None
     quantized: bool | None = None
     int8_convolutions: int | None = None
@@ -65,13 +65,13 @@ def _tensor(value: Any) -> dict[str, Any]:
     shape = [d.dim_value if d.HasField("dim_value") else (d.dim_param or "?") for d in kind.shape.dim]
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    except (KeyError, TypeError, ValueError):  # no type, or one that is newer than the package
+    except (KeyError, TypeError, ValueError):  # no type, or one newer than the package
         dtype = "?"
     return {"name": value.name, "shape": shape, "dtype": dtype}
 
 
 def _parameters(model: Any, graph: Graph) -> int:
-    """Elements of every float constant: weights and biases. Scales of Q/DQ pairs are not parameters."""
+    """Number of elements in all float constants: weights and biases. Q/DQ scales are not parameters."""
     onnx = vendor()
     scales = {name for n in graph.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear") for name in n.input[1:]}
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8)
@@ -79,7 +79,7 @@ def _parameters(model: Any, graph: Graph) -> int:
 
 
 def _shapes(model: Any, size: tuple[int, int]) -> dict[str, list[int]]:
-    """Shapes of every tensor at batch 1 and the given input size, as far as ONNX can infer them."""
+    """Shapes of all tensors at batch 1 and the given input size, as far as ONNX can infer them."""
     import copy
 
     onnx = vendor()
@@ -96,7 +96,7 @@ def _shapes(model: Any, size: tuple[int, int]) -> dict[str, list[int]]:
     del fixed.graph.value_info[:]
     try:
         fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
-    except Exception:  # noqa: BLE001 - inference is a help; without it the cost is unknown
+    except Exception:  # noqa: BLE001 - shape inference is optional; without it the cost is unknown
         return {}
     return {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
@@ -105,7 +105,7 @@ def _shapes(model: Any, size: tuple[int, int]) -> dict[str, list[int]]:
 
 
 def _gflops(graph: Graph, shapes: dict[str, list[int]]) -> float | None:
-    """10^9 operations of convolutions and matrix products, two a multiply-add; None where a shape is unknown."""
+    """10^9 operations in convolutions and matrix products, two per multiply-add; None if a shape is unknown."""
     total = 0
     for node in graph.nodes:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
@@ -130,7 +130,7 @@ def _gflops(graph: Graph, shapes: dict[str, list[int]]) -> float | None:
 
 def _weight_shape(graph: Graph, name: str, shapes: dict[str, list[int]]) -> list[int] | None:
     node = graph.producer.get(name)
-    # Through the pair on a quantised weight.
+    # Look through the Q/DQ pair of a quantized weight.
     while node is not None and node.op_type in ("DequantizeLinear", "QuantizeLinear"):
         name = node.input[0]
         node = graph.producer.get(name)
@@ -138,7 +138,7 @@ def _weight_shape(graph: Graph, name: str, shapes: dict[str, list[int]]) -> list
 
 
 def _int8_convolutions(graph: Graph) -> tuple[int, int]:
-    """(convolutions that read quantised values and weights, all)."""
+    """(convolutions with quantized inputs and weights, all convolutions)."""
     convolutions = [n for n in graph.nodes if n.op_type in ("Conv", "QLinearConv", "ConvInteger")]
     int8 = 0
     for node in convolutions:
@@ -149,7 +149,7 @@ def _int8_convolutions(graph: Graph) -> tuple[int, int]:
 
 
 def _silus(graph: Graph) -> int:
-    """Multiplications of a tensor with its own sigmoid."""
+    """Number of multiplications of a tensor by its own sigmoid."""
     return sum(
         any(
             (maker := graph.producer.get(name)) is not None
@@ -163,11 +163,11 @@ def _silus(graph: Graph) -> int:
 
 
 def _zero_points(graph: Graph) -> bool:
-    """True where a pair is not symmetric INT8, which TensorRT refuses."""
+    """True if a pair is not symmetric INT8, which TensorRT rejects."""
     for node in graph.nodes:
         if node.op_type == "QuantizeLinear":
             if len(node.input) < 3:
-                # Without a zero point the type is uint8.
+                # Without a zero point, the type is uint8.
                 return True
             if graph.is_constant(node.input[2]):
                 zero = graph.constant(node.input[2])
@@ -180,14 +180,14 @@ def _warnings(path: Path, graph: Graph, found: Inspection) -> list[str]:
     operators, out = found.operators or {}, []
     if count := operators.get("LeakyRelu", 0):
         out.append(
-            f"{count} LeakyReLU: half of a symmetric INT8 range goes to its negative side, which carries a tenth of "
-            "the signal; ReLU does not have that cost. Check with `streamd quantize --labels`"
+            f"{count} LeakyReLU: half of a symmetric INT8 range is spent on negative values, which carry a tenth of "
+            "the signal; ReLU avoids this. Check the accuracy with `streamd quantize --labels`"
         )
     silus = _silus(graph) + operators.get("HardSwish", 0)
     if silus:
         out.append(
-            f"{silus} SiLU: its output begins at -0.28, so a symmetric INT8 range uses little more than half of its "
-            "256 steps, and an exponential per value is computed in float; ReLU costs neither. Check with "
+            f"{silus} SiLU: its output starts at -0.28, so a symmetric INT8 range uses little more than half of its "
+            "256 steps, and an exponential per value is computed in float; ReLU avoids both. Check the accuracy with "
             "`streamd quantize --labels`"
         )
     for tensor in found.inputs or []:
@@ -197,38 +197,40 @@ def _warnings(path: Path, graph: Graph, found: Inspection) -> list[str]:
             if len(dynamic) > 1:
                 what = f"{len(dynamic)} dimensions are dynamic"
             out.append(
-                f"input {tensor['name']}: {what} ({', '.join(dynamic)}): TensorRT builds it for a range "
-                "(`streamd build --batch`), and is fastest at the best value of that range"
+                f"input {tensor['name']}: {what} ({', '.join(dynamic)}): TensorRT optimizes it for a range "
+                "(`streamd build --batch`) and is fastest at the optimum of that range"
             )
     version = found.opset or 0
     if version < OLDEST_OPSET:
-        out.append(
-            f"opset {version} is older than {OLDEST_OPSET}: Resize and Pad meant other things then; export again"
-        )
+        out.append(f"opset {version} is older than {OLDEST_OPSET}: Resize and Pad had other semantics; export it again")
     elif version < 13 and not found.quantized:
-        out.append(f"opset {version}: quantising needs 13 (a scale for each channel); `streamd quantize` converts it")
+        out.append(f"opset {version}: quantizing needs 13 (per-channel scales); `streamd quantize` converts it")
     elif version > NEWEST_OPSET:
         out.append(f"opset {version} is newer than {NEWEST_OPSET}, the last that TensorRT 8.5 (JetPack 5) reads")
     if found.quantized and _zero_points(graph):
-        out.append("some Q/DQ pairs are not symmetric INT8 (zero point 0): TensorRT refuses them; quantize again")
+        out.append(
+            "some Q/DQ pairs are not symmetric INT8 (zero point 0), which TensorRT rejects; quantize the model again"
+        )
     if operators.get("QLinearConv", 0) or operators.get("ConvInteger", 0):
-        out.append("quantised with integer operators, not Q/DQ pairs: TensorRT refuses them; quantize the float model")
+        out.append(
+            "quantized with integer operators instead of Q/DQ pairs, which TensorRT rejects; quantize the float model"
+        )
     if operators.get("NonMaxSuppression", 0):
-        out.append("holds its own NonMaxSuppression: output sizes depend on the picture")
+        out.append("contains NonMaxSuppression: output sizes depend on the image; export it without NMS")
     if operators.get("BatchNormalization", 0):
-        out.append("has BatchNormalization that was not folded into convolutions: export in evaluation mode")
+        out.append("contains BatchNormalization that was not folded into convolutions; export it in evaluation mode")
     if found.head == "yolov5_cat" and read_onnx(path).ends_in_sigmoid:
         out.append(
-            "its outputs end in a sigmoid: boxes are still relative to cells and anchors, although the shape is that "
+            "its outputs end in a sigmoid: boxes are relative to cells and anchors, although the shape is that "
             "of decoded rows (yolov5_cat); declare --head yolov5_sigmoid, or model.head.kind in the configuration"
         )
     if found.head == "yolov5_heads" and read_onnx(path).ends_in_sigmoid:
-        out.append("its outputs end in a sigmoid, where yolov5_heads expects logits: export it without the sigmoid")
+        out.append("its outputs end in a sigmoid, but yolov5_heads expects logits; export it without the sigmoid")
     return out
 
 
 def _trt_unsupported(path: Path) -> list[str] | None:
-    """What the installed TensorRT's parser says against the model; None where none is installed."""
+    """The installed TensorRT parser's objections to the model; None if TensorRT is not installed."""
     for name in ("tensorrt", "tensorrt_rtx"):
         try:
             trt = importlib.import_module(name)
@@ -243,7 +245,7 @@ def _trt_unsupported(path: Path) -> list[str] | None:
         except ImportError:
             continue
         except (RuntimeError, TypeError, AttributeError) as error:
-            return [f"{name} cannot be asked about it: {error}"]
+            return [f"{name} could not check it: {error}"]
     return None
 
 
@@ -295,7 +297,7 @@ def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection
 
 
 def _plan_io(engine: Any, trt: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Inputs and outputs by the tensor interface of TensorRT 8.5 and later."""
+    """Inputs and outputs through the tensor API of TensorRT 8.5 and later."""
     inputs: list[dict[str, Any]] = []
     outputs: list[dict[str, Any]] = []
     for i in range(engine.num_io_tensors):
@@ -313,7 +315,7 @@ def _inspect_plan(path: Path, found: Inspection) -> Inspection:
     with path.open("rb") as handle:
         start = handle.read(32)
     if start[1:4] != PLAN_TAG:
-        found.warnings.append("does not begin as TensorRT's plans do; it may be damaged or another file")
+        found.warnings.append("does not start like a TensorRT plan; it may be damaged or another kind of file")
     loaded = None
     for name in ("tensorrt", "tensorrt_rtx"):
         try:
@@ -324,12 +326,12 @@ def _inspect_plan(path: Path, found: Inspection) -> Inspection:
             logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
             engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
         except (RuntimeError, TypeError) as error:
-            found.unknown.append(f"{name} {trt.__version__} has no runtime here: {error}")
+            found.unknown.append(f"{name} {trt.__version__} cannot create a runtime on this machine: {error}")
             continue
         if engine is None:
             found.warnings.append(
-                f"{name} {trt.__version__} cannot load it: damaged, or built by another version or for another GPU; "
-                "build it again on this machine"
+                f"{name} {trt.__version__} cannot load it: it is damaged, or was built by another version or "
+                "for another GPU; build it again on this machine"
             )
             continue
         loaded = f"{name} {trt.__version__}"
@@ -337,11 +339,11 @@ def _inspect_plan(path: Path, found: Inspection) -> Inspection:
         break
     if loaded is None:
         found.unknown.append(
-            "inputs, outputs and layers: only the TensorRT that built a plan, on its GPU, can read them"
+            "inputs, outputs and layers: only the TensorRT version that built a plan can read them, on the same GPU"
         )
     provenance = found.provenance
     if provenance is None:
-        found.unknown.append("where it came from: it has no sidecar (`streamd build` writes one)")
+        found.unknown.append("origin: it has no sidecar (`streamd build` writes one)")
     else:
         found.quantized = provenance.precision == "int8" if provenance.precision else None
         built, here = provenance.tensorrt, loaded and loaded.split()[-1]
@@ -354,12 +356,12 @@ def inspect(path: str, head: str | None = None) -> Inspection:
     """Inspects an ONNX model or a TensorRT plan.
 
     Args:
-        path: of the model.
-        head: kind of its head. Default: what the sidecar or the shapes say.
+        path: the model file.
+        head: kind of its head. Default: as the sidecar declares, otherwise from the output shapes.
 
     Raises:
         ModelError: missing, unreadable, corrupt, or neither of the two.
-        ConfigError: its sidecar is wrong.
+        ConfigError: its sidecar is invalid.
     """
     file = model_file(path)
     kind = "plan" if file.suffix in PLAN_SUFFIXES else "onnx"
@@ -375,6 +377,6 @@ def inspect(path: str, head: str | None = None) -> Inspection:
     if sidecar.head:
         found.head = str(sidecar.head.get("kind"))
     if sidecar.sha256 is not None and sidecar.sha256 != sha256:
-        found.warnings.append("its sidecar was written for another file; the daemon will refuse the pair")
+        found.warnings.append("its sidecar was written for another file; the daemon will reject the pair")
     found.head = head or found.head
     return _inspect_onnx(file, found, head) if kind == "onnx" else _inspect_plan(file, found)

@@ -1,4 +1,4 @@
-"""The pictures a model is calibrated with: a folder, a video or a stream, through the daemon's own letterbox."""
+"""Calibration pictures from a folder, a video or a stream, through the daemon's own letterbox."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from streamd.types import Float32Array, Frame, ModelSpec
 
 @dataclass
 class Pictures:
-    """Where calibration pictures come from, and how many are wanted.
+    """Where calibration pictures come from, and how many to use.
 
     Args:
         where: folder of images, one image, video file, or URL.
-        limit: pictures at most. From a folder they are taken evenly spaced, so that a sorted folder is covered.
-        every: every n-th frame of a video or stream: neighbours say the same thing twice.
+        limit: most pictures. Those of a folder are evenly spaced, so that a sorted folder is covered.
+        every: use every n-th frame of a video or stream, since neighbouring frames are almost identical.
 
     Raises:
-        ConfigError: there is nothing there.
+        ConfigError: the location does not exist.
     """
 
     where: str
     limit: int
     every: int = 10
     unreadable: list[str] = field(default_factory=list)
-    """One message for each picture that could not be read, of the last pass."""
+    """One message per picture that could not be read in the last pass."""
     images: list[Path] = field(init=False)
-    """Empty for a video or stream."""
+    """Image files; empty for a video or stream."""
 
     def __post_init__(self) -> None:
         path = Path(self.where)
@@ -52,16 +52,16 @@ class Pictures:
             self.images = []
             if not self.live and not Path(self.where.removeprefix("file:")).is_file():
                 raise ConfigError(
-                    f"--images {redact(self.where)}: is neither a folder of images, a video file nor a URL"
+                    f"--images {redact(self.where)}: not found; expected a folder of images, a video file or a URL"
                 )
 
     @property
     def live(self) -> bool:
-        """True where reading twice does not give the same pictures."""
+        """True if reading again yields different pictures."""
         return not self.images and is_live(self._settings)
 
     def sha256(self) -> str | None:
-        """Over everything that decides which pixels are seen; None for a live stream."""
+        """Hash over everything that determines the pixels; None for a live stream."""
         if self.live:
             return None
         digest = hashlib.sha256(f"limit={self.limit if not self.images else len(self.images)}".encode())
@@ -77,10 +77,10 @@ class Pictures:
         return digest.hexdigest()
 
     def frames(self) -> Iterator[tuple[str, Frame]]:
-        """(name, frame), at most `limit`. Images that cannot be read are noted and left out.
+        """(name, frame) pairs, at most `limit`. Images that cannot be read are recorded and skipped.
 
         Raises:
-            SourceError: a video or stream that cannot be opened or breaks before its first picture.
+            SourceError: a video or stream cannot be opened, or fails before its first picture.
         """
         self.unreadable.clear()
         for path in self.images:
@@ -102,7 +102,7 @@ class Pictures:
                 if given >= self.limit:
                     break
         except SourceError as error:
-            # What was seen before a stream broke is as good as it ever was.
+            # Pictures from before a stream failed remain usable.
             if not given:
                 raise
             self.unreadable.append(str(error))
@@ -111,26 +111,24 @@ class Pictures:
 
 
 class Feeder:
-    """Turns frames into network input: (B, C, H, W), float32, as the daemon's letterbox and scaling make it.
+    """Turns frames into network input, (B, C, H, W) float32, with the daemon's letterbox and scaling.
 
     Args:
         spec: of the model; its input must be float32.
 
     Raises:
-        ModelError: the input is of another type.
+        ModelError: the input has another type.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         if spec.input.dtype != "float32":
-            raise ModelError(
-                f"model {spec.path}: its input is {spec.input.dtype}; quantising starts from a float32 model"
-            )
+            raise ModelError(f"model {spec.path}: its input is {spec.input.dtype}; quantizing needs a float32 model")
         self._spec = spec
         self._letterbox = HostLetterbox(spec.input_width, spec.input_height, pad_value=spec.pad_value, color=spec.color)
         self.fixed_batch = spec.input.shape[0] if spec.input.shape[0] > 0 else None
 
     def input(self, frame: Frame) -> Float32Array:
-        """One frame: (C, H, W), or (H, W, C) where the model's layout is that.
+        """One frame: (C, H, W), or (H, W, C) if that is the model's layout.
 
         Raises:
             FrameError: the picture cannot be scaled.
@@ -142,9 +140,9 @@ class Feeder:
         return out
 
     def batches(self, frames: Iterable[tuple[str, Frame]], batch: int, unreadable: list[str]) -> Iterator[Float32Array]:
-        """Batches of at most `batch` pictures; of exactly the model's own size where that is fixed.
+        """Batches of at most `batch` pictures, or of exactly the model's batch size if that is fixed.
 
-        Frames that cannot be scaled are left out and noted in `unreadable`.
+        Frames that cannot be scaled are skipped and recorded in `unreadable`.
         """
         size = self.fixed_batch or batch
         waiting: list[Float32Array] = []
@@ -160,5 +158,5 @@ class Feeder:
         if waiting and self.fixed_batch is None:
             yield np.stack(waiting)
         elif waiting:
-            # A model with a fixed batch gets the last pictures again rather than none of them.
+            # With a fixed batch size, the last batch is padded by repeating pictures.
             yield np.stack([waiting[i % len(waiting)] for i in range(size)])

@@ -1,10 +1,10 @@
-"""Where quantisation happens in a graph: which convolutions, which tensors, which of them share a scale.
+"""Where a graph is quantized: which convolutions, which tensors, and which tensors share a scale.
 
-Explicit quantisation as TensorRT defines it: QuantizeLinear/DequantizeLinear pairs, symmetric (zero point 0), weights
-per output channel, activations per tensor; it is the only kind from TensorRT 11 on, and OpenVINO reads the same file.
-A convolution with a pair on its input and one on its weights runs in INT8; whatever lies between two pairs is fused
-into it or runs in float. Output convolutions and the decoding after them stay in float: there a step of the
-quantiser is a step of the box.
+Explicit quantization as TensorRT defines it: QuantizeLinear/DequantizeLinear pairs, symmetric (zero point 0), weights
+per output channel, activations per tensor. From TensorRT 11 on it is the only kind, and OpenVINO reads the same file.
+A convolution with a pair on its input and one on its weights runs in INT8; operators between two pairs are fused into
+it or run in float. Output convolutions and the decoding after them stay in float, where a quantization step would
+directly shift the box.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution that can be quantised."""
+    """A convolution that can be quantized."""
 
     name: str
     input: str
@@ -36,19 +36,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Sites:
-    """What can be quantised in a model. Tensors whose values mix (by concatenation, pooling, …) share a group."""
+    """What can be quantized in a model. Tensors whose values mix (by concatenation, pooling, …) share a group."""
 
     layers: tuple[Layer, ...]
     outputs: tuple[str, ...]
-    """Results of the output convolutions: float, and where layers' harm is measured."""
+    """Results of the output convolutions, in float; noise caused by other layers is measured here."""
     group: dict[str, int]
     """Group of every tensor that may get a pair."""
     sources: dict[int, tuple[str, ...]]
-    """By group, the tensors whose values make it up: what calibration has to watch."""
+    """By group, the tensors that contribute its values, which calibration has to record."""
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """Every tensor that calibration has to watch, in order."""
+        """Every tensor that calibration has to record, in order."""
         return tuple(name for group in sorted(self.sources) for name in self.sources[group])
 
 
@@ -74,7 +74,7 @@ class _Groups:
 
 
 def find_sites(model: Any) -> Sites:
-    """Finds the convolutions to quantise and the tensors that share scales."""
+    """Finds the convolutions to quantize and the tensors that share scales."""
     graph = Graph(model)
     layers: list[Layer] = []
     outputs: list[str] = []
@@ -103,7 +103,7 @@ def find_sites(model: Any) -> Sites:
 
 
 def weight_scales(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """(C,) scales of (C, …) weights: each channel's largest magnitude becomes 127."""
+    """(C,) scales of (C, …) weights: each channel's largest magnitude maps to 127."""
     largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
     scales: npt.NDArray[np.float32] = np.maximum(largest, TINY).astype(np.float32) / np.float32(QMAX)
     return scales
@@ -112,10 +112,10 @@ def weight_scales(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 INT8_MOVES = frozenset(
     {"Concat", "MaxPool", "Resize", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Flatten"}
 )  # fmt: skip
-"""Passing nodes that run on INT8 tensors themselves, between the pair's two halves.
+"""Pass-through nodes that operate on INT8 tensors, between the two halves of a pair.
 
-The other form, a pair on either side of the node, is equal in value, but OpenVINO 2026.4 computes a concatenation of
-signed pairs wrongly, and TensorRT would have to move the halves through the node by itself.
+The alternative, a pair on either side of the node, is numerically equal, but OpenVINO 2026.4 miscomputes a
+concatenation of signed pairs, and TensorRT would have to move the halves through the node by itself.
 """
 
 
@@ -130,7 +130,7 @@ class _Writer:
         self.scale_of = scale_of
         """By tensor."""
         self._after: dict[int, list[Any]] = {}
-        """Nodes to put after node number n; -1 for the very beginning."""
+        """Nodes to insert after node number n; -1 for the beginning of the graph."""
         self._position = {id(node): i for i, node in enumerate(self.graph.nodes)}
         self._int8: dict[str, str] = {}
         self._float: dict[str, str] = {}
@@ -159,7 +159,7 @@ class _Writer:
         return self._int8[tensor]
 
     def rounded(self, tensor: str) -> str:
-        """An activation that has been through INT8."""
+        """An activation after its round trip through INT8."""
         if tensor not in self._float:
             int8 = self.int8(tensor)
             self._float[tensor] = self._node("DequantizeLinear", int8, tensor, f"{tensor}_dq", self._at(tensor))
@@ -169,7 +169,7 @@ class _Writer:
         return tensor in self._int8
 
     def move(self, node: Any) -> None:
-        """Makes a passing node work on INT8 tensors; what it yields is dequantised under its old name."""
+        """Makes a pass-through node operate on INT8 tensors; its output is dequantized under its old name."""
         for name in self.graph.data_inputs(node):
             _rewire(node, name, self.int8(name))
         at = self._position[id(node)]
@@ -197,7 +197,7 @@ class _Writer:
         return self._float[tensor]
 
     def finish(self) -> Any:
-        """The model, without pairs' halves that nobody reads."""
+        """The model, without unused halves of pairs."""
         nodes = list(self._after.get(-1, []))
         for i, node in enumerate(self.graph.nodes):
             nodes.append(node)
@@ -234,18 +234,18 @@ def quantized(
     Args:
         model: as `graph.prepare` returns it; left alone.
         sites: `find_sites` of it.
-        thresholds: by name of the first watched tensor of each group, the magnitude that becomes 127.
-        float_layers: names of layers to leave in float.
+        thresholds: by name of the first watched tensor of each group, the magnitude that maps to 127.
+        float_layers: names of layers to keep in float.
         moves: operators that move values in INT8; others get a pair on either side.
-        residuals: let additions read the quantised value of an operand that has one anyway, so that a skip
+        residuals: let additions read the quantized value of an operand if it has one anyway, so that a skip
             connection is kept in INT8 only.
-        compact: store weights as INT8 and only dequantise them: a quarter of the size, equal in value.
+        compact: store weights as INT8 with a DequantizeLinear only: a quarter of the size, numerically equal.
     """
     scale = {g: np.float32(max(thresholds[names[0]], TINY) / QMAX) for g, names in sites.sources.items()}
     writer = _Writer(model, {name: scale[g] for name, g in sites.group.items()}, compact=compact)
     graph = writer.graph
     active = {layer.name: layer for layer in sites.layers if layer.name not in float_layers}
-    # Every passing node between a source and a layer that is quantised.
+    # Every pass-through node between a source and a quantized layer.
     passing: set[int] = set()
     stack = [layer.input for layer in active.values()]
     while stack:

@@ -1,4 +1,4 @@
-"""From a float ONNX model to an INT8 one: calibrate, place Q/DQ pairs, measure, and write only what passes."""
+"""Quantizes a float ONNX model to INT8: calibrates, inserts Q/DQ pairs, measures, and writes only what passes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from streamd.types import Float32Array, Frame, ModelSpec
 AGREEMENT_PICTURES = 128
 NOISE_PICTURES = 8
 KEPT_FRAMES = 32
-"""Decoded frames of a live stream held in memory, 3 MB each at 1080p."""
+"""Decoded frames of a live stream kept in memory, 3 MB each at 1080p."""
 Report = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total); total 0 where it is not known."""
+"""Called with (description, done, total); total 0 if unknown."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `streamd quantize` was asked for."""
+    """A request to `streamd quantize`."""
 
     model: str
     images: str
@@ -55,32 +55,32 @@ class Request:
     """noise, map, or None."""
     force: bool = False
     cache: Path | None = None
-    """File of the calibration cache. Default: in the user's cache folder."""
+    """Calibration cache file. Default: in the user's cache folder."""
     use_cache: bool = True
     compact: bool = False
     """Store weights as INT8; see `qdq.quantized`."""
     residuals: bool = True
     head: str | None = None
-    """Kind of the head; the INT8 model's sidecar then declares it. Default: what the sidecar or the shapes say."""
+    """Kind of the head; the INT8 model's sidecar then declares it. Default: from the sidecar, otherwise the shapes."""
     engine: dict[str, Any] = field(default_factory=lambda: {"kind": "openvino"})
-    """What measures accuracy."""
+    """Backend that measures accuracy."""
 
 
 @dataclass
 class Result:
-    """What was done."""
+    """The outcome."""
 
     out: Path
     sha256: str
     layers: int
-    """Convolutions that could be quantised."""
+    """Convolutions that could be quantized."""
     float_layers: tuple[str, ...]
     pictures: int
     unreadable: list[str]
     cached: bool
-    """True where the calibration came from the cache."""
+    """True if the calibration came from the cache."""
     calibration_seconds: float
-    """Reading, letterboxing, running the float model, counting, and choosing thresholds."""
+    """Time for reading, letterboxing, running the float model, building histograms and choosing thresholds."""
     calibration_sha256: str
     verdict: Verdict
     forced: bool
@@ -111,7 +111,7 @@ def _silent(_what: str, _done: int, _total: int) -> None:
 
 
 def input_spec(model: str) -> ModelSpec:
-    """The model's input as the daemon sees it, sidecar included."""
+    """The model's input as the daemon sees it, including its sidecar."""
     backend = open_backend(OpenVinoSettings(), ModelSettings(path=model))
     try:
         return backend.spec
@@ -120,16 +120,16 @@ def input_spec(model: str) -> ModelSpec:
 
 
 class Quantizer:
-    """One model with its calibration, from which any number of candidates can be made.
+    """One model with its calibration, from which any number of candidates can be built.
 
     Args:
-        request: what was asked for.
-        report: is told about progress.
+        request: what to do.
+        report: progress callback.
 
     Raises:
-        ConfigError: an option, a folder or a missing package.
-        ModelError: the model.
-        SourceError: a video or stream.
+        ConfigError: an invalid option or folder, or a missing package.
+        ModelError: the model cannot be used.
+        SourceError: a video or stream cannot be read.
     """
 
     def __init__(self, request: Request, report: Report = _silent) -> None:
@@ -143,7 +143,9 @@ class Quantizer:
         self.model = prepare(self.source)
         self.sites: Sites = find_sites(self.model)
         if not self.sites.layers:
-            raise ModelError(f"model {self.source}: has no convolution with constant weights before its outputs' own")
+            raise ModelError(
+                f"model {self.source}: nothing to quantize: no convolution with constant weights before its outputs"
+            )
         self.layer_names = [layer.name for layer in self.sites.layers]
         self.float_layers = chosen(request.float_layers, self.layer_names, "--float-layers")
         self.spec = input_spec(str(self.source))
@@ -159,17 +161,17 @@ class Quantizer:
         self.calibration_seconds = time.monotonic() - started
 
     def _check_head(self) -> None:
-        """Before the long work: rows that are not decoded, though their shape says so, could not be measured."""
+        """Rejects, before the long work, undecoded rows in the shape of decoded ones: they cannot be measured."""
         if read_onnx(self.source).ends_in_sigmoid:
             try:
                 kind = (declared(self.request.head, self.spec) or recognise(self.spec)).kind
             except ConfigError:
-                # Not for calibration to judge: the gate will, where it is asked.
+                # Not for calibration to judge: the gate will, if requested.
                 return
             if kind == "yolov5_cat":
                 raise ModelError(
                     f"model {self.source}: its output ends in a sigmoid, so its rows are not decoded, although the "
-                    "shape is that of yolov5_cat; if they are YOLOv5's, give --head yolov5_sigmoid"
+                    "shape is that of yolov5_cat; for a YOLOv5 model, give --head yolov5_sigmoid"
                 )
 
     def _calibrate(self) -> tuple[dict[str, Histogram], str]:
@@ -193,8 +195,8 @@ class Quantizer:
 
         histograms = observe(observer, batches())
         if not self.seen:
-            reason = self.pictures.unreadable[0] if self.pictures.unreadable else "it ended before its first frame"
-            raise ConfigError(f"--images {self.request.images}: no picture could be read: {reason}")
+            reason = self.pictures.unreadable[0] if self.pictures.unreadable else "it ended before the first frame"
+            raise ConfigError(f"--images {self.request.images}: no image could be read: {reason}")
         if pictures_sha is None:
             import hashlib
             import json
@@ -206,7 +208,7 @@ class Quantizer:
         return histograms, pictures_sha
 
     def _watch(self) -> Iterable[tuple[str, Frame]]:
-        """The calibration pictures; some of a stream's are remembered, for it cannot be read again."""
+        """The calibration pictures; some of a live stream's are kept, as it cannot be read again."""
         step = max(1, self.pictures.limit // KEPT_FRAMES)
         for i, (name, frame) in enumerate(self.pictures.frames()):
             if self.pictures.live and i % step == 0:
@@ -214,7 +216,7 @@ class Quantizer:
             yield name, frame
 
     def frames(self) -> Iterable[tuple[str, Frame]]:
-        """Pictures for measuring agreement: those of --eval-images, else the calibration's own."""
+        """Pictures for measuring agreement: those of --eval-images, otherwise the calibration pictures."""
         if self.request.eval_images is not None:
             return Pictures(self.request.eval_images, AGREEMENT_PICTURES, self.request.every).frames()
         if self.pictures.live:
@@ -230,7 +232,7 @@ class Quantizer:
         return [sample.repeat(size, axis=0) for sample in found]
 
     def candidate(self, float_layers: Collection[str]) -> bytes:
-        """The quantised model as a file's content: the same for the same inputs, byte by byte."""
+        """The quantized model as file content: byte-identical for identical inputs."""
         made = quantized(
             self.model, self.sites, self.thresholds, float_layers=float_layers, residuals=self.request.residuals,
             compact=self.request.compact,
@@ -239,14 +241,14 @@ class Quantizer:
         return content
 
     def sidecar(self, **more: Any) -> Sidecar:
-        """The float model's sidecar with what changes."""
+        """The float model's sidecar, updated for the INT8 model."""
         found, kind = read_sidecar(self.source), self.request.head
         if kind is not None and (found.head or {}).get("kind") != kind:
             more["head"] = {"kind": kind}
         return found.model_copy(update={"sha256": None, "provenance": None} | more)
 
     def measure(self, gate: Gate, float_layers: Collection[str], folder: Path) -> Verdict:
-        """Judges a candidate, written for the purpose into `folder`."""
+        """Judges a candidate, which is written to `folder` for the purpose."""
         path = folder / "candidate.onnx"
         write_whole(path, self.candidate(float_layers))
         write_sidecar(path, self.sidecar())
@@ -254,7 +256,7 @@ class Quantizer:
 
 
 def quantize(request: Request, report: Report = _silent) -> Result:
-    """Quantises a model and writes it with its sidecar; both, or neither.
+    """Quantizes a model and writes both it and its sidecar, or neither.
 
     Raises:
         GateError: it lost too much accuracy; nothing was written.
@@ -264,7 +266,7 @@ def quantize(request: Request, report: Report = _silent) -> Result:
     eval_images = request.eval_images or request.images
     if request.labels is not None and not Path(eval_images).is_dir():
         raise ConfigError(
-            f"--labels needs a folder of images to measure on: give it with --eval-images, not {eval_images}"
+            f"--labels: needs a folder of images to measure on, not {eval_images}; give it with --eval-images"
         )
     gate = Gate(
         request.engine,
@@ -328,7 +330,7 @@ def _write(job: Quantizer, float_layers: Sequence[str], verdict: Verdict, harms:
     try:
         write_sidecar(out, job.sidecar(sha256=sha256, provenance=provenance))
     except ConfigError:
-        # A model without its sidecar would be half of the output.
+        # A model without its sidecar would be an incomplete output.
         out.unlink(missing_ok=True)
         sidecar_path(out).unlink(missing_ok=True)
         raise

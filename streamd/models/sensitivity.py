@@ -1,4 +1,4 @@
-"""Which layers INT8 hurts: each quantised alone, and the fewest that must stay in float."""
+"""Which layers suffer from INT8: each quantized alone, and the fewest that must stay in float."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class LayerHarm:
-    """What quantising one layer alone does."""
+    """The effect of quantizing one layer alone."""
 
     layer: str
     sqnr_db: float | None
-    """Signal to quantisation noise at the output convolutions, the worst of them, in dB: low is bad."""
+    """Signal-to-quantization-noise ratio in dB at the worst output convolution: low is bad."""
     drop: float | None = None
-    """What the gate's measure loses (mAP, or share of boxes agreed on)."""
+    """Loss in the gate's measure (mAP, or share of agreeing boxes)."""
 
 
 def sqnr_db(signal: Float32Array, other: Float32Array) -> float:
-    """10·log10 of the power of `signal` over that of its difference to `other`; inf where they are equal."""
+    """10·log10 of the power of `signal` over that of its difference from `other`; inf if they are equal."""
     noise = float(np.square(signal - other, dtype=np.float64).sum())
     return math.inf if noise == 0 else 10 * math.log10(float(np.square(signal, dtype=np.float64).sum()) / noise)
 
@@ -37,7 +37,7 @@ def sqnr_db(signal: Float32Array, other: Float32Array) -> float:
 def by_noise(
     model: Any, sites: Sites, thresholds: Mapping[str, float], samples: Sequence[Float32Array], report: Report
 ) -> list[LayerHarm]:
-    """Layers by falling harm, measured as noise at the output convolutions."""
+    """Layers in order of decreasing harm, measured as noise at the output convolutions."""
     names = [layer.name for layer in sites.layers]
 
     def outputs(of: Any) -> dict[str, Float32Array]:
@@ -59,11 +59,11 @@ def by_noise(
 
 
 def by_accuracy(names: Sequence[str], loss: Callable[[Collection[str]], float], report: Report) -> list[LayerHarm]:
-    """Layers by falling harm, measured as the gate measures.
+    """Layers in order of decreasing harm, measured as the gate measures.
 
     Args:
         names: layers.
-        loss: what is lost with the given layers in float.
+        loss: returns the loss with the given layers in float.
         report: is told about progress.
     """
     harms = []
@@ -79,14 +79,14 @@ def fewest(
     measure: Callable[[Collection[str]], Verdict],
     report: Report,
 ) -> tuple[list[str], Verdict]:
-    """The fewest layers to leave in float so that the gate is passed.
+    """The fewest layers to keep in float so that the gate passes.
 
-    The most harmful layers are left in float, doubling their number until the gate is passed and then halving the gap;
-    at last each of those that remain is tried in INT8 again. Few measurements instead of all subsets.
+    The most harmful layers are kept in float: their number is doubled until the gate passes, then the gap is bisected;
+    finally each remaining layer is tried in INT8 again. This takes few measurements instead of trying all subsets.
 
     Args:
-        order: layers by falling harm.
-        always: layers that stay in float in any case.
+        order: layers in order of decreasing harm.
+        always: layers that always stay in float.
         measure: judges a choice of float layers.
         report: is told about progress.
     """
@@ -118,7 +118,7 @@ def fewest(
         else:
             low = middle
     kept = candidates[:high]
-    # The last one was needed, or the search would have stopped before it; the others may not be.
+    # The last one was needed, or the search would have stopped before it; the others may not be needed.
     for name in list(reversed(kept[:-1]))[:16]:
         fewer = [k for k in kept if k != name]
         tried += 1

@@ -31,21 +31,21 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _Arrival = tuple[int, int, Clock, bool, int]
-"""What travels through the decoder with a packet: monotonic arrival, wall time of capture and whose, whether its
-picture is damaged or predicted from a damaged one, and its number."""
+"""Passed through the decoder with a packet: monotonic arrival, wall time of capture and its origin, whether the picture
+is damaged or predicted from a damaged one, and the packet's number."""
 HUNG_S = 5.0
-"""What FFmpeg has not ended so long after its limit will not end at all."""
+"""A call that FFmpeg has not ended this long after its limit will never end."""
 DECODE_LIMIT_S = 10.0
 FILE_LIMIT_S = 60.0
-"""Longest time for reading from a file system."""
+"""Timeout for reading from a file system."""
 
 
 class AvSource:
     """See `streamd.sources.Source`.
 
-    A hung open or read is cut by PyAV's `timeout`, which covers every hang of the network; `close` from another thread
-    ends sleeps at once and a read at its next packet or its time limit, whichever is first. A resolver, a file system
-    or a driver that hangs cannot be cut: `deadline` tells.
+    PyAV's `timeout` interrupts a hung open or read, which covers every network hang. `close` from another thread ends
+    sleeps at once, and a read at its next packet or its time limit, whichever comes first. A hanging resolver, file
+    system or driver cannot be interrupted: `deadline` reveals it.
 
     Args:
         settings: the stream.
@@ -67,17 +67,17 @@ class AvSource:
         self._roi = Box(crop.x, crop.y, crop.width, crop.height) if crop else None
         self._time_base_ns = 0.0
         self._tick_ns = (0, 1)
-        """A unit of the stream's time stamps in nanoseconds, as a fraction."""
+        """One unit of the stream's time stamps in nanoseconds, as a fraction."""
         self._begin_ns = 0
-        """Until it has come, the time stamp of the first frame that is wanted."""
+        """Time stamp of the first frame wanted, until it has been reached."""
         self._raw = False
-        """Raw video, whose rows may lie bottom up."""
+        """Raw video, whose rows may be stored bottom-up."""
         self.corrupt = 0
-        """Packets the decoder refused so far."""
+        """Packets that the decoder has rejected so far."""
         self.skipped = 0
-        """Frames left out by max_fps so far."""
+        """Frames skipped by max_fps so far."""
         self.lost = 0
-        """RTP packets that never came."""
+        """Lost RTP packets."""
         self.deadline = math.inf
         self.clock = StreamClock(settings.clock_max_offset_s)
         self._missed = 0
@@ -96,10 +96,12 @@ class AvSource:
         except SourceError as error:
             if self._settings.decode == "nvdec" or error.reason not in ("decoder", "unsupported"):
                 raise
-            import structlog  # here: a decoder process, which never comes here, would spend a third of its start on it
+            import structlog  # here: a decoder process never needs it, and it takes a third of its start-up time
 
             log = structlog.get_logger(__name__)
-            log.warning("hardware decoder refused; decoding in software", stream=self._settings.id, error=str(error))
+            log.warning(
+                "hardware decoder not available; decoding in software", stream=self._settings.id, error=str(error)
+            )
             self._device = None
             return self._open(None)
 
@@ -107,12 +109,12 @@ class AvSource:
         settings = self._settings
         options: dict[str, str] = {}
         if settings.url.startswith("rtsp"):
-            # Sound would be decoded by nobody, and hide from the time limit that the video has stopped.
+            # Nobody decodes audio, and its packets would hide from the timeout that the video has stopped.
             options["allowed_media_types"] = "video"
         if settings.url.startswith("rtsp") and settings.transport != "auto":
             options["rtsp_transport"] = settings.transport
             if settings.transport == "tcp":
-                # Cameras drop whole pictures when TCP stalls. Without a queue FFmpeg does not look for the gap.
+                # Cameras drop whole pictures when TCP stalls. Without a reorder queue, FFmpeg does not detect the gap.
                 options["reorder_queue_size"] = "2"
         return options | settings.options
 
@@ -128,7 +130,7 @@ class AvSource:
         started = time.monotonic()
         limits = (settings.open_timeout_s, settings.read_timeout_s)
         ear = PacketLossListener(self._rtp)
-        # Connecting and probing have the limit each.
+        # The limit applies to connecting and to probing separately.
         self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self._live else FILE_LIMIT_S)
         try:
             with ear:
@@ -140,7 +142,7 @@ class AvSource:
                     timeout=limits if self._live else None,
                     hwaccel=hwaccel,
                 )
-        except Exception as error:  # noqa: BLE001 - PyAV raises many kinds; one door translates them
+        except Exception as error:  # noqa: BLE001 - PyAV raises many kinds, which are translated in one place
             raise self._translate(error, started, opening=True, device=device) from None
         finally:
             self.deadline = math.inf
@@ -157,7 +159,7 @@ class AvSource:
 
     def _probe(self, container: InputContainer, device: int | None, waited: float) -> SourceInfo:
         settings = self._settings
-        # av.open can succeed after a probe that timed out, with a stream of no size and no codec.
+        # av.open can succeed after a probe timed out, returning a stream without size or codec.
         usable = [s for s in container.streams.video if s.codec_context is not None and s.width and s.height]
         if not usable or container.format.name == "tty":
             late = self._live and waited >= settings.open_timeout_s * 0.98
@@ -194,7 +196,7 @@ class AvSource:
             return error
         if device is not None and opening and isinstance(error, (RuntimeError, NotImplementedError)):
             return SourceError(
-                "decoder", redact(f"{self._settings.url}: the GPU decoder refused it ({error})"), permanent=True
+                "decoder", redact(f"{self._settings.url}: the GPU decoder rejected it ({error})"), permanent=True
             )
         limit = self._settings.open_timeout_s if opening else self._settings.read_timeout_s
         return translate(
@@ -221,14 +223,14 @@ class AvSource:
         assert self._container is not None
         try:
             self._container.seek(0)
-        except Exception:  # noqa: BLE001 - a container that cannot seek is opened anew
+        except Exception:  # noqa: BLE001 - a container that cannot seek is reopened
             self._release()
             self._open(self._device)
             self._begin_ns = 0
 
     def _packets(self) -> Iterator[Packet[Any]]:
         assert self._container is not None
-        # All streams of a live input are read: PyAV would otherwise wait inside for one that has fallen silent.
+        # All streams of a live input are read: otherwise PyAV would block inside on one that has gone silent.
         wanted = () if self._live else (self._stream,)
         packets = self._container.demux(*wanted)
         ear = PacketLossListener(self._rtp)
@@ -243,7 +245,7 @@ class AvSource:
             except StopIteration:
                 return
             except IndexError:
-                # A damaged table made FFmpeg find a stream that PyAV does not know: its packet is not for us.
+                # A damaged table can make FFmpeg report a stream that PyAV does not know: ignore its packets.
                 self.corrupt += 1
                 packets = self._container.demux(*wanted)
                 continue
@@ -255,7 +257,7 @@ class AvSource:
                 if isinstance(error, InvalidDataError):
                     self.corrupt += 1
                     if not self._live:
-                        return  # a truncated file ends here; what came before is sound
+                        return  # a truncated file ends here; everything before it is valid
                 raise self._translate(error, started, opening=False, device=self._device) from None
             finally:
                 self.deadline = math.inf
@@ -266,11 +268,11 @@ class AvSource:
                 yield packet
                 last = time.monotonic()
             if late:
-                # What comes when the time is up is the picture that FFmpeg's parser still held: no new sign of life.
+                # A packet that arrives when the time is up was still held by FFmpeg's parser: it is no sign of life.
                 raise self._silent(started)
 
     def _silent(self, since: float) -> SourceError:
-        """No video has come `since`."""
+        """No video has arrived since `since`."""
         settings = self._settings
         silence_s = time.monotonic() - since
         reason: SourceReason = "rtcp_only" if heard_since(settings.url, silence_s) else "timeout_read"
@@ -292,7 +294,7 @@ class AvSource:
                 delay = (due - time.monotonic_ns()) / 1e9
                 if delay > 0 and self._closed.wait(delay):
                     return
-            # A paced file's packet "arrives" when it is due: that is where its latency starts.
+            # A packet of a paced file "arrives" when it is due: its latency is measured from there.
             packet.opaque = self._arrived(packet)
             refused = self.corrupt
             natives = self._decode(packet)
@@ -310,7 +312,7 @@ class AvSource:
             natives = []
 
     def _before(self, packet: Packet[Any]) -> bool:
-        """It only leads up to the first frame that is wanted."""
+        """True if the frame only precedes the first frame wanted."""
         return self._begin_ns > 0 and packet.pts is not None and packet.pts * self._time_base_ns < self._begin_ns
 
     def _arrived(self, packet: Packet[Any]) -> _Arrival:
@@ -334,7 +336,7 @@ class AvSource:
                 raise
             if isinstance(error, EOFError):
                 return []
-            # One bad packet never ends a stream: the decoder resumes at the next picture it can make.
+            # One bad packet never ends a stream: the decoder resumes at the next decodable picture.
             self.corrupt += 1
             self._quarantine.refused(time.monotonic_ns())
             return []
@@ -343,7 +345,7 @@ class AvSource:
 
     def _frame(self, native: VideoFrame) -> Frame | None:
         decoded_ns = time.monotonic_ns()
-        # Whole numbers: a Fraction takes 2 µs more, as much as the clock and the quarantine together.
+        # Integers: a Fraction takes 2 µs more, as much as the clock and the quarantine together.
         stamp, (ticks, per) = native.pts, self._tick_ns
         pts_ns = stamp * ticks // per if stamp is not None and ticks else None
         carried: Any = native.opaque
@@ -353,7 +355,7 @@ class AvSource:
             self._holdback.size(native.width, native.height)
             late = self._holdback.picture(number, decoded_ns)
             if late:
-                text = f"damage made the decoder hold back {late} pictures more than it did; a new connection ends that"
+                text = f"damage made the decoder delay its output by {late} more pictures; reconnecting restores it"
                 raise SourceError("corrupt", redact(f"{self._settings.url}: {text}"))
         quarantined = self._quarantine.frame(
             tainted=tainted, corrupt=native.is_corrupt, key=native.key_frame, now_ns=decoded_ns

@@ -1,4 +1,4 @@
-"""FFmpeg's errors as streamd's reasons."""
+"""Maps FFmpeg's errors to streamd's reasons."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ _BY_NAME: dict[str, SourceReason] = {
     "StreamNotFoundError": "no_video",
 }
 _ADVICE: dict[SourceReason, str] = {
-    "dns": "the host name cannot be resolved; check the name and the resolver",
-    "refused": "nothing listens at that address; check host, port and that the camera is on",
+    "dns": "the host name cannot be resolved; check the name and the DNS settings",
+    "refused": "connection refused: nothing listens at that address; check host and port, and that the camera is on",
     "unreachable": "no route to the host; check the network",
-    "auth": "user name or password refused",
-    "not_found": "no such path; check it",
-    "permission": "no permission to read it; check the file's owner and mode",
-    "unsupported": "FFmpeg cannot read it; check that it is a video and of a supported kind",
-    "timeout_open": "no usable answer in time",
+    "auth": "user name or password rejected; check the credentials",
+    "not_found": "not found; check the path",
+    "permission": "permission denied; check the file's owner and mode",
+    "unsupported": "FFmpeg cannot read it; check that it is a video in a supported format",
+    "timeout_open": "no usable response in time",
     "timeout_read": "silence",
-    "rtcp_only": "the connection is alive but brings no video (only reports, or what FFmpeg cannot use)",
-    "no_video": "there is no video in it",
-    "no_keyframe": "no key frame comes, so that nothing can be decoded; set a key frame interval in the camera",
+    "rtcp_only": "the connection is alive but carries no video (only reports, or data that FFmpeg cannot use)",
+    "no_video": "it contains no video",
+    "no_keyframe": "no key frame arrives, so nothing can be decoded; set a key frame interval in the camera",
     "corrupt": "the data is not valid video",
     "decoder_crashed": "the decoder process died",
-    "decoder_memory": "the decoder process took too much memory and was ended",
-    "disconnected": "the other side ended the connection",
+    "decoder_memory": "the decoder process used too much memory and was terminated",
+    "disconnected": "the peer closed the connection",
     "eof": "the stream ended",
 }
 
@@ -90,8 +90,8 @@ def translate(
         url: what was being read; credentials in it are fine here.
         opening: True while connecting and probing.
         live: True for anything but a file.
-        waited_s: how long the call had lasted, in seconds.
-        limit_s: its limit: FFmpeg reports an interrupted probe as invalid data, so the clock decides.
+        waited_s: how long the call took, in seconds.
+        limit_s: its timeout: FFmpeg reports an interrupted probe as invalid data, so elapsed time decides.
     """
     name = type(error).__name__
     number = getattr(error, "errno", None)

@@ -1,7 +1,7 @@
-"""The camera's clock: when a picture was taken, how far that clock is from ours, how it drifts and jumps.
+"""The camera's clock: when a picture was taken, the clock's offset from ours, and its drift and jumps.
 
 FFmpeg turns RTCP sender reports (RFC 3550, 6.4.1) into a producer reference time on every packet (`AV_PKT_DATA_PRFT`).
-Nothing here is the origin of a latency: that is always the monotonic arrival of the packet.
+None of this is used to measure latency, which always starts at the monotonic arrival of the packet.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 _PRFT = struct.Struct("=q")
-"""AVProducerReferenceTime begins with the Unix time in microseconds."""
+"""AVProducerReferenceTime starts with the Unix time in microseconds."""
 JUMP_NS = 1_000_000_000
-"""A clock that moves by more than this against the others has jumped; less is jitter."""
+"""A clock that moves by more than this relative to the others has jumped; less is jitter."""
 WINDOW_NS = 60_000_000_000
-"""The least delay is taken over windows of this length, so that jitter does not pass for drift."""
+"""The minimum delay is taken over windows of this length, so that jitter is not mistaken for drift."""
 DECODER_DELAY = 32
-"""Pictures at most between a packet's reading and its picture's coming out."""
+"""Most pictures between reading a packet and the output of its picture."""
 _SMOOTH = 1 / 32
 _NEVER = 1 << 62
 
@@ -30,19 +30,19 @@ class StreamClock:
     """The clocks of one connection: the camera's wall clock, its media clock (pts), and the packets' arrival.
 
     Args:
-        max_offset_s: a camera whose wall clock is further than this from arrival is not believed; 0 believes none.
+        max_offset_s: a camera's wall clock is ignored if it differs from arrival by more than this; 0 ignores all.
     """
 
     def __init__(self, max_offset_s: float = 0.0) -> None:
         self._bound_ns = int(max_offset_s * 1e9)
         self.offset_s: float | None = None
-        """Camera minus arrival in seconds, smoothed; None until the camera has sent a sender report. It holds the
-        way the picture took (encoder, network, buffers) as well as the error of both clocks."""
+        """Camera minus arrival in seconds, smoothed; None until the camera has sent a sender report. It includes the
+        picture's delay (encoder, network, buffers) as well as the error of both clocks."""
         self.drift: float | None = None
-        """Seconds that the media clock gains a second; None before two windows have passed."""
+        """Seconds that the media clock gains per second; None before two windows have passed."""
         self.jumps = 0
-        """Times a clock of the camera jumped forward, went back, or stood still; once a second at most, since pictures
-        in a new order show one jump many times."""
+        """Number of times a camera clock jumped forward, went back or stood still; counted at most once per second,
+        since reordered pictures show one jump many times."""
         self._reported = False
         self._media_jumped = False
         self._same_jump = 0
@@ -54,19 +54,19 @@ class StreamClock:
         self._first: tuple[int, int] | None = None
 
     def stamp(self, packet: Packet[Any], arrival_ns: int, time_base_ns: float) -> tuple[int, Clock]:
-        """When the packet's picture was taken: Unix nanoseconds, and whose clock says so.
+        """When the packet's picture was taken, in Unix nanoseconds, and according to which clock.
 
         Args:
             packet: as read.
             arrival_ns: Unix nanoseconds at which it was read.
-            time_base_ns: nanoseconds a unit of its time stamps.
+            time_base_ns: nanoseconds per unit of its time stamps.
         """
         side = packet.get_sidedata("prft")
         if not side:
             return arrival_ns, "arrival"
         wall_ns: int = _PRFT.unpack_from(side)[0] * 1000
         if not self._reported:
-            # FFmpeg's parser gives the packet before the first report the reference time of the one after it.
+            # FFmpeg's parser gives the packet before the first report the reference time of the packet after it.
             self._reported = True
             return arrival_ns, "arrival"
         difference = wall_ns - arrival_ns
@@ -83,10 +83,10 @@ class StreamClock:
         return arrival_ns, "arrival"
 
     def _map(self, mapping_ns: int, moved: bool) -> None:
-        """Watches wall clock minus media clock, which only a sender report can change.
+        """Monitors wall clock minus media clock, which only a sender report can change.
 
-        The report after a jump of the media clock sets right what that jump put wrong: it is no second jump. FFmpeg
-        unwraps time stamps of 32 bits forward for pts and both ways for reports, so one step back can show in both.
+        The report after a jump of the media clock corrects the difference, so it is not a second jump. FFmpeg unwraps
+        32-bit time stamps forward for pts and in both directions for reports, so one step back can appear in both.
         """
         if self._mapping_ns is not None and abs(mapping_ns - self._mapping_ns) > JUMP_NS:
             if moved and not self._media_jumped:
@@ -99,18 +99,18 @@ class StreamClock:
         """One more picture, in presentation order.
 
         Args:
-            pts_ns: its time on the media clock.
+            pts_ns: its presentation time on the media clock.
             captured_ns: its monotonic arrival.
         """
         lag = captured_ns - pts_ns
         last, self._last_pts = self._last_pts, pts_ns
-        # Nothing arrives before it was taken: a lag below the least one seen is a clock that ran ahead.
+        # Nothing arrives before it was taken: a lag below the minimum means that the clock has jumped ahead.
         if last is not None and (pts_ns <= last or lag < self._least - JUMP_NS):
             if not self._same_jump and captured_ns - self._jumped_ns > JUMP_NS:
                 self.jumps += 1
                 self._jumped_ns = captured_ns
             self._same_jump = 0
-            if abs(pts_ns - last) > JUMP_NS:  # a repeat leaves the clock where it was
+            if abs(pts_ns - last) > JUMP_NS:  # a repeated time stamp does not move the clock
                 self._media_jumped = True
                 last = None
         elif self._same_jump:
@@ -130,7 +130,7 @@ class StreamClock:
         self._first = None
 
     def _turn(self, now_ns: int) -> None:
-        """Ends a window: the first one is what the later ones are compared with."""
+        """Ends a window; later windows are compared with the first."""
         if self._first is None:
             self._first = (now_ns, self._current)
         elif now_ns > self._first[0]:

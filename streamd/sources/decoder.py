@@ -1,7 +1,7 @@
-"""The decoder process of one stream: `python -m streamd.sources.decoder`, started by `process.ProcessSource` only.
+"""The decoder process of one stream: `python -m streamd.sources.decoder`, started only by `process.ProcessSource`.
 
-Standard input is the socket to the daemon. The stream's settings come through it: a URL with a password never stands
-on a command line. The process ends with the socket, or with the daemon.
+Standard input is the socket to the daemon. The stream's settings arrive over it, so that a URL with a password never
+appears on a command line. The process ends when the socket closes or the daemon ends.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ _LONGEST_TEXT = 4000
 
 
 class _Gone(Exception):
-    """The daemon wants no more."""
+    """The daemon no longer wants pictures."""
 
 
 class Decoder:
-    """Reads one stream and hands its pictures over. `run` is one thread, `watch` another.
+    """Reads one stream and passes its pictures to the daemon. `run` is one thread, `watch` another.
 
     Args:
         end: the socket to the daemon.
@@ -92,14 +92,14 @@ class Decoder:
 
     def _fail(self, error: SourceError) -> None:
         told = Failure(error.reason, str(error)[:_LONGEST_TEXT], error.permanent)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST_MESSAGE)  # it was made small
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST_MESSAGE)  # its buffer was created small
         with contextlib.suppress(_Gone):
             self._send(ERROR, json.dumps(told).encode())
 
     # ------------------------------------------------------------------------------------------------------- decoding
 
     def run(self) -> None:
-        """From open to the end of the input, or of the daemon's interest."""
+        """Runs from open until the input ends or the daemon wants no more."""
         try:
             self._send(OPENED, json.dumps(asdict(self._source.open())).encode())
             for frame in self._source.frames():
@@ -109,7 +109,7 @@ class Decoder:
             self._fail(error)
         except _Gone:
             pass
-        except Exception as error:  # noqa: BLE001 - the daemon is to hear of it, whatever it is
+        except Exception as error:  # noqa: BLE001 - the daemon must learn of it, whatever it is
             self._fail(SourceError("internal", redact(f"{type(error).__name__}: {error}")))
 
     def _hand_over(self, frame: Frame) -> None:
@@ -132,13 +132,13 @@ class Decoder:
             into[start + offset : start + offset + pixels.nbytes] = pixels
         pts_ns = frame.pts_ns
         marks = CAMERA_CLOCK if frame.clock == "camera" else 0
-        if pts_ns is not None and abs(pts_ns) < 1 << 63:  # 292 years: anything more is nonsense
+        if pts_ns is not None and abs(pts_ns) < 1 << 63:  # 292 years: anything more is invalid
             marks |= HAS_PTS
         else:
             pts_ns = 0
         if frame.quarantined:
             marks |= QUARANTINED
-        # Only now is the picture out of the decoder, as far as the daemon can see.
+        # For the daemon, this is the moment at which the picture left the decoder.
         now = time.monotonic_ns()
         times = frame.captured_ns, frame.wall_ns, now, pts_ns
         self._send(FRAME, PLACE.pack(marks, buffer, self._memory, *times))
@@ -152,7 +152,7 @@ class Decoder:
         self._send(SHAPE, json.dumps(shape).encode())
 
     def _take(self) -> tuple[int, memoryview]:
-        """A free buffer of the memory in use: the lowest one, so that no more pages are touched than are needed."""
+        """The lowest free buffer of the pool, so that no more pages are touched than needed."""
         with self._changed:
             self._changed.wait_for(lambda: self._gone or (self._map is not None and self._free))
             if self._gone or self._map is None:
@@ -162,7 +162,7 @@ class Decoder:
     # ------------------------------------------------------------------------------------------------------- watching
 
     def watch(self) -> None:
-        """Takes what the daemon sends, beats, and ends the process where it hangs, leaks, or is not wanted any more."""
+        """Handles the daemon's messages, sends heartbeats, and ends a process that hangs, leaks or is not wanted."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         due = 0.0
@@ -181,7 +181,7 @@ class Decoder:
         os._exit(1)
 
     def _listen(self) -> bool:
-        """False where the daemon is gone."""
+        """False if the daemon has gone."""
         try:
             message, descriptors, _, _ = socket.recv_fds(self._socket, NEW_MEMORY.size, 1)
         except OSError:
@@ -207,28 +207,28 @@ class Decoder:
         settings = self._settings
         try:
             if now >= self._source.deadline:
-                message = f"stream {settings.id}: reading does not return; its decoder process was ended"
+                message = f"stream {settings.id}: a read does not return; its decoder process was terminated"
                 self._fail(SourceError("stuck", message))
                 os._exit(1)
             limit = settings.max_rss_mb
             if limit is not None and (used := private_mb()) > limit:
-                detail = f"{used} MB, max_rss_mb is {limit}"
+                detail = f"{used} MB, more than max_rss_mb: {limit}"
                 self._fail(SourceError("decoder_memory", describe(settings.url, "decoder_memory", detail)))
                 os._exit(1)
             self._send(BEAT, flags=socket.MSG_DONTWAIT)
         except _Gone:
-            pass  # reading says so, too
+            pass  # the reading thread reports it, too
 
 
 def private_mb() -> int:
-    """Resident memory of this process that is no file's and not shared, in megabytes."""
+    """Resident private memory of this process (neither file-backed nor shared), in megabytes."""
     with open("/proc/self/statm") as handle:
         fields = handle.read().split()
     return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE // 1_000_000
 
 
 def _take_socket() -> socket.socket:
-    """The socket that was standard input, which is /dev/null from now on: FFmpeg can read `pipe:`, too."""
+    """Takes the socket from standard input and replaces it by /dev/null, since FFmpeg can also read `pipe:`."""
     end = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -237,7 +237,7 @@ def _take_socket() -> socket.socket:
 
 
 def _first_to_go() -> None:
-    """Where memory runs out, a decoder is to be killed and not the daemon."""
+    """If memory runs out, the kernel should kill a decoder rather than the daemon."""
     try:
         with open("/proc/self/oom_score_adj", "r+") as handle:
             score = int(handle.read())
@@ -248,11 +248,11 @@ def _first_to_go() -> None:
 
 
 def main() -> None:
-    """Serves the daemon at the other end of standard input."""
+    """Serves the daemon over standard input."""
     libc = ctypes.CDLL(None)
-    # The socket's end is noticed by a thread of Python's; where that hangs, the kernel does it.
+    # A Python thread notices that the socket has closed; if that thread hangs, the kernel ends the process.
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd sends it to all: the daemon drains, then ends us
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd signals all processes: the daemon drains, then ends us
     _first_to_go()
     end = _take_socket()
     told = end.recv(LARGEST_MESSAGE)
@@ -260,7 +260,7 @@ def main() -> None:
         return
     settings = AvStreamSettings.model_validate_json(told)
     libc.prctl(_PR_SET_NAME, f"dec-{settings.id}".encode()[:15], 0, 0, 0)
-    import av  # noqa: F401 - takes the longest: before the first beat
+    import av  # noqa: F401 - takes the longest, so it happens before the first heartbeat
 
     decoder = Decoder(end, settings)
     threading.Thread(target=decoder.watch, name="watch", daemon=True).start()

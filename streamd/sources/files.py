@@ -1,4 +1,4 @@
-"""Files: whether one can be read at all, and where playing begins."""
+"""Files: whether one can be read, and where playback starts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 LEAD_S = 12
-"""More than cameras and encoders leave between two key frames."""
+"""More than the usual distance between two key frames of cameras and encoders."""
 
 
 def check_file(path: str) -> None:
-    """Whether `path` may hold a video.
+    """Checks that `path` may be a video.
 
     Raises:
-        SourceError: it is missing, unreadable, empty or no regular file.
+        SourceError: it is missing, unreadable, empty or not a regular file.
     """
     try:
         mode = os.stat(path).st_mode
@@ -46,7 +46,7 @@ def _length_s(container: InputContainer) -> float:
 
 
 def length_s(path: str) -> float:
-    """Seconds that the clip lasts; 0 where it does not say, or is none."""
+    """Duration of the clip in seconds; 0 if unknown or not a clip."""
     import av
 
     try:
@@ -57,24 +57,24 @@ def length_s(path: str) -> float:
 
 
 def too_short(path: str, start_s: float, end: str = "") -> SourceError:
-    """The error of a clip that is over before `start_s`."""
+    """The error for a clip that ends before `start_s`."""
     text = f"{path}: start_s is {start_s:g}, but the clip ends{end or ' before'}; choose an earlier start"
     return SourceError("unsupported", text, permanent=True)
 
 
 def begin_at(container: InputContainer, path: str, start_s: float) -> int:
-    """Moves to the last key frame before `start_s`; a container that cannot be moved in stays where it is.
+    """Seeks to the last key frame before `start_s`; a container that cannot seek stays where it is.
 
     Args:
-        container: just opened.
-        path: of the file, for messages.
-        start_s: seconds from the clip's beginning, above 0.
+        container: a newly opened container.
+        path: the file, for messages.
+        start_s: seconds from the start of the clip, above 0.
 
     Returns:
-        The time stamp in nanoseconds of the first frame that is wanted; those before it are only decoded.
+        The time stamp of the first frame wanted, in nanoseconds; frames before it are decoded and discarded.
 
     Raises:
-        SourceError: the clip is not that long.
+        SourceError: the clip is shorter.
     """
     import av
 
@@ -82,7 +82,7 @@ def begin_at(container: InputContainer, path: str, start_s: float) -> int:
     if length and start_s >= length:
         raise too_short(path, start_s, f" after {length:g} s")
     at = int(start_s * av.time_base) + max(0, container.start_time or 0)
-    # MPEG streams have no index: what a search by time stamps finds there is a picture, but no key frame.
+    # MPEG streams have no index: a search by time stamp finds a picture there, but not a key frame.
     lead_s = LEAD_S if container.format.name in ("mpegts", "mpeg") else 0
     with contextlib.suppress(av.FFmpegError):
         container.seek(max(0, at - lead_s * av.time_base))

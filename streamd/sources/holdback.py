@@ -1,20 +1,20 @@
-"""Whether a decoder has come to hold pictures back: latency that damage leaves behind.
+"""Detects a decoder that delays its output: latency that remains after damage.
 
-An H.264 decoder believes a damaged header that announces more reordering, and raises its delay where a loss made
-pictures seem out of order. It never lowers it again, so that one bad bit costs hundreds of milliseconds for as long as
-the connection lasts. Only a fresh decoder is quick again.
+An H.264 decoder trusts a damaged header that announces more reordering, and increases its delay if a loss makes
+pictures appear out of order. It never reduces the delay again, so one bad bit costs hundreds of milliseconds for the
+rest of the connection. Only a new decoder restores the latency.
 """
 
 from __future__ import annotations
 
 MORE = 4
-"""Pictures that a decoder may hold back beyond what it once did: reordering that it learns of late is less."""
+"""Additional pictures that a decoder may hold back: legitimate reordering detected late stays below this."""
 FOR_NS = 5_000_000_000
-"""So long, without a picture that came sooner, before it counts as for good."""
+"""How long no picture may come out sooner before the delay is considered permanent."""
 
 
 class Holdback:
-    """Watches one connection."""
+    """Monitors one connection."""
 
     def __init__(self) -> None:
         self._fed = 0
@@ -23,19 +23,19 @@ class Holdback:
         self._size = (0, 0)
 
     def size(self, width: int, height: int) -> None:
-        """The size of the next picture. With another one the sequence, and perhaps its reordering, is another: all
-        that the decoder still held of the one before came out at once, which says nothing of what is to come."""
+        """Reports the size of the next picture. A new size means a new sequence, perhaps with other reordering: the
+        decoder has just output everything it held of the old one, which says nothing about its future delay."""
         if (width, height) != self._size:
             self._size = (width, height)
             self._least = self._since = None
 
     def packet(self) -> int:
-        """One more packet goes into the decoder. Returns its number."""
+        """A packet goes into the decoder. Returns its number."""
         self._fed += 1
         return self._fed
 
     def picture(self, number: int, now_ns: int) -> int:
-        """The picture of packet `number` came out. Returns how many too many are held back for good, 0 for none."""
+        """The picture of packet `number` came out. Returns how many excess pictures are permanently held back, or 0."""
         held = self._fed - number
         if self._least is None or held < self._least:
             self._least = held

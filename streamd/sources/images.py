@@ -1,4 +1,4 @@
-"""Still images as frames: what `detect`, `quantize` and `evaluate` read, through the daemon's own decoder."""
+"""Still images as frames, for `detect`, `quantize` and `evaluate`, through the daemon's own decoder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _EXIF_ROTATION: dict[int, Rotation] = {3: 180, 6: 90, 8: 270}
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files in `folder` (not below it), by name.
+    """The image files directly in `folder`, sorted by name.
 
     Raises:
-        SourceError: no such folder, or no image in it.
+        SourceError: the folder does not exist or contains no image.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -27,13 +27,15 @@ def list_images(folder: str | Path) -> list[Path]:
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise SourceError(
-            "no_video", f"image folder {path}: holds no image ({', '.join(sorted(SUFFIXES))})", permanent=True
+            "no_video",
+            f"image folder {path}: contains no image; expected {', '.join(sorted(SUFFIXES))}",
+            permanent=True,
         )
     return found
 
 
 def _exif_rotation(path: Path) -> Rotation:
-    """Clockwise degrees from a JPEG's Exif orientation (tag 0x0112); mirrored orientations count as not turned."""
+    """Clockwise degrees from a JPEG's Exif orientation (tag 0x0112); mirrored orientations count as not rotated."""
     with path.open("rb") as handle:
         head = handle.read(1 << 16)
     at = head.find(b"Exif\0\0")
@@ -57,7 +59,7 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
     """Decodes one image file.
 
     Raises:
-        SourceError: naming the file: missing, unreadable, or not an image.
+        SourceError: names the file: missing, unreadable, or not an image.
     """
     import av
     from av.error import FFmpegError
@@ -66,9 +68,11 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
     started = time.monotonic_ns()
     try:
         if file.stat().st_size > MAX_BYTES:
-            raise SourceError("unsupported", f"image {file}: larger than {MAX_BYTES} bytes", permanent=True)
+            raise SourceError(
+                "unsupported", f"image {file}: larger than {MAX_BYTES} bytes; expected a smaller file", permanent=True
+            )
         rotation = _exif_rotation(file)
-        # A name with % or a digit run would otherwise be taken for a numbered sequence.
+        # Otherwise a name with % or a run of digits would be taken for a numbered sequence.
         with av.open(str(file), options={"pattern_type": "none"} if _is_sequence_format(file) else {}) as container:
             native = next(container.decode(video=0))
     except OSError as error:
@@ -88,7 +92,7 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
 
 
 def _is_sequence_format(file: Path) -> bool:
-    """True where FFmpeg reads the ending with its image2 demuxer."""
+    """True if FFmpeg reads files with this suffix using its image2 demuxer."""
     return file.suffix.lower() in SUFFIXES
 
 

@@ -1,30 +1,30 @@
-"""Packets come and no picture does: when that is a failure, and which."""
+"""Packets arrive but no pictures come out: when this is a failure, and which one."""
 
 from __future__ import annotations
 
 from streamd.errors import SourceReason
 
 REFUSED_LIMIT = 10
-"""A decoder that refused fewer packets than this since its last picture may still find its way."""
+"""A decoder that rejected fewer packets than this since its last picture may still recover."""
 FILE_LIMIT = 250
-"""Packets in a row without one picture before a file counts as broken."""
+"""Consecutive packets without a picture after which a file counts as broken."""
 NO_KEYFRAME_S = 30.0
-"""Longest time without a picture from packets that the decoder accepts: some cameras send a key frame this rarely."""
+"""Longest time without a picture while the decoder accepts packets: some cameras send key frames this rarely."""
 
 
 class NoPictureWatch:
-    """Watches one connection.
+    """Monitors one connection.
 
     Args:
         live: False for a file.
-        silence_s: how long a live stream may be without a picture while its packets are refused, in seconds.
+        silence_s: how long a live stream may yield no picture while its packets are rejected, in seconds.
     """
 
     def __init__(self, live: bool, silence_s: float) -> None:
         self._live, self._silence_s = live, silence_s
         self._since: float | None = None
         self.packets = 0
-        """Without a picture since the last one."""
+        """Packets without a picture since the last picture."""
         self._refused = 0
 
     def picture(self) -> None:
@@ -33,7 +33,7 @@ class NoPictureWatch:
         self.packets = self._refused = 0
 
     def packet(self, *, refused: bool, now: float) -> SourceReason | None:
-        """A packet gave no picture. Returns the reason where this has gone on for too long.
+        """A packet yielded no picture. Returns the reason if this has gone on for too long.
 
         Args:
             refused: the decoder reported an error.

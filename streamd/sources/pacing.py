@@ -1,16 +1,16 @@
-"""When a file's next packet is due, and which frames a rate limit lets through."""
+"""When a file's next packet is due, and which frames pass a rate limit."""
 
 from __future__ import annotations
 
 JUMP_NS = 2_000_000_000
-"""A time stamp further than this from the one before is a jump: the clock is set anew instead of waiting it out."""
+"""A time stamp further than this from the previous one is a jump: the clock is reset instead of waiting."""
 
 
 class Pacer:
     """Plays a file at its own rate.
 
     Args:
-        frame_ns: nominal frame interval, used where time stamps are absent or jump.
+        frame_ns: nominal frame interval, used if time stamps are missing or jump.
     """
 
     def __init__(self, frame_ns: int) -> None:
@@ -21,7 +21,7 @@ class Pacer:
     def due(self, stamp_ns: int | None, now_ns: int) -> int:
         """The monotonic time at which the packet with time stamp `stamp_ns` is due.
 
-        A reader that fell behind by more than a jump starts anew from now: no burst to catch up.
+        A reader that fell behind by more than a jump restarts from now, without a burst to catch up.
         """
         if self._due is None:
             self._due = now_ns
@@ -40,10 +40,10 @@ class Pacer:
 
 
 class RateLimit:
-    """Lets at most `max_fps` frames a second through, evenly.
+    """Passes at most `max_fps` frames per second, evenly spaced.
 
     Args:
-        max_fps: frames a second.
+        max_fps: frames per second.
     """
 
     def __init__(self, max_fps: float) -> None:
@@ -51,11 +51,11 @@ class RateLimit:
         self._next: float | None = None
 
     def admit(self, time_ns: int) -> bool:
-        """True where the frame at `time_ns` (stream clock, or capture time where there is none) may pass."""
+        """True if the frame at `time_ns` (stream clock, otherwise capture time) may pass."""
         if self._next is None or abs(time_ns - self._next) > self._interval + JUMP_NS:
             self._next = time_ns + self._interval
             return True
-        # Half a millisecond of grace: 25 fps limited to 25 must not lose frames to jitter.
+        # Half a millisecond of tolerance: 25 fps limited to 25 must not lose frames to jitter.
         if time_ns + 500_000 < self._next:
             return False
         self._next = max(self._next + self._interval, time_ns)

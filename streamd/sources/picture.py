@@ -1,4 +1,4 @@
-"""From PyAV's frame to the daemon's `Picture`: format, matrix, range and rotation, as the stream declares them."""
+"""Converts PyAV's frame to the daemon's `Picture`: format, matrix, range and rotation, as the stream declares them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from streamd.types import ColorMatrix, Picture, Rotation
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-# ITU-T H.273 matrix coefficients. Unspecified counts as BT.601, as FFmpeg and OpenCV take it.
+# ITU-T H.273 matrix coefficients. Unspecified is treated as BT.601, as FFmpeg and OpenCV do.
 _MATRIX: dict[int, ColorMatrix] = {1: "bt709", 5: "bt601", 6: "bt601", 4: "bt601", 9: "bt2020", 10: "bt2020"}
 _JPEG_RANGE = 2
 
@@ -21,19 +21,19 @@ def clockwise(degrees: float) -> Rotation:
 
 
 def _format_on_device(native: VideoFrame) -> str:
-    """The format of pixels in device memory. PyAV before 18 does not tell: NVDEC writes NV12, or P010 for ten bits."""
+    """The pixel format in device memory. PyAV before 18 does not report it: NVDEC writes NV12, or P010 for ten bits."""
     told = getattr(native, "sw_format", None)
     if told is not None:
         return str(told.name)
-    planes = native.planes  # made anew each time that they are asked for
+    planes = native.planes  # PyAV creates them anew at each access
     if len(planes) != 2:
         return str(native.format.name)
-    # A row of ten-bit samples takes twice its width in bytes; decoders pad by far less than a row.
+    # A row of ten-bit samples takes twice its width in bytes; decoders pad by much less than a row.
     return "p010le" if planes[0].line_size >= 2 * native.width else "nv12"
 
 
 def top_down(native: VideoFrame) -> VideoFrame:
-    """`native`, or its copy where the rows lie bottom up, as in raw video of old AVI files: nothing here reads that."""
+    """`native`, or a copy if its rows are bottom-up, as in raw video of old AVI files: no reader supports that."""
     if native.planes[0].line_size >= 0:
         return native
     return native.reformat(format="rgb24")
@@ -43,7 +43,7 @@ def picture_of(native: VideoFrame, *, rotation: Rotation = 0, device: int | None
     """Describes `native`; copies nothing.
 
     Args:
-        native: as the decoder handed it out.
+        native: as the decoder returned it.
         rotation: clockwise degrees, see `clockwise`.
         device: CUDA device that holds the pixels, None for the host.
     """

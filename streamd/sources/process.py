@@ -1,7 +1,7 @@
-"""A stream whose decoder is a process of its own: what crashes, hangs or leaks there ends there.
+"""A stream decoded in its own process, so that a crash, hang or leak stays confined to it.
 
-The child (`streamd.sources.decoder`) runs the same `AvSource` and hands over decoded pictures in shared memory. Where
-no buffer is free it waits, as a thread would in front of a full ring.
+The child (`streamd.sources.decoder`) runs the same `AvSource` and passes decoded pictures in shared memory. If no
+buffer is free it waits, as a thread would at a full ring.
 """
 
 from __future__ import annotations
@@ -52,32 +52,32 @@ _T = TypeVar("_T")
 _INFO, _SHAPE, _FAILURE = TypeAdapter(SourceInfo), TypeAdapter(Shape), TypeAdapter(Failure)
 
 START_LIMIT_S = 30.0
-"""Longest time until a new process says its first word: imports from a slow disk."""
+"""Longest time until a new process sends its first message: imports from a slow disk."""
 SILENCE_LIMIT_S = 5.0
-"""A process that beats every half second and has been silent for so long hangs, or was stopped."""
+"""A process sends a heartbeat every half second; one that is silent for this long hangs or was stopped."""
 EXTRA_BUFFERS = 3
-"""One that the child writes, one under way, one that waits for the ring to take it."""
+"""One being written by the child, one in transit, one waiting for the ring."""
 
 _ENVIRONMENT = (
     "PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "LD_", "PYTHON", "VIRTUAL_ENV", "SSL_CERT_", "MALLOC_", "GLIBC_",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
 )  # fmt: skip
-"""What a child inherits, by the beginning of the name: other cameras' passwords are none of its business."""
+"""Environment variables that a child inherits, by prefix: it must not see the passwords of other cameras."""
 
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name.upper().startswith(_ENVIRONMENT)}
     if Path(__file__).parents[2] != Path.cwd():
-        kept["PYTHONSAFEPATH"] = "1"  # -m would look for modules in the working directory first
+        kept["PYTHONSAFEPATH"] = "1"  # -m would search the working directory for modules first
     return kept
 
 
 class ProcessSource:
-    """See `streamd.sources.Source`. A child that hangs is killed, so that every call returns in time.
+    """See `streamd.sources.Source`. A hanging child is killed, so that every call returns in time.
 
     Args:
         settings: the stream.
-        held: pictures that may be held beside the ring at the same time.
+        held: pictures that may be in use outside the ring at the same time.
     """
 
     def __init__(self, settings: AvStreamSettings, *, held: int) -> None:
@@ -87,7 +87,7 @@ class ProcessSource:
         self._roi = Box(crop.x, crop.y, crop.width, crop.height) if crop else None
         self._closed = threading.Event()
         self._busy = False
-        """True while `open` or `frames` is at work: it ends the child then, not `close`."""
+        """True while `open` or `frames` is running: then that call ends the child, not `close`."""
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._message = bytearray(LARGEST_MESSAGE)
@@ -111,7 +111,7 @@ class ProcessSource:
             while kind == BEAT:
                 kind, body = self._receive()
             if not kind:
-                raise SourceError("disconnected", f"stream {self._settings.id}: closed while it was being opened")
+                raise SourceError("disconnected", f"stream {self._settings.id}: closed while opening")
             info = self._understood(_INFO, body)
             opened = True
             return info
@@ -124,8 +124,8 @@ class ProcessSource:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel = Channel(ours)
         with theirs:
-            # Every buffer's way back is to fit in; of pictures only the six that the least size has room for: a stall
-            # here is to delay the child's next read, not to end in a burst that the ring has to drop.
+            # Room for the return of every buffer, but only for the six pictures that the minimum size holds: a stall
+            # here should delay the child's next read rather than end in a burst that the ring has to drop.
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             try:
@@ -134,33 +134,33 @@ class ProcessSource:
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     env=_environment(),
-                    start_new_session=True,  # a terminal's Ctrl-C is for the daemon
+                    start_new_session=True,  # Ctrl-C in a terminal is meant for the daemon
                 )
             except OSError as error:
-                message = f"stream {self._settings.id}: no decoder process could be started: {error.strerror}"
+                message = f"stream {self._settings.id}: the decoder process could not be started: {error.strerror}"
                 raise SourceError("decoder", message) from error
         self._wait_for(START_LIMIT_S)
-        with contextlib.suppress(OSError):  # it has died: receiving tells how
+        with contextlib.suppress(OSError):  # it has died: receiving will tell how
             ours.send(self._settings.model_dump_json().encode())
 
     def _wait_for(self, seconds: float) -> None:
-        """How long `_receive` waits. The kernel's own limit saves a system call a message."""
+        """How long `_receive` waits. The kernel's own timeout saves a system call per message."""
         assert self._channel is not None
         limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
         self._channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     def _receive(self) -> tuple[bytes, memoryview | bytes]:
-        """The next message: kind and body, which is valid until the next call. Nothing where the source was closed.
+        """The next message: kind and body, valid until the next call. Empty if the source was closed.
 
         Raises:
-            SourceError: the child told of one, died, or hangs.
+            SourceError: the child reported one, died, or hangs.
         """
         assert self._channel is not None
         while True:
             try:
                 size = self._channel.socket.recv_into(self._message)
             except ConnectionResetError:
-                continue  # it left something unread when it died; what it sent before comes now
+                continue  # it died with unread data; what it sent before comes now
             except BlockingIOError:
                 if not self._closed.is_set():
                     raise self._hangs() from None
@@ -183,20 +183,20 @@ class ProcessSource:
             return kind, body
 
     def _understood(self, kind: TypeAdapter[_T], body: memoryview | bytes) -> _T:
-        """What the child says, which may have been made mad by what it decodes."""
+        """Parses the child's message, which malicious video may have corrupted."""
         try:
             return kind.validate_json(bytes(body))
         except ValueError as error:
             raise self._mad() from error
 
     def _mad(self) -> SourceError:
-        message = f"stream {self._settings.id}: its decoder process talked nonsense and was ended"
+        message = f"stream {self._settings.id}: its decoder process sent an invalid message and was terminated"
         return SourceError("decoder_crashed", message)
 
     def _hangs(self) -> SourceError:
         assert self._process is not None
         self._process.kill()
-        message = f"stream {self._settings.id}: its decoder process {self._process.pid} did not react and was killed"
+        message = f"stream {self._settings.id}: its decoder process {self._process.pid} did not respond and was killed"
         return SourceError("stuck", message)
 
     def _died(self) -> SourceError:
@@ -244,14 +244,14 @@ class ProcessSource:
         size = shape.offsets[-1]
         what = f"{self._settings.url}: a {shape.format} picture of {shape.width} x {shape.height} pixels"
         if size > LARGEST_PICTURE:
-            message = f"{what} takes {size} bytes; at most {LARGEST_PICTURE} are handed over"
+            message = f"{what} takes {size} bytes; the limit is {LARGEST_PICTURE}"
             raise SourceError("unsupported", redact(message))
         try:
             return Memory(self._channel, number, size, self._buffers)
         except BrokenPipeError:
             raise self._died() from None
         except OSError as error:
-            raise SourceError("internal", redact(f"{what} finds no shared memory: {error.strerror}")) from error
+            raise SourceError("internal", redact(f"{what}: no shared memory: {error.strerror}")) from error
 
     def _frame(self, body: memoryview | bytes, memory: Memory, shape: Shape, width: int, height: int) -> Frame:
         marks, buffer, _, captured_ns, wall_ns, decoded_ns, pts_ns = PLACE.unpack_from(body)
@@ -285,11 +285,11 @@ class ProcessSource:
                 channel.socket.shutdown(socket.SHUT_RDWR)
 
     def _end(self, *, patient: bool = False) -> None:
-        """Sees the child off: it hears the end of the socket, has a moment to go, and is killed.
+        """Ends the child: closes the socket, waits a moment for it to exit, then kills it.
 
         Args:
-            patient: waits for one that outlives even that, in a system call that never ends. The supervisor sees it by
-                `deadline` and goes on without this thread, a few times: such processes are bounded as threads are.
+            patient: also wait for a child that survives this in a system call that never returns. The supervisor
+                notices by `deadline` and continues without this thread; such processes are limited as threads are.
         """
         self._shut()
         process, self._channel = self._process, None

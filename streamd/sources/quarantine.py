@@ -1,9 +1,9 @@
-"""Which pictures must not pass for sound ones: what follows a loss, up to the next clean key frame.
+"""Identifies pictures that must not pass as intact: those after a loss, up to the next clean key frame.
 
-A damaged picture spoils all that are predicted from it, and no decoder marks those. Three signs tell of damage: the
-decoder's own flags (software H.264 and older: it knows what it concealed), packets that the demuxer marks or the
-decoder refuses, and RTP packets that never came. The last is the only sign for H.265 and on a GPU, whose decoders
-conceal silently; FFmpeg tells it nowhere but in its log.
+A damaged picture corrupts all pictures predicted from it, and no decoder marks those. There are three signs of damage:
+the decoder's own flags (software decoders of H.264 and older codecs, which know what they concealed), packets that the
+demuxer marks or the decoder rejects, and lost RTP packets. Loss is the only sign for H.265 and for GPU decoders, which
+conceal silently; FFmpeg reports it in its log only.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from av.logging import Capture
 
 HOLD_NS = 30_000_000_000
-"""Longest time without a new sign of damage that pictures are withheld: some cameras never send a second key frame."""
+"""How long pictures are withheld without a new sign of damage: some cameras never send a second key frame."""
 
 _MISSED = re.compile(r"RTP: missed (\d+) packets")
 
 
 class PacketLossListener:
-    """Hears in FFmpeg's log how many RTP packets never came. For one thread; enter it around each read.
+    """Reads the number of lost RTP packets from FFmpeg's log. For one thread; enter it around each read.
 
-    PyAV's log hook is one for the process: every line of the level WARNING and above then takes the GIL. It is safe
-    here because PyAV's decoders thread within a picture: no decoder thread is left to log while one is freed.
+    PyAV's log hook is process-wide: every line of level WARNING and above then takes the GIL. This is safe because
+    PyAV's decoders use slice threading: no decoder thread can still be logging while a decoder is freed.
 
     Args:
-        rtp: False for inputs that have no RTP: nothing is hooked.
+        rtp: False for inputs without RTP: nothing is hooked.
     """
 
     def __init__(self, rtp: bool) -> None:
@@ -38,7 +38,7 @@ class PacketLossListener:
         import av.logging
 
         if av.logging.get_level() is None:
-            # What is not captured would go to Python's logging, line by line.
+            # Lines that are not captured would go to Python's logging.
             logging.getLogger("libav").setLevel(logging.CRITICAL + 1)
             av.logging.set_skip_repeated(False)
             av.logging.set_level(av.logging.WARNING)
@@ -63,7 +63,7 @@ class PacketLossListener:
 
 
 class Quarantine:
-    """Follows one connection, packet by packet as they are read and picture by picture as they come out."""
+    """Tracks one connection: packets in the order of reading, and pictures in the order of output."""
 
     def __init__(self) -> None:
         self._tainted = False
@@ -73,10 +73,10 @@ class Quarantine:
         self._no_release_before_ns = 0
 
     def opened(self, now_ns: int, waited_ns: int, lost: int) -> None:
-        """The connection is open; `lost` RTP packets went missing in the `waited_ns` that probing took.
+        """The connection is open; `lost` RTP packets were lost in the `waited_ns` that probing took.
 
-        Which of the packets that probing has buffered are damaged is unknown, so no key frame among them releases.
-        They are handed out faster than they came, hence in less time than probing took.
+        Which of the packets buffered by probing are damaged is unknown, so no key frame among them ends the quarantine.
+        They are returned faster than they arrived, hence in less time than probing took.
         """
         if lost:
             self._tainted = True
@@ -84,11 +84,11 @@ class Quarantine:
             self._no_release_before_ns = now_ns + waited_ns
 
     def packet(self, *, key: bool, damaged: bool, now_ns: int) -> bool:
-        """True where the packet's picture is damaged or predicted from one that is.
+        """True if the packet's picture is damaged or predicted from a damaged one.
 
         Args:
-            key: it holds a key frame.
-            damaged: something is missing in it or before it.
+            key: it contains a key frame.
+            damaged: data is missing in it or before it.
             now_ns: monotonic time of reading.
         """
         if damaged:
@@ -99,20 +99,20 @@ class Quarantine:
         return self._tainted
 
     def refused(self, now_ns: int) -> None:
-        """The decoder refused a packet. Before the first picture that is no loss but a start between key frames."""
+        """The decoder rejected a packet. Before the first picture this is no loss but a start between key frames."""
         if self._started:
             self._tainted = True
             self._hurt_ns = now_ns
 
     def frame(self, *, tainted: bool, corrupt: bool, key: bool, now_ns: int) -> bool:
-        """True where the picture, in presentation order, is to be withheld.
+        """True if the picture, in presentation order, must be withheld.
 
-        Pictures that precede a key frame in presentation but follow it in the stream (open GOP) are predicted from
-        both sides of it: only the key frame itself, and a sound one, ends the quarantine.
+        Pictures that precede a key frame in presentation but follow it in the stream (open GOP) are predicted from both
+        sides of it: only an intact key frame itself ends the quarantine.
 
         Args:
-            tainted: what `packet` said of its packet.
-            corrupt: the decoder's own mark.
+            tainted: what `packet` returned for its packet.
+            corrupt: the decoder's own flag.
             key: it is a key frame.
             now_ns: monotonic time.
         """

@@ -1,8 +1,8 @@
-"""Pictures in memory that two processes share, and the messages beside them: what `process` and `decoder` agree on.
+"""The protocol between `process` and `decoder`: pictures in shared memory, and the accompanying messages.
 
-One SOCK_SEQPACKET pair joins the two: a message is whole or absent, and its end tells each side that the other is gone.
-The daemon makes the memory (a memfd that can neither grow nor shrink: a child that has lost its mind cannot make a
-read of it a SIGBUS) and hands it over; it has no name, so that nothing stays in /dev/shm whoever is killed.
+A SOCK_SEQPACKET pair connects the two: messages arrive whole or not at all, and its end tells each side that the other
+has gone. The daemon creates the memory and passes it on: a memfd sealed against growing and shrinking, so that a
+corrupted child cannot turn a read into a SIGBUS. It has no name, so nothing remains in /dev/shm, whoever is killed.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from streamd.types import ColorMatrix, ForeignPicture, Picture, Rotation
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-# From the child. Every message begins with the counters, so that the last one before its death is true, too.
+# From the child. Every message starts with the counters, so that they are correct up to its last message.
 OPENED, SHAPE, FRAME, BEAT, ERROR, END = b"O", b"S", b"F", b"B", b"E", b"Z"
 # From the daemon.
 MEMORY, FREE = b"M", b"R"
 
 COUNTERS = struct.Struct("=cQQQIdd")
-"""Kind; packets refused, frames skipped, RTP packets lost; jumps, offset and drift of the clock (NaN: unknown)."""
+"""Kind; packets rejected, frames skipped, RTP packets lost; jumps, offset and drift of the clock (NaN: unknown)."""
 PLACE = struct.Struct("=BHIqqqq")
-"""A frame: marks; buffer and the memory it lies in; captured, wall, decoded, pts in nanoseconds."""
+"""A frame: flags; buffer and its pool; captured, wall, decoded, pts in nanoseconds."""
 FREED = struct.Struct("=cHI")
-"""Kind; buffer; the memory it lies in."""
+"""Kind; buffer; its pool."""
 NEW_MEMORY = struct.Struct("=cIQH")
-"""Kind; which memory; bytes of a buffer; buffers. Its descriptor comes with it."""
+"""Kind; pool; bytes per buffer; number of buffers. The file descriptor is attached."""
 HAS_PTS, CAMERA_CLOCK, QUARANTINED = 1, 2, 4
 
 LARGEST_MESSAGE = 1 << 17
 LARGEST_PICTURE = 1 << 30
 """Bytes of a picture: more than 8k with 16 bits a sample."""
 BEAT_S = 0.5
-"""Time between two beats of a child."""
+"""Time between two heartbeats of a child."""
 GRACE_S = 1.0
-"""Time for a child to leave its camera (TEARDOWN) and end before it is killed."""
+"""Time for a child to disconnect from its camera (TEARDOWN) and exit before it is killed."""
 _ALIGN = 64
 
 
 class Shape(NamedTuple):
-    """How pictures lie in their buffers. All but the times is the same from picture to picture."""
+    """How pictures are laid out in their buffers; everything but the times is the same for each picture."""
 
     format: str
     width: int
@@ -60,11 +60,11 @@ class Shape(NamedTuple):
     full_range: bool
     rotation: Rotation
     planes: tuple[tuple[int, int], ...]
-    """(pitch, bytes) of each plane."""
+    """(pitch, size) of each plane in bytes."""
 
     @property
     def offsets(self) -> list[int]:
-        """Where each plane begins, and after them the bytes of a whole buffer."""
+        """The offset of each plane, followed by the size of a whole buffer, in bytes."""
         out = [0]
         for _, size in self.planes:
             out.append(out[-1] + -(-size // _ALIGN) * _ALIGN)
@@ -72,14 +72,14 @@ class Shape(NamedTuple):
         return out
 
     def sound(self) -> bool:
-        """Whether every plane has all its rows, and every row all its samples: what reads by address relies on it."""
+        """Whether every plane has all its rows, and every row all its samples: readers by address rely on it."""
         import av
 
         try:
             components = av.VideoFormat(self.format, self.width, self.height).components
             row_bits = Counter[int]()
             for part in components:
-                # Where one plane holds everything, samples may be packed without regard to bytes.
+                # In a single-plane format, samples may be packed across byte boundaries.
                 packed = part.plane == 0 and sum(other.plane == 0 for other in components) > 1
                 row_bits[part.plane] += part.width * (part.bits if packed else -(-part.bits // 8) * 8)
             return len(row_bits) <= len(self.planes) and all(
@@ -92,7 +92,7 @@ class Shape(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A SourceError on its way."""
+    """A SourceError in transit."""
 
     reason: SourceReason
     message: str
@@ -100,7 +100,7 @@ class Failure(NamedTuple):
 
 
 class Channel:
-    """The daemon's end of the socket. It is closed with its last user, never under the feet of another thread."""
+    """The daemon's end of the socket. It is closed with its last user, never while another thread uses it."""
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
@@ -109,8 +109,8 @@ class Channel:
         self.socket.close()
 
     def free(self, buffer: int, memory: int) -> None:
-        """Tells the child that a buffer can be used again. Any thread; never waits."""
-        with contextlib.suppress(OSError):  # it is gone, or hangs: nobody needs the buffer then
+        """Returns a buffer to the child. Any thread; never waits."""
+        with contextlib.suppress(OSError):  # the child has gone or hangs, so nobody needs the buffer
             self.socket.send(FREED.pack(FREE, buffer, memory), socket.MSG_DONTWAIT)
 
 
@@ -126,12 +126,12 @@ class Memory:
 
     Args:
         channel: of the child that fills it.
-        number: tells it from the pools before it.
-        size: bytes of a buffer, whole pages.
-        count: buffers.
+        number: distinguishes it from earlier pools.
+        size: bytes per buffer, whole pages.
+        count: number of buffers.
 
     Raises:
-        OSError: no memory.
+        OSError: not enough memory.
     """
 
     def __init__(self, channel: Channel, number: int, size: int, count: int) -> None:
@@ -150,7 +150,7 @@ class Memory:
             os.close(descriptor)
 
     def picture(self, buffer: int, shape: Shape) -> Picture:
-        """The picture in a buffer. Letting it go gives the buffer back."""
+        """The picture in a buffer. Releasing it returns the buffer."""
         if shape is not self._shape:
             self._shape, self._planes = shape, {}
         planes = self._planes.get(buffer)
@@ -176,7 +176,7 @@ class Memory:
 
 
 class SharedPicture(ForeignPicture):
-    """See `ForeignPicture`. The planes are read-only and lie in a buffer that is taken back with this object."""
+    """See `ForeignPicture`. The planes are read-only and lie in a buffer that is returned with this object."""
 
     __slots__ = ("_channel", "_place", "_shape", "planes")
 

@@ -1,4 +1,4 @@
-"""Drawn frames: load, scheduling and fault tests without a file or a camera."""
+"""Generated frames, for load, scheduling and fault tests without a file or a camera."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PICTURES = 8
 
 
 class SyntheticSource:
-    """See `streamd.sources.Source`. A bright square walks over a grey picture."""
+    """See `streamd.sources.Source`. A bright square moves across a grey picture."""
 
     def __init__(self, settings: SyntheticStreamSettings) -> None:
         self._settings = settings
@@ -54,7 +54,9 @@ class SyntheticSource:
         seq = 0
         while s.count is None or seq < s.count:
             if s.fail_after is not None and seq >= s.fail_after:
-                raise SourceError("corrupt", f"stream {s.id}: told to break after {s.fail_after} frames")
+                raise SourceError(
+                    "corrupt", f"stream {s.id}: failed after {s.fail_after} frames, as fail_after requests"
+                )
             pts_ns = int(seq * 1e9 / (rate if s.fps else 25))
             if s.fps:
                 delay = (started + pts_ns - time.monotonic_ns()) / 1e9

@@ -1,6 +1,6 @@
-"""Whether a camera whose video has stopped is still heard: the kernel tells when data last came over its connection.
+"""Whether a camera whose video has stopped still sends data: the kernel knows when the connection last received any.
 
-Nothing else does: FFmpeg takes sender reports in without a word. Only TCP (RTSP interleaved) is known this way.
+Nothing else does: FFmpeg consumes sender reports silently. This works for TCP (RTSP interleaved) only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 _TCPI_LAST_DATA_RECV = struct.Struct("=52xI")
 """`struct tcp_info` of Linux: milliseconds since data was received."""
 _MARGIN_S = 0.3
-"""An answer that came together with the last picture is no sign of life."""
+"""A response that arrived together with the last picture is no sign of life."""
 
 
 def _connections(addresses: set[str], port: int) -> Iterator[socket.socket]:
@@ -33,9 +33,9 @@ def _connections(addresses: set[str], port: int) -> Iterator[socket.socket]:
 
 
 def heard_since(url: str, silence_s: float) -> bool:
-    """True where data came from the camera after its video stopped. To be asked before the connection is closed.
+    """True if data arrived from the camera after its video stopped. Call it before the connection is closed.
 
-    Several streams of one recorder share an address: all of them must have been heard.
+    Several streams of one recorder share an address: data must have arrived for all of them.
 
     Args:
         url: rtsp://...

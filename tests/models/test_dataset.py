@@ -116,7 +116,7 @@ def test_labels_with_names_of_their_own(images: Path, tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path, images: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ConfigError, match="holds no image"):
+    with pytest.raises(ConfigError, match="contains no image"):
         open_dataset(empty, empty, NAMES)
     with pytest.raises(ConfigError, match="does not exist"):
         open_dataset(tmp_path / "no", empty, NAMES)

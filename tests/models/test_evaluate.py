@@ -80,7 +80,7 @@ def test_no_readable_image_at_all(tmp_path: Path) -> None:
     settings = ModelSettings(path=str(model), labels=("thing",))
     with (
         Detector(settings, COCO_DETECT, {"kind": "openvino"}) as job,
-        pytest.raises(ConfigError, match="none of 1 images can be read"),
+        pytest.raises(ConfigError, match="none of the 1 images can be read"),
     ):
         evaluate(job, open_dataset(tmp_path, tmp_path, job.labels))
 

@@ -120,7 +120,7 @@ def test_labels_that_do_not_fit_say_nothing(request_: Request, tmp_path: Path) -
     labels.mkdir()
     (labels / "p0.txt").write_text("0 0.02 0.02 0.01 0.01")
     write_sidecar(request_.model, Sidecar(labels=("thing",)))
-    with pytest.raises(GateError, match="the float model itself reaches mAP 0"):
+    with pytest.raises(GateError, match="the float model itself only reaches mAP 0"):
         quantize.quantize(replace(request_, labels=str(labels)))
     assert left(request_) == []
 
@@ -182,9 +182,9 @@ def bad(tmp_path: Path, kind: str, request_: Request) -> Request:
     ("kind", "error", "message"),
     [
         ("corrupt", ModelError, "not a valid ONNX model"),
-        ("empty folder", ConfigError, "holds no image"),
+        ("empty folder", ConfigError, "contains no image"),
         ("no pictures", ConfigError, "neither a folder"),
-        ("unreadable", ConfigError, r"no picture could be read: .*a\.jpg"),
+        ("unreadable", ConfigError, r"no image could be read: .*a\.jpg"),
         ("quantised", ModelError, "is quantised already"),
         ("no folder", ConfigError, "folder does not exist"),
         ("itself", ConfigError, "float model itself"),

@@ -159,7 +159,7 @@ def test_the_state_holds_counters_and_no_address(served: Served) -> None:
 @pytest.mark.parametrize(
     ("detail", "told"),
     [
-        ("/srv/a.mp4: no such path; check it", "no such path; check it"),
+        ("/srv/a.mp4: not found; check the path", "not found; check the path"),
         ("rtsp://u@h/x?y=1: silence (after 5 s)", "silence (after 5 s)"),
         ("stream gate: told to break", "stream gate: told to break"),
         ("", ""),
