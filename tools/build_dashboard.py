@@ -191,8 +191,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 f"sum by (reason) ({_rate('streamd_frames_dropped_total')})", "{{reason}}"), stack=True),
             _lines("Drops by stream", "fps", (
                 f"sum by (stream) ({_rate('streamd_frames_dropped_total')})", "{{stream}}"), stack=True),
-            _lines("Left out by max_fps", "fps", (_rate("streamd_frames_skipped_total"), "{{stream}}")),
-            _lines("Refused by the decoder", "cps", (_rate("streamd_frames_corrupt_total"), "{{stream}}")),
+            _lines("Skipped by max_fps", "fps", (_rate("streamd_frames_skipped_total"), "{{stream}}")),
+            _lines("Rejected by the decoder", "cps", (_rate("streamd_frames_corrupt_total"), "{{stream}}")),
             _lines("RTP packets lost", "pps", (_rate("streamd_rtp_packets_lost_total"), "{{stream}}")),
             _lines(
                 "Camera clock minus ours", "s", (f"streamd_stream_clock_offset_seconds{{{_THESE}}}", "{{stream}}")
@@ -241,9 +241,9 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             _lines("Workers up", "short", (f"streamd_worker_up{{{_HERE}}}", "{{worker}}"), note="With `workers` only."),
             _lines("Bundles written in an hour", "short", (
                 f"increase(streamd_bundles_written_total{{{_HERE}}}[1h])", "{{reason}}"),
-                note="By the flight recorder, when something broke or somebody asked."),
+                note="Written by the flight recorder, after a failure or on request."),
             _lines(
-                "Configurations read", "short",
+                "Configuration reloads", "short",
                 (f"increase(streamd_config_reloads_total{{{_HERE}}}[1h])", "{{instance}} {{result}}"),
             ),
             _lines("Open files", "short", (f"process_open_fds{{{_HERE}}}", "{{instance}}")),

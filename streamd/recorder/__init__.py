@@ -1,1 +1,1 @@
-"""The flight recorder: the last seconds of everything, kept in memory, written as one bundle when something breaks."""
+"""The flight recorder: keeps the most recent history in memory and writes it as one bundle when something fails."""

@@ -1,4 +1,4 @@
-"""One bundle: a .tar.gz of JSON files and a summary, written beside its place and then renamed."""
+"""One bundle: a .tar.gz of JSON files and a summary, written to a temporary file and then renamed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _clean = Redactor().clean
 _PART = ".part"
 _CHUNK = 256
 _PAUSE_S = 0.0005
-"""Rows are turned into text a few at a time, with the interpreter left to the stages in between."""
+"""Rows are serialized a few at a time, releasing the interpreter to the stages in between."""
 _NAME = re.compile(r"^(?P<config>.+)-(?P<at>\d{8}T\d{6}Z)-(?P<reason>[a-z_]+)-(?P<pid>\d+)(\.\d+)?\.tar\.gz$")
 
 
 def bundles(folder: Path, config: str, reason: str | None = None) -> list[Path]:
-    """Bundles of a configuration in `folder`, the oldest first; of one reason where one is given."""
+    """Bundles of a configuration in `folder`, oldest first; only those of `reason` if given."""
     found = []
     for path in folder.glob("*.tar.gz"):
         match = _NAME.match(path.name)
@@ -49,7 +49,8 @@ def tidy(folder: Path, config: str, keep: int) -> None:
 
 
 def remove_unfinished(folder: Path, config: str) -> None:
-    """Removes what a process left that died over a bundle. For the one process that records a configuration."""
+    """Removes the temporary files of a process that died while writing. Only for the process that records the
+    configuration."""
     for path in folder.glob(f"*{_PART}"):
         match = _NAME.match(path.name.removesuffix(_PART))
         if match and match["config"] == config:
@@ -71,18 +72,18 @@ def write(
     """Writes one bundle.
 
     Args:
-        folder: made where it is missing.
-        record: what was remembered.
+        folder: created if it is missing.
+        record: the recorded history.
         config: the configuration's name.
         reason: a word that becomes part of the file's name.
         detail: a sentence.
-        settings: the configuration as JSON has it.
-        seconds: how much was to be kept.
-        traceback: of what was raised, if anything.
-        live: False where the record is that of another, dead process: its stacks are not to be had.
+        settings: the configuration as JSON values.
+        seconds: how much history was to be kept.
+        traceback: of the exception, if there was one.
+        live: False if the record is that of another, dead process, whose stacks are not available.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: it cannot be written; no partial file remains.
     """
     now = time.time()
     record = _newest(record, seconds)
@@ -120,7 +121,7 @@ def write(
 
 
 def _newest(record: Record, seconds: float) -> Record:
-    """The last `seconds` of it, counted from its own newest entry: a dead process may be found late."""
+    """The last `seconds` of the record before its newest entry, since a dead process may be found late."""
     ends = [int(a[k][-1]) for a, k in ((record.frames, "postprocessed"), (record.streams, "at")) if len(a)]
     begin = max(ends, default=0) - int(seconds * 1e9)
     newest_note = record.notes[-1].wall_s if record.notes else 0.0
@@ -130,7 +131,7 @@ def _newest(record: Record, seconds: float) -> Record:
         record.names,
         record.frames[record.frames["postprocessed"] >= begin],
         record.streams[record.streams["at"] >= begin],
-        # What was said when the process started stays, if there is room: it tells what runs here.
+        # The log lines from the start of the process stay if there is room: they describe the setup.
         [n for n in record.notes if n.wall_s >= newest_note - seconds or n.kind == LOG],
     )
 
@@ -140,7 +141,7 @@ def _span(rows: Any, field: str) -> float:
 
 
 def _files(record: Record, breach: Mapping[str, Any], settings: Any, live: bool) -> Iterator[tuple[str, Iterable[str]]]:
-    if live:  # first: they are what changes while this is written
+    if live:  # first: they change while this is written
         yield "threads.json", [_json(facts.threads())]
     yield "summary.txt", [_clean(summary(record, breach))]
     yield "breach.json", [_json(breach)]
@@ -155,12 +156,12 @@ def _files(record: Record, breach: Mapping[str, Any], settings: Any, live: bool)
 
 
 def _json(value: Any) -> str:
-    """Redacted before it is text: quotes and escapes of JSON would hide a secret that has such characters."""
+    """Redacts before serializing: JSON quotes and escapes would hide a secret that contains such characters."""
     return json.dumps(_clean(value), indent=1) + "\n"
 
 
 def _columns(columns: Mapping[str, Any], more: Mapping[str, Any]) -> Iterator[str]:
-    """{…, "columns": [names], "rows": [[values], …]}, a piece at a time."""
+    """{…, "columns": [names], "rows": [[values], …]}, in pieces."""
     head = json.dumps({**more, "columns": list(columns)})
     yield head[:-1] + ', "rows": ['
     count = len(next(iter(columns.values())))
@@ -177,8 +178,8 @@ def _streams(record: Record) -> Iterator[str]:
     totals = {k: rows[k] for k in ("received", "published", "dropped", "held", "missed", "waiting", "reconnects")}
     yield from _columns(
         {"unix_s": np.round(record.wall_s(rows["at"]), 3), "stream": rows["stream"], "state": rows["state"], **totals},
-        {"streams": record.names, "states": STATES, "units": "totals since the start, one row a second and stream; "
-         "held, missed: frames that the objective holds for, and of those the late or dropped ones"},
+        {"streams": record.names, "states": STATES, "units": "totals since the start, one row per second and stream; "
+         "held, missed: frames covered by the objective, and those of them that were late or dropped"},
     )  # fmt: skip
 
 
@@ -188,8 +189,8 @@ def _frames(record: Record) -> Iterator[str]:
     yield from _columns(
         {"unix_s": np.round(record.wall_s(rows["postprocessed"]), 6), "stream": rows["stream"],
          "epoch": rows["epoch"], "seq": rows["seq"], **times},
-        {"streams": record.names, "stages": [name for name, _, _ in STAGES], "units": "unix_s: when it was published; "
-         "_ms: milliseconds in each stage; total: from reading the packet"},
+        {"streams": record.names, "stages": [name for name, _, _ in STAGES], "units": "unix_s: time of publication; "
+         "_ms: milliseconds in each stage; total: since the packet was read"},
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What must be known of the machine and the process to understand a bundle. Nothing here asks a vendor or a device."""
+"""Facts about the machine and the process that a bundle needs. Nothing here calls a vendor library or a device."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _texts(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of streamd, Python and the packages that are installed."""
+    """Versions of streamd, Python and the installed packages."""
     found = {"streamd": __version__, "python": sys.version.split()[0], "kernel": platform.release()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -73,7 +73,7 @@ def _cgroup() -> dict[str, str]:
 
 
 def open_files() -> dict[str, Any]:
-    """Open file descriptors: how many of each kind, and where the first few hundred lead."""
+    """Open file descriptors: the number of each kind, and the targets of the first few hundred."""
     found: dict[int, str] = {}
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc/self/fd"):
@@ -85,7 +85,7 @@ def open_files() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Everything but the stacks. No environment variable but the service manager's own: they may be secrets."""
+    """Everything but the stacks. Includes no environment variables but the service manager's: they may be secrets."""
     limits = {name: resource.getrlimit(getattr(resource, name)) for name in ("RLIMIT_NOFILE", "RLIMIT_AS")}
     service = {name: os.environ[name] for name in ("INVOCATION_ID", "WATCHDOG_USEC") if name in os.environ}
     return {
@@ -105,7 +105,7 @@ def environment() -> dict[str, Any]:
 
 
 def threads() -> list[dict[str, Any]]:
-    """Every Python thread with what it does now: its state and CPU time by the kernel's word, and its stack."""
+    """Every Python thread: its state and CPU time as the kernel reports them, and its stack."""
     known = {t.ident: t for t in threading.enumerate()}
     found = []
     for ident, frame in sys._current_frames().items():
@@ -125,7 +125,7 @@ def _task(native: int | None) -> dict[str, Any]:
 
 
 def _stack(frame: FrameType | None) -> list[str]:
-    """Innermost first. Names and lines only: values may be secrets."""
+    """Stack frames, innermost first. Names and line numbers only: values may be secrets."""
     lines: list[str] = []
     while frame is not None and len(lines) < MAX_DEPTH:
         lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
@@ -134,7 +134,7 @@ def _stack(frame: FrameType | None) -> list[str]:
 
 
 def process() -> dict[str, float]:
-    """The process now: memory, open files, threads and CPU seconds so far."""
+    """The current process: memory, open files, threads and CPU seconds used."""
     fields = (_text("/proc/self/statm") or "0 0").split()
     times = os.times()
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""What the recorder remembers: three rings of fixed size in one block of memory, which may outlive the process.
+"""The recorder's memory: three rings of fixed size in one block, which may outlive the process.
 
-The block is a file of $RUNTIME_DIRECTORY (which systemd keeps in memory and over a restart) where there is one: what a
-process had written is still there after SIGKILL, a segmentation fault or the kernel's out-of-memory killer.
+If $RUNTIME_DIRECTORY is set, the block is a file there, which systemd keeps in memory and across restarts: its content
+survives SIGKILL, a segmentation fault and the kernel's out-of-memory killer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from streamd.types import Detections
 
 MAGIC = b"streamd1"
 FRAMES_A_SECOND, STREAMS_A_SECOND = 1000, 256
-"""What the rings are sized for: at higher rates they hold fewer seconds."""
+"""The frame rate that the rings are sized for: at higher rates they hold fewer seconds."""
 NOTES, NOTE_BYTES = 1024, 2048
 NAMES, NAME_BYTES = 4096, 64
 _HEADER_BYTES = 4096
@@ -46,7 +46,7 @@ STREAM_TYPE = np.dtype(
     [(n, "<i8") for n in ("at", "received", "published", "dropped", "held", "missed")]
     + [(n, "<u4") for n in ("stream", "state", "waiting", "reconnects")]
 )
-"""One stream in one second: totals; `at` is monotonic nanoseconds, `waiting` the frames in its ring."""
+"""Totals of one stream at one second; `at` is monotonic nanoseconds, `waiting` the frames in its ring."""
 
 LOG, STATUS, PROCESS = 1, 2, 3
 """Kinds of notes."""
@@ -54,7 +54,7 @@ LOG, STATUS, PROCESS = 1, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that happened, or the state of the process in one second."""
+    """An event, or the state of the process at one second."""
 
     wall_s: float
     kind: int
@@ -63,28 +63,28 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A copy of what was remembered, oldest first."""
+    """A copy of the recorded history, oldest first."""
 
     header: Mapping[str, Any]
     wall_minus_monotonic_ns: int
     names: list[str]
-    """Of streams, by number."""
+    """Names of streams, by number."""
     frames: npt.NDArray[np.void]
     streams: npt.NDArray[np.void]
     notes: list[Note]
 
     def wall_s(self, monotonic_ns: Any) -> Any:
-        """Unix seconds of a monotonic time, or of an array of them."""
+        """Converts a monotonic time, or an array of them, to Unix seconds."""
         return (monotonic_ns + self.wall_minus_monotonic_ns) / 1e9
 
 
 class Memory:
-    """The rings. Writers are any threads; none waits for another.
+    """The rings. Any thread may write; no writer waits for another.
 
     Args:
-        header: what is to be known of the process, a small JSON object.
-        seconds: what the rings are sized for.
-        folder: where the block is a file; None for anonymous memory. Falls back to that where the file cannot be had.
+        header: description of the process, a small JSON object.
+        seconds: the history that the rings are sized for.
+        folder: where to create the block as a file; None, or a failure to create it: anonymous memory.
     """
 
     def __init__(self, header: Mapping[str, Any], seconds: float, folder: Path | None = None) -> None:
@@ -116,7 +116,7 @@ class Memory:
     def _open_file(self, path: Path) -> None:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            # The lock says that the owner lives. The space is taken now: a page that cannot be had later is a SIGBUS.
+            # The lock shows that the owner is alive. Space is allocated now: a page missing later would be a SIGBUS.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(file, 0, self._at[-1])
         except OSError:
@@ -126,7 +126,7 @@ class Memory:
         self.path, self._file = path, file
 
     def set_clock(self) -> None:
-        """Notes how far wall time is from monotonic time now."""
+        """Records the current offset between wall time and monotonic time."""
         _PREFIX.pack_into(self._map, 0, MAGIC, time.time_ns() - time.monotonic_ns(), self._header_bytes)
 
     def number(self, stream: str) -> int:
@@ -142,7 +142,7 @@ class Memory:
         return number
 
     def frame(self, detections: Detections) -> None:
-        """One published frame. The hot path: no lock, no allocation that stays."""
+        """Records a published frame. The hot path: no lock, no lasting allocation."""
         t = detections.times
         stream = self._names.get(detections.stream)
         if stream is None:
@@ -155,16 +155,16 @@ class Memory:
 
     def stream(self, stream: str, at_ns: int, totals: tuple[int, int, int, int, int], state: int, waiting: int,
                reconnects: int) -> None:  # fmt: skip
-        """One second of one stream; see `STREAM_TYPE`."""
+        """Records one second of one stream; see `STREAM_TYPE`."""
         at = self._at[2] + (self._next_stream() % self.streams) * _STREAM.size
         _STREAM.pack_into(self._map, at, at_ns, *totals, self.number(stream), state, waiting, reconnects)
 
     def note(self, kind: int, values: Mapping[str, Any]) -> None:
-        """Something that happened; what is too long is cut."""
+        """Records an event; one that is too long is truncated."""
         room = NOTE_BYTES - _NOTE.size
         text = json.dumps(values, default=str).encode()
         if len(text) > room:
-            # The end of a traceback says more than its beginning.
+            # The end of a traceback is more informative than its beginning.
             text = json.dumps({k: _cut(v) for k, v in values.items()}, default=str).encode()
         if len(text) > room:
             text = json.dumps({"event": "(too long)", "text": text.decode()[: room // 2]}).encode()
@@ -174,11 +174,11 @@ class Memory:
         _NOTE.pack_into(self._map, at, number, time.time(), len(text), kind)
 
     def read(self) -> Record:
-        """A copy of everything that is in the rings."""
+        """A copy of everything in the rings."""
         return _read(self._map)
 
     def close(self) -> None:
-        """Forgets everything: the process ends as it should. Idempotent."""
+        """Discards everything, for a process that ends normally. Idempotent."""
         if self._file is not None and self.path is not None:
             self.path.unlink(missing_ok=True)
             os.close(self._file)
@@ -191,7 +191,7 @@ def _cut(value: Any) -> Any:
 
 
 def _offsets(frames: int, streams: int) -> tuple[int, ...]:
-    """Of the names, frames, streams and notes, and the end."""
+    """Offsets of the names, frames, streams and notes, and the end."""
     sizes = (NAMES * NAME_BYTES, frames * _FRAME.size, streams * _STREAM.size, NOTES * NOTE_BYTES)
     return tuple(itertools.accumulate(sizes, initial=_HEADER_BYTES))
 
@@ -207,10 +207,10 @@ def left_behind(folder: Path) -> list[Path]:
 
 
 def read_left_behind(path: Path) -> Record:
-    """What a dead process had written.
+    """What a dead process recorded.
 
     Raises:
-        ValueError: this is no such block.
+        ValueError: the file is not such a block.
         OSError: it cannot be read.
     """
     try:
@@ -234,7 +234,7 @@ def _read(block: mmap.mmap | bytes) -> Record:
         for at in range(names_at, frames_at, NAME_BYTES)
     ]
     names = list(itertools.takewhile(bool, names))
-    # A row that was never written is all zeros; one that was being written may hold anything.
+    # A row that was never written is all zeros; one that was being written may contain anything.
     frames = frames[(frames["postprocessed"] > 0) & (frames["stream"] < len(names))]
     streams = streams[(streams["at"] > 0) & (streams["stream"] < len(names))]
     return Record(
@@ -252,7 +252,7 @@ def _read_notes(block: mmap.mmap | bytes, start: int) -> list[Note]:
     for at in range(start, start + NOTES * NOTE_BYTES, NOTE_BYTES):
         number, wall_s, length, kind = _NOTE.unpack_from(block, at)
         if number and length <= NOTE_BYTES - _NOTE.size:
-            # One that is being written at this moment is no JSON: it is left out.
+            # An entry that is just being written is not valid JSON: skip it.
             with contextlib.suppress(ValueError):
                 values = json.loads(bytes(block[at + _NOTE.size : at + _NOTE.size + length]))
                 found.append((number, Note(wall_s, kind, values)))

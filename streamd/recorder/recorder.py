@@ -1,4 +1,4 @@
-"""The recorder at work: samples once a second, looks for breaches, and writes bundles on a thread of its own."""
+"""The running recorder: samples once a second, looks for breaches, and writes bundles on its own thread."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ log = structlog.get_logger(__name__)
 
 Reason = Literal["objective", "stuck", "watchdog", "stage_failed", "exception", "killed", "request"]
 """Why a bundle was written: a stream misses its latency objective; a stage makes no progress; the main loop makes none,
-so that the watchdog will bite; a stage failed; an exception that nobody caught; the process before this one ended
-without saying so (a fatal signal, SIGKILL, out of memory); somebody asked."""
+so that the watchdog is about to fire; a stage failed; an uncaught exception; the previous process ended without closing
+(a fatal signal, SIGKILL, out of memory); on request."""
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 GAP_S = 300.0
-"""Least time between two bundles of the same reason, also across restarts. Those that were asked for have no limit."""
+"""Minimum time between two bundles of the same reason, also across restarts. Requested bundles are not limited."""
 BURN_WINDOW_S = 10
 BURN = 10
-"""A stream breaches its objective where, over the window, its frames miss it so many times as often as they may (or
-half of them do, if that is less)."""
+"""A stream breaches its objective if, over the window, its frames miss it this many times as often as allowed (or if
+half of them do, whichever is less)."""
 MIN_FRAMES = 10
 LOOP_S = 5.0
 """The main loop ticks four times a second."""
@@ -52,16 +52,16 @@ PERIOD_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What the recorder asks of the daemon; all of it quick, from any thread."""
+    """What the recorder needs from the daemon; every call is fast and allowed from any thread."""
 
     board: StatusBoard
     metrics: Metrics
     problem: Callable[[], str | None]
-    """What keeps the watchdog from being fed."""
+    """What prevents the watchdog from being fed."""
     error: Callable[[], BaseException | None]
-    """What ended a stage."""
+    """The error that ended a stage."""
     settings: Callable[[], Any]
-    """The configuration as JSON has it; may hold secrets."""
+    """The configuration as JSON values; may contain secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +76,12 @@ def _traceback(error: BaseException | None) -> str:
 
 
 class Recorder:
-    """Remembers, and writes a bundle when something breaks. Nothing it does can fail the daemon.
+    """Records, and writes a bundle when something fails. Nothing it does can make the daemon fail.
 
     Args:
-        folder: where bundles go.
-        seconds: how much is kept.
-        keep: bundles of this configuration in the folder at most; the oldest are removed.
+        folder: where bundles are written.
+        seconds: how much history is kept.
+        keep: most bundles of this configuration in the folder; the oldest are removed.
         config: the configuration's name.
         boot_id: of the process.
         watched: the daemon.
@@ -114,7 +114,7 @@ class Recorder:
         }
         self.memory = Memory(header, seconds, runtime)
         self.frame: Callable[[Detections], None] = self.memory.frame
-        """To be told every published frame. Any thread."""
+        """Call this for every published frame. Any thread."""
         self._loop_s = max(LOOP_S, watchdog_s / 2) if watchdog_s else LOOP_S
         self._beat: float | None = None
         self._triggers: queue.SimpleQueue[_Trigger] = queue.SimpleQueue()
@@ -125,11 +125,11 @@ class Recorder:
         self._closing = False
         self._listening = False
         self._pid_file: int | None = None
-        # A daemon thread: a disk that hangs must not keep the process from ending.
+        # A daemon thread: a hanging disk must not keep the process from exiting.
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread, and listens to the logs (which have exceptions that nobody catches) and to statuses."""
+        """Starts the thread, and listens to logs (which include uncaught exceptions) and to statuses."""
         logs.listen(self._on_log)
         self._watched.board.listen(self._on_status)
         self._take_pid_file()
@@ -150,22 +150,22 @@ class Recorder:
             self._pid_file = file
 
     def listen(self) -> None:
-        """Writes a bundle at SIGUSR2, however busy the main thread is. Main thread only."""
+        """Makes SIGUSR2 write a bundle, however busy the main thread is. Main thread only."""
         signal.signal(signal.SIGUSR2, lambda *_: None)
-        # The C handler writes the signal's number at once; a Python handler waits for the main thread.
+        # The C handler writes the signal number at once; a Python handler has to wait for the main thread.
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         self._listening = True
 
     def beat(self) -> None:
-        """The main loop is alive. To be called at every tick, once it has begun."""
+        """Reports that the main loop is alive. Call it at every tick from the start of the loop."""
         self._beat = time.monotonic()
 
     def rest(self) -> None:
-        """The main loop has ended as it should."""
+        """Reports that the main loop ended normally."""
         self._beat = None
 
     def trigger(self, reason: Reason, detail: str, error: BaseException | None = None) -> None:
-        """Asks for a bundle; returns at once. Any thread."""
+        """Requests a bundle; returns at once. Any thread."""
         self._put(_Trigger(reason, detail, _traceback(error)))
 
     def _put(self, trigger: _Trigger) -> None:
@@ -177,7 +177,7 @@ class Recorder:
             os.write(self._wake_w, b"\0")
 
     def close(self, timeout: float) -> None:
-        """Writes what was asked for, then ends. A disk that hangs is waited for `timeout` seconds. Idempotent."""
+        """Writes requested bundles, then stops. Waits at most `timeout` seconds for a hanging disk. Idempotent."""
         if self._closing:
             return
         self._closing = True
@@ -217,7 +217,7 @@ class Recorder:
         while not self._closing:
             try:
                 due = self._step(due)
-            except Exception:  # whatever it is, the daemon is not to suffer from being watched
+            except Exception:  # whatever it is, recording must not harm the daemon
                 log.exception("flight recorder: a step failed")
                 due = time.monotonic() + PERIOD_S
         with contextlib.suppress(Exception):
@@ -266,7 +266,7 @@ class Recorder:
         self._history = known
 
     def _look(self, now: float) -> None:
-        """Each breach is told once, when it begins."""
+        """Reports each breach once, when it begins."""
         found: dict[tuple[Reason, str], str] = {}
         problem = self._watched.problem()
         error = self._watched.error()
@@ -293,7 +293,7 @@ class Recorder:
                 continue
             held, missed = (history[-1][i] - history[0][i] for i in range(2))
             allowed = min(0.5, BURN * (1 - s.objective_share))
-            # One that has begun lasts until the objective is met again, so that it is not told at every swing.
+            # A breach lasts until the objective is met again, so that fluctuations do not report it repeatedly.
             if ("objective", s.stream) in self._standing:
                 allowed = 1 - s.objective_share
             if held >= MIN_FRAMES and missed > allowed * held:
@@ -306,12 +306,12 @@ class Recorder:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 record = read_left_behind(path)
                 if record.header.get("config") != self._config:
-                    continue  # another worker's: the one that takes its place tells of it
+                    continue  # another worker's: its replacement reports it
                 started = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(record.header["started"]))
                 detail = (
                     f"process {record.header['pid']}, started {started} UTC, ended without closing: a fatal signal, "
-                    "SIGKILL (out of memory, the watchdog) or a second SIGTERM; the journal has the stacks, if any. "
-                    "environment.json and config.json are those of the process that came after it"
+                    "SIGKILL (out of memory, watchdog) or a second SIGTERM; the journal has the stacks, if any. "
+                    "environment.json and config.json describe its successor"
                 )
                 self._write(_Trigger("killed", detail), record)
             path.unlink(missing_ok=True)
@@ -328,14 +328,16 @@ class Recorder:
         return False
 
     def _write(self, trigger: _Trigger, record: Any = None) -> None:
-        """Writes one bundle, if it is time for one."""
+        """Writes one bundle, unless it is too soon."""
         if trigger.reason != "request" and self._recent(trigger.reason):
-            log.warning("breach; no bundle so soon after the last one", reason=trigger.reason, detail=trigger.detail)
+            log.warning(
+                "breach; no bundle: too soon after the previous one", reason=trigger.reason, detail=trigger.detail
+            )
             return
         begin = time.monotonic()
         try:
             if record is None:
-                self._sample()  # how things are at this moment
+                self._sample()  # the state at this moment
             path = bundle.write(
                 self._folder,
                 record or self.memory.read(),
@@ -347,7 +349,7 @@ class Recorder:
                 traceback=trigger.traceback,
                 live=record is None,
             )
-        except Exception as error:  # noqa: BLE001 - a full disk, no memory: the daemon goes on
+        except Exception as error:  # noqa: BLE001 - a full disk, no memory: the daemon continues
             if not self._failed:
                 folder = str(self._folder)
                 log.error("bundle could not be written", reason=trigger.reason, folder=folder, error=str(error))
@@ -370,15 +372,15 @@ def open_recorder(
     watchdog_s: float | None,
     environment: Mapping[str, str] = os.environ,
 ) -> Recorder | None:
-    """The recorder that a configuration asks for, at work; None where nothing is to be recorded.
+    """Starts the recorder that a configuration requests; None if nothing is to be recorded.
 
     Args:
         settings: the configuration's.
-        path: the configuration file, if there is one; gives the bundles their name.
+        path: the configuration file, if there is one; bundles are named after it.
         boot_id: of the process.
         watched: the daemon.
         watchdog_s: the service manager's limit, or None.
-        environment: where the service manager's folders are looked up.
+        environment: environment variables, for the service manager's folders.
     """
     folder = Path(settings.folder) if settings.folder is not None else default_folder(environment)
     if folder is None or settings.keep == 0:
@@ -399,5 +401,7 @@ def open_recorder(
 
 
 def ignore_request() -> None:
-    """Until `listen`, and where nothing is recorded, SIGUSR2 must not end the process. Main thread only."""
-    signal.signal(signal.SIGUSR2, lambda *_: sys.stderr.write("streamd: nothing is recorded (yet): no bundle\n"))
+    """Keeps SIGUSR2 from ending the process before `listen`, or if nothing is recorded. Main thread only."""
+    signal.signal(
+        signal.SIGUSR2, lambda *_: sys.stderr.write("streamd: no bundle: the flight recorder is not running (yet)\n")
+    )

@@ -1,4 +1,4 @@
-"""summary.txt: what a person reads first. What happened, in which order, and which stream and stage it was."""
+"""summary.txt, which people read first: what happened, in which order, in which stream and stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGES = (
 MAX_EVENTS = 60
 MAX_STREAMS = 40
 _SLOW = 3.0
-"""A frame is out of the ordinary where it took so many times the median of the whole record."""
+"""A frame is slow if it took this many times the median of the whole record."""
 
 
 def clock(wall_s: float) -> str:
@@ -31,20 +31,20 @@ def clock(wall_s: float) -> str:
 
 
 def milliseconds(frames: npt.NDArray[np.void]) -> dict[str, npt.NDArray[np.float64]]:
-    """Each frame's time in each stage, and in all."""
+    """Each frame's time in each stage, and in total."""
     found = {name: (frames[end] - frames[begin]) / 1e6 for name, begin, end in STAGES}
     return {**found, "total": (frames["postprocessed"] - frames["captured"]) / 1e6}
 
 
 def events(record: Record) -> list[tuple[float, str]]:
-    """(Unix seconds, what happened) of everything out of the ordinary, in order; the same again is counted only."""
+    """(Unix seconds, what happened) for everything unusual, in order; repetitions are only counted."""
     found = [(note.wall_s, text) for note in record.notes if (text := _event(note))]
     found += _slow_frames(record)
     found += _lost_frames(record)
     seen: dict[str, list[float]] = {}
     for at, text in sorted(found):
         seen.setdefault(text, []).append(at)
-    again = {text: f" ({len(ats)} times, the last at {clock(ats[-1])})" for text, ats in seen.items() if len(ats) > 1}
+    again = {text: f" ({len(ats)} times, last at {clock(ats[-1])})" for text, ats in seen.items() if len(ats) > 1}
     return [(ats[0], text + again.get(text, "")) for text, ats in seen.items()]
 
 
@@ -54,7 +54,7 @@ def _event(note: Note) -> str:
         reason = f" ({values['reason']})" if values.get("reason") else ""
         detail = f": {values['detail']}" if values.get("detail") else ""
         return f"stream {values.get('stream')} is {values.get('state')}{reason}{detail}"
-    told = str(values.get("event", "")).startswith("stream ")  # by its status
+    told = str(values.get("event", "")).startswith("stream ")  # its status reports it
     if note.kind == LOG and values.get("level") in ("warning", "error", "critical") and not told:
         more = ", ".join(f"{k}={str(v)[:120]}" for k, v in values.items() if k not in ("level", "event", "timestamp"))
         return f"{values['level']}: {values.get('event')}{': ' if more else ''}{more}".replace("\n", " ")
@@ -62,7 +62,7 @@ def _event(note: Note) -> str:
 
 
 def _slow_frames(record: Record) -> Iterator[tuple[float, str]]:
-    """The first frame of each stream that took much longer than is usual for it."""
+    """The first frame of each stream that took much longer than usual."""
     frames = record.frames
     times = milliseconds(frames)
     for number in np.unique(frames["stream"]):
@@ -82,18 +82,18 @@ def _slow_frames(record: Record) -> Iterator[tuple[float, str]]:
 
 
 def _lost_frames(record: Record) -> Iterator[tuple[float, str]]:
-    """The first second in which a stream lost frames or got none."""
+    """The first second in which a stream dropped frames or received none."""
     for number in np.unique(record.streams["stream"]):
         rows = record.streams[record.streams["stream"] == number]
         name, at = record.names[number], record.wall_s(rows["at"])
         dropped = np.flatnonzero(np.diff(rows["dropped"]) > 0)
         if dropped.size:
             total = int(rows["dropped"][-1] - rows["dropped"][0])
-            yield float(at[dropped[0] + 1]), f"stream {name}: frames begin to be dropped, {total} in all"
+            yield float(at[dropped[0] + 1]), f"stream {name}: first dropped frames, {total} in total"
         came = np.diff(rows["received"])
         silent = np.flatnonzero(came == 0)
         if came.any() and silent.size:
-            yield float(at[silent[0] + 1]), f"stream {name}: a second without a frame, {silent.size} in all"
+            yield float(at[silent[0] + 1]), f"stream {name}: first second without a frame, {silent.size} in total"
 
 
 def _table(record: Record) -> Iterator[str]:
@@ -111,7 +111,7 @@ def _table(record: Record) -> Iterator[str]:
             p50, p99 = (f"{p:.1f}" for p in np.percentile(times["total"][mine], (50, 99)))
             means = {name: float(times[name][mine].mean()) for name, _, _ in STAGES}
             stage = max(means, key=lambda s: means[s])
-            stage = f"{stage} ({means[stage]:.1f} ms in the mean)"
+            stage = f"{stage} (mean {means[stage]:.1f} ms)"
         state = STATES[rows["state"][-1]] if rows["state"][-1] < len(STATES) else "?"
         yield (
             f"{record.names[number]:<24}{state:>11}{gain['received'] / span:>7.1f}{gain['published'] / span:>7.1f}"
@@ -130,7 +130,7 @@ def _process(record: Record) -> Iterator[str]:
         if name in first and name in last:
             yield f"{name}: {first[name]:g} -> {last[name]:g}"
     waiting = {k: v for k, v in last.get("queues", {}).items() if v}
-    yield f"waiting in queues: {', '.join(f'{k} {v:g}' for k, v in waiting.items()) or 'nothing'}"
+    yield f"queue lengths: {', '.join(f'{k} {v:g}' for k, v in waiting.items()) or 'all empty'}"
     yield f"batches in flight: {last.get('in_flight', 0):g}"
 
 
@@ -142,17 +142,17 @@ def summary(record: Record, breach: Mapping[str, Any]) -> str:
         f"configuration {breach['config']}, boot_id {breach['boot_id']}"
     )
     holds = (
-        f"holds {breach['frames_held_s']:.1f} s of frames and {breach['seconds_held_s']:.1f} s of counters, "
-        f"of {breach['seconds']:g} s asked for"
+        f"contains {breach['frames_held_s']:.1f} s of frames and {breach['seconds_held_s']:.1f} s of counters, "
+        f"of {breach['seconds']:g} s requested"
     )
     odd = next(((at, text) for at, text in happened if " is LIVE" not in text), None)
-    first = f"{clock(odd[0])}  {odd[1]}" if odd else "nothing out of the ordinary before it"
+    first = f"{clock(odd[0])}  {odd[1]}" if odd else "nothing unusual before it"
     lines = [f"{breach['reason']}: {breach['detail']}", "", written, holds, "", "What happened first", f"  {first}"]
     lines += ["", "In order (UTC)"]
     shown = happened if len(happened) <= MAX_EVENTS else happened[: MAX_EVENTS // 2] + happened[-MAX_EVENTS // 2 :]
     lines += [f"  {clock(at)}  {text}" for at, text in shown]
     if len(shown) < len(happened):
-        lines.append(f"  ({len(happened) - len(shown)} left out in the middle: log.jsonl and statuses.json have them)")
+        lines.append(f"  ({len(happened) - len(shown)} omitted here: see log.jsonl and statuses.json)")
     lines += ["", "Streams", *(f"  {line}" for line in _table(record)), "", "Process"]
     lines += [f"  {line}" for line in _process(record)]
     if breach.get("traceback"):

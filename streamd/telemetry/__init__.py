@@ -1,1 +1,1 @@
-"""Metrics, logs and the service manager: how the outside sees the daemon."""
+"""Metrics, logs and the service manager: what the daemon reports to the outside."""

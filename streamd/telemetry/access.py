@@ -1,4 +1,4 @@
-"""Who may read the HTTP port: TLS with a certificate that is renewed in place, and one user name with a password."""
+"""Access to the HTTP port: TLS with a certificate that can be renewed in place, and one user name with a password."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ log = structlog.get_logger(__name__)
 
 
 class Tls:
-    """The server's certificate, read again when its file has changed: certificates live shorter than daemons.
+    """The server's certificate, reloaded when its file changes, since daemons outlive certificates.
 
     Args:
-        certificate: PEM file, the chain included.
+        certificate: PEM file, including the chain.
         key: PEM file, without a passphrase.
 
     Raises:
-        SinkError: naming the file that cannot be used.
+        SinkError: names the file that cannot be used.
     """
 
     def __init__(self, certificate: str, key: str) -> None:
@@ -54,7 +54,7 @@ class Tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            # The empty passphrase is refused by OpenSSL; without it, an encrypted key would ask on the terminal.
+            # OpenSSL rejects an empty passphrase; without one, it would ask for it on the terminal.
             context.load_cert_chain(certificate, key, password=lambda: b"")
         except (ssl.SSLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or str(error)
@@ -65,15 +65,15 @@ class Tls:
         return context
 
     def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
-        """`connection` with TLS; the handshake is left to the caller. One thread at a time."""
+        """Wraps `connection` in TLS; the caller does the handshake. One thread at a time."""
         stamp = self._stamps()
         if stamp and stamp != self._stamp:
             self._stamp = stamp
             try:
                 self._context = self._load()
-                log.info("metrics port: certificate read again", certificate=str(self._files[0]))
+                log.info("metrics port: certificate reloaded", certificate=str(self._files[0]))
             except SinkError as error:
-                log.warning("metrics port: the new certificate is not used, the old one is kept", error=str(error))
+                log.warning("metrics port: new certificate rejected; keeping the old one", error=str(error))
         return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
 
@@ -81,15 +81,15 @@ class Login:
     """HTTP basic authentication, compared in constant time.
 
     Args:
-        username: as the client gives it.
-        password: as the client gives it.
+        username: the user name that clients must send.
+        password: the password that clients must send.
     """
 
     def __init__(self, username: str, password: str) -> None:
         self._digest = hashlib.sha256(f"{username}:{password}".encode()).digest()
 
     def allows(self, header: str) -> bool:
-        """Whether the Authorization header holds our user name and password."""
+        """Whether the Authorization header contains the right user name and password."""
         scheme, _, value = header.partition(" ")
         if scheme.lower() != "basic":
             return False

@@ -1,7 +1,7 @@
-"""One small HTTP port: /metrics for Prometheus, /healthz and /readyz for whoever restarts us, and what else is routed.
+"""One small HTTP server: /metrics for Prometheus, /healthz and /readyz for supervisors, and further routes.
 
-Nothing a client does can hold it up: a request is read within ten seconds and 16 KiB, an answer is taken within ten
-seconds, and where every worker is taken, the oldest connection that has not asked for anything yet makes room.
+No client can block it: a request must arrive within ten seconds and 16 KiB, a response must be accepted within ten
+seconds, and if every worker is busy, the oldest connection that has not sent its request yet is closed.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ from streamd.telemetry.access import Login, Tls
 log = structlog.get_logger(__name__)
 
 Check = Callable[[], tuple[bool, dict[str, Any]]]
-"""(is all well, what to say)"""
+"""(healthy, response text)"""
 
 REQUEST_TIMEOUT_S = 10.0
-"""For the TLS handshake and the whole request, and again for each piece of the answer."""
+"""Time limit for the TLS handshake and the whole request, and again for each piece of the response."""
 MAX_REQUEST_BYTES = 16_384
 MAX_THREADS = 16
 MAX_STREAMS = 8
-"""Answers without an end at the same time: the other workers stay free for Prometheus."""
+"""Most endless responses at the same time: the other workers stay free for Prometheus."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks for; GET or HEAD, there is no body."""
+    """A GET or HEAD request; there is no body."""
 
     path: str
-    """Percent-decoded, without the query."""
+    """Percent-decoded path, without the query."""
     query: Mapping[str, str]
-    """The last value of each name."""
+    """The last value of each query parameter."""
     headers: Message[str, str]
-    """Names in any case."""
+    """Header names are case-insensitive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a handler answers."""
+    """A handler's response."""
 
     body: bytes | Iterable[bytes]
-    """Bytes, or pieces as they come; an iterator is closed (as generators are) when the client has gone."""
+    """Bytes, or an iterator of pieces, which is closed (as generators are) when the client has gone."""
     kind: str = "text/plain; charset=utf-8"
     """The media type."""
     code: int = 200
@@ -67,15 +67,15 @@ class Response:
 
 
 Handler = Callable[[Request], Response]
-"""Called by one of the workers, several at once."""
+"""Called by the workers, several at once."""
 
 
 class _TooLarge(Exception):
-    """The request is longer than any that we answer."""
+    """The request is longer than the limit."""
 
 
 class _Wire(io.RawIOBase):
-    """A socket that is read and written against a deadline, however slowly the peer drips."""
+    """A socket that is read and written against a deadline, however slowly the peer sends or receives."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -83,7 +83,7 @@ class _Wire(io.RawIOBase):
         self.renew()
 
     def renew(self) -> None:
-        """The next piece of work has its own time."""
+        """Restarts the deadline for the next step."""
         self._deadline = time.monotonic() + REQUEST_TIMEOUT_S
 
     def _wait(self) -> None:
@@ -126,12 +126,12 @@ class _Server(ThreadingHTTPServer):
         self.slots = threading.BoundedSemaphore(MAX_THREADS)
         self.streams = threading.BoundedSemaphore(MAX_STREAMS)
         self._waiting: collections.OrderedDict[int, socket.socket] = collections.OrderedDict()
-        """Connections that have not sent their request yet, the oldest first."""
+        """Connections that have not sent their request yet, oldest first."""
         self._waiting_lock = threading.Lock()
         super().__init__(address, _Handler)
 
     def find(self, path: str) -> Handler | None:
-        """The handler of `path`, or of the longest prefix that ends in a slash."""
+        """The handler of `path`, or of its longest registered prefix that ends in a slash."""
         handler = self.routes.get(path)
         while handler is None and path:
             path = path[: path.rfind("/", 0, len(path) - 1) + 1]
@@ -146,7 +146,7 @@ class _Server(ThreadingHTTPServer):
                 return
         try:
             if self.tls is not None:
-                request = self.tls.wrap(request)  # no handshake yet: that is the worker's to wait for
+                request = self.tls.wrap(request)  # no handshake yet: the worker does it
             with self._waiting_lock:
                 self._waiting[id(request)] = request
             super().process_request(request, client_address)
@@ -159,13 +159,13 @@ class _Server(ThreadingHTTPServer):
         with self._waiting_lock:
             oldest = next(iter(self._waiting.values()), None)
             if oldest is not None:
-                # Wakes its worker, which ends. socket's own method: ssl's would turn the rest into plain text.
+                # Wakes its worker, which then ends. socket's own method: ssl's would send the rest unencrypted.
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(oldest, socket.SHUT_RDWR)
                 del self._waiting[id(oldest)]
 
     def asked(self, request: Any) -> None:
-        """The request has been read: this connection is no longer idle."""
+        """Marks a connection as no longer idle: its request has been read."""
         with self._waiting_lock:
             self._waiting.pop(id(request), None)
 
@@ -176,11 +176,11 @@ class _Server(ThreadingHTTPServer):
             self.slots.release()
 
     def shutdown_request(self, request: Any) -> None:
-        self.asked(request)  # before it is closed, and its number is another's
+        self.asked(request)  # before it is closed and its descriptor reused
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away, or spoke no TLS, is no event."""
+        """Silent: a client that disconnected or did not use TLS is not worth a log line."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -215,14 +215,14 @@ class _Handler(BaseHTTPRequestHandler):
             if "Authorization" in self.headers:
                 log.warning("metrics port: wrong user name or password", client=self.client_address[0])
             challenge = {"WWW-Authenticate": 'Basic realm="streamd", charset="UTF-8"'}
-            self._answer(Response(b"user name and password, please\n", code=401, headers=challenge))
+            self._answer(Response(b"user name and password required\n", code=401, headers=challenge))
             return
         path, _, query = self.path.partition("?")
         path = unquote(path)
         handler = self.server.find(path)
         if handler is None:
             known = ", ".join(sorted(self.server.routes))
-            self._answer(Response(f"known here: {known}\n".encode(), code=404))
+            self._answer(Response(f"not found; available: {known}\n".encode(), code=404))
             return
         try:
             response = handler(Request(path, dict(parse_qsl(query, keep_blank_values=True)), self.headers))
@@ -263,22 +263,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """No access log: a scrape every few seconds says nothing."""
+        """No access log: regular scrapes are not informative."""
 
 
 class HttpServer:
-    """Serves until closed.
+    """An HTTP server that runs until it is closed.
 
     Args:
         listen: HOST:PORT, port 0 for a free one.
-        registry: what /metrics shows.
-        health: verdict of /healthz (200 or 503).
-        ready: verdict of /readyz (200 or 503).
+        registry: metrics for /metrics.
+        health: check behind /healthz (200 or 503).
+        ready: check behind /readyz (200 or 503).
         tls: certificate and key; None for plain HTTP.
-        login: who may ask, for every route; None for everybody.
+        login: credentials required for every route; None for open access.
 
     Raises:
-        SinkError: the address cannot be bound; says which and why.
+        SinkError: the address cannot be bound; names it and the reason.
     """
 
     def __init__(
@@ -297,7 +297,7 @@ class HttpServer:
         def metrics(request: Request) -> Response:
             try:
                 encode, kind = choose_encoder(request.headers.get("Accept", ""))
-            except Exception:  # noqa: BLE001 - a version that is none: as if nothing had been asked for
+            except Exception:  # noqa: BLE001 - an invalid version: treated as if none had been requested
                 encode, kind = choose_encoder("")
             return Response(encode(registry), kind)
 
@@ -320,15 +320,15 @@ class HttpServer:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="http", daemon=True)
 
     def route(self, path: str, handler: Handler) -> None:
-        """Answers `path` with `handler`, at any time; a path that ends in a slash serves everything below it too.
+        """Serves `path` with `handler`; can be called at any time. A path ending in a slash covers everything below.
 
-        Login, TLS, limits, HEAD and errors are taken care of. The longest path that fits is asked.
+        The server takes care of login, TLS, limits, HEAD and errors. The longest matching path wins.
         """
         self._server.routes[path] = handler
 
     @property
     def port(self) -> int:
-        """The port that is listened on."""
+        """The port that the server listens on."""
         return int(self._server.server_address[1])
 
     def start(self) -> None:
@@ -336,7 +336,7 @@ class HttpServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops answering. Idempotent."""
+        """Stops the server. Idempotent."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join(5)

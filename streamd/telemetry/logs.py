@@ -1,4 +1,4 @@
-"""Structured logs on standard error: readable on a terminal, JSON elsewhere, never a credential, never a flood."""
+"""Structured logs on standard error: readable on a terminal, JSON elsewhere; without credentials, rate-limited."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Redactor:
     """Removes credentials from every string of an event, however deep."""
 
     def clean(self, value: Any) -> Any:
-        """`value` without credentials; containers are copied."""
+        """`value` without credentials; copies containers."""
         if isinstance(value, str):
             return redact(value)
         if isinstance(value, dict):
@@ -40,11 +40,11 @@ class Redactor:
 
 
 class RateLimit:
-    """Lets the first few of the same event (same stream, sink or stage) through, then one a period with a count.
+    """Passes the first few events of a kind (same stream, sink or stage), then one per period with a count.
 
     Args:
-        burst: events let through at once.
-        period_s: after that, one in so many seconds.
+        burst: events passed at once.
+        period_s: seconds per event after that.
     """
 
     def __init__(self, burst: int = 5, period_s: float = 10.0) -> None:
@@ -53,13 +53,13 @@ class RateLimit:
         self._seen: dict[tuple[Any, ...], list[float]] = {}
 
     def __call__(self, logger: Any, method: str, event: Event) -> Event:
-        """The structlog processor; drops the event where its allowance is spent."""
+        """The structlog processor; drops the event if its allowance is used up."""
         key = (event.get("event"), event.get("stream"), event.get("sink"), event.get("stage"))
         now = time.monotonic()
         with self._lock:
             if len(self._seen) > 4096:
                 self._seen.clear()
-            # [tokens, time of the last refill, events held back]
+            # [tokens, time of the last refill, events suppressed]
             state = self._seen.setdefault(key, [float(self._burst), now, 0.0])
             state[0] = min(self._burst, state[0] + (now - state[1]) / self._period)
             state[1] = now
@@ -77,7 +77,7 @@ _everywhere: dict[str, Any] = {}
 
 
 def bind_everywhere(**fields: Any) -> None:
-    """Adds `fields` to every event of this process; contextvars would reach one thread only."""
+    """Adds `fields` to every event of this process; contextvars would affect one thread only."""
     _everywhere.update(fields)
 
 
@@ -96,7 +96,7 @@ _listener: Callable[[Event], None] | None = None
 
 
 def listen(listener: Callable[[Event], None] | None) -> None:
-    """Has every event that is written told to one more, redacted, which must be quick; None for nobody."""
+    """Also passes every written event, redacted, to a listener, which must be fast; None removes it."""
     global _listener
     _listener = listener
 
@@ -108,7 +108,7 @@ def _tell(logger: Any, method: str, event: Event) -> Event:
 
 
 class _Steady:
-    """A stream that may go away (a pipe without a reader, a full disk): what it refuses is lost, and ends no thread."""
+    """A stream that may fail (a pipe without a reader, a full disk): failed writes are lost, but end no thread."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -131,9 +131,9 @@ def configure(
     """Sets up structlog and the standard library's logging, for the whole process.
 
     Args:
-        level: least level written.
+        level: lowest level written.
         style: auto is console on a terminal, JSON otherwise.
-        stream: where to; standard error by default.
+        stream: output; standard error by default.
     """
     out = stream or sys.stderr
     console = style == "console" or (style == "auto" and out.isatty())
@@ -166,9 +166,9 @@ def configure(
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Libraries are heard from warning on: their info is about themselves.
+    # Libraries log from level warning on: their info messages concern themselves.
     root.setLevel(max(number, logging.WARNING))
-    # What nobody caught passes the same processors: Python's own tracebacks would print the exception as it is.
+    # Uncaught exceptions pass the same processors: Python's own traceback would print them unredacted.
     sys.excepthook = _unhandled
     threading.excepthook = lambda a: _unhandled(a.exc_type, a.exc_value, a.exc_traceback, a.thread)
     sys.unraisablehook = lambda a: _unhandled(a.exc_type, a.exc_value, a.exc_traceback)

@@ -1,7 +1,7 @@
-"""Every metric, in one table, on one registry that is handed in.
+"""Every metric in one table, on one registry that the caller provides.
 
-Counts that must add up exactly (received = published + dropped + in flight) are plain integers with one writer each,
-read at scrape time; the hot path takes no lock for them.
+Counters that must add up exactly (received = published + dropped + in flight) are plain integers with one writer each,
+read at scrape time, so the hot path needs no lock for them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STAGE_BUCKETS = (
     0.25,
     1.0,
 )
-# Close around 40 ms, one frame interval at 25 fps: the objective a live stream is held to.
+# Dense around 40 ms, one frame interval at 25 fps, a common objective for live streams.
 _LATENCY_BUCKETS = (
     0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05, 0.06, 0.08, 0.1,
     0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0,
@@ -44,7 +44,7 @@ _LATENCY_BUCKETS = (
 
 
 _NO_MISS = ("quarantine", "shutdown")
-"""Reasons of drops that say nothing of how fast we are."""
+"""Reasons for drops that do not depend on the daemon's speed."""
 
 
 class StreamMetrics:
@@ -84,64 +84,64 @@ class StreamMetrics:
         self.published = 0
         """Frames handed to the sinks; written by the postprocess stage."""
         self.objective_s: float | None = None
-        """Seconds from capture to detections that the stream is held to, and the part of its frames that is to make
-        it; None where nothing is asked."""
+        """The latency objective: seconds from capture to detections, and the fraction of frames that must meet it;
+        None if there is none."""
         self.objective_share = 0.0
         self.late = 0
-        """Published frames that took longer; written by the postprocess stage."""
+        """Published frames that missed the objective; written by the postprocess stage."""
         self.removed = False
-        """No longer in the configuration: its counters stay, what it is at the moment is no longer told."""
+        """No longer in the configuration: its counters stay, but its current state is no longer exported."""
         self.skipped = 0
-        """Frames decoded but not wanted (max_fps); never numbered, so no drops."""
+        """Frames decoded but skipped (max_fps); never numbered, so not dropped."""
         self.corrupt = 0
-        """Packets or frames the decoder refused; never numbered."""
+        """Packets or frames that the decoder rejected; never numbered."""
         self.lost = 0
-        """RTP packets that never came."""
+        """Lost RTP packets."""
         self.clock_jumps = 0
         self.clock_offset_s: float | None = None
-        """Camera's wall clock minus arrival; None where the camera tells no time."""
+        """Camera's wall clock minus arrival; None if the camera sends no time."""
         self.clock_drift: float | None = None
-        """Seconds the camera's media clock gains a second; None until known."""
+        """Seconds that the camera's media clock gains per second; None until known."""
         self.reconnects = 0
         self.failures: dict[str, int] = {}
-        """Breaks and troubles by reason; written by the stream's runner."""
+        """Failures by reason; written by the stream's runner."""
         self.threads_abandoned = 0
         self.threads_stuck = 0
-        """Of those, the ones that still hang."""
+        """Those of them that still hang."""
         self.dropped: dict[str, int] = {}
         self.state: StreamState = "CONNECTING"
         self.codec = ""
         self.decoder = ""
-        """software or nvdec; empty until the stream was live once."""
+        """software or nvdec; empty until the stream is live for the first time."""
         self.last_frame_wall = 0.0
         self._drop_lock = threading.Lock()
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Counts `count` numbered frames that will not be published. Any thread."""
+        """Counts numbered frames that will not be published. Any thread."""
         with self._drop_lock:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def resume(self, counts: StreamCounts) -> None:
-        """Counts on from `counts`, those of a process that is gone. Before the first frame."""
+        """Continues from `counts`, the counters of a process that has ended. Call before the first frame."""
         self.received, self.published, self.reconnects = counts.received, counts.published, counts.reconnects
         self.dropped = dict(counts.dropped)
 
     def fail(self, reason: str) -> None:
-        """Counts one failure of the stream. The runner's thread."""
+        """Counts one failure of the stream. Runner's thread only."""
         self.failures[reason] = self.failures.get(reason, 0) + 1
 
     def objective(self) -> tuple[int, int]:
-        """Frames that the objective holds for, and those of them that missed it: published late, or dropped by us.
+        """Frames covered by the objective, and those of them that missed it: published late, or dropped by us.
 
-        Frames that were dropped because they were damaged, or because somebody stopped the stream, are in neither.
+        Frames dropped because they were damaged or because the stream was stopped count in neither.
         """
-        late = self.late  # before published, so that the part is never more than the whole
+        late = self.late  # read before published, so that the part never exceeds the whole
         dropped = sum(n for reason, n in self.counts().dropped.items() if reason not in _NO_MISS)
         return self.published + dropped, late + dropped
 
     def counts(self) -> StreamCounts:
         """A copy for a status message."""
-        published = self.published  # before received, so that what is in flight is never less than nothing
+        published = self.published  # read before received, so that the number in flight is never negative
         with self._drop_lock:
             dropped = dict(self.dropped)
         return StreamCounts(self.received, published, dropped, self.reconnects)
@@ -159,49 +159,47 @@ class _StreamCollector(Collector):
         )
         skipped = CounterMetricFamily(
             "streamd_frames_skipped",
-            "Frames left out by max_fps before they were numbered.",
+            "Frames skipped by max_fps before they were numbered.",
             labels=["stream"],
         )
         corrupt = CounterMetricFamily(
-            "streamd_frames_corrupt", "Packets or frames the decoder refused.", labels=["stream"]
+            "streamd_frames_corrupt", "Packets or frames that the decoder rejected.", labels=["stream"]
         )
         lost = CounterMetricFamily(
-            "streamd_rtp_packets_lost", "RTP packets that never came, as far as FFmpeg tells.", labels=["stream"]
+            "streamd_rtp_packets_lost", "Lost RTP packets, as reported by FFmpeg.", labels=["stream"]
         )
         jumps = CounterMetricFamily(
             "streamd_stream_clock_jumps",
-            "Times a clock of the camera jumped forward, went back or stood still.",
+            "Number of times a camera clock jumped forward, went back or stood still.",
             labels=["stream"],
         )
         offset = GaugeMetricFamily(
             "streamd_stream_clock_offset_seconds",
-            "Camera's wall clock (RTCP sender reports) minus arrival; absent where the camera tells no time.",
+            "Camera's wall clock (RTCP sender reports) minus arrival; absent if the camera sends no time.",
             labels=["stream"],
         )
         drift = GaugeMetricFamily(
             "streamd_stream_clock_drift_ratio",
-            "Seconds that the camera's media clock gains a second; absent until two minutes have passed.",
+            "Seconds that the camera's media clock gains per second; absent for the first two minutes.",
             labels=["stream"],
         )
-        reconnects = CounterMetricFamily(
-            "streamd_stream_reconnects", "Times a stream was connected again.", labels=["stream"]
-        )
+        reconnects = CounterMetricFamily("streamd_stream_reconnects", "Number of reconnections.", labels=["stream"])
         failures = CounterMetricFamily(
             "streamd_stream_failures",
-            "Times a stream broke, or went on in spite of trouble, by reason.",
+            "Failures of a stream, including those it survived, by reason.",
             labels=["stream", "reason"],
         )
         abandoned = CounterMetricFamily(
             "streamd_stream_threads_abandoned",
-            "Threads left behind in a call that did not return.",
+            "Threads abandoned in a call that did not return.",
             labels=["stream"],
         )
         stuck = GaugeMetricFamily(
-            "streamd_stream_threads_stuck", "Threads left behind that still hang.", labels=["stream"]
+            "streamd_stream_threads_stuck", "Abandoned threads that still hang.", labels=["stream"]
         )
         state = GaugeMetricFamily(
             "streamd_stream_state",
-            "1 for the state the stream is in, 0 for the others.",
+            "1 for the current state of the stream, 0 for the others.",
             labels=["stream", "state"],
         )
         last = GaugeMetricFamily(
@@ -210,27 +208,25 @@ class _StreamCollector(Collector):
             labels=["stream"],
         )
         info = GaugeMetricFamily(
-            "streamd_stream_info", "Always 1; the labels say what the stream is.", labels=["stream", "codec", "decoder"]
+            "streamd_stream_info", "Always 1; the labels describe the stream.", labels=["stream", "codec", "decoder"]
         )
-        sessions = GaugeMetricFamily(
-            "streamd_decoder_sessions", "Decoders that are open for live streams.", labels=["decoder"]
-        )
+        sessions = GaugeMetricFamily("streamd_decoder_sessions", "Open decoders of live streams.", labels=["decoder"])
         held = CounterMetricFamily(
-            "streamd_objective_frames", "Frames that the stream's latency objective holds for.", labels=["stream"]
+            "streamd_objective_frames", "Frames covered by the stream's latency objective.", labels=["stream"]
         )
         missed = CounterMetricFamily(
             "streamd_objective_missed",
-            "Of those, the ones that were published too late or dropped.",
+            "Frames covered by the objective that were published too late or dropped.",
             labels=["stream"],
         )
         objective_s = GaugeMetricFamily(
             "streamd_objective_latency_seconds",
-            "The stream's objective: time from reading a frame's packet to its detections.",
+            "The stream's objective: largest time from reading a frame's packet to its detections.",
             labels=["stream"],
         )
         objective_share = GaugeMetricFamily(
             "streamd_objective_ratio",
-            "The stream's objective: part of its frames that is to be in time.",
+            "The stream's objective: fraction of frames that must be in time.",
             labels=["stream"],
         )
         open_decoders = {"software": 0, "nvdec": 0}
@@ -285,27 +281,27 @@ class Metrics:
         registry.register(_StreamCollector(self.streams))
         self.stage_duration = Histograms(
             "streamd_stage_duration_seconds",
-            "Time a frame's batch spent in a stage (queue: time a frame waited in its ring).",
+            "Time that a frame's batch spent in a stage (queue: time that a frame waited in its ring).",
             "stage",
             _STAGE_BUCKETS,
             registry,
         )
         self.device_duration = Histogram(
             "streamd_device_duration_seconds",
-            "Time the device itself spent on a batch, by its own clock (GPU only).",
+            "Time that the device spent on a batch, by its own clock (GPU only).",
             ["stage"],
             buckets=_STAGE_BUCKETS,
             registry=registry,
         )
         self.device_memory = Gauge(
             "streamd_device_memory_bytes",
-            "Memory held for the engine (buffers, scratch, pinned), and what the device has (GPU only).",
+            "Memory used by the engine (buffers, scratch, pinned) and the device memory (GPU only).",
             ["device", "kind"],
             registry=registry,
         )
         self.capture_to_publish = Histograms(
             "streamd_capture_to_publish_seconds",
-            "From reading a frame's packet to its detections leaving the postprocess stage.",
+            "Time from reading a frame's packet to its detections leaving the postprocess stage.",
             "stream",
             _LATENCY_BUCKETS,
             registry,
@@ -320,48 +316,53 @@ class Metrics:
         )
         self.slots_in_flight.set_function(lambda: sum(count() for count in self._in_flight))
         self.detections = LabelCounts("streamd_detections", "Detections published.", registry)
-        self.sink_messages = Counter("streamd_sink_messages", "Messages a sink sent.", ["sink"], registry=registry)
+        self.sink_messages = Counter(
+            "streamd_sink_messages", "Messages that a sink has sent.", ["sink"], registry=registry
+        )
         self.sink_dropped = Counter(
             "streamd_sink_dropped",
-            "Messages a sink did not get; subscriber_slow: times a subscriber fell behind and lost some.",
+            "Messages that a sink dropped; subscriber_slow: number of times a subscriber fell behind and lost messages.",
             ["sink", "reason"],
             registry=registry,
         )
         self.sink_errors = Counter("streamd_sink_errors", "Failed attempts to send.", ["sink"], registry=registry)
         self.reloads = Counter(
-            "streamd_config_reloads", "Configurations read while running, by result.", ["result"], registry=registry
+            "streamd_config_reloads", "Configuration reloads, by result.", ["result"], registry=registry
         )
         for result in ("applied", "refused"):
             self.reloads.labels(result=result)
         self.last_reload_success = Gauge(
             "streamd_config_last_reload_success",
-            "1 where the newest configuration is the one that runs, 0 where it was refused.",
+            "1 if the most recent reload was applied, 0 if it was rejected.",
             registry=registry,
         )
         self.last_reload_success.set(1)
         self.bundles = Counter(
-            "streamd_bundles_written", "Bundles of the flight recorder, by reason.", ["reason"], registry=registry
+            "streamd_bundles_written",
+            "Bundles written by the flight recorder, by reason.",
+            ["reason"],
+            registry=registry,
         )
         self.worker_up = Gauge(
-            "streamd_worker_up", "1 where the worker process runs all its parts.", ["worker"], registry=registry
+            "streamd_worker_up", "1 if all parts of the worker process are running.", ["worker"], registry=registry
         )
         self.worker_restarts = Counter(
-            "streamd_worker_restarts", "Times a worker process was started again.", ["worker"], registry=registry
+            "streamd_worker_restarts", "Number of times a worker process was restarted.", ["worker"], registry=registry
         )
         self.build_info = Gauge(
             "streamd_build_info",
-            "Always 1; the labels say what runs.",
+            "Always 1; the labels describe the running software.",
             ["version", "backend", "model"],
             registry=registry,
         )
 
     def add_in_flight(self, count: Callable[[], int]) -> None:
-        """One more pipeline whose batches in flight are counted."""
+        """Adds a pipeline whose batches in flight are counted."""
         self._in_flight.append(count)
 
     def stream(self, stream: str) -> StreamMetrics:
-        """The counters of `stream`, made at first use."""
-        found = self._streams.get(stream)  # once a frame: no lock where it is there
+        """The counters of `stream`, created at first use."""
+        found = self._streams.get(stream)  # called for every frame: no lock if it exists
         if found is not None:
             return found
         with self._lock:

@@ -1,4 +1,4 @@
-"""The service manager's side door: READY, STATUS, WATCHDOG and STOPPING over $NOTIFY_SOCKET (sd_notify(3))."""
+"""Notifies the service manager: READY, STATUS, WATCHDOG and STOPPING over $NOTIFY_SOCKET (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 
 class Notifier:
-    """Tells systemd how we are; does nothing where no systemd asked.
+    """Reports our state to systemd; does nothing if not run by systemd.
 
     Args:
-        environment: where NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID are looked up.
+        environment: source of NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
@@ -21,7 +21,7 @@ class Notifier:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) if address else None
         self.watchdog_s: float | None = None
-        """Seconds between two signs of life at most, or None where no watchdog watches."""
+        """Longest time between two keep-alives in seconds, or None without a watchdog."""
         usec, pid = env.get("WATCHDOG_USEC", ""), env.get("WATCHDOG_PID", "")
         if usec.isdigit() and int(usec) > 0 and pid in ("", str(os.getpid())):
             self.watchdog_s = int(usec) / 1e6

@@ -1,6 +1,6 @@
-"""What is counted for every frame, by plain numbers with one writing thread each, added up when somebody asks.
+"""Per-frame counters as plain numbers with one writing thread each, added up at scrape time.
 
-prometheus_client locks for each number that it changes, and a frame changes some twenty.
+prometheus_client takes a lock for each number it changes, and each frame changes about twenty.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ class Tally:
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self.counts = [0] * len(bounds)
-        """Of each bucket alone."""
+        """Count per bucket, not cumulative."""
         self.sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Counts `value`, so many times."""
+        """Counts `value`, the given number of times."""
         self.counts[bisect_left(self._bounds, value)] += times
         self.sum += value * times
 
 
 class Histograms(Collector):
-    """A histogram of the registry, made of the tallies that its threads asked for.
+    """A registered histogram that adds up the tallies of its threads.
 
     Args:
-        name: of the metric.
-        documentation: its meaning.
+        name: name of the metric.
+        documentation: help text of the metric.
         label: its only label.
         buckets: upper bounds, ascending, without infinity.
         registry: where it is registered.
@@ -56,7 +56,7 @@ class Histograms(Collector):
         registry.register(self)
 
     def tally(self, value: str) -> Tally:
-        """A new one for the label's `value`; only one thread may observe with it."""
+        """A new tally for the label's `value`; only one thread may use it."""
         made = Tally(self._bounds)
         self._tallies.append((value, made))
         return made
@@ -79,11 +79,11 @@ class Histograms(Collector):
 
 
 class LabelCounts(Collector):
-    """A counter of the registry for each of a model's labels and each stream.
+    """A registered counter for each label of a model and each stream.
 
     Args:
-        name: of the metric, without _total.
-        documentation: its meaning.
+        name: name of the metric, without _total.
+        documentation: help text of the metric.
         registry: where it is registered.
     """
 
@@ -93,13 +93,13 @@ class LabelCounts(Collector):
         registry.register(self)
 
     def of(self, stream: str, labels: Sequence[str]) -> list[int]:
-        """A new count for each of `labels`; only one thread may add to them."""
+        """New counts for `labels`; only one thread may add to them."""
         made = [0] * len(labels)
         self._counts.append((stream, labels, made))
         return made
 
     def collect(self) -> Iterable[Metric]:
-        """See `Collector`. What was never counted is not told."""
+        """See `Collector`. Labels that were never counted are omitted."""
         family = CounterMetricFamily(self._name, self._documentation, labels=["stream", "label"])
         found: dict[tuple[str, str], int] = {}
         for stream, labels, counts in list(self._counts):

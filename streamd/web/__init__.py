@@ -1,5 +1,5 @@
-"""The web page on the metrics port: a wall of cameras, and a page for each, for whoever looks.
+"""The web page on the metrics port: a wall of all cameras, and a page for each.
 
-While nobody looks, a frame costs one check of an empty mapping (`tap`); while somebody does, a bounded number of
-frames a second is scaled down where it is at hand and becomes a JPEG only when a viewer is ready to take it.
+While nobody is watching, a frame costs one check of an empty mapping (`tap`). While somebody is, a limited number of
+frames per second is scaled down, and encoded as JPEG only when a viewer is ready for it.
 """

@@ -1,4 +1,4 @@
-"""The page's addresses: its own files, the state as JSON, and one stream of records with every picture in it."""
+"""The page's URLs: its static files, the state as JSON, and one stream of records with every picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KINDS = {
     ".svg": "image/svg+xml",
 }
 _GUARDS = {
-    # Nothing from elsewhere, nothing inline: a name from a configuration can never become code.
+    # No external and no inline code: a name from a configuration can never be executed.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -33,11 +33,11 @@ _GUARDS = {
 _RECORD = struct.Struct("!II")
 _HEARTBEAT_S = 1.0
 _HEARTBEAT = _RECORD.pack(0, 0)
-"""A record of nothing: a viewer that has gone is noticed by it."""
+"""An empty record, which reveals a viewer that has disconnected."""
 
 
 def record(snapshot: Snapshot) -> bytes:
-    """One picture on the wire: two 32-bit big-endian lengths, the description as JSON, the JPEG."""
+    """One picture on the wire: two 32-bit big-endian lengths, the description as JSON, and the JPEG."""
     if isinstance(snapshot, Passed):
         return snapshot.record
     head, jpeg = msgspec.json.encode(describe(snapshot.detections)), snapshot.jpeg()
@@ -45,7 +45,7 @@ def record(snapshot: Snapshot) -> bytes:
 
 
 def describe(d: Detections) -> dict[str, Any]:
-    """What the page draws and tells of one frame: boxes in upright source pixels, times in milliseconds."""
+    """What the page shows of one frame: boxes in upright source pixels, times in milliseconds."""
     t = d.times
     names = ("decode", "queue", "preprocess", "infer", "postprocess")
     stages = {name: round((end - begin) / 1e6, 3) for name, begin, end in zip(names, t[:-1], t[1:], strict=True)}
@@ -60,10 +60,10 @@ def describe(d: Detections) -> dict[str, Any]:
 
 
 def _known_host(header: str) -> bool:
-    """Whether a Host header is this machine by address or as localhost.
+    """Whether a Host header names this machine by address or as localhost.
 
-    Without a login the page is for this machine only. A name could be anybody's who points it at 127.0.0.1 (DNS
-    rebinding), and the browser would then show that site's scripts our cameras.
+    Without a login, other names are rejected: an attacker could point a name at 127.0.0.1 (DNS rebinding), and the
+    browser would then give that site's scripts access to our cameras.
     """
     host = header.rsplit(":", 1)[0] if not header.endswith("]") else header
     host = host.strip("[]").lower()
@@ -77,12 +77,12 @@ def _known_host(header: str) -> bool:
 
 
 class Page:
-    """Answers everything below /.
+    """Serves everything below /.
 
     Args:
-        tap: where pictures come from.
-        state: everything else.
-        guarded: True where a login is asked for: the page may then be reached by any name.
+        tap: source of the pictures.
+        state: source of everything else.
+        guarded: True if a login is required: the page may then be reached by any host name.
     """
 
     def __init__(self, tap: Tap, state: State, *, guarded: bool) -> None:
@@ -97,13 +97,16 @@ class Page:
     def answer(self, request: Request) -> Response:
         """The handler for `HttpServer.route`."""
         if not self._guarded and not _known_host(request.headers.get("Host", "")):
-            return Response(b"ask for this page by address or as localhost, or set metrics.login\n", code=403)
+            return Response(
+                b"host name not allowed without a login: use an IP address or localhost, or set metrics.login\n",
+                code=403,
+            )
         if request.path == "/state":
             return Response(self._state.json(), "application/json", headers=_GUARDS)
         if request.path == "/pictures":
             return self._pictures(request)
         return self._files.get(request.path) or Response(
-            b"known here: /, /metrics, /healthz, /readyz\n", code=404, headers=_GUARDS
+            b"not found; available: /, /metrics, /healthz, /readyz\n", code=404, headers=_GUARDS
         )
 
     def _pictures(self, request: Request) -> Response:

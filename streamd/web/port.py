@@ -1,4 +1,4 @@
-"""The HTTP port as the configuration asks for it: metrics and health, and the page where it is wanted."""
+"""The HTTP port as configured: metrics and health checks, and the page if enabled."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def open_port(
     statuses: Callable[[], Iterable[StreamStatus]],
     boot_id: str,
 ) -> tuple[HttpServer | None, Tap | None]:
-    """Opens the port and starts answering.
+    """Opens the port and starts serving.
 
     Args:
         settings: address, certificate, login, page.
-        registry: what /metrics shows.
-        health: verdict of /healthz.
-        ready: verdict of /readyz.
-        statuses: the last status of every stream, for the page.
+        registry: metrics for /metrics.
+        health: check behind /healthz.
+        ready: check behind /readyz.
+        statuses: the latest status of every stream, for the page.
         boot_id: identity of this process.
 
     Returns:
-        The server, None where there is to be none, and what the page's pictures are to be put in, None without a page.
+        The server, or None if disabled, and the tap for the page's pictures, or None without a page.
 
     Raises:
-        SinkError: the address cannot be bound, or the certificate not be used.
+        SinkError: the address cannot be bound, or the certificate cannot be used.
     """
     if settings.listen is None:
         return None, None

@@ -1,4 +1,4 @@
-"""What the page shows besides pictures: each stream's state and counters, read off the registry like any scrape."""
+"""What the page shows besides pictures: each stream's state and counters, read from the registry like a scrape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamd import __version__
 from streamd.types import StreamStatus
 
 _SHARED_S = 0.4
-"""Viewers within this time get the same answer: a second viewer costs nothing."""
+"""Viewers within this time get the same response, so additional viewers cost nothing."""
 _COUNTERS = {
     "streamd_frames_received_total": "received",
     "streamd_frames_published_total": "published",
@@ -32,16 +32,16 @@ _WHERE = re.compile(r"^\S+: |[a-z][a-z0-9+.-]*://\S+")
 
 
 def without_addresses(detail: str) -> str:
-    """A status's detail without the URL or file it begins with: who may look at a camera need not know where it is."""
+    """A status's detail without the leading URL or file: viewers of a camera need not know its address."""
     return _WHERE.sub("", detail).strip()
 
 
 class State:
-    """Makes the JSON that the page asks for once a second.
+    """Builds the JSON that the page requests once a second.
 
     Args:
-        registry: what /metrics shows.
-        statuses: the last status of every stream.
+        registry: the metrics registry.
+        statuses: the latest status of every stream.
         boot_id: identity of this process.
     """
 
@@ -56,7 +56,7 @@ class State:
         self._made = b""
 
     def json(self) -> bytes:
-        """The newest state, at most 0.4 seconds old."""
+        """The latest state, at most 0.4 seconds old."""
         with self._lock:
             now = time.monotonic()
             if now - self._made_at >= _SHARED_S:
@@ -65,7 +65,7 @@ class State:
             return self._made
 
     def view(self) -> dict[str, Any]:
-        """The state as plain values."""
+        """The state as JSON values."""
         streams: dict[str, dict[str, Any]] = {
             s.stream: {
                 "stream": s.stream, "state": s.state, "reason": s.reason, "detail": without_addresses(s.detail),

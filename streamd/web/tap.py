@@ -1,4 +1,4 @@
-"""Small copies of frames with their detections, for whoever looks, at a bounded rate."""
+"""Small copies of frames with their detections for viewers, at a limited rate."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ log = structlog.get_logger(__name__)
 
 Image = npt.NDArray[np.uint8]
 MAX_FPS = 10.0
-"""Pictures a second of one stream."""
+"""Pictures per second of one stream."""
 TOTAL_FPS = 60.0
-"""Pictures a second of all streams together, about a tenth of a core: more streams share it."""
+"""Pictures per second over all streams, about a tenth of a core; shared among the streams."""
 MAX_WIDTH = 1280
 _QUALITY = 80
 _GEOMETRIES = 16
@@ -34,7 +34,7 @@ class Snapshot:
 
     def __init__(self, serial: int, detections: Detections, image: Image | None) -> None:
         self.serial = serial
-        """Grows over all streams."""
+        """Increases across all streams."""
         self.stream = detections.stream
         self.detections = detections
         self._image = image
@@ -42,7 +42,7 @@ class Snapshot:
         self._lock = threading.Lock()
 
     def jpeg(self) -> bytes:
-        """The picture, encoded at first use; empty where there is none."""
+        """The picture as JPEG, encoded at first use; empty if there is none."""
         with self._lock:
             if self._image is not None:
                 import cv2
@@ -54,11 +54,11 @@ class Snapshot:
 
 
 class Passed(Snapshot):
-    """One that a worker process has made the page's record of; that is all there is of it here.
+    """A snapshot that a worker process has already turned into the page's record.
 
     Args:
-        serial: as of any snapshot.
-        stream: what it shows.
+        serial: serial number of the snapshot.
+        stream: id of its stream.
         record: see `page.record`.
     """
 
@@ -68,14 +68,14 @@ class Passed(Snapshot):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Pictures of one stream: how many a second at most, and how wide."""
+    """Demand for one stream: most pictures per second, and their width."""
 
     fps: float
     width: int
 
 
 class Viewer:
-    """What one viewer has seen; made by `Tap.watch`, used by one thread."""
+    """What one viewer has seen; created by `Tap.watch`, used by one thread."""
 
     def __init__(self, tap: Tap, streams: Collection[str]) -> None:
         self._tap = tap
@@ -83,9 +83,9 @@ class Viewer:
         self._seen = 0
 
     def wait(self, timeout: float) -> list[Snapshot] | None:
-        """The newest snapshot of each stream that has a new one, the oldest first; None where the daemon ends.
+        """The newest snapshot of each stream that has a new one, oldest first; None if the daemon is stopping.
 
-        Empty where `timeout` seconds passed first. What came between two calls is skipped, not queued.
+        Empty after `timeout` seconds. Snapshots taken between two calls are skipped, not queued.
         """
         new = self._tap.newer(self._streams, self._seen, timeout)
         if new:
@@ -94,13 +94,13 @@ class Viewer:
 
 
 class Tap:
-    """Takes what is wanted and keeps the newest of each stream. Any thread."""
+    """Takes the pictures that viewers want and keeps the newest of each stream. Any thread."""
 
     def __init__(self) -> None:
         self.wanted: Mapping[str, Wish] = {}
-        """Streams that somebody looks at. Replaced, never changed: the hot path reads it without a lock."""
+        """Streams that somebody is watching. Replaced, never modified: the hot path reads it without a lock."""
         self.downloads: dict[int, Callable[[Frame], Frame]] = {}
-        """By CUDA ordinal: what copies a picture on the device to the host."""
+        """By CUDA ordinal: copies a picture from the device to the host."""
         self._viewers: dict[Viewer, tuple[Collection[str], float, int]] = {}
         self._due: dict[str, int] = {}
         self._last: dict[str, Snapshot] = {}
@@ -114,7 +114,7 @@ class Tap:
 
     @contextlib.contextmanager
     def watch(self, streams: Collection[str], fps: float, width: int) -> Iterator[Viewer]:
-        """Wants pictures of `streams`, `fps` a second of each and up to `width` pixels wide, until the block ends."""
+        """Requests pictures of `streams`, `fps` per second each and up to `width` pixels wide, until the block ends."""
         viewer = Viewer(self, streams)
         with self._changed:
             self._viewers[viewer] = (streams, min(max(fps, 0.1), MAX_FPS), min(max(width, 64), MAX_WIDTH))
@@ -143,15 +143,15 @@ class Tap:
         self.wanted = wishes
 
     def want(self, wishes: Mapping[str, Wish]) -> None:
-        """In a worker process: what the viewers of another process want, in place of viewers here."""
+        """In a worker process: sets what the viewers of the parent want, in place of viewers here."""
         with self._changed:
             self._take_wishes(wishes)
 
     def newer(self, streams: Collection[str] | None, serial: int, timeout: float) -> list[Snapshot] | None:
-        """See `Viewer.wait`; of every stream where `streams` is None."""
+        """See `Viewer.wait`; all streams if `streams` is None."""
 
         def found() -> list[Snapshot]:
-            # Not `streams` over `_last`: there are far fewer snapshots than a client may name streams.
+            # Not `streams` over `_last`: a client may name far more streams than there are snapshots.
             new = [s for s in self._last.values() if s.serial > serial]
             return new if streams is None else [s for s in new if s.stream in streams]
 
@@ -168,9 +168,9 @@ class Tap:
     # ------------------------------------------------------------------------------------------------------- frames
 
     def take(self, frame: Frame, detections: Detections) -> None:
-        """Keeps a small copy of `frame` where somebody looks at its stream and the last one is old enough.
+        """Keeps a small copy of `frame` if somebody is watching its stream and the last copy is old enough.
 
-        For one stream, one thread at a time. Nothing that goes wrong here reaches the caller.
+        One thread at a time per stream. Never raises.
         """
         wish = self.wanted.get(frame.stream)
         if wish is None:
@@ -180,15 +180,15 @@ class Tap:
         due = self._due.get(frame.stream, 0)
         if now < due:
             return
-        # From the time it was due, so that 10 of 25 frames a second are 10 and not 8.3; but nothing is made up for.
+        # From the time it was due, so that 10 of 25 frames per second are 10 and not 8.3, but without catching up.
         self._due[frame.stream] = due + interval if now < due + interval else now + interval
         try:
             image = self._shrink(frame, wish.width)
-        except Exception as error:  # noqa: BLE001 - a picture for a viewer must not end the engine
+        except Exception as error:  # noqa: BLE001 - a viewer's picture must not end the engine
             image = None
             if now - self._warned_at >= _WARN_EVERY_NS:
                 self._warned_at = now
-                log.warning("no picture for the page", stream=frame.stream, error=str(error))
+                log.warning("could not make a picture for the page", stream=frame.stream, error=str(error))
         with self._changed:
             if frame.stream in self.wanted:
                 self._serial += 1
@@ -196,7 +196,7 @@ class Tap:
                 self._changed.notify_all()
 
     def put(self, stream: str, record: bytes) -> None:
-        """Takes what a worker process has made of one of its frames."""
+        """Takes a snapshot from a worker process."""
         with self._changed:
             if stream in self.wanted:
                 self._serial += 1
@@ -204,7 +204,7 @@ class Tap:
                 self._changed.notify_all()
 
     def _shrink(self, frame: Frame, width: int) -> Image | None:
-        """The whole upright picture as BGR, at most `width` pixels wide; None where it cannot be reached."""
+        """The whole upright picture as BGR, at most `width` pixels wide; None if it cannot be accessed."""
         if frame.picture.device is not None:
             download = self.downloads.get(frame.picture.device)
             if download is None:
@@ -213,7 +213,7 @@ class Tap:
         frame = replace(frame, roi=None)
         scale = min(1.0, width / frame.width, width / frame.height)
         size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-        # A letterbox belongs to one thread; each device's postprocess thread has its own.
+        # A letterbox belongs to one thread; the postprocess thread of each device has its own.
         scalers: dict[Any, HostLetterbox] = self._local.__dict__.setdefault("scalers", {})
         scaler = scalers.get(size)
         if scaler is None:

@@ -126,7 +126,7 @@ def test_save_writes_every_frame_with_its_boxes(tmp_path: Path) -> None:
         ([str(ROOT / "README.md"), "--port", "0"], 4, "FFmpeg cannot read it"),
         (["--model", f"{BUILTIN}none"], 3, f"known: {BUILTIN}road6"),
         (["--save", "/nonexistent/o.mp4"], 6, "cannot write /nonexistent/o.mp4"),
-        (["--save", "o.nothing"], 6, "expected a video file"),
+        (["--save", "o.nothing"], 6, "expected a file such as out.mp4"),
     ],
     ids=["file", "streams", "save", "port", "no video", "model", "folder", "ending"],
 )

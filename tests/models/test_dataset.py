@@ -37,8 +37,8 @@ def test_yolo_text_is_relative_to_the_image(images: Path, tmp_path: Path) -> Non
         ("0 0.5 0.5 0.5", r":1: expected `class cx cy w h`"),
         ("0 0.5 0.5 0.5 0.5\ncat 0 0 0 0", r":2: expected"),
         ("2 0.5 0.5 0.5 0.5", r"class 2 is not one of 0\.\.1"),
-        ("0 50 50 20 20", "not relative"),
-        ("0 nan 0.5 0.5 0.5", "not relative"),
+        ("0 50 50 20 20", r"outside 0\.\.1"),
+        ("0 nan 0.5 0.5 0.5", r"outside 0\.\.1"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -80,7 +80,7 @@ def test_categories_by_order_where_names_differ(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "not a COCO annotation file"),
         (json.dumps(coco(annotations=[{"image_id": 7}])), "not a COCO annotation file"),
-        (json.dumps(coco(categories=[{"id": 1, "name": "x"}])), "1 categories, among them 'x'"),
+        (json.dumps(coco(categories=[{"id": 1, "name": "x"}])), "1 categories, including 'x'"),
     ],
 )
 def test_a_json_that_is_not_coco(tmp_path: Path, content: str, message: str) -> None:

@@ -100,7 +100,7 @@ def test_float_layers(request_: Request) -> None:
     found = quantize.quantize(replace(request_, float_layers=("body*", "mix0")))
     assert len(found.float_layers) == 6
     assert read_sidecar(request_.out).provenance.float_layers == found.float_layers  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match=r"no such layer 'bodi1'; near: body1"):
+    with pytest.raises(ConfigError, match=r"no layer 'bodi1'; similar: body1"):
         quantize.quantize(replace(request_, float_layers=("bodi1",)))
 
 
@@ -131,7 +131,7 @@ def test_a_detector_that_sees_nothing_cannot_be_checked(request_: Request) -> No
         if t.name.startswith("head") and t.name.endswith(".b"):
             t.CopyFrom(onnx.numpy_helper.from_array(np.full(18, -9, np.float32), t.name))
     onnx.save(model, request_.model)
-    with pytest.raises(GateError, match="finds nothing in 6 pictures"):
+    with pytest.raises(GateError, match="finds nothing in 6 images"):
         quantize.quantize(request_)
 
 
@@ -183,9 +183,9 @@ def bad(tmp_path: Path, kind: str, request_: Request) -> Request:
     [
         ("corrupt", ModelError, "not a valid ONNX model"),
         ("empty folder", ConfigError, "contains no image"),
-        ("no pictures", ConfigError, "neither a folder"),
+        ("no pictures", ConfigError, "expected a folder of images"),
         ("unreadable", ConfigError, r"no image could be read: .*a\.jpg"),
-        ("quantised", ModelError, "is quantised already"),
+        ("quantised", ModelError, "is already quantized"),
         ("no folder", ConfigError, "folder does not exist"),
         ("itself", ConfigError, "float model itself"),
         ("unknown head", StreamdError, "no known head"),

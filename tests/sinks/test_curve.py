@@ -184,7 +184,7 @@ def test_the_list_of_clients_may_change_while_it_runs(tmp_path: Path) -> None:
         try:
             assert not hears(connection.socket, NOTHING_S)
             connection.look()
-            assert "does not list our key" in connection.problem
+            assert "does not know this client" in connection.problem
             file.write_text(f"{CLIENT[0]}\n")
             until(lambda: heard(connection), 10)
             connection.look()
@@ -221,7 +221,7 @@ def test_a_subscriber_cannot_make_the_sink_keep_much() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"server_key": SERVER[0], "secret_key": STRANGER[1]}, "the daemon does not list our key"),
+        ({"server_key": SERVER[0], "secret_key": STRANGER[1]}, "the daemon does not know this client's key"),
         ({"server_key": STRANGER[0], "secret_key": CLIENT[1]}, "--server-key is not this daemon's key"),
         ({}, "the sink is encrypted; give --server-key"),
         ({"server_key": SERVER[0], "secret_key": CLIENT[1]}, ""),

@@ -157,7 +157,7 @@ def test_a_camera_s_own_page(visit: Any) -> None:
 
 def test_an_unknown_camera_is_told(visit: Any) -> None:
     page = visit("#/nobody")
-    expect(page.get_by_text("There is no camera of this name")).to_be_visible()
+    expect(page.get_by_text("There is no camera with this name")).to_be_visible()
 
 
 def test_by_keyboard_alone(visit: Any) -> None:
@@ -240,7 +240,7 @@ def test_a_daemon_that_is_gone_is_told_and_found_again(tmp_path: Path, browser: 
         page.goto(f"http://127.0.0.1:{port}/")
         expect(page.get_by_role("link", name="a: Live")).to_be_visible(timeout=PATIENCE_MS)
         first.stop()
-        expect(page.get_by_role("alert")).to_contain_text("No answer from streamd", timeout=PATIENCE_MS)
+        expect(page.get_by_role("alert")).to_contain_text("No response from streamd", timeout=PATIENCE_MS)
     with daemon(tmp_path, config, metrics="page: true", port=port):
         expect(page.get_by_role("alert")).to_be_hidden(timeout=PATIENCE_MS)
         expect(page.get_by_role("link", name="a: Live")).to_be_visible(timeout=PATIENCE_MS)

@@ -17,7 +17,7 @@ const DROPS = {
   ring_full: "engine too slow",
   too_old: "waited too long",
   quarantine: "damaged pictures",
-  frame_error: "cannot be read",
+  frame_error: "could not be processed",
   stage_failed: "engine failed",
   shutdown: "shutdown",
 };
@@ -168,7 +168,7 @@ export class Camera {
 
   #draw(description, jpeg) {
     if (description.stream !== this.name) return;
-    // The card takes the picture's own shape.
+    // The card takes the aspect ratio of the picture.
     this.canvas.parentElement.style.aspectRatio = `${description.width} / ${description.height}`;
     this.shot.draw(description, jpeg);
     this.stages.add(description.stages);
@@ -192,7 +192,7 @@ export class Camera {
     const stream = state.streams.find((s) => s.stream === this.name);
     if (!stream) {
       this.detail.hidden = false;
-      setText(this.detail, "There is no camera of this name (any more).");
+      setText(this.detail, "There is no camera with this name (any more).");
       return;
     }
     const how = condition(stream, now);
@@ -215,8 +215,8 @@ export class Camera {
       ["Published", count(stream.published)],
       ["Dropped", count(drops.reduce((sum, [, n]) => sum + n, 0))],
       ...drops.map(([reason, n]) => [`… ${DROPS[reason] ?? reason.replaceAll("_", " ")}`, count(n)]),
-      ...(stream.skipped ? [["Left out by max_fps", count(stream.skipped)]] : []),
-      ["Refused by the decoder", count(stream.corrupt)],
+      ...(stream.skipped ? [["Skipped by max_fps", count(stream.skipped)]] : []),
+      ["Rejected by the decoder", count(stream.corrupt)],
       ...(stream.lost ? [["RTP packets lost", count(stream.lost)]] : []),
     ]);
     this.about.set([

@@ -1,4 +1,4 @@
-// Elements, numbers and words. Text only ever becomes text nodes: nothing from a configuration is parsed as HTML.
+// Elements, numbers and words. Text only becomes text nodes: nothing from a configuration is parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -15,7 +15,7 @@ function fill(node, attributes, children) {
 export const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 export const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
-// Writes only what differs: an element that did not change is not laid out again, nor read out again.
+// Writes only changes: an unchanged element is neither laid out nor read out again.
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -41,17 +41,17 @@ export function span(seconds) {
 }
 
 const REASONS = {
-  dns: "Name cannot be resolved",
+  dns: "Host name not found",
   refused: "Connection refused",
-  unreachable: "No route to it",
-  auth: "Login refused",
+  unreachable: "No route to host",
+  auth: "Login rejected",
   not_found: "Not found",
   permission: "No permission",
   unsupported: "Not supported",
   timeout_open: "No answer",
   timeout_read: "Went silent",
   rtcp_only: "Sends no video",
-  no_video: "No video in it",
+  no_video: "Contains no video",
   no_keyframe: "No key frame",
   corrupt: "Damaged data",
   clock_jump: "Clock jumped",
@@ -59,9 +59,9 @@ const REASONS = {
   size_changed: "Picture size changed",
   decoder: "Decoder failed",
   decoder_crashed: "Decoder crashed",
-  decoder_memory: "Decoder took too much memory",
+  decoder_memory: "Decoder used too much memory",
   disconnected: "Connection lost",
-  stuck: "Does not react",
+  stuck: "Not responding",
   eof: "End of input",
   internal: "Internal error",
   worker_died: "Its worker process died",
@@ -70,13 +70,13 @@ export const reasonText = (reason) => REASONS[reason] ?? reason.replaceAll("_", 
 
 const SILENT_S = 10;
 
-// How a camera is, for people: one of four kinds, a word, and what there is to say.
+// A camera's state for people: one of four kinds, a word, and a reason.
 export function condition(stream, now) {
   const { state, reason } = stream;
   const told = reason ? reasonText(reason) : "";
   if (state === "FAILED") return { kind: "down", word: "Failed", reason: told };
   if (state === "BACKOFF") return { kind: "down", word: "Down", reason: told };
-  // Between two attempts: still down, or the tile would flicker.
+  // Between two attempts it still counts as down, or the tile would flicker.
   if (state === "CONNECTING" && reason) return { kind: "down", word: "Down", reason: told };
   if (state === "CONNECTING") return { kind: "warn", word: "Connecting", reason: "" };
   if (state === "ENDED") return { kind: "over", word: "Ended", reason: "" };
@@ -93,7 +93,7 @@ const SHAPES = {
   over: ["circle", { cx: 6, cy: 6, r: 3.4, fill: "none", stroke: "currentColor", "stroke-width": 1.6 }],
 };
 
-// A state is told by shape, word and colour, never by colour alone.
+// A state is shown by shape, word and colour, never by colour alone.
 export function pill() {
   const node = el("span", { class: "pill" });
   return {

@@ -1,4 +1,4 @@
-// The last minute of each camera, made of the counters that come once a second. Kept only here, in the browser.
+// The last minute of each camera, from the counters received once a second. Kept only here, in the browser.
 
 const KEPT_S = 61;
 
@@ -58,7 +58,7 @@ export class History {
     return frames > 0 ? (ends[1].sum - ends[0].sum) / frames : null;
   }
 
-  // As Prometheus's histogram_quantile: linear within a bucket.
+  // Like Prometheus's histogram_quantile: linear within a bucket.
   quantile(share, name, seconds = 60) {
     const ends = this.#ends(name, seconds);
     if (!ends) return null;
@@ -72,7 +72,7 @@ export class History {
     return low + ((this.bounds[at] - low) * (rank - below)) / (counts[at] - below);
   }
 
-  // [[seconds ago, mean latency in seconds or null], …], the oldest first.
+  // [[seconds ago, mean latency in seconds or null], …], oldest first.
   series(name) {
     const samples = this.#samples.get(name) ?? [];
     const now = samples.at(-1)?.at;
@@ -83,7 +83,7 @@ export class History {
   }
 }
 
-// A polyline's path in a box of `width` × `height`; a gap where there is no value. Time runs to the right edge.
+// A polyline's path in a box of `width` × `height`; a gap where a value is missing. The right edge is now.
 export function path(series, top, width, height) {
   let pen = false;
   let out = "";

@@ -1,4 +1,4 @@
-// Which view is shown, the state once a second, and what concerns all cameras.
+// Selects the view, fetches the state once a second, and shows what concerns all cameras.
 
 import { Camera } from "./camera.js";
 import { condition, count, el, fps, milliseconds, setText, span } from "./dom.js";
@@ -41,7 +41,7 @@ function route() {
   if (document.hidden) view.pause();
   if (!first) {
     window.scrollTo(0, 0);
-    (view.title ?? main).focus({ preventScroll: true }); // so that a screen reader begins where the eye does
+    (view.title ?? main).focus({ preventScroll: true }); // so that a screen reader starts at the title
   }
 }
 
@@ -69,7 +69,7 @@ function showTotals() {
   setText(foot, `${state.model} · ${state.backend} · streamd ${state.version}`);
 }
 
-// Changes for the worse and back, read out once; the first state of each camera is no news.
+// Read out each change to and from down once; the first state of a camera is not announced.
 function tellNews() {
   const words = [];
   for (const stream of state.streams) {
@@ -86,7 +86,7 @@ async function poll() {
   const began = Date.now();
   try {
     const answer = await fetch("state", { signal: AbortSignal.timeout(8000) });
-    if (!answer.ok) throw new Error(`streamd answers ${answer.status}`);
+    if (!answer.ok) throw new Error(`streamd responded with ${answer.status}`);
     state = await answer.json();
     skew = state.now - Date.now() / 1000;
     history.add(state);
@@ -95,15 +95,15 @@ async function poll() {
     showTotals();
     view.update(state, history, now());
   } catch (error) {
-    const old = state ? ` What you see is ${span(now() - state.now)} old.` : "";
-    tellTrouble("network", `No answer from streamd.${old}`);
+    const old = state ? ` The data shown is ${span(now() - state.now)} old.` : "";
+    tellTrouble("network", `No response from streamd.${old}`);
     console.warn(error);
   }
   document.body.dataset.stale = String(Boolean(trouble.network));
   timer = setTimeout(poll, Math.max(50, (document.hidden ? POLL_HIDDEN_MS : POLL_MS) - (Date.now() - began)));
 }
 
-// Nobody looks at a hidden tab: no pictures are made for it.
+// Nobody sees a hidden tab, so no pictures are requested for it.
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) view.pause();
   else {
@@ -125,7 +125,7 @@ function setTheme(theme) {
   try {
     localStorage.setItem("theme", theme);
   } catch {
-    // Storage may be forbidden; the choice then lasts as long as the page.
+    // Storage may be disabled; the choice then lasts as long as the page.
   }
 }
 button.addEventListener("click", () => setTheme(themes[(themes.indexOf(document.documentElement.dataset.theme) + 1) % themes.length]));

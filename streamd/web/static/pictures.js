@@ -1,4 +1,4 @@
-// Every picture in one answer without an end: browsers allow six connections to a host, and a wall has forty cameras.
+// All pictures in one endless response: browsers allow six connections to a host, and a wall may have forty cameras.
 
 const RETRY_MS = 3000;
 
@@ -7,13 +7,13 @@ export class Pictures {
   #timer = 0;
   #asked = "";
 
-  // onPicture(description, jpeg as Blob or null), onTrouble(text, empty when all is well)
+  // onPicture(description, jpeg as Blob or null), onTrouble(text, empty if there is none)
   constructor(onPicture, onTrouble) {
     this.onPicture = onPicture;
     this.onTrouble = onTrouble;
   }
 
-  // Asks for these cameras from now on; nothing is asked for while there are none.
+  // Requests these cameras from now on; requests nothing if there are none.
   show(streams, fps, width) {
     const asked = streams.length ? `pictures?fps=${fps}&width=${width}&streams=${streams.map(encodeURIComponent).join(",")}` : "";
     if (asked === this.#asked) return;
@@ -38,7 +38,7 @@ export class Pictures {
       await this.#read(answer.body.getReader());
     } catch (error) {
       if (controller.signal.aborted) return;
-      // A TypeError is the network's: the state poll tells of it.
+      // A TypeError means a network failure, which the state poll reports.
       this.onTrouble(error instanceof TypeError ? "" : error.message);
     }
     if (!controller.signal.aborted) this.#timer = setTimeout(() => this.#run(asked), RETRY_MS);
@@ -90,7 +90,7 @@ export class Shot {
   }
 
   async draw(description, jpeg) {
-    if (this.#drawing) return; // a slow machine skips pictures
+    if (this.#drawing) return; // a slow browser skips pictures
     this.#drawing = true;
     try {
       const bitmap = jpeg ? await createImageBitmap(jpeg) : null;
@@ -126,7 +126,7 @@ export class Shot {
     pen.fillStyle = "#aab4c0";
     pen.font = `${12 * density}px system-ui, sans-serif`;
     pen.textAlign = "center";
-    pen.fillText("boxes only: no picture at hand", left + width / 2, top + height - 10 * density);
+    pen.fillText("boxes only: no picture available", left + width / 2, top + height - 10 * density);
   }
 
   #box(pen, [x1, y1, x2, y2, score, label], left, top, scale, density) {
@@ -156,7 +156,7 @@ export class Shot {
   }
 }
 
-// "2 persons, 1 car", for those who do not see the picture.
+// "2 persons, 1 car", for screen readers.
 export function told(boxes) {
   const counts = new Map();
   for (const box of boxes) counts.set(box[5], (counts.get(box[5]) ?? 0) + 1);

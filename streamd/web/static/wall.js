@@ -154,7 +154,7 @@ export class Wall {
     setText(this.problems.number, count(wrong));
     this.problems.node.classList.toggle("alarm", wrong > 0);
     this.empty.hidden = shown > 0 || !this.#tiles.size;
-    setText(this.empty, this.#words ? "No camera has such a name here." : "No camera has a problem.");
+    setText(this.empty, this.#words ? "No camera matches this name." : "No camera has a problem.");
   }
 
   #settle() {
