@@ -321,7 +321,7 @@ class Metrics:
         )
         self.sink_dropped = Counter(
             "streamd_sink_dropped",
-            "Messages that a sink dropped; subscriber_slow: number of times a subscriber fell behind and lost messages.",
+            "Messages that a sink dropped; subscriber_slow: times a subscriber fell behind and lost some.",
             ["sink", "reason"],
             registry=registry,
         )
