@@ -30,9 +30,9 @@ def shares(names: list[str], count: int) -> dict[str, int]:
 
 
 def table(results: list[Result]) -> str:
-    """For docs/reliability.md."""
+    """For docs/reliability-evidence.md."""
     lines = [
-        "| target | read by | inputs | taken | refused | found | slowest ms | peak MB |",
+        "| target | read by | inputs | accepted | rejected | found | slowest ms | peak MB |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
         *(
             f"| `{r.target}` | {TARGETS[r.target].what} | {r.inputs} | {r.accepted} | {r.refused} | {len(r.findings)} "
