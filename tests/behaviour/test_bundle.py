@@ -114,7 +114,7 @@ def test_a_request_while_nothing_is_recorded_harms_nothing(tmp_path: Path) -> No
     with process(tmp_path, config) as running:
         live(tmp_path)
         running.send_signal(signal.SIGUSR2)
-        until(lambda: "nothing is recorded" in (tmp_path / "log").read_text())
+        until(lambda: "flight recorder is not running" in (tmp_path / "log").read_text())
         running.send_signal(signal.SIGTERM)
         assert running.wait(15) == 0
     assert not (tmp_path / "bundles").exists()

@@ -304,7 +304,7 @@ def test_a_leaking_decoder_is_ended(tmp_path: Path) -> None:
         for _ in source.frames():
             pass
     assert caught.value.reason == "decoder_memory"
-    assert "max_rss_mb is 100" in str(caught.value)
+    assert "max_rss_mb: 100" in str(caught.value)
     with opened(clip, max_rss_mb=2000) as source:
         assert sum(1 for _ in source.frames()) == 24
 
