@@ -1,4 +1,4 @@
-"""What every backend does with a model file before its vendor sees it: find it, hash it, settle its specification."""
+"""What every backend does with a model file before its vendor's library sees it: find it, hash it, specify it."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from streamd.types import ModelSpec, TensorSpec
 MAX_LABELS_BYTES = 1 << 20
 MAX_MODEL_BYTES = 4 << 30
 PLAN_SUFFIXES = (".plan", ".engine", ".trt")
-"""Endings of TensorRT plans."""
+"""File name suffixes of TensorRT plans."""
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-"""Where the models that come with streamd are: builtin:NAME is NAME.onnx there."""
+"""The folder of the bundled models: builtin:NAME is NAME.onnx there."""
 
 
 def _builtin(name: str) -> Path:
     known = {file.stem: file for file in ASSETS.glob("*.onnx")}
     if name not in known:
         listed = ", ".join(f"{BUILTIN}{stem}" for stem in sorted(known)) or "none in this installation"
-        raise ModelError(f"model {BUILTIN}{name}: streamd brings no such model; known: {listed}")
+        raise ModelError(f"model {BUILTIN}{name}: there is no such bundled model; available: {listed}")
     return known[name]
 
 
 def model_file(path: str) -> Path:
-    """The model at `path`, or the one that comes with streamd for builtin:NAME.
+    """The model at `path`, or the bundled one for builtin:NAME.
 
-    Checked to be a readable, non-empty file that nobody else may change.
+    Checks that it is a readable, non-empty file that nobody else can change.
 
     Raises:
-        ModelError: naming the path and what is wrong.
+        ModelError: names the path and what is wrong.
     """
     file = _builtin(path.removeprefix(BUILTIN)) if path.startswith(BUILTIN) else Path(os.path.expanduser(path))
     try:
@@ -55,14 +55,14 @@ def model_file(path: str) -> Path:
             if found.st_size == 0 and part == file:
                 raise ModelError(f"model {part}: is empty; export or copy it again")
             if found.st_size > MAX_MODEL_BYTES:
-                raise ModelError(f"model {part}: larger than {MAX_MODEL_BYTES} bytes; this is no detector")
+                raise ModelError(f"model {part}: larger than {MAX_MODEL_BYTES} bytes; expected a detector")
     except OSError as error:
         raise ModelError(f"model {file}: cannot be read: {error.strerror}") from error
     return file
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file (of the weights too, for an OpenVINO .xml)."""
+    """Hex SHA-256 of a file (including the weights of an OpenVINO .xml)."""
     digest = hashlib.sha256()
     for file in parts_of(path):
         with file.open("rb") as handle:
@@ -72,18 +72,18 @@ def sha256_of(path: Path) -> str:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The model's file, and the weights where an OpenVINO .xml has its own."""
+    """The model's file, and the weight file of an OpenVINO .xml."""
     weights = path.with_suffix(".bin")
     return [path, weights] if path.suffix == ".xml" and weights.exists() else [path]
 
 
 def read_labels(path: str, what: str = "model.labels") -> tuple[str, ...]:
-    """Class names from a text file, one a line. `what` names the setting in an error."""
+    """Class names from a text file, one per line. `what` names the setting in an error."""
     file = Path(os.path.expanduser(path))
-    text = read_text(file, MAX_LABELS_BYTES, what=f"{what}: {file}", expected="a text file, one name a line")
+    text = read_text(file, MAX_LABELS_BYTES, what=f"{what}: {file}", expected="a text file with one name per line")
     labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not labels:
-        raise ConfigError(f"{what}: {file} holds no names; expected one a line")
+        raise ConfigError(f"{what}: {file} contains no names; expected one per line")
     return labels
 
 
@@ -107,14 +107,14 @@ def _input_size(settings: ModelSettings, found: Sequence[int], path: Path) -> tu
     for name, have, want in (("height", height, wanted and wanted[0]), ("width", width, wanted and wanted[1])):
         if want is not None and have > 0 and have != want:
             raise ModelError(
-                f"model {path}: its input {name} is fixed at {have}, but model.input_size asks for {want}; "
-                "export the model at that size or remove input_size"
+                f"model {path}: its input {name} is fixed at {have}, but model.input_size is {want}; "
+                "export the model with that size or remove input_size"
             )
     if wanted is None:
         wanted = (640, 640)
     height, width = (have if have > 0 else want for have, want in zip((height, width), wanted, strict=True))
     if height % 32 or width % 32:
-        raise ModelError(f"model {path}: input size {height}×{width} must be a multiple of 32 both ways")
+        raise ModelError(f"model {path}: input size {height}×{width} must be a multiple of 32 in both directions")
     return height, width
 
 
@@ -127,15 +127,15 @@ def settle_spec(
     metadata: Mapping[str, str],
     max_batch: int,
 ) -> ModelSpec:
-    """Merges what the vendor found with the sidecar and the configuration, which win in this order.
+    """Merges the vendor's findings with the sidecar and the configuration, which take precedence in this order.
 
     Args:
         inputs: as found; -1 for a dynamic dimension.
         outputs: as found; replaced by the caller once shapes are fixed.
-        max_batch: the batch the backend wants, before the model's own limit.
+        max_batch: the batch that the backend wants, before the model's own limit.
 
     Raises:
-        ModelError: not one 4-D image input, or a contradiction between file and settings.
+        ModelError: there is not exactly one 4-D image input, or file and settings contradict each other.
     """
     sidecar: Sidecar = read_sidecar(path)
     if sidecar.sha256 is not None and sidecar.sha256 != sha256:

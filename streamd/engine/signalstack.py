@@ -1,8 +1,8 @@
-"""The calling thread's stack for signal handlers, kept from a library that exchanges it.
+"""Preserves the calling thread's signal stack from a library that replaces it.
 
-OpenVINO gives the thread that compiles a model another one, and gives back what it found when the model goes. Two
-models that do not go in the reverse order of their coming leave the thread with a stack that is no longer there, and
-the next signal, a Ctrl-C or SIGTERM, is a segmentation fault: Python's handlers run on that stack.
+OpenVINO replaces the signal stack of the thread that compiles a model, and restores the previous one when the model is
+destroyed. Two models that are not destroyed in reverse order leave the thread with a stack that no longer exists, and
+the next signal (Ctrl-C or SIGTERM) is a segmentation fault, because Python's handlers run on that stack.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class _Stack(ctypes.Structure):
 
 
 def signal_stack() -> tuple[int, int, int]:
-    """Address (0 for none), flags and bytes of the calling thread's."""
+    """Address (0 for none), flags and size of the calling thread's signal stack."""
     found = _Stack()
     if (ask := getattr(ctypes.CDLL(None), "sigaltstack", None)) is not None:
         ask(None, ctypes.byref(found))
@@ -28,7 +28,7 @@ def signal_stack() -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def signal_stack_kept() -> Iterator[None]:
-    """The calling thread has the same one after the block as before."""
+    """Restores the calling thread's signal stack after the block."""
     before = signal_stack()
     try:
         yield

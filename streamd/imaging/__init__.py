@@ -1,1 +1,1 @@
-"""Scaling pictures on the host: the letterbox on the decoder's own planes, and its reference."""
+"""Scales pictures on the host: the letterbox on the decoder's own planes, and its reference implementation."""

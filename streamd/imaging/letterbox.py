@@ -1,8 +1,8 @@
 """The letterbox on the CPU: from the decoder's own planes straight to the network's size.
 
 Each plane is scaled by `cv2.resize` from its own resolution to the network's, and only that small picture is converted
-to RGB, by one 3×4 matrix. Nothing touches a full-size RGB picture, and chroma is interpolated once, as the reference
-does it. Formats that are not in the table below go through swscale whole.
+to RGB, by one 3×4 matrix. There is never a full-size RGB picture, and chroma is interpolated once, as in the reference.
+Formats that are not in the table below are converted entirely by swscale.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _PlaneShape(NamedTuple):
 
 
 class _Format(NamedTuple):
-    """How a pixel format lies in memory."""
+    """Memory layout of a pixel format."""
 
     planes: tuple[_PlaneShape, ...]
     bytes: int = 1
@@ -88,7 +88,7 @@ def _view(
 
 
 class _Plan:
-    """Everything that one geometry needs, made once: the small planes, the merged picture and the matrix."""
+    """Everything that one geometry needs, created once: the small planes, the merged picture and the matrix."""
 
     def __init__(self, frame: Frame, input_width: int, input_height: int, color: Literal["RGB", "BGR"]) -> None:
         picture = frame.picture
@@ -120,7 +120,7 @@ class _Plan:
         self._matrix = _matrix(picture, known, color) if known is not None and known.kind == "yuv" else None
 
     def _make_fallback(self, picture: Picture) -> None:
-        """swscale does all of it, from the whole picture."""
+        """Converts the whole picture with swscale."""
         from av.video.reformatter import Interpolation, VideoReformatter
 
         self._reformatter = VideoReformatter()
@@ -169,7 +169,7 @@ class _Plan:
         if self.known is None:
             small = self._reformatter.reformat(picture.video_frame(), **self._reformat)
             scaled = _view(small, 0, _PlaneShape(0, 0, 3), *self.size, 1)
-            # np.rot90 turns counter-clockwise and copies nothing.
+            # np.rot90 rotates counter-clockwise without copying.
             into[:] = np.rot90(scaled, -self.turns)
             return
         self._shrink(picture, self.known)
@@ -200,7 +200,7 @@ class HostLetterbox:
         self._plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
         import cv2
 
-        # One small picture gains nothing from a pool of threads that the engine and the decoders need.
+        # One small picture gains nothing from a thread pool, whose threads the engine and the decoders need.
         cv2.setNumThreads(1)
         self._refused: type[Exception] = cv2.error
 
@@ -222,14 +222,14 @@ class HostLetterbox:
         Args:
             frame: any supported pixel format, on the host.
             into: the slot's own input, written in place.
-            last: the letterbox that `into` holds already: its padding is kept where the geometry is the same.
+            last: the letterbox that `into` already contains: its padding is kept if the geometry is the same.
 
         Raises:
             FrameError: the picture is on a device, or cannot be converted.
         """
         if frame.picture.device is not None:
             raise FrameError(
-                f"stream {frame.stream}: the picture is in GPU memory and this backend reads host memory; "
+                f"stream {frame.stream}: the picture is in GPU memory, but this backend reads host memory; "
                 "set decode: software"
             )
         plan = self._plan(frame)

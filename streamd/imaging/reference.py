@@ -1,4 +1,4 @@
-"""The letterbox in plain NumPy: the oracle every backend's preprocessing is compared with. Never on the hot path.
+"""The letterbox in plain NumPy: the reference for every backend's preprocessing. Never on the hot path.
 
 Bilinear interpolation takes four taps at half-pixel centres (source = (target + 0.5) × ratio − 0.5, edges clamped),
 each plane at its own resolution, and converts to RGB after scaling, as a GPU texture unit and `cv2.resize` do.
@@ -52,7 +52,7 @@ def planes(picture: Picture) -> tuple[list[Plane], bool]:
     """The picture's planes as 8-bit code values in float64, (H, W, C) each, and whether they are YUV.
 
     Raises:
-        ValueError: a pixel format the reference does not know, or a picture in device memory.
+        ValueError: an unsupported pixel format, or a picture in device memory.
     """
     if picture.device is not None:
         raise ValueError("the reference reads host pictures only")
@@ -69,7 +69,7 @@ def planes(picture: Picture) -> tuple[list[Plane], bool]:
         case "nv12":
             return [_plane(picture, 0, width, height), _plane(picture, 1, *half, channels=2)], True
         case "p010le":
-            # Ten bits in the upper part of sixteen: /256 gives the 8-bit scale.
+            # Ten bits in the upper part of sixteen: dividing by 256 gives the 8-bit scale.
             luma = _plane(picture, 0, width, height, depth=16) / 256
             return [luma, _plane(picture, 1, *half, channels=2, depth=16) / 256], True
         case "yuv420p10le":
@@ -109,7 +109,7 @@ def _bilinear(plane: Plane, roi: Box, width: int, height: int, full: tuple[int, 
 
 
 def looked_at(frame: Frame) -> Box:
-    """The part of the upright picture that is scaled: the crop, or all of it.
+    """The part of the upright picture to scale: the crop, or all of it.
 
     Raises:
         FrameError: the crop does not lie inside the picture.
@@ -158,7 +158,7 @@ def letterbox_rgb(
         full_range = picture.full_range or picture.format.startswith("yuvj")
         matrix, offset = yuv_to_rgb_matrix(picture.matrix, full_range)
         scaled = np.clip((scaled - offset) @ matrix.T, 0, 255)
-    # np.rot90 turns counter-clockwise.
+    # np.rot90 rotates counter-clockwise.
     scaled = np.rot90(scaled, -picture.rotation // 90)
     if color == "BGR":
         scaled = scaled[:, :, ::-1]

@@ -1,1 +1,1 @@
-"""What may be believed and what may be told: file permissions, and secrets kept out of every output."""
+"""Which files can be trusted, and how secrets are kept out of every output."""

@@ -1,7 +1,7 @@
-"""Whether a file may be believed, and reading no more of it than makes sense.
+"""Checks whether a file can be trusted, and limits how much of it is read.
 
-A configuration decides what is read, written and sent where; a TensorRT plan is code. So whoever can change one of them
-acts as the daemon. Only root, the daemon's own user and those that `STREAMD_TRUSTED_UIDS` names may be able to.
+A configuration determines what is read, written and sent where, and a TensorRT plan is code: whoever can change one of
+them acts as the daemon. Only root, the daemon's own user and the users in `STREAMD_TRUSTED_UIDS` may be able to.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 from streamd.errors import ConfigError
 
 VARIABLE = "STREAMD_TRUSTED_UIDS"
-"""Numbers of further users whose files are believed, with commas between."""
+"""Comma-separated ids of further users whose files are trusted."""
 
 
 def distrust(found: os.stat_result) -> str | None:
-    """Why a file should not be believed and what to do about it, or None.
+    """Why a file should not be trusted and what to do about it, or None.
 
     Args:
         found: from `os.stat` or, better, `os.fstat`.
     """
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        return None  # a pipe is our parent's word; a device is the administrator's
+        return None  # a pipe comes from our parent; a device belongs to the administrator
     mode = f"mode {stat.S_IMODE(found.st_mode):04o}"
     if found.st_mode & stat.S_IWOTH:
         return f"every user may change it ({mode}); chmod o-w it"
@@ -36,14 +36,14 @@ def distrust(found: os.stat_result) -> str | None:
             f"belongs to {owner}, who could change it at any time; chown it to root"
             f"{f' or {_user(os.geteuid())}' if os.geteuid() else ''}, or set {VARIABLE}={found.st_uid}"
         )
-    # A group of one's own (umask 002) is the rule on many systems, root's group writes in containers of arbitrary uids.
+    # Private user groups (umask 002) are common, and root's group has write access in containers with arbitrary uids.
     if found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid()):
         return f"everybody in group {_group(found.st_gid)} may change it ({mode}); chmod g-w it"
     return None
 
 
 def in_container() -> bool:
-    """Whether this is a container: whoever mounts files into one decides whose they are, and nobody else is in it."""
+    """Whether this is a container: whoever mounts files into it decides their owner, and nobody else is in it."""
     return (
         any(os.path.exists(mark) for mark in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container"))
         or "KUBERNETES_SERVICE_HOST" in os.environ
@@ -67,16 +67,16 @@ def _group(number: int) -> str:
 
 
 def read_bytes(path: Path, limit: int, *, what: str, expected: str) -> bytes:
-    """The content of a file that may be believed.
+    """The content of a trusted file.
 
     Args:
         path: the file.
-        limit: most bytes that it may have; a device or pipe is not read any further either.
-        what: how an error begins; it names the file.
+        limit: maximum size in bytes; a device or pipe is not read any further either.
+        what: start of the error message, naming the file.
         expected: what the file should be, for the error.
 
     Raises:
-        ConfigError: it cannot be read, is larger, or somebody else may change it.
+        ConfigError: it cannot be read, is larger, or others can change it.
     """
     try:
         with path.open("rb") as file:
@@ -96,7 +96,7 @@ def read_text(path: Path, limit: int, *, what: str, expected: str) -> str:
     """See `read_bytes`; the file is UTF-8 text.
 
     Raises:
-        ConfigError: so it is for `read_bytes`, or it is no such text.
+        ConfigError: as for `read_bytes`, or it is not such text.
     """
     try:
         return read_bytes(path, limit, what=what, expected=expected).decode("utf-8")

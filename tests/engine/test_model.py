@@ -66,7 +66,7 @@ def test_a_model_that_comes_with_streamd_is_asked_for_by_name(tmp_path: Path, mo
     with pytest.raises(ModelError, match=r"model builtin:cats: .* known: builtin:road6, builtin:road6_float"):
         model_file("builtin:cats")
     for name in ("", "../assets/road6", "road6.onnx"):
-        with pytest.raises(ModelError, match="streamd brings no such model"):
+        with pytest.raises(ModelError, match="there is no such bundled model"):
             model_file(BUILTIN + name)
     config = tmp_path / "c.yaml"
     config.write_text('model: {path: "builtin:road6"}\nstreams: [{id: a, url: x.mp4}]\n')

@@ -1,8 +1,8 @@
-"""FP16 for builders that take precisions from the ONNX file only (TensorRT 11, TensorRT-RTX).
+"""FP16 for builders that take precisions only from the ONNX file (TensorRT 11, TensorRT-RTX).
 
-Where older builders had an FP16 flag, the file itself must say float16. Only the network proper is converted: what
-lies between the image and the last convolution of each branch. The decoding behind it stays in float32, for float16
-steps are half a pixel from 512 on; so do shape arithmetic and the sizes that Resize takes.
+Older builders had an FP16 flag; here the file itself must say float16. Only the network proper is converted: everything
+between the image and the last convolution of each branch. The decoding after it stays in float32, because float16 steps
+are half a pixel from 512 on; so do shape arithmetic and the sizes used by Resize.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streamd.errors import BackendError, ModelError
 
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FLOAT_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
-"""Inputs that ONNX allows in float32 only."""
+"""Inputs for which ONNX allows float32 only."""
 _SIZES = frozenset({"Shape", "Size"})
 _BODIES = frozenset({"If", "Loop", "Scan"})
 
@@ -30,7 +30,7 @@ def to_half(path: Path) -> bytes:
 
     Raises:
         BackendError: the package onnx is not installed.
-        ModelError: the model cannot be read, or holds branches or loops, which are not converted.
+        ModelError: the model cannot be read, or contains branches or loops, which are not converted.
     """
     try:
         import onnx
@@ -41,14 +41,14 @@ def to_half(path: Path) -> bytes:
             f"needs the package onnx ({error}); pip install 'streamd[quantize]', or set precision: fp32"
         ) from error
     try:
-        # Types of intermediate tensors are wanted; loading also gathers weights that lie in other files.
+        # Types of intermediate tensors are needed; loading also reads weights from external files.
         model = shape_inference.infer_shapes(onnx.load(str(path)))
     except Exception as error:
         raise ModelError(f"model {path}: is not a valid ONNX file: {error}") from error
     bodies = {node.op_type for node in model.graph.node} & _BODIES
     if bodies:
         raise ModelError(
-            f"model {path}: cannot be converted to float16, for it holds {', '.join(sorted(bodies))}; set precision: "
+            f"model {path}: cannot be converted to float16: it contains {', '.join(sorted(bodies))}; set precision: "
             "fp32, or export it in float16"
         )
     _Half(model.graph).convert()
@@ -73,7 +73,7 @@ class _Half:
         self.casts: dict[tuple[str, int], str] = {}
 
     def _constants_to_initializers(self) -> None:
-        """So that a constant has one form, and can be had in both types."""
+        """Gives constants a single form, so that both types can be derived from it."""
         kept = []
         for node in self.graph.node:
             values = [a.t for a in node.attribute if a.name == "value"]
@@ -86,7 +86,7 @@ class _Half:
         self.graph.node.extend(kept)
 
     def _chosen(self) -> list[bool]:
-        """Per node: True where it lies between the image and a convolution."""
+        """Per node: True if it lies between the image and a convolution."""
         nodes = self.graph.node
         weights = set(self.initializers)
         seen = {i.name for i in self.graph.input} - weights
@@ -119,7 +119,7 @@ class _Half:
         nodes: list[Any] = []
         for node, half in zip(self.graph.node, chosen, strict=True):
             keep = _FLOAT_INPUTS.get(node.op_type, ())
-            # A size is the same in either type.
+            # A size is identical in both types.
             for i, name in enumerate(node.input if node.op_type not in _SIZES else ()):
                 if not name or self.types.get(name, self.float32) != self.float32:
                     continue
@@ -138,7 +138,7 @@ class _Half:
         self._drop_unused(nodes)
 
     def _as(self, name: str, to: int, nodes: list[Any]) -> str:
-        """`name` in type `to`: a converted copy of a constant, a Cast of anything else, made once."""
+        """`name` in type `to`: a converted copy of a constant, or a Cast of anything else, created once."""
         if (name, to) in self.casts:
             return self.casts[name, to]
         new = f"{name}_{'half' if to == self.float16 else 'float'}"
@@ -152,7 +152,7 @@ class _Half:
         return new
 
     def _restore_outputs(self, half_tensors: Iterable[str], nodes: list[Any]) -> None:
-        """A graph output that became float16 is renamed inside, and cast back under its own name."""
+        """Renames a graph output that became float16, and casts it back under its own name."""
         for output in self.graph.output:
             name = output.name
             if name not in half_tensors:
@@ -166,7 +166,7 @@ class _Half:
             nodes.append(self.helper.make_node("Cast", [inside], [name], name=f"{name}_cast", to=self.float32))
 
     def _drop_unused(self, nodes: Iterable[Any]) -> None:
-        """Float32 weights whose float16 copies replaced them."""
+        """Removes float32 weights that were replaced by float16 copies."""
         used = {name for node in nodes for name in node.input} | {o.name for o in self.graph.output}
         kept = [t for t in self.graph.initializer if t.name in used]
         del self.graph.initializer[:]

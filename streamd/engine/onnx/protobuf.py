@@ -1,4 +1,4 @@
-"""Protobuf's wire format, as far as ONNX files need it: a machine that only runs models has no `onnx` package."""
+"""The part of protobuf's wire format that ONNX files need: a machine that only runs models has no `onnx` package."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 class Broken(Exception):
-    """The bytes are not what protobuf allows."""
+    """The bytes are not valid protobuf."""
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The number at `at`, and where it ends.
+    """The number at `at`, and the position after it.
 
     Raises:
-        Broken: it is cut off or longer than 64 bits.
+        Broken: it is truncated or longer than 64 bits.
     """
     value = shift = 0
     while True:
@@ -33,7 +33,7 @@ def spans(data: memoryview) -> Iterator[tuple[int, memoryview, int, memoryview]]
     """Each field as (number, all its bytes, value of a varint, content of one with a length).
 
     Raises:
-        Broken: cut off, or no protobuf.
+        Broken: truncated, or not protobuf.
     """
     at, empty = 0, data[:0]
     while at < len(data):
@@ -78,7 +78,7 @@ def packed(value: int) -> bytes:
 
 
 def field(tag: int, value: int | bytes | memoryview) -> bytes:
-    """The bytes of a field: a varint of an int, else its length and content."""
+    """The bytes of a field: a varint for an int, otherwise its length and content."""
     if isinstance(value, int):
         return packed(tag << 3 | VARINT) + packed(value)
     return b"".join((packed(tag << 3 | BYTES), packed(len(value)), value))

@@ -1,7 +1,7 @@
-"""The few facts of an ONNX file that a plan depends on, read from its protobuf fields directly.
+"""The few facts about an ONNX file that a plan depends on, read directly from its protobuf fields.
 
-A machine that only runs models has no `onnx` package, and needs none: fields are walked by their lengths (see
-onnx.proto for the numbers), which also finds a file that was cut short.
+A machine that only runs models has no `onnx` package and needs none: fields are walked by their lengths (see onnx.proto
+for the numbers), which also detects a truncated file.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from streamd.errors import ModelError
 from streamd.types import TensorSpec
 
 _GRAPH = 7
-"""Its number in ModelProto."""
+"""Field number in ModelProto."""
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 MOVERS = frozenset(
     {"Concat", "MaxPool", "Resize", "Upsample", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze",
      "Flatten", "Identity", "DepthToSpace", "SpaceToDepth", "Pad"}
 )  # fmt: skip
-"""Operators that only choose or move values."""
+"""Operators that only select or move values."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,23 @@ class OnnxNode:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What was read."""
+    """The facts about an ONNX file."""
 
     path: Path
     sha256: str
     """Of the file."""
     content_sha256: str
-    """Of the file and, where its weights lie outside it, of those files too."""
+    """Of the file and its external weight files, if any."""
     inputs: tuple[TensorSpec, ...]
-    """Without those that are only weights; -1 for a dynamic dimension."""
+    """Inputs without initialisers (weights); -1 for a dynamic dimension."""
     nodes: tuple[OnnxNode, ...]
     metadata: dict[str, str]
     outputs: tuple[str, ...] = ()
-    """Names of the tensors that come out."""
+    """Names of the output tensors."""
 
     @cached_property
     def ends_in_sigmoid(self) -> bool:
-        """True where a sigmoid is the last arithmetic before a whole output: YOLOv5 rows like that are not decoded."""
+        """True if a sigmoid is the last arithmetic before a whole output: such YOLOv5 rows are not decoded."""
         makers = {name: node for node in self.nodes for name in node.outputs if node.operator != "Constant"}
         computed = makers.keys() | {tensor.name for tensor in self.inputs}
         for output in self.outputs:
@@ -68,7 +68,7 @@ class OnnxFile:
                 if node is None or node.operator not in MOVERS:
                     last.add(node.operator if node is not None else "")
                     continue
-                # Of the others only the first input is data; Concat's are all, but for constants.
+                # All inputs of Concat except constants are data; of the others, only the first is.
                 above = computed & set(node.inputs if node.operator == "Concat" else node.inputs[:1]) - seen
                 seen |= above
                 waiting += above
@@ -78,7 +78,7 @@ class OnnxFile:
 
     @cached_property
     def quantized(self) -> bool:
-        """True where the model carries Q/DQ nodes."""
+        """True if the model has Q/DQ nodes."""
         return any(node.operator in QUANTIZERS for node in self.nodes)
 
 
@@ -109,7 +109,7 @@ def _pair(data: memoryview) -> tuple[str, str]:
 
 
 def _weights(data: memoryview) -> tuple[str, str | None]:
-    """Name of a TensorProto and the file its data lies in, where that is another one."""
+    """Name of a TensorProto, and the external file of its data, if any."""
     name, where = "", None
     for number, _, body in fields(data):
         if number == 8:
@@ -144,14 +144,14 @@ def read_node(data: memoryview) -> OnnxNode:
 
 
 def change_graph(model: bytes, change: Callable[[memoryview], bytes | None]) -> bytes:
-    """An ONNX file with another graph.
+    """An ONNX file with a modified graph.
 
     Args:
         model: the file's bytes.
-        change: takes the bytes of the GraphProto and returns others, or None where there is nothing to change.
+        change: takes the bytes of the GraphProto and returns new ones, or None if there is nothing to change.
 
     Returns:
-        The same bytes where there is nothing to change, and of a file that is no ONNX: the parser will name it.
+        The same bytes if there is nothing to change or the file is not ONNX, which the parser will report.
     """
     try:
         parts = list(spans(memoryview(model)))
@@ -166,11 +166,11 @@ def change_graph(model: bytes, change: Callable[[memoryview], bytes | None]) -> 
 def _content_sha256(path: Path, digest: hashlib._Hash, outside: list[str]) -> str:
     for name in outside:
         file = path.parent / name
-        # ONNX wants a relative path below the model's folder. A device would be read for ever.
+        # ONNX requires a relative path below the model's folder. A device would be read forever.
         below = "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
         if not below or (file.exists() and not file.is_file()):
             raise ModelError(
-                f"model {path}: its weights lie in {name!r}, which is no file below its folder; export it again"
+                f"model {path}: its weights are in {name!r}, which is not a file below its folder; export it again"
             )
         try:
             with file.open("rb") as handle:
@@ -178,17 +178,17 @@ def _content_sha256(path: Path, digest: hashlib._Hash, outside: list[str]) -> st
                     digest.update(block)
         except OSError as error:
             raise ModelError(
-                f"model {path}: its weights lie in {file}, which cannot be read: {error.strerror}; "
-                "copy that file beside the model"
+                f"model {path}: its weights are in {file}, which cannot be read: {error.strerror}; "
+                "copy that file next to the model"
             ) from error
     return digest.hexdigest()
 
 
 def read_onnx(path: Path) -> OnnxFile:
-    """Reads what `OnnxFile` holds; weights are skipped over.
+    """Reads the facts in `OnnxFile`; weights are skipped.
 
     Raises:
-        ModelError: unreadable, not ONNX, cut short, or without a graph.
+        ModelError: unreadable, not ONNX, truncated, or without a graph.
     """
     try:
         data = path.read_bytes()
@@ -200,7 +200,7 @@ def read_onnx(path: Path) -> OnnxFile:
         return _read(path, memoryview(data))
     except Broken:
         raise ModelError(
-            f"model {path}: is not a whole ONNX file (cut short or damaged); export or copy it again"
+            f"model {path}: is not a complete ONNX file (truncated or damaged); export or copy it again"
         ) from None
 
 

@@ -1,8 +1,8 @@
-"""The first convolution of a Q/DQ model, in float.
+"""Makes the first convolution of a Q/DQ model float.
 
-A picture has three channels, and INT8 convolutions read 32 at a time: of what a stem's INT8 kernel reads and multiplies
-nine tenths are padding. As the file tells TensorRT to compute it in INT8, TensorRT does. Here the pairs around it are
-taken away, and the builder is free to choose half precision.
+A picture has three channels, but INT8 convolutions read 32 at a time: nine tenths of what a stem's INT8 kernel reads
+and multiplies is padding. TensorRT computes it in INT8 because the file says so. Here the pairs around it are removed,
+so that the builder is free to choose half precision.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streamd.engine.onnx.reader import OnnxNode, change_graph, read_node, tensor
 _NODE, _WEIGHT, _INPUT, _OUTPUT = 1, 5, 11, 12
 _NODE_INPUT = 1
 MOST_CHANNELS = 4
-"""Of a picture: beyond, INT8 kernels are no longer wasted."""
+"""Channels of a picture: with more, INT8 kernels are no longer wasted."""
 
 
 def _weight(data: memoryview) -> tuple[str, list[int]]:
@@ -27,7 +27,7 @@ def _weight(data: memoryview) -> tuple[str, list[int]]:
 
 
 def _unpaired(name: str, makers: dict[str, OnnxNode]) -> str | None:
-    """What a QuantizeLinear with its DequantizeLinear was made of, where `name` comes out of such a pair."""
+    """The input of the Q/DQ pair that `name` comes out of, if it does."""
     for operator in ("DequantizeLinear", "QuantizeLinear"):
         node = makers.get(name)
         if node is None or node.operator != operator or not node.inputs:
@@ -37,7 +37,7 @@ def _unpaired(name: str, makers: dict[str, OnnxNode]) -> str | None:
 
 
 def _graph(data: memoryview) -> bytes | None:
-    """The graph with float stems; None where it has no other."""
+    """The graph with float stems; None if it has no others."""
     parts = list(spans(data))
     shapes = dict(_weight(body) for tag, _, _, body in parts if tag == _WEIGHT)
     named = [
@@ -61,7 +61,7 @@ def _graph(data: memoryview) -> bytes | None:
     uses.update(name for i in changed for name in (*changed[i], *nodes[i].inputs[2:]))
     uses.update(outputs)
     unused: set[int] = set()
-    # A pair that nothing reads any more goes, last half first.
+    # Remove pairs that nothing reads any more, last half first.
     for i, node in sorted(nodes.items(), reverse=True):
         if node.operator in ("QuantizeLinear", "DequantizeLinear") and not any(uses[name] for name in node.outputs):
             unused.add(i)
@@ -74,19 +74,19 @@ def _graph(data: memoryview) -> bytes | None:
 
 
 def _reading(node: memoryview, first: tuple[str, str]) -> bytes:
-    """A NodeProto whose first inputs are others."""
+    """A NodeProto with its first inputs replaced."""
     rest = [text(body) for tag, _, body in fields(node) if tag == _NODE_INPUT][len(first) :]
     kept = b"".join(whole for tag, whole, _, _ in spans(node) if tag != _NODE_INPUT)
     return b"".join(field(_NODE_INPUT, name.encode()) for name in (*first, *rest)) + kept
 
 
 def float_stem(model: bytes) -> bytes:
-    """An ONNX file whose convolutions that read the picture itself have no Q/DQ pairs on picture and weights.
+    """Removes the Q/DQ pairs on picture and weights of the convolutions that read the picture itself.
 
     Args:
-        model: the file's bytes; its weights as float32 with whole pairs (see `weights.in_float`).
+        model: the file's bytes, with float32 weights and complete pairs (see `weights.in_float`).
 
     Returns:
-        The same bytes where there is nothing to do, or no ONNX in them.
+        The modified file, or the same bytes if there is nothing to do or the file is not ONNX.
     """
     return change_graph(model, _graph)

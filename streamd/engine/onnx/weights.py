@@ -1,9 +1,9 @@
-"""INT8 weights for builders that know them in float only.
+"""Converts INT8 weights for builders that accept float weights only.
 
-A compact Q/DQ model (`streamd quantize --compact`, and the bundled one) stores weights as INT8 with the dequantising
-half of their pair. TensorRT 8.5.3 parses that and then fails an assertion while building; it wants float weights and
-the whole pair, as `stem` does. Since a multiple of the scale divided by the scale is that multiple again, both say the
-same.
+A compact Q/DQ model (`streamd quantize --compact`, and the bundled one) stores weights as INT8 with only the
+dequantizing half of their pair. TensorRT 8.5.3 parses that, but then fails an assertion while building; it needs float
+weights and the complete pair, and so does `stem`. A multiple of the scale divided by the scale is that multiple again,
+so both forms are identical in value.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _NUMPY: Mapping[int, str] = {_FLOAT: "<f4", _INT8: "i1"}
 
 
 def _axis(node: memoryview) -> int | None:
-    """Of a DequantizeLinear node; None where it has other attributes, too."""
+    """The axis of a DequantizeLinear node; None if it has other attributes."""
     axis = 1
     for attribute in (body for tag, _, body in fields(node) if tag == _ATTRIBUTE):
         if [text(body) for tag, _, body in fields(attribute) if tag == 1] != ["axis"]:
             return None
         axis = next((value for tag, value, _ in fields(attribute) if tag == 3), 0)
-        axis -= axis >> 63 << 64  # negative ones count from the end
+        axis -= axis >> 63 << 64  # negative axes count from the end
     return axis
 
 
 def _tensor(data: memoryview) -> tuple[str, npt.NDArray[np.generic] | None]:
-    """Name and values of a TensorProto; None where they are neither float32 nor INT8, or not in the file itself."""
+    """Name and values of a TensorProto; None if they are neither float32 nor INT8, or stored externally."""
     shape = tensor_shape(data)
     kind, name, raw = 0, "", None
     for tag, value, body in fields(data):
@@ -54,7 +54,7 @@ def _tensor(data: memoryview) -> tuple[str, npt.NDArray[np.generic] | None]:
 def _in_float(
     weight: npt.NDArray[np.generic], scale: npt.NDArray[np.generic], axis: int
 ) -> npt.NDArray[np.float32] | None:
-    """The weights, where quantising them by `scale` gives back the same numbers."""
+    """The weights in float, if quantizing them by `scale` gives the same numbers again."""
     step = scale.astype(np.float32)
     if scale.dtype != np.float32 or scale.ndim > 1:
         return None
@@ -77,12 +77,12 @@ def _quantize(node: OnnxNode, axis: int, source: str) -> bytes:
     out = node.inputs[0]
     body = b"".join(field(1, name.encode()) for name in (source, *node.inputs[1:]))
     body += field(2, out.encode()) + field(3, f"{out}_again".encode()) + field(4, b"QuantizeLinear")
-    # As ONNX writes it: a negative number is its two's complement of 64 bits.
+    # As ONNX writes it: negative numbers as 64-bit two's complement.
     return body + field(_ATTRIBUTE, field(1, b"axis") + field(3, axis % (1 << 64)) + field(20, 2))
 
 
 def _graph(data: memoryview) -> bytes | None:
-    """The graph with float weights; None where it has no INT8 weights that can be had so."""
+    """The graph with float weights; None if it has no INT8 weights that can be converted."""
     parts = list(spans(data))
     weights = {i: _tensor(body) for i, (tag, _, _, body) in enumerate(parts) if tag == _WEIGHT}
     tensors = dict(weights.values())
@@ -117,15 +117,15 @@ def _graph(data: memoryview) -> bytes | None:
 
 
 def in_float(model: bytes) -> bytes:
-    """An ONNX file with every INT8 weight as float32 and a QuantizeLinear before its DequantizeLinear: equal in value.
+    """Converts every INT8 weight to float32 with a QuantizeLinear before its DequantizeLinear: identical in value.
 
-    What is not known here (weights in other files, zero points other than 0, blocks) is left as it is; so is a file
-    that is no ONNX, which the parser will name.
+    Unsupported cases (external weights, zero points other than 0, blocks) are left unchanged; so is a file that is not
+    ONNX, which the parser will report.
 
     Args:
         model: the file's bytes.
 
     Returns:
-        The same bytes where there is nothing to do.
+        The modified file, or the same bytes if there is nothing to do.
     """
     return change_graph(model, _graph)

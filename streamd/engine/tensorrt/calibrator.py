@@ -1,8 +1,8 @@
-"""Implicit INT8 (TensorRT up to 10): the entropy calibrator, with a cache that knows what it was made from.
+"""Implicit INT8 (TensorRT up to 10): the entropy calibrator, with a cache that records what it was made from.
 
 TensorRT runs the float network over the batches, collects a histogram of every activation and chooses the clipping
-range with the least relative entropy (its "entropy calibration 2"). It knows nothing of where the images came from, and
-would take any cache for its own: so a cache has a file beside it (`FILE.json`) that names its key.
+range with the least relative entropy (its "entropy calibration 2"). It does not know where the images came from and
+would accept any cache, so a cache has a file beside it (`FILE.json`) that records its key.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Calibration:
     """What to calibrate with: batches, a cache, or both."""
 
     sha256: str
-    """Over model, images, their number and the batch size."""
+    """Hash over model, images, their number and the batch size."""
     batch_size: int = 8
     batches: Callable[[], Iterator[Float32Array]] | None = field(default=None, compare=False)
-    """Called once; yields (batch_size, 3, H, W) arrays, scaled as the network wants them."""
+    """Called once; yields (batch_size, 3, H, W) arrays, scaled as the network expects."""
     cache: Path | None = None
 
 
@@ -44,18 +44,20 @@ def _cache_note(cache: Path) -> Path:
 
 
 def read_cache(calibration: Calibration) -> bytes | None:
-    """The calibration cache, where there is one that fits.
+    """The calibration cache, if there is one that fits.
 
     Raises:
-        ConfigError: it cannot be read; or there is none that fits, and no images to calibrate with either.
+        ConfigError: it cannot be read, or none fits and there are no images to calibrate with either.
     """
     cache, why = calibration.cache, "no --calibration-cache was given"
     if cache is not None:
         try:
             if cache.stat().st_size > MAX_CACHE_BYTES:
-                raise ConfigError(f"calibration cache {cache}: larger than {MAX_CACHE_BYTES} bytes; not a cache")
+                raise ConfigError(
+                    f"calibration cache {cache}: larger than {MAX_CACHE_BYTES} bytes; expected a calibration cache"
+                )
             data = cache.read_bytes()
-            # Without images there is nothing to compare its key with: the caller's word for it.
+            # Without images there is no key to compare with: trust the caller.
             if calibration.batches is None or _key_of(cache) == calibration.sha256:
                 log.info("calibration cache used", cache=str(cache))
                 return data
@@ -80,10 +82,10 @@ def _key_of(cache: Path) -> str | None:
 
 
 def make_calibrator(trt: Trt, calibration: Calibration) -> Any:
-    """An IInt8EntropyCalibrator2. Keep it alive until the build is done, then `close` it and look at its `error`.
+    """An IInt8EntropyCalibrator2. Keep it alive until the build is done, then `close` it and check its `error`.
 
     Raises:
-        BackendError: this TensorRT has no implicit INT8.
+        BackendError: this TensorRT does not support implicit INT8.
         ConfigError: see `read_cache`.
     """
     if not trt.has_implicit_int8:
@@ -95,7 +97,7 @@ def make_calibrator(trt: Trt, calibration: Calibration) -> Any:
     base: Any = trt.module.IInt8EntropyCalibrator2
 
     class EntropyCalibrator(base):  # type: ignore[misc]
-        """An exception must not pass through the vendor's frames: it is kept, and calibration ends."""
+        """Stores exceptions, which must not pass through the vendor's frames, and ends the calibration."""
 
         def __init__(self) -> None:
             base.__init__(self)

@@ -1,10 +1,10 @@
-"""The CUDA driver, and the only file that knows pycuda (and cuda-bindings, which has the graphs that pycuda lacks).
+"""The CUDA driver, and the only file that uses pycuda (and cuda-bindings for graphs, which pycuda lacks).
 
-What is done for every batch is in `enqueue`.
+The calls made for every batch are in `enqueue`.
 
-The primary context is used, not one of our own: FFmpeg's decoder shares it, so that its surfaces are addresses here.
-FFmpeg refuses a primary context whose scheduling flags differ from its own (blocking), hence they are set first.
-Nothing stays pushed on any thread: pycuda aborts the process when a thread ends with a context on its stack.
+It uses the primary context: FFmpeg's decoder shares it, so that its surfaces are valid addresses here. FFmpeg rejects a
+primary context whose scheduling flags differ from its own (blocking), so they are set first. No context stays pushed on
+any thread: pycuda aborts the process if a thread ends with a context on its stack.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ T = TypeVar("T")
 
 _SCHED_BLOCKING_SYNC = 4
 _NON_BLOCKING = 1
-"""CU_STREAM_NON_BLOCKING: neither waits for the legacy stream, on which FFmpeg works, nor makes it wait."""
+"""CU_STREAM_NON_BLOCKING: does not synchronize with the legacy stream, which FFmpeg uses."""
 
 
 def _driver_api() -> ctypes.CDLL:
-    """The driver calls that pycuda does not have, or makes with the interpreter lock held."""
+    """The driver calls that pycuda lacks, or makes while holding the interpreter lock."""
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        raise BackendError(f"backend tensorrt: no NVIDIA driver ({error})") from error
+        raise BackendError(
+            f"backend tensorrt: no NVIDIA driver ({error}); install it, or use engine kind openvino"
+        ) from error
 
 
 class DeviceBuffer:
@@ -46,7 +48,7 @@ class DeviceBuffer:
         self.size = size
 
     def close(self) -> None:
-        """Frees it, while its context is current: pycuda does with the last reference."""
+        """Frees it while its context is current: pycuda does so with the last reference."""
         self.raw = None
 
 
@@ -85,7 +87,7 @@ class Device:
         ordinal: CUDA device number.
 
     Raises:
-        BackendError: no driver, no pycuda, no such GPU, or it refused.
+        BackendError: no driver, no pycuda, no such GPU, or the GPU failed.
     """
 
     def __init__(self, ordinal: int) -> None:
@@ -128,7 +130,7 @@ class Device:
         self._api.cuDevicePrimaryCtxGetState(self.ordinal, ctypes.byref(flags), ctypes.byref(active))
         if flags.value != _SCHED_BLOCKING_SYNC:
             log.warning(
-                "the GPU's primary context has other flags: hardware decoding will be refused",
+                "the GPU's primary context has other flags: hardware decoding will fail",
                 device=self.ordinal, flags=flags.value, active=bool(active.value), status=status,
                 advice="open the backend before anything else in this process uses CUDA",
             )  # fmt: skip
@@ -164,7 +166,7 @@ class Device:
             raise translated from error
 
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes of the GPU, all processes together."""
+        """Free and total memory of the GPU in bytes, over all processes."""
         with self:
             return self._memory()
 
@@ -183,7 +185,7 @@ class Device:
         size = max(size, 1)
         with self:
             buffer = DeviceBuffer(self._cuda.mem_alloc(size), size)
-            # On the legacy stream, which ours do not wait for; and it may return before the memory is zero.
+            # On the legacy stream, which ours do not wait for; and it may return before the memory is zeroed.
             self._cuda.memset_d8(buffer.address, 0, size)
             zeroed = Event(self._calls)
             zeroed.record(None)
@@ -202,7 +204,7 @@ class Device:
         return self._own(PinnedBuffer(array))
 
     def free(self, buffer: DeviceBuffer | PinnedBuffer) -> None:
-        """Gives memory back; nothing enqueued may still use it."""
+        """Frees memory; nothing enqueued may still use it."""
         if buffer.raw is None:
             return
         if isinstance(buffer, PinnedBuffer):
@@ -221,7 +223,7 @@ class Device:
         """Compiles PTX for this GPU and returns its functions.
 
         Args:
-            ptx: ended by a zero byte.
+            ptx: zero-terminated.
             wanted: function name -> struct characters of its parameters.
 
         Raises:
@@ -256,12 +258,12 @@ class Device:
 
             _checked(driver, driver.cuDriverGetVersion(), "version")
         except (ImportError, BackendError, RuntimeError) as error:
-            log.info("CUDA graphs are off", reason=f"cuda-bindings: {error}", advice="pip install cuda-bindings")
+            log.info("CUDA graphs are disabled", reason=f"cuda-bindings: {error}", advice="pip install cuda-bindings")
             return None
         return driver
 
     def capture(self, api: Any, stream: Stream, work: Callable[[], None]) -> Graph:
-        """Runs `work`, which enqueues on `stream` only, and keeps it as a graph instead of executing it.
+        """Runs `work`, which enqueues on `stream` only, and captures it as a graph instead of executing it.
 
         Args:
             api: from `graphs`.
@@ -270,7 +272,7 @@ class Device:
             BackendError: something in it cannot be captured.
         """
         handle = api.CUstream(stream.handle)
-        # Thread-local: decoders that allocate on other threads meanwhile do not spoil the capture.
+        # Thread-local: decoders that allocate on other threads meanwhile do not invalidate the capture.
         mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         with self:
             _checked(api, api.cuStreamBeginCapture(handle, mode), "graph capture")
@@ -293,13 +295,13 @@ class Device:
             graph.close()
 
     def close(self) -> None:
-        """Frees everything that was made here and lets go of the context. Idempotent."""
+        """Frees everything allocated here and releases the context. Idempotent."""
         context, self._context = self._context, None
         if context is None:
             return
         cuda, api = self._cuda, self._api
-        # pycuda lets go only on the thread that retained, and leaves the context pushed; so it is kept alive by a
-        # reference of our own until it has been popped, whichever thread this is.
+        # pycuda releases the context only on the thread that retained it, and leaves it pushed. Our own reference
+        # therefore keeps it alive until it has been popped, whichever thread this is.
         kept, top = ctypes.c_void_p(), ctypes.c_void_p()
         api.cuDevicePrimaryCtxRetain(ctypes.byref(kept), self.ordinal)
         try:

@@ -1,6 +1,6 @@
-"""What the builder needs of the CUDA driver, by ctypes: the GPU's name, a current context, memory to calibrate with.
+"""What the builder needs from the CUDA driver, through ctypes: the GPU's name, a current context, calibration memory.
 
-Only the builder uses it, so that building asks for no package beyond TensorRT's own.
+Only the builder uses it, so that building needs no package besides TensorRT's own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from streamd.errors import BackendError
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 _SCHED_BLOCKING_SYNC = 4
-"""CU_CTX_SCHED_BLOCKING_SYNC: the flags FFmpeg's decoder asks of the primary context."""
+"""CU_CTX_SCHED_BLOCKING_SYNC: the flags that FFmpeg's decoder requires of the primary context."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Gpu:
     name: str
     capability: tuple[int, int]
     driver: str
-    """Version of the kernel driver, e.g. 580.95.05; the CUDA version it supports where that cannot be read."""
+    """Version of the kernel driver, e.g. 580.95.05; the supported CUDA version if that cannot be read."""
 
     def __str__(self) -> str:
         return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
@@ -37,7 +37,7 @@ class Gpu:
 
 @functools.cache
 def _library() -> Any:
-    """libcuda, initialised; None where there is no driver or no GPU."""
+    """libcuda, initialised; None if there is no driver or no GPU."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -65,7 +65,7 @@ def _driver_version(cuda: Any) -> str:
 
 
 def find_gpu(ordinal: int = 0) -> Gpu | None:
-    """The GPU, or None where there is no NVIDIA driver or no such GPU."""
+    """The GPU, or None if there is no NVIDIA driver or no such GPU."""
     cuda = _library()
     if cuda is None:
         return None
@@ -84,11 +84,11 @@ def find_gpu(ordinal: int = 0) -> Gpu | None:
 
 @functools.cache
 def _primary(ordinal: int) -> ctypes.c_void_p:
-    """The device's primary context, kept for the life of the process: TensorRT's runtime library holds on to it."""
+    """The device's primary context, kept for the life of the process: TensorRT's runtime library keeps using it."""
     cuda = _library()
     device, context = ctypes.c_int(), ctypes.c_void_p()
     _check(cuda.cuDeviceGet(ctypes.byref(device), ordinal), f"opening GPU {ordinal}")
-    # Before it exists, or FFmpeg cannot share it later; on one that exists already this changes nothing we need.
+    # Before it exists, or FFmpeg cannot share it later; for an existing one this changes nothing that we need.
     set_flags = getattr(cuda, "cuDevicePrimaryCtxSetFlags_v2", cuda.cuDevicePrimaryCtxSetFlags)
     set_flags(device, _SCHED_BLOCKING_SYNC)
     _check(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), f"the context of GPU {ordinal}")
@@ -97,13 +97,13 @@ def _primary(ordinal: int) -> ctypes.c_void_p:
 
 @contextlib.contextmanager
 def current(ordinal: int) -> Iterator[None]:
-    """Makes the GPU's primary context the calling thread's own: TensorRT builds for the GPU that is current.
+    """Makes the GPU's primary context current on the calling thread: TensorRT builds for the current GPU.
 
     Raises:
         BackendError: there is no such GPU, or it cannot be opened.
     """
     if _library() is None:
-        raise BackendError(f"GPU {ordinal}: no NVIDIA driver, or it finds no usable GPU")
+        raise BackendError(f"GPU {ordinal}: no NVIDIA driver, or no usable GPU; check that nvidia-smi lists it")
     cuda = _library()
     _check(cuda.cuCtxPushCurrent_v2(_primary(ordinal)), "cuCtxPushCurrent")
     try:
@@ -119,7 +119,7 @@ class DeviceMemory:
         size: bytes.
 
     Raises:
-        BackendError: the GPU has not that much left.
+        BackendError: the GPU does not have enough free memory.
     """
 
     def __init__(self, size: int) -> None:
@@ -138,7 +138,7 @@ class DeviceMemory:
         _check(code, "copying to the GPU")
 
     def free(self) -> None:
-        """Gives the block back. Idempotent."""
+        """Frees the block. Idempotent."""
         if self.address:
             _library().cuMemFree_v2(ctypes.c_uint64(self.address))
             self.address = 0

@@ -1,10 +1,10 @@
-"""What the stages give the GPU to do (marks, kernels, graphs), through ctypes, with the interpreter lock let go.
+"""Work that the stages enqueue on the GPU (events, kernels, graphs), through ctypes with the interpreter lock released.
 
-Each of these calls takes a lock of the driver's, which decoders in the same context and other processes on the GPU may
-hold for long. pycuda makes them with the interpreter lock held (as cuda-bindings before 13 launches a graph), so that
-every thread of the process waits along: four workers on one H100 spent 3 to 20 % of all time so in recording events.
-Letting go has its price, too: 0.1 µs where nobody waits for the interpreter lock, up to some 60 µs where sixteen
-threads hold it three quarters of the time. Copies, zeroing and a stream's end let go in pycuda, and stay there.
+Each of these calls takes a driver lock, which decoders in the same context and other processes on the GPU may hold for
+long. pycuda makes them while holding the interpreter lock (and so does cuda-bindings before 13 when launching a graph),
+so that every thread of the process waits: four workers on one H100 spent 3 to 20 % of all time recording events this
+way. Releasing the lock has a price, too: 0.1 µs if nobody waits for it, up to about 60 µs if sixteen threads hold it
+three quarters of the time. Copies, zeroing and stream synchronization release it in pycuda, and stay there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from streamd.errors import BackendError
 
 _P, _U = ctypes.c_void_p, ctypes.c_uint
-# Without them ctypes would pass a handle of 64 bits as an int of 32.
+# Without them, ctypes would pass a 64-bit handle as a 32-bit int.
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "cuEventCreate": (_P, _U),
     "cuEventDestroy_v2": (_P,),
@@ -44,8 +44,8 @@ class Calls:
     """The driver's calls, for one GPU.
 
     Args:
-        library: libcuda, loaded for this alone: argument types are declared on it.
-        ordinal: of the GPU, for messages.
+        library: libcuda, loaded for this purpose only: argument types are declared on it.
+        ordinal: the GPU, for messages.
     """
 
     def __init__(self, library: ctypes.CDLL, ordinal: int) -> None:
@@ -55,7 +55,7 @@ class Calls:
         self._ordinal = ordinal
 
     def check(self, status: int, what: str) -> None:
-        """Looks at what a call returned.
+        """Checks the status that a call returned.
 
         Raises:
             BackendError: `what` failed.
@@ -70,7 +70,7 @@ class Calls:
 
 
 class Stream:
-    """A CUDA stream of its own: ordered within, concurrent with all others.
+    """A CUDA stream: ordered internally, concurrent with all others.
 
     Args:
         calls: the driver's.
@@ -83,7 +83,7 @@ class Stream:
         self.handle = int(raw.handle)
 
     def wait(self, event: Event) -> None:
-        """What is enqueued from now on waits for the last record of `event`; the caller does not."""
+        """Makes work enqueued from now on wait for the last record of `event`; the caller does not wait."""
         self._calls.check(self._calls.api.cuStreamWaitEvent(self.handle, event.handle, 0), "cuStreamWaitEvent")
 
     def synchronize(self) -> None:
@@ -91,12 +91,12 @@ class Stream:
         self.raw.synchronize()
 
     def close(self) -> None:
-        """Frees it: pycuda does with the last reference."""
+        """Frees it: pycuda does so with the last reference."""
         self.raw = None
 
 
 class Event:
-    """A point in a stream, with its time; waiting for it blocks the thread and does not spin."""
+    """A point in a stream, with a time stamp; waiting for it blocks the thread without spinning."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -105,16 +105,16 @@ class Event:
         self.handle = made.value
 
     def record(self, stream: Stream | None) -> None:
-        """Marks what `stream` has been given so far; None is the legacy stream."""
+        """Records the current end of `stream`; None is the legacy stream."""
         status = self._calls.api.cuEventRecord(self.handle, None if stream is None else stream.handle)
         self._calls.check(status, "cuEventRecord")
 
     def synchronize(self) -> None:
-        """Waits until the mark is reached, with the GIL released."""
+        """Waits until the recorded point is reached, with the GIL released."""
         self._calls.check(self._calls.api.cuEventSynchronize(self.handle), "cuEventSynchronize")
 
     def reached(self) -> bool:
-        """Whether the last mark has been reached."""
+        """Whether the recorded point has been reached."""
         status = self._calls.api.cuEventQuery(self.handle)
         if status == _NOT_READY:
             return False
@@ -122,7 +122,7 @@ class Event:
         return True
 
     def seconds_since(self, earlier: Event) -> float:
-        """Device time between two marks that have been reached, to about half a microsecond."""
+        """Device time between two reached events, with a resolution of about half a microsecond."""
         ms = ctypes.c_float()
         status = self._calls.api.cuEventElapsedTime(ctypes.byref(ms), earlier.handle, self.handle)
         self._calls.check(status, "cuEventElapsedTime")
@@ -132,7 +132,7 @@ class Event:
         """Frees it. Idempotent."""
         handle, self.handle = self.handle, None
         if handle is not None:
-            self._calls.api.cuEventDestroy_v2(handle)  # refused where the context has failed: then it is gone already
+            self._calls.api.cuEventDestroy_v2(handle)  # fails if the context has failed: then it is gone already
 
 
 class Module:
@@ -150,7 +150,7 @@ class Module:
         self._handle = made.value
 
     def kernel(self, name: str, arguments: str) -> Kernel:
-        """A function, see `Kernel`; of no use once the module is closed."""
+        """A function, see `Kernel`; invalid once the module is closed."""
         found = ctypes.c_void_p()
         status = self._calls.api.cuModuleGetFunction(ctypes.byref(found), self._handle, name.encode())
         self._calls.check(status, f"cuModuleGetFunction: {name}")
@@ -169,7 +169,7 @@ class Kernel:
     Args:
         calls: the driver's.
         handle: CUfunction.
-        arguments: struct characters of its parameters, P for an address; C's own alignment is the kernel's.
+        arguments: struct characters of its parameters, P for an address; the kernel uses C's alignment.
     """
 
     def __init__(self, calls: Calls, handle: int | None, arguments: str) -> None:
@@ -194,7 +194,7 @@ class Kernel:
 
 
 class Graph:
-    """Captured work, launched as one.
+    """Captured work, launched as a unit.
 
     Args:
         calls: the driver's.
@@ -214,7 +214,7 @@ class Graph:
         """Enqueues the captured work on the stream it was captured from.
 
         Raises:
-            BackendError: the driver refused.
+            BackendError: the driver failed.
         """
         self._calls.check(self._calls.api.cuGraphLaunch(self._handle, self._stream), "cuGraphLaunch")
 

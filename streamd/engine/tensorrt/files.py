@@ -1,4 +1,4 @@
-"""Small files, written whole or not at all."""
+"""Writes small files atomically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     """Writes `data` beside `path` and renames it into place.
 
     Raises:
-        OSError: it cannot be written; what was at `path` is still there.
+        OSError: it cannot be written; the previous file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:

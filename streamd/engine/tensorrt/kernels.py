@@ -1,4 +1,4 @@
-"""The device code, and the preprocess kernel's view of a picture: kernels.cu's `Picture`, made once a geometry."""
+"""The device code, and the preprocess kernel's view of a picture: kernels.cu's `Picture`, built once per geometry."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PTX = Path(__file__).with_name("kernels.ptx")
 SOURCE = Path(__file__).with_name("kernels.cu")
 
 BLOCK = (32, 8, 1)
-"""Threads a block of the preprocess kernel: one a pixel."""
+"""Threads per block of the preprocess kernel: one per pixel."""
 INPUT_TYPES = ("float32", "float16", "uint8", "int8")
-"""Element types that a preprocess kernel writes; integers are rounded and saturated."""
+"""Element types that a preprocess kernel can write; integers are rounded and saturated."""
 
 
 class Layout(IntEnum):
@@ -48,7 +48,7 @@ class PixelFormat(NamedTuple):
     """Samples times this are 8-bit code values."""
     yuv: bool = True
     reverse: bool = False
-    """True where the three samples are B, G, R."""
+    """True if the three samples are B, G, R."""
 
     @property
     def planes(self) -> int:
@@ -75,16 +75,16 @@ FORMATS: dict[str, PixelFormat] = {
 }
 
 _POINTERS = struct.Struct("<3Q3i")
-"""plane[3], pitch[3]: what changes from frame to frame."""
+"""plane[3], pitch[3]: the part that changes from frame to frame."""
 _GEOMETRY = struct.Struct("<i12q8i12f")
-"""From `layout` on: what a geometry fixes."""
+"""From `layout` on: the part that a geometry determines."""
 PICTURE_BYTES = _POINTERS.size + _GEOMETRY.size
 _ONE = 1 << 32
 _CACHED = 256
 
 
 def ptx() -> bytes:
-    """The compiled device code, ended by a zero byte as the driver wants it.
+    """The compiled device code, zero-terminated as the driver requires.
 
     Raises:
         BackendError: the file was not installed.
@@ -98,7 +98,7 @@ def ptx() -> bytes:
 
 
 def preprocess_grid(width: int, height: int, frames: int) -> tuple[int, int, int]:
-    """Blocks that cover an input of `width` × `height` pixels for so many frames."""
+    """Number of blocks that cover an input of `width` × `height` pixels for this many frames."""
     return -(-width // BLOCK[0]), -(-height // BLOCK[1]), frames
 
 
@@ -120,7 +120,7 @@ def _turn(x: tuple[int, int], y: tuple[int, int], width: int, height: int, rotat
     (x0, dx), (y0, dy) = x, y
     last_x, last_y = x0 + dx * (width - 1), y0 + dy * (height - 1)
     match rotation:
-        case 90:  # the upright column counts coded rows from the bottom, the upright row coded columns
+        case 90:  # the upright column counts coded rows from the bottom; the upright row counts coded columns
             return [x0, 0, dx, last_y, -dy, 0]
         case 180:
             return [last_x, -dx, 0, last_y, 0, -dy]
@@ -146,7 +146,7 @@ def _matrix(picture: Picture, kind: PixelFormat, color: Literal["RGB", "BGR"]) -
 
 @dataclass(slots=True, frozen=True)
 class Geometry:
-    """What every frame of one size, format, rotation and crop shares."""
+    """Shared by all frames of one size, format, rotation and crop."""
 
     box: Letterbox
     fixed: bytes
@@ -154,7 +154,7 @@ class Geometry:
     rows: tuple[int, ...]
     """Rows of each plane."""
     row_bytes: tuple[int, ...]
-    """Bytes of picture in a row of each plane: the smallest pitch."""
+    """Picture bytes in a row of each plane: the smallest pitch."""
 
 
 def _geometry(frame: Frame, input_width: int, input_height: int, color: Literal["RGB", "BGR"]) -> Geometry:
@@ -193,7 +193,7 @@ def _geometry(frame: Frame, input_width: int, input_height: int, color: Literal[
 
 
 class Geometries:
-    """Makes and keeps geometries. Used by one thread.
+    """Creates and caches geometries. Used by one thread.
 
     Args:
         input_width: network input, pixels.
@@ -225,10 +225,10 @@ class Geometries:
 
 
 def plane_layout(frame: Frame, geometry: Geometry) -> list[tuple[int, int, int]]:
-    """(address, pitch, bytes) of each plane as the decoder left it, all rows whole.
+    """(address, pitch, bytes) of each plane as the decoder left it, with complete rows.
 
     Raises:
-        FrameError: the picture has other planes than its format, or rows that run upwards.
+        FrameError: the planes do not match the picture's format, or rows are stored bottom-up.
     """
     planes = frame.picture.native.planes
     if len(planes) != len(geometry.rows):
@@ -243,7 +243,7 @@ def plane_layout(frame: Frame, geometry: Geometry) -> list[tuple[int, int, int]]
             raise FrameError(
                 f"stream {frame.stream}: a row of {row_bytes} bytes does not fit the picture's pitch of {pitch}"
             )
-        # The last row may end with its pixels: nothing says that padding follows it.
+        # The last row may end with its pixels: padding is not guaranteed after it.
         out.append((plane.buffer_ptr, pitch, pitch * (rows - 1) + row_bytes))
     return out
 
@@ -252,7 +252,7 @@ def pack_picture(into: Any, index: int, planes: list[tuple[int, int]], geometry:
     """Writes picture `index` of a batch.
 
     Args:
-        into: writable bytes, PICTURE_BYTES a picture.
+        into: writable bytes, PICTURE_BYTES per picture.
         index: place in the batch.
         planes: (address, pitch) of each plane, as the kernel will reach them.
         geometry: of the same frame.
@@ -271,7 +271,7 @@ STAGE_ALIGN = 256
 def stage(
     planes: list[tuple[int, int, int]], base: int, offset: int, copy: Callable[[int, int, int], None] | None
 ) -> tuple[list[tuple[int, int]], int]:
-    """Lays host planes one after the other in a staging buffer.
+    """Places host planes one after the other in a staging buffer.
 
     Args:
         planes: see `plane_layout`.

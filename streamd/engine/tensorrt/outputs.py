@@ -1,7 +1,7 @@
-"""YOLOv5's heads given out as the convolution leaves them, (B, A·K, H, W), where the file has (B, A, H, W, K).
+"""Returns YOLOv5's heads as the convolutions leave them, (B, A·K, H, W), if the file has (B, A, H, W, K).
 
-The transposition between the two moves all values of all cells for the few that hold a box; the decode kernel reads
-either form.
+The transposition between the two moves all values of all cells for the sake of the few that contain a box; the decode
+kernel reads either form.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import Any
 from streamd.engine.tensorrt.version import Trt
 
 DECLARED: Mapping[str, Any] = {"kind": "yolov5_heads"}
-"""The head of a plan whose outputs were all changed, where the model declares none."""
+"""The head of a plan whose outputs were all changed, if the model declares none."""
 _CONVOLVED: tuple[str, ...] = ("batch", "channel", "row", "column")
 _SPLIT: tuple[str, ...] = ("batch", "anchor", "value", "row", "column")
 _WANTED: tuple[str, ...] = ("batch", "anchor", "row", "column", "value")
 _LEAST_VALUES = 6
-"""Of a cell: box, objectness, one class."""
+"""Least values per cell: box, objectness, one class."""
 
 
 def give_convolutions(trt: Trt, network: Any, *, half: bool) -> bool:
-    """Makes outputs of convolutions where an output is YOLOv5's reshape and transposition of one.
+    """Replaces outputs that are YOLOv5's reshape and transposition of a convolution by the convolution's own output.
 
-    Names and order stay; an output that is anything else is left alone.
+    Names and order stay the same; other outputs are left unchanged.
 
     Args:
         trt: the installed TensorRT.
         network: as parsed.
-        half: where the builder chooses precisions itself, by flags: whether float16 is among them, and so is given out.
+        half: if the builder chooses precisions itself, whether float16 is allowed, and outputs are float16.
 
     Returns:
-        True where every output was changed.
+        True if every output was changed.
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     makers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
@@ -40,7 +40,7 @@ def give_convolutions(trt: Trt, network: Any, *, half: bool) -> bool:
     if all(source is None for source in sources):
         return False
     taken, changed = set(makers), 0
-    # All are marked anew, in their order: the last to be marked is the last to come.
+    # All are marked again in their order, since outputs are returned in the order of marking.
     for tensor, source in zip(given, sources, strict=True):
         network.unmark_output(tensor)
         if source is None or source.is_network_output:
@@ -59,7 +59,7 @@ def give_convolutions(trt: Trt, network: Any, *, half: bool) -> bool:
 
 
 def _source(module: Any, makers: Mapping[str, Any], output: Any) -> Any:
-    """The convolution's result that `output` is made of in YOLOv5's way, else None."""
+    """The convolution's result from which `output` is made in YOLOv5's way, otherwise None."""
     kinds, floats = module.LayerType, (module.float32, module.float16)
     casts = [getattr(kinds, name) for name in ("IDENTITY", "CAST") if hasattr(kinds, name)]
     tensor, shuffles = output, []
@@ -75,7 +75,7 @@ def _source(module: Any, makers: Mapping[str, Any], output: Any) -> Any:
 
 
 def _convolved(module: Any, makers: Mapping[str, Any], tensor: Any) -> bool:
-    """Whether a convolution made it, or a sum with one, such as that of its bias."""
+    """Whether it is the result of a convolution, or of a sum with one, such as its bias."""
     kinds, layer = module.LayerType, makers.get(tensor.name)
     if layer is not None and layer.type == kinds.ELEMENTWISE:
         layer.__class__ = module.IElementWiseLayer
@@ -86,9 +86,9 @@ def _convolved(module: Any, makers: Mapping[str, Any], tensor: Any) -> bool:
 
 
 def _splits(module: Any, shape: tuple[int, ...], shuffles: list[Any]) -> bool:
-    """Whether these, one after the other, make (B, A, H, W, K) of `shape` (B, A·K, H, W); -1 is what is not known yet.
+    """Whether these shuffles turn `shape` (B, A·K, H, W) into (B, A, H, W, K); -1 means not known yet.
 
-    A shuffle transposes, reshapes and transposes again. A reshape that keeps the number of dimensions must change none.
+    A shuffle transposes, reshapes and transposes again. A reshape that keeps the number of dimensions changes none.
     """
     axes: tuple[str, ...] = _CONVOLVED
     if len(shape) != len(axes):

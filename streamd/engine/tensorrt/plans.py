@@ -1,8 +1,8 @@
-"""Plans on disk: what one was built for, whether it fits, where it is kept, and how it gets there whole.
+"""Plans on disk: what a plan was built for, whether it fits, where it is kept, and how it is written atomically.
 
-A plan runs on the TensorRT version and GPU it was built with and nowhere else, and nothing in its own bytes says from
-which model it came. So the sidecar of a plan carries a key, the SHA-256 of everything the plan depends on, and the
-SHA-256 of the plan: a plan whose key or hash differs is never loaded.
+A plan runs only with the TensorRT version and GPU it was built with, and its bytes do not say which model it came from.
+Its sidecar therefore has a key, the SHA-256 of everything that the plan depends on, and the SHA-256 of the plan itself:
+a plan whose key or hash differs is never loaded.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ log = structlog.get_logger(__name__)
 ANY_RTX = "any GPU TensorRT-RTX supports"
 ANY_AMPERE = "any GPU of compute capability 8.0 or later"
 REVISION = 1
-"""Of what the builder changes in a network by itself. Raise it with any such change: plans built before do not fit."""
+"""Revision of the builder's own changes to a network. Increase it with any such change, to invalidate older plans."""
 VERSION_COMPATIBLE = " (version compatible)"
-"""Ends `Provenance.tensorrt` of a plan that later versions run too."""
+"""Suffix of `Provenance.tensorrt` for a plan that later versions can also run."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a plan is. Two plans with the same recipe do the same."""
+    """Everything that determines a plan. Two plans with the same recipe are equivalent."""
 
     model_sha256: str
     precision: str
-    """fp32, fp16 or int8: settled, never auto."""
+    """fp32, fp16 or int8, never auto."""
     profile: tuple[int, int, int]
-    """Batch: least, best, most."""
+    """Batch: minimum, optimum, maximum."""
     tensorrt: str
     gpu: str
     input_size: tuple[int, int]
@@ -61,16 +61,16 @@ class Recipe:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def differs(self, other: Provenance) -> str:
-        """Why a plan with that provenance is not the one wanted, in words."""
+        """Why a plan with that provenance does not match, in words."""
         pairs: Sequence[tuple[str, object, object]] = (
-            ("the model has changed since", other.source_sha256, self.model_sha256),
-            (f"built by TensorRT {other.tensorrt}, here is {self.tensorrt}", other.tensorrt, self.tensorrt),
-            (f"built for {other.gpu}, here is {self.gpu}", other.gpu, self.gpu),
+            ("the model has changed", other.source_sha256, self.model_sha256),
+            (f"built by TensorRT {other.tensorrt}, installed is {self.tensorrt}", other.tensorrt, self.tensorrt),
+            (f"built for {other.gpu}, this GPU is {self.gpu}", other.gpu, self.gpu),
             (f"precision {other.precision}, wanted {self.precision}", other.precision, self.precision),
             (f"batches of {_batches(other.profile)}, wanted {_batches(self.profile)}", other.profile, self.profile),
         )
         reasons = [text for text, theirs, ours in pairs if theirs != ours]
-        return "; ".join(reasons) or "built with other options or by another streamd"
+        return "; ".join(reasons) or "built with other options or by another version of streamd"
 
 
 def _batches(profile: tuple[int, int, int] | None) -> str:
@@ -78,7 +78,7 @@ def _batches(profile: tuple[int, int, int] | None) -> str:
 
 
 def built_by(trt: Trt, *, version_compatible: bool = False) -> str:
-    """`Provenance.tensorrt`: RTX is marked, for its plans and TensorRT's are strangers."""
+    """`Provenance.tensorrt`: marks RTX, whose plans are incompatible with TensorRT's."""
     prefix = "RTX " if trt.is_rtx else ""
     return f"{prefix}{trt.version_text}{VERSION_COMPATIBLE if version_compatible else ''}"
 
@@ -97,7 +97,7 @@ def _misfit(provenance: Provenance, trt: Trt, gpu: Gpu | None) -> str | None:
         theirs = provenance.tensorrt.removesuffix(VERSION_COMPATIBLE)
         portable = provenance.tensorrt.endswith(VERSION_COMPATIBLE)
         same_kind = theirs.startswith("RTX ") == trt.is_rtx
-        # Forward only, as the vendor promises it.
+        # Forward compatibility only, as the vendor guarantees.
         newer = portable and same_kind and parse_version(theirs.removeprefix("RTX ")) <= trt.version
         if theirs != here and not newer:
             return f"was built by TensorRT {provenance.tensorrt}, this is {here}"
@@ -109,39 +109,39 @@ def _misfit(provenance: Provenance, trt: Trt, gpu: Gpu | None) -> str | None:
 
 
 def check_plan(path: Path, trt: Trt, gpu: Gpu | None) -> None:
-    """Checks a plan that was named by the user against its sidecar.
+    """Checks a plan that the user named against its sidecar.
 
     Raises:
-        ModelError: it was cut short or replaced, or built for another TensorRT or GPU.
+        ModelError: it was truncated or replaced, or built for another TensorRT or GPU.
     """
     sidecar = read_sidecar(path)
     if sidecar.sha256 is None and sidecar.provenance is None:
         log.warning(
-            "engine plan has no sidecar: its origin cannot be checked, and class names are guessed",
+            "engine plan has no sidecar: its origin cannot be verified, and class names are guessed",
             plan=str(path),
             advice="build it with `streamd build`",
         )
     if sidecar.provenance is not None and (why := _misfit(sidecar.provenance, trt, gpu)) is not None:
         raise ModelError(
-            f"plan {path}: {why}; a plan runs only where it was built: build it again here with `streamd build`, or "
+            f"plan {path}: {why}; a plan runs only where it was built: rebuild it here with `streamd build`, or "
             "give the ONNX model"
         )
     if sidecar.sha256 is not None and sha256_of(path) != sidecar.sha256:
         raise ModelError(
-            f"plan {path}: is not the file its sidecar describes (cut short, damaged or replaced); copy both again or "
-            "build it again with `streamd build`"
+            f"plan {path}: is not the file that its sidecar describes (truncated, damaged or replaced); copy both "
+            "again or rebuild it with `streamd build`"
         )
 
 
 def find_plan(recipe: Recipe, source: str, folders: Sequence[Path]) -> tuple[Path | None, str]:
-    """A plan in `folders` that fits the recipe exactly, else None and the reason, for the log.
+    """A plan in `folders` that matches the recipe exactly, otherwise None and the reason, for the log.
 
     Args:
-        recipe: what is wanted.
-        source: file name of the model, by which plans that no longer fit are told from those of other models.
-        folders: looked through in order; those that are absent are passed over.
+        recipe: the recipe to match.
+        source: file name of the model, to distinguish its outdated plans from those of other models.
+        folders: searched in order; missing ones are skipped.
     """
-    reason = "no plan has been built for it yet"
+    reason = "no plan has been built yet"
     for folder in folders:
         for plan in _plans_in(folder):
             try:
@@ -156,7 +156,7 @@ def find_plan(recipe: Recipe, source: str, folders: Sequence[Path]) -> tuple[Pat
             elif provenance.key != recipe.key:
                 reason = f"{plan.name} does not fit: {recipe.differs(provenance)}"
             elif sidecar.sha256 != sha256_of(plan):
-                reason = f"{plan.name} is not the file its sidecar describes"
+                reason = f"{plan.name} is not the file that its sidecar describes"
             else:
                 return plan, ""
     return None, reason
@@ -164,7 +164,7 @@ def find_plan(recipe: Recipe, source: str, folders: Sequence[Path]) -> tuple[Pat
 
 def _plans_in(folder: Path) -> list[Path]:
     try:
-        # Newest first; hidden files are another builder's, not finished.
+        # Newest first; hidden files are unfinished files of another builder.
         found = [p for p in folder.iterdir() if p.suffix in PLAN_SUFFIXES and not p.name.startswith(".")]
         return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)
     except OSError:
@@ -172,7 +172,7 @@ def _plans_in(folder: Path) -> list[Path]:
 
 
 def user_cache() -> Path:
-    """systemd's CacheDirectory=, else the user's cache folder."""
+    """systemd's CacheDirectory=, otherwise the user's cache folder."""
     given = os.environ.get("CACHE_DIRECTORY", "").split(":")[0]
     if given:
         return Path(given)
@@ -181,19 +181,19 @@ def user_cache() -> Path:
 
 
 def plan_folders(model: Path, cache_dir: str | None) -> list[Path]:
-    """Where a plan of `model` is looked for, and, in the first that can be written, kept."""
+    """Folders in which a plan of `model` is searched; a new one is kept in the first writable one."""
     if cache_dir is not None:
         return [Path(os.path.expanduser(cache_dir))]
     if model.parent == ASSETS:
-        return [user_cache()]  # an installed package stays as it was installed
+        return [user_cache()]  # never write into an installed package
     return [model.absolute().parent, user_cache()]
 
 
 def writable_folder(folders: Sequence[Path]) -> Path:
-    """The first of `folders` that can be written; made where it is absent.
+    """The first writable one of `folders`; created if missing.
 
     Raises:
-        ConfigError: none can.
+        ConfigError: none is writable.
     """
     reasons = []
     for folder in folders:
@@ -204,13 +204,13 @@ def writable_folder(folders: Sequence[Path]) -> Path:
         except OSError as error:
             reasons.append(f"{folder}: {error.strerror}")
     raise ConfigError(
-        f"engine.cache_dir: no folder to keep the built plan in ({'; '.join(reasons)}); name one that can be written"
+        f"engine.cache_dir: no writable folder for the built plan ({'; '.join(reasons)}); name a writable one"
     )
 
 
 @contextlib.contextmanager
 def building(folder: Path, name: str) -> Iterator[None]:
-    """Holds the right to build `name` in `folder`; waits for another process that does. Freed by any end of ours."""
+    """Holds the lock for building `name` in `folder`; waits for another process that has it. Released if we die."""
     path = folder / f".{name}.lock"
     try:
         handle = path.open("w")
@@ -221,25 +221,25 @@ def building(folder: Path, name: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                log.info("waiting for another process that builds the same plan", lock=str(path))
+                log.info("waiting for another process that is building the same plan", lock=str(path))
                 fcntl.flock(handle, fcntl.LOCK_EX)
             else:
-                # A file system without locks: at worst the same plan is built twice, and each rename is whole.
-                log.debug("folder has no locks", folder=str(folder), reason=error.strerror)
+                # A file system without locks: at worst the same plan is built twice, and each rename is atomic.
+                log.debug("folder does not support locks", folder=str(folder), reason=error.strerror)
         yield
 
 
 class StagedPlan:
-    """A plan and its sidecar written under a hidden name beside their final one. A context manager.
+    """A plan and its sidecar, written under hidden names beside their final ones. A context manager.
 
-    `path` can be loaded like any plan. `commit` puts both in place; leaving without it removes them, so that a full
-    disk, a failed gate or a crash leaves what was there before.
+    `path` can be loaded like any plan. `commit` moves both into place; leaving without it removes them, so that a full
+    disk, a failed gate or a crash leaves the previous files unchanged.
 
     Args:
         out: the final path.
 
     Raises:
-        ConfigError: the folder of `out` is absent or cannot be written. Known at once, before minutes of building.
+        ConfigError: the folder of `out` is missing or not writable. Raised at once, before minutes of building.
     """
 
     def __init__(self, out: Path) -> None:
@@ -263,11 +263,11 @@ class StagedPlan:
                 path.unlink(missing_ok=True)
 
     def write(self, plan: memoryview, sidecar: Sidecar) -> Sidecar:
-        """Writes both, the plan's hash added to the sidecar, which is returned.
+        """Writes both, and returns the sidecar with the plan's hash.
 
         Raises:
             ModelError: the disk is full or failing.
-            ConfigError: so it is for the sidecar.
+            ConfigError: the sidecar cannot be written.
         """
         try:
             with self.path.open("wb") as handle:
@@ -277,23 +277,23 @@ class StagedPlan:
         except OSError as error:
             raise ModelError(
                 f"plan {self.out}: {plan.nbytes / 2**20:.0f} MiB cannot be written: {error.strerror}; "
-                "nothing was left behind"
+                "no partial file remains"
             ) from error
         sidecar = sidecar.model_copy(update={"sha256": hashlib.sha256(plan).hexdigest()})
         write_sidecar(self.path, sidecar)
-        # A temporary file is its maker's alone; the daemon that is to read it may be another user.
+        # A temporary file is readable by its creator only, but the daemon may run as another user.
         self.path.chmod(sidecar_path(self.path).stat().st_mode & 0o777)
         return sidecar
 
     def commit(self) -> None:
-        """Puts plan and sidecar in place.
+        """Moves plan and sidecar into place.
 
         Raises:
             ModelError: they cannot be renamed.
         """
         try:
-            # A crash between the two leaves a plan whose hash its sidecar denies: refused, and rebuilt.
+            # A crash between the two leaves a plan that does not match its sidecar: it is rejected and rebuilt.
             self.path.replace(self.out)
             sidecar_path(self.path).replace(sidecar_path(self.out))
         except OSError as error:
-            raise ModelError(f"plan {self.out}: cannot be put in place: {error.strerror}") from error
+            raise ModelError(f"plan {self.out}: cannot be moved into place: {error.strerror}") from error

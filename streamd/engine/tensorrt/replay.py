@@ -1,4 +1,4 @@
-"""CUDA graphs of a slot's batches: one launch instead of the network's hundred."""
+"""CUDA graphs of a slot's batches: one launch instead of about a hundred."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from streamd.types import ModelSpec
 log = structlog.get_logger(__name__)
 
 Enqueue = Callable[[TensorRtSlot, int], None]
-"""Enqueues a batch of so many frames on a slot's stream."""
+"""Enqueues a batch of this many frames on a slot's stream."""
 _SAMPLE_BYTES = 1 << 20
-"""How much of each output of a batch's last frame is compared."""
+"""How many elements of each output of a batch's last frame are compared."""
 
 
 def graph_sizes(max_batch: int) -> tuple[int, ...]:
-    """Batch sizes worth a graph: every small one, where launching takes the larger share, then powers of two."""
+    """Batch sizes worth a graph: every small one, for which launching dominates, then powers of two."""
     sizes = {n for n in range(1, max_batch + 1) if n <= 8 or n & (n - 1) == 0}
     return tuple(sorted(sizes | {max_batch}))
 
 
 class Replay:
-    """Captures graphs and proves them.
+    """Captures graphs and verifies them.
 
-    TensorRT promises little about a graph whose context has since run another shape; so when every size has been
-    captured, each graph is replayed and its outputs compared with those of plain execution.
+    TensorRT guarantees little about a graph whose context has since run another shape. After every size has been
+    captured, each graph is therefore replayed and its outputs are compared with those of plain execution.
 
     Args:
         device: the slots' device.
@@ -47,11 +47,11 @@ class Replay:
         self._enqueue = enqueue
 
     def make(self, slots: Sequence[TensorRtSlot], *, required: bool) -> tuple[int, ...]:
-        """Gives each slot its graphs; returns their batch sizes, none where graphs cannot be had.
+        """Gives each slot its graphs; returns their batch sizes, or none if graphs are not available.
 
         Args:
             slots: idle.
-            required: an error where graphs cannot be had, instead of a log line.
+            required: raise an error if graphs are not available, instead of a log line.
 
         Raises:
             BackendError: see `required`.
@@ -70,7 +70,7 @@ class Replay:
             wrong = sorted({n for s, n, want in expected if not self._replays(s, n, want)})
             if wrong:
                 raise BackendError(
-                    f"backend tensorrt: graphs of batches {wrong} gave other outputs than plain execution"
+                    f"backend tensorrt: graphs of batches {wrong} changed the outputs; set engine.graphs: off"
                 )
         except BackendError as error:
             for slot in slots:
@@ -79,15 +79,15 @@ class Replay:
                 slot.graphs.clear()
             if required:
                 raise
-            log.warning("CUDA graphs are off", reason=str(error))
+            log.warning("CUDA graphs are disabled", reason=str(error))
             return ()
         return sizes
 
     def _capture(self, slot: TensorRtSlot, frames: int, api: Any) -> list[npt.NDArray[np.uint8]]:
-        """Captures one batch size; returns what plain execution gives for a fixed input."""
+        """Captures one batch size; returns the outputs of plain execution for a fixed input."""
         with self._device:
             self._fill_input(slot, frames)
-            # A shape's first run may allocate, which a capture forbids.
+            # The first run of a shape may allocate, which is not allowed during a capture.
             self._enqueue(slot, frames)
             slot.stream.synchronize()
             expected = self._sample(slot, frames)

@@ -1,8 +1,8 @@
-"""Running TensorRT plans: what a plan takes and gives, and its execution contexts.
+"""Runs TensorRT plans: a plan's inputs and outputs, and its execution contexts.
 
-Only the calls that name tensors are used; 8.5 introduced them and 11 still has them. Before 10, an optimisation profile
-serves one context at a time, so slots share contexts where the plan has fewer profiles than there are slots; a shared
-context's scratch memory then makes each batch wait, on the device, for the one before.
+Only the name-based tensor calls are used; 8.5 introduced them and 11 still has them. Before 10, an optimization profile
+serves one context at a time, so slots share contexts if the plan has fewer profiles than there are slots. The scratch
+memory of a shared context then makes each batch wait, on the device, for the previous one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TYPES = {
     "BF16": "bfloat16",
 }
 _HINTS = (
-    # (a part of what TensorRT says, what it means)
+    # (part of TensorRT's message, meaning)
     ("version tag", "was built by another TensorRT version"),
     ("safety version", "was built by another TensorRT version"),
     ("serialization version", "was built by another TensorRT version"),
@@ -40,21 +40,21 @@ _HINTS = (
     ("magictag", "is no TensorRT plan, or was cut short"),
     ("unexpected end", "was cut short"),
     ("size", "was cut short or damaged"),
-    ("plugin", "needs a plugin that is not here"),
+    ("plugin", "needs a plugin that is not available"),
 )
 
 
 def _explain(errors: Sequence[str]) -> str:
-    """One clause from what TensorRT logged while refusing a plan."""
+    """One clause from TensorRT's log messages for a rejected plan."""
     said = " ".join(errors)
     for part, meaning in _HINTS:
         if part in said.lower():
             return f"{meaning} ({errors[0]})"
-    return f"TensorRT refuses it ({errors[0]})" if errors else "TensorRT refuses it without a reason"
+    return f"TensorRT rejects it ({errors[0]})" if errors else "TensorRT rejects it without a reason"
 
 
 class Plan:
-    """One deserialised plan: its tensors and the batches it takes. Opened with the device current.
+    """One deserialised plan: its tensors and its batch sizes. Opened with the device current.
 
     Args:
         path: the plan.
@@ -71,12 +71,12 @@ class Plan:
         self._trt = trt
         self._logger = logger
         try:
-            # A plan is code: what is loaded is the very file that was looked at.
+            # A plan is code: exactly the bytes that were checked are loaded.
             content = read_bytes(path, MAX_MODEL_BYTES, what=f"plan {path}", expected="a TensorRT plan")
         except ConfigError as error:
             raise ModelError(str(error)) from error
         if not content:
-            raise ModelError(f"plan {path}: is empty; copy it or build it again with `streamd build`")
+            raise ModelError(f"plan {path}: is empty; copy it again or rebuild it with `streamd build`")
         logger.take_errors()
         try:
             # The runtime must outlive its engine.
@@ -90,7 +90,7 @@ class Plan:
         if engine is None:
             raise ModelError(
                 f"plan {path}: {_explain(logger.take_errors())}; this is {trt}. A plan runs only where it was built: "
-                "build it again here with `streamd build`, or give the ONNX model"
+                "rebuild it here with `streamd build`, or give the ONNX model"
             )
         self.engine: Any = engine
         self._read_tensors()
@@ -98,7 +98,7 @@ class Plan:
     def _read_tensors(self) -> None:
         engine, module = self.engine, self._trt.module
         if getattr(engine, "has_implicit_batch_dimension", False):
-            raise ModelError(f"plan {self.path}: has an implicit batch dimension; build it again from the ONNX model")
+            raise ModelError(f"plan {self.path}: has an implicit batch dimension; rebuild it from the ONNX model")
         inputs: list[TensorSpec] = []
         outputs: list[TensorSpec] = []
         for i in range(engine.num_io_tensors):
@@ -108,7 +108,7 @@ class Plan:
                 name, tuple(int(d) for d in engine.get_tensor_shape(name)), _TYPES.get(_name(kind), _name(kind).lower())
             )
             if engine.get_tensor_format(name) != module.TensorFormat.LINEAR:
-                raise ModelError(f"plan {self.path}: tensor {name} is not stored linearly; build it again")
+                raise ModelError(f"plan {self.path}: tensor {name} is not stored linearly; rebuild it")
             (inputs if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT else outputs).append(spec)
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.profiles = int(engine.num_optimization_profiles)
@@ -120,45 +120,45 @@ class Plan:
         if image.shape[0] > 0:
             self.min_batch = self.max_batch = image.shape[0]
             return
-        # Before 8.6 TensorRT answers for the first profile only, and warns of the others.
+        # Before 8.6, TensorRT answers for the first profile only, and warns about the others.
         asked = 1 if self.profile_per_context else max(1, self.profiles)
         limits = [self.engine.get_tensor_profile_shape(image.name, p) for p in range(asked)]
-        # All profiles of a plan of ours are alike; of a foreign one, what every profile takes is used.
+        # All profiles of our plans are identical; for a foreign plan, use what every profile accepts.
         self.min_batch = max(int(low[0]) for low, _, _ in limits)
         self.max_batch = min(int(high[0]) for _, _, high in limits)
         self._limits = [(tuple(map(int, low)), tuple(map(int, high))) for low, _, high in limits]
         if self.max_batch < self.min_batch:
-            raise ModelError(f"plan {self.path}: its optimisation profiles take different batches; build it again")
+            raise ModelError(f"plan {self.path}: its optimization profiles have no common batch size; rebuild it")
 
     def check_input(self, image: TensorSpec) -> None:
-        """Whether the plan takes `image`, whose dimensions but the batch are fixed.
+        """Checks that the plan accepts `image`, whose dimensions except the batch are fixed.
 
         Raises:
-            ModelError: its optimisation profiles do not.
+            ModelError: its optimization profiles do not accept it.
         """
         for low, high in getattr(self, "_limits", ()):
             if any(not a <= d <= b for d, a, b in zip(image.shape[1:], low[1:], high[1:], strict=True)):
                 raise ModelError(
-                    f"plan {self.path}: takes inputs of {list(low[1:])} to {list(high[1:])}, not "
+                    f"plan {self.path}: accepts inputs of {list(low[1:])} to {list(high[1:])}, not "
                     f"{list(image.shape[1:])}; set model.input_size"
                 )
 
     @property
     def profile_per_context(self) -> bool:
-        """Two contexts cannot use one optimisation profile at a time."""
+        """Whether two contexts cannot use one optimization profile at the same time."""
         return bool(self._trt.profile_per_context)
 
     @property
     def scratch_bytes(self) -> int:
-        """Device memory that each execution context takes."""
+        """Device memory used by each execution context."""
         size = getattr(self.engine, "device_memory_size_v2", None)
         return int(self.engine.device_memory_size if size is None else size)
 
     def contexts(self, slots: int) -> list[Execution]:
-        """Execution contexts for so many slots, one each where that is possible. Called with the device current.
+        """Creates execution contexts for this many slots, one each if possible. Called with the device current.
 
         Raises:
-            BackendError: the device has no memory left for them.
+            BackendError: the device does not have enough memory.
         """
         count = slots if not self.profile_per_context else max(1, min(slots, self.profiles))
         made = []
@@ -173,7 +173,7 @@ class Plan:
         return made
 
     def close(self) -> None:
-        """Frees the engine; its contexts must be gone."""
+        """Frees the engine; its contexts must have been freed."""
         self.engine = None
         self._runtime = None
 
@@ -191,22 +191,22 @@ class Execution:
         self.plan = plan
         self.shared = shared
         self.done: Event | None = None
-        """Where it is shared: the end of its last batch."""
+        """For a shared context: the end of its last batch."""
         self._context = context
         self._batch = 0
         self._input = plan.inputs[0].name
 
     def use_profile(self, index: int, stream: Stream) -> None:
-        """Binds an optimisation profile; needed once, before the first batch."""
+        """Binds an optimization profile; needed once, before the first batch."""
         if not self._context.set_optimization_profile_async(index, stream.handle):
             raise BackendError(f"backend tensorrt: {self.plan.path}: profile {index}: {self._said()}")
         stream.synchronize()
 
     def set_batch(self, image: TensorSpec, frames: int) -> int:
-        """Sets the input's shape for so many frames; returns the batch that runs, which may be larger.
+        """Sets the input's shape for this many frames; returns the batch that runs, which may be larger.
 
         Args:
-            image: dimensions but the batch are fixed.
+            image: the dimensions except the batch are fixed.
         """
         batch = max(frames, self.plan.min_batch)
         if batch != self._batch:
@@ -217,7 +217,7 @@ class Execution:
         return batch
 
     def output_shape(self, name: str) -> tuple[int, ...]:
-        """An output's shape for the batch that was set; -1 where it depends on the data."""
+        """An output's shape for the current batch; -1 for a dimension that depends on the data."""
         return tuple(int(d) for d in self._context.get_tensor_shape(name))
 
     def enqueue(self, addresses: Sequence[tuple[str, int]], stream: Stream) -> None:
@@ -227,7 +227,7 @@ class Execution:
             addresses: (name, device address) of every input and output.
 
         Raises:
-            BackendError: TensorRT refused.
+            BackendError: TensorRT failed.
         """
         context = self._context
         for name, address in addresses:
@@ -237,7 +237,7 @@ class Execution:
             raise BackendError(f"backend tensorrt: {self.plan.path}: cannot be run: {self._said()}")
 
     def profile(self, profiler: Any) -> None:
-        """Has every later batch report each layer's time to the vendor's IProfiler; batches then wait for their end."""
+        """Makes later batches report each layer's time to the vendor's IProfiler; each batch then waits for its end."""
         self._context.profiler = profiler
 
     def _said(self) -> str:
@@ -270,23 +270,23 @@ class Network:
 
     @property
     def scratch_bytes(self) -> int:
-        """Device memory that the execution contexts take."""
+        """Device memory used by the execution contexts."""
         return self.plan.scratch_bytes * len(self._executions)
 
     def open_contexts(self, slots: int, stream: Stream) -> None:
-        """Makes the execution contexts.
+        """Creates the execution contexts.
 
         Args:
-            slots: how many batches may be in flight.
-            stream: for the little that this enqueues.
+            slots: number of batches that may be in flight.
+            stream: for the little work that this enqueues.
 
         Raises:
-            BackendError: the device refused.
+            BackendError: the device failed.
         """
         with self._device:
             self._executions = self.plan.contexts(slots)
             if self.plan.profile_per_context:
-                # A new context has profile 0 only while no other has it.
+                # A new context gets profile 0 only if no other has it.
                 for index, execution in enumerate(self._executions[1:], 1):
                     execution.use_profile(index, stream)
         for execution in self._executions:
@@ -298,7 +298,7 @@ class Network:
         return self._executions[slot % len(self._executions)]
 
     def settle_outputs(self, image: TensorSpec) -> tuple[TensorSpec, ...]:
-        """The outputs with every dimension but the batch known. Contexts must be open.
+        """The outputs, with all dimensions except the batch known. Contexts must be open.
 
         Raises:
             ModelError: a shape depends on the data, the first dimension is not the batch, or NumPy lacks the type.
@@ -312,7 +312,7 @@ class Network:
                 if not shape or shape[0] != batch or min(shape) < 1 or spec.dtype == "bfloat16":
                     raise ModelError(
                         f"plan {plan.path}: output {spec.name}{list(shape)} {spec.dtype} of a batch of {batch} must "
-                        "have the batch first, fixed dimensions after it and a type NumPy knows; export the model so"
+                        "have the batch first, then fixed dimensions, and a type that NumPy has; export it that way"
                     )
                 settled.append(TensorSpec(spec.name, (-1, *shape[1:]), spec.dtype))
         return tuple(settled)
@@ -331,9 +331,9 @@ def _name(kind: Any) -> str:
 
 
 def _said(logger: Any, error: BaseException | None) -> str:
-    """What TensorRT logged as an error, else the exception, on one line."""
+    """TensorRT's logged errors, otherwise the exception, on one line."""
     errors = logger.take_errors()
     if errors:
         return str(errors[0])
     text = " ".join(str(error).split()) if error is not None else ""
-    return text[:300] or (type(error).__name__ if error is not None else "it says no reason")
+    return text[:300] or (type(error).__name__ if error is not None else "no reason given")

@@ -1,4 +1,4 @@
-"""One batch in flight: its stream, its marks and its buffers, all made before the first frame but for host staging."""
+"""One batch in flight: its stream, events and buffers, all allocated before the first frame except host staging."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class TensorRtSlot:
     """See the module.
 
     Args:
-        index: of the slot.
-        device: where it lives.
-        spec: the model; every dimension but the batch known.
-        batch: frames that input and outputs hold: a plan's least batch may be more than is ever sent.
-        plan: decodes boxes on the device; None brings outputs back as they are.
-        capacity: candidates a frame.
+        index: number of the slot.
+        device: its device.
+        spec: the model; all dimensions except the batch are known.
+        batch: frames that input and outputs can hold: a plan's minimum batch may be larger than any batch sent.
+        plan: how to decode boxes on the device; None returns the raw outputs.
+        capacity: candidates per frame.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class TensorRtSlot:
         self.graphs: dict[int, Graph] = {}
         """By batch size."""
         self.stream = device.stream()
-        # Marks in the stream: the letterbox begins and ends, the network begins, everything is done.
+        # Events in the stream: the letterbox starts and ends, the network starts, everything is done.
         self.started, self.ready, self.running, self.done = (device.event() for _ in range(4))
         self.surfaces = device.event()
-        """What hardware decoders had been given when the batch was made."""
+        """End of the hardware decoders' work when the batch was assembled."""
         self._device, self._spec, self._plan, self._capacity = device, spec, plan, capacity
         self.pictures = device.allocate_pinned(spec.max_batch * kernels.PICTURE_BYTES)
         self.pictures_device = device.allocate(self.pictures.size)
@@ -63,7 +63,7 @@ class TensorRtSlot:
         self.addresses += [(o.name, b.address) for o, b in zip(spec.outputs, self.outputs, strict=True)]
         self.raw: list[PinnedBuffer] = []
         self._layout: suppress.Layout | None = None
-        """Where NMS is done on the device."""
+        """Whether NMS is done on the device."""
         self.counts_bytes = -(-spec.max_batch * 4 // _COUNTS_ALIGN) * _COUNTS_ALIGN
         if plan is None:
             self.raw = [device.allocate_pinned(tensor_bytes(o, spec.max_batch)) for o in spec.outputs]
@@ -71,7 +71,7 @@ class TensorRtSlot:
             self._make_decoder(plan)
 
     def _make_decoder(self, plan: DecodePlan) -> None:
-        """The block that comes back, of counts and candidates or boxes, and the kernels' views of it."""
+        """The block that is copied back, with counts and candidates or boxes, and the kernels' views of it."""
         device, spec = self._device, self._spec
         if plan.suppress:
             self._layout = suppress.Layout(spec.max_batch, self._capacity, plan.max_det)
@@ -101,7 +101,7 @@ class TensorRtSlot:
         return buffer
 
     def result_bytes(self, frames: int) -> int:
-        """What comes back of so many frames: their counts and candidates, or boxes."""
+        """What is copied back for this many frames: their counts and candidates, or boxes."""
         if self._layout is not None:
             return self._layout.result_bytes(frames)
         return self.counts_bytes + frames * self._capacity * decode.CANDIDATE.itemsize
@@ -149,17 +149,17 @@ class TensorRtSlot:
         found: list[FloatArray] = []
         for spec, raw in zip(self._spec.outputs, self.raw, strict=True):
             values = raw.bytes[: tensor_bytes(spec, self.count)].view(spec.dtype).reshape(self.count, *spec.shape[1:])
-            # A head reads little of what comes: it converts that alone.
+            # A head reads only a small part, and converts only that.
             found.append(values if spec.dtype == "float16" else values.astype(np.float32, copy=False))
         return found
 
     def counts(self) -> list[int]:
-        """Candidates of each frame of the collected batch; more than fit were found where it exceeds the capacity."""
+        """Number of candidates of each frame of the collected batch; may exceed the capacity."""
         found: list[int] = self.result.bytes[: self.count * 4].view(np.uint32).tolist()
         return found
 
     def candidates(self, counts: Sequence[int]) -> list[Candidates]:
-        """Candidates of each frame, copied; where the device suppressed them, views of pinned memory."""
+        """Candidates of each frame, copied; after NMS on the device, views of pinned memory."""
         if self._layout is not None:
             return self._boxes.candidates(self.count)
         end = self.result_bytes(self.count)
@@ -167,6 +167,6 @@ class TensorRtSlot:
         return [decode.candidates_of(records[i, : min(c, self._capacity)]) for i, c in enumerate(counts)]
 
     def free(self) -> None:
-        """Lets go of frames and graphs; the device frees the rest."""
+        """Releases frames and graphs; the device frees the rest."""
         self.held = ()
         self.graphs.clear()

@@ -1,4 +1,4 @@
-"""NMS on the device: kernels.cu's `Suppress`, filled from a head's plan, and its result, a few kilobytes a frame."""
+"""NMS on the device: kernels.cu's `Suppress`, filled from a head's plan, and its result, a few kilobytes per frame."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from streamd.engine.tensorrt.decode import CANDIDATE
 from streamd.types import Candidates, DecodePlan
 
 BEST = 4096
-"""Candidates looked at, best first: kernels.cu's number and heads/nms.py's."""
+"""Number of candidates considered, best first: as in kernels.cu and heads/nms.py."""
 BLOCK = (512, 1, 1)
-"""Threads a block: one block a frame."""
+"""Threads per block: one block per frame."""
 BOX_BYTES = 24
 """Four floats of corners, the score, the class number."""
 _ALIGN = 256
@@ -22,15 +22,15 @@ SUPPRESS_BYTES = _SUPPRESS.size
 
 
 class Layout:
-    """Where things lie in the two blocks of memory that suppression needs.
+    """Layout of the two blocks of memory that suppression needs.
 
-    The result block comes back whole, or its beginning: counts of candidates, counts of boxes, boxes, so many frames of
-    each. The scratch block stays: candidates, and what sorting them needs.
+    The result block, or its beginning, is copied back: counts of candidates, counts of boxes, and boxes for each frame.
+    The scratch block stays on the device: candidates, and memory for sorting them.
 
     Args:
-        frames: of the largest batch.
-        capacity: candidates a frame.
-        max_det: boxes a frame at most.
+        frames: size of the largest batch.
+        capacity: candidates per frame.
+        max_det: most boxes per frame.
     """
 
     def __init__(self, frames: int, capacity: int, max_det: int) -> None:
@@ -38,7 +38,7 @@ class Layout:
         self.capacity = capacity
         self.best = min(capacity, BEST)
         self.max_kept = min(max_det, self.best)
-        # A sort of more than a block's own memory holds runs in the scratch block, over the next power of two.
+        # A sort that exceeds a block's shared memory uses the scratch block, over the next power of two.
         self.keys = 0 if capacity <= BEST else 1 << (capacity - 1).bit_length()
         self.kept_at = -(-frames * 4 // _ALIGN) * _ALIGN
         self.boxes_at = 2 * self.kept_at
@@ -47,7 +47,7 @@ class Layout:
         self.scratch_bytes = self.keys_at + frames * self.keys * 8
 
     def result_bytes(self, frames: int) -> int:
-        """Of the result block, for a batch of so many frames."""
+        """Size of the result block for a batch of this many frames."""
         return self.boxes_at + frames * self.max_kept * BOX_BYTES
 
     def pack(self, plan: DecodePlan, result: int, scratch: int) -> bytes:
@@ -55,8 +55,8 @@ class Layout:
 
         Args:
             plan: iou and agnostic.
-            result: address of the result block; counts of candidates are at its beginning.
-            scratch: address of the scratch block, a multiple of 8; candidates are at its beginning.
+            result: address of the result block, which starts with the counts of candidates.
+            scratch: address of the scratch block, a multiple of 8, which starts with the candidates.
         """
         return _SUPPRESS.pack(
             result, scratch, result + self.kept_at, result + self.boxes_at, scratch + self.ranked_at,
@@ -65,11 +65,11 @@ class Layout:
 
 
 class Boxes:
-    """The result block seen from the host.
+    """The result block as seen from the host.
 
     Args:
-        block: its bytes, where the device's copy arrives.
-        layout: of the block.
+        block: the bytes that the device copies to.
+        layout: layout of the block.
     """
 
     def __init__(self, block: npt.NDArray[np.uint8], layout: Layout) -> None:
@@ -82,7 +82,7 @@ class Boxes:
         self._class_id = boxes.view(np.int32)[:, 5 * most :]
 
     def candidates(self, frames: int) -> list[Candidates]:
-        """What was kept of each frame, best first: views of the block."""
+        """The kept boxes of each frame, best first: views of the block."""
         return [
             Candidates(self._xyxy[i, :n], self._score[i, :n], self._class_id[i, :n], True)
             for i, n in enumerate(self._kept[:frames].tolist())

@@ -1,7 +1,7 @@
-"""One thin adapter over TensorRT 8.5 to 11 and TensorRT-RTX: which one is here, and what it can do.
+"""A thin adapter over TensorRT 8.5 to 11 and TensorRT-RTX: which one is installed, and what it supports.
 
-Abilities are asked of the module itself, not read off its version: flags went away in steps (implicit calibration and
-weakly typed networks with 11, and never were in RTX), and vendors backport.
+Capabilities are queried from the module rather than derived from its version: flags were removed in steps (implicit
+calibration and weakly typed networks with 11; RTX never had them), and vendors backport.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_ERRORS = 50
 
 @dataclass(frozen=True)
 class Trt:
-    """The TensorRT that was found."""
+    """The installed TensorRT."""
 
     module: Any
     name: Literal["tensorrt", "tensorrt_rtx"]
@@ -47,45 +47,45 @@ class Trt:
 
     @property
     def has_precision_flags(self) -> bool:
-        """The builder chooses precisions itself within flags (FP16, INT8)."""
+        """Whether the builder chooses precisions itself within flags (FP16, INT8)."""
         return hasattr(self.module.BuilderFlag, "FP16")
 
     @property
     def always_strongly_typed(self) -> bool:
-        """The precision of each layer is what the ONNX file says."""
+        """Whether the ONNX file determines the precision of each layer."""
         return not self.has_precision_flags
 
     @property
     def has_implicit_int8(self) -> bool:
-        """INT8 from a calibrator, without Q/DQ nodes (up to 10)."""
+        """Whether INT8 from a calibrator, without Q/DQ nodes, is supported (up to 10)."""
         return self.has_precision_flags and hasattr(self.module, "IInt8EntropyCalibrator2")
 
     @property
     def has_version_compatible(self) -> bool:
-        """Plans that newer versions can run (8.6 and later; RTX has the flag, but not the runtime it packs)."""
+        """Whether plans can be built for newer versions (8.6 and later; RTX has the flag, but not the runtime)."""
         return not self.is_rtx and hasattr(self.module.BuilderFlag, "VERSION_COMPATIBLE")
 
     @property
     def has_hardware_compatible(self) -> bool:
-        """Plans for GPUs other than the builder's (8.6 and later). RTX plans need no such mode."""
+        """Whether plans can be built for other GPUs (8.6 and later). RTX plans need no such mode."""
         return not self.is_rtx and hasattr(self.module, "HardwareCompatibilityLevel")
 
     @property
     def has_timing_cache(self) -> bool:
-        """Tactics are timed while building. RTX chooses them when the plan first runs, and its caches do nothing."""
+        """Whether tactics are timed while building. RTX chooses them when a plan first runs; its caches do nothing."""
         return not self.is_rtx
 
     @property
     def profile_per_context(self) -> bool:
-        """Two execution contexts cannot use one optimisation profile at the same time (before 10)."""
+        """Whether each execution context needs its own optimization profile (before 10)."""
         return not self.is_rtx and self.version < (10,)
 
     @property
     def network_flags(self) -> int:
-        """What `Builder.create_network` is to be given for an ONNX model."""
+        """The flags of `Builder.create_network` for an ONNX model."""
         flags = self.module.NetworkDefinitionCreationFlag
         value = 0
-        # 10 made explicit batch the only kind and warns about the flag; 11 does not know it.
+        # 10 made explicit batch the only kind and warns about the flag; 11 does not have it.
         if hasattr(flags, "EXPLICIT_BATCH") and self.version < (10,):
             value |= 1 << int(flags.EXPLICIT_BATCH)
         if self.always_strongly_typed and hasattr(flags, "STRONGLY_TYPED"):
@@ -94,14 +94,14 @@ class Trt:
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version: 10.3.0.26 of `10.3.0.26+cuda12`, and of `10.3.0.post26` only 10.3.0."""
+    """The leading numbers of a version: 10.3.0.26 for `10.3.0.26+cuda12`, and only 10.3.0 for `10.3.0.post26`."""
     found = re.match(r"\d+(\.\d+)*", text)
     return tuple(int(part) for part in found.group().split(".")) if found else ()
 
 
 @functools.cache
 def load_trt() -> Trt:
-    """The installed TensorRT: `tensorrt`, else `tensorrt_rtx`.
+    """The installed TensorRT: `tensorrt`, otherwise `tensorrt_rtx`.
 
     Raises:
         BackendError: neither can be imported, or it is older than 8.5; the message says what to install.
@@ -115,7 +115,7 @@ def load_trt() -> Trt:
             reasons.append(f"{name}: {error}")
             continue
         except (OSError, RuntimeError, AttributeError) as error:
-            # A wheel whose shared libraries are absent or broken.
+            # A wheel whose shared libraries are missing or broken.
             reasons.append(f"{name}: {type(error).__name__}: {error}")
             continue
         found = Trt(module, name, version)
@@ -131,10 +131,10 @@ def load_trt() -> Trt:
 
 @functools.cache
 def vendor_logger() -> Any:
-    """The one ILogger of the process: TensorRT binds to the first it is given and complains about others.
+    """The only ILogger of the process: TensorRT binds to the first one and complains about others.
 
-    INFO becomes debug, WARNING a warning. An error is not logged but kept: the caller that sees a call fail takes it
-    with `take_errors()` and raises, so that a failure is one message and not ten.
+    INFO is logged as debug, WARNING as a warning. Errors are not logged but kept: the caller whose call fails takes
+    them with `take_errors()` and raises, so that a failure is one message rather than ten.
     """
     trt = load_trt().module
 
