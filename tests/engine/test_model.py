@@ -63,7 +63,7 @@ def test_a_model_that_comes_with_streamd_is_asked_for_by_name(tmp_path: Path, mo
         (tmp_path / f"{name}.onnx").write_bytes(b"x")
     monkeypatch.setattr("streamd.engine.model.ASSETS", tmp_path)
     assert model_file(f"{BUILTIN}road6") == tmp_path / "road6.onnx"
-    with pytest.raises(ModelError, match=r"model builtin:cats: .* known: builtin:road6, builtin:road6_float"):
+    with pytest.raises(ModelError, match=r"model builtin:cats: .* available: builtin:road6, builtin:road6_float"):
         model_file("builtin:cats")
     for name in ("", "../assets/road6", "road6.onnx"):
         with pytest.raises(ModelError, match="there is no such bundled model"):

@@ -70,7 +70,7 @@ def test_every_part_of_a_recipe_is_in_its_key() -> None:
     [
         ({"model_sha256": "b" * 64}, "the model has changed"),
         ({"tensorrt": "10.3.0.26"}, "built by TensorRT 8.5.3.1, installed is 10.3.0.26"),
-        ({"gpu": "NVIDIA T4 (compute capability 7.5)"}, "built for NVIDIA H200 .*, here is NVIDIA T4"),
+        ({"gpu": "NVIDIA T4 (compute capability 7.5)"}, "built for NVIDIA H200 .*, this GPU is NVIDIA T4"),
         ({"precision": "int8"}, "precision fp16, wanted int8"),
         ({"profile": (1, 2, 4)}, "batches of 1/8/16, wanted 1/2/4"),
         ({"workspace_mb": 64}, "other options"),
