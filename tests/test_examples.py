@@ -89,11 +89,11 @@ def test_whose_a_gap_is() -> None:
     assert take(100, 100) == ""
     assert take(101, 0) == ""
     assert "dropped 3 before 105" in take(105, 3)
-    assert take(109, 0) == "s: 3 before 109 were lost on the way: we were too slow"
+    assert take(109, 0) == "s: 3 before 109 were lost in transit: we were too slow"
     both = take(115, 2)
     assert "dropped 2 before 115" in both
     assert "3 before 115 were lost" in both
-    assert take(0, 0, "b") == "streamd was started again: its counts begin anew"
+    assert take(0, 0, "b") == "streamd was restarted: its counters start from zero"
     follower.heard["s"] -= module.SILENCE_S + 1
     assert "nothing for 15 s" in follower.silent()[0]
     assert follower.silent() == []

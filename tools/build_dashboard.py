@@ -142,7 +142,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 f"increase(streamd_stream_reconnects_total{{{_THESE}}}[5m])", "{{stream}}")),
             _lines("Failures in 5 minutes, by reason", "short", (
                 f"sum by (reason) (increase(streamd_stream_failures_total{{{_THESE}}}[5m]))", "{{reason}}")),
-            _lines("Threads that hang", "short", (f"streamd_stream_threads_stuck{{{_THESE}}}", "{{stream}}")),
+            _lines("Hanging threads", "short", (f"streamd_stream_threads_stuck{{{_THESE}}}", "{{stream}}")),
             _lines("Detections", "cps", (
                 f"sum by (label) ({_rate('streamd_detections_total')})", "{{label}}"), stack=True, w=16),
         ),
@@ -161,14 +161,14 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 (_quantile(0.99, LATENCY, "stream", _THESE), "{{stream}} p99"), w=12,
             ),
             _lines(
-                "Objective: share of frames that miss it", "percentunit",
+                "Objective: share of missed frames", "percentunit",
                 (_missed("$__rate_interval"), "{{stream}}"),
                 note="Streams with an objective only.",
             ),
             _lines(
                 "Objective: burn rate over an hour", "short",
                 (f"{_missed('1h')} / (1 - streamd_objective_ratio{{{_THESE}}})", "{{stream}}"),
-                note="1: what may be missed is just used up.",
+                note="1: the error budget is exactly used up.",
             ),
             _lines(
                 "Where the time goes (mean of each stage)", "s",
@@ -185,7 +185,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
-        "What is lost",
+        "Losses",
         (
             _lines("Drops by reason", "fps", (
                 f"sum by (reason) ({_rate('streamd_frames_dropped_total')})", "{{reason}}"), stack=True),
@@ -213,13 +213,13 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             _lines("Waiting", "short", (f"streamd_queue_depth{{{_HERE}}}", "{{queue}}")),
             _lines("Batches in flight", "short", (f"streamd_slots_in_flight{{{_HERE}}}", "{{instance}}")),
             _lines(
-                "Frames a batch (mean)", "short",
+                "Frames per batch (mean)", "short",
                 (_mean("streamd_batch_size", "instance", _HERE), "{{instance}}"),
             ),
             _lines("Device memory", "bytes", (f"streamd_device_memory_bytes{{{_HERE}}}", "{{device}} {{kind}}")),
             _lines("Open decoders", "short", (f"streamd_decoder_sessions{{{_HERE}}}", "{{decoder}}"), stack=True),
             Panel(
-                "What runs", "table", "short",
+                "Running versions", "table", "short",
                 [(f"streamd_build_info{{{_HERE}}}", ""), (f"streamd_stream_info{{{_THESE}}}", "")],
                 options={"showHeader": True},
             ),
@@ -239,7 +239,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             _lines("CPU", "short", (_rate("process_cpu_seconds_total", _HERE), "{{instance}}"), note="Cores."),
             _lines("Resident memory", "bytes", (f"process_resident_memory_bytes{{{_HERE}}}", "{{instance}}")),
             _lines("Workers up", "short", (f"streamd_worker_up{{{_HERE}}}", "{{worker}}"), note="With `workers` only."),
-            _lines("Bundles written in an hour", "short", (
+            _lines("Bundles written per hour", "short", (
                 f"increase(streamd_bundles_written_total{{{_HERE}}}[1h])", "{{reason}}"),
                 note="Written by the flight recorder, after a failure or on request."),
             _lines(

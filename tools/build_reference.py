@@ -24,11 +24,11 @@ HEAD = """# Configuration reference
 
 Generated from the code by `tools/build_reference.py`; `streamd schema` prints the same as JSON Schema.
 
-A file is YAML. `${NAME}` is replaced by the environment's value (an error where there is none), `${NAME:-text}` has a
-default, `${file:PATH}` is a file's content without its last line break, `$$` is a dollar sign. `$NAME` in such a path
-is the environment's: `${file:$CREDENTIALS_DIRECTORY/camera}`. Substituted values are treated as secrets: they appear in
-no log, metric or message. Relative paths are relative to the configuration file.
-`streamd check FILE` tells everything that is wrong at once, each with its line and field.
+The file format is YAML. `${NAME}` is replaced by the environment variable (an error if it is not set), `${NAME:-text}`
+has a default, `${file:PATH}` is a file's content without its last line break, and `$$` is a dollar sign. `$NAME` in such
+a path is an environment variable: `${file:$CREDENTIALS_DIRECTORY/camera}`. Substituted values are treated as secrets:
+they appear in no log, metric or message. Relative paths are relative to the configuration file. `streamd check FILE`
+reports all problems at once, each with its line and field.
 
 ```yaml
 model: {path: model.onnx}
@@ -39,12 +39,12 @@ sinks:
   - {kind: zmq, bind: "tcp://127.0.0.1:5555"}
 ```
 
-Where a field takes one of several sections, the section's `kind` says which one it is.
+If a field accepts one of several sections, the section's `kind` selects it.
 """
 METRICS_HEAD = """# Metrics
 
-What the metrics port shows at `/metrics`, beside Python's and the process's own. Generated from the code by
-`tools/build_reference.py`. How to read them: [tuning.md](tuning.md#read-the-metrics).
+All metrics at `/metrics`, besides those of Python and the process. Generated from the code by
+`tools/build_reference.py`. [tuning.md](tuning.md#read-the-metrics) explains how to read them.
 
 | metric | kind | labels | meaning |
 |---|---|---|---|
@@ -98,7 +98,7 @@ def section(name: str, definition: dict[str, Any], definitions: dict[str, Any]) 
     lines += ["| field | value | default | meaning |", "|---|---|---|---|"]
     required = definition.get("required", ())
     for field, entry in definition.get("properties", {}).items():
-        meaning = entry.get("description", "") or ("Which section this is." if field == "kind" else "")
+        meaning = entry.get("description", "") or ("Selects this section." if field == "kind" else "")
         if not meaning and "$ref" in entry:  # pydantic leaves out what the section says itself
             meaning = definitions[entry["$ref"].rsplit("/", 1)[1]].get("description", "")
         cells = field, kind_of(entry, definitions), default_of(entry, required=field in required), meaning

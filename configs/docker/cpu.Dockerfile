@@ -3,7 +3,7 @@
 #   docker build -f configs/docker/cpu.Dockerfile -t streamd:cpu .
 #   docker run --rm --network host streamd:cpu demo
 #
-# No Docker engine was at hand when this was written: it has been linted, never built.
+# This file was linted but never built, because no Docker engine was available.
 
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source

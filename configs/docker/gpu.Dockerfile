@@ -5,9 +5,9 @@
 #   docker run --rm --gpus all --network host streamd:gpu demo
 #
 # The first start builds a TensorRT plan, which takes minutes; keep it with -v streamd-cache:/var/lib/streamd/.cache
-# No Docker engine was at hand when this was written: it has been linted, never built.
+# This file was linted but never built, because no Docker engine was available.
 
-# pycuda is compiled when it is installed, which needs CUDA's headers: they stay behind in this stage.
+# pycuda is compiled during installation, which needs CUDA's headers: they remain in this stage.
 FROM nvidia/cuda:12.6.3-devel-ubuntu24.04 AS build
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ python3-dev python3-venv \
@@ -18,7 +18,7 @@ COPY streamd streamd
 COPY configs configs
 COPY systemd systemd
 COPY docs docs
-# CUDA 12's TensorRT: the newest `tensorrt` would bring CUDA 13's.
+# TensorRT for CUDA 12: the newest `tensorrt` would be for CUDA 13.
 RUN python3 -m venv /opt/streamd \
     && /opt/streamd/bin/pip install --no-cache-dir --require-hashes -r requirements.lock \
     && /opt/streamd/bin/pip install --no-cache-dir '.[demo]' 'tensorrt-cu12>=10.3,<11' pycuda 'cuda-bindings~=12.6'
@@ -31,7 +31,7 @@ COPY --from=build /opt/streamd /opt/streamd
 RUN useradd --system --home-dir /var/lib/streamd --create-home streamd
 USER streamd
 WORKDIR /var/lib/streamd
-# video lets NVDEC in, utility nvidia-smi.
+# video enables NVDEC, utility enables nvidia-smi.
 ENV PATH="/opt/streamd/bin:$PATH" PYTHONUNBUFFERED=1 NVIDIA_DRIVER_CAPABILITIES=compute,video,utility
 # Ports: 9188 page and metrics, 5555 messages. SIGTERM drains.
 EXPOSE 9188 5555

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Follows every camera and misses nothing unnoticed: states, gaps and whose they are, a restart, silence.
+"""Follows every camera and reports everything that is missing: states, gaps and their cause, restarts, silence.
 
     python follow.py [tcp://127.0.0.1:5555]
 
@@ -16,26 +16,26 @@ from typing import Any
 import zmq
 
 SILENCE_S = 15.0
-"""streamd sends every stream's status at least every five seconds (heartbeat_s): three of them in a row are a fault."""
+"""streamd sends every stream's status at least every five seconds (heartbeat_s): three missing ones are a fault."""
 
 
 class Follower:
-    """What is known of each stream; `take` returns what is worth telling of one message."""
+    """The state of each stream; `take` returns what to report about one message."""
 
     def __init__(self) -> None:
         self.boot_id = ""
         self.expected: dict[str, int] = {}
-        """The seq that comes next, by stream."""
+        """The next seq, by stream."""
         self.states: dict[str, str] = {}
         self.heard: dict[str, float] = {}
-        """When a stream last said anything, monotonic."""
+        """Monotonic time of each stream's last message."""
 
     def take(self, message: dict[str, Any]) -> list[str]:
-        """Takes one message in."""
+        """Processes one message."""
         told = []
         if message["boot_id"] != self.boot_id:
             if self.boot_id:
-                told.append("streamd was started again: its counts begin anew")
+                told.append("streamd was restarted: its counters start from zero")
             self.boot_id = message["boot_id"]
             self.expected.clear()
         stream = message["stream"]
@@ -53,14 +53,14 @@ class Follower:
     def _detections(self, message: dict[str, Any]) -> list[str]:
         stream, seq = message["stream"], message["seq"]
         told = []
-        # Before the first message of a stream nobody can tell what we missed: we were not there.
+        # Before the first message of a stream we cannot know what we missed.
         if stream in self.expected:
             missing = seq - self.expected[stream]
             dropped = min(missing, message["dropped"])
             if dropped > 0:
-                told.append(f"{stream}: streamd dropped {dropped} before {seq}, for it could not keep up")
+                told.append(f"{stream}: streamd dropped {dropped} before {seq}: it could not keep up")
             if missing > dropped:
-                told.append(f"{stream}: {missing - dropped} before {seq} were lost on the way: we were too slow")
+                told.append(f"{stream}: {missing - dropped} before {seq} were lost in transit: we were too slow")
         self.expected[stream] = seq + 1
         if message["detections"]:
             seen = ", ".join(f"{d['label']} {d['score']:.2f}" for d in message["detections"])
@@ -68,7 +68,7 @@ class Follower:
         return told
 
     def silent(self) -> list[str]:
-        """Streams of which nothing has come for too long; each is told once."""
+        """Streams that have been silent for too long; each is reported once."""
         late = [s for s, at in self.heard.items() if time.monotonic() - at > SILENCE_S]
         for stream in late:
             del self.heard[stream]
@@ -77,11 +77,11 @@ class Follower:
 
 
 def main() -> None:
-    """Until Ctrl-C."""
+    """Runs until Ctrl-C."""
     socket = zmq.Context().socket(zmq.SUB)
-    socket.setsockopt(zmq.RCVHWM, 10_000)  # messages kept for us while we are busy
+    socket.setsockopt(zmq.RCVHWM, 10_000)  # messages queued for us while we are busy
     socket.subscribe("streamd/1/")
-    socket.connect(sys.argv[1] if len(sys.argv) > 1 else "tcp://127.0.0.1:5555")  # again and again by itself
+    socket.connect(sys.argv[1] if len(sys.argv) > 1 else "tcp://127.0.0.1:5555")  # reconnects automatically
     follower = Follower()
     while True:
         told = follower.silent()

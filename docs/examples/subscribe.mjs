@@ -1,20 +1,20 @@
-// Prints states, gaps and what every camera sees.
+// Prints the states, gaps and detections of every camera.
 //
 //   npm install && node subscribe.mjs [tcp://127.0.0.1:5555]
 
 import { Subscriber } from "zeromq";
 
 const socket = new Subscriber();
-socket.connect(process.argv[2] ?? "tcp://127.0.0.1:5555"); // again and again by itself
+socket.connect(process.argv[2] ?? "tcp://127.0.0.1:5555"); // reconnects automatically
 socket.subscribe("streamd/1/"); // or "streamd/1/gate/" for one camera
 
-const expected = new Map(); // stream -> the seq that comes next
+const expected = new Map(); // stream -> the next seq
 let boot = "";
 
 for await (const [topic, payload] of socket) {
   const message = JSON.parse(payload.toString());
   if (message.boot_id !== boot) {
-    boot = message.boot_id; // streamd was started again: its counts begin anew
+    boot = message.boot_id; // streamd was restarted: its counters start from zero
     expected.clear();
   }
   const { stream } = message;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints what every camera sees. Needs: pip install pyzmq
+"""Prints the detections of every camera. Needs: pip install pyzmq
 
 python subscribe.py [tcp://127.0.0.1:5555]
 """
