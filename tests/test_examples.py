@@ -68,10 +68,10 @@ def test_the_python_subscribers(tmp_path: Path) -> None:
         running.stop()
         until(lambda: found(follow, "^street: is ENDED"), 10, "the end is told")
         with watching(tmp_path):
-            until(lambda: found(follow, "^streamd was started again"), 60, "the restart is told")
-            until(lambda: follow.read_text().rfind("street: is LIVE") > follow.read_text().find("again"), 20)
+            until(lambda: found(follow, "^streamd was restarted"), 60, "the restart is told")
+            until(lambda: follow.read_text().rfind("street: is LIVE") > follow.read_text().find("restarted"), 20)
         assert follower.poll() is None
-    assert "lost on the way" not in follow.read_text()
+    assert "lost in transit" not in follow.read_text()
 
 
 def test_whose_a_gap_is() -> None:
