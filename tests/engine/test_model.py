@@ -72,7 +72,7 @@ def test_a_model_that_comes_with_streamd_is_asked_for_by_name(tmp_path: Path, mo
     config.write_text('model: {path: "builtin:road6"}\nstreams: [{id: a, url: x.mp4}]\n')
     assert load(config).config.model.path == "builtin:road6"
     monkeypatch.setattr("streamd.engine.model.ASSETS", tmp_path / "none")
-    with pytest.raises(ModelError, match="known: none in this installation"):
+    with pytest.raises(ModelError, match="available: none in this installation"):
         model_file("builtin:road6")
 
 
