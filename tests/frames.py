@@ -7,7 +7,8 @@ import time
 import numpy as np
 
 from streamd.engine.null import NullBackend
-from streamd.sources import SyntheticStreamSettings, open_source
+from streamd.sources import open_source
+from streamd.sources.synthetic import SyntheticStreamSettings
 from streamd.types import Detections, Frame, ModelInfo, StageTimes, StreamStatus
 
 MODEL = ModelInfo("m", "ab" * 32, ("person", "car"))

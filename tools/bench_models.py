@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from streamd.engine import EngineConfig, ModelSettings, open_backend
-from streamd.sources import SyntheticStreamSettings, open_source
+from streamd.sources import open_source
+from streamd.sources.synthetic import SyntheticStreamSettings
 from streamd.telemetry.logs import configure
 
 

@@ -13,7 +13,8 @@ LISTED = 12
 
 
 def _backend(plan: Path, conf: float, **settings: Any) -> Any:
-    from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings, open_backend
+    from streamd.engine import BatchSettings, ModelSettings, open_backend
+    from streamd.engine.tensorrt import TensorRtSettings
     from streamd.heads import DetectSettings
     from streamd.heads.select import open_head
 
@@ -23,7 +24,8 @@ def _backend(plan: Path, conf: float, **settings: Any) -> Any:
 
 
 def _frames(count: int) -> list[Any]:
-    from streamd.sources import SyntheticStreamSettings, open_source
+    from streamd.sources import open_source
+    from streamd.sources.synthetic import SyntheticStreamSettings
 
     source = open_source(SyntheticStreamSettings(id="s", width=640, height=640, fps=0, count=count))
     source.open()

@@ -22,8 +22,8 @@ from rtp_clip import CLOCK, Clip
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from streamd.errors import SourceError
-from streamd.sources import AvStreamSettings
-from streamd.sources.av import AvSource
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from streamd.types import Frame
 from tests.lossy_camera import Lose, by_chance, camera, luma, luma_by_stamp, whole_pictures
 

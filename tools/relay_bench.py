@@ -20,16 +20,18 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from streamd.sinks import ZmqSettings, open_sink
-from streamd.sinks.message import detections_message, encoder, topic
+from streamd.sinks import open_sink
+from streamd.sinks.envelope import DETECTIONS, Message
+from streamd.sinks.message import split_detections
+from streamd.sinks.zmq import ZmqSettings
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Detections, ModelInfo, StageTimes
 from streamd.workers.forward import Forwarder
-from streamd.workers.relay import HEAD, RelaySink
+from streamd.workers.relay import RelaySink
 
 
-def message(boxes: int) -> bytes:
-    """One frame's detections as JSON."""
+def message(boxes: int) -> tuple[bytes, bytes]:
+    """One frame's detections as JSON, before and behind the number of dropped frames."""
     now = time.monotonic_ns()
     random = np.random.default_rng(0)
     xyxy = random.random((boxes, 4), np.float32) * 1000
@@ -37,17 +39,17 @@ def message(boxes: int) -> bytes:
         "camera-1", 0, 0, 0, time.time_ns(), 1920, 1080, StageTimes(*[now] * 6),
         ModelInfo("yolov5n", "ab" * 32, ("person",)), xyxy, np.full(boxes, 0.5, np.float32), np.zeros(boxes, np.int32),
     )  # fmt: skip
-    return encoder("json")(detections_message(found, "0123456789abcdef", 0))
+    return split_detections(found, "0123456789abcdef", "json")
 
 
 def send(endpoint: str, worker: int, boxes: int) -> None:
     """A worker: sends as fast as the parent takes."""
-    relay = RelaySink(endpoint, "json", boot_id="bench")
+    relay = RelaySink(endpoint, life=1)
     relay.open()
-    payload, name = message(boxes), topic(f"camera-{worker}", "detections")
+    before, after = message(boxes)
     seq = 0
     while True:
-        if relay._send(HEAD.pack(1, 0, seq) + name, payload):
+        if relay.send(Message(DETECTIONS, f"camera-{worker}", before, after, seq=seq)) is None:
             seq += 1
         else:
             time.sleep(0.001)
@@ -87,7 +89,7 @@ def main() -> int:
     counter = spawn.RawValue("Q", 0)
     with tempfile.TemporaryDirectory() as folder:
         relay, publisher = f"ipc://{folder}/relay", f"ipc://{folder}/publisher"
-        sink = open_sink(ZmqSettings(bind=publisher, hwm=100_000), boot_id="bench")
+        sink = open_sink(ZmqSettings(bind=publisher, hwm=100_000))
         metrics = Metrics(CollectorRegistry())
         forwarder = Forwarder("zmq", sink, relay, "json", metrics, heartbeat_s=5, boot_id="bench")
         forwarder.open()

@@ -12,8 +12,9 @@ from typing import Any
 from streamd.config import Config
 from streamd.config.loader import load
 from streamd.errors import ConfigError, StreamdError
-from streamd.sinks import CurveSettings, ZmqSettings
-from streamd.sources import AvStreamSettings, is_live
+from streamd.sinks.curve import CurveSettings
+from streamd.sinks.zmq import ZmqSettings
+from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.access import Tls
 
 
@@ -33,7 +34,7 @@ def problems(config: Config, *, model: bool = True, secrets: bool = True) -> lis
     """Problems outside the file itself: missing inputs, invalid keys, a model that cannot be opened."""
     found: list[StreamdError] = []
     for i, stream in enumerate(config.streams):
-        if isinstance(stream, AvStreamSettings) and not is_live(stream):
+        if isinstance(stream, AvStreamSettings) and not stream.live:
             path = Path(stream.url.removeprefix("file:"))
             if not path.is_file():
                 found.append(ConfigError(f"streams[{i}].url: {path} is not a file"))

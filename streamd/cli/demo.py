@@ -27,7 +27,7 @@ from streamd.cli.console import positive, progress
 from streamd.cli.detect import Run
 from streamd.config import Config, is_url
 from streamd.engine import BUILTIN, ModelSettings
-from streamd.engine.select import tensorrt_unavailable
+from streamd.engine.auto import tensorrt_unavailable
 from streamd.errors import ConfigError, SinkError
 from streamd.heads import DetectSettings
 from streamd.runtime.daemon import Daemon

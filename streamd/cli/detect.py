@@ -27,7 +27,8 @@ from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import declared, open_head, resolve_labels
 from streamd.security.redact import credentials, redact, remember
 from streamd.sinks.message import Gaps, detections_message, encoder
-from streamd.sources import AvStreamSettings, open_source
+from streamd.sources import open_source
+from streamd.sources.av import AvStreamSettings
 from streamd.sources.images import SUFFIXES, list_images, read_image
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics

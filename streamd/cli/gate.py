@@ -63,7 +63,7 @@ def gate_of(args: argparse.Namespace) -> PlanGate | None:
 
 def cannot_run(job: Job) -> str | None:
     """Why this machine cannot run the plan that it has built, or None."""
-    from streamd.engine.select import tensorrt_unavailable
+    from streamd.engine.auto import tensorrt_unavailable
 
     if (reason := tensorrt_unavailable()) is not None:
         return reason

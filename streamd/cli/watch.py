@@ -16,8 +16,7 @@ from typing import Any
 
 from streamd.errors import ConfigError, SinkError
 from streamd.security.trust import read_text
-from streamd.sinks import KEY_PATTERN
-from streamd.sinks.curve import read_keys, secure_client
+from streamd.sinks.curve import KEY_PATTERN, read_keys, secure_client
 from streamd.sinks.message import MAX_MESSAGE_BYTES, TOPIC_PREFIX, DetectionsMessage, StatusMessage, decode
 
 WINDOW_S = 5.0

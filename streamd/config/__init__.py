@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
-from streamd.engine import AutoSettings, BatchSettings, EngineConfig, ModelSettings
+from streamd.engine import BatchSettings, EngineConfig, ModelSettings
+from streamd.engine.auto import AutoSettings
 from streamd.heads import DetectSettings, HeadConfig
-from streamd.settings import Seconds, Settings
+from streamd.settings import ConfigPath, ExternalSecret, Pattern, Seconds, Settings
 from streamd.sinks import SinkConfig
 from streamd.sources import StreamConfig
 
@@ -30,15 +31,17 @@ class DetectorSettings(ModelSettings):
 class TlsSettings(Settings):
     """HTTPS. Both files are read again when they change: a renewed certificate needs no restart."""
 
-    certificate: str = Field(description="PEM file with the certificate and its chain.")
-    key: str = Field(description="PEM file with the private key, without a passphrase.")
+    certificate: ConfigPath = Field(description="PEM file with the certificate and its chain.")
+    key: ConfigPath = Field(description="PEM file with the private key, without a passphrase.")
 
 
 class LoginSettings(Settings):
     """One user name and its password (HTTP basic authentication)."""
 
-    username: str = Field(min_length=1, max_length=256, pattern=USER_PATTERN, description="User name.")
-    password: SecretStr = Field(
+    username: Annotated[str, Pattern("expected a name without a colon")] = Field(
+        min_length=1, max_length=256, pattern=USER_PATTERN, description="User name."
+    )
+    password: ExternalSecret = Field(
         min_length=8, max_length=1024, description="Its password, as ${file:PATH} or ${NAME}; 8 characters at least."
     )
 
@@ -46,9 +49,10 @@ class LoginSettings(Settings):
 class MetricsSettings(Settings):
     """The HTTP port with /metrics, /healthz and /readyz."""
 
-    listen: str | None = Field(
+    listen: (
+        Annotated[str, Field(pattern=LISTEN_PATTERN), Pattern("expected HOST:PORT, as in 127.0.0.1:9188")] | None
+    ) = Field(
         "127.0.0.1:9188",
-        pattern=LISTEN_PATTERN,
         description="HOST:PORT to listen on; null for none. Port 0 takes a free one.",
     )
     tls: TlsSettings | None = Field(None, description="Certificate and key for HTTPS. Default: plain HTTP.")
@@ -72,9 +76,8 @@ class LoggingSettings(Settings):
 class RecorderSettings(Settings):
     """The flight recorder: the last seconds of everything, written as a bundle when something breaks."""
 
-    folder: str | None = Field(
+    folder: Annotated[ConfigPath, Field(min_length=1)] | None = Field(
         None,
-        min_length=1,
         description="Where bundles go. Default: `bundles` in the service manager's state folder (`$STATE_DIRECTORY`); "
         "where there is none, nothing is recorded.",
     )

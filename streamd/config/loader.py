@@ -7,20 +7,18 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from streamd.config import Config, TlsSettings, is_url
+from streamd.config import Config, is_url
 from streamd.config.checks import check_secrets, cross_check
 from streamd.config.problems import dotted, validation_problems
-from streamd.config.yamlfile import MAX_BYTES, Document, Path_, read_yaml
+from streamd.config.yamlfile import MAX_BYTES, Document, read_yaml
 from streamd.engine import BUILTIN
 from streamd.errors import ConfigError
 from streamd.security.redact import redact, remember
 from streamd.security.trust import read_text
-from streamd.sinks import ZmqSettings
-from streamd.sources import AvStreamSettings
+from streamd.settings import FieldPath, with_paths
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,10 @@ class Loaded:
     """Substituted values and passwords in the file itself. `redact` knows them already."""
     warnings: tuple[str, ...]
     """What is allowed and unwise."""
-    line: Callable[[Path_], int | None]
+    line: Callable[[FieldPath], int | None]
     """The line of a field, or of what it would stand in."""
 
-    def where(self, path: Path_) -> str:
+    def where(self, path: FieldPath) -> str:
         """FILE:LINE: FIELD, as errors begin."""
         return f"{self.path}:{self.line(path) or 1}: {dotted(path)}"
 
@@ -88,32 +86,8 @@ def _absolute(config: Config, folder: Path) -> Config:
     def resolved(text: str) -> str:
         return text if is_url(text) or text.startswith(BUILTIN) else str((folder / os.path.expanduser(text)).absolute())
 
-    model = config.model
-    update: dict[str, Any] = {"path": resolved(model.path)}
-    if isinstance(model.labels, str):
-        update["labels"] = resolved(model.labels)
-    streams = tuple(
-        s.model_copy(update={"url": resolved(s.url)}) if isinstance(s, AvStreamSettings) else s for s in config.streams
-    )
-
-    def sink(settings: Any) -> Any:
-        if settings.kind == "jsonl" and settings.path != "-":
-            return settings.model_copy(update={"path": resolved(settings.path)})
-        if isinstance(settings, ZmqSettings) and settings.curve and isinstance(settings.curve.clients, str):
-            clients = settings.curve.clients
-            if clients != "any":
-                curve = settings.curve.model_copy(update={"clients": resolved(clients)})
-                return settings.model_copy(update={"curve": curve})
-        return settings
-
-    sinks = tuple(map(sink, config.sinks))
-    changed: dict[str, Any] = {"model": model.model_copy(update=update), "streams": streams, "sinks": sinks}
-    if config.recorder.folder is not None:
-        changed["recorder"] = config.recorder.model_copy(update={"folder": resolved(config.recorder.folder)})
-    if (tls := config.metrics.tls) is not None:
-        found = TlsSettings(certificate=resolved(tls.certificate), key=resolved(tls.key))
-        changed["metrics"] = config.metrics.model_copy(update={"tls": found})
-    return config.model_copy(update=changed)
+    absolute: Config = with_paths(config, resolved)
+    return absolute
 
 
 def _warnings(file: Path, document: Document) -> tuple[str, ...]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from streamd.config import LISTEN_PATTERN, USER_PATTERN, Config
-from streamd.config.yamlfile import Document, Path_
-from streamd.settings import NAME_PATTERN
-from streamd.sinks import KEY_PATTERN
+from streamd.config import Config
+from streamd.config.yamlfile import Document
+from streamd.settings import FieldPath, Pattern, Settings, marks_of
+from streamd.settings.registry import OneOf
 
 
-def dotted(path: Path_) -> str:
+def dotted(path: FieldPath) -> str:
     """A field's name as errors have it: streams[1].url."""
     out = ""
     for part in path:
@@ -22,7 +23,7 @@ def dotted(path: Path_) -> str:
     return out or "file"
 
 
-def _in_file(location: Path_, values: Any) -> Path_:
+def _in_file(location: FieldPath, values: Any) -> FieldPath:
     """Drops the union tags that pydantic puts between a list item and its fields."""
     path: list[str | int] = []
     for i, part in enumerate(location):
@@ -37,7 +38,7 @@ def _in_file(location: Path_, values: Any) -> Path_:
     return tuple(path)
 
 
-def _value_at(values: Any, path: Path_) -> Any:
+def _value_at(values: Any, path: FieldPath) -> Any:
     for part in path:
         try:
             values = values[part]
@@ -60,53 +61,66 @@ def validation_problems(error: ValidationError, document: Document) -> Iterator[
         path = _in_file(item["loc"], document.values)
         message = item["msg"]
         if item["type"] == "extra_forbidden":
-            message = f"unknown field{_suggestion(str(path[-1]), item['loc'])}"
+            message = f"unknown field{_suggestion(path, document.values)}"
         elif item["type"] == "missing":
             message = "is required"
         elif item["type"] == "string_type" and isinstance(_value_at(document.values, path), bool):
             message = "expected text; YAML reads on, off, yes and no as true or false: put it in quotes"
         elif item["type"] == "string_pattern_mismatch":
-            message = _PATTERNS.get(item["ctx"]["pattern"], message)
-        elif item["type"] == "union_tag_invalid":
+            field = _field_at(path, document.values)
+            message = next((mark.expected for mark in marks_of(field, Pattern)), message) if field else message
+        elif item["type"] in ("unknown_kind", "broken_plugin"):
             path = (*path, "kind")
-            message = f"expected one of {item['ctx']['expected_tags']}"
         yield document.line(path) or 1, f"{dotted(path)}: {message}"
 
 
-_PATTERNS = {
-    NAME_PATTERN: "expected at most 63 letters, digits, dots, dashes and underscores, not beginning with a dot or dash",
-    LISTEN_PATTERN: "expected HOST:PORT, as in 127.0.0.1:9188",
-    USER_PATTERN: "expected a name without a colon",
-    KEY_PATTERN: "expected a public key of 40 characters, as `streamd keygen` makes them",
-}
-
-
-def _suggestion(name: str, location: Path_) -> str:
-    known = sorted(_known_fields(location))
-    close = difflib.get_close_matches(name, known, n=1)
+def _suggestion(path: FieldPath, values: Any) -> str:
+    section = _section_at(path[:-1], values)
+    known = sorted(section.model_fields) if section is not None else []
+    close = difflib.get_close_matches(str(path[-1]), known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
 
 
-def _known_fields(location: Path_) -> set[str]:
-    """Names of the fields beside the one at `location`, found in the JSON schema, which knows the unions."""
-    schema = Config.model_json_schema()
-    definitions = schema["$defs"]
+def _field_at(path: FieldPath, values: Any) -> FieldInfo | None:
+    """The field at `path`, whichever kinds its sections are of."""
+    names = [part for part in path if isinstance(part, str)]
+    section = _section_at(path[: path.index(names[-1])] if names else (), values)
+    return section.model_fields.get(names[-1]) if section is not None and names else None
 
-    def options(node: dict[str, Any]) -> list[dict[str, Any]]:
-        if "$ref" in node:
-            return options(definitions[node["$ref"].rsplit("/", 1)[1]])
-        found = [o for key in ("anyOf", "oneOf", "allOf") for option in node.get(key, ()) for o in options(option)]
-        return found or [node]
 
-    nodes = [schema]
-    for part in location[:-1]:
-        following: list[dict[str, Any]] = []
-        for node in nodes:
-            if isinstance(part, int):
-                following += options(node["items"]) if "items" in node else []
-            elif part in node.get("properties", {}):
-                following += options(node["properties"][part])
-            elif node.get("properties", {}).get("kind", {}).get("const") == part:
-                following.append(node)
-        nodes = following or nodes
-    return {name for node in nodes for name in node.get("properties", {})}
+def _section_at(path: FieldPath, values: Any) -> type[Settings] | None:
+    """The class of the section at `path`."""
+    section: type[Settings] | None = Config
+    value = values
+    field: FieldInfo | None = None
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+        if isinstance(part, str):
+            field = section.model_fields.get(part) if section is not None else None
+        if field is None:
+            return None
+        section = _class_of(field, value)
+    return section
+
+
+def _class_of(field: FieldInfo, value: Any) -> type[Settings] | None:
+    """The class that a field's value is to be of: its kind's, where it has kinds."""
+    for one_of in marks_of(field, OneOf):
+        registry = one_of.registry
+        kind = value.get("kind", registry.default) if isinstance(value, Mapping) else registry.default
+        try:
+            found: type[Settings] = registry.find(str(kind))
+        except ValueError:
+            return None
+        return found
+    return next(_classes(field.annotation), None)
+
+
+def _classes(annotation: Any) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _classes(argument)

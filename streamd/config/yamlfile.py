@@ -14,6 +14,7 @@ import yaml
 from streamd.errors import ConfigError
 from streamd.security.redact import credentials
 from streamd.security.trust import read_text
+from streamd.settings import FieldPath
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
@@ -23,7 +24,6 @@ MAX_SECRET_BYTES = 65_536
 UNREAD = "x" * 40
 """As good as any password or key to whoever only looks at the form."""
 
-Path_ = tuple[str | int, ...]
 
 _SECRET_NAME = re.compile(
     r"(?:.*(?:passw|passphrase|secret|token|authorization|credential|decryption_key).*|headers|cookies)",
@@ -41,7 +41,7 @@ class Document:
     """A parsed file: plain values, the line of each, and the secrets that were substituted into it."""
 
     values: Any
-    lines: dict[Path_, int] = field(default_factory=dict)
+    lines: dict[FieldPath, int] = field(default_factory=dict)
     """Path of keys and indices -> line, counted from 1."""
     secrets: set[str] = field(default_factory=set)
     """Values that came from the environment or from files: never to be logged."""
@@ -50,14 +50,14 @@ class Document:
     problems: list[tuple[int, str]] = field(default_factory=list)
     """(line, message) of what could not be read."""
 
-    def line(self, path: Path_) -> int | None:
+    def line(self, path: FieldPath) -> int | None:
         """The line of `path`, or of its nearest ancestor that is in the file."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path)
 
 
-def _is_secret(path: Path_) -> bool:
+def _is_secret(path: FieldPath) -> bool:
     return any(_SECRET_NAME.fullmatch(part) for part in path[-2:] if isinstance(part, str))
 
 
@@ -73,7 +73,7 @@ class _Reader:
     def problem(self, node: yaml.Node, message: str) -> None:
         self.document.problems.append((node.start_mark.line + 1, message))
 
-    def read(self, node: yaml.Node, path: Path_) -> Any:
+    def read(self, node: yaml.Node, path: FieldPath) -> Any:
         # Aliases make a small file expand without bound ("billion laughs"): count what is built, not what is written.
         self._nodes += 1
         if self._nodes > MAX_NODES or len(path) > MAX_DEPTH:
@@ -95,7 +95,7 @@ class _Reader:
             self.problem(node, f"cannot be read{f' as {kind}' if core else ''}; where text is meant, put it in quotes")
             return None
 
-    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(key_node.value)
@@ -106,7 +106,7 @@ class _Reader:
             self.document.lines[where] = key_node.start_mark.line + 1
         return out
 
-    def _substitute(self, node: yaml.Node, path: Path_) -> str:
+    def _substitute(self, node: yaml.Node, path: FieldPath) -> str:
         substituted = False
 
         def value(match: re.Match[str]) -> str:

@@ -6,13 +6,33 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from streamd.engine import BatchSettings, ModelSettings, NullSettings
+from streamd.engine import ENGINES, BatchSettings, Devices, DeviceSettings, ModelSettings
 from streamd.errors import BackendError
+from streamd.flow.contracts import Backend
+from streamd.settings import Milliseconds
 from streamd.types import Box, DecodePlan, Frame, Letterbox, ModelSpec, Outputs, TensorSpec
+
+
+@ENGINES.register
+class NullSettings(DeviceSettings):
+    """A scripted backend with no hardware behind it: scheduling, load and fault tests."""
+
+    kind: Literal["null"] = "null"
+    device: Devices = Field(0, description="Devices that are imitated; several share the streams out.")
+    latency_ms: Milliseconds = Field(0.0, description="How long each batch takes.")
+    slots: int = Field(2, ge=1, le=64, description="Batches in flight.")
+    fail_after: int | None = Field(None, ge=0, description="Batches after which infer raises BackendError.")
+    hang_after: int | None = Field(None, ge=0, description="Batches after which collect never returns.")
+
+    def open(self, model: ModelSettings, *, batch: BatchSettings, live: bool = False) -> Backend[Any]:
+        """See `EngineSettings.open`."""
+        return NullBackend(self, model, batch=batch)
 
 
 @dataclass
@@ -25,7 +45,7 @@ class NullSlot:
     ready_at: float = field(default=0.0)
 
 
-class NullBackend:
+class NullBackend(Backend[NullSlot]):
     """See `streamd.engine.Backend`. Every frame yields one box: its middle half, score 0.9, class 0.
 
     The device it imitates takes batches one after the other, `latency_ms` each, whatever their size.

@@ -11,18 +11,51 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from streamd.engine import BatchSettings, ModelSettings, OpenVinoSettings
+from streamd.engine import ENGINES, BatchSettings, EngineSettings, ModelSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
 from streamd.engine.signalstack import signal_stack_kept
 from streamd.errors import BackendError, ConfigError, ModelError
+from streamd.flow.contracts import Backend
 from streamd.imaging.letterbox import HostLetterbox
 from streamd.security.trust import distrust
 from streamd.types import DecodePlan, Frame, Letterbox, Outputs, TensorSpec
+
+
+@ENGINES.register
+class OpenVinoSettings(EngineSettings):
+    """OpenVINO on a CPU or Intel GPU: the backend where there is no NVIDIA GPU."""
+
+    kind: Literal["openvino"] = "openvino"
+    device: str = Field("CPU", description="OpenVINO device name: CPU, GPU, NPU, AUTO.")
+    hint: Literal["auto", "latency", "throughput"] = Field(
+        "auto",
+        description="What to optimise for. auto: latency where one live stream is the whole load, else throughput.",
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="Inference threads. Default: every core allowed to us."
+    )
+    requests: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Batches in flight. Default: what OpenVINO asks for the hint, plus two.",
+    )
+    precision: Literal["auto", "f32", "bf16", "f16"] = Field(
+        "auto",
+        description="Arithmetic of float layers. auto is OpenVINO's choice: bf16 on CPUs that have it, at a small loss "
+        "of precision.",
+    )
+    cache_dir: str | None = Field(None, description="Folder in which OpenVINO keeps compiled models, to start faster.")
+
+    def open(self, model: ModelSettings, *, batch: BatchSettings, live: bool = False) -> Backend[Any]:
+        """See `EngineSettings.open`."""
+        return OpenVinoBackend(self, model, batch=batch, live=live)
 
 
 class OpenVinoSlot:
@@ -50,7 +83,7 @@ def _tensor_spec(port: Any) -> TensorSpec:
     )
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend[OpenVinoSlot]):
     """See `streamd.engine.Backend`.
 
     Args:

@@ -17,33 +17,22 @@ import structlog
 
 from streamd.errors import FrameError
 from streamd.flow.batcher import Batcher
+from streamd.flow.contracts import Backend
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.stage import StageThread
 from streamd.telemetry.metrics import Metrics, StreamMetrics
 from streamd.telemetry.tally import Tally
 from streamd.types import (
-    Candidates,
     Detections,
     Float32Array,
     Frame,
     Int32Array,
     Letterbox,
     ModelInfo,
-    Outputs,
     StageTimes,
 )
 
 log = structlog.get_logger(__name__)
-
-
-class Engine(Protocol):
-    """What the pipeline asks of `streamd.engine.Backend`."""
-
-    @property
-    def slots(self) -> Sequence[Any]: ...
-    def preprocess(self, slot: Any, frames: Sequence[Frame]) -> Sequence[Letterbox]: ...
-    def infer(self, slot: Any) -> None: ...
-    def collect(self, slot: Any) -> Outputs | Sequence[Candidates]: ...
 
 
 class Tap(Protocol):
@@ -90,7 +79,7 @@ class Pipeline:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Backend[Any],
         batcher: Batcher,
         postprocess: Postprocess,
         model: ModelInfo,
@@ -120,7 +109,6 @@ class Pipeline:
         self._decode_time, self._queue_time, self._preprocess_time, self._infer_time, self._postprocess_time = (
             metrics.stage_duration.tally(stage) for stage in ("decode", "queue", "preprocess", "infer", "postprocess")
         )
-        self._device_times: Callable[[Any], dict[str, float]] | None = getattr(engine, "device_times", None)
         self._device_time = {name: metrics.device_duration.labels(stage=name) for name in ("preprocess", "infer")}
         self._per_stream: dict[str, tuple[StreamMetrics, Tally, list[int]]] = {}
         """Counters, latencies, and how often each class was seen. The postprocess thread's."""
@@ -235,9 +223,8 @@ class Pipeline:
             outputs = self._engine.collect(work.slot)
             inferred_ns = time.monotonic_ns()
             decoded = [self._postprocess(outputs, i, box) for i, box in enumerate(work.boxes)]
-            if self._device_times is not None:
-                for name, seconds in self._device_times(work.slot).items():
-                    self._device_time[name].observe(seconds)
+            for name, seconds in self._engine.device_times(work.slot).items():
+                self._device_time[name].observe(seconds)
             # The outputs are views of the slot's buffers: it is free only now. Where another stage has failed nobody
             # wants it any more; what is in hand is published all the same.
             with contextlib.suppress(Closed):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import structlog
 
 from streamd.errors import SourceError, SourceReason
 from streamd.flow.backoff import Backoff
+from streamd.flow.contracts import Source, SourceInfo
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.threads import NamedThread
 from streamd.security.redact import redact
@@ -47,39 +48,6 @@ ABANDONED_LIMIT = 4
 """Threads that hang at the same time before their stream is FAILED: each holds memory and a connection."""
 
 
-class _Info(Protocol):
-    @property
-    def codec(self) -> str: ...
-    @property
-    def decoder(self) -> str: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def fps(self) -> float: ...
-
-
-class _Clock(Protocol):
-    jumps: int
-    offset_s: float | None
-    drift: float | None
-
-
-class _Source(Protocol):
-    corrupt: int
-    skipped: int
-    lost: int
-    deadline: float
-
-    @property
-    def clock(self) -> _Clock: ...
-
-    def open(self) -> Any: ...
-    def frames(self) -> Iterator[Frame]: ...
-    def close(self) -> None: ...
-
-
 class _Abandoned(Exception):
     """Ends a thread that nobody waits for any more."""
 
@@ -93,7 +61,7 @@ class _ReaderThread:
         self.abandoned = False
         """A call in it did not return in time: another reader goes on in its place."""
         self.live_since: float | None = None
-        self.source: _Source | None = None
+        self.source: Source | None = None
         self.thread: NamedThread
 
 
@@ -119,7 +87,7 @@ class StreamRunner:
     def __init__(
         self,
         stream: str,
-        make_source: Callable[[], _Source],
+        make_source: Callable[[], Source],
         ring: Ring[Frame],
         metrics: StreamMetrics,
         on_status: Callable[[StreamStatus], None],
@@ -252,7 +220,7 @@ class StreamRunner:
     def _attempt(self, reader: _ReaderThread) -> bool:
         """One connection from open to break. True where another should follow."""
         error: SourceError | None = None
-        source: _Source | None = None
+        source: Source | None = None
         reader.live_since = None
         try:
             source = self._make_source()
@@ -299,7 +267,7 @@ class StreamRunner:
         self._transition(reader, "retry", error.reason, str(error))
         return True
 
-    def _opened(self, reader: _ReaderThread, info: _Info, frame: Frame) -> None:
+    def _opened(self, reader: _ReaderThread, info: SourceInfo, frame: Frame) -> None:
         """The first picture of a connection is there."""
         before = self.status.codec
         reason: SourceReason | Literal[""] = ""
@@ -319,7 +287,7 @@ class StreamRunner:
             codec=info.codec, decoder=info.decoder, width=info.width, height=info.height, fps=info.fps,
         )  # fmt: skip
 
-    def _pump(self, reader: _ReaderThread, source: _Source, info: _Info) -> None:
+    def _pump(self, reader: _ReaderThread, source: Source, info: SourceInfo) -> None:
         metrics, ring = self._metrics, self.ring
         before = (metrics.corrupt, metrics.skipped, metrics.lost, metrics.clock_jumps)
         held_since: int | None = None
@@ -368,7 +336,7 @@ class StreamRunner:
             raise _Abandoned
         self._count(source, before)
 
-    def _count(self, source: _Source, before: tuple[int, int, int, int]) -> None:
+    def _count(self, source: Source, before: tuple[int, int, int, int]) -> None:
         """Adds what this connection has counted so far to the totals `before` it."""
         metrics, clock = self._metrics, source.clock
         metrics.corrupt = before[0] + source.corrupt

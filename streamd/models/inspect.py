@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
+from streamd.engine import ModelSettings, open_backend
 from streamd.engine.model import PLAN_SUFFIXES, model_file, sha256_of
 from streamd.engine.onnx.reader import read_onnx
+from streamd.engine.openvino import OpenVinoSettings
 from streamd.engine.sidecar import Provenance, read_sidecar
 from streamd.errors import ModelError, StreamdError
 from streamd.heads import DetectSettings

@@ -13,7 +13,8 @@ from streamd.errors import ConfigError, FrameError, ModelError, SourceError
 from streamd.imaging.letterbox import HostLetterbox
 from streamd.models.dataset import image_folder
 from streamd.security.redact import redact
-from streamd.sources import AvStreamSettings, is_live, open_source
+from streamd.sources import open_source
+from streamd.sources.av import AvStreamSettings
 from streamd.sources.images import SUFFIXES, read_image
 from streamd.types import Float32Array, Frame, ModelSpec
 
@@ -58,7 +59,7 @@ class Pictures:
     @property
     def live(self) -> bool:
         """True if reading again yields different pictures."""
-        return not self.images and is_live(self._settings)
+        return not self.images and self._settings.live
 
     def sha256(self) -> str | None:
         """Hash over everything that determines the pixels; None for a live stream."""

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from streamd import __version__
-from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
+from streamd.engine import ModelSettings, open_backend
 from streamd.engine.model import model_file, sha256_of
 from streamd.engine.onnx.reader import read_onnx
+from streamd.engine.openvino import OpenVinoSettings
 from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
 from streamd.heads.select import declared, recognise

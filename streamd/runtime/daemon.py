@@ -16,8 +16,6 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from streamd.config import Config, sink_names
 from streamd.config.problems import dotted
-from streamd.config.yamlfile import Path_
-from streamd.engine import per_device
 from streamd.errors import BackendError, ConfigError, SourceError, StreamdError
 from streamd.flow.status import StatusBoard
 from streamd.recorder.recorder import Recorder, Watched, open_recorder
@@ -26,9 +24,10 @@ from streamd.runtime.instance import ModelInstance
 from streamd.runtime.reload import ReloadOutcome, Reread, check, difference
 from streamd.runtime.service import Service, status_line
 from streamd.runtime.streams import Streams
+from streamd.settings import FieldPath
 from streamd.sinks import Sink, open_sink
+from streamd.sinks.envelope import Outgoing
 from streamd.sinks.thread import SinkThread
-from streamd.sources import is_live, paces
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
@@ -131,12 +130,15 @@ class Daemon:
         )
         self._tap = self._tap or tap
         for settings, name in zip(config.sinks, sink_names(config), strict=True):
-            sink = self._relays.get(name) or open_sink(settings, boot_id=self.boot_id)
-            thread = SinkThread(name, sink, settings.ring, self.board, self.metrics, settings.heartbeat_s)
+            sink = self._relays.get(name) or open_sink(settings)
+            thread = SinkThread(
+                name, sink, settings.ring, self.board, self.metrics, settings.heartbeat_s, boot_id=self.boot_id,
+                encoding=settings.payload_encoding,
+            )  # fmt: skip
             thread.open()
             self.sinks.append(thread)
-        live = len(config.streams) == 1 and (is_live(config.streams[0]) or paces(config.streams[0]))
-        engines = per_device(config.engine)
+        live = len(config.streams) == 1 and (config.streams[0].live or config.streams[0].paced)
+        engines = {ordinal: config.engine.for_device(ordinal) for ordinal in config.engine.devices}
         options: dict[str, Any] = {
             "several": len(engines) > 1, "live": live, "metrics": self.metrics, "publish": self._publish,
             "tap": self._tap,
@@ -166,8 +168,9 @@ class Daemon:
     def _publish(self, detections: Detections) -> None:
         if self._record is not None:
             self._record(detections)
+        outgoing = Outgoing(detections, self.boot_id)
         for sink in self.sinks:
-            sink.put(detections)
+            sink.put(outgoing)
 
     @property
     def started(self) -> bool:
@@ -206,7 +209,7 @@ class Daemon:
     def _look(self) -> None:
         self._wake.put(None)
 
-    def reload(self, config: Config, *, where: Callable[[Path_], str] = dotted) -> None:
+    def reload(self, config: Config, *, where: Callable[[FieldPath], str] = dotted) -> None:
         """Takes on another configuration; the main loop makes the changes soon after. Any thread.
 
         Args:

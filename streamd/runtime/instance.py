@@ -64,10 +64,10 @@ class ModelInstance:
         except BaseException:
             backend.close()
             raise
-        self.decoder_device: int | None = getattr(backend, "device", None)
+        self.decoder_device: int | None = backend.device
         """CUDA ordinal whose decoders hand frames over without a copy; None for software."""
         metrics.build_info.labels(version=__version__, backend=type(backend).__name__, model=backend.spec.name).set(1)
-        for kind in getattr(backend, "memory", ()):
+        for kind in backend.memory:
             gauge = metrics.device_memory.labels(device=str(ordinal), kind=kind)
             gauge.set_function(partial(self._memory, backend, kind))
         self.pictures = (len(backend.slots) + 1) * backend.spec.max_batch

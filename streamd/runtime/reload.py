@@ -13,10 +13,9 @@ import structlog
 from streamd.config import Config
 from streamd.config.loader import Loaded, load
 from streamd.config.problems import dotted
-from streamd.config.yamlfile import Path_
 from streamd.errors import ConfigError
 from streamd.security.redact import redact
-from streamd.settings import Settings
+from streamd.settings import FieldPath, Settings
 from streamd.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -35,7 +34,7 @@ class Difference:
     """New settings of streams that were there with others."""
     removed: tuple[str, ...]
     """Ids of streams that are no longer there."""
-    fixed: tuple[Path_, ...]
+    fixed: tuple[FieldPath, ...]
     """Fields that differ and cannot change while running."""
 
 
@@ -56,7 +55,7 @@ def difference(old: Config, new: Config) -> Difference:
     )
 
 
-def _differing(old: Any, new: Any, path: Path_) -> Iterator[Path_]:
+def _differing(old: Any, new: Any, path: FieldPath) -> Iterator[FieldPath]:
     if old == new:
         return
     if isinstance(old, Settings) and isinstance(new, Settings):
@@ -72,7 +71,7 @@ def _differing(old: Any, new: Any, path: Path_) -> Iterator[Path_]:
         yield path
 
 
-def check(found: Difference, name: Callable[[Path_], str] = dotted) -> None:
+def check(found: Difference, name: Callable[[FieldPath], str] = dotted) -> None:
     """Refuses what needs a restart.
 
     Args:

@@ -15,7 +15,7 @@ from streamd.flow.runner import StreamRunner
 from streamd.flow.status import StatusBoard
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.reload import Difference
-from streamd.sources import default_policy, max_age, open_source
+from streamd.sources import open_source
 from streamd.telemetry.metrics import Metrics, StreamMetrics
 from streamd.types import Frame, StreamPast, StreamStatus
 
@@ -113,7 +113,7 @@ class Streams:
         def dropped(_: Frame, reason: str) -> None:
             counters.drop(reason)
 
-        ring: Ring[Frame] = Ring(settings.ring, default_policy(settings), on_drop=dropped, bell=instance.bell)
+        ring: Ring[Frame] = Ring(settings.ring, settings.ring_policy, on_drop=dropped, bell=instance.bell)
         self._metrics.queue_depth.labels(queue=f"stream-{name}").set_function(ring.__len__)
         reconnect = settings.reconnect
         runner = StreamRunner(
@@ -128,7 +128,7 @@ class Streams:
             before=before or self._gone.pop(name, None),
             past=self._past.pop(name, None),
         )
-        instance.add(name, ring, settings.priority, max_age(settings))
+        instance.add(name, ring, settings.priority, settings.max_age_s)
         self._streams[name] = _Stream(settings, instance, ring, runner, counters)
         return runner
 

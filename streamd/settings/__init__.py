@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic.fields import FieldInfo
 
 FieldPath = tuple[str | int, ...]
 """Where a field is: `("streams", 0, "url")`."""
@@ -43,19 +44,23 @@ class KindSettings(Settings):
         yield from ()
 
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Milliseconds = Annotated[float, Field(ge=0, le=60_000)]
-Unit = Annotated[float, Field(ge=0, le=1)]
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-"""A name that is safe in a topic, a metric label and a file name."""
-
-
 @dataclass(frozen=True)
 class Pattern:
     """Marks a field whose pattern needs words: what was expected, in an error."""
 
     expected: str
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Milliseconds = Annotated[float, Field(ge=0, le=60_000)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+Name = Annotated[
+    str,
+    Field(pattern=NAME_PATTERN),
+    Pattern("expected at most 63 letters, digits, dots, dashes and underscores, not beginning with a dot or dash"),
+]
+"""A name that is safe in a topic, a metric label and a file name."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,15 @@ def marked(settings: Settings, mark: type[MarkT], path: FieldPath = ()) -> Itera
     """Every field below `settings` that carries a mark of that type: where it is, its value, the mark."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        marks = [m for m in field.metadata if isinstance(m, mark)] or list(_inner_marks(field.annotation, mark))
-        if marks:
-            yield (*path, name), value, marks[0]
+        for found in marks_of(field, mark)[:1]:
+            yield (*path, name), value, found
         for where, each in _sections(value):
             yield from marked(each, mark, (*path, name, *where))
+
+
+def marks_of(field: FieldInfo, mark: type[MarkT]) -> list[MarkT]:
+    """A field's marks of that type, its own or those of a member of a union."""
+    return [m for m in field.metadata if isinstance(m, mark)] or list(_inner_marks(field.annotation, mark))
 
 
 def _inner_marks(annotation: Any, mark: type[MarkT]) -> Iterator[MarkT]:
@@ -117,7 +126,7 @@ def with_paths(settings: Settings, resolve: Callable[[str], str]) -> Any:
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         new: Any = value
-        marks = [m for m in field.metadata if isinstance(m, PathMark)] or list(_inner_marks(field.annotation, PathMark))
+        marks = marks_of(field, PathMark)
         if marks and isinstance(value, str):
             new = value if value in marks[0].literals else resolve(value)
         elif isinstance(value, Settings):

@@ -9,20 +9,37 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
+from pydantic import Field
 
 from streamd.errors import ConfigError, SinkError
 from streamd.security.trust import read_text
-from streamd.sinks import KEY_PATTERN, CurveSettings
+from streamd.settings import ExternalSecret, PathMark, Pattern, Settings
 
 log = structlog.get_logger(__name__)
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 DOMAIN = "streamd"
 MAX_FILE_BYTES = 1 << 20
+KEY_PATTERN = r"^[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}$"
+"""A CURVE key in Z85."""
 _KEY = re.compile(KEY_PATTERN)
+Key = Annotated[
+    str,
+    Field(pattern=KEY_PATTERN),
+    Pattern("expected a public key of 40 characters, as `streamd keygen` makes them"),
+]
+
+
+class CurveSettings(Settings):
+    """Encryption, and who may listen: ZeroMQ CURVE. Keys are made by `streamd keygen`."""
+
+    secret_key: ExternalSecret = Field(description="The daemon's own secret key, as ${file:server.key} or ${NAME}.")
+    clients: Annotated[str, PathMark(("any",))] | tuple[Key, ...] = Field(
+        description="Who may listen: public keys, a file with one a line (read again when it changes), or any."
+    )
 
 
 def vendor() -> Any:

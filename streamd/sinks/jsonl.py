@@ -4,34 +4,55 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from streamd.errors import SinkError
-from streamd.sinks import JsonlSettings
-from streamd.sinks.message import STATUS_SUFFIX, Gaps, detections_message, encoder, status_message
-from streamd.types import Detections, StreamCounts, StreamStatus
+from streamd.settings import FieldPath, PathMark
+from streamd.sinks import SINKS, Sink, SinkSettings
+from streamd.sinks.envelope import STATUS, Message
+
+STDOUT = "-"
 
 
-class JsonlSink:
+@SINKS.register
+class JsonlSettings(SinkSettings):
+    """JSON lines, one message a line, to a file or standard output."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    path: Annotated[str, PathMark((STDOUT,))] = Field(STDOUT, description="File to append to; - is standard output.")
+    rotate_mb: float | None = Field(None, gt=0, description="Start a new file at this size, in megabytes.")
+    keep: int = Field(5, ge=1, le=1000, description="Rotated files kept (path.1 is the newest).")
+    status: bool = Field(False, description="Write status messages too.")
+
+    def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
+        """See `SinkSettings.claims`."""
+        yield ("path",), "file", "standard output" if self.path == STDOUT else os.path.realpath(self.path)
+
+    def open(self) -> Sink:
+        """See `SinkSettings.open`."""
+        return JsonlSink(self)
+
+
+class JsonlSink(Sink):
     """See `streamd.sinks.Sink`.
 
     Args:
         settings: path and rotation.
-        boot_id: identity of this process in every message.
     """
 
-    def __init__(self, settings: JsonlSettings, *, boot_id: str) -> None:
+    def __init__(self, settings: JsonlSettings) -> None:
         self._settings = settings
-        self._boot_id = boot_id
-        self._encode = encoder("json")
-        self._gaps = Gaps()
         self._fd = -1
         self._size = 0
         self._limit = int(settings.rotate_mb * 1e6) if settings.rotate_mb else 0
 
     @property
     def _is_stdout(self) -> bool:
-        return self._settings.path == "-"
+        return self._settings.path == STDOUT
 
     def open(self) -> None:
         """See `Sink.open`."""
@@ -58,26 +79,10 @@ class JsonlSink:
                 if handle.read(1) != b"\n":
                     self._size += os.write(self._fd, b"\n")
 
-    def publish(self, detections: Detections) -> str | None:
-        """See `Sink.publish`."""
-        stream, seq = detections.stream, detections.seq
-        dropped = self._gaps.before(stream, seq)
-        try:
-            self._write(self._encode(detections_message(detections, self._boot_id, dropped)) + b"\n")
-        except SinkError:
-            self._gaps.take_back(stream, seq, dropped)
-            raise
-        return None
-
-    def status(self, status: StreamStatus, counts: StreamCounts) -> None:
-        """See `Sink.status`."""
-        if self._settings.status:
-            self._write(self._encode(status_message(status, counts, self._boot_id)) + b"\n")
-
-    def forward(self, name: bytes, payload: bytes) -> str | None:
-        """See `Sink.forward`."""
-        if self._settings.status or not name.endswith(STATUS_SUFFIX):
-            self._write(payload + b"\n")
+    def send(self, message: Message) -> str | None:
+        """See `Sink.send`."""
+        if self._settings.status or message.kind is not STATUS:
+            self._write(message.payload + b"\n")
         return None
 
     def _write(self, line: bytes) -> None:
@@ -110,9 +115,6 @@ class JsonlSink:
         os.close(self._fd)
         self._fd = -1
         self.open()
-
-    def poll(self) -> None:
-        """See `Sink.poll`. Nothing is buffered, so there is nothing to do."""
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -17,7 +17,6 @@ from streamd.types import Clock, Detections, StreamCounts, StreamStatus
 
 SCHEMA: Literal[1] = 1
 TOPIC_PREFIX = f"streamd/{SCHEMA}/"
-STATUS_SUFFIX = b"/status"
 MAX_MESSAGE_BYTES = 16 << 20
 
 
@@ -143,13 +142,11 @@ def _rounded(d: Detections) -> list[Detection]:
     ]
 
 
-def detections_message(
-    d: Detections, boot_id: str, dropped: int, source: str | msgspec.UnsetType = msgspec.UNSET
-) -> DetectionsMessage:
-    """The message of one frame. Box corners are rounded to 0.01 pixel, scores to 0.0001."""
+def _fields(d: Detections, boot_id: str) -> Any:
+    """Of a frame's message, all that stands before `dropped`, in order."""
     t = d.times
     now_wall, now = time.time(), time.monotonic_ns()
-    return DetectionsMessage(
+    return (
         SCHEMA,
         boot_id,
         d.stream,
@@ -170,10 +167,52 @@ def detections_message(
             round((t.postprocessed - t.inferred) / 1e6, 3),
             round((now - t.captured) / 1e6, 3),
         ),
-        dropped,
-        _rounded(d),
-        source,
     )
+
+
+def detections_message(
+    d: Detections, boot_id: str, dropped: int, source: str | msgspec.UnsetType = msgspec.UNSET
+) -> DetectionsMessage:
+    """The message of one frame. Box corners are rounded to 0.01 pixel, scores to 0.0001."""
+    fields: Any = (*_fields(d, boot_id), dropped, _rounded(d), source)
+    return DetectionsMessage(*fields)
+
+
+_NAMES = DetectionsMessage.__struct_fields__
+_SPLIT_AT = _NAMES.index("dropped")
+_Before = msgspec.defstruct("_Before", [(name, Any) for name in _NAMES[:_SPLIT_AT]], frozen=True)
+_ENCODERS: dict[str, Callable[[Any], bytes]] = {
+    "json": msgspec.json.Encoder().encode,
+    "msgpack": msgspec.msgpack.Encoder().encode,
+}
+_KEY = {"json": b',"dropped":', "msgpack": _ENCODERS["msgpack"]("dropped")}
+_MAP_16 = 0xDE
+
+
+class _After(msgspec.Struct, frozen=True):
+    """Of a frame's message, all that stands behind `dropped`."""
+
+    detections: list[Detection]
+
+
+def split_detections(d: Detections, boot_id: str, encoding: Literal["json", "msgpack"]) -> tuple[bytes, bytes]:
+    """A frame's message in two parts: the bytes before the number of dropped frames, and those behind it.
+
+    With `encoded_number` between them they are what `detections_message` encodes to.
+    """
+    encode = _ENCODERS[encoding]
+    before, after = encode(_Before(*_fields(d, boot_id))), encode(_After(_rounded(d)))
+    if encoding == "json":
+        return before[:-1] + _KEY["json"], b"," + after[1:]
+    # Both are maps of fewer than 16 fields, whose first byte tells how many.
+    fields = (before[0] & 0x0F) + 1 + (after[0] & 0x0F)
+    head = bytes((0x80 | fields,)) if fields < 16 else bytes((_MAP_16, 0, fields))
+    return head + before[1:] + _KEY["msgpack"], after[1:]
+
+
+def encoded_number(number: int, encoding: Literal["json", "msgpack"]) -> bytes:
+    """A number as it stands in a message."""
+    return b"%d" % number if encoding == "json" else _ENCODERS["msgpack"](number)
 
 
 def status_message(s: StreamStatus, counts: StreamCounts, boot_id: str) -> StatusMessage:
@@ -187,11 +226,11 @@ def status_message(s: StreamStatus, counts: StreamCounts, boot_id: str) -> Statu
 
 def encoder(encoding: Literal["json", "msgpack"]) -> Callable[[Any], bytes]:
     """The function that turns a message into bytes."""
-    return msgspec.json.Encoder().encode if encoding == "json" else msgspec.msgpack.Encoder().encode
+    return _ENCODERS[encoding]
 
 
 def topic(stream: str, kind: Literal["detections", "status"]) -> bytes:
-    """The topic frame of a message."""
+    """The topic frame of a message of version 1."""
     return f"{TOPIC_PREFIX}{stream}/{kind}".encode()
 
 

@@ -1,32 +1,28 @@
-"""A sink's own thread and ring: whatever happens to a reader happens here and nowhere else."""
+"""A sink's own thread and ring: whatever happens to a reader happens here and nowhere else.
+
+Topic, numbering and encoding of every message are made here, for each kind of sink alike.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Protocol
 
 import structlog
 
 from streamd.errors import StreamdError
+from streamd.flow.backoff import Backoff
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.status import StatusBoard
 from streamd.flow.threads import NamedThread
+from streamd.sinks import Sink
+from streamd.sinks.envelope import Encoding, Message, MessageBuilder, Outgoing
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Detections, StreamCounts, StreamStatus
 
 log = structlog.get_logger(__name__)
 
 POLL_S = 0.1
+REOPEN_INITIAL_S, REOPEN_MAX_S = 0.5, 30.0
 _ERROR_LOG_S = 10.0
-
-
-class _Sink(Protocol):
-    def open(self) -> None: ...
-    def publish(self, detections: Detections) -> str | None: ...
-    def status(self, status: StreamStatus, counts: StreamCounts) -> None: ...
-    def poll(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class SinkErrorLog:
@@ -43,22 +39,106 @@ class SinkErrorLog:
         self._last_log = -_ERROR_LOG_S
         self._quiet = 0
 
-    def guard(self, call: Callable[[], None]) -> None:
-        """Calls, and tells of the error that comes of it."""
-        try:
-            call()
-        except StreamdError as error:
-            self.tell(error)
-
-    def tell(self, error: StreamdError) -> None:
+    def tell(self, error: Exception) -> None:
         """One more error."""
         self._errors.inc()
         now = time.monotonic()
         if now - self._last_log < _ERROR_LOG_S:
             self._quiet += 1
             return
-        log.error("sink failed", sink=self._name, error=str(error), not_logged=self._quiet or None)
+        text = str(error) if isinstance(error, StreamdError) else f"{type(error).__name__}: {error}"
+        trace = None if isinstance(error, StreamdError) else error
+        log.error("sink failed", sink=self._name, error=text, not_logged=self._quiet or None, exc_info=trace)
         self._last_log, self._quiet = now, 0
+
+
+class GuardedSink:
+    """A sink that survives its own errors: one that fails in a way it did not declare is closed and opened again.
+
+    For one thread, but `problem`.
+
+    Args:
+        name: in metrics and logs.
+        sink: used and closed through this object alone.
+        metrics: counts, and shows whether the sink is up.
+    """
+
+    def __init__(self, name: str, sink: Sink, metrics: Metrics) -> None:
+        self._name, self._sink = name, sink
+        self._errors = SinkErrorLog(name, metrics)
+        self._up = metrics.sink_up.labels(sink=name)
+        self._up.set(0)
+        self._dropped = metrics.sink_dropped
+        self._backoff = Backoff(REOPEN_INITIAL_S, REOPEN_MAX_S)
+        self._retry_at = 0.0
+        self.problem: str | None = "not open yet"
+        """Why the sink is not open; None while it is. Any thread reads it."""
+
+    def open(self) -> None:
+        """Opens the sink for the first time.
+
+        Raises:
+            SinkError: see `Sink.open`.
+        """
+        self._sink.open()
+        self._opened()
+
+    def _opened(self) -> None:
+        self.problem = None
+        self._up.set(1)
+
+    def lost(self, reason: str) -> None:
+        """Counts a message that some or all readers did not get."""
+        self._dropped.labels(sink=self._name, reason=reason).inc()
+
+    def send(self, message: Message) -> bool:
+        """Sends a message; False where it was not sent at all, which is counted and logged."""
+        if self.problem is not None:
+            self.lost("error")
+            return False
+        try:
+            reason = self._sink.send(message)
+        except Exception as error:  # noqa: BLE001 - whatever a sink does, its thread goes on
+            self.lost("error")
+            self._failed(error)
+            return False
+        if reason is not None:
+            self.lost(reason)
+        return True
+
+    def poll(self) -> None:
+        """Lets the sink do its housekeeping, or opens it again when the time has come."""
+        try:
+            if self.problem is None:
+                self._sink.poll()
+            elif time.monotonic() >= self._retry_at:
+                self._sink.open()
+                self._opened()
+                self._backoff.reset()
+                log.info("sink open again", sink=self._name)
+        except Exception as error:  # noqa: BLE001 - see `send`
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self._errors.tell(error)
+        if self.problem is None and isinstance(error, StreamdError):
+            return  # it says itself what is wrong, and goes on trying
+        self.problem = str(error) if isinstance(error, StreamdError) else f"{type(error).__name__}: {error}"
+        self._up.set(0)
+        self._retry_at = time.monotonic() + self._backoff.next()
+        self._close()
+
+    def _close(self) -> None:
+        try:
+            self._sink.close()
+        except Exception as error:  # noqa: BLE001 - see `send`
+            self._errors.tell(error)
+
+    def close(self) -> None:
+        """Closes the sink for good."""
+        self._close()
+        self.problem = "closed"
+        self._up.set(0)
 
 
 class SinkThread:
@@ -66,29 +146,45 @@ class SinkThread:
 
     Args:
         name: in metrics and logs.
-        sink: opened, used and closed by this thread alone (but `open_sink` runs in the caller's, to fail early).
+        sink: opened, used and closed by this thread alone (but `open` runs in the caller's, to fail early).
         capacity: messages waiting at most; the oldest is dropped and counted.
         board: statuses to send on change and as heartbeat.
         metrics: counts.
         heartbeat_s: every stream's status is sent at least this often, seconds.
+        boot_id: identity of this process in every message.
+        encoding: of every message.
     """
 
     def __init__(
-        self, name: str, sink: _Sink, capacity: int, board: StatusBoard, metrics: Metrics, heartbeat_s: float
+        self,
+        name: str,
+        sink: Sink,
+        capacity: int,
+        board: StatusBoard,
+        metrics: Metrics,
+        heartbeat_s: float,
+        *,
+        boot_id: str,
+        encoding: Encoding = "json",
     ) -> None:
         self.name = name
-        self._sink = sink
+        self._sink = GuardedSink(name, sink, metrics)
         self._board = board
         self._metrics = metrics
         self._heartbeat_s = heartbeat_s
+        self._builder = MessageBuilder(boot_id, encoding)
         self._sent = metrics.sink_messages.labels(sink=name)
-        self._troubles = SinkErrorLog(name, metrics)
         self._dropped = {r: metrics.sink_dropped.labels(sink=name, reason=r) for r in ("ring_full", "error")}
-        self._ring: Ring[Detections] = Ring(capacity, "drop_oldest", on_drop=self._on_drop)
+        self._ring: Ring[Outgoing] = Ring(capacity, "drop_oldest", on_drop=self._on_drop)
         metrics.queue_depth.labels(queue=f"sink-{name}").set_function(lambda: len(self._ring))
         self._change = 0
         self._beat_at = time.monotonic() + heartbeat_s
         self._thread = NamedThread(self._run, f"sink-{name}")
+
+    @property
+    def problem(self) -> str | None:
+        """Why the sink is not open; None while it is."""
+        return self._sink.problem
 
     def open(self) -> None:
         """Opens the sink in the caller's thread, so that a port in use is found before anything else starts."""
@@ -98,12 +194,12 @@ class SinkThread:
         """Starts the thread."""
         self._thread.start()
 
-    def put(self, detections: Detections) -> None:
+    def put(self, outgoing: Outgoing) -> None:
         """Queues one frame's detections; never waits."""
         try:
-            self._ring.put(detections)
+            self._ring.put(outgoing)
         except Closed:
-            self._on_drop(detections, "shutdown")
+            self._on_drop(outgoing, "shutdown")
 
     def close(self, timeout: float) -> bool:
         """Sends what is queued and the last statuses, then closes; False where that took longer than `timeout`."""
@@ -114,7 +210,7 @@ class SinkThread:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _on_drop(self, _: Detections, reason: str) -> None:
+    def _on_drop(self, _: Outgoing, reason: str) -> None:
         counter = self._dropped.get(reason)
         if counter is None:
             counter = self._dropped[reason] = self._metrics.sink_dropped.labels(sink=self.name, reason=reason)
@@ -127,7 +223,7 @@ class SinkThread:
                 self._statuses()
                 now = time.monotonic()
                 if now >= next_poll:
-                    self._troubles.guard(self._sink.poll)
+                    self._sink.poll()
                     next_poll = now + POLL_S
                 try:
                     self._publish(self._ring.get(POLL_S))
@@ -136,18 +232,14 @@ class SinkThread:
         except Closed:
             self._statuses()
         finally:
-            self._troubles.guard(self._sink.close)
+            self._sink.close()
 
-    def _publish(self, detections: Detections) -> None:
-        try:
-            lost = self._sink.publish(detections)
-        except StreamdError as error:
-            self._on_drop(detections, "error")
-            self._troubles.tell(error)
-            return
-        if lost is not None:
-            self._on_drop(detections, lost)
-        self._sent.inc()
+    def _publish(self, outgoing: Outgoing) -> None:
+        message = self._builder.detections(outgoing)
+        if self._sink.send(message):
+            self._sent.inc()
+        else:
+            self._builder.not_sent(message)
 
     def _statuses(self) -> None:
         now = time.monotonic()
@@ -158,7 +250,4 @@ class SinkThread:
             statuses += [s for s in self._board.all() if s.stream not in changed]
         for status in statuses:
             counts = self._metrics.stream(status.stream).counts()
-            try:
-                self._sink.status(status, counts)
-            except StreamdError as error:
-                self._troubles.tell(error)
+            self._sink.send(self._builder.status(status, counts))

@@ -10,13 +10,17 @@ read, so what is counted is how often a subscriber fell behind; by how many mess
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
 
 from streamd.errors import SinkError, StreamdError
-from streamd.sinks import ZmqSettings
-from streamd.sinks.curve import ZapAuthenticator
-from streamd.sinks.message import STATUS_SUFFIX, Gaps, detections_message, encoder, send_now, status_message, topic
-from streamd.types import Detections, StreamCounts, StreamStatus
+from streamd.settings import FieldPath, Problems
+from streamd.sinks import SINKS, Sink, SinkSettings
+from streamd.sinks.curve import CurveSettings, ZapAuthenticator
+from streamd.sinks.envelope import Message
+from streamd.sinks.message import send_now
 
 SLOW_SUBSCRIBER = "subscriber_slow"
 MAX_SUBSCRIPTION_BYTES = 1024
@@ -25,26 +29,56 @@ MAX_SUBSCRIPTIONS = 1000
 """Taken in at a time: a subscriber that asks without end does not keep us from publishing."""
 
 
-class ZmqSink:
+@SINKS.register
+class ZmqSettings(SinkSettings):
+    """ZeroMQ publisher: topic and payload, message version 1."""
+
+    kind: Literal["zmq"] = "zmq"
+    bind: str | None = Field(None, description="Endpoint to bind: tcp://HOST:PORT or ipc://PATH. Give bind or connect.")
+    connect: str | None = Field(None, description="Endpoint to connect to, where the subscriber binds.")
+    hwm: int = Field(
+        1000, ge=1, le=1_000_000, description="Messages queued for each subscriber before its are dropped."
+    )
+    curve: CurveSettings | None = Field(None, description="Keys for an encrypted sink. Default: not encrypted.")
+    encoding: Literal["json", "msgpack"] = Field("json", description="Encoding of the payload.")
+    linger_s: float = Field(1.0, ge=0, le=60, description="Longest time to deliver what is queued at exit, in seconds.")
+
+    @property
+    def payload_encoding(self) -> Literal["json", "msgpack"]:
+        """See `SinkSettings.payload_encoding`."""
+        return self.encoding
+
+    def check(self) -> Problems:
+        """See `KindSettings.check`."""
+        if (self.bind is None) == (self.connect is None):
+            yield (), "give either bind (subscribers connect to us) or connect (the subscriber binds)"
+
+    def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
+        """See `SinkSettings.claims`."""
+        if self.bind is not None and not self.bind.endswith((":0", ":*")):
+            yield ("bind",), "endpoint", self.bind
+
+    def open(self) -> Sink:
+        """See `SinkSettings.open`."""
+        return ZmqSink(self)
+
+
+class ZmqSink(Sink):
     """See `streamd.sinks.Sink`.
 
     Args:
-        settings: endpoint, high-water mark, encoding.
-        boot_id: identity of this process in every message.
+        settings: endpoint and high-water mark.
     """
 
-    def __init__(self, settings: ZmqSettings, *, boot_id: str) -> None:
+    def __init__(self, settings: ZmqSettings) -> None:
         self._settings = settings
-        self._boot_id = boot_id
         self._endpoint = settings.bind or settings.connect or ""
-        self._encode = encoder(settings.encoding)
-        self._gaps = Gaps()
-        self._statuses: dict[bytes, bytes] = {}
-        """Last status by topic, as it was sent."""
+        self._retained: dict[bytes, bytes] = {}
+        """By topic: the last message that a late subscriber is sent."""
         self._context: Any = None
         self._socket: Any = None
         self._door: ZapAuthenticator | None = None
-        self._topics: dict[str, bytes] = {}
+        self._topics: dict[tuple[str, str], bytes] = {}
 
     @property
     def endpoint(self) -> str:
@@ -92,14 +126,17 @@ class ZmqSink:
             verb = "bind" if self._settings.bind is not None else "connect to"
             raise SinkError(f"zmq sink: cannot {verb} {self._endpoint}: {advice}") from error
 
-    def publish(self, detections: Detections) -> str | None:
-        """See `Sink.publish`."""
-        stream = detections.stream
-        name = self._topics.get(stream)
-        if name is None:
-            name = self._topics[stream] = topic(stream, "detections")
-        message = detections_message(detections, self._boot_id, self._gaps.before(stream, detections.seq))
-        return self._send(name, self._encode(message))
+    def send(self, message: Message) -> str | None:
+        """See `Sink.send`."""
+        kind, stream = message.kind, message.stream
+        if kind.retained:
+            name, payload = message.topic, message.payload
+            self._retained[name] = payload
+            return self._send(name, payload)
+        name = self._topics.get((kind.name, stream), b"")
+        if not name:
+            name = self._topics[kind.name, stream] = message.topic
+        return self._send(name, message.payload)
 
     def _send(self, name: bytes, payload: bytes) -> str | None:
         import zmq
@@ -119,17 +156,6 @@ class ZmqSink:
             raise SinkError(f"zmq sink: cannot send to {self._endpoint}: {error.strerror}") from error
         return None
 
-    def status(self, status: StreamStatus, counts: StreamCounts) -> None:
-        """See `Sink.status`."""
-        payload = self._encode(status_message(status, counts, self._boot_id))
-        self.forward(topic(status.stream, "status"), payload)
-
-    def forward(self, name: bytes, payload: bytes) -> str | None:
-        """See `Sink.forward`."""
-        if name.endswith(STATUS_SUFFIX):
-            self._statuses[name] = payload
-        return self._send(name, payload)
-
     def poll(self) -> None:
         """See `Sink.poll`. Sends the last statuses to whoever has just subscribed to them."""
         import zmq
@@ -148,7 +174,7 @@ class ZmqSink:
                 prefixes.add(event[1:])
         if not prefixes:
             return
-        for name, payload in list(self._statuses.items()):
+        for name, payload in list(self._retained.items()):
             if any(name.startswith(p) for p in prefixes):
                 self._send(name, payload)
 

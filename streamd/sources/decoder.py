@@ -23,9 +23,9 @@ from typing import Any
 
 from streamd.errors import SourceError
 from streamd.security.redact import redact
-from streamd.sources import AvStreamSettings
-from streamd.sources.av import AvSource
+from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_errors import describe
+from streamd.sources.av_source import AvSource
 from streamd.sources.shared import (
     BEAT,
     BEAT_S,

@@ -23,8 +23,9 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 from streamd.errors import SourceError
+from streamd.flow.contracts import SourceInfo
 from streamd.security.redact import redact
-from streamd.sources import AvStreamSettings, SourceInfo
+from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_errors import describe
 from streamd.sources.clock import StreamClock
 from streamd.sources.shared import (

@@ -6,16 +6,47 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from streamd.errors import SourceError
-from streamd.sources import SourceInfo, SyntheticStreamSettings
+from streamd.flow.contracts import Source, SourceInfo
+from streamd.sources import SOURCES, SourceSettings
 from streamd.sources.clock import StreamClock
 from streamd.sources.picture import picture_of
 from streamd.types import Box, Frame, Picture
 
 _PICTURES = 8
+
+
+@SOURCES.register
+class SyntheticStreamSettings(SourceSettings):
+    """Generated frames without a file or camera, for load, scheduling and fault tests."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    width: int = Field(640, ge=16, le=8192, description="Pixels.")
+    height: int = Field(480, ge=16, le=8192, description="Pixels.")
+    fps: float = Field(25.0, ge=0, le=10_000, description="Frames per second; 0: as fast as possible.")
+    count: int | None = Field(None, ge=0, description="Number of frames. Default: endless.")
+    fail_after: int | None = Field(
+        None, ge=0, description="Number of frames after which the source fails with the reason corrupt."
+    )
+
+    @property
+    def live(self) -> bool:
+        """See `StreamSettings.live`."""
+        return self.count is None
+
+    @property
+    def paced(self) -> bool:
+        """See `StreamSettings.paced`."""
+        return self.fps > 0
+
+    def open(self, *, device: int | None = None, held: int = 8) -> Source:
+        """See `SourceSettings.open`."""
+        return SyntheticSource(self)
 
 
 class SyntheticSource:

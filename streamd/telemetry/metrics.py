@@ -325,6 +325,9 @@ class Metrics:
             ["sink", "reason"],
             registry=registry,
         )
+        self.sink_up = Gauge(
+            "streamd_sink_up", "1 while the sink is open, 0 while it is broken.", ["sink"], registry=registry
+        )
         self.sink_errors = Counter("streamd_sink_errors", "Failed attempts to send.", ["sink"], registry=registry)
         self.reloads = Counter(
             "streamd_config_reloads", "Configuration reloads, by result.", ["result"], registry=registry

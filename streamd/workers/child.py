@@ -66,14 +66,11 @@ class Worker:
         self._config = Config.model_validate(order.config)
         self._parent = order.parent
         self._daemon: Daemon | None = None
-        self._relays = {
-            r.name: RelaySink(r.endpoint, r.encoding, boot_id=order.boot_id, life=order.life) for r in order.relays
-        }
+        self._relays = {r.name: RelaySink(r.endpoint, life=order.life) for r in order.relays}
         self._tap = Tap() if self._config.metrics.page else None
         self._over = threading.Event()
         # Before the daemon is there: a parent that dies while a model is compiled leaves nobody behind.
         NamedThread(lambda: self._follow(orders), "orders").start()
-        self._resume(order)
         self._daemon = Daemon(
             self._config, relays=self._relays, past=order.past, boot_id=order.boot_id, notifier=Notifier({}),
             record_as=order.record_as, tap=self._tap,
@@ -99,10 +96,6 @@ class Worker:
         if os.getppid() != self._parent:
             shutil.rmtree(Path(self._reports.removeprefix("ipc://")).parent, ignore_errors=True)
 
-    def _resume(self, order: Order) -> None:
-        for relay in order.relays:
-            self._relays[relay.name].resume(relay.told)
-
     def _follow(self, orders: Iterator[bytes]) -> None:
         for line in orders:
             order = msgspec.json.decode(line, type=Order | Look)
@@ -113,7 +106,6 @@ class Worker:
                     self._tap.want(order.wishes)
                 continue
             remember(order.secrets)
-            self._resume(order)
             self._daemon.streams.remember(order.past)
             config = Config.model_validate(order.config)
             try:

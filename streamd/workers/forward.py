@@ -5,27 +5,19 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
-from streamd.errors import SinkError
+import structlog
+
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Sink
-from streamd.sinks.message import STATUS_SUFFIX, encoder, status_message, topic
-from streamd.sinks.thread import POLL_S, SinkErrorLog
+from streamd.sinks.envelope import DETECTIONS, STATUS, Encoding, MessageBuilder
+from streamd.sinks.thread import POLL_S, GuardedSink
 from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamCounts, StreamStatus
-from streamd.workers.relay import HEAD, HWM
+from streamd.workers.relay import HEAD, HWM, Route
 
-
-class _Passed:
-    """What has been passed on of one stream."""
-
-    __slots__ = ("count", "head")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.head = b""
-        """Of the last message."""
+log = structlog.get_logger(__name__)
 
 
 class Forwarder:
@@ -46,28 +38,28 @@ class Forwarder:
         name: str,
         sink: Sink,
         endpoint: str,
-        encoding: Literal["json", "msgpack"],
+        encoding: Encoding,
         metrics: Metrics,
         *,
         heartbeat_s: float,
         boot_id: str,
     ) -> None:
-        self.name, self.encoding, self.endpoint = name, encoding, endpoint
-        self._sink = sink
-        self._encode = encoder(encoding)
-        self._metrics = metrics
+        self.name, self.endpoint = name, endpoint
+        self.encoding: Encoding = encoding
+        self._sink = GuardedSink(name, sink, metrics)
+        self._builder = MessageBuilder(boot_id, encoding)
         self._heartbeat_s = heartbeat_s
-        self._boot_id = boot_id
         self._sent = metrics.sink_messages.labels(sink=name)
-        self._troubles = SinkErrorLog(name, metrics)
         self._uncounted = 0
         """Messages that the metrics do not show yet."""
-        self._passed: dict[bytes, _Passed] = {}
-        """By topic."""
-        self._held: dict[bytes, tuple[StreamStatus, StreamCounts]] = {}
-        """Statuses that no worker tells any more."""
-        self._ended: dict[bytes, int] = {}
-        """By topic: the last life whose statuses are old news."""
+        self._routes: dict[bytes, Route] = {}
+        """By what stands behind a message's head."""
+        self._numbered: dict[str, Route] = {}
+        """The routes of detections, by stream."""
+        self._held: dict[str, tuple[StreamStatus, StreamCounts]] = {}
+        """By stream: statuses that no worker tells any more."""
+        self._ended: dict[str, int] = {}
+        """By stream: the last life whose statuses are old news."""
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
         self._context: Any = None
@@ -101,21 +93,23 @@ class Forwarder:
             life: of the worker that has ended: what is still under way from it is older.
             statuses: of its streams.
         """
-        held = {topic(status.stream, "status"): (status, counts) for status, counts in statuses}
+        held = {status.stream: (status, counts) for status, counts in statuses}
         self._orders.put(lambda: self._hold(life, held))
 
     def release(self, streams: Iterable[str]) -> None:
         """Tells what is held of these streams no more. Any thread."""
-        names = [topic(stream, "status") for stream in streams]
+        names = list(streams)
         self._orders.put(lambda: self._release(names))
 
     def passed(self, stream: str) -> tuple[int, int, int]:
         """Of a stream's detections: how many were passed on, the epoch of the last and the seq after it. Any thread."""
-        found = self._passed.get(topic(stream, "detections"))
-        if found is None:
-            return 0, -1, 0
-        _, epoch, seq = HEAD.unpack_from(found.head)
-        return found.count, epoch, seq + 1
+        found = self._numbered.get(stream)
+        return (0, -1, 0) if found is None else (found.passed, found.epoch, found.seq + 1)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the sink is not open; None while it is."""
+        return self._sink.problem
 
     def close(self, timeout: float) -> bool:
         """Passes on what is still there, then closes; False where that took longer than `timeout` seconds."""
@@ -157,39 +151,44 @@ class Forwarder:
                 pass_on(head, receive())
         finally:
             self._housekeep()
-            self._troubles.guard(self._close)
+            self._close()
 
     def _housekeep(self) -> None:
-        self._troubles.guard(self._sink.poll)
+        self._sink.poll()
         self._take_orders()
         if self._uncounted:
             self._sent.inc(self._uncounted)
             self._uncounted = 0
 
+    def _route(self, name: bytes) -> Route | None:
+        try:
+            route = self._routes[name] = Route(name)
+        except ValueError as error:
+            log.error("a worker sent what is no message", sink=self.name, error=str(error))
+            return None
+        if route.kind is DETECTIONS:
+            self._numbered[route.stream] = route
+        return route
+
     def _pass_on(self, head: bytes, payload: bytes) -> None:
         name = head[HEAD.size :]
-        if name.endswith(STATUS_SUFFIX):
-            if not self._news(name, HEAD.unpack_from(head)[0]):
-                return
-        else:
-            known = self._passed.get(name)
-            if known is None:
-                known = self._passed[name] = _Passed()
-            known.head = head
-            known.count += 1
+        route = self._routes.get(name) or self._route(name)
+        if route is None:
+            return
+        life, message = route.take(head, payload, self.encoding)
+        if message.after is None:
+            if route.kind is not STATUS or self._news(route.stream, life):
+                self._sink.send(message)
+            return
+        if self._sink.send(self._builder.number(message)):
             self._uncounted += 1
-        try:
-            reason = self._sink.forward(name, payload)
-        except SinkError as error:
-            self._troubles.tell(error)
-            reason = "error"
-        if reason is not None:
-            self._metrics.sink_dropped.labels(sink=self.name, reason=reason).inc()
+        else:
+            self._builder.not_sent(message)
 
-    def _news(self, name: bytes, life: int) -> bool:
-        if life <= self._ended.get(name, 0):
+    def _news(self, stream: str, life: int) -> bool:
+        if life <= self._ended.get(stream, 0):
             return False
-        self._held.pop(name, None)
+        self._held.pop(stream, None)
         return True
 
     def _take_orders(self) -> None:
@@ -200,19 +199,15 @@ class Forwarder:
                 return
             order()
 
-    def _hold(self, life: int, held: dict[bytes, tuple[StreamStatus, StreamCounts]]) -> None:
+    def _hold(self, life: int, held: dict[str, tuple[StreamStatus, StreamCounts]]) -> None:
         self._held |= held
         self._ended |= dict.fromkeys(held, life)
         self._tell(held)
 
-    def _release(self, names: Iterable[bytes]) -> None:
-        for name in names:
-            self._held.pop(name, None)
+    def _release(self, streams: Iterable[str]) -> None:
+        for stream in streams:
+            self._held.pop(stream, None)
 
-    def _tell(self, held: dict[bytes, tuple[StreamStatus, StreamCounts]]) -> None:
-        for name, (status, counts) in held.items():
-            payload = self._encode(status_message(status, counts, self._boot_id))
-            try:
-                self._sink.forward(name, payload)
-            except SinkError as error:
-                self._troubles.tell(error)
+    def _tell(self, held: dict[str, tuple[StreamStatus, StreamCounts]]) -> None:
+        for status, counts in held.values():
+            self._sink.send(self._builder.status(status, counts))

@@ -1,49 +1,81 @@
 """The sink of a worker process: hands encoded messages to the process that publishes them.
 
-Messages leave here whole, topic and payload, as subscribers will get them, so that the publishing process only passes
-bytes on. A few bytes before the topic tell it how far the stream is, without a look into the payload.
+Messages leave here encoded, so that the publishing process only passes bytes on. A few bytes before them tell it what
+they are, how far the stream is, and where the number of dropped frames belongs, without a look into the payload.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from streamd.errors import SinkError
-from streamd.sinks.message import Gaps, detections_message, encoder, send_now, status_message, topic
-from streamd.types import Detections, StreamCounts, StreamStatus
+from streamd.sinks import Sink
+from streamd.sinks.envelope import KINDS, Encoding, Message
+from streamd.sinks.message import send_now
 
 RELAY_FULL = "relay_full"
 HWM = 4096
 """Messages on their way to the publishing process: a second or two of a busy worker."""
-HEAD = struct.Struct("<IIQ")
-"""Before the topic: which life of which worker sent it, and of detections their epoch and seq."""
+HEAD = struct.Struct("<IIQI")
+"""Which life of which worker sent it, the frame's epoch and seq, and where in the payload the number of dropped frames
+belongs (NOWHERE for a message that has none). Kind and stream follow, each ended by a line break."""
+NOWHERE = 0xFFFFFFFF
 
 
-class RelaySink:
+def pack(life: int, message: Message) -> tuple[bytes, bytes]:
+    """A message as it goes to the parent: head and payload."""
+    name = f"{message.kind.name}\n{message.stream}\n".encode()
+    if message.after is None:
+        return HEAD.pack(life, message.epoch, message.seq, NOWHERE) + name, message.before
+    head = HEAD.pack(life, message.epoch, message.seq, len(message.before)) + name
+    return head, message.before + message.after
+
+
+class Route:
+    """Where the messages of one kind and stream go; made once for each name that is seen.
+
+    Args:
+        name: what stands behind `HEAD`.
+
+    Raises:
+        ValueError: it is of no known kind, or no name at all.
+    """
+
+    __slots__ = ("epoch", "kind", "passed", "seq", "stream")
+
+    def __init__(self, name: bytes) -> None:
+        kind, stream, _ = name.decode().split("\n")
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind of message {kind[:80]!r}")
+        self.kind, self.stream = KINDS[kind], stream
+        self.passed = 0
+        """Messages that came this way."""
+        self.epoch, self.seq = -1, -1
+        """Of the last one."""
+
+    def take(self, head: bytes, payload: bytes, encoding: Encoding) -> tuple[int, Message]:
+        """The life and the message of what `pack` made; its number of dropped frames is 0."""
+        life, self.epoch, self.seq, place = HEAD.unpack_from(head)
+        self.passed += 1
+        before, after = (payload, None) if place == NOWHERE else (payload[:place], payload[place:])
+        message = Message(self.kind, self.stream, before, after, epoch=self.epoch, seq=self.seq, encoding=encoding)
+        return life, message
+
+
+class RelaySink(Sink):
     """See `streamd.sinks.Sink`.
 
     Args:
         endpoint: ipc:// address that the publishing process has bound.
-        encoding: of the payload, as the sink it stands for wants it.
-        boot_id: in every message.
         life: number of this process among all that were started.
     """
 
-    def __init__(self, endpoint: str, encoding: Literal["json", "msgpack"], *, boot_id: str, life: int = 0) -> None:
+    def __init__(self, endpoint: str, *, life: int = 0) -> None:
         self._endpoint = endpoint
-        self._boot_id = boot_id
         self._life = life
-        self._encode = encoder(encoding)
-        self._gaps = Gaps()
-        self._topics: dict[str, bytes] = {}
         self._context: Any = None
         self._socket: Any = None
-
-    def resume(self, told: Mapping[str, int]) -> None:
-        """See `Gaps.resume`. Before the first message of these streams; any thread."""
-        self._gaps.resume(told)
 
     def open(self) -> None:
         """See `Sink.open`."""
@@ -55,41 +87,17 @@ class RelaySink:
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.connect(self._endpoint)
 
-    def publish(self, detections: Detections) -> str | None:
-        """See `Sink.publish`. What could not be handed over is told in `dropped` of the stream's next message."""
-        stream, seq = detections.stream, detections.seq
-        name = self._topics.get(stream)
-        if name is None:
-            name = self._topics[stream] = topic(stream, "detections")
-        dropped = self._gaps.before(stream, seq)
-        payload = self._encode(detections_message(detections, self._boot_id, dropped))
-        if self._send(HEAD.pack(self._life, detections.epoch, seq) + name, payload):
-            return None
-        self._gaps.take_back(stream, seq, dropped)
-        return RELAY_FULL
-
-    def _send(self, name: bytes, payload: bytes) -> bool:
+    def send(self, message: Message) -> str | None:
+        """See `Sink.send`. What could not be handed over is missing in `seq`: the parent tells it."""
         import zmq
 
         try:
-            send_now(self._socket, name, payload)
+            send_now(self._socket, *pack(self._life, message))
         except zmq.Again:
-            return False
+            return RELAY_FULL
         except zmq.ZMQError as error:
             raise SinkError(f"relay to {self._endpoint}: {error.strerror}") from error
-        return True
-
-    def status(self, status: StreamStatus, counts: StreamCounts) -> None:
-        """See `Sink.status`."""
-        payload = self._encode(status_message(status, counts, self._boot_id))
-        self._send(HEAD.pack(self._life, 0, 0) + topic(status.stream, "status"), payload)
-
-    def forward(self, name: bytes, payload: bytes) -> str | None:
-        """See `Sink.forward`. A worker has no workers of its own."""
-        return None if self._send(HEAD.pack(self._life, 0, 0) + name, payload) else RELAY_FULL
-
-    def poll(self) -> None:
-        """See `Sink.poll`. Nothing comes back."""
+        return None
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -19,10 +19,7 @@ class Relay(msgspec.Struct, frozen=True):
     """Where the messages of one sink go."""
 
     name: str
-    encoding: Literal["json", "msgpack"]
     endpoint: str
-    told: dict[str, int]
-    """By stream: the next seq that subscribers of this sink expect."""
 
 
 class Order(msgspec.Struct, frozen=True, tag="order"):

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from streamd.config import Config
-from streamd.engine import per_device
 
 _DRAIN_SHARE = 0.7
 """Of `drain_s` for a worker; the rest is for passing on what it has published."""
@@ -14,8 +13,7 @@ _DRAIN_SHARE = 0.7
 
 def devices_of(config: Config) -> list[int | None]:
     """Each worker's device in turn; None where the engine knows no devices."""
-    ordinals = getattr(config.engine, "device", None)
-    known: list[int | None] = list(ordinals) if isinstance(ordinals, tuple) else [None]
+    known: list[int | None] = list(config.engine.devices) if config.engine.names_devices else [None]
     return [known[i % len(known)] for i in range(config.workers)]
 
 
@@ -66,7 +64,7 @@ def config_of(config: Config, worker: int, shares: Mapping[str, int], without: C
     device = devices_of(config)[worker]
     engine = config.engine
     if device is not None:
-        engine = per_device(engine)[device]
+        engine = engine.for_device(device)
     return config.model_copy(
         update={
             "streams": tuple(s for s in config.streams if shares[s.id] == worker and s.id not in without),

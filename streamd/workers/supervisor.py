@@ -107,7 +107,7 @@ class WorkerSupervisor:
         runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd's
         self._folder = Path(tempfile.mkdtemp(prefix="streamd-", dir=runtime or None))
         self._reports: ReportReceiver | None = None
-        self._mps = Mps(self._folder, wanted=getattr(config.engine, "mps", False))
+        self._mps = Mps(self._folder, wanted=config.engine.shares_gpu)
         try:
             self._open()
         except BaseException:
@@ -121,8 +121,8 @@ class WorkerSupervisor:
         )
         for i, (settings, name) in enumerate(zip(config.sinks, sink_names(config), strict=True)):
             forwarder = Forwarder(
-                name, open_sink(settings, boot_id=self.boot_id), f"ipc://{self._folder}/sink{i}",
-                getattr(settings, "encoding", "json"), self.metrics, heartbeat_s=settings.heartbeat_s,
+                name, open_sink(settings), f"ipc://{self._folder}/sink{i}",
+                settings.payload_encoding, self.metrics, heartbeat_s=settings.heartbeat_s,
                 boot_id=self.boot_id,
             )  # fmt: skip
             self._forwarders.append(forwarder)
@@ -176,7 +176,7 @@ class WorkerSupervisor:
         else:
             mine = {s for s, n in {**self._homes, **self._shares}.items() if n == number}
         past: dict[str, StreamPast] = {s: p for s in mine if (p := self._ledger.past(s)) is not None}
-        relays = [Relay(f.name, f.encoding, f.endpoint, {s: f.passed(s)[2] for s in past}) for f in self._forwarders]
+        relays = [Relay(f.name, f.endpoint) for f in self._forwarders]
         share = config_of(config, number, self._shares, without=worker.over)
         return Order(
             next(self._numbers), life, os.getpid(), self.boot_id, share.model_dump(mode="json"), list(known()), relays,

@@ -33,7 +33,7 @@ SECRETS = (*ENVIRONMENT.values(), *FILES.values(), *INLINE)
 RUN = """
 import sys
 from streamd.cli import main
-from streamd.sources.av import AvSource
+from streamd.sources.av_source import AvSource
 
 real = AvSource.open
 

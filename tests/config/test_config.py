@@ -14,7 +14,7 @@ from streamd.config import Config
 from streamd.config.loader import load
 from streamd.errors import ConfigError
 from streamd.security.redact import redact
-from streamd.sources import AvStreamSettings
+from streamd.sources.av import AvStreamSettings
 
 NAME_RULE = "expected at most 63 letters, digits, dots, dashes and underscores, not beginning with a dot or dash"
 LEAST = """

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamd.engine import BatchSettings, ModelSettings, OpenVinoSettings, open_backend
+from streamd.engine import BatchSettings, ModelSettings, open_backend
+from streamd.engine.openvino import OpenVinoSettings
 from streamd.errors import BackendError, ModelError
 from streamd.heads import DetectSettings, Yolov5SigmoidSettings
 from streamd.heads.postprocess import Postprocess
@@ -179,7 +180,8 @@ def _has_bf16() -> bool:
 
 _SIGNALLED = """
 import signal, sys
-from streamd.engine import ModelSettings, OpenVinoSettings, open_backend
+from streamd.engine import ModelSettings, open_backend
+from streamd.engine.openvino import OpenVinoSettings
 from streamd.engine.signalstack import signal_stack
 signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
 before = signal_stack()

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import helper
 
-from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
+from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.sidecar import Sidecar, read_sidecar, write_sidecar
-from streamd.engine.tensorrt import builder, outputs
+from streamd.engine.tensorrt import TensorRtSettings, builder, outputs
 from streamd.engine.tensorrt.builder import build, plan_for
 from streamd.engine.tensorrt.job import BuildOptions, prepare
 from streamd.engine.tensorrt.outputs import DECLARED, give_convolutions

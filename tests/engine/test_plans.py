@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
+from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
-from streamd.engine.tensorrt import plans
+from streamd.engine.tensorrt import TensorRtSettings, plans
 from streamd.engine.tensorrt.builder import plan_for
 from streamd.engine.tensorrt.driver import Gpu
 from streamd.engine.tensorrt.plans import Recipe, StagedPlan, building, check_plan, find_plan, writable_folder
@@ -336,7 +336,8 @@ def test_a_fixed_batch_bounds_the_configuration(home: Path) -> None:
 
 BUILDER = """
 import sys
-from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
+from streamd.engine import BatchSettings, ModelSettings
+from streamd.engine.tensorrt import TensorRtSettings
 from streamd.engine.tensorrt.builder import plan_for
 from streamd.telemetry.logs import configure
 configure("info", "json")

@@ -11,8 +11,9 @@ from fakecam import FakeCamera
 from rtp_clip import Clip
 
 from streamd.errors import SourceError
-from streamd.sources import AvStreamSettings, no_picture
-from streamd.sources.av import AvSource
+from streamd.sources import no_picture
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from tests.conftest import shared
 from tests.faults.clips import small
 

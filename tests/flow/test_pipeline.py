@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from streamd.engine import BatchSettings, ModelSettings, NullSettings
-from streamd.engine.null import NullBackend
+from streamd.engine import BatchSettings, ModelSettings
+from streamd.engine.null import NullBackend, NullSettings
 from streamd.errors import BackendError, FrameError
 from streamd.flow.batcher import Batcher
 from streamd.flow.pipeline import Pipeline

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from streamd.errors import SourceError
+from streamd.flow.contracts import SourceInfo
 from streamd.flow.ring import Ring
 from streamd.flow.runner import TRANSITIONS, StreamRunner
-from streamd.sources import SourceInfo
 from streamd.sources.clock import StreamClock
 from streamd.telemetry.metrics import StreamMetrics
 from streamd.types import Frame, StreamStatus

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from streamd.engine.select import tensorrt_unavailable
+from streamd.engine.auto import tensorrt_unavailable
 from streamd.engine.tensorrt.cuda import Device
 
 

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
+from streamd.engine import BatchSettings, ModelSettings
+from streamd.engine.tensorrt import TensorRtSettings
 from streamd.engine.tensorrt.backend import TensorRtBackend
 from streamd.errors import FrameError, ModelError
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, resolve_labels
-from streamd.sources import AvStreamSettings
-from streamd.sources.av import AvSource
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from streamd.types import Candidates, Frame
 from tests.conftest import shared
 from tests.frames import frames
@@ -199,7 +200,8 @@ def test_device_times_are_those_of_the_batch(plain: Any) -> None:
 
 _OPEN = """
 import sys
-from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
+from streamd.engine import BatchSettings, ModelSettings
+from streamd.engine.tensorrt import TensorRtSettings
 from streamd.engine.tensorrt.backend import TensorRtBackend
 from streamd.errors import ModelError
 try:

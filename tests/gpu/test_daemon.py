@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
+from streamd.engine import BatchSettings, ModelSettings
+from streamd.engine.tensorrt import TensorRtSettings
 from streamd.engine.tensorrt.backend import TensorRtBackend
 from streamd.engine.tensorrt.driver import find_gpu
 from streamd.errors import FrameError
 from streamd.heads import DetectSettings
 from streamd.heads.select import open_head
-from streamd.sources import AvStreamSettings
-from streamd.sources.av import AvSource
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from tests.behaviour.daemon import daemon
 from tests.conftest import shared
 from tests.messages import checked

@@ -9,8 +9,8 @@ import pytest
 
 from streamd.engine.tensorrt.cuda import Device
 from streamd.errors import SourceError
-from streamd.sources import AvStreamSettings
-from streamd.sources.av import AvSource
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from streamd.types import Frame
 from tests.conftest import shared
 from tests.gpu.machine import Gpu

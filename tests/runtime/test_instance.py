@@ -6,8 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from streamd.config import Config
-from streamd.engine import NullSettings
-from streamd.engine.null import NullBackend
+from streamd.engine.null import NullBackend, NullSettings
 from streamd.errors import BackendError
 from streamd.runtime import instance as instance_module
 from streamd.runtime.instance import ModelInstance

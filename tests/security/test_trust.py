@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from streamd.config.loader import load
-from streamd.engine import BatchSettings, ModelSettings, OpenVinoSettings
+from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.model import MAX_MODEL_BYTES, model_file, read_labels
-from streamd.engine.openvino import OpenVinoBackend
+from streamd.engine.openvino import OpenVinoBackend, OpenVinoSettings
 from streamd.engine.sidecar import MAX_BYTES, read_sidecar
 from streamd.errors import ConfigError, ModelError, StreamdError
 from streamd.security import trust

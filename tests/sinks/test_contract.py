@@ -1,66 +1,48 @@
-"""What every sink promises, run over each kind of the union."""
+"""What every sink promises, run over each kind that is registered.
+
+A kind brings its case along: `contract(folder)` in `tests/sinks/test_KIND.py` gives its settings and a `Reader`.
+"""
 
 from __future__ import annotations
 
-import time
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol
 
 import pytest
-import zmq
 
 from streamd.errors import SinkError
-from streamd.sinks import JsonlSettings, SinkConfig, ZmqSettings, open_sink
-from streamd.sinks.message import detections_message, encoder, status_message, topic
+from streamd.sinks import SINKS, open_sink
+from streamd.sinks.envelope import Outgoing
+from streamd.sinks.jsonl import JsonlSettings
+from streamd.sinks.zmq import ZmqSettings
 from streamd.types import StreamCounts
+from streamd.workers.relay import HEAD, Route, pack
 from tests.frames import detections, status
-from tests.messages import checked
+from tests.sinks.sender import Sender
 
 
-class Reader:
-    """Collects what a sink sent, as (kind, message)."""
+class Reader(Protocol):
+    """Reads what a sink sent."""
 
-    def __init__(self, sink: Any, settings: Any) -> None:
-        self.sink, self.settings = sink, settings
-        self.context = zmq.Context()
-        self.socket = self.context.socket(zmq.SUB)
-        if settings.kind == "zmq":
-            self.socket.connect(sink.endpoint)
-            self.socket.subscribe(b"streamd/1/")
-            deadline = time.monotonic() + 5
-            while not sink._socket.poll(10) and time.monotonic() < deadline:
-                pass
+    def begin(self, sink: Any) -> None:
+        """The sink is open."""
 
     def all(self, count: int) -> list[Any]:
-        if self.settings.kind == "zmq":
-            out: list[Any] = []
-            while len(out) < count and self.socket.poll(3000):
-                out.append(checked(self.socket.recv_multipart()))
-            return out
-        lines = Path(self.settings.path).read_bytes().splitlines()
-        names = [b"streamd/1/s/status" if b'"state"' in line else b"streamd/1/s/detections" for line in lines]
-        return [checked([name, line]) for name, line in zip(names, lines, strict=True)]
+        """The messages that arrived, decoded; waits for `count` of them where it must."""
 
-    def close(self) -> None:
-        self.socket.close(0)
-        self.context.term()
+    def close(self) -> None: ...
 
 
-def kinds() -> list[str]:
-    return [get_args(m)[0].model_fields["kind"].default for m in get_args(get_args(SinkConfig)[0])]
-
-
-@pytest.fixture(params=kinds())
+@pytest.fixture(params=list(SINKS.builtin()))
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, Reader]]:
-    made: dict[str, Any] = {
-        "zmq": ZmqSettings(bind=f"ipc://{tmp_path}/z"),
-        "jsonl": JsonlSettings(path=str(tmp_path / "out.jsonl"), status=True),
-    }
-    settings = made[request.param]
-    sink = open_sink(settings, boot_id="boot")
+    tests = importlib.import_module(f"tests.sinks.test_{request.param}")
+    assert hasattr(tests, "contract"), f"tests/sinks/test_{request.param}.py needs contract(folder)"
+    settings, reader = tests.contract(tmp_path)
+    sink = Sender(open_sink(settings), boot_id="boot", encoding=settings.payload_encoding)
     sink.open()
-    reader = Reader(sink, settings)
+    reader.begin(sink)
     yield sink, reader
     sink.close()
     sink.close()
@@ -100,13 +82,26 @@ def test_statuses_arrive(opened: tuple[Any, Reader]) -> None:
 
 def test_a_worker_s_messages_are_passed_on_as_they_are(opened: tuple[Any, Reader]) -> None:
     sink, reader = opened
-    counts = StreamCounts(5, 3, {}, 1)
-    encode = encoder("json")
-    first = detections_message(detections(seq=4, boxes=2), "worker", 4)
-    second = status_message(status("s", "BACKOFF", "refused"), counts, "worker")
-    assert sink.forward(topic("s", "detections"), encode(first)) is None
-    assert sink.forward(topic("s", "status"), encode(second)) is None
-    assert reader.all(2) == [first, second]
+    made = Outgoing(detections(seq=4, boxes=2), "worker")
+    first = sink._builder.detections(made)
+    second = sink._builder.status(status("s", "BACKOFF", "refused"), StreamCounts(5, 3, {}, 1))
+    for message in (first, second):
+        head, payload = pack(7, message)
+        life, again = Route(head[HEAD.size :]).take(head, payload, message.encoding)
+        again.dropped = message.dropped
+        assert (life, again.topic, again.payload) == (7, message.topic, message.payload)
+        assert sink.send(again) is None
+    passed, told = reader.all(2)
+    assert (passed.boot_id, passed.seq, passed.dropped, len(passed.detections)) == ("worker", 4, 4, 2)
+    assert (told.state, told.reason, told.received) == ("BACKOFF", "refused", 5)
+
+
+def test_a_sink_can_be_opened_again(opened: tuple[Any, Reader]) -> None:
+    sink, _ = opened
+    sink.close()
+    sink.open()
+    assert sink.publish(detections(seq=0)) is None
+    sink.poll()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +115,7 @@ def test_a_worker_s_messages_are_passed_on_as_they_are(opened: tuple[Any, Reader
     ],
 )
 def test_what_cannot_be_opened_is_named(settings: Any, message: str) -> None:
-    sink = open_sink(settings, boot_id="b")
+    sink = open_sink(settings)
     with pytest.raises(SinkError, match=message):
         sink.open()
     sink.close()

@@ -19,13 +19,13 @@ from streamd.cli import main
 from streamd.cli.watch import Connection
 from streamd.config.loader import load
 from streamd.errors import ConfigError, StreamdError
-from streamd.sinks import CurveSettings, ZmqSettings
-from streamd.sinks.curve import Clients, new_pair, public_of, read_keys, secure_client
+from streamd.sinks.curve import Clients, CurveSettings, new_pair, public_of, read_keys, secure_client
 from streamd.sinks.message import decode
-from streamd.sinks.zmq import MAX_SUBSCRIPTION_BYTES, ZmqSink
+from streamd.sinks.zmq import MAX_SUBSCRIPTION_BYTES, ZmqSettings, ZmqSink
 from streamd.types import StreamCounts
 from tests.behaviour.daemon import until
 from tests.frames import status
+from tests.sinks.sender import Sender
 
 SERVER = new_pair()
 CLIENT = new_pair()
@@ -38,9 +38,9 @@ def settings(clients: Any = (CLIENT[0],), endpoint: str = "tcp://127.0.0.1:*", *
 
 
 @contextlib.contextmanager
-def publishing(options: ZmqSettings) -> Iterator[ZmqSink]:
+def publishing(options: ZmqSettings) -> Iterator[Sender]:
     """A sink that sends a status and looks around twenty times a second, as its thread would."""
-    sink = ZmqSink(options, boot_id="b")
+    sink = Sender(ZmqSink(options))
     sink.open()
     over = threading.Event()
 
@@ -286,14 +286,12 @@ def test_files_of_keys_and_what_is_wrong_with_them(tmp_path: Path) -> None:
             public_of(bad, "the key")
         assert bad not in str(caught.value)
     with pytest.raises(StreamdError, match=r"curve\.secret_key"):
-        ZmqSink(
-            ZmqSettings(bind="tcp://127.0.0.1:*", curve=CurveSettings(secret_key="short", clients="any")), boot_id="b"
-        ).open()
+        ZmqSink(ZmqSettings(bind="tcp://127.0.0.1:*", curve=CurveSettings(secret_key="short", clients="any"))).open()
 
 
 def test_a_libzmq_without_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zmq, "has", lambda _: False)
-    for use in (new_pair, ZmqSink(settings(), boot_id="b").open):
+    for use in (new_pair, ZmqSink(settings()).open):
         with pytest.raises(ConfigError, match="was built without CURVE"):
             use()
 

@@ -12,13 +12,36 @@ from typing import Any
 import pytest
 
 from streamd.errors import SinkError
-from streamd.sinks import JsonlSettings
-from streamd.sinks.jsonl import JsonlSink
+from streamd.sinks.jsonl import JsonlSettings, JsonlSink
 from tests.frames import detections
+from tests.messages import checked
+from tests.sinks.sender import Sender
 
 
-def sink_at(path: Path | str, **settings: Any) -> JsonlSink:
-    sink = JsonlSink(JsonlSettings(path=str(path), **settings), boot_id="b")
+class FileReader:
+    """Reads the file that a sink writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, sink: Any) -> None: ...
+
+    def all(self, count: int) -> list[Any]:
+        lines = self.path.read_bytes().splitlines()
+        names = [b"streamd/1/s/status" if b'"state"' in line else b"streamd/1/s/detections" for line in lines]
+        return [checked([name, line]) for name, line in zip(names, lines, strict=True)]
+
+    def close(self) -> None: ...
+
+
+def contract(folder: Path) -> tuple[JsonlSettings, FileReader]:
+    """See tests/sinks/test_contract.py."""
+    path = folder / "out.jsonl"
+    return JsonlSettings(path=str(path), status=True), FileReader(path)
+
+
+def sink_at(path: Path | str, **settings: Any) -> Sender:
+    sink = Sender(JsonlSink(JsonlSettings(path=str(path), **settings)))
     sink.open()
     return sink
 

@@ -20,8 +20,10 @@ from streamd.sinks.message import (
     Gaps,
     decode,
     detections_message,
+    encoded_number,
     encoder,
     json_schema,
+    split_detections,
     status_message,
     topic,
 )
@@ -149,3 +151,20 @@ def test_unknown_fields_of_a_later_version_are_ignored() -> None:
     message = detections_message(detections(), "b", 0)
     later = json.loads(encoder("json")(message)) | {"new": 1}
     assert decode([NAME, msgspec.json.encode(later)]) == message
+
+
+@given(
+    st.integers(0, 12),
+    st.sampled_from([0, 1, 23, 24, 127, 128, 255, 65_535, 65_536, 1 << 40]),
+    st.sampled_from(["plain", '"dropped":0,', "\xa7dropped\x00", "ü\\"]),
+)
+def test_a_message_in_parts_is_the_message_as_a_whole(boxes: int, dropped: int, name: str) -> None:
+    d = replace(detections(boxes=boxes), model=ModelInfo(name, "0" * 64, ("person",) * 8))
+    encodings: tuple[Any, ...] = ("json", "msgpack")
+    for encoding in encodings:
+        before, after = split_detections(d, "b", encoding)
+        payload = before + encoded_number(dropped, encoding) + after
+        decoded = decode([NAME, payload])
+        assert isinstance(decoded, DetectionsMessage)
+        assert payload == encoder(encoding)(decoded), "byte for byte, in the order of the fields"
+        assert (decoded.dropped, decoded.model.name, len(decoded.detections)) == (dropped, name, boxes)

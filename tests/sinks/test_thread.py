@@ -9,36 +9,40 @@ from prometheus_client import CollectorRegistry
 
 from streamd.errors import SinkError
 from streamd.flow.status import StatusBoard
+from streamd.sinks import Sink
+from streamd.sinks.envelope import Message, Outgoing
+from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
 from streamd.sinks.thread import SinkThread
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Detections, StreamCounts, StreamStatus
 from tests.frames import detections, status
 
 
-class Recorder:
+class Recorder(Sink):
     """A sink that keeps what it gets, and can be made slow or broken."""
 
     def __init__(self) -> None:
-        self.messages: list[Detections] = []
-        self.statuses: list[StreamStatus] = []
+        self.messages: list[DetectionsMessage] = []
+        self.statuses: list[StatusMessage] = []
         self.go = threading.Event()
         self.go.set()
         self.broken = False
+        self.error: Exception = SinkError("broken")
+        self.opened = 0
         self.closed = False
 
-    def open(self) -> None: ...
+    def open(self) -> None:
+        self.opened += 1
 
-    def publish(self, detections: Detections) -> str | None:
+    def send(self, message: Message) -> str | None:
+        decoded = decode([message.topic, message.payload])
+        if isinstance(decoded, StatusMessage):
+            self.statuses.append(decoded)
+            return None
         self.go.wait()
         if self.broken:
-            raise SinkError("broken")
-        self.messages.append(detections)
-        return "subscriber_slow" if detections.seq == 13 else None
-
-    def status(self, status: StreamStatus, counts: StreamCounts) -> None:
-        self.statuses.append(status)
-
-    def poll(self) -> None: ...
+            raise self.error
+        self.messages.append(decoded)
+        return "subscriber_slow" if decoded.seq == 13 else None
 
     def close(self) -> None:
         self.closed = True
@@ -46,7 +50,7 @@ class Recorder:
 
 def rig(capacity: int = 8, heartbeat_s: float = 60) -> tuple[Recorder, SinkThread, StatusBoard, CollectorRegistry]:
     recorder, board, registry = Recorder(), StatusBoard(), CollectorRegistry()
-    thread = SinkThread("out", recorder, capacity, board, Metrics(registry), heartbeat_s)
+    thread = SinkThread("out", recorder, capacity, board, Metrics(registry), heartbeat_s, boot_id="b")
     thread.open()
     thread.start()
     return recorder, thread, board, registry
@@ -59,7 +63,7 @@ def dropped(registry: CollectorRegistry, reason: str) -> float:
 def test_everything_is_delivered_before_it_closes() -> None:
     recorder, thread, _, registry = rig(capacity=64)
     for i in range(50):
-        thread.put(detections(seq=i))
+        thread.put(Outgoing(detections(seq=i), "b"))
     assert thread.close(5)
     assert [d.seq for d in recorder.messages] == list(range(50))
     assert recorder.closed
@@ -72,7 +76,7 @@ def test_a_stuck_sink_costs_its_own_messages_and_no_time() -> None:
     recorder.go.clear()
     started = time.monotonic()
     for i in range(100):
-        thread.put(detections(seq=i))
+        thread.put(Outgoing(detections(seq=i), "b"))
     assert time.monotonic() - started < 1
     lost = dropped(registry, "ring_full")
     assert lost in (91, 92)  # eight wait, and one may be in the sink's hands
@@ -86,12 +90,12 @@ def test_a_broken_sink_is_counted_and_tried_again() -> None:
     recorder, thread, _, registry = rig(capacity=64)
     recorder.broken = True
     for i in range(5):
-        thread.put(detections(seq=i))
+        thread.put(Outgoing(detections(seq=i), "b"))
     deadline = time.monotonic() + 5
     while dropped(registry, "error") < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     recorder.broken = False
-    thread.put(detections(seq=5))
+    thread.put(Outgoing(detections(seq=5), "b"))
     assert thread.close(5)
     assert [d.seq for d in recorder.messages] == [5]
     assert registry.get_sample_value("streamd_sink_errors_total", {"sink": "out"}) == 5
@@ -108,3 +112,26 @@ def test_statuses_on_change_and_as_a_heartbeat() -> None:
     board.post(status("a", "BACKOFF", "refused"))
     assert thread.close(5)
     assert (recorder.statuses[-1].state, recorder.statuses[-1].reason) == ("BACKOFF", "refused")
+
+
+def test_a_sink_that_fails_in_an_undeclared_way_is_closed_and_opened_again() -> None:
+    recorder, thread, board, registry = rig(capacity=64)
+    recorder.broken, recorder.error = True, RuntimeError("a bug")
+    thread.put(Outgoing(detections(seq=0), "b"))
+    deadline = time.monotonic() + 5
+    while thread.problem is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert thread.problem == "RuntimeError: a bug"
+    assert registry.get_sample_value("streamd_sink_up", {"sink": "out"}) == 0
+    recorder.broken = False
+    while thread.problem is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert thread.problem is None
+    assert recorder.opened == 2
+    assert registry.get_sample_value("streamd_sink_up", {"sink": "out"}) == 1
+    thread.put(Outgoing(detections(seq=1), "b"))
+    board.post(status("a"))
+    assert thread.close(5)
+    assert [(m.seq, m.dropped) for m in recorder.messages] == [(1, 1)], "what was lost is told"
+    assert [s.stream for s in recorder.statuses] == ["a"]
+    assert dropped(registry, "error") == 1

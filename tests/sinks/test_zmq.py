@@ -12,13 +12,42 @@ import pytest
 import zmq
 
 from streamd.errors import SinkError
-from streamd.sinks import ZmqSettings
-from streamd.sinks.zmq import ZmqSink
+from streamd.sinks.zmq import ZmqSettings, ZmqSink
 from streamd.types import StreamCounts
 from tests.frames import detections, status
 from tests.messages import checked
+from tests.sinks.sender import Sender
 
-OPENED: list[ZmqSink] = []
+
+class SubscriberReader:
+    """Subscribes to everything of message version 1."""
+
+    def begin(self, sink: Any) -> None:
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.SUB)
+        self.socket.connect(sink.endpoint)
+        self.socket.subscribe(b"streamd/1/")
+        deadline = time.monotonic() + 5
+        while not sink._socket.poll(10) and time.monotonic() < deadline:
+            pass
+
+    def all(self, count: int) -> list[Any]:
+        out: list[Any] = []
+        while len(out) < count and self.socket.poll(3000):
+            out.append(checked(self.socket.recv_multipart()))
+        return out
+
+    def close(self) -> None:
+        self.socket.close(0)
+        self.context.term()
+
+
+def contract(folder: Path) -> tuple[ZmqSettings, SubscriberReader]:
+    """See tests/sinks/test_contract.py."""
+    return ZmqSettings(bind=f"ipc://{folder}/z"), SubscriberReader()
+
+
+OPENED: list[Sender] = []
 
 
 @pytest.fixture
@@ -30,15 +59,15 @@ def context() -> Iterator[Any]:
         OPENED.pop().close()
 
 
-def sink_at(endpoint: str, **settings: Any) -> ZmqSink:
+def sink_at(endpoint: str, **settings: Any) -> Sender:
     """An open sink; a test that fails must not leave one behind, whose linger would hold up the interpreter."""
-    sink = ZmqSink(ZmqSettings(bind=endpoint, **settings), boot_id="b")
+    sink = Sender(ZmqSink(ZmqSettings(bind=endpoint, **settings)), encoding=settings.get("encoding", "json"))
     sink.open()
     OPENED.append(sink)
     return sink
 
 
-def subscriber(context: Any, sink: ZmqSink, *topics: bytes, hwm: int = 1000) -> Any:
+def subscriber(context: Any, sink: Sender, *topics: bytes, hwm: int = 1000) -> Any:
     socket = context.socket(zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, hwm)
     if hwm < 100:
@@ -123,7 +152,7 @@ def test_it_can_connect_to_a_binding_subscriber(context: Any, tmp_path: Path) ->
     socket = context.socket(zmq.SUB)
     socket.subscribe(b"")
     socket.bind(f"ipc://{tmp_path}/s")
-    sink = ZmqSink(ZmqSettings(connect=f"ipc://{tmp_path}/s", encoding="msgpack"), boot_id="b")
+    sink = Sender(ZmqSink(ZmqSettings(connect=f"ipc://{tmp_path}/s", encoding="msgpack")), encoding="msgpack")
     sink.open()
     deadline = time.monotonic() + 5
     # A binding socket takes its peers in, and tells them its subscriptions, only when it is called.
@@ -136,7 +165,7 @@ def test_it_can_connect_to_a_binding_subscriber(context: Any, tmp_path: Path) ->
 
 def test_an_address_in_use() -> None:
     first = sink_at("tcp://127.0.0.1:*")
-    second = ZmqSink(ZmqSettings(bind=first.endpoint), boot_id="b")
+    second = ZmqSink(ZmqSettings(bind=first.endpoint))
     with pytest.raises(SinkError, match="another process has that address"):
         second.open()
     first.close()

@@ -19,11 +19,18 @@ import pytest
 
 from streamd.errors import SourceError
 from streamd.imaging.reference import letterbox_rgb
-from streamd.sources import AvStreamSettings
-from streamd.sources.av import AvSource
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from streamd.types import Frame
 from tests.clips import join, picture, write_clip
 from tests.conftest import shared
+from tests.sources.test_synthetic import COUNT
+
+
+def contract(folder: Path, paced: bool, **settings: Any) -> AvStreamSettings:
+    """See tests/sources/test_contract.py."""
+    clip = write_clip(folder / "clip.mp4", frames=COUNT)
+    return AvStreamSettings(id="s", url=str(clip), pace="realtime" if paced else "asap", **settings)
 
 
 def read(url: str | Path, **settings: Any) -> tuple[AvSource, Any, list[Frame]]:

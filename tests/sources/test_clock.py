@@ -13,8 +13,8 @@ import pytest
 from rtp_clip import CLOCK
 
 from streamd.errors import SourceError
-from streamd.sources import AvStreamSettings
-from streamd.sources.av import AvSource
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from streamd.sources.clock import WINDOW_NS, StreamClock
 from streamd.types import Frame
 from tests.clips import write_clip

@@ -1,42 +1,37 @@
-"""What every source kind promises, run over each kind of the union."""
+"""What every source promises, run over each kind that is registered.
+
+A kind brings its case along: `contract(folder, paced, **settings)` in `tests/sources/test_KIND.py` gives the settings
+of a source of `COUNT` frames.
+"""
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from streamd.errors import SourceError
-from streamd.sources import AvStreamSettings, StreamConfig, SyntheticStreamSettings, open_source
+from streamd.sources import SOURCES, open_source
+from streamd.sources.synthetic import SyntheticStreamSettings
 from streamd.types import Box
-from tests.clips import write_clip
+from tests.sources.test_synthetic import COUNT
 
 Make = Callable[..., Any]
-COUNT = 12
 
 
-def kinds() -> list[str]:
-    members = get_args(get_args(StreamConfig)[0])
-    return [get_args(member)[0].model_fields["kind"].default for member in members]
-
-
-@pytest.fixture(params=[*kinds(), "av in a process"])
+@pytest.fixture(params=[*SOURCES.builtin(), "av in a process"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Makes a finite 192×108 source at 25 fps, as fast as possible unless `paced`."""
-    if request.param == "synthetic":
-        return lambda paced=False, **kw: open_source(
-            SyntheticStreamSettings(id="s", width=192, height=108, fps=25 if paced else 0, count=COUNT, **kw)
-        )
-    isolation: Any = {"av": "thread", "av in a process": "process"}.get(request.param)
-    assert isolation, f"the new source kind {request.param} needs a maker here"
-    clip = write_clip(tmp_path / "clip.mp4", frames=COUNT)
-    return lambda paced=False, **kw: open_source(
-        AvStreamSettings(id="s", url=str(clip), pace="realtime" if paced else "asap", isolation=isolation, **kw)
-    )
+    kind, _, isolation = request.param.partition(" in a ")
+    tests = importlib.import_module(f"tests.sources.test_{kind}")
+    assert hasattr(tests, "contract"), f"tests/sources/test_{kind}.py needs contract(folder, paced, **settings)"
+    more = {"isolation": isolation} if isolation else {}
+    return lambda paced=False, **kw: open_source(tests.contract(tmp_path, paced, **more, **kw))
 
 
 def test_frames_come_in_order_with_their_times(make: Make) -> None:

@@ -9,8 +9,8 @@ import av
 import pytest
 
 from streamd.errors import SourceError
-from streamd.sources import AvStreamSettings
-from streamd.sources.av import AvSource
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from streamd.types import Frame
 from tests.clips import write_clip
 

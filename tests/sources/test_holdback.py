@@ -12,8 +12,9 @@ from fakecam import FakeCamera
 from rtp_clip import Clip
 
 from streamd.errors import SourceError
-from streamd.sources import AvStreamSettings, holdback
-from streamd.sources.av import AvSource
+from streamd.sources import holdback
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from streamd.sources.holdback import FOR_NS, MORE, Holdback
 from tests.clips import write_clip
 

@@ -27,8 +27,9 @@ from rtp_clip import Clip
 
 from streamd.errors import SourceError
 from streamd.imaging.letterbox import HostLetterbox
-from streamd.sources import AvStreamSettings, open_source
-from streamd.sources.av import AvSource
+from streamd.sources import open_source
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from streamd.sources.process import SILENCE_LIMIT_S, ProcessSource
 from streamd.sources.shared import Shape
 from streamd.types import Frame
@@ -311,7 +312,7 @@ def test_a_leaking_decoder_is_ended(tmp_path: Path) -> None:
 
 OWNER = """
 import sys, time
-from streamd.sources import AvStreamSettings
+from streamd.sources.av import AvStreamSettings
 from streamd.sources.process import ProcessSource
 source = ProcessSource(AvStreamSettings(id="s", url=sys.argv[1], loop=True, isolation="process"), held=8)
 source.open()

@@ -16,10 +16,10 @@ from rtp_clip import CLOCK
 from streamd.errors import SourceError
 from streamd.flow.ring import Ring
 from streamd.flow.runner import StreamRunner
-from streamd.sources import AvStreamSettings, SyntheticStreamSettings
-from streamd.sources.av import AvSource
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from streamd.sources.quarantine import HOLD_NS, PacketLossListener, Quarantine
-from streamd.sources.synthetic import SyntheticSource
+from streamd.sources.synthetic import SyntheticSource, SyntheticStreamSettings
 from streamd.telemetry.metrics import StreamMetrics
 from streamd.types import Frame, StreamStatus
 from tests.clips import write_clip

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from streamd.errors import SourceError
-from streamd.sources import AvStreamSettings
-from streamd.sources.av import AvSource
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
 from tests.clips import write_clip
 from tests.conftest import shared
 from tests.rtsp import Server, rtsp_server

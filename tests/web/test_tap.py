@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from streamd.engine import BatchSettings, ModelSettings, NullSettings
-from streamd.engine.null import NullBackend
+from streamd.engine import BatchSettings, ModelSettings
+from streamd.engine.null import NullBackend, NullSettings
 from streamd.flow.batcher import Batcher
 from streamd.flow.pipeline import Pipeline
 from streamd.flow.ring import Bell, Ring

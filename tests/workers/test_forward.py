@@ -11,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from streamd.errors import SinkError
-from streamd.sinks import JsonlSettings, open_sink
+from streamd.sinks import open_sink
+from streamd.sinks.jsonl import JsonlSettings
 from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
 from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamCounts
@@ -21,6 +22,7 @@ from streamd.workers.relay import HWM, RELAY_FULL, RelaySink
 from streamd.workers.report import Report
 from tests.behaviour.daemon import until
 from tests.frames import detections, status
+from tests.sinks.sender import Sender
 
 
 class Line:
@@ -30,14 +32,14 @@ class Line:
         self.path = folder / "out.jsonl"
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
-        sink = open_sink(JsonlSettings(path=str(self.path), status=True), boot_id="fleet")
+        sink = open_sink(JsonlSettings(path=str(self.path), status=True))
         self.endpoint = f"ipc://{folder}/relay"
         self.forwarder = Forwarder("j", sink, self.endpoint, "json", self.metrics, heartbeat_s=0.2, boot_id="fleet")
         self.forwarder.open()
-        self.relays: list[RelaySink] = []
+        self.relays: list[Sender] = []
 
-    def relay(self, life: int) -> RelaySink:
-        relay = RelaySink(self.endpoint, "json", boot_id="fleet", life=life)
+    def relay(self, life: int) -> Sender:
+        relay = Sender(RelaySink(self.endpoint, life=life), boot_id="fleet")
         relay.open()
         self.relays.append(relay)
         return relay
@@ -122,9 +124,9 @@ def test_a_sink_that_fails_is_counted_and_tried_again(line: Line) -> None:
             def fail(*_: Any) -> None:
                 raise SinkError("the disk is full")
 
-            return fail if name == "forward" else lambda *_: None
+            return fail if name == "send" else lambda *_: None
 
-    line.forwarder._sink = Full()
+    line.forwarder._sink._sink = Full()  # type: ignore[assignment]
     line.forwarder.start()
     relay = line.relay(1)
     for seq in range(3):

@@ -50,7 +50,7 @@ def test_a_worker_s_configuration_survives_the_pipe(tmp_path: Path) -> None:
     )
     mine = config_of(c, 1, {"a": 0, "b": 1})
     assert ([s.id for s in mine.streams], mine.workers, mine.metrics.listen) == (["b"], 1, None)
-    assert mine.engine.device == 1  # type: ignore[union-attr]
+    assert mine.engine.device == 1  # type: ignore[attr-defined]
     assert mine.drain_s < c.drain_s
     wire = msgspec.json.encode(mine.model_dump(mode="json"))
     assert Config.model_validate(msgspec.json.decode(wire)) == mine

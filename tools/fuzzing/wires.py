@@ -27,11 +27,12 @@ class _Publisher:
     """The sink of the daemon, published to all the time by one thread, as a sink thread does."""
 
     def __init__(self, more: dict[str, Any]) -> None:
-        from streamd.sinks import ZmqSettings, open_sink
+        from streamd.sinks import open_sink
+        from streamd.sinks.zmq import ZmqSettings
         from streamd.types import Detections, ModelInfo, StageTimes, StreamCounts, StreamStatus
 
         self.error: BaseException | None = None
-        self._sink = open_sink(ZmqSettings(kind="zmq", bind="tcp://127.0.0.1:0", **more), boot_id="b")
+        self._sink = open_sink(ZmqSettings(kind="zmq", bind="tcp://127.0.0.1:0", **more))
         self._sink.open()
         self.endpoint: str = self._sink.endpoint  # type: ignore[attr-defined]
         self.port = int(self.endpoint.rpartition(":")[2])
@@ -44,12 +45,14 @@ class _Publisher:
         self._thread.start()
 
     def _run(self) -> None:
-        seq = 0
+        from streamd.sinks.envelope import MessageBuilder, Outgoing
+
+        seq, builder = 0, MessageBuilder("b")
         try:
-            self._sink.status(*self._status)
+            self._sink.send(builder.status(*self._status))
             while not self._stop.wait(0.002):
                 self._sink.poll()
-                self._sink.publish(replace(self._frame, seq=seq))
+                self._sink.send(builder.detections(Outgoing(replace(self._frame, seq=seq), "b")))
                 seq += 1
         except BaseException as error:  # noqa: BLE001 - told with the next input
             self.error = error

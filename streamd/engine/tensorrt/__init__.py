@@ -4,3 +4,45 @@
 structures of kernels.cu; `slot` is one batch in flight and `replay` its CUDA graphs; `backend` puts them together;
 `version` and `builder` make plans.
 """
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from streamd.engine import ENGINES, BatchSettings, Devices, DeviceSettings, ModelSettings
+from streamd.flow.contracts import Backend
+
+
+@ENGINES.register
+class TensorRtSettings(DeviceSettings):
+    """TensorRT on an NVIDIA GPU: frames stay in device memory from decoder to boxes."""
+
+    kind: Literal["tensorrt"] = "tensorrt"
+    device: Devices = Field(0, description="CUDA device ordinal; a list of several shares the streams out among them.")
+    slots: int = Field(3, ge=1, le=16, description="Batches in flight.")
+    graphs: Literal["auto", "on", "off"] = Field("auto", description="Replay CUDA graphs, one per batch size.")
+    max_candidates: int = Field(1024, ge=16, le=32768, description="Boxes a frame kept on the device before NMS.")
+    workspace_mb: int = Field(1024, ge=16, description="Builder workspace when an ONNX model is built, in MiB.")
+    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
+        "auto", description="auto: INT8 where the ONNX model carries Q/DQ nodes, FP16 otherwise."
+    )
+    mps: bool = Field(
+        False, description="Workers share the GPU through an NVIDIA MPS server of the daemon's own (needs workers)."
+    )
+    cache_dir: str | None = Field(
+        None,
+        description="Where built plans are kept. Default: beside the model, else the user's cache folder.",
+    )
+
+    @property
+    def shares_gpu(self) -> bool:
+        """See `EngineSettings.shares_gpu`."""
+        return self.mps
+
+    def open(self, model: ModelSettings, *, batch: BatchSettings, live: bool = False) -> Backend[Any]:
+        """See `EngineSettings.open`."""
+        from streamd.engine.tensorrt.backend import TensorRtBackend
+
+        return TensorRtBackend(self, model, batch=batch)

@@ -14,16 +14,17 @@ from pathlib import Path
 
 import structlog
 
-from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
+from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
 from streamd.engine.sidecar import read_sidecar
-from streamd.engine.tensorrt import decode, kernels, suppress
+from streamd.engine.tensorrt import TensorRtSettings, decode, kernels, suppress
 from streamd.engine.tensorrt.cuda import Device
 from streamd.engine.tensorrt.enqueue import Kernel
 from streamd.engine.tensorrt.replay import Replay
 from streamd.engine.tensorrt.runtime import Network
 from streamd.engine.tensorrt.slot import TensorRtSlot, tensor_bytes
 from streamd.errors import BackendError, FrameError, ModelError
+from streamd.flow.contracts import Backend
 from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Outputs
 
 log = structlog.get_logger(__name__)
@@ -33,7 +34,7 @@ KERNELS = {f"preprocess_{kind}": "PPiiiff" for kind in kernels.INPUT_TYPES}
 KERNELS |= {f"decode_{kind}": "P" for kind in decode.KINDS} | {"suppress": "P"}
 
 
-class TensorRtBackend:
+class TensorRtBackend(Backend[TensorRtSlot]):
     """See `streamd.engine.Backend`.
 
     Args:

@@ -12,13 +12,13 @@ from typing import Any
 
 import structlog
 
-from streamd.engine import BatchSettings, ModelSettings, TensorRtSettings
+from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.model import PLAN_SUFFIXES, model_file
 from streamd.engine.onnx.reader import OnnxFile
 from streamd.engine.onnx.stem import float_stem
 from streamd.engine.onnx.weights import in_float
 from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, write_sidecar
-from streamd.engine.tensorrt import driver, outputs, plans
+from streamd.engine.tensorrt import TensorRtSettings, driver, outputs, plans
 from streamd.engine.tensorrt.calibrator import make_calibrator
 from streamd.engine.tensorrt.files import write_whole
 from streamd.engine.tensorrt.job import BuildOptions, Job, prepare

@@ -1,23 +1,19 @@
-"""Which backend serves a configuration, and why."""
+"""The engine that chooses itself: which backend serves a configuration, and why."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
 from pathlib import Path
+from typing import Any, Literal
 
 import structlog
 
-from streamd.engine import (
-    AutoSettings,
-    Backend,
-    BatchSettings,
-    ModelSettings,
-    NullSettings,
-    OpenVinoSettings,
-    TensorRtSettings,
-)
+from streamd.engine import ENGINES, BatchSettings, EngineSettings, ModelSettings
 from streamd.engine.model import PLAN_SUFFIXES
+from streamd.engine.openvino import OpenVinoSettings
+from streamd.engine.tensorrt import TensorRtSettings
+from streamd.flow.contracts import Backend
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +36,7 @@ def tensorrt_unavailable() -> str | None:
     return None
 
 
-def resolve(settings: AutoSettings, model: ModelSettings) -> OpenVinoSettings | TensorRtSettings:
+def resolve(model: ModelSettings) -> OpenVinoSettings | TensorRtSettings:
     """Chooses for `kind: auto` and logs the choice with its reason."""
     if Path(model.path).suffix in PLAN_SUFFIXES:
         log.info("engine chosen", backend="tensorrt", reason="the model is a TensorRT plan")
@@ -53,25 +49,12 @@ def resolve(settings: AutoSettings, model: ModelSettings) -> OpenVinoSettings | 
     return OpenVinoSettings()
 
 
-def open_kind(
-    settings: AutoSettings | OpenVinoSettings | TensorRtSettings | NullSettings,
-    model: ModelSettings,
-    *,
-    batch: BatchSettings,
-    live: bool,
-) -> Backend:
-    """See `streamd.engine.open_backend`."""
-    if isinstance(settings, AutoSettings):
-        settings = resolve(settings, model)
-    if isinstance(settings, NullSettings):
-        from streamd.engine.null import NullBackend
+@ENGINES.register
+class AutoSettings(EngineSettings):
+    """TensorRT where an NVIDIA GPU and TensorRT are there, OpenVINO otherwise; the log says which and why."""
 
-        return NullBackend(settings, model, batch=batch)
-    if isinstance(settings, OpenVinoSettings):
-        from streamd.engine.openvino import OpenVinoBackend
+    kind: Literal["auto"] = "auto"
 
-        return OpenVinoBackend(settings, model, batch=batch, live=live)
-    from streamd.engine.tensorrt.backend import TensorRtBackend
-
-    backend: Backend = TensorRtBackend(settings, model, batch=batch)
-    return backend
+    def open(self, model: ModelSettings, *, batch: BatchSettings, live: bool = False) -> Backend[Any]:
+        """See `EngineSettings.open`."""
+        return resolve(model).open(model, batch=batch, live=live)

@@ -1,0 +1,174 @@
+"""What the flow asks of the rooms above it: sources that hand frames in, backends that turn batches into outputs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Outputs
+
+
+@dataclass(slots=True, frozen=True)
+class SourceInfo:
+    """What was found when the source opened."""
+
+    codec: str
+    decoder: str
+    """software or nvdec"""
+    width: int
+    """As declared, in pixels: rotation and changes in mid-stream are the frames' own."""
+    height: int
+    fps: float
+    """As declared by the stream; 0 where unknown."""
+    live: bool
+    """True where the sender sets the pace (a camera); False for a file."""
+
+
+class SenderClock(Protocol):
+    """What is known of a sender's clocks."""
+
+    jumps: int
+    """Times that its media clock jumped, stepped back or stood still."""
+    offset_s: float | None
+    """Its wall clock minus arrival, in seconds; None while unknown."""
+    drift: float | None
+    """Seconds that its media clock gains a second; None while unknown."""
+
+
+class Source(Protocol):
+    """One opened-once input. `open` and `frames` are called by one thread, `close` by any.
+
+    A source never retries: the stream's runner makes a fresh one for every attempt.
+    """
+
+    corrupt: int
+    """Packets or frames the decoder refused so far."""
+    skipped: int
+    """Frames left out by max_fps so far."""
+    lost: int
+    """RTP packets that never came, as far as FFmpeg tells."""
+    deadline: float
+    """Monotonic seconds by which the call that is under way must have returned; infinite where none is. A source that
+    is past it hangs for good."""
+
+    @property
+    def clock(self) -> SenderClock:
+        """What is known of the sender's clocks."""
+        ...
+
+    def open(self) -> SourceInfo:
+        """Connects, probes, and prepares the decoder.
+
+        Raises:
+            SourceError: with the reason; the source is closed and not used again.
+        """
+        ...
+
+    def frames(self) -> Iterator[Frame]:
+        """Yields frames in presentation order until the input ends. `epoch` and `seq` are left to the caller.
+
+        A frame that is `quarantined` is to be counted and let go.
+
+        Paced sources sleep here; a blocked consumer simply delays the next read.
+
+        Raises:
+            SourceError: the input broke; never for one bad packet.
+        """
+        ...
+
+    def close(self) -> None:
+        """Cuts whatever `open` or `frames` is waiting for, within a second. Idempotent, callable from any thread."""
+        ...
+
+
+class Slot(Protocol):
+    """Preallocated buffers of one batch in flight. The number of slots is the pipeline's flow control."""
+
+    index: int
+
+
+SlotT = TypeVar("SlotT", bound=Slot)
+
+
+class Backend(ABC, Generic[SlotT]):
+    """One model on one device, with one call per stage so that each stage's thread makes its own.
+
+    `preprocess`, `infer` and `collect` of one slot are called in this order, each by a single thread that is the
+    only caller of that method, and the slot is not used again before its outputs have been read. Calls for
+    different slots overlap freely. On a device all three enqueue or wait on the slot's own queue; none allocates
+    device or pinned memory, and none waits for the whole device.
+    """
+
+    spec: ModelSpec
+    """Known once the backend is open; dimensions other than the batch are fixed."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> Sequence[SlotT]:
+        """Empty until `start`."""
+
+    @abstractmethod
+    def start(self, plan: DecodePlan | None = None) -> None:
+        """Compiles what is left to compile and allocates every slot. Called once, before the first batch.
+
+        Args:
+            plan: what a device needs to decode boxes itself; None asks for raw outputs.
+
+        Raises:
+            BackendError: the device refused (memory, driver).
+        """
+
+    @abstractmethod
+    def preprocess(self, slot: SlotT, frames: Sequence[Frame]) -> Sequence[Letterbox]:
+        """Letterboxes and normalises 1 to `spec.max_batch` frames of any sizes into the slot's input.
+
+        Returns one Letterbox a frame. After the call, or at the latest once `collect` of the slot returned, the
+        frames' pictures are no longer needed.
+
+        Raises:
+            BackendError: the device failed; the process must end.
+        """
+
+    @abstractmethod
+    def infer(self, slot: SlotT) -> None:
+        """Starts the network on the slot's input and returns without waiting for it.
+
+        Raises:
+            BackendError: the device failed; the process must end.
+        """
+
+    @abstractmethod
+    def collect(self, slot: SlotT) -> Outputs | Sequence[Candidates]:
+        """Waits for the slot's batch and returns its outputs, views that stay valid until the slot's next use.
+
+        Either the raw outputs in `spec.outputs` order, first dimension the number of frames, or, where the device
+        has decoded the boxes itself, one `Candidates` a frame.
+
+        Raises:
+            BackendError: the device failed; the process must end.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees everything. No other method is running or will be called. Idempotent."""
+
+    # ------------------------------------------------------------------------ what not every backend has
+
+    @property
+    def device(self) -> int | None:
+        """CUDA ordinal whose hardware decoders hand frames over without a copy; None where there are none."""
+        return None
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes held, by kind, for the metrics; the kinds never change. Empty where nothing is known."""
+        return {}
+
+    def device_times(self, slot: SlotT) -> Mapping[str, float]:
+        """Seconds that the device spent on the slot's last collected batch, by stage: preprocess, infer.
+
+        Valid from `collect` to the slot's next `preprocess`. Empty where the device does not tell.
+        """
+        return {}

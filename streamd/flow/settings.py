@@ -1,0 +1,97 @@
+"""What the flow needs to know of every stream, whatever its source."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from streamd.settings import KindSettings, Milliseconds, Name, Problems, Seconds, Settings
+
+RingPolicy = Literal["drop_oldest", "latest", "block"]
+DEFAULT_MAX_AGE_S = 1.0
+"""Longer than any engine in order makes a frame wait, shorter than anybody takes for live."""
+
+
+class ReconnectSettings(Settings):
+    """What to do when a stream fails."""
+
+    initial_s: Seconds = Field(0.5, description="Delay before the first reconnection attempt, in seconds.")
+    max_s: Seconds = Field(30.0, description="Longest delay between attempts, in seconds.")
+    attempts: int | None = Field(
+        None, ge=0, description="Consecutive attempts before the stream becomes FAILED. Default: no limit."
+    )
+
+
+class ObjectiveSettings(Settings):
+    """A stream's latency objective; the metrics count how often it is missed."""
+
+    latency_ms: float = Field(
+        200.0,
+        gt=0,
+        le=60_000,
+        description="Largest time from reading a frame's packet to publishing its detections, in milliseconds.",
+    )
+    share: float = Field(
+        0.99, gt=0, lt=1, description="Fraction of frames to publish within that time. Dropped frames count as missed."
+    )
+
+
+class StreamSettings(KindSettings):
+    """What every stream has, whatever its kind."""
+
+    id: Name = Field(description="Name of the stream in topics, metrics and logs. Unique.")
+    priority: int = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="Streams of higher priority are batched first; every eighth frame comes from the stream that has "
+        "waited longest, regardless of priority.",
+    )
+    device: int | None = Field(
+        None,
+        ge=0,
+        description="Which of the engine's devices runs the stream. Default: the one with the fewest streams.",
+    )
+    ring: int = Field(4, ge=1, le=256, description="Number of decoded frames that may wait for the engine.")
+    policy: RingPolicy | None = Field(
+        None,
+        description="When the ring is full: drop_oldest drops the oldest frame; latest keeps only the newest; block "
+        "waits, so that no frame is lost (files). Default: drop_oldest for live and paced streams, block for others.",
+    )
+    max_age_ms: Milliseconds | None = Field(
+        None,
+        description="A frame that has waited longer than this since it was decoded, in milliseconds, is dropped when "
+        "its turn comes (too_old); 0: no limit. Default: 1000, or no limit if the policy is block.",
+    )
+    objective: ObjectiveSettings | None = Field(None, description="Latency objective. Default: none.")
+    reconnect: ReconnectSettings = Field(ReconnectSettings(), description="What to do when the stream fails.")
+
+    @property
+    def live(self) -> bool:
+        """True where the sender sets the pace and the end of input is a fault: anything but a file."""
+        return True
+
+    @property
+    def paced(self) -> bool:
+        """True where the source waits between frames to keep the input's own rate."""
+        return False
+
+    @property
+    def ring_policy(self) -> RingPolicy:
+        """`policy`, else block for what is read as fast as possible and drop_oldest for everything else."""
+        if self.policy is not None:
+            return self.policy
+        return "drop_oldest" if self.live or self.paced else "block"
+
+    @property
+    def max_age_s(self) -> float | None:
+        """Seconds that a decoded frame may wait for the engine; None for no bound."""
+        if self.max_age_ms is None:
+            return None if self.ring_policy == "block" else DEFAULT_MAX_AGE_S
+        return self.max_age_ms / 1e3 or None
+
+    def check(self) -> Problems:
+        """See `KindSettings.check`."""
+        if self.policy == "latest" and self.ring != type(self).model_fields["ring"].default:
+            yield ("ring",), "policy latest keeps one frame; remove ring"

@@ -1,0 +1,144 @@
+"""What is handed to a sink: one encoded message, and where it belongs.
+
+A message is encoded once for each encoding, whichever and however many sinks want it. Only `dropped`, the frames that
+this sink's subscribers have not seen since its message before, differs from sink to sink: its place is known, and the
+number is put there without a look into the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from streamd.sinks.message import TOPIC_PREFIX, Gaps, encoded_number, encoder, split_detections, status_message
+from streamd.types import Detections, StreamCounts, StreamStatus
+
+Encoding = Literal["json", "msgpack"]
+
+
+class MessageKind(NamedTuple):
+    """A kind of message. `streamd/1/` is a promise to subscribers: a further kind has a prefix of its own."""
+
+    name: str
+    prefix: str
+    """What its topics begin with."""
+    suffix: str = ""
+    """What its topics end with."""
+    retained: bool = False
+    """Whether a late subscriber is sent the last one of each stream."""
+    numbered: bool = False
+    """Whether `seq` counts frames, so that a gap is a loss."""
+
+    def topic(self, stream: str) -> bytes:
+        """The topic of a stream's messages."""
+        return f"{self.prefix}{stream}{self.suffix}".encode()
+
+
+DETECTIONS = MessageKind("detections", TOPIC_PREFIX, "/detections", numbered=True)
+STATUS = MessageKind("status", TOPIC_PREFIX, "/status", retained=True)
+KINDS: Mapping[str, MessageKind] = {kind.name: kind for kind in (DETECTIONS, STATUS)}
+
+
+class Message:
+    """One message of one stream, encoded. Not changed once it was handed to a sink.
+
+    Args:
+        kind: what it is.
+        stream: whose.
+        before: the payload, or its part before the number of dropped frames.
+        after: its part behind that number; None where it has none.
+        epoch: of the frame.
+        seq: of the frame.
+        dropped: the number.
+        encoding: of the payload.
+    """
+
+    __slots__ = ("after", "before", "dropped", "encoding", "epoch", "kind", "seq", "stream")
+
+    def __init__(
+        self,
+        kind: MessageKind,
+        stream: str,
+        before: bytes,
+        after: bytes | None = None,
+        *,
+        epoch: int = 0,
+        seq: int = 0,
+        dropped: int = 0,
+        encoding: Encoding = "json",
+    ) -> None:
+        self.kind, self.stream, self.before, self.after = kind, stream, before, after
+        self.epoch, self.seq, self.dropped, self.encoding = epoch, seq, dropped, encoding
+
+    @property
+    def topic(self) -> bytes:
+        """The topic frame."""
+        return self.kind.topic(self.stream)
+
+    @property
+    def payload(self) -> bytes:
+        """The payload as subscribers get it."""
+        if self.after is None:
+            return self.before
+        return b"".join((self.before, encoded_number(self.dropped, self.encoding), self.after))
+
+
+class Outgoing:
+    """One frame's detections on their way to every sink; encoded by the first thread that needs them.
+
+    Args:
+        detections: of the frame.
+        boot_id: identity of this process in every message.
+    """
+
+    __slots__ = ("_parts", "boot_id", "detections")
+
+    def __init__(self, detections: Detections, boot_id: str) -> None:
+        self.detections, self.boot_id = detections, boot_id
+        self._parts: dict[str, tuple[bytes, bytes]] = {}
+
+    def parts(self, encoding: Encoding) -> tuple[bytes, bytes]:
+        """The payload before and behind the number of dropped frames.
+
+        Two threads may encode at the same time; either result serves.
+        """
+        parts = self._parts.get(encoding)
+        if parts is None:
+            parts = self._parts[encoding] = split_detections(self.detections, self.boot_id, encoding)
+        return parts
+
+
+class MessageBuilder:
+    """Makes the messages of one sink: numbered, encoded, each of its kind. For one thread.
+
+    Args:
+        boot_id: identity of this process in every message.
+        encoding: of every message.
+    """
+
+    def __init__(self, boot_id: str, encoding: Encoding = "json") -> None:
+        self._boot_id, self._encoding = boot_id, encoding
+        self._encode = encoder(encoding)
+        self._gaps = Gaps()
+
+    def detections(self, outgoing: Outgoing) -> Message:
+        """The message of one frame."""
+        d = outgoing.detections
+        before, after = outgoing.parts(self._encoding)
+        return self.number(
+            Message(DETECTIONS, d.stream, before, after, epoch=d.epoch, seq=d.seq, encoding=self._encoding)
+        )
+
+    def number(self, message: Message) -> Message:
+        """Sets the number of dropped frames of a message of detections."""
+        message.dropped = self._gaps.before(message.stream, message.seq)
+        return message
+
+    def not_sent(self, message: Message) -> None:
+        """A message of detections was not sent after all: the next one of its stream tells of it."""
+        self._gaps.take_back(message.stream, message.seq, message.dropped)
+
+    def status(self, status: StreamStatus, counts: StreamCounts) -> Message:
+        """The message of one status."""
+        payload = self._encode(status_message(status, counts, self._boot_id))
+        return Message(STATUS, status.stream, payload, encoding=self._encoding)

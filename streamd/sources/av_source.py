@@ -1,0 +1,400 @@
+"""Files, cameras and network streams through FFmpeg (PyAV)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from streamd.errors import SourceError, SourceReason
+from streamd.flow.contracts import SourceInfo
+from streamd.security.redact import redact
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_errors import describe, translate
+from streamd.sources.clock import StreamClock
+from streamd.sources.files import begin_at, check_file, too_short
+from streamd.sources.holdback import Holdback
+from streamd.sources.no_picture import NoPictureWatch
+from streamd.sources.pacing import Pacer, RateLimit
+from streamd.sources.picture import clockwise, picture_of, top_down
+from streamd.sources.quarantine import PacketLossListener, Quarantine
+from streamd.sources.wire import heard_since
+from streamd.types import Box, Clock, Frame
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+_Arrival = tuple[int, int, Clock, bool, int]
+"""Passed through the decoder with a packet: monotonic arrival, wall time of capture and its origin, whether the picture
+is damaged or predicted from a damaged one, and the packet's number."""
+HUNG_S = 5.0
+"""A call that FFmpeg has not ended this long after its limit will never end."""
+DECODE_LIMIT_S = 10.0
+FILE_LIMIT_S = 60.0
+"""Timeout for reading from a file system."""
+
+
+class AvSource:
+    """See `streamd.flow.contracts.Source`.
+
+    PyAV's `timeout` interrupts a hung open or read, which covers every network hang. `close` from another thread ends
+    sleeps at once, and a read at its next packet or its time limit, whichever comes first. A hanging resolver, file
+    system or driver cannot be interrupted: `deadline` reveals it.
+
+    Args:
+        settings: the stream.
+        device: CUDA device whose decoder `decode: auto` uses; None for software.
+    """
+
+    def __init__(self, settings: AvStreamSettings, *, device: int | None = None) -> None:
+        self._settings = settings
+        self._device = device if settings.decode != "software" else None
+        if settings.decode == "nvdec" and device is None:
+            self._device = 0
+        self._live = settings.live
+        self._rtp = settings.url.startswith(("rtsp", "rtp:"))
+        self._closed = threading.Event()
+        self._container: InputContainer | None = None
+        self._stream: VideoStream | None = None
+        self._limit = RateLimit(settings.max_fps) if settings.max_fps else None
+        crop = settings.crop
+        self._roi = Box(crop.x, crop.y, crop.width, crop.height) if crop else None
+        self._time_base_ns = 0.0
+        self._tick_ns = (0, 1)
+        """One unit of the stream's time stamps in nanoseconds, as a fraction."""
+        self._begin_ns = 0
+        """Time stamp of the first frame wanted, until it has been reached."""
+        self._raw = False
+        """Raw video, whose rows may be stored bottom-up."""
+        self.corrupt = 0
+        """Packets that the decoder has rejected so far."""
+        self.skipped = 0
+        """Frames skipped by max_fps so far."""
+        self.lost = 0
+        """Lost RTP packets."""
+        self.deadline = math.inf
+        self.clock = StreamClock(settings.clock_max_offset_s)
+        self._missed = 0
+        self._quarantine = Quarantine()
+        self._holdback = Holdback()
+        self._withhold = settings.on_corruption == "quarantine"
+
+    def open(self) -> SourceInfo:
+        """See `Source.open`."""
+        if not self._live:
+            check_file(self._settings.url.removeprefix("file:"))
+        if self._device is None:
+            return self._open(None)
+        try:
+            return self._open(self._device)
+        except SourceError as error:
+            if self._settings.decode == "nvdec" or error.reason not in ("decoder", "unsupported"):
+                raise
+            import structlog  # here: a decoder process never needs it, and it takes a third of its start-up time
+
+            log = structlog.get_logger(__name__)
+            log.warning(
+                "hardware decoder not available; decoding in software", stream=self._settings.id, error=str(error)
+            )
+            self._device = None
+            return self._open(None)
+
+    def _options(self) -> dict[str, str]:
+        settings = self._settings
+        options: dict[str, str] = {}
+        if settings.url.startswith("rtsp"):
+            # Nobody decodes audio, and its packets would hide from the timeout that the video has stopped.
+            options["allowed_media_types"] = "video"
+        if settings.url.startswith("rtsp") and settings.transport != "auto":
+            options["rtsp_transport"] = settings.transport
+            if settings.transport == "tcp":
+                # Cameras drop whole pictures when TCP stalls. Without a reorder queue, FFmpeg does not detect the gap.
+                options["reorder_queue_size"] = "2"
+        return options | settings.options
+
+    def _open(self, device: int | None) -> SourceInfo:
+        import av
+
+        settings = self._settings
+        hwaccel: Any = None
+        if device is not None:
+            from av.codec.hwaccel import HWAccel
+
+            hwaccel = HWAccel("cuda", device=str(device), allow_software_fallback=False, is_hw_owned=True)
+        started = time.monotonic()
+        limits = (settings.open_timeout_s, settings.read_timeout_s)
+        ear = PacketLossListener(self._rtp)
+        # The limit applies to connecting and to probing separately.
+        self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self._live else FILE_LIMIT_S)
+        try:
+            with ear:
+                container = av.open(
+                    settings.url,
+                    mode="r",
+                    format="v4l2" if settings.url.startswith("/dev/video") else None,
+                    options=self._options(),
+                    timeout=limits if self._live else None,
+                    hwaccel=hwaccel,
+                )
+        except Exception as error:  # noqa: BLE001 - PyAV raises many kinds, which are translated in one place
+            raise self._translate(error, started, opening=True, device=device) from None
+        finally:
+            self.deadline = math.inf
+        self._container = container
+        waited = time.monotonic() - started
+        lost = ear.take()
+        self.lost += lost
+        self._quarantine.opened(time.monotonic_ns(), int(waited * 1e9), lost)
+        try:
+            return self._probe(container, device, waited)
+        except BaseException:
+            self._release()
+            raise
+
+    def _probe(self, container: InputContainer, device: int | None, waited: float) -> SourceInfo:
+        settings = self._settings
+        # av.open can succeed after a probe timed out, returning a stream without size or codec.
+        usable = [s for s in container.streams.video if s.codec_context is not None and s.width and s.height]
+        if not usable or container.format.name == "tty":
+            late = self._live and waited >= settings.open_timeout_s * 0.98
+            reason: SourceReason = "no_video" if self._live or not usable else "unsupported"
+            if late:
+                reason = "rtcp_only" if heard_since(settings.url, waited) else "timeout_open"
+            raise SourceError(reason, describe(settings.url, reason), permanent=not self._live)
+        stream = usable[0]
+        context = stream.codec_context
+        if device is None:
+            context.thread_count = settings.decoder_threads
+        if settings.frames == "key":
+            context.skip_frame = "NONKEY"
+        context.copy_opaque = True
+        self._raw = context.name == "rawvideo"
+        self._stream = stream
+        base = stream.time_base or Fraction(0)
+        self._time_base_ns = float(base) * 1e9
+        self._tick_ns = (base.numerator * 10**9, base.denominator)
+        if settings.start_s and not self._live:
+            self._begin_ns = begin_at(container, settings.url, settings.start_s)
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        return SourceInfo(
+            codec=context.name,
+            decoder="software" if device is None else "nvdec",
+            width=stream.width,
+            height=stream.height,
+            fps=round(rate, 3),
+            live=self._live,
+        )
+
+    def _translate(self, error: BaseException, started: float, *, opening: bool, device: int | None) -> SourceError:
+        if isinstance(error, SourceError):
+            return error
+        if device is not None and opening and isinstance(error, (RuntimeError, NotImplementedError)):
+            return SourceError(
+                "decoder", redact(f"{self._settings.url}: the GPU decoder rejected it ({error})"), permanent=True
+            )
+        limit = self._settings.open_timeout_s if opening else self._settings.read_timeout_s
+        return translate(
+            error, self._settings.url, opening=opening, live=self._live,
+            waited_s=time.monotonic() - started, limit_s=limit,
+        )  # fmt: skip
+
+    def frames(self) -> Iterator[Frame]:
+        """See `Source.frames`."""
+        try:
+            while not self._closed.is_set():
+                yield from self._play()
+                if self._begin_ns and not self._closed.is_set():
+                    raise too_short(self._settings.url, self._settings.start_s)
+                if self._closed.is_set() or not self._settings.loop:
+                    break
+                self._rewind()
+        finally:
+            self._release()
+        if self._live and not self._closed.is_set():
+            raise SourceError("disconnected", describe(self._settings.url, "disconnected"))
+
+    def _rewind(self) -> None:
+        assert self._container is not None
+        try:
+            self._container.seek(0)
+        except Exception:  # noqa: BLE001 - a container that cannot seek is reopened
+            self._release()
+            self._open(self._device)
+            self._begin_ns = 0
+
+    def _packets(self) -> Iterator[Packet[Any]]:
+        assert self._container is not None
+        # All streams of a live input are read: otherwise PyAV would block inside on one that has gone silent.
+        wanted = () if self._live else (self._stream,)
+        packets = self._container.demux(*wanted)
+        ear = PacketLossListener(self._rtp)
+        limit_s = self._settings.read_timeout_s + HUNG_S if self._live else FILE_LIMIT_S
+        last = time.monotonic()
+        while not self._closed.is_set():
+            started = time.monotonic()
+            self.deadline = started + limit_s
+            try:
+                with ear:
+                    packet = next(packets)
+            except StopIteration:
+                return
+            except IndexError:
+                # A damaged table can make FFmpeg report a stream that PyAV does not know: ignore its packets.
+                self.corrupt += 1
+                packets = self._container.demux(*wanted)
+                continue
+            except Exception as error:  # noqa: BLE001
+                from av.error import InvalidDataError
+
+                if self._timed_out(last):
+                    raise self._silent(last) from None
+                if isinstance(error, InvalidDataError):
+                    self.corrupt += 1
+                    if not self._live:
+                        return  # a truncated file ends here; everything before it is valid
+                raise self._translate(error, started, opening=False, device=self._device) from None
+            finally:
+                self.deadline = math.inf
+            late = self._timed_out(last)
+            if packet.stream is self._stream:
+                self._missed = ear.take()
+                self.lost += self._missed
+                yield packet
+                last = time.monotonic()
+            if late:
+                # A packet that arrives when the time is up was still held by FFmpeg's parser: it is no sign of life.
+                raise self._silent(started)
+
+    def _silent(self, since: float) -> SourceError:
+        """No video has arrived since `since`."""
+        settings = self._settings
+        silence_s = time.monotonic() - since
+        reason: SourceReason = "rtcp_only" if heard_since(settings.url, silence_s) else "timeout_read"
+        return SourceError(reason, describe(settings.url, reason, f"after {settings.read_timeout_s:g} s"))
+
+    def _timed_out(self, started: float) -> bool:
+        return self._live and time.monotonic() - started >= self._settings.read_timeout_s * 0.98
+
+    def _play(self) -> Iterator[Frame]:
+        """One pass over the input."""
+        assert self._stream is not None
+        rate = float(self._stream.average_rate or self._stream.guessed_rate or 25)
+        pacer = Pacer(int(1e9 / rate)) if self._settings.paced else None
+        barren = NoPictureWatch(self._live, self._settings.read_timeout_s)
+        for packet in self._packets():
+            if pacer is not None and packet.size and not self._before(packet):
+                stamp = packet.dts if packet.dts is not None else packet.pts
+                due = pacer.due(None if stamp is None else int(stamp * self._time_base_ns), time.monotonic_ns())
+                delay = (due - time.monotonic_ns()) / 1e9
+                if delay > 0 and self._closed.wait(delay):
+                    return
+            # A packet of a paced file "arrives" when it is due: its latency is measured from there.
+            packet.opaque = self._arrived(packet)
+            refused = self.corrupt
+            natives = self._decode(packet)
+            if natives:
+                barren.picture()
+            elif packet.size and self._settings.frames == "all":
+                reason = barren.packet(refused=self.corrupt > refused, now=time.monotonic())
+                if reason is not None:
+                    text = describe(self._settings.url, reason, f"{barren.packets} packets without a picture")
+                    raise SourceError(reason, text, permanent=not self._live)
+            for native in natives:
+                frame = self._frame(native)
+                if frame is not None:
+                    yield frame
+            natives = []
+
+    def _before(self, packet: Packet[Any]) -> bool:
+        """True if the frame only precedes the first frame wanted."""
+        return self._begin_ns > 0 and packet.pts is not None and packet.pts * self._time_base_ns < self._begin_ns
+
+    def _arrived(self, packet: Packet[Any]) -> _Arrival:
+        now_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+        clock: Clock = "arrival"
+        if self._live:
+            wall_ns, clock = self.clock.stamp(packet, wall_ns, self._time_base_ns)
+        damaged = self._missed > 0 or packet.is_corrupt
+        tainted = self._quarantine.packet(key=packet.is_keyframe, damaged=damaged, now_ns=now_ns)
+        return now_ns, wall_ns, clock, tainted, self._holdback.packet()
+
+    def _decode(self, packet: Packet[Any]) -> list[VideoFrame]:
+        self.deadline = time.monotonic() + DECODE_LIMIT_S
+        try:
+            natives: list[VideoFrame] = packet.decode()
+            return natives
+        except Exception as error:
+            from av.error import FFmpegError
+
+            if not isinstance(error, FFmpegError):
+                raise
+            if isinstance(error, EOFError):
+                return []
+            # One bad packet never ends a stream: the decoder resumes at the next decodable picture.
+            self.corrupt += 1
+            self._quarantine.refused(time.monotonic_ns())
+            return []
+        finally:
+            self.deadline = math.inf
+
+    def _frame(self, native: VideoFrame) -> Frame | None:
+        decoded_ns = time.monotonic_ns()
+        # Integers: a Fraction takes 2 µs more, as much as the clock and the quarantine together.
+        stamp, (ticks, per) = native.pts, self._tick_ns
+        pts_ns = stamp * ticks // per if stamp is not None and ticks else None
+        carried: Any = native.opaque
+        told: _Arrival = carried or (decoded_ns, time.time_ns(), "arrival", False, 0)
+        captured_ns, wall_ns, clock, tainted, number = told
+        if self._live and number and self._settings.frames == "all":
+            self._holdback.size(native.width, native.height)
+            late = self._holdback.picture(number, decoded_ns)
+            if late:
+                text = f"damage made the decoder delay its output by {late} more pictures; reconnecting restores it"
+                raise SourceError("corrupt", redact(f"{self._settings.url}: {text}"))
+        quarantined = self._quarantine.frame(
+            tainted=tainted, corrupt=native.is_corrupt, key=native.key_frame, now_ns=decoded_ns
+        )
+        if self._live and pts_ns is not None:
+            self.clock.tick(pts_ns, captured_ns)
+        if self._begin_ns:
+            if pts_ns is not None and pts_ns < self._begin_ns:
+                return None
+            self._begin_ns = 0
+        if self._limit is not None and not self._limit.admit(captured_ns if pts_ns is None else pts_ns):
+            self.skipped += 1
+            return None
+        rotation = native.rotation
+        if self._raw:
+            native = top_down(native)
+        picture = picture_of(native, rotation=clockwise(rotation) if rotation else 0, device=self._device)
+        turned = picture.rotation in (90, 270)
+        return Frame(
+            self._settings.id,
+            picture,
+            picture.height if turned else picture.width,
+            picture.width if turned else picture.height,
+            captured_ns,
+            wall_ns,
+            decoded_ns,
+            pts_ns,
+            self._roi,
+            clock=clock,
+            quarantined=quarantined and self._withhold,
+        )
+
+    def _release(self) -> None:
+        container, self._container, self._stream = self._container, None, None
+        if container is not None:
+            with contextlib.suppress(Exception):
+                container.close()
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._closed.set()

@@ -1,0 +1,32 @@
+"""A sink with what its thread does for it: numbering, encoding, and the kinds of messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamd.errors import SinkError
+from streamd.sinks import Sink
+from streamd.sinks.envelope import Encoding, MessageBuilder, Outgoing
+from streamd.types import Detections, StreamCounts, StreamStatus
+
+
+class Sender:
+    """Whatever it does not know is asked of the sink itself."""
+
+    def __init__(self, sink: Sink, boot_id: str = "b", encoding: Encoding = "json") -> None:
+        self.sink, self._boot_id = sink, boot_id
+        self._builder = MessageBuilder(boot_id, encoding)
+
+    def publish(self, detections: Detections) -> str | None:
+        message = self._builder.detections(Outgoing(detections, self._boot_id))
+        try:
+            return self.sink.send(message)
+        except SinkError:
+            self._builder.not_sent(message)
+            raise
+
+    def status(self, status: StreamStatus, counts: StreamCounts) -> None:
+        self.sink.send(self._builder.status(status, counts))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sink, name)
