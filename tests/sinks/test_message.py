@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from streamd.errors import SinkError
 from streamd.sinks.message import (
     Detection,
+    DetectionsMessage,
     Gaps,
     decode,
     detections_message,
@@ -27,7 +28,7 @@ from streamd.sinks.message import (
     status_message,
     topic,
 )
-from streamd.types import Detections, StreamCounts
+from streamd.types import Detections, ModelInfo, StreamCounts
 from tests.frames import MODEL, detections, status
 
 NAME = topic("s", "detections")
