@@ -206,8 +206,7 @@ def split_detections(d: Detections, boot_id: str, encoding: Literal["json", "msg
         return before[:-1] + _KEY["json"], b"," + after[1:]
     # Both are maps of fewer than 16 fields, whose first byte tells how many.
     fields = (before[0] & 0x0F) + 1 + (after[0] & 0x0F)
-    head = bytes((0x80 | fields,)) if fields < 16 else bytes((_MAP_16, 0, fields))
-    return head + before[1:] + _KEY["msgpack"], after[1:]
+    return bytes((_MAP_16, 0, fields)) + before[1:] + _KEY["msgpack"], after[1:]
 
 
 def encoded_number(number: int, encoding: Literal["json", "msgpack"]) -> bytes:
