@@ -179,6 +179,8 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
     stream: Result = {"url": str(Path(args.video).resolve()), "loop": True, "pace": pace, "decode": args.decode}
     if args.isolation == "process":
         stream["isolation"] = "process"
+    if getattr(args, "max_fps", None):
+        stream["max_fps"] = args.max_fps
     config = {
         "model": {"path": str(Path(args.model).resolve())},
         "engine": engine,
@@ -297,6 +299,7 @@ def main() -> int:
     p.add_argument("--engine", choices=("openvino", "tensorrt", "null"), default="openvino", help="of streamd")
     p.add_argument("--decode", choices=("auto", "software", "nvdec"), default="auto")
     p.add_argument("--isolation", choices=("thread", "process"), default="thread", help="where streamd decodes")
+    p.add_argument("--max-fps", type=float, help="frames a second that are used of each stream of streamd at most")
     p.add_argument("--batch", type=int, help="frames a batch at most")
     p.add_argument("--age-ms", type=float, default=0.0, help="how long a batch may wait to fill")
     p.add_argument("--devices", type=int, nargs="+", default=[0], help="ordinals of the GPUs that streamd uses")

@@ -33,7 +33,8 @@ def _frames(count: int) -> list[Any]:
 
 
 def engine_times(plan: Path, graphs: str, conf: float, rounds: int = 200) -> Table:
-    """Per batch size: median device milliseconds of network and decode, and images a second with all slots busy.
+    """Per batch size: median device milliseconds of network and decode, images a second with all slots busy, and the
+    most candidates a frame that NMS had to do with.
 
     Args:
         plan: the plan.
@@ -68,7 +69,10 @@ def engine_times(plan: Path, graphs: str, conf: float, rounds: int = 200) -> Tab
             elapsed = time.monotonic() - begin
             for s in slots:
                 backend.collect(s)
-            out[str(batch)] = {"ms": round(statistics.median(times), 4), "images_s": round(turns * batch / elapsed)}
+            out[str(batch)] = {
+                "ms": round(statistics.median(times), 4), "images_s": round(turns * batch / elapsed),
+                "candidates": max(slot.counts()),
+            }  # fmt: skip
     finally:
         backend.close()
     return out

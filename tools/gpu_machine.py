@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import subprocess
 import threading
@@ -14,50 +15,91 @@ from typing import Any
 import numpy as np
 
 Table = dict[str, Any]
+FIRST = 5
+"""Pictures of each decoder before any is counted."""
+OPEN_LIMIT_S = 120.0
 
 
-def decode_alone(clip: Path, streams: int, seconds: float, owned: bool) -> Table:
-    """Frames a second of `streams` decoders that are opened once and kept."""
+def _decode(clip: Path, streams: int, seconds: float, owned: bool, barrier: Any, begin: Any, out: Any) -> None:
+    """One process of `decode_alone`."""
     import av
     from av.codec.hwaccel import HWAccel
 
-    counts = [0] * streams
+    from streamd.engine.tensorrt.cuda import Device
+
+    device = Device(0)  # the primary context with FFmpeg's own flags, as in the daemon
+    counts, failed = [0] * streams, [0]
     stop = threading.Event()
-    opened = threading.Barrier(streams + 1)
-    failed: list[str] = []
 
     def work(index: int) -> None:
         try:
             accelerator = HWAccel("cuda", device="0", allow_software_fallback=False, is_hw_owned=owned)
             container = av.open(str(clip), hwaccel=accelerator)
             stream = container.streams.video[0]
-        except Exception as error:  # noqa: BLE001
-            failed.append(str(error))
-            opened.wait()
-            return
-        opened.wait()
-        while not stop.is_set():
-            for packet in container.demux(stream):
-                counts[index] += len(packet.decode())
-                if stop.is_set():
-                    break
-            else:
-                container.seek(0)
-                stream.codec_context.flush_buffers()
-        container.close()
+            while not stop.is_set():
+                for packet in container.demux(stream):
+                    counts[index] += len(packet.decode())
+                    if stop.is_set():
+                        break
+                else:
+                    container.seek(0)
+                    stream.codec_context.flush_buffers()
+            container.close()
+        except Exception:  # noqa: BLE001 - how many failed is told
+            failed[0] += 1
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(streams)]
     for thread in threads:
         thread.start()
-    opened.wait()
-    time.sleep(0.7)
-    before, begin = sum(counts), time.monotonic()
+    # Decoders take 50 ms and more each to be created, one after another: counted is what all of them give together.
+    while sum(count > FIRST for count in counts) < streams - failed[0]:
+        time.sleep(0.01)
+    barrier.wait(OPEN_LIMIT_S)
+    while begin.value == 0:
+        time.sleep(0.002)
+    time.sleep(max(0.0, begin.value - time.monotonic()))
+    before, started = sum(counts), time.monotonic()
     time.sleep(seconds)
-    done, elapsed = sum(counts) - before, time.monotonic() - begin
+    done, elapsed = sum(counts) - before, time.monotonic() - started
     stop.set()
     for thread in threads:
         thread.join()
-    return {"fps": round(done / elapsed), "failed": failed[:1]}
+    device.close()
+    out.put((done / elapsed, failed[0]))
+
+
+def decode_alone(clip: Path, streams: int, seconds: float, *, owned: bool = True, processes: int = 1) -> Table:
+    """Frames a second of decoders that are opened once and kept, with nothing behind them.
+
+    Args:
+        clip: what all of them decode, in a loop.
+        streams: how many, over all processes.
+        seconds: of counting.
+        owned: frames stay on the GPU; False copies each to the host.
+        processes: one process does not reach the chip's limit.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier, begin, out = context.Barrier(processes + 1), context.Value("d", 0.0), context.Queue()
+    each = streams // processes
+    children = [
+        context.Process(target=_decode, args=(clip, each, seconds, owned, barrier, begin, out), daemon=True)
+        for _ in range(processes)
+    ]
+    for child in children:
+        child.start()
+    try:
+        barrier.wait(OPEN_LIMIT_S)
+        with Gpu([0]) as gpu:
+            begin.value = time.monotonic() + 0.5
+            found = [out.get(timeout=OPEN_LIMIT_S) for _ in children]
+    finally:
+        for child in children:
+            child.join(30)
+            child.kill()
+    return {
+        "fps": round(sum(fps for fps, _ in found)), "failed": sum(failed for _, failed in found),
+        "gpu_decoder_mib": gpu.means,
+    }  # fmt: skip
 
 
 class Gpu:

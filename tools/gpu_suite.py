@@ -10,7 +10,7 @@ Steps:
   engine    each plan alone: device time a batch with and without CUDA graphs, throughput with every slot in flight
   layers    each plan's slowest layers at each of --batches
   map       COCO accuracy of each plan through the daemon's own path (--images, --labels)
-  nvdec     hardware decoding alone, 1 to 64 streams kept open; beside it frames copied back to the host
+  nvdec     hardware decoding alone in each of --workers processes; for 16 streams also with frames copied to the host
   flow      the daemon from file to subscriber: --counts streams as fast as possible, with each of --workers
   paced     the daemon with --paced 25 fps streams: how many before the latency or a drop says stop; each of --workers
   live      one paced stream: latency by stage
@@ -90,11 +90,17 @@ def torch(args: argparse.Namespace) -> Table:
     return found
 
 
+def _gpu_tests() -> list[str]:
+    """The files that hold tests marked gpu: others may need packages that a GPU machine does not have."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(file.relative_to(ROOT)) for file in files if "mark.gpu" in file.read_text()]
+
+
 def tests(args: argparse.Namespace) -> Table:
     """The suite marked gpu."""
     environment = os.environ | {"STREAMD_REQUIRE_GPU": "1", "CI": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--timeout", "120", *args.pytest],
+        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--timeout", "120", *_gpu_tests(), *args.pytest],
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     (args.out / "tests.log").write_text(done.stdout + done.stderr)
@@ -145,17 +151,17 @@ def map_(args: argparse.Namespace) -> Table:
 
 def nvdec(args: argparse.Namespace) -> Table:
     """Hardware decoding alone."""
-    from streamd.engine.tensorrt.cuda import Device
-
-    device = Device(0)  # the primary context with FFmpeg's own flags, as in the daemon
     found: Table = {}
     for clip in args.clips:
-        for streams in args.counts:
-            result = decode_alone(clip, streams, args.seconds, True)
-            if streams in (1, 16):
-                result["copied_back_fps"] = decode_alone(clip, streams, args.seconds, False)["fps"]
-            _keep(args, "nvdec", found, f"{clip.stem} × {streams}", result)
-    device.close()
+        for processes in args.workers:
+            for streams in [n for n in args.counts if n >= processes]:
+                result = decode_alone(clip, streams, args.seconds, processes=processes)
+                if streams == 16:
+                    result["copied_back_fps"] = decode_alone(
+                        clip, streams, args.seconds, owned=False, processes=processes
+                    )["fps"]
+                name = f"{clip.stem} × {streams}, {processes} process{'es' * (processes > 1)}"
+                _keep(args, "nvdec", found, name, result)
     return found
 
 

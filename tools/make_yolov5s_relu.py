@@ -43,7 +43,19 @@ class Graph:
         self.weights.append(numpy_helper.from_array(value, name))
         return name
 
-    def conv(self, x: str, out: int, kernel: int = 1, stride: int = 1, *, relu: bool = True, pad: int = -1) -> str:
+    def head(self, x: str, anchors: int, classes: int, stride: int) -> str:
+        """The last convolution of a stride. Its biases are those that YOLOv5 starts its training with, and its weights
+        are small: a network that has learnt nothing is to find nothing, or NMS would be what is measured."""
+        values = 5 + classes
+        weight = self._random.normal(0, 0.01, (anchors * values, self.channels[x], 1, 1)).astype(np.float32)
+        bias = np.zeros((anchors, values), np.float32)
+        bias[:, 4] = math.log(8 / (640 / stride) ** 2)
+        bias[:, 5:] = math.log(0.6 / (classes - 0.99))
+        index = len(self.weights)
+        names = [x, self.constant(f"w{index}", weight), self.constant(f"b{index}", bias.reshape(-1))]
+        return self.add("Conv", names, anchors * values, kernel_shape=[1, 1], strides=[1, 1], pads=[0] * 4)
+
+    def conv(self, x: str, out: int, kernel: int = 1, stride: int = 1, *, pad: int = -1) -> str:
         """Convolution, bias and ReLU."""
         fan_in = self.channels[x] * kernel * kernel
         shape = (out, self.channels[x], kernel, kernel)
@@ -54,7 +66,7 @@ class Graph:
         y = self.add(
             "Conv", names, out, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4
         )  # fmt: skip
-        return self.add("Relu", [y], out) if relu else y
+        return self.add("Relu", [y], out)
 
     def concat(self, *inputs: str) -> str:
         """Along the channels."""
@@ -113,7 +125,7 @@ def build(size: int, width: float, depth: float, classes: int = 80) -> Any:
     n5 = g.c3(g.concat(g.conv(n4, wide(512), 3, 2), h10), wide(1024), deep(3), shortcut=False)
     outputs = []
     for stride, level in ((8, n3), (16, n4), (32, n5)):
-        y = g.conv(level, 3 * (5 + classes), relu=False)
+        y = g.head(level, 3, classes, stride)
         cells = size // stride
         shape = g.constant(f"shape{stride}", np.array([0, 3, 5 + classes, cells, cells], np.int64))
         y = g.add("Reshape", [y, shape], 0)

@@ -21,6 +21,7 @@ from streamd.flow.status import StatusBoard
 from streamd.recorder.recorder import Recorder, Watched, open_recorder
 from streamd.runtime import heap
 from streamd.runtime.instance import ModelInstance
+from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.reload import ReloadOutcome, Reread, check, difference
 from streamd.runtime.service import Service, status_line
 from streamd.runtime.streams import Streams
@@ -28,6 +29,7 @@ from streamd.settings import FieldPath
 from streamd.sinks import Sink, open_sink
 from streamd.sinks.envelope import Outgoing
 from streamd.sinks.thread import SinkThread
+from streamd.sources.closing import deferred
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
@@ -111,6 +113,8 @@ class Daemon:
         self._verdicts = ReloadOutcome(self.metrics)
         self.streams = Streams(self.instances, self.metrics, self.board, self._look)
         self.streams.remember(past or {})
+        # Of a worker's streams the parent tells, with all others.
+        self._progress = OpeningProgress(lambda: (s.state for s in self.board.all() if relays is None))
         self._started = False
         self._left_running = False
         try:
@@ -318,6 +322,7 @@ class Daemon:
                 next_heap = now + HEAP_S
             self._look_for_changes()
             self.streams.tick()
+            self._progress.look(now)
             if self.recorder is not None:
                 self.recorder.beat()
             tick = _QUICK_TICK_S if self.streams.changing or self.streams.sealed else _TICK_S
@@ -349,7 +354,7 @@ class Daemon:
         if not all(drained):
             log.error("drain took too long; what was under way is lost", limit_s=self.config.drain_s)
             self._left_running = True
-        if not self.streams.join(deadline):
+        if not self.streams.join(deadline) or not deferred.wait(deadline):
             self._left_running = True
         self._close_all(max(0.5, deadline - time.monotonic()))
         for s in self.metrics.streams():

@@ -11,12 +11,13 @@ from streamd import __version__
 from streamd.config import Config
 from streamd.engine import open_backend
 from streamd.flow.batcher import Batcher
-from streamd.flow.pipeline import Pipeline, Tap
+from streamd.flow.pipeline import Pipeline
 from streamd.flow.ring import Bell, Ring
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, resolve_labels
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Detections, Frame, ModelInfo
+from streamd.web.tap import Tap
 
 
 class ModelInstance:
@@ -30,7 +31,7 @@ class ModelInstance:
         live: see `open_backend`.
         metrics: counts and times.
         publish: takes one frame's detections; must not block.
-        tap: see `Pipeline`.
+        tap: see `Pipeline`; pictures in device memory are made here for it.
 
     Raises:
         StreamdError: the model or the device cannot be used; nothing stays open.
@@ -66,6 +67,9 @@ class ModelInstance:
             raise
         self.decoder_device: int | None = backend.device
         """CUDA ordinal whose decoders hand frames over without a copy; None for software."""
+        thumbnail = getattr(backend, "thumbnail", None)
+        if tap is not None and self.decoder_device is not None and thumbnail is not None:
+            tap.downloads[self.decoder_device] = thumbnail
         metrics.build_info.labels(version=__version__, backend=type(backend).__name__, model=backend.spec.name).set(1)
         for kind in backend.memory:
             gauge = metrics.device_memory.labels(device=str(ordinal), kind=kind)

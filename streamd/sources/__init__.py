@@ -34,7 +34,8 @@ class SourceSettings(StreamSettings):
         None,
         gt=0,
         le=1000,
-        description="Analyse at most this many frames per second; the others are decoded and discarded.",
+        description="Analyse at most this many frames per second. Well below the camera's rate, pictures that no other "
+        "picture depends on are not decoded; where key frames come often enough, only they are.",
     )
 
     def open(self, *, device: int | None = None, held: int = 8) -> Source:

@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 from streamd.errors import SourceError, SourceReason
 from streamd.flow.contracts import SourceInfo
 from streamd.security.redact import redact
+from streamd.sources.admission import Admission
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_errors import describe, translate
+from streamd.sources.av_open import open_container, video_stream
 from streamd.sources.clock import StreamClock
+from streamd.sources.closing import deferred
 from streamd.sources.files import begin_at, check_file, too_short
 from streamd.sources.holdback import Holdback
 from streamd.sources.no_picture import NoPictureWatch
 from streamd.sources.pacing import Pacer, RateLimit
 from streamd.sources.picture import clockwise, picture_of, top_down
 from streamd.sources.quarantine import PacketLossListener, Quarantine
+from streamd.sources.skipping import PacketSkipper, held_back
 from streamd.sources.wire import heard_since
 from streamd.types import Box, Clock, Frame
 
@@ -64,6 +68,7 @@ class AvSource:
         self._container: InputContainer | None = None
         self._stream: VideoStream | None = None
         self._limit = RateLimit(settings.max_fps) if settings.max_fps else None
+        self._skipper: PacketSkipper | None = None
         crop = settings.crop
         self._roi = Box(crop.x, crop.y, crop.width, crop.height) if crop else None
         self._time_base_ns = 0.0
@@ -71,8 +76,7 @@ class AvSource:
         """One unit of the stream's time stamps in nanoseconds, as a fraction."""
         self._begin_ns = 0
         """Time stamp of the first frame wanted, until it has been reached."""
-        self._raw = False
-        """Raw video, whose rows may be stored bottom-up."""
+        self._raw = False  # raw video's rows may be stored bottom-up
         self.corrupt = 0
         """Packets that the decoder has rejected so far."""
         self.skipped = 0
@@ -81,7 +85,8 @@ class AvSource:
         """Lost RTP packets."""
         self.deadline = math.inf
         self.clock = StreamClock(settings.clock_max_offset_s)
-        self._missed = 0
+        self._admission = Admission(settings.id, self._live, self._closed)
+        self._lost_before = 0
         self._quarantine = Quarantine()
         self._holdback = Holdback()
         self._withhold = settings.on_corruption == "quarantine"
@@ -106,51 +111,26 @@ class AvSource:
             self._device = None
             return self._open(None)
 
-    def _options(self) -> dict[str, str]:
-        settings = self._settings
-        options: dict[str, str] = {}
-        if settings.url.startswith("rtsp"):
-            # Nobody decodes audio, and its packets would hide from the timeout that the video has stopped.
-            options["allowed_media_types"] = "video"
-        if settings.url.startswith("rtsp") and settings.transport != "auto":
-            options["rtsp_transport"] = settings.transport
-            if settings.transport == "tcp":
-                # Cameras drop whole pictures when TCP stalls. Without a reorder queue, FFmpeg does not detect the gap.
-                options["reorder_queue_size"] = "2"
-        return options | settings.options
-
     def _open(self, device: int | None) -> SourceInfo:
-        import av
-
         settings = self._settings
-        hwaccel: Any = None
-        if device is not None:
-            from av.codec.hwaccel import HWAccel
-
-            hwaccel = HWAccel("cuda", device=str(device), allow_software_fallback=False, is_hw_owned=True)
+        self._admission.enter(device)
         started = time.monotonic()
-        limits = (settings.open_timeout_s, settings.read_timeout_s)
         ear = PacketLossListener(self._rtp)
         # The limit applies to connecting and to probing separately.
         self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self._live else FILE_LIMIT_S)
         try:
             with ear:
-                container = av.open(
-                    settings.url,
-                    mode="r",
-                    format="v4l2" if settings.url.startswith("/dev/video") else None,
-                    options=self._options(),
-                    timeout=limits if self._live else None,
-                    hwaccel=hwaccel,
-                )
+                container = open_container(settings, live=self._live, device=device)
         except Exception as error:  # noqa: BLE001 - PyAV raises many kinds, which are translated in one place
+            self._admission.leave()
             raise self._translate(error, started, opening=True, device=device) from None
         finally:
             self.deadline = math.inf
         self._container = container
+        self._admission.connected()
         waited = time.monotonic() - started
         lost = ear.take()
-        self.lost += lost
+        self.lost = self._lost_before = self.lost + lost
         self._quarantine.opened(time.monotonic_ns(), int(waited * 1e9), lost)
         try:
             return self._probe(container, device, waited)
@@ -160,20 +140,14 @@ class AvSource:
 
     def _probe(self, container: InputContainer, device: int | None, waited: float) -> SourceInfo:
         settings = self._settings
-        # av.open can succeed after a probe timed out, returning a stream without size or codec.
-        usable = [s for s in container.streams.video if s.codec_context is not None and s.width and s.height]
-        if not usable or container.format.name == "tty":
-            late = self._live and waited >= settings.open_timeout_s * 0.98
-            reason: SourceReason = "no_video" if self._live or not usable else "unsupported"
-            if late:
-                reason = "rtcp_only" if heard_since(settings.url, waited) else "timeout_open"
-            raise SourceError(reason, describe(settings.url, reason), permanent=not self._live)
-        stream = usable[0]
+        stream = video_stream(container, settings, live=self._live, waited_s=waited)
         context = stream.codec_context
         if device is None:
             context.thread_count = settings.decoder_threads
         if settings.frames == "key":
             context.skip_frame = "NONKEY"
+        elif self._limit is not None:
+            self._skipper = PacketSkipper(context.name, context.extradata, self._limit)
         context.copy_opaque = True
         self._raw = context.name == "rawvideo"
         self._stream = stream
@@ -264,8 +238,7 @@ class AvSource:
                 self.deadline = math.inf
             late = self._timed_out(last)
             if packet.stream is self._stream:
-                self._missed = ear.take()
-                self.lost += self._missed
+                self.lost += ear.take()
                 yield packet
                 last = time.monotonic()
             if late:
@@ -295,6 +268,8 @@ class AvSource:
                 delay = (due - time.monotonic_ns()) / 1e9
                 if delay > 0 and self._closed.wait(delay):
                     return
+            if packet.size and self._passes_over(packet):
+                continue
             # A packet of a paced file "arrives" when it is due: its latency is measured from there.
             packet.opaque = self._arrived(packet)
             refused = self.corrupt
@@ -316,12 +291,28 @@ class AvSource:
         """True if the frame only precedes the first frame wanted."""
         return self._begin_ns > 0 and packet.pts is not None and packet.pts * self._time_base_ns < self._begin_ns
 
+    def _passes_over(self, packet: Packet[Any]) -> bool:
+        """Whether `packet` is not decoded: the decoder may not be created yet, or fewer pictures are asked for."""
+        if self._admission.waiting and not self._admission.may_decode(key=packet.is_keyframe):
+            self._lost_before = self.lost
+            return True
+        if self._skipper is None or self._begin_ns:
+            return False
+        time_ns = time.monotonic_ns() if packet.pts is None else int(packet.pts * self._time_base_ns)
+        if not self._skipper.skip(packet, time_ns):
+            return False
+        self.skipped += 1
+        if self._skipper.level == "keys":
+            self._lost_before = self.lost  # no picture to come is predicted from what was lost
+        return True
+
     def _arrived(self, packet: Packet[Any]) -> _Arrival:
         now_ns, wall_ns = time.monotonic_ns(), time.time_ns()
         clock: Clock = "arrival"
         if self._live:
             wall_ns, clock = self.clock.stamp(packet, wall_ns, self._time_base_ns)
-        damaged = self._missed > 0 or packet.is_corrupt
+        damaged = self.lost > self._lost_before or packet.is_corrupt
+        self._lost_before = self.lost
         tainted = self._quarantine.packet(key=packet.is_keyframe, damaged=damaged, now_ns=now_ns)
         return now_ns, wall_ns, clock, tainted, self._holdback.packet()
 
@@ -329,6 +320,8 @@ class AvSource:
         self.deadline = time.monotonic() + DECODE_LIMIT_S
         try:
             natives: list[VideoFrame] = packet.decode()
+            if self._skipper is not None and self._skipper.level == "keys" and packet.size:
+                natives += held_back(natives, self._holdback.fed, packet.stream.codec_context)
             return natives
         except Exception as error:
             from av.error import FFmpegError
@@ -343,6 +336,7 @@ class AvSource:
             return []
         finally:
             self.deadline = math.inf
+            self._admission.leave()
 
     def _frame(self, native: VideoFrame) -> Frame | None:
         decoded_ns = time.monotonic_ns()
@@ -367,7 +361,8 @@ class AvSource:
             if pts_ns is not None and pts_ns < self._begin_ns:
                 return None
             self._begin_ns = 0
-        if self._limit is not None and not self._limit.admit(captured_ns if pts_ns is None else pts_ns):
+        limit = None if self._skipper is not None and self._skipper.level == "keys" else self._limit
+        if limit is not None and not limit.admit(captured_ns if pts_ns is None else pts_ns):
             self.skipped += 1
             return None
         rotation = native.rotation
@@ -390,11 +385,15 @@ class AvSource:
         )
 
     def _release(self) -> None:
+        self._admission.leave()
         container, self._container, self._stream = self._container, None, None
-        if container is not None:
+        if container is not None and self._closed.is_set() and self._device is not None:
+            deferred.close(container)
+        elif container is not None:
             with contextlib.suppress(Exception):
                 container.close()
 
     def close(self) -> None:
         """See `Source.close`."""
         self._closed.set()
+        self._admission.leave()

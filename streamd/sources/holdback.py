@@ -17,7 +17,8 @@ class Holdback:
     """Monitors one connection."""
 
     def __init__(self) -> None:
-        self._fed = 0
+        self.fed = 0
+        """Packets so far."""
         self._least: int | None = None
         self._since: int | None = None
         self._size = (0, 0)
@@ -31,12 +32,12 @@ class Holdback:
 
     def packet(self) -> int:
         """A packet goes into the decoder. Returns its number."""
-        self._fed += 1
-        return self._fed
+        self.fed += 1
+        return self.fed
 
     def picture(self, number: int, now_ns: int) -> int:
         """The picture of packet `number` came out. Returns how many excess pictures are permanently held back, or 0."""
-        held = self._fed - number
+        held = self.fed - number
         if self._least is None or held < self._least:
             self._least = held
         if held < self._least + MORE:

@@ -47,6 +47,7 @@ class RateLimit:
     """
 
     def __init__(self, max_fps: float) -> None:
+        self.max_fps = max_fps
         self._interval = 1e9 / max_fps
         self._next: float | None = None
 

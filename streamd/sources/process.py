@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 from streamd.errors import SourceError
 from streamd.flow.contracts import SourceInfo
 from streamd.security.redact import redact
+from streamd.sources.admission import PROCESS_S, cpu_gate
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_errors import describe
 from streamd.sources.clock import StreamClock
@@ -105,9 +106,11 @@ class ProcessSource:
         """See `Source.open`."""
         self._busy = True
         opened = False
+        ticket = cpu_gate().enter(self._closed, self._settings.id, PROCESS_S)
         try:
             self._start()
             kind, body = self._receive()
+            ticket.leave()
             self._wait_for(SILENCE_LIMIT_S)
             while kind == BEAT:
                 kind, body = self._receive()
@@ -117,6 +120,7 @@ class ProcessSource:
             opened = True
             return info
         finally:
+            ticket.leave()
             if not opened or self._closed.is_set():
                 self._end(patient=True)
             self._busy = False

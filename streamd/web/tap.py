@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from streamd.flow.threads import NamedThread
 from streamd.imaging.letterbox import HostLetterbox
 from streamd.types import Detections, Frame
 
 log = structlog.get_logger(__name__)
 
 Image = npt.NDArray[np.uint8]
+Download = Callable[[Frame, int, int], Image]
+"""Scales a frame in device memory to a width and a height, on the device, and brings it to the host as BGR."""
 MAX_FPS = 10.0
 """Pictures per second of one stream."""
 TOTAL_FPS = 60.0
@@ -27,6 +31,9 @@ MAX_WIDTH = 1280
 _QUALITY = 80
 _GEOMETRIES = 16
 _WARN_EVERY_NS = 60_000_000_000
+_UNDER_WAY = 2
+"""Frames in device memory that wait for their pictures: each holds a decoder's surface."""
+_CLOSE_S = 2.0
 
 
 class Snapshot:
@@ -99,13 +106,15 @@ class Tap:
     def __init__(self) -> None:
         self.wanted: Mapping[str, Wish] = {}
         """Streams that somebody is watching. Replaced, never modified: the hot path reads it without a lock."""
-        self.downloads: dict[int, Callable[[Frame], Frame]] = {}
-        """By CUDA ordinal: copies a picture from the device to the host."""
+        self.downloads: dict[int, Download] = {}
+        """By CUDA ordinal: what brings a small picture from the device."""
         self._viewers: dict[Viewer, tuple[Collection[str], float, int]] = {}
         self._due: dict[str, int] = {}
         self._last: dict[str, Snapshot] = {}
         self._serial = 0
         self._closed = False
+        self._device_frames: queue.Queue[tuple[Frame, Detections, int] | None] = queue.Queue(_UNDER_WAY)
+        self._downloader: NamedThread | None = None
         self._changed = threading.Condition()
         self._local = threading.local()
         self._warned_at = -_WARN_EVERY_NS
@@ -164,6 +173,12 @@ class Tap:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            downloader = self._downloader
+        if downloader is not None:
+            # It uses a device that is about to be closed. There is room for the word: it takes no more frames.
+            with contextlib.suppress(queue.Full):
+                self._device_frames.put(None, timeout=_CLOSE_S)
+            downloader.join(_CLOSE_S)
 
     # ------------------------------------------------------------------------------------------------------- frames
 
@@ -182,10 +197,36 @@ class Tap:
             return
         # From the time it was due, so that 10 of 25 frames per second are 10 and not 8.3, but without catching up.
         self._due[frame.stream] = due + interval if now < due + interval else now + interval
+        if frame.picture.device in self.downloads:
+            self._enqueue(frame, detections, wish.width)
+        else:
+            self._keep(frame, detections, wish.width)
+
+    def _enqueue(self, frame: Frame, detections: Detections, width: int) -> None:
+        """The GPU may be busy for longer than the stage can wait: another thread does."""
+        if self._downloader is None:
+            with self._changed:
+                if self._closed:
+                    return
+                if self._downloader is None:
+                    self._downloader = NamedThread(self._download, "page-pictures")
+                    self._downloader.start()
+        if not self._closed:
+            with contextlib.suppress(queue.Full):  # the viewer sees the next one
+                self._device_frames.put_nowait((frame, detections, width))
+
+    def _download(self) -> None:
+        while (taken := self._device_frames.get()) is not None:
+            if not self._closed:
+                self._keep(*taken)
+            del taken
+
+    def _keep(self, frame: Frame, detections: Detections, width: int) -> None:
         try:
-            image = self._shrink(frame, wish.width)
+            image = self._shrink(frame, width)
         except Exception as error:  # noqa: BLE001 - a viewer's picture must not end the engine
             image = None
+            now = time.monotonic_ns()
             if now - self._warned_at >= _WARN_EVERY_NS:
                 self._warned_at = now
                 log.warning("could not make a picture for the page", stream=frame.stream, error=str(error))
@@ -205,14 +246,12 @@ class Tap:
 
     def _shrink(self, frame: Frame, width: int) -> Image | None:
         """The whole upright picture as BGR, at most `width` pixels wide; None if it cannot be accessed."""
-        if frame.picture.device is not None:
-            download = self.downloads.get(frame.picture.device)
-            if download is None:
-                return None
-            frame = download(frame)
         frame = replace(frame, roi=None)
         scale = min(1.0, width / frame.width, width / frame.height)
         size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+        if frame.picture.device is not None:
+            download = self.downloads.get(frame.picture.device)
+            return None if download is None else download(frame, *size)
         # A letterbox belongs to one thread; the postprocess thread of each device has its own.
         scalers: dict[Any, HostLetterbox] = self._local.__dict__.setdefault("scalers", {})
         scaler = scalers.get(size)

@@ -132,9 +132,18 @@ class WorkerProcess:
             self.up, self.deaths, self._up_at = True, 0, self._heard_at
         return True
 
+    @property
+    def result(self) -> int | None:
+        """The exit code of a process that has published everything and is about to leave; else None.
+
+        Where it has hundreds of decoders the kernel takes seconds to free them.
+        """
+        report = self.report
+        return report.code if report is not None and report.life == self.life else None
+
     def problem(self, silent_s: float) -> str | None:
         """What the watchdog holds against it: a stage that hangs, or nothing heard for `silent_s` seconds."""
-        if not self.running or not self.up:
+        if not self.running or not self.up or self.result is not None:
             return None
         said = self.report.problem if self.report is not None else None
         if said is None and time.monotonic() - self._heard_at > silent_s:
@@ -215,7 +224,11 @@ def reap(workers: Iterable[WorkerProcess], deadline: float, look: Callable[[], N
     while left and time.monotonic() < deadline + KILL_S:
         look()
         if time.monotonic() >= deadline:
-            for worker in left:
+            for worker in list(left):
+                if worker.result is not None:
+                    left.remove(worker)
+                    codes.append(worker.result)
+                    continue
                 if not worker.killed:
                     log.error("worker could not be drained in time", worker=worker.number, pid=worker.pid)
                 worker.kill("not drained in time")

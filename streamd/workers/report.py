@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from prometheus_client import CollectorRegistry
 from streamd.types import StreamCounts, StreamPast, StreamStatus
 from streamd.web.tap import Wish
 
+_AT_ONCE = 256
+"""Reports that one call of `ReportReceiver.receive` looks at."""
 REPORT_S = 1.0
 """Seconds between a child's reports while nothing changes."""
 
@@ -75,6 +78,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     statuses: list[StreamStatus]
     counts: dict[str, StreamCounts]
     families: list[Family]
+    code: int | None = None
+    """The last report has the exit code: all is published. Freeing the device's memory may take seconds from here."""
 
 
 def collect(registry: CollectorRegistry) -> list[Family]:
@@ -83,6 +88,11 @@ def collect(registry: CollectorRegistry) -> list[Family]:
         Family(m.name, m.documentation, m.type, [(s.name, s.labels, float(s.value)) for s in m.samples])
         for m in registry.collect()
     ]
+
+
+def parts_of(report: Report) -> tuple[bytes, bytes]:
+    """A report as it is sent: the number of the process, and the report itself."""
+    return str(report.life).encode(), msgspec.msgpack.encode(report)
 
 
 class ReportReceiver:
@@ -104,16 +114,21 @@ class ReportReceiver:
             raise
 
     def receive(self, timeout_ms: int) -> Iterator[Report]:
-        """Waits until there is a report, milliseconds at most; yields all that are there."""
+        """Waits until there is a report, milliseconds at most; yields the newest of each process.
+
+        Reports of hundreds of streams may come faster than they can be read: older ones are skipped unread, and those
+        that come meanwhile are left to the next call.
+        """
         import zmq
 
         self._socket.poll(timeout_ms)
-        while True:
-            try:
-                report = msgspec.msgpack.decode(self._socket.recv(zmq.DONTWAIT), type=Report)
-            except zmq.Again:
-                return
-            yield report
+        newest: dict[bytes, bytes] = {}
+        with contextlib.suppress(zmq.Again):
+            for _ in range(_AT_ONCE):
+                life, report = self._socket.recv_multipart(zmq.DONTWAIT)
+                newest[life] = report
+        for report in newest.values():
+            yield msgspec.msgpack.decode(report, type=Report)
 
     def close(self) -> None:
         """Nothing is received any more."""

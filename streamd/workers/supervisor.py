@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from streamd.config import Config, sink_names
 from streamd.errors import BackendError, ConfigError, ModelError, SourceError
 from streamd.recorder.place import config_name
+from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.reload import ReloadOutcome, Reread, check, difference
 from streamd.runtime.service import Service, status_line
 from streamd.security.redact import known
@@ -96,6 +97,7 @@ class WorkerSupervisor:
         )
         self._forwarders: list[Forwarder] = []
         self._ledger = Ledger(self._forwarders)
+        self._progress = OpeningProgress(lambda: (s.state for s in self._statuses()))
         self._tap: Tap | None = None
         self._pictures: PictureReceiver | None = None
         self._started = False
@@ -288,6 +290,7 @@ class WorkerSupervisor:
             if deadline is not None and now >= deadline:
                 return
             self._service.beat(now)
+            self._progress.look(now)
             self._look_for_changes()
 
     def _begun(self) -> None:

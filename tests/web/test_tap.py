@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +16,13 @@ from prometheus_client import CollectorRegistry
 
 from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.null import NullBackend, NullSettings
+from streamd.errors import BackendError
 from streamd.flow.batcher import Batcher
 from streamd.flow.pipeline import Pipeline
 from streamd.flow.ring import Bell, Ring
 from streamd.sources.picture import picture_of
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Detections, Frame, ModelInfo, StageTimes
+from streamd.types import Box, Detections, Frame, ModelInfo, StageTimes
 from streamd.web import tap as module
 from streamd.web.tap import Tap
 
@@ -110,18 +112,99 @@ def test_the_rate_is_bounded_for_each_stream_and_for_all(monkeypatch: pytest.Mon
 
 def test_a_picture_that_cannot_be_had_costs_only_itself() -> None:
     tap = Tap()
-    on_device = replace(picture(), picture=replace(picture().picture, device=0))
+    elsewhere = replace(picture(), picture=replace(picture().picture, device=0))
     broken = replace(picture(stream="b"), picture=replace(picture().picture, native=NOTHING))
     with tap.watch(["a", "b"], 5, 480) as viewer:
-        for frame in (on_device, broken):
+        for frame in (elsewhere, broken):
             tap.take(frame, seen(frame))
         snapshots = viewer.wait(1) or []
         assert [(s.detections.stream, s.jpeg()) for s in snapshots] == [("a", b""), ("b", b"")]
-    tap.downloads[0] = lambda frame: picture(stream=frame.stream)
-    with tap.watch(["a"], 5, 480) as viewer:
-        time.sleep(0.21)
-        tap.take(on_device, seen(on_device))
-        assert decoded((viewer.wait(1) or [])[0].jpeg()).shape == (180, 320, 3)
+
+
+class Surface:
+    """A decoder's."""
+
+
+def on_device(stream: str = "a", **more: Any) -> Frame:
+    """As a hardware decoder gives it: nothing of it can be read on the host."""
+    frame = picture(stream=stream, width=640, height=360)
+    return replace(frame, picture=replace(frame.picture, device=0, native=NOTHING), **more)
+
+
+def test_a_picture_on_a_gpu_is_asked_for_small_and_whole() -> None:
+    tap, asked = Tap(), []
+
+    def download(frame: Frame, width: int, height: int) -> Any:
+        asked.append((frame.roi, width, height))
+        return np.full((height, width, 3), 90, np.uint8)
+
+    tap.downloads[0] = download
+    with tap.watch(["a", "tall"], 10, 320) as viewer:
+        tap.take(on_device(roi=Box(10, 10, 100, 100)), seen(on_device(), 7))
+        [snapshot] = viewer.wait(5) or []
+        assert snapshot.detections.seq == 7
+        assert decoded(snapshot.jpeg()).shape == (180, 320, 3)
+        tap.take(on_device("tall", width=360, height=640), seen(on_device("tall")))
+        assert decoded((viewer.wait(5) or [])[0].jpeg()).shape == (320, 180, 3)
+    assert asked == [(None, 320, 180), (None, 180, 320)]
+    tap.close()
+
+
+def test_a_busy_gpu_holds_up_neither_the_stage_nor_more_than_a_few_frames() -> None:
+    tap, begun, go = Tap(), threading.Event(), threading.Event()
+
+    def download(frame: Frame, width: int, height: int) -> Any:
+        begun.set()
+        assert go.wait(10)
+        return np.zeros((height, width, 3), np.uint8)
+
+    tap.downloads[0] = download
+    names = [f"s{i}" for i in range(8)]
+    with tap.watch(names, 10, 320) as viewer:
+        frames = [on_device(name) for name in names]
+        surfaces: list[Any] = [Surface() for _ in names]
+        for frame, surface in zip(frames, surfaces, strict=True):
+            frame.picture = replace(frame.picture, native=surface)
+        kept = [weakref.ref(surface) for surface in surfaces]
+        started = time.monotonic()
+        tap.take(frames[0], seen(frames[0]))
+        assert begun.wait(5)
+        for frame in frames[1:]:
+            tap.take(frame, seen(frame))
+        assert time.monotonic() - started < 2
+        frames.clear()
+        surfaces.clear()
+        del frame, surface
+        assert sum(each() is not None for each in kept) == 3  # one under way, two that wait
+        go.set()
+        found: set[str] = set()
+        while len(found) < 3:
+            found |= {snapshot.stream for snapshot in viewer.wait(5) or []}
+        assert found == {"s0", "s1", "s2"}
+    tap.close()
+    assert "page-pictures" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_device_that_fails_costs_the_picture_and_close_waits_for_what_is_under_way() -> None:
+    tap, begun, ended = Tap(), threading.Event(), threading.Event()
+
+    def download(frame: Frame, width: int, height: int) -> Any:
+        begun.set()
+        time.sleep(0.2)
+        ended.set()
+        raise BackendError("the device failed")
+
+    tap.downloads[0] = download
+    with tap.watch(["a"], 10, 320) as viewer:
+        tap.take(on_device(), seen(on_device()))
+        assert [s.jpeg() for s in viewer.wait(5) or []] == [b""]
+        time.sleep(0.11)
+        begun.clear()
+        ended.clear()
+        tap.take(on_device(), seen(on_device()))
+        assert begun.wait(5)
+        tap.close()
+        assert ended.is_set()
 
 
 def test_close_ends_who_waits() -> None:

@@ -111,3 +111,26 @@ def test_a_process_is_given_its_variables(monkeypatch: pytest.MonkeyPatch, tmp_p
     process.start(order(1), {"THEIRS": "given", "OUT": str(tmp_path / "out")})
     until(lambda: process.poll() == 0, 5)
     assert (tmp_path / "out").read_text() == "inherited given\n"
+
+
+def test_a_worker_that_has_published_everything_is_not_waited_for_beyond_the_deadline_nor_killed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "sleeper"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(script))
+    process = WorkerProcess(0)
+    process.start(order(1))
+    try:
+        assert process.take(Report(0, 7, 1, None, [], {}, []))
+        assert process.result is None
+        assert process.take(Report(0, 7, 1, None, [], {}, [], 4))
+        assert process.result == 4
+        assert process.problem(0.0) is None  # it says nothing any more while the kernel frees its memory
+        assert reap([process], time.monotonic(), lambda: time.sleep(0.01)) == [4]
+        assert process.running
+        assert not process.killed
+    finally:
+        process.kill("the test is over")
+        until(lambda: process.poll() is not None, 5)

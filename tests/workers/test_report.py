@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 import zmq
 
-from streamd.workers.report import Report, ReportReceiver
+from streamd.workers.report import Report, ReportReceiver, parts_of
 
 
-def report(number: int) -> Report:
-    return Report(number, 7, 1, None, [], {}, [])
+def report(number: int, order: int = 1) -> Report:
+    return Report(number, 7 + number, order, None, [], {}, [])
 
 
-def test_all_that_are_there_are_received_at_once(tmp_path: Path) -> None:
+def test_the_newest_of_each_process_is_received_at_once(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/r"
     receiver = ReportReceiver(endpoint)
     try:
@@ -25,13 +26,38 @@ def test_all_that_are_there_are_received_at_once(tmp_path: Path) -> None:
         assert time.monotonic() - begin >= 0.04
         with zmq.Context() as context, context.socket(zmq.PUSH) as worker:
             worker.connect(endpoint)
-            for number in range(3):
-                worker.send(msgspec.msgpack.encode(report(number)))
+            for order in range(5):
+                for number in range(3):
+                    worker.send_multipart(parts_of(report(number, order)))
+            time.sleep(0.2)
             found: list[Report] = []
             while len(found) < 3 and time.monotonic() - begin < 10:
                 found += receiver.receive(1000)
-        assert found == [report(number) for number in range(3)]
+        assert found == [report(number, 4) for number in range(3)]
     finally:
+        receiver.close()
+
+
+def test_reports_that_come_without_end_do_not_hold_the_parent_up(tmp_path: Path) -> None:
+    endpoint, stop = f"ipc://{tmp_path}/r", threading.Event()
+    receiver = ReportReceiver(endpoint)
+
+    def flood() -> None:
+        with zmq.Context() as context, context.socket(zmq.PUSH) as worker:
+            worker.setsockopt(zmq.LINGER, 0)
+            worker.connect(endpoint)
+            while not stop.is_set():
+                with contextlib.suppress(zmq.Again):
+                    worker.send_multipart(parts_of(report(0)), zmq.DONTWAIT)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert len(list(receiver.receive(1000))) == 1
+    finally:
+        stop.set()
+        thread.join(10)
         receiver.close()
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from streamd.engine import BatchSettings, ModelSettings
@@ -23,6 +25,7 @@ from streamd.engine.tensorrt.enqueue import Kernel
 from streamd.engine.tensorrt.replay import Replay
 from streamd.engine.tensorrt.runtime import Network
 from streamd.engine.tensorrt.slot import TensorRtSlot, tensor_bytes
+from streamd.engine.tensorrt.thumbnail import Thumbnailer
 from streamd.errors import BackendError, FrameError, ModelError
 from streamd.flow.contracts import Backend
 from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Outputs
@@ -30,6 +33,7 @@ from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, O
 log = structlog.get_logger(__name__)
 
 _WARN_EVERY_S = 10.0
+THUMBNAIL = "preprocess_uint8"
 KERNELS = {f"preprocess_{kind}": "PPiiiff" for kind in kernels.INPUT_TYPES}
 KERNELS |= {f"decode_{kind}": "P" for kind in decode.KINDS} | {"suppress": "P"}
 
@@ -73,6 +77,7 @@ class TensorRtBackend(Backend[TensorRtSlot]):
         except BaseException:
             self.close()
             raise
+        self._thumbnailer: Thumbnailer | None = None
         log.info(
             "TensorRT ready", gpu=self._device.name, tensorrt=trt.version_text, plan=str(plan),
             max_batch=self.spec.max_batch, input=f"{self.spec.input.dtype}{list(self.spec.input.shape)}",
@@ -282,6 +287,19 @@ class TensorRtBackend(Backend[TensorRtSlot]):
                 max_candidates=self._settings.max_candidates, frames_so_far=self.overflows,
                 advice="raise model.detect.conf or engine.max_candidates",
             )  # fmt: skip
+
+    def thumbnail(self, frame: Frame, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """A small upright picture for people, (height, width, 3) uint8, BGR, of a frame whose batch was collected.
+
+        For one thread, which may be another one than those of the stages.
+
+        Raises:
+            FrameError: the picture cannot be read.
+            BackendError: the device failed.
+        """
+        if self._thumbnailer is None:
+            self._thumbnailer = Thumbnailer(self._device, self._kernels[THUMBNAIL])
+        return self._thumbnailer.make(frame, width, height)
 
     # ----------------------------------------------------------------------------------------------------- figures
 

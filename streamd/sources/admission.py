@@ -1,0 +1,254 @@
+"""How many inputs are opened at the same time.
+
+Two hundred streams that open at once delay each other past every time limit. The driver creates NVDEC decoders one
+after another, for all processes of a GPU together (some 55 ms each on an H200); probing a file or starting a decoder
+process is work for the CPU. So each of these has a gate with a few places, and a time limit begins once its place is
+taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import tempfile
+import threading
+import time
+from functools import cache
+from pathlib import Path
+
+from streamd.errors import SourceError
+
+DEVICE_PLACES = 4
+"""Decoders of one GPU that are created at a time. One leaves the driver idle between two (60 ms a decoder for 55); four
+keep it busy, and each of them takes 0.2 to 0.3 s."""
+CONNECT_PLACES = 64
+CONNECT_S = 0.5
+"""A connection that takes longer waits for its camera, not for the CPU, and no longer counts."""
+FILE_S = 5.0
+"""As much for a file: its file system hangs."""
+PROCESS_S = 10.0
+"""As much for a decoder process that has said nothing yet."""
+KEY_WAIT_S = 5.0
+"""A stream that marks no key frame for so long is decoded from any packet on."""
+TURN_S = 20.0
+"""A live stream that has found no place at a key frame for so long waits for one."""
+_POLL_S = 0.005
+_LOOK_S = 0.25
+"""How soon one that waits in line notices that its stream was closed."""
+
+
+class Ticket:
+    """A place that is taken. `leave` gives it back: idempotent, any thread."""
+
+    def __init__(self, gate: Gate, place: int, expires: float) -> None:
+        self._gate, self._place = gate, place
+        self._lock = threading.Lock()
+        self._left = False
+        self.expires = expires
+        """Monotonic seconds from which on it no longer counts, as far as this process waits for places."""
+
+    def leave(self) -> None:
+        """Another may enter."""
+        with self._lock:
+            if self._left:
+                return
+            self._left = True
+        self._gate.free(self, self._place)
+
+
+class Gate:
+    """Lets a bounded number of callers in at the same time.
+
+    With `folder`, all processes of this user that name it share the places: each is a file, and whoever has locked it
+    is in. The kernel unlocks the files of a process that dies.
+
+    Args:
+        places: how many.
+        folder: for the files; None keeps to this process.
+    """
+
+    def __init__(self, places: int, folder: Path | None = None) -> None:
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        """Of those that wait one looks for a free place, so that a hundred do not wake up for each."""
+        self._held: dict[int, Ticket] = {}
+        self._files: list[int] = []
+        self._places = places
+        if folder is not None:
+            for place in range(places):
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._files.append(os.open(folder / f"{place}.lock", flags, 0o600))
+
+    def try_enter(self, patience_s: float) -> Ticket | None:
+        """A ticket where a place is free at this moment.
+
+        Args:
+            patience_s: the ticket counts for so long at most, in seconds.
+        """
+        now = time.monotonic()
+        with self._lock:
+            for place, ticket in list(self._held.items()):
+                if ticket.expires <= now:
+                    self._release(place)
+            for place in range(self._places):
+                if place in self._held or (self._files and not self._locked(place)):
+                    continue
+                ticket = self._held[place] = Ticket(self, place, now + patience_s)
+                return ticket
+        return None
+
+    def _locked(self, place: int) -> bool:
+        try:
+            fcntl.flock(self._files[place], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def enter(self, closed: threading.Event, stream: str, patience_s: float) -> Ticket:
+        """Waits for a place.
+
+        Args:
+            patience_s: see `try_enter`.
+            closed: ends the wait within a second.
+            stream: named in the error.
+
+        Raises:
+            SourceError: `closed` was set first.
+        """
+        while not self._turn.acquire(timeout=_LOOK_S):
+            if closed.is_set():
+                raise _closed(stream)
+        try:
+            while (ticket := self.try_enter(patience_s)) is None:
+                if closed.wait(_POLL_S):
+                    raise _closed(stream)
+            return ticket
+        finally:
+            self._turn.release()
+
+    def free(self, ticket: Ticket, place: int) -> None:
+        """See `Ticket.leave`."""
+        with self._lock:
+            if self._held.get(place) is ticket:
+                self._release(place)
+
+    def _release(self, place: int) -> None:
+        del self._held[place]
+        if self._files:
+            fcntl.flock(self._files[place], fcntl.LOCK_UN)
+
+
+def _closed(stream: str) -> SourceError:
+    return SourceError("disconnected", f"stream {stream}: closed while it was being opened")
+
+
+@cache
+def cpu_gate() -> Gate:
+    """What opening costs of the CPU: probing a file and its first software decoding, or starting a decoder process."""
+    return Gate(max(4, 2 * len(os.sched_getaffinity(0))))
+
+
+@cache
+def connect_gate() -> Gate:
+    """Connecting to cameras, which is mostly waiting: at most so many handshakes and probes at the same moment."""
+    return Gate(CONNECT_PLACES)
+
+
+@cache
+def device_gate(ordinal: int) -> Gate:
+    """Creating decoders on a GPU, for all processes of this user."""
+    folder = None
+    with contextlib.suppress(OSError):
+        folder = _folder(f"cuda{ordinal}")
+    return Gate(DEVICE_PLACES, folder)
+
+
+def _folder(name: str) -> Path:
+    """A folder that only this user can write, the same in every process.
+
+    Raises:
+        OSError: it cannot be made, or is somebody else's.
+    """
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd's
+    base = Path(runtime or tempfile.gettempdir()) / f"streamd-opening-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    status = base.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise PermissionError(f"{base} is not this user's alone")
+    folder = base / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+class Admission:
+    """The way of one source through the gates. For the source's thread, but `leave`.
+
+    A file keeps its place from before it is opened until its decoder exists. A camera may take its time to answer: it
+    has one place while it connects, and one of the GPU's once its first key frame is there.
+
+    Args:
+        stream: named in errors.
+        live: False for a file.
+        closed: ends every wait.
+    """
+
+    def __init__(self, stream: str, live: bool, closed: threading.Event) -> None:
+        self._stream, self._live, self._closed = stream, live, closed
+        self._ticket: Ticket | None = None
+        self._device: int | None = None
+        self._connected_at = 0.0
+        self.waiting = False
+        """True while `may_decode` is to be asked."""
+
+    def enter(self, device: int | None) -> None:
+        """Before opening.
+
+        Args:
+            device: whose decoder is to be used; None for software.
+
+        Raises:
+            SourceError: closed while it waited.
+        """
+        self._device = device
+        self.waiting = False
+        gate = connect_gate() if self._live else cpu_gate() if device is None else device_gate(device)
+        self._ticket = gate.enter(self._closed, self._stream, CONNECT_S if self._live else FILE_S)
+
+    def connected(self) -> None:
+        """After opening."""
+        if self._live:
+            self.leave()
+            self.waiting = self._device is not None
+            self._connected_at = time.monotonic()
+
+    def may_decode(self, *, key: bool) -> bool:
+        """Whether a camera's decoder may be created by this packet. Where not, the packet is to be let go and the next
+        one read: a camera that is kept waiting drops pictures or hangs up.
+
+        Args:
+            key: it holds a key frame.
+
+        Raises:
+            SourceError: closed while it waited.
+        """
+        assert self._device is not None
+        waited_s = time.monotonic() - self._connected_at
+        if not key and waited_s < KEY_WAIT_S:
+            return False
+        gate = device_gate(self._device)
+        ticket = gate.try_enter(FILE_S)
+        if ticket is None:
+            if waited_s < TURN_S:
+                return False
+            ticket = gate.enter(self._closed, self._stream, FILE_S)
+        self._ticket, self.waiting = ticket, False
+        return True
+
+    def leave(self) -> None:
+        """The decoder exists, or never will. Idempotent, any thread."""
+        ticket = self._ticket
+        if ticket is not None:
+            ticket.leave()
+            self._ticket = None
