@@ -8,10 +8,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from streamd.config import Config
 from streamd.config.loader import load
 from streamd.errors import ConfigError, StreamdError
+from streamd.security.address import unencoded
+from streamd.security.redact import redact
 from streamd.sinks.curve import CurveSettings
 from streamd.sinks.zmq import ZmqSettings
 from streamd.sources.av import AvStreamSettings
@@ -38,6 +41,13 @@ def problems(config: Config, *, model: bool = True, secrets: bool = True) -> lis
             path = Path(stream.url.removeprefix("file:"))
             if not path.is_file():
                 found.append(ConfigError(f"streams[{i}].url: {path} is not a file"))
+        if isinstance(stream, AvStreamSettings) and (character := unencoded(stream.url)):
+            found.append(
+                ConfigError(
+                    f"streams[{i}].url: there is a raw {character} in the password, which ends the host there; "
+                    f"write it as {quote(character, safe='')} (/ is %2F, ? is %3F, # is %23, % is %25)"
+                )
+            )
     if secrets:
         for i, sink in enumerate(config.sinks):
             if isinstance(sink, ZmqSettings) and sink.curve is not None:
@@ -84,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.config}: warning: {text}", file=sys.stderr)
     found = problems(config, model=not args.no_model, secrets=not args.no_secrets)
     for error in found:
-        print(f"{args.config}: {error}")
+        print(redact(f"{args.config}: {error}"))
     if found:
         return found[0].exit_code
     print(f"{args.config}: valid: {len(config.streams)} streams, {len(config.sinks)} sinks")

@@ -12,7 +12,7 @@ import numpy as np
 from streamd.errors import ConfigError, FrameError, ModelError, SourceError
 from streamd.imaging.letterbox import HostLetterbox
 from streamd.models.dataset import image_folder
-from streamd.security.redact import redact
+from streamd.security.redact import credentials, redact, remember
 from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.images import SUFFIXES, read_image
@@ -41,6 +41,7 @@ class Pictures:
     """Image files; empty for a video or stream."""
 
     def __post_init__(self) -> None:
+        remember(credentials(self.where))
         path = Path(self.where)
         self._settings = AvStreamSettings(id="calibration", url=self.where, pace="asap", decode="software")
         if path.is_dir():

@@ -1,35 +1,32 @@
 """Keeps credentials out of everything a person or a machine reads.
 
-Two nets: what looks like a credential (the user part of a URL, a query value named password), and what is known to be
-one (everything that `remember` was told), wherever and in whichever encoding it turns up.
+Two nets: what looks like a credential, in any URL however malformed (`streamd.security.address` decides), and what is
+known to be one (everything that `remember` was told), wherever and in whichever encoding it turns up.
 """
 
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from urllib.parse import quote, unquote
 
-# userinfo runs to the LAST @ before the path: passwords with @ in them are common and rarely escaped. Where what
-# follows the first colon is no port, a slash, ? or # belongs to the password too: then it runs to the last @ of all.
-_USERINFO = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s/?#]*|[^\s/?#:@\[\]]*:(?!\d{1,5}[/?#])\S*)@(?P<host>[^\s@/?#]*)"
-)
-_SECRET_QUERY = re.compile(
-    r"(?P<key>[?&;](?:[^=&\s;]*(?:pass|pwd|token|secret|auth|key|sig|credential)[^=&\s;]*|user(?:name)?|usr|login))="
-    r"(?P<value>[^&\s;'\"]*)",
-    re.IGNORECASE,
-)
+from streamd.security.address import Span, hidden, secrets_of
+from streamd.security.text import printable, to_bytes
+
 MIN_LENGTH = 4
 """Shorter values would blank half of every message."""
 
 _known: tuple[str, ...] = ()
-"""The longest first, so that a secret which contains another goes whole."""
+"""The longest first."""
 
 
 def _encodings(secret: str) -> set[str]:
-    return {secret, quote(secret), quote(secret, safe=""), unquote(secret)}
+    raw = to_bytes(secret)
+    return {
+        secret, quote(raw), quote(raw, safe=""), unquote(secret),
+        repr(secret)[1:-1], json.dumps(secret)[1:-1], printable(secret),  # as exceptions and JSON show it
+    }  # fmt: skip
 
 
 def remember(secrets: Iterable[str]) -> None:
@@ -51,22 +48,40 @@ def forget() -> None:
 
 
 def credentials(url: str) -> set[str]:
-    """The secrets in a URL: secret-looking query values, and the password, also as HTTP basic authentication has it."""
-    found = {match["value"] for match in _SECRET_QUERY.finditer(url)}
-    for match in _USERINFO.finditer(url):
-        user, _, password = match["user"].partition(":")
-        # A token may stand where the user name is.
-        found.add(password or user)
-        found.add(base64.b64encode(unquote(f"{user}:{password}").encode()).decode())
+    """The secrets in `url`, which is taken as a whole, blanks included: for `remember`.
+
+    The password (also its pieces where it has raw delimiters, and with the user name as HTTP basic authentication has
+    it), values of secret-looking names, and long random tokens in path or query.
+    """
+    userinfo, found = secrets_of(url)
+    if userinfo:
+        user, _, password = userinfo.partition(":")
+        basic = to_bytes(unquote(user, errors="surrogateescape")) + b":"
+        basic += to_bytes(unquote(password, errors="surrogateescape"))
+        found.add(base64.b64encode(basic).decode())
     return {secret for secret in found if secret}
 
 
 def redact(text: str) -> str:
-    """Returns `text` with every known secret, the user part of every URL and every secret-looking value as `***`."""
-    for secret in _known:
-        if secret in text:
-            text = text.replace(secret, "***")
-    if "://" not in text and "=" not in text:
-        return text
-    text = _USERINFO.sub(r"\g<scheme>***@\g<host>", text)
-    return _SECRET_QUERY.sub(r"\g<key>=***", text)
+    """Returns `text` with every secret as `***`, and with nothing in it that cannot be encoded as UTF-8.
+
+    Hidden are all known secrets and, in each URL, what `streamd.security.address.hidden` finds.
+    """
+    spans = [span for secret in _known if secret in text for span in _places(secret, text)]
+    if "=" in text or "@" in text or "://" in text:
+        spans += hidden(text)
+    if spans:
+        at, pieces = 0, []
+        for begin, end in sorted(spans):
+            if begin >= at:
+                pieces += [text[at:begin], "***"]
+            at = max(at, end)
+        text = "".join([*pieces, text[at:]])
+    return printable(text)
+
+
+def _places(secret: str, text: str) -> Iterator[Span]:
+    at = text.find(secret)
+    while at >= 0:
+        yield at, at + len(secret)
+        at = text.find(secret, at + len(secret))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import socket
-from urllib.parse import urlsplit
 
 from streamd.errors import SourceError, SourceReason
+from streamd.security.address import host_of, unencoded
 from streamd.security.redact import redact
 
 _BY_ERRNO: dict[int, SourceReason] = {
@@ -68,7 +68,7 @@ def describe(url: str, reason: SourceReason, detail: str = "") -> str:
 
 
 def _resolves(url: str) -> bool:
-    host = urlsplit(url).hostname
+    host, _ = host_of(url)
     if not host:
         return True
     try:
@@ -78,6 +78,22 @@ def _resolves(url: str) -> bool:
     except (OSError, UnicodeError):
         return True
     return True
+
+
+def is_network(url: str) -> bool:
+    """True for what is reached over a network, whatever is found there."""
+    scheme, mark, _ = url.partition("://")
+    return bool(mark) and scheme.lower() not in ("file", "pipe", "fd")
+
+
+def _not_an_address(url: str) -> str:
+    """What FFmpeg may have against an address that it does not even try."""
+    if (character := unencoded(url)) is not None:
+        return f"the address cannot be used: there is a raw {character} in the password; percent-encode it"
+    return (
+        "the address or its answer cannot be used; check scheme and port (1 to 65535), and that / ? # and % in the "
+        "password are percent-encoded"
+    )
 
 
 def translate(
@@ -114,6 +130,8 @@ def translate(
     else:
         reason = "disconnected" if live else "corrupt"
     detail = getattr(error, "strerror", None) or name
+    if number == errno.EINVAL and opening and is_network(url):
+        return SourceError("unsupported", redact(f"{url}: {_not_an_address(url)} ({detail})"))
     if reason == timed_out:
         detail = f"after {limit_s:g} s"
     permanent = not live and reason in ("not_found", "permission", "unsupported", "no_video", "corrupt")

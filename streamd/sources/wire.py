@@ -11,7 +11,8 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+
+from streamd.security.address import host_of
 
 _TCPI_LAST_DATA_RECV = struct.Struct("=52xI")
 """`struct tcp_info` of Linux: milliseconds since data was received."""
@@ -41,12 +42,12 @@ def heard_since(url: str, silence_s: float) -> bool:
         url: rtsp://...
         silence_s: how long there has been no video, in seconds.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "rtsp" or not parts.hostname:
+    host, port = host_of(url)
+    if not url.startswith("rtsp:") or not host:
         return False
+    port = port or 554
     try:
-        port = parts.port or 554
-        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)}
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         ages = []
         for connection in _connections(addresses, port):
             told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_LAST_DATA_RECV.size)

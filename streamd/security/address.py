@@ -1,0 +1,296 @@
+"""Which parts of a URL are secret, however malformed it is.
+
+Passwords of cameras are rarely percent-encoded. So nothing is believed of where a malformed password ends: everything
+between `://` and the last `@` goes, and behind the host every value and every long random token that is not known to be
+harmless. Plain path segments (`/Streaming/Channels/101`) stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+Span = tuple[int, int]
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}\Z")
+_NEXT_URL = re.compile(r"(?<=[\s\"'(\[<,])[A-Za-z][A-Za-z0-9+.-]{0,30}://")
+_SPACE = re.compile(r"\s")
+_LINE_END = re.compile(r"[\r\n]")
+_LAST_AT = re.compile(r"@(?=[\w\[*.])")
+_REACH = 256
+"""How far behind a URL's first word its `@` is looked for, in characters: passwords with blanks in them."""
+_HOST = re.compile(r"(?:[\w.*-]*|\[[\w:.%*]*\])(?::(?:\d{1,5}|\*|PORT))?")
+_ASSIGNED = re.compile(r"[?&;/_][A-Za-z][\w.-]{0,39}=")
+_AUTHORITY = re.compile(r"(?:\[(?P<six>[\w:.%]+)\]|(?P<name>[\w.-]*))(?::(?P<port>\d{1,9}))?(?=[/?#]|$)")
+_TRAILING = ":,.;!)]}>'\""
+"""What follows a URL in a sentence, and is seldom the end of one."""
+_WITHOUT_SCHEME = re.compile(r"(?<![^\s\"'(\[<,=])(?P<user>[^\s\"'(\[<,=:@]{0,64}:[^\s]{0,256})@(?=[\w\[])")
+_LOCAL = ("file", "ipc", "inproc", "unix")
+"""Their paths are of this machine: folders with random names are no secrets."""
+
+_HARMLESS = (
+    "channel", "ch", "chn", "cam", "camera", "id", "stream", "subtype", "subtype2", "substream", "profile", "trackid",
+    "track", "resolution", "size", "width", "height", "fps", "framerate", "rate", "quality", "compression", "codec",
+    "videocodec", "transportmode", "unicast", "multicast", "proto", "transport", "mode", "type", "format", "latency",
+    "timeout", "audio", "video", "rotation", "mirror", "line", "inst", "page", "nodelay", "action",
+)  # fmt: skip
+_HARMLESS_VALUE = (
+    r"(?:\d{1,5}|\d{1,4}[xX]\d{1,4}|(?i:main|sub|extra|mobile|tcp|udp|http|rtp|unicast|multicast|h\.?26[45]|hevc|mjpe?g|"
+    r"jpe?g|mpeg4|true|false|yes|no|on|off|caller|listener|rendezvous|onvif|media|live|stream|high|low|profile_?\d{1,3}|"
+    r"snapshot|videos?))"
+)
+_HARMLESS_PAIR = re.compile(rf"(?i:{'|'.join(_HARMLESS)})={_HARMLESS_VALUE}(?:\.sdp)?")
+_HARMLESS_INSIDE = re.compile(rf"(?<=[_,~|])(?i:{'|'.join(_HARMLESS)})=\d{{1,3}}(?=[_,~|.]|$)(?:\.sdp$)?")
+_IS_HARMLESS = re.compile(_HARMLESS_VALUE)
+_FLAGS = frozenset(("real_stream", "tcp", "udp", "unicast", "multicast", "video", "audio", "inst", "sdp", "mjpg"))
+_USER_KEYS = frozenset(("user", "username", "usr", "login", "loginuse", "u", "account", "uid"))
+_SECRET_KEYS = frozenset(
+    (
+        "password", "passwd", "pass", "pwd", "pw", "p", "psw", "loginpas", "loginpass", "passphrase", "token", "jwt",
+        "code", "key", "apikey", "api_key", "secret", "auth", "sig", "sign", "signature", "hmac", "hash", "session",
+        "sid", "sessionid", "ticket", "access_token", "credential", "x-amz-signature", "x-amz-credential",
+        "x-amz-security-token", "streamid", "hdnea", "hdnts", "policy", "nonce", "pin",
+    )
+)  # fmt: skip
+_ASSIGNS_SECRET = re.compile(
+    rf"(?i:(?<![A-Za-z])(?:{'|'.join(map(re.escape, sorted(_SECRET_KEYS, key=len, reverse=True)))})|passw?)="
+)
+_ENDS_SECRET = re.compile(rf"[&;]|_(?i:{'|'.join(_HARMLESS)})=")
+_SECRET_PART = re.compile(r"pass|pwd|token|secret|auth|key|sig|credential", re.IGNORECASE)
+_KEY = re.compile(r"[A-Za-z][\w.-]{0,39}")
+_LOOSE = re.compile(
+    r"(?<![^\s?&;,/\"'(\[_])(?P<key>[A-Za-z][\w.-]{0,39})=(?P<value>[^\s&;,\"']+)",
+)
+"""`name=value` where there is no URL around it."""
+_SECRET_WORD = re.compile(r"pass(?:w|phr|$)|pwd|token|secret|credential|signature|loginpas|(?:^|_)api_?key$")
+_AMBIGUOUS = frozenset(("p", "code", "key", "hash", "pin", "sign", "policy", "session", "auth", "pass"))
+"""Words of prose, too."""
+
+_RUNS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+_ALNUM = re.compile(r"[^\W_]")
+_WORDS = re.compile(r"[A-Za-z0-9]+")
+_HEX = re.compile(r"(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,}|(?=[A-F]*\d)(?=\d*[A-F])[0-9A-F]{8,}")
+
+
+def looks_random(text: str) -> bool:
+    """True for what is longer than a name and changes between letters and digits as no word does: a key, a token."""
+    words = _WORDS.findall(text)
+    joined = "".join(words)
+    return any(map(_random_word, words)) or (len(words) > 2 and len(joined) >= 16 and _restless(joined))
+
+
+def _random_word(word: str) -> bool:
+    if len(word) < 8:
+        return False
+    if word.isdigit():
+        return len(word) >= 12
+    if _HEX.fullmatch(word) or _restless(word):
+        return True
+    longest_run = max(map(len, _RUNS.findall(word)))
+    return longest_run >= 20
+
+
+def _restless(word: str) -> bool:
+    runs = len(_RUNS.findall(word))
+    return runs > 2 and len(word) / runs < 3
+
+
+def hidden(text: str) -> list[Span]:
+    """What of `text`, in which URLs may stand, must not be shown: spans in order, none of them empty."""
+    found: list[Span] = []
+    at = 0
+    while (mark := text.find("://", at)) >= 0:
+        scheme = _scheme(text, mark)
+        found += _loose(text, at, mark - len(scheme))
+        at = _extent(text, mark + 3)
+        found += _of_url(text, scheme, mark + 3, at)
+    found += _loose(text, at, len(text))
+    return [(a, b) for a, b in found if a < b]
+
+
+def secrets_of(url: str) -> tuple[str, set[str]]:
+    """The userinfo of `url` (taken whole), and all secrets in it that are worth remembering."""
+    begin = url.find("://") + 3
+    if begin < 3:
+        loose = [url[a:b] for a, b in _loose(url, 0, len(url))]
+        return "", {text.partition(":")[2] or text for text in loose if len(text) >= 4}
+    host = url.rfind("@", begin) + 1
+    userinfo = url[begin : host - 1] if host else ""
+    secrets: set[str] = set()
+    if userinfo:
+        user, _, password = userinfo.partition(":")
+        secrets.add(password or user)  # a token may stand where the user name is
+        authority = re.split(r"[/?#]", userinfo, maxsplit=1)[0]
+        if authority != userinfo and not _HOST.fullmatch(authority):
+            # FFmpeg and others cut it there, and may tell of either piece.
+            secrets.update(_pieces(r"[/?#@\s]+", password))
+        elif " " in password:
+            secrets.update(_pieces(r"\s+", password))
+    for a, b, key in _parts(url, _scheme(url, begin - 3), host or begin, len(url)):
+        value = url[a:b]
+        name = key.lower()
+        secret = name in _SECRET_KEYS or _SECRET_PART.search(name) is not None
+        if looks_random(value) or (secret and _worth(value)):
+            secrets.add(value)
+        secrets.update(piece for piece in re.split(r"[_&=~]", value) if looks_random(piece))
+    tail = url[host or begin :]
+    for match in _ASSIGNS_SECRET.finditer(tail):
+        # Where it ends is anybody's guess: at a delimiter, before XMeye's next name, or with the URL.
+        ends = [stop.start() for stop in _ENDS_SECRET.finditer(tail, match.end())]
+        secrets.update(v for v in (tail[match.end() : end] for end in (*ends[:3], len(tail))) if _worth(v))
+    if _scheme(url, begin - 3).lower().startswith("rtmp"):
+        secrets.update(v for v in ("/".join(tail.split("/")[2:]),) if _worth(v))
+    return userinfo, secrets
+
+
+def _worth(value: str) -> bool:
+    return len(value) >= 4 and not _IS_HARMLESS.fullmatch(value)
+
+
+def host_of(url: str) -> tuple[str | None, int | None]:
+    """Host and port as far as `url` has them; unlike `urllib.parse.urlsplit`, it reads whatever it is given."""
+    begin = url.find("://") + 3
+    if begin < 3:
+        return None, None
+    found = _AUTHORITY.match(url, max(begin, url.rfind("@") + 1))
+    if found is None:
+        return None, None
+    port = int(found["port"] or 0)
+    return (found["six"] or found["name"]) or None, port if 0 < port < 65_536 else None
+
+
+def _pieces(delimiters: str, password: str) -> list[str]:
+    return [piece for piece in re.split(delimiters, password) if len(_ALNUM.findall(piece)) >= 4]
+
+
+def unencoded(url: str) -> str | None:
+    """The first raw `/`, `?` or `#` in the password of `url`, which every program takes for the end of the host.
+
+    None where there is none, or where the URL can be read otherwise.
+    """
+    begin, last = url.find("://") + 3, url.rfind("@")
+    if not 3 <= begin <= last:
+        return None
+    userinfo = url[begin:last]
+    cut = re.search(r"[/?#]", userinfo)
+    if cut is None or ":" not in userinfo[: cut.start()] or _HOST.fullmatch(userinfo[: cut.start()]):
+        return None
+    return cut[0]
+
+
+def _scheme(text: str, mark: int) -> str:
+    found = _SCHEME.search(text[max(0, mark - 31) : mark])
+    return found[0] if found else ""
+
+
+def _extent(text: str, begin: int) -> int:
+    """Where the URL ends whose scheme ends at `begin`: with its word, or with the word of a later `@`."""
+    space = _SPACE.search(text, begin)
+    if space is None:
+        return len(text)
+    reach = space.start() + _REACH
+    for stop in (_LINE_END.search(text, space.start(), reach), _NEXT_URL.search(text, space.start(), reach)):
+        reach = stop.start() if stop else reach
+    last = -1
+    for match in _LAST_AT.finditer(text, space.start(), reach):
+        last = match.end()
+    if last < 0:
+        return space.start()
+    space = _SPACE.search(text, last)
+    return space.start() if space else len(text)
+
+
+def _of_url(text: str, scheme: str, begin: int, end: int) -> Iterator[Span]:
+    host = begin
+    at = text.rfind("@", begin, end)
+    if at >= 0:
+        if _ASSIGNED.search(text, begin, at) or (scheme.lower().startswith("rtmp") and "/" in text[begin:at]):
+            yield begin, end  # the @ may belong to a value: what follows would be the end of a password, not a host
+            return
+        yield begin, at
+        host = at + 1
+    while end > host and text[end - 1] in _TRAILING:
+        end -= 1
+    yield from ((a, b) for a, b, _ in _parts(text, scheme, host, end))
+
+
+def _parts(text: str, scheme: str, host: int, end: int) -> Iterator[tuple[int, int, str]]:
+    """(begin, end, name) of what is secret behind the `@`; no name where it is no value."""
+    delimiter = re.compile(r"[/?#]").search(text, host, end)
+    path = delimiter.start() if delimiter else end
+    if not _HOST.fullmatch(text, host, path) or (text[host : host + 1] == "[" and "]" not in text[host:path]):
+        yield host, end, ""  # `admin:pass`, of which the rest was cut off
+        return
+    query = re.compile(r"[?#]").search(text, path, end)
+    path_end = query.start() if query else end
+    local = scheme.lower() in _LOCAL
+    tainted = False
+    for number, segment in enumerate(re.compile(r"[^/]+").finditer(text, path, path_end)):
+        if local:
+            continue
+        if number and scheme.lower().startswith("rtmp"):
+            yield segment.start(), segment.end(), "key"  # the path is application/key
+        elif tainted or "=" in segment[0]:
+            for part in re.compile(r"[^&;]+").finditer(text, segment.start(), segment.end()):
+                first = not tainted and part.start() == segment.start() and "=" not in part[0]
+                spans = [*_value(part, tainted)] if not first or looks_random(part[0]) else []
+                tainted = tainted or bool(spans)
+                yield from spans
+        elif looks_random(segment[0]):
+            yield segment.start(), segment.end(), ""
+    for part in re.compile(r"[^?&;#]+").finditer(text, path_end, end):
+        spans = [*_value(part, tainted)]
+        tainted = tainted or bool(spans)
+        yield from spans
+
+
+def _value(part: re.Match[str], tainted: bool) -> Iterator[tuple[int, int, str]]:
+    """What is secret of `name=value` or of a word that stands alone.
+
+    Args:
+        part: the match.
+        tainted: a secret stands before, of which this may be the rest.
+    """
+    begin, end = part.span()
+    name, equals, value = part[0].partition("=")
+    if not equals:
+        if name.lower() not in _FLAGS:
+            yield begin, end, ""
+        return
+    if _HARMLESS_PAIR.fullmatch(part[0]):
+        return
+    low = name.lower()
+    known = low in _SECRET_KEYS or low in _USER_KEYS or low in _HARMLESS
+    if not known and (tainted or not _KEY.fullmatch(name) or looks_random(name)):
+        yield begin, end, ""
+        return
+    at = begin + len(name) + 1
+    if at == end:
+        yield at, end, name  # of which what follows may be the rest
+    for harmless in _HARMLESS_INSIDE.finditer(value):
+        if at < begin + len(name) + 1 + harmless.start() - 1:
+            yield at, begin + len(name) + 1 + harmless.start() - 1, name
+        at = begin + len(name) + 1 + harmless.end()
+    if at < end:
+        yield at, end, name
+
+
+def _loose(text: str, begin: int, end: int) -> Iterator[Span]:
+    """Secrets where no scheme stands before: `admin:pass@host/x`, `password=x`."""
+    at = begin
+    for match in _WITHOUT_SCHEME.finditer(text, begin, end):
+        yield from _assigned(text, at, match.start())
+        yield match.start("user"), match.end("user")
+        at = match.end()
+    yield from _assigned(text, at, end)
+
+
+def _assigned(text: str, begin: int, end: int) -> Iterator[Span]:
+    at = begin
+    while (match := _LOOSE.search(text, at, end)) is not None:
+        low = match["key"].lower()
+        if low in _SECRET_KEYS - _AMBIGUOUS or _SECRET_WORD.search(low):
+            yield match.start("value"), match.end("value")
+            at = match.end()
+        else:
+            at = match.start("value")

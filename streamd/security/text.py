@@ -1,0 +1,29 @@
+"""Text that cannot be encoded: what the environment, file names and models bring in as lone surrogates."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""`text` itself, or with each lone surrogate as `\udcXX`: it can be encoded as UTF-8 in any case."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def is_encodable(text: str) -> bool:
+    """True where `text` has no lone surrogate, so that JSON, YAML and the wire can carry it."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def to_bytes(text: str) -> bytes:
+    """UTF-8. Bytes that `os.fsdecode` could not read are themselves again; other lone surrogates become three bytes."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
