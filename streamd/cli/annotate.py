@@ -162,7 +162,8 @@ class Annotator:
 
     def _unused(self, name: str) -> Path:
         """A file name based on the input's name that no other input uses."""
-        stem = Path(name.rsplit("/", 1)[-1].split("?", 1)[0]).stem or "stream"
+        # The last part of a URL may be a key, and its host says less than a number.
+        stem = "stream" if "://" in name else Path(name).stem or "stream"
         taken = {video.path for video in self._videos.values()}
         target, number = self._folder / f"{stem}.mp4", 2
         while target in taken:

@@ -340,3 +340,13 @@ def test_help_names_every_command_and_a_closed_pipe_is_no_error() -> None:
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert pipe.stderr == ""
+
+
+@pytest.mark.parametrize(("character", "written"), [("/", "%2F"), ("?", "%3F"), ("#", "%23")])
+def test_check_names_what_a_password_must_not_have(tmp_path: Path, character: str, written: str) -> None:
+    path = config(tmp_path, null(f"[{{id: a, url: 'rtsp://admin:gehe{character}im1@cam/x'}}]"))
+    done = streamd("check", str(path))
+    assert done.returncode == 2
+    assert f"streams[0].url: there is a raw {character} in the password" in done.stdout
+    assert written in done.stdout
+    assert "gehe" not in done.stdout + done.stderr

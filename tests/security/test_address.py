@@ -20,8 +20,9 @@ from streamd.security.redact import redact
         ("two rtsp://a:b@c and http://d:e@f/g", "two rtsp://***@c and http://***@f/g"),
         ("rtsp://u:p/w?x#y@h/x", "rtsp://***@h/x"),
         ("rtsp://u:12345@h/x", "rtsp://***@h/x"),
-        # Who can tell a mail address in a query from a password with a slash?
-        ("rtsp://h:554/x?at=a@b", "rtsp://***@b"),
+        # Who can tell a mail address in a query from a password with a slash, or from the rest of one?
+        ("rtsp://h:554/x?at=a@b", "rtsp://***"),
+        ("rtsp://[::1]:554/x@y", "rtsp://***@y"),
         ("rtsp://[::1]:554/x", "rtsp://[::1]:554/x"),
         ("udp://@239.0.0.1:1234", "udp://@239.0.0.1:1234"),
         ("http://h/x?user=me@work.example&pwd=x", "http://***"),
