@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code. Errors that streamd raises on purpose print one clear message on standard error, no traceback.
     """
     args = parser().parse_args(arguments)
+    with contextlib.suppress(AttributeError, OSError):  # a stream of somebody else's
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names that are not UTF-8
     try:
         code: int = importlib.import_module(f"streamd.cli.{args.command}").run(args)
     except StreamdError as error:

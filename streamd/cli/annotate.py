@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.errors import SinkError
+from streamd.security.text import printable
 from streamd.types import Detections, Frame
 
 Image = npt.NDArray[np.uint8]
@@ -126,53 +128,91 @@ class Video:
                 self._container.close()
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of the file itself, whatever links lead to it; None if there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """True if both name one existing file."""
+    found = _identity(Path(one))
+    return found is not None and found == _identity(Path(other))
+
+
 class Annotator:
     """Writes annotated images, and one MP4 per video, into a folder.
 
+    No input is ever overwritten, and neither is what another input of the same name was written to: `-2` and so on is
+    added to the name then. Files of an earlier run are replaced.
+
     Args:
         folder: created if it does not exist.
+        inputs: the files that are read.
 
     Raises:
         SinkError: the folder cannot be created or written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, inputs: Iterable[Path] = ()) -> None:
         self._folder = folder
         self._videos: dict[str, Video] = {}
+        self._targets: dict[str, Path] = {}
+        self._taken: set[Path] = set()
+        self._inputs = {identity for path in inputs if (identity := _identity(path)) is not None}
+        self.images = 0
+        """Pictures written as images."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SinkError(f"--save {folder}: {error.strerror}") from error
+            raise SinkError(f"--save {printable(str(folder))}: {error.strerror}") from error
 
     def add(self, frame: Frame, detections: Detections, name: str, *, fps: float | None) -> None:
         """Draws one frame of input `name` and writes it: into its video of `fps` frames a second, or as an image."""
         image = draw(upright_bgr(frame), detections)
         if fps is not None:
             if name not in self._videos:
-                self._videos[name] = Video(self._unused(name), fps)
+                self._videos[name] = Video(self._target(name, ".mp4"), fps)
             self._videos[name].add(image)
             return
         import cv2
 
-        target = self._folder / Path(name).name
-        if target.suffix.lower() not in (".jpg", ".jpeg", ".png"):
-            target = target.with_suffix(".png")
-        if not cv2.imwrite(str(target), image):
-            raise SinkError(f"--save: cannot write {target}; check the folder's owner and free space")
+        suffix = Path(name).suffix
+        target = self._target(name, suffix if suffix.lower() in (".jpg", ".jpeg", ".png") else ".png")
+        # Not imwrite: it crashes on names that are not UTF-8.
+        encoded, data = cv2.imencode(target.suffix, image)
+        try:
+            if not encoded:
+                raise OSError(errno.EINVAL, f"a picture of {image.shape[1]} x {image.shape[0]} cannot be encoded")
+            target.write_bytes(data)
+        except OSError as error:
+            raise SinkError(f"--save: cannot write {printable(str(target))}: {error.strerror}") from error
+        self.images += 1
 
-    def _unused(self, name: str) -> Path:
-        """A file name based on the input's name that no other input uses."""
-        # The last part of a URL may be a key, and its host says less than a number.
-        stem = "stream" if "://" in name else Path(name).stem or "stream"
-        taken = {video.path for video in self._videos.values()}
-        target, number = self._folder / f"{stem}.mp4", 2
-        while target in taken:
-            target = self._folder / f"{stem}-{number}.mp4"
-            number += 1
-        return target
+    def _target(self, name: str, suffix: str) -> Path:
+        """A file named after the input, which is none of the inputs and no other input's."""
+        if name not in self._targets:
+            # The last part of a URL may be a key, and its host says less than a number.
+            stem = "stream" if "://" in name else Path(name).stem or "stream"
+            target, number = self._folder / f"{stem}{suffix}", 2
+            while target in self._taken or _identity(target) in self._inputs:
+                target = self._folder / f"{stem}-{number}{suffix}"
+                number += 1
+            self._targets[name] = target
+            self._taken.add(target)
+        return self._targets[name]
+
+    def written(self) -> str:
+        """What was written and where, for people."""
+        videos = [printable(str(video.path)) for video in self._videos.values()]
+        if self.images:
+            videos.append(f"{self.images} image{'s' * (self.images > 1)} in {printable(str(self._folder))}")
+        return ", ".join(videos) or "nothing"
 
     def close(self) -> None:
         """Finishes every video."""
         for video in self._videos.values():
             video.close()
-        self._videos.clear()

@@ -21,7 +21,7 @@ from typing import Any, TextIO, cast
 
 from streamd import __version__
 from streamd.cli import watch
-from streamd.cli.annotate import Video, draw, upright_bgr
+from streamd.cli.annotate import Video, draw, same_file, upright_bgr
 from streamd.cli.check import problems
 from streamd.cli.console import positive, progress
 from streamd.cli.detect import Run
@@ -243,6 +243,8 @@ def _save(args: argparse.Namespace) -> int:
     if len(args.inputs) > 1:
         raise ConfigError(f"--save {args.save}: writes one clip; expected one input, not {len(args.inputs)}")
     given = args.inputs[0] if args.inputs else str(clip())
+    if same_file(given, args.save):
+        raise ConfigError(f"--save {args.save}: is the input itself; choose another name")
     total, seen, frames = _length(given), Counter[str](), 0
     job = Run([given], ModelSettings(path=args.model), DetectSettings(conf=CONF), keep=True)
     video: Video | None = None

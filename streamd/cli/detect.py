@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from streamd.cli.annotate import Annotator
+from streamd.cli.annotate import Annotator, same_file
 from streamd.cli.console import add_head_option
 from streamd.config import is_url
 from streamd.engine import EngineConfig, ModelSettings, open_backend
@@ -56,6 +56,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--labels", help="text file with one class name per line")
     add_head_option(p)
     p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="inference backend")
+    p.add_argument("--recursive", action="store_true", help="also the images in folders below a folder")
     p.add_argument("--save", metavar="DIR", help="write images and videos with boxes drawn to DIR")
     p.add_argument(
         "--json", action="store_true", help="print one JSON message per frame on standard output, and nothing else"
@@ -70,14 +71,14 @@ class _Input:
     images: list[Path] = field(default_factory=list)
 
 
-def _expand(inputs: Sequence[str]) -> list[_Input]:
+def _expand(inputs: Sequence[str], *, recursive: bool = False) -> list[_Input]:
     found = []
     for given in inputs:
         path = Path(given)
         if is_url(given) or given.startswith("/dev/video"):
             found.append(_Input(given, True))
         elif path.is_dir():
-            found.append(_Input(given, False, list_images(path)))
+            found.append(_Input(given, False, list_images(path, recursive=recursive)))
         elif path.suffix.lower() in SUFFIXES:
             found.append(_Input(given, False, [path]))
         else:
@@ -128,12 +129,13 @@ class Run:
         head: str | None = None,
         keep: bool = False,
         limit: int | None = None,
+        recursive: bool = False,
     ) -> None:
         from pydantic import TypeAdapter
 
         remember(secret for given in inputs for secret in credentials(given))
         self.keep, self.limit = keep, limit
-        self.inputs = _expand(inputs)
+        self.inputs = _expand(inputs, recursive=recursive)
         settings = TypeAdapter(EngineConfig).validate_python({"kind": engine})
         self.backend = open_backend(settings, model)
         opened = open_head(declared(head, self.backend.spec), self.backend.spec, detect)
@@ -250,6 +252,19 @@ def _print_table(rows: list[tuple[float, ...]], wall_s: float) -> None:
         print(f"{stage:<12}{column.mean():>9.2f}{p50:>9.2f}{p99:>9.2f}", file=sys.stderr)
 
 
+def _annotator(folder: str, inputs: Sequence[_Input]) -> Annotator:
+    """Writes into `folder`.
+
+    Raises:
+        ConfigError: it is one of the inputs: the next run would take what this one wrote for input.
+    """
+    for item in inputs:
+        if not item.is_video and same_file(folder, item.given):
+            raise ConfigError(f"--save {folder}: is the folder of the images; choose another")
+    files = [path for item in inputs for path in (item.images or ([Path(item.given)] if item.is_video else []))]
+    return Annotator(Path(folder), files)
+
+
 def run(args: argparse.Namespace) -> int:
     """Detects, and prints or saves the results. Inputs that cannot be read are named; the others go on."""
     import time
@@ -258,9 +273,9 @@ def run(args: argparse.Namespace) -> int:
     model = ModelSettings(path=args.model, labels=args.labels)
     job = Run(
         args.inputs, model, detect_settings(args), engine=args.engine, head=args.head, keep=bool(args.save),
-        limit=args.limit,
+        limit=args.limit, recursive=args.recursive,
     )  # fmt: skip
-    annotator = Annotator(Path(args.save)) if args.save else None
+    annotator = _annotator(args.save, job.inputs) if args.save else None
     encode, gaps = encoder("json"), Gaps()
     rows: list[tuple[float, ...]] = []
     started = time.monotonic()
@@ -285,6 +300,8 @@ def run(args: argparse.Namespace) -> int:
         raise job.pipeline.error
     if rows:
         _print_table(rows, time.monotonic() - started)
+    if annotator is not None:
+        print(f"saved: {annotator.written()}", file=sys.stderr)
     for error in job.errors:
-        print(f"streamd: {error}", file=sys.stderr)
+        print(f"streamd: {redact(str(error))}", file=sys.stderr)
     return job.errors[0].exit_code if job.errors else 0

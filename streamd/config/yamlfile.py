@@ -13,6 +13,7 @@ import yaml
 
 from streamd.errors import ConfigError
 from streamd.security.redact import credentials
+from streamd.security.text import is_encodable
 from streamd.security.trust import read_text
 from streamd.settings import FieldPath
 
@@ -20,6 +21,10 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 MAX_DEPTH = 32
 
+MAX_SCALAR = 64
+"""Characters of a number or date: converting a longer one takes time that grows with its square."""
+_MERGE = "tag:yaml.org,2002:merge"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 MAX_SECRET_BYTES = 65_536
 UNREAD = "x" * 40
 """As good as any password or key to whoever only looks at the form."""
@@ -73,11 +78,14 @@ class _Reader:
     def problem(self, node: yaml.Node, message: str) -> None:
         self.document.problems.append((node.start_mark.line + 1, message))
 
+    def _count(self, depth: int) -> None:
+        self._nodes += 1
+        if self._nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise ConfigError(f"more than {MAX_NODES} values or {MAX_DEPTH} levels; this is no streamd configuration")
+
     def read(self, node: yaml.Node, path: FieldPath) -> Any:
         # Aliases make a small file expand without bound ("billion laughs"): count what is built, not what is written.
-        self._nodes += 1
-        if self._nodes > MAX_NODES or len(path) > MAX_DEPTH:
-            raise ConfigError(f"more than {MAX_NODES} values or {MAX_DEPTH} levels; this is no streamd configuration")
+        self._count(len(path))
         self.document.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
@@ -87,6 +95,11 @@ class _Reader:
             return self._substitute(node, path)
         if _is_secret(path):
             self.document.inline.add(str(node.value))
+        if len(node.value) > MAX_SCALAR:
+            self.problem(node, f"a number or date of more than {MAX_SCALAR} characters; put text in quotes")
+            return None
+        if node.tag in _NUMBERS and ":" in node.value:
+            return str(node.value)  # YAML 1.1 takes 22:22 for a number of base 60, which nobody means
         try:
             return self._loader.construct_object(node)
         except Exception:  # noqa: BLE001 - a tag that does not fit (`!!timestamp x`, `!!bool x`) raises anything
@@ -97,14 +110,44 @@ class _Reader:
 
     def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
         out: dict[str, Any] = {}
+        merged: list[yaml.Node] = []
         for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problem(key_node, "a list or mapping stands where a name is expected")
+                continue
             key = str(key_node.value)
+            if key_node.tag == _MERGE:
+                merged.append(value_node)
+                continue
+            if not path and key.startswith("x-"):
+                continue  # a place for what is used elsewhere by anchors, as in Compose files
             if key in out:
                 self.problem(key_node, f"{key}: given twice; keep one")
             out[key] = self.read(value_node, (*path, key))
             where = (*path, key)
             self.document.lines[where] = key_node.start_mark.line + 1
+        for value_node in merged:
+            self._merge(value_node, path, out)
         return out
+
+    def _merge(self, node: yaml.Node, path: FieldPath, out: dict[str, Any], depth: int = 0) -> None:
+        """`<<: *name` or `<<: [*one, *other]`: what `out` does not have yet."""
+        for each in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            self._count(len(path) + depth)
+            if not isinstance(each, yaml.MappingNode):
+                self.problem(each, "<<: expected a mapping, or a list of mappings")
+                continue
+            further: list[yaml.Node] = []
+            for key_node, value_node in each.value:
+                self._count(len(path) + depth)
+                key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else None
+                if key_node.tag == _MERGE:
+                    further.append(value_node)
+                elif key is not None and key not in out:
+                    out[key] = self.read(value_node, (*path, key))
+                    self.document.lines.setdefault((*path, key), key_node.start_mark.line + 1)
+            for value_node in further:
+                self._merge(value_node, path, out, depth + 1)
 
     def _substitute(self, node: yaml.Node, path: FieldPath) -> str:
         substituted = False
@@ -133,6 +176,10 @@ class _Reader:
         out = _SUBSTITUTION.sub(value, str(node.value))
         if "\0" in out:
             self.problem(node, "holds a NUL character, which no path, name or address may have")
+            return ""
+        if not is_encodable(out):
+            self.document.secrets.update(credentials(out) | ({out} if substituted or _is_secret(path) else set()))
+            self.problem(node, "holds bytes that are not UTF-8 text, or half a surrogate pair; write it as UTF-8")
             return ""
         found = credentials(out)
         if out and _is_secret(path):

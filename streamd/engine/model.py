@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from streamd.engine import BUILTIN, ModelSettings
 from streamd.engine.sidecar import Sidecar, read_sidecar
 from streamd.errors import ConfigError, ModelError
+from streamd.security.text import is_encodable, printable
 from streamd.security.trust import distrust, read_text
 from streamd.types import ModelSpec, TensorSpec
 
 MAX_LABELS_BYTES = 1 << 20
 MAX_MODEL_BYTES = 4 << 30
+_GIVE_LABELS = "give model.labels (a list, or a file with one name a line)"
 PLAN_SUFFIXES = (".plan", ".engine", ".trt")
 """File name suffixes of TensorRT plans."""
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -87,18 +91,48 @@ def read_labels(path: str, what: str = "model.labels") -> tuple[str, ...]:
     return labels
 
 
-def _metadata_labels(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Class names from an exporter's `names` entry: a Python dict or list literal, as Ultralytics writes it."""
-    text = metadata.get("names", "")
-    if not text or len(text) > MAX_LABELS_BYTES:
+def _metadata_labels(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]:
+    """Class names from an exporter's `names` entry: a dict or list, as Python (Ultralytics) or JSON writes it.
+
+    Raises:
+        ModelError: an entry that cannot be the names of classes 0, 1, 2 …
+    """
+    text = metadata.get("names", "").strip()
+    if not text:
         return ()
+    problem = f"model {path}: its `names` metadata"
+    if len(text) > MAX_LABELS_BYTES:
+        raise ModelError(f"{problem} is longer than {MAX_LABELS_BYTES} characters; {_GIVE_LABELS}")
+    names = _literal(text)
+    if isinstance(names, dict):
+        numbers = [_class_number(key) for key in names]
+        if sorted(n for n in numbers if n is not None) != list(range(len(names))):
+            found = ", ".join(str(key)[:20] for key in list(names)[:4])
+            raise ModelError(f"{problem} numbers classes {found}, …; expected 0 to {len(names) - 1}; {_GIVE_LABELS}")
+        by_number = dict(zip(numbers, names.values(), strict=True))
+        names = [by_number[n] for n in range(len(names))]
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, (str, int, float)) for name in names):
+        raise ModelError(f"{problem} is neither a list nor a dict of class names: {text[:40]!a}; {_GIVE_LABELS}")
+    return tuple(printable(str(name)) for name in names)
+
+
+def _literal(text: str) -> Any:
+    """What `text` says as JSON, or else as a Python literal; None where it is neither."""
     try:
-        names = ast.literal_eval(text)
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return ()
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        return tuple(str(names[i]) for i in range(len(names)))
-    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
+        return None
+
+
+def _class_number(key: object) -> int | None:
+    """JSON has only strings for keys."""
+    if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10:
+        return int(key)
+    return key if isinstance(key, int) and not isinstance(key, bool) else None
 
 
 def _input_size(settings: ModelSettings, found: Sequence[int], path: Path) -> tuple[int, int]:
@@ -159,13 +193,16 @@ def settle_spec(
     labels = settings.labels
     if isinstance(labels, str):
         labels = read_labels(labels)
+    for given in (*(labels or ()), settings.name or ""):
+        if not is_encodable(given):
+            raise ConfigError(f"model {path}: the name {given!a} cannot be written as UTF-8; rename it")
     return ModelSpec(
         path=str(path),
         sha256=sha256,
         name=settings.name or re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem),
         input=TensorSpec(image.name, fixed, image.dtype),
         outputs=tuple(outputs),
-        labels=labels or sidecar.labels or _metadata_labels(metadata),
+        labels=labels or sidecar.labels or _metadata_labels(metadata, path),
         layout="NCHW" if layout == "NCHW" else "NHWC",
         color=settings.color or sidecar.color or "RGB",
         scale=settings.scale or sidecar.scale or 1 / 255,

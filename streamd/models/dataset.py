@@ -73,7 +73,7 @@ def read_yolo(path: Path, classes: int) -> Truth:
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise ConfigError(f"labels {path}: larger than {MAX_TEXT_BYTES} bytes; expected one box per line")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"labels {path}: cannot be read: {reason}") from error
@@ -129,7 +129,7 @@ def read_coco(path: Path, labels: Sequence[str]) -> dict[str, Truth]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ConfigError(f"labels {path}: larger than {MAX_JSON_BYTES} bytes; expected a COCO annotation file")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"labels {path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -197,7 +197,7 @@ def _frames(record: Record) -> Iterator[str]:
 def _add(archive: tarfile.TarFile, name: str, pieces: Iterable[str], at: float) -> None:
     content = io.BytesIO()
     for piece in pieces:
-        content.write(piece.encode())
+        content.write(piece.encode("utf-8", "backslashreplace"))
     entry = tarfile.TarInfo(name)
     entry.size, entry.mtime, entry.mode = content.tell(), int(at), 0o600
     content.seek(0)

@@ -7,14 +7,19 @@ them acts as the daemon. Only root, the daemon's own user and the users in `STRE
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
+import select
 import stat
+import time
 from pathlib import Path
 
 from streamd.errors import ConfigError
 
+PIPE_S = 5.0
+"""Longest wait for what writes into a pipe, in seconds."""
 VARIABLE = "STREAMD_TRUSTED_UIDS"
 """Comma-separated ids of further users whose files are trusted."""
 
@@ -79,10 +84,14 @@ def read_bytes(path: Path, limit: int, *, what: str, expected: str) -> bytes:
         ConfigError: it cannot be read, is larger, or others can change it.
     """
     try:
-        with path.open("rb") as file:
-            if (doubt := distrust(os.fstat(file.fileno()))) is not None:
+        # Opening a named pipe would wait for somebody who writes, and nothing waits here for ever.
+        with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            if (doubt := distrust(found)) is not None:
                 raise ConfigError(f"{what}: {doubt}")
-            data = file.read(limit + 1)
+            if stat.S_ISREG(found.st_mode):
+                os.set_blocking(file.fileno(), True)
+            data = _at_most(file.fileno(), limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = error.strerror if isinstance(error, OSError) else error
         reason = "is a folder" if path.is_dir() else f"cannot be read: {why}"
@@ -92,13 +101,36 @@ def read_bytes(path: Path, limit: int, *, what: str, expected: str) -> bytes:
     return data
 
 
+def _at_most(file: int, size: int) -> bytes:
+    """What comes out of `file` until its end, `size` bytes at most.
+
+    Raises:
+        OSError: a pipe or terminal whose writer is too slow.
+    """
+    deadline = time.monotonic() + PIPE_S
+    pieces: list[bytes] = []
+    while size > 0:
+        try:
+            piece = os.read(file, min(size, 1 << 20))
+        except BlockingIOError:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([file], [], [], left)[0]:
+                raise TimeoutError(errno.ETIMEDOUT, f"nothing came out of the pipe for {PIPE_S:g} s") from None
+            continue
+        if not piece:
+            break
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
 def read_text(path: Path, limit: int, *, what: str, expected: str) -> str:
-    """See `read_bytes`; the file is UTF-8 text.
+    """See `read_bytes`; the file is UTF-8 text, with a byte order mark or without.
 
     Raises:
         ConfigError: as for `read_bytes`, or it is not such text.
     """
     try:
-        return read_bytes(path, limit, what=what, expected=expected).decode("utf-8")
+        return read_bytes(path, limit, what=what, expected=expected).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{what}: not UTF-8 text (byte {error.start}); expected {expected}") from error

@@ -15,8 +15,8 @@ MAX_BYTES = 256 << 20
 _EXIF_ROTATION: dict[int, Rotation] = {3: 180, 6: 90, 8: 270}
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """The image files directly in `folder`, sorted by name.
+def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
+    """The image files directly in `folder`, and with `recursive` in folders below it, sorted by name.
 
     Raises:
         SourceError: the folder does not exist or contains no image.
@@ -24,7 +24,7 @@ def list_images(folder: str | Path) -> list[Path]:
     path = Path(folder)
     if not path.is_dir():
         raise SourceError("not_found", f"image folder {path}: does not exist", permanent=True)
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in (path.rglob("*") if recursive else path.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise SourceError(
             "no_video",
