@@ -14,10 +14,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from streamd import __version__
-from streamd.errors import StreamdError
+from streamd.errors import ConfigError, StreamdError
 from streamd.security.redact import redact
+from streamd.security.text import is_encodable
+from streamd.sources.images import SUFFIXES
 
 COMMANDS = (
     "run", "demo", "check", "bundle", "schema", "detect", "watch", "keygen", "build", "evaluate", "quantize", "inspect",
@@ -40,6 +43,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Refuses arguments that are not UTF-8; only images may have such names.
+
+    Raises:
+        ConfigError: naming the argument.
+    """
+    for name, value in vars(args).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not is_encodable(text) and Path(text).suffix.lower() not in SUFFIXES:
+                raise ConfigError(f"{name}: {text!a} is not UTF-8 text; rename the file or folder")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the entry point of `streamd`.
 
@@ -50,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.suppress(AttributeError, OSError):  # a stream of somebody else's
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names that are not UTF-8
     try:
+        _check_arguments(args)
         code: int = importlib.import_module(f"streamd.cli.{args.command}").run(args)
     except StreamdError as error:
         print(f"streamd: {redact(str(error))}", file=sys.stderr)

@@ -24,7 +24,8 @@ def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
     path = Path(folder)
     if not path.is_dir():
         raise SourceError("not_found", f"image folder {path}: does not exist", permanent=True)
-    found = sorted(p for p in (path.rglob("*") if recursive else path.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file())
+    inside = path.rglob("*") if recursive else path.iterdir()
+    found = sorted(p for p in inside if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise SourceError(
             "no_video",

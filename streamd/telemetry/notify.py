@@ -30,7 +30,8 @@ class Notifier:
         """Sends assignments such as READY=1; never fails, never waits."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
-                self._socket.sendto("\n".join(lines).encode("utf-8", "backslashreplace"), socket.MSG_DONTWAIT, self._address)
+                data = "\n".join(lines).encode("utf-8", "backslashreplace")
+                self._socket.sendto(data, socket.MSG_DONTWAIT, self._address)
 
     def close(self) -> None:
         """Closes the socket. Idempotent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import av
 import numpy as np
 import pytest
 
-from streamd.cli.annotate import COLORS, Video, color_of, draw
+from streamd.cli.annotate import COLORS, Annotator, Video, color_of, draw, same_file
 from streamd.errors import SinkError
 from streamd.types import Detections
 from tests.conftest import ROOT
-from tests.frames import detections
+from tests.frames import detections, frames
 
 
 def test_colours_are_the_pages_and_tell_the_bundled_models_classes_apart() -> None:
@@ -51,3 +52,57 @@ def test_a_video_keeps_its_first_size_and_says_where_it_cannot_be(tmp_path: Path
             broken = Video(path, 25)
             broken.add(np.zeros((48, 64, 3), np.uint8))
             broken.close()
+
+
+def _picture(folder: Path, name: str | bytes) -> str:
+    path = folder / os.fsdecode(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"the input")
+    return str(path)
+
+
+def test_no_input_and_no_other_output_is_overwritten(tmp_path: Path) -> None:
+    inputs = [_picture(tmp_path, name) for name in ("out/a.jpg", "one/a.jpg", "two/a.jpg", "two/b.png", "two/c.webp")]
+    (tmp_path / "out" / "b.png").symlink_to(inputs[3])
+    annotator = Annotator(tmp_path / "out", map(Path, inputs))
+    for name in inputs:
+        annotator.add(frames("s", 1)[0], detections(), name, fps=None)
+        annotator.add(frames("s", 1)[0], detections(), name, fps=None)
+    assert [Path(name).read_bytes() for name in inputs] == [b"the input"] * 5
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["a-2.jpg", "a-3.jpg", "a-4.jpg", "a.jpg", "b-2.png", "b.png", "c.png"]
+    assert annotator.written() == f"10 images in {tmp_path / 'out'}"
+
+
+def test_a_second_run_replaces_what_the_first_wrote(tmp_path: Path) -> None:
+    name = _picture(tmp_path, "a.jpg")
+    for _ in range(2):
+        Annotator(tmp_path / "out", [Path(name)]).add(frames("s", 1)[0], detections(), name, fps=None)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.jpg"]
+
+
+def test_a_video_beside_its_input_gets_another_name(tmp_path: Path) -> None:
+    name = _picture(tmp_path, "clip.mp4")
+    annotator = Annotator(tmp_path, [Path(name)])
+    annotator.add(frames("s", 1)[0], detections(), name, fps=10)
+    annotator.add(frames("s", 1)[0], detections(), "rtmp://host/live/a-secret-key", fps=10)
+    annotator.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip-2.mp4", "clip.mp4", "stream.mp4"]
+    assert Path(name).read_bytes() == b"the input"
+    assert annotator.written() == f"{tmp_path / 'clip-2.mp4'}, {tmp_path / 'stream.mp4'}"
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = _picture(tmp_path, b"\xff\xfe.jpg")
+    annotator = Annotator(tmp_path / "out", [Path(name)])
+    annotator.add(frames("s", 1)[0], detections(), name, fps=None)
+    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"\xff\xfe.jpg"]
+    annotator.written().encode()
+
+
+def test_what_is_the_same_file(tmp_path: Path) -> None:
+    name = _picture(tmp_path, "a.mp4")
+    os.link(name, tmp_path / "linked.mp4")
+    assert same_file(name, tmp_path / "linked.mp4")
+    assert not same_file(name, tmp_path / "none.mp4")
+    assert not same_file("rtsp://cam/x", "rtsp://cam/x")

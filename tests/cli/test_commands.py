@@ -350,3 +350,36 @@ def test_check_names_what_a_password_must_not_have(tmp_path: Path, character: st
     assert f"streams[0].url: there is a raw {character} in the password" in done.stdout
     assert written in done.stdout
     assert "gehe" not in done.stdout + done.stderr
+
+
+def test_detect_reads_folders_below_and_overwrites_nothing(tmp_path: Path) -> None:
+    images = sorted(shared("images/coco_val128/images").iterdir())[:2]
+    for name, image in zip((b"a.jpg", b"below/a.jpg", b"below/\xff.jpg"), (*images, images[0]), strict=True):
+        target = tmp_path / "in" / os.fsdecode(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(image.read_bytes())
+    arguments = ("detect", tmp_path / "in", "--model", "builtin:road6", "--recursive", "--save")
+    refused = streamd(*arguments, tmp_path / "in")
+    assert refused.returncode == 2
+    assert one_message(refused.stderr).startswith("streamd: --save")
+    done = streamd(*arguments, tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3
+    assert f"saved: 3 images in {tmp_path / 'out'}" in done.stderr
+    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == [b"a-2.jpg", b"a.jpg", b"\xff.jpg"]
+
+
+def test_demo_does_not_overwrite_its_input(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=3, fps=10)
+    before = clip.read_bytes()
+    done = streamd("demo", clip, "--save", clip)
+    assert done.returncode == 2
+    assert "is the input itself" in one_message(done.stderr)
+    assert clip.read_bytes() == before
+
+
+def test_an_argument_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"m\xff.onnx")
+    done = streamd("detect", "a.jpg", "--model", odd)
+    assert done.returncode == 2
+    assert one_message(done.stderr) == "streamd: model: 'm\\udcff.onnx' is not UTF-8 text; rename the file or folder"

@@ -76,9 +76,40 @@ def test_a_model_that_comes_with_streamd_is_asked_for_by_name(tmp_path: Path, mo
         model_file("builtin:road6")
 
 
-@pytest.mark.parametrize("names", ["__import__('os')", "{0: 'a', 2: 'b'}", "(" * 5000, "{"])
-def test_hostile_metadata_is_no_label(path: Path, names: str) -> None:
-    assert settle(path, metadata={"names": names}).labels == ()
+@pytest.mark.parametrize(
+    "names",
+    ["{0: 'cat', 1: 'dog'}", "['cat', 'dog']", '{"0": "cat", "1": "dog"}', '["cat", "dog"]', "{1: 'dog', 0: 'cat'}"],
+)
+def test_names_in_the_forms_of_exporters(path: Path, names: str) -> None:
+    assert settle(path, metadata={"names": names}).labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "__import__('os')", "(" * 5000, "{", "{1: 'cat', 2: 'dog'}", "{0: 'a', 2: 'b'}",
+        '{"a": "b"}', "5", "[[1]]", "{0: {}}",
+    ],
+)  # fmt: skip
+def test_names_that_are_none_are_refused_not_replaced(path: Path, names: str) -> None:
+    with pytest.raises(ModelError, match=r"`names` metadata .*give model\.labels"):
+        settle(path, metadata={"names": names})
+    assert settle(path, metadata={"names": names}, labels=("x", "y")).labels == ("x", "y")
+
+
+def test_names_that_cannot_be_encoded(path: Path) -> None:
+    spec = settle(path, metadata={"names": r'["caf\ud800", "b"]'})
+    assert spec.labels == ("caf\\ud800", "b")
+    with pytest.raises(ConfigError, match="cannot be written as UTF-8"):
+        settle(path, labels=("a\udce4",))
+    with pytest.raises(ConfigError, match="cannot be written as UTF-8"):
+        settle(path, name="a\udce4")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(path: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_bytes(b"\xef\xbb\xbfperson\r\ncar\r\n")
+    assert settle(path, labels=str(names)).labels == ("person", "car")
 
 
 def test_shapes(path: Path) -> None:
