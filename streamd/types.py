@@ -64,6 +64,10 @@ class Picture:
     """Clockwise degrees to turn the coded picture by to see it upright."""
     device: int | None = None
     """CUDA device ordinal, or None for host memory."""
+    mirrored: bool = False
+    """Whether the picture, once turned, is to be mirrored left to right."""
+    pixel_aspect: float = 1.0
+    """Width of a pixel of the upright picture by its height, as it is to be seen."""
 
     def video_frame(self) -> VideoFrame:
         """PyAV's frame: `native` itself, or a copy of what is no frame of PyAV's."""
@@ -117,12 +121,18 @@ class Letterbox:
     """The part of the upright source that was scaled."""
 
     @classmethod
-    def fit(cls, roi: Box, input_width: int, input_height: int, *, upscale: bool = True) -> Letterbox:
-        """The letterbox that centres `roi` in an input of `input_width` × `input_height` pixels."""
-        scale = min(input_width / roi.width, input_height / roi.height)
+    def fit(
+        cls, roi: Box, input_width: int, input_height: int, *, upscale: bool = True, pixel_aspect: float = 1.0
+    ) -> Letterbox:
+        """The letterbox that centres `roi` in an input of `input_width` × `input_height` pixels.
+
+        Pixels that are not square (`pixel_aspect`, width by height) become square there. `scale` is the vertical one.
+        """
+        seen_width = roi.width * pixel_aspect
+        scale = min(input_width / seen_width, input_height / roi.height)
         if not upscale:
             scale = min(scale, 1.0)
-        content_width = max(1, min(input_width, round(roi.width * scale)))
+        content_width = max(1, min(input_width, round(seen_width * scale)))
         content_height = max(1, min(input_height, round(roi.height * scale)))
         # An odd remainder puts the extra pixel right and below, as YOLOv5's round(d ± 0.1) does.
         return cls(

@@ -37,6 +37,8 @@ def upright_bgr(frame: Frame) -> Image:
     """The whole picture as (H, W, 3) BGR, upright."""
     image = frame.picture.video_frame().to_ndarray(format="bgr24")
     turned = np.rot90(image, -frame.picture.rotation // 90)
+    if frame.picture.mirrored:
+        turned = turned[:, ::-1]
     return np.ascontiguousarray(turned).astype(np.uint8, copy=False)
 
 

@@ -93,8 +93,9 @@ class _Plan:
     def __init__(self, frame: Frame, input_width: int, input_height: int, color: Literal["RGB", "BGR"]) -> None:
         picture = frame.picture
         roi = looked_at(frame)
-        self.box = Letterbox.fit(roi, input_width, input_height)
+        self.box = Letterbox.fit(roi, input_width, input_height, pixel_aspect=picture.pixel_aspect)
         self.turns = picture.rotation // 90
+        self.mirrored = picture.mirrored
         width, height = self.box.content_width, self.box.content_height
         if self.turns % 2:
             width, height = height, width
@@ -103,11 +104,6 @@ class _Plan:
         self.color = color
         known = _FORMATS.get(picture.format)
         if known is None:
-            if frame.roi is not None:
-                raise FrameError(
-                    f"stream {frame.stream}: crop is not supported for pixel format {picture.format}; "
-                    f"supported: {', '.join(sorted(_FORMATS))}"
-                )
             self._make_fallback(picture)
         self.known = known
         dtype = np.dtype(np.uint8 if known is None or known.bytes == 1 else "<u2")
@@ -124,9 +120,12 @@ class _Plan:
         from av.video.reformatter import Interpolation, VideoReformatter
 
         self._reformatter = VideoReformatter()
+        # Of a crop, the whole picture is converted first: swscale takes no part of one.
+        self._cropped = (self.roi.width, self.roi.height) != (picture.width, picture.height)
+        width, height = (picture.width, picture.height) if self._cropped else self.size
         self._reformat: dict[str, Any] = {
-            "width": self.size[0],
-            "height": self.size[1],
+            "width": width,
+            "height": height,
             "format": "rgb24" if self.color == "RGB" else "bgr24",
             "interpolation": Interpolation.BILINEAR,
             "src_colorspace": _COLORSPACE[picture.matrix],
@@ -166,18 +165,28 @@ class _Plan:
 
     def render(self, picture: Picture, into: UInt8Array) -> None:
         """Writes the scaled, converted, upright picture into `into` (content_height, content_width, 3)."""
+        import cv2
+
         if self.known is None:
             small = self._reformatter.reformat(picture.video_frame(), **self._reformat)
-            scaled = _view(small, 0, _PlaneShape(0, 0, 3), *self.size, 1)
+            scaled = _view(small, 0, _PlaneShape(0, 0, 3), small.width, small.height, 1)
+            if self._cropped:
+                roi = self.roi
+                part = scaled[roi.y : roi.y + roi.height, roi.x : roi.x + roi.width]
+                scaled = cv2.resize(part, self.size, dst=self._rgb, interpolation=cv2.INTER_LINEAR)
             # np.rot90 rotates counter-clockwise without copying.
-            into[:] = np.rot90(scaled, -self.turns)
+            into[:] = self._upright(scaled)
             return
         self._shrink(picture, self.known)
-        if self.turns == 0:
+        if self.turns == 0 and not self.mirrored:
             self._convert(self.known, into)
             return
         self._convert(self.known, self._rgb)
-        into[:] = np.rot90(self._rgb, -self.turns)
+        into[:] = self._upright(self._rgb)
+
+    def _upright(self, picture: UInt8Array) -> UInt8Array:
+        turned = np.rot90(picture, -self.turns)
+        return turned[:, ::-1] if self.mirrored else turned
 
 
 class HostLetterbox:
@@ -206,7 +215,7 @@ class HostLetterbox:
 
     def _plan(self, frame: Frame) -> _Plan:
         p = frame.picture
-        key = (p.format, p.width, p.height, p.matrix, p.full_range, p.rotation, frame.roi)
+        key = (p.format, p.width, p.height, p.matrix, p.full_range, p.rotation, p.mirrored, p.pixel_aspect, frame.roi)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = _Plan(frame, self.input_width, self.input_height, self._color)

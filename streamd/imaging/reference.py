@@ -125,6 +125,9 @@ def looked_at(frame: Frame) -> Box:
 
 def coded_roi(roi: Box, picture: Picture) -> Box:
     """`roi` of the upright picture, in the coded picture's pixels."""
+    if picture.mirrored:
+        width = picture.height if picture.rotation in (90, 270) else picture.width
+        roi = Box(width - roi.x - roi.width, roi.y, roi.width, roi.height)
     match picture.rotation:
         case 90:
             return Box(roi.y, picture.height - roi.x - roi.width, roi.height, roi.width)
@@ -145,7 +148,7 @@ def letterbox_rgb(
         (input_height, input_width, 3) float32 code values 0..255, not rounded, and the mapping back.
     """
     picture = frame.picture
-    box = Letterbox.fit(looked_at(frame), input_width, input_height)
+    box = Letterbox.fit(looked_at(frame), input_width, input_height, pixel_aspect=picture.pixel_aspect)
     width, height = box.content_width, box.content_height
     if picture.rotation in (90, 270):
         width, height = height, width
@@ -160,6 +163,8 @@ def letterbox_rgb(
         scaled = np.clip((scaled - offset) @ matrix.T, 0, 255)
     # np.rot90 rotates counter-clockwise.
     scaled = np.rot90(scaled, -picture.rotation // 90)
+    if picture.mirrored:
+        scaled = scaled[:, ::-1]
     if color == "BGR":
         scaled = scaled[:, :, ::-1]
     out = np.full((input_height, input_width, 3), float(pad_value), np.float32)

@@ -58,6 +58,11 @@ class AvStreamSettings(SourceSettings):
         description="Damaged pictures, and pictures predicted from them. quarantine: drop them until the next clean "
         "key frame (for 30 s at most), with the reason quarantine. publish: treat them as intact.",
     )
+    pixel_aspect: Literal["display", "square"] = Field(
+        "display",
+        description="Oblong pixels (anamorphic video). display: detect on the picture as it is meant to look. "
+        "square: on the picture as it is stored. Boxes are published in stored pixels in either case.",
+    )
     clock_max_offset_s: float = Field(
         10.0,
         ge=0,

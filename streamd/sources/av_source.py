@@ -23,11 +23,11 @@ from streamd.sources.files import begin_at, check_file, too_short
 from streamd.sources.holdback import Holdback
 from streamd.sources.no_picture import NoPictureWatch
 from streamd.sources.pacing import Pacer, RateLimit
-from streamd.sources.picture import clockwise, picture_of, top_down
+from streamd.sources.picture import UPRIGHT, aspect_of, orientation, picture_of, top_down
 from streamd.sources.quarantine import PacketLossListener, Quarantine
 from streamd.sources.skipping import PacketSkipper, held_back
 from streamd.sources.wire import heard_since
-from streamd.types import Box, Clock, Frame
+from streamd.types import Box, Clock, Frame, Rotation
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -43,6 +43,11 @@ HUNG_S = 5.0
 DECODE_LIMIT_S = 10.0
 FILE_LIMIT_S = 60.0
 """Timeout for reading from a file system."""
+
+
+def _orientation(native: VideoFrame) -> tuple[Rotation, bool]:
+    found = native.side_data.get("DISPLAYMATRIX")
+    return UPRIGHT if found is None else orientation(bytes(found))
 
 
 class AvSource:
@@ -76,6 +81,8 @@ class AvSource:
         """One unit of the stream's time stamps in nanoseconds, as a fraction."""
         self._begin_ns = 0
         """Time stamp of the first frame wanted, until it has been reached."""
+        self._pixel_aspect = 1.0
+        self._orientation: tuple[Rotation, bool] | None = None
         self._raw = False  # raw video's rows may be stored bottom-up
         self.corrupt = 0
         """Packets that the decoder has rejected so far."""
@@ -150,6 +157,8 @@ class AvSource:
             self._skipper = PacketSkipper(context.name, context.extradata, self._limit)
         context.copy_opaque = True
         self._raw = context.name == "rawvideo"
+        if settings.pixel_aspect == "display":
+            self._pixel_aspect = aspect_of(stream.sample_aspect_ratio)
         self._stream = stream
         base = stream.time_base or Fraction(0)
         self._time_base_ns = float(base) * 1e9
@@ -365,10 +374,14 @@ class AvSource:
         if limit is not None and not limit.admit(captured_ns if pts_ns is None else pts_ns):
             self.skipped += 1
             return None
-        rotation = native.rotation
+        if native.key_frame or self._orientation is None:
+            self._orientation = _orientation(native)  # cameras do not turn between key frames, and asking takes time
+        rotation, mirrored = self._orientation
         if self._raw:
             native = top_down(native)
-        picture = picture_of(native, rotation=clockwise(rotation) if rotation else 0, device=self._device)
+        picture = picture_of(
+            native, rotation=rotation, mirrored=mirrored, pixel_aspect=self._pixel_aspect, device=self._device
+        )
         turned = picture.rotation in (90, 270)
         return Frame(
             self._settings.id,

@@ -122,6 +122,8 @@ class Decoder:
             picture.matrix,
             picture.full_range,
             picture.rotation,
+            picture.mirrored,
+            picture.pixel_aspect,
             tuple((pitch, pixels.nbytes) for pitch, pixels in planes),
         )
         if shape != self._shape:

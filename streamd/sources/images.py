@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from streamd.errors import SourceError
+from streamd.sources.picture import UPRIGHT, picture_of
 from streamd.types import Frame, Picture, Rotation
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 MAX_BYTES = 256 << 20
 
-_EXIF_ROTATION: dict[int, Rotation] = {3: 180, 6: 90, 8: 270}
+_EXIF: dict[int, tuple[Rotation, bool]] = {
+    2: (0, True), 3: (180, False), 4: (180, True), 5: (90, True), 6: (90, False), 7: (270, True), 8: (270, False),
+}  # fmt: skip
+"""Clockwise degrees and a mirror after them (CIPA DC-008, table of orientations)."""
 
 
 def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
@@ -35,13 +39,13 @@ def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
     return found
 
 
-def _exif_rotation(path: Path) -> Rotation:
-    """Clockwise degrees from a JPEG's Exif orientation (tag 0x0112); mirrored orientations count as not rotated."""
+def _exif_orientation(path: Path) -> tuple[Rotation, bool]:
+    """Clockwise degrees from a JPEG's Exif orientation (tag 0x0112), and whether to mirror left to right after them."""
     with path.open("rb") as handle:
         head = handle.read(1 << 16)
     at = head.find(b"Exif\0\0")
     if not head.startswith(b"\xff\xd8") or at < 0:
-        return 0
+        return UPRIGHT
     tiff = head[at + 6 :]
     order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
 
@@ -52,8 +56,8 @@ def _exif_rotation(path: Path) -> Rotation:
     for i in range(min(number(directory, 2), 64)):
         entry = directory + 2 + 12 * i
         if number(entry, 2) == 0x0112:
-            return _EXIF_ROTATION.get(number(entry + 8, 2), 0)
-    return 0
+            return _EXIF.get(number(entry + 8, 2), UPRIGHT)
+    return UPRIGHT
 
 
 def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
@@ -72,7 +76,7 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
             raise SourceError(
                 "unsupported", f"image {file}: larger than {MAX_BYTES} bytes; expected a smaller file", permanent=True
             )
-        rotation = _exif_rotation(file)
+        rotation, mirrored = _exif_orientation(file)
         # Otherwise a name with % or a run of digits would be taken for a numbered sequence.
         with av.open(str(file), options={"pattern_type": "none"} if _is_sequence_format(file) else {}) as container:
             native = next(container.decode(video=0))
@@ -84,9 +88,7 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
         raise SourceError("not_found", f"image {file}: {error.strerror}", permanent=True) from error
     except (FFmpegError, StopIteration, IndexError, ValueError) as error:
         raise SourceError("corrupt", f"image {file}: cannot be decoded as an image", permanent=True) from error
-    from streamd.sources.picture import picture_of
-
-    picture = picture_of(native, rotation=rotation)
+    picture = picture_of(native, rotation=rotation, mirrored=mirrored)
     width, height = upright(picture)
     now = time.monotonic_ns()
     return Frame(stream, picture, width, height, started, time.time_ns(), now, seq=seq)

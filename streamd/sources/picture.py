@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from streamd.types import ColorMatrix, Picture, Rotation
@@ -14,10 +16,29 @@ _MATRIX: dict[int, ColorMatrix] = {1: "bt709", 5: "bt601", 6: "bt601", 4: "bt601
 _JPEG_RANGE = 2
 
 
-def clockwise(degrees: float) -> Rotation:
-    """FFmpeg's counter-clockwise display rotation as clockwise quarter turns."""
-    quarter = round(-degrees / 90) % 4
-    return (0, 90, 180, 270)[quarter]
+_MATRIX_BYTES = struct.Struct("=9i")
+
+UPRIGHT: tuple[Rotation, bool] = (0, False)
+
+
+def orientation(matrix: bytes) -> tuple[Rotation, bool]:
+    """What FFmpeg's display matrix does to a picture: clockwise quarter turns, and a mirror left to right after them.
+
+    Args:
+        matrix: (a b u / c d v / x y w) as 32-bit integers: x' = a·x + c·y, y' = b·x + d·y, y downwards (`libavutil/
+            display.h`, ISO/IEC 14496-12 `tkhd`). What maps the picture to nothing, or is cut off, changes nothing; an
+            angle between quarter turns is taken for the nearest.
+    """
+    if len(matrix) < _MATRIX_BYTES.size:
+        return UPRIGHT
+    a, b, _, c, d, *_ = _MATRIX_BYTES.unpack_from(matrix)
+    if a * d == b * c:
+        return UPRIGHT
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        mirrored = (a < 0) != (d < 0)
+        return (180 if d < 0 else 0), mirrored
+    mirrored = (b < 0) == (c < 0)
+    return (90 if b > 0 else 270), mirrored
 
 
 def _format_on_device(native: VideoFrame) -> str:
@@ -39,12 +60,26 @@ def top_down(native: VideoFrame) -> VideoFrame:
     return native.reformat(format="rgb24")
 
 
-def picture_of(native: VideoFrame, *, rotation: Rotation = 0, device: int | None = None) -> Picture:
+def aspect_of(ratio: Fraction | None) -> float:
+    """A declared sample aspect ratio; 1 where there is none, or one that no camera has."""
+    return float(ratio) if ratio is not None and Fraction(1, 4) <= ratio <= 4 else 1.0
+
+
+def picture_of(
+    native: VideoFrame,
+    *,
+    rotation: Rotation = 0,
+    mirrored: bool = False,
+    pixel_aspect: float = 1.0,
+    device: int | None = None,
+) -> Picture:
     """Describes `native`; copies nothing.
 
     Args:
         native: as the decoder returned it.
-        rotation: clockwise degrees, see `clockwise`.
+        rotation: clockwise degrees, see `orientation`.
+        mirrored: left to right, once turned.
+        pixel_aspect: width of a coded pixel by its height, see `aspect_of`.
         device: CUDA device that holds the pixels, None for the host.
     """
     name = native.format.name
@@ -59,4 +94,6 @@ def picture_of(native: VideoFrame, *, rotation: Rotation = 0, device: int | None
         int(native.color_range) == _JPEG_RANGE or name.startswith("yuvj"),
         rotation,
         device,
+        mirrored,
+        1 / pixel_aspect if rotation in (90, 270) else pixel_aspect,
     )

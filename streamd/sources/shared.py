@@ -59,6 +59,8 @@ class Shape(NamedTuple):
     matrix: ColorMatrix
     full_range: bool
     rotation: Rotation
+    mirrored: bool
+    pixel_aspect: float
     planes: tuple[tuple[int, int], ...]
     """(pitch, size) of each plane in bytes."""
 
@@ -164,6 +166,8 @@ class Memory:
             shape.matrix,
             shape.full_range,
             shape.rotation,
+            mirrored=shape.mirrored,
+            pixel_aspect=shape.pixel_aspect,
         )
 
     def _plane(self, buffer: int, shape: Shape) -> list[_Plane]:

@@ -170,6 +170,15 @@ def test_matrix_and_range(host: Host, fmt: str, matrix: str, full_range: bool) -
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+@pytest.mark.parametrize("fmt", ["nv12", "bgr24"])
+def test_mirrored_pictures_and_oblong_pixels(host: Host, fmt: str, rotation: int) -> None:
+    """Of the host's numbers alone: the kernel walks an affine map, whatever its signs and steps."""
+    check_preprocess(host, [noise_frame(fmt, rotation=rotation, mirrored=True)])
+    check_preprocess(host, [noise_frame(fmt, rotation=rotation, mirrored=True, roi=Box(20, 40, 160, 120))])
+    check_preprocess(host, [noise_frame(fmt, rotation=rotation, pixel_aspect=16 / 11)])
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 @pytest.mark.parametrize("fmt", ["nv12", "yuv422p", "bgr24"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: g[0])
 def test_rotation_crop_and_size(host: Host, fmt: str, geometry: Any, rotation: int) -> None:

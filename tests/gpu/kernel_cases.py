@@ -65,6 +65,8 @@ def noise_frame(
     matrix: Any = "bt601",
     full_range: bool = False,
     rotation: Any = 0,
+    mirrored: bool = False,
+    pixel_aspect: float = 1.0,
     roi: Box | None = None,
 ) -> Frame:
     """A frame of random samples, every one of them legal: no smooth area hides a tap in the wrong place."""
@@ -82,7 +84,9 @@ def noise_frame(
         else:
             view[:] = random.integers(0, 256, view.size, np.uint8)
     upright = (height, width) if rotation in (90, 270) else (width, height)
-    picture = Picture(native, fmt, width, height, matrix, full_range or fmt.startswith("yuvj"), rotation)
+    picture = Picture(
+        native, fmt, width, height, matrix, full_range or fmt.startswith("yuvj"), rotation, None, mirrored, pixel_aspect
+    )
     return Frame("s", picture, *upright, 0, 0, 0, roi=roi)
 
 

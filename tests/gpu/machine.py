@@ -54,7 +54,10 @@ class Gpu:
             planes.append(SimpleNamespace(buffer_ptr=buffer.address, line_size=plane.line_size))
         p = frame.picture
         native: Any = SimpleNamespace(planes=planes)
-        picture = Picture(native, p.format, p.width, p.height, p.matrix, p.full_range, p.rotation, self.device.ordinal)
+        picture = Picture(
+            native, p.format, p.width, p.height, p.matrix, p.full_range, p.rotation, self.device.ordinal, p.mirrored,
+            p.pixel_aspect,
+        )  # fmt: skip
         return Frame(frame.stream, picture, frame.width, frame.height, 0, 0, 0, roi=frame.roi)
 
     def preprocess(

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from streamd.cli.annotate import upright_bgr
 from streamd.errors import FrameError
 from streamd.imaging.letterbox import HostLetterbox
 from streamd.imaging.reference import letterbox_rgb
@@ -34,6 +35,8 @@ def make_frame(
     matrix: ColorMatrix = "bt601",
     full_range: bool = False,
     rotation: Rotation = 0,
+    mirrored: bool = False,
+    pixel_aspect: float = 1.0,
     roi: Box | None = None,
 ) -> Frame:
     import av
@@ -46,7 +49,7 @@ def make_frame(
             dst_color_range=2 if full_range or fmt.startswith("yuvj") else 1,
         )
     upright = (height, width) if rotation in (90, 270) else (width, height)
-    picture = Picture(native, fmt, width, height, matrix, full_range, rotation)
+    picture = Picture(native, fmt, width, height, matrix, full_range, rotation, None, mirrored, pixel_aspect)
     return Frame("s", picture, *upright, 0, 0, 0, roi=roi)
 
 
@@ -74,9 +77,67 @@ def test_matrix_and_range_are_the_streams_own(matrix: ColorMatrix, full_range: b
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("roi", [None, Box(20, 40, 160, 120)])
-def test_rotation_and_crop(rotation: Rotation, roi: Box | None) -> None:
-    assert compare(make_frame(rotation=rotation, roi=roi)).mean() < 0.5
+def test_orientation_and_crop(rotation: Rotation, mirrored: bool, roi: Box | None) -> None:
+    assert compare(make_frame(rotation=rotation, mirrored=mirrored, roi=roi)).mean() < 0.5
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+@pytest.mark.parametrize("fmt", ["yuyv422", "bgra", "yuv420p12le", "gray12le"])
+def test_crop_of_formats_that_swscale_converts(rotation: Rotation, fmt: str) -> None:
+    """Webcams and industrial cameras: a crop is what it is for every other format."""
+    roi = Box(21, 40, 160, 121)
+    whole = make_frame(rotation=rotation, roi=roi, fmt="gray" if fmt == "gray12le" else "rgb24")
+    native = whole.picture.native.reformat(format=fmt)
+    other = Frame("s", Picture(native, fmt, 322, 240, "bt601", False, rotation), whole.width, whole.height, 0, 0, 0)
+    other.roi = roi
+    into = np.zeros((256, 224, 3), np.uint8)
+    box = HostLetterbox(224, 256)(other, into)
+    expected, expected_box = letterbox_rgb(whole, 224, 256)
+    assert box == expected_box
+    assert np.abs(into - expected).mean() < 2
+
+
+def _corners(picture: npt.NDArray[Any]) -> list[int]:
+    """Which of four quarters is where, by its grey level: upper left, upper right, lower left, lower right."""
+    h, w = picture.shape[0] // 4, picture.shape[1] // 4
+    return [round(float(picture[y, x].mean()) / 60) for y in (h, -h) for x in (w, -w)]
+
+
+@pytest.mark.parametrize(
+    ("rotation", "mirrored", "upright"),
+    [
+        (0, False, [1, 2, 3, 4]), (0, True, [2, 1, 4, 3]), (180, False, [4, 3, 2, 1]), (180, True, [3, 4, 1, 2]),
+        (90, False, [3, 1, 4, 2]), (90, True, [1, 3, 2, 4]), (270, False, [2, 4, 1, 3]), (270, True, [4, 2, 3, 1]),
+    ],
+)  # fmt: skip
+def test_where_the_corners_are(rotation: Rotation, mirrored: bool, upright: list[int]) -> None:
+    """The eight orientations of Exif, by hand: letterbox and reference could be wrong together."""
+    import av
+
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    for i in range(4):
+        pixels[32 * (i // 2) :, 32 * (i % 2) :] = 60 * (i + 1)
+    pixels[32:, :32] = 180
+    native = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    frame = Frame("s", Picture(native, "rgb24", 64, 64, "bt601", True, rotation, None, mirrored), 64, 64, 0, 0, 0)
+    into = np.zeros((64, 64, 3), np.uint8)
+    HostLetterbox(64, 64)(frame, into)
+    assert _corners(into) == upright
+    assert _corners(letterbox_rgb(frame, 64, 64)[0]) == upright
+    assert _corners(upright_bgr(frame)) == upright
+
+
+def test_pixels_that_are_not_square() -> None:
+    frame = make_frame(320, 240, pixel_aspect=2.0)
+    into = np.zeros((320, 320, 3), np.uint8)
+    box = HostLetterbox(320, 320)(frame, into)
+    assert (box.content_width, box.content_height, box.pad_y) == (320, 120, 100)
+    # Boxes are in stored pixels: the whole picture is the whole picture.
+    whole = np.array([[0, 100, 320, 220]], np.float32)
+    np.testing.assert_allclose(box.to_source(whole), [[0, 0, 320, 240]])
+    assert compare(make_frame(320, 240, pixel_aspect=16 / 11)).mean() < 0.5
 
 
 @pytest.mark.parametrize(("width", "height"), [(323, 241), (17, 33), (1920, 1080), (224, 256), (640, 16)])

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 
 from streamd.errors import SourceError
 from streamd.imaging.reference import letterbox_rgb
+from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
 from streamd.types import Frame
@@ -113,6 +115,41 @@ def test_rotation_is_applied_to_size_and_pixels(tmp_path: Path) -> None:
     content = upright[box.pad_y : box.pad_y + box.content_height, box.pad_x : box.pad_x + box.content_width]
     half = content.shape[0] // 2
     assert content[: half - 8].mean() > content[half + 8 :].mean() + 5
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [((-1, 0, 0, 1), (0, True)), ((1, 0, 0, -1), (180, True)), ((0, 0, 0, 0), (0, False)), ((0, 1, 1, 0), (90, True))],
+)
+def test_mirrored_and_senseless_matrices(
+    tmp_path: Path, values: tuple[int, int, int, int], found: tuple[int, bool]
+) -> None:
+    clip = write_clip(tmp_path / "flat.mp4", frames=5)
+    data = bytearray(clip.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    a, b, c, d = (v << 16 for v in values)
+    data[matrix : matrix + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    clip.write_bytes(data)
+    for isolation in ("thread", "process"):
+        source = open_source(AvStreamSettings(id="s", url=str(clip), pace="asap", isolation=isolation))
+        source.open()
+        frames = list(source.frames())
+        source.close()
+        assert {(f.picture.rotation, f.picture.mirrored) for f in frames} == {found}
+        assert (frames[0].width, frames[0].height) == ((108, 192) if found[0] == 90 else (192, 108))
+
+
+def test_oblong_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "dv.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 720, 576, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
+        for i in range(5):
+            container.mux(stream.encode(picture(720, 576, i)))
+        container.mux(stream.encode(None))
+    assert read(path)[2][0].picture.pixel_aspect == pytest.approx(16 / 11)
+    assert read(path, pixel_aspect="square")[2][0].picture.pixel_aspect == 1
 
 
 def test_variable_rate_is_played_at_its_own_distances(tmp_path: Path) -> None:

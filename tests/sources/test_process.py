@@ -82,7 +82,17 @@ def same_as_in_a_thread(url: Path, limit: int = 10_000, **more: Any) -> int:
         for ours, theirs in zip(process.frames(), thread.frames(), strict=False):
             count += 1
             a, b = ours.picture, theirs.picture
-            for name in ("format", "width", "height", "matrix", "full_range", "rotation", "device"):
+            for name in (
+                "format",
+                "width",
+                "height",
+                "matrix",
+                "full_range",
+                "rotation",
+                "mirrored",
+                "pixel_aspect",
+                "device",
+            ):
                 assert getattr(a, name) == getattr(b, name), name
             assert (ours.pts_ns, ours.width, ours.height, ours.roi) == (
                 theirs.pts_ns, theirs.width, theirs.height, theirs.roi,

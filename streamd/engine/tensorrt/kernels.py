@@ -112,11 +112,21 @@ def _axis(out: int, origin: int, size: int, full: int, samples: int) -> tuple[in
     return start, step
 
 
-def _turn(x: tuple[int, int], y: tuple[int, int], width: int, height: int, rotation: int) -> list[int]:
+def _turn(x: tuple[int, int], y: tuple[int, int], width: int, height: int, rotation: int, mirrored: bool) -> list[int]:
     """Positions over coded content of `width` × `height` as origin, a column's and a row's share, in upright order.
 
     Returns x's three numbers, then y's.
     """
+    out = _turned(x, y, width, height, rotation)
+    if mirrored:  # the column counts from the right
+        last = (height if rotation in (90, 270) else width) - 1
+        for axis in (0, 3):
+            out[axis] += out[axis + 1] * last
+            out[axis + 1] = -out[axis + 1]
+    return out
+
+
+def _turned(x: tuple[int, int], y: tuple[int, int], width: int, height: int, rotation: int) -> list[int]:
     (x0, dx), (y0, dy) = x, y
     last_x, last_y = x0 + dx * (width - 1), y0 + dy * (height - 1)
     match rotation:
@@ -166,7 +176,7 @@ def _geometry(frame: Frame, input_width: int, input_height: int, color: Literal[
             f"supported: {', '.join(sorted(FORMATS))}"
         )
     roi = looked_at(frame)
-    box = Letterbox.fit(roi, input_width, input_height)
+    box = Letterbox.fit(roi, input_width, input_height, pixel_aspect=picture.pixel_aspect)
     coded = coded_roi(roi, picture)
     width, height = box.content_width, box.content_height
     if picture.rotation in (90, 270):
@@ -179,7 +189,7 @@ def _geometry(frame: Frame, input_width: int, input_height: int, color: Literal[
     for samples_x, samples_y in ((picture.width, picture.height), chroma):
         x = _axis(width, coded.x, coded.width, picture.width, samples_x)
         y = _axis(height, coded.y, coded.height, picture.height, samples_y)
-        axes += _turn(x, y, width, height, picture.rotation)
+        axes += _turn(x, y, width, height, picture.rotation, picture.mirrored)
     fixed = _GEOMETRY.pack(
         kind.layout, *axes, picture.width, picture.height, *chroma,
         box.pad_x, box.pad_y, box.content_width, box.content_height,
@@ -213,7 +223,7 @@ class Geometries:
             FrameError: an unknown pixel format, or a crop outside the picture.
         """
         p = frame.picture
-        key = (p.format, p.width, p.height, p.matrix, p.full_range, p.rotation, frame.roi)
+        key = (p.format, p.width, p.height, p.matrix, p.full_range, p.rotation, p.mirrored, p.pixel_aspect, frame.roi)
         found = self._kept.get(key)
         if found is None:
             found = self._kept[key] = _geometry(frame, *self._size, self._color)

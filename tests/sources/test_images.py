@@ -1,0 +1,54 @@
+"""Image files: orientation, and which ones a folder has."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from streamd.errors import SourceError
+from streamd.sources.images import list_images, read_image
+
+
+def jpeg(path: Path, orientation: int | None = None, order: str = "<") -> Path:
+    good, data = cv2.imencode(".jpg", np.full((48, 64, 3), 90, np.uint8))
+    assert good
+    content = data.tobytes()
+    if orientation is not None:
+        mark = b"II" if order == "<" else b"MM"
+        entry = struct.pack(order + "HHIH2x", 0x0112, 3, 1, orientation)
+        tiff = mark + struct.pack(order + "HIH", 42, 8, 1) + entry + bytes(4)
+        body = b"Exif\0\0" + tiff
+        content = content[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + content[2:]
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("tag", "found"),
+    [
+        (0, (0, False)), (1, (0, False)), (2, (0, True)), (3, (180, False)), (4, (180, True)), (5, (90, True)),
+        (6, (90, False)), (7, (270, True)), (8, (270, False)), (9, (0, False)), (None, (0, False)),
+    ],
+)  # fmt: skip
+def test_exif_orientations(tmp_path: Path, tag: int | None, found: tuple[int, bool], order: str) -> None:
+    frame = read_image(jpeg(tmp_path / "a.jpg", tag, order))
+    assert (frame.picture.rotation, frame.picture.mirrored) == found
+    assert (frame.width, frame.height) == ((48, 64) if found[0] in (90, 270) else (64, 48))
+
+
+def test_folders_below(tmp_path: Path) -> None:
+    for name in ("b.jpg", "below/a.jpg", "below/deeper/c.PNG", "below/text.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert list_images(tmp_path) == [tmp_path / "b.jpg"]
+    found = list_images(tmp_path, recursive=True)
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["b.jpg", "below/a.jpg", "below/deeper/c.PNG"]
+    empty = tmp_path / "below" / "empty"
+    empty.mkdir()
+    with pytest.raises(SourceError, match="contains no image"):
+        list_images(empty)
