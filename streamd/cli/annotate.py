@@ -189,7 +189,7 @@ class Annotator:
         try:
             if not encoded:
                 raise OSError(errno.EINVAL, f"a picture of {image.shape[1]} x {image.shape[0]} cannot be encoded")
-            target.write_bytes(data)
+            target.write_bytes(data.tobytes())
         except OSError as error:
             raise SinkError(f"--save: cannot write {printable(str(target))}: {error.strerror}") from error
         self.images += 1

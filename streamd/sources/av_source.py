@@ -46,7 +46,7 @@ FILE_LIMIT_S = 60.0
 
 
 def _orientation(native: VideoFrame) -> tuple[Rotation, bool]:
-    found = native.side_data.get("DISPLAYMATRIX")
+    found: Any = native.side_data.get("DISPLAYMATRIX")
     return UPRIGHT if found is None else orientation(bytes(found))
 
 

@@ -247,8 +247,9 @@ class Tap:
     def _shrink(self, frame: Frame, width: int) -> Image | None:
         """The whole upright picture as BGR, at most `width` pixels wide; None if it cannot be accessed."""
         frame = replace(frame, roi=None)
-        scale = min(1.0, width / frame.width, width / frame.height)
-        size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+        seen = frame.width * frame.picture.pixel_aspect
+        scale = min(1.0, width / seen, width / frame.height)
+        size = max(1, round(seen * scale)), max(1, round(frame.height * scale))
         if frame.picture.device is not None:
             download = self.downloads.get(frame.picture.device)
             return None if download is None else download(frame, *size)

@@ -89,7 +89,7 @@ def test_crop_of_formats_that_swscale_converts(rotation: Rotation, fmt: str) -> 
     """Webcams and industrial cameras: a crop is what it is for every other format."""
     roi = Box(21, 40, 160, 121)
     whole = make_frame(rotation=rotation, roi=roi, fmt="gray" if fmt == "gray12le" else "rgb24")
-    native = whole.picture.native.reformat(format=fmt)
+    native = whole.picture.video_frame().reformat(format=fmt)
     other = Frame("s", Picture(native, fmt, 322, 240, "bt601", False, rotation), whole.width, whole.height, 0, 0, 0)
     other.roi = roi
     into = np.zeros((256, 224, 3), np.uint8)
