@@ -206,6 +206,18 @@ class ModelInfo:
 
 
 @dataclass(slots=True, frozen=True)
+class Tracks:
+    """The track of each box of one frame."""
+
+    number: npt.NDArray[np.int64]
+    """(N,) Unique within the process; 0 where the box has no confirmed track."""
+    age_s: Float32Array
+    """(N,) Seconds since the track's first box."""
+    velocity: Float32Array
+    """(N, 2) Pixels per second."""
+
+
+@dataclass(slots=True, frozen=True)
 class Detections:
     """What was seen in one frame. Empty arrays, never None."""
 
@@ -226,6 +238,8 @@ class Detections:
     """(N,)"""
     clock: Clock = "arrival"
     """Whose clock `wall_ns` is."""
+    tracks: Tracks | None = None
+    """Of each box; None where nothing is tracked."""
 
 
 StreamState = Literal["CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED"]

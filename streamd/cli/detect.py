@@ -22,6 +22,7 @@ from streamd.errors import ConfigError, SourceError, StreamdError
 from streamd.flow.batcher import Batcher
 from streamd.flow.pipeline import Pipeline
 from streamd.flow.ring import Bell, Closed, Ring
+from streamd.flow.stream import StreamOutput
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import declared, open_head, resolve_labels
@@ -150,7 +151,8 @@ class Run:
         batcher.add("detect", self.ring)
         batcher.seal()
         self.results: queue.SimpleQueue[Detections | None] = queue.SimpleQueue()
-        self.pipeline = Pipeline(self.backend, batcher, postprocess, self.model, self.metrics, self.results.put)
+        self.pipeline = Pipeline(self.backend, batcher, postprocess, self.model, self.metrics)
+        self.pipeline.add(StreamOutput("detect", self.metrics, self.model, self.results.put))
         self.pending: dict[int, tuple[Frame | None, str, float | None]] = {}
         # Drawing may be slower than detecting: frames waiting to be drawn must not pile up.
         self.room = threading.Semaphore(MAX_PENDING)

@@ -19,6 +19,10 @@ class Backoff:
         self._random = random_source or random.Random()  # noqa: S311 - jitter, not a secret
         self.attempts = 0
 
+    def change(self, initial_s: float, max_s: float) -> None:
+        """Sets other waits, in seconds; attempts so far still count."""
+        self._initial, self._max = initial_s, max_s
+
     def next(self, *, longest: bool = False) -> float:
         """The next wait in seconds: between half and all of the doubled bound, or of the longest one."""
         bound: float = self._max if longest else min(self._max, self._initial * 2 ** min(self.attempts, 32))

@@ -73,6 +73,13 @@ class Batcher:
             self._inputs = (*self._inputs, _Input(stream, ring, priority, max_age_s))
         self._bell.ring()
 
+    def change(self, stream: str, priority: int, max_age_s: float | None) -> None:
+        """Sets another priority and age; see `add`. Holds from the next batch on."""
+        for item in self._inputs:
+            if item.stream == stream:
+                item.priority = priority
+                item.max_age_ns = float("inf") if max_age_s is None else max_age_s * 1e9
+
     def remove(self, stream: str) -> None:
         """Serves the stream no longer; what waits in its ring is the caller's."""
         with self._lock:

@@ -7,6 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
+from streamd.flow.settings import StreamSettings
 from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Outputs
 
 
@@ -76,6 +80,10 @@ class Source(Protocol):
         Raises:
             SourceError: the input broke; never for one bad packet.
         """
+        ...
+
+    def adapt(self, settings: StreamSettings) -> None:
+        """Takes on settings that differ only in what needs no new connection: see `StreamSettings.HOT`. Any thread."""
         ...
 
     def close(self) -> None:
@@ -165,6 +173,17 @@ class Backend(ABC, Generic[SlotT]):
     def memory(self) -> Mapping[str, int]:
         """Bytes held, by kind, for the metrics; the kinds never change. Empty where nothing is known."""
         return {}
+
+    def thumbnail(self, frame: Frame, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """A small upright picture for people, (height, width, 3) uint8, BGR, of a frame in the memory of `device`.
+
+        For frames whose batch was collected. For one thread, which may be another one than those of the stages.
+
+        Raises:
+            FrameError: the picture cannot be read.
+            BackendError: the device failed.
+        """
+        raise NotImplementedError
 
     def device_times(self, slot: SlotT) -> Mapping[str, float]:
         """Seconds that the device spent on the slot's last collected batch, by stage: preprocess, infer.

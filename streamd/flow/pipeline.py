@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -20,8 +20,8 @@ from streamd.flow.batcher import Batcher
 from streamd.flow.contracts import Backend
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.stage import StageThread
-from streamd.telemetry.metrics import Metrics, StreamMetrics
-from streamd.telemetry.tally import Tally
+from streamd.flow.stream import Analysis, Result, StreamOutput
+from streamd.telemetry.metrics import Metrics
 from streamd.types import (
     Detections,
     Float32Array,
@@ -33,19 +33,6 @@ from streamd.types import (
 )
 
 log = structlog.get_logger(__name__)
-
-
-class Tap(Protocol):
-    """Looks at frames with their detections just before they are let go."""
-
-    @property
-    def wanted(self) -> Mapping[str, object]:
-        """By stream; empty while nobody looks."""
-        ...
-
-    def take(self, frame: Frame, detections: Detections) -> None:
-        """Must be quick, keep no picture and raise nothing."""
-        ...
 
 
 Postprocess = Callable[[Any, int, Letterbox], tuple[Float32Array, Float32Array, Int32Array]]
@@ -64,7 +51,7 @@ class _Work:
 
 
 class Pipeline:
-    """Runs batches from `batcher` through `engine` and hands each frame's detections to `publish`.
+    """Runs batches from `batcher` through `engine` and publishes each frame's detections.
 
     Args:
         engine: a started backend.
@@ -72,9 +59,8 @@ class Pipeline:
         postprocess: decodes one frame of a collected batch.
         model: identity that goes with every detection.
         metrics: counts and times.
-        publish: takes one frame's detections; must not block. Called in capture order of each stream.
         name: tells the queues of several pipelines apart in the metrics.
-        tap: shown each published frame of the streams that it wants.
+        analysis: works on every batch before it is published; None for no analysis.
     """
 
     def __init__(
@@ -84,17 +70,18 @@ class Pipeline:
         postprocess: Postprocess,
         model: ModelInfo,
         metrics: Metrics,
-        publish: Callable[[Detections], None],
         name: str = "",
-        tap: Tap | None = None,
+        analysis: Analysis | None = None,
     ) -> None:
         self._engine = engine
         self._batcher = batcher
         self._postprocess = postprocess
         self._model = model
         self._metrics = metrics
-        self._publish = publish
-        self._tap = tap
+        self._analysis = analysis
+        self._outputs: Mapping[str, StreamOutput] = {}
+        """By stream. Replaced, never changed: the postprocess thread reads it without a lock."""
+        self._outputs_lock = threading.Lock()
         self.error: BaseException | None = None
         """What ended the pipeline early."""
         self.done = threading.Event()
@@ -109,9 +96,9 @@ class Pipeline:
         self._decode_time, self._queue_time, self._preprocess_time, self._infer_time, self._postprocess_time = (
             metrics.stage_duration.tally(stage) for stage in ("decode", "queue", "preprocess", "infer", "postprocess")
         )
+        if analysis is not None:
+            self._track_time = metrics.stage_duration.tally("track")
         self._device_time = {name: metrics.device_duration.labels(stage=name) for name in ("preprocess", "infer")}
-        self._per_stream: dict[str, tuple[StreamMetrics, Tally, list[int]]] = {}
-        """Counters, latencies, and how often each class was seen. The postprocess thread's."""
         self._count = count
         metrics.add_in_flight(self.in_flight)
         metrics.queue_depth.labels(queue=f"infer{name}").set_function(lambda: len(self._ready))
@@ -133,6 +120,16 @@ class Pipeline:
                 fail=self._fail,
             ),
         ]
+
+    def add(self, output: StreamOutput) -> None:
+        """Serves one more stream. Before its first frame."""
+        with self._outputs_lock:
+            self._outputs = {**self._outputs, output.name: output}
+
+    def remove(self, stream: str) -> None:
+        """Serves the stream no longer. After its last frame."""
+        with self._outputs_lock:
+            self._outputs = {name: output for name, output in self._outputs.items() if name != stream}
 
     def in_flight(self) -> int:
         """Batches between preprocess and postprocess."""
@@ -230,20 +227,17 @@ class Pipeline:
             with contextlib.suppress(Closed):
                 self._free.put(work.slot)
             self._observe_batch(work, inferred_ns)
-            for frame, (xyxy, score, class_id) in zip(work.frames, decoded, strict=True):
-                done_ns = time.monotonic_ns()
-                times = StageTimes(
-                    frame.captured_ns, frame.decoded_ns, work.batched_ns, work.preprocessed_ns, inferred_ns, done_ns
-                )
-                detections = Detections(
-                    frame.stream, frame.epoch, frame.seq, frame.pts_ns, frame.wall_ns, frame.width, frame.height,
-                    times, self._model, xyxy, score, class_id, frame.clock,
-                )  # fmt: skip
-                self._publish(detections)
+            outputs_of = self._outputs
+            results = [
+                Result(outputs_of[frame.stream], frame, *boxes)
+                for frame, boxes in zip(work.frames, decoded, strict=True)
+            ]
+            if self._analysis is not None:
+                self._analysis.step(results)
+                self._track_time.observe((time.monotonic_ns() - inferred_ns) / 1e9, len(results))
+            for result in results:
+                self._publish(work, result, inferred_ns)
                 published += 1
-                self._count_published(detections)
-                if self._tap is not None and frame.stream in self._tap.wanted:
-                    self._tap.take(frame, detections)
         except BaseException:
             self._drop(work.frames[published:], "stage_failed")
             raise
@@ -255,24 +249,17 @@ class Pipeline:
         self._preprocess_time.observe((work.preprocessed_ns - work.batched_ns) / 1e9, frames)
         self._infer_time.observe((inferred_ns - work.preprocessed_ns) / 1e9, frames)
 
-    def _count_published(self, detections: Detections) -> None:
-        stream, t = detections.stream, detections.times
-        known = self._per_stream.get(stream)
-        if known is None:
-            metrics = self._metrics
-            known = self._per_stream[stream] = (
-                metrics.stream(stream),
-                metrics.capture_to_publish.tally(stream),
-                metrics.detections.of(stream, self._model.labels),
-            )
-        counters, latency, seen = known
-        counters.published += 1
-        self._decode_time.observe((t.decoded - t.captured) / 1e9)
-        self._queue_time.observe((t.batched - t.decoded) / 1e9)
-        self._postprocess_time.observe((t.postprocessed - t.inferred) / 1e9)
-        seconds = (t.postprocessed - t.captured) / 1e9
-        latency.observe(seconds)
-        if counters.objective_s is not None and seconds > counters.objective_s:
-            counters.late += 1
-        for class_id in detections.class_id.tolist():
-            seen[class_id] += 1
+    def _publish(self, work: _Work, result: Result, inferred_ns: int) -> None:
+        frame = result.frame
+        times = StageTimes(
+            frame.captured_ns, frame.decoded_ns, work.batched_ns, work.preprocessed_ns, inferred_ns,
+            time.monotonic_ns(),
+        )  # fmt: skip
+        detections = Detections(
+            frame.stream, frame.epoch, frame.seq, frame.pts_ns, frame.wall_ns, frame.width, frame.height,
+            times, self._model, result.xyxy, result.score, result.class_id, frame.clock, result.tracks,
+        )  # fmt: skip
+        result.output.publish(frame, detections)
+        self._decode_time.observe((times.decoded - times.captured) / 1e9)
+        self._queue_time.observe((times.batched - times.decoded) / 1e9)
+        self._postprocess_time.observe((times.postprocessed - times.inferred) / 1e9)

@@ -84,6 +84,19 @@ class Ring(Generic[T]):
         """True once nothing will ever come out again."""
         return self._closed and not self._items
 
+    def change(self, capacity: int, policy: Policy) -> None:
+        """Sets another capacity and policy. What waits beyond the new capacity is dropped, the oldest first."""
+        gone: list[T] = []
+        with self._lock:
+            self.capacity, self.policy = capacity, policy
+            keep = 1 if policy == "latest" else capacity
+            while len(self._items) > keep:
+                gone.append(self._items.popleft())
+            self._not_full.notify_all()
+        if self._on_drop is not None:
+            for item in gone:
+                self._on_drop(item, "ring_full")
+
     def put(self, item: T, timeout: float | None = None) -> None:
         """Adds an item.
 
@@ -94,7 +107,7 @@ class Ring(Generic[T]):
         gone: list[T] | None = None
         with self._lock:
             if self.policy == "block" and not self._not_full.wait_for(
-                lambda: self._closed or len(self._items) < self.capacity, timeout
+                lambda: self._closed or self.policy != "block" or len(self._items) < self.capacity, timeout
             ):
                 raise TimeoutError
             if self._closed:

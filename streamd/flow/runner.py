@@ -15,6 +15,7 @@ from streamd.errors import SourceError, SourceReason
 from streamd.flow.backoff import Backoff
 from streamd.flow.contracts import Source, SourceInfo
 from streamd.flow.ring import Closed, Ring
+from streamd.flow.settings import StreamSettings
 from streamd.flow.threads import NamedThread
 from streamd.security.redact import redact
 from streamd.telemetry.metrics import StreamMetrics
@@ -105,6 +106,8 @@ class StreamRunner:
         self._on_status = on_status
         self._backoff = Backoff(initial_s, max_s)
         self._attempts = attempts
+        self._connected = before is None
+        """Whether the next connection counts as a reconnect, where it is not the stream's first."""
         self._stop = threading.Event()
         self._lock = threading.RLock()
         self._epoch: int = before._epoch if before is not None else past.epoch if past is not None else -1
@@ -114,6 +117,22 @@ class StreamRunner:
         self.status = StreamStatus(stream, "CONNECTING", "", "", max(self._epoch, 0), time.time_ns())
         self._reader = _ReaderThread()
         self._abandoned: list[_ReaderThread] = before._abandoned if before is not None else []
+
+    def adapt(self, settings: StreamSettings, make_source: Callable[[], Source]) -> None:
+        """Takes on settings that need no new connection. Any thread.
+
+        Args:
+            settings: see `Source.adapt`.
+            make_source: makes a source by them, for every attempt from now on.
+        """
+        reconnect = settings.reconnect
+        with self._lock:
+            self._make_source = make_source
+            self._backoff.change(reconnect.initial_s, reconnect.max_s)
+            self._attempts = reconnect.attempts
+            source = self._reader.source
+        if source is not None:
+            source.adapt(settings)
 
     def start(self) -> None:
         """Starts the thread."""
@@ -278,8 +297,9 @@ class StreamRunner:
             self._metrics.fail(reason)
             self._troubles[reason] = frame.captured_ns + CALM_NS
         self._epoch += 1
-        if self._epoch > 0:
+        if self._epoch > 0 and self._connected:
             self._metrics.reconnects += 1
+        self._connected = True
         self._metrics.codec, self._metrics.decoder = info.codec, info.decoder
         reader.live_since = time.monotonic()
         self._transition(

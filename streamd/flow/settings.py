@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -66,6 +66,17 @@ class StreamSettings(KindSettings):
     )
     objective: ObjectiveSettings | None = Field(None, description="Latency objective. Default: none.")
     reconnect: ReconnectSettings = Field(ReconnectSettings(), description="What to do when the stream fails.")
+
+    HOT: ClassVar[frozenset[str]] = frozenset(
+        {"priority", "ring", "policy", "max_age_ms", "objective", "reconnect", "max_fps"}
+    )
+    """Fields that change between two frames, without a new connection."""
+
+    def connects_as(self, other: StreamSettings) -> bool:
+        """True where `other` needs no connection of its own: only fields in `HOT` differ."""
+        return type(self) is type(other) and all(
+            getattr(self, name) == getattr(other, name) for name in type(self).model_fields if name not in self.HOT
+        )
 
     @property
     def live(self) -> bool:

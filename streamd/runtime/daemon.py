@@ -111,7 +111,9 @@ class Daemon:
         self._next: Config | None = None
         """Accepted, to be taken on by the main loop."""
         self._verdicts = ReloadOutcome(self.metrics)
-        self.streams = Streams(self.instances, self.metrics, self.board, self._look)
+        self.streams = Streams(
+            self.instances, self.metrics, self.board, self._look, self._publish, tap=lambda: self._tap
+        )
         self.streams.remember(past or {})
         # Of a worker's streams the parent tells, with all others.
         self._progress = OpeningProgress(lambda: (s.state for s in self.board.all() if relays is None))
@@ -144,8 +146,7 @@ class Daemon:
         live = len(config.streams) == 1 and (config.streams[0].live or config.streams[0].paced)
         engines = {ordinal: config.engine.for_device(ordinal) for ordinal in config.engine.devices}
         options: dict[str, Any] = {
-            "several": len(engines) > 1, "live": live, "metrics": self.metrics, "publish": self._publish,
-            "tap": self._tap,
+            "several": len(engines) > 1, "live": live, "metrics": self.metrics, "tap": self._tap,
         }  # fmt: skip
         for ordinal, engine in engines.items():
             self.instances.append(ModelInstance(config, engine, ordinal, **options))
@@ -264,7 +265,8 @@ class Daemon:
         self._verdicts.apply()
         log.info(
             "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,
-            changed=[s.id for s in found.changed] or None, tried_again=failed or None, streams=len(config.streams),
+            changed=[s.id for s in found.changed] or None, adapted=[s.id for s in found.adapted] or None,
+            tried_again=failed or None, streams=len(config.streams),
         )  # fmt: skip
 
     def _set_switch_interval(self) -> None:

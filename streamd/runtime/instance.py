@@ -9,14 +9,15 @@ from typing import Any
 
 from streamd import __version__
 from streamd.config import Config
-from streamd.engine import open_backend
+from streamd.engine import EngineSettings, open_backend
 from streamd.flow.batcher import Batcher
 from streamd.flow.pipeline import Pipeline
 from streamd.flow.ring import Bell, Ring
+from streamd.flow.stream import Analysis, StreamOutput
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, resolve_labels
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Detections, Frame, ModelInfo
+from streamd.types import Frame, ModelInfo
 from streamd.web.tap import Tap
 
 
@@ -30,8 +31,8 @@ class ModelInstance:
         several: True where there are other instances: queues then carry the ordinal in their names.
         live: see `open_backend`.
         metrics: counts and times.
-        publish: takes one frame's detections; must not block.
-        tap: see `Pipeline`; pictures in device memory are made here for it.
+        analysis: see `Pipeline`; made for the instance's model.
+        tap: small pictures of frames in device memory are made for it; None where nobody looks.
 
     Raises:
         StreamdError: the model or the device cannot be used; nothing stays open.
@@ -40,13 +41,13 @@ class ModelInstance:
     def __init__(
         self,
         config: Config,
-        engine: Any,
+        engine: EngineSettings,
         ordinal: int,
         *,
         several: bool,
         live: bool,
         metrics: Metrics,
-        publish: Callable[[Detections], None],
+        analysis: Callable[[ModelInfo], Analysis | None] = lambda _: None,
         tap: Tap | None = None,
     ) -> None:
         self.ordinal = ordinal
@@ -67,9 +68,8 @@ class ModelInstance:
             raise
         self.decoder_device: int | None = backend.device
         """CUDA ordinal whose decoders hand frames over without a copy; None for software."""
-        thumbnail = getattr(backend, "thumbnail", None)
-        if tap is not None and self.decoder_device is not None and thumbnail is not None:
-            tap.downloads[self.decoder_device] = thumbnail
+        if tap is not None and self.decoder_device is not None:
+            tap.downloads[self.decoder_device] = backend.thumbnail
         metrics.build_info.labels(version=__version__, backend=type(backend).__name__, model=backend.spec.name).set(1)
         for kind in backend.memory:
             gauge = metrics.device_memory.labels(device=str(ordinal), kind=kind)
@@ -78,7 +78,7 @@ class ModelInstance:
         """How many it may hold at most: they are let go with their detections, and one batch is in the making."""
         self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, self.bell)
         name = f"-{ordinal}" if several else ""
-        self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, metrics, publish, name, tap)
+        self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, metrics, name, analysis(self.model))
 
     def _memory(self, backend: Any, kind: str) -> float:
         """Bytes, whoever asks and when: a worker's last report comes when the device has been closed."""
@@ -92,12 +92,14 @@ class ModelInstance:
                 self._closed = True
                 self.backend.close()
 
-    def add(self, stream: str, ring: Ring[Frame], priority: int, max_age_s: float | None) -> None:
+    def add(self, output: StreamOutput, ring: Ring[Frame], priority: int, max_age_s: float | None) -> None:
         """Serves one more stream, whose ring rings this instance's bell; see `Batcher.add`."""
         self.streams += 1
-        self.batcher.add(stream, ring, priority, max_age_s)
+        self.pipeline.add(output)
+        self.batcher.add(output.name, ring, priority, max_age_s)
 
     def remove(self, stream: str) -> None:
         """Serves the stream no longer."""
         self.streams -= 1
         self.batcher.remove(stream)
+        self.pipeline.remove(stream)

@@ -16,6 +16,7 @@ from streamd.config.problems import dotted
 from streamd.errors import ConfigError
 from streamd.security.redact import redact
 from streamd.settings import FieldPath, Settings
+from streamd.sources import SourceSettings
 from streamd.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -28,10 +29,12 @@ CHANGEABLE = frozenset({"streams", "logging", "drain_s", "stall_s"})
 class Difference:
     """From one configuration to the next. Streams are told apart by their ids; their order means nothing."""
 
-    added: tuple[Any, ...]
+    added: tuple[SourceSettings, ...]
     """Settings of streams that are new."""
-    changed: tuple[Any, ...]
-    """New settings of streams that were there with others."""
+    changed: tuple[SourceSettings, ...]
+    """New settings of streams that are to be connected anew."""
+    adapted: tuple[SourceSettings, ...]
+    """New settings of streams that keep their connection."""
     removed: tuple[str, ...]
     """Ids of streams that are no longer there."""
     fixed: tuple[FieldPath, ...]
@@ -44,7 +47,10 @@ def difference(old: Config, new: Config) -> Difference:
     after = {s.id: s for s in new.streams}
     return Difference(
         added=tuple(s for name, s in after.items() if name not in before),
-        changed=tuple(s for name, s in after.items() if name in before and s != before[name]),
+        changed=tuple(s for name, s in after.items() if name in before and not s.connects_as(before[name])),
+        adapted=tuple(
+            s for name, s in after.items() if name in before and s != before[name] and s.connects_as(before[name])
+        ),
         removed=tuple(name for name in before if name not in after),
         fixed=tuple(
             path

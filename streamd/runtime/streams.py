@@ -6,26 +6,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import structlog
 
+from streamd.flow.contracts import Source
 from streamd.flow.ring import Ring
 from streamd.flow.runner import StreamRunner
+from streamd.flow.settings import ObjectiveSettings
 from streamd.flow.status import StatusBoard
+from streamd.flow.stream import StreamOutput, Tap
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.reload import Difference
-from streamd.sources import open_source
+from streamd.sources import SourceSettings, open_source
 from streamd.telemetry.metrics import Metrics, StreamMetrics
-from streamd.types import Frame, StreamPast, StreamStatus
+from streamd.types import Detections, Frame, StreamPast, StreamStatus
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class _Stream:
-    settings: Any
+    settings: SourceSettings
     instance: ModelInstance
+    output: StreamOutput
     ring: Ring[Frame]
     runner: StreamRunner
     counters: StreamMetrics
@@ -38,12 +41,17 @@ class _Stream:
         return counts.received == counts.published + sum(counts.dropped.values())
 
 
+def _hold_to(counters: StreamMetrics, objective: ObjectiveSettings | None) -> None:
+    counters.objective_s = objective.latency_ms / 1e3 if objective is not None else None
+    counters.objective_share = objective.share if objective is not None else 0.0
+
+
 @dataclass(slots=True)
 class _Parting:
     """A stream that was stopped while others go on."""
 
     stream: _Stream
-    then: Any
+    then: SourceSettings | None
     """Settings to start it with anew; None where it is gone for good."""
     cut_at: float
     """Monotonic seconds at which it is waited for no longer."""
@@ -57,19 +65,28 @@ class Streams:
         metrics: counts and times.
         board: told every status.
         wake: called when a stream is over. Any thread.
+        publish: takes each frame's detections; must not block.
+        tap: see `StreamOutput`.
     """
 
     def __init__(
-        self, instances: Sequence[ModelInstance], metrics: Metrics, board: StatusBoard, wake: Callable[[], None]
+        self,
+        instances: Sequence[ModelInstance],
+        metrics: Metrics,
+        board: StatusBoard,
+        wake: Callable[[], None],
+        publish: Callable[[Detections], None],
+        tap: Callable[[], Tap | None] = lambda: None,
     ) -> None:
         self._instances = instances
         self._metrics = metrics
         self._board = board
         self._wake = wake
+        self._publish, self._tap = publish, tap
         self._streams: dict[str, _Stream] = {}
         self._parting: list[_Parting] = []
-        self._gone: dict[str, StreamRunner] = {}
-        """The last runners of removed streams: one that comes back goes on from there."""
+        self._gone: dict[str, _Stream] = {}
+        """Removed streams as they were last: one that comes back goes on from there."""
         self._past: dict[str, StreamPast] = {}
         self.live_seen: set[str] = set()
         """Streams that were live at some time."""
@@ -90,21 +107,20 @@ class Streams:
             counters.removed = True
 
     def add(
-        self, settings: Any, *, instance: ModelInstance | None = None, before: StreamRunner | None = None
+        self, settings: SourceSettings, *, instance: ModelInstance | None = None, before: _Stream | None = None
     ) -> StreamRunner:
         """Makes a stream known to its instance. The caller starts the runner.
 
         Args:
             settings: one member of `StreamConfig`.
             instance: serves it where `settings` names no device; by default the one with the fewest streams.
-            before: see `StreamRunner`.
+            before: the stream as it was until now, which is over.
         """
         name = settings.id
+        before = before or self._gone.pop(name, None)
         counters = self._metrics.stream(name)
         counters.removed = False
-        objective = settings.objective
-        counters.objective_s = objective.latency_ms / 1e3 if objective is not None else None
-        counters.objective_share = objective.share if objective is not None else 0.0
+        _hold_to(counters, settings.objective)
         if settings.device is not None:
             instance = next(each for each in self._instances if each.ordinal == settings.device)
         elif instance is None:
@@ -118,19 +134,27 @@ class Streams:
         reconnect = settings.reconnect
         runner = StreamRunner(
             name,
-            partial(open_source, settings, device=instance.decoder_device, held=instance.pictures),
+            self._opener(settings, instance),
             ring,
             counters,
             self._on_status,
             initial_s=reconnect.initial_s,
             max_s=reconnect.max_s,
             attempts=reconnect.attempts,
-            before=before or self._gone.pop(name, None),
+            before=before.runner if before is not None else None,
             past=self._past.pop(name, None),
         )
-        instance.add(name, ring, settings.priority, settings.max_age_s)
-        self._streams[name] = _Stream(settings, instance, ring, runner, counters)
+        if before is not None:
+            output = before.output
+        else:
+            output = StreamOutput(name, self._metrics, instance.model, self._publish, self._tap())
+        instance.add(output, ring, settings.priority, settings.max_age_s)
+        self._streams[name] = _Stream(settings, instance, output, ring, runner, counters)
         return runner
+
+    @staticmethod
+    def _opener(settings: SourceSettings, instance: ModelInstance) -> Callable[[], Source]:
+        return partial(open_source, settings, device=instance.decoder_device, held=instance.pictures)
 
     def _on_status(self, status: StreamStatus) -> None:
         if status.state == "LIVE":
@@ -170,7 +194,19 @@ class Streams:
             self._parting.append(_Parting(stream, again.get(name), cut_at))
         for settings in found.added:
             self.add(settings).start()
+        for settings in found.adapted:
+            if settings.id not in again:
+                self._adapt(settings)
         return failed
+
+    def _adapt(self, settings: SourceSettings) -> None:
+        """Changes what needs no new connection, between two frames of the stream."""
+        stream = self._streams[settings.id]
+        stream.settings = settings
+        stream.ring.change(settings.ring, settings.ring_policy)
+        stream.instance.batcher.change(settings.id, settings.priority, settings.max_age_s)
+        _hold_to(stream.counters, settings.objective)
+        stream.runner.adapt(settings, self._opener(settings, stream.instance))
 
     @property
     def changing(self) -> bool:
@@ -204,9 +240,9 @@ class Streams:
         name = stream.runner.stream
         stream.instance.remove(name)
         if parting.then is not None:
-            self.add(parting.then, instance=stream.instance, before=stream.runner).start()
+            self.add(parting.then, instance=stream.instance, before=stream).start()
             return True
-        self._gone[name] = self._streams.pop(name).runner
+        self._gone[name] = self._streams.pop(name)
         self._metrics.queue_depth.remove(f"stream-{name}")
         stream.counters.removed = True
         self._board.retire(name)
@@ -216,7 +252,7 @@ class Streams:
     def _runners(self) -> Iterator[StreamRunner]:
         for stream in self._streams.values():
             yield stream.runner
-        yield from self._gone.values()
+        yield from (stream.runner for stream in self._gone.values())
 
     @property
     def all_failed(self) -> bool:

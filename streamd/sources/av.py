@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from streamd.flow.contracts import Source
+from streamd.flow.settings import StreamSettings
 from streamd.settings import ConfigPath, Problems, Seconds
 from streamd.sources import SOURCES, SourceSettings
 
@@ -83,6 +84,10 @@ class AvStreamSettings(SourceSettings):
     def paced(self) -> bool:
         """See `StreamSettings.paced`."""
         return not self.live and self.pace != "asap"
+
+    def connects_as(self, other: StreamSettings) -> bool:
+        """See `StreamSettings.connects_as`. A decoder process has as many buffers as the ring that it began with."""
+        return super().connects_as(other) and (self.isolation == "thread" or self.ring <= other.ring)
 
     def check(self) -> Problems:
         """See `KindSettings.check`."""

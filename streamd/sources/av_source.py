@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamd.errors import SourceError, SourceReason
 from streamd.flow.contracts import SourceInfo
+from streamd.flow.settings import StreamSettings
 from streamd.security.redact import redact
 from streamd.sources.admission import Admission
 from streamd.sources.av import AvStreamSettings
@@ -405,6 +406,19 @@ class AvSource:
         elif container is not None:
             with contextlib.suppress(Exception):
                 container.close()
+
+    def adapt(self, settings: StreamSettings) -> None:
+        """See `Source.adapt`."""
+        if isinstance(settings, AvStreamSettings) and settings.max_fps != self._settings.max_fps:
+            self._settings = settings
+            if self._limit is not None:
+                self._limit.change(settings.max_fps)
+                return
+            self._limit = RateLimit(settings.max_fps or math.inf)
+            stream = self._stream
+            if stream is not None and settings.frames != "key":
+                context = stream.codec_context
+                self._skipper = PacketSkipper(context.name, context.extradata, self._limit)
 
     def close(self) -> None:
         """See `Source.close`."""

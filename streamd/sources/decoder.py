@@ -40,9 +40,11 @@ from streamd.sources.shared import (
     HAS_PTS,
     LARGEST_MESSAGE,
     NEW_MEMORY,
+    NEW_RATE,
     OPENED,
     PLACE,
     QUARANTINED,
+    RATE,
     SHAPE,
     Failure,
     Shape,
@@ -195,6 +197,10 @@ class Decoder:
                 _, buffer, memory = FREED.unpack(message)
                 if memory == self._memory and self._map is not None:
                     heapq.heappush(self._free, buffer)
+            elif message[:1] == RATE:
+                _, max_fps = NEW_RATE.unpack(message)
+                self._settings = self._settings.model_copy(update={"max_fps": max_fps or None})
+                self._source.adapt(self._settings)
             else:
                 _, self._memory, size, count = NEW_MEMORY.unpack(message)
                 if size == self._size:

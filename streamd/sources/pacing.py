@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 JUMP_NS = 2_000_000_000
 """A time stamp further than this from the previous one is a jump: the clock is reset instead of waiting."""
 
@@ -47,9 +49,13 @@ class RateLimit:
     """
 
     def __init__(self, max_fps: float) -> None:
-        self.max_fps = max_fps
-        self._interval = 1e9 / max_fps
+        self.change(max_fps)
         self._next: float | None = None
+
+    def change(self, max_fps: float | None) -> None:
+        """Sets another limit; None passes everything. Any thread."""
+        self.max_fps = max_fps or math.inf
+        self._interval = 1e9 / self.max_fps
 
     def admit(self, time_ns: int) -> bool:
         """True if the frame at `time_ns` (stream clock, otherwise capture time) may pass."""

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 
 from streamd.errors import SourceError
 from streamd.flow.contracts import SourceInfo
+from streamd.flow.settings import StreamSettings
 from streamd.security.redact import redact
 from streamd.sources.admission import PROCESS_S, cpu_gate
 from streamd.sources.av import AvStreamSettings
@@ -40,8 +41,10 @@ from streamd.sources.shared import (
     HAS_PTS,
     LARGEST_MESSAGE,
     LARGEST_PICTURE,
+    NEW_RATE,
     PLACE,
     QUARANTINED,
+    RATE,
     SHAPE,
     Channel,
     Failure,
@@ -275,6 +278,16 @@ class ProcessSource:
             clock="camera" if marks & CAMERA_CLOCK else "arrival",
             quarantined=bool(marks & QUARANTINED),
         )
+
+    def adapt(self, settings: StreamSettings) -> None:
+        """See `Source.adapt`."""
+        if not isinstance(settings, AvStreamSettings) or settings.max_fps == self._settings.max_fps:
+            return
+        self._settings = settings
+        channel = self._channel
+        if channel is not None:
+            with contextlib.suppress(OSError):  # a child that has gone is started again, with these settings
+                channel.socket.send(NEW_RATE.pack(RATE, settings.max_fps or 0.0))
 
     def close(self) -> None:
         """See `Source.close`."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # From the child. Every message starts with the counters, so that they are correct up to its last message.
 OPENED, SHAPE, FRAME, BEAT, ERROR, END = b"O", b"S", b"F", b"B", b"E", b"Z"
 # From the daemon.
-MEMORY, FREE = b"M", b"R"
+MEMORY, FREE, RATE = b"M", b"R", b"F"
 
 COUNTERS = struct.Struct("=cQQQIdd")
 """Kind; packets rejected, frames skipped, RTP packets lost; jumps, offset and drift of the clock (NaN: unknown)."""
@@ -36,6 +36,8 @@ PLACE = struct.Struct("=BHIqqqq")
 """A frame: flags; buffer and its pool; captured, wall, decoded, pts in nanoseconds."""
 FREED = struct.Struct("=cHI")
 """Kind; buffer; its pool."""
+NEW_RATE = struct.Struct("=cd")
+"""From the daemon: max_fps from now on; 0 for no limit."""
 NEW_MEMORY = struct.Struct("=cIQH")
 """Kind; pool; bytes per buffer; number of buffers. The file descriptor is attached."""
 HAS_PTS, CAMERA_CLOCK, QUARANTINED = 1, 2, 4

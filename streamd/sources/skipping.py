@@ -90,7 +90,6 @@ class PacketSkipper:
         self._codec = codec
         self._parsed = codec in ("h264", "hevc")
         self._length_size = nal_length_size(codec, extradata) if self._parsed else 0
-        self._wanted = limit.max_fps * _TOLERANCE
         self._groups: deque[tuple[int, int, int]] = deque(maxlen=_GROUPS)
         """Nanoseconds, packets and references of each."""
         self._began_ns: int | None = None
@@ -137,10 +136,11 @@ class PacketSkipper:
         if len(self._groups) < 2:
             return
         seconds = sum(group[0] for group in self._groups) / 1e9
+        wanted = self._limit.max_fps * _TOLERANCE
         packets, references = (sum(group[k] for group in self._groups) for k in (1, 2))
-        if len(self._groups) / seconds >= self._wanted:
+        if len(self._groups) / seconds >= wanted:
             self.level = "keys"
-        elif references < packets and references / seconds >= self._wanted:
+        elif references < packets and references / seconds >= wanted:
             self.level = "references"
         else:
             self.level = "all"

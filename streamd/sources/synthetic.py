@@ -13,6 +13,7 @@ from pydantic import Field
 
 from streamd.errors import SourceError
 from streamd.flow.contracts import Source, SourceInfo
+from streamd.flow.settings import StreamSettings
 from streamd.sources import SOURCES, SourceSettings
 from streamd.sources.clock import StreamClock
 from streamd.sources.picture import picture_of
@@ -99,6 +100,9 @@ class SyntheticSource:
             now = time.monotonic_ns()
             yield Frame(s.id, picture, picture.width, picture.height, now, time.time_ns(), now, pts_ns, crop)
             seq += 1
+
+    def adapt(self, settings: StreamSettings) -> None:
+        """See `Source.adapt`. It has nothing of that kind."""
 
     def close(self) -> None:
         """See `Source.close`."""

@@ -222,7 +222,8 @@ class WorkerSupervisor:
         self._verdicts.apply()
         log.info(
             "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,
-            changed=[s.id for s in found.changed] or None, moved=sorted(moved) or None, tried_again=failed or None,
+            changed=[s.id for s in found.changed] or None, adapted=[s.id for s in found.adapted] or None,
+            moved=sorted(moved) or None, tried_again=failed or None,
             streams=len(new.streams),
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ from streamd.errors import BackendError, FrameError
 from streamd.flow.batcher import Batcher
 from streamd.flow.pipeline import Pipeline
 from streamd.flow.ring import Bell, Closed, Ring
+from streamd.flow.stream import StreamOutput
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
@@ -53,7 +54,9 @@ class Rig:
         detect = DetectSettings()
         post = Postprocess(open_head(None, self.backend.spec, detect), detect, ("thing",))
         self.out: list[Detections] = []
-        self.pipeline = Pipeline(self.backend, batcher, post, MODEL, self.metrics, self.out.append)
+        self.pipeline = Pipeline(self.backend, batcher, post, MODEL, self.metrics)
+        for name in streams:
+            self.pipeline.add(StreamOutput(name, self.metrics, MODEL, self.out.append))
 
     @staticmethod
     def _dropper(counters: StreamMetrics) -> Callable[[Frame, str], None]:
@@ -190,7 +193,7 @@ def test_frames_are_counted_when_nobody_takes_their_detections_any_more() -> Non
     def closed(_: Detections) -> None:
         raise Closed
 
-    rig.pipeline._publish = closed
+    rig.pipeline.add(StreamOutput("a", rig.metrics, MODEL, closed))
     rig.feed(4)
     rig.pipeline.start()
     assert rig.pipeline.done.wait(5)

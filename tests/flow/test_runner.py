@@ -14,6 +14,7 @@ from streamd.errors import SourceError
 from streamd.flow.contracts import SourceInfo
 from streamd.flow.ring import Ring
 from streamd.flow.runner import TRANSITIONS, StreamRunner
+from streamd.flow.settings import StreamSettings
 from streamd.sources.clock import StreamClock
 from streamd.telemetry.metrics import StreamMetrics
 from streamd.types import Frame, StreamStatus
@@ -40,6 +41,8 @@ class Scripted:
         if self._then is None:
             return
         raise self._then
+
+    def adapt(self, settings: StreamSettings) -> None: ...
 
     def close(self) -> None:
         self.closed.set()

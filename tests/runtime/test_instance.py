@@ -39,9 +39,7 @@ def test_memory_is_told_before_and_after_the_end(monkeypatch: pytest.MonkeyPatch
         "sinks": [{"kind": "jsonl", "path": "-"}],
     })  # fmt: skip
     registry = CollectorRegistry()
-    instance = ModelInstance(
-        config, settings, 0, several=False, live=False, metrics=Metrics(registry), publish=lambda _: None
-    )
+    instance = ModelInstance(config, settings, 0, several=False, live=False, metrics=Metrics(registry))
 
     def told() -> float | None:
         return registry.get_sample_value("streamd_device_memory_bytes", {"device": "0", "kind": "buffers"})

@@ -20,6 +20,7 @@ from streamd.errors import BackendError
 from streamd.flow.batcher import Batcher
 from streamd.flow.pipeline import Pipeline
 from streamd.flow.ring import Bell, Ring
+from streamd.flow.stream import StreamOutput
 from streamd.sources.picture import picture_of
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Box, Detections, Frame, ModelInfo, StageTimes
@@ -249,7 +250,10 @@ def test_the_pipeline_asks_the_tap_for_wanted_streams_only() -> None:
         row = outputs[0][index]
         return row[:, :4], row[:, 4], row[:, 5].astype(np.int32)
 
-    pipeline = Pipeline(backend, batcher, decode, MODEL, Metrics(CollectorRegistry()), published.append, tap=tap)
+    metrics = Metrics(CollectorRegistry())
+    pipeline = Pipeline(backend, batcher, decode, MODEL, metrics)
+    for name in "ab":
+        pipeline.add(StreamOutput(name, metrics, MODEL, published.append, tap))
     pipeline.start()
     assert pipeline.join(10)
     assert len(published) == 8

@@ -1,0 +1,96 @@
+"""What one stream owns behind the network: its counts, its latencies, its analysis, and who hears of its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from streamd.telemetry.metrics import Metrics
+from streamd.types import Detections, Float32Array, Frame, Int32Array, ModelInfo, Tracks
+
+
+class Tap(Protocol):
+    """Looks at frames with their detections just before they are released."""
+
+    @property
+    def wanted(self) -> Mapping[str, object]:
+        """By stream; empty while nobody looks."""
+        ...
+
+    def take(self, frame: Frame, detections: Detections) -> None:
+        """Must be quick, keep no picture and raise nothing."""
+        ...
+
+
+class StreamOutput:
+    """Goes with its stream from one model instance to another. For the postprocess thread of the one that serves it.
+
+    Args:
+        name: the stream's id.
+        metrics: counts and times.
+        model: whose labels the detections have.
+        publish: takes each frame's detections, in capture order; must not block.
+        tap: shown each published frame while it wants this stream's.
+    """
+
+    __slots__ = ("_counters", "_latency", "_publish", "_seen", "_tap", "name")
+
+    def __init__(
+        self,
+        name: str,
+        metrics: Metrics,
+        model: ModelInfo,
+        publish: Callable[[Detections], None],
+        tap: Tap | None = None,
+    ) -> None:
+        self.name = name
+        self._counters = metrics.stream(name)
+        self._latency = metrics.capture_to_publish.tally(name)
+        self._seen = metrics.detections.of(name, model.labels)
+        self._publish, self._tap = publish, tap
+
+    def publish(self, frame: Frame, detections: Detections) -> None:
+        """Publishes one frame's detections and counts them."""
+        self._publish(detections)
+        counters, times, seen = self._counters, detections.times, self._seen
+        counters.published += 1
+        seconds = (times.postprocessed - times.captured) / 1e9
+        self._latency.observe(seconds)
+        if counters.objective_s is not None and seconds > counters.objective_s:
+            counters.late += 1
+        for class_id in detections.class_id.tolist():
+            seen[class_id] += 1
+        if self._tap is not None and self.name in self._tap.wanted:
+            self._tap.take(frame, detections)
+
+
+@dataclass(slots=True)
+class Result:
+    """One frame and its boxes on the way from the network to publication."""
+
+    output: StreamOutput
+    frame: Frame
+    xyxy: Float32Array
+    """(N, 4) in upright source pixels."""
+    score: Float32Array
+    """(N,) descending."""
+    class_id: Int32Array
+    """(N,)"""
+    tracks: Tracks | None = None
+    """Of each box; None where nothing is tracked."""
+
+
+class Analysis(Protocol):
+    """Stands between the network and publication: trackers, rules.
+
+    Called by one thread at a time for each stream, in capture order, once for each batch: with the frames of all its
+    streams, so that one pass over arrays can serve them together.
+    """
+
+    def step(self, batch: Sequence[Result]) -> None:
+        """Changes the results in place. The slot is free already: what takes long here holds up no network.
+
+        A stream whose analysis fails is the implementation's to handle; whatever is raised ends the pipeline.
+        """
+        ...
