@@ -221,7 +221,8 @@ def test_reload(tmp_path: Path) -> None:
     with fleet(tmp_path, config(endpoint, *map(drawn, NAMES))) as running:
         subscriber = Subscriber(endpoint)
         until(lambda: flowing(subscriber, *NAMES), START_S)
-        running.reload(config(endpoint, drawn("b"), drawn("a", ", width: 320"), drawn("c"), drawn("e")))
+        cropped = drawn("a", ", crop: {x: 0, y: 0, width: 32, height: 32}")
+        running.reload(config(endpoint, drawn("b"), cropped, drawn("c"), drawn("e")))
         until(lambda: flowing(subscriber, "e") and subscriber.frames["a"][-1].epoch == 1, 20)
         until(lambda: subscriber.state("d") == ("ENDED", ""), 10)
         assert {m.epoch for s in ("b", "c") for m in subscriber.frames[s]} == {0}
