@@ -19,7 +19,8 @@ FLOORS = {
             ("security",),
             ("telemetry",),
             ("flow",),
-            ("imaging",),
+            # Below the sinks, which deliver from the journal's cursors.
+            ("imaging", "events"),
             ("sources", "engine", "heads", "sinks"),
             # Offline, and never imported by the daemon: it may look into the rooms that it measures.
             ("models",),

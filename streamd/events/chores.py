@@ -1,0 +1,140 @@
+"""What the journal's writer does besides committing: retention, removing files, requests, looking after its clock."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from streamd.events import upkeep
+from streamd.events.store import Store
+from streamd.flow.threads import NamedThread
+
+if TYPE_CHECKING:
+    from streamd.events.writer import Writer
+
+log = structlog.get_logger(__name__)
+
+ALIVE_S = 10.0
+RETAIN_S = 30.0
+SWEEP_S = 60.0
+STEADY_S = 600.0
+"""Nothing is deleted for its age until the clock has gone on for so long without a step: after a boot, it may be years
+off until the network tells the time."""
+STEP_S = 5.0
+
+
+class Clock:
+    """Whether the wall clock can be believed.
+
+    Args:
+        now: monotonic seconds.
+        wall: Unix seconds.
+    """
+
+    def __init__(self, now: float, wall: float) -> None:
+        self._steady_since = now
+        self._offset = wall - now
+
+    def look(self, now: float, wall: float) -> bool:
+        """True where it has not been stepped lately. Called about once a second."""
+        offset = wall - now
+        if abs(offset - self._offset) > STEP_S:
+            self._steady_since = now
+        self._offset = offset
+        return now - self._steady_since >= STEADY_S
+
+
+class Chores:
+    """All but `alive`, `suspicious`, `wipe` and `sweep` belongs to the writer's thread.
+
+    Args:
+        writer: whose chores they are.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self.alive: dict[str, int] = {}
+        """By stream: the newest time at which its open events were known to be so."""
+        self.suspicious = False
+        """A reader found damage."""
+        self.wipe = False
+        """Something was deleted on request: no copy of it may stay in the write-ahead log."""
+        self.sweep = True
+        """Files may wait for their removal: those of a deletion before a crash."""
+        self._clock = Clock(time.monotonic(), time.time())
+        self._ages = False
+        self._alive_at = self._retain_at = self._sweep_at = time.monotonic()
+        self._origins_forgotten = False
+        self._sweeper: NamedThread | None = None
+
+    def tick(self, now: float) -> None:
+        """Once a second, before a transaction: has things done in it."""
+        writer = self._writer
+        self._ages = self._clock.look(now, time.time())
+        writer.answer_requests()
+        if now >= self._alive_at + ALIVE_S and self.alive:
+            self._alive_at = now
+            told, self.alive = self.alive, {}
+            store = writer.store
+            if store is not None and any(o.stream in told for o in list(store.open.committed.values())):
+                writer.do(lambda store: store.touch(told), wake=False)
+        if now >= self._retain_at + RETAIN_S:
+            self._retain_at = now
+            writer.do(self._retain, wake=False)
+        if now >= self._sweep_at + SWEEP_S:
+            self.sweep = True
+
+    def _retain(self, store: Store) -> None:
+        now_ns = time.time_ns()
+        owed = {name: cursor.owed for name, cursor in list(self._writer.cursors.items())}
+        if upkeep.retain(store, self._writer.retention, owed, now_ns, ages=self._ages):
+            self._retain_at -= RETAIN_S  # another slice with the next tick
+        if self._ages and not self._origins_forgotten:
+            self._origins_forgotten = True
+            upkeep.forget_origins(store, now_ns)
+
+    def after_commit(self, store: Store) -> None:
+        """Outside of a transaction.
+
+        Raises:
+            sqlite3.Error: the journal fails.
+        """
+        if self.suspicious:
+            self.suspicious = False
+            self._writer.check_file()
+            return
+        if self.wipe:
+            (busy, *_) = store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self.wipe = bool(busy)  # a reader is still at it: again after the next commit or tick
+        if self.sweep and (self._sweeper is None or not self._sweeper.is_alive()):
+            self.sweep, self._sweep_at = False, time.monotonic()
+            paths = upkeep.removals(store)
+            if paths:
+                # A folder that hangs must not hold up events.
+                self._sweeper = NamedThread(lambda: self._remove(paths), "events-sweep")
+                self._sweeper.start()
+
+    def _remove(self, paths: list[str]) -> None:
+        gone = [path for path in paths if remove_file(path)]
+        if gone:
+            self._writer.do(lambda store: upkeep.removed(store, gone))
+
+
+def remove_file(path: str) -> bool:
+    """Removes a file; True where it is gone, for whatever reason. What is no plain file is left, and forgotten."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            log.warning("not removed: no plain file", path=path)
+            return True
+        os.unlink(path)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError) as error:
+        log.warning("cannot be removed now", path=path, error=str(error))
+        return False
+    log.info("removed on request", path=path)
+    return True

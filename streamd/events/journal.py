@@ -1,0 +1,244 @@
+"""The journal: takes events from any thread, commits them in one, and lets nothing out before its commit."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import NamedTuple
+
+from streamd.errors import ConfigError, SinkError
+from streamd.events import query, upkeep
+from streamd.events.cursors import Cursor
+from streamd.events.place import StateDir
+from streamd.events.record import Event, Media, Record
+from streamd.events.store import CounterValue, Open, Store
+from streamd.events.upkeep import Deletion, Limits
+from streamd.events.writer import Listener, Writer
+
+BOUND = 10_000
+"""Events that wait in memory while the journal cannot be written."""
+RETENTION = Limits(max_age_s=30 * 86_400, max_events=500_000)
+
+
+class JournalStatus(NamedTuple):
+    """How the journal is. Counts are since the start of this process."""
+
+    problem: str
+    """Why it cannot be written now; empty while it can."""
+    since: float
+    """Unix seconds at which the problem came, or at which it went."""
+    log_id: str
+    """Empty until it could be opened."""
+    waiting: int
+    """Events in memory, not committed yet."""
+    committed: int
+    lost: int
+    """Found no room in memory."""
+    duplicates: int
+    """Came again and were dropped."""
+    orphans: int
+    """Updates and ends without their begin."""
+    refused: int
+    """Events that broke the rules for events; the log says which."""
+    open: int
+    """Events that have begun and not ended."""
+
+
+class Journal:
+    """One per daemon. All methods may be called from any thread.
+
+    Args:
+        folder: the state folder; made where needed, locked as long as the journal lives.
+        retention: how much is kept of what every cursor has passed.
+        bound: events that wait in memory while it cannot be written.
+
+    Raises:
+        ConfigError: the folder cannot be used or is in use, or the journal is of a newer version. Anything else that
+            keeps it from being written is a `status().problem`, and tried again.
+    """
+
+    def __init__(self, folder: Path, *, retention: Limits = RETENTION, bound: int = BOUND) -> None:
+        self._place = StateDir(folder)
+        self.folder = folder
+        try:
+            self._writer = Writer(folder, retention, bound)
+        except ConfigError:
+            self._place.close()
+            raise
+
+    def start(self) -> None:
+        """Starts the writer."""
+        self._writer.start()
+
+    def close(self, timeout: float = 5.0) -> bool:
+        """Commits what waits and ends. The state folder is free for another process.
+
+        Returns:
+            False where the journal could not be written within `timeout` seconds: what waited is lost.
+        """
+        ended = self._writer.close(timeout)
+        if ended:
+            # Where the writer hangs in the disk, the lock goes with the process.
+            self._place.close()
+        return ended and not self._writer.waiting.events
+
+    # -------------------------------------------------------------------------------------------------- submitting
+
+    def submit(self, event: Event, origin: str = "", n: int = 0) -> bool:
+        """Hands over an event. Never waits, not even for a disk.
+
+        Args:
+            event: is committed within 50 ms as a rule.
+            origin: the process that numbered it, for events that may come again; empty for this process's own.
+            n: its number there, from 1 and ascending. A number that was taken before is dropped as a duplicate.
+
+        Returns:
+            False where there is no room. A numbered event is then to be sent again; any other is lost, counted, and
+            told by the next one of its stream.
+        """
+        return self._writer.waiting.submit(event, origin, n, self._writer.store)
+
+    def taken(self, origin: str) -> int:
+        """The last number of `origin` that was taken, committed or not."""
+        return self._writer.waiting.last(origin, self._writer.store)
+
+    def acknowledged(self, origin: str) -> int:
+        """The last number of `origin` that is committed."""
+        store = self._writer.store
+        return store.origins.committed.get(origin, 0) if store is not None else 0
+
+    def listen(self, listener: Listener) -> None:
+        """Has every committed event handed to `listener`, in order, by the writer's thread: it must not wait."""
+        self._writer.listeners.append(listener)
+
+    def end_open(
+        self,
+        reason: str,
+        *,
+        streams: Collection[str] | None = None,
+        rules: Collection[str | None] | None = None,
+        origin: str | None = None,
+    ) -> Future[int]:
+        """Ends open events in place of whoever began them, at the last time that is known of each.
+
+        Args:
+            reason: in the details of each end, e.g. process_died.
+            streams: only theirs.
+            rules: only theirs.
+            origin: only what this process began.
+
+        Returns:
+            How many; known after the commit.
+        """
+
+        def which(_: str, o: Open) -> bool:
+            return (
+                (streams is None or o.stream in streams)
+                and (rules is None or o.rule in rules)
+                and (origin is None or o.origin == origin)
+            )
+
+        return self._writer.waiting.call(lambda store: store.end_open(reason, which))
+
+    def alive(self, stream: str, at_ns: int) -> None:
+        """The stream's open events still are so at this time. Cheap: noted every ten seconds, for `end_open`."""
+        self._writer.chores.alive[stream] = at_ns
+
+    def link(self, event_id: str, role: str, media: Media) -> None:
+        """Notes a file of an event: role clip, snapshot, or another."""
+
+        def note(store: Store) -> None:
+            if not upkeep.link(store, event_id, role, media):
+                self._writer.chores.sweep = True
+
+        self._writer.do(note)
+
+    def forget_media(self, paths: Sequence[str]) -> None:
+        """These files were removed by whoever keeps the media folder small."""
+        self._writer.do(lambda store: upkeep.forget_media(store, paths))
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Waits until everything that was submitted before is committed; False where that takes longer."""
+        try:
+            self._writer.waiting.call(lambda _: None).result(timeout)
+        except FutureTimeout:
+            return False
+        return True
+
+    # -------------------------------------------------------------------------------------------------- delivering
+
+    def cursor(self, name: str, owed: Limits = RETENTION, *, oldest: bool = False) -> Cursor:
+        """The persistent cursor of a sink.
+
+        Args:
+            name: of the sink; the cursor is found again by it after a restart.
+            owed: what is kept for the sink while it is away; events past this expire, and are counted.
+            oldest: a new cursor begins before the oldest event that is kept, not behind the newest.
+        """
+        cursor = self._writer.cursors[name] = Cursor(self._writer, name, owed, oldest=oldest)
+        self._writer.do(cursor.make)
+        return cursor
+
+    def drop_cursor(self, name: str) -> None:
+        """Forgets the cursor of a sink that is no more."""
+        self._writer.cursors.pop(name, None)
+        self._writer.do(lambda store: upkeep.drop_cursor(store, name))
+
+    # ----------------------------------------------------------------------------------------------------- reading
+
+    def find(self, wanted: query.Filter) -> list[Record]:
+        """See `query.find`.
+
+        Raises:
+            SinkError: the journal cannot be read.
+        """
+        return self._read(lambda connection: query.find(connection, wanted))
+
+    def open_events(self, streams: Sequence[str] | None = None) -> list[Record]:
+        """See `query.open_events`.
+
+        Raises:
+            SinkError: the journal cannot be read.
+        """
+        return self._read(lambda connection: query.open_events(connection, streams))
+
+    def _read(self, function: Callable[[sqlite3.Connection], list[Record]]) -> list[Record]:
+        try:
+            return self._writer.readers.use(function)
+        except sqlite3.Error as error:
+            self._writer.suspect(error)
+            raise SinkError(f"event journal {self._writer.path}: cannot be read: {error}") from error
+
+    def counters(self, stream: str) -> Mapping[str, CounterValue]:
+        """The stream's counters as committed; never changed, replaced at a commit."""
+        store = self._writer.store
+        return store.by_stream.get(stream, {}) if store is not None else {}
+
+    def status(self) -> JournalStatus:
+        """How the journal is."""
+        writer = self._writer
+        store, waiting = writer.store, writer.waiting
+        tally = writer.tally + store.tally if store is not None else writer.tally
+        return JournalStatus(
+            writer.problem, writer.since, store.log_id if store is not None else "", waiting.events, tally["events"],
+            waiting.lost, waiting.duplicates + tally["duplicates"], tally["orphans"], tally["refused"],
+            sum(not o.deleted for o in list(store.open.committed.values())) if store is not None else 0,
+        )  # fmt: skip
+
+    def delete(self, stream: str | None, since_ns: int, until_ns: int, timeout: float = 30.0) -> Deletion:
+        """Deletes every event that overlaps the span: rows, deliveries that wait, and files. See `upkeep.delete`.
+
+        The files are removed soon after, by a thread of their own; after a crash, by the next start.
+
+        Raises:
+            SinkError: not done within `timeout` seconds; it will be as soon as the journal can be written.
+        """
+        try:
+            return self._writer.ask_to_delete(stream, since_ns, until_ns).result(timeout)
+        except FutureTimeout:
+            why = self._writer.problem or "the journal is busy"
+            message = f"events are not deleted yet ({why}); they will be as soon as the journal can be written"
+            raise SinkError(message) from None

@@ -1,0 +1,200 @@
+"""What waits for the journal's writer, bounded, and what is remembered of events that found no room."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, Generic, TypeVar
+
+from streamd.events.record import Event
+from streamd.events.store import EVENTS_LOST, Store
+
+T = TypeVar("T")
+
+
+class Submission:
+    """An event."""
+
+    __slots__ = ("event", "n", "origin")
+
+    def __init__(self, event: Event, origin: str, n: int) -> None:
+        self.event, self.origin, self.n = event, origin, n
+
+    def apply(self, store: Store) -> None:
+        """In the transaction."""
+        store.add(self.event, self.origin, self.n)
+
+    def done(self) -> None:
+        """After the commit."""
+
+    def failed(self, error: BaseException) -> None:
+        """It cannot be done, ever."""
+
+
+class Call(Generic[T]):
+    """Anything else that is done in a transaction, in its turn.
+
+    Args:
+        function: is called again where the transaction failed.
+    """
+
+    __slots__ = ("_function", "_result", "future")
+
+    def __init__(self, function: Callable[[Store], T]) -> None:
+        self._function = function
+        self._result: T
+        self.future: Future[T] = Future()
+        """Its result, after the commit."""
+
+    def apply(self, store: Store) -> None:
+        """In the transaction."""
+        self._result = self._function(store)
+
+    def done(self) -> None:
+        """After the commit."""
+        with contextlib.suppress(InvalidStateError):  # nobody waits any more
+            self.future.set_result(self._result)
+
+    def failed(self, error: BaseException) -> None:
+        """It cannot be done, ever."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+Entry = Submission | Call[Any]
+
+
+class _Lost:
+    """Events of one stream that found no room."""
+
+    __slots__ = ("count", "counts", "ends")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.counts: Counter[str] = Counter()
+        """By how much they would have raised the counters."""
+        self.ends: dict[str, int] = {}
+        """Ends of events whose begins are kept: id, and the time of the end."""
+
+
+class Waiting:
+    """The queue between submitters and the writer. Its lock is held for microseconds, never over work.
+
+    Args:
+        bound: most events in it, those that the writer has taken and not committed included.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._lock = threading.Lock()
+        self._entries: deque[Entry] = deque()
+        self._events = 0
+        self._begun: set[str] = set()
+        """Ids of begins that are not committed yet."""
+        self._lost: dict[str, _Lost] = {}
+        self._taken: dict[str, int] = {}
+        """By origin: the last number that was let in."""
+        self.wake = threading.Event()
+        """Set where the writer has something to do."""
+        self.lost = 0
+        """Events that found no room, since the start."""
+        self.duplicates = 0
+
+    @property
+    def events(self) -> int:
+        """Events that are not committed yet."""
+        return self._events
+
+    def submit(self, event: Event, origin: str, n: int, store: Store | None) -> bool:
+        """See `Journal.submit`."""
+        with self._lock:
+            full = self._events >= self._bound
+            if n:
+                if n <= self._last(origin, store):
+                    self.duplicates += 1
+                    return True
+                if full:
+                    return False  # its sender keeps it
+                self._taken[origin] = n
+            elif full:
+                self._lose(event, store)
+                return False
+            if self._lost:
+                self._entries.append(self._settle())
+            if event.kind == "begin":
+                self._begun.add(event.id)
+            self._entries.append(Submission(event, origin, n))
+            self._events += 1
+        if not self.wake.is_set():
+            self.wake.set()
+        return True
+
+    def last(self, origin: str, store: Store | None) -> int:
+        """The last number of a sender that was let in, in this process or one before; 0 for none."""
+        with self._lock:
+            return self._last(origin, store)
+
+    def _last(self, origin: str, store: Store | None) -> int:
+        taken = self._taken.get(origin)
+        if taken is None:
+            taken = store.origins.committed.get(origin, 0) if store is not None else 0
+        return taken
+
+    def call(self, function: Callable[[Store], T], *, wake: bool = True) -> Future[T]:
+        """Has something done by the writer, after all that was submitted before."""
+        entry = Call(function)
+        with self._lock:
+            self._entries.append(entry)
+        if wake:
+            self.wake.set()
+        return entry.future
+
+    def take(self, most: int) -> list[Entry]:
+        """The next entries, for one transaction. `committed` or `refused` is to follow."""
+        with self._lock:
+            if self._lost and not self._entries:
+                self._entries.append(self._settle())
+            entries = self._entries
+            return [entries.popleft() for _ in range(min(most, len(entries)))]
+
+    def finish(self, entries: list[Entry]) -> None:
+        """These are committed, or will never be."""
+        with self._lock:
+            for entry in entries:
+                if isinstance(entry, Submission):
+                    self._events -= 1
+                    if entry.event.kind == "begin":
+                        self._begun.discard(entry.event.id)
+
+    def empty(self) -> bool:
+        """Nothing waits."""
+        with self._lock:
+            return not self._entries and not self._lost and not self._events
+
+    def _lose(self, event: Event, store: Store | None) -> None:
+        self.lost += 1
+        lost = self._lost.get(event.stream)
+        if lost is None:
+            lost = self._lost[event.stream] = _Lost()
+        lost.count += 1
+        lost.counts.update(event.counts)
+        # Nobody else will end it, and only as many are kept as have begun.
+        if event.kind == "end" and (
+            event.id in self._begun or (store is not None and event.id in store.open.committed)
+        ):
+            lost.ends[event.id] = event.at_ns
+
+    def _settle(self) -> Call[None]:
+        """Takes note, in its place among the events, of what was lost."""
+        lost, self._lost = self._lost, {}
+
+        def settle(store: Store) -> None:
+            for stream, each in lost.items():
+                store.add_lost(stream, each.count)
+                store.raise_counters(stream, each.counts)
+                store.end_open(EVENTS_LOST, lambda id_, _: id_ in each.ends, each.ends)  # noqa: B023 - called here
+
+        return Call(settle)
