@@ -59,6 +59,7 @@ class Chores:
         self._writer = writer
         self.alive: dict[str, int] = {}
         """By stream: the newest time at which its open events were known to be so."""
+        self._alive_noted: dict[str, int] = {}
         self.suspicious = False
         """A reader found damage."""
         self.wipe = False
@@ -76,17 +77,22 @@ class Chores:
         writer = self._writer
         self._ages = self._clock.look(now, time.time())
         writer.answer_requests()
-        if now >= self._alive_at + ALIVE_S and self.alive:
+        if now >= self._alive_at + ALIVE_S:
             self._alive_at = now
-            told, self.alive = self.alive, {}
-            store = writer.store
-            if store is not None and any(o.stream in told for o in list(store.open.committed.values())):
-                writer.do(lambda store: store.touch(told), wake=False)
+            self._note_alive()
         if now >= self._retain_at + RETAIN_S:
             self._retain_at = now
             writer.do(self._retain, wake=False)
         if now >= self._sweep_at + SWEEP_S:
             self.sweep = True
+
+    def _note_alive(self) -> None:
+        store = self._writer.store
+        concerned = {o.stream for o in list(store.open.committed.values())} if store is not None else set()
+        told = {stream: self.alive[stream] for stream in concerned if stream in self.alive}
+        if any(self._alive_noted.get(stream) != at_ns for stream, at_ns in told.items()):
+            self._alive_noted = told
+            self._writer.do(lambda store: store.touch(told), wake=False)
 
     def _retain(self, store: Store) -> None:
         now_ns = time.time_ns()

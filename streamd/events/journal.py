@@ -12,6 +12,7 @@ from typing import NamedTuple
 from streamd.errors import ConfigError, SinkError
 from streamd.events import query, upkeep
 from streamd.events.cursors import Cursor
+from streamd.events.losses import Lost
 from streamd.events.place import StateDir
 from streamd.events.record import Event, Media, Record
 from streamd.events.store import CounterValue, Open, Store
@@ -87,19 +88,20 @@ class Journal:
 
     # -------------------------------------------------------------------------------------------------- submitting
 
-    def submit(self, event: Event, origin: str = "", n: int = 0) -> bool:
+    def submit(self, event: Event | None, origin: str = "", n: int = 0, lost: Lost | None = None) -> bool:
         """Hands over an event. Never waits, not even for a disk.
 
         Args:
             event: is committed within 50 ms as a rule.
             origin: the process that numbered it, for events that may come again; empty for this process's own.
             n: its number there, from 1 and ascending. A number that was taken before is dropped as a duplicate.
+            lost: what its sender had no room for before it. The event may be None where that is all.
 
         Returns:
             False where there is no room. A numbered event is then to be sent again; any other is lost, counted, and
             told by the next one of its stream.
         """
-        return self._writer.waiting.submit(event, origin, n, self._writer.store)
+        return self._writer.waiting.submit(event, origin, n, lost, self._writer.store)
 
     def taken(self, origin: str) -> int:
         """The last number of `origin` that was taken, committed or not."""

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from streamd.events.layered import Layered
+from streamd.events.losses import Lost
 from streamd.events.record import MAX_DETAILS_BYTES, Event, Kind, Record
 
 log = structlog.get_logger(__name__)
@@ -185,19 +186,24 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------ events
 
-    def add(self, event: Event, origin: str = "", n: int = 0) -> None:
+    def add(self, event: Event | None, origin: str = "", n: int = 0, lost: Lost | None = None) -> None:
         """Adds one event.
 
         Args:
-            event: of this process, or of a worker.
+            event: of this process, or of a worker; None where there is only a loss to tell.
             origin: the process that numbered it.
             n: its number there, from 1; at or below the last one it is a duplicate and dropped. 0: not numbered.
+            lost: what the sender had no room for before it.
         """
         if n:
             if n <= (self.origins.get(origin) or 0):
                 self._pending_tally["duplicates"] += 1
                 return
             self.origins.put(origin, n)
+        if lost is not None:
+            self._settle(lost)
+        if event is None:
+            return
         try:
             details = _checked(event)
         except (ValueError, TypeError, OverflowError, AttributeError, RecursionError) as error:
@@ -257,6 +263,13 @@ class Store:
             values[name] = old.value + amount
         return values
 
+    def _settle(self, lost: Lost) -> None:
+        for stream, count in lost.events.items():
+            self.add_lost(stream, count)
+        for stream, counts in lost.counts.items():
+            self.raise_counters(stream, counts)
+        self.end_open(EVENTS_LOST, lambda id_, _: id_ in lost.ends, lost.ends)
+
     def _lose(self, stream: str, why: str) -> None:
         self._pending_tally[why] += 1
         self.add_lost(stream, 1)
@@ -270,7 +283,7 @@ class Store:
         """By stream: its open events still were so at this time."""
         for each, known in list(self.open.items()):
             when = at_ns.get(known.stream)
-            if when is not None:
+            if when is not None and when > known.last_ns:
                 self.open.put(each, known._replace(last_ns=when))
 
     def end_open(self, reason: str, which: Callable[[str, Open], bool], at_ns: Mapping[str, int] | None = None) -> int:

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, TypeVar
 
+from streamd.events.losses import Losses, Lost
 from streamd.events.record import Event
-from streamd.events.store import EVENTS_LOST, Store
+from streamd.events.store import Store
 
 T = TypeVar("T")
 
 
 class Submission:
-    """An event."""
+    """An event, what was lost before it, or both."""
 
-    __slots__ = ("event", "n", "origin")
+    __slots__ = ("event", "lost", "n", "origin")
 
-    def __init__(self, event: Event, origin: str, n: int) -> None:
-        self.event, self.origin, self.n = event, origin, n
+    def __init__(self, event: Event | None, origin: str, n: int, lost: Lost | None) -> None:
+        self.event, self.origin, self.n, self.lost = event, origin, n, lost
 
     def apply(self, store: Store) -> None:
         """In the transaction."""
-        store.add(self.event, self.origin, self.n)
+        store.add(self.event, self.origin, self.n, self.lost)
 
     def done(self) -> None:
         """After the commit."""
@@ -67,19 +68,6 @@ class Call(Generic[T]):
 Entry = Submission | Call[Any]
 
 
-class _Lost:
-    """Events of one stream that found no room."""
-
-    __slots__ = ("count", "counts", "ends")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.counts: Counter[str] = Counter()
-        """By how much they would have raised the counters."""
-        self.ends: dict[str, int] = {}
-        """Ends of events whose begins are kept: id, and the time of the end."""
-
-
 class Waiting:
     """The queue between submitters and the writer. Its lock is held for microseconds, never over work.
 
@@ -94,13 +82,11 @@ class Waiting:
         self._events = 0
         self._begun: set[str] = set()
         """Ids of begins that are not committed yet."""
-        self._lost: dict[str, _Lost] = {}
+        self._losses = Losses()
         self._taken: dict[str, int] = {}
         """By origin: the last number that was let in."""
         self.wake = threading.Event()
         """Set where the writer has something to do."""
-        self.lost = 0
-        """Events that found no room, since the start."""
         self.duplicates = 0
 
     @property
@@ -108,7 +94,12 @@ class Waiting:
         """Events that are not committed yet."""
         return self._events
 
-    def submit(self, event: Event, origin: str, n: int, store: Store | None) -> bool:
+    @property
+    def lost(self) -> int:
+        """Events that found no room, since the start."""
+        return self._losses.total
+
+    def submit(self, event: Event | None, origin: str, n: int, lost: Lost | None, store: Store | None) -> bool:
         """See `Journal.submit`."""
         with self._lock:
             full = self._events >= self._bound
@@ -119,14 +110,14 @@ class Waiting:
                 if full:
                     return False  # its sender keeps it
                 self._taken[origin] = n
-            elif full:
-                self._lose(event, store)
+            elif event is not None and full:
+                self._losses.add(event, open_=self._is_open(event.id, store))
                 return False
-            if self._lost:
-                self._entries.append(self._settle())
-            if event.kind == "begin":
+            if self._losses and not n:
+                lost = self._losses.take()
+            if event is not None and event.kind == "begin":
                 self._begun.add(event.id)
-            self._entries.append(Submission(event, origin, n))
+            self._entries.append(Submission(event, origin, n, lost))
             self._events += 1
         if not self.wake.is_set():
             self.wake.set()
@@ -155,8 +146,9 @@ class Waiting:
     def take(self, most: int) -> list[Entry]:
         """The next entries, for one transaction. `committed` or `refused` is to follow."""
         with self._lock:
-            if self._lost and not self._entries:
-                self._entries.append(self._settle())
+            if self._losses and not self._entries:
+                self._entries.append(Submission(None, "", 0, self._losses.take()))
+                self._events += 1
             entries = self._entries
             return [entries.popleft() for _ in range(min(most, len(entries)))]
 
@@ -166,35 +158,13 @@ class Waiting:
             for entry in entries:
                 if isinstance(entry, Submission):
                     self._events -= 1
-                    if entry.event.kind == "begin":
+                    if entry.event is not None and entry.event.kind == "begin":
                         self._begun.discard(entry.event.id)
 
     def empty(self) -> bool:
         """Nothing waits."""
         with self._lock:
-            return not self._entries and not self._lost and not self._events
+            return not self._entries and not self._losses and not self._events
 
-    def _lose(self, event: Event, store: Store | None) -> None:
-        self.lost += 1
-        lost = self._lost.get(event.stream)
-        if lost is None:
-            lost = self._lost[event.stream] = _Lost()
-        lost.count += 1
-        lost.counts.update(event.counts)
-        # Nobody else will end it, and only as many are kept as have begun.
-        if event.kind == "end" and (
-            event.id in self._begun or (store is not None and event.id in store.open.committed)
-        ):
-            lost.ends[event.id] = event.at_ns
-
-    def _settle(self) -> Call[None]:
-        """Takes note, in its place among the events, of what was lost."""
-        lost, self._lost = self._lost, {}
-
-        def settle(store: Store) -> None:
-            for stream, each in lost.items():
-                store.add_lost(stream, each.count)
-                store.raise_counters(stream, each.counts)
-                store.end_open(EVENTS_LOST, lambda id_, _: id_ in each.ends, each.ends)  # noqa: B023 - called here
-
-        return Call(settle)
+    def _is_open(self, id_: str, store: Store | None) -> bool:
+        return id_ in self._begun or (store is not None and id_ in store.open.committed)
