@@ -243,3 +243,17 @@ def test_close_gives_up_on_a_journal_that_cannot_be_written(tmp_path: Path) -> N
     assert not one.close(1.0)
     assert time.monotonic() - began < 3
     other.close()
+
+
+def test_a_journal_that_was_read_only_is_opened_anew(tmp_path: Path) -> None:
+    with journal(tmp_path) as one:
+        assert one.flush()
+        store = one._writer.store
+        assert store is not None
+        store.connection.execute("PRAGMA query_only=ON")
+        one.submit(event("x", counts={"in": 1}))
+        assert one.flush()
+        until(lambda: one.status().problem == "")
+        assert one._writer.store is not store
+        assert [r.event_seq for r in one.find(Filter())] == [1]
+        assert one.counters("a")["in"].value == 1

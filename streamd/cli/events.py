@@ -1,0 +1,263 @@
+"""`streamd events`: what the event journal holds; `streamd events delete` has events deleted."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import re
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from streamd.errors import ConfigError, SinkError
+from streamd.events import query, requests
+from streamd.events.chores import remove_file
+from streamd.events.journal import Journal
+from streamd.events.place import JOURNAL, UNIT_FOLDER, owner
+from streamd.events.record import Record, data
+from streamd.events.schema import damaged, open_reader
+from streamd.events.upkeep import Deletion
+
+MAX_TEXT = 200
+FOLLOW_S = 0.5
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    p = subparsers.add_parser(
+        "events",
+        help="show what the event journal holds, or delete events",
+        description="Shows events, the newest last. `events delete` deletes them: rows, deliveries that wait, clips "
+        "and snapshots. It needs --since and --until, and --stream or --all-streams.",
+        epilog="A TIME is 2026-03-01, 2026-03-01T12:30 (of this machine's time zone), 2026-03-01T12:30Z, "
+        "or how long ago: 90s, 15m, 2h, 7d.",
+    )
+    p.add_argument(
+        "words", nargs="*", metavar="[delete] [PLACE]",
+        help="PLACE: the state folder, or the configuration whose daemon writes it. Default: $STATE_DIRECTORY, "
+        f"else {UNIT_FOLDER}",
+    )  # fmt: skip
+    p.add_argument("--state-dir", metavar="FOLDER", help="the state folder; the same as PLACE")
+    p.add_argument("--since", type=moment, metavar="TIME", help="only events from then on")
+    p.add_argument("--until", type=moment, metavar="TIME", help="only events before then")
+    p.add_argument("--stream", action="append", metavar="ID", help="only this stream (may be repeated)")
+    p.add_argument("--label", action="append", metavar="NAME", help="only this class (may be repeated)")
+    p.add_argument("--rule", action="append", metavar="NAME", help="only this zone or line (may be repeated)")
+    p.add_argument("--kind", action="append", choices=("begin", "update", "end", "instant"), help="only this kind")
+    p.add_argument("--limit", type=_limit, default=100, metavar="N", help="the newest N at most (default 100)")
+    p.add_argument("--json", action="store_true", help="print one JSON object an event, not a table")
+    p.add_argument("--follow", action="store_true", help="go on with events as they are committed")
+    p.add_argument("--all-streams", action="store_true", help="with delete: the events of every stream")
+    p.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="with delete: wait so long (default 30)")
+
+
+def moment(text: str) -> int:
+    """An option's value: a point in time as Unix nanoseconds."""
+    ago = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    if ago:
+        return time.time_ns() - int(float(ago[1]) * _UNITS[ago[2]] * 1e9)
+    try:
+        # Python 3.10 does not know the Z.
+        found = datetime.datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", text))
+        return int(found.timestamp() * 1_000_000) * 1000
+    except (ValueError, OverflowError, OSError):
+        expected = "expected a time as 2026-03-01T12:30, or how long ago as 15m, 2h or 7d"
+        raise argparse.ArgumentTypeError(f"{text!r}: {expected}") from None
+
+
+def _limit(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= query.MAX_PAGE:
+        raise argparse.ArgumentTypeError(f"must be between 1 and {query.MAX_PAGE}")
+    return value
+
+
+def folder(place: str | None) -> Path:
+    """The state folder that is meant.
+
+    Raises:
+        ConfigError: there is no journal in it; the message says where there are some.
+    """
+    root = Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or UNIT_FOLDER)
+    if place is None:
+        found = root
+    else:
+        found = Path(place)
+        if found.is_file():
+            found = root / (re.sub(r"[^A-Za-z0-9_.-]", "_", found.stem) or "streamd")
+    if (found / JOURNAL).exists():
+        return found
+    try:
+        instances = sorted(path.parent for path in found.glob(f"*/{JOURNAL}"))
+    except OSError:
+        instances = []
+    if len(instances) == 1:
+        return instances[0]
+    if instances:
+        names = ", ".join(map(str, instances))
+        raise ConfigError(f"events: {found} holds several journals; name one of {names}")
+    advice = "name the state folder of a daemon that has zones or lines"
+    raise ConfigError(f"events: there is no journal ({JOURNAL}) in {found}; {advice}")
+
+
+def _plain(value: object) -> str:
+    """What may be shown: a terminal obeys escape sequences, whoever sent them."""
+    return "".join(c if c.isprintable() else "?" for c in str(value)[:MAX_TEXT])
+
+
+def _detail(record: Record) -> str:
+    parts = [f"{name}={value}" for name, value in record.details.items() if isinstance(value, str | int | float)]
+    if record.events_lost:
+        parts.append(f"events_lost={record.events_lost}")
+    parts += [f"{role}={media.state}" for role, media in record.media.items()]
+    return " ".join(parts)
+
+
+def _cells(record: Record) -> tuple[str, ...]:
+    at = datetime.datetime.fromtimestamp(record.at_ns // 1000 / 1e6).astimezone()
+    what = f"{record.type} {record.kind}".strip()
+    values = (f"{at:%m-%d %H:%M:%S}", record.stream, what, record.rule or "-", record.label or "-", _detail(record))
+    return tuple(map(_plain, values))
+
+
+COLUMNS = ("time", "stream", "event", "rule", "label", "details")
+
+
+def table(records: Sequence[Record], caption: str = "") -> Any:
+    """The events as a table that fits into 80 columns."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = Table(expand=False, caption=caption or None, padding=(0, 1, 0, 0), show_edge=False)
+    for name in COLUMNS:
+        made.add_column(name, no_wrap=name == "time", overflow="fold", min_width=14 if name == "time" else None)
+    for record in records:
+        made.add_row(*map(escape, _cells(record)))
+    return made
+
+
+def _show(args: argparse.Namespace, path: Path) -> int:
+    wanted = query.Filter(
+        since_ns=args.since, until_ns=args.until, streams=args.stream, labels=args.label, rules=args.rule,
+        kinds=args.kind, newest_first=True, limit=args.limit,
+    )  # fmt: skip
+    connection = open_reader(path)
+    try:
+        records = query.find(connection, wanted)[::-1]
+        if args.json:
+            for record in records:
+                print(json.dumps(data(record)))
+        elif records or not args.follow:
+            _print_table(records, args.limit)
+        if args.follow:
+            sys.stdout.flush()
+            with contextlib.suppress(KeyboardInterrupt):
+                for record in _follow(path, connection, wanted, records[-1].position if records else None):
+                    print(json.dumps(data(record)) if args.json else "  ".join(_cells(record)), flush=True)
+    finally:
+        connection.close()
+    return 0
+
+
+def _print_table(records: Sequence[Record], limit: int) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=80)
+    if not records:
+        console.print("no events", highlight=False)
+        return
+    note = f"the newest {limit}; --limit shows more" if len(records) == limit else ""
+    console.print(table(records, note))
+
+
+def _follow(
+    path: Path, connection: sqlite3.Connection, wanted: query.Filter, position: int | None
+) -> Iterator[Record]:
+    """Events as they come; a journal that began anew is followed, too."""
+    import msgspec
+
+    if position is None:
+        (position,) = connection.execute("SELECT value FROM meta WHERE name = 'position'").fetchone()
+    log_id = query.log_id(connection)
+    identity = os.stat(path).st_ino
+    while True:
+        page = msgspec.structs.replace(wanted, after=position, newest_first=False)
+        found = query.find(connection, page)
+        for record in found:
+            position = record.position
+            yield record
+        if len(found) == wanted.limit:
+            continue
+        time.sleep(FOLLOW_S)
+        with contextlib.suppress(OSError, sqlite3.Error):
+            if os.stat(path).st_ino != identity:
+                connection.close()
+                connection, identity = open_reader(path), os.stat(path).st_ino
+                if query.log_id(connection) != log_id:
+                    log_id, position = query.log_id(connection), 0
+
+
+def _delete(args: argparse.Namespace, state: Path) -> int:
+    if args.since is None or args.until is None or bool(args.stream) == args.all_streams:
+        raise ConfigError("events delete: give --since and --until, and either --stream or --all-streams")
+    if args.label or args.rule or args.kind or args.follow:
+        raise ConfigError("events delete: --label, --rule, --kind and --follow do not go with delete")
+    if args.since >= args.until:
+        raise ConfigError("events delete: --since is not before --until")
+    total = Deletion(0, 0, [])
+    for stream in args.stream or [None]:
+        done = _delete_one(state, requests.DeleteRequest(stream, args.since, args.until), args.timeout)
+        total = Deletion(total.events + done.events, total.pending + done.pending, total.paths + done.paths)
+    if args.json:
+        print(json.dumps(total._asdict()))
+    else:
+        files = len(total.paths)
+        print(f"deleted {total.events} events, {total.pending} deliveries that waited and {files} files")
+    for aside in damaged(state / JOURNAL):
+        print(f"streamd: {aside}: a damaged journal may still hold them; delete it by hand", file=sys.stderr)
+    return 0
+
+
+def _delete_one(state: Path, request: requests.DeleteRequest, timeout: float) -> Deletion:
+    if owner(state) is not None:
+        return requests.ask(state, request, timeout)
+    journal = Journal(state)
+    journal.start()
+    try:
+        done = journal.delete(request.stream, request.since_ns, request.until_ns, timeout)
+        left = [path for path in done.paths if not remove_file(path)]
+    finally:
+        journal.close()
+    if left:
+        raise SinkError(f"events delete: {left[0]}: cannot be removed; the daemon will try again when it runs")
+    return done
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shows or deletes events.
+
+    Raises:
+        ConfigError: no such journal, or arguments that do not go together.
+        SinkError: the journal cannot be read, or has not deleted anything.
+    """
+    words = list(args.words)
+    deleting = words[:1] == ["delete"]
+    places = [*words[deleting:], *([args.state_dir] if args.state_dir else [])]
+    if len(places) > 1:
+        raise ConfigError(f"events: expected one place, got {', '.join(places)}")
+    state = folder(places[0] if places else None)
+    if deleting:
+        return _delete(args, state)
+    try:
+        return _show(args, state / JOURNAL)
+    except sqlite3.Error as error:
+        raise SinkError(f"events: {state / JOURNAL}: cannot be read: {error}") from error
