@@ -23,6 +23,7 @@ from streamd.events.place import JOURNAL, UNIT_FOLDER, owner
 from streamd.events.record import Record, data
 from streamd.events.schema import damaged, open_reader
 from streamd.events.upkeep import Deletion
+from streamd.telemetry.logs import configure
 
 MAX_TEXT = 200
 FOLLOW_S = 0.5
@@ -55,7 +56,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--json", action="store_true", help="print one JSON object an event, not a table")
     p.add_argument("--follow", action="store_true", help="go on with events as they are committed")
     p.add_argument("--all-streams", action="store_true", help="with delete: the events of every stream")
-    p.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="with delete: wait so long (default 30)")
+    p.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="with delete: at most (default 30)")
 
 
 def moment(text: str) -> int:
@@ -179,9 +180,7 @@ def _print_table(records: Sequence[Record], limit: int) -> None:
     console.print(table(records, note))
 
 
-def _follow(
-    path: Path, connection: sqlite3.Connection, wanted: query.Filter, position: int | None
-) -> Iterator[Record]:
+def _follow(path: Path, connection: sqlite3.Connection, wanted: query.Filter, position: int | None) -> Iterator[Record]:
     """Events as they come; a journal that began anew is followed, too."""
     import msgspec
 
@@ -211,6 +210,7 @@ def _delete(args: argparse.Namespace, state: Path) -> int:
         raise ConfigError("events delete: give --since and --until, and either --stream or --all-streams")
     if args.label or args.rule or args.kind or args.follow:
         raise ConfigError("events delete: --label, --rule, --kind and --follow do not go with delete")
+    configure("warning")
     if args.since >= args.until:
         raise ConfigError("events delete: --since is not before --until")
     total = Deletion(0, 0, [])
