@@ -114,7 +114,6 @@ def large(folder: Path, rows: int) -> dict[str, Any]:
     for first in range(0, rows, 10_000):
         store.begin()
         for number in range(first, min(rows, first + 10_000)):
-            event = made(number)
             store.add(msgspec.structs.replace(made(number), at_ns=start + number * 10**9))
         store.commit()
     store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

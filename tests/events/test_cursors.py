@@ -177,7 +177,7 @@ def test_the_counts_of_a_cursor_always_add_up(
     for what, number in actions:
         if what == "add":
             for _ in range(number):
-                store.add(event(f"x{made % 7}", ("begin", "end")[made // 7 % 2], made))  # type: ignore[arg-type]
+                store.add(event(f"x{made % 7}", ("begin", "end")[made // 7 % 2], made))
                 made += 1
         elif what == "retain":
             upkeep.retain(store, Limits(1e9, number), owed, time.time_ns(), ages=False)

@@ -79,7 +79,7 @@ def test_a_record_reads_back_as_it_was_handed_out(tmp_path: Path) -> None:
         one.listen(handed.extend)
         for kind in ("begin", "update", "end"):
             details = {"box": [1.5, 2], "nested": {"é": None}, "ok": True}
-            one.submit(event("x", kind, 3, track=7, epoch=2, seq=5, details=details, counts={"in": 2}))  # type: ignore[arg-type]
+            one.submit(event("x", kind, 3, track=7, epoch=2, seq=5, details=details, counts={"in": 2}))
         one.submit(event("y", track="boot/1/9", rule=None, label=None))
         assert one.flush()
         assert one.find(Filter()) == handed
