@@ -107,12 +107,14 @@ def _calibration(args: argparse.Namespace, path: Path) -> Calibration | None:
     size = fixed if fixed > 0 else args.calibrate_batch
     if args.calibrate_images is None:
         return Calibration(hashlib.sha256(str(cache).encode()).hexdigest(), size, None, cache)
-    from streamd.models.pictures import Feeder, Pictures
+    from streamd.models.pictures import Feeder, Pictures, refuse_shared
 
     try:
         pictures = Pictures(args.calibrate_images, args.calibrate_count)
     except ConfigError as error:
         raise ConfigError(str(error).replace("--images", "--calibrate-images", 1)) from error
+    if args.eval_images is not None:
+        refuse_shared(pictures, Pictures(args.eval_images, 1 << 20), "--calibrate-images", "--eval-images")
     feeder = Feeder(bare.spec)
     seen = pictures.sha256()
     what = f"{bare.recipe.model_sha256} {bare.recipe.tensorrt} {bare.spec} {size} {seen}"

@@ -40,6 +40,29 @@ def add_head_option(p: argparse.ArgumentParser) -> None:
     )
 
 
+def add_judging_options(p: Any) -> None:
+    """The options of the accuracy gate that `quantize` and `build` share."""
+    p.add_argument(
+        "--max-drop", type=share, default=0.01, metavar="MAP", help="largest acceptable loss of mAP (default 0.01)"
+    )
+    p.add_argument(
+        "--prove",
+        action="store_true",
+        help="refuse unless the whole 95 %% interval of the loss is within --max-drop",
+    )
+    add_classes_option(p)
+
+
+def add_classes_option(p: Any) -> None:
+    """The option that restricts accuracy to some classes."""
+    p.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="CLASS",
+        help="count only these classes, for labels that are complete for some only. Default: all that the labels have",
+    )
+
+
 def engine_of(args: argparse.Namespace) -> dict[str, Any]:
     """Backend settings from parsed options."""
     return {"kind": args.engine}

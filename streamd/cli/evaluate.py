@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamd.cli.console import add_engine_options, add_head_option, engine_of, progress
+from streamd.cli.console import add_classes_option, add_engine_options, add_head_option, engine_of, progress
 from streamd.errors import ConfigError
 from streamd.telemetry.logs import configure
 
 if TYPE_CHECKING:
+    from streamd.models.bootstrap import Drop
     from streamd.models.evaluate import Accuracy
 
 
@@ -33,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
         help="file of the class names of the YOLO labels, one per line, if they differ from the model's; boxes of "
         "other classes are ignored",
     )
+    add_classes_option(p)
     p.add_argument("--conf", type=float, default=0.001, help="lowest score (default 0.001)")
     p.add_argument("--iou", type=float, default=0.6, help="NMS IoU threshold (default 0.6)")
     p.add_argument("--max-det", type=int, default=300, help="most detections per image (default 300)")
@@ -61,10 +64,23 @@ def _measure(model: str, args: argparse.Namespace, report: Any) -> Accuracy:
     label_names = read_labels(args.label_names, "--label-names") if args.label_names else None
     with Detector(ModelSettings(path=model, labels=args.names), detect, engine_of(args), args.head) as detector:
         dataset = open_dataset(args.images, args.labels, detector.labels, label_names)
-        return evaluate(detector, dataset, lambda done, total: report(model.rsplit("/", 1)[-1], done, total))
+        name = Path(model).name
+        return evaluate(detector, dataset, lambda done, total: report(name, done, total), args.classes)
 
 
-def _print(first: Accuracy, second: Accuracy | None) -> None:
+MARGIN = 0.001
+"""mAP: how many images an interval of ± this would need is told."""
+
+
+def _drop(first: Accuracy, second: Accuracy) -> Drop | None:
+    """The loss from the first to the second with its interval, where both saw the same two images or more."""
+    from streamd.models.bootstrap import paired_drop
+
+    a, b = first.matches, second.matches
+    return paired_drop(a, b) if a is not None and b is not None and a.names == b.names else None
+
+
+def _print(first: Accuracy, second: Accuracy | None, drop: Drop | None) -> None:
     rows: list[tuple[str, str, float, float | None]] = [
         (name, "", getattr(first, name), None if second is None else getattr(second, name))
         for name in ("map", "map50", "map75")
@@ -81,6 +97,9 @@ def _print(first: Accuracy, second: Accuracy | None) -> None:
         if after_value is not None:
             line += f"{after_value:>24.4f}{before - after_value:>+9.4f}"
         print(line)
+    if drop is not None:
+        needed = f"about {drop.images_for(MARGIN):,} such images would show ±{MARGIN:g}" if drop.margin > MARGIN else ""
+        print(f"mAP {drop}" + (f"; {needed}" if needed else ""))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,11 +116,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"streamd: {first.unlabelled} images have no labels and are treated as empty", file=sys.stderr)
     if first.left_out:
         print(f"streamd: {first.left_out} boxes of classes that the model does not have were ignored", file=sys.stderr)
+    drop = None if second is None else _drop(first, second)
     if args.json:
         body: dict[str, Any] = {"models": [a.as_json() for a in found]}
         if second is not None:
             body["drop"] = {k: round(getattr(first, k) - getattr(second, k), 6) for k in ("map", "map50", "map75")}
+            body["interval"] = None if drop is None else drop.as_json()
         print(json.dumps(body))
     else:
-        _print(first, second)
+        _print(first, second, drop)
     return 0

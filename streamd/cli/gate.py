@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamd.cli.console import share
+from streamd.cli.console import add_judging_options, share
 from streamd.engine.sidecar import Sidecar
 from streamd.errors import ConfigError, GateError
 
@@ -27,9 +27,7 @@ def add_gate_options(p: Any) -> None:
         "--labels", metavar="DIR|JSON", help="labels of these images (YOLO text or COCO JSON); compares mAP"
     )
     group.add_argument("--reference", metavar="MODEL", help="model to compare with instead, e.g. the float one")
-    group.add_argument(
-        "--max-drop", type=share, default=0.01, metavar="MAP", help="largest acceptable loss of mAP (default 0.01)"
-    )
+    add_judging_options(group)
     group.add_argument(
         "--min-agreement",
         type=share,
@@ -57,7 +55,15 @@ def gate_of(args: argparse.Namespace) -> PlanGate | None:
             raise ConfigError(f"{option} {value}: does not exist")
     engine = {"kind": "tensorrt", "device": args.device}
     return PlanGate(
-        args.eval_images, args.labels, args.reference, args.max_drop, args.min_agreement, args.force, engine
+        args.eval_images,
+        args.labels,
+        args.reference,
+        args.max_drop,
+        args.min_agreement,
+        args.force,
+        engine,
+        args.prove,
+        tuple(args.classes) if args.classes else None,
     )
 
 
@@ -84,6 +90,8 @@ class PlanGate:
     force: bool
     engine: dict[str, Any]
     """Backend settings for the plan; the reference runs on OpenVINO."""
+    prove: bool = False
+    classes: tuple[str, ...] | None = None
 
     def check(self, plan: Path, sidecar: Sidecar, job: Job) -> tuple[Sidecar, str]:
         """Compares `plan` with the model it was built from, or with `reference`.
@@ -145,6 +153,8 @@ class PlanGate:
             images=self.images if self.labels is not None else None,
             labels=self.labels,
             frames=None if self.labels is not None else where.frames,
+            prove=self.prove,
+            classes=self.classes,
         )
         gate.open(reference)
         gate.use(self.engine)
@@ -157,4 +167,8 @@ def _line(verdict: Verdict, reference: str) -> str:
     else:
         a = verdict.accuracy
         text = f"accuracy: mAP {a['map']:.4f}, {reference} has {a['map_float']:.4f} on the same images"
+        if verdict.interval is not None:
+            text += f"; {verdict.interval}"
+        if verdict.undecided is not None:
+            text += f"; not shown: {verdict.undecided}"
     return text if verdict.refusal is None else f"{text}; written because of --force although {verdict.refusal}"

@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamd.cli.console import add_engine_options, add_head_option, engine_of, positive, progress, share
+from streamd.cli.console import (
+    add_engine_options,
+    add_head_option,
+    add_judging_options,
+    engine_of,
+    positive,
+    progress,
+    share,
+)
 from streamd.telemetry.logs import configure
 
 if TYPE_CHECKING:
@@ -46,10 +54,12 @@ def add_parser(subparsers: Any) -> None:
         "--float-layers", nargs="+", default=[], metavar="LAYER", help="layers to keep in float; * matches anything"
     )
     p.add_argument("--labels", metavar="DIR|JSON", help="labels of the evaluation images; enables measuring mAP")
-    p.add_argument("--eval-images", metavar="DIR", help="images to measure accuracy on. Default: those of --images")
     p.add_argument(
-        "--max-drop", type=share, default=0.01, metavar="MAP", help="largest acceptable loss of mAP (default 0.01)"
+        "--eval-images",
+        metavar="DIR",
+        help="images to measure accuracy on, none of them among --images. Default: some of --images, held out",
     )
+    add_judging_options(p)
     p.add_argument(
         "--min-agreement",
         type=share,
@@ -100,6 +110,10 @@ def _print(result: Result) -> None:
             f"mAP {a['map_float']:.4f} -> {a['map']:.4f} ({-a['map_drop']:+.4f}), "
             f"mAP50 {a['map50_float']:.4f} -> {a['map50']:.4f}"
         )
+    if verdict.interval is not None:
+        print(f"mAP {verdict.interval}")
+    if verdict.undecided is not None:
+        print(f"not shown: {verdict.undecided}")
     if verdict.agreement is not None:
         print(f"{verdict.agreement:.1%} of boxes agree with the float model's")
     if result.forced:
@@ -124,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
         labels=args.labels,
         eval_images=args.eval_images,
         max_drop=args.max_drop,
+        prove=args.prove,
+        classes=tuple(args.classes) if args.classes else None,
         min_agreement=args.min_agreement,
         auto=args.auto,
         compact=args.compact,

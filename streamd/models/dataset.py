@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,6 +164,40 @@ def image_folder(folder: str | Path) -> list[Path]:
         raise ConfigError(f"image folder {folder}: cannot be read: {error.strerror}") from error
 
 
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def shared_pictures(first: Sequence[Path], second: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Pairs of files, one of each list, with the same content. Names do not matter.
+
+    Only files that have an equal in size are read.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    try:
+        sizes: dict[int, list[Path]] = {}
+        for path in first:
+            sizes.setdefault(path.stat().st_size, []).append(path)
+        digests: dict[int, dict[str, Path]] = {}
+        pairs = []
+        for path in second:
+            size = path.stat().st_size
+            if size in sizes:
+                if size not in digests:
+                    digests[size] = {_sha256(other): other for other in sizes[size]}
+                if (same := digests[size].get(_sha256(path))) is not None:
+                    pairs.append((same, path))
+        return pairs
+    except OSError as error:
+        raise ConfigError(f"image {error.filename}: cannot be read: {error.strerror}") from error
+
+
 def _class_table(label_names: Sequence[str], names: Sequence[str]) -> Int32Array:
     """The model's class number for each class of the labels, -1 if it has none."""
     known = {name: i for i, name in enumerate(names)}
@@ -184,7 +219,11 @@ def _renumbered(truth: Truth, table: Int32Array | None) -> tuple[Truth, int]:
 
 
 def open_dataset(
-    images: str | Path, labels: str | Path, names: Sequence[str], label_names: Sequence[str] | None = None
+    images: str | Path,
+    labels: str | Path,
+    names: Sequence[str],
+    label_names: Sequence[str] | None = None,
+    files: Sequence[Path] | None = None,
 ) -> Dataset:
     """Lists the images and reads their labels.
 
@@ -194,11 +233,14 @@ def open_dataset(
         names: the model's class names in order.
         label_names: class names for the numbers in YOLO text files, if they differ from the model's; boxes of classes
             that the model does not have are ignored. A COCO file has its own names.
+        files: only these of the folder. Default: all.
 
     Raises:
         ConfigError: no images, no labels for any of them, or labels that do not fit the model.
     """
-    files = image_folder(images)
+    files = image_folder(images) if files is None else files
+    if not files:
+        raise ConfigError(f"image folder {images}: no image is left to measure on")
     where = Path(labels)
     truth: dict[str, Truth] = {}
     table = None

@@ -17,6 +17,7 @@ from streamd.errors import ConfigError, FrameError, SourceError
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import declared, open_head, resolve_labels
+from streamd.models.bootstrap import Matches, matches_of
 from streamd.models.dataset import Dataset
 from streamd.sources.images import read_image
 from streamd.types import Float32Array, Frame, Int32Array, Letterbox, ModelSpec
@@ -150,6 +151,8 @@ class Accuracy:
     unreadable: tuple[str, ...] = ()
     """One message per image that could not be read."""
     seconds: float = 0.0
+    matches: Matches | None = field(default=None, repr=False, compare=False)
+    """How boxes and labels match, for `bootstrap.paired_drop`."""
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -184,12 +187,40 @@ class _Reader:
             yield path.name, frame
 
 
-def coco_scores(found: Sequence[Boxes], dataset: Dataset, labels: Sequence[str]) -> dict[str, Any]:
+def class_numbers(names: Sequence[str], labels: Sequence[str], option: str = "--classes") -> list[int]:
+    """The numbers of the classes called `names`.
+
+    Raises:
+        ConfigError: the model has no class of that name; near ones are told.
+    """
+    import difflib
+
+    for name in names:
+        if name not in labels:
+            near = difflib.get_close_matches(name, labels, n=3, cutoff=0.3) or list(labels[:5])
+            raise ConfigError(f"{option} {name}: the model has no such class; near: {', '.join(near)}")
+    return [labels.index(name) for name in names]
+
+
+def coco_scores(
+    found: Sequence[Boxes], dataset: Dataset, labels: Sequence[str], classes: Sequence[str] | None = None
+) -> dict[str, Any]:
     """COCO metrics of detections against labels, computed by pycocotools.
 
+    Args:
+        found: what the model found in each image.
+        dataset: the labels, by image name.
+        labels: the model's class names.
+        classes: count only these, for labels that are complete for some classes only. Default: every class that the
+            labels have.
+
     Returns:
-        map, map50, map75, boxes, classes (of `ClassAccuracy`).
+        map, map50, map75, boxes, classes (of `ClassAccuracy`), matches (for `bootstrap`).
+
+    Raises:
+        ConfigError: a class that the model does not have, or no labelled box that counts.
     """
+    judged = None if classes is None else set(class_numbers(classes, labels))
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -206,6 +237,8 @@ def coco_scores(found: Sequence[Boxes], dataset: Dataset, labels: Sequence[str])
             for class_id, (x1, y1, x2, y2), crowd, area in zip(
                 truth.class_id.tolist(), boxes.tolist(), truth.crowd.tolist(), truth.area.tolist(), strict=True
             ):
+                if judged is not None and class_id not in judged:
+                    continue
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
@@ -222,7 +255,10 @@ def coco_scores(found: Sequence[Boxes], dataset: Dataset, labels: Sequence[str])
             detections.append([number, x1, y1, x2 - x1, y2 - y1, score, class_id])
     present = sorted({a["category_id"] for a in annotations})
     if not present:
-        raise ConfigError("evaluate: no readable image has a labelled box; check that the labels belong to the images")
+        of = "" if classes is None else f" of {', '.join(classes)}"
+        raise ConfigError(
+            f"evaluate: no readable image has a labelled box{of}; check that the labels belong to the images"
+        )
     # pycocotools prints its progress; we print the figures ourselves.
     with contextlib.redirect_stdout(io.StringIO()):
         truth_set = COCO()
@@ -237,6 +273,8 @@ def coco_scores(found: Sequence[Boxes], dataset: Dataset, labels: Sequence[str])
         scorer = COCOeval(truth_set, truth_set.loadRes(table) if len(table) else _nothing(truth_set), "bbox")
         # A class that never appears in the labels has no precision; it must not count as zero.
         scorer.params.catIds = present
+        # Only boxes of any size are asked for; the other three ranges would take three times as long again.
+        scorer.params.areaRng, scorer.params.areaRngLbl = scorer.params.areaRng[:1], scorer.params.areaRngLbl[:1]
         scorer.evaluate()
         scorer.accumulate()
     # (IoU thresholds, recalls, classes, area range all, 100 detections)
@@ -256,6 +294,7 @@ def coco_scores(found: Sequence[Boxes], dataset: Dataset, labels: Sequence[str])
             ClassAccuracy(c, labels[c], int(counts[c]), mean(precision[:, :, i]), mean(precision[0, :, i]))
             for i, c in enumerate(present)
         ),
+        "matches": matches_of(scorer, [b.name for b in found]),
     }
 
 
@@ -267,12 +306,25 @@ def _nothing(truth_set: Any) -> Any:
     return empty
 
 
-def evaluate(detector: Detector, dataset: Dataset, progress: Progress | None = None) -> Accuracy:
+def evaluate(
+    detector: Detector,
+    dataset: Dataset,
+    progress: Progress | None = None,
+    classes: Sequence[str] | None = None,
+) -> Accuracy:
     """Runs the detector over the dataset. Open it with `COCO_DETECT` to get figures comparable with published ones.
 
+    Args:
+        detector: the model.
+        dataset: images and labels.
+        progress: is told after each image.
+        classes: count only these; see `coco_scores`.
+
     Raises:
-        ConfigError: no image could be read.
+        ConfigError: no image could be read, or a class is not there.
     """
+    if classes is not None:
+        class_numbers(classes, detector.labels)
     reader = _Reader(dataset.images, progress)
     started = time.monotonic()
     found = list(detector.detect(reader))
@@ -290,5 +342,5 @@ def evaluate(detector: Detector, dataset: Dataset, progress: Progress | None = N
         left_out=dataset.left_out,
         unreadable=tuple(reader.unreadable),
         seconds=seconds,
-        **coco_scores(found, dataset, detector.labels),
+        **coco_scores(found, dataset, detector.labels, classes),
     )

@@ -1,13 +1,18 @@
 """The accuracy gate: rejects a quantized model that lost more accuracy than allowed.
 
-With labels the measure is COCO mAP, before and after. Without labels it is agreement: of all boxes that either model
-reports with a score of at least 0.25, the share that the other model also finds, with the same class, an IoU of at
-least 0.5, one to one, and a score of at least 0.15 (so that a box moving from 0.26 to 0.24 does not count as lost).
+With labels the measure is COCO mAP, before and after, with the interval that a paired bootstrap over the images gives
+for the difference. A model is refused if the measured loss is above the limit. If the limit lies inside the interval,
+the verdict says that the images do not decide, and how many would. If proof is required, every model is refused whose
+interval does not end below the limit.
+
+Without labels it is agreement: of all boxes that either model reports with a score of at least 0.25, the share that the
+other model also finds, with the same class, an IoU of at least 0.5, one to one, and a score of at least 0.15 (so that a
+box moving from 0.26 to 0.24 does not count as lost).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ import numpy as np
 from streamd.engine import ModelSettings
 from streamd.errors import GateError
 from streamd.heads import DetectSettings
+from streamd.models.bootstrap import Drop, paired_drop
 from streamd.models.dataset import open_dataset
 from streamd.models.evaluate import COCO_DETECT, Accuracy, Boxes, Detector, Progress, evaluate
 from streamd.types import Float32Array, Frame
@@ -40,10 +46,14 @@ class Verdict:
     """The gate's result."""
 
     accuracy: dict[str, float] = field(default_factory=dict)
-    """map, map_float, map_drop, map50, map50_float; empty without labels."""
+    """map, map_float, map_drop, map_drop_low, map_drop_high, map50, map50_float, images; empty without labels."""
+    interval: Drop | None = None
+    """Of the loss of mAP; None without labels, or on a single image."""
     agreement: float | None = None
     refusal: str | None = None
     """Why the model must not be written; None if it passed."""
+    undecided: str | None = None
+    """Set if the images are too few to tell on which side of the limit the loss lies."""
     score: float = 0.0
     """The loss in the gate's measure (mAP, or 1 − agreement), for comparing candidates."""
     allowed: float = 0.0
@@ -97,9 +107,13 @@ class Gate:
     Args:
         engine: backend settings for the measurement.
         max_drop: largest acceptable loss of mAP.
-        images: labelled images, if there are labels.
+        images: folder of labelled images, if there are labels.
+        files: only these of the folder. Default: all.
         labels: folder of YOLO text files or COCO JSON file; None measures agreement.
         frames: yields the (name, frame) pairs on which agreement is measured.
+        head: kind of the head. Default: what the sidecar or the shapes say.
+        prove: refuse unless the upper end of the interval, too, is within `max_drop`.
+        classes: count only these classes. Default: every one that the labels have.
     """
 
     def __init__(
@@ -109,11 +123,15 @@ class Gate:
         max_drop: float = MAX_DROP,
         min_agreement: float = MIN_AGREEMENT,
         images: str | Path | None = None,
+        files: Sequence[Path] | None = None,
         labels: str | Path | None = None,
         frames: Callable[[], Iterable[tuple[str, Frame]]] | None = None,
         head: str | None = None,
+        prove: bool = False,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self._engine, self._max_drop, self._min_agreement = engine, max_drop, min_agreement
+        self._files, self._prove, self._classes = files, prove, classes
         self._images, self._labels, self._frames, self._head = images, labels, frames, head
         self._float_accuracy: Accuracy | None = None
         self._float_boxes: list[Boxes] | None = None
@@ -122,7 +140,8 @@ class Gate:
         assert self._images is not None
         assert self._labels is not None
         with Detector(ModelSettings(path=str(model)), COCO_DETECT, self._engine, self._head) as detector:
-            return evaluate(detector, open_dataset(self._images, self._labels, detector.labels), progress)
+            dataset = open_dataset(self._images, self._labels, detector.labels, files=self._files)
+            return evaluate(detector, dataset, progress, self._classes)
 
     def _detect(self, model: Path) -> list[Boxes]:
         assert self._frames is not None
@@ -156,19 +175,7 @@ class Gate:
     def judge(self, model: Path, progress: Progress | None = None) -> Verdict:
         """Measures a candidate. Call `open` first."""
         if self._float_accuracy is not None:
-            before, after = self._float_accuracy, self._evaluate(model, progress)
-            drop = before.map - after.map
-            refusal = None
-            if drop > self._max_drop:
-                refusal = (
-                    f"mAP falls by {drop:.4f} (from {before.map:.4f} to {after.map:.4f} on {after.images} images), "
-                    f"more than --max-drop {self._max_drop:g}"
-                )
-            figures = {
-                "map": after.map, "map_float": before.map, "map_drop": drop,
-                "map50": after.map50, "map50_float": before.map50,
-            }  # fmt: skip
-            return Verdict({k: round(v, 5) for k, v in figures.items()}, None, refusal, drop, self._max_drop)
+            return self._compare(self._float_accuracy, self._evaluate(model, progress))
         assert self._float_boxes is not None
         share, total = agreement(self._float_boxes, self._detect(model))
         refusal = None
@@ -177,4 +184,43 @@ class Gate:
                 f"its detections agree with the float model's in {share:.1%} of {total} boxes, less than the "
                 f"{self._min_agreement:.0%} required without labels"
             )
-        return Verdict({}, round(share, 5), refusal, 1 - share, 1 - self._min_agreement)
+        return Verdict(agreement=round(share, 5), refusal=refusal, score=1 - share, allowed=1 - self._min_agreement)
+
+    def _compare(self, before: Accuracy, after: Accuracy) -> Verdict:
+        drop, limit = before.map - after.map, self._max_drop
+        figures: dict[str, float] = {
+            "map": after.map, "map_float": before.map, "map_drop": drop,
+            "map50": after.map50, "map50_float": before.map50, "images": after.images,
+        }  # fmt: skip
+        interval = None
+        if before.matches is not None and after.matches is not None:
+            interval = paired_drop(before.matches, after.matches)
+        if interval is not None:
+            figures |= {"map_drop_low": interval.low, "map_drop_high": interval.high}
+        refusal, undecided = _against(drop, interval, limit)
+        if refusal is None and self._prove and undecided is not None:
+            refusal, undecided = f"{undecided}, and proof was asked for (--prove)", None
+        if refusal is not None:
+            refusal = f"mAP {interval or f'lost {drop:.4f}'} ({before.map:.4f} to {after.map:.4f}): {refusal}"
+        return Verdict(
+            {k: round(v, 5) for k, v in figures.items()},
+            interval=interval,
+            refusal=refusal,
+            undecided=undecided,
+            score=drop,
+            allowed=limit,
+        )
+
+
+def _against(drop: float, interval: Drop | None, limit: float) -> tuple[str | None, str | None]:
+    """(why it is refused, why it is not decided) of a loss against its limit."""
+    undecided = None
+    if interval is None:
+        undecided = f"one image cannot show that the loss is within --max-drop {limit:g}"
+    elif interval.low <= limit < interval.high:
+        count = interval.images_to_decide(limit)
+        needed = "no number of images would" if count is None else f"about {count:,} such images would"
+        undecided = f"{interval.images} images cannot tell on which side of --max-drop {limit:g} that is; {needed}"
+    if drop > limit:
+        return f"more than --max-drop {limit:g}" + ("" if undecided is None else f", though {undecided}"), None
+    return None, undecided

@@ -11,12 +11,17 @@ import numpy as np
 
 from streamd.errors import ConfigError, FrameError, ModelError, SourceError
 from streamd.imaging.letterbox import HostLetterbox
-from streamd.models.dataset import image_folder
+from streamd.models.dataset import image_folder, shared_pictures
 from streamd.security.redact import credentials, redact, remember
 from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.images import SUFFIXES, read_image
 from streamd.types import Float32Array, Frame, ModelSpec
+
+KEPT_BACK = 4
+"""Of so many pictures one is kept back, where there is nothing else to judge on."""
+KEPT_FRAMES = 32
+"""Decoded frames of a live stream held in memory, 3 MB each at 1080p."""
 
 
 @dataclass
@@ -27,6 +32,8 @@ class Pictures:
         where: folder of images, one image, video file, or URL.
         limit: most pictures. Those of a folder are evenly spaced, so that a sorted folder is covered.
         every: use every n-th frame of a video or stream, since neighbouring frames are almost identical.
+        keep_back: hold some out for `judged`: of a folder those not taken, and at least a quarter; of a video or stream
+            every fourth frame.
 
     Raises:
         ConfigError: the location does not exist.
@@ -35,10 +42,14 @@ class Pictures:
     where: str
     limit: int
     every: int = 10
+    keep_back: bool = False
     unreadable: list[str] = field(default_factory=list)
-    """One message per picture that could not be read in the last pass."""
+    """One message per picture that could not be read since `frames` last began."""
     images: list[Path] = field(init=False)
     """Image files; empty for a video or stream."""
+    others: list[Path] = field(init=False, default_factory=list)
+    """The files of the folder that were held out."""
+    _kept: list[tuple[str, Frame]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         remember(credentials(self.where))
@@ -46,8 +57,14 @@ class Pictures:
         self._settings = AvStreamSettings(id="calibration", url=self.where, pace="asap", decode="software")
         if path.is_dir():
             found = image_folder(path)
-            count = min(self.limit, len(found))
-            self.images = [found[i * len(found) // count] for i in range(count)]
+            most = len(found) - max(1, len(found) // KEPT_BACK) if self.keep_back and len(found) > 1 else len(found)
+            count = min(self.limit, most)
+            taken = [i * len(found) // count for i in range(count)]
+            self.images = [found[i] for i in taken]
+            if self.keep_back:
+                others = [found[i] for i in sorted(set(range(len(found))) - set(taken))]
+                copies = {path for _, path in shared_pictures(self.images, others)}
+                self.others = [path for path in others if path not in copies]
         elif path.suffix.lower() in SUFFIXES and path.is_file():
             self.images = [path]
         else:
@@ -69,6 +86,8 @@ class Pictures:
         digest = hashlib.sha256(f"limit={self.limit if not self.images else len(self.images)}".encode())
         if not self.images:
             digest.update(f"every={self.every}".encode())
+            if self.keep_back:
+                digest.update(f"kept back={KEPT_BACK}".encode())
         for path in self.images or [Path(self.where.removeprefix("file:"))]:
             try:
                 with path.open("rb") as handle:
@@ -85,13 +104,58 @@ class Pictures:
             SourceError: a video or stream cannot be opened, or fails before its first picture.
         """
         self.unreadable.clear()
-        for path in self.images:
+        if self.images:
+            yield from self._read(self.images)
+            return
+        self._kept.clear()
+        for i, found in enumerate(self._sampled()):
+            if not self.keep_back or i % KEPT_BACK != KEPT_BACK - 1:
+                yield found
+            elif self.live and len(self._kept) < KEPT_FRAMES:
+                self._kept.append(found)
+
+    def judged(self, limit: int) -> Iterator[tuple[str, Frame]]:
+        """(name, frame) of those kept back, at most `limit`; of a live stream those that `frames` came by.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if self.images:
+            count = min(limit, len(self.others))
+            if not count:
+                raise ConfigError(
+                    f"--images {redact(self.where)}: no picture is left to judge on that is not calibrated with; "
+                    "give other ones with --eval-images"
+                )
+            yield from self._read([self.others[i * len(self.others) // count] for i in range(count)])
+            return
+        kept = self._kept if self.live else self._back()
+        given = 0
+        for given, found in enumerate(kept, 1):
+            yield found
+            if given >= limit:
+                break
+        if not given:
+            raise ConfigError(
+                f"--images {redact(self.where)}: too short to keep frames back for judging; give pictures with "
+                "--eval-images, or a smaller --every"
+            )
+
+    def _back(self) -> Iterator[tuple[str, Frame]]:
+        for i, found in enumerate(self._sampled()):
+            if i % KEPT_BACK == KEPT_BACK - 1:
+                yield found
+
+    def _read(self, images: list[Path]) -> Iterator[tuple[str, Frame]]:
+        for path in images:
             try:
                 yield path.name, read_image(path)
             except SourceError as error:
                 self.unreadable.append(str(error))
-        if self.images:
-            return
+
+    def _sampled(self) -> Iterator[tuple[str, Frame]]:
+        """Every n-th frame of the video or stream, as many as are wanted and those kept back among them."""
+        limit = self.limit * KEPT_BACK // (KEPT_BACK - 1) if self.keep_back else self.limit
         source = open_source(self._settings)
         given = 0
         try:
@@ -101,7 +165,7 @@ class Pictures:
                     continue
                 yield f"frame {i}", frame
                 given += 1
-                if given >= self.limit:
+                if given >= limit:
                     break
         except SourceError as error:
             # Pictures from before a stream failed remain usable.
@@ -110,6 +174,25 @@ class Pictures:
             self.unreadable.append(str(error))
         finally:
             source.close()
+
+
+def refuse_shared(first: Pictures, second: Pictures, first_option: str, second_option: str) -> None:
+    """No picture may be in both.
+
+    Raises:
+        ConfigError: one is, by its content, or both are the same video.
+    """
+
+    def files(of: Pictures) -> list[Path]:
+        path = Path(of.where.removeprefix("file:"))
+        return of.images or ([path] if path.is_file() else [])
+
+    if pairs := shared_pictures(files(first), files(second)):
+        one, other = pairs[0]
+        raise ConfigError(
+            f"{second_option} {other}: is also among the pictures of {first_option} ({one.name}; {len(pairs)} such), "
+            "and a model is not judged on what it was made with; give other pictures"
+        )
 
 
 class Feeder:

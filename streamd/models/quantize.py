@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -22,15 +23,13 @@ from streamd.models import cache
 from streamd.models.calibrate import METHODS, Histogram, Method, Observer, observe, thresholds
 from streamd.models.gate import MAX_DROP, MIN_AGREEMENT, Gate, Verdict
 from streamd.models.graph import check_writable, chosen, prepare, write_whole
-from streamd.models.pictures import Feeder, Pictures
+from streamd.models.pictures import Feeder, Pictures, refuse_shared
 from streamd.models.qdq import Sites, find_sites, quantized
 from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, fewest
 from streamd.types import Float32Array, Frame, ModelSpec
 
 AGREEMENT_PICTURES = 128
 NOISE_PICTURES = 8
-KEPT_FRAMES = 32
-"""Decoded frames of a live stream kept in memory, 3 MB each at 1080p."""
 Report = Callable[[str, int, int], None]
 """Called with (description, done, total); total 0 if unknown."""
 
@@ -50,6 +49,10 @@ class Request:
     labels: str | None = None
     eval_images: str | None = None
     max_drop: float = MAX_DROP
+    prove: bool = False
+    """Refuse unless the whole interval of the loss is within `max_drop`."""
+    classes: tuple[str, ...] | None = None
+    """Classes that accuracy is measured on. Default: those that the labels have."""
     min_agreement: float = MIN_AGREEMENT
     auto: bool = False
     sensitivity: str | None = None
@@ -100,6 +103,8 @@ class Result:
             "calibration_seconds": round(self.calibration_seconds, 3),
             "calibration_sha256": self.calibration_sha256,
             "accuracy": self.verdict.accuracy,
+            "interval": None if self.verdict.interval is None else self.verdict.interval.as_json(),
+            "undecided": self.verdict.undecided,
             "agreement": self.verdict.agreement,
             "refusal": self.verdict.refusal,
             "forced": self.forced,
@@ -152,10 +157,14 @@ class Quantizer:
         self.spec = input_spec(str(self.source))
         self._check_head()
         self.feeder = Feeder(self.spec)
-        self.pictures = Pictures(request.images, request.batch * request.batches, request.every)
+        limit = request.batch * request.batches
+        self.pictures = Pictures(request.images, limit, request.every, keep_back=request.eval_images is None)
+        if request.eval_images is not None:
+            judged = Pictures(request.eval_images, 1 << 20, request.every)
+            refuse_shared(self.pictures, judged, "--images", "--eval-images")
         self.cached = False
         self.seen = 0
-        self._kept: list[tuple[str, Frame]] = []
+        self._samples: list[Float32Array] = []
         started = time.monotonic()
         self._histograms, self.pictures_sha256 = self._calibrate()
         self.thresholds = thresholds(self._histograms, self.sites.sources, request.method)
@@ -189,8 +198,11 @@ class Quantizer:
         total = len(self.pictures.images) or self.pictures.limit
 
         def batches() -> Iterable[Float32Array]:
-            for batch in self.feeder.batches(self._watch(), self.request.batch, self.pictures.unreadable):
+            for batch in self.feeder.batches(self.pictures.frames(), self.request.batch, self.pictures.unreadable):
                 yield batch
+                if self.pictures.live and len(self._samples) < NOISE_PICTURES:
+                    # A stream cannot be read again.
+                    self._samples.append(batch[:1].copy())
                 self.seen += len(batch)
                 self._report("calibrate", min(self.seen, total), total)
 
@@ -208,29 +220,22 @@ class Quantizer:
             cache.save(path, key, self.spec, pictures_sha, histograms)
         return histograms, pictures_sha
 
-    def _watch(self) -> Iterable[tuple[str, Frame]]:
-        """The calibration pictures; some of a live stream's are kept, as it cannot be read again."""
-        step = max(1, self.pictures.limit // KEPT_FRAMES)
-        for i, (name, frame) in enumerate(self.pictures.frames()):
-            if self.pictures.live and i % step == 0:
-                self._kept.append((name, frame))
-            yield name, frame
-
     def frames(self) -> Iterable[tuple[str, Frame]]:
-        """Pictures for measuring agreement: those of --eval-images, otherwise the calibration pictures."""
+        """Pictures for measuring agreement: those of --eval-images, else those kept back from calibration."""
         if self.request.eval_images is not None:
             return Pictures(self.request.eval_images, AGREEMENT_PICTURES, self.request.every).frames()
-        if self.pictures.live:
-            return self._kept
-        return Pictures(self.request.images, min(AGREEMENT_PICTURES, self.pictures.limit), self.request.every).frames()
+        return self.pictures.judged(AGREEMENT_PICTURES)
 
     def samples(self) -> list[Float32Array]:
-        """A few network inputs, (1, …) each, for measuring noise."""
-        names_frames = list(self.frames())
-        step = max(1, len(names_frames) // NOISE_PICTURES)
-        found = [self.feeder.input(frame)[None] for _, frame in names_frames[::step][:NOISE_PICTURES]]
+        """A few network inputs of the calibration, one picture each, for measuring noise."""
+        if not self._samples:
+            few = Pictures(self.request.images, self.pictures.limit, self.request.every, self.pictures.keep_back)
+            step = max(1, len(few.images) // NOISE_PICTURES)
+            if few.images:
+                few.images = few.images[::step][:NOISE_PICTURES]
+            self._samples = [self.feeder.input(f)[None] for _, f in itertools.islice(few.frames(), NOISE_PICTURES)]
         size = self.feeder.fixed_batch or 1
-        return [sample.repeat(size, axis=0) for sample in found]
+        return [sample.repeat(size, axis=0) for sample in self._samples]
 
     def candidate(self, float_layers: Collection[str]) -> bytes:
         """The quantized model as file content: byte-identical for identical inputs."""
@@ -274,9 +279,12 @@ def quantize(request: Request, report: Report = _silent) -> Result:
         max_drop=request.max_drop,
         min_agreement=request.min_agreement,
         images=eval_images,
+        files=None if request.eval_images is not None else job.pictures.others,
         labels=request.labels,
         frames=job.frames,
         head=request.head,
+        prove=request.prove,
+        classes=request.classes,
     )
     harms: list[LayerHarm] = []
     float_layers: Sequence[str] = job.float_layers

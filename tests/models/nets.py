@@ -121,12 +121,12 @@ def joined_sigmoid(source: Path, out: Path) -> Path:
     return out
 
 
-def pictures(folder: Path, count: int = 6, *, width: int = 96, height: int = 64) -> Path:
+def pictures(folder: Path, count: int = 6, *, width: int = 96, height: int = 64, seed: int = 7) -> Path:
     """PNG files of smooth noise."""
     import cv2
 
     folder.mkdir()
-    random = rng(7)
+    random = rng(seed)
     for i in range(count):
         small = random.integers(0, 255, (8, 12, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / f"p{i}.png"), cv2.resize(small, (width, height)))

@@ -14,14 +14,18 @@ import onnx
 import pytest
 
 from streamd.cli import main
+from streamd.engine import ModelSettings
 from streamd.engine.sidecar import Sidecar, read_sidecar, write_sidecar
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
+from streamd.heads import DetectSettings
 from streamd.models import quantize
+from streamd.models.evaluate import Detector
 from streamd.models.gate import Verdict
 from streamd.models.graph import write_whole
 from streamd.models.inspect import inspect
 from streamd.models.quantize import Request
 from streamd.models.sensitivity import fewest
+from streamd.sources.images import read_image
 from tests.conftest import ROOT, shared
 from tests.models.nets import detector, joined_sigmoid, pictures
 
@@ -30,7 +34,11 @@ from tests.models.nets import detector, joined_sigmoid, pictures
 def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = detector(tmp_path / "float.onnx")
-    return Request(str(model), str(pictures(tmp_path / "images")), tmp_path / "out" / "int8.onnx", batch=4, batches=2)
+    judged = pictures(tmp_path / "judged", seed=8)
+    return Request(
+        str(model), str(pictures(tmp_path / "images")), tmp_path / "out" / "int8.onnx", batch=4, batches=2,
+        eval_images=str(judged),
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +133,61 @@ def test_labels_that_do_not_fit_say_nothing(request_: Request, tmp_path: Path) -
     assert left(request_) == []
 
 
+def test_no_picture_is_calibrated_with_and_judged_on(request_: Request) -> None:
+    same = Path(str(request_.eval_images), "other_name.png")
+    same.write_bytes(Path(request_.images, "p3.png").read_bytes())
+    with pytest.raises(ConfigError, match=r"other_name\.png: is also among the pictures of --images \(p3\.png; 1 such"):
+        quantize.quantize(request_)
+    with pytest.raises(ConfigError, match="is also among"):
+        quantize.quantize(replace(request_, eval_images=request_.images))
+
+
+def test_without_images_to_judge_on_some_are_kept_back(request_: Request) -> None:
+    request_ = replace(request_, eval_images=None, force=True)
+    assert quantize.quantize(request_).pictures == 5
+    copy = Path(request_.images, "z.png")
+    copy.write_bytes(Path(request_.images, "p0.png").read_bytes())
+    job = quantize.Quantizer(replace(request_, batch=3, batches=1))
+    assert [p.name for p in job.pictures.images] == ["p0.png", "p2.png", "p4.png"]
+    # A copy of a picture that was calibrated with is none to judge on.
+    assert [p.name for p in job.pictures.others] == ["p1.png", "p3.png", "p5.png"]
+    assert [name for name, _ in job.frames()] == ["p1.png", "p3.png", "p5.png"]
+    for path in Path(request_.images).iterdir():
+        if path.name != "p0.png":
+            path.unlink()
+    with pytest.raises(ConfigError, match="no picture is left to judge on"):
+        quantize.quantize(replace(request_, force=False))
+
+
+def test_the_verdict_has_an_interval(request_: Request, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels are what the float model itself finds, so it is perfect, and INT8 loses something or nothing."""
+    write_sidecar(request_.model, Sidecar(labels=("thing",)))
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    with Detector(ModelSettings(path=request_.model), DetectSettings(conf=0.25), {"kind": "openvino"}) as float_model:
+        for b in float_model.detect((p.name, read_image(p)) for p in sorted(Path(str(request_.eval_images)).iterdir())):
+            size = np.array([b.width, b.height])
+            first, last = b.xyxy[:, :2].clip(0, size), b.xyxy[:, 2:].clip(0, size)
+            rows = np.concatenate([(first + last) / 2 / size, (last - first) / size], axis=1)
+            text = "".join(f"0 {x} {y} {w} {h}\n" for x, y, w, h in rows.tolist())
+            (labels / f"{Path(b.name).stem}.txt").write_text(text)
+    request_ = replace(request_, labels=str(labels), max_drop=1.0)
+    found = quantize.quantize(request_)
+    interval = found.verdict.interval
+    assert interval is not None
+    assert interval.images == 6
+    assert interval.low <= interval.value <= interval.high
+    accuracy = read_sidecar(request_.out).provenance.accuracy  # type: ignore[union-attr]
+    assert accuracy["map_drop_low"] == pytest.approx(interval.low, abs=1e-5)
+    assert accuracy["images"] == 6
+    options = ["quantize", request_.model, "--images", request_.images, "--eval-images", str(request_.eval_images)]
+    options += ["--labels", str(labels), "--out", str(request_.out), "--batch", "4", "--batches", "2"]
+    assert main([*options, "--max-drop", "1", "--classes", "thing"]) == 0
+    assert "6 images cannot show less than" in capsys.readouterr().out
+    assert main([*options, "--max-drop", "1", "--classes", "thong"]) == 2
+    assert "--classes thong: the model has no such class; near: thing" in capsys.readouterr().err
+
+
 def test_a_detector_that_sees_nothing_cannot_be_checked(request_: Request) -> None:
     model = onnx.load(request_.model)
     for t in model.graph.initializer:
@@ -136,8 +199,14 @@ def test_a_detector_that_sees_nothing_cannot_be_checked(request_: Request) -> No
 
 
 def test_a_video(request_: Request, tmp_path: Path) -> None:
-    found = quantize.quantize(replace(request_, images=str(shared("videos/vtest.avi")), every=100, batches=1))
+    video = str(shared("videos/vtest.avi"))
+    found = quantize.quantize(replace(request_, images=video, every=100, batches=1))
     assert found.pictures == 4
+    alone = quantize.Quantizer(replace(request_, images=video, every=100, batches=1, eval_images=None))
+    assert alone.seen == 4
+    assert [name for name, _ in alone.frames()] == ["frame 300"]
+    with pytest.raises(ConfigError, match="is also among"):
+        quantize.quantize(replace(request_, images=video, eval_images=video))
 
 
 def bad(tmp_path: Path, kind: str, request_: Request) -> Request:
@@ -247,6 +316,7 @@ def test_fewest_float_layers_are_found() -> None:
 
 def test_command_line(request_: Request, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["quantize", request_.model, "--images", request_.images, "--out", str(request_.out), "--batches", "1"]
+    options += ["--eval-images", str(request_.eval_images)]
     assert main([*options, "--json", "--sensitivity"]) == 0
     body = json.loads(capsys.readouterr().out)
     assert len(body["sensitivity"]) == body["layers"] == 10
@@ -265,6 +335,7 @@ def test_a_sigmoid_at_the_end_is_named_and_the_declared_head_reaches_the_sidecar
     model = str(joined_sigmoid(Path(request_.model), tmp_path / "joined.onnx"))
     write_sidecar(model, Sidecar(head={"kind": "yolov5_cat"}, pad_value=100))
     options = ["quantize", model, "--images", request_.images, "--out", str(request_.out), "--no-cache"]
+    options += ["--eval-images", str(request_.eval_images)]
     assert main([*options, "--force"]) == 3
     assert "ends in a sigmoid, so its rows are not decoded" in capsys.readouterr().err
     assert left(request_) == []
