@@ -100,6 +100,8 @@ class Frame:
     """Gapless at capture over the life of the process, so a gap downstream is a drop."""
     clock: Clock = "arrival"
     """Whose clock `wall_ns` is."""
+    begins: bool = False
+    """The first frame of a file's next pass (`loop`): what was seen before has nothing to do with it."""
     quarantined: bool = False
     """Damaged, or predicted from a damaged picture: counted, and not to be looked at."""
 
@@ -211,9 +213,9 @@ class Tracks:
 
     number: npt.NDArray[np.int64]
     """(N,) Unique within the process; 0 where the box has no confirmed track."""
-    age_s: Float32Array
-    """(N,) Seconds since the track's first box."""
-    velocity: Float32Array
+    age_s: npt.NDArray[np.float64]
+    """(N,) Observed seconds since the track's first box."""
+    velocity: npt.NDArray[np.float64]
     """(N, 2) Pixels per second."""
 
 
@@ -240,6 +242,8 @@ class Detections:
     """Whose clock `wall_ns` is."""
     tracks: Tracks | None = None
     """Of each box; None where nothing is tracked."""
+    counts: Mapping[str, Any] | None = None
+    """Counters of the stream's zones and lines as plain values, shared; None where it has none."""
 
 
 StreamState = Literal["CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED"]

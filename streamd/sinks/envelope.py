@@ -8,7 +8,7 @@ number is put there without a look into the rest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from streamd.sinks.message import TOPIC_PREFIX, Gaps, encoded_number, encoder, split_detections, status_message
 from streamd.types import Detections, StreamCounts, StreamStatus
@@ -36,7 +36,8 @@ class MessageKind(NamedTuple):
 
 DETECTIONS = MessageKind("detections", TOPIC_PREFIX, "/detections", numbered=True)
 STATUS = MessageKind("status", TOPIC_PREFIX, "/status", retained=True)
-KINDS: Mapping[str, MessageKind] = {kind.name: kind for kind in (DETECTIONS, STATUS)}
+EVENT = MessageKind("event", "streamd/event/1/")
+KINDS: Mapping[str, MessageKind] = {kind.name: kind for kind in (DETECTIONS, STATUS, EVENT)}
 
 
 class Message:
@@ -108,6 +109,30 @@ class Outgoing:
         return parts
 
 
+class OutgoingEvent:
+    """One committed event on its way to every sink; encoded by the first thread that needs it.
+
+    Args:
+        stream: whose.
+        epoch: of the frame that decided it.
+        seq: likewise.
+        body: the event as plain values.
+    """
+
+    __slots__ = ("_body", "_payloads", "epoch", "seq", "stream")
+
+    def __init__(self, stream: str, epoch: int, seq: int, body: Mapping[str, Any]) -> None:
+        self.stream, self.epoch, self.seq, self._body = stream, epoch, seq, body
+        self._payloads: dict[str, bytes] = {}
+
+    def payload(self, encoding: Encoding) -> bytes:
+        """The whole payload."""
+        payload = self._payloads.get(encoding)
+        if payload is None:
+            payload = self._payloads[encoding] = encoder(encoding)(self._body)
+        return payload
+
+
 class MessageBuilder:
     """Makes the messages of one sink: numbered, encoded, each of its kind. For one thread.
 
@@ -137,6 +162,11 @@ class MessageBuilder:
     def not_sent(self, message: Message) -> None:
         """A message of detections was not sent after all: the next one of its stream tells of it."""
         self._gaps.take_back(message.stream, message.seq, message.dropped)
+
+    def event(self, event: OutgoingEvent) -> Message:
+        """The message of one event."""
+        payload = event.payload(self._encoding)
+        return Message(EVENT, event.stream, payload, epoch=event.epoch, seq=event.seq, encoding=self._encoding)
 
     def status(self, status: StreamStatus, counts: StreamCounts) -> Message:
         """The message of one status."""

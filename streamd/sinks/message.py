@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from streamd.errors import SinkError
-from streamd.types import Clock, Detections, StreamCounts, StreamStatus
+from streamd.types import Clock, Detections, StreamCounts, StreamStatus, Tracks
 
 SCHEMA: Literal[1] = 1
 TOPIC_PREFIX = f"streamd/{SCHEMA}/"
@@ -38,6 +38,18 @@ class Latency(msgspec.Struct, frozen=True):
     total: float
 
 
+class Track(msgspec.Struct, frozen=True):
+    """The object that a box belongs to, confirmed by more than one look or by a sure one."""
+
+    id: int
+    """Unique together with `boot_id`; never given twice."""
+    age_s: float
+    """Observed seconds since the object was first seen."""
+    confirmed: bool
+    velocity: tuple[float, float]
+    """To the right and down, in pixels a second."""
+
+
 class Detection(msgspec.Struct, frozen=True):
     """One box: corners x1, y1, x2, y2 in pixels of the upright picture."""
 
@@ -45,6 +57,8 @@ class Detection(msgspec.Struct, frozen=True):
     label: str
     score: float
     box: tuple[float, float, float, float]
+    track: Track | msgspec.UnsetType | None = msgspec.UNSET
+    """Only where tracking is on; null while no object is confirmed."""
 
 
 class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
@@ -69,6 +83,8 @@ class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
     dropped: int
     """Frames of this stream lost since the message before it."""
     detections: list[Detection]
+    counts: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    """Only for streams with zones or lines: their counters, which only grow, and since when they count."""
     source: str | msgspec.UnsetType = msgspec.UNSET
     """The input as given; only in what `streamd detect` writes."""
 
@@ -136,10 +152,29 @@ def _rounded(d: Detections) -> list[Detection]:
     np.rint(rows, rows)
     rows /= _STEPS
     labels = d.model.labels
+    if d.tracks is not None:
+        tracks = _tracks(d.tracks)
+        return [
+            Detection(class_id, labels[class_id], score, (x1, y1, x2, y2), track)
+            for class_id, (x1, y1, x2, y2, score), track in zip(d.class_id.tolist(), rows.tolist(), tracks, strict=True)
+        ]
     return [
         Detection(class_id, labels[class_id], score, (x1, y1, x2, y2))
         for class_id, (x1, y1, x2, y2, score) in zip(d.class_id.tolist(), rows.tolist(), strict=True)
     ]
+
+
+def _tracks(t: Tracks) -> list[Track | None]:
+    """Of each box. Ages and velocities are rounded to a thousandth and a tenth."""
+    ages, speeds = np.round(t.age_s, 3).tolist(), np.round(t.velocity, 1).tolist()
+    return [
+        Track(number, age, True, (vx, vy)) if number else None
+        for number, age, (vx, vy) in zip(t.number.tolist(), ages, speeds, strict=True)
+    ]
+
+
+def _counts(d: Detections) -> Any:
+    return msgspec.UNSET if d.counts is None else d.counts
 
 
 def _fields(d: Detections, boot_id: str) -> Any:
@@ -174,7 +209,7 @@ def detections_message(
     d: Detections, boot_id: str, dropped: int, source: str | msgspec.UnsetType = msgspec.UNSET
 ) -> DetectionsMessage:
     """The message of one frame. Box corners are rounded to 0.01 pixel, scores to 0.0001."""
-    fields: Any = (*_fields(d, boot_id), dropped, _rounded(d), source)
+    fields: Any = (*_fields(d, boot_id), dropped, _rounded(d), _counts(d), source)
     return DetectionsMessage(*fields)
 
 
@@ -193,6 +228,7 @@ class _After(msgspec.Struct, frozen=True):
     """Of a frame's message, all that stands behind `dropped`."""
 
     detections: list[Detection]
+    counts: Any
 
 
 def split_detections(d: Detections, boot_id: str, encoding: Literal["json", "msgpack"]) -> tuple[bytes, bytes]:
@@ -201,7 +237,7 @@ def split_detections(d: Detections, boot_id: str, encoding: Literal["json", "msg
     With `encoded_number` between them they are what `detections_message` encodes to.
     """
     encode = _ENCODERS[encoding]
-    before, after = encode(_Before(*_fields(d, boot_id))), encode(_After(_rounded(d)))
+    before, after = encode(_Before(*_fields(d, boot_id))), encode(_After(_rounded(d), _counts(d)))
     if encoding == "json":
         return before[:-1] + _KEY["json"], b"," + after[1:]
     # Both are maps of fewer than 16 fields, whose first byte tells how many.

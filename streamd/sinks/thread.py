@@ -6,6 +6,7 @@ Topic, numbering and encoding of every message are made here, for each kind of s
 from __future__ import annotations
 
 import time
+from collections import deque
 
 import structlog
 
@@ -15,13 +16,15 @@ from streamd.flow.ring import Closed, Ring
 from streamd.flow.status import StatusBoard
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Sink
-from streamd.sinks.envelope import Encoding, Message, MessageBuilder, Outgoing
+from streamd.sinks.envelope import Encoding, Message, MessageBuilder, Outgoing, OutgoingEvent
 from streamd.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 POLL_S = 0.1
 REOPEN_INITIAL_S, REOPEN_MAX_S = 0.5, 30.0
+MOST_EVENTS = 10_000
+"""That wait for a sink which does not take them."""
 _ERROR_LOG_S = 10.0
 
 
@@ -91,15 +94,17 @@ class GuardedSink:
         """Counts a message that some or all readers did not get."""
         self._dropped.labels(sink=self._name, reason=reason).inc()
 
-    def send(self, message: Message) -> bool:
-        """Sends a message; False where it was not sent at all, which is counted and logged."""
+    def send(self, message: Message, *, counted: bool = True) -> bool:
+        """Sends a message; False where it was not sent at all, which is logged and, where `counted`, a drop."""
         if self.problem is not None:
-            self.lost("error")
+            if counted:
+                self.lost("error")
             return False
         try:
             reason = self._sink.send(message)
         except Exception as error:  # noqa: BLE001 - whatever a sink does, its thread goes on
-            self.lost("error")
+            if counted:
+                self.lost("error")
             self._failed(error)
             return False
         if reason is not None:
@@ -141,6 +146,34 @@ class GuardedSink:
         self._up.set(0)
 
 
+class EventQueue:
+    """Events that wait for one sink. No frame ever takes their place; one that could not be sent is sent again.
+
+    Args:
+        name: of the sink.
+        metrics: counts what found no room.
+    """
+
+    def __init__(self, name: str, metrics: Metrics) -> None:
+        self._lost = metrics.sink_dropped.labels(sink=name, reason="events_full")
+        self._waiting: deque[OutgoingEvent] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, event: OutgoingEvent) -> None:
+        """Queues an event. Any thread."""
+        if len(self._waiting) >= MOST_EVENTS:
+            self._lost.inc()
+            return
+        self._waiting.append(event)
+
+    def send(self, sink: GuardedSink, builder: MessageBuilder) -> None:
+        """Sends what waits, in order, until the sink does not take one. One thread."""
+        while self._waiting and sink.send(builder.event(self._waiting[0]), counted=False):
+            self._waiting.popleft()
+
+
 class SinkThread:
     """Runs one sink.
 
@@ -173,6 +206,7 @@ class SinkThread:
         self._metrics = metrics
         self._heartbeat_s = heartbeat_s
         self._builder = MessageBuilder(boot_id, encoding)
+        self._events = EventQueue(name, metrics)
         self._sent = metrics.sink_messages.labels(sink=name)
         self._dropped = {r: metrics.sink_dropped.labels(sink=name, reason=r) for r in ("ring_full", "error")}
         self._ring: Ring[Outgoing] = Ring(capacity, "drop_oldest", on_drop=self._on_drop)
@@ -201,6 +235,10 @@ class SinkThread:
         except Closed:
             self._on_drop(outgoing, "shutdown")
 
+    def put_event(self, event: OutgoingEvent) -> None:
+        """Queues one event; never waits. Any thread."""
+        self._events.put(event)
+
     def close(self, timeout: float) -> bool:
         """Sends what is queued and the last statuses, then closes; False where that took longer than `timeout`."""
         self._ring.close()
@@ -222,6 +260,7 @@ class SinkThread:
             while True:
                 self._statuses()
                 now = time.monotonic()
+                self._events.send(self._sink, self._builder)
                 if now >= next_poll:
                     self._sink.poll()
                     next_poll = now + POLL_S
@@ -230,6 +269,7 @@ class SinkThread:
                 except TimeoutError:
                     continue
         except Closed:
+            self._events.send(self._sink, self._builder)
             self._statuses()
         finally:
             self._sink.close()

@@ -80,6 +80,8 @@ class AvSource:
         self._time_base_ns = 0.0
         self._tick_ns = (0, 1)
         """One unit of the stream's time stamps in nanoseconds, as a fraction."""
+        self._again = False
+        """The next frame is the first of another pass."""
         self._begin_ns = 0
         """Time stamp of the first frame wanted, until it has been reached."""
         self._pixel_aspect = 1.0
@@ -199,6 +201,7 @@ class AvSource:
                 if self._closed.is_set() or not self._settings.loop:
                     break
                 self._rewind()
+                self._again = True
         finally:
             self._release()
         if self._live and not self._closed.is_set():
@@ -384,6 +387,7 @@ class AvSource:
             native, rotation=rotation, mirrored=mirrored, pixel_aspect=self._pixel_aspect, device=self._device
         )
         turned = picture.rotation in (90, 270)
+        begins, self._again = self._again, False
         return Frame(
             self._settings.id,
             picture,
@@ -395,6 +399,7 @@ class AvSource:
             pts_ns,
             self._roi,
             clock=clock,
+            begins=begins,
             quarantined=quarantined and self._withhold,
         )
 

@@ -29,6 +29,7 @@ from streamd.sources.av_source import AvSource
 from streamd.sources.shared import (
     BEAT,
     BEAT_S,
+    BEGINS,
     CAMERA_CLOCK,
     COUNTERS,
     END,
@@ -142,6 +143,8 @@ class Decoder:
             pts_ns = 0
         if frame.quarantined:
             marks |= QUARANTINED
+        if frame.begins:
+            marks |= BEGINS
         # For the daemon, this is the moment at which the picture left the decoder.
         now = time.monotonic_ns()
         times = frame.captured_ns, frame.wall_ns, now, pts_ns

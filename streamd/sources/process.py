@@ -32,6 +32,7 @@ from streamd.sources.av_errors import describe
 from streamd.sources.clock import StreamClock
 from streamd.sources.shared import (
     BEAT,
+    BEGINS,
     CAMERA_CLOCK,
     COUNTERS,
     END,
@@ -276,6 +277,7 @@ class ProcessSource:
             pts_ns if marks & HAS_PTS else None,
             self._roi,
             clock="camera" if marks & CAMERA_CLOCK else "arrival",
+            begins=bool(marks & BEGINS),
             quarantined=bool(marks & QUARANTINED),
         )
 

@@ -40,7 +40,7 @@ NEW_RATE = struct.Struct("=cd")
 """From the daemon: max_fps from now on; 0 for no limit."""
 NEW_MEMORY = struct.Struct("=cIQH")
 """Kind; pool; bytes per buffer; number of buffers. The file descriptor is attached."""
-HAS_PTS, CAMERA_CLOCK, QUARANTINED = 1, 2, 4
+HAS_PTS, CAMERA_CLOCK, QUARANTINED, BEGINS = 1, 2, 4, 8
 
 LARGEST_MESSAGE = 1 << 17
 LARGEST_PICTURE = 1 << 30

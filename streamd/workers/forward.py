@@ -11,8 +11,8 @@ import structlog
 
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Sink
-from streamd.sinks.envelope import DETECTIONS, STATUS, Encoding, MessageBuilder
-from streamd.sinks.thread import POLL_S, GuardedSink
+from streamd.sinks.envelope import DETECTIONS, STATUS, Encoding, MessageBuilder, OutgoingEvent
+from streamd.sinks.thread import POLL_S, EventQueue, GuardedSink
 from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamCounts, StreamStatus
 from streamd.workers.relay import HEAD, HWM, Route
@@ -50,6 +50,7 @@ class Forwarder:
         self._builder = MessageBuilder(boot_id, encoding)
         self._heartbeat_s = heartbeat_s
         self._sent = metrics.sink_messages.labels(sink=name)
+        self._events = EventQueue(name, metrics)
         self._uncounted = 0
         """Messages that the metrics do not show yet."""
         self._routes: dict[bytes, Route] = {}
@@ -95,6 +96,10 @@ class Forwarder:
         """
         held = {status.stream: (status, counts) for status, counts in statuses}
         self._orders.put(lambda: self._hold(life, held))
+
+    def put_event(self, event: OutgoingEvent) -> None:
+        """Queues one event; never waits. Any thread."""
+        self._events.put(event)
 
     def release(self, streams: Iterable[str]) -> None:
         """Tells what is held of these streams no more. Any thread."""
@@ -142,6 +147,8 @@ class Forwarder:
                     if now >= next_beat:
                         next_beat = now + self._heartbeat_s
                         self._tell(self._held)
+                if self._events:
+                    self._events.send(self._sink, self._builder)
                 try:
                     head = receive()
                 except zmq.Again:  # nothing for POLL_S
@@ -151,6 +158,7 @@ class Forwarder:
                 pass_on(head, receive())
         finally:
             self._housekeep()
+            self._events.send(self._sink, self._builder)
             self._close()
 
     def _housekeep(self) -> None:
