@@ -1,0 +1,1 @@
+"""Example plugin for streamd: a sink and a head."""
