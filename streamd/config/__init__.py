@@ -20,16 +20,17 @@ LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}$"
 
 
 class DetectorSettings(ModelSettings):
-    """The detector: its file, its head, and what counts as a detection."""
+    """The detector: its file, its head, and detection thresholds."""
 
     head: HeadConfig | None = Field(
-        None, description="What the outputs mean. Default: the sidecar's word, else recognised from their shapes."
+        None,
+        description="How to read the outputs. Default: as the sidecar declares, else recognised from their shapes.",
     )
-    detect: DetectSettings = Field(DetectSettings(), description="Which boxes count as detections.")
+    detect: DetectSettings = Field(DetectSettings(), description="Detection thresholds and classes.")
 
 
 class TlsSettings(Settings):
-    """HTTPS. Both files are read again when they change: a renewed certificate needs no restart."""
+    """HTTPS. Both files are read again when they change, so a renewed certificate needs no restart."""
 
     certificate: ConfigPath = Field(description="PEM file with the certificate and its chain.")
     key: ConfigPath = Field(description="PEM file with the private key, without a passphrase.")
@@ -42,7 +43,7 @@ class LoginSettings(Settings):
         min_length=1, max_length=256, pattern=USER_PATTERN, description="User name."
     )
     password: ExternalSecret = Field(
-        min_length=8, max_length=1024, description="Its password, as ${file:PATH} or ${NAME}; 8 characters at least."
+        min_length=8, max_length=1024, description="Password, as ${file:PATH} or ${NAME}; at least 8 characters."
     )
 
 
@@ -53,60 +54,62 @@ class MetricsSettings(Settings):
         Annotated[str, Field(pattern=LISTEN_PATTERN), Pattern("expected HOST:PORT, as in 127.0.0.1:9188")] | None
     ) = Field(
         "127.0.0.1:9188",
-        description="HOST:PORT to listen on; null for none. Port 0 takes a free one.",
+        description="HOST:PORT to listen on; null to disable. Port 0 chooses a free one.",
     )
     tls: TlsSettings | None = Field(None, description="Certificate and key for HTTPS. Default: plain HTTP.")
     login: LoginSettings | None = Field(
-        None, description="Who may ask; holds for every path, /healthz too. Default: everybody who reaches the port."
+        None, description="Login required for every path, including /healthz. Default: none."
     )
     page: bool = Field(
         False,
-        description="Show a web page with every camera at / of the port: pictures, states, latency. Needs a login, or "
-        "an address that only this machine can reach, as 127.0.0.1.",
+        description="Serve a web page with every camera at / of the port: pictures, states, latency. Needs a login, or "
+        "an address that only this machine can reach, such as 127.0.0.1.",
     )
 
 
 class LoggingSettings(Settings):
     """Structured logs on standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is written.")
-    format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON.")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is written.")
+    format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: console on a terminal, otherwise JSON."
+    )
 
 
 class RecorderSettings(Settings):
-    """The flight recorder: the last seconds of everything, written as a bundle when something breaks."""
+    """The flight recorder: keeps the most recent history, and writes it as a bundle when something fails."""
 
     folder: Annotated[ConfigPath, Field(min_length=1)] | None = Field(
         None,
-        description="Where bundles go. Default: `bundles` in the service manager's state folder (`$STATE_DIRECTORY`); "
-        "where there is none, nothing is recorded.",
+        description="Folder for bundles. Default: `bundles` in the service manager's state folder ($STATE_DIRECTORY); "
+        "without one, nothing is recorded.",
     )
-    seconds: float = Field(60.0, ge=5, le=600, description="How much is kept and written, in seconds.")
-    keep: int = Field(10, ge=0, le=1000, description="Bundles in the folder at most; 0 records nothing.")
+    seconds: float = Field(60.0, ge=5, le=600, description="Length of the history, in seconds.")
+    keep: int = Field(10, ge=0, le=1000, description="Most bundles in the folder; 0 disables recording.")
 
 
 class Config(Settings):
     """The whole configuration. Relative paths are relative to the configuration file."""
 
     model: DetectorSettings = Field(description="The detector.")
-    streams: tuple[StreamConfig, ...] = Field(max_length=1024, description="What to watch; at least one stream.")
-    sinks: tuple[SinkConfig, ...] = Field((), max_length=64, description="Where detections go.")
-    engine: EngineConfig = Field(AutoSettings(), description="What runs the model.")
-    batch: BatchSettings = Field(BatchSettings(), description="How frames are gathered into batches.")
+    streams: tuple[StreamConfig, ...] = Field(max_length=1024, description="Video streams; at least one.")
+    sinks: tuple[SinkConfig, ...] = Field((), max_length=64, description="Outputs for detections.")
+    engine: EngineConfig = Field(AutoSettings(), description="Inference backend.")
+    batch: BatchSettings = Field(BatchSettings(), description="How frames are collected into batches.")
     workers: int = Field(
         1,
         ge=1,
         le=64,
-        description="Processes that share the streams, each with its own engine. More than one pays on a GPU that one "
-        "process cannot keep busy.",
+        description="Number of processes that share the streams, each with its own engine. More than one helps if one "
+        "process cannot keep a GPU busy.",
     )
     metrics: MetricsSettings = Field(MetricsSettings(), description="Metrics and health over HTTP.")
     logging: LoggingSettings = Field(LoggingSettings(), description="Logs.")
     recorder: RecorderSettings = Field(RecorderSettings(), description="The flight recorder.")
-    drain_s: Seconds = Field(5.0, description="Longest time to finish what is under way at SIGTERM, in seconds.")
+    drain_s: Seconds = Field(5.0, description="Longest time to finish work in flight at SIGTERM, in seconds.")
     stall_s: Seconds = Field(
         15.0,
-        description="A stage at one batch for longer than this is dead: the watchdog is no longer fed, in seconds.",
+        description="Longest time that a stage may work on one batch, in seconds; beyond it, the watchdog is not fed.",
     )
 
 
@@ -119,7 +122,7 @@ def is_url(text: str) -> bool:
 
 
 def is_loopback(listen: str) -> bool:
-    """True where HOST:PORT is reached from this machine only."""
+    """True if HOST:PORT can be reached from this machine only."""
     host = listen.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -1,6 +1,6 @@
-"""What no single field of a configuration can know: whether they fit together, and where secrets come from.
+"""Checks across fields of a configuration: whether they fit together, and where secrets come from.
 
-What only the fields of one kind have to do with each other is that kind's own `check`.
+Checks among the fields of one kind are that kind's own `check`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from streamd.settings import ExternalMark, FieldPath, KindSettings, Problems, ma
 
 
 def cross_check(config: Config) -> Problems:
-    """What fields have wrong together."""
+    """Problems that involve several fields."""
     if not config.streams:
         yield ("streams",), "expected at least one stream"
     ids = Counter(s.id for s in config.streams)
@@ -24,8 +24,8 @@ def cross_check(config: Config) -> Problems:
         age_s = stream.max_age_s
         if age_s is not None and age_s * 1e3 <= config.batch.age_ms:
             field = "max_age_ms" if stream.max_age_ms is not None else "id"
-            message = f"frames may wait {age_s * 1e3:g} ms, which batch.age_ms ({config.batch.age_ms:g}) uses up"
-            yield ("streams", i, field), f"{message}; set max_age_ms higher or batch.age_ms lower"
+            message = f"frames may wait {age_s * 1e3:g} ms, no longer than batch.age_ms ({config.batch.age_ms:g})"
+            yield ("streams", i, field), f"{message}; increase max_age_ms or reduce batch.age_ms"
     yield from _each("streams", config.streams)
     yield from _check_devices(config)
     yield from _check_page(config.metrics)
@@ -43,14 +43,14 @@ def _each(section: str, settings: Sequence[KindSettings]) -> Problems:
 
 
 def _check_claims(config: Config) -> Problems:
-    """Two sinks that want the same file or address."""
+    """Two sinks that use the same file or address."""
     claims: defaultdict[tuple[str, str], list[FieldPath]] = defaultdict(list)
     for i, sink in enumerate(config.sinks):
         for path, what, which in sink.claims():
             claims[what, which].append(("sinks", i, *path))
     for (what, which), paths in claims.items():
         for path in paths[1:]:
-            yield path, f"{which} is taken by another sink; give another {what}"
+            yield path, f"{which} is used by another sink; give another {what}"
 
 
 def _check_devices(config: Config) -> Problems:
@@ -59,7 +59,7 @@ def _check_devices(config: Config) -> Problems:
         message = f"{config.workers} processes cannot use {len(known)} devices; set {len(known)} or more, or 1"
         yield ("workers",), f"{message} (one process with them all)"
     if config.engine.shares_gpu and config.workers == 1:
-        yield ("engine", "mps"), "one process shares the GPU with nobody; set workers to 2 or more, or leave mps out"
+        yield ("engine", "mps"), "only useful with several processes; set workers to 2 or more, or omit mps"
     yield from ((("engine", *path), message) for path, message in config.engine.check())
     for i, stream in enumerate(config.streams):
         if stream.device is not None and stream.device not in known:
@@ -68,23 +68,23 @@ def _check_devices(config: Config) -> Problems:
 
 
 def _check_page(metrics: MetricsSettings) -> Problems:
-    """Pictures of every camera are for this machine's own users, or for whoever can log in."""
+    """Pictures of the cameras require a login, or a port that only this machine can reach."""
     if not metrics.page:
         return
     if metrics.listen is None:
-        yield ("metrics", "page"), "needs metrics.listen"
+        yield ("metrics", "page"), "needs metrics.listen; set it to HOST:PORT"
     elif metrics.login is None and not is_loopback(metrics.listen):
-        message = f"{metrics.listen} can be reached from other machines and nobody has to log in"
+        message = f"{metrics.listen} can be reached from other machines without a login"
         yield ("metrics", "page"), f"{message}; listen on 127.0.0.1 or set metrics.login"
 
 
 def check_secrets(config: Config, document: Document) -> Problems:
-    """What opens a door stands in no configuration: those are copied, shown and kept under version control.
+    """Rejects access secrets in the configuration itself, which is copied, shown and kept under version control.
 
     Args:
-        config: made of `document`.
-        document: knows which values came from elsewhere.
+        config: created from `document`.
+        document: knows which values were substituted.
     """
     for path, secret, _ in marked(config, ExternalMark):
         if secret is not None and secret.get_secret_value() not in document.secrets:
-            yield path, "may not stand in the file itself; write ${file:PATH} or ${NAME}"
+            yield path, "must not be written in the file itself; use ${file:PATH} or ${NAME}"

@@ -1,4 +1,4 @@
-"""A configuration file becomes a `Config`; every error at once, with its field and line."""
+"""Loads a configuration file as a `Config`; reports all errors at once, with field and line."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from streamd.settings import FieldPath, with_paths
 
 @dataclass(frozen=True)
 class Loaded:
-    """A configuration with what must be remembered of its file."""
+    """A configuration, with information about its file."""
 
     config: Config
     path: Path
     secrets: frozenset[str]
     """Substituted values and passwords in the file itself. `redact` knows them already."""
     warnings: tuple[str, ...]
-    """What is allowed and unwise."""
+    """Things that are allowed, but not recommended."""
     line: Callable[[FieldPath], int | None]
-    """The line of a field, or of what it would stand in."""
+    """The line of a field, or of the section that it belongs to."""
 
     def where(self, path: FieldPath) -> str:
-        """FILE:LINE: FIELD, as errors begin."""
+        """FILE:LINE: FIELD, the start of an error message."""
         return f"{self.path}:{self.line(path) or 1}: {dotted(path)}"
 
 
@@ -45,10 +45,10 @@ def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = N
     Args:
         path: the file.
         environment: the process's own by default.
-        secrets: False reads no `${file:…}`; see `yamlfile.read_yaml`.
+        secrets: False does not read `${file:…}`; see `yamlfile.read_yaml`.
 
     Raises:
-        ConfigError: every problem at once, one a line: `FILE:LINE: field: message`.
+        ConfigError: all problems, one per line: `FILE:LINE: field: message`.
     """
     file = Path(os.path.expanduser(path))
     document = _parse(file, os.environ if environment is None else environment, secrets=secrets)
@@ -68,12 +68,12 @@ def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = N
 
 
 def _parse(file: Path, environment: Mapping[str, str], *, secrets: bool) -> Document:
-    text = read_text(file, MAX_BYTES, what=str(file), expected="a YAML file, streamd's configuration")
+    text = read_text(file, MAX_BYTES, what=str(file), expected="a YAML file with streamd's configuration")
     try:
         document = read_yaml(text, environment, file.parent, secrets=secrets)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
-    # Before anything is said of the values, whoever says it.
+    # Before any message can contain the values.
     remember(document.secrets | document.inline)
     if document.values is not None and not isinstance(document.values, dict):
         raise ConfigError(f"{file}:1: expected `model:`, `streams:` and so on at the top level")
@@ -81,7 +81,7 @@ def _parse(file: Path, environment: Mapping[str, str], *, secrets: bool) -> Docu
 
 
 def _absolute(config: Config, folder: Path) -> Config:
-    """Makes file paths relative to the configuration file absolute, so that the service's own folder never matters."""
+    """Makes file paths relative to the configuration file absolute, so that the working directory does not matter."""
 
     def resolved(text: str) -> str:
         return text if is_url(text) or text.startswith(BUILTIN) else str((folder / os.path.expanduser(text)).absolute())
@@ -96,5 +96,5 @@ def _warnings(file: Path, document: Document) -> tuple[str, ...]:
     mode = stat.S_IMODE(file.stat().st_mode)
     if not mode & (stat.S_IRGRP | stat.S_IROTH):
         return ()
-    advice = "chmod 600 it, or write ${file:PATH} or ${NAME} instead"
-    return (f"passwords stand in the file and others may read it (mode {mode:04o}); {advice}",)
+    advice = "chmod 600 it, or use ${file:PATH} or ${NAME} instead"
+    return (f"the file contains passwords and others can read it (mode {mode:04o}); {advice}",)

@@ -1,4 +1,4 @@
-"""What a configuration has wrong, in words: the field's name, and what was expected there."""
+"""Describes problems of a configuration: the field's name, and what was expected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamd.settings.registry import OneOf
 
 
 def dotted(path: FieldPath) -> str:
-    """A field's name as errors have it: streams[1].url."""
+    """A field's name as shown in errors: streams[1].url."""
     out = ""
     for part in path:
         out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else str(part)
@@ -48,14 +48,14 @@ def _value_at(values: Any, path: FieldPath) -> Any:
 
 
 def validation_problems(error: ValidationError, document: Document) -> Iterator[tuple[int, str]]:
-    """What pydantic refused, in the file's own terms.
+    """Pydantic's errors in terms of the file.
 
     Args:
-        error: of `Config`.
-        document: what it was validated from.
+        error: from validating `Config`.
+        document: the validated document.
 
     Yields:
-        Each problem's line, and its field with what is wrong there.
+        The line of each problem, and its field with the message.
     """
     for item in error.errors(include_url=False, include_input=False):
         path = _in_file(item["loc"], document.values)
@@ -78,11 +78,11 @@ def _suggestion(path: FieldPath, values: Any) -> str:
     section = _section_at(path[:-1], values)
     known = sorted(section.model_fields) if section is not None else []
     close = difflib.get_close_matches(str(path[-1]), known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
+    return f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(known)}"
 
 
 def _field_at(path: FieldPath, values: Any) -> FieldInfo | None:
-    """The field at `path`, whichever kinds its sections are of."""
+    """The field at `path`, whatever the kinds of its sections."""
     names = [part for part in path if isinstance(part, str)]
     section = _section_at(path[: path.index(names[-1])] if names else (), values)
     return section.model_fields.get(names[-1]) if section is not None and names else None
@@ -107,7 +107,7 @@ def _section_at(path: FieldPath, values: Any) -> type[Settings] | None:
 
 
 def _class_of(field: FieldInfo, value: Any) -> type[Settings] | None:
-    """The class that a field's value is to be of: its kind's, where it has kinds."""
+    """The class of a field's value: that of its kind, if it has kinds."""
     for one_of in marks_of(field, OneOf):
         registry = one_of.registry
         kind = value.get("kind", registry.default) if isinstance(value, Mapping) else registry.default

@@ -27,23 +27,23 @@ _MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 MAX_SECRET_BYTES = 65_536
 UNREAD = "x" * 40
-"""As good as any password or key to whoever only looks at the form."""
+"""A placeholder that has a valid form for any password or key."""
 
 
 _SECRET_NAME = re.compile(
     r"(?:.*(?:passw|passphrase|secret|token|authorization|credential|decryption_key).*|headers|cookies)",
     re.IGNORECASE,
 )
-"""Keys whose value is a secret, FFmpeg's options among them."""
+"""Keys whose value is a secret, including FFmpeg's options."""
 _HEADER_VALUE = re.compile(r"(?<=[:=\s])[^\s;,=:]{8,}")
-"""What may be repeated alone of a header or cookie: `Authorization: Bearer VALUE`, `session=VALUE`."""
+"""The part of a header or cookie that may appear on its own: `Authorization: Bearer VALUE`, `session=VALUE`."""
 _SUBSTITUTION = re.compile(r"\$(?:\$|\{(?P<name>file:[^}]+?|[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})")
 _VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
 
 @dataclass
 class Document:
-    """A parsed file: plain values, the line of each, and the secrets that were substituted into it."""
+    """A parsed file: plain values, their lines, and the secrets that were substituted into it."""
 
     values: Any
     lines: dict[FieldPath, int] = field(default_factory=dict)
@@ -51,9 +51,9 @@ class Document:
     secrets: set[str] = field(default_factory=set)
     """Values that came from the environment or from files: never to be logged."""
     inline: set[str] = field(default_factory=set)
-    """Passwords that stand in the file itself, in URLs or under names such as `password`: never to be logged."""
+    """Passwords written in the file itself, in URLs or under names such as `password`: never to be logged."""
     problems: list[tuple[int, str]] = field(default_factory=list)
-    """(line, message) of what could not be read."""
+    """(line, message) of values that could not be read."""
 
     def line(self, path: FieldPath) -> int | None:
         """The line of `path`, or of its nearest ancestor that is in the file."""
@@ -81,10 +81,10 @@ class _Reader:
     def _count(self, depth: int) -> None:
         self._nodes += 1
         if self._nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise ConfigError(f"more than {MAX_NODES} values or {MAX_DEPTH} levels; this is no streamd configuration")
+            raise ConfigError(f"more than {MAX_NODES} values or {MAX_DEPTH} levels; expected a streamd configuration")
 
     def read(self, node: yaml.Node, path: FieldPath) -> Any:
-        # Aliases make a small file expand without bound ("billion laughs"): count what is built, not what is written.
+        # Aliases let a small file expand without limit ("billion laughs"): count the values built, not those written.
         self._count(len(path))
         self.document.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
@@ -103,9 +103,11 @@ class _Reader:
         try:
             return self._loader.construct_object(node)
         except Exception:  # noqa: BLE001 - a tag that does not fit (`!!timestamp x`, `!!bool x`) raises anything
-            # Neither the value nor the error, which has it: an unquoted password can look like a bad date.
+            # Show neither the value nor the error, which contains it: an unquoted password can look like a bad date.
             core, _, kind = str(node.tag).rpartition(":")
-            self.problem(node, f"cannot be read{f' as {kind}' if core else ''}; where text is meant, put it in quotes")
+            self.problem(
+                node, f"cannot be read{f' as {kind}' if core else ''}; if it is meant as text, put it in quotes"
+            )
             return None
 
     def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
@@ -166,8 +168,8 @@ class _Reader:
                 if match["default"] is not None:
                     return match["default"]
                 self.problem(node, problem)
-                return match[0]  # a value of some kind: the field itself is not at fault
-            # The path of a model or clip comes from the environment too, and messages are to name it.
+                return match[0]  # a placeholder: the field itself is not at fault
+            # The path of a model or clip may come from the environment, too, and messages have to name it.
             if found and not (found.startswith("/") and os.path.exists(found)):
                 self.document.secrets.add(found)
             substituted = True
@@ -175,7 +177,7 @@ class _Reader:
 
         out = _SUBSTITUTION.sub(value, str(node.value))
         if "\0" in out:
-            self.problem(node, "holds a NUL character, which no path, name or address may have")
+            self.problem(node, "contains a NUL character, which is not allowed in a path, name or address")
             return ""
         if not is_encodable(out):
             self.document.secrets.update(credentials(out) | ({out} if substituted or _is_secret(path) else set()))
@@ -188,12 +190,12 @@ class _Reader:
         return out
 
     def _secret_file(self, name: str) -> tuple[str | None, str]:
-        """What the file holds, and what is wrong where it holds nothing."""
+        """The file's content, and the problem if it cannot be read."""
         if not self._secrets:
             return UNREAD, ""
         missing = [v for v in _VARIABLE.findall(name) if v not in self._environment]
         if missing:
-            hint = "; systemd sets it where the unit has LoadCredential=" if "CREDENTIALS_DIRECTORY" in missing else ""
+            hint = "; systemd sets it if the unit has LoadCredential=" if "CREDENTIALS_DIRECTORY" in missing else ""
             return None, f"${{file:{name}}}: environment variable {missing[0]} is not set{hint}"
         file = self._folder / os.path.expanduser(_VARIABLE.sub(lambda match: self._environment[match[1]], name))
         try:
@@ -205,12 +207,12 @@ class _Reader:
 def read_yaml(text: str, environment: Mapping[str, str], folder: Path = Path(), *, secrets: bool = True) -> Document:
     """Parses `text`; `${NAME}`, `${NAME:-default}` and `${file:PATH}` in strings are substituted, `$$` is a dollar.
 
-    Substitution happens after parsing, so no value can change the structure. `$NAME` in a file's path is the
-    environment's (`${file:$CREDENTIALS_DIRECTORY/camera}`); a relative path is relative to `folder`. Without `secrets`,
-    no such file is read, and `UNREAD` stands for what is in it.
+    Substitution happens after parsing, so no value can change the structure. `$NAME` in a file's path is an environment
+    variable (`${file:$CREDENTIALS_DIRECTORY/camera}`); a relative path is relative to `folder`. Without `secrets`, such
+    files are not read, and `UNREAD` replaces their content.
 
     Raises:
-        ConfigError: not YAML at all, or unreasonably large. Smaller problems are collected in the document.
+        ConfigError: not YAML, or too large. Other problems are collected in the document.
     """
     reader = _Reader(environment, folder, secrets=secrets)
     try:
@@ -218,7 +220,7 @@ def read_yaml(text: str, environment: Mapping[str, str], folder: Path = Path(), 
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
-        # An unquoted password that begins with * is an alias to YAML, and named.
+        # An unquoted password that begins with * is an alias in YAML, and errors would name it.
         problem = re.sub(r"'.{4,}'", "'…'", str(getattr(error, "problem", None) or "not text"))
         raise ConfigError(f"{where}not valid YAML: {problem}") from error
     except RecursionError as error:

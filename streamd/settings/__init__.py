@@ -1,6 +1,6 @@
-"""The base of every configuration class, whichever room it lives in, and what its fields say of themselves.
+"""The base of all configuration classes, and the marks of their fields.
 
-`registry` keeps the kinds of a room.
+`registry` keeps the kinds of a package.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic.fields import FieldInfo
 
 FieldPath = tuple[str | int, ...]
-"""Where a field is: `("streams", 0, "url")`."""
+"""The location of a field: `("streams", 0, "url")`."""
 Problems = Iterator[tuple[FieldPath, str]]
-"""Each field that is wrong, and what is wrong there."""
+"""Each invalid field, with the problem."""
 
 
 class Settings(BaseModel):
     """A strict, frozen configuration section: an unknown key is an error, and so is a wrong type.
 
-    Every field carries `Field(description=…)`: the configuration reference and the JSON schema are made of them.
+    Every field has a `Field(description=…)`: the configuration reference and the JSON schema are generated from them.
     """
 
     model_config = ConfigDict(
@@ -35,18 +35,18 @@ class Settings(BaseModel):
 
 
 class KindSettings(Settings):
-    """Settings of one kind of a room, such as a sink. See `settings.registry`."""
+    """Settings of one kind, such as a kind of sink. See `settings.registry`."""
 
     kind: str
 
     def check(self) -> Problems:
-        """What the fields have wrong together. Paths begin at these settings; an empty one means all of it."""
+        """Problems across the fields. Paths start at these settings; an empty path means the whole section."""
         yield from ()
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Marks a field whose pattern needs words: what was expected, in an error."""
+    """Marks a field whose pattern needs an explanation in an error."""
 
     expected: str
 
@@ -65,13 +65,13 @@ Name = Annotated[
 
 @dataclass(frozen=True)
 class PathMark:
-    """Marks a field that holds a file's path, relative to the configuration file.
+    """Marks a field that contains a file path, relative to the configuration file.
 
-    URLs and names of bundled models, as `builtin:road6`, are left alone everywhere.
+    URLs and names of bundled models, such as `builtin:road6`, are always left unchanged.
     """
 
     literals: tuple[str, ...] = ()
-    """Values that are no paths."""
+    """Values that are not paths."""
 
 
 ConfigPath = Annotated[str, PathMark()]
@@ -80,17 +80,17 @@ ConfigPath = Annotated[str, PathMark()]
 
 @dataclass(frozen=True)
 class ExternalMark:
-    """Marks a secret that opens a door: it may not stand in the configuration file itself."""
+    """Marks an access secret, which must not be written in the configuration file itself."""
 
 
 ExternalSecret = Annotated[SecretStr, ExternalMark()]
-"""A secret that comes from the environment or from a file only."""
+"""A secret that must come from the environment or from a file."""
 
 MarkT = TypeVar("MarkT")
 
 
 def marked(settings: Settings, mark: type[MarkT], path: FieldPath = ()) -> Iterator[tuple[FieldPath, Any, MarkT]]:
-    """Every field below `settings` that carries a mark of that type: where it is, its value, the mark."""
+    """Every field below `settings` with a mark of that type: its location, its value, the mark."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         for found in marks_of(field, mark)[:1]:
@@ -100,7 +100,7 @@ def marked(settings: Settings, mark: type[MarkT], path: FieldPath = ()) -> Itera
 
 
 def marks_of(field: FieldInfo, mark: type[MarkT]) -> list[MarkT]:
-    """A field's marks of that type, its own or those of a member of a union."""
+    """A field's marks of that type: its own, or those of a member of a union."""
     return [m for m in field.metadata if isinstance(m, mark)] or list(_inner_marks(field.annotation, mark))
 
 
@@ -121,7 +121,7 @@ def _sections(value: Any) -> Iterator[tuple[FieldPath, Settings]]:
 
 
 def with_paths(settings: Settings, resolve: Callable[[str], str]) -> Any:
-    """A copy of `settings` in which `resolve` was applied to the path in every field that is marked as one."""
+    """A copy of `settings` with `resolve` applied to every field marked as a path."""
     changed: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)

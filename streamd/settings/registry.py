@@ -1,6 +1,6 @@
-"""The kinds of one room: those that come with streamd, and those that packages installed by pip add.
+"""The kinds of one package: those built into streamd, and those added by other installed packages.
 
-A kind is a class of settings, in the file of what it opens:
+A kind is a settings class, in the same file as the object that it opens:
 
     @SINKS.register
     class JsonlSettings(SinkSettings):
@@ -9,14 +9,15 @@ A kind is a class of settings, in the file of what it opens:
 
         def open(self) -> JsonlSink: ...
 
-Nothing else names it. A room's own kinds are found by importing the modules of its package; a kind of another package
-is an entry point of the room's group (`streamd.sinks`, …) whose name is the kind and whose object is the class:
+Nothing else has to name it. Built-in kinds are found by importing the modules of their package. A kind of another
+distribution is an entry point of the package's group (`streamd.sinks`, …) whose name is the kind and whose object is
+the class:
 
     [project.entry-points."streamd.sinks"]
     csv = "streamd_csv:CsvSettings"
 
-An entry point is imported only when a configuration names its kind, so a broken package costs no other configuration
-anything. Kinds that come with streamd cannot be replaced.
+An entry point is imported only if a configuration names its kind, so a broken package does not affect other
+configurations. Built-in kinds cannot be replaced.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ SettingsT = TypeVar("SettingsT", bound=KindSettings)
 
 
 def kind_of(settings: type[KindSettings]) -> str:
-    """The kind that a class of settings stands for: the one value of its field `kind`.
+    """The kind of a settings class: the only value of its field `kind`.
 
     Raises:
         TypeError: the class does not declare one.
@@ -53,15 +54,15 @@ def kind_of(settings: type[KindSettings]) -> str:
 
 
 class Registry(Generic[SettingsT]):
-    """Every kind of one room, by name. Any thread.
+    """All kinds of one package, by name. Any thread.
 
     Args:
-        noun: what a kind is, in errors: sink, source, head, engine.
-        base: what the settings of every kind derive from.
-        package: whose modules register the room's own kinds when they are imported.
-        default: the kind of settings that name none; None where one must be named.
-        first: the kind that is listed first. Default: the default kind.
-        group: the entry points' group. Default: the package's name.
+        noun: the word for a kind in errors: sink, source, head, engine.
+        base: base class of the settings of every kind.
+        package: the package whose modules register the built-in kinds when they are imported.
+        default: the kind of settings without a `kind`; None if it is required.
+        first: the kind to list first. Default: the default kind.
+        group: entry point group. Default: the package's name.
     """
 
     def __init__(
@@ -85,14 +86,14 @@ class Registry(Generic[SettingsT]):
         self._lock = threading.RLock()
 
     def register(self, settings: type[SettingsT]) -> type[SettingsT]:
-        """Class decorator: makes a kind of this room known.
+        """Class decorator that registers a kind.
 
         Raises:
-            TypeError: the class is none of the room's settings, or declares no kind.
-            ValueError: another class has that kind already.
+            TypeError: the class does not derive from the base, or declares no kind.
+            ValueError: another class already has that kind.
         """
         if not issubclass(settings, self.base):
-            raise TypeError(f"{settings.__name__}: settings of a {self.noun} derive from {self.base.__name__}")
+            raise TypeError(f"{settings.__name__}: settings of a {self.noun} must derive from {self.base.__name__}")
         kind = kind_of(settings)
         known = self._kinds.setdefault(kind, settings)
         if (known.__module__, known.__qualname__) != (settings.__module__, settings.__qualname__):
@@ -100,7 +101,7 @@ class Registry(Generic[SettingsT]):
         return settings
 
     def builtin(self) -> dict[str, type[SettingsT]]:
-        """The kinds that come with streamd: `first`, then by name."""
+        """The built-in kinds: `first`, then by name."""
         with self._lock:
             if not self._scanned:
                 package = importlib.import_module(self._package)
@@ -110,13 +111,13 @@ class Registry(Generic[SettingsT]):
         return {name: self._kinds[name] for name in sorted(self._kinds, key=lambda kind: (kind != self._first, kind))}
 
     def plugins(self) -> Mapping[str, EntryPoint]:
-        """Entry points of other packages, by kind; none of them is imported."""
+        """Entry points of other distributions, by kind, without importing them."""
         if self._plugins is None:
             self._plugins = {point.name: point for point in sorted(entry_points(group=self._group))}
         return self._plugins
 
     def names(self) -> list[str]:
-        """Every kind that a configuration may name, without importing another package."""
+        """Every kind that a configuration may name, without importing other distributions."""
         builtin = list(self.builtin())
         return [*builtin, *(name for name in self.plugins() if name not in builtin)]
 
@@ -124,7 +125,7 @@ class Registry(Generic[SettingsT]):
         """The settings of a kind.
 
         Raises:
-            PydanticCustomError: no such kind, or its package cannot be used; says which, and what to do.
+            PydanticCustomError: the kind does not exist, or its package cannot be used; says what to do.
         """
         if (found := self.builtin().get(kind) or self._loaded.get(kind)) is not None:
             return found
@@ -141,7 +142,7 @@ class Registry(Generic[SettingsT]):
         try:
             settings = point.load()
             problem = self._unfit(settings, point.name)
-        except Exception as error:  # noqa: BLE001 - whatever another package does at import
+        except Exception as error:  # noqa: BLE001 - another package may raise anything at import
             problem = f"{type(error).__name__}: {error}"
         if problem:
             raise PydanticCustomError(
@@ -155,15 +156,15 @@ class Registry(Generic[SettingsT]):
 
     def _unfit(self, settings: Any, name: str) -> str:
         if not (isinstance(settings, type) and issubclass(settings, self.base)):
-            return f"its entry point is no class derived from {self.base.__module__}.{self.base.__name__}"
+            return f"its entry point is not a class derived from {self.base.__module__}.{self.base.__name__}"
         kind = kind_of(settings)
-        return "" if kind == name else f"its entry point is named {name}, its class is of kind {kind}"
+        return "" if kind == name else f"its entry point is named {name}, but its class is of kind {kind}"
 
     def validate(self, value: Any) -> SettingsT:
-        """Settings of the kind that `value`, a mapping, names. Settings pass as they are.
+        """Validates `value`, a mapping, as settings of the kind that it names. Settings objects pass unchanged.
 
         Raises:
-            ValidationError, PydanticCustomError: naming each field that is wrong.
+            ValidationError, PydanticCustomError: names each invalid field.
         """
         if isinstance(value, self.base):
             return value
@@ -176,11 +177,11 @@ class Registry(Generic[SettingsT]):
         return self.find(str(kind)).model_validate(value)
 
     def adapter(self) -> TypeAdapter[SettingsT]:
-        """Validates a mapping outside of the whole configuration."""
+        """Validates a mapping outside a complete configuration."""
         return TypeAdapter(self.one_of())
 
     def one_of(self) -> Any:
-        """The type of a field that holds settings of one kind."""
+        """The type of a field that contains settings of one kind."""
         return Annotated[self.base, OneOf(self)]
 
     def __iter__(self) -> Iterator[type[SettingsT]]:
@@ -188,17 +189,17 @@ class Registry(Generic[SettingsT]):
 
 
 class OneOf:
-    """Pydantic's view of a registry: validates by the kind that is named, describes the kinds that are built in.
+    """Pydantic's view of a registry: validates by the named kind, and describes the built-in kinds.
 
     Args:
-        registry: of the room.
+        registry: the registry.
     """
 
     def __init__(self, registry: Registry[Any]) -> None:
         self.registry = registry
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        # A field's value is dumped by its own class, not as the base: hence no schema of the base here.
+        # A field's value is serialized by its own class rather than the base, so there is no schema of the base here.
         return core_schema.no_info_plain_validator_function(self.registry.validate, metadata={"one_of": self})
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -212,7 +213,7 @@ _with_plugins = False
 
 
 def described_kinds(registry: Registry[Any]) -> dict[str, type[KindSettings]]:
-    """The kinds that a JSON Schema lists: what is built in, and inside `with_plugins` those of other packages."""
+    """The kinds listed in a JSON Schema: built-in ones, and inside `with_plugins` those of other distributions."""
     kinds: dict[str, type[KindSettings]] = dict(registry.builtin())
     if _with_plugins:
         for name in registry.plugins():
@@ -221,7 +222,7 @@ def described_kinds(registry: Registry[Any]) -> dict[str, type[KindSettings]]:
 
 
 class with_plugins:
-    """Within it, JSON Schemas list the kinds of other packages, too, which are imported."""
+    """Inside the block, JSON Schemas also list the kinds of other distributions, which are imported."""
 
     def __enter__(self) -> None:
         global _with_plugins

@@ -1,8 +1,8 @@
-"""The sink room: where messages go.
+"""Sinks: where messages go.
 
 Each sink has its own thread and its own ring (`sinks.thread`), so a slow or dead reader never slows a stream. To add a
-kind: one file here with its settings, which `SINKS.register` decorates and whose `open` makes a `Sink`;
-`tests/sinks/test_contract.py` runs over it.
+kind, write one file here with its settings class, decorated with `SINKS.register`, whose `open` returns a `Sink`;
+`tests/sinks/test_contract.py` tests it. CONTRIBUTING.md has an example.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Sink(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Binds, connects or opens. Called again after `close`, where the sink broke.
+        """Binds, connects or opens. Called again after `close` if the sink failed.
 
         Raises:
-            SinkError: naming the address or file and what to do.
+            SinkError: names the address or file and what to do.
         """
 
     @abstractmethod
@@ -34,11 +34,11 @@ class Sink(ABC):
         """Sends one message without waiting for any reader.
 
         Returns:
-            None, or the reason (a short constant, it is a metric label) for which some reader did not get it.
+            None, or a short constant reason (it is a metric label) if some reader did not receive it.
 
         Raises:
-            SinkError: it was not sent. The caller counts and logs it, tells it in `dropped` of the stream's next
-                message, and goes on with the next.
+            SinkError: it was not sent. The caller counts and logs it, adds it to `dropped` of the stream's next
+                message, and continues with the next message.
         """
 
     def poll(self) -> None:  # noqa: B027 - most sinks have nothing to do
@@ -50,23 +50,28 @@ class Sink(ABC):
 
 
 class SinkSettings(KindSettings):
-    """What every sink has."""
+    """Settings common to all sinks."""
 
     name: Name | None = Field(None, description="Name in metrics and logs. Default: kind and position.")
-    ring: int = Field(256, ge=1, le=65_536, description="Messages kept waiting for the sink; the oldest is dropped.")
-    heartbeat_s: Seconds = Field(5.0, description="Each stream's status is sent at least this often, in seconds.")
+    ring: int = Field(
+        256,
+        ge=1,
+        le=65_536,
+        description="Number of messages that may wait for the sink; if it is full, the oldest is dropped.",
+    )
+    heartbeat_s: Seconds = Field(5.0, description="Longest time between two status messages of a stream, in seconds.")
 
     @property
     def payload_encoding(self) -> Literal["json", "msgpack"]:
-        """Encoding of the messages that the sink is handed."""
+        """Encoding of the messages passed to the sink."""
         return "json"
 
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
-        """What no two sinks may share: the field, what it is, and which one."""
+        """Resources that no two sinks may share: the field, the kind of resource, and its name."""
         yield from ()
 
     def open(self) -> Sink:
-        """Makes the sink; nothing is bound, connected or opened yet."""
+        """Creates the sink, without binding, connecting or opening anything yet."""
         raise NotImplementedError
 
 
@@ -79,5 +84,5 @@ else:
 
 
 def open_sink(settings: SinkSettings) -> Sink:
-    """Makes the sink that `settings` describes; see `SinkSettings.open`."""
+    """Creates the sink that `settings` describe; see `SinkSettings.open`."""
     return settings.open()

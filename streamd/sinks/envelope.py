@@ -1,8 +1,8 @@
-"""What is handed to a sink: one encoded message, and where it belongs.
+"""The input of a sink: one encoded message with its kind and stream.
 
-A message is encoded once for each encoding, whichever and however many sinks want it. Only `dropped`, the frames that
-this sink's subscribers have not seen since its message before, differs from sink to sink: its place is known, and the
-number is put there without a look into the rest.
+A message is encoded once per encoding, however many sinks need it. Only `dropped`, the number of frames that this
+sink's subscribers have missed since the previous message, differs between sinks: its position is known, and the number
+is inserted without parsing the rest.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ Encoding = Literal["json", "msgpack"]
 
 
 class MessageKind(NamedTuple):
-    """A kind of message. `streamd/1/` is a promise to subscribers: a further kind has a prefix of its own."""
+    """A kind of message. `streamd/1/` is a promise to subscribers: a new kind needs its own prefix."""
 
     name: str
     prefix: str
-    """What its topics begin with."""
+    """Start of its topics."""
     suffix: str = ""
-    """What its topics end with."""
+    """End of its topics."""
     retained: bool = False
-    """Whether a late subscriber is sent the last one of each stream."""
+    """Whether a late subscriber is sent the last message of each stream."""
     numbered: bool = False
-    """Whether `seq` counts frames, so that a gap is a loss."""
+    """Whether `seq` counts frames, so that a gap means a loss."""
 
     def topic(self, stream: str) -> bytes:
         """The topic of a stream's messages."""
@@ -41,17 +41,17 @@ KINDS: Mapping[str, MessageKind] = {kind.name: kind for kind in (DETECTIONS, STA
 
 
 class Message:
-    """One message of one stream, encoded. Not changed once it was handed to a sink.
+    """One encoded message of one stream. Not modified after it was passed to a sink.
 
     Args:
-        kind: what it is.
-        stream: whose.
+        kind: kind of the message.
+        stream: id of the stream.
         before: the payload, or its part before the number of dropped frames.
-        after: its part behind that number; None where it has none.
-        epoch: of the frame.
-        seq: of the frame.
-        dropped: the number.
-        encoding: of the payload.
+        after: its part after that number; None if it has no such number.
+        epoch: epoch of the frame.
+        seq: sequence number of the frame.
+        dropped: the number of dropped frames.
+        encoding: encoding of the payload.
     """
 
     __slots__ = ("after", "before", "dropped", "encoding", "epoch", "kind", "seq", "stream")
@@ -78,17 +78,17 @@ class Message:
 
     @property
     def payload(self) -> bytes:
-        """The payload as subscribers get it."""
+        """The payload as subscribers receive it."""
         if self.after is None:
             return self.before
         return b"".join((self.before, encoded_number(self.dropped, self.encoding), self.after))
 
 
 class Outgoing:
-    """One frame's detections on their way to every sink; encoded by the first thread that needs them.
+    """One frame's detections on the way to the sinks; encoded by the first thread that needs them.
 
     Args:
-        detections: of the frame.
+        detections: detections of the frame.
         boot_id: identity of this process in every message.
     """
 
@@ -99,9 +99,9 @@ class Outgoing:
         self._parts: dict[str, tuple[bytes, bytes]] = {}
 
     def parts(self, encoding: Encoding) -> tuple[bytes, bytes]:
-        """The payload before and behind the number of dropped frames.
+        """The payload before and after the number of dropped frames.
 
-        Two threads may encode at the same time; either result serves.
+        Two threads may encode at the same time; either result can be used.
         """
         parts = self._parts.get(encoding)
         if parts is None:
@@ -134,11 +134,11 @@ class OutgoingEvent:
 
 
 class MessageBuilder:
-    """Makes the messages of one sink: numbered, encoded, each of its kind. For one thread.
+    """Creates the messages of one sink: numbered and encoded. For one thread.
 
     Args:
         boot_id: identity of this process in every message.
-        encoding: of every message.
+        encoding: encoding of every message.
     """
 
     def __init__(self, boot_id: str, encoding: Encoding = "json") -> None:
@@ -155,12 +155,12 @@ class MessageBuilder:
         )
 
     def number(self, message: Message) -> Message:
-        """Sets the number of dropped frames of a message of detections."""
+        """Sets the number of dropped frames in a detections message."""
         message.dropped = self._gaps.before(message.stream, message.seq)
         return message
 
     def not_sent(self, message: Message) -> None:
-        """A message of detections was not sent after all: the next one of its stream tells of it."""
+        """Reports that a detections message was not sent: the next one of its stream accounts for it."""
         self._gaps.take_back(message.stream, message.seq, message.dropped)
 
     def event(self, event: OutgoingEvent) -> Message:

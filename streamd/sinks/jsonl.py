@@ -1,4 +1,4 @@
-"""JSON lines to a file or standard output: one message a line, whole or not at all."""
+"""JSON lines to a file or standard output: one message per line, complete or not at all."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ STDOUT = "-"
 
 @SINKS.register
 class JsonlSettings(SinkSettings):
-    """JSON lines, one message a line, to a file or standard output."""
+    """JSON lines, one message per line, to a file or standard output."""
 
     kind: Literal["jsonl"] = "jsonl"
-    path: Annotated[str, PathMark((STDOUT,))] = Field(STDOUT, description="File to append to; - is standard output.")
-    rotate_mb: float | None = Field(None, gt=0, description="Start a new file at this size, in megabytes.")
-    keep: int = Field(5, ge=1, le=1000, description="Rotated files kept (path.1 is the newest).")
-    status: bool = Field(False, description="Write status messages too.")
+    path: Annotated[str, PathMark((STDOUT,))] = Field(STDOUT, description="File to append to; - for standard output.")
+    rotate_mb: float | None = Field(None, gt=0, description="Size at which a new file is started, in megabytes.")
+    keep: int = Field(5, ge=1, le=1000, description="Number of rotated files to keep (path.1 is the newest).")
+    status: bool = Field(False, description="Also write status messages.")
 
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
         """See `SinkSettings.claims`."""
@@ -62,17 +62,17 @@ class JsonlSink(Sink):
             return
         path = Path(self._settings.path)
         try:
-            # Unbuffered and appending: a line is one write, so a crash cannot leave half of an old one.
+            # Unbuffered and appending: a line is one write, so a crash cannot leave part of an earlier line.
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
             self._size = os.fstat(self._fd).st_size
             self._mend(path)
         except OSError as error:
             raise SinkError(
-                f"jsonl sink: cannot open {path}: {error.strerror}; check the folder and its owner"
+                f"jsonl sink: cannot open {path}: {error.strerror}; check that the folder exists and who owns it"
             ) from error
 
     def _mend(self, path: Path) -> None:
-        """Ends a line that an earlier process left unfinished."""
+        """Completes a line that an earlier process left unfinished."""
         if self._size:
             with path.open("rb") as handle:
                 handle.seek(-1, os.SEEK_END)
@@ -94,11 +94,11 @@ class JsonlSink(Sink):
                 done += os.write(self._fd, line[done:])
         except OSError as error:
             if done and not self._is_stdout:
-                # A full disk took part of the line: take it back, so that the file stays lines.
+                # A full disk accepted part of the line: remove it, so that the file contains only complete lines.
                 os.ftruncate(self._fd, self._size)
             raise SinkError(
                 f"jsonl sink: cannot write to {self._settings.path}: {error.strerror}; "
-                "messages are lost until it can be written again"
+                "messages are lost until it is writable again"
             ) from error
         self._size += done
 

@@ -21,7 +21,7 @@ MAX_MESSAGE_BYTES = 16 << 20
 
 
 class Model(msgspec.Struct, frozen=True):
-    """Who made the detections."""
+    """The model that made the detections."""
 
     name: str
     sha256: str
@@ -62,7 +62,7 @@ class Detection(msgspec.Struct, frozen=True):
 
 
 class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
-    """One frame. A frame with nothing in it is published too."""
+    """One frame. A frame without detections is published, too."""
 
     schema: Literal[1]
     boot_id: str
@@ -73,7 +73,7 @@ class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
     captured_at: float
     """Unix seconds, by `clock`."""
     clock: Clock
-    """Whose clock captured_at is: the camera's (RTCP sender reports), or ours when the packet arrived."""
+    """Clock of captured_at: the camera's (RTCP sender reports), or ours at the arrival of the packet."""
     published_at: float
     """Unix seconds."""
     width: int
@@ -81,16 +81,16 @@ class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
     model: Model
     latency_ms: Latency
     dropped: int
-    """Frames of this stream lost since the message before it."""
+    """Frames of this stream lost since the previous message."""
     detections: list[Detection]
     counts: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     """Only for streams with zones or lines: their counters, which only grow, and since when they count."""
     source: str | msgspec.UnsetType = msgspec.UNSET
-    """The input as given; only in what `streamd detect` writes."""
+    """The input as given; only in the output of `streamd detect`."""
 
 
 class StatusMessage(msgspec.Struct, frozen=True):
-    """How one stream is: on change, and as a heartbeat."""
+    """Status of one stream: sent on change, and as a heartbeat."""
 
     schema: Literal[1]
     boot_id: str
@@ -115,32 +115,32 @@ class StatusMessage(msgspec.Struct, frozen=True):
 
 
 class Gaps:
-    """Frames lost before each message, from the gaps in `seq`. One per sink: its own losses count, too."""
+    """Frames lost before each message, from the gaps in `seq`. One per sink, as its own losses count, too."""
 
     def __init__(self) -> None:
         self._next: dict[str, int] = {}
 
     def before(self, stream: str, seq: int) -> int:
-        """How many frames of `stream` are missing between the last message and this one."""
+        """The number of frames of `stream` missing between the last message and this one."""
         missing = seq - self._next.get(stream, 0)
         self._next[stream] = seq + 1
         return max(0, missing)
 
     def resume(self, told: Mapping[str, int]) -> None:
-        """The next seq of streams whose messages until then were sent by another process."""
+        """Sets the next seq of streams whose earlier messages were sent by another process."""
         self._next.update(told)
 
     def take_back(self, stream: str, seq: int, missing: int) -> None:
-        """The message of `seq`, before which `missing` frames were, was not sent after all: the next one tells both."""
+        """The message of `seq`, preceded by `missing` frames, was not sent: the next one accounts for both."""
         self._next[stream] = seq - missing
 
 
 _STEPS = np.array([100.0, 100.0, 100.0, 100.0, 10_000.0])
-"""What a corner and the score are rounded to, as parts of 1."""
+"""Precision of corners and score, as fractions of 1."""
 
 
 def _rounded(d: Detections) -> list[Detection]:
-    """Every box of a frame, rounded at once: one by one it was the largest part of what a frame costs in Python.
+    """Rounds all boxes of a frame at once: one by one, it was the largest part of a frame's cost in Python.
 
     The product of a float32 and a step is exact in float64, so these are the very floats that round() gives.
     """
@@ -178,7 +178,7 @@ def _counts(d: Detections) -> Any:
 
 
 def _fields(d: Detections, boot_id: str) -> Any:
-    """Of a frame's message, all that stands before `dropped`, in order."""
+    """All fields of a frame's message before `dropped`, in order."""
     t = d.times
     now_wall, now = time.time(), time.monotonic_ns()
     return (
@@ -225,28 +225,28 @@ _MAP_16 = 0xDE
 
 
 class _After(msgspec.Struct, frozen=True):
-    """Of a frame's message, all that stands behind `dropped`."""
+    """All fields of a frame's message after `dropped`."""
 
     detections: list[Detection]
     counts: Any
 
 
 def split_detections(d: Detections, boot_id: str, encoding: Literal["json", "msgpack"]) -> tuple[bytes, bytes]:
-    """A frame's message in two parts: the bytes before the number of dropped frames, and those behind it.
+    """A frame's message in two parts: the bytes before the number of dropped frames, and those after it.
 
-    With `encoded_number` between them they are what `detections_message` encodes to.
+    With `encoded_number` between them, they equal the encoded `detections_message`.
     """
     encode = _ENCODERS[encoding]
     before, after = encode(_Before(*_fields(d, boot_id))), encode(_After(_rounded(d), _counts(d)))
     if encoding == "json":
         return before[:-1] + _KEY["json"], b"," + after[1:]
-    # Both are maps of fewer than 16 fields, whose first byte tells how many.
+    # Both are maps of fewer than 16 fields, whose first byte contains their number.
     fields = (before[0] & 0x0F) + 1 + (after[0] & 0x0F)
     return bytes((_MAP_16, 0, fields)) + before[1:] + _KEY["msgpack"], after[1:]
 
 
 def encoded_number(number: int, encoding: Literal["json", "msgpack"]) -> bytes:
-    """A number as it stands in a message."""
+    """A number as encoded in a message."""
     return b"%d" % number if encoding == "json" else _ENCODERS["msgpack"](number)
 
 
@@ -274,9 +274,9 @@ _NOW, _MORE_NOW = 1, 3
 
 
 def send_now(socket: Any, name: bytes, payload: bytes) -> None:
-    """Sends a message on a ZeroMQ socket; raises zmq.Again, and sends nothing, where the socket is full.
+    """Sends a message on a ZeroMQ socket; raises zmq.Again and sends nothing if the socket is full.
 
-    pyzmq's send_multipart examines the parts and joins flags of its enum type for each message: 1.4 µs more.
+    pyzmq's send_multipart checks the parts and combines enum flags for each message: 1.4 µs more.
     """
     socket.send(name, _MORE_NOW)
     socket.send(payload, _NOW)
@@ -296,11 +296,11 @@ def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage:
     """Decodes a received multipart message, whichever its encoding.
 
     Raises:
-        SinkError: not a streamd message of this version; says what was found.
+        SinkError: not a streamd message of this version; says what was received.
     """
     if len(parts) != 2 or len(parts[1]) > MAX_MESSAGE_BYTES or not parts[1]:
         raise SinkError(
-            f"message: expected [topic, payload of at most {MAX_MESSAGE_BYTES} bytes], got {len(parts)} parts"
+            f"message: expected [topic, payload of at most {MAX_MESSAGE_BYTES} bytes], received {len(parts)} parts"
         )
     name = parts[0].decode("utf-8", "replace")
     encoding = "json" if parts[1][:1] == b"{" else "msgpack"

@@ -1,6 +1,6 @@
-"""A sink's own thread and ring: whatever happens to a reader happens here and nowhere else.
+"""A sink's own thread and ring, which confine the effects of its readers.
 
-Topic, numbering and encoding of every message are made here, for each kind of sink alike.
+Topic, numbering and encoding of every message are handled here, for all kinds of sinks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ERROR_LOG_S = 10.0
 
 
 class SinkErrorLog:
-    """The errors of one sink: each is counted, and one in ten seconds is logged.
+    """The errors of one sink: each is counted, and at most one in ten seconds is logged.
 
     Args:
         name: of the sink.
@@ -43,7 +43,7 @@ class SinkErrorLog:
         self._quiet = 0
 
     def tell(self, error: Exception) -> None:
-        """One more error."""
+        """Counts an error."""
         self._errors.inc()
         now = time.monotonic()
         if now - self._last_log < _ERROR_LOG_S:
@@ -56,13 +56,13 @@ class SinkErrorLog:
 
 
 class GuardedSink:
-    """A sink that survives its own errors: one that fails in a way it did not declare is closed and opened again.
+    """A sink that survives its own errors: after an undeclared exception, it is closed and opened again.
 
-    For one thread, but `problem`.
+    For one thread, except `problem`.
 
     Args:
         name: in metrics and logs.
-        sink: used and closed through this object alone.
+        sink: used and closed only through this object.
         metrics: counts, and shows whether the sink is up.
     """
 
@@ -91,18 +91,18 @@ class GuardedSink:
         self._up.set(1)
 
     def lost(self, reason: str) -> None:
-        """Counts a message that some or all readers did not get."""
+        """Counts a message that some or all readers did not receive."""
         self._dropped.labels(sink=self._name, reason=reason).inc()
 
     def send(self, message: Message, *, counted: bool = True) -> bool:
-        """Sends a message; False where it was not sent at all, which is logged and, where `counted`, a drop."""
+        """Sends a message; False if it was not sent at all, which is logged and, if `counted`, counted as a drop."""
         if self.problem is not None:
             if counted:
                 self.lost("error")
             return False
         try:
             reason = self._sink.send(message)
-        except Exception as error:  # noqa: BLE001 - whatever a sink does, its thread goes on
+        except Exception as error:  # noqa: BLE001 - whatever a sink does, its thread continues
             if counted:
                 self.lost("error")
             self._failed(error)
@@ -112,7 +112,7 @@ class GuardedSink:
         return True
 
     def poll(self) -> None:
-        """Lets the sink do its housekeeping, or opens it again when the time has come."""
+        """Calls the sink's housekeeping, or opens it again when it is time."""
         try:
             if self.problem is None:
                 self._sink.poll()
@@ -120,14 +120,14 @@ class GuardedSink:
                 self._sink.open()
                 self._opened()
                 self._backoff.reset()
-                log.info("sink open again", sink=self._name)
+                log.info("sink reopened", sink=self._name)
         except Exception as error:  # noqa: BLE001 - see `send`
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         self._errors.tell(error)
         if self.problem is None and isinstance(error, StreamdError):
-            return  # it says itself what is wrong, and goes on trying
+            return  # it has reported the problem, and keeps trying
         self.problem = str(error) if isinstance(error, StreamdError) else f"{type(error).__name__}: {error}"
         self._up.set(0)
         self._retry_at = time.monotonic() + self._backoff.next()
@@ -180,7 +180,7 @@ class SinkThread:
     Args:
         name: in metrics and logs.
         sink: opened, used and closed by this thread alone (but `open` runs in the caller's, to fail early).
-        capacity: messages waiting at most; the oldest is dropped and counted.
+        capacity: most messages waiting; beyond that, the oldest is dropped and counted.
         board: statuses to send on change and as heartbeat.
         metrics: counts.
         heartbeat_s: every stream's status is sent at least this often, seconds.
@@ -221,7 +221,7 @@ class SinkThread:
         return self._sink.problem
 
     def open(self) -> None:
-        """Opens the sink in the caller's thread, so that a port in use is found before anything else starts."""
+        """Opens the sink in the caller's thread, so that a port in use is detected before anything else starts."""
         self._sink.open()
 
     def start(self) -> None:
@@ -240,7 +240,7 @@ class SinkThread:
         self._events.put(event)
 
     def close(self, timeout: float) -> bool:
-        """Sends what is queued and the last statuses, then closes; False where that took longer than `timeout`."""
+        """Sends queued messages and the last statuses, then closes; False if that took longer than `timeout`."""
         self._ring.close()
         if not self._thread.is_alive():
             self._sink.close()

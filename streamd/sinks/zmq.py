@@ -1,10 +1,10 @@
-"""ZeroMQ publisher that counts what its subscribers lose, and lets no subscriber slow another.
+"""ZeroMQ publisher that counts its subscribers' losses, and in which no subscriber slows another.
 
-PUB drops silently at a full subscriber; XPUB with NODROP refuses the message for everyone instead. So each message is
-first sent with NODROP: a refusal tells that somebody is full, is counted, and the message is sent again without NODROP,
-which loses it for the full subscriber alone. From then on libzmq leaves that subscriber out without a word until it has
-read, so what is counted is how often a subscriber fell behind; by how many messages, it sees itself: gaps in `seq` that
-`dropped` does not explain.
+PUB drops messages silently if a subscriber's queue is full; XPUB with NODROP rejects the message for everyone instead.
+Each message is therefore first sent with NODROP. A rejection means that some queue is full: it is counted, and the
+message is sent again without NODROP, so that only the full subscriber loses it. From then on libzmq silently skips that
+subscriber until it has read, so the counter tells how often a subscriber fell behind. The subscriber itself sees how
+many messages it lost: gaps in `seq` that `dropped` does not explain.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from streamd.sinks.message import send_now
 
 SLOW_SUBSCRIBER = "subscriber_slow"
 MAX_SUBSCRIPTION_BYTES = 1024
-"""A longer message ends its sender's connection."""
+"""A longer message closes its sender's connection."""
 MAX_SUBSCRIPTIONS = 1000
-"""Taken in at a time: a subscriber that asks without end does not keep us from publishing."""
+"""Subscriptions processed at a time: a subscriber that sends them endlessly must not keep us from publishing."""
 
 
 @SINKS.register
@@ -35,13 +35,18 @@ class ZmqSettings(SinkSettings):
 
     kind: Literal["zmq"] = "zmq"
     bind: str | None = Field(None, description="Endpoint to bind: tcp://HOST:PORT or ipc://PATH. Give bind or connect.")
-    connect: str | None = Field(None, description="Endpoint to connect to, where the subscriber binds.")
+    connect: str | None = Field(None, description="Endpoint to connect to, if the subscriber binds.")
     hwm: int = Field(
-        1000, ge=1, le=1_000_000, description="Messages queued for each subscriber before its are dropped."
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="Messages queued for each subscriber before further ones are dropped for it.",
     )
-    curve: CurveSettings | None = Field(None, description="Keys for an encrypted sink. Default: not encrypted.")
+    curve: CurveSettings | None = Field(None, description="Encryption and allowed clients. Default: not encrypted.")
     encoding: Literal["json", "msgpack"] = Field("json", description="Encoding of the payload.")
-    linger_s: float = Field(1.0, ge=0, le=60, description="Longest time to deliver what is queued at exit, in seconds.")
+    linger_s: float = Field(
+        1.0, ge=0, le=60, description="Longest time to deliver queued messages at exit, in seconds."
+    )
 
     @property
     def payload_encoding(self) -> Literal["json", "msgpack"]:
@@ -74,7 +79,7 @@ class ZmqSink(Sink):
         self._settings = settings
         self._endpoint = settings.bind or settings.connect or ""
         self._retained: dict[bytes, bytes] = {}
-        """By topic: the last message that a late subscriber is sent."""
+        """The last message for late subscribers, by topic."""
         self._context: Any = None
         self._socket: Any = None
         self._door: ZapAuthenticator | None = None
@@ -82,7 +87,7 @@ class ZmqSink(Sink):
 
     @property
     def endpoint(self) -> str:
-        """Where the socket is, with the port that was chosen for port 0 or *."""
+        """The socket's endpoint, with the chosen port for port 0 or *."""
         if self._settings.bind is None or self._socket is None:
             return self._endpoint
         import zmq
@@ -98,10 +103,10 @@ class ZmqSink(Sink):
         socket.setsockopt(zmq.SNDHWM, self._settings.hwm)
         socket.setsockopt(zmq.LINGER, int(self._settings.linger_s * 1000))
         socket.setsockopt(zmq.XPUB_NODROP, 1)
-        # Every subscription is told, also a repeated one: each newcomer gets the last statuses.
+        # Report every subscription, also repeated ones: each new subscriber gets the last statuses.
         socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         socket.setsockopt(zmq.IPV6, 1)
-        # A subscriber sends topics; nobody makes us keep more than that.
+        # Subscribers only send topics; limit what they can make us store.
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
         try:
             if self._settings.curve is not None:
@@ -117,8 +122,8 @@ class ZmqSink(Sink):
         except zmq.ZMQError as error:
             self.close()
             advice_of: dict[int | None, str] = {
-                zmq.EADDRINUSE: "another process has that address; stop it or choose another port",
-                zmq.EADDRNOTAVAIL: "this machine has no such address; check the host part",
+                zmq.EADDRINUSE: "another process uses that address; stop it or choose another port",
+                zmq.EADDRNOTAVAIL: "the host part is not an address of this machine; check it",
                 zmq.EPROTONOSUPPORT: "expected tcp://HOST:PORT or ipc://PATH",
                 zmq.EINVAL: "expected tcp://HOST:PORT or ipc://PATH",
             }
@@ -157,7 +162,7 @@ class ZmqSink(Sink):
         return None
 
     def poll(self) -> None:
-        """See `Sink.poll`. Sends the last statuses to whoever has just subscribed to them."""
+        """See `Sink.poll`. Sends the last statuses to new subscribers."""
         import zmq
 
         if self._door is not None:
@@ -187,5 +192,5 @@ class ZmqSink(Sink):
             self._socket.close()
             self._socket = None
         if self._context is not None:
-            self._context.term()  # waits for what is queued, at most the linger time
+            self._context.term()  # waits for queued messages, at most the linger time
             self._context = None

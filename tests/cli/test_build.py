@@ -87,7 +87,7 @@ def test_an_existing_plan_survives_every_refusal(folder: Path) -> None:
     (folder / "empty.onnx").write_bytes(b"")
     unsupported(folder / "bad.onnx")
     before = names(folder)
-    assert "cut short or damaged" in message(build(folder / "cut.onnx", "--out", out), 3)
+    assert "truncated or damaged" in message(build(folder / "cut.onnx", "--out", out), 3)
     assert "is empty" in message(build(folder / "empty.onnx", "--out", out), 3)
     assert "does not exist" in message(build(folder / "absent.onnx", "--out", out), 3)
     text = message(build(folder / "bad.onnx", "--out", out, "--precision", "fp32"), 3)

@@ -153,7 +153,7 @@ def test_a_credential_of_systemd(tmp_path: Path) -> None:
         "rtsp://from-systemd@h/",
     ]
     (found,) = problems(tmp_path, text)
-    assert "CREDENTIALS_DIRECTORY is not set; systemd sets it where the unit has LoadCredential=" in found
+    assert "CREDENTIALS_DIRECTORY is not set; systemd sets it if the unit has LoadCredential=" in found
     (tmp_path / "camera").write_bytes(b"x" * 70_000)
     assert any("larger than 65536 bytes" in line for line in problems(tmp_path, text, {"CREDENTIALS_DIRECTORY": "/x"}))
 

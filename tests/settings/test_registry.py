@@ -180,7 +180,7 @@ def test_another_package_is_imported_when_its_kind_is_named(install: Callable[..
         ("toy_needs", "import no_such_module", "kite = toy_needs:K", "ModuleNotFoundError: No module named"),
         ("toy_empty", "", "kite = toy_empty:KiteSettings", "AttributeError"),
         ("toy_number", "K = 3", "kite = toy_number:K", "is no class derived from tests.settings.test_registry.Toy"),
-        ("toy_named", PLUGIN, "dragon = toy_named:KiteSettings", "named dragon, its class is of kind kite"),
+        ("toy_named", PLUGIN, "dragon = toy_named:KiteSettings", "named dragon, but its class is of kind kite"),
     ],
 )
 def test_a_broken_package_is_one_clear_error_where_it_is_named_and_none_elsewhere(

@@ -166,7 +166,7 @@ def test_it_can_connect_to_a_binding_subscriber(context: Any, tmp_path: Path) ->
 def test_an_address_in_use() -> None:
     first = sink_at("tcp://127.0.0.1:*")
     second = ZmqSink(ZmqSettings(bind=first.endpoint))
-    with pytest.raises(SinkError, match="another process has that address"):
+    with pytest.raises(SinkError, match="another process uses that address"):
         second.open()
     first.close()
 

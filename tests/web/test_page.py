@@ -179,7 +179,7 @@ BASE = "model: {path: none}\nengine: {kind: 'null'}\nstreams: [{id: a, kind: syn
         ("{page: true, listen: 'localhost:1'}", None),
         ("{page: true, listen: '[::1]:1'}", None),
         ("{page: true, listen: '127.8.0.1:1'}", None),
-        ("{page: true, listen: null}", "metrics.page: needs metrics.listen"),
+        ("{page: true, listen: null}", "metrics.page: needs metrics.listen; set it"),
         ("{page: true, listen: '0.0.0.0:9188'}", "0.0.0.0:9188 can be reached from other machines"),
         ("{page: true, listen: '[::]:9188'}", "can be reached from other machines"),
         ("{page: true, listen: 'cameras:9188'}", "can be reached from other machines"),

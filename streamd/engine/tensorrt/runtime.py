@@ -36,10 +36,10 @@ _HINTS = (
     ("incompatible with this version", "was built by another TensorRT version"),
     ("incompatible device", "was built for another GPU"),
     ("compute capability", "was built for another GPU"),
-    ("magic tag", "is no TensorRT plan, or was cut short"),
-    ("magictag", "is no TensorRT plan, or was cut short"),
-    ("unexpected end", "was cut short"),
-    ("size", "was cut short or damaged"),
+    ("magic tag", "is not a TensorRT plan, or was truncated"),
+    ("magictag", "is not a TensorRT plan, or was truncated"),
+    ("unexpected end", "was truncated"),
+    ("size", "was truncated or damaged"),
     ("plugin", "needs a plugin that is not available"),
 )
 
