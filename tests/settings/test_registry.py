@@ -179,7 +179,7 @@ def test_another_package_is_imported_when_its_kind_is_named(install: Callable[..
         ("toy_raises", "raise RuntimeError('no licence')", "kite = toy_raises:K", "RuntimeError: no licence"),
         ("toy_needs", "import no_such_module", "kite = toy_needs:K", "ModuleNotFoundError: No module named"),
         ("toy_empty", "", "kite = toy_empty:KiteSettings", "AttributeError"),
-        ("toy_number", "K = 3", "kite = toy_number:K", "is no class derived from tests.settings.test_registry.Toy"),
+        ("toy_number", "K = 3", "kite = toy_number:K", "is not a class derived from tests.settings.test_registry.Toy"),
         ("toy_named", PLUGIN, "dragon = toy_named:KiteSettings", "named dragon, but its class is of kind kite"),
     ],
 )
