@@ -107,7 +107,7 @@ def test_a_kind_cannot_be_registered_twice_or_without_a_name() -> None:
     class Foreign(KindSettings):
         kind: Literal["foreign"] = "foreign"
 
-    with pytest.raises(TypeError, match="Foreign: settings of a toy derive from Toy"):
+    with pytest.raises(TypeError, match="Foreign: settings of a toy must derive from Toy"):
         registry.register(Foreign)  # type: ignore[arg-type]
 
 

@@ -263,7 +263,7 @@ def test_a_secret_key_stands_in_no_configuration(tmp_path: Path) -> None:
     assert SERVER[1] not in repr(loaded.config) + loaded.config.model_dump_json()
     for key in (SERVER[1].replace("\\", ""), "${NOPE:-" + SERVER[1].replace("}", "x") + "}"):
         with pytest.raises(
-            ConfigError, match=r"c\.yaml:3: sinks\[0\]\.curve\.secret_key: may not stand in the file"
+            ConfigError, match=r"c\.yaml:3: sinks\[0\]\.curve\.secret_key: must not be written in the file"
         ) as e:
             load(written(key.replace("$", "$$") if key == SERVER[1] else key), {})
         assert SERVER[1] not in str(e.value)
