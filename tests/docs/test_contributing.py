@@ -48,7 +48,7 @@ def test_the_sink_receives_every_frame(plugin: str, tmp_path: Path, monkeypatch:
         config = f"""
 model: {{path: none}}
 engine: {{kind: "null"}}
-streams: [{{id: a, kind: synthetic, width: 64, height: 64, fps: 50, count: 20}}]
+streams: [{{id: a, kind: synthetic, width: 64, height: 64, fps: 50}}]
 sinks: [{{kind: udp, host: 127.0.0.1, port: {reader.getsockname()[1]}}}]
 """
         with daemon(tmp_path, config) as running:
