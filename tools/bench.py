@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_watch import GilWatch, Sums, Tree, Window, means, sums
+from bench_watch import GilWatch, PageViewer, Sums, Tree, Window, means, sums
 
 from streamd.sinks.message import DetectionsMessage, decode
 
@@ -188,7 +188,7 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
         "sinks": [{"kind": "zmq", "bind": f"tcp://127.0.0.1:{port}", "hwm": 10_000, "ring": 4096}],
         "batch": {"max": args.batch, "age_ms": args.age_ms},
         "workers": args.workers,
-        "metrics": {"listen": f"127.0.0.1:{metrics_port}"},
+        "metrics": {"listen": f"127.0.0.1:{metrics_port}", "page": bool(getattr(args, "viewer", 0))},
         "logging": {"level": "warning"},
     }
     context = zmq.Context()
@@ -217,6 +217,8 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
     threads: dict[str, float] = {}
     rss_by_minute: list[float] = []
     gil: GilWatch | None = None
+    viewer: PageViewer | None = None
+    seen = (0, 0)
     batches: Sums = {}
     window: Window | None = None
     deadline = time.monotonic() + 120
@@ -233,7 +235,9 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
         next_seq[message.stream] = message.seq + 1
         if window is None:
             if first is None and len(next_seq) == args.streams:
-                first = time.monotonic()  # hardware decoders take 0.1 to 0.2 s each to open: no figure before all are
+                first = time.monotonic()  # hardware decoders open one after another: no figure before all are
+                if getattr(args, "viewer", 0):
+                    viewer = PageViewer(metrics_port, next_seq, args.viewer)
             if first is not None and time.monotonic() - first >= WARM_UP_S:
                 # The memory of many processes takes most of a second to read: CPU time comes last, and what is
                 # published meanwhile is not counted.
@@ -241,6 +245,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
                 rss_by_minute.append(round(rss_first, 1))
                 gil = GilWatch(getattr(args, "py_spy", ""), tree.busiest(), seconds)
                 threads, cpu = tree.threads(), tree.cpu()
+                seen = (viewer.pictures, viewer.empty) if viewer is not None else seen
                 window = Window(time.time(), seconds)
             continue
         if window.take(message):
@@ -274,6 +279,8 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
         "rss_growth_mb": memory - rss_first,
         "dropped": window.dropped,
         "unexplained_gaps": gaps,
+        "page_pictures_s": None if viewer is None else (viewer.pictures - seen[0]) / seconds,
+        "page_without_picture": None if viewer is None else viewer.empty - seen[1],
         "share_min": min(counts.values()) / fair if len(counts) == args.streams else 0.0,
         "share_max": max(counts.values()) / fair,
     }
@@ -299,6 +306,9 @@ def main() -> int:
     p.add_argument("--engine", choices=("openvino", "tensorrt", "null"), default="openvino", help="of streamd")
     p.add_argument("--decode", choices=("auto", "software", "nvdec"), default="auto")
     p.add_argument("--isolation", choices=("thread", "process"), default="thread", help="where streamd decodes")
+    p.add_argument(
+        "--viewer", type=float, metavar="FPS", help="somebody looks at the page, at so many pictures a second"
+    )
     p.add_argument("--max-fps", type=float, help="frames a second that are used of each stream of streamd at most")
     p.add_argument("--batch", type=int, help="frames a batch at most")
     p.add_argument("--age-ms", type=float, default=0.0, help="how long a batch may wait to fill")
@@ -348,6 +358,8 @@ def main() -> int:
         if len(s["latency_ms_by_minute"]) > 1:
             print("latency p50/p99 ms by minute:", *[f"{v['p50']}/{v['p99']}" for v in s["latency_ms_by_minute"]])
             print("RSS MB by minute:", *s["rss_mb_by_minute"])
+        if s["page_pictures_s"] is not None:
+            print(f"page: {s['page_pictures_s']:.1f} pictures a second, {s['page_without_picture']} without one")
         if s["gil_share"] is not None:
             print(f"interpreter lock of the busiest process held {s['gil_share']:.0%} of the time, by")
             for frame, share in s["gil_held_by"].items():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
+import struct
 import subprocess
 import tempfile
+import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -172,6 +175,36 @@ def held_by(stacks: str, samples: int) -> tuple[float, dict[str, float]]:
         found[stack.rsplit(";", 1)[-1]] += int(times)
     most = {frame: round(times / samples, 3) for frame, times in found.most_common(LISTED)}
     return round(found.total() / samples, 3), most
+
+
+class PageViewer:
+    """Somebody who looks at the page's pictures of all streams, and throws them away.
+
+    Args:
+        port: of the metrics.
+        streams: whose.
+        fps: pictures a second of each stream; the page has a limit for all together.
+        width: pixels at most.
+    """
+
+    def __init__(self, port: int, streams: Iterable[str], fps: float, width: int = 480) -> None:
+        self._where = f"{port}/pictures?streams={','.join(streams)}&fps={fps:g}&width={width}"
+        self.pictures = self.empty = self.bytes = 0
+        """Records with a picture so far, without one, and bytes of JPEG."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._where}", timeout=60) as answer:
+                while len(head := answer.read(8)) == 8:
+                    told, picture = struct.unpack("!II", head)
+                    answer.read(told)
+                    self.bytes += len(answer.read(picture))
+                    if told:
+                        self.pictures += picture > 0
+                        self.empty += picture == 0
+        except (OSError, http.client.HTTPException):
+            pass  # the daemon has ended
 
 
 def sums(port: int) -> Sums:

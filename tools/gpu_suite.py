@@ -172,7 +172,8 @@ def _daemon(
         **{
             "model": str(args.plans[0]), "video": str(clip), "streams": streams, "live": live, "engine": args.engine,
             "decode": args.decode, "batch": None, "age_ms": args.age_ms, "hint": None, "requests": None, "workers": 1,
-            "isolation": "thread", "py_spy": args.py_spy, "devices": args.devices,
+            "isolation": "thread", "py_spy": args.py_spy, "devices": args.devices, "max_fps": args.max_fps,
+            "viewer": args.viewer,
             "mps": args.mps and more.get("workers", 1) > 1,
         }
         | more
@@ -195,7 +196,7 @@ def _short(r: Table) -> str:
         f"CPU {r['cpu_ms_per_frame']:.2f} ms/f  drop {r['dropped']} gaps {r['unexplained_gaps']} share {share} "
         f"batch {r['batch_mean']} device ms {r['device_ms_per_batch']}  "
         f"RSS {r['rss_mb']:.0f}  GIL {r['gil_share']}  gpu/dec/MiB {r['gpu_decoder_mib']}  "
-        f"threads, ms/f {r['threads_ms_per_frame']}"
+        f"page {r['page_pictures_s']}/{r['page_without_picture']}  threads, ms/f {r['threads_ms_per_frame']}"
         + "".join(f"\n    lock {share:.1%} {frame}" for frame, share in r["gil_held_by"].items())
     )
 
@@ -308,6 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--jobs", type=int, default=1, help="builds at a time")
     p.add_argument("--build-limit", type=float, default=600, metavar="S", help="seconds that one build may take")
     p.add_argument("--torch", nargs=2, metavar=("PYTHON", "MODEL"), help="another Python, and the float ONNX model")
+    p.add_argument("--max-fps", type=float, help="of every stream in the daemon's steps")
+    p.add_argument("--viewer", type=float, default=0, metavar="FPS", help="somebody looks at the page meanwhile")
     p.add_argument("--age-ms", type=float, default=0.0, help="batch.age_ms of the daemon: how long a batch may fill")
     p.add_argument("--conf", type=float, default=0.25, help="detect.conf of the step engine; near 1 for random weights")
     p.add_argument("--devices", type=int, nargs="+", default=[0], help="GPUs of the daemon's steps, by ordinal")
