@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from fakecam import FakeCamera
+from rtp_clip import Clip
 
 from streamd.engine.tensorrt.cuda import Device
 from streamd.errors import SourceError
+from streamd.sources.admission import DEVICE_PLACES, device_gate
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
 from streamd.types import Frame
@@ -65,3 +70,29 @@ def test_surfaces_do_not_run_out_while_frames_are_held(machine: Gpu) -> None:
     held = [next(hard) for _ in range(16)]
     pointers = {f.picture.native.planes[0].buffer_ptr for f in held}
     assert len(pointers) == len(held), "two frames that are both alive must not share memory"
+
+
+def test_a_camera_is_read_on_until_its_decoder_may_be_created(machine: Gpu) -> None:
+    gate = device_gate(0)
+    tickets = [gate.try_enter(60) for _ in range(DEVICE_PLACES)]
+    assert None not in tickets
+    first: list[Frame] = []
+    with FakeCamera(Clip(str(shared(f"videos/{CLIPS[0]}")))) as camera:
+        source = AvSource(AvStreamSettings(id="s", url=camera.url, decode="nvdec"), device=0)
+        assert source.open().decoder == "nvdec"
+        thread = threading.Thread(target=lambda: first.append(next(iter(source.frames()))))
+        thread.start()
+        before = camera.pictures
+        time.sleep(2)
+        assert not first
+        assert camera.pictures - before > 25
+        assert camera.active == 1
+        for ticket in tickets:
+            assert ticket is not None
+            ticket.leave()
+        thread.join(5)
+        assert first
+        assert first[0].picture.device == 0
+        assert first[0].picture.native.key_frame  # type: ignore[union-attr]
+        source.close()
+    assert gate.try_enter(0) is not None
