@@ -1,0 +1,105 @@
+"""The configuration of zones, lines and schedules."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from streamd.settings import Name, Settings
+
+Point = tuple[float, float]
+Anchor = Literal["bottom_center", "center", "top_center"]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+ClockTime = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$|^24:00$")]
+
+
+class TimesSettings(Settings):
+    """Hours of some days of the week."""
+
+    days: tuple[Day, ...] = Field(DAYS, min_length=1, description="Days on which the hours begin. Default: every day.")
+    start: ClockTime = Field("00:00", description="First minute, HH:MM in the schedule's time zone.")
+    end: ClockTime = Field(
+        "24:00", description="Minute after the last, HH:MM; where it is not after start, it is on the next day."
+    )
+
+
+class ScheduleSettings(Settings):
+    """When a rule is active. Outside these hours it counts nothing and raises no event."""
+
+    timezone: str = Field(
+        min_length=1, max_length=64, description="IANA time zone, as Europe/Berlin. Daylight saving is observed."
+    )
+    times: tuple[TimesSettings, ...] = Field(min_length=1, max_length=64, description="Hours; active in any of them.")
+
+
+class RuleSettings(Settings):
+    """What zones and lines have in common."""
+
+    name: Name = Field(description="Name in events, counters and metrics. Unique in its stream.")
+    classes: tuple[str | int, ...] | None = Field(
+        None, min_length=1, description="Only objects of these classes, by name or number. Default: all."
+    )
+    anchor: Anchor = Field(
+        "bottom_center",
+        description="Point of the box that stands for the object. It is frozen while the picture's edge cuts the box.",
+    )
+    schedule: ScheduleSettings | None = Field(None, description="When the rule is active. Default: always.")
+    cooldown_s: float = Field(
+        0.0,
+        ge=0,
+        le=86_400,
+        description="After an event of this rule begins, no other begins for so many seconds. Counters still count.",
+    )
+
+
+class ZoneSettings(RuleSettings):
+    """A polygon of the picture: who is in it, since when, for how long."""
+
+    points: tuple[Point, ...] = Field(
+        max_length=128, description="Corners x, y in 0..1 of the upright picture, in order; at least three."
+    )
+    min_s: float = Field(
+        0.0, ge=0, le=3600, description="An object has to be inside for so many seconds before its event begins."
+    )
+    hysteresis: float = Field(
+        0.1,
+        ge=0,
+        le=5,
+        description="An object has left once its anchor is outside by this many heights of its box.",
+    )
+    loiter_s: float | None = Field(
+        None, gt=0, le=86_400, description="Observed seconds inside from which on an object loiters. Default: never."
+    )
+    stationary_s: float = Field(
+        10.0,
+        gt=0,
+        le=86_400,
+        description="An object that has not moved for so many seconds is stationary; when its track is lost and one "
+        "begins in the same place within so many seconds, it is the same object.",
+    )
+
+
+class LineSettings(RuleSettings):
+    """A line across the picture: who crosses it, and which way."""
+
+    points: tuple[Point, ...] = Field(max_length=2, description="Both ends x, y in 0..1 of the upright picture.")
+    directions: tuple[Name, Name] = Field(
+        ("in", "out"),
+        description="Names of the directions: from the left of the line to its right, as seen on the picture when "
+        "going from the first point to the second, and from right to left.",
+    )
+    settle_s: float = Field(
+        0.5,
+        gt=0,
+        le=10,
+        description="Seconds for which an object has to stay on its side before and after. Two processed frames each "
+        "side must lie within them for a crossing to be certain.",
+    )
+    hysteresis: float = Field(
+        0.1,
+        ge=0,
+        le=5,
+        description="An object is clear of the line once its anchor is this many heights of its box away from it.",
+    )
