@@ -171,9 +171,11 @@ class Run:
             return
         source = open_source(AvStreamSettings(id="detect", url=item.given, pace="asap", decode="software"))
         try:
-            fps = source.open().fps
+            info = source.open()
             for frame in source.frames():
-                yield frame, item.given, fps or 25.0
+                yield frame, item.given, None if info.still else info.fps or 25.0
+                if info.still:
+                    break
         finally:
             source.close()
 

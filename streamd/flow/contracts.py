@@ -28,6 +28,8 @@ class SourceInfo:
     """As declared by the stream; 0 where unknown."""
     live: bool
     """True where the sender sets the pace (a camera); False for a file."""
+    still: bool = False
+    """One picture, which is fetched again and again: an image, a snapshot URL."""
 
 
 class SenderClock(Protocol):

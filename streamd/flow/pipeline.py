@@ -194,6 +194,7 @@ class Pipeline:
                 self._engine.preprocess(work.slot, [frame])
             except FrameError as error:
                 work.frames.remove(frame)
+                self._metrics.stream(frame.stream).frame_error = str(error)
                 self._drop([frame], "frame_error")
                 log.warning("frame dropped", stream=frame.stream, seq=frame.seq, error=str(error))
         if work.frames:

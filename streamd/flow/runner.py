@@ -43,6 +43,10 @@ TELL_QUARANTINE_NS = 1_000_000_000
 """Pictures are withheld for this long before a status tells: one lost packet in a short GOP is no news."""
 STEADY_S = 10.0
 """A stream that was live for this long has recovered: its next break starts with the shortest wait again."""
+CHECK_NS = 1_000_000_000
+"""So often it is checked that not all frames fail on their way."""
+FEW_ERRORS = 2
+"""Frames in that time which may fail without a word."""
 CALM_NS = 5_000_000_000
 """A live stream's trouble is over when it has not shown for this long."""
 ABANDONED_LIMIT = 4
@@ -311,6 +315,7 @@ class StreamRunner:
         metrics, ring = self._metrics, self.ring
         before = (metrics.corrupt, metrics.skipped, metrics.lost, metrics.clock_jumps)
         held_since: int | None = None
+        check_ns, published, errors = 0, metrics.published, metrics.dropped.get("frame_error", 0)
         jumps = 0
         size = (0, 0)
         for frame in source.frames():
@@ -337,6 +342,11 @@ class StreamRunner:
                 self.status = replace(self.status, width=size[0], height=size[1])
                 detail = f"was {was[0]} x {was[1]}, is {size[0]} x {size[1]} pixels"
                 self._report_trouble("size_changed", detail, now)
+            if now >= check_ns:
+                failed = metrics.dropped.get("frame_error", 0) - errors
+                if failed >= FEW_ERRORS and metrics.published == published:
+                    self._report_trouble("unsupported", f"no picture can be processed: {metrics.frame_error}", now)
+                check_ns, published, errors = now + CHECK_NS, metrics.published, errors + failed
             if frame.quarantined:
                 metrics.drop("quarantine")
                 if held_since is None:

@@ -59,6 +59,17 @@ class AvStreamSettings(SourceSettings):
         description="Damaged pictures, and pictures predicted from them. quarantine: drop them until the next clean "
         "key frame (for 30 s at most), with the reason quarantine. publish: treat them as intact.",
     )
+    track: int | None = Field(
+        None,
+        ge=0,
+        description="Which of several video tracks to read, counted from 0 in the order of the container. Default: the "
+        "one marked as default, otherwise the largest; never a cover picture.",
+    )
+    every_s: Seconds = Field(
+        1.0,
+        description="Still pictures: seconds between fetches of a snapshot URL, and between repeats of an image file "
+        "with loop.",
+    )
     pixel_aspect: Literal["display", "square"] = Field(
         "display",
         description="Oblong pixels (anamorphic video). display: detect on the picture as it is meant to look. "

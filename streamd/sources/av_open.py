@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamd.errors import SourceError, SourceReason
+from streamd.security.redact import redact
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_errors import describe
 from streamd.sources.wire import heard_since
@@ -15,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def _options(settings: AvStreamSettings) -> dict[str, str]:
-    options: dict[str, str] = {}
+    # A recorder that starts a new transport stream in mid-file gives its video another PID: the same track goes on.
+    options = {} if settings.url.startswith(("rtsp", "rtmp", "/dev/")) else {"merge_pmt_versions": "1"}
     if settings.url.startswith("rtsp"):
         # Nobody decodes audio, and its packets would hide from the timeout that the video has stopped.
         options["allowed_media_types"] = "video"
@@ -42,18 +47,79 @@ def open_container(settings: AvStreamSettings, *, live: bool, device: int | None
         from av.codec.hwaccel import HWAccel
 
         hwaccel = HWAccel("cuda", device=str(device), allow_software_fallback=False, is_hw_owned=True)
-    return av.open(
-        settings.url,
-        mode="r",
-        format="v4l2" if settings.url.startswith("/dev/video") else None,
-        options=_options(settings),
-        timeout=(settings.open_timeout_s, settings.read_timeout_s) if live else None,
-        hwaccel=hwaccel,
+
+    def opened(silence_s: float) -> InputContainer:
+        return av.open(
+            settings.url,
+            mode="r",
+            format="v4l2" if settings.url.startswith("/dev/video") else None,
+            options=_options(settings),
+            timeout=(settings.open_timeout_s, silence_s) if live else None,
+            hwaccel=hwaccel,
+        )
+
+    # PyAV takes the limit before anything is known of the input: a guess, and once more where it was wrong.
+    path = re.split("[?#]", settings.url, maxsplit=1)[0]
+    guess = hls_silence_s(settings) if path.lower().endswith((".m3u8", ".m3u")) else settings.read_timeout_s
+    container = opened(guess)
+    needed = kind_of(container, settings).silence_s or settings.read_timeout_s
+    if not live or needed == guess:
+        return container
+    container.close()
+    return opened(needed)
+
+
+@dataclass(frozen=True, slots=True)
+class InputKind:
+    """What was opened, whatever its URL looks like."""
+
+    live: bool
+    """The sender sets the pace, and the end of input is a fault. False for files, also over HTTP."""
+    paced: bool
+    """Packets come earlier than they are due: files, and HLS, which brings a segment at a time."""
+    still: bool
+    """One picture: a file, or a camera's snapshot URL."""
+    invented_clock: bool
+    """FFmpeg counts time stamps up where the format has none."""
+    silence_s: float | None
+    """Longest silence, if it is not `read_timeout_s`."""
+
+
+HLS_TARGETS = 4
+"""A playlist that brings nothing new for so many target durations is dead (RFC 8216, 6.3.4: clients ask after one)."""
+_TARGET_S = 10.0
+"""A common target duration; FFmpeg does not tell a playlist's own."""
+_DEFAULT, _ATTACHED_PIC = 0x0001, 0x0400
+"""AV_DISPOSITION_DEFAULT and _ATTACHED_PIC of libavformat/avformat.h."""
+_FILES = ("http", "https", "ftp", "sftp", "smb")
+
+
+def kind_of(container: InputContainer, settings: AvStreamSettings) -> InputKind:
+    """Decides by what FFmpeg has found, not by the text of the URL."""
+    formats = set(container.format.name.split(","))
+    still = bool(formats & {"image2", "image2pipe"}) or any(name.endswith("_pipe") for name in formats)
+    hls = "hls" in formats
+    scheme = settings.url.partition("://")[0].lower()
+    finite = settings.live and scheme in _FILES and not still and (container.duration or 0) > 0
+    live = settings.live and not finite and not still
+    return InputKind(
+        live=live,
+        paced=settings.paced or (settings.pace != "asap" and settings.live and (hls or finite)),
+        still=still,
+        invented_clock=still or bool(formats & {"mpjpeg"}) or (live and bool(formats & {"mjpeg", "h264", "hevc"})),
+        silence_s=hls_silence_s(settings) if hls else None,
     )
 
 
+def hls_silence_s(settings: AvStreamSettings) -> float:
+    """How long an HLS playlist may bring nothing."""
+    return max(settings.read_timeout_s, HLS_TARGETS * _TARGET_S)
+
+
 def video_stream(container: InputContainer, settings: AvStreamSettings, *, live: bool, waited_s: float) -> VideoStream:
-    """The first video stream that can be decoded.
+    """The video track that FFmpeg's own players take: the default one, the largest of several; or that of `track`.
+
+    Cover pictures and thumbnails are no video.
 
     Args:
         container: opened.
@@ -65,11 +131,39 @@ def video_stream(container: InputContainer, settings: AvStreamSettings, *, live:
         SourceError: there is none.
     """
     # av.open can succeed after a probe timed out, returning a stream without size or codec.
-    usable = [s for s in container.streams.video if s.codec_context is not None and s.width and s.height]
+    found = list(container.streams.video)
+    usable = [s for s in found if s.codec_context is not None and s.width and s.height and not _is_cover(s)]
+    if settings.track is not None:
+        if settings.track >= len(found) or found[settings.track] not in usable:
+            listed = ", ".join(f"{i}: {_described(s)}" for i, s in enumerate(found)) or "none"
+            text = f"{settings.url}: track {settings.track} is no video track; video tracks: {listed}"
+            raise SourceError("no_video", redact(text), permanent=not live)
+        return found[settings.track]
     if usable and container.format.name != "tty":
-        return usable[0]
+        return max(usable, key=lambda s: (not _is_thumbnail(s, usable), _is_default(s), s.width * s.height))
     late = live and waited_s >= settings.open_timeout_s * 0.98
     reason: SourceReason = "no_video" if live or not usable else "unsupported"
     if late:
         reason = "rtcp_only" if heard_since(settings.url, waited_s) else "timeout_open"
     raise SourceError(reason, describe(settings.url, reason), permanent=not live)
+
+
+def _is_cover(stream: VideoStream) -> bool:
+    return bool(int(stream.disposition) & _ATTACHED_PIC)
+
+
+def _is_default(stream: VideoStream) -> bool:
+    return bool(int(stream.disposition) & _DEFAULT)
+
+
+def _is_thumbnail(stream: VideoStream, others: Sequence[VideoStream]) -> bool:
+    """A track of JPEGs beside real video: recorders put one there for their time line."""
+    return stream.codec_context.name in ("mjpeg", "png", "bmp", "gif") and any(
+        other.codec_context.name not in ("mjpeg", "png", "bmp", "gif") for other in others
+    )
+
+
+def _described(stream: VideoStream) -> str:
+    size = f"{stream.width}x{stream.height}" if stream.width else "no size"
+    name = stream.codec_context.name if stream.codec_context is not None else "unknown"
+    return f"{name} {size}{' (cover picture)' if _is_cover(stream) else ''}"

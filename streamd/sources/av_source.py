@@ -17,13 +17,13 @@ from streamd.security.redact import redact
 from streamd.sources.admission import Admission
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_errors import describe, translate
-from streamd.sources.av_open import open_container, video_stream
+from streamd.sources.av_open import InputKind, kind_of, open_container, video_stream
 from streamd.sources.clock import StreamClock
 from streamd.sources.closing import deferred
 from streamd.sources.files import begin_at, check_file, too_short
 from streamd.sources.holdback import Holdback
 from streamd.sources.no_picture import NoPictureWatch
-from streamd.sources.pacing import Pacer, RateLimit
+from streamd.sources.pacing import MediaClock, Pacer, RateLimit
 from streamd.sources.picture import UPRIGHT, aspect_of, orientation, picture_of, top_down
 from streamd.sources.quarantine import PacketLossListener, Quarantine
 from streamd.sources.skipping import PacketSkipper, held_back
@@ -42,6 +42,8 @@ is damaged or predicted from a damaged one, and the packet's number."""
 HUNG_S = 5.0
 """A call that FFmpeg has not ended this long after its limit will never end."""
 DECODE_LIMIT_S = 10.0
+UNKNOWN_LIMIT = 25
+"""Packets of tracks that nobody knew of when the file was opened: fewer are damage."""
 FILE_LIMIT_S = 60.0
 """Timeout for reading from a file system."""
 
@@ -68,7 +70,16 @@ class AvSource:
         self._device = device if settings.decode != "software" else None
         if settings.decode == "nvdec" and device is None:
             self._device = 0
+        self._network = settings.live
+        """It has time limits and is retried; a file on a disk is not."""
         self._live = settings.live
+        """The sender sets the pace; known for certain once it is open."""
+        self._kind: InputKind | None = None
+        self._pacer: Pacer | None = None
+        self._media: MediaClock | None = None
+        self._silence_s = settings.read_timeout_s
+        self._pictures = self._unknown = 0
+        """Of this pass: pictures decoded, and packets of tracks that appeared in mid-stream."""
         self._rtp = settings.url.startswith(("rtsp", "rtp:"))
         self._closed = threading.Event()
         self._container: InputContainer | None = None
@@ -95,7 +106,7 @@ class AvSource:
         """Lost RTP packets."""
         self.deadline = math.inf
         self.clock = StreamClock(settings.clock_max_offset_s)
-        self._admission = Admission(settings.id, self._live, self._closed)
+        self._admission = Admission(settings.id, self._network, self._closed)
         self._lost_before = 0
         self._quarantine = Quarantine()
         self._holdback = Holdback()
@@ -103,7 +114,7 @@ class AvSource:
 
     def open(self) -> SourceInfo:
         """See `Source.open`."""
-        if not self._live:
+        if not self._network:
             check_file(self._settings.url.removeprefix("file:"))
         if self._device is None:
             return self._open(None)
@@ -127,10 +138,10 @@ class AvSource:
         started = time.monotonic()
         ear = PacketLossListener(self._rtp)
         # The limit applies to connecting and to probing separately.
-        self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self._live else FILE_LIMIT_S)
+        self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self._network else FILE_LIMIT_S)
         try:
             with ear:
-                container = open_container(settings, live=self._live, device=device)
+                container = open_container(settings, live=self._network, device=device)
         except Exception as error:  # noqa: BLE001 - PyAV raises many kinds, which are translated in one place
             self._admission.leave()
             raise self._translate(error, started, opening=True, device=device) from None
@@ -150,7 +161,7 @@ class AvSource:
 
     def _probe(self, container: InputContainer, device: int | None, waited: float) -> SourceInfo:
         settings = self._settings
-        stream = video_stream(container, settings, live=self._live, waited_s=waited)
+        stream = video_stream(container, settings, live=self._network, waited_s=waited)
         context = stream.codec_context
         if device is None:
             context.thread_count = settings.decoder_threads
@@ -166,9 +177,19 @@ class AvSource:
         base = stream.time_base or Fraction(0)
         self._time_base_ns = float(base) * 1e9
         self._tick_ns = (base.numerator * 10**9, base.denominator)
-        if settings.start_s and not self._live:
+        if settings.start_s and not self._network:
             self._begin_ns = begin_at(container, settings.url, settings.start_s)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
+        kind = self._kind = kind_of(container, settings)
+        self._live = kind.live
+        self._silence_s = kind.silence_s or settings.read_timeout_s
+        frame_ns = int(1e9 / (rate or 25))
+        if kind.paced and not kind.still:
+            self._pacer = self._pacer or Pacer(frame_ns)
+        elif not kind.live and not kind.still:
+            self._media = self._media or MediaClock(frame_ns)
+        if self._limit is not None:
+            self._limit.jittery = kind.live
         return SourceInfo(
             codec=context.name,
             decoder="software" if device is None else "nvdec",
@@ -176,6 +197,7 @@ class AvSource:
             height=stream.height,
             fps=round(rate, 3),
             live=self._live,
+            still=kind.still,
         )
 
     def _translate(self, error: BaseException, started: float, *, opening: bool, device: int | None) -> SourceError:
@@ -187,7 +209,7 @@ class AvSource:
             )
         limit = self._settings.open_timeout_s if opening else self._settings.read_timeout_s
         return translate(
-            error, self._settings.url, opening=opening, live=self._live,
+            error, self._settings.url, opening=opening, live=self._network,
             waited_s=time.monotonic() - started, limit_s=limit,
         )  # fmt: skip
 
@@ -195,17 +217,49 @@ class AvSource:
         """See `Source.frames`."""
         try:
             while not self._closed.is_set():
+                began = time.monotonic()
+                self._pictures = self._unknown = 0
                 yield from self._play()
-                if self._begin_ns and not self._closed.is_set():
-                    raise too_short(self._settings.url, self._settings.start_s)
-                if self._closed.is_set() or not self._settings.loop:
+                if self._closed.is_set():
                     break
-                self._rewind()
+                self._check_pass()
+                if not self._begin_again(began):
+                    break
                 self._again = True
         finally:
             self._release()
         if self._live and not self._closed.is_set():
             raise SourceError("disconnected", describe(self._settings.url, "disconnected"))
+
+    def _check_pass(self) -> None:
+        """A pass is over.
+
+        Raises:
+            SourceError: it was no whole one.
+        """
+        url = self._settings.url
+        if self._begin_ns:
+            raise too_short(url, self._settings.start_s)
+        if not self._pictures and not self._live:
+            text = f"{describe(url, 'corrupt')}; it ended without one picture that can be decoded"
+            raise SourceError("corrupt", text, permanent=not self._network)
+        if self._unknown >= UNKNOWN_LIMIT and not self._network:
+            text = f"{url}: its video goes on in a track that began in mid-file (another PID), which is not read"
+            raise SourceError("codec_changed", redact(f"{text}; remux it: ffmpeg -i IN -c copy OUT"), permanent=True)
+
+    def _begin_again(self, began: float) -> bool:
+        """Prepares the next pass, if there is one. `began`: this one, monotonic seconds."""
+        if self._kind is not None and self._kind.still:
+            if not (self._settings.loop or self._network):
+                return False
+            if self._closed.wait(max(0.0, began + self._settings.every_s - time.monotonic())):
+                return False
+            self._release()
+            self._open(self._device)
+            return True
+        if self._settings.loop:
+            self._rewind()
+        return self._settings.loop
 
     def _rewind(self) -> None:
         assert self._container is not None
@@ -219,10 +273,10 @@ class AvSource:
     def _packets(self) -> Iterator[Packet[Any]]:
         assert self._container is not None
         # All streams of a live input are read: otherwise PyAV would block inside on one that has gone silent.
-        wanted = () if self._live else (self._stream,)
+        wanted = () if self._network else (self._stream,)
         packets = self._container.demux(*wanted)
         ear = PacketLossListener(self._rtp)
-        limit_s = self._settings.read_timeout_s + HUNG_S if self._live else FILE_LIMIT_S
+        limit_s = self._silence_s + HUNG_S if self._network else FILE_LIMIT_S
         last = time.monotonic()
         while not self._closed.is_set():
             started = time.monotonic()
@@ -235,6 +289,7 @@ class AvSource:
             except IndexError:
                 # A damaged table can make FFmpeg report a stream that PyAV does not know: ignore its packets.
                 self.corrupt += 1
+                self._unknown += 1
                 packets = self._container.demux(*wanted)
                 continue
             except Exception as error:  # noqa: BLE001
@@ -244,7 +299,7 @@ class AvSource:
                     raise self._silent(last) from None
                 if isinstance(error, InvalidDataError):
                     self.corrupt += 1
-                    if not self._live:
+                    if not self._network:
                         return  # a truncated file ends here; everything before it is valid
                 raise self._translate(error, started, opening=False, device=self._device) from None
             finally:
@@ -263,17 +318,16 @@ class AvSource:
         settings = self._settings
         silence_s = time.monotonic() - since
         reason: SourceReason = "rtcp_only" if heard_since(settings.url, silence_s) else "timeout_read"
-        return SourceError(reason, describe(settings.url, reason, f"after {settings.read_timeout_s:g} s"))
+        return SourceError(reason, describe(settings.url, reason, f"after {self._silence_s:g} s"))
 
     def _timed_out(self, started: float) -> bool:
-        return self._live and time.monotonic() - started >= self._settings.read_timeout_s * 0.98
+        return self._network and time.monotonic() - started >= self._silence_s * 0.98
 
     def _play(self) -> Iterator[Frame]:
         """One pass over the input."""
         assert self._stream is not None
-        rate = float(self._stream.average_rate or self._stream.guessed_rate or 25)
-        pacer = Pacer(int(1e9 / rate)) if self._settings.paced else None
-        barren = NoPictureWatch(self._live, self._settings.read_timeout_s)
+        pacer = self._pacer
+        barren = NoPictureWatch(self._network, self._silence_s)
         for packet in self._packets():
             if pacer is not None and packet.size and not self._before(packet):
                 stamp = packet.dts if packet.dts is not None else packet.pts
@@ -288,17 +342,20 @@ class AvSource:
             refused = self.corrupt
             natives = self._decode(packet)
             if natives:
+                self._pictures += len(natives)
                 barren.picture()
             elif packet.size and self._settings.frames == "all":
                 reason = barren.packet(refused=self.corrupt > refused, now=time.monotonic())
                 if reason is not None:
                     text = describe(self._settings.url, reason, f"{barren.packets} packets without a picture")
-                    raise SourceError(reason, text, permanent=not self._live)
+                    raise SourceError(reason, text, permanent=not self._network)
             for native in natives:
                 frame = self._frame(native)
                 if frame is not None:
                     yield frame
             natives = []
+        if pacer is not None and (end := pacer.end()) is not None:
+            self._closed.wait(max(0.0, (end - time.monotonic_ns()) / 1e9))  # the last picture is seen as long as others
 
     def _before(self, packet: Packet[Any]) -> bool:
         """True if the frame only precedes the first frame wanted."""
@@ -311,7 +368,8 @@ class AvSource:
             return True
         if self._skipper is None or self._begin_ns:
             return False
-        time_ns = time.monotonic_ns() if packet.pts is None else int(packet.pts * self._time_base_ns)
+        stamp = None if self._media is None else packet.pts
+        time_ns = time.monotonic_ns() if stamp is None else int(stamp * self._time_base_ns)
         if not self._skipper.skip(packet, time_ns):
             return False
         self.skipped += 1
@@ -356,6 +414,8 @@ class AvSource:
         # Integers: a Fraction takes 2 µs more, as much as the clock and the quarantine together.
         stamp, (ticks, per) = native.pts, self._tick_ns
         pts_ns = stamp * ticks // per if stamp is not None and ticks else None
+        kind = self._kind
+        assert kind is not None
         carried: Any = native.opaque
         told: _Arrival = carried or (decoded_ns, time.time_ns(), "arrival", False, 0)
         captured_ns, wall_ns, clock, tainted, number = told
@@ -368,6 +428,8 @@ class AvSource:
         quarantined = self._quarantine.frame(
             tainted=tainted, corrupt=native.is_corrupt, key=native.key_frame, now_ns=decoded_ns
         )
+        if kind.invented_clock:
+            pts_ns = None
         if self._live and pts_ns is not None:
             self.clock.tick(pts_ns, captured_ns)
         if self._begin_ns:
@@ -375,7 +437,7 @@ class AvSource:
                 return None
             self._begin_ns = 0
         limit = None if self._skipper is not None and self._skipper.level == "keys" else self._limit
-        if limit is not None and not limit.admit(captured_ns if pts_ns is None else pts_ns):
+        if limit is not None and not limit.admit(captured_ns if self._media is None else self._media.at(pts_ns)):
             self.skipped += 1
             return None
         if native.key_frame or self._orientation is None:

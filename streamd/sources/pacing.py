@@ -19,6 +19,7 @@ class Pacer:
         self._frame_ns = frame_ns
         self._last_stamp: int | None = None
         self._due: int | None = None
+        self._again = False
 
     def due(self, stamp_ns: int | None, now_ns: int) -> int:
         """The monotonic time at which the packet with time stamp `stamp_ns` is due.
@@ -27,6 +28,10 @@ class Pacer:
         """
         if self._due is None:
             self._due = now_ns
+        elif self._again:
+            self._again = False
+            if now_ns - self._due > JUMP_NS:
+                self._due = now_ns
         else:
             step = self._frame_ns
             if stamp_ns is not None and self._last_stamp is not None:
@@ -40,6 +45,36 @@ class Pacer:
             self._last_stamp = stamp_ns
         return self._due
 
+    def end(self) -> int | None:
+        """When the last frame's duration is over, monotonic; the next pass begins then. None if there was no frame."""
+        if self._due is not None and not self._again:
+            self._due += self._frame_ns
+            self._again = True
+        self._last_stamp = None
+        return self._due
+
+
+class MediaClock:
+    """A file's time for `RateLimit`, whatever its stamps are: it goes on over repeats, jumps and standing stamps.
+
+    Args:
+        frame_ns: nominal frame interval, used when time stamps are missing, stand still or jump.
+    """
+
+    def __init__(self, frame_ns: int) -> None:
+        self._frame_ns = frame_ns
+        self._last_stamp: int | None = None
+        self._time_ns = 0
+
+    def at(self, stamp_ns: int | None) -> int:
+        """The time of the frame with `stamp_ns`, which came after the one that was asked for last."""
+        step = self._frame_ns
+        if stamp_ns is not None and self._last_stamp is not None and 0 < stamp_ns - self._last_stamp <= JUMP_NS:
+            step = stamp_ns - self._last_stamp
+        self._last_stamp = stamp_ns
+        self._time_ns += step
+        return self._time_ns
+
 
 class RateLimit:
     """Passes at most `max_fps` frames per second, evenly spaced.
@@ -50,6 +85,8 @@ class RateLimit:
 
     def __init__(self, max_fps: float) -> None:
         self.change(max_fps)
+        self.jittery = False
+        """Times are arrivals, which a network disturbs: a frame may come half an interval early. The mean stays."""
         self._next: float | None = None
 
     def change(self, max_fps: float | None) -> None:
@@ -58,12 +95,13 @@ class RateLimit:
         self._interval = 1e9 / self.max_fps
 
     def admit(self, time_ns: int) -> bool:
-        """True if the frame at `time_ns` (stream clock, otherwise capture time) may pass."""
+        """True if the frame at `time_ns` may pass: its arrival, or a `MediaClock`'s time."""
         if self._next is None or abs(time_ns - self._next) > self._interval + JUMP_NS:
             self._next = time_ns + self._interval
             return True
         # Half a millisecond of tolerance: 25 fps limited to 25 must not lose frames to jitter.
-        if time_ns + 500_000 < self._next:
+        early = self._interval / 2 if self.jittery else 500_000
+        if time_ns + early < self._next:
             return False
         self._next = max(self._next + self._interval, time_ns)
         return True

@@ -79,6 +79,8 @@ class Shape(NamedTuple):
         """Whether every plane has all its rows, and every row all its samples: readers by address rely on it."""
         import av
 
+        if not 0.2 <= self.pixel_aspect <= 5:
+            return False
         try:
             components = av.VideoFormat(self.format, self.width, self.height).components
             row_bits = Counter[int]()

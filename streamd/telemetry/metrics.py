@@ -61,6 +61,7 @@ class StreamMetrics:
         "dropped",
         "epoch",
         "failures",
+        "frame_error",
         "last_frame_wall",
         "late",
         "lost",
@@ -114,6 +115,8 @@ class StreamMetrics:
         self.decoder = ""
         """software or nvdec; empty until the stream is live for the first time."""
         self.last_frame_wall = 0.0
+        self.frame_error = ""
+        """Why the last frame that could not be processed could not be; written by the preprocess stage."""
         self._drop_lock = threading.Lock()
 
     def drop(self, reason: str, count: int = 1) -> None:

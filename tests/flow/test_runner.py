@@ -153,3 +153,34 @@ def test_the_table_leaves_no_state_without_a_way_out_but_the_last_two() -> None:
     sources = {state for state, _ in TRANSITIONS}
     targets = set(TRANSITIONS.values())
     assert targets - sources == {"ENDED", "FAILED"}
+
+
+def test_a_stream_all_of_whose_frames_fail_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is LIVE, and nothing of it is ever published: the status must not look as if all were well."""
+    monkeypatch.setattr("streamd.flow.runner.CHECK_NS", 50_000_000)
+    metrics, statuses = StreamMetrics("s"), list[StreamStatus]()
+    ring: Ring[Frame] = Ring(4, "block")
+
+    class Endless(Scripted):
+        def frames(self) -> Iterator[Frame]:
+            while not self.closed.wait(0.01):
+                yield from frames("s", 1)
+
+    runner = StreamRunner("s", lambda: Endless(None, 0, None), ring, metrics, statuses.append)
+    runner.start()
+    fails, deadline = True, time.monotonic() + 10
+    while time.monotonic() < deadline and not (not fails and metrics.published > 20):
+        assert ring.get(5) is not None
+        if fails:
+            metrics.frame_error = "stream s: a yuyv422 picture cannot be scaled"
+            metrics.drop("frame_error")
+            fails = not any(s.reason == "unsupported" for s in statuses)
+        else:
+            metrics.published += 1
+    runner.stop()
+    assert runner.join(5)
+    told = [s for s in statuses if s.reason == "unsupported"]
+    assert len(told) == 1
+    assert told[0].state == "LIVE"
+    assert told[0].detail == "no picture can be processed: stream s: a yuyv422 picture cannot be scaled"
+    assert metrics.failures["unsupported"] == 1

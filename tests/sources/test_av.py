@@ -395,3 +395,96 @@ def test_pixels_are_the_decoders_own(tmp_path: Path) -> None:
         luma = np.frombuffer(memoryview(frame.picture.native.planes[0]), np.uint8)
         wanted = np.frombuffer(memoryview(picture(192, 108, i).planes[0]), np.uint8)
         assert abs(int(luma[0]) - int(wanted[0])) <= 1
+
+
+def _two_tracks(
+    path: Path, *, default: int | None = None, sizes: tuple[tuple[int, int], ...] = ((64, 48), (96, 64))
+) -> Path:
+    with av.open(str(path), "w") as container:
+        streams = []
+        for i, size in enumerate(sizes):
+            stream: Any = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            stream.disposition = int(i == default)
+            streams.append(stream)
+        for i in range(5):
+            for stream in streams:
+                container.mux(stream.encode(picture(stream.width, stream.height, i)))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return path
+
+
+def test_the_default_track_or_the_largest_or_the_one_that_is_named(tmp_path: Path) -> None:
+    assert read(_two_tracks(tmp_path / "largest.mkv"))[1].width == 96
+    marked = _two_tracks(tmp_path / "marked.mkv", default=0)
+    assert read(marked)[1].width == 64
+    assert read(marked, track=1)[1].width == 96
+    with pytest.raises(SourceError, match=r"track 2 is no video track; video tracks: 0: mpeg4 64x48, 1: mpeg4 96x64"):
+        read(marked, track=2)
+
+
+def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        sound: Any = container.add_stream("aac", rate=44100)
+        cover: Any = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = 0x400
+        container.mux(cover.encode(picture(64, 48, 0, "yuvj420p")))
+        for i in range(20):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = 44100, i * 1024, Fraction(1, 44100)
+            container.mux(sound.encode(samples))
+        container.mux(sound.encode(None))
+        container.mux(cover.encode(None))
+    with pytest.raises(SourceError) as caught:
+        read(path)
+    assert caught.value.reason == "no_video"
+
+
+def test_a_transport_stream_whose_pid_changes_goes_on(tmp_path: Path) -> None:
+    parts = [
+        write_clip(
+            tmp_path / f"{i}.ts", frames=20, options={"bf": "0"}, pts=lambda n, i=i: (i * 20 + n) * 40,
+            container_options={"mpegts_start_pid": str(0x100 * (i + 1))},
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    assert len(read(join(tmp_path / "all.ts", parts))[2]) == 60
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_file_without_one_picture_is_an_error(tmp_path: Path, loop: bool) -> None:
+    whole = write_clip(tmp_path / "whole.mp4", options={"bf": "0"}, container_options={"movflags": "faststart"})
+    data = whole.read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(data[: data.index(b"mdat") + 24])
+    with pytest.raises(SourceError) as caught:
+        read(cut, loop=loop)
+    assert caught.value.permanent
+    assert caught.value.reason in ("corrupt", "unsupported")
+    assert "without one picture" in str(caught.value) or caught.value.reason == "unsupported"
+
+
+def test_max_fps_of_a_short_loop(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "short.mp4", frames=10, fps=50)
+    source = AvSource(AvStreamSettings(id="s", url=str(clip), loop=True, max_fps=10))
+    source.open()
+    began = time.monotonic()
+    frames = []
+    for frame in source.frames():
+        frames.append(frame)
+        if time.monotonic() - began > 2:
+            break
+    source.close()
+    assert len(frames) == pytest.approx(20, abs=3)
+
+
+def test_the_last_picture_of_a_pass_keeps_its_duration(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "one.mp4", frames=1, fps=10)
+    source = AvSource(AvStreamSettings(id="s", url=str(clip), loop=True))
+    source.open()
+    frames = [frame for frame, _ in zip(source.frames(), range(6), strict=False)]
+    source.close()
+    assert (frames[-1].captured_ns - frames[0].captured_ns) / 1e9 == pytest.approx(0.5, abs=0.15)

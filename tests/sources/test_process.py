@@ -384,7 +384,7 @@ def test_restarts_leave_nothing_behind(tmp_path: Path) -> None:
         b"O" + bytes(60) + b"{}",
         b"E" + bytes(44) + b'["no such reason", "", false]',
         b"F" + bytes(100),
-        b"S" + bytes(44) + b'["yuv420p",16,16,"bt601",false,0,[[16,256]]]',
+        b"S" + bytes(44) + b'["yuv420p",16,16,"bt601",false,0,false,1.0,[[16,256]]]',
     ],
 )
 def test_a_child_that_talks_nonsense_is_a_broken_stream(
@@ -405,17 +405,18 @@ def test_a_child_that_talks_nonsense_is_a_broken_stream(
 @pytest.mark.parametrize(
     ("shape", "sound"),
     [
-        ('["yuv420p",16,16,"bt601",false,0,[[16,256],[8,64],[8,64]]]', True),
-        ('["yuv420p",16,16,"bt601",false,0,[[16,256],[8,64],[8,63]]]', False),
-        ('["yuv420p",16,16,"bt601",false,0,[[16,256]]]', False),
-        ('["yuv420p",16,-16,"bt601",false,0,[[16,256],[8,64],[8,64]]]', False),
-        ('["yuv420p",16,16,"bt601",false,0,[[16,256],[7,64],[8,64]]]', False),
-        ('["yuv420p",16,16,"bt601",false,0,[[-16,256],[8,64],[8,64]]]', False),
-        ('["p010le",16,16,"bt601",false,0,[[32,512],[32,256]]]', True),
-        ('["p010le",16,16,"bt601",false,0,[[32,512],[31,256]]]', False),
-        ('["rgb565le",16,16,"bt601",false,0,[[32,512]]]', True),
-        ('["rgb565le",16,16,"bt601",false,0,[[30,512]]]', False),
-        ('["none such",16,16,"bt601",false,0,[[16,256],[8,64],[8,64]]]', False),
+        ('["yuv420p",16,16,"bt601",false,0,false,1.0,[[16,256],[8,64],[8,64]]]', True),
+        ('["yuv420p",16,16,"bt601",false,0,false,1.0,[[16,256],[8,64],[8,63]]]', False),
+        ('["yuv420p",16,16,"bt601",false,0,false,1.0,[[16,256]]]', False),
+        ('["yuv420p",16,-16,"bt601",false,0,false,1.0,[[16,256],[8,64],[8,64]]]', False),
+        ('["yuv420p",16,16,"bt601",false,0,false,1.0,[[16,256],[7,64],[8,64]]]', False),
+        ('["yuv420p",16,16,"bt601",false,0,false,1.0,[[-16,256],[8,64],[8,64]]]', False),
+        ('["p010le",16,16,"bt601",false,0,false,1.0,[[32,512],[32,256]]]', True),
+        ('["p010le",16,16,"bt601",false,0,false,1.0,[[32,512],[31,256]]]', False),
+        ('["rgb565le",16,16,"bt601",false,0,false,1.0,[[32,512]]]', True),
+        ('["rgb565le",16,16,"bt601",false,0,false,1.0,[[30,512]]]', False),
+        ('["none such",16,16,"bt601",false,0,false,1.0,[[16,256],[8,64],[8,64]]]', False),
+        ('["yuv420p",16,16,"bt601",false,0,true,0.0,[[16,256],[8,64],[8,64]]]', False),
     ],
 )
 def test_a_shape_has_all_its_rows(shape: str, sound: bool) -> None:
