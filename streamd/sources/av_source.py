@@ -481,7 +481,9 @@ class AvSource:
             if self._limit is not None:
                 self._limit.change(settings.max_fps)
                 return
-            self._limit = RateLimit(settings.max_fps or math.inf)
+            limit = RateLimit(settings.max_fps or math.inf)
+            limit.jittery = self._live
+            self._limit = limit
             stream = self._stream
             if stream is not None and settings.frames != "key":
                 context = stream.codec_context
