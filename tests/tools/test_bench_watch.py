@@ -9,12 +9,15 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from bench_watch import GilWatch, Tree, Window, held_by, means, sums
+from bench_watch import GilWatch, PageViewer, Tree, Window, held_by, means, sums
 from prometheus_client import CollectorRegistry, start_http_server
 
 from streamd.sinks.message import detections_message
 from streamd.telemetry.metrics import Metrics
+from tests.behaviour.daemon import until
 from tests.frames import detections
+from tests.web.test_page import Served
+from tests.web.test_tap import picture, seen
 
 BUSY = "import time\nwhile True: time.process_time()"
 PARENT = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BUSY!r}])"
@@ -98,3 +101,20 @@ def test_a_frame_counts_for_when_it_was_published_not_for_when_it_was_taken() ->
     assert window.minutes == 2
     assert len(window.latencies()) == window.frames
     assert {len(values) for values in window.stages.values()} == {window.frames}
+
+
+def test_a_viewer_of_the_page_counts_what_it_is_shown() -> None:
+    served = Served()
+    try:
+        viewer = PageViewer(served.http.port, ["a", "b"], 10, width=160)
+        until(lambda: len(served.tap.wanted) == 2, 5)
+        for seq in range(3):
+            for stream in ("a", "b"):
+                frame = picture(stream=stream)
+                served.tap.take(frame, seen(frame, seq))
+            time.sleep(0.15)
+        until(lambda: viewer.pictures >= 4, 5)
+        assert (viewer.empty, viewer.pictures <= 6, viewer.bytes > 1000) == (0, True, True)
+    finally:
+        served.tap.close()
+        served.http.close()
