@@ -103,7 +103,7 @@ def sustained(folder: Path, seconds: float) -> dict[str, float]:
     done.set()
     thread.join()
     journal.close(60)
-    return {"events_per_s": round(count / span), "cpu_us_per_event": round(busy / count * 1e6, 1)}
+    return {"events_per_s": round(count / span), "cpu_us_per_event": round(busy / max(1, count) * 1e6, 1)}
 
 
 def large(folder: Path, rows: int) -> dict[str, Any]:

@@ -93,12 +93,13 @@ def folder(place: str | None) -> Path:
         found = Path(place)
         if found.is_file():
             found = root / (re.sub(r"[^A-Za-z0-9_.-]", "_", found.stem) or "streamd")
-    if (found / JOURNAL).exists():
-        return found
     try:
+        if (found / JOURNAL).exists():
+            return found
         instances = sorted(path.parent for path in found.glob(f"*/{JOURNAL}"))
-    except OSError:
-        instances = []
+    except OSError as error:
+        advice = "run this as the daemon's user, or as root"
+        raise ConfigError(f"events: {found}: {error.strerror}; {advice}") from error
     if len(instances) == 1:
         return instances[0]
     if instances:

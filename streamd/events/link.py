@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 HWM = 64
 """Bursts in a socket: more would only grow old there."""
 POLL_MS = 500
+LINGER_S = 0.25
+"""What a process has sent before its death has been received so long after it."""
 
 
 class _Waker:
@@ -162,6 +164,10 @@ class EventReceiver:
         """By origin: its address, and what it was last told."""
         self._unheard: set[str] = set()
         """Those that are to be told even if nothing is new."""
+        self._ending: dict[str, tuple[float, str]] = {}
+        """By origin: when nothing more can be under way (monotonic seconds), and why it ended."""
+        self._ended: set[str] = set()
+        """Nothing is taken from these any more: a begin that came now would never be ended."""
         self._lock = threading.Lock()
         self._thread = NamedThread(self._run, "events-in")
 
@@ -186,10 +192,17 @@ class EventReceiver:
         self._journal.listen(lambda _: self._waker.wake())
         self._thread.start()
 
-    def forget(self, origin: str) -> None:
-        """The process is no more. Any thread."""
+    def finish(self, origin: str, reason: str) -> None:
+        """The process has ended: what it still has under way is taken, then its open events are ended. Any thread.
+
+        Args:
+            origin: its sender's.
+            reason: in the details of each end, e.g. worker_died. For a process that has ended all its events itself,
+                nothing is left to end.
+        """
         with self._lock:
-            self._peers.pop(origin, None)
+            self._ending[origin] = time.monotonic() + LINGER_S, reason
+        self._waker.wake()
 
     def close(self, timeout: float = 2.0) -> bool:
         """Ends it; False where that takes longer. Senders that are still there keep what is not acknowledged."""
@@ -207,10 +220,11 @@ class EventReceiver:
         poller.register(self._waker.fd, zmq.POLLIN)
         try:
             while not self._stop:
-                poller.poll(POLL_MS)
+                poller.poll(50 if self._ending else POLL_MS)
                 self._waker.clear()
                 self._take()
                 self._tell()
+                self._finish()
         finally:
             self._socket.close(0)
             self._context.term()
@@ -229,6 +243,8 @@ class EventReceiver:
                 burst = decode_burst(parts[1])
             except SinkError as error:
                 log.error("events cannot be received", error=str(error))
+                continue
+            if burst.origin in self._ended:
                 continue
             self.inbox.take(burst)
             with self._lock:
@@ -251,3 +267,14 @@ class EventReceiver:
                 with self._lock:
                     if origin in self._peers:
                         self._peers[origin] = address, ack.committed
+
+    def _finish(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            due = [(origin, reason) for origin, (at, reason) in self._ending.items() if now >= at]
+            for origin, _ in due:
+                del self._ending[origin]
+                self._peers.pop(origin, None)
+        for origin, reason in due:
+            self._ended.add(origin)
+            self._journal.end_open(reason, origin=origin)

@@ -70,8 +70,13 @@ def open_writer(path: Path) -> sqlite3.Connection:
 
     Raises:
         ConfigError: it is of a newer version, or some other program's.
+        OSError: it cannot be made.
         sqlite3.Error: it cannot be opened now, or is damaged (`is_corrupt`).
     """
+    # For this user alone, whatever the umask; SQLite gives its other files the same mode. An existing file is not
+    # opened here: closing any descriptor of it would end the locks that other connections of this process hold.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(
         path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False, cached_statements=64
     )

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from streamd.events.record import Media
 from streamd.events.store import CursorState, Store
 
+_NO_ROWS = "NOT EXISTS (SELECT 1 FROM events WHERE events.id = media.id)"
 Outcome = Literal["delivered", "refused"]
 SLICE = 2000
 """Rows that retention deletes in one transaction, so that commits of events do not wait for it."""
@@ -174,7 +175,7 @@ def forget_media(store: Store, paths: Iterable[str]) -> None:
     rows = [(path,) for path in paths]
     store.flush()
     store.connection.executemany("UPDATE media SET state = 'deleted', reason = 'retention' WHERE path = ?", rows)
-    store.connection.executemany("DELETE FROM media WHERE path = ? AND id NOT IN (SELECT id FROM events)", rows)
+    store.connection.executemany(f"DELETE FROM media WHERE path = ? AND {_NO_ROWS}", rows)  # noqa: S608
 
 
 def removals(store: Store) -> list[str]:
@@ -222,7 +223,7 @@ def delete(store: Store, stream: str | None, since_ns: int, until_ns: int) -> De
     )  # fmt: skip
     execute(
         f"INSERT OR IGNORE INTO doomed SELECT id FROM media WHERE {mine} AND began_ns < :until"  # noqa: S608
-        " AND (ended_ns IS NULL OR ended_ns >= :since) AND id NOT IN (SELECT id FROM events)", span,
+        f" AND (ended_ns IS NULL OR ended_ns >= :since) AND {_NO_ROWS}", span,
     )  # fmt: skip
     for each, known in list(store.open.items()):
         # It goes on: whatever its last known time is, it may reach into the span.

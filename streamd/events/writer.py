@@ -93,7 +93,7 @@ class Writer:
         self._stop.set()
         self.waiting.wake.set()
         if self._thread.is_alive():
-            self._thread.join(timeout + 2 * RETRY_MAX_S)
+            self._thread.join(timeout + 1.0)
         if self.waiting.events:
             log.error("events lost at exit", count=self.waiting.events, problem=self.problem)
         with self.committed:

@@ -89,8 +89,8 @@ def test_kill_9_of_a_worker_leaves_a_whole_beginning_and_its_successor_goes_on(t
             time.sleep(chance.uniform(0.05, 0.4))
             worker.kill()
             worker.communicate()
-            receiver.forget(f"boot/{life}")
-        time.sleep(0.3)
+            receiver.finish(f"boot/{life}", "worker_died")
+        until(lambda: not receiver._ending)
         assert one.flush()
         receiver.close()
     streams = Counter(stream for (stream,) in rows(tmp_path, "SELECT stream FROM events"))
@@ -98,6 +98,29 @@ def test_kill_9_of_a_worker_leaves_a_whole_beginning_and_its_successor_goes_on(t
     for stream, count in streams.items():
         found = rows(tmp_path, "SELECT seq FROM events WHERE stream = ? ORDER BY position", stream)
         assert [seq for (seq,) in found] == list(range(count))
+
+
+def test_what_a_dead_worker_left_open_is_ended_after_the_last_that_it_sent(tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/events"
+    with journal(tmp_path) as one:
+        receiver = EventReceiver(endpoint, one)
+        receiver.start()
+        sender, other = EventSender(endpoint, "boot/1"), EventSender(endpoint, "boot/2")
+        sender.start()
+        other.start()
+        for number in range(500):
+            sender.submit(event(f"x{number}", "begin"))
+        other.submit(event("y", "begin"))
+        receiver.finish("boot/1", "worker_died")
+        until(lambda: not receiver._ending)
+        sender.submit(event("late", "begin"))
+        assert not sender.close(0.5)
+        assert other.close(5)
+        assert one.flush()
+        assert [r.id for r in one.open_events()] == ["y"]
+        receiver.close()
+    kinds = Counter(rows(tmp_path, "SELECT kind FROM events WHERE id != 'y'"))
+    assert kinds[("begin",)] == kinds[("end",)] > 0
 
 
 def test_a_sender_waits_for_a_parent_that_comes_later(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def test_the_policy_is_what_the_docs_say(tmp_path: Path) -> None:
     }
     assert told == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
     connection.close()
+
+
+def test_the_files_are_for_their_user_alone(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        with journal(tmp_path) as one:
+            assert one.flush()
+            modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()}
+    finally:
+        os.umask(umask)
+    assert set(modes) == {JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm", "lock"}
+    assert set(modes.values()) == {0o600}
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
