@@ -1,4 +1,4 @@
-"""The reader of a stream: connect, stream, break, wait, connect again. Sources raise; only this room retries."""
+"""The reader of a stream: connect, read, fail, wait, reconnect. Sources raise; only this module retries."""
 
 from __future__ import annotations
 
@@ -37,41 +37,41 @@ TRANSITIONS: dict[tuple[StreamState, Event], StreamState] = {
     ("BACKOFF", "ended"): "ENDED",
     ("BACKOFF", "gave_up"): "FAILED",
 }
-"""Every way a stream may go. What is not here cannot happen."""
+"""Every allowed transition between the states of a stream."""
 
 TELL_QUARANTINE_NS = 1_000_000_000
-"""Pictures are withheld for this long before a status tells: one lost packet in a short GOP is no news."""
+"""Pictures are withheld for this long before a status reports it: one lost packet in a short GOP is not worth it."""
 STEADY_S = 10.0
-"""A stream that was live for this long has recovered: its next break starts with the shortest wait again."""
+"""A stream that was live for this long has recovered: its next failure starts with the shortest delay again."""
 CHECK_NS = 1_000_000_000
-"""So often it is checked that not all frames fail on their way."""
+"""Interval of the check whether all frames fail in the stages."""
 FEW_ERRORS = 2
-"""Frames in that time which may fail without a word."""
+"""Frames that may fail in that time without a status."""
 CALM_NS = 5_000_000_000
-"""A live stream's trouble is over when it has not shown for this long."""
+"""A live stream's trouble is over if it has not recurred for this long."""
 ABANDONED_LIMIT = 4
-"""Threads that hang at the same time before their stream is FAILED: each holds memory and a connection."""
+"""Number of hanging threads after which their stream is FAILED: each holds memory and a connection."""
 
 
 class _Abandoned(Exception):
-    """Ends a thread that nobody waits for any more."""
+    """Ends an abandoned thread."""
 
 
 class _ReaderThread:
-    """One thread of a runner, and what it works with."""
+    """One thread of a runner, with its source."""
 
     __slots__ = ("abandoned", "live_since", "source", "thread")
 
     def __init__(self) -> None:
         self.abandoned = False
-        """A call in it did not return in time: another reader goes on in its place."""
+        """A call did not return in time: another reader has taken over."""
         self.live_since: float | None = None
         self.source: Source | None = None
         self.thread: NamedThread
 
 
 class StreamRunner:
-    """One stream's thread: owns its source, stamps its frames, and reports what becomes of it.
+    """One stream's thread: owns its source, numbers its frames, and reports its state.
 
     A stream is LIVE from its first picture on. `watch` is to be called a few times a second: a thread that hangs in a
     call which nothing can cut (a resolver, a file system, a driver) is left behind then, and another goes on.
@@ -145,8 +145,8 @@ class StreamRunner:
         self._begin(self._too_many() if len(self._abandoned) >= ABANDONED_LIMIT else None)
 
     def _too_many(self) -> SourceError:
-        message = f"stream {self.stream}: {len(self._abandoned)} threads of it hang and cannot be cut"
-        return SourceError("stuck", f"{message}: look at its network, disk or driver, then restart", permanent=True)
+        message = f"stream {self.stream}: {len(self._abandoned)} threads hang in calls that cannot be interrupted"
+        return SourceError("stuck", f"{message}; check its network, disk or driver, then restart", permanent=True)
 
     def _begin(self, error: SourceError | None) -> None:
         reader = self._reader = _ReaderThread()
@@ -178,7 +178,9 @@ class StreamRunner:
                 return
             self._abandon(reader)
             doing = "reading" if reader.live_since is not None else "opening"
-            message = f"stream {self.stream}: {doing} does not return and cannot be cut; its thread was left behind"
+            message = (
+                f"stream {self.stream}: {doing} does not return and cannot be interrupted; its thread was abandoned"
+            )
             many = len(self._abandoned) >= ABANDONED_LIMIT
             self._begin(self._too_many() if many else SourceError("stuck", message))
         source.close()
@@ -200,7 +202,7 @@ class StreamRunner:
             if reader.abandoned or self.ended():
                 return
             if not self.over:
-                self._transition(reader, "ended", "", "stopped; its thread hangs and was left behind")
+                self._transition(reader, "ended", "", "stopped; its thread hangs and was abandoned")
             self._abandon(reader)
 
     @property
@@ -233,7 +235,7 @@ class StreamRunner:
             while going and not self._stop.is_set():
                 going = self._attempt(reader)
         except _Abandoned:
-            log.info("a thread that was left behind has ended", stream=self.stream)
+            log.info("an abandoned thread has ended", stream=self.stream)
         finally:
             if not reader.abandoned:
                 if not self.over:

@@ -354,7 +354,7 @@ class Daemon:
         drain_by = time.monotonic() + max(0.1, (deadline - time.monotonic()) * 0.8)
         drained = [instance.pipeline.join(max(0.0, drain_by - time.monotonic())) for instance in self.instances]
         if not all(drained):
-            log.error("drain took too long; what was under way is lost", limit_s=self.config.drain_s)
+            log.error("drain timed out; frames in flight are lost", limit_s=self.config.drain_s)
             self._left_running = True
         if not self.streams.join(deadline) or not deferred.wait(deadline):
             self._left_running = True
@@ -386,7 +386,7 @@ class Daemon:
         for sink in self.sinks:
             if not sink.close(max(0.2, deadline - time.monotonic())):
                 self._left_running = True
-                log.warning("sink could not be closed in time", sink=sink.name)
+                log.warning("sink did not close in time", sink=sink.name)
         if self._tap is not None:
             self._tap.close()
         if self.http is not None:

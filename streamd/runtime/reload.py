@@ -88,7 +88,7 @@ def check(found: Difference, name: Callable[[FieldPath], str] = dotted) -> None:
         ConfigError: each such field with its name, one a line.
     """
     if found.fixed:
-        what = "cannot change while running; set it back, or restart the service (systemctl restart)"
+        what = "cannot be changed by a reload; restore it, or restart the service (systemctl restart)"
         raise ConfigError("\n".join(f"{name(path)}: {what}" for path in found.fixed))
 
 
@@ -111,7 +111,7 @@ class ReloadOutcome:
         self.refused = redact(problems[0]) + more
         self._metrics.reloads.labels(result="refused").inc()
         self._metrics.last_reload_success.set(0)
-        log.error("configuration refused; the old one is kept", problems=problems)
+        log.error("new configuration rejected; keeping the old one", problems=problems)
 
     def apply(self) -> None:
         """It is the one that runs."""

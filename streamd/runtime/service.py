@@ -124,4 +124,4 @@ def status_line(states: Iterable[str], published: int, refused: str, *more: str)
     found = sorted(states)
     counts = ", ".join(f"{found.count(s)} {s.lower()}" for s in dict.fromkeys(found))
     parts = [counts or "no streams", f"{published} frames published", *more]
-    return "; ".join([*parts, f"new configuration refused: {refused}"] if refused else parts)
+    return "; ".join([*parts, f"new configuration rejected: {refused}"] if refused else parts)

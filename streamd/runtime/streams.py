@@ -234,7 +234,7 @@ class Streams:
         if not stream.drained():
             if now < parting.cut_at:
                 return False
-            log.warning("stream could not be drained in time", stream=stream.runner.stream)
+            log.warning("stream did not drain in time", stream=stream.runner.stream)
             stream.runner.abandon()
             stream.ring.close(discard=True)
         name = stream.runner.stream
@@ -277,5 +277,5 @@ class Streams:
         for runner in self._runners():
             if not runner.join(max(0.0, deadline - time.monotonic())):
                 good = False
-                log.warning("source could not be cut in time", stream=runner.stream)
+                log.warning("source did not stop in time", stream=runner.stream)
         return good

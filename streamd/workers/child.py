@@ -114,7 +114,7 @@ class Worker:
             try:
                 self._daemon.reload(config)
             except StreamdError as error:
-                log.error("order cannot be followed", error=str(error))
+                log.error("order cannot be carried out", error=str(error))
             self._config, self._order = config, order.number
         if self._daemon is not None:
             self._daemon.stop()

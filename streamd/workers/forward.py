@@ -172,7 +172,7 @@ class Forwarder:
         try:
             route = self._routes[name] = Route(name)
         except ValueError as error:
-            log.error("a worker sent what is no message", sink=self.name, error=str(error))
+            log.error("invalid message from a worker", sink=self.name, error=str(error))
             return None
         if route.kind is DETECTIONS:
             self._numbered[route.stream] = route

@@ -1,4 +1,4 @@
-"""What the parent knows of each stream, whichever worker it is with, and whether that one is alive."""
+"""The parent's view of each stream, whichever worker runs it and whether that worker is alive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streamd.workers.forward import Forwarder
 from streamd.workers.report import Report
 
 WORKER_DIED = "worker_died"
-"""Reason of a stream's state, and of the drop of frames that went with the worker."""
+"""Reason for a stream's state, and for dropping the frames lost with the worker."""
 
 
 class Ledger:
@@ -26,10 +26,10 @@ class Ledger:
         self._statuses: dict[str, StreamStatus] = {}
         self._counts: dict[str, StreamCounts] = {}
         self.live_seen: set[str] = set()
-        """Streams that were live at some time."""
+        """Streams that have been live."""
 
     def take(self, report: Report, mine: Callable[[str], bool]) -> None:
-        """Takes note of what a worker says of the streams that are its own."""
+        """Processes a worker's report about its own streams."""
         for status in report.statuses:
             if mine(status.stream):
                 self._statuses[status.stream] = status
@@ -38,17 +38,17 @@ class Ledger:
         self._counts |= {stream: counts for stream, counts in report.counts.items() if mine(stream)}
 
     def over(self, stream: str) -> bool:
-        """True where the stream has come to its own end, good or bad; not where it was stopped."""
+        """True if the stream has ended by itself, normally or not; False if it was stopped."""
         status = self._statuses.get(stream)
         return status is not None and (status.state == "FAILED" or (status.state == "ENDED" and status.reason == "eof"))
 
     def failed(self, stream: str) -> bool:
-        """True where it was a bad end."""
+        """True if it failed."""
         status = self._statuses.get(stream)
         return status is not None and status.state == "FAILED"
 
     def statuses(self, streams: Iterable[str]) -> list[StreamStatus]:
-        """The last status of each of `streams` that has one."""
+        """The last status of each of `streams`, if it has one."""
         return [self._statuses[s] for s in streams if s in self._statuses]
 
     def published(self, streams: Iterable[str]) -> int:
@@ -56,7 +56,7 @@ class Ledger:
         return sum(self._counts[s].published for s in streams if s in self._counts)
 
     def lose(self, life: int, streams: Iterable[str], detail: str, retry_in_s: float) -> None:
-        """Their worker has died: they are in BACKOFF until it comes back, and subscribers are told."""
+        """Their worker has died: sets them to BACKOFF until it is back, and informs subscribers."""
         now = time.time_ns()
         lost = []
         for stream in streams:
@@ -73,7 +73,7 @@ class Ledger:
         streams = list(streams)
         for stream in streams:
             if not self.over(stream) and (status := self._statuses.get(stream)) is not None:
-                # Its last word did not get through, or nobody was there to say it.
+                # Its last status was lost, or there was nobody to send it.
                 self._statuses[stream] = replace(
                     status, state="ENDED", reason=reason, detail="", since_wall_ns=time.time_ns(), retry_in_s=None
                 )
@@ -92,7 +92,7 @@ class Ledger:
             forwarder.hold(life, told)
 
     def past(self, stream: str) -> StreamPast | None:
-        """Where the stream goes on in another process; None where it never had a frame.
+        """Where the stream continues in another process; None if it never had a frame.
 
         What the old process told last is up to a second old. Newer is what was passed on: a message tells that all
         frames up to its own were captured. Frames that are neither published nor dropped by then went with the

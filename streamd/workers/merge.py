@@ -12,22 +12,22 @@ from prometheus_client.registry import Collector
 from streamd.workers.report import Family, Report
 
 _OURS = frozenset({"streamd_sink_messages", "streamd_config_reloads", "streamd_config_last_reload_success"})
-"""Counted by the parent, where messages are published and configurations read."""
+"""Counted by the parent, which publishes messages and reads configurations."""
 _THEIRS = frozenset({"streamd_batch_size", "streamd_decoder_sessions", "streamd_slots_in_flight"})
 """The parent has no engine and no decoder."""
 _STATE = "streamd_stream_state"
 
 
 def merge(own: Iterable[Metric], reports: Iterable[Report], owners: Mapping[str, int]) -> Iterable[Metric]:
-    """The parent's families and the workers', each family once.
+    """The metric families of the parent and the workers, each family once.
 
-    A stream's samples are as they would be in one process; it is with one worker only. All others carry the worker's
-    number as the label `worker`.
+    A stream's samples are the same as in one process, since only one worker has it. All others have the worker's number
+    as the label `worker`.
 
     Args:
-        own: what the parent has collected.
-        reports: the newest of each worker.
-        owners: the worker of each stream, which alone tells of it.
+        own: the parent's samples.
+        reports: the latest of each worker.
+        owners: the worker of each stream; only its samples count.
     """
     families = {metric.name: metric for metric in own if metric.name not in _THEIRS}
     for report in reports:
@@ -46,11 +46,11 @@ def merge(own: Iterable[Metric], reports: Iterable[Report], owners: Mapping[str,
 
 
 def of_the_dead(report: Report, lost: Collection[str]) -> Report:
-    """What is still true of a report when its process has ended: counts of streams, and states.
+    """The parts of a report that still hold when its process has ended: counters of streams, and states.
 
     Args:
         report: the last one.
-        lost: streams that wait for the process to be started again; they are in BACKOFF.
+        lost: streams that wait for the restart of the process, in BACKOFF.
     """
 
     def samples(family: Family) -> list[tuple[str, dict[str, str], float]]:
@@ -71,7 +71,7 @@ def of_the_dead(report: Report, lost: Collection[str]) -> Report:
 
 
 class Merged(Collector):
-    """Registers itself in `registry`, which then shows everything.
+    """Registers itself in `registry`, which then contains everything.
 
     Args:
         registry: for the metrics port; nothing else is registered in it.

@@ -1,7 +1,7 @@
-"""NVIDIA's Multi-Process Service for the workers of one daemon: their kernels run side by side instead of by turns.
+"""NVIDIA's Multi-Process Service for the workers of one daemon: their kernels run concurrently instead of in turns.
 
-One control daemon, a child of ours, listens in our own folder and starts servers as workers come. It changes no setting
-of the GPU. A worker that cannot reach it runs without, by the driver's own rule: an MPS that dies costs speed only.
+One control daemon, our child process, listens in our own folder and starts servers as workers connect. It changes no
+setting of the GPU. By the driver's own rule, a worker that cannot reach it runs without: a dead MPS only costs speed.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ log = structlog.get_logger(__name__)
 CONTROL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 START_S = 10.0
-"""From its start until it answers, at most."""
+"""Longest time from its start until it responds."""
 _ASK_S = 5.0
-_ADVICE = "it comes with the NVIDIA driver (not on Jetson); see docs/tuning.md, or leave engine.mps out"
+_ADVICE = "it is part of the NVIDIA driver (not on Jetson); see docs/tuning.md, or omit engine.mps"
 
 
 class Mps:
     """The control daemon. Its methods are called by one thread.
 
     Args:
-        folder: of the daemon, for its own user only; what it writes goes into `mps` there.
-        wanted: where it is not, nothing is started.
+        folder: the daemon's folder, private to its user; MPS writes to `mps` in it.
+        wanted: if False, nothing is started.
     """
 
     def __init__(self, folder: Path, *, wanted: bool) -> None:
@@ -40,10 +40,10 @@ class Mps:
         self._folder = folder / "mps"
         self._process: subprocess.Popen[bytes] | None = None
         self.environment: Mapping[str, str] = {}
-        """What the workers need in theirs."""
+        """Environment variables for the workers."""
 
     def open(self) -> None:
-        """Starts it, where it is wanted and the environment names no server of somebody else's.
+        """Starts it if it is wanted and the environment names no other server.
 
         Raises:
             BackendError: it is not installed, or does not start.
@@ -51,13 +51,13 @@ class Mps:
         if not self._wanted:
             return
         if os.environ.get(PIPES):
-            log.info("workers use the MPS server that is there", pipes=os.environ[PIPES])
+            log.info("workers use an existing MPS server", pipes=os.environ[PIPES])
             return
         self._folder.mkdir(mode=0o700)
         self.environment = {PIPES: str(self._folder), LOGS: str(self._folder)}
         environment = os.environ | self.environment
         try:
-            # In a session of its own: at a Ctrl-C the workers drain first.
+            # In its own session: at a Ctrl-C the workers drain first.
             self._process = subprocess.Popen(  # noqa: S603 - NVIDIA's program and our own words
                 [CONTROL, "-f"], env=environment, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -68,7 +68,7 @@ class Mps:
         while not self._ask("get_server_list"):
             code = self._process.poll()
             if code is not None or time.monotonic() > deadline:
-                how = f"ended with code {code}" if code is not None else f"does not answer within {START_S:g} s"
+                how = f"ended with code {code}" if code is not None else f"did not respond within {START_S:g} s"
                 said = self._said()
                 self.kill()
                 raise BackendError(f"engine.mps: {CONTROL} {how}{said}; {_ADVICE}")
@@ -93,18 +93,18 @@ class Mps:
         return ""
 
     def close(self, timeout: float) -> None:
-        """Ends it, and its servers. The workers have ended. Idempotent."""
+        """Stops it and its servers, after the workers have ended. Idempotent."""
         if self._process is None:
             return
         if self._process.poll() is not None:
-            log.warning("MPS had ended before its time", code=self._process.returncode)
+            log.warning("MPS ended prematurely", code=self._process.returncode)
         elif self._ask("quit"):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout)
         self.kill()
 
     def kill(self) -> None:
-        """Ends it at once. Any thread."""
+        """Kills it. Any thread."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()

@@ -1,4 +1,4 @@
-"""Pictures for the page: each worker makes those of its own streams, while somebody looks."""
+"""Pictures for the page: each worker makes those of its own streams while somebody is watching."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from streamd.web.page import record
 from streamd.web.tap import Tap
 
 _HWM = 64
-"""Pictures on their way; a viewer wants the newest."""
+"""Pictures in transit; a viewer needs only the newest."""
 _WAIT_S = 0.5
 
 
@@ -37,7 +37,7 @@ class PictureSender:
             while (snapshots := self._tap.newer(None, serial, _WAIT_S)) is not None:
                 for snapshot in snapshots:
                     serial = snapshot.serial
-                    with contextlib.suppress(zmq.Again):  # the parent has enough of them
+                    with contextlib.suppress(zmq.Again):  # the parent's queue is full
                         socket.send_multipart((snapshot.stream.encode(), record(snapshot)), zmq.DONTWAIT)
 
 

@@ -1,4 +1,4 @@
-"""A worker as its parent sees it: a process that is started, ordered, and looked after."""
+"""A worker as seen by its parent: a process that is started, given orders, and supervised."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ log = structlog.get_logger(__name__)
 
 RETRY_INITIAL_S, RETRY_MAX_S = 0.5, 30.0
 STEADY_S = 10.0
-"""A worker that was up for this long has recovered: it is started again soon the next time."""
+"""A worker that was up for this long has recovered: its next restart starts with the shortest delay again."""
 KILL_S = 2.0
-"""From SIGKILL to the end of a process at most."""
+"""Longest time from SIGKILL to the end of a process."""
 
 
 class WorkerProcess:
     """One worker. Its methods never wait.
 
     Args:
-        number: of the worker, from 0.
+        number: number of the worker, from 0.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.life = 0
-        """Number of the running process among all of the fleet; 0 while there is none."""
+        """Serial number of the running process among all workers' processes; 0 while there is none."""
         self.report: Report | None = None
-        """The newest, or what is still true of the last one."""
+        """The latest report, or what still holds of the last one."""
         self.up = False
-        """It has told that all its parts run."""
+        """Whether it has reported that all its parts run."""
         self.sent = self.done = 0
-        """Numbers of the newest order, and of the newest that was carried out."""
+        """Numbers of the latest order, and of the latest one that was carried out."""
         self.streams: frozenset[str] = frozenset()
-        """What the newest order names."""
+        """Streams named in the latest order."""
         self.over: set[str] = set()
-        """Its streams that have come to their end: they are not begun again with the process."""
+        """Its streams that have ended: they are not restarted with the process."""
         self.code: int | None = None
-        """How the last process ended, where it came to its end by itself."""
+        """How the last process ended, if it ended by itself."""
         self.deaths = 0
-        """In a row without being up once."""
+        """Consecutive failures without being up."""
         self.start_at: float | None = None
-        """Monotonic seconds; None where nothing is to be started."""
+        """When to start the next process, in monotonic seconds; None if none is to be started."""
         self.killed = ""
-        """Why it was killed by us."""
+        """Why we killed it."""
         self._backoff = Backoff(RETRY_INITIAL_S, RETRY_MAX_S)
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""
@@ -99,13 +99,13 @@ class WorkerProcess:
         self.order(order)
 
     def order(self, order: Order) -> None:
-        """Sends an order; what the pipe does not take now goes out in `flush`."""
+        """Sends an order; the part that the pipe does not accept now is sent by `flush`."""
         self.sent = order.number
         self.streams = frozenset(stream["id"] for stream in order.config["streams"])
         self._send(order)
 
     def look(self, wanted: Mapping[str, Wish]) -> None:
-        """Tells which pictures are wanted, where that is new to it; a worker that does not read is not told."""
+        """Sends which pictures are wanted, if that has changed; skipped for a worker that does not read."""
         if self.up and self._wanted is not wanted and not self._pending:
             self._wanted = wanted
             self._send(Look({stream: wish for stream, wish in wanted.items() if stream in self.streams}))
@@ -123,7 +123,7 @@ class WorkerProcess:
                 self._pending = self._pending[os.write(self._process.stdin.fileno(), self._pending) :]
 
     def take(self, report: Report) -> bool:
-        """Takes note of a report; False where it is of a process that is gone."""
+        """Processes a report; False if it is from a process that has ended."""
         if report.life != self.life:
             return False
         self._heard_at = time.monotonic()
@@ -142,17 +142,17 @@ class WorkerProcess:
         return report.code if report is not None and report.life == self.life else None
 
     def problem(self, silent_s: float) -> str | None:
-        """What the watchdog holds against it: a stage that hangs, or nothing heard for `silent_s` seconds."""
+        """Why the watchdog must not be fed: a stage hangs, or no report for `silent_s` seconds."""
         if not self.running or not self.up or self.result is not None:
             return None
         said = self.report.problem if self.report is not None else None
         if said is None and time.monotonic() - self._heard_at > silent_s:
-            said = f"has told nothing for {silent_s:g} s"
+            said = f"has not reported for {silent_s:g} s"
         self._bad_since = None if said is None else self._bad_since or time.monotonic()
         return f"worker {self.number}: {said}" if said is not None else None
 
     def hangs(self, silent_s: float, grace_s: float) -> str | None:
-        """A problem that has lasted for `grace_s`: a worker whose stage failed ends by itself, and this one has not."""
+        """A problem that has lasted for `grace_s`: a worker whose stage failed ends by itself, but this one has not."""
         problem = self.problem(silent_s)
         lasting = self._bad_since is not None and time.monotonic() - self._bad_since > grace_s
         return problem if lasting else None
@@ -172,7 +172,7 @@ class WorkerProcess:
         self._process = None
 
     def died(self, lost: Collection[str]) -> float:
-        """It is to be started again; returns in how many seconds."""
+        """Schedules a restart; returns the delay in seconds."""
         if not self.up:
             self.deaths += 1
         elif time.monotonic() - self._up_at >= STEADY_S:
@@ -183,7 +183,7 @@ class WorkerProcess:
         return delay
 
     def finished(self, code: int) -> None:
-        """It came to its end because its streams had."""
+        """It ended because its streams had ended."""
         self.code = code
         self._retire(())
 
@@ -193,7 +193,7 @@ class WorkerProcess:
             self.report = of_the_dead(self.report, lost)
 
     def drain(self) -> None:
-        """Asks it to publish what it has captured and to end."""
+        """Makes it publish what it has captured, and end."""
         self.start_at = None
         if self._process is not None and self._process.stdin is not None:
             self.flush()
@@ -202,22 +202,22 @@ class WorkerProcess:
             self._process.stdin = None
 
     def kill(self, reason: str) -> None:
-        """Ends it at once."""
+        """Kills it."""
         if self._process is not None and not self.killed:
             self.killed = reason
             self._process.send_signal(signal.SIGKILL)
 
 
 def reap(workers: Iterable[WorkerProcess], deadline: float, look: Callable[[], None]) -> list[int]:
-    """Waits until every worker has ended, and kills those that run at the deadline.
+    """Waits until every worker has ended, and kills those still running at the deadline.
 
     Args:
-        workers: asked to drain before.
+        workers: workers that were told to drain.
         deadline: monotonic seconds.
-        look: called over and over meanwhile; it is to wait a little.
+        look: called repeatedly meanwhile; it should wait a little each time.
 
     Returns:
-        The exit codes of those that ended by themselves.
+        The exit codes of the workers that ended by themselves.
     """
     codes: list[int] = []
     left = [worker for worker in workers if worker.running]
@@ -230,8 +230,8 @@ def reap(workers: Iterable[WorkerProcess], deadline: float, look: Callable[[], N
                     codes.append(worker.result)
                     continue
                 if not worker.killed:
-                    log.error("worker could not be drained in time", worker=worker.number, pid=worker.pid)
-                worker.kill("not drained in time")
+                    log.error("worker did not drain in time", worker=worker.number, pid=worker.pid)
+                worker.kill("did not drain in time")
         for worker in list(left):
             if (code := worker.poll()) is not None:
                 left.remove(worker)
@@ -245,6 +245,6 @@ def ending(code: int) -> str:
     if code >= 0:
         return f"ended with code {code}"
     try:
-        return f"was ended by {signal.Signals(-code).name}"
+        return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
-        return f"was ended by signal {-code}"
+        return f"was killed by signal {-code}"

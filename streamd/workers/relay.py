@@ -1,7 +1,7 @@
-"""The sink of a worker process: hands encoded messages to the process that publishes them.
+"""The sink of a worker process: passes encoded messages to the process that publishes them.
 
-Messages leave here encoded, so that the publishing process only passes bytes on. A few bytes before them tell it what
-they are, how far the stream is, and where the number of dropped frames belongs, without a look into the payload.
+Messages are already encoded, so the publishing process only forwards bytes. A short header tells it the kind, the
+stream's position, and where the number of dropped frames belongs, without parsing the payload.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from streamd.sinks.message import send_now
 
 RELAY_FULL = "relay_full"
 HWM = 4096
-"""Messages on their way to the publishing process: a second or two of a busy worker."""
+"""Messages in transit to the publishing process: one or two seconds of a busy worker."""
 HEAD = struct.Struct("<IIQI")
 """Which life of which worker sent it, the frame's epoch and seq, and where in the payload the number of dropped frames
 belongs (NOWHERE for a message that has none). Kind and stream follow, each ended by a line break."""

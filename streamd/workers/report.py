@@ -1,4 +1,4 @@
-"""What parent and child tell each other: the order down a pipe, the report up a socket."""
+"""Messages between parent and child: orders through a pipe, reports through a socket."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Relay(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True, tag="order"):
-    """One line on the child's standard input: what it is to watch, now."""
+    """One line on the child's standard input: the streams that it has to run now."""
 
     number: int
-    """Grows with every order to any child."""
+    """Increases with every order to any child."""
     life: int
-    """Number of this process among all that were started."""
+    """Serial number of this process among all that were started."""
     parent: int
-    """The pid that gives orders: it may be gone before the child asks who its parent is."""
+    """The pid of the parent, which may have ended before the child checks."""
     boot_id: str
     config: dict[str, Any]
-    """A whole configuration with this child's streams only. It may hold secrets: it never touches a file."""
+    """A complete configuration with this child's streams only. It may contain secrets: never write it to a file."""
     secrets: list[str]
     """Substituted values, for the log's redaction."""
     relays: list[Relay]
@@ -45,13 +45,13 @@ class Order(msgspec.Struct, frozen=True, tag="order"):
     pictures: str
     """Endpoint for the page's pictures."""
     record_as: str
-    """What the recorder's bundles are named after."""
+    """Name of the recorder's bundles."""
     past: dict[str, StreamPast]
-    """Streams that were in other processes before."""
+    """Streams that ran in other processes before."""
 
 
 class Look(msgspec.Struct, frozen=True, tag="look"):
-    """Another line: which pictures the page's viewers want."""
+    """Another kind of line: which pictures the page's viewers want."""
 
     wishes: dict[str, Wish]
     """By stream."""
@@ -67,14 +67,14 @@ class Family(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
-    """How a child is."""
+    """State of a child."""
 
     worker: int
     life: int
     order: int
-    """The newest one that has been carried out."""
+    """Number of the latest order carried out."""
     problem: str | None
-    """What the watchdog would hold against it."""
+    """Why its watchdog would not be fed."""
     statuses: list[StreamStatus]
     counts: dict[str, StreamCounts]
     families: list[Family]
@@ -83,7 +83,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
 
 
 def collect(registry: CollectorRegistry) -> list[Family]:
-    """What `registry` holds now."""
+    """The current samples of `registry`."""
     return [
         Family(m.name, m.documentation, m.type, [(s.name, s.labels, float(s.value)) for s in m.samples])
         for m in registry.collect()

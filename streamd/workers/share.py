@@ -1,4 +1,4 @@
-"""Which worker watches which stream."""
+"""Which worker runs which stream."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from streamd.config import Config
 
 _DRAIN_SHARE = 0.7
-"""Of `drain_s` for a worker; the rest is for passing on what it has published."""
+"""Fraction of `drain_s` for a worker; the rest is for forwarding what it has published."""
 
 
 def devices_of(config: Config) -> list[int | None]:
-    """Each worker's device in turn; None where the engine knows no devices."""
+    """The device of each worker in turn; None if the engine has no devices."""
     known: list[int | None] = list(config.engine.devices) if config.engine.names_devices else [None]
     return [known[i % len(known)] for i in range(config.workers)]
 
@@ -22,13 +22,13 @@ def share_out(
 ) -> dict[str, int]:
     """The worker of each stream, by its id.
 
-    A stream stays where it was; a new one goes to the worker with the fewest streams among those that have the device
-    it asks for. So a reload moves no stream that it does not have to.
+    A stream stays where it was; a new one goes to the worker with the fewest streams among those with the requested
+    device. A reload therefore moves no stream unnecessarily.
 
     Args:
         streams: settings with `id` and `device`.
         devices: see `devices_of`.
-        before: the shares until now, also of streams that are gone for the moment.
+        before: the previous shares, including streams that are currently removed.
     """
     before = before or {}
     load = [0] * len(devices)
@@ -56,10 +56,10 @@ def config_of(config: Config, worker: int, shares: Mapping[str, int], without: C
     """The configuration of one worker: its streams, its device, no port.
 
     Args:
-        config: of all.
+        config: the complete configuration.
         worker: its number.
         shares: see `share_out`.
-        without: streams that it is not to have at the moment.
+        without: streams to leave out for now.
     """
     device = devices_of(config)[worker]
     engine = config.engine

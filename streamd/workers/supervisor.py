@@ -1,4 +1,4 @@
-"""The parent: starts the workers, publishes what they see, tells how they are, and starts again what died."""
+"""The parent: starts the workers, publishes their detections, reports their state, and restarts those that died."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from streamd.workers.share import config_of, devices_of, share_out
 log = structlog.get_logger(__name__)
 
 GIVE_UP = 5
-"""A worker that dies so many times in a row before it is up ends the daemon: what it needs is not there any more."""
+"""A worker that dies this many times in a row before it is up ends the daemon: something it needs is missing."""
 LEAST_SILENCE_S = 5.0
-"""A worker that reports once a second may be late by this."""
+"""Tolerance for a worker that reports once a second."""
 _TICK_MS = 100
 
 
@@ -324,7 +324,7 @@ class WorkerSupervisor:
                 self._receive(50)  # its last report
                 self._ended(worker, life, code)
             elif (problem := worker.hangs(self._silent_s(), self.config.drain_s)) is not None and not worker.killed:
-                log.error("worker hangs and is killed", worker=worker.number, pid=worker.pid, problem=problem)
+                log.error("killing a hanging worker", worker=worker.number, pid=worker.pid, problem=problem)
                 worker.kill(problem)
             elif worker.start_at is not None and now >= worker.start_at:
                 self.metrics.worker_restarts.labels(worker=str(worker.number)).inc()
@@ -356,7 +356,7 @@ class WorkerSupervisor:
             streams=len(lost), retry_in_s=None if fatal else round(delay, 3), deaths_in_a_row=worker.deaths or None,
         )  # fmt: skip
         self._ledger.finish(life, worker.over)
-        self._ledger.lose(life, lost, f"{how}; it is started again", round(delay, 3))
+        self._ledger.lose(life, lost, f"{how}; it is being restarted", round(delay, 3))
         if fatal:
             self._failed_with = code if code > 0 else BackendError.exit_code
         elif not lost:
@@ -390,7 +390,7 @@ class WorkerSupervisor:
         for forwarder in self._forwarders:
             if not forwarder.close(max(0.2, deadline - time.monotonic())):
                 self.left_running = True
-                log.warning("sink could not be closed in time", sink=forwarder.name)
+                log.warning("sink did not close in time", sink=forwarder.name)
         if self._tap is not None:
             self._tap.close()
         if self._pictures is not None:

@@ -165,7 +165,7 @@ def test_what_is_wrong_is_refused_and_everything_stays_as_it_is(tmp_path: Path) 
             before = len(running.log())
             running.reload(config, "refused")
             assert running.value("streamd_config_last_reload_success") == 0
-            (line,) = [e for e in running.log()[before:] if e["event"].startswith("configuration refused")]
+            (line,) = [e for e in running.log()[before:] if e["event"].startswith("new configuration rejected")]
             assert line["level"] == "error"
             assert len(line["problems"]) == 1
             return str(line["problems"][0]).removeprefix(f"{running.config}:")

@@ -191,7 +191,7 @@ def test_no_secret_is_told_anywhere(tmp_path: Path, camera: int, workers: int) -
         good = path.read_text()
         path.write_text(good.replace("id: good", "id: good, fsp: 3").replace("?token=", "?pasword=1&token="))
         process.send_signal(signal.SIGHUP)
-        until(lambda: any(line["event"].startswith("configuration refused") for line in running.log()), 20)
+        until(lambda: any(line["event"].startswith("new configuration rejected") for line in running.log()), 20)
         notices: list[bytes] = []
         with contextlib.suppress(TimeoutError):
             while True:

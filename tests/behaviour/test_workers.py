@@ -157,7 +157,7 @@ def test_a_worker_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None
         subscriber = Subscriber(endpoint)
         until(lambda: subscriber.state("a")[0] == "LIVE", START_S)
         until(lambda: running.value("streamd_worker_restarts_total", worker="1") >= 1, 30)
-        hung = next(line for line in running.log() if line["event"] == "worker hangs and is killed")
+        hung = next(line for line in running.log() if line["event"] == "killing a hanging worker")
         assert "postprocess has made no progress" in hung["problem"]
         subscriber.close()
 

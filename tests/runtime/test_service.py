@@ -157,7 +157,7 @@ def test_without_a_file_nothing_is_read_again() -> None:
         ([], "", [], "no streams; 7 frames published"),
         (["LIVE", "BACKOFF", "LIVE"], "", [], "1 backoff, 2 live; 7 frames published"),
         (["LIVE"], "x", ["1 of 2 workers up"],
-         "1 live; 7 frames published; 1 of 2 workers up; new configuration refused: x"),
+         "1 live; 7 frames published; 1 of 2 workers up; new configuration rejected: x"),
     ],
 )  # fmt: skip
 def test_the_line_of_status(states: list[str], refused: str, more: list[str], line: str) -> None:

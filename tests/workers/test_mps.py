@@ -97,7 +97,7 @@ def test_one_that_never_answers(control: Path, tmp_path: Path, monkeypatch: pyte
     install(control, "true")
     monkeypatch.setattr(mps, "START_S", 0.3)
     server = Mps(tmp_path, wanted=True)
-    with pytest.raises(BackendError, match=r"does not answer within 0\.3 s; it comes with the NVIDIA driver"):
+    with pytest.raises(BackendError, match=r"did not respond within 0\.3 s; it is part of the NVIDIA driver"):
         server.open()
     pid = int((tmp_path / "mps" / "pid").read_text())
     until(lambda: not psutil.pid_exists(pid), 5)

@@ -69,7 +69,7 @@ def test_who_does_not_end_in_time_is_killed_and_has_no_code(monkeypatch: pytest.
     for worker in workers[:2]:
         worker.start(order(1))
     assert reap(workers, time.monotonic() + 2, lambda: time.sleep(0.01)) == [3]
-    assert [worker.killed for worker in workers] == ["not drained in time", "", ""]
+    assert [worker.killed for worker in workers] == ["did not drain in time", "", ""]
     assert not any(worker.running for worker in workers)
 
 
@@ -95,7 +95,7 @@ def test_deaths_are_counted_until_it_is_up_and_waits_grow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "words"), [(5, "ended with code 5"), (-9, "was ended by SIGKILL"), (-200, "was ended by signal 200")]
+    ("code", "words"), [(5, "ended with code 5"), (-9, "was killed by SIGKILL"), (-200, "was killed by signal 200")]
 )
 def test_endings_in_words(code: int, words: str) -> None:
     assert ending(code) == words
