@@ -14,7 +14,7 @@ import structlog
 from streamd.config.loader import load
 from streamd.recorder.recorder import ignore_request
 from streamd.runtime.reload import Reread
-from streamd.telemetry.logs import configure
+from streamd.telemetry.logs import configure, drain
 
 if TYPE_CHECKING:
     from streamd.runtime.daemon import Daemon
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
         daemon = Daemon(loaded.config, reread=reread)
     code = daemon.run(args.seconds)
+    drain()
     if daemon.left_running:
         # A thread is blocked in a read that cannot be interrupted: exit without waiting for it.
         sys.stdout.flush()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streamd.engine import BUILTIN, ModelSettings
+from streamd.engine.onnx.reader import external_weights
 from streamd.engine.sidecar import Sidecar, read_sidecar
 from streamd.errors import ConfigError, ModelError
 from streamd.security.text import is_encodable, printable
@@ -61,12 +62,14 @@ def model_file(path: str) -> Path:
             if found.st_size > MAX_MODEL_BYTES:
                 raise ModelError(f"model {part}: larger than {MAX_MODEL_BYTES} bytes; expected a detector")
     except OSError as error:
-        raise ModelError(f"model {file}: cannot be read: {error.strerror}") from error
+        missing = error.filename is not None and Path(error.filename) != file
+        what = f"its weights are in {error.filename}, which" if missing else "it"
+        raise ModelError(f"model {file}: {what} cannot be read: {error.strerror}") from error
     return file
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file (including the weights of an OpenVINO .xml)."""
+    """Hex SHA-256 of a model: of its file and of those with its weights, if there are any."""
     digest = hashlib.sha256()
     for file in parts_of(path):
         with file.open("rb") as handle:
@@ -76,7 +79,13 @@ def sha256_of(path: Path) -> str:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The model's file, and the weight file of an OpenVINO .xml."""
+    """The model's file, and its weights: of an OpenVINO .xml, or what an ONNX model has outside.
+
+    Raises:
+        ModelError: weights are where they may not be.
+    """
+    if path.suffix == ".onnx":
+        return [path, *external_weights(path)]
     weights = path.with_suffix(".bin")
     return [path, weights] if path.suffix == ".xml" and weights.exists() else [path]
 
@@ -181,7 +190,7 @@ def settle_spec(
         listed = ", ".join(f"{t.name}{list(t.shape)}" for t in inputs) or "none"
         raise ModelError(f"model {path}: expected one image input of shape (batch, 3, H, W), found {listed}")
     image = inputs[0]
-    if image.shape[1] in (3, -1):
+    if image.shape[1] == 3 or (image.shape[1] == -1 and image.shape[3] != 3):
         layout, size = "NCHW", _input_size(settings, image.shape[2:4], path)
         fixed = (image.shape[0], 3, *size)
     elif image.shape[3] == 3:
@@ -190,6 +199,12 @@ def settle_spec(
     else:
         raise ModelError(f"model {path}: input {image.name} has shape {list(image.shape)}; expected 3 colour channels")
     batch = image.shape[0]
+    scale = settings.scale or sidecar.scale or 1 / 255
+    if image.dtype in ("uint8", "int8") and scale * 255 < 2:
+        raise ModelError(
+            f"model {path}: its input is {image.dtype}, but model.scale {scale:g} leaves nothing of pixels 0..255; "
+            "declare model.scale (1 for an input that takes pixels as they are)"
+        )
     labels = settings.labels
     if isinstance(labels, str):
         labels = read_labels(labels)
@@ -205,7 +220,7 @@ def settle_spec(
         labels=labels or sidecar.labels or _metadata_labels(metadata, path),
         layout="NCHW" if layout == "NCHW" else "NHWC",
         color=settings.color or sidecar.color or "RGB",
-        scale=settings.scale or sidecar.scale or 1 / 255,
+        scale=scale,
         pad_value=next(v for v in (settings.pad_value, sidecar.pad_value, 114) if v is not None),
         max_batch=batch if batch > 0 else max_batch,
         metadata=dict(metadata),

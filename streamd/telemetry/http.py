@@ -27,6 +27,7 @@ from prometheus_client.exposition import choose_encoder
 
 from streamd.errors import SinkError
 from streamd.telemetry.access import Login, Tls
+from streamd.telemetry.shared import SharedAnswer
 
 log = structlog.get_logger(__name__)
 
@@ -294,12 +295,14 @@ class HttpServer:
         host, _, port = listen.rpartition(":")
         host = host.strip("[]")
 
+        shared = SharedAnswer()
+
         def metrics(request: Request) -> Response:
             try:
                 encode, kind = choose_encoder(request.headers.get("Accept", ""))
             except Exception:  # noqa: BLE001 - an invalid version: treated as if none had been requested
                 encode, kind = choose_encoder("")
-            return Response(encode(registry), kind)
+            return Response(shared.get(kind, lambda: encode(registry)), kind)
 
         def verdict(check: Check) -> Handler:
             def answer(_: Request) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any, Literal, TextIO
 import structlog
 
 from streamd.security.redact import redact
+from streamd.telemetry.outlet import Outlet
 
 Event = MutableMapping[str, Any]
 
@@ -107,19 +107,13 @@ def _tell(logger: Any, method: str, event: Event) -> Event:
     return event
 
 
-class _Steady:
-    """A stream that may fail (a pipe without a reader, a full disk): failed writes are lost, but end no thread."""
+_outlet: Outlet | None = None
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
 
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._out.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._out.flush()
+def drain(timeout: float = 0.5) -> None:
+    """Gives whoever reads the log a moment to take what waits for them: before the process ends."""
+    if _outlet is not None:
+        _outlet.drain(timeout)
 
 
 def configure(
@@ -135,7 +129,9 @@ def configure(
         style: auto is console on a terminal, JSON otherwise.
         stream: output; standard error by default.
     """
+    global _outlet
     out = stream or sys.stderr
+    outlet = _outlet = Outlet(out)
     console = style == "console" or (style == "auto" and out.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -154,10 +150,10 @@ def configure(
     structlog.configure(
         processors=[RateLimit(), *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(_Steady(out)),  # type: ignore[arg-type]  # all of a file that it uses
+        logger_factory=structlog.WriteLoggerFactory(outlet),  # type: ignore[arg-type]  # all of a file that it uses
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(out)
+    handler = logging.StreamHandler(outlet)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from streamd.telemetry.outlet import lines_lost
 from streamd.telemetry.tally import Histograms, LabelCounts
 from streamd.types import StreamCounts, StreamState
 
@@ -150,6 +151,15 @@ class StreamMetrics:
         return StreamCounts(self.received, published, dropped, self.reconnects)
 
 
+class _LogCollector(Collector):
+    def collect(self) -> Iterable[Metric]:
+        lost = CounterMetricFamily(
+            "streamd_log_lines_lost", "Log lines dropped because nothing reads standard error any more."
+        )
+        lost.add_metric([], lines_lost())
+        yield lost
+
+
 class _StreamCollector(Collector):
     def __init__(self, streams: Callable[[], Iterable[StreamMetrics]]) -> None:
         self._streams = streams
@@ -282,6 +292,7 @@ class Metrics:
         self._streams: dict[str, StreamMetrics] = {}
         self._lock = threading.Lock()
         registry.register(_StreamCollector(self.streams))
+        registry.register(_LogCollector())
         self.stage_duration = Histograms(
             "streamd_stage_duration_seconds",
             "Time that a frame's batch spent in a stage (queue: time that a frame waited in its ring).",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,10 +11,9 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from streamd import __version__
+from streamd.telemetry.shared import SharedAnswer
 from streamd.types import StreamStatus
 
-_SHARED_S = 0.4
-"""Viewers within this time get the same response, so additional viewers cost nothing."""
 _COUNTERS = {
     "streamd_frames_received_total": "received",
     "streamd_frames_published_total": "published",
@@ -51,18 +49,11 @@ class State:
         self._registry = registry
         self._statuses = statuses
         self._boot_id = boot_id
-        self._lock = threading.Lock()
-        self._made_at = -1.0
-        self._made = b""
+        self._shared = SharedAnswer()
 
     def json(self) -> bytes:
-        """The latest state, at most 0.4 seconds old."""
-        with self._lock:
-            now = time.monotonic()
-            if now - self._made_at >= _SHARED_S:
-                self._made = msgspec.json.encode(self.view())
-                self._made_at = now
-            return self._made
+        """The current state, shared by all viewers: a further one costs nothing."""
+        return self._shared.get("json", lambda: msgspec.json.encode(self.view()))
 
     def view(self) -> dict[str, Any]:
         """The state as JSON values."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from streamd.config.loader import load
 from streamd.engine import BUILTIN, ModelSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
+from streamd.engine.onnx.reader import read_onnx
 from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.errors import ConfigError, ModelError
 from streamd.types import ModelSpec, TensorSpec
@@ -113,8 +115,8 @@ def test_a_byte_order_mark_is_no_part_of_a_name(path: Path, tmp_path: Path) -> N
 
 
 def test_shapes(path: Path) -> None:
-    assert settle(path, TensorSpec("i", (1, 320, 416, 3), "uint8")).layout == "NHWC"
-    assert settle(path, TensorSpec("i", (1, 320, 416, 3), "uint8")).max_batch == 1
+    assert settle(path, TensorSpec("i", (1, 320, 416, 3), "uint8"), scale=1).layout == "NHWC"
+    assert settle(path, TensorSpec("i", (1, 320, 416, 3), "uint8"), scale=1).max_batch == 1
     assert settle(path, TensorSpec("i", (-1, 3, -1, -1), "float32")).input_width == 640
     assert settle(path, TensorSpec("i", (-1, 3, -1, -1), "float32"), input_size=(96, 160)).input_width == 160
     for shape in ((1, 3, 300, 320), (1, 3, 320), (1, 4, 320, 320)):
@@ -149,3 +151,55 @@ def test_files(tmp_path: Path) -> None:
     first = sha256_of(xml)
     weights.write_bytes(b"2")
     assert sha256_of(xml) != first
+
+
+def test_dynamic_layouts(path: Path) -> None:
+    assert settle(path, TensorSpec("i", (-1, -1, -1, 3), "float32"), input_size=(320, 416)).input.shape == (
+        -1, 320, 416, 3,
+    )  # fmt: skip
+    assert settle(path, TensorSpec("i", (-1, -1, -1, 3), "float32")).layout == "NHWC"
+    assert settle(path, TensorSpec("i", (-1, -1, -1, -1), "float32")).layout == "NCHW"
+    assert settle(path, TensorSpec("i", (-1, 3, -1, -1), "float32")).layout == "NCHW"
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_an_input_of_bytes_wants_its_scale_declared(path: Path, dtype: str) -> None:
+    """Else pixels 0 to 255 become 0 and 1, and the model sees a black picture."""
+    with pytest.raises(ModelError, match=r"declare model\.scale"):
+        settle(path, TensorSpec("i", (1, 320, 320, 3), dtype))
+    assert settle(path, TensorSpec("i", (1, 320, 320, 3), dtype), scale=1).scale == 1
+
+
+def _with_outside_weights(folder: Path, value: float) -> Path:
+    onnx = pytest.importorskip("onnx")
+    folder.mkdir()
+    weights = onnx.numpy_helper.from_array(np.full((2, 3, 16, 16), value, np.float32), "w")
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"])
+    sizes = [1, 3, 64, 64], [1, 2, 49, 49]
+    values = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in zip("xy", sizes, strict=True)]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", values[:1], values[1:], [weights]))
+    onnx.save(
+        model, str(folder / "m.onnx"), save_as_external_data=True, location="m.onnx.data", size_threshold=0
+    )  # fmt: skip
+    return folder / "m.onnx"
+
+
+def test_weights_outside_are_part_of_the_model(tmp_path: Path) -> None:
+    one, other = _with_outside_weights(tmp_path / "a", 0.5), _with_outside_weights(tmp_path / "b", 0.25)
+    assert one.read_bytes() == other.read_bytes()
+    assert sha256_of(one) != sha256_of(other)
+    assert sha256_of(one) == read_onnx(one).content_sha256
+    weights = one.with_name("m.onnx.data")
+    weights.chmod(0o666)
+    with pytest.raises(ModelError, match=r"m\.onnx\.data: every user may change it"):
+        model_file(str(one))
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"its weights are in .*m\.onnx\.data, which cannot be read"):
+        model_file(str(one))
+
+
+def test_weights_outside_the_folder_are_refused(tmp_path: Path) -> None:
+    model = _with_outside_weights(tmp_path / "a", 0.5)
+    model.write_bytes(model.read_bytes().replace(b"m.onnx.data", b"../onnx.dat"))
+    with pytest.raises(ModelError, match="not a file below its folder"):
+        model_file(str(model))

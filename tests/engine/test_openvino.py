@@ -152,7 +152,7 @@ def test_a_device_that_is_not_there() -> None:
 
 
 def test_a_size_the_model_does_not_have() -> None:
-    with pytest.raises(ModelError, match="input_size asks for 416"):
+    with pytest.raises(ModelError, match="input_size is 416"):
         open_backend(OpenVinoSettings(), model("yolov5lite_e_relu_320", input_size=(416, 416)))
 
 

@@ -163,15 +163,42 @@ def change_graph(model: bytes, change: Callable[[memoryview], bytes | None]) -> 
     return b"".join(field(_GRAPH, graphs[0]) if number == _GRAPH else whole for number, whole, _, _ in parts)
 
 
+def _beside(path: Path, name: str) -> Path:
+    """The external file `name` of the model at `path`.
+
+    Raises:
+        ModelError: it is none that a model may have.
+    """
+    file = path.parent / name
+    # ONNX requires a relative path below the model's folder. A device would be read forever.
+    below = "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not below or (file.exists() and not file.is_file()):
+        raise ModelError(
+            f"model {path}: its weights are in {name!r}, which is not a file below its folder; export it again"
+        )
+    return file
+
+
+def external_weights(path: Path) -> list[Path]:
+    """The files beside an ONNX model in which its weights are, in the order of the model; none for what is no ONNX.
+
+    Raises:
+        ModelError: one of them is none that a model may have, or the model cannot be read.
+    """
+    try:
+        data = memoryview(path.read_bytes())
+        graphs = [body for number, _, body in fields(data) if number == _GRAPH]
+        names = [_weights(body)[1] for graph in graphs for number, _, body in fields(graph) if number == 5]
+    except OSError as error:
+        raise ModelError(f"model {path}: cannot be read: {error.strerror}") from error
+    except Broken:
+        return []  # whoever opens it says what is wrong
+    return [_beside(path, name) for name in dict.fromkeys(names) if name is not None]
+
+
 def _content_sha256(path: Path, digest: hashlib._Hash, outside: list[str]) -> str:
     for name in outside:
-        file = path.parent / name
-        # ONNX requires a relative path below the model's folder. A device would be read forever.
-        below = "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
-        if not below or (file.exists() and not file.is_file()):
-            raise ModelError(
-                f"model {path}: its weights are in {name!r}, which is not a file below its folder; export it again"
-            )
+        file = _beside(path, name)
         try:
             with file.open("rb") as handle:
                 while block := handle.read(1 << 20):

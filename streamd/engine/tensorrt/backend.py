@@ -98,11 +98,6 @@ class TensorRtBackend(Backend[TensorRtSlot]):
                 f"plan {first.path}: input {spec.input.name} is {spec.input.dtype}; "
                 f"supported: {', '.join(kernels.INPUT_TYPES)}"
             )
-        if spec.input.dtype in ("uint8", "int8") and spec.scale * 255 < 2:
-            raise ModelError(
-                f"plan {first.path}: its input is {spec.input.dtype}, but model.scale {spec.scale:g} leaves nothing of "
-                "pixels 0..255; declare model.scale (1 for an input that takes pixels as they are)"
-            )
         first.check_input(spec.input)
         if path != first.path and (not spec.labels or spec.head is None):
             # The plan was built from the model: what the builder learned of it is beside the plan.
