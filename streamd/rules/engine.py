@@ -19,6 +19,8 @@ from streamd.rules.tracks import CLASS, CONFIRMED, CUT, FIRST, LAST, LINK_S, Mom
 
 WAKE_S = 1.0
 """For so long after it began to look (start, outage, gap) the engine does not know who had been there before."""
+HOLE_S = 2.0
+"""From this on a gap is taken for an outage, unless the stream is so slow that frames are always that far apart."""
 REMEMBER_S = 60.0
 """For so long after that, presences that had ended may be resumed."""
 STATE_VERSION = 1
@@ -61,6 +63,8 @@ class RuleEngine:
         self._moment = Moment(0.0, wall_ns, 0)
         self._number = 0
         self._asleep = True
+        self._pace = 0.0
+        """Seconds between frames, on average."""
         self._woke = 0.0
         self._blind: list[float] = []
         """When gaps between frames began, as long as a track may have been seen before."""
@@ -88,9 +92,13 @@ class RuleEngine:
         now = max((frame.t_ns - self._base_ns) / 1e9, before)
         if (frame.width, frame.height) != self._size:
             self._resize(frame)
+        gap = now - before
+        if gap > max(HOLE_S, 4 * self._pace):
+            # Nobody said that the camera was down, or frames from before came after it was said.
+            self._sleep()
+        self._pace += 0.1 * (min(gap, 10.0) - self._pace)
         moment = self._moment = Moment(now, frame.wall_ns, frame.t_ns - round(now * 1e9))
         self._number += 1
-        gap = now - before
         if self._asleep or gap > MAX_GAP_S:
             self._wake(now, gap, before)
         if self._starting or self._waking:
@@ -237,12 +245,11 @@ class RuleEngine:
         return self._take()
 
     def _sleep(self) -> None:
-        if not self._asleep:
-            self._asleep = True
-            for rule in self._zones:
-                rule.lose(self._moment.wall_ns)
-            self._waking.clear()
-            self._report = None
+        self._asleep = True
+        for rule in self._zones:
+            rule.lose(self._moment.wall_ns)
+        self._waking.clear()
+        self._report = None
 
     def reset(self, reason: str) -> list[RuleEvent]:
         """All tracks are void, because a file begins again, the picture changes its size, or the tracker failed.

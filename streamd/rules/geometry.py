@@ -15,6 +15,7 @@ from streamd.types import Float32Array
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.void]
 
 ANCHOR_HEIGHT: dict[Anchor, float] = {"top_center": 0.0, "center": 0.5, "bottom_center": 1.0}
 """Where on the box the anchor is, from its top (0) to its bottom (1); horizontally it is always the middle."""
@@ -62,15 +63,16 @@ class Border:
         return hit if np.count_nonzero(hit) else None
 
 
+def as_rows(array: Array) -> Rows:
+    """(R,): the rows of a contiguous array as single items. `as_rows(a)[i] = as_rows(b)` does the same as `a[i] = b` in
+    a sixth of the time."""
+    rows: Rows = array.view(_row(array.itemsize * array.shape[1]))[:, 0]
+    return rows
+
+
 @functools.cache
 def _row(size: int) -> np.dtype[np.void]:
     return np.dtype((np.void, size))
-
-
-def put_rows(array: Array, index: Indices, rows: Array) -> None:
-    """`array[index] = rows` for two-dimensional, contiguous arrays, in a sixth of the time."""
-    row = _row(array.itemsize * array.shape[1])
-    array.view(row)[:, 0][index] = rows.view(row)[:, 0]
 
 
 def pad_polygons(polygons: Sequence[Sequence[Point]], width: int, height: int) -> Array:

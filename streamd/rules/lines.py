@@ -10,7 +10,7 @@ import numpy as np
 
 from streamd.rules import TrackedFrame
 from streamd.rules.crossing import NEVER, Passage, Position, Sight, cut, sight
-from streamd.rules.geometry import Array, Indices, Mask, put_rows
+from streamd.rules.geometry import Array, Indices, Mask, as_rows
 from streamd.rules.settings import LineSettings
 
 X, Y, T, T2 = range(4)
@@ -77,6 +77,7 @@ class Lines:
         """Columns of the state."""
         self.state: Array = np.zeros((size, PATH + 3 * count))
         self.state[:, T : T2 + 1] = NEVER
+        self._items = as_rows(self.state)
         self.passages: dict[tuple[int, int], Passage] = {}
         self.bridges: dict[tuple[int, int], Passage] = {}
         """Passages between the last box of a lost track and the first of the one that goes on with it."""
@@ -103,6 +104,7 @@ class Lines:
         more = np.zeros((size - len(self.state), self.state.shape[1]))
         more[:, T : T2 + 1] = NEVER
         self.state = np.concatenate((self.state, more))
+        self._items = as_rows(self.state)
 
     def observe(
         self, t: float, slots: Sequence[int], index: Indices, anchor: Array, height: Array, sights: Sights
@@ -141,7 +143,7 @@ class Lines:
         state[:, T2] = state[:, T]
         state[:, T] = t
         state[:, : Y + 1] = anchor
-        put_rows(self.state, index, state)
+        self._items[index] = as_rows(state)
         return found
 
     def _passages(

@@ -16,9 +16,12 @@ from streamd.rules.zones import NEVER
 SAME_PLACE = 0.4
 """Overlap (IoU) from which on a box that comes back is taken for the object that was there."""
 RETRY_S = 0.2
-"""How soon to look again at a track that may not be told of yet, because it is unconfirmed or of another class."""
+"""How soon to look again at a track that is of another class, or stationary."""
 MOVED = 0.5
 """A stationary object moves once its centre is this many sizes (root of its box's area) from where it stood."""
+
+REMEMBERED = 256
+"""Presences at most that may be resumed: where outages follow each other, most never are."""
 
 Box = tuple[float, float, float, float]
 
@@ -143,7 +146,9 @@ class Presences:
         row = self._tracks.rows[slot]
         if not presence.begun:
             class_id = int(row[CLASS])
-            if not row[CONFIRMED] or not rule.wants(class_id):
+            if not row[CONFIRMED]:
+                return moment.now
+            if not rule.wants(class_id):
                 return moment.now + RETRY_S
             presence = self._begin(presence, slot, class_id, elder, moment)
         observed, settings = self._observed(presence, slot), rule.settings
@@ -291,7 +296,7 @@ class Presences:
         rule.ended[label] += 1
         rule.dwell[label] = rule.dwell.get(label, 0.0) + dwell_s
         if change in ("unknown", "stopped"):
-            self.memory.append(self._memory(presence, sight, observed_s))
+            self.memory = [*self.memory[1 - REMEMBERED :], self._memory(presence, sight, observed_s)]
         if presence.id is not None:
             self._event("end", presence, change, sight, observed_s, moment)
 

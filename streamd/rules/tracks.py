@@ -9,7 +9,7 @@ import numpy as np
 
 from streamd.rules import MAX_GAP_S, TrackedFrame
 from streamd.rules.crossing import Sight
-from streamd.rules.geometry import Array, Boxes, Indices, Mask, iou, put_rows
+from streamd.rules.geometry import Array, Boxes, Indices, Mask, as_rows, iou
 
 (LAST, FRAME, EPOCH, SEQ, FIRST, SEEN, CONFIRMED, SCORE, CLASS, CUT, X1, Y1, X2, Y2, REF_X, REF_Y, REF_T, OLD_X, OLD_Y,
  OLD_T) = range(20)  # fmt: skip
@@ -56,12 +56,14 @@ class Tracks:
         self.slot_of: dict[int, int] = {}
         self._free = list(range(31, -1, -1))
         self._grown = grown
+        self._items = as_rows(self.rows)
         self._stamp = np.zeros(4)
 
     def _new(self, track: int) -> int:
         if not self._free:
             size = len(self.ids)
             self.rows = np.concatenate((self.rows, np.zeros_like(self.rows)))
+            self._items = as_rows(self.rows)
             self.ids += [-1] * size
             self._free = list(range(2 * size - 1, size - 1, -1))
             self._grown(2 * size)
@@ -128,7 +130,7 @@ class Tracks:
         rows[:, CLASS] = frame.class_id
         rows[:, CUT] = 0.0 if cut is None else cut
         rows[:, X1 : Y2 + 1] = boxes.xyxy
-        put_rows(self.rows, index, rows)
+        self._items[index] = as_rows(rows)
         return slots, index, rows, born
 
     def last_sight(self, slot: int, moment: Moment) -> Sight:

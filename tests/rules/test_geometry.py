@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamd.rules.geometry import Border, Boxes, crossing_edges, distance, inside, iou, pad_polygons, put_rows
+from streamd.rules.geometry import Border, Boxes, as_rows, crossing_edges, distance, inside, iou, pad_polygons
 
 SIZE = (1000, 500)
 unit = st.floats(0.01, 0.99)
@@ -88,10 +88,10 @@ def test_iou() -> None:
     assert iou((0, 0, 10, 10), [(0, 0, 10, 10), (5, 0, 15, 10), (20, 20, 30, 30)]) == pytest.approx([1, 1 / 3, 0])
 
 
-def test_put_rows_equals_an_indexed_assignment() -> None:
+def test_assigning_rows_equals_an_indexed_assignment() -> None:
     rng = np.random.default_rng(1)
     array, index = rng.random((50, 7)), rng.permutation(50)[:20]
     expected, rows = array.copy(), rng.random((20, 7))
     expected[index] = rows
-    put_rows(array, index, rows)
+    as_rows(array)[index] = as_rows(rows)
     assert (array == expected).all()

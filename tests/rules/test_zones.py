@@ -192,6 +192,28 @@ def test_a_short_outage_that_the_track_survives_ends_nothing() -> None:
     assert s.told() == [("begin", "appeared")]
 
 
+def test_a_hole_is_an_outage_even_if_nobody_says_so() -> None:
+    s = scene()
+    for _ in range(15):
+        s.frame({1: (500, 500)})
+    s.events += s.engine.down()
+    # Frames that were under way when the camera went down, then nothing for a while.
+    for _ in range(3):
+        s.frame({1: (500, 500)})
+    s.frame({}, s.t + 20, ended=[(1, "outage")])
+    assert (yard(s)["occupancy"], yard(s)["stale"]) == (1, True)
+    for _ in range(12):
+        s.frame({})
+    assert (yard(s)["occupancy"], yard(s)["stale"]) == (0, False)
+
+
+def test_a_slow_stream_is_not_taken_for_one_that_is_down() -> None:
+    s = scene()
+    for k in range(40):
+        s.frame({1: (500, 500)}, 3.0 + 5 * k)
+    assert (yard(s)["occupancy"], yard(s)["stale"]) == (1, False)
+
+
 def test_unconfirmed_tracks_and_other_classes_are_nobody() -> None:
     s = scene(classes=("car",))
     for _ in range(10):
