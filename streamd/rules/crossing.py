@@ -8,10 +8,12 @@ line was cut are interpolated between the boxes before and after.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from streamd.rules import MAX_GAP_S, TrackedFrame
+from streamd.rules.geometry import Indices
 
 NEVER = float("-inf")
 
@@ -32,6 +34,46 @@ def sight(frame: TrackedFrame, t: float, box: int) -> Sight:
     """A box of a frame, to be told in an event."""
     x1, y1, x2, y2 = frame.xyxy[box].tolist()
     return Sight(t, frame.wall_ns, frame.epoch, frame.seq, (x1, y1, x2, y2), float(frame.score[box]))
+
+
+@dataclass(slots=True, frozen=True)
+class Crossing:
+    """A track has crossed a line."""
+
+    line: int
+    slot: int
+    rightward: bool
+    """From the left of the line to its right."""
+    certain: bool
+    active: bool
+    t: float
+    """Seconds, interpolated."""
+    at: tuple[float, float]
+    """Pixels."""
+    sight: Sight
+    """First box beyond the line."""
+
+
+class Sights:
+    """The boxes of a frame whose anchors are sound, by number.
+
+    Args:
+        frame: the frame.
+        t: its time in seconds.
+        boxes: for each of them, which box of the frame it is; None where all are sound.
+        active: lines whose schedule is on.
+    """
+
+    def __init__(self, frame: TrackedFrame, t: float, boxes: Indices | None, active: Sequence[bool]) -> None:
+        self._frame, self._t, self._boxes, self.active = frame, t, boxes, active
+
+    def sight(self, i: int) -> Sight:
+        """Box `i`, to be told in an event."""
+        return sight(self._frame, self._t, i if self._boxes is None else int(self._boxes[i]))
+
+    def confirmed(self, i: int) -> bool:
+        """Whether the track of box `i` is confirmed."""
+        return bool(self._frame.confirmed[i if self._boxes is None else self._boxes[i]])
 
 
 class Position(NamedTuple):

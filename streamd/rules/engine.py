@@ -7,22 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from streamd.rules import MAX_GAP_S, Change, RuleEvent, TrackedFrame
+from streamd.rules import Change, RuleEvent, TrackedFrame
+from streamd.rules.crossing import Crossing
 from streamd.rules.geometry import Border, Boxes, Mask
 from streamd.rules.group import Group
-from streamd.rules.lines import Crossing
 from streamd.rules.links import Links
 from streamd.rules.presence import Memory, Presences
 from streamd.rules.rule import LineRule, ZoneRule, label_of
 from streamd.rules.settings import LineSettings, ZoneSettings
 from streamd.rules.tracks import CLASS, CONFIRMED, CUT, FIRST, LAST, LINK_S, Moment, Tracks
+from streamd.rules.watch import WAKE_S, Watch
 
-WAKE_S = 1.0
-"""For so long after it began to look (start, outage, gap) the engine does not know who had been there before."""
-HOLE_S = 2.0
-"""From this on a gap is taken for an outage, unless the stream is so slow that frames are always that far apart."""
 REMEMBER_S = 60.0
-"""For so long after that, presences that had ended may be resumed."""
+"""For so long after frames began to come, presences that had ended may be resumed."""
 STATE_VERSION = 1
 
 
@@ -62,14 +59,7 @@ class RuleEngine:
         self._base_ns: int | None = None
         self._moment = Moment(0.0, wall_ns, 0)
         self._number = 0
-        self._asleep = True
-        self._pace = 0.0
-        """Seconds between frames, on average."""
-        self._woke = 0.0
-        self._blind: list[float] = []
-        """When gaps between frames began, as long as a track may have been seen before."""
-        self._waking: list[ZoneRule] = []
-        self._starting: list[ZoneRule] = list(self._zones)
+        self._watch = Watch(self._zones)
         self._links = Links(self._tracks)
         self._ended_slots: list[int] = []
         """Ended tracks that a new one may still go on with."""
@@ -92,17 +82,12 @@ class RuleEngine:
         now = max((frame.t_ns - self._base_ns) / 1e9, before)
         if (frame.width, frame.height) != self._size:
             self._resize(frame)
-        gap = now - before
-        if gap > max(HOLE_S, 4 * self._pace):
-            # Nobody said that the camera was down, or frames from before came after it was said.
-            self._sleep()
-        self._pace += 0.1 * (min(gap, 10.0) - self._pace)
+        if missed := self._watch.frame(now, before, self._moment.wall_ns):
+            for line in self._lines:
+                line.unobserved_s += missed
+            self._report = None
         moment = self._moment = Moment(now, frame.wall_ns, frame.t_ns - round(now * 1e9))
         self._number += 1
-        if self._asleep or gap > MAX_GAP_S:
-            self._wake(now, gap, before)
-        if self._starting or self._waking:
-            self._start(now)
         if self._scheduled:
             self._apply_schedules(moment)
         for track, reason in frame.ended:
@@ -113,7 +98,7 @@ class RuleEngine:
             self._expire(moment)
         if self._presences.waiting:
             self._presences.expire(moment)
-        if self._presences.memory and now - self._woke > REMEMBER_S:
+        if self._presences.memory and now - self._watch.woke > REMEMBER_S:
             self._presences.memory.clear()
         return self._take()
 
@@ -131,6 +116,7 @@ class RuleEngine:
         if born:
             self._links.find([slots[i] for i in born], self._groups, now, self._number)
         for group in self._groups:
+            group.lines.woke = self._watch.woke
             crossings, came, left = group.observe(frame, now, slots, index, boxes, hits)
             for crossing in crossings:
                 self._crossed(group, crossing, moment)
@@ -154,7 +140,7 @@ class RuleEngine:
         """How a track got inside."""
         if row[FIRST] < now:
             return "resumed" if rule.started == now else "entered"
-        if now - max(self._woke, rule.started) <= WAKE_S:
+        if now - max(self._watch.woke, rule.started) <= WAKE_S:
             return "resumed"
         return "entered" if row[CUT] else "appeared"
 
@@ -179,7 +165,7 @@ class RuleEngine:
         row = self._tracks.rows[slot]
         last = float(row[LAST])
         # Up to the first gap after its last sight it would have been seen if it had come back.
-        until = min((t for t in self._blind if t >= last), default=moment.now)
+        until = self._watch.until(last, moment.now)
         for group in self._groups:
             for crossing in group.lines.finish(slot, confirmed=bool(row[CONFIRMED]), watched_until=until):
                 self._crossed(group, crossing, moment)
@@ -241,15 +227,8 @@ class RuleEngine:
 
         Tracks are not ended here; the tracker says which it has given up, in the next frame.
         """
-        self._sleep()
+        self._watch.sleep(self._moment.wall_ns)
         return self._take()
-
-    def _sleep(self) -> None:
-        self._asleep = True
-        for rule in self._zones:
-            rule.lose(self._moment.wall_ns)
-        self._waking.clear()
-        self._report = None
 
     def reset(self, reason: str) -> list[RuleEvent]:
         """All tracks are void, because a file begins again, the picture changes its size, or the tracker failed.
@@ -261,43 +240,18 @@ class RuleEngine:
         return self._take()
 
     def _reset(self, reason: str) -> None:
-        self._sleep()
+        self._watch.sleep(self._moment.wall_ns)
         for slot in self._tracks.alive():
             self._finish(slot, reason, self._moment)
         self._presences.end_all("unknown", self._moment)
 
     def close(self) -> list[RuleEvent]:
         """The stream ends or the daemon stops: decides what is under way, ends what is open."""
-        self._sleep()
+        self._watch.sleep(self._moment.wall_ns)
         self._presences.end_all("stopped", self._moment)
         for slot in self._tracks.alive():
             self._finish(slot, "stopped", self._moment)
         return self._take()
-
-    def _wake(self, now: float, gap: float, before: float) -> None:
-        self._woke = now
-        for group in self._groups:
-            group.lines.woke = now
-        if gap > MAX_GAP_S:
-            self._blind = [*self._blind[-7:], before]
-            for line in self._lines:
-                line.unobserved_s += gap
-            self._report = None
-        if self._asleep:
-            self._asleep = False
-            for rule in self._zones:
-                rule.wake_at = now + WAKE_S
-            self._waking = [rule for rule in self._zones if rule.on and rule not in self._starting]
-
-    def _start(self, now: float) -> None:
-        for rule in self._starting:
-            rule.started, rule.wake_at = now, now + WAKE_S
-        self._waking += self._starting
-        self._starting = []
-        for rule in [r for r in self._waking if now >= r.wake_at]:
-            rule.stale = False
-            self._waking.remove(rule)
-            self._report = None
 
     def _apply_schedules(self, moment: Moment) -> None:
         for group, column, rule in self._scheduled:
@@ -308,17 +262,10 @@ class RuleEngine:
             rule.on = on
             self._report = None
             group.switch(column, rule)
-            if isinstance(rule, LineRule):
-                continue
-            if on:
-                # Who is there is known already, but not since when.
-                rule.started = rule.wake_at = moment.now
-                rule.stale = self._asleep
-                continue
-            rule.lose(moment.wall_ns)
-            if rule in self._waking:
-                self._waking.remove(rule)
-            self._presences.end_all("schedule", moment, [rule])
+            if isinstance(rule, ZoneRule):
+                self._watch.switch(rule, moment.now, moment.wall_ns)
+                if not on:
+                    self._presences.end_all("schedule", moment, [rule])
 
     def _resize(self, frame: TrackedFrame) -> None:
         if self._size != (1, 1):
@@ -344,8 +291,7 @@ class RuleEngine:
         self._lines = [rule for rule in kept_lines if isinstance(rule, LineRule)]
         gone = [rule for rule in old.values() if isinstance(rule, ZoneRule) and rule not in self._zones]
         self._presences.end_all("rule_changed", self._moment, gone)
-        self._starting = [r for r in self._zones if r.settings not in old or r in self._starting]
-        self._waking = [r for r in self._waking if r in self._zones]
+        self._watch.reload(self._zones)
         groups = {group.anchor: group for group in self._groups}
         self._group()
         for group in self._groups:
@@ -364,7 +310,6 @@ class RuleEngine:
             group = Group(anchor, zones, lines, self._size, slots)
             for column, rule in group.rules():
                 group.switch(column, rule)
-            group.lines.woke = self._woke
             self._groups.append(group)
         self._scheduled: list[tuple[Group, int, ZoneRule | LineRule]] = [
             (group, column, rule)
@@ -415,8 +360,8 @@ class RuleEngine:
 
     def _take(self) -> list[RuleEvent]:
         events = self._presences.events
-        if self._presences.changed:
-            self._presences.changed = False
+        if self._presences.changed or self._watch.changed:
+            self._presences.changed = self._watch.changed = False
             self._report = None
         if events:
             self._presences.events = []

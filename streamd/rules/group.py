@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from streamd.rules import TrackedFrame
-from streamd.rules.crossing import NEVER
+from streamd.rules.crossing import NEVER, Crossing, Sights
 from streamd.rules.geometry import ANCHOR_HEIGHT, EDGES, Boxes, Indices, Mask
-from streamd.rules.lines import PATH, Crossing, Lines, Sights, T, X, Y
+from streamd.rules.lines import PATH, Lines, T, X, Y
 from streamd.rules.rule import LineRule, ZoneRule
 from streamd.rules.settings import Anchor
 from streamd.rules.zones import Pairs, Zones

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 
 import numpy as np
 
-from streamd.rules import TrackedFrame
-from streamd.rules.crossing import NEVER, Passage, Position, Sight, cut, sight
+from streamd.rules.crossing import NEVER, Crossing, Passage, Position, Sights, cut
 from streamd.rules.geometry import Array, Indices, Mask, as_rows
 from streamd.rules.settings import LineSettings
 
@@ -18,46 +16,6 @@ PATH = 4
 """First columns of the state: the last anchor, its time and that of the one before, in seconds; NEVER where there is
 none. Then, for each line: signed pixels from it at the last anchor; the home side; more than 0 where the track has been
 clear of the line on that side."""
-
-
-@dataclass(slots=True, frozen=True)
-class Crossing:
-    """A track has crossed a line."""
-
-    line: int
-    slot: int
-    rightward: bool
-    """From the left of the line to its right."""
-    certain: bool
-    active: bool
-    t: float
-    """Seconds, interpolated."""
-    at: tuple[float, float]
-    """Pixels."""
-    sight: Sight
-    """First box beyond the line."""
-
-
-class Sights:
-    """The boxes of a frame whose anchors are sound, by number.
-
-    Args:
-        frame: the frame.
-        t: its time in seconds.
-        boxes: for each of them, which box of the frame it is; None where all are sound.
-        active: lines whose schedule is on.
-    """
-
-    def __init__(self, frame: TrackedFrame, t: float, boxes: Indices | None, active: Sequence[bool]) -> None:
-        self._frame, self._t, self._boxes, self.active = frame, t, boxes, active
-
-    def sight(self, i: int) -> Sight:
-        """Box `i`, to be told in an event."""
-        return sight(self._frame, self._t, i if self._boxes is None else int(self._boxes[i]))
-
-    def confirmed(self, i: int) -> bool:
-        """Whether the track of box `i` is confirmed."""
-        return bool(self._frame.confirmed[i if self._boxes is None else self._boxes[i]])
 
 
 class Lines:
