@@ -1,0 +1,135 @@
+"""ByteTrack by time: strong boxes first, then weak ones for tracks that nothing strong was found for.
+
+After Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every Detection Box" (ECCV 2022), with these
+differences: the filter runs by the time of capture (`motion`), the gate is as wide as the prediction is uncertain
+(`pairs`), weak boxes find lost tracks too, boxes that are certain enough confirm their track at first sight, and the
+camera's own motion is taken from the tracks (`camera`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from streamd.settings import Seconds, Settings, Unit
+from streamd.tracking.batch import Boxes, Life, Tracker
+from streamd.tracking.camera import FEWEST, common_shift
+from streamd.tracking.motion import Motion
+from streamd.tracking.pairs import Indices, Pairs, Rectangles, match, meeting
+from streamd.tracking.tracks import CENTER, HEIGHT, ID, LEADER, VARIANCE, WALL, Matrix
+
+
+class ByteTrackSettings(Settings):
+    """ByteTrack by time of capture."""
+
+    kind: Literal["bytetrack"] = "bytetrack"
+    low: Unit = Field(0.1, description="Lowest score of a box that may prolong a track.")
+    high: Unit = Field(0.4, description="Boxes from this score on are matched first, and may begin a track.")
+    certain: Unit = Field(
+        0.6, description="A first box of this score confirms its track at once; others need a second box."
+    )
+    gate: Unit = Field(0.2, description="Lowest overlap, times the score, of a strong box with its track.")
+    weak_gate: Unit = Field(0.3, description="Lowest overlap of a weak box with its track.")
+    new_gate: Unit = Field(
+        0.3, description="Lowest overlap, times the score, of the second box with an unconfirmed track."
+    )
+    lost_s: Seconds = Field(2.0, description="Observed seconds after which an unseen track ends.")
+    wall_s: Seconds = Field(5.0, description="Seconds by the clock after which an unseen track ends in any case.")
+    outage_s: Seconds = Field(5.0, description="A time without frames after which all tracks end.")
+    camera_motion: bool = Field(True, description="Take the camera's own motion out, estimated from the tracks.")
+    max_tracks: int = Field(1000, ge=1, le=100_000, description="Most tracks a stream; the longest unseen go first.")
+
+
+_MOTION = Motion(center_noise=1.5, size_noise=0.3, box_noise=0.03, first_speed=1.0, tau=2.0)
+_REACH = 2.0
+"""Standard deviations of a track's centre by which the gate is widened to each side."""
+_WIDEST = 0.5
+"""The most of it, in box heights."""
+_MARGIN = 0.25
+"""Box heights by which pairs may be apart and still be looked at: the camera's motion may bring them together."""
+_OTHER_CLASS = 0.5
+"""What the overlap counts where box and track are of different classes."""
+_STILL = 0.02
+"""Box heights; a smaller motion of the camera is left to the filter."""
+_STRONG = 5
+_ROUND = (0.0, 0.0, 0.0, 0.0, 1.0, 2.0)
+"""In which a pair is taken, the higher the earlier: box of no use, weak, strong; the same for confirmed tracks."""
+
+
+class ByteTrack(Tracker):
+    """See the module."""
+
+    def __init__(self, settings: ByteTrackSettings) -> None:
+        s = settings
+        super().__init__(Life(s.high, s.certain, s.lost_s, s.wall_s, s.outage_s, s.max_tracks), _MOTION)
+        self._low, self._high, self._camera = s.low, s.high, s.camera_motion
+        self._cases = np.array([[np.inf, np.inf, s.new_gate, np.inf, s.weak_gate, s.gate], _ROUND])
+
+    @property
+    def low(self) -> float:
+        """See `Tracker.low`."""
+        return self._low
+
+    def _associate(
+        self, tracks: Matrix, counts: tuple[int, ...], stream: Indices | None, boxes: Boxes, passed: Sequence[float]
+    ) -> tuple[Indices, Indices]:
+        height, score = tracks[HEIGHT], boxes.score
+        reach = np.sqrt(tracks[VARIANCE.start])
+        reach *= _REACH
+        np.minimum(reach, _WIDEST, out=reach)
+        grown = (reach * 2 + _MARGIN) * height
+        reach *= height
+        rows, columns = meeting(Rectangles.around(tracks, counts, grown), boxes.rectangles())
+        # What a box is good for: 0 nothing, 1 weak, 2 strong; 3 more for a confirmed track.
+        use = np.add(score >= self._low, score >= self._high, dtype=np.intp)
+        case = use[columns] + ((tracks[ID] > 0) * 3)[rows]
+        weight = np.where(case == _STRONG, score[columns], 1.0)
+        other = (tracks[LEADER][rows] != boxes.class_id[columns]).nonzero()[0]
+        if len(other):
+            weight[other] *= _OTHER_CLASS
+        gates, rounds = self._cases.take(case, axis=1)
+        pairs = Pairs(rows, columns, tracks, reach, boxes.place)
+
+        def matched() -> tuple[Indices, Indices]:
+            # A pair of an earlier round has a higher key than any of a later one: greedy matching goes round by round.
+            worth = pairs.alike(tracks)
+            worth *= weight
+            able = worth >= gates
+            worth += rounds
+            return match(worth, able, rows, columns, len(height), len(score))
+
+        meant = matched()
+        if self._camera and len(meant[0]) >= FEWEST and self._follow(tracks, counts, stream, boxes, passed, meant):
+            return matched()
+        return meant
+
+    def _follow(
+        self, tracks: Matrix, counts: tuple[int, ...], stream: Indices | None, boxes: Boxes,
+        passed: Sequence[float], meant: tuple[Indices, Indices],
+    ) -> bool:  # fmt: skip
+        """Moves all tracks of a stream by what the camera seems to have done; whether any were moved."""
+        known, seen = meant
+        # Confirmed tracks of the frame before, seen well.
+        step = passed[0] if stream is None else np.repeat(passed, counts)
+        sure = (tracks[ID] > 0) & (tracks[WALL] <= step)
+        well = (sure[known] & (boxes.score[seen] >= self._high)).nonzero()[0]
+        known, seen = known[well], seen[well]
+        residual = boxes.place[CENTER].take(seen, axis=1)
+        residual -= tracks[CENTER].take(known, axis=1)
+        (x, y), height = residual.tolist(), tracks[HEIGHT][known].tolist()
+        if stream is None:
+            parts = [slice(0, len(x))]
+        else:
+            ends = np.bincount(stream[known], minlength=len(counts)).cumsum().tolist()
+            parts = [slice(start, end) for start, end in zip((0, *ends), ends, strict=False)]
+        shifts = [
+            common_shift(x[own], y[own], _STILL * sum(height[own]) / max(own.stop - own.start, 1)) for own in parts
+        ]
+        if not any(right or down for right, down in shifts):
+            return False
+        shift = np.array(shifts).T
+        tracks[CENTER] += shift if stream is None else shift.repeat(counts, axis=1)
+        return True
