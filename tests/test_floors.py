@@ -21,7 +21,7 @@ FLOORS = {
             ("flow",),
             # Below the sinks, which deliver from the journal's cursors.
             ("imaging", "events"),
-            ("sources", "engine", "heads", "sinks", "rules"),
+            ("sources", "engine", "heads", "sinks", "rules", "tracking"),
             # Offline, and never imported by the daemon: it may look into the rooms that it measures.
             ("models",),
             ("config",),

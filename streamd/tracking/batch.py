@@ -164,7 +164,7 @@ class Tracker(ABC):
                 part, dt = part[:, :0], 0.0
             parts.append(part)
             passed.append(dt)
-            observed.append(min(dt / (1 + o.missed), FRAME_S))
+            observed.append(min(dt / (1 + max(o.missed, 0)), FRAME_S))
         counts = tuple([part.shape[1] for part in parts])
         tracks, boxes = self._motion.advance(parts, passed, observed), _boxes(batch)
         n_tracks, n_boxes = tracks.shape[1], len(boxes.score)
@@ -240,8 +240,9 @@ class Tracker(ABC):
         passed: Sequence[float], ended: list[tuple[EndedTrack, ...]],
     ) -> None:  # fmt: skip
         """Buries what is not to live on, and gives each stream its tracks."""
-        life, unseen, wall = self._life, tracks[UNSEEN], tracks[WALL]
-        dead = (unseen > life.lost_s) | (wall > life.wall_s)
+        life = self._life
+        # A sum of intervals is exact to a microsecond at best.
+        dead = (tracks[UNSEEN] > life.lost_s + 1e-6) | (tracks[WALL] > life.wall_s + 1e-6)
         counts = before if stream is None else np.bincount(stream, minlength=len(batch)).tolist()
         if tracks.shape[1] > life.most:
             dead |= self._too_many(tracks, stream, len(batch))
@@ -341,8 +342,8 @@ def _results(batch: Sequence[Observation], tracks: Matrix, of_box: Indices, boxe
         facts[:2, without] = 0.0
         facts[2, without] = boxes.class_id[without]
         speed[:, without] = 0.0
-    ids, age, class_id = facts[1].astype(np.int64), facts[0].astype(np.float32), facts[2].astype(np.int32)
-    velocity, confirmed = speed[:2].T.astype(np.float32), facts[1] > 0
+    age, ids, class_id = facts[0], facts[1].astype(np.int64), facts[2].astype(np.int32)
+    velocity, confirmed = speed[:2].T, ids > 0
     if len(batch) == 1:
         return [Tracked(ids, confirmed, age, velocity, class_id)]
     out, at = [], 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from streamd.settings import Seconds, Settings, Unit
 from streamd.tracking.batch import Boxes, Life, Tracker
@@ -31,16 +31,22 @@ class ByteTrackSettings(Settings):
     certain: Unit = Field(
         0.6, description="A first box of this score confirms its track at once; others need a second box."
     )
-    gate: Unit = Field(0.2, description="Lowest overlap, times the score, of a strong box with its track.")
-    weak_gate: Unit = Field(0.3, description="Lowest overlap of a weak box with its track.")
-    new_gate: Unit = Field(
-        0.3, description="Lowest overlap, times the score, of the second box with an unconfirmed track."
-    )
+    gate: Unit = Field(0.2, description="Lowest overlap, times the score, of a box of `high` or more with its track.")
+    weak_gate: Unit = Field(0.3, description="Lowest overlap of a weaker box with its track.")
+    new_gate: Unit = Field(0.3, description="Lowest overlap of a track's second box, while it is not confirmed.")
     lost_s: Seconds = Field(2.0, description="Observed seconds after which an unseen track ends.")
     wall_s: Seconds = Field(5.0, description="Seconds by the clock after which an unseen track ends in any case.")
     outage_s: Seconds = Field(5.0, description="A time without frames after which all tracks end.")
-    camera_motion: bool = Field(True, description="Take the camera's own motion out, estimated from the tracks.")
-    max_tracks: int = Field(1000, ge=1, le=100_000, description="Most tracks a stream; the longest unseen go first.")
+    camera_motion: bool = Field(True, description="Take out the camera's own motion, estimated from the tracks.")
+    max_tracks: int = Field(1000, ge=1, le=100_000, description="Most tracks a stream; those unseen longest go first.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ByteTrackSettings:
+        if not self.low <= self.high <= self.certain:
+            raise ValueError(
+                f"low ({self.low}), high ({self.high}) and certain ({self.certain}) must rise in this order"
+            )
+        return self
 
 
 _MOTION = Motion(center_noise=1.5, size_noise=0.3, box_noise=0.03, first_speed=1.0, tau=2.0)
@@ -54,8 +60,8 @@ _OTHER_CLASS = 0.5
 """What the overlap counts where box and track are of different classes."""
 _STILL = 0.02
 """Box heights; a smaller motion of the camera is left to the filter."""
-_STRONG = 5
-_ROUND = (0.0, 0.0, 0.0, 0.0, 1.0, 2.0)
+_FIRST = 2.0
+_ROUND = (0.0, 0.0, 0.0, 0.0, 1.0, _FIRST)
 """In which a pair is taken, the higher the earlier: box of no use, weak, strong; the same for confirmed tracks."""
 
 
@@ -80,56 +86,57 @@ class ByteTrack(Tracker):
         reach = np.sqrt(tracks[VARIANCE.start])
         reach *= _REACH
         np.minimum(reach, _WIDEST, out=reach)
-        grown = (reach * 2 + _MARGIN) * height
         reach *= height
-        rows, columns = meeting(Rectangles.around(tracks, counts, grown), boxes.rectangles())
+        rows, columns = meeting(Rectangles.around(tracks, counts, reach * 2 + height * _MARGIN), boxes.rectangles())
         # What a box is good for: 0 nothing, 1 weak, 2 strong; 3 more for a confirmed track.
         use = np.add(score >= self._low, score >= self._high, dtype=np.intp)
-        case = use[columns] + ((tracks[ID] > 0) * 3)[rows]
-        weight = np.where(case == _STRONG, score[columns], 1.0)
-        other = (tracks[LEADER][rows] != boxes.class_id[columns]).nonzero()[0]
-        if len(other):
-            weight[other] *= _OTHER_CLASS
+        case = use.take(columns)
+        case += ((tracks[ID] > 0) * 3).take(rows)
         gates, rounds = self._cases.take(case, axis=1)
+        weight = np.where(rounds == _FIRST, score.take(columns), 1.0)
+        other = tracks[LEADER].take(rows) != boxes.class_id.take(columns)
+        if np.count_nonzero(other):
+            weight[other] *= _OTHER_CLASS
         pairs = Pairs(rows, columns, tracks, reach, boxes.place)
 
-        def matched() -> tuple[Indices, Indices]:
+        def matched() -> list[int]:
             # A pair of an earlier round has a higher key than any of a later one: greedy matching goes round by round.
-            worth = pairs.alike(tracks)
+            worth = pairs.alike()
             worth *= weight
             able = worth >= gates
             worth += rounds
             return match(worth, able, rows, columns, len(height), len(score))
 
-        meant = matched()
-        if self._camera and len(meant[0]) >= FEWEST and self._follow(tracks, counts, stream, boxes, passed, meant):
-            return matched()
-        return meant
+        taken = matched()
+        if self._camera and len(taken) >= FEWEST:
+            shifts = _shifts(tracks, pairs, taken, rounds, stream, passed)
+            if any(right or down for right, down in shifts):
+                shift = np.array(shifts).T
+                tracks[CENTER] += shift if stream is None else shift.repeat(counts, axis=1)
+                pairs.offset -= shift if stream is None else shift.take(stream.take(rows), axis=1)
+                taken = matched()
+        return rows[taken], columns[taken]
 
-    def _follow(
-        self, tracks: Matrix, counts: tuple[int, ...], stream: Indices | None, boxes: Boxes,
-        passed: Sequence[float], meant: tuple[Indices, Indices],
-    ) -> bool:  # fmt: skip
-        """Moves all tracks of a stream by what the camera seems to have done; whether any were moved."""
-        known, seen = meant
-        # Confirmed tracks of the frame before, seen well.
-        step = passed[0] if stream is None else np.repeat(passed, counts)
-        sure = (tracks[ID] > 0) & (tracks[WALL] <= step)
-        well = (sure[known] & (boxes.score[seen] >= self._high)).nonzero()[0]
-        known, seen = known[well], seen[well]
-        residual = boxes.place[CENTER].take(seen, axis=1)
-        residual -= tracks[CENTER].take(known, axis=1)
-        (x, y), height = residual.tolist(), tracks[HEIGHT][known].tolist()
-        if stream is None:
-            parts = [slice(0, len(x))]
+
+def _shifts(
+    tracks: Matrix, pairs: Pairs, taken: list[int], rounds: Matrix, stream: Indices | None, passed: Sequence[float]
+) -> list[tuple[float, float]]:
+    """What the camera seems to have done in each stream, by the confirmed tracks of the frame before, seen well."""
+    known = pairs.rows[taken]
+    x, y = pairs.offset.take(taken, axis=1).tolist()
+    rank, wall, height = (
+        rounds.take(taken).tolist(),
+        tracks[WALL].take(known).tolist(),
+        tracks[HEIGHT].take(known).tolist(),
+    )
+    ends = [len(taken)] if stream is None else np.bincount(stream[known], minlength=len(passed)).cumsum().tolist()
+    shifts, start = [], 0
+    for end, dt in zip(ends, passed, strict=True):
+        own = [i for i in range(start, end) if rank[i] == _FIRST and wall[i] <= dt]
+        start = end
+        if len(own) < FEWEST:
+            shifts.append((0.0, 0.0))
         else:
-            ends = np.bincount(stream[known], minlength=len(counts)).cumsum().tolist()
-            parts = [slice(start, end) for start, end in zip((0, *ends), ends, strict=False)]
-        shifts = [
-            common_shift(x[own], y[own], _STILL * sum(height[own]) / max(own.stop - own.start, 1)) for own in parts
-        ]
-        if not any(right or down for right, down in shifts):
-            return False
-        shift = np.array(shifts).T
-        tracks[CENTER] += shift if stream is None else shift.repeat(counts, axis=1)
-        return True
+            least = _STILL * sum([height[i] for i in own]) / len(own)
+            shifts.append(common_shift([x[i] for i in own], [y[i] for i in own], least))
+    return shifts

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 FEWEST = 4
-"""Tracks that it takes to tell the camera's motion from an object's."""
+"""Tracks that it takes to tell the camera's motion from an object's; the caller sees to it."""
 
 
 def common_shift(x: Sequence[float], y: Sequence[float], least: float) -> tuple[float, float]:
@@ -23,11 +23,9 @@ def common_shift(x: Sequence[float], y: Sequence[float], least: float) -> tuple[
         least: a smaller displacement is none.
 
     Returns:
-        Right and down in pixels; zeros where there are fewer than `FEWEST` tracks, where the median absolute deviation
-        is above the displacement in both directions, or where there is nothing to speak of.
+        Right and down in pixels; zeros where the median absolute deviation is above the displacement in both
+        directions, or where there is nothing to speak of.
     """
-    if len(x) < FEWEST:
-        return 0.0, 0.0
     right, down = _median(sorted(x)), _median(sorted(y))
     if abs(right) < least and abs(down) < least:
         return 0.0, 0.0

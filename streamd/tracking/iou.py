@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from streamd.settings import Seconds, Settings, Unit
 from streamd.tracking.batch import Boxes, Life, Tracker
@@ -37,6 +37,12 @@ class IouSettings(Settings):
     wall_s: Seconds = Field(5.0, description="Seconds by the clock after which an unseen track ends in any case.")
     outage_s: Seconds = Field(5.0, description="A time without frames after which all tracks end.")
     max_tracks: int = Field(1000, ge=1, le=100_000, description="Most tracks a stream; those unseen longest go first.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> IouSettings:
+        if self.low > self.certain:
+            raise ValueError(f"low ({self.low}) must not be above certain ({self.certain})")
+        return self
 
 
 class _Still:
@@ -80,9 +86,10 @@ class IouTracker(Tracker):
         self, tracks: Matrix, counts: tuple[int, ...], stream: Indices | None, boxes: Boxes, passed: Sequence[float]
     ) -> tuple[Indices, Indices]:
         rows, columns = meeting(Rectangles.around(tracks, counts), boxes.rectangles())
-        worth = Pairs(rows, columns, tracks, None, boxes.place).alike(tracks)
+        worth = Pairs(rows, columns, tracks, None, boxes.place).alike()
         worth[tracks[LEADER][rows] != boxes.class_id[columns]] *= _OTHER_CLASS
         able = (worth >= self._gate) & (boxes.score[columns] >= self._low)
         # Confirmed tracks choose first.
         worth += (tracks[ID] > 0)[rows]
-        return match(worth, able, rows, columns, tracks.shape[1], len(boxes.score))
+        taken = match(worth, able, rows, columns, tracks.shape[1], len(boxes.score))
+        return rows[taken], columns[taken]

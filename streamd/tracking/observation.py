@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from streamd.tracking.tracks import StreamTracks
+from streamd.tracking.tracks import Matrix, StreamTracks
 from streamd.types import Box, Float32Array, Int32Array
 
 Int64Array = npt.NDArray[np.int64]
@@ -69,9 +69,9 @@ class Tracked:
     """(N,) the track; 0 where the box belongs to none or to one that is not confirmed yet."""
     confirmed: BoolArray
     """(N,) the same as `id` > 0."""
-    age_s: Float32Array
+    age_s: Matrix
     """(N,) observed seconds since the track's first box; 0 without a track."""
-    velocity: Float32Array
+    velocity: Matrix
     """(N, 2) right and down in pixels a second; 0 without a track."""
     class_id: Int32Array
     """(N,) the track's class by the votes of all its boxes; the box's own without a track."""
@@ -86,6 +86,6 @@ class Tracked:
         """No box of the frame belongs to a track."""
         n = len(class_id)
         return cls(
-            np.zeros(n, np.int64), np.zeros(n, np.bool_), np.zeros(n, np.float32), np.zeros((n, 2), np.float32),
+            np.zeros(n, np.int64), np.zeros(n, np.bool_), np.zeros(n), np.zeros((n, 2)),
             class_id, ended, error,
         )  # fmt: skip

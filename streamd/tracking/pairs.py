@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamd.tracking.tracks import CENTER, SIZE, Matrix
+from streamd.tracking.tracks import BOX, CENTER, SIZE, Matrix
 from streamd.types import Float32Array
 
 Indices = npt.NDArray[np.intp]
@@ -118,40 +118,47 @@ class Pairs:
     after a gap (C-BIoU does so by a fixed share).
     """
 
-    __slots__ = ("_areas", "_boxes", "_ratio", "_smaller", "_sum", "columns", "rows")
+    __slots__ = ("_areas", "_ratio", "_smaller", "_sum", "columns", "offset", "rows")
 
     def __init__(self, rows: Indices, columns: Indices, tracks: Matrix, reach: Matrix | None, boxes: Matrix) -> None:
         """Takes (P,) `rows` of tracks (≥4, T) with (P,) `columns` of boxes (4, B); `reach` is (T,) pixels."""
         self.rows, self.columns = rows, columns
-        track_size, chosen = tracks[SIZE].take(rows, axis=1), boxes.take(columns, axis=1)
-        self._boxes, box_size = chosen[CENTER], chosen[SIZE]
+        track, box = tracks[BOX].take(rows, axis=1), boxes.take(columns, axis=1)
+        self.offset: Matrix = box[CENTER] - track[CENTER]
+        """(2, P) how far each box is from where its track is expected."""
+        track_size, box_size = track[SIZE], box[SIZE]
         ratio = box_size[1] / track_size[1]
         self._ratio = np.sqrt(np.minimum(ratio, 1 / ratio))
         if reach is not None:
-            grown = (2 * reach).take(rows)
+            grown = (reach + reach).take(rows)
             track_size += grown
             # In proportion, so that a small box near a large one does not pass for it.
-            box_size += grown * ratio
-        self._sum = (track_size + box_size) * 0.5
+            grown *= ratio
+            box_size += grown
         self._smaller = np.minimum(track_size, box_size)
-        self._areas = track_size[0] * track_size[1] + box_size[0] * box_size[1]
+        areas = track_size[0] * track_size[1]
+        areas += box_size[0] * box_size[1]
+        self._areas = areas
+        track_size += box_size
+        track_size *= 0.5
+        self._sum = track_size
 
-    def alike(self, tracks: Matrix) -> Matrix:
-        """(P,) with the tracks' centres as they are now."""
-        apart = tracks[CENTER].take(self.rows, axis=1)
-        apart -= self._boxes
-        np.abs(apart, out=apart)
+    def alike(self) -> Matrix:
+        """(P,) by the offsets as they are now."""
         # Two intervals of lengths a and b whose centres are d apart share min(a, b, (a + b) / 2 - d).
-        shared = self._sum - apart
+        shared = self._sum - np.abs(self.offset)
         np.minimum(shared, self._smaller, out=shared)
         np.maximum(shared, 0, out=shared)
         common = shared[0] * shared[1]
-        return common / (self._areas - common) * self._ratio
+        union = self._areas - common
+        common /= union
+        common *= self._ratio
+        return common
 
 
 def match(
     key: Matrix, able: npt.NDArray[np.bool_], rows: Indices, columns: Indices, n_rows: int, n_columns: int
-) -> tuple[Indices, Indices]:
+) -> list[int]:
     """Takes pairs by falling key, each row and each column once.
 
     Args:
@@ -163,16 +170,16 @@ def match(
         n_columns: how many boxes there are.
 
     Returns:
-        (M,) tracks in rising order, and the box of each.
+        The pairs taken, in rising order.
     """
     allowed = able.nonzero()[0]
     order = allowed[(-key[allowed]).argsort(kind="stable")]
-    of_row, taken = [-1] * n_rows, bytearray(n_columns)
+    free_row, free_column = bytearray(b"\1") * n_rows, bytearray(b"\1") * n_columns
+    taken = []
     # A plain loop over a few hundred numbers costs less than rounds of whole-array operations.
-    for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-        if of_row[row] < 0 and not taken[column]:
-            of_row[row] = column
-            taken[column] = 1
-    found = np.array(of_row, np.intp)
-    matched = (found >= 0).nonzero()[0]
-    return matched, found[matched]
+    for pair, row, column in zip(order.tolist(), rows[order].tolist(), columns[order].tolist(), strict=True):
+        if free_row[row] and free_column[column]:
+            free_row[row] = free_column[column] = 0
+            taken.append(pair)
+    taken.sort()
+    return taken
