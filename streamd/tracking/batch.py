@@ -19,6 +19,7 @@ from streamd.tracking.pairs import Indices, Rectangles
 from streamd.tracking.tracks import (
     AGE,
     BOX,
+    HALF,
     ID,
     LEADER,
     ONE,
@@ -26,12 +27,13 @@ from streamd.tracking.tracks import (
     SPEED,
     UNSEEN,
     WALL,
+    ZERO,
     Matrix,
 )
 from streamd.tracking.votes import first_votes, vote
 from streamd.types import Float32Array
 
-_LARGEST = 1e6
+_LARGEST = np.array([1e6])
 """Pixels; a larger box is none."""
 FRAME_S = 0.1
 """The most that one frame counts as observed: what happened between two frames further apart was not seen."""
@@ -102,6 +104,9 @@ class Tracker(ABC):
     def __init__(self, life: Life, motion: Dynamics) -> None:
         self._life = life
         self._motion = motion
+        self._birth = np.array([life.birth])
+        # A sum of intervals is exact to a microsecond at best.
+        self._limits = np.array([[life.lost_s + 1e-6], [life.wall_s + 1e-6]])
 
     @property
     @abstractmethod
@@ -173,13 +178,14 @@ class Tracker(ABC):
         if len(batch) > 1:
             streams = np.arange(len(batch))
             stream, frame = streams.repeat(counts), streams.repeat(boxes.counts)
-        of_box = np.full(n_boxes, -1)
+        of_box = np.empty(n_boxes, np.intp)
+        of_box.fill(-1)
         if n_tracks and n_boxes:
             known, seen = self._associate(tracks, counts, stream, boxes, passed)
             if len(known):
                 of_box[seen] = known
                 self._take_in(batch, tracks, stream, known, boxes, seen)
-        fresh = ((of_box < 0) & (boxes.score >= self._life.birth)).nonzero()[0]
+        fresh = ((of_box < _FIRST) & (boxes.score >= self._birth)).nonzero()[0]
         if len(fresh):
             of_box[fresh] = np.arange(n_tracks, n_tracks + len(fresh))
             tracks = np.concatenate((tracks, self._born(batch, frame, boxes, fresh)), axis=1)
@@ -213,7 +219,7 @@ class Tracker(ABC):
         self._motion.correct(matched, boxes.place.take(seen, axis=1), score)
         matched[UNSEEN:ONE] = 0.0
         vote(matched, boxes.class_id[seen], score)
-        new = (matched[ID] == 0).nonzero()[0]
+        new = (matched[ID] == ZERO).nonzero()[0]
         if len(new):
             of = None if stream is None else stream[known[new]]
             matched[ID, new] = _numbers(batch, of, matched[:, new])
@@ -241,8 +247,8 @@ class Tracker(ABC):
     ) -> None:  # fmt: skip
         """Buries what is not to live on, and gives each stream its tracks."""
         life = self._life
-        # A sum of intervals is exact to a microsecond at best.
-        dead = (tracks[UNSEEN] > life.lost_s + 1e-6) | (tracks[WALL] > life.wall_s + 1e-6)
+        late, too_late = tracks[UNSEEN:ONE] > self._limits
+        dead = late | too_late
         counts = before if stream is None else np.bincount(stream, minlength=len(batch)).tolist()
         if tracks.shape[1] > life.most:
             dead |= self._too_many(tracks, stream, len(batch))
@@ -281,7 +287,7 @@ class Tracker(ABC):
         return dead
 
 
-_NONE = np.empty(0, np.intp)
+_FIRST = np.zeros(1, np.intp)
 
 
 def _interval(o: Observation) -> float:
@@ -304,11 +310,13 @@ def _boxes(batch: Sequence[Observation]) -> Boxes:
     low, high = corners.T[:2], corners.T[2:]
     np.subtract(high, low, out=place[2:], dtype=np.float64)
     np.add(high, low, out=place[:2], dtype=np.float64)
-    place[:2] *= 0.5
+    place[:2] *= HALF
     scores = score.astype(np.float64)
     sizes = place[2:]
-    if not (len(score) and sizes.min() > 0 and sizes.max() < _LARGEST):
-        broken = ~((sizes > 0) & (sizes < _LARGEST)).all(axis=0)
+    sound = sizes > ZERO
+    sound &= sizes < _LARGEST
+    if np.count_nonzero(sound) < sound.size:
+        broken = ~sound.all(axis=0)
         # Neither NaN nor infinity gets any further.
         place[:, broken], scores[broken] = 1.0, -1.0
     return Boxes(place, corners.T, scores, class_id.astype(np.float64), tuple([len(o.score) for o in batch]))
@@ -337,13 +345,13 @@ def _results(batch: Sequence[Observation], tracks: Matrix, of_box: Indices, boxe
     if not len(of_box) or not tracks.shape[1]:
         return [Tracked.nothing(o.class_id) for o in batch]
     facts, speed = tracks[AGE : LEADER + 1].take(of_box, axis=1), tracks[SPEED].take(of_box, axis=1)
-    without = (of_box < 0).nonzero()[0]
+    without = (of_box < _FIRST).nonzero()[0]
     if len(without):
         facts[:2, without] = 0.0
         facts[2, without] = boxes.class_id[without]
         speed[:, without] = 0.0
     age, ids, class_id = facts[0], facts[1].astype(np.int64), facts[2].astype(np.int32)
-    velocity, confirmed = speed[:2].T, ids > 0
+    velocity, confirmed = speed[:2].T, facts[1] > ZERO
     if len(batch) == 1:
         return [Tracked(ids, confirmed, age, velocity, class_id)]
     out, at = [], 0

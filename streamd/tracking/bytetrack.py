@@ -19,7 +19,7 @@ from streamd.tracking.batch import Boxes, Life, Tracker
 from streamd.tracking.camera import FEWEST, common_shift
 from streamd.tracking.motion import Motion
 from streamd.tracking.pairs import Indices, Pairs, Rectangles, match, meeting
-from streamd.tracking.tracks import CENTER, HEIGHT, ID, LEADER, VARIANCE, WALL, Matrix
+from streamd.tracking.tracks import CENTER, HALF, HEIGHT, ID, LEADER, TWO, UNIT, VARIANCE, WALL, ZERO, Matrix
 
 
 class ByteTrackSettings(Settings):
@@ -50,17 +50,18 @@ class ByteTrackSettings(Settings):
 
 
 _MOTION = Motion(center_noise=1.5, size_noise=0.3, box_noise=0.03, first_speed=1.0, tau=2.0)
-_REACH = 2.0
+_REACH = TWO
 """Standard deviations of a track's centre by which the gate is widened to each side."""
-_WIDEST = 0.5
+_WIDEST = HALF
 """The most of it, in box heights."""
-_MARGIN = 0.25
+_MARGIN = np.array([0.25])
 """Box heights by which pairs may be apart and still be looked at: the camera's motion may bring them together."""
 _OTHER_CLASS = 0.5
 """What the overlap counts where box and track are of different classes."""
 _STILL = 0.02
 """Box heights; a smaller motion of the camera is left to the filter."""
 _FIRST = 2.0
+_THREE = np.array([3])
 _ROUND = (0.0, 0.0, 0.0, 0.0, 1.0, _FIRST)
 """In which a pair is taken, the higher the earlier: box of no use, weak, strong; the same for confirmed tracks."""
 
@@ -71,13 +72,14 @@ class ByteTrack(Tracker):
     def __init__(self, settings: ByteTrackSettings) -> None:
         s = settings
         super().__init__(Life(s.high, s.certain, s.lost_s, s.wall_s, s.outage_s, s.max_tracks), _MOTION)
-        self._low, self._high, self._camera = s.low, s.high, s.camera_motion
+        self._least, self._camera = s.low, s.camera_motion
+        self._low, self._high = np.array([s.low]), np.array([s.high])
         self._cases = np.array([[np.inf, np.inf, s.new_gate, np.inf, s.weak_gate, s.gate], _ROUND])
 
     @property
     def low(self) -> float:
         """See `Tracker.low`."""
-        return self._low
+        return self._least
 
     def _associate(
         self, tracks: Matrix, counts: tuple[int, ...], stream: Indices | None, boxes: Boxes, passed: Sequence[float]
@@ -87,14 +89,14 @@ class ByteTrack(Tracker):
         reach *= _REACH
         np.minimum(reach, _WIDEST, out=reach)
         reach *= height
-        rows, columns = meeting(Rectangles.around(tracks, counts, reach * 2 + height * _MARGIN), boxes.rectangles())
+        rows, columns = meeting(Rectangles.around(tracks, counts, reach * TWO + height * _MARGIN), boxes.rectangles())
         # What a box is good for: 0 nothing, 1 weak, 2 strong; 3 more for a confirmed track.
         use = np.add(score >= self._low, score >= self._high, dtype=np.intp)
-        case = use.take(columns)
-        case += ((tracks[ID] > 0) * 3).take(rows)
+        case = use[columns]
+        case += ((tracks[ID] > ZERO) * _THREE)[rows]
         gates, rounds = self._cases.take(case, axis=1)
-        weight = np.where(rounds == _FIRST, score.take(columns), 1.0)
-        other = tracks[LEADER].take(rows) != boxes.class_id.take(columns)
+        weight = np.where(rounds == TWO, score[columns], UNIT)
+        other = tracks[LEADER][rows] != boxes.class_id[columns]
         if np.count_nonzero(other):
             weight[other] *= _OTHER_CLASS
         pairs = Pairs(rows, columns, tracks, reach, boxes.place)

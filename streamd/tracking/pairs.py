@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from streamd.tracking.tracks import BOX, CENTER, SIZE, Matrix
+from streamd.tracking.tracks import BOX, CENTER, HALF, SIZE, ZERO, Matrix
 from streamd.types import Float32Array
 
 Indices = npt.NDArray[np.intp]
@@ -37,7 +37,7 @@ class Rectangles(NamedTuple):
     @classmethod
     def around(cls, place: Matrix, counts: tuple[int, ...], grown: Matrix | None = None) -> Rectangles:
         """Boxes (≥4, N) of centre and size, each `grown` (N,) pixels to every side."""
-        half = place[SIZE] * 0.5
+        half = place[SIZE] * HALF
         if grown is not None:
             half += grown
         corners = np.empty((2, *half.shape), np.float32)
@@ -128,9 +128,11 @@ class Pairs:
         """(2, P) how far each box is from where its track is expected."""
         track_size, box_size = track[SIZE], box[SIZE]
         ratio = box_size[1] / track_size[1]
-        self._ratio = np.sqrt(np.minimum(ratio, 1 / ratio))
+        lower = np.reciprocal(ratio)
+        np.minimum(lower, ratio, out=lower)
+        self._ratio = np.sqrt(lower, out=lower)
         if reach is not None:
-            grown = (reach + reach).take(rows)
+            grown = (reach + reach)[rows]
             track_size += grown
             # In proportion, so that a small box near a large one does not pass for it.
             grown *= ratio
@@ -140,7 +142,7 @@ class Pairs:
         areas += box_size[0] * box_size[1]
         self._areas = areas
         track_size += box_size
-        track_size *= 0.5
+        track_size *= HALF
         self._sum = track_size
 
     def alike(self) -> Matrix:
@@ -148,7 +150,7 @@ class Pairs:
         # Two intervals of lengths a and b whose centres are d apart share min(a, b, (a + b) / 2 - d).
         shared = self._sum - np.abs(self.offset)
         np.minimum(shared, self._smaller, out=shared)
-        np.maximum(shared, 0, out=shared)
+        np.maximum(shared, ZERO, out=shared)
         common = shared[0] * shared[1]
         union = self._areas - common
         common /= union

@@ -45,6 +45,9 @@ WEIGHT = slice(LEAD, LEAD + VOTES)
 """The sum of the scores behind each."""
 ROWS = WEIGHT.stop
 
+ZERO, HALF, UNIT, TWO = (np.array([value]) for value in (0.0, 0.5, 1.0, 2.0))
+"""Constants as arrays: for a few dozen tracks NumPy needs longer to make something of a Python number than to add."""
+
 _NO_TRACKS = np.empty((ROWS, 0))
 
 
