@@ -130,7 +130,7 @@ class Tracker(ABC):
         Frames of the same stream may be in one call, in the order of their capture. A stream on which the tracker
         fails loses its tracks (`Tracked.error`); the others do not notice.
         """
-        if len({id(o.tracks) for o in observations}) == len(observations):
+        if len(observations) < 2 or len({id(o.tracks) for o in observations}) == len(observations):
             return self._guarded(observations)
         out: list[Tracked | None] = [None] * len(observations)
         waves: list[list[int]] = []
@@ -215,7 +215,9 @@ class Tracker(ABC):
         seen: Indices,
     ) -> None:  # fmt: skip
         """Puts boxes `seen` into tracks `known`: state, votes, clocks, and an id for what is confirmed by it."""
-        matched, score = tracks.take(known, axis=1), boxes.score[seen]
+        # All tracks were seen, as in most frames: nothing to pick out and put back.
+        whole = len(known) == tracks.shape[1]
+        matched, score = tracks if whole else tracks.take(known, axis=1), boxes.score[seen]
         self._motion.correct(matched, boxes.place.take(seen, axis=1), score)
         matched[UNSEEN:ONE] = 0.0
         vote(matched, boxes.class_id[seen], score)
@@ -223,7 +225,8 @@ class Tracker(ABC):
         if len(new):
             of = None if stream is None else stream[known[new]]
             matched[ID, new] = _numbers(batch, of, matched[:, new])
-        tracks[:, known] = matched
+        if not whole:
+            tracks[:, known] = matched
 
     def _born(self, batch: Sequence[Observation], frame: Indices | None, boxes: Boxes, fresh: Indices) -> Matrix:
         """New tracks of boxes `fresh`."""

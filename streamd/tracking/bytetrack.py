@@ -18,7 +18,7 @@ from streamd.settings import Seconds, Settings, Unit
 from streamd.tracking.batch import Boxes, Life, Tracker
 from streamd.tracking.camera import FEWEST, common_shift
 from streamd.tracking.motion import Motion
-from streamd.tracking.pairs import Indices, Pairs, Rectangles, match, meeting
+from streamd.tracking.pairs import FEW, Indices, Pairs, Rectangles, every, match, meeting
 from streamd.tracking.tracks import CENTER, HALF, HEIGHT, ID, LEADER, TWO, UNIT, VARIANCE, WALL, ZERO, Matrix
 
 
@@ -60,6 +60,7 @@ _OTHER_CLASS = 0.5
 """What the overlap counts where box and track are of different classes."""
 _STILL = 0.02
 """Box heights; a smaller motion of the camera is left to the filter."""
+_TOUCH = 1e-9
 _FIRST = 2.0
 _THREE = np.array([3])
 _ROUND = (0.0, 0.0, 0.0, 0.0, 1.0, _FIRST)
@@ -74,7 +75,9 @@ class ByteTrack(Tracker):
         super().__init__(Life(s.high, s.certain, s.lost_s, s.wall_s, s.outage_s, s.max_tracks), _MOTION)
         self._least, self._camera = s.low, s.camera_motion
         self._low, self._high = np.array([s.low]), np.array([s.high])
-        self._cases = np.array([[np.inf, np.inf, s.new_gate, np.inf, s.weak_gate, s.gate], _ROUND])
+        # Boxes that do not even touch are never a pair.
+        new, weak, strong = (max(gate, _TOUCH) for gate in (s.new_gate, s.weak_gate, s.gate))
+        self._cases = np.array([[np.inf, np.inf, new, np.inf, weak, strong], _ROUND])
 
     @property
     def low(self) -> float:
@@ -89,7 +92,11 @@ class ByteTrack(Tracker):
         reach *= _REACH
         np.minimum(reach, _WIDEST, out=reach)
         reach *= height
-        rows, columns = meeting(Rectangles.around(tracks, counts, reach * TWO + height * _MARGIN), boxes.rectangles())
+        if stream is None and len(height) * len(score) <= FEW:
+            rows, columns = every(len(height), len(score))
+        else:
+            around = Rectangles.around(tracks, counts, reach * TWO + height * _MARGIN)
+            rows, columns = meeting(around, boxes.rectangles())
         # What a box is good for: 0 nothing, 1 weak, 2 strong; 3 more for a confirmed track.
         use = np.add(score >= self._low, score >= self._high, dtype=np.intp)
         case = use[columns]

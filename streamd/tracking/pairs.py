@@ -8,6 +8,7 @@ greedily, best first: on the sequences that the trackers were measured with, an 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ Indices = npt.NDArray[np.intp]
 _PAIR_NS = 6.0
 _CALL_NS = 12_000.0
 """What a padded element of the dense test costs, and what the calls for one stream cost: they choose the way only."""
+FEW = 200
+"""Pairs that one stream may have for all of them to be looked at."""
 _NOWHERE = np.float32(1e30)
 
 
@@ -44,6 +47,13 @@ class Rectangles(NamedTuple):
         np.subtract(place[CENTER], half, out=corners[0], casting="same_kind")
         np.add(place[CENTER], half, out=corners[1], casting="same_kind")
         return cls(corners[0], corners[1], counts)
+
+
+@lru_cache(maxsize=512)
+def every(rows: int, columns: int) -> tuple[Indices, Indices]:
+    """All pairs of so many tracks with so many boxes, not to be written to: `FEW` are not worth choosing from."""
+    pair = np.arange(rows * columns)
+    return pair // columns, pair % columns
 
 
 def meeting(tracks: Rectangles, boxes: Rectangles) -> tuple[Indices, Indices]:

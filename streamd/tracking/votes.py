@@ -22,7 +22,7 @@ def vote(tracks: Matrix, class_id: Matrix, score: Matrix) -> None:
     """
     agrees = tracks[LEADER] == class_id
     tracks[LEAD] += score * agrees
-    if not agrees.all():
+    if np.count_nonzero(agrees) < len(agrees):
         _dissent(tracks, np.flatnonzero(~agrees), class_id, score)
 
 

@@ -38,6 +38,12 @@ def test_a_weak_box_finds_a_lost_track() -> None:
     assert step(1.6, boxes(walker(1.6, score=0.2))).id.tolist() == [1]
 
 
+def test_boxes_that_do_not_touch_are_never_a_pair() -> None:
+    step = stream(gate=0, weak_gate=0, new_gate=0)
+    step(0, PERSON)
+    assert step(0.04, boxes((900, 500, 40, 100), (600, 500, 40, 100, 0.2))).id.tolist() == [2, 0]
+
+
 def test_strong_boxes_choose_before_weak_ones() -> None:
     step = stream()
     step(0, PERSON)

@@ -73,7 +73,7 @@ def test_an_uncertain_box_needs_a_second_one(kind: str) -> None:
     assert len(step.state) == 1, "what was seen once only is forgotten"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
 def test_ids_are_unique_and_no_track_has_two_boxes(seed: int, kind: str) -> None:
     step, ended, seen = play(make(kind, lost_s=0.3)), set(), set()
@@ -95,7 +95,7 @@ def test_ids_are_unique_and_no_track_has_two_boxes(seed: int, kind: str) -> None
         assert len(tracked.id) == len(tracked.age_s) == len(tracked.velocity) == len(tracked.class_id) == len(frame[0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
 def test_the_order_of_the_boxes_does_not_matter(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
@@ -107,7 +107,7 @@ def test_the_order_of_the_boxes_does_not_matter(seed: int, kind: str) -> None:
         assert a.class_id[order].tolist() == b.class_id.tolist()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
 def test_a_batch_gives_what_each_stream_gives_alone(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
