@@ -36,6 +36,7 @@ from pydantic import TypeAdapter
 from streamd.tracking import KINDS, Observation, StreamTracks, Tracker, TrackingConfig, open_tracker
 
 MODES = ("full", "every3", "every6", "drop20", "drop50", "burst")
+Crowd = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
 SEED = 1
 """Of the frames that are dropped at random."""
 Ints = npt.NDArray[np.int64]
@@ -174,13 +175,13 @@ def _numbered(ids: list[Ints]) -> list[Ints]:
     return [np.searchsorted(values, part) for part in ids]
 
 
-def crowd(objects: int, frames: int, seed: int) -> list[tuple[npt.NDArray[Any], ...]]:
+def crowd(objects: int, frames: int, seed: int) -> list[Crowd]:
     """Frames of made-up people who walk about a picture of 1920×1080; of each boxes, scores and classes."""
     rng = np.random.default_rng(seed)
     height = rng.uniform(80, 240, objects)
     size = np.stack((height * 0.4, height), axis=1)
     place, speed = rng.uniform((0, 0), (1920, 1080), (objects, 2)), rng.normal(0, 40, (objects, 2))
-    out = []
+    out: list[Crowd] = []
     for _ in range(frames):
         place = place + speed / 25
         outside = (place < 0) | (place > (1920, 1080))

@@ -60,9 +60,10 @@ def meeting(tracks: Rectangles, boxes: Rectangles) -> tuple[Indices, Indices]:
     """All pairs (track, box) of the same stream that overlap, as indices into the joined arrays."""
     streams = len(tracks.counts)
     if streams == 1:
-        return _overlap(
+        found, hit = _overlap(
             tracks.low[:, :, None], tracks.high[:, :, None], boxes.low[:, None], boxes.high[:, None]
         ).nonzero()
+        return found, hit
     rows, columns = max(tracks.counts), max(boxes.counts)
     apart = sum(n * m for n, m in zip(tracks.counts, boxes.counts, strict=True)) * _PAIR_NS + streams * _CALL_NS
     if streams * rows * columns * _PAIR_NS > apart:
@@ -85,7 +86,8 @@ def _overlap(
 ) -> npt.NDArray[np.bool_]:
     extent = np.minimum(track_high, box_high)
     extent -= np.maximum(track_low, box_low)
-    return np.minimum(extent[0], extent[1]) > 0
+    meets: npt.NDArray[np.bool_] = np.minimum(extent[0], extent[1]) > 0
+    return meets
 
 
 def _padded(rectangles: Rectangles, width: int) -> tuple[Indices, Float32Array, Float32Array]:
@@ -161,7 +163,7 @@ class Pairs:
         shared = self._sum - np.abs(self.offset)
         np.minimum(shared, self._smaller, out=shared)
         np.maximum(shared, ZERO, out=shared)
-        common = shared[0] * shared[1]
+        common: Matrix = shared[0] * shared[1]
         union = self._areas - common
         common /= union
         common *= self._ratio

@@ -74,7 +74,7 @@ class StreamTracks:
 
     def __len__(self) -> int:
         """How many tracks there are, those not confirmed and those not seen now included."""
-        return self.matrix.shape[1]
+        return int(self.matrix.shape[1])
 
     @property
     def active(self) -> int:

@@ -76,7 +76,7 @@ def test_an_uncertain_box_needs_a_second_one(kind: str) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
 def test_ids_are_unique_and_no_track_has_two_boxes(seed: int, kind: str) -> None:
-    step, ended, seen = play(make(kind, lost_s=0.3)), set(), set()
+    step, ended, seen = play(make(kind, lost_s=0.3)), set[int](), set[int]()
     for i, frame in enumerate(wild(seed, 60)):
         tracked = step(i / 25, frame)
         ids = tracked.id[tracked.id > 0].tolist()
