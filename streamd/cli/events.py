@@ -118,14 +118,20 @@ def _detail(record: Record) -> str:
     parts = [f"{name}={value}" for name, value in record.details.items() if isinstance(value, str | int | float)]
     if record.events_lost:
         parts.append(f"events_lost={record.events_lost}")
-    parts += [f"{role}={media.state}" for role, media in record.media.items()]
+    parts += [role if media.state == "written" else f"{role}={media.state}" for role, media in record.media.items()]
     return " ".join(parts)
 
 
 def _cells(record: Record) -> tuple[str, ...]:
     at = datetime.datetime.fromtimestamp(record.at_ns // 1000 / 1e6).astimezone()
-    what = f"{record.type} {record.kind}".strip()
-    values = (f"{at:%m-%d %H:%M:%S}", record.stream, what, record.rule or "-", record.label or "-", _detail(record))
+    values = (
+        f"{at:%m-%d %H:%M:%S}",
+        record.stream,
+        record.type or record.kind,
+        record.rule or "-",
+        record.label or "-",
+        _detail(record),
+    )
     return tuple(map(_plain, values))
 
 
@@ -134,10 +140,11 @@ COLUMNS = ("time", "stream", "event", "rule", "label", "details")
 
 def table(records: Sequence[Record], caption: str = "") -> Any:
     """The events as a table that fits into 80 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    made = Table(expand=False, caption=caption or None, padding=(0, 1, 0, 0), show_edge=False)
+    made = Table(box=SIMPLE_HEAD, expand=False, caption=caption or None, padding=(0, 1, 0, 0), show_edge=False)
     for name in COLUMNS:
         made.add_column(name, no_wrap=name == "time", overflow="fold", min_width=14 if name == "time" else None)
     for record in records:

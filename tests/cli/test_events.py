@@ -57,7 +57,7 @@ def test_the_table_fits_80_columns_and_obeys_nobody(tmp_path: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "\x1b" not in done.stdout
     assert done.stdout.count("line_crossed") == 5
-    assert "clip=written" in done.stdout.replace("\n", "")
+    assert done.stdout.count("clip") == 1
     assert "no events" in streamd(tmp_path, "--until", "2020-01-01").stdout
 
 
