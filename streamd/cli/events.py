@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     p = subparsers.add_parser(
         "events",
-        help="show what the event journal holds, or delete events",
+        help="show the event journal, or delete events",
         description="Shows events, the newest last. `events delete` deletes them: rows, deliveries that wait, clips "
         "and snapshots. It needs --since and --until, and --stream or --all-streams.",
         epilog="A TIME is 2026-03-01, 2026-03-01T12:30 (of this machine's time zone), 2026-03-01T12:30Z, "
@@ -46,17 +46,19 @@ def add_parser(subparsers: Any) -> None:
         f"else {UNIT_FOLDER}",
     )  # fmt: skip
     p.add_argument("--state-dir", metavar="FOLDER", help="the state folder; the same as PLACE")
-    p.add_argument("--since", type=moment, metavar="TIME", help="only events from then on")
-    p.add_argument("--until", type=moment, metavar="TIME", help="only events before then")
+    p.add_argument("--since", type=moment, metavar="TIME", help="only events from this time on")
+    p.add_argument("--until", type=moment, metavar="TIME", help="only events before this time")
     p.add_argument("--stream", action="append", metavar="ID", help="only this stream (may be repeated)")
     p.add_argument("--label", action="append", metavar="NAME", help="only this class (may be repeated)")
     p.add_argument("--rule", action="append", metavar="NAME", help="only this zone or line (may be repeated)")
     p.add_argument("--kind", action="append", choices=("begin", "update", "end", "instant"), help="only this kind")
-    p.add_argument("--limit", type=_limit, default=100, metavar="N", help="the newest N at most (default 100)")
-    p.add_argument("--json", action="store_true", help="print one JSON object an event, not a table")
-    p.add_argument("--follow", action="store_true", help="go on with events as they are committed")
+    p.add_argument("--limit", type=_limit, default=100, metavar="N", help="show at most the newest N (default 100)")
+    p.add_argument("--json", action="store_true", help="print one JSON object per event instead of a table")
+    p.add_argument("--follow", action="store_true", help="keep showing events as they are committed")
     p.add_argument("--all-streams", action="store_true", help="with delete: the events of every stream")
-    p.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="with delete: at most (default 30)")
+    p.add_argument(
+        "--timeout", type=float, default=30.0, metavar="SECONDS", help="with delete: longest wait (default 30)"
+    )
 
 
 def moment(text: str) -> int:
@@ -104,9 +106,9 @@ def folder(place: str | None) -> Path:
         return instances[0]
     if instances:
         names = ", ".join(map(str, instances))
-        raise ConfigError(f"events: {found} holds several journals; name one of {names}")
+        raise ConfigError(f"events: {found} contains several journals; name one of {names}")
     advice = "name the state folder of a daemon that has zones or lines"
-    raise ConfigError(f"events: there is no journal ({JOURNAL}) in {found}; {advice}")
+    raise ConfigError(f"events: no journal ({JOURNAL}) in {found}; {advice}")
 
 
 def _plain(value: object) -> str:
@@ -217,7 +219,7 @@ def _delete(args: argparse.Namespace, state: Path) -> int:
     if args.since is None or args.until is None or bool(args.stream) == args.all_streams:
         raise ConfigError("events delete: give --since and --until, and either --stream or --all-streams")
     if args.label or args.rule or args.kind or args.follow:
-        raise ConfigError("events delete: --label, --rule, --kind and --follow do not go with delete")
+        raise ConfigError("events delete: --label, --rule, --kind and --follow cannot be combined with delete")
     configure("warning")
     if args.since >= args.until:
         raise ConfigError("events delete: --since is not before --until")
@@ -231,7 +233,7 @@ def _delete(args: argparse.Namespace, state: Path) -> int:
         files = len(total.paths)
         print(f"deleted {total.events} events, {total.pending} deliveries that waited and {files} files")
     for aside in damaged(state / JOURNAL):
-        print(f"streamd: {aside}: a damaged journal may still hold them; delete it by hand", file=sys.stderr)
+        print(f"streamd: {aside}: a damaged journal may still contain them; delete it manually", file=sys.stderr)
     return 0
 
 
@@ -246,7 +248,7 @@ def _delete_one(state: Path, request: requests.DeleteRequest, timeout: float) ->
     finally:
         journal.close()
     if left:
-        raise SinkError(f"events delete: {left[0]}: cannot be removed; the daemon will try again when it runs")
+        raise SinkError(f"events delete: {left[0]}: cannot be removed; the daemon will retry when it runs")
     return done
 
 
@@ -261,7 +263,7 @@ def run(args: argparse.Namespace) -> int:
     deleting = words[:1] == ["delete"]
     places = [*words[deleting:], *([args.state_dir] if args.state_dir else [])]
     if len(places) > 1:
-        raise ConfigError(f"events: expected one place, got {', '.join(places)}")
+        raise ConfigError(f"events: expected one place, not {', '.join(places)}")
     state = folder(places[0] if places else None)
     if deleting:
         return _delete(args, state)

@@ -21,7 +21,7 @@ class TimesSettings(Settings):
     days: tuple[Day, ...] = Field(DAYS, min_length=1, description="Days on which the hours begin. Default: every day.")
     start: ClockTime = Field("00:00", description="First minute, HH:MM in the schedule's time zone.")
     end: ClockTime = Field(
-        "24:00", description="Minute after the last, HH:MM; where it is not after start, it is on the next day."
+        "24:00", description="End, HH:MM, exclusive; if it is not after start, it is on the next day."
     )
 
 
@@ -29,7 +29,7 @@ class ScheduleSettings(Settings):
     """When a rule is active. Outside these hours it counts nothing and raises no event."""
 
     timezone: str = Field(
-        min_length=1, max_length=64, description="IANA time zone, as Europe/Berlin. Daylight saving is observed."
+        min_length=1, max_length=64, description="IANA time zone, such as Europe/Berlin. Daylight saving is observed."
     )
     times: tuple[TimesSettings, ...] = Field(min_length=1, max_length=64, description="Hours; active in any of them.")
 
@@ -43,14 +43,14 @@ class RuleSettings(Settings):
     )
     anchor: Anchor = Field(
         "bottom_center",
-        description="Point of the box that stands for the object. It is frozen while the picture's edge cuts the box.",
+        description="Point of the box used as its position. It is frozen while the edge of the picture cuts the box.",
     )
     schedule: ScheduleSettings | None = Field(None, description="When the rule is active. Default: always.")
     cooldown_s: float = Field(
         0.0,
         ge=0,
         le=86_400,
-        description="After an event of this rule begins, no other begins for so many seconds. Counters still count.",
+        description="After an event of this rule begins, no other begins for this many seconds. Counters still count.",
     )
 
 
@@ -61,7 +61,7 @@ class ZoneSettings(RuleSettings):
         max_length=128, description="Corners x, y in 0..1 of the upright picture, in order; at least three."
     )
     min_s: float = Field(
-        0.0, ge=0, le=3600, description="An object has to be inside for so many seconds before its event begins."
+        0.0, ge=0, le=3600, description="Time that an object has to be inside before its event begins, in seconds."
     )
     hysteresis: float = Field(
         0.1,
@@ -70,7 +70,10 @@ class ZoneSettings(RuleSettings):
         description="An object has left once its anchor is outside by this many heights of its box.",
     )
     loiter_s: float | None = Field(
-        None, gt=0, le=86_400, description="Observed seconds inside from which on an object loiters. Default: never."
+        None,
+        gt=0,
+        le=86_400,
+        description="Observed time inside after which an object counts as loitering, in seconds. Default: never.",
     )
     stationary_s: float = Field(
         10.0,
@@ -84,7 +87,7 @@ class ZoneSettings(RuleSettings):
 class LineSettings(RuleSettings):
     """A line across the picture: who crosses it, and which way."""
 
-    points: tuple[Point, ...] = Field(max_length=2, description="Both ends x, y in 0..1 of the upright picture.")
+    points: tuple[Point, ...] = Field(max_length=2, description="Both ends, x, y in 0..1 of the upright picture.")
     directions: tuple[Name, Name] = Field(
         ("in", "out"),
         description="Names of the directions: from the left of the line to its right, as seen on the picture when "

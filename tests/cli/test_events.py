@@ -90,7 +90,7 @@ def test_the_journal_is_found(tmp_path: Path) -> None:
     assert f"several journals; name one of {tmp_path}/gate, {tmp_path}/yard" in done.stderr
     done = streamd(tmp_path / "conf")
     assert done.returncode == 2
-    assert f"there is no journal (events.db) in {tmp_path}/conf" in done.stderr
+    assert f"no journal (events.db) in {tmp_path}/conf" in done.stderr
 
 
 def test_following(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_delete(tmp_path: Path, running: bool) -> None:
         done = streamd(*arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "deleted 2 events, 0 deliveries that waited and 1 files\n"
-    assert "a damaged journal may still hold them" in done.stderr
+    assert "a damaged journal may still contain them" in done.stderr
     assert not (tmp_path / "clip.mp4").exists()
     assert rows(tmp_path, "SELECT id FROM events ORDER BY position") == [("x1",), ("x3",), ("x4",)]
 
