@@ -131,7 +131,7 @@ def test_delete(tmp_path: Path, running: bool) -> None:
         (["--stream", "a"], "give --since and --until"),
         (["--since", "1d", "--until", "1h"], "either --stream or --all-streams"),
         (["--since", "1h", "--until", "1d", "--stream", "a"], "--since is not before --until"),
-        (["--since", "1d", "--until", "1h", "--stream", "a", "--label", "x"], "do not go with delete"),
+        (["--since", "1d", "--until", "1h", "--stream", "a", "--label", "x"], "cannot be combined with delete"),
         (["--since", "never", "--until", "1h"], "expected a time as 2026-03-01T12:30"),
         (["one", "two"], "expected one place"),
     ],
