@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from compare_detections import overlaps
-from pydantic import TypeAdapter
 
-from streamd.tracking import KINDS, Observation, StreamTracks, Tracker, TrackingConfig, open_tracker
+from streamd.tracking import TRACKERS, Observation, StreamTracks, open_tracker
+from streamd.tracking.batch import Tracker
 
 MODES = ("full", "every3", "every6", "drop20", "drop50", "burst")
 Crowd = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
@@ -251,13 +251,14 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=Path, nargs="?", help="the sequences")
     p.add_argument("--modes", default=",".join(MODES), help="which frames are kept, with commas between")
-    p.add_argument("--kind", choices=KINDS, default="bytetrack")
+    p.add_argument("--kind", choices=TRACKERS.builtin(), default="bytetrack")
     p.add_argument("--speed", action="store_true", help="time made-up objects instead")
     p.add_argument("--json", action="store_true")
     args = p.parse_args()
-    make: Callable[[], Tracker] = lambda: open_tracker(  # noqa: E731 — a new one for each mode
-        TypeAdapter(TrackingConfig).validate_python({"kind": args.kind})
-    )
+
+    def make() -> Tracker:
+        return open_tracker(TRACKERS.validate({"kind": args.kind}))
+
     try:
         if args.speed:
             results = {str(objects): _speeds(make, objects) for objects in (10, 50)}

@@ -1,53 +1,74 @@
-"""The tracking room: which boxes of successive frames show the same object.
+"""Tracking: which boxes of successive frames show the same object.
 
-A tracker is given the boxes of frames of many streams at once and the state of each stream (`StreamTracks`), and says
-which track each box belongs to. It runs by the time of capture, never by the number of frames. To add a kind: write
-one file here with its settings and a class made of them, name both in `TrackingConfig` and `open_tracker`, and pass
-`tests/tracking/test_contract.py`.
+A tracker gets the boxes of frames of any number of streams in one call, together with the state of each stream
+(`StreamTracks`), and returns the track of each box. It works by the time of capture, never by the number of frames. To
+add a kind, write one file here with its settings class, decorated with `TRACKERS.register`, whose `open` returns a
+`Tracker`; `tests/tracking/test_contract.py` tests it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING
 
-from pydantic import Discriminator, Tag
+from pydantic import Field
 
-from streamd.tracking.batch import Tracker
-from streamd.tracking.bytetrack import ByteTrack, ByteTrackSettings
-from streamd.tracking.iou import IouSettings, IouTracker
+from streamd.settings import KindSettings, Problems, Seconds, Unit
+from streamd.settings.registry import Registry
 from streamd.tracking.observation import EndedTrack, EndReason, Observation, Tracked
 from streamd.tracking.tracks import StreamTracks
 
+if TYPE_CHECKING:
+    from streamd.tracking.batch import Tracker
+
 __all__ = [
-    "KINDS",
-    "ByteTrackSettings",
+    "TRACKERS",
     "EndReason",
     "EndedTrack",
-    "IouSettings",
     "Observation",
     "StreamTracks",
     "Tracked",
-    "Tracker",
     "TrackingConfig",
+    "TrackingSettings",
     "open_tracker",
 ]
 
 
-def _kind(value: Any) -> str:
-    kind = value.get("kind", "bytetrack") if isinstance(value, dict) else getattr(value, "kind", "")
-    return str(kind)
+class TrackingSettings(KindSettings):
+    """Settings common to all trackers."""
+
+    low: Unit = Field(0.1, description="Lowest score of a box that may continue a track.")
+    certain: Unit = Field(
+        0.6, description="A first box with this score confirms its track at once; other tracks need a second box."
+    )
+    lost_s: Seconds = Field(2.0, description="Observed time after which an unseen track ends, in seconds.")
+    wall_s: Seconds = Field(
+        5.0, description="Time after which an unseen track ends in any case, observed or not, in seconds."
+    )
+    outage_s: Seconds = Field(5.0, description="Time without any frame after which all tracks end, in seconds.")
+    max_tracks: int = Field(
+        1000, ge=1, le=100_000, description="Most tracks of a stream; the ones unseen for longest are dropped first."
+    )
+
+    def check(self) -> Problems:
+        """See `KindSettings.check`."""
+        if self.low > self.certain:
+            yield ("low",), f"must not be above certain ({self.certain})"
+
+    def open(self) -> Tracker:
+        """Creates the tracker. It keeps nothing between calls: one serves all streams of a thread."""
+        raise NotImplementedError
 
 
-TrackingConfig = Annotated[
-    Annotated[ByteTrackSettings, Tag("bytetrack")] | Annotated[IouSettings, Tag("iou")], Discriminator(_kind)
-]
-"""`{}` is ByteTrack with its defaults."""
-KINDS = ("bytetrack", "iou")
-"""Of `TrackingConfig`."""
+TRACKERS: Registry[TrackingSettings] = Registry(
+    "tracker", TrackingSettings, "streamd.tracking", default="bytetrack", first="bytetrack"
+)
+
+if TYPE_CHECKING:
+    TrackingConfig = TrackingSettings
+else:
+    TrackingConfig = TRACKERS.one_of()
 
 
-def open_tracker(settings: ByteTrackSettings | IouSettings) -> Tracker:
-    """The tracker that the settings ask for. It keeps nothing between calls: one serves all streams of a thread."""
-    if isinstance(settings, ByteTrackSettings):
-        return ByteTrack(settings)
-    return IouTracker(settings)
+def open_tracker(settings: TrackingSettings) -> Tracker:
+    """Creates the tracker that `settings` describe; see `TrackingSettings.open`."""
+    return settings.open()

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from streamd.settings import Seconds, Settings, Unit
+from streamd.settings import Problems, Unit
+from streamd.tracking import TRACKERS, TrackingSettings
 from streamd.tracking.batch import Boxes, Life, Tracker
 from streamd.tracking.camera import FEWEST, common_shift
 from streamd.tracking.motion import Motion
@@ -22,31 +23,28 @@ from streamd.tracking.pairs import FEW, Indices, Pairs, Rectangles, every, match
 from streamd.tracking.tracks import CENTER, HALF, HEIGHT, ID, LEADER, TWO, UNIT, VARIANCE, WALL, ZERO, Matrix
 
 
-class ByteTrackSettings(Settings):
-    """ByteTrack by time of capture."""
+@TRACKERS.register
+class ByteTrackSettings(TrackingSettings):
+    """ByteTrack by the time of capture: for people and vehicles at any frame rate."""
 
     kind: Literal["bytetrack"] = "bytetrack"
-    low: Unit = Field(0.1, description="Lowest score of a box that may prolong a track.")
-    high: Unit = Field(0.4, description="Boxes from this score on are matched first, and may begin a track.")
-    certain: Unit = Field(
-        0.6, description="A first box of this score confirms its track at once; others need a second box."
+    high: Unit = Field(0.4, description="Boxes with this score are matched first, and may begin a track.")
+    gate: Unit = Field(
+        0.2, description="Least overlap, times the score, of a box with a score of `high` or more with its track."
     )
-    gate: Unit = Field(0.2, description="Lowest overlap, times the score, of a box of `high` or more with its track.")
-    weak_gate: Unit = Field(0.3, description="Lowest overlap of a weaker box with its track.")
-    new_gate: Unit = Field(0.3, description="Lowest overlap of a track's second box, while it is not confirmed.")
-    lost_s: Seconds = Field(2.0, description="Observed seconds after which an unseen track ends.")
-    wall_s: Seconds = Field(5.0, description="Seconds by the clock after which an unseen track ends in any case.")
-    outage_s: Seconds = Field(5.0, description="A time without frames after which all tracks end.")
-    camera_motion: bool = Field(True, description="Take out the camera's own motion, estimated from the tracks.")
-    max_tracks: int = Field(1000, ge=1, le=100_000, description="Most tracks a stream; those unseen longest go first.")
+    weak_gate: Unit = Field(0.3, description="Least overlap of a weaker box with its track.")
+    new_gate: Unit = Field(0.3, description="Least overlap of the second box of a track that is not yet confirmed.")
+    camera_motion: bool = Field(True, description="Compensate the motion of the camera, estimated from the tracks.")
 
-    @model_validator(mode="after")
-    def _in_order(self) -> ByteTrackSettings:
+    def check(self) -> Problems:
+        """See `KindSettings.check`."""
+        yield from super().check()
         if not self.low <= self.high <= self.certain:
-            raise ValueError(
-                f"low ({self.low}), high ({self.high}) and certain ({self.certain}) must rise in this order"
-            )
-        return self
+            yield ("high",), f"must lie between low ({self.low}) and certain ({self.certain})"
+
+    def open(self) -> ByteTrack:
+        """See `TrackingSettings.open`."""
+        return ByteTrack(self)
 
 
 _MOTION = Motion(center_noise=1.5, size_noise=0.3, box_noise=0.03, first_speed=1.0, tau=2.0)

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from streamd.settings import Seconds, Settings, Unit
+from streamd.settings import Seconds, Unit
+from streamd.tracking import TRACKERS, TrackingSettings
 from streamd.tracking.batch import Boxes, Life, Tracker
 from streamd.tracking.pairs import Indices, Pairs, Rectangles, match, meeting
 from streamd.tracking.tracks import AGE, BOX, ID, LEADER, ONE, SPEED, UNSEEN, WALL, Matrix
@@ -24,25 +25,18 @@ _SMOOTHED_S = 0.5
 """Seconds over which the velocity is averaged."""
 
 
-class IouSettings(Settings):
-    """Tracking by overlap alone: the cheapest kind, for slow objects and high rates."""
+@TRACKERS.register
+class IouSettings(TrackingSettings):
+    """Tracking by overlap alone: the cheapest kind, for slow objects and high frame rates."""
 
     kind: Literal["iou"] = "iou"
-    low: Unit = Field(0.4, description="Lowest score of a box that begins or prolongs a track.")
-    certain: Unit = Field(
-        0.6, description="A first box of this score confirms its track at once; others need a second box."
-    )
-    gate: Unit = Field(0.3, description="Lowest overlap of a box with its track's last box.")
-    lost_s: Seconds = Field(1.0, description="Observed seconds after which an unseen track ends.")
-    wall_s: Seconds = Field(5.0, description="Seconds by the clock after which an unseen track ends in any case.")
-    outage_s: Seconds = Field(5.0, description="A time without frames after which all tracks end.")
-    max_tracks: int = Field(1000, ge=1, le=100_000, description="Most tracks a stream; those unseen longest go first.")
+    low: Unit = Field(0.4, description="Lowest score of a box that may begin or continue a track.")
+    gate: Unit = Field(0.3, description="Least overlap of a box with the last box of its track.")
+    lost_s: Seconds = Field(1.0, description="Observed time after which an unseen track ends, in seconds.")
 
-    @model_validator(mode="after")
-    def _in_order(self) -> IouSettings:
-        if self.low > self.certain:
-            raise ValueError(f"low ({self.low}) must not be above certain ({self.certain})")
-        return self
+    def open(self) -> IouTracker:
+        """See `TrackingSettings.open`."""
+        return IouTracker(self)
 
 
 class _Still:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamd.tracking import Observation, StreamTracks, Tracked, Tracker
+from streamd.tracking import Observation, StreamTracks, Tracked
+from streamd.tracking.batch import Tracker
 
 SIZE = (1920, 1080)
 Frame = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from streamd.tracking import ByteTrackSettings, open_tracker
+from streamd.tracking import open_tracker
+from streamd.tracking.bytetrack import ByteTrackSettings
 from streamd.tracking.observation import EndReason
 from streamd.types import Box
 from tests.tracking.scenes import NOTHING, Play, boxes, play

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streamd.tracking import IouSettings, open_tracker
+from streamd.tracking import open_tracker
+from streamd.tracking.iou import IouSettings
 from tests.tracking.scenes import NOTHING, boxes, play
 
 
