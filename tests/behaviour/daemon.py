@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,6 +60,10 @@ class Subscriber:
         return (seen[-1].state, seen[-1].reason) if seen else ("", "")
 
 
+_daemons: weakref.WeakSet[Running] = weakref.WeakSet()
+"""Those that a test which fails may want to know of."""
+
+
 class Running:
     """A daemon process with a metrics port."""
 
@@ -66,6 +72,20 @@ class Running:
         self.config = config
         self._log = log
         self._port: int | None = None
+        self._test = os.environ.get("PYTEST_CURRENT_TEST", "")
+        _daemons.add(self)
+
+    def account(self) -> str:
+        """For a test that fails: whether the process lives, where each of its threads is, and its log."""
+        code = self.process.poll()
+        if code is None:
+            # faulthandler writes the stacks of all threads; the test is over anyway.
+            self.process.send_signal(signal.SIGABRT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+        state = "was running; the stacks of its threads are at the end" if code is None else f"exit code {code}"
+        text = self._log.read_text(errors="replace") if self._log.exists() else "(no log)"
+        return f"--- {self.config.name}, process {self.process.pid}: {state}; its log:\n{text[-12_000:] or '(empty)'}"
 
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
@@ -73,7 +93,10 @@ class Running:
     @property
     def port(self) -> int:
         if self._port is None:
-            self._port = next(line["metrics_port"] for line in self.log() if "metrics_port" in line)
+            found = [line["metrics_port"] for line in self.log() if "metrics_port" in line]
+            if not found and self.process.poll() is not None:
+                raise AssertionError(f"the daemon ended before it had a port\n{self.account()}")
+            self._port = next(iter(found))
         return self._port
 
     def get(self, path: str) -> tuple[int, bytes]:
@@ -114,7 +137,9 @@ def until(condition: Callable[[], Any], timeout: float = 20, what: str = "") -> 
             if condition():
                 return
         time.sleep(0.05)
-    raise AssertionError(f"not within {timeout} s: {what or condition}")
+    here = os.environ.get("PYTEST_CURRENT_TEST", "")
+    accounts = [running.account() for running in list(_daemons) if running._test == here]
+    raise AssertionError("\n".join([f"not within {timeout} s: {what or condition}", *accounts]))
 
 
 @contextlib.contextmanager

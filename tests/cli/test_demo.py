@@ -47,6 +47,7 @@ def test_the_whole_daemon_shows_cars_and_people_until_ctrl_c(tmp_path: Path) -> 
         process = subprocess.Popen(command, stdout=file, stderr=file)
     try:
         until(lambda: "Ctrl-C" in out.read_text() or process.poll() is not None, 60, "the demo starts")
+        assert "Ctrl-C" in out.read_text(), f"exit code {process.poll()}:\n{out.read_text()}"
         page = re.findall(r"page +(http\S+)", out.read_text())[0]
         endpoint = re.findall(r"messages +(tcp\S+)", out.read_text())[0]
         subscriber = Subscriber(endpoint)
