@@ -6,6 +6,8 @@ Every message names the thing, what was expected, and what to do; none contains 
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import ClassVar, Literal, get_args
 
 SourceReason = Literal[
@@ -36,6 +38,18 @@ SourceReason = Literal[
 ]
 """Why a stream is not live, or what is wrong with it while it is. A closed set: it is a metric label and part of the
 message schema."""
+
+NO_ROOM = os.EX_TEMPFAIL
+"""Exit code of a worker process that found no room: threads, descriptors or memory. Not its fault, and not for ever."""
+_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO, errno.ESTALE, errno.EBUSY))
+
+
+def is_passing(error: BaseException) -> bool:
+    """True for what the system lacks at the moment and may have again: nothing is to be given up for it."""
+    if isinstance(error, OSError):
+        return error.errno in _PASSING
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "start new thread" in str(error))
+
 
 SOURCE_REASONS: frozenset[str] = frozenset(get_args(SourceReason))
 

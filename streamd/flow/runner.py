@@ -120,6 +120,8 @@ class StreamRunner:
         """When each trouble of the live stream is over, monotonic nanoseconds."""
         self.status = StreamStatus(stream, "CONNECTING", "", "", max(self._epoch, 0), time.time_ns())
         self._reader = _ReaderThread()
+        self._start_at: float | None = None
+        """When a thread that could not be started is tried again, monotonic seconds."""
         self._abandoned: list[_ReaderThread] = before._abandoned if before is not None else []
 
     def adapt(self, settings: StreamSettings, make_source: Callable[[], Source]) -> None:
@@ -151,25 +153,46 @@ class StreamRunner:
     def _begin(self, error: SourceError | None) -> None:
         reader = self._reader = _ReaderThread()
         reader.thread = NamedThread(partial(self._run, reader, error), f"source-{self.stream}")
-        reader.thread.start()
+        try:
+            reader.thread.start()
+        except (RuntimeError, MemoryError) as caught:
+            # A limit on threads or memory, which is not for ever: `watch` tries again.
+            message = f"stream {self.stream}: no thread can be started now ({caught or 'no memory'}); see TasksMax"
+            error = error or SourceError("internal", f"{message}, pids.max and ulimit -u")
+            self._metrics.fail(error.reason)
+            if error.permanent:
+                self._transition(reader, "gave_up", error.reason, str(error))
+                self.ring.close()
+                return
+            delay = self._backoff.next()
+            self._start_at = time.monotonic() + delay
+            self._transition(reader, "broke", error.reason, str(error), retry_in_s=round(delay, 3))
 
     def stop(self) -> None:
         """Asks the stream to end: sleeps and a blocked ring are cut at once, a read at its time limit. Any thread."""
         self._stop.set()
         with self._lock:
             source = self._reader.source
+            if self._start_at is not None:
+                self._start_at = None
+                self._transition(self._reader, "ended", "", "stopped")
         if source is not None:
             source.close()
         self.ring.close()
 
     def join(self, timeout: float) -> bool:
         """Waits for the thread; False where `timeout` seconds passed first, or a thread that was left still hangs."""
-        self._reader.thread.join(timeout)
+        if self._reader.thread.ident is not None:
+            self._reader.thread.join(timeout)
         return not self._reader.thread.is_alive() and not any(reader.thread.is_alive() for reader in self._abandoned)
 
     def watch(self) -> None:
         """Replaces the thread where its call into the source is past its limit. To be called by one thread."""
         with self._lock:
+            if self._start_at is not None and time.monotonic() >= self._start_at:
+                self._start_at = None
+                self._transition(self._reader, "retry", self.status.reason, self.status.detail)
+                self._begin(None)
             if self._abandoned:
                 self._abandoned = [reader for reader in self._abandoned if reader.thread.is_alive()]
                 self._metrics.threads_stuck = len(self._abandoned)
@@ -193,7 +216,7 @@ class StreamRunner:
 
     def ended(self) -> bool:
         """True once the thread that works for the stream is over; those that were left behind may still hang."""
-        return not self._reader.thread.is_alive()
+        return not self._reader.thread.is_alive() and self._start_at is None
 
     def abandon(self) -> None:
         """Waits no longer for a thread that `stop` could not end: the stream is over, whatever its call returns."""

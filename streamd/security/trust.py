@@ -71,6 +71,14 @@ def _group(number: int) -> str:
     return str(number)
 
 
+def is_working_directory(path: Path) -> bool:
+    """Whether `path` is the working directory; False where that was removed."""
+    try:
+        return path == Path.cwd()
+    except OSError:
+        return False
+
+
 def read_bytes(path: Path, limit: int, *, what: str, expected: str) -> bytes:
     """The content of a trusted file.
 

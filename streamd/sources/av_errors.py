@@ -80,6 +80,21 @@ def _resolves(url: str) -> bool:
     return True
 
 
+_LACKS: dict[int, tuple[SourceReason, str]] = {
+    errno.EMFILE: ("internal", "the process has no file descriptor left; raise LimitNOFILE or ulimit -n"),
+    errno.ENFILE: ("internal", "the system has no file descriptor left; raise fs.file-max"),
+    errno.ENOMEM: ("internal", "there is not enough memory; look at MemoryMax and at what else runs here"),
+    errno.EIO: ("disconnected", "the disk or the network file system reports an error; look at the kernel's log"),
+    errno.ESTALE: ("disconnected", "the network file system has lost it; check its server and mount"),
+    errno.EBUSY: ("refused", "it is in use by another program; end that, or wait"),
+}
+
+
+def lack(number: int | None) -> tuple[SourceReason, str] | None:
+    """Reason and advice for an error of the system that may pass: it is tried again. None for any other."""
+    return _LACKS.get(number) if number is not None else None
+
+
 def is_network(url: str) -> bool:
     """True for what is reached over a network, whatever is found there."""
     scheme, mark, _ = url.partition("://")
@@ -130,6 +145,9 @@ def translate(
     else:
         reason = "disconnected" if live else "corrupt"
     detail = getattr(error, "strerror", None) or name
+    ours = not live or number not in (errno.EIO, errno.ESTALE)  # a network's I/O error is no disk's
+    if reason not in (timed_out, "dns") and ours and (lacking := lack(number)) is not None:
+        return SourceError(lacking[0], redact(f"{url}: {lacking[1]} ({detail})"))
     if number == errno.EINVAL and opening and is_network(url):
         return SourceError("unsupported", redact(f"{url}: {_not_an_address(url)} ({detail})"))
     if reason == timed_out:

@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from streamd.errors import SourceError
-from streamd.sources.av_errors import describe
+from streamd.sources.av_errors import describe, lack
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -36,6 +36,8 @@ def check_file(path: str) -> None:
     except PermissionError as error:
         raise SourceError("permission", describe(path, "permission"), permanent=True) from error
     except OSError as error:
+        if (lacking := lack(error.errno)) is not None:
+            raise SourceError(lacking[0], f"{path}: {lacking[1]} ({error.strerror})") from error
         raise SourceError("not_found", f"{path}: {error.strerror}; check the path", permanent=True) from error
 
 

@@ -26,6 +26,7 @@ from streamd.errors import SourceError
 from streamd.flow.contracts import SourceInfo
 from streamd.flow.settings import StreamSettings
 from streamd.security.redact import redact
+from streamd.security.trust import is_working_directory
 from streamd.sources.admission import PROCESS_S, cpu_gate
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_errors import describe
@@ -73,7 +74,7 @@ _ENVIRONMENT = (
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name.upper().startswith(_ENVIRONMENT)}
-    if Path(__file__).parents[2] != Path.cwd():
+    if not is_working_directory(Path(__file__).parents[2]):
         kept["PYTHONSAFEPATH"] = "1"  # -m would search the working directory for modules first
     return kept
 

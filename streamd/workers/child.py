@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from streamd.config import Config
-from streamd.errors import StreamdError
+from streamd.errors import NO_ROOM, StreamdError, is_passing
 from streamd.flow.threads import NamedThread
 from streamd.runtime.daemon import Daemon
 from streamd.security.redact import remember
@@ -176,6 +176,11 @@ def main() -> int:
     except StreamdError as error:
         log.error(str(error))
         return error.exit_code
+    except (OSError, RuntimeError, MemoryError) as error:
+        if not is_passing(error):
+            raise
+        log.error("the system has no room for a worker now", error=str(error))
+        return NO_ROOM
     if left_running:
         sys.stdout.flush()
         sys.stderr.flush()

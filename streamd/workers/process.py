@@ -16,6 +16,7 @@ import structlog
 
 import streamd
 from streamd.flow.backoff import Backoff
+from streamd.security.trust import is_working_directory
 from streamd.web.tap import Wish
 from streamd.workers.merge import of_the_dead
 from streamd.workers.report import Look, Order, Report
@@ -86,7 +87,7 @@ class WorkerProcess:
             OSError: the system has no room for another.
         """
         command = [sys.executable, "-m", "streamd.workers.child", str(self.number)]
-        if sys.version_info >= (3, 11) and Path(streamd.__file__).parent.parent != Path.cwd():
+        if sys.version_info >= (3, 11) and not is_working_directory(Path(streamd.__file__).parent.parent):
             command.insert(1, "-P")  # as the `streamd` command: nothing is imported from the working directory
         # Our own interpreter and a number.
         self._process = subprocess.Popen(  # noqa: S603
@@ -171,9 +172,14 @@ class WorkerProcess:
                 self._process.stdin.close()
         self._process = None
 
-    def died(self, lost: Collection[str]) -> float:
-        """Schedules a restart; returns the delay in seconds."""
-        if not self.up:
+    def died(self, lost: Collection[str], *, counted: bool = True) -> float:
+        """Schedules a restart; returns the delay in seconds.
+
+        Args:
+            lost: streams that were with it.
+            counted: False if it is no fault of its own: the system has no room for a process at the moment.
+        """
+        if not self.up and counted:
             self.deaths += 1
         elif time.monotonic() - self._up_at >= STEADY_S:
             self._backoff.reset()

@@ -17,7 +17,7 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from streamd.config import Config, sink_names
-from streamd.errors import BackendError, ConfigError, ModelError, SourceError
+from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, SourceError
 from streamd.recorder.place import config_name
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.reload import ReloadOutcome, Reread, check, difference
@@ -191,12 +191,10 @@ class WorkerSupervisor:
         except OSError as error:
             if not self._started:
                 raise BackendError(f"worker {worker.number}: cannot be started: {error.strerror}") from error
-            delay = worker.died(self._mine(worker))
+            delay = worker.died(self._mine(worker), counted=False)
             log.error(
-                "worker cannot be started", worker=worker.number, error=error.strerror, retry_in_s=round(delay, 3)
+                "worker cannot be started now", worker=worker.number, error=error.strerror, retry_in_s=round(delay, 3)
             )
-            if worker.deaths >= GIVE_UP:
-                self._failed_with = BackendError.exit_code
             return
         log.info("worker started", worker=worker.number, pid=worker.pid, streams=len(self._mine(worker)))
 
@@ -345,7 +343,7 @@ class WorkerSupervisor:
         worker.over.update(s for s in mine if self._ledger.over(s))
         lost = [s for s in mine if s not in worker.over]
         how = f"worker {worker.number} {ending(code)}"
-        delay = worker.died(lost)
+        delay = worker.died(lost, counted=code != NO_ROOM)
         # What the model or the configuration does wrong it does again; but while another worker runs with the same,
         # as when a model's file is being replaced, that one is not to end for it.
         alone = not any(other.up for other in self.workers if other is not worker)

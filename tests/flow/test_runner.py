@@ -184,3 +184,50 @@ def test_a_stream_all_of_whose_frames_fail_says_so(monkeypatch: pytest.MonkeyPat
     assert told[0].state == "LIVE"
     assert told[0].detail == "no picture can be processed: stream s: a yuyv422 picture cannot be scaled"
     assert metrics.failures["unsupported"] == 1
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on threads at a reload: the daemon goes on, and so does the stream as soon as there is room."""
+    real, room = threading.Thread.start, [False]
+
+    def start(thread: threading.Thread) -> None:
+        if not room[0]:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    statuses, ring = list[StreamStatus](), Ring[Frame](256)
+    runner = StreamRunner(
+        "s", lambda: Scripted(None, 3, None), ring, StreamMetrics("s"), statuses.append, initial_s=0.02, max_s=0.05
+    )
+    runner.start()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and len(statuses) < 6:
+        runner.watch()
+        assert not runner.ended()
+        time.sleep(0.01)
+    assert states(statuses)[:4] == [
+        ("CONNECTING", ""), ("BACKOFF", "internal"), ("CONNECTING", "internal"), ("BACKOFF", "internal"),
+    ]  # fmt: skip
+    assert "no thread can be started now (can't start new thread)" in statuses[1].detail
+    room[0] = True
+    while time.monotonic() < deadline and not runner.over:
+        runner.watch()
+        time.sleep(0.01)
+    assert runner.join(5)
+    assert states(statuses)[-2:] == [("LIVE", ""), ("ENDED", "eof")]
+
+
+def test_a_stream_without_a_thread_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    statuses, ring = list[StreamStatus](), Ring[Frame](256)
+    runner = StreamRunner("s", lambda: Scripted(None, 3, None), ring, StreamMetrics("s"), statuses.append)
+    runner.start()
+    runner.stop()
+    assert runner.ended()
+    assert runner.join(1)
+    assert ring.closed
+    assert states(statuses)[-1] == ("ENDED", "")

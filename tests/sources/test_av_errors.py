@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+from pathlib import Path
 
 import pytest
 
+from streamd.errors import SourceError
 from streamd.sources.av_errors import is_network, translate
+from streamd.sources.files import check_file
 
 
 def _translated(error: OSError, url: str, *, live: bool) -> tuple[str, str, bool]:
@@ -48,3 +52,31 @@ def test_what_is_a_network() -> None:
     assert [is_network(url) for url in ("rtsp://h/x", "http://h", "file:///x", "x.mp4", "/dev/video0")] == [
         True, True, False, False, False,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EBUSY])
+def test_what_the_system_lacks_now_is_never_permanent(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason, text, permanent = _translated(OSError(number, os.strerror(number)), "/clips/x.mp4", live=False)
+    assert not permanent
+    assert reason in ("internal", "disconnected", "refused")
+    assert "not valid video" not in text
+
+    clip = tmp_path / "x.mp4"
+    clip.write_bytes(b"x")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(SourceError) as caught:
+        check_file(str(clip))
+    assert not caught.value.permanent
+    assert "check the path" not in str(caught.value)
+
+
+def test_an_error_of_the_network_is_not_told_as_one_of_the_disk() -> None:
+    _, text, permanent = _translated(OSError(errno.EIO, "Input/output error"), "rtsp://127.0.0.1:9/x", live=True)
+    assert not permanent
+    assert "disk" not in text

@@ -134,3 +134,32 @@ def test_a_worker_that_has_published_everything_is_not_waited_for_beyond_the_dea
     finally:
         process.kill("the test is over")
         until(lambda: process.poll() is not None, 5)
+
+
+def test_a_worker_for_which_there_is_no_room_has_not_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reload and no limit on processes may end the daemon by it."""
+    process = WorkerProcess(0)
+    for _ in range(20):
+        process.died((), counted=False)
+    assert process.deaths == 0
+    process.died(())
+    assert process.deaths == 1
+
+
+def test_a_working_folder_that_was_removed_stops_no_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "sleeper"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(script))
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    process = WorkerProcess(0)
+    process.start(order(1))
+    try:
+        assert process.running
+    finally:
+        process.kill("the test is over")
+        until(lambda: process.poll() is not None, 5)
+        os.chdir(tmp_path)
