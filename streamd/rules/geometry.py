@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,15 +112,49 @@ def inside(edges: Array, x: Array, y: Array) -> Mask:
     return odd
 
 
-def distance(edges: Array, x: Array, y: Array) -> Array:
-    """(…,): pixels from each point to the nearest edge of its polygon. Arguments as for `inside`."""
-    x1, y1, dx, dy, _ = edges
-    length2 = dx * dx + dy * dy
-    along = ((x - x1) * dx + (y - y1) * dy) / np.where(length2 > 0, length2, 1.0)
-    along = np.minimum(np.maximum(along, 0.0), 1.0)
-    off_x, off_y = x - x1 - along * dx, y - y1 - along * dy
-    nearest: Array = np.sqrt((off_x * off_x + off_y * off_y).min(axis=-1))
-    return nearest
+class Sides:
+    """`inside` for all points in all polygons at once, in half as many operations.
+
+    Args:
+        edges: (5, Z, E), as `pad_polygons` gives them.
+    """
+
+    def __init__(self, edges: Array) -> None:
+        # Edges come first and points last: NumPy is quick along the last axis, and there are more points than edges.
+        x1, y1, dx, dy, y2 = edges.swapaxes(1, 2)
+        self._shape = y1.shape
+        # dx (y - y1) > (x - x1) dy, for all edges as one product.
+        self._slopes = np.stack((-dy.ravel(), dx.ravel()), axis=1)
+        self._limits = (dx * y1 - dy * x1).reshape(-1, 1)
+        # Each edge ends where the next one begins.
+        self._corners = np.concatenate((y1, y2[-1:]))[..., None]
+
+    def inside(self, points: Array) -> Mask:
+        """(N, Z): whether each of (N, 2) points is in each polygon."""
+        above = (self._slopes @ points.T > self._limits).reshape(*self._shape, -1)
+        up = self._corners <= points[:, 1]
+        # Crossed where the ends are on both sides of the point's height, and the point is to the left of the edge.
+        crossed = (up[1:] ^ up[:-1]) > (above ^ up[:-1])
+        odd: Mask = np.bitwise_xor.reduce(crossed, axis=0)
+        return odd.T
+
+
+def distance(edges: Sequence[Sequence[float]], x: float, y: float) -> float:
+    """Pixels from a point to the nearest of some edges. For one point: only few are near a border at a time.
+
+    Args:
+        edges: x1, y1, dx, dy of each.
+        x: pixels.
+        y: pixels.
+    """
+    nearest = math.inf
+    for x1, y1, dx, dy in edges:
+        px, py, length2 = x - x1, y - y1, dx * dx + dy * dy
+        along = min(max((px * dx + py * dy) / length2, 0.0), 1.0) if length2 else 0.0
+        px -= along * dx
+        py -= along * dy
+        nearest = min(nearest, px * px + py * py)
+    return math.sqrt(nearest)
 
 
 def iou(a: Sequence[float], boxes: Any) -> Array:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from streamd.rules.geometry import Array, Indices, Mask, distance, inside, pad_polygons
+from streamd.rules.geometry import Array, Indices, Mask, Sides, distance, inside, pad_polygons
 from streamd.rules.settings import ZoneSettings
 
 NEVER = float("inf")
@@ -41,6 +41,8 @@ class Zones:
     def scale(self, width: int, height: int) -> None:
         """Takes the size of the picture in pixels."""
         self._edges = pad_polygons([zone.points for zone in self.settings], width, height)
+        self._sides = Sides(self._edges)
+        self._rings: list[list[list[float]]] = np.moveaxis(self._edges[:4], 0, 2).tolist()
         x1, y1 = self._edges[:2]
         low, high = np.stack((x1.min(axis=1), y1.min(axis=1))), np.stack((x1.max(axis=1), y1.max(axis=1)))
         self._middle, self._half = (low + high)[:, None, :] / 2, (high - low)[:, None, :] / 2
@@ -65,7 +67,7 @@ class Zones:
         were = self.inside.take(index, axis=0)
         x, y = anchor[:, 0], anchor[:, 1]
         if were.size * self._edges.shape[2] <= FEW:
-            now = inside(self._edges[:, None], x[:, None, None], y[:, None, None])
+            now = self._sides.inside(anchor)
             if not self._all_active:
                 now &= self.active
             boxes, zones = (now ^ were).nonzero()
@@ -80,7 +82,7 @@ class Zones:
         for i, zone in zip(boxes.tolist(), zones.tolist(), strict=True):
             if not were[i, zone]:
                 came.append((i, zone))
-            elif distance(self._edges[:, zone], x[i], y[i]) > self._hysteresis[zone] * height[i]:
+            elif distance(self._rings[zone], float(x[i]), float(y[i])) > self._hysteresis[zone] * height[i]:
                 left.append((i, zone))
             else:
                 continue

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamd.rules.geometry import Border, Boxes, as_rows, crossing_edges, distance, inside, iou, pad_polygons
+from streamd.rules.geometry import Border, Boxes, Sides, as_rows, crossing_edges, distance, inside, iou, pad_polygons
 
 SIZE = (1000, 500)
 unit = st.floats(0.01, 0.99)
@@ -41,12 +41,14 @@ def test_inside_and_distance_equal_scalar_code(
 ) -> None:
     edges = pad_polygons(polygons, *SIZE)
     x, y = point[0] * SIZE[0], point[1] * SIZE[1]
+    at_once = Sides(edges).inside(np.array([[x, y]]))[0]
     for k, polygon in enumerate(polygons):
         scaled = [(px * SIZE[0], py * SIZE[1]) for px, py in polygon]
         far = near(scaled, x, y)
-        assert distance(edges[:, k], np.array([x]), np.array([y])) == pytest.approx(far, abs=1e-6)
+        assert distance(edges[:4, k].T.tolist(), x, y) == pytest.approx(far, abs=1e-6)
         if far > 1e-6:
             assert bool(inside(edges[:, k], np.array([x]), np.array([y]))) == winding(scaled, x, y)
+            assert bool(at_once[k]) == winding(scaled, x, y)
 
 
 def test_a_zone_at_the_edge_of_the_picture_contains_the_edge() -> None:
