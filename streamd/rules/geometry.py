@@ -135,8 +135,8 @@ class Sides:
         up = self._corners <= points[:, 1]
         # Crossed where the ends are on both sides of the point's height, and the point is to the left of the edge.
         crossed = (up[1:] ^ up[:-1]) > (above ^ up[:-1])
-        odd: Mask = np.bitwise_xor.reduce(crossed, axis=0)
-        return odd.T
+        odd: Mask = np.bitwise_xor.reduce(crossed, axis=0).T
+        return odd
 
 
 def distance(edges: Sequence[Sequence[float]], x: float, y: float) -> float:
