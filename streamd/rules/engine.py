@@ -122,17 +122,16 @@ class RuleEngine:
                 self._crossed(group, crossing, moment)
             for i, column in left:
                 self._presences.left(slots[i], group.zone_rules[column], moment)
-                group.zones.due[slots[i], column] = np.inf
+                group.zones.remind(slots[i], column, np.inf)
             for i, column in came:
                 rule = group.zone_rules[column]
                 how = self._how(rule, rows[i], now)
-                group.zones.due[slots[i], column] = self._presences.came(slots[i], rule, how, moment)
+                group.zones.remind(slots[i], column, self._presences.came(slots[i], rule, how, moment))
             if group.zone_rules:
                 for i, column in group.zones.pending(index, now):
                     slot, rule = slots[i], group.zone_rules[column]
                     elder = self._links.elder.get(slot)
-                    again = self._presences.due(slot, rule, elder, moment)
-                    group.zones.due[slot, column] = again
+                    group.zones.remind(slot, column, self._presences.due(slot, rule, elder, moment))
                     if elder is not None and (elder, rule) not in self._presences.open:
                         group.zones.leave(elder, column)
 

@@ -131,5 +131,4 @@ class Group:
         for column, zone in enumerate(self.zone_rules):
             if zone in old.zone_rules:
                 of = old.zone_rules.index(zone)
-                self.zones.inside[:, column] = old.zones.inside[:, of]
-                self.zones.due[:, column] = old.zones.due[:, of]
+                self.zones.take_over(old.zones, column, of)

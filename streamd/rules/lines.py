@@ -81,23 +81,23 @@ class Lines:
             Crossings that are decided now.
         """
         found: list[Crossing] = []
-        before = self.state.take(index, axis=0)
-        state = before.copy()
+        state = self.state.take(index, axis=0)
         if self.settings:
-            off = state[:, self.off]
-            np.matmul(anchor, self._normals, out=off)
+            off = anchor @ self._normals
             off += self._offsets
             home = state[:, self.home]
             if np.count_nonzero(home) < home.size:
                 home[:] = np.where(home == 0, np.sign(off), home)
             lean = off * home
-            band = height[:, None] * self._band
-            state[:, self.clear] += lean > band
+            clear = state[:, self.clear]
+            if np.count_nonzero(clear) < clear.size:
+                clear += lean > height[:, None] * self._band
             beyond = lean < 0
             if self.bridges:
-                found += self._bridges(t, slots, off, band, sights)
+                found += self._bridges(t, slots, off, height, sights)
             if self.passages or np.count_nonzero(beyond):
-                found += self._passages(t, slots, anchor, before, state, beyond, band, sights)
+                found += self._passages(t, slots, anchor, off, state, beyond, height, sights)
+            state[:, self.off] = off
         state[:, T2] = state[:, T]
         state[:, T] = t
         state[:, : Y + 1] = anchor
@@ -109,38 +109,39 @@ class Lines:
         t: float,
         slots: Sequence[int],
         anchor: Array,
-        before: Array,
+        off: Array,
         state: Array,
         beyond: Mask,
-        band: Array,
+        height: Array,
         sights: Sights,
     ) -> list[Crossing]:
         """Takes the frame for what is under way or begins now.
 
         Args:
-            before: rows of the state at the frame before.
-            state: rows of the state, in which home sides are changed.
+            off: (N, L) pixels from each line.
+            state: rows of the state; path and pixels are still those of the frame before, home sides may be changed.
             beyond: (N, L) True where a track is not on its home side.
-            band: (N, L) pixels from the line that count as clear of it.
+            height: (N,) of the boxes in pixels.
         """
         found: list[Crossing] = []
         boxes, lines = beyond.nonzero()
         for i, line in zip(boxes.tolist(), lines.tolist(), strict=True):
             if (slots[i], line) not in self.passages:
-                self.passages[slots[i], line] = self._begin(slots[i], line, before[i], state[i])
+                self.passages[slots[i], line] = self._begin(slots[i], line, state[i])
         seen = {slot: i for i, slot in enumerate(slots)}
         for key, passage in list(self.passages.items()):
             if (i := seen.get(key[0], -1)) < 0:
                 continue
             line = key[1]
-            then = before[i]
+            then = state[i]
             x, y = anchor[i].tolist()
             last = Position(float(then[T]), float(then[X]), float(then[Y]), float(then[PATH + line]))
-            now = Position(t, x, y, float(state[i, PATH + line]))
-            self._advance(key, passage, last, now, abs(now.off) > band[i, line], state[i], sights, i, found)
+            now = Position(t, x, y, float(off[i, line]))
+            clear = bool(abs(now.off) > height[i] * self._band[line])
+            self._advance(key, passage, last, now, clear, state[i], sights, i, found)
         return found
 
-    def _bridges(self, t: float, slots: Sequence[int], off: Array, band: Array, sights: Sights) -> list[Crossing]:
+    def _bridges(self, t: float, slots: Sequence[int], off: Array, height: Array, sights: Sights) -> list[Crossing]:
         """Takes the frame for passages from one track to another."""
         found: list[Crossing] = []
         seen = {slot: i for i, slot in enumerate(slots)}
@@ -154,21 +155,21 @@ class Lines:
                 continue
             if bridge.first is None:
                 bridge.first = sights.sight(i)
-            bridge.stay(t, bool(beyond > band[i, key[1]]))
+            bridge.stay(t, bool(beyond > height[i] * self._band[key[1]]))
             if bridge.settled and sights.confirmed(i):
                 self._cross(key, bridge, found, certain=bridge.evident)
                 del self.bridges[key]
         return found
 
-    def _begin(self, slot: int, line: int, before: Array, row: Array) -> Passage:
+    def _begin(self, slot: int, line: int, row: Array) -> Passage:
         home = int(row[self.home][line])
-        second = float(before[T2])
+        second = float(row[T2])
         if second < self._own_since.get((slot, line), NEVER):
             second = NEVER
         return Passage(
             home=home,
             home_clear=bool(row[self.clear][line]),
-            home_last=float(before[T]),
+            home_last=float(row[T]),
             home_second=second,
             settle_s=self.settings[line].settle_s,
             guess=second < self.guessed.get(slot, NEVER),
@@ -306,7 +307,7 @@ class Lines:
                 # What the lost track did is evident; the new one may be somebody who comes the other way.
                 self._meet(heir, line, t, float(off[line]))
             elif away < -height * self._band[line]:
-                bridge = self._begin(slot, line, row, row)
+                bridge = self._begin(slot, line, row)
                 before = Position(float(row[T]), float(row[X]), float(row[Y]), float(row[PATH + line]))
                 cut_t, x, y = cut(before, Position(t, *anchor, float(off[line])))
                 bridge.leave(cut_t, (x, y), self._within(line, x, y), before.t, t, None)

@@ -20,6 +20,8 @@ standing, and the same of the place before; these are sums of two corners, twice
 
 STILL = 0.25
 """An object stands while its centre stays within this many sizes (root of the box's area) of where it was."""
+STEP_S = 0.1
+"""How often that is looked at."""
 LINK_S = 2.0
 """For so long a track that is not seen may go on as another one that begins."""
 SURE_S = 0.4
@@ -58,6 +60,7 @@ class Tracks:
         self._grown = grown
         self._items = as_rows(self.rows)
         self._stamp = np.zeros(4)
+        self._look = 0.0
 
     def _new(self, track: int) -> int:
         if not self._free:
@@ -116,13 +119,9 @@ class Tracks:
         gap = now - before
         if gap <= MAX_GAP_S:
             rows[:, SEEN] += gap * (rows[:, FRAME] == number - 1)
-        away = boxes.sums - rows[:, REF_X : REF_Y + 1]
-        away *= away
-        moved = away[:, 0] + away[:, 1] > boxes.sizes[:, 0] * boxes.sizes[:, 1] * (4 * STILL * STILL)
-        if np.count_nonzero(moved):
-            rows[moved, OLD_X : OLD_T + 1] = rows[moved, REF_X : REF_T + 1]
-            rows[moved, REF_X : REF_Y + 1] = boxes.sums[moved]
-            rows[moved, REF_T] = now
+        if now >= self._look:
+            self._look = now + STEP_S
+            self._moved(rows, boxes, now)
         self._stamp[:] = now, number, frame.epoch, frame.seq
         rows[:, : SEQ + 1] = self._stamp
         rows[:, CONFIRMED] = frame.confirmed
@@ -132,6 +131,16 @@ class Tracks:
         rows[:, X1 : Y2 + 1] = boxes.xyxy
         self._items[index] = as_rows(rows)
         return slots, index, rows, born
+
+    def _moved(self, rows: Array, boxes: Boxes, now: float) -> None:
+        """Notes a new place for what has left the one where it stood."""
+        away = boxes.sums - rows[:, REF_X : REF_Y + 1]
+        away *= away
+        moved = away[:, 0] + away[:, 1] > boxes.sizes[:, 0] * boxes.sizes[:, 1] * (4 * STILL * STILL)
+        if np.count_nonzero(moved):
+            rows[moved, OLD_X : OLD_T + 1] = rows[moved, REF_X : REF_T + 1]
+            rows[moved, REF_X : REF_Y + 1] = boxes.sums[moved]
+            rows[moved, REF_T] = now
 
     def last_sight(self, slot: int, moment: Moment) -> Sight:
         """The track in the last frame that it was in."""

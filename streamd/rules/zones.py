@@ -31,7 +31,8 @@ class Zones:
         count = len(self.settings)
         self.inside: Mask = np.zeros((size, count), np.bool_)
         self.due: Array = np.full((size, count), NEVER)
-        """When something may have to be told of a presence, in seconds."""
+        """When something may have to be told of a presence, in seconds; see `remind`."""
+        self._next = NEVER
         self.active: Mask = np.ones(count, np.bool_)
         """Zones whose schedule is on; see `switch`."""
         self._all_active = True
@@ -108,11 +109,19 @@ class Zones:
 
     def pending(self, index: Indices, now: float) -> Pairs:
         """Presences of the tracks that were seen of which something may have to be told."""
+        if now < self._next:
+            return []
+        self._next = float(self.due.min())
         due = self.due.take(index, axis=0) <= now
         if not np.count_nonzero(due):
             return []
         boxes, zones = due.nonzero()
         return list(zip(boxes.tolist(), zones.tolist(), strict=True))
+
+    def remind(self, slot: int, zone: int, t: float) -> None:
+        """Sets when something may have to be told of a presence."""
+        self.due[slot, zone] = t
+        self._next = min(self._next, t)
 
     def forget(self, slot: int) -> None:
         """A slot is free: its track is met anew."""
@@ -123,3 +132,9 @@ class Zones:
         """A presence has ended."""
         self.inside[slot, zone] = False
         self.due[slot, zone] = NEVER
+
+    def take_over(self, old: Zones, column: int, of: int) -> None:
+        """Takes the state of zone `of` of the zones before a reload for `column`."""
+        self.inside[:, column] = old.inside[:, of]
+        self.due[:, column] = old.due[:, of]
+        self._next = float(self.due.min())
