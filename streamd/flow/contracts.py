@@ -1,4 +1,4 @@
-"""What the flow asks of the rooms above it: sources that hand frames in, backends that turn batches into outputs."""
+"""Interfaces that the flow needs: sources that deliver frames, and backends that turn batches into outputs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, O
 
 @dataclass(slots=True, frozen=True)
 class SourceInfo:
-    """What was found when the source opened."""
+    """Properties of a source, known once it is open."""
 
     codec: str
     decoder: str
     """software or nvdec"""
     width: int
-    """As declared, in pixels: rotation and changes in mid-stream are the frames' own."""
+    """As declared, in pixels. Rotation and mid-stream changes are properties of the frames."""
     height: int
     fps: float
-    """As declared by the stream; 0 where unknown."""
+    """As declared by the stream; 0 if unknown."""
     live: bool
-    """True where the sender sets the pace (a camera); False for a file."""
+    """True if the sender sets the pace (a camera); False for a file."""
     still: bool = False
     """One picture, which is fetched again and again: an image, a snapshot URL."""
 
@@ -36,7 +36,7 @@ class SenderClock(Protocol):
     """What is known of a sender's clocks."""
 
     jumps: int
-    """Times that its media clock jumped, stepped back or stood still."""
+    """Number of times its media clock jumped, stepped back or stood still."""
     offset_s: float | None
     """Its wall clock minus arrival, in seconds; None while unknown."""
     drift: float | None
@@ -46,15 +46,15 @@ class SenderClock(Protocol):
 class Source(Protocol):
     """One opened-once input. `open` and `frames` are called by one thread, `close` by any.
 
-    A source never retries: the stream's runner makes a fresh one for every attempt.
+    A source never retries: the stream's runner creates a new one for every attempt.
     """
 
     corrupt: int
-    """Packets or frames the decoder refused so far."""
+    """Packets or frames that the decoder has rejected so far."""
     skipped: int
-    """Frames left out by max_fps so far."""
+    """Frames skipped by max_fps so far."""
     lost: int
-    """RTP packets that never came, as far as FFmpeg tells."""
+    """Lost RTP packets, as reported by FFmpeg."""
     deadline: float
     """Monotonic seconds by which the call that is under way must have returned; infinite where none is. A source that
     is past it hangs for good."""
@@ -75,12 +75,12 @@ class Source(Protocol):
     def frames(self) -> Iterator[Frame]:
         """Yields frames in presentation order until the input ends. `epoch` and `seq` are left to the caller.
 
-        A frame that is `quarantined` is to be counted and let go.
+        The caller counts a `quarantined` frame and releases it.
 
-        Paced sources sleep here; a blocked consumer simply delays the next read.
+        Paced sources sleep here; a blocked consumer only delays the next read.
 
         Raises:
-            SourceError: the input broke; never for one bad packet.
+            SourceError: the input failed; never for a single bad packet.
         """
         ...
 
@@ -89,7 +89,7 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Cuts whatever `open` or `frames` is waiting for, within a second. Idempotent, callable from any thread."""
+        """Interrupts a waiting `open` or `frames` within a second. Idempotent, callable from any thread."""
         ...
 
 
@@ -103,7 +103,7 @@ SlotT = TypeVar("SlotT", bound=Slot)
 
 
 class Backend(ABC, Generic[SlotT]):
-    """One model on one device, with one call per stage so that each stage's thread makes its own.
+    """One model on one device, with one method per stage, called by that stage's thread.
 
     `preprocess`, `infer` and `collect` of one slot are called in this order, each by a single thread that is the
     only caller of that method, and the slot is not used again before its outputs have been read. Calls for
@@ -121,10 +121,10 @@ class Backend(ABC, Generic[SlotT]):
 
     @abstractmethod
     def start(self, plan: DecodePlan | None = None) -> None:
-        """Compiles what is left to compile and allocates every slot. Called once, before the first batch.
+        """Finishes compiling and allocates every slot. Called once, before the first batch.
 
         Args:
-            plan: what a device needs to decode boxes itself; None asks for raw outputs.
+            plan: what a device needs to decode boxes itself; None for raw outputs.
 
         Raises:
             BackendError: the device refused (memory, driver).

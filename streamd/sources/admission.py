@@ -1,9 +1,9 @@
-"""How many inputs are opened at the same time.
+"""Limits how many inputs are opened at the same time.
 
-Two hundred streams that open at once delay each other past every time limit. The driver creates NVDEC decoders one
-after another, for all processes of a GPU together (some 55 ms each on an H200); probing a file or starting a decoder
-process is work for the CPU. So each of these has a gate with a few places, and a time limit begins once its place is
-taken.
+Two hundred streams that open at once delay each other beyond every time limit. The driver creates NVDEC decoders one
+after another over all processes of a GPU (about 55 ms each on an H200), and probing a file or starting a decoder
+process is work for the CPU. Each of these therefore has a gate with a few places, and a time limit starts once a place
+is taken.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from pathlib import Path
 from streamd.errors import SourceError
 
 DEVICE_PLACES = 4
-"""Decoders of one GPU that are created at a time. One leaves the driver idle between two (60 ms a decoder for 55); four
-keep it busy, and each of them takes 0.2 to 0.3 s."""
+"""Number of decoders created at a time on one GPU. A single one leaves the driver idle in between (60 ms per decoder
+instead of 55); four keep it busy, and each then takes 0.2 to 0.3 s."""
 CONNECT_PLACES = 64
 CONNECT_S = 0.5
-"""A connection that takes longer waits for its camera, not for the CPU, and no longer counts."""
+"""A connection that takes longer is waiting for its camera rather than the CPU, and no longer counts."""
 FILE_S = 5.0
-"""As much for a file: its file system hangs."""
+"""The same for a file: its file system hangs."""
 PROCESS_S = 10.0
-"""As much for a decoder process that has said nothing yet."""
+"""The same for a decoder process that has not sent anything yet."""
 KEY_WAIT_S = 5.0
-"""A stream that marks no key frame for so long is decoded from any packet on."""
+"""A stream that marks no key frame for this long is decoded from any packet on."""
 TURN_S = 20.0
-"""A live stream that has found no place at a key frame for so long waits for one."""
+"""A live stream that has found no free place at a key frame for this long waits for one."""
 _POLL_S = 0.005
 _LOOK_S = 0.25
-"""How soon one that waits in line notices that its stream was closed."""
+"""How soon a waiting stream notices that it was closed."""
 
 
 class Ticket:
-    """A place that is taken. `leave` gives it back: idempotent, any thread."""
+    """A taken place. `leave` releases it: idempotent, any thread."""
 
     def __init__(self, gate: Gate, place: int, expires: float) -> None:
         self._gate, self._place = gate, place
@@ -59,20 +59,20 @@ class Ticket:
 
 
 class Gate:
-    """Lets a bounded number of callers in at the same time.
+    """Admits a limited number of callers at the same time.
 
-    With `folder`, all processes of this user that name it share the places: each is a file, and whoever has locked it
-    is in. The kernel unlocks the files of a process that dies.
+    With `folder`, all processes of this user that name it share the places: each place is a file, held by locking it.
+    The kernel unlocks the files of a process that dies.
 
     Args:
-        places: how many.
-        folder: for the files; None keeps to this process.
+        places: number of places.
+        folder: folder for the files; None: for this process only.
     """
 
     def __init__(self, places: int, folder: Path | None = None) -> None:
         self._lock = threading.Lock()
         self._turn = threading.Lock()
-        """Of those that wait one looks for a free place, so that a hundred do not wake up for each."""
+        """Only one of the waiting callers looks for a free place, so that a hundred do not wake up for each."""
         self._held: dict[int, Ticket] = {}
         self._files: list[int] = []
         self._places = places
@@ -82,10 +82,10 @@ class Gate:
                 self._files.append(os.open(folder / f"{place}.lock", flags, 0o600))
 
     def try_enter(self, patience_s: float) -> Ticket | None:
-        """A ticket where a place is free at this moment.
+        """A ticket, if a place is free.
 
         Args:
-            patience_s: the ticket counts for so long at most, in seconds.
+            patience_s: longest time that the ticket counts, in seconds.
         """
         now = time.monotonic()
         with self._lock:
@@ -112,7 +112,7 @@ class Gate:
         Args:
             patience_s: see `try_enter`.
             closed: ends the wait within a second.
-            stream: named in the error.
+            stream: id of the stream, for the error.
 
         Raises:
             SourceError: `closed` was set first.
@@ -141,24 +141,24 @@ class Gate:
 
 
 def _closed(stream: str) -> SourceError:
-    return SourceError("disconnected", f"stream {stream}: closed while it was being opened")
+    return SourceError("disconnected", f"stream {stream}: closed while opening")
 
 
 @cache
 def cpu_gate() -> Gate:
-    """What opening costs of the CPU: probing a file and its first software decoding, or starting a decoder process."""
+    """The gate for CPU work: probing a file and its first software decoding, or starting a decoder process."""
     return Gate(max(4, 2 * len(os.sched_getaffinity(0))))
 
 
 @cache
 def connect_gate() -> Gate:
-    """Connecting to cameras, which is mostly waiting: at most so many handshakes and probes at the same moment."""
+    """The gate for connecting to cameras, which is mostly waiting: limits simultaneous handshakes and probes."""
     return Gate(CONNECT_PLACES)
 
 
 @cache
 def device_gate(ordinal: int) -> Gate:
-    """Creating decoders on a GPU, for all processes of this user."""
+    """The gate for creating decoders on a GPU, for all processes of this user."""
     folder = None
     with contextlib.suppress(OSError):
         folder = _folder(f"cuda{ordinal}")
@@ -169,27 +169,27 @@ def _folder(name: str) -> Path:
     """A folder that only this user can write, the same in every process.
 
     Raises:
-        OSError: it cannot be made, or is somebody else's.
+        OSError: it cannot be created, or belongs to somebody else.
     """
     runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd's
     base = Path(runtime or tempfile.gettempdir()) / f"streamd-opening-{os.getuid()}"
     base.mkdir(mode=0o700, exist_ok=True)
     status = base.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{base} is not this user's alone")
+        raise PermissionError(f"{base} is not private to this user")
     folder = base / name
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 class Admission:
-    """The way of one source through the gates. For the source's thread, but `leave`.
+    """The passage of one source through the gates. For the source's thread, except `leave`.
 
-    A file keeps its place from before it is opened until its decoder exists. A camera may take its time to answer: it
-    has one place while it connects, and one of the GPU's once its first key frame is there.
+    A file holds its place from before it is opened until its decoder exists. A camera may take long to respond: it
+    holds one place while it connects, and one of the GPU's once its first key frame has arrived.
 
     Args:
-        stream: named in errors.
+        stream: id of the stream, for errors.
         live: False for a file.
         closed: ends every wait.
     """
@@ -200,16 +200,16 @@ class Admission:
         self._device: int | None = None
         self._connected_at = 0.0
         self.waiting = False
-        """True while `may_decode` is to be asked."""
+        """True while `may_decode` has to be called."""
 
     def enter(self, device: int | None) -> None:
-        """Before opening.
+        """Call before opening.
 
         Args:
-            device: whose decoder is to be used; None for software.
+            device: device whose decoder will be used; None for software.
 
         Raises:
-            SourceError: closed while it waited.
+            SourceError: closed while waiting.
         """
         self._device = device
         self.waiting = False
@@ -231,7 +231,7 @@ class Admission:
             key: it holds a key frame.
 
         Raises:
-            SourceError: closed while it waited.
+            SourceError: closed while waiting.
         """
         assert self._device is not None
         waited_s = time.monotonic() - self._connected_at

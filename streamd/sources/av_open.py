@@ -1,4 +1,4 @@
-"""Opening an input through FFmpeg, and finding its video in it."""
+"""Opens an input through FFmpeg, and finds its video stream."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _options(settings: AvStreamSettings) -> dict[str, str]:
 
 
 def open_container(settings: AvStreamSettings, *, live: bool, device: int | None) -> InputContainer:
-    """Connects and probes; whatever PyAV raises.
+    """Connects and probes. Raises PyAV's errors.
 
     Args:
         settings: the stream.

@@ -43,7 +43,7 @@ HUNG_S = 5.0
 """A call that FFmpeg has not ended this long after its limit will never end."""
 DECODE_LIMIT_S = 10.0
 UNKNOWN_LIMIT = 25
-"""Packets of tracks that nobody knew of when the file was opened: fewer are damage."""
+"""Packets of tracks that were unknown when the file was opened: fewer are considered damage."""
 FILE_LIMIT_S = 60.0
 """Timeout for reading from a file system."""
 
@@ -235,16 +235,16 @@ class AvSource:
         """A pass is over.
 
         Raises:
-            SourceError: it was no whole one.
+            SourceError: it was not a complete pass.
         """
         url = self._settings.url
         if self._begin_ns:
             raise too_short(url, self._settings.start_s)
         if not self._pictures and not self._live:
-            text = f"{describe(url, 'corrupt')}; it ended without one picture that can be decoded"
+            text = f"{describe(url, 'corrupt')}; it ended without a decodable picture"
             raise SourceError("corrupt", text, permanent=not self._network)
         if self._unknown >= UNKNOWN_LIMIT and not self._network:
-            text = f"{url}: its video goes on in a track that began in mid-file (another PID), which is not read"
+            text = f"{url}: its video continues in a track that starts in mid-file (another PID), which is not read"
             raise SourceError("codec_changed", redact(f"{text}; remux it: ffmpeg -i IN -c copy OUT"), permanent=True)
 
     def _begin_again(self, began: float) -> bool:

@@ -1,7 +1,7 @@
-"""Hardware decoders that are destroyed after their stream has gone.
+"""Destroys hardware decoders in the background, after their stream has ended.
 
-The driver destroys them one after another, some 28 ms each on an H200: two hundred streams that waited for it would not
-be drained within their limit. A stream that is stopped hands its container over instead and is done.
+The driver destroys them one after another, about 28 ms each on an H200: two hundred streams that waited for it would
+not drain within their limit. A stopped stream passes its container on instead, and is done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PATIENCE_S = 1.0
 
 
 class DeferredClose:
-    """Closes containers one after another in a thread of its own, which ends where none is left. Any thread."""
+    """Closes containers one after another in its own thread, which ends when none is left. Any thread."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[InputContainer] = queue.SimpleQueue()
@@ -49,8 +49,8 @@ class DeferredClose:
                     return
 
     def wait(self, deadline: float) -> bool:
-        """Waits a moment, and until `deadline` (monotonic seconds) at most; False where some are not closed then. A
-        process that leaves with them must not run finalisers."""
+        """Waits a moment, at most until `deadline` (monotonic seconds); False if some are still open. A process that
+        exits with open ones must not run finalisers."""
         with self._changed:
             timeout = max(0.0, min(PATIENCE_S, deadline - time.monotonic()))
             return self._changed.wait_for(lambda: not self._pending, timeout)

@@ -1,9 +1,9 @@
-"""Which packets need not be decoded, where `max_fps` asks for far fewer pictures than the camera sends.
+"""Which packets need not be decoded if `max_fps` is far below the camera's rate.
 
-What is left out must be what no other picture is predicted from: pictures that are no reference (most B-pictures, the
-top layer of temporal scalability), or all between two key frames. H.264 marks the former by nal_ref_idc 0 (ITU-T H.264,
-7.4.1), H.265 by an even type below 16, which is a promise within its temporal layer only (ITU-T H.265, 7.4.2.2).
-FFmpeg's `skip_frame` does the same inside the decoder; here it is known, and counted, packet by packet.
+Only pictures that no other picture is predicted from can be skipped: non-reference pictures (most B-pictures, the top
+layer of temporal scalability), or all pictures between two key frames. H.264 marks the former with nal_ref_idc 0 (ITU-T
+H.264, 7.4.1), H.265 with an even type below 16, which is guaranteed within its temporal layer only (ITU-T H.265,
+7.4.2.2). FFmpeg's `skip_frame` does the same inside the decoder; here it is known, and counted, per packet.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 Level = Literal["all", "references", "keys"]
 _GROUPS = 4
-"""Groups of pictures that rates are taken over."""
+"""Number of groups of pictures over which rates are measured."""
 _TOLERANCE = 0.97
-"""A camera of 24.9 frames/s has every fifth picture for 5 frames/s."""
+"""Tolerance: at 24.9 frames/s, every fifth picture counts as 5 frames/s."""
 _LONGEST_NS = 60_000_000_000
 _HEAD = 1024
-"""Bytes of a packet in which its first slice begins, but for rare ones."""
+"""Bytes of a packet in which its first slice begins, except for rare packets."""
 _START = b"\x00\x00\x01"
 
 
@@ -51,7 +51,7 @@ def first_slice(codec: str, data: bytes, length_size: int) -> tuple[int, int] | 
         length_size: see `nal_length_size`.
 
     Returns:
-        None where `data` holds no slice.
+        None if `data` contains no slice.
     """
     at, end = 0, len(data)
     while True:
@@ -76,8 +76,8 @@ def first_slice(codec: str, data: bytes, length_size: int) -> tuple[int, int] | 
 class PacketSkipper:
     """Chooses the packets of one connection. For one thread.
 
-    How much is left out changes at key frames only, by the rates of the last groups of pictures. What is left is never
-    less than `max_fps` pictures a second.
+    What is skipped changes at key frames only, based on the rates of the last groups of pictures. At least `max_fps`
+    pictures per second always remain.
 
     Args:
         codec: FFmpeg's name of the codec.
@@ -98,8 +98,8 @@ class PacketSkipper:
         self._limit = limit
 
     def skip(self, packet: Packet[Any], time_ns: int) -> bool:
-        """True where `packet` is to be let go. Of key frames alone this chooses, before they are decoded; otherwise
-        there may be more pictures left than are asked for.
+        """True if `packet` should be skipped. If only key frames are decoded, this also selects among them; otherwise
+        more pictures than requested may remain.
 
         Args:
             packet: of the video, not empty.
@@ -129,7 +129,7 @@ class PacketSkipper:
         return kind >= 16 or kind % 2 == 1 or value < self._top_layer
 
     def _begin(self, now_ns: int) -> None:
-        """A group of pictures begins: what is to be decoded of it?"""
+        """Decides, at the start of a group of pictures, what is decoded of it."""
         if self._began_ns is not None and 0 < now_ns - self._began_ns <= _LONGEST_NS:
             self._groups.append((now_ns - self._began_ns, self._packets, self._references))
         self._began_ns, self._packets, self._references = now_ns, 0, 0
@@ -147,7 +147,7 @@ class PacketSkipper:
 
 
 def held_back(natives: list[VideoFrame], number: int, context: VideoCodecContext) -> list[VideoFrame]:
-    """Key frames that a decoder would give out with later ones, seconds from now, as it waits to reorder them.
+    """Key frames that a decoder would output seconds later, together with later ones, as it waits to reorder them.
 
     Args:
         natives: what it has given out for the last packet.

@@ -63,7 +63,7 @@ def test_a_stream_that_is_closed_waits_no_longer() -> None:
     errors: list[SourceError] = []
 
     def wait() -> None:
-        with pytest.raises(SourceError, match="closed while it was being opened") as caught:
+        with pytest.raises(SourceError, match="closed while opening") as caught:
             gate.enter(closed, "second", 10)
         errors.append(caught.value)
 
