@@ -17,11 +17,12 @@ FLOORS = {
         [
             ("errors", "types", "settings"),
             ("security",),
-            ("telemetry",),
+            # Arrays and nothing else: the flow and the configuration of streams build on it.
+            ("telemetry", "analysis"),
             ("flow",),
             # Below the sinks, which deliver from the journal's cursors.
             ("imaging", "events"),
-            ("sources", "engine", "heads", "sinks", "rules", "tracking"),
+            ("sources", "engine", "heads", "sinks"),
             # Offline, and never imported by the daemon: it may look into the rooms that it measures.
             ("models",),
             ("config",),

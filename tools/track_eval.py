@@ -32,8 +32,8 @@ import numpy as np
 import numpy.typing as npt
 from compare_detections import overlaps
 
-from streamd.tracking import TRACKERS, Observation, StreamTracks, open_tracker
-from streamd.tracking.batch import Tracker
+from streamd.analysis.tracking import TRACKERS, Observation, StreamTracks, open_tracker
+from streamd.analysis.tracking.batch import Tracker
 
 MODES = ("full", "every3", "every6", "drop20", "drop50", "burst")
 Crowd = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]

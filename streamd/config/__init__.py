@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from streamd.analysis.tracking import TrackingConfig, TrackingSettings
+from streamd.analysis.tracking.bytetrack import ByteTrackSettings
 from streamd.engine import BatchSettings, EngineConfig, ModelSettings
 from streamd.engine.auto import AutoSettings
 from streamd.heads import DetectSettings, HeadConfig
@@ -88,12 +90,31 @@ class RecorderSettings(Settings):
     keep: int = Field(10, ge=0, le=1000, description="Most bundles in the folder; 0 disables recording.")
 
 
+class EventsSettings(Settings):
+    """The event journal."""
+
+    state_dir: ConfigPath | None = Field(
+        None,
+        description="Folder of the journal, on a local disk; one daemon each. Default: a folder named after the "
+        "configuration file in the service manager's state folder (`$STATE_DIRECTORY`), else in "
+        "`$XDG_STATE_HOME/streamd` (`~/.local/state/streamd`).",
+    )
+    keep_days: float = Field(30.0, gt=0, le=3650, description="Days for which events are kept.")
+    keep_events: int = Field(500_000, ge=1000, description="Most events that are kept.")
+
+
 class Config(Settings):
     """The whole configuration. Relative paths are relative to the configuration file."""
 
     model: DetectorSettings = Field(description="The detector.")
     streams: tuple[StreamConfig, ...] = Field(max_length=1024, description="Video streams; at least one.")
     sinks: tuple[SinkConfig, ...] = Field((), max_length=64, description="Outputs for detections.")
+    tracking: TrackingConfig | None = Field(
+        None,
+        description="Which boxes of successive frames show the same object. `{}` is ByteTrack with its defaults. "
+        "Default: no tracking, except where a stream has zones or lines.",
+    )
+    events: EventsSettings = Field(EventsSettings(), description="Journal of the events of zones and lines.")
     engine: EngineConfig = Field(AutoSettings(), description="Inference backend.")
     batch: BatchSettings = Field(BatchSettings(), description="How frames are collected into batches.")
     workers: int = Field(
@@ -111,6 +132,13 @@ class Config(Settings):
         15.0,
         description="Longest time that a stage may work on one batch, in seconds; beyond it, the watchdog is not fed.",
     )
+
+    @property
+    def tracker(self) -> TrackingSettings | None:
+        """The tracker's settings, where boxes are tracked."""
+        if self.tracking is not None:
+            return self.tracking
+        return ByteTrackSettings() if any(s.zones or s.lines for s in self.streams) else None
 
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from streamd.analysis.rules.checks import check_rules
+from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.settings import KindSettings, Milliseconds, Name, Problems, Seconds, Settings
 
 RingPolicy = Literal["drop_oldest", "latest", "block"]
@@ -68,7 +70,7 @@ class StreamSettings(KindSettings):
     reconnect: ReconnectSettings = Field(ReconnectSettings(), description="What to do when the stream fails.")
 
     HOT: ClassVar[frozenset[str]] = frozenset(
-        {"priority", "ring", "policy", "max_age_ms", "objective", "reconnect", "max_fps"}
+        {"priority", "ring", "policy", "max_age_ms", "objective", "reconnect", "max_fps", "zones", "lines"}
     )
     """Fields that change between two frames, without a new connection."""
 
@@ -77,6 +79,9 @@ class StreamSettings(KindSettings):
         return type(self) is type(other) and all(
             getattr(self, name) == getattr(other, name) for name in type(self).model_fields if name not in self.HOT
         )
+
+    zones: tuple[ZoneSettings, ...] = Field((), max_length=256, description="Polygons of the picture to count in.")
+    lines: tuple[LineSettings, ...] = Field((), max_length=256, description="Lines across the picture to count at.")
 
     @property
     def live(self) -> bool:
@@ -106,3 +111,4 @@ class StreamSettings(KindSettings):
         """See `KindSettings.check`."""
         if self.policy == "latest" and self.ring != type(self).model_fields["ring"].default:
             yield ("ring",), "policy latest keeps one frame; remove ring"
+        yield from check_rules(self.zones, self.lines)

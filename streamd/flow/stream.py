@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Detections, Float32Array, Frame, Int32Array, ModelInfo, Tracks
@@ -79,6 +79,8 @@ class Result:
     """(N,)"""
     tracks: Tracks | None = None
     """Of each box; None where nothing is tracked."""
+    counts: Mapping[str, Any] | None = None
+    """See `Detections.counts`."""
 
 
 class Analysis(Protocol):

@@ -17,9 +17,14 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from streamd.config import Config, sink_names
 from streamd.config.problems import dotted
 from streamd.errors import BackendError, ConfigError, SourceError, StreamdError
+from streamd.events.record import Event
 from streamd.flow.status import StatusBoard
+from streamd.recorder.place import config_name
 from streamd.recorder.recorder import Recorder, Watched, open_recorder
 from streamd.runtime import heap
+from streamd.runtime.analytics import Analytics
+from streamd.runtime.eventlog import EventLog
+from streamd.runtime.health import health_of, problems_of
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.reload import ReloadOutcome, Reread, check, difference
@@ -30,6 +35,7 @@ from streamd.sinks import Sink, open_sink
 from streamd.sinks.envelope import Outgoing
 from streamd.sinks.thread import SinkThread
 from streamd.sources.closing import deferred
+from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
@@ -68,6 +74,7 @@ class Daemon:
         tap: in a worker process: what pictures for the page are put in.
         record_as: what the recorder's bundles are named after; the configuration file by default.
         boot_id: identity of this process in every message; random by default.
+        events: in a worker process: takes the events of zones and lines, and the number of this process.
         reread: reads the configuration file again when SIGHUP asks for it; installed by the caller.
 
     Raises:
@@ -85,6 +92,7 @@ class Daemon:
         record_as: str | None = None,
         tap: Tap | None = None,
         boot_id: str | None = None,
+        events: tuple[Callable[[Event], object], int] | None = None,
         reread: Reread | None = None,
     ) -> None:
         self.config = config
@@ -111,9 +119,15 @@ class Daemon:
         self._next: Config | None = None
         """Accepted, to be taken on by the main loop."""
         self._verdicts = ReloadOutcome(self.metrics)
+        name = config_name(self._record_as) if self._record_as is not None else "streamd"
+        self._events = EventLog(name, self.boot_id, lambda: self.sinks)
+        self._submit, self._life = events or (self._events.submit, 0)
+        self._own_events = events is None
+        self._analytics = self._open_analytics(config)
         self.streams = Streams(
-            self.instances, self.metrics, self.board, self._look, self._publish, tap=lambda: self._tap
-        )
+            self.instances, self.metrics, self.board, self._look, self._publish, tap=lambda: self._tap,
+            analytics=self._analytics,
+        )  # fmt: skip
         self.streams.remember(past or {})
         # Of a worker's streams the parent tells, with all others.
         self._progress = OpeningProgress(lambda: (s.state for s in self.board.all() if relays is None))
@@ -143,15 +157,26 @@ class Daemon:
             )  # fmt: skip
             thread.open()
             self.sinks.append(thread)
+        if self._own_events:
+            self._events.ensure(config)
         live = len(config.streams) == 1 and (config.streams[0].live or config.streams[0].paced)
         engines = {ordinal: config.engine.for_device(ordinal) for ordinal in config.engine.devices}
         options: dict[str, Any] = {
             "several": len(engines) > 1, "live": live, "metrics": self.metrics, "tap": self._tap,
+            "analytics": self._analytics,
         }  # fmt: skip
         for ordinal, engine in engines.items():
             self.instances.append(ModelInstance(config, engine, ordinal, **options))
         for stream in config.streams:
             self.streams.add(stream)
+
+    def _open_analytics(self, config: Config) -> Analytics | None:
+        if config.tracker is None:
+            return None
+        return Analytics(
+            config.tracker, config.model.detect, AnalyticsMetrics(self.registry), self._submit, boot_id=self.boot_id,
+            life=self._life,
+        )  # fmt: skip
 
     def _open_recorder(self) -> None:
         watched = Watched(self.board, self.metrics, self._problem, self._error, self._settings)
@@ -185,15 +210,16 @@ class Daemon:
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether every stage that has work makes progress, and what to say of it."""
         problem = self._problem()
-        return problem is None, {"ok": problem is None, "problem": problem, "boot_id": self.boot_id}
+        return problem is None, health_of(problem, self.boot_id, self.sinks, self._events.problem)
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether a stream was live since the start (or all are over), and how each one is."""
         states = {s.stream: {"state": s.state, "reason": s.reason} for s in self.board.all()}
         over = bool(states) and all(v["state"] in ("ENDED", "FAILED") for v in states.values())
         seen = bool(self.streams.live_seen) or over
-        ready = self._started and seen and self._problem() is None
-        return ready, {"ready": ready, "streams": states}
+        sinks = problems_of(self.sinks)
+        ready = self._started and seen and self._problem() is None and not sinks
+        return ready, {"ready": ready, "streams": states, "sinks": sinks}
 
     def _problem(self) -> str | None:
         """What the watchdog holds against us. A dead camera is no fault of ours; a dead stage is."""
@@ -226,6 +252,8 @@ class Daemon:
         """
         try:
             check(difference(self.config, config), where)
+            if self._own_events:
+                self._events.ensure(config)
         except ConfigError as error:
             self._verdicts.refuse(error)
             raise
@@ -324,6 +352,8 @@ class Daemon:
                 next_heap = now + HEAP_S
             self._look_for_changes()
             self.streams.tick()
+            if self._analytics is not None:
+                self._analytics.tick(now)
             self._progress.look(now)
             if self.recorder is not None:
                 self.recorder.beat()
@@ -383,6 +413,10 @@ class Daemon:
 
     def _close_all(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
+        if self._analytics is not None and not self._left_running:
+            self._analytics.close()
+        if self._own_events:
+            self._events.close(max(0.2, (deadline - time.monotonic()) / 2))
         for sink in self.sinks:
             if not sink.close(max(0.2, deadline - time.monotonic())):
                 self._left_running = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,9 +12,10 @@ from streamd.engine import EngineSettings, open_backend
 from streamd.flow.batcher import Batcher
 from streamd.flow.pipeline import Pipeline
 from streamd.flow.ring import Bell, Ring
-from streamd.flow.stream import Analysis, StreamOutput
+from streamd.flow.stream import StreamOutput
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, resolve_labels
+from streamd.runtime.analytics import Analytics
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Frame, ModelInfo
 from streamd.web.tap import Tap
@@ -31,7 +31,7 @@ class ModelInstance:
         several: True where there are other instances: queues then carry the ordinal in their names.
         live: see `open_backend`.
         metrics: counts and times.
-        analysis: see `Pipeline`; made for the instance's model.
+        analytics: makes the instance's analysis; None for none.
         tap: small pictures of frames in device memory are made for it; None where nobody looks.
 
     Raises:
@@ -47,7 +47,7 @@ class ModelInstance:
         several: bool,
         live: bool,
         metrics: Metrics,
-        analysis: Callable[[ModelInfo], Analysis | None] = lambda _: None,
+        analytics: Analytics | None = None,
         tap: Tap | None = None,
     ) -> None:
         self.ordinal = ordinal
@@ -57,11 +57,12 @@ class ModelInstance:
         self._closed = False
         self.bell = Bell()
         backend = self.backend = open_backend(engine, config.model, batch=config.batch, live=live)
+        detect = analytics.detect if analytics is not None else config.model.detect
         try:
-            head = open_head(config.model.head, backend.spec, config.model.detect)
+            head = open_head(config.model.head, backend.spec, detect)
             labels = resolve_labels(backend.spec, head.plan.classes)
             self.model = ModelInfo(backend.spec.name, backend.spec.sha256, labels)
-            postprocess = Postprocess(head, config.model.detect, labels)
+            postprocess = Postprocess(head, detect, labels)
             backend.start(head.plan)
         except BaseException:
             backend.close()
@@ -78,7 +79,8 @@ class ModelInstance:
         """How many it may hold at most: they are let go with their detections, and one batch is in the making."""
         self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, self.bell)
         name = f"-{ordinal}" if several else ""
-        self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, metrics, name, analysis(self.model))
+        analysis = analytics.step(self.model) if analytics is not None else None
+        self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, metrics, name, analysis)
 
     def _memory(self, backend: Any, kind: str) -> float:
         """Bytes, whoever asks and when: a worker's last report comes when the device has been closed."""

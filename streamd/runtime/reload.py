@@ -52,13 +52,25 @@ def difference(old: Config, new: Config) -> Difference:
             s for name, s in after.items() if name in before and s != before[name] and s.connects_as(before[name])
         ),
         removed=tuple(name for name in before if name not in after),
-        fixed=tuple(
-            path
-            for name in Config.model_fields
-            if name not in CHANGEABLE
-            for path in _differing(getattr(old, name), getattr(new, name), (name,))
+        fixed=(
+            *_newly_tracked(old, new),
+            *tuple(
+                path
+                for name in Config.model_fields
+                if name not in CHANGEABLE
+                for path in _differing(getattr(old, name), getattr(new, name), (name,))
+            ),
         ),
     )
+
+
+def _newly_tracked(old: Config, new: Config) -> Iterator[FieldPath]:
+    """The first zones or lines, where boxes were not tracked until now: the model decodes other boxes then."""
+    if (old.tracker is None) == (new.tracker is None) or old.tracking != new.tracking:
+        return
+    config = new if old.tracker is None else old
+    stream = next(i for i, s in enumerate(config.streams) if s.zones or s.lines)
+    yield ("streams", stream, "zones" if config.streams[stream].zones else "lines")
 
 
 def _differing(old: Any, new: Any, path: FieldPath) -> Iterator[FieldPath]:

@@ -15,6 +15,7 @@ from streamd.flow.runner import StreamRunner
 from streamd.flow.settings import ObjectiveSettings
 from streamd.flow.status import StatusBoard
 from streamd.flow.stream import StreamOutput, Tap
+from streamd.runtime.analytics import Analytics
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.reload import Difference
 from streamd.sources import SourceSettings, open_source
@@ -77,12 +78,13 @@ class Streams:
         wake: Callable[[], None],
         publish: Callable[[Detections], None],
         tap: Callable[[], Tap | None] = lambda: None,
+        analytics: Analytics | None = None,
     ) -> None:
         self._instances = instances
         self._metrics = metrics
         self._board = board
         self._wake = wake
-        self._publish, self._tap = publish, tap
+        self._publish, self._tap, self._analytics = publish, tap, analytics
         self._streams: dict[str, _Stream] = {}
         self._parting: list[_Parting] = []
         self._gone: dict[str, _Stream] = {}
@@ -148,6 +150,8 @@ class Streams:
             output = before.output
         else:
             output = StreamOutput(name, self._metrics, instance.model, self._publish, self._tap())
+        if self._analytics is not None:
+            self._analytics.add(settings)
         instance.add(output, ring, settings.priority, settings.max_age_s)
         self._streams[name] = _Stream(settings, instance, output, ring, runner, counters)
         return runner
@@ -206,6 +210,8 @@ class Streams:
         stream.ring.change(settings.ring, settings.ring_policy)
         stream.instance.batcher.change(settings.id, settings.priority, settings.max_age_s)
         _hold_to(stream.counters, settings.objective)
+        if self._analytics is not None:
+            self._analytics.adapt(settings)
         stream.runner.adapt(settings, self._opener(settings, stream.instance))
 
     @property
@@ -244,6 +250,8 @@ class Streams:
             return True
         self._gone[name] = self._streams.pop(name)
         self._metrics.queue_depth.remove(f"stream-{name}")
+        if self._analytics is not None:
+            self._analytics.remove(name)
         stream.counters.removed = True
         self._board.retire(name)
         self.live_seen.discard(name)

@@ -21,6 +21,7 @@ import structlog
 
 from streamd.config import Config
 from streamd.errors import NO_ROOM, StreamdError, is_passing
+from streamd.events.link import EventSender
 from streamd.flow.threads import NamedThread
 from streamd.runtime.daemon import Daemon
 from streamd.security.redact import remember
@@ -29,7 +30,7 @@ from streamd.telemetry.notify import Notifier
 from streamd.web.tap import Tap
 from streamd.workers.pictures import PictureSender
 from streamd.workers.relay import RelaySink
-from streamd.workers.report import REPORT_S, Look, Order, Report, collect, parts_of
+from streamd.workers.report import REPORT_S, Look, Order, Report, collect, origin_of, parts_of
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +38,8 @@ _LOOK_S = 0.1
 """What changes is told this soon, between two reports."""
 _LAST_MS = 1000
 """The last report has the final counts: the parent is waited for."""
+_EVENTS_S = 2.0
+"""Longest time for handing over the last events."""
 _GRACE_S = 3.0
 """After `drain_s`, for what must not hang but might."""
 
@@ -71,12 +74,13 @@ class Worker:
         self._relays = {r.name: RelaySink(r.endpoint, life=order.life) for r in order.relays}
         self._tap = Tap() if self._config.metrics.page else None
         self._over = threading.Event()
+        self._events = EventSender(order.events, origin_of(order.boot_id, order.life))
         self._code: int | None = None
         # Before the daemon is there: a parent that dies while a model is compiled leaves nobody behind.
         NamedThread(lambda: self._follow(orders), "orders").start()
         self._daemon = Daemon(
             self._config, relays=self._relays, past=order.past, boot_id=order.boot_id, notifier=Notifier({}),
-            record_as=order.record_as, tap=self._tap,
+            record_as=order.record_as, tap=self._tap, events=(self._events.submit, order.life),
         )  # fmt: skip
         if self._daemon.recorder is not None:
             self._daemon.recorder.listen()
@@ -86,9 +90,13 @@ class Worker:
         assert self._daemon is not None
         reporter = NamedThread(self._report_all, "report")
         reporter.start()
+        if self._config.tracker is not None:
+            self._events.start()
         if self._tap is not None:
             PictureSender(self._tap, self._pictures)
         code = self._code = self._daemon.run(handle_signals=False)
+        if self._config.tracker is not None and not self._events.close(_EVENTS_S):
+            log.error("events could not be handed over in time", lost=len(self._events.outbox))
         self._over.set()
         reporter.join(2)
         self._clear()

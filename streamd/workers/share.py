@@ -70,6 +70,7 @@ def config_of(config: Config, worker: int, shares: Mapping[str, int], without: C
             "streams": tuple(s for s in config.streams if shares[s.id] == worker and s.id not in without),
             "engine": engine,
             "workers": 1,
+            "tracking": config.tracker,
             "metrics": config.metrics.model_copy(update={"listen": None}),
             "drain_s": config.drain_s * _DRAIN_SHARE,
         }

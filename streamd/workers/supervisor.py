@@ -18,7 +18,10 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from streamd.config import Config, sink_names
 from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, SourceError
+from streamd.events.link import EventReceiver
 from streamd.recorder.place import config_name
+from streamd.runtime.eventlog import EventLog
+from streamd.runtime.health import health_of, problems_of
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.reload import ReloadOutcome, Reread, check, difference
 from streamd.runtime.service import Service, status_line
@@ -37,7 +40,7 @@ from streamd.workers.merge import Merged
 from streamd.workers.mps import Mps
 from streamd.workers.pictures import PictureReceiver
 from streamd.workers.process import WorkerProcess, ending, reap
-from streamd.workers.report import Order, Relay, ReportReceiver
+from streamd.workers.report import Order, Relay, ReportReceiver, origin_of
 from streamd.workers.share import config_of, devices_of, share_out
 
 log = structlog.get_logger(__name__)
@@ -109,6 +112,8 @@ class WorkerSupervisor:
         runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd's
         self._folder = Path(tempfile.mkdtemp(prefix="streamd-", dir=runtime or None))
         self._reports: ReportReceiver | None = None
+        self._events = EventLog(self._name, self.boot_id, lambda: self._forwarders)
+        self._receiver: EventReceiver | None = None
         self._mps = Mps(self._folder, wanted=config.engine.shares_gpu)
         try:
             self._open()
@@ -129,10 +134,17 @@ class WorkerSupervisor:
             )  # fmt: skip
             self._forwarders.append(forwarder)
             forwarder.open()
+        self._open_events(config)
         if self._tap is not None:
             self._pictures = PictureReceiver(self._tap, f"ipc://{self._folder}/pictures")
         self._reports = ReportReceiver(f"ipc://{self._folder}/reports")
         self._mps.open()
+
+    def _open_events(self, config: Config) -> None:
+        self._events.ensure(config)
+        if self._receiver is None and self._events.journal is not None:
+            self._receiver = EventReceiver(f"ipc://{self._folder}/events", self._events.journal)
+            self._receiver.start()
 
     # ------------------------------------------------------------------------------------------------ how we are
 
@@ -149,7 +161,7 @@ class WorkerSupervisor:
     def health(self) -> tuple[bool, dict[str, Any]]:
         """See `Daemon.health`. A worker that died is started again: no problem of ours."""
         problem = self._problem()
-        return problem is None, {"ok": problem is None, "problem": problem, "boot_id": self.boot_id}
+        return problem is None, health_of(problem, self.boot_id, self._forwarders, self._events.problem)
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """See `Daemon.ready`; besides, every worker that has streams is up."""
@@ -157,9 +169,10 @@ class WorkerSupervisor:
         over = len(states) == len(self.config.streams) and all(self._ledger.over(stream) for stream in states)
         up = all(worker.up or worker.code is not None for worker in self.workers if self._mine(worker))
         seen = any(s.id in self._ledger.live_seen for s in self.config.streams) or over
-        ready = self._started and up and seen and self._problem() is None
+        sinks = problems_of(self._forwarders)
+        ready = self._started and up and seen and self._problem() is None and not sinks
         workers = {str(worker.number): "up" if worker.up else "down" for worker in self.workers if worker.running}
-        return ready, {"ready": ready, "streams": states, "workers": workers}
+        return ready, {"ready": ready, "streams": states, "workers": workers, "sinks": sinks}
 
     def _mine(self, worker: WorkerProcess) -> list[str]:
         """The streams that the worker has, or is to have, at work."""
@@ -183,6 +196,7 @@ class WorkerSupervisor:
         return Order(
             next(self._numbers), life, os.getpid(), self.boot_id, share.model_dump(mode="json"), list(known()), relays,
             f"ipc://{self._folder}/reports", f"ipc://{self._folder}/pictures", f"{self._name}-worker{number}", past,
+            f"ipc://{self._folder}/events",
         )  # fmt: skip
 
     def _launch(self, worker: WorkerProcess) -> None:
@@ -202,6 +216,7 @@ class WorkerSupervisor:
         try:
             loaded = reread.load()
             check(difference(self.config, loaded.config), loaded.where)
+            self._open_events(loaded.config)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
             self._verdicts.refuse(error)
             return
@@ -340,6 +355,10 @@ class WorkerSupervisor:
             if self._mine(worker):
                 self._launch(worker)
             return
+        if self._receiver is not None and self._events.journal is not None:
+            origin = origin_of(self.boot_id, life)
+            self._receiver.forget(origin)
+            self._events.journal.end_open("process_died", origin=origin)
         worker.over.update(s for s in mine if self._ledger.over(s))
         lost = [s for s in mine if s not in worker.over]
         how = f"worker {worker.number} {ending(code)}"
@@ -385,6 +404,9 @@ class WorkerSupervisor:
 
     def _close(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
+        if self._receiver is not None:
+            self._receiver.close()
+        self._events.close(max(0.2, (deadline - time.monotonic()) / 2))
         for forwarder in self._forwarders:
             if not forwarder.close(max(0.2, deadline - time.monotonic())):
                 self.left_running = True

@@ -30,6 +30,7 @@ class Subscriber:
     def __init__(self, endpoint: str) -> None:
         self.frames: dict[str, list[DetectionsMessage]] = defaultdict(list)
         self.statuses: dict[str, list[StatusMessage]] = defaultdict(list)
+        self.events: list[dict[str, Any]] = []
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, 0)
@@ -43,7 +44,11 @@ class Subscriber:
         while not self._stop.is_set() or self._socket.poll(300):
             if not self._socket.poll(100):
                 continue
-            message = checked(self._socket.recv_multipart())
+            parts = self._socket.recv_multipart()
+            if parts[0].startswith(b"streamd/event/1/"):
+                self.events.append(json.loads(parts[1]))
+                continue
+            message = checked(parts)
             if isinstance(message, StatusMessage):
                 self.statuses[message.stream].append(message)
             else:

@@ -37,5 +37,5 @@ sinks: [{{kind: counts, path: {counts.name}, interval_s: 0.2}}]
     total: dict[tuple[str, str], int] = {}
     for _, stream, label, count in csv.reader(counts.open()):
         total[stream, label] = total.get((stream, label), 0) + int(count)
-    ((key, count),) = total.items()  # the null engine sees one object in every frame
-    assert (key[0], count) == ("a", running.summary("a")["published"])
+    ((key, seen),) = total.items()  # the null engine sees one object in every frame
+    assert (key[0], seen) == ("a", running.summary("a")["published"])

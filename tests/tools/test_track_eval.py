@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import track_eval
 
-from streamd.tracking import open_tracker
-from streamd.tracking.bytetrack import ByteTrackSettings
+from streamd.analysis.tracking import open_tracker
+from streamd.analysis.tracking.bytetrack import ByteTrackSettings
 from tests.conftest import ROOT, shared
 
 GOALS = {

@@ -16,7 +16,9 @@ from tests.behaviour.daemon import until
 
 
 def order(number: int, **config: object) -> Order:
-    return Order(number, 7, 1, "boot", {"streams": []} | config, [], [], "ipc:///nowhere", "", "x", {})
+    return Order(
+        number, 7, 1, "boot", {"streams": []} | config, [], [], "ipc:///nowhere", "", "x", {}, "ipc:///nowhere"
+    )
 
 
 def test_lines_come_whole_however_they_are_cut() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fuzzing.target import Target, as_json
-from streamd.errors import ConfigError
+from streamd.errors import ConfigError, ModelError
 
 _CONFIG = b"""# a comment
 model:
@@ -226,7 +226,8 @@ class Labels(Target):
         from streamd.engine.model import _metadata_labels, read_labels
         from streamd.sinks.curve import read_keys
 
-        _metadata_labels({"names": data.decode("utf-8", "replace")})
+        with contextlib.suppress(ModelError):
+            _metadata_labels({"names": data.decode("utf-8", "replace")}, Path("model.onnx"))
         with contextlib.suppress(ConfigError):
             read_keys(self.file("keys.txt", data), "curve.clients")
         read_labels(str(self.file("labels.txt", data)))

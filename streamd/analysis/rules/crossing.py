@@ -1,0 +1,214 @@
+"""One track on its way over one line: from clear on one side to clear on the other.
+
+A detector's box jitters, so the side of an anchor that is near a line means little. A track has a home side. Once it is
+seen on the other side, a `Passage` collects evidence until it is decided: the track stayed over there for `settle_s`
+and got clear of the line (a crossing, if its path cut the line between its ends), or it came back. Times at which the
+line was cut are interpolated between the boxes before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from streamd.analysis.rules import MAX_GAP_S, TrackedFrame
+from streamd.analysis.rules.geometry import Indices
+
+NEVER = float("-inf")
+
+
+class Sight(NamedTuple):
+    """A track in one frame."""
+
+    t: float
+    """Seconds."""
+    wall_ns: int
+    epoch: int
+    seq: int
+    box: tuple[float, float, float, float]
+    score: float
+
+
+def sight(frame: TrackedFrame, t: float, box: int) -> Sight:
+    """A box of a frame, to be told in an event."""
+    x1, y1, x2, y2 = frame.xyxy[box].tolist()
+    return Sight(t, frame.wall_ns, frame.epoch, frame.seq, (x1, y1, x2, y2), float(frame.score[box]))
+
+
+@dataclass(slots=True, frozen=True)
+class Crossing:
+    """A track has crossed a line."""
+
+    line: int
+    slot: int
+    rightward: bool
+    """From the left of the line to its right."""
+    certain: bool
+    active: bool
+    t: float
+    """Seconds, interpolated."""
+    at: tuple[float, float]
+    """Pixels."""
+    sight: Sight
+    """First box beyond the line."""
+
+
+class Sights:
+    """The boxes of a frame whose anchors are sound, by number.
+
+    Args:
+        frame: the frame.
+        t: its time in seconds.
+        boxes: for each of them, which box of the frame it is; None where all are sound.
+        active: lines whose schedule is on.
+    """
+
+    def __init__(self, frame: TrackedFrame, t: float, boxes: Indices | None, active: Sequence[bool]) -> None:
+        self._frame, self._t, self._boxes, self.active = frame, t, boxes, active
+
+    def sight(self, i: int) -> Sight:
+        """Box `i`, to be told in an event."""
+        return sight(self._frame, self._t, i if self._boxes is None else int(self._boxes[i]))
+
+    def confirmed(self, i: int) -> bool:
+        """Whether the track of box `i` is confirmed."""
+        return bool(self._frame.confirmed[i if self._boxes is None else self._boxes[i]])
+
+
+class Position(NamedTuple):
+    """The anchor of a track against a line."""
+
+    t: float
+    x: float
+    y: float
+    off: float
+    """Pixels from the (endless) line, positive on its right."""
+
+
+@dataclass(slots=True)
+class Passage:
+    """Evidence for one track and line, from the first box beyond the line on."""
+
+    home: int
+    """Side on which the track was settled: -1 left, 1 right."""
+    home_clear: bool
+    """It had been clear of the line over there."""
+    home_last: float
+    """Times of the last two boxes on the home side."""
+    home_second: float
+    settle_s: float
+    active: bool = True
+    """The rule's schedule, when the line was cut."""
+    guess: bool = False
+    """The track may not be the one that it is taken to go on with."""
+    home_seen: bool = False
+    """Two boxes on the home side within settle_s before the line was cut."""
+    blind: bool = False
+    """Within settle_s before the line was cut, nobody could look: what came before is not known."""
+    handed_on: bool = False
+    """Another track goes on with it."""
+    side: int = 0
+    """Side of the last box."""
+    net: int = 0
+    """Cuts between the ends of the line, away from home minus back."""
+    cut_t: float = NEVER
+    held_from: float = NEVER
+    """From when on it counts as staying beyond: the cut, or where that lies in a long gap, the first box after it."""
+    cut_at: tuple[float, float] = (0.0, 0.0)
+    first: Sight | None = None
+    """The first box beyond the line after the last cut."""
+    back_t: float = NEVER
+    """When it came back, if it did."""
+    beyond: int = 0
+    """Boxes beyond the line within settle_s of the first one. (The cut itself lies somewhere between two boxes: what
+    is within settle_s of it is within settle_s of the box on its side, too.)"""
+    gap: float = 0.0
+    """Longest time between boxes around the cut."""
+    clear: bool = False
+    """It has been clear of the line over there."""
+    last: float = NEVER
+    """Times of the last two boxes, since the last cut if it is beyond the line."""
+    second: float = NEVER
+
+    @property
+    def evident(self) -> bool:
+        """True where the crossing was fully observed."""
+        return (
+            self.home_clear
+            and self.clear
+            and not self.guess
+            and not self.blind
+            and self.home_seen
+            and self.beyond >= 2
+            and self.gap <= MAX_GAP_S
+        )
+
+    @property
+    def through(self) -> bool:
+        """True where the path cut the line between its ends, and not past them."""
+        return self.net > 0
+
+    @property
+    def settled(self) -> bool:
+        """True where the boxes so far show that the track stayed beyond the line and got clear of it."""
+        return self.side == -self.home and self.clear and self.last - self.held_from >= self.settle_s
+
+    @property
+    def over(self) -> bool:
+        """True where the track came back and stayed: nothing happened."""
+        return self.side == self.home and self.last - self.back_t >= self.settle_s
+
+    def goes_back(self, cut_t: float) -> bool:
+        """True where a track that returns at `cut_t` had stayed beyond the line for long enough to have crossed it."""
+        return self.clear and cut_t - self.held_from >= self.settle_s
+
+    def leave(
+        self, cut_t: float, cut_at: tuple[float, float], within: bool, before: float, t: float, sight: Sight | None
+    ) -> None:
+        """The line is cut away from home.
+
+        Args:
+            cut_t: when, interpolated.
+            cut_at: where, in pixels.
+            within: between the line's ends.
+            before: time of the box before.
+            t: time of the box now.
+            sight: the box now, if it is known yet.
+        """
+        self.net += within
+        self.side, self.cut_t, self.cut_at, self.first = -self.home, cut_t, cut_at, sight
+        self.beyond, self.clear = 0, False
+        self.home_seen |= self.home_last - self.home_second <= min(self.settle_s, MAX_GAP_S)
+        self.gap = t - before
+        self.held_from = cut_t if self.gap <= MAX_GAP_S else t
+        self.last = self.second = NEVER
+
+    def stay(self, t: float, clear: bool) -> None:
+        """A box beyond the line, the first one included."""
+        if self.last > NEVER and self.last - self.cut_t < self.settle_s:
+            self.gap = max(self.gap, t - self.last)
+        self.beyond += self.first is not None and t - self.first.t <= self.settle_s
+        self.clear |= clear
+        self.second, self.last = self.last, t
+
+    def come_back(self, cut_t: float, within: bool) -> None:
+        """The line is cut towards home."""
+        self.net -= within
+        self.side, self.back_t = self.home, cut_t
+
+    def at_home(self, t: float, clear: bool) -> None:
+        """A box on the home side, the first one after coming back included."""
+        self.home_second, self.home_last, self.last = self.home_last, t, t
+        self.home_clear |= clear
+
+
+def cut(before: Position, now: Position) -> tuple[float, float, float]:
+    """When and where the straight way between two positions cuts the line: t, x, y."""
+    share = before.off / (before.off - now.off) if before.off != now.off else 1.0
+    share = min(max(share, 0.0), 1.0)
+    return (
+        before.t + share * (now.t - before.t),
+        before.x + share * (now.x - before.x),
+        before.y + share * (now.y - before.y),
+    )

@@ -1,0 +1,367 @@
+"""The rules engine of one stream: frames with tracks in, events and counters out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from streamd.analysis.rules import Change, RuleEvent, TrackedFrame
+from streamd.analysis.rules.crossing import Crossing
+from streamd.analysis.rules.geometry import Border, Boxes, Mask
+from streamd.analysis.rules.group import Group
+from streamd.analysis.rules.links import Links
+from streamd.analysis.rules.presence import Memory, Presences
+from streamd.analysis.rules.rule import LineRule, ZoneRule, label_of
+from streamd.analysis.rules.settings import LineSettings, ZoneSettings
+from streamd.analysis.rules.tracks import CLASS, CONFIRMED, CUT, FIRST, LAST, LINK_S, Moment, Tracks
+from streamd.analysis.rules.watch import WAKE_S, Watch
+
+REMEMBER_S = 60.0
+"""For so long after frames began to come, presences that had ended may be resumed."""
+STATE_VERSION = 1
+
+
+class RuleEngine:
+    """Applies the zones and lines of one stream. For one thread.
+
+    Crossings and presences are told by `RuleEvent`s that the methods return, in order. Methods that take the time
+    expect it on the clock of `TrackedFrame.t_ns`.
+
+    Args:
+        zones: checked by `checks.check_rules`.
+        lines: likewise.
+        labels: the model's classes in order.
+        new_id: gives each event its id.
+        wall_ns: Unix time from which new counters count.
+        state: what `state` of the predecessor gave. Rules that have changed since then begin anew.
+    """
+
+    def __init__(
+        self,
+        zones: Sequence[ZoneSettings],
+        lines: Sequence[LineSettings],
+        labels: Sequence[str],
+        new_id: Callable[[], str],
+        wall_ns: int,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._labels = tuple(labels)
+        self._tracks = Tracks(self._grow)
+        self._presences = Presences(self._tracks, self._labels, new_id)
+        self._new_id = new_id
+        self._zones = [ZoneRule(zone, self._labels, wall_ns) for zone in zones]
+        self._lines = [LineRule(line, self._labels, wall_ns) for line in lines]
+        self._groups: list[Group] = []
+        self._size = (1, 1)
+        self._border = Border((0.0, 0.0, 1.0, 1.0))
+        self._base_ns: int | None = None
+        self._moment = Moment(0.0, wall_ns, 0)
+        self._number = 0
+        self._watch = Watch(self._zones)
+        self._links = Links(self._tracks)
+        self._ended_slots: list[int] = []
+        """Ended tracks that a new one may still go on with."""
+        self._report: dict[str, Any] | None = None
+        if state is not None and state.get("version") == STATE_VERSION:
+            self._restore(state)
+        self._group()
+
+    # ------------------------------------------------------------------------------------------------------- frames
+
+    def frame(self, frame: TrackedFrame) -> list[RuleEvent]:
+        """Takes the next frame, in capture order.
+
+        Returns:
+            What happened.
+        """
+        if self._base_ns is None:
+            self._base_ns = frame.t_ns
+        before = self._moment.now
+        now = max((frame.t_ns - self._base_ns) / 1e9, before)
+        if (frame.width, frame.height) != self._size:
+            self._resize(frame)
+        if missed := self._watch.frame(now, before, self._moment.wall_ns):
+            for line in self._lines:
+                line.unobserved_s += missed
+            self._report = None
+        moment = self._moment = Moment(now, frame.wall_ns, frame.t_ns - round(now * 1e9))
+        self._number += 1
+        if self._scheduled:
+            self._apply_schedules(moment)
+        for track, reason in frame.ended:
+            self._ended(track, reason, moment)
+        if len(frame.track):
+            self._observe(frame, moment, before)
+        if self._ended_slots:
+            self._expire(moment)
+        if self._presences.waiting:
+            self._presences.expire(moment)
+        if self._presences.memory and now - self._watch.woke > REMEMBER_S:
+            self._presences.memory.clear()
+        return self._take()
+
+    def _observe(self, frame: TrackedFrame, moment: Moment, before: float) -> None:
+        now = moment.now
+        view = frame.view or (0.0, 0.0, frame.width, frame.height)
+        if self._border.view != view:
+            self._border = Border(view)
+        boxes = Boxes(frame.xyxy)
+        hits = self._border.touched(boxes)
+        cut: Mask | None = None if hits is None else np.logical_or.reduce(hits, axis=1)
+        slots, index, rows, born = self._tracks.step(frame, boxes, cut, now, self._number, before)
+        if self._links.elder:
+            self._links.check(self._groups, self._number)
+        if born:
+            self._links.find([slots[i] for i in born], self._groups, now, self._number)
+        for group in self._groups:
+            group.lines.woke = self._watch.woke
+            crossings, came, left = group.observe(frame, now, slots, index, boxes, hits)
+            for crossing in crossings:
+                self._crossed(group, crossing, moment)
+            for i, column in left:
+                self._presences.left(slots[i], group.zone_rules[column], moment)
+                group.zones.remind(slots[i], column, np.inf)
+            for i, column in came:
+                rule = group.zone_rules[column]
+                how = self._how(rule, rows[i], now)
+                group.zones.remind(slots[i], column, self._presences.came(slots[i], rule, how, moment))
+            if group.zone_rules:
+                for i, column in group.zones.pending(index, now):
+                    slot, rule = slots[i], group.zone_rules[column]
+                    elder = self._links.elder.get(slot)
+                    group.zones.remind(slot, column, self._presences.due(slot, rule, elder, moment))
+                    if elder is not None and (elder, rule) not in self._presences.open:
+                        group.zones.leave(elder, column)
+
+    def _how(self, rule: ZoneRule, row: Any, now: float) -> Change:
+        """How a track got inside."""
+        if row[FIRST] < now:
+            return "resumed" if rule.started == now else "entered"
+        if now - max(self._watch.woke, rule.started) <= WAKE_S:
+            return "resumed"
+        return "entered" if row[CUT] else "appeared"
+
+    # ------------------------------------------------------------------------------------------------------- tracks
+
+    def _ended(self, track: int, reason: str, moment: Moment) -> None:
+        slot = self._tracks.slot_of.get(track)
+        if slot is None:
+            return
+        if reason == "lost" and moment.now - self._tracks.rows[slot, LAST] <= LINK_S:
+            if slot not in self._ended_slots:
+                self._ended_slots.append(slot)
+            return
+        self._finish(slot, reason, moment)
+
+    def _expire(self, moment: Moment) -> None:
+        for slot in [s for s in self._ended_slots if moment.now - self._tracks.rows[s, LAST] > LINK_S]:
+            self._finish(slot, "lost", moment)
+
+    def _finish(self, slot: int, reason: str, moment: Moment) -> None:
+        """A track is gone for good."""
+        row = self._tracks.rows[slot]
+        last = float(row[LAST])
+        # Up to the first gap after its last sight it would have been seen if it had come back.
+        until = self._watch.until(last, moment.now)
+        for group in self._groups:
+            for crossing in group.lines.finish(slot, confirmed=bool(row[CONFIRMED]), watched_until=until):
+                self._crossed(group, crossing, moment)
+            for column in np.nonzero(group.zones.inside[slot])[0].tolist():
+                self._presences.gone(slot, group.zone_rules[column], reason, moment)
+            group.forget(slot)
+        self._links.forget(slot)
+        if slot in self._ended_slots:
+            self._ended_slots.remove(slot)
+        self._tracks.free(slot)
+
+    def _crossed(self, group: Group, crossing: Crossing, moment: Moment) -> None:
+        rule = group.line_rules[crossing.line]
+        slot = crossing.slot
+        if (elder := self._links.elder.get(slot)) is not None:
+            group.lines.settle(elder, crossing.line)
+        class_id = int(self._tracks.rows[slot, CLASS])
+        if not crossing.active or not rule.wants(class_id):
+            return
+        direction = rule.settings.directions[0 if crossing.rightward else 1]
+        label = label_of(self._labels, class_id)
+        counted = rule.crossings if crossing.certain else rule.uncertain
+        counted[direction][label] += 1
+        self._report = None
+        counts = {f"line/{rule.name}/{direction}/{'' if crossing.certain else 'uncertain/'}{label}": 1}
+        if not rule.may_tell(moment.now):
+            rule.kept_back.update(counts)
+            return
+        (width, height), (x, y), sight = self._size, crossing.at, crossing.sight
+        wall_ns = sight.wall_ns - round((sight.t - crossing.t) * 1e9)
+        self._presences.events.append(
+            RuleEvent(
+                id=self._new_id(),
+                phase="instant",
+                kind="line",
+                rule=rule.name,
+                change="crossed",
+                label=label,
+                class_id=class_id,
+                track=self._tracks.ids[slot],
+                box=sight.box,
+                score=sight.score,
+                epoch=sight.epoch,
+                seq=sight.seq,
+                t_ns=moment.ns(crossing.t),
+                wall_ns=wall_ns,
+                begin_wall_ns=wall_ns,
+                direction=direction,
+                certain=crossing.certain,
+                point=(round(x / width, 4), round(y / height, 4)),
+                counts=rule.settle(counts),
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------------ looking or not
+
+    def down(self) -> list[RuleEvent]:
+        """The camera is down: occupancy is stale from its last frame on, until frames have come for a second.
+
+        Tracks are not ended here; the tracker says which it has given up, in the next frame.
+        """
+        self._watch.sleep(self._moment.wall_ns)
+        return self._take()
+
+    def reset(self, reason: str) -> list[RuleEvent]:
+        """All tracks are void, because a file begins again, the picture changes its size, or the tracker failed.
+
+        Args:
+            reason: anything but "lost".
+        """
+        self._reset(reason)
+        return self._take()
+
+    def _reset(self, reason: str) -> None:
+        self._watch.sleep(self._moment.wall_ns)
+        for slot in self._tracks.alive():
+            self._finish(slot, reason, self._moment)
+        self._presences.end_all("unknown", self._moment)
+
+    def close(self) -> list[RuleEvent]:
+        """The stream ends or the daemon stops: decides what is under way, ends what is open."""
+        self._watch.sleep(self._moment.wall_ns)
+        self._presences.end_all("stopped", self._moment)
+        for slot in self._tracks.alive():
+            self._finish(slot, "stopped", self._moment)
+        return self._take()
+
+    def _apply_schedules(self, moment: Moment) -> None:
+        for group, column, rule in self._scheduled:
+            assert rule.schedule is not None
+            on = rule.schedule.active(moment.wall_ns)
+            if on == rule.on:
+                continue
+            rule.on = on
+            self._report = None
+            group.switch(column, rule)
+            if isinstance(rule, ZoneRule):
+                self._watch.switch(rule, moment.now, moment.wall_ns)
+                if not on:
+                    self._presences.end_all("schedule", moment, [rule])
+
+    def _resize(self, frame: TrackedFrame) -> None:
+        if self._size != (1, 1):
+            self._reset("size")
+        self._size = self._presences.size = (frame.width, frame.height)
+        for group in self._groups:
+            group.scale(*self._size)
+
+    # ---------------------------------------------------------------------------------------------- rules and counts
+
+    def reload(self, zones: Sequence[ZoneSettings], lines: Sequence[LineSettings], wall_ns: int) -> list[RuleEvent]:
+        """Takes other rules. Those that did not change go on; only events of the others end.
+
+        Args:
+            zones: all zones from now on.
+            lines: all lines from now on.
+            wall_ns: Unix time from which new counters count.
+        """
+        old = {rule.settings: rule for rule in (*self._zones, *self._lines)}
+        kept_zones = [old.get(zone) or ZoneRule(zone, self._labels, wall_ns) for zone in zones]
+        kept_lines = [old.get(line) or LineRule(line, self._labels, wall_ns) for line in lines]
+        self._zones = [rule for rule in kept_zones if isinstance(rule, ZoneRule)]
+        self._lines = [rule for rule in kept_lines if isinstance(rule, LineRule)]
+        gone = [rule for rule in old.values() if isinstance(rule, ZoneRule) and rule not in self._zones]
+        self._presences.end_all("rule_changed", self._moment, gone)
+        self._watch.reload(self._zones)
+        groups = {group.anchor: group for group in self._groups}
+        self._group()
+        for group in self._groups:
+            if group.anchor in groups:
+                group.take_over(groups[group.anchor])
+        self._report = None
+        return self._take()
+
+    def _group(self) -> None:
+        """Sorts the rules by the anchor that they look at."""
+        slots = len(self._tracks.ids)
+        self._groups = []
+        for anchor in dict.fromkeys(rule.settings.anchor for rule in (*self._zones, *self._lines)):
+            zones = [rule for rule in self._zones if rule.settings.anchor == anchor]
+            lines = [rule for rule in self._lines if rule.settings.anchor == anchor]
+            group = Group(anchor, zones, lines, self._size, slots)
+            for column, rule in group.rules():
+                group.switch(column, rule)
+            self._groups.append(group)
+        self._scheduled: list[tuple[Group, int, ZoneRule | LineRule]] = [
+            (group, column, rule)
+            for group in self._groups
+            for column, rule in group.rules()
+            if rule.schedule is not None
+        ]
+
+    def _grow(self, slots: int) -> None:
+        for group in self._groups:
+            group.grow(slots)
+
+    def counters(self) -> dict[str, Any]:
+        """All counts as plain values, for messages. Shared until something changes: not to be changed by the caller.
+
+        Counts of crossings and presences only grow; `since` is the Unix time at which they began at zero. An
+        occupancy with `stale` is that of `at`; any other is that of the last frame.
+        """
+        if self._report is None:
+            self._report = {
+                "lines": {line.name: line.report() for line in self._lines},
+                "zones": {zone.name: zone.report() for zone in self._zones},
+            }
+        return self._report
+
+    def state(self) -> dict[str, Any]:
+        """What a successor goes on from, as plain values."""
+        at_ns = self._moment.wall_ns
+        return {
+            "version": STATE_VERSION,
+            "wall_ns": at_ns,
+            "lines": [line.state() for line in self._lines],
+            "zones": [zone.state(at_ns) for zone in self._zones],
+            "memory": [list(memory) for memory in self._presences.remember(self._moment)],
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        kept = {each["fingerprint"]: each for each in (*state["lines"], *state["zones"])}
+        away_s = max(self._moment.wall_ns - int(state["wall_ns"]), 0) / 1e9
+        for rule in (*self._zones, *self._lines):
+            if each := kept.get(rule.fingerprint):
+                rule.restore(each)
+                if isinstance(rule, LineRule):
+                    rule.unobserved_s += away_s
+        names = {rule.name for rule in self._zones if rule.fingerprint in kept}
+        memories = (Memory(*each) for each in state["memory"])
+        self._presences.memory = [m for m in memories if m.zone in names]
+
+    def _take(self) -> list[RuleEvent]:
+        events = self._presences.events
+        if self._presences.changed or self._watch.changed:
+            self._presences.changed = self._watch.changed = False
+            self._report = None
+        if events:
+            self._presences.events = []
+        return events

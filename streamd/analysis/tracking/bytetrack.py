@@ -1,0 +1,149 @@
+"""ByteTrack by time: strong boxes first, then weak ones for tracks that nothing strong was found for.
+
+After Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every Detection Box" (ECCV 2022), with these
+differences: the filter runs by the time of capture (`motion`), the gate is as wide as the prediction is uncertain
+(`pairs`), weak boxes find lost tracks too, boxes that are certain enough confirm their track at first sight, and the
+camera's own motion is taken from the tracks (`camera`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from streamd.analysis.tracking import TRACKERS, TrackingSettings
+from streamd.analysis.tracking.batch import Boxes, Life, Tracker
+from streamd.analysis.tracking.camera import FEWEST, common_shift
+from streamd.analysis.tracking.motion import Motion
+from streamd.analysis.tracking.pairs import FEW, Indices, Pairs, Rectangles, every, match, meeting
+from streamd.analysis.tracking.tracks import CENTER, HALF, HEIGHT, ID, LEADER, TWO, UNIT, VARIANCE, WALL, ZERO, Matrix
+from streamd.settings import Problems, Unit
+
+
+@TRACKERS.register
+class ByteTrackSettings(TrackingSettings):
+    """ByteTrack by the time of capture: for people and vehicles at any frame rate."""
+
+    kind: Literal["bytetrack"] = "bytetrack"
+    high: Unit = Field(0.4, description="Boxes with this score are matched first, and may begin a track.")
+    gate: Unit = Field(
+        0.2, description="Least overlap, times the score, of a box with a score of `high` or more with its track."
+    )
+    weak_gate: Unit = Field(0.3, description="Least overlap of a weaker box with its track.")
+    new_gate: Unit = Field(0.3, description="Least overlap of the second box of a track that is not yet confirmed.")
+    camera_motion: bool = Field(True, description="Compensate the motion of the camera, estimated from the tracks.")
+
+    def check(self) -> Problems:
+        """See `KindSettings.check`."""
+        yield from super().check()
+        if not self.low <= self.high <= self.certain:
+            yield ("high",), f"must lie between low ({self.low}) and certain ({self.certain})"
+
+    def open(self) -> ByteTrack:
+        """See `TrackingSettings.open`."""
+        return ByteTrack(self)
+
+
+_MOTION = Motion(center_noise=1.5, size_noise=0.3, box_noise=0.03, first_speed=1.0, tau=2.0)
+_REACH = TWO
+"""Standard deviations of a track's centre by which the gate is widened to each side."""
+_WIDEST = HALF
+"""The most of it, in box heights."""
+_MARGIN = np.array([0.25])
+"""Box heights by which pairs may be apart and still be looked at: the camera's motion may bring them together."""
+_OTHER_CLASS = 0.5
+"""What the overlap counts where box and track are of different classes."""
+_STILL = 0.02
+"""Box heights; a smaller motion of the camera is left to the filter."""
+_TOUCH = 1e-9
+_FIRST = 2.0
+_THREE = np.array([3])
+_ROUND = (0.0, 0.0, 0.0, 0.0, 1.0, _FIRST)
+"""In which a pair is taken, the higher the earlier: box of no use, weak, strong; the same for confirmed tracks."""
+
+
+class ByteTrack(Tracker):
+    """See the module."""
+
+    def __init__(self, settings: ByteTrackSettings) -> None:
+        s = settings
+        super().__init__(Life(s.high, s.certain, s.lost_s, s.wall_s, s.outage_s, s.max_tracks), _MOTION)
+        self._least, self._camera = s.low, s.camera_motion
+        self._low, self._high = np.array([s.low]), np.array([s.high])
+        # Boxes that do not even touch are never a pair.
+        new, weak, strong = (max(gate, _TOUCH) for gate in (s.new_gate, s.weak_gate, s.gate))
+        self._cases = np.array([[np.inf, np.inf, new, np.inf, weak, strong], _ROUND])
+
+    @property
+    def low(self) -> float:
+        """See `Tracker.low`."""
+        return self._least
+
+    def _associate(
+        self, tracks: Matrix, counts: tuple[int, ...], stream: Indices | None, boxes: Boxes, passed: Sequence[float]
+    ) -> tuple[Indices, Indices]:
+        height, score = tracks[HEIGHT], boxes.score
+        reach = np.sqrt(tracks[VARIANCE.start])
+        reach *= _REACH
+        np.minimum(reach, _WIDEST, out=reach)
+        reach *= height
+        if stream is None and len(height) * len(score) <= FEW:
+            rows, columns = every(len(height), len(score))
+        else:
+            around = Rectangles.around(tracks, counts, reach * TWO + height * _MARGIN)
+            rows, columns = meeting(around, boxes.rectangles())
+        # What a box is good for: 0 nothing, 1 weak, 2 strong; 3 more for a confirmed track.
+        use = np.add(score >= self._low, score >= self._high, dtype=np.intp)
+        case = use[columns]
+        case += ((tracks[ID] > ZERO) * _THREE)[rows]
+        gates, rounds = self._cases.take(case, axis=1)
+        weight = np.where(rounds == TWO, score[columns], UNIT)
+        other = tracks[LEADER][rows] != boxes.class_id[columns]
+        if np.count_nonzero(other):
+            weight[other] *= _OTHER_CLASS
+        pairs = Pairs(rows, columns, tracks, reach, boxes.place)
+
+        def matched() -> list[int]:
+            # A pair of an earlier round has a higher key than any of a later one: greedy matching goes round by round.
+            worth = pairs.alike()
+            worth *= weight
+            able = worth >= gates
+            worth += rounds
+            return match(worth, able, rows, columns, len(height), len(score))
+
+        taken = matched()
+        if self._camera and len(taken) >= FEWEST:
+            shifts = _shifts(tracks, pairs, taken, rounds, stream, passed)
+            if any(right or down for right, down in shifts):
+                shift = np.array(shifts).T
+                tracks[CENTER] += shift if stream is None else shift.repeat(counts, axis=1)
+                pairs.offset -= shift if stream is None else shift.take(stream.take(rows), axis=1)
+                taken = matched()
+        return rows[taken], columns[taken]
+
+
+def _shifts(
+    tracks: Matrix, pairs: Pairs, taken: list[int], rounds: Matrix, stream: Indices | None, passed: Sequence[float]
+) -> list[tuple[float, float]]:
+    """What the camera seems to have done in each stream, by the confirmed tracks of the frame before, seen well."""
+    known = pairs.rows[taken]
+    x, y = pairs.offset.take(taken, axis=1).tolist()
+    rank, wall, height = (
+        rounds.take(taken).tolist(),
+        tracks[WALL].take(known).tolist(),
+        tracks[HEIGHT].take(known).tolist(),
+    )
+    ends = [len(taken)] if stream is None else np.bincount(stream[known], minlength=len(passed)).cumsum().tolist()
+    shifts, start = [], 0
+    for end, dt in zip(ends, passed, strict=True):
+        own = [i for i in range(start, end) if rank[i] == _FIRST and wall[i] <= dt]
+        start = end
+        if len(own) < FEWEST:
+            shifts.append((0.0, 0.0))
+        else:
+            least = _STILL * sum([height[i] for i in own]) / len(own)
+            shifts.append(common_shift([x[i] for i in own], [y[i] for i in own], least))
+    return shifts

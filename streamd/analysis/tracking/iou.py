@@ -1,0 +1,89 @@
+"""Tracking by overlap alone: a box belongs to the track whose last box it overlaps most.
+
+After Bochinski et al., "High-Speed Tracking-by-Detection Without Using Image Information" (AVSS 2017), with a track
+that may stay unseen for a while. Nothing is predicted and weak boxes are not used: the cheapest kind, for scenes in
+which objects move by less than their size between two frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from streamd.analysis.tracking import TRACKERS, TrackingSettings
+from streamd.analysis.tracking.batch import Boxes, Life, Tracker
+from streamd.analysis.tracking.pairs import Indices, Pairs, Rectangles, match, meeting
+from streamd.analysis.tracking.tracks import AGE, BOX, ID, LEADER, ONE, SPEED, UNSEEN, WALL, Matrix
+from streamd.settings import Seconds, Unit
+
+_OTHER_CLASS = 0.5
+"""What the overlap counts where box and track are of different classes."""
+_SMOOTHED_S = 0.5
+"""Seconds over which the velocity is averaged."""
+
+
+@TRACKERS.register
+class IouSettings(TrackingSettings):
+    """Tracking by overlap alone: the cheapest kind, for slow objects and high frame rates."""
+
+    kind: Literal["iou"] = "iou"
+    low: Unit = Field(0.4, description="Lowest score of a box that may begin or continue a track.")
+    gate: Unit = Field(0.3, description="Least overlap of a box with the last box of its track.")
+    lost_s: Seconds = Field(1.0, description="Observed time after which an unseen track ends, in seconds.")
+
+    def open(self) -> IouTracker:
+        """See `TrackingSettings.open`."""
+        return IouTracker(self)
+
+
+class _Still:
+    """Boxes stay where they were last seen; the velocity is only reported."""
+
+    def advance(self, parts: Sequence[Matrix], passed: Sequence[float], observed: Sequence[float]) -> Matrix:
+        """See `Dynamics`."""
+        tracks = np.concatenate(parts, axis=1)
+        clocks = np.array((observed, passed, observed)).repeat([part.shape[1] for part in parts], axis=1)
+        tracks[UNSEEN:ONE] += clocks[:2]
+        tracks[AGE] += clocks[2]
+        return tracks
+
+    def correct(self, tracks: Matrix, boxes: Matrix, score: Matrix) -> None:
+        """See `Dynamics`."""
+        passed = tracks[WALL]
+        # Two frames of the same time say nothing about speed.
+        share = -np.expm1(passed / -_SMOOTHED_S) / np.maximum(passed, 1e-9)
+        tracks[SPEED] += (boxes - tracks[BOX]) * share - tracks[SPEED] * (share * passed)
+        tracks[BOX] = boxes
+
+    def first(self, tracks: Matrix, boxes: Matrix, score: Matrix) -> None:
+        """See `Dynamics`."""
+        tracks[BOX] = boxes
+
+
+class IouTracker(Tracker):
+    """See the module."""
+
+    def __init__(self, settings: IouSettings) -> None:
+        s = settings
+        super().__init__(Life(s.low, s.certain, s.lost_s, s.wall_s, s.outage_s, s.max_tracks), _Still())
+        self._gate, self._low = s.gate, s.low
+
+    @property
+    def low(self) -> float:
+        """See `Tracker.low`."""
+        return self._low
+
+    def _associate(
+        self, tracks: Matrix, counts: tuple[int, ...], stream: Indices | None, boxes: Boxes, passed: Sequence[float]
+    ) -> tuple[Indices, Indices]:
+        rows, columns = meeting(Rectangles.around(tracks, counts), boxes.rectangles())
+        worth = Pairs(rows, columns, tracks, None, boxes.place).alike()
+        worth[tracks[LEADER][rows] != boxes.class_id[columns]] *= _OTHER_CLASS
+        able = (worth >= self._gate) & (boxes.score[columns] >= self._low)
+        # Confirmed tracks choose first.
+        worth += (tracks[ID] > 0)[rows]
+        taken = match(worth, able, rows, columns, tracks.shape[1], len(boxes.score))
+        return rows[taken], columns[taken]

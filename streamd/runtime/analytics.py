@@ -1,0 +1,327 @@
+"""Trackers and rules of all streams: from boxes to tracks, counts and events.
+
+`Analytics` keeps what belongs to each stream, whichever model instance serves it. Each instance has an `AnalysisStep`
+of its own, which works on a whole batch between the network and publication.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from streamd.analysis.rules import RuleEvent, TrackedFrame
+from streamd.analysis.rules.engine import RuleEngine
+from streamd.analysis.tracking import Observation, StreamTracks, Tracked, TrackingSettings
+from streamd.events.record import Event
+from streamd.flow.settings import StreamSettings
+from streamd.flow.stream import Result
+from streamd.heads import DetectSettings
+from streamd.heads.postprocess import class_numbers
+from streamd.telemetry.analytics import AnalyticsMetrics
+from streamd.types import Float32Array, Frame, ModelInfo, Tracks
+
+BoolArray = npt.NDArray[np.bool_]
+
+log = structlog.get_logger(__name__)
+
+IDS_PER_LIFE = 1 << 32
+"""Tracks of one process; ids stay below 2^53, which JavaScript counts exactly, for two million processes."""
+LATEST_MEDIA_S = 0.5
+"""A media clock that differs by more than this from the arrival of a frame, since the frame before, is not believed."""
+DOWN_S = 1.0
+"""A stream without a picture for this long is down: occupancy is stale."""
+
+
+class MediaClock:
+    """When frames were captured, in nanoseconds on a clock that only goes forward.
+
+    The sender's media clock has no jitter; it is followed from frame to frame while it agrees with the time of
+    arrival. A file has no time of arrival worth the name: its media clock alone counts, but for jumps.
+
+    Args:
+        live: the sender sets the pace.
+    """
+
+    def __init__(self, live: bool) -> None:
+        self._live = live
+        self._now_ns = 0
+        self._pts_ns: int | None = None
+        self._captured_ns = 0
+
+    def time(self, frame: Frame) -> int:
+        """The time of the stream's next frame."""
+        arrived = frame.captured_ns - self._captured_ns
+        passed = arrived
+        if frame.pts_ns is not None and self._pts_ns is not None:
+            media = frame.pts_ns - self._pts_ns
+            largest = LATEST_MEDIA_S * 1e9 if self._live else math.inf
+            if media > 0 and (abs(media - arrived) < largest if self._live else media < 60_000_000_000):
+                passed = media
+        first = self._captured_ns == 0
+        self._pts_ns, self._captured_ns = frame.pts_ns, frame.captured_ns
+        self._now_ns = frame.captured_ns if first else self._now_ns + max(passed, 1)
+        return self._now_ns
+
+
+class StreamAnalysis:
+    """What the analysis knows of one stream. Its methods are called with `lock` held.
+
+    Args:
+        settings: of the stream.
+        labels: of the model.
+        ids: where tracks get their ids from.
+        new_id: where events get theirs from.
+    """
+
+    def __init__(
+        self, settings: StreamSettings, labels: Sequence[str], ids: Iterator[int], new_id: Callable[[], str]
+    ) -> None:
+        self.lock = threading.Lock()
+        self.stream = settings.id
+        self.tracks = StreamTracks(ids)
+        self.clock = MediaClock(settings.live)
+        self.last_seq = -1
+        self.last_frame_s = math.inf
+        """Monotonic seconds of the last frame; infinite before the first and while the stream is known to be down."""
+        self.rules: RuleEngine | None = None
+        self._labels, self._new_id = labels, new_id
+        self.adapt(settings)
+
+    def adapt(self, settings: StreamSettings) -> list[RuleEvent]:
+        """Takes on other zones and lines; returns what ends with the old ones."""
+        zones, lines = settings.zones, settings.lines
+        if self.rules is not None:
+            return self.rules.reload(zones, lines, time.time_ns())
+        if zones or lines:
+            self.rules = RuleEngine(zones, lines, self._labels, self._new_id, time.time_ns())
+        return []
+
+    def observation(self, result: Result) -> Observation:
+        """What the tracker is given for one frame."""
+        frame = result.frame
+        missed = frame.seq - self.last_seq - 1 if self.last_seq >= 0 else 0
+        self.last_seq, self.last_frame_s = frame.seq, time.monotonic()
+        return Observation(
+            self.tracks, self.clock.time(frame), result.xyxy, result.score, result.class_id, frame.width, frame.height,
+            frame.roi, max(0, missed), "loop" if frame.begins else None,
+        )  # fmt: skip
+
+    def judge(self, seen: Observation, tracked: Tracked, wanted: BoolArray, frame: Frame) -> list[RuleEvent]:
+        """Applies the zones and lines to one frame.
+
+        Args:
+            seen: what the tracker was given.
+            tracked: what it made of it.
+            wanted: (N,) boxes of classes that count as detections.
+            frame: the frame.
+        """
+        assert self.rules is not None
+        kept = np.nonzero((tracked.id > 0) & wanted)[0]
+        roi = frame.roi
+        return self.rules.frame(
+            TrackedFrame(
+                seen.time_ns, frame.wall_ns, frame.epoch, frame.seq, frame.width, frame.height,
+                tracked.id[kept], tracked.confirmed[kept], seen.xyxy[kept], seen.score[kept], tracked.class_id[kept],
+                [(end.id, end.reason) for end in tracked.ended],
+                None if roi is None else (roi.x, roi.y, roi.x + roi.width, roi.y + roi.height),
+            )
+        )  # fmt: skip
+
+
+class Analytics:
+    """The analysis of every stream of this process.
+
+    Args:
+        tracking: which tracker, with its settings.
+        detect: which boxes count as detections.
+        metrics: counts and gauges.
+        submit: takes each event; must not block. Any thread.
+        boot_id: identity of this daemon.
+        life: of this process among the daemon's workers.
+    """
+
+    def __init__(
+        self,
+        tracking: TrackingSettings,
+        detect: DetectSettings,
+        metrics: AnalyticsMetrics,
+        submit: Callable[[Event], object],
+        *,
+        boot_id: str,
+        life: int = 0,
+    ) -> None:
+        self.tracking, self._detect, self._metrics, self._submit = tracking, detect, metrics, submit
+        self._ids = itertools.count(life * IDS_PER_LIFE + 1)
+        numbers = itertools.count(1)
+        self._new_id = lambda: f"{boot_id}-{life}-{next(numbers)}"
+        self.streams: Mapping[str, StreamAnalysis] = {}
+        """Replaced, never changed: the steps read it without a lock."""
+        self._labels: Sequence[str] = ()
+
+    @property
+    def detect(self) -> DetectSettings:
+        """What the boxes are decoded by: the tracker sees weak ones, and of all classes."""
+        low = min(self.tracking.low, self._detect.conf, *self._detect.class_conf.values())
+        return self._detect.model_copy(update={"conf": low, "classes": None, "class_conf": {}})
+
+    def step(self, model: ModelInfo) -> AnalysisStep:
+        """The step of one model instance."""
+        self._labels = model.labels
+        return AnalysisStep(self, model, self._detect)
+
+    def add(self, settings: StreamSettings) -> None:
+        """A stream begins, or begins anew with other settings."""
+        known = self.streams.get(settings.id)
+        if known is None:
+            known = StreamAnalysis(settings, self._labels, self._ids, self._new_id)
+            self.streams = {**self.streams, settings.id: known}
+            self._metrics.show(known)
+        else:
+            self.adapt(settings)
+            with known.lock:
+                known.clock = MediaClock(settings.live)
+
+    def adapt(self, settings: StreamSettings) -> None:
+        """The zones and lines of a stream change between two frames."""
+        known = self.streams[settings.id]
+        with known.lock:
+            events = known.adapt(settings)
+        self.tell(known, events, 0, 0)
+
+    def remove(self, stream: str) -> None:
+        """A stream is gone; its last frame has passed."""
+        known = self.streams.get(stream)
+        if known is None:
+            return
+        self.streams = {name: each for name, each in self.streams.items() if name != stream}
+        self._metrics.hide(stream)
+        self._close(known)
+
+    def close(self) -> None:
+        """Ends what is open of every stream. After the last frame."""
+        for known in self.streams.values():
+            self._close(known)
+
+    def _close(self, known: StreamAnalysis) -> None:
+        with known.lock:
+            events = known.rules.close() if known.rules is not None else []
+        self.tell(known, events, 0, 0)
+
+    def tick(self, now_s: float) -> None:
+        """Notices streams that have no pictures. To be called a few times a second.
+
+        Args:
+            now_s: monotonic seconds.
+        """
+        for known in self.streams.values():
+            if known.rules is not None and now_s - known.last_frame_s > DOWN_S:
+                with known.lock:
+                    known.last_frame_s = math.inf
+                    events = known.rules.down()
+                self.tell(known, events, 0, 0)
+
+    def tell(self, known: StreamAnalysis, events: Iterable[RuleEvent], epoch: int, seq: int) -> None:
+        """Hands events to the journal and counts them."""
+        for e in events:
+            self._metrics.event(known.stream, e)
+            self._submit(event_of(known.stream, e))
+
+
+def event_of(stream: str, e: RuleEvent) -> Event:
+    """A rule's event as the journal takes it."""
+    details: dict[str, Any] = {"box": [round(v, 2) for v in e.box], "score": round(e.score, 4)}
+    if e.kind == "line":
+        details |= {"direction": e.direction, "certain": bool(e.certain)}
+        if e.point is not None:
+            details["point"] = [round(v, 4) for v in e.point]
+    else:
+        details |= {
+            "dwell_s": round(e.dwell_s, 3), "observed_s": round(e.observed_s, 3), "unseen_s": round(e.unseen_s, 3),
+        }  # fmt: skip
+        if e.previous is not None:
+            details["previous"] = e.previous
+    return Event(
+        id=e.id, stream=stream, kind=e.phase, type=f"{e.kind}_{e.change}", rule=e.rule, label=e.label, track=e.track,
+        epoch=e.epoch, seq=e.seq, at_ns=e.wall_ns, details=details, counts=dict(e.counts),
+    )  # fmt: skip
+
+
+class AnalysisStep:
+    """See `streamd.flow.stream.Analysis`. For one thread.
+
+    Args:
+        analytics: what belongs to the streams.
+        model: whose labels the detections have.
+        detect: which boxes are published.
+    """
+
+    def __init__(self, analytics: Analytics, model: ModelInfo, detect: DetectSettings) -> None:
+        self._analytics = analytics
+        self._tracker = analytics.tracking.open()
+        self._metrics = analytics._metrics
+        floor = np.full(len(model.labels), detect.conf, np.float32)
+        if detect.class_conf:
+            numbers = class_numbers(list(detect.class_conf), model.labels, "model.detect.class_conf")
+            floor[numbers] = list(detect.class_conf.values())
+        if detect.classes is not None:
+            wanted = class_numbers(detect.classes, model.labels, "model.detect.classes")
+            unwanted = np.ones(len(model.labels), np.bool_)
+            unwanted[wanted] = False
+            floor[unwanted] = np.inf
+        self._floor: Float32Array = floor
+        self._weak = analytics.tracking.publish_weak
+
+    def step(self, batch: Sequence[Result]) -> None:
+        """See `Analysis.step`."""
+        streams = self._analytics.streams
+        known = [streams[result.output.name] for result in batch]
+        seen = [each.observation(result) for each, result in zip(known, batch, strict=True)]
+        for each, result, observation, tracked in zip(known, batch, seen, self._tracker.step(seen), strict=True):
+            if tracked.error is not None:
+                self._failed(each, "tracker", tracked.error)
+            if each.rules is not None:
+                self._judge(each, observation, tracked, result)
+            self._publishable(result, tracked)
+
+    def _judge(self, each: StreamAnalysis, observation: Observation, tracked: Tracked, result: Result) -> None:
+        frame = result.frame
+        try:
+            with each.lock:
+                assert each.rules is not None
+                events = each.judge(observation, tracked, self._floor[tracked.class_id] < np.inf, frame)
+                result.counts = each.rules.counters()
+        except Exception as error:  # noqa: BLE001 - a rule that fails costs no frame
+            self._failed(each, "rules", error)
+            with each.lock:
+                assert each.rules is not None
+                events = each.rules.reset("failed")
+        if events:
+            self._analytics.tell(each, events, frame.epoch, frame.seq)
+
+    def _failed(self, each: StreamAnalysis, what: str, error: Exception) -> None:
+        self._metrics.failed(each.stream)
+        log.error(
+            "analysis failed; its state is reset", stream=each.stream, what=what, error=str(error), exc_info=error
+        )
+
+    def _publishable(self, result: Result, tracked: Tracked) -> None:
+        """Leaves the boxes that are published: by score, class and, where asked for, by track."""
+        class_id = tracked.class_id
+        floor = self._floor[class_id]
+        keep = result.score >= floor
+        if self._weak:
+            keep |= tracked.confirmed & (floor < np.inf)
+        if keep.all():
+            result.class_id = class_id
+            result.tracks = Tracks(tracked.id, tracked.age_s, tracked.velocity)
+            return
+        result.xyxy, result.score, result.class_id = result.xyxy[keep], result.score[keep], class_id[keep]
+        result.tracks = Tracks(tracked.id[keep], tracked.age_s[keep], tracked.velocity[keep])
