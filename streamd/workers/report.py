@@ -48,6 +48,13 @@ class Order(msgspec.Struct, frozen=True, tag="order"):
     """Name of the recorder's bundles."""
     past: dict[str, StreamPast]
     """Streams that ran in other processes before."""
+    events: str
+    """Endpoint for events."""
+
+
+def origin_of(boot_id: str, life: int) -> str:
+    """What a process's events are known by."""
+    return f"{boot_id}/{life}"
 
 
 class Look(msgspec.Struct, frozen=True, tag="look"):

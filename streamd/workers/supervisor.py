@@ -355,10 +355,8 @@ class WorkerSupervisor:
             if self._mine(worker):
                 self._launch(worker)
             return
-        if self._receiver is not None and self._events.journal is not None:
-            origin = origin_of(self.boot_id, life)
-            self._receiver.forget(origin)
-            self._events.journal.end_open("process_died", origin=origin)
+        if self._receiver is not None:
+            self._receiver.finish(origin_of(self.boot_id, life), "process_died")
         worker.over.update(s for s in mine if self._ledger.over(s))
         lost = [s for s in mine if s not in worker.over]
         how = f"worker {worker.number} {ending(code)}"

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -446,7 +447,7 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
 def test_a_transport_stream_whose_pid_changes_goes_on(tmp_path: Path) -> None:
     parts = [
         write_clip(
-            tmp_path / f"{i}.ts", frames=20, options={"bf": "0"}, pts=lambda n, i=i: (i * 20 + n) * 40,
+            tmp_path / f"{i}.ts", frames=20, options={"bf": "0"}, pts=partial(lambda i, n: (i * 20 + n) * 40, i),
             container_options={"mpegts_start_pid": str(0x100 * (i + 1))},
         )
         for i in range(3)
