@@ -27,6 +27,8 @@ def cross_check(config: Config) -> Problems:
             message = f"frames may wait {age_s * 1e3:g} ms, no longer than batch.age_ms ({config.batch.age_ms:g})"
             yield ("streams", i, field), f"{message}; increase max_age_ms or reduce batch.age_ms"
     yield from _each("streams", config.streams)
+    if config.tracking is not None:
+        yield from ((("tracking", *path), message) for path, message in config.tracking.check())
     yield from _check_devices(config)
     yield from _check_page(config.metrics)
     names = Counter(sink_names(config))
