@@ -129,21 +129,26 @@ def _shifts(
     tracks: Matrix, pairs: Pairs, taken: list[int], rounds: Matrix, stream: Indices | None, passed: Sequence[float]
 ) -> list[tuple[float, float]]:
     """What the camera seems to have done in each stream, by the confirmed tracks of the frame before, seen well."""
-    known = pairs.rows[taken]
-    x, y = pairs.offset.take(taken, axis=1).tolist()
-    rank, wall, height = (
-        rounds.take(taken).tolist(),
-        tracks[WALL].take(known).tolist(),
-        tracks[HEIGHT].take(known).tolist(),
-    )
-    ends = [len(taken)] if stream is None else np.bincount(stream[known], minlength=len(passed)).cumsum().tolist()
+    chosen = np.array(taken)
+    if stream is not None:
+        own = pairs.rows[chosen]
+        fit = rounds[chosen] == TWO
+        fit &= tracks[WALL][own] <= np.array(passed)[stream[own]]
+        chosen = chosen[fit]
+    known = pairs.rows[chosen]
+    x, y = pairs.offset.take(chosen, axis=1).tolist()
+    height = tracks[HEIGHT][known].tolist()
+    if stream is None:
+        rank, wall, dt = rounds[chosen].tolist(), tracks[WALL][known].tolist(), passed[0]
+        fits = [i for i in range(len(x)) if rank[i] == _FIRST and wall[i] <= dt]
+        x, y, height = [x[i] for i in fits], [y[i] for i in fits], [height[i] for i in fits]
+        ends = [len(fits)]
+    else:
+        ends = np.bincount(stream[known], minlength=len(passed)).cumsum().tolist()
     shifts, start = [], 0
-    for end, dt in zip(ends, passed, strict=True):
-        own = [i for i in range(start, end) if rank[i] == _FIRST and wall[i] <= dt]
+    for end in ends:
+        n = end - start
+        least = _STILL * sum(height[start:end]) / max(n, 1)
+        shifts.append(common_shift(x[start:end], y[start:end], least) if n >= FEWEST else (0.0, 0.0))
         start = end
-        if len(own) < FEWEST:
-            shifts.append((0.0, 0.0))
-        else:
-            least = _STILL * sum([height[i] for i in own]) / len(own)
-            shifts.append(common_shift([x[i] for i in own], [y[i] for i in own], least))
     return shifts

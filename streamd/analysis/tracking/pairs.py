@@ -24,6 +24,8 @@ _CALL_NS = 12_000.0
 """What a padded element of the dense test costs, and what the calls for one stream cost: they choose the way only."""
 FEW = 200
 """Pairs that one stream may have for all of them to be looked at."""
+_MANY = 64
+"""Pairs from which on those that nothing competes with are taken at once."""
 _NOWHERE = np.float32(1e30)
 
 
@@ -187,9 +189,16 @@ def match(
         The pairs taken, in rising order.
     """
     allowed = able.nonzero()[0]
+    taken: list[int] = []
+    if len(allowed) > _MANY:
+        # A pair that shares neither its track nor its box with another one is taken in any order.
+        own_rows, own_columns = rows[allowed], columns[allowed]
+        alone = np.bincount(own_rows, minlength=n_rows)[own_rows] == 1
+        alone &= np.bincount(own_columns, minlength=n_columns)[own_columns] == 1
+        taken = allowed[alone].tolist()
+        allowed = allowed[~alone]
     order = allowed[(-key[allowed]).argsort(kind="stable")]
     free_row, free_column = bytearray(b"\1") * n_rows, bytearray(b"\1") * n_columns
-    taken = []
     # A plain loop over a few hundred numbers costs less than rounds of whole-array operations.
     for pair, row, column in zip(order.tolist(), rows[order].tolist(), columns[order].tolist(), strict=True):
         if free_row[row] and free_column[column]:

@@ -135,6 +135,16 @@ def test_a_batch_gives_what_each_stream_gives_alone(seed: int, kind: str) -> Non
             np.testing.assert_allclose(tracked.age_s, expected.age_s, rtol=1e-9)
 
 
+def test_a_batch_of_crowds_gives_what_each_gives_alone(kind: str) -> None:
+    films = [wild(k, 25, objects=50, classes=1) for k in range(4)]
+    tracker = make(kind)
+    alone, together = [play(tracker) for _ in films], [StreamTracks() for _ in films]
+    for i in range(25):
+        batch = tracker.step([observation(state, film[i], i) for state, film in zip(together, films, strict=True)])
+        for step, film, tracked in zip(alone, films, batch, strict=True):
+            assert tracked.id.tolist() == step(i / 25, film[i]).id.tolist()
+
+
 def test_frames_of_one_stream_in_one_batch_go_in_order(kind: str) -> None:
     tracker, film = make(kind), wild(5, 20)
     alone, state, other = play(tracker), StreamTracks(), StreamTracks()
