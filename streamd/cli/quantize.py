@@ -51,6 +51,13 @@ def add_parser(subparsers: Any) -> None:
         help="how activation ranges are chosen (default mse)",
     )
     p.add_argument(
+        "--rounding",
+        choices=("layer", "nearest"),
+        default="layer",
+        help="how weights are rounded: together, so that each layer's output stays what it was (default), or each to "
+        "the nearest step",
+    )
+    p.add_argument(
         "--float-layers", nargs="+", default=[], metavar="LAYER", help="layers to keep in float; * matches anything"
     )
     p.add_argument("--labels", metavar="DIR|JSON", help="labels of the evaluation images; enables measuring mAP")
@@ -134,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
         batches=args.batches,
         every=args.every,
         method=args.method,
+        rounding=args.rounding,
         float_layers=tuple(args.float_layers),
         labels=args.labels,
         eval_images=args.eval_images,

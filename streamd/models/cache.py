@@ -12,12 +12,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from streamd.errors import ConfigError
-from streamd.models.calibrate import BINS, Histogram
+from streamd.models.calibrate import BINS, Histogram, Peaks
 from streamd.models.graph import write_whole
 from streamd.types import ModelSpec
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 256 << 20
 
 
@@ -36,20 +38,23 @@ def key_of(spec: ModelSpec, pictures: str, watched: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def load(path: Path, key: str) -> dict[str, Histogram] | None:
-    """The histograms in `path`, or None if there is no valid file for this key."""
+def load(path: Path, key: str) -> tuple[dict[str, Histogram], Peaks] | None:
+    """What is in `path`, or None if there is no valid file for this key."""
     try:
         if path.stat().st_size > MAX_BYTES:
             return None
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["key"] != key or body["version"] != VERSION:
             return None
-        return {name: Histogram.from_json(h) for name, h in body["histograms"].items()}
+        peaks = {name: np.array(p, np.float32) for name, p in body["peaks"].items()}
+        if not all(p.ndim == 1 and np.isfinite(p).all() for p in peaks.values()):
+            return None
+        return {name: Histogram.from_json(h) for name, h in body["histograms"].items()}, peaks
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
 
 
-def save(path: Path, key: str, spec: ModelSpec, pictures: str, histograms: dict[str, Histogram]) -> None:
+def save(path: Path, key: str, spec: ModelSpec, pictures: str, histograms: dict[str, Histogram], peaks: Peaks) -> None:
     """Writes the cache atomically.
 
     Raises:
@@ -61,6 +66,7 @@ def save(path: Path, key: str, spec: ModelSpec, pictures: str, histograms: dict[
         "model_sha256": spec.sha256,
         "pictures_sha256": pictures,
         "histograms": {name: h.as_json() for name, h in histograms.items()},
+        "peaks": {name: p.tolist() for name, p in peaks.items()},
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

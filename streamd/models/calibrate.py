@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.errors import ConfigError
-from streamd.models.qdq import QMAX
+from streamd.models.weights import QMAX
 
 Method = Literal["minmax", "entropy", "percentile", "mse"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -241,12 +241,31 @@ class Observer:
         return found
 
 
+Peaks = dict[str, npt.NDArray[np.float32]]
+"""By tensor, (C,) the largest value of each channel."""
+
+
 def observe(
-    observer: Observer, batches: Iterable[npt.NDArray[np.float32]], histograms: dict[str, Histogram] | None = None
-) -> dict[str, Histogram]:
-    """Histograms of every watched tensor over all batches."""
-    out = histograms if histograms is not None else {name: Histogram() for name in observer.watched}
+    observer: Observer,
+    batches: Iterable[npt.NDArray[np.float32]],
+    counted: Sequence[str] | None = None,
+    channels: Sequence[str] = (),
+) -> tuple[dict[str, Histogram], Peaks]:
+    """Looks at all batches.
+
+    Args:
+        observer: the float model.
+        batches: (B, …) inputs.
+        counted: watched tensors that histograms are made of. Default: all.
+        channels: watched (B, C, …) tensors whose channels' peaks are wanted.
+    """
+    histograms = {name: Histogram() for name in (observer.watched if counted is None else counted)}
+    peaks: Peaks = {}
     for batch in batches:
-        for name, values in observer.run(batch).items():
-            out[name].add(values)
-    return out
+        found = observer.run(batch)
+        for name, histogram in histograms.items():
+            histogram.add(found[name])
+        for name in channels:
+            largest = found[name].max(axis=(0, *range(2, found[name].ndim)))
+            peaks[name] = np.maximum(peaks[name], largest) if name in peaks else largest
+    return histograms, peaks

@@ -18,10 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.models.graph import Graph, constant_weight, vendor
-
-QMAX = 127
-"""Symmetric INT8 uses −127..127, so that scale × 127 is the threshold both ways."""
-TINY = 1e-12
+from streamd.models.weights import QMAX, TINY, Int8Weights, nearest, weight_scales
 
 
 @dataclass(frozen=True)
@@ -102,13 +99,6 @@ def find_sites(model: Any) -> Sites:
     return Sites(tuple(layers), tuple(outputs), group, {g: tuple(s) for g, s in sources.items()})
 
 
-def weight_scales(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """(C,) scales of (C, …) weights: each channel's largest magnitude maps to 127."""
-    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-    scales: npt.NDArray[np.float32] = np.maximum(largest, TINY).astype(np.float32) / np.float32(QMAX)
-    return scales
-
-
 INT8_MOVES = frozenset(
     {"Concat", "MaxPool", "Resize", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Flatten"}
 )  # fmt: skip
@@ -122,9 +112,17 @@ concatenation of signed pairs, and TensorRT would have to move the halves throug
 class _Writer:
     """Adds pairs to a copy of the graph."""
 
-    def __init__(self, model: Any, scale_of: Mapping[str, np.float32], *, compact: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        scale_of: Mapping[str, np.float32],
+        weights: Mapping[str, Int8Weights],
+        *,
+        compact: bool = False,
+    ) -> None:
         self.onnx = vendor()
         self.compact = compact
+        self.given = weights
         self.model = copy.deepcopy(model)
         self.graph = Graph(self.model)
         self.scale_of = scale_of
@@ -137,8 +135,8 @@ class _Writer:
 
     def constants(self, label: str, scale: npt.NDArray[np.float32]) -> list[str]:
         names = [f"{label}_scale", f"{label}_zero_point"]
-        for name, value in zip(names, (scale, np.zeros(scale.shape, np.int8)), strict=True):
-            self.model.graph.initializer.append(self.onnx.numpy_helper.from_array(value, name))
+        self.store(names[0], scale)
+        self.store(names[1], np.zeros(scale.shape, np.int8))
         return names
 
     def _node(self, kind: str, tensor: str, label: str, out: str, at: int, **options: int) -> str:
@@ -183,18 +181,32 @@ class _Writer:
     def weights(self, tensor: str, at: int) -> str:
         if tensor not in self._float:
             weight = self.graph.constant(tensor)
-            scales = weight_scales(weight)
-            self.constants(tensor, scales)
+            made = self.given.get(tensor) or nearest(weight, weight_scales(weight))
+            self.constants(tensor, made.scales)
+            q = f"{tensor}_q"
             if self.compact:
-                q = f"{tensor}_q"
-                steps = np.rint(weight / scales.reshape(-1, *[1] * (weight.ndim - 1)))
-                self.model.graph.initializer.append(
-                    self.onnx.numpy_helper.from_array(np.clip(steps, -QMAX, QMAX).astype(np.int8), q)
-                )
+                self.store(q, made.steps)
             else:
-                q = self._node("QuantizeLinear", tensor, tensor, f"{tensor}_q", at - 1, axis=0)
+                # Stored as multiples of the scale, so that every reader rounds them to the same steps. OpenVINO rounds
+                # some weights half way between two steps to the other one, and a single such step changes the
+                # rounding of all activations behind it.
+                self.store(f"{tensor}_grid", made.values())
+                self._node("QuantizeLinear", f"{tensor}_grid", tensor, q, at - 1, axis=0)
             self._float[tensor] = self._node("DequantizeLinear", q, tensor, f"{tensor}_dq", at - 1, axis=0)
         return self._float[tensor]
+
+    def store(self, name: str, value: npt.NDArray[Any]) -> None:
+        self.model.graph.initializer.append(self.onnx.numpy_helper.from_array(value, name))
+
+    def bias(self, node: Any, weight: str) -> None:
+        """Gives a convolution the bias that belongs to its rounded weights."""
+        made = self.given.get(weight)
+        if made is None or made.bias is None:
+            return
+        name = f"{weight}_bias"
+        self.store(name, made.bias)
+        del node.input[2:]
+        node.input.append(name)
 
     def finish(self) -> Any:
         """The model, without unused halves of pairs."""
@@ -228,6 +240,7 @@ def quantized(
     moves: Collection[str] = INT8_MOVES,
     residuals: bool = True,
     compact: bool = False,
+    weights: Mapping[str, Int8Weights] | None = None,
 ) -> Any:
     """A copy of `model` with pairs on the inputs and weights of its layers.
 
@@ -240,9 +253,10 @@ def quantized(
         residuals: let additions read the quantized value of an operand if it has one anyway, so that a skip
             connection is kept in INT8 only.
         compact: store weights as INT8 with a DequantizeLinear only: a quarter of the size, numerically equal.
+        weights: by name of the weight tensor, its INT8 form. Default: the nearest steps.
     """
     scale = {g: np.float32(max(thresholds[names[0]], TINY) / QMAX) for g, names in sites.sources.items()}
-    writer = _Writer(model, {name: scale[g] for name, g in sites.group.items()}, compact=compact)
+    writer = _Writer(model, {name: scale[g] for name, g in sites.group.items()}, weights or {}, compact=compact)
     graph = writer.graph
     active = {layer.name: layer for layer in sites.layers if layer.name not in float_layers}
     # Every pass-through node between a source and a quantized layer.
@@ -265,6 +279,7 @@ def quantized(
             layer = active[node.name]
             node.input[0] = writer.rounded(layer.input)
             node.input[1] = writer.weights(layer.weight, i)
+            writer.bias(node, layer.weight)
     if residuals:
         for node in graph.nodes:
             if node.op_type == "Add":

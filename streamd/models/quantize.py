@@ -20,12 +20,13 @@ from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_pa
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
 from streamd.heads.select import declared, recognise
 from streamd.models import cache
-from streamd.models.calibrate import METHODS, Histogram, Method, Observer, observe, thresholds
+from streamd.models.calibrate import METHODS, Histogram, Method, Observer, Peaks, observe, thresholds
 from streamd.models.gate import MAX_DROP, MIN_AGREEMENT, Gate, Verdict
 from streamd.models.graph import check_writable, chosen, prepare, write_whole
-from streamd.models.pictures import Feeder, Pictures, refuse_shared
+from streamd.models.pictures import KEPT_FRAMES, Feeder, Pictures, refuse_shared
 from streamd.models.qdq import Sites, find_sites, quantized
 from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, fewest
+from streamd.models.tune import ROUNDINGS, Rounding, safe_weights, tuned
 from streamd.types import Float32Array, Frame, ModelSpec
 
 AGREEMENT_PICTURES = 128
@@ -61,6 +62,8 @@ class Request:
     cache: Path | None = None
     """Calibration cache file. Default: in the user's cache folder."""
     use_cache: bool = True
+    rounding: Rounding = "layer"
+    """How weights are rounded: so that each layer's output stays what it was, or each to the nearest step."""
     compact: bool = False
     """Store weights as INT8; see `qdq.quantized`."""
     residuals: bool = True
@@ -142,6 +145,8 @@ class Quantizer:
         self.request, self._report = request, report
         if request.method not in METHODS:
             raise ConfigError(f"--method {request.method}: expected one of {', '.join(METHODS)}")
+        if request.rounding not in ROUNDINGS:
+            raise ConfigError(f"--rounding {request.rounding}: expected one of {', '.join(ROUNDINGS)}")
         self.source = model_file(request.model)
         if request.out.exists() and self.source.exists() and request.out.samefile(self.source):
             raise ConfigError(f"--out {request.out}: is the float model itself; give another name")
@@ -164,10 +169,15 @@ class Quantizer:
             refuse_shared(self.pictures, judged, "--images", "--eval-images")
         self.cached = False
         self.seen = 0
-        self._samples: list[Float32Array] = []
+        self._frames: list[tuple[str, Frame]] = []
         started = time.monotonic()
-        self._histograms, self.pictures_sha256 = self._calibrate()
+        self._histograms, peaks, self.pictures_sha256 = self._calibrate()
         self.thresholds = thresholds(self._histograms, self.sites.sources, request.method)
+        self.weights = safe_weights(self.model, self.sites, self.thresholds, peaks)
+        if request.rounding == "layer":
+            self.weights = tuned(
+                self.model, self.sites, self.thresholds, self.weights, peaks, self.inputs, report, self.float_layers
+            )
         self.calibration_seconds = time.monotonic() - started
 
     def _check_head(self) -> None:
@@ -184,29 +194,27 @@ class Quantizer:
                     "shape is that of yolov5_cat; for a YOLOv5 model, give --head yolov5_sigmoid"
                 )
 
-    def _calibrate(self) -> tuple[dict[str, Histogram], str]:
+    def _calibrate(self) -> tuple[dict[str, Histogram], Peaks, str]:
+        inputs = list(dict.fromkeys(layer.input for layer in self.sites.layers))
         pictures_sha = self.pictures.sha256()
         path, key = None, ""
         if pictures_sha is not None and self.request.use_cache:
             key = cache.key_of(self.spec, pictures_sha, self.sites.watched)
             path = self.request.cache or cache.default_folder() / f"{key[:32]}.json"
             found = cache.load(path, key)
-            if found is not None and set(found) >= set(self.sites.watched):
+            if found is not None and set(found[0]) >= set(self.sites.watched) and set(found[1]) >= set(inputs):
                 self.cached = True
-                return found, pictures_sha
-        observer = Observer(self.model, self.sites.watched)
+                return *found, pictures_sha
+        observer = Observer(self.model, list(dict.fromkeys([*self.sites.watched, *inputs])))
         total = len(self.pictures.images) or self.pictures.limit
 
         def batches() -> Iterable[Float32Array]:
-            for batch in self.feeder.batches(self.pictures.frames(), self.request.batch, self.pictures.unreadable):
+            for batch in self.feeder.batches(self._watch(), self.request.batch, self.pictures.unreadable):
                 yield batch
-                if self.pictures.live and len(self._samples) < NOISE_PICTURES:
-                    # A stream cannot be read again.
-                    self._samples.append(batch[:1].copy())
                 self.seen += len(batch)
                 self._report("calibrate", min(self.seen, total), total)
 
-        histograms = observe(observer, batches())
+        histograms, peaks = observe(observer, batches(), self.sites.watched, inputs)
         if not self.seen:
             reason = self.pictures.unreadable[0] if self.pictures.unreadable else "it ended before the first frame"
             raise ConfigError(f"--images {self.request.images}: no image could be read: {reason}")
@@ -217,8 +225,8 @@ class Quantizer:
             seen = json.dumps([h.as_json() for h in histograms.values()])
             pictures_sha = hashlib.sha256(seen.encode()).hexdigest()
         elif path is not None and not self.pictures.unreadable:
-            cache.save(path, key, self.spec, pictures_sha, histograms)
-        return histograms, pictures_sha
+            cache.save(path, key, self.spec, pictures_sha, histograms, peaks)
+        return histograms, peaks, pictures_sha
 
     def frames(self) -> Iterable[tuple[str, Frame]]:
         """Pictures for measuring agreement: those of --eval-images, else those kept back from calibration."""
@@ -226,22 +234,28 @@ class Quantizer:
             return Pictures(self.request.eval_images, AGREEMENT_PICTURES, self.request.every).frames()
         return self.pictures.judged(AGREEMENT_PICTURES)
 
-    def samples(self) -> list[Float32Array]:
-        """A few network inputs of the calibration, one picture each, for measuring noise."""
-        if not self._samples:
+    def _watch(self) -> Iterable[tuple[str, Frame]]:
+        """The calibration pictures; some of a stream's are remembered, for it cannot be read again."""
+        step = max(1, self.pictures.limit // KEPT_FRAMES)
+        for i, (name, frame) in enumerate(self.pictures.frames()):
+            if self.pictures.live and i % step == 0:
+                self._frames.append((name, frame))
+            yield name, frame
+
+    def inputs(self, count: int) -> Iterable[Float32Array]:
+        """Network inputs of at most `count` of the calibration pictures, one picture (or the model's batch) each."""
+        frames: Iterable[tuple[str, Frame]] = self._frames[:count]
+        if not self.pictures.live:
             few = Pictures(self.request.images, self.pictures.limit, self.request.every, self.pictures.keep_back)
-            step = max(1, len(few.images) // NOISE_PICTURES)
-            if few.images:
-                few.images = few.images[::step][:NOISE_PICTURES]
-            self._samples = [self.feeder.input(f)[None] for _, f in itertools.islice(few.frames(), NOISE_PICTURES)]
-        size = self.feeder.fixed_batch or 1
-        return [sample.repeat(size, axis=0) for sample in self._samples]
+            few.images = few.images[:: max(1, -(-len(few.images) // count))]
+            frames = itertools.islice(few.frames(), count)
+        return self.feeder.batches(frames, 1, [])
 
     def candidate(self, float_layers: Collection[str]) -> bytes:
         """The quantized model as file content: byte-identical for identical inputs."""
         made = quantized(
             self.model, self.sites, self.thresholds, float_layers=float_layers, residuals=self.request.residuals,
-            compact=self.request.compact,
+            compact=self.request.compact, weights=self.weights,
         )  # fmt: skip
         content: bytes = made.SerializeToString(deterministic=True)
         return content
@@ -295,7 +309,9 @@ def quantize(request: Request, report: Report = _silent) -> Result:
             if request.sensitivity == "map":
                 harms = by_accuracy(job.layer_names, lambda layers: job.measure(gate, layers, folder).score, report)
             elif request.sensitivity or request.auto:
-                harms = by_noise(job.model, job.sites, job.thresholds, job.samples(), report)
+                harms = by_noise(
+                    job.model, job.sites, job.thresholds, list(job.inputs(NOISE_PICTURES)), report, job.weights
+                )
             if request.auto:
                 float_layers, verdict = fewest(
                     [h.layer for h in harms],
@@ -327,7 +343,7 @@ def _write(job: Quantizer, float_layers: Sequence[str], verdict: Verdict, harms:
     provenance = Provenance(
         source=job.source.name,
         source_sha256=job.spec.sha256,
-        method=request.method,
+        method=request.method if request.rounding == "nearest" else f"{request.method}, rounded by layer",
         calibration_sha256=job.pictures_sha256,
         accuracy=verdict.accuracy,
         agreement=verdict.agreement,

@@ -12,6 +12,7 @@ import numpy as np
 from streamd.models.calibrate import Observer
 from streamd.models.gate import Verdict
 from streamd.models.qdq import Sites, quantized
+from streamd.models.weights import Int8Weights
 from streamd.types import Float32Array
 
 Report = Callable[[str, int, int], None]
@@ -35,7 +36,12 @@ def sqnr_db(signal: Float32Array, other: Float32Array) -> float:
 
 
 def by_noise(
-    model: Any, sites: Sites, thresholds: Mapping[str, float], samples: Sequence[Float32Array], report: Report
+    model: Any,
+    sites: Sites,
+    thresholds: Mapping[str, float],
+    samples: Sequence[Float32Array],
+    report: Report,
+    weights: Mapping[str, Int8Weights] | None = None,
 ) -> list[LayerHarm]:
     """Layers in order of decreasing harm, measured as noise at the output convolutions."""
     names = [layer.name for layer in sites.layers]
@@ -49,7 +55,9 @@ def by_noise(
     harms = []
     for i, name in enumerate(names):
         noisy = outputs(
-            quantized(model, sites, thresholds, float_layers=[n for n in names if n != name], residuals=False)
+            quantized(
+                model, sites, thresholds, float_layers=[n for n in names if n != name], residuals=False, weights=weights
+            )
         )
         ratios = [sqnr_db(clean[o], noisy[o]) for o in sites.outputs]
         finite = [r for r in ratios if math.isfinite(r)]

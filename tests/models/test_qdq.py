@@ -10,9 +10,11 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from streamd.models.calibrate import Histogram, Observer, observe, thresholds
+from streamd.models.calibrate import Observer, observe, thresholds
 from streamd.models.graph import Graph, name_nodes
-from streamd.models.qdq import find_sites, quantized, weight_scales
+from streamd.models.qdq import find_sites, quantized
+from streamd.models.tune import safe_weights
+from streamd.models.weights import Int8Weights
 from tests.models.nets import Net, branches
 
 INPUT = np.random.default_rng(5).random((1, 3, 64, 64), np.float32)
@@ -29,7 +31,7 @@ def run(model: Any, feed: np.ndarray[Any, Any] = INPUT) -> list[np.ndarray[Any, 
 
 def made(model: Any, **options: Any) -> Any:
     sites = find_sites(model)
-    histograms: dict[str, Histogram] = observe(Observer(model, sites.watched), [INPUT])
+    histograms, _ = observe(Observer(model, sites.watched), [INPUT])
     out = quantized(model, sites, thresholds(histograms, sites.sources, "minmax"), **options)
     onnx.checker.check_model(out, full_check=True)
     return out
@@ -71,7 +73,7 @@ def test_compact_weights_are_equal_in_value_and_a_quarter_of_the_size() -> None:
 def test_pairs_are_what_tensorrt_wants() -> None:
     model = branches()
     graph = Graph(made(model))
-    weights = {layer.weight for layer in find_sites(model).layers}
+    weights = {f"{layer.weight}_grid" for layer in find_sites(model).layers}
     for node in graph.nodes:
         if node.op_type == "QuantizeLinear":
             scale, zero = graph.constant(node.input[1]), graph.constant(node.input[2])
@@ -147,6 +149,67 @@ def test_little_is_lost_and_openvino_computes_the_same(act: str) -> None:
     assert sqnr(found, np.array(network([INPUT])[0])) > 30
 
 
+def by_openvino(model: Any, feed: np.ndarray[Any, Any] = INPUT) -> np.ndarray[Any, Any]:
+    import openvino as ov
+
+    core = ov.Core()
+    network = core.compile_model(core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.array(network([feed])[0])
+
+
+def test_both_forms_are_the_same_model_to_openvino() -> None:
+    """Weights half way between two steps: OpenVINO's arithmetic rounds some of them to the other one."""
+    model = branches()
+    random = np.random.default_rng(0)
+    for t in model.graph.initializer:
+        if t.name.endswith(".w") and t.name != "out.w":
+            shape = numpy_helper.to_array(t).shape
+            weight = (random.integers(-60, 60, shape) + 0.5) / 127 * random.uniform(0.2, 1, (shape[0], 1, 1, 1))
+            weight.reshape(shape[0], -1)[:, 0] = np.abs(weight.reshape(shape[0], -1)).max(axis=1) * 127 / 60.5
+            t.CopyFrom(numpy_helper.from_array(weight.astype(np.float32), t.name))
+    assert np.array_equal(by_openvino(made(model)), by_openvino(made(model, compact=True)))
+
+
+def test_no_processor_overflows() -> None:
+    """Equal weights and large activations: the worst case of processors that add products in 16 bits."""
+    net = Net()
+    hidden = net.relu(net.conv("images", 3, 8, name="stem", kernel=1))
+    deep = net.relu(net.conv(hidden, 8, 8, name="deep", kernel=1))
+    net.conv(deep, 8, 6, name="out", kernel=1)
+    for t in net.constants:
+        if t.name in ("stem.w", "deep.w"):
+            t.CopyFrom(numpy_helper.from_array(np.full(numpy_helper.to_array(t).shape, 0.25, np.float32), t.name))
+    model = net.model({"out_o": [1, 6, 64, 64]}, [1, 3, 64, 64])
+    sites, bright = find_sites(model), np.ones((1, 3, 64, 64), np.float32)
+    watched = list(dict.fromkeys([*sites.watched, *(layer.input for layer in sites.layers)]))
+    histograms, peaks = observe(
+        Observer(model, watched), [bright], sites.watched, [layer.input for layer in sites.layers]
+    )
+    limits = thresholds(histograms, sites.sources, "minmax")
+    safe = quantized(model, sites, limits, weights=safe_weights(model, sites, limits, peaks))
+    assert sqnr(run(model, bright)[0], by_openvino(safe, bright)) > 30
+
+
+def test_weights_that_are_given_are_taken() -> None:
+    model = branches()
+    weight = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "c.w"))
+    steps = np.full(weight.shape, 3, np.int8)
+    bias = np.arange(len(weight), dtype=np.float32)
+    given = {"c.w": Int8Weights(steps, np.full(len(weight), 0.5, np.float32), bias)}
+    for compact in (False, True):
+        out = made(model, weights=given, compact=compact)
+        graph = Graph(out)
+        node = next(n for n in graph.nodes if n.name == "c")
+        assert graph.constant(node.input[2]).tolist() == bias.tolist()
+        pair = graph.producer[node.input[1]]
+        assert graph.constant(pair.input[1])[0] == 0.5
+        if compact:
+            assert (graph.constant(pair.input[0]) == 3).all()
+        else:
+            assert (graph.constant(graph.producer[pair.input[0]].input[0]) == 1.5).all()
+        assert next(n for n in graph.nodes if n.name == "a").input[2] == "a.b"
+
+
 def test_float_layers_have_no_pairs() -> None:
     model = branches()
     everything = [layer.name for layer in find_sites(model).layers]
@@ -163,13 +226,6 @@ def test_the_model_itself_is_left_alone() -> None:
     before = model.SerializeToString(deterministic=True)
     made(model)
     assert model.SerializeToString(deterministic=True) == before
-
-
-def test_weight_scales_take_each_channel_s_peak() -> None:
-    w = np.zeros((3, 2, 1, 1), np.float32)
-    w[0, 0], w[1, 1] = 127, -0.254
-    assert weight_scales(w)[:2] == pytest.approx([1.0, 0.002])
-    assert weight_scales(w)[2] > 0
 
 
 def test_weights_in_constant_nodes_and_nodes_without_names() -> None:

@@ -385,7 +385,7 @@ class Caches(Target):
 
         histogram = Histogram()
         histogram.add(np.linspace(-3, 9, 4000, dtype=np.float32))
-        body = {"version": 1, "key": "k", "histograms": {"x": histogram.as_json()}}
+        body = {"version": 2, "key": "k", "histograms": {"x": histogram.as_json()}, "peaks": {"x": [9.0, -0.25]}}
         memory = Memory({"pid": 1, "boot_id": "b", "started": 1.0}, 1)
         memory.stream("a", 5, (1, 1, 0, 0, 0), 1, 0, 0)
         memory.note(LOG, {"event": "x", "level": "warning"})
@@ -420,7 +420,7 @@ class Caches(Target):
         found = load(self.file("c.json", data), "k")
         self.file("cache.json", data)
         _key_of(self.folder / "cache")
-        for histogram in (found or {}).values():
+        for histogram in (found[0] if found is not None else {}).values():
             for method in ("minmax", "percentile", "mse", "entropy"):
                 threshold(histogram, method)
 
