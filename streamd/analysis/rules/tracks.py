@@ -118,7 +118,11 @@ class Tracks:
         rows = self.rows.take(index, axis=0)
         gap = now - before
         if gap <= MAX_GAP_S:
-            rows[:, SEEN] += gap * (rows[:, FRAME] == number - 1)
+            steady = rows[:, FRAME] == number - 1
+            if np.count_nonzero(steady) == len(slots):
+                rows[:, SEEN] += gap
+            else:
+                rows[steady, SEEN] += gap
         if now >= self._look:
             self._look = now + STEP_S
             self._moved(rows, boxes, now)
