@@ -44,6 +44,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _open_standard_streams() -> None:
+    """Gives a process that was started without them standard input, output and error.
+
+    Else the first files and sockets that it opens get their numbers, and what a library prints ends up in them.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
 def _check_arguments(args: argparse.Namespace) -> None:
     """Refuses arguments that are not UTF-8; only images may have such names.
 
@@ -62,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. Errors that streamd raises on purpose print one clear message on standard error, no traceback.
     """
+    _open_standard_streams()
     args = parser().parse_args(arguments)
     with contextlib.suppress(AttributeError, OSError):  # a stream of somebody else's
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names that are not UTF-8

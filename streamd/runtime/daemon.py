@@ -15,6 +15,7 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from streamd.config import Config, sink_names
+from streamd.config.loader import Loaded
 from streamd.config.problems import dotted
 from streamd.errors import BackendError, ConfigError, SourceError, StreamdError
 from streamd.events.record import Event
@@ -27,7 +28,7 @@ from streamd.runtime.eventlog import EventLog
 from streamd.runtime.health import health_of, problems_of
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.progress import OpeningProgress
-from streamd.runtime.reload import ReloadOutcome, Reread, check, difference
+from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
 from streamd.runtime.service import Service, status_line
 from streamd.runtime.streams import Streams
 from streamd.settings import FieldPath
@@ -117,6 +118,7 @@ class Daemon:
         self._service = Service(self._notifier, self._problem, self._status_line, reread=reread, wake=self._look)
         self._lock = threading.Lock()
         self._next: Config | None = None
+        self._loading: Loading | None = None
         """Accepted, to be taken on by the main loop."""
         self._verdicts = ReloadOutcome(self.metrics)
         name = config_name(self._record_as) if self._record_as is not None else "streamd"
@@ -263,21 +265,24 @@ class Daemon:
             self._next = config
         self._look()
 
-    def _read_again(self, reread: Reread) -> None:
-        try:
-            loaded = reread.load()
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
-            self._verdicts.refuse(error)
+    def _read_again(self, found: Loaded | Exception) -> None:
+        if isinstance(found, Exception):
+            self._verdicts.refuse(found)
             return
         with contextlib.suppress(ConfigError):
-            self.reload(loaded.config, where=loaded.where)
+            self.reload(found.config, where=found.where)
 
     def _look_for_changes(self) -> None:
         """One step of a reload; none begins before the one under way is done."""
         if self.streams.changing:
             return
-        if (reread := self._service.reload_asked()) is not None:
-            self._read_again(reread)
+        if self._loading is None and (reread := self._service.reload_asked()) is not None:
+            self._loading = Loading(reread)
+        if self._loading is not None:
+            if (found := self._loading.result()) is None:
+                return
+            self._loading = None
+            self._read_again(found)
         with self._lock:
             config, self._next = self._next, None
         if config is not None and not self.streams.sealed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from streamd.config import Config
 from streamd.config.loader import Loaded, load
 from streamd.config.problems import dotted
 from streamd.errors import ConfigError
+from streamd.flow.threads import NamedThread
 from streamd.security.redact import redact
 from streamd.settings import FieldPath, Settings
 from streamd.sources import SourceSettings
@@ -21,6 +23,8 @@ from streamd.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
+LOAD_LIMIT_S = 30.0
+"""Longest time for reading and checking a configuration."""
 CHANGEABLE = frozenset({"streams", "logging", "drain_s", "stall_s"})
 """Sections that may change while running. The others are held by parts that live as long as the process."""
 
@@ -130,6 +134,36 @@ class ReloadOutcome:
         self.refused = ""
         self._metrics.reloads.labels(result="applied").inc()
         self._metrics.last_reload_success.set(1)
+
+
+class Loading:
+    """Reads the file in a thread of its own: a large or odd one must not keep the main loop from the watchdog.
+
+    Args:
+        reread: what to read.
+    """
+
+    def __init__(self, reread: Reread) -> None:
+        self._reread = reread
+        self._began = time.monotonic()
+        self._found: Loaded | Exception | None = None
+        try:
+            NamedThread(self._load, "reload").start()
+        except RuntimeError as error:
+            self._found = error
+
+    def _load(self) -> None:
+        try:
+            self._found = self._reread.load()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
+            self._found = error
+        self._reread.wake()
+
+    def result(self) -> Loaded | Exception | None:
+        """What was found, or why nothing was; None while it is being read."""
+        if self._found is None and time.monotonic() - self._began > LOAD_LIMIT_S:
+            return ConfigError(f"{self._reread.path}: could not be read within {LOAD_LIMIT_S:g} s")
+        return self._found
 
 
 class Reread:

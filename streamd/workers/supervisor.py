@@ -17,13 +17,14 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from streamd.config import Config, sink_names
+from streamd.config.loader import Loaded
 from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, SourceError
 from streamd.events.link import EventReceiver
 from streamd.recorder.place import config_name
 from streamd.runtime.eventlog import EventLog
 from streamd.runtime.health import health_of, problems_of
 from streamd.runtime.progress import OpeningProgress
-from streamd.runtime.reload import ReloadOutcome, Reread, check, difference
+from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
 from streamd.runtime.service import Service, status_line
 from streamd.security.redact import known
 from streamd.sinks import open_sink
@@ -106,6 +107,7 @@ class WorkerSupervisor:
         self._started = False
         self._numbers, self._lives = itertools.count(1), itertools.count(1)
         self._next: Config | None = None
+        self._loading: Loading | None = None
         """The second half of a reload: streams that have left one worker and are to go to another."""
         self._failed_with: int | None = None
         """The exit code of the worker that ended us."""
@@ -212,9 +214,10 @@ class WorkerSupervisor:
             return
         log.info("worker started", worker=worker.number, pid=worker.pid, streams=len(self._mine(worker)))
 
-    def _read_again(self, reread: Reread) -> None:
+    def _read_again(self, loaded: Loaded | Exception) -> None:
         try:
-            loaded = reread.load()
+            if isinstance(loaded, Exception):
+                raise loaded
             check(difference(self.config, loaded.config), loaded.where)
             self._open_events(loaded.config)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
@@ -258,9 +261,13 @@ class WorkerSupervisor:
             config, self._next = self._next, None
             self._take_on(config, share_out(config.streams, devices_of(config), self._shares))
             return
-        self._service.reload_done()
-        if (reread := self._service.reload_asked()) is not None:
-            self._read_again(reread)
+        if self._loading is None:
+            self._service.reload_done()
+            if (reread := self._service.reload_asked()) is not None:
+                self._loading = Loading(reread)
+        if self._loading is not None and (found := self._loading.result()) is not None:
+            self._loading = None
+            self._read_again(found)
 
     # ------------------------------------------------------------------------------------------------------- run
 

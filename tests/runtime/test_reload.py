@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from streamd.config.loader import load
 from streamd.errors import ConfigError
-from streamd.runtime.reload import check, difference
+from streamd.runtime.reload import Loading, Reread, check, difference
 
 BASE = """
 model: {path: m.onnx}
@@ -90,3 +93,51 @@ def test_the_refusal_names_every_field_and_the_way_out(tmp_path: Path) -> None:
     assert [line.split(": ")[1] for line in lines] == ["model.path", "engine.latency_ms"]
     assert all(line.endswith("systemctl restart)") for line in lines)
     check(difference(before, before))
+
+
+class Slow(Reread):
+    """A file that takes its time."""
+
+    def __init__(self, seconds: float, error: Exception | None = None) -> None:
+        super().__init__("slow.yaml")
+        self._seconds, self._error = seconds, error
+        self.woken = threading.Event()
+        self.wake = self.woken.set
+
+    def load(self) -> Any:
+        time.sleep(self._seconds)
+        if self._error is not None:
+            raise self._error
+        return "loaded"
+
+
+def test_a_file_is_read_beside_the_main_loop() -> None:
+    slow = Slow(0.2)
+    began = time.monotonic()
+    loading = Loading(slow)
+    assert loading.result() is None
+    assert time.monotonic() - began < 0.15
+    assert slow.woken.wait(5)
+    assert str(loading.result()) == "loaded"
+
+
+def test_whatever_is_wrong_with_it_is_told() -> None:
+    slow = Slow(0, ZeroDivisionError("odd"))
+    loading = Loading(slow)
+    assert slow.woken.wait(5)
+    assert isinstance(loading.result(), ZeroDivisionError)
+
+
+def test_a_file_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamd.runtime.reload.LOAD_LIMIT_S", 0.05)
+    loading = Loading(Slow(0.5))
+    time.sleep(0.1)
+    assert "could not be read within" in str(loading.result())
+
+
+def test_a_reload_without_a_thread_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert isinstance(Loading(Slow(0)).result(), RuntimeError)
