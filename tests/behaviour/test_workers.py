@@ -230,7 +230,7 @@ def test_reload(tmp_path: Path) -> None:
         running.reload(config(endpoint, *map(drawn, ("a", "b", "c", "d", "e"))))
         until(lambda: subscriber.frames["d"][-1].epoch == 1, 20)
         running.reload(config(endpoint, *map(drawn, NAMES)).replace("workers: 2", "workers: 3"), "refused")
-        assert "workers: cannot change while running" in (tmp_path / "log").read_text()
+        assert "workers: cannot be changed by a reload" in (tmp_path / "log").read_text()
         assert running.stop() == 0
         subscriber.close()
     for name in (*NAMES, "e"):
