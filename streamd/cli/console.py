@@ -16,6 +16,14 @@ def positive(text: str) -> int:
     return value
 
 
+def duration(text: str) -> float:
+    """An option's value: seconds above 0, an end that comes."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
+    return value
+
+
 def share(text: str) -> float:
     """An option's value: a number from 0 to 1."""
     value = float(text)

@@ -23,7 +23,7 @@ from streamd import __version__
 from streamd.cli import watch
 from streamd.cli.annotate import Video, draw, same_file, upright_bgr
 from streamd.cli.check import problems
-from streamd.cli.console import positive, progress
+from streamd.cli.console import duration, positive, progress
 from streamd.cli.detect import Run
 from streamd.config import Config, is_url
 from streamd.engine import BUILTIN, ModelSettings
@@ -68,7 +68,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument(
         "--save", type=Path, metavar="OUT.mp4", help="write the clip with boxes drawn, instead of running the daemon"
     )
-    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after this many seconds")
+    p.add_argument("--for", dest="seconds", type=duration, metavar="SECONDS", help="stop after this many seconds")
 
 
 def clip() -> Path:

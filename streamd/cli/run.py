@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from streamd.cli.console import duration
 from streamd.config.loader import load
 from streamd.recorder.recorder import ignore_request
 from streamd.runtime.reload import Reread
@@ -25,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     p = subparsers.add_parser("run", help="run the daemon until it is stopped")
     p.add_argument("config", metavar="CONFIG", help="YAML configuration file")
-    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after this many seconds")
+    p.add_argument("--for", dest="seconds", type=duration, metavar="SECONDS", help="stop after this many seconds")
 
 
 def run(args: argparse.Namespace) -> int:

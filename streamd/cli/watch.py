@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamd.cli.console import duration
 from streamd.errors import ConfigError, SinkError
 from streamd.security.trust import read_text
 from streamd.sinks.curve import KEY_PATTERN, read_keys, secure_client
@@ -122,7 +123,7 @@ def add_parser(subparsers: Any) -> None:
     p = subparsers.add_parser("watch", help="show a live table of a daemon's streams")
     p.add_argument("endpoint", metavar="ENDPOINT", help="the zmq sink's address, e.g. tcp://127.0.0.1:5555")
     p.add_argument("--stream", action="append", metavar="ID", help="show only this stream (may be repeated)")
-    p.add_argument("--for", dest="seconds", type=float, metavar="SECONDS", help="stop after this many seconds")
+    p.add_argument("--for", dest="seconds", type=duration, metavar="SECONDS", help="stop after this many seconds")
     p.add_argument("--json", action="store_true", help="print one JSON object per second instead of the table")
     p.add_argument(
         "--server-key", metavar="KEY", help="encrypted sink: the daemon's public key, or a file that holds it"

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from streamd.cli import parser
 from streamd.cli.watch import MAX_ROWS, Board, _table
 from streamd.sinks.message import Detection, DetectionsMessage, Latency, Model
 from tests.clips import write_clip
@@ -397,3 +398,12 @@ def test_a_daemon_without_standard_streams(tmp_path: Path, closed: str) -> None:
     lines = out.read_text().splitlines()
     assert lines
     assert all(json.loads(line) for line in lines)
+
+
+@pytest.mark.parametrize("command", [("run", "c.yaml"), ("demo",), ("watch", "tcp://127.0.0.1:1")])
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "0", "x"])
+def test_an_end_that_never_comes_is_refused(command: tuple[str, ...], seconds: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser().parse_args([*command, "--for", seconds])
+    assert caught.value.code == 2
+    assert parser().parse_args([*command, "--for", "1.5"]).seconds == 1.5
