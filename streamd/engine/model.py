@@ -16,7 +16,7 @@ from streamd.engine.onnx.reader import external_weights
 from streamd.engine.sidecar import Sidecar, read_sidecar
 from streamd.errors import ConfigError, ModelError
 from streamd.security.text import is_encodable, printable
-from streamd.security.trust import distrust, read_text
+from streamd.security.trust import distrust, distrust_acl, read_text
 from streamd.types import ModelSpec, TensorSpec
 
 MAX_LABELS_BYTES = 1 << 20
@@ -55,7 +55,8 @@ def model_file(path: str) -> Path:
         for part in parts_of(file):
             with part.open("rb") as handle:
                 found = os.fstat(handle.fileno())
-            if (doubt := distrust(found)) is not None:
+                doubt = distrust(found) or distrust_acl(handle.fileno())
+            if doubt is not None:
                 raise ModelError(f"model {part}: {doubt}")
             if found.st_size == 0 and part == file:
                 raise ModelError(f"model {part}: is empty; export or copy it again")

@@ -13,6 +13,7 @@ import os
 import pwd
 import select
 import stat
+import struct
 import time
 from pathlib import Path
 
@@ -44,6 +45,33 @@ def distrust(found: os.stat_result) -> str | None:
     # Private user groups (umask 002) are common, and root's group has write access in containers with arbitrary uids.
     if found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid()):
         return f"everybody in group {_group(found.st_gid)} may change it ({mode}); chmod g-w it"
+    return None
+
+
+_ACL = "system.posix_acl_access"
+_ACL_ENTRY = struct.Struct("<HHI")
+_ACL_USER, _ACL_GROUP, _ACL_MASK = 0x02, 0x08, 0x10
+
+
+def distrust_acl(file: int | Path) -> str | None:
+    """As `distrust`, for the access control list of a file, better an open one: whom does it let write besides?
+
+    Its binary form is Linux's (`linux/posix_acl_xattr.h`): a version, then tag, permissions and id of each entry.
+    """
+    try:
+        entries = list(_ACL_ENTRY.iter_unpack(os.getxattr(file, _ACL)[4:]))
+    except (OSError, struct.error):
+        return None  # none, or a file system that knows none
+    mask = next((permissions for tag, permissions, _ in entries if tag == _ACL_MASK), 7)
+    for tag, permissions, number in entries:
+        if not permissions & mask & 2:
+            continue
+        if tag == _ACL_USER and number not in {0, os.geteuid()} | _named():
+            return f"{_user(number)} may change it by an access control list; setfacl -x u:{number} it"
+        if tag == _ACL_GROUP and number not in (0, os.getegid()):
+            return (
+                f"everybody in group {_group(number)} may change it by an access control list; setfacl -x g:{number} it"
+            )
     return None
 
 
@@ -95,7 +123,7 @@ def read_bytes(path: Path, limit: int, *, what: str, expected: str) -> bytes:
         # Opening a named pipe would wait for somebody who writes, and nothing waits here for ever.
         with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             found = os.fstat(file.fileno())
-            if (doubt := distrust(found)) is not None:
+            if (doubt := distrust(found) or distrust_acl(file.fileno())) is not None:
                 raise ConfigError(f"{what}: {doubt}")
             if stat.S_ISREG(found.st_mode):
                 os.set_blocking(file.fileno(), True)

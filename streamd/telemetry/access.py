@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from streamd.errors import SinkError
-from streamd.security.trust import distrust
+from streamd.security.trust import distrust, distrust_acl
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class Tls:
         for file in self._files:
             try:
                 with file.open("rb") as handle:
-                    doubt = distrust(os.fstat(handle.fileno()))
+                    doubt = distrust(os.fstat(handle.fileno())) or distrust_acl(handle.fileno())
                 if doubt is not None:
                     raise SinkError(f"metrics.tls: {file}: {doubt}")
             except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from streamd.engine.openvino import OpenVinoBackend, OpenVinoSettings
 from streamd.engine.sidecar import MAX_BYTES, read_sidecar
 from streamd.errors import ConfigError, ModelError, StreamdError
 from streamd.security import trust
-from streamd.security.trust import VARIABLE, distrust, read_bytes
+from streamd.security.trust import VARIABLE, distrust, read_bytes, read_text
 from tests.engine.onnx_models import conv_relu
 
 STRANGER = 12_345
@@ -166,3 +167,30 @@ def test_nothing_is_read_without_end(tmp_path: Path) -> None:
         error = ModelError if limit == MAX_MODEL_BYTES else ConfigError
         with pytest.raises(error, match=rf"{name}: larger than {limit} bytes"):
             use()
+
+
+@pytest.mark.parametrize(
+    ("tag", "permissions", "mask", "trusted"),
+    [(2, 6, 6, False), (2, 6, 4, True), (2, 4, 6, True), (8, 6, 6, False), (8, 4, 6, True)],
+)
+def test_an_access_control_list_that_lets_others_write(
+    tmp_path: Path, tag: int, permissions: int, mask: int, trusted: bool
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("x")
+    path.chmod(0o600)
+    none = 0xFFFFFFFF
+    entries = [(1, 6, none), (2, 4, 54_320), (4, 0, none), (16, mask, none), (32, 0, none)]
+    entries.insert(2 if tag == 2 else 3, (tag, permissions, 54_321))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(path, "system.posix_acl_access", acl)
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error.strerror}")
+    path.chmod(path.stat().st_mode & 0o707 | (mask << 3))
+    os.chown(path, -1, os.getegid())
+    if trusted:
+        assert read_text(path, 100, what="c", expected="text") == "x"
+        return
+    with pytest.raises(ConfigError, match=r"54321.* may change it by an access control list; setfacl -x [ug]:54321"):
+        read_text(path, 100, what="c", expected="text")

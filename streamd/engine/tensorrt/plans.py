@@ -25,7 +25,7 @@ from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_pa
 from streamd.engine.tensorrt.driver import Gpu
 from streamd.engine.tensorrt.version import Trt, parse_version
 from streamd.errors import ConfigError, ModelError
-from streamd.security.trust import distrust
+from streamd.security.trust import distrust, distrust_acl
 
 log = structlog.get_logger(__name__)
 
@@ -151,7 +151,7 @@ def find_plan(recipe: Recipe, source: str, folders: Sequence[Path]) -> tuple[Pat
             provenance = sidecar.provenance
             if provenance is None or provenance.source != source:
                 continue
-            if (doubt := distrust(plan.stat())) is not None:
+            if (doubt := distrust(plan.stat()) or distrust_acl(plan)) is not None:
                 reason = f"{plan.name} is not trusted: {doubt}"
             elif provenance.key != recipe.key:
                 reason = f"{plan.name} does not fit: {recipe.differs(provenance)}"
