@@ -99,23 +99,28 @@ def test_whose_a_gap_is() -> None:
     assert follower.silent() == []
 
 
-def test_the_node_subscriber(tmp_path: Path) -> None:
+def node_client(source: Path, folder: Path) -> tuple[str, Path]:
+    """Installs the subscriber for Node.js that lies in `source`, with its package; the command that runs it."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         message = "Node.js and npm are not installed (Debian's packages nodejs and npm)"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
-    folder = tmp_path / "node"
     folder.mkdir()
     for name in ("package.json", "subscribe.mjs"):
-        shutil.copy(EXAMPLES / name, folder)
+        shutil.copy(source / name, folder)
     # The package brings libzmq built: no script of its own has to run.
     install = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
     done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+    return node, folder / "subscribe.mjs"
+
+
+def test_the_node_subscriber(tmp_path: Path) -> None:
+    command = node_client(EXAMPLES, tmp_path / "node")
     out = tmp_path / "out"
-    with watching(tmp_path) as (_, endpoint), example(out, node, folder / "subscribe.mjs", endpoint):
+    with watching(tmp_path) as (_, endpoint), example(out, *command, endpoint):
         until(lambda: found(out, r"^street: \d+ .*(car|person) 0\.\d\d"), 60, "it sees")
         until(lambda: found(out, "^gone: is FAILED not_found"), 20, "it tells states")
         assert found(out, "^street: is LIVE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,11 @@ def room(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
+def _is_module(name: str) -> bool:
+    path = PACKAGE.parent / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
 def imports(path: Path) -> list[tuple[str, bool]]:
     """(module, at run time) for every import of streamd's own."""
     tree = ast.parse(path.read_text())
@@ -58,7 +64,9 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
+            # `from package import module` is an import of the module.
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = list(dict.fromkeys(name if _is_module(name) else node.module for name in whole))
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         found += [(name, id(node) not in typing_only) for name in names if name.split(".")[0] == "streamd"]
@@ -80,6 +88,44 @@ def test_imports_go_downward(path: Path) -> None:
 def test_every_room_has_a_floor() -> None:
     rooms = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or list(p.glob("*.py"))}
     assert rooms - {"__pycache__", "__init__"} <= set(FLOORS)
+
+
+def test_there_are_few_rooms() -> None:
+    assert len(set(FLOORS) - {"__main__"}) <= 20
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """At run time: what only the type checker reads may look back."""
+    names = {
+        "streamd." + str(p.relative_to(PACKAGE).with_suffix("")).replace("/", ".").removesuffix(".__init__"): p
+        for p in MODULES
+    }
+    graph = {
+        name: {other for other, at_run_time in imports(path) if at_run_time and other in names and other != name}
+        for name, path in names.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> None:
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*way, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, [])
+
+
+def test_the_map_has_the_same_floors() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", (PACKAGE / "README.md").read_text(), re.MULTILINE)
+    floors = max(FLOORS.values())  # the top one is __main__
+    listed: dict[str, int] = {}
+    for number, row in rows[:floors]:
+        listed |= dict.fromkeys(re.findall(r"`(\w+)/?`", row), int(number))
+    assert {room: listed.get(room) for room in FLOORS if room != "__main__"} == {
+        room: floor for room, floor in FLOORS.items() if room != "__main__"
+    }
 
 
 def test_the_daemon_never_imports_the_offline_room() -> None:

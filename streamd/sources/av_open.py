@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from streamd.errors import SourceError, SourceReason
 from streamd.security.redact import redact
-from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_errors import describe
 from streamd.sources.wire import heard_since
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
+
+    from streamd.sources.av import AvStreamSettings
 
 
 def _options(settings: AvStreamSettings) -> dict[str, str]:

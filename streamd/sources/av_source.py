@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from streamd.errors import SourceError, SourceReason
 from streamd.flow.contracts import SourceInfo
 from streamd.flow.settings import StreamSettings
 from streamd.security.redact import redact
 from streamd.sources.admission import Admission
-from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_errors import describe, translate
 from streamd.sources.av_open import InputKind, kind_of, open_container, video_stream
 from streamd.sources.clock import StreamClock
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+    from streamd.sources.av import AvStreamSettings
 
 _Arrival = tuple[int, int, Clock, bool, int]
 """Passed through the decoder with a packet: monotonic arrival, wall time of capture and its origin, whether the picture
@@ -476,16 +477,17 @@ class AvSource:
 
     def adapt(self, settings: StreamSettings) -> None:
         """See `Source.adapt`."""
-        if isinstance(settings, AvStreamSettings) and settings.max_fps != self._settings.max_fps:
-            self._settings = settings
+        new = cast("AvStreamSettings", settings)
+        if new.max_fps != self._settings.max_fps:
+            self._settings = new
             if self._limit is not None:
-                self._limit.change(settings.max_fps)
+                self._limit.change(new.max_fps)
                 return
-            limit = RateLimit(settings.max_fps or math.inf)
+            limit = RateLimit(new.max_fps or math.inf)
             limit.jittery = self._live
             self._limit = limit
             stream = self._stream
-            if stream is not None and settings.frames != "key":
+            if stream is not None and new.frames != "key":
                 context = stream.codec_context
                 self._skipper = PacketSkipper(context.name, context.extradata, self._limit)
 

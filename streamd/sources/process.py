@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic import TypeAdapter
 
@@ -28,7 +28,6 @@ from streamd.flow.settings import StreamSettings
 from streamd.security.redact import redact
 from streamd.security.trust import is_working_directory
 from streamd.sources.admission import PROCESS_S, cpu_gate
-from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_errors import describe
 from streamd.sources.clock import StreamClock
 from streamd.sources.shared import (
@@ -54,6 +53,9 @@ from streamd.sources.shared import (
     Shape,
 )
 from streamd.types import Box, Frame
+
+if TYPE_CHECKING:
+    from streamd.sources.av import AvStreamSettings
 
 _T = TypeVar("_T")
 _INFO, _SHAPE, _FAILURE = TypeAdapter(SourceInfo), TypeAdapter(Shape), TypeAdapter(Failure)
@@ -284,13 +286,14 @@ class ProcessSource:
 
     def adapt(self, settings: StreamSettings) -> None:
         """See `Source.adapt`."""
-        if not isinstance(settings, AvStreamSettings) or settings.max_fps == self._settings.max_fps:
+        new = cast("AvStreamSettings", settings)
+        if new.max_fps == self._settings.max_fps:
             return
-        self._settings = settings
+        self._settings = new
         channel = self._channel
         if channel is not None:
             with contextlib.suppress(OSError):  # a child that has gone is started again, with these settings
-                channel.socket.send(NEW_RATE.pack(RATE, settings.max_fps or 0.0))
+                channel.socket.send(NEW_RATE.pack(RATE, new.max_fps or 0.0))
 
     def close(self) -> None:
         """See `Source.close`."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ import structlog
 from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
 from streamd.engine.sidecar import read_sidecar
-from streamd.engine.tensorrt import TensorRtSettings, decode, kernels, suppress
+from streamd.engine.tensorrt import decode, kernels, suppress
 from streamd.engine.tensorrt.cuda import Device
 from streamd.engine.tensorrt.enqueue import Kernel
 from streamd.engine.tensorrt.replay import Replay
@@ -29,6 +30,9 @@ from streamd.engine.tensorrt.thumbnail import Thumbnailer
 from streamd.errors import BackendError, FrameError, ModelError
 from streamd.flow.contracts import Backend
 from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Outputs
+
+if TYPE_CHECKING:
+    from streamd.engine.tensorrt import TensorRtSettings
 
 log = structlog.get_logger(__name__)
 

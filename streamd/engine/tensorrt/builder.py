@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -18,13 +18,16 @@ from streamd.engine.onnx.reader import OnnxFile
 from streamd.engine.onnx.stem import float_stem
 from streamd.engine.onnx.weights import in_float
 from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, write_sidecar
-from streamd.engine.tensorrt import TensorRtSettings, driver, outputs, plans
+from streamd.engine.tensorrt import driver, outputs, plans
 from streamd.engine.tensorrt.calibrator import make_calibrator
 from streamd.engine.tensorrt.files import write_whole
 from streamd.engine.tensorrt.job import BuildOptions, Job, prepare
 from streamd.engine.tensorrt.plans import StagedPlan
 from streamd.engine.tensorrt.version import load_trt, tidy, vendor_logger
 from streamd.errors import BackendError, ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from streamd.engine.tensorrt import TensorRtSettings
 
 log = structlog.get_logger(__name__)
 
