@@ -67,6 +67,7 @@ def redact(text: str) -> str:
 
     Hidden are all known secrets and, in each URL, what `streamd.security.address.hidden` finds.
     """
+    text = printable(text)
     spans = [span for secret in _known if secret in text for span in _places(secret, text)]
     if "=" in text or "@" in text or "://" in text:
         spans += hidden(text)
@@ -77,7 +78,7 @@ def redact(text: str) -> str:
                 pieces += [text[at:begin], "***"]
             at = max(at, end)
         text = "".join([*pieces, text[at:]])
-    return printable(text)
+    return text
 
 
 def _places(secret: str, text: str) -> Iterator[Span]:
