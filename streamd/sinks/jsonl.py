@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from streamd.errors import SinkError
-from streamd.settings import FieldPath, PathMark
+from streamd.settings import FieldPath, PathMark, Problems
 from streamd.sinks import SINKS, Sink, SinkSettings
 from streamd.sinks.envelope import STATUS, Message
 
@@ -24,9 +26,16 @@ class JsonlSettings(SinkSettings):
 
     kind: Literal["jsonl"] = "jsonl"
     path: Annotated[str, PathMark((STDOUT,))] = Field(STDOUT, description="File to append to; - for standard output.")
-    rotate_mb: float | None = Field(None, gt=0, description="Size at which a new file is started, in megabytes.")
+    rotate_mb: float | None = Field(
+        None, gt=0, le=1e9, description="Size at which a new file is started, in megabytes."
+    )
     keep: int = Field(5, ge=1, le=1000, description="Number of rotated files to keep (path.1 is the newest).")
     status: bool = Field(False, description="Also write status messages.")
+
+    def check(self) -> Problems:
+        """See `KindSettings.check`."""
+        if self.rotate_mb is not None and (self.path == STDOUT or _is_special(self.path)):
+            yield ("rotate_mb",), f"{self.path} is no regular file and cannot be rotated; remove rotate_mb"
 
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
         """See `SinkSettings.claims`."""
@@ -46,38 +55,46 @@ class JsonlSink(Sink):
 
     def __init__(self, settings: JsonlSettings) -> None:
         self._settings = settings
+        self._path = Path(settings.path)
         self._fd = -1
-        self._size = 0
+        self._inode = (0, 0)
+        """Device and number of the file that is open."""
+        self._regular = False
+        """Neither standard output, nor a device, nor a FIFO."""
         self._limit = int(settings.rotate_mb * 1e6) if settings.rotate_mb else 0
 
-    @property
-    def _is_stdout(self) -> bool:
-        return self._settings.path == STDOUT
-
     def open(self) -> None:
-        """See `Sink.open`."""
-        if self._is_stdout:
+        """See `Sink.open`. A FIFO may wait for its reader: messages are lost, and told, until there is one."""
+        if self._settings.path == STDOUT:
             sys.stdout.flush()
             self._fd = sys.stdout.fileno()
             return
-        path = Path(self._settings.path)
         try:
-            # Unbuffered and appending: a line is one write, so a crash cannot leave part of an earlier line.
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-            self._size = os.fstat(self._fd).st_size
-            self._mend(path)
+            self._fd = self._opened(self._path)
+            found = os.fstat(self._fd)
+            self._inode, self._regular = (found.st_dev, found.st_ino), stat.S_ISREG(found.st_mode)
+            self._mend()
         except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
             raise SinkError(
-                f"jsonl sink: cannot open {path}: {error.strerror}; check that the folder exists and who owns it"
+                f"jsonl sink: cannot open {self._path}: {error.strerror}; check that the folder exists and who owns it"
             ) from error
 
-    def _mend(self, path: Path) -> None:
+    @staticmethod
+    def _opened(path: Path, *, new: bool = False) -> int:
+        # Unbuffered and appending: a line is one write, so a crash cannot leave part of an earlier line. A FIFO must
+        # neither be waited for nor written to with waiting.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_EXCL if new else 0)
+        return os.open(path, flags, 0o640)
+
+    def _mend(self) -> None:
         """Completes a line that an earlier process left unfinished."""
-        if self._size:
-            with path.open("rb") as handle:
+        if self._regular and os.fstat(self._fd).st_size:
+            with self._path.open("rb") as handle:
                 handle.seek(-1, os.SEEK_END)
                 if handle.read(1) != b"\n":
-                    self._size += os.write(self._fd, b"\n")
+                    os.write(self._fd, b"\n")
 
     def send(self, message: Message) -> str | None:
         """See `Sink.send`."""
@@ -86,38 +103,81 @@ class JsonlSink(Sink):
         return None
 
     def _write(self, line: bytes) -> None:
-        if self._limit and self._size and self._size + len(line) > self._limit:
-            self._rotate()
+        if self._fd < 0:
+            raise SinkError(f"jsonl sink: {self._path} has no reader; messages are lost until it has one")
+        if self._limit:
+            size = os.fstat(self._fd).st_size
+            if size and size + len(line) > self._limit:
+                self._rotate()
         done = 0
         try:
             while done < len(line):
                 done += os.write(self._fd, line[done:])
         except OSError as error:
-            if done and not self._is_stdout:
-                # A full disk accepted part of the line: remove it, so that the file contains only complete lines.
-                os.ftruncate(self._fd, self._size)
+            if done and self._regular:
+                # A full disk accepted part of the line: remove it, so that the file contains only complete lines. Its
+                # size is asked for: somebody may have cut the file since.
+                os.ftruncate(self._fd, max(0, os.fstat(self._fd).st_size - done))
             raise SinkError(
                 f"jsonl sink: cannot write to {self._settings.path}: {error.strerror}; "
                 "messages are lost until it is writable again"
             ) from error
-        self._size += done
+
+    def poll(self) -> None:
+        """See `Sink.poll`. Follows a file that was renamed or removed, as logrotate does, and a FIFO's reader."""
+        if self._settings.path == STDOUT or (self._fd >= 0 and self._in_place()):
+            return
+        self.close()
+        self.open()
+
+    def _in_place(self) -> bool:
+        """Whether the path still leads to the file that is open."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._inode
 
     def _rotate(self) -> None:
-        path = Path(self._settings.path)
+        """Starts a new file. Where a step fails the old one stays in use, and nothing is shifted twice."""
+        if not self._in_place():
+            # Somebody has taken the file away: what lies there now is not ours to shift.
+            self.poll()
+            return
+        path, keep = self._path, self._settings.keep
+        following = path.with_name(f"{path.name}.new")
+        archives = [path.with_name(f"{path.name}.{i}") for i in range(1, keep + 1)]
+        fd = -1
         try:
-            for i in range(self._settings.keep - 1, 0, -1):
-                older = path.with_name(f"{path.name}.{i}")
-                if older.exists():
-                    older.replace(path.with_name(f"{path.name}.{i + 1}"))
-            path.replace(path.with_name(f"{path.name}.1"))
+            following.unlink(missing_ok=True)
+            fd = self._opened(following, new=True)
+            # Up to the first free number only: a rotation that is tried again finds .1 free, and moves nothing.
+            last = next((i for i, archive in enumerate(archives) if not os.path.lexists(archive)), keep - 1)
+            for i in range(last, 0, -1):
+                archives[i - 1].replace(archives[i])
+            path.replace(archives[0])
+            following.replace(path)
         except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+                following.unlink(missing_ok=True)
             raise SinkError(f"jsonl sink: cannot rotate {path}: {error.strerror}") from error
         os.close(self._fd)
-        self._fd = -1
-        self.open()
+        self._fd = fd
+        found = os.fstat(fd)
+        self._inode = found.st_dev, found.st_ino
 
     def close(self) -> None:
         """See `Sink.close`."""
-        if self._fd >= 0 and not self._is_stdout:
+        if self._fd >= 0 and self._settings.path != STDOUT:
             os.close(self._fd)
         self._fd = -1
+
+
+def _is_special(path: str) -> bool:
+    """Whether there is something at `path` that is neither a file nor a folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

@@ -120,3 +120,94 @@ def test_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
     sink.close()
     assert json.loads(capfd.readouterr().out)["seq"] == 3
     os.fstat(1)  # still open
+
+
+def test_a_file_that_was_taken_away_is_begun_anew_and_no_archive_moves(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    sink = sink_at(path, rotate_mb=0.002, keep=3)
+    for i in range(40):
+        sink.publish(detections(seq=i))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p != path}
+    assert len(before) == 3
+    path.unlink()
+    sink.poll()
+    sink.publish(detections(seq=40))
+    assert seqs(path) == [40]
+    path.unlink()
+    for i in range(42, 46):  # a rotation is due before the loss is noticed
+        sink.publish(detections(seq=i))
+    sink.close()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p != path} == before
+
+
+def test_a_renamed_file_is_left_to_whoever_renamed_it(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    sink = sink_at(path)
+    sink.publish(detections(seq=0))
+    path.rename(tmp_path / "o.jsonl-20261129")
+    sink.publish(detections(seq=1))
+    sink.poll()
+    sink.publish(detections(seq=2))
+    sink.close()
+    assert (seqs(tmp_path / "o.jsonl-20261129"), seqs(path)) == ([0, 1], [2])
+
+
+def test_a_file_that_was_cut_holds_no_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    sink = sink_at(path)
+    for i in range(5):
+        sink.publish(detections(seq=i))
+    os.truncate(path, 0)  # logrotate's copytruncate
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, limit[1]))
+    try:
+        sink.publish(detections(seq=5))
+        with pytest.raises(SinkError, match="cannot write"):
+            sink.publish(detections(seq=6, boxes=8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    sink.publish(detections(seq=7))
+    sink.close()
+    assert b"\0" not in path.read_bytes()
+    assert seqs(path) == [5, 7]
+
+
+def test_a_rotation_that_is_refused_shifts_nothing_however_often_it_is_tried(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    sink = sink_at(path, rotate_mb=0.001, keep=4)
+    for name in ("1", "2"):
+        (tmp_path / f"o.jsonl.{name}").write_text(name)
+    sink.publish(detections(seq=0, boxes=5))
+    (tmp_path / "o.jsonl.new").mkdir()
+    for i in range(1, 9):
+        with pytest.raises(SinkError, match="cannot rotate"):
+            sink.publish(detections(seq=i, boxes=5))
+    assert [(tmp_path / f"o.jsonl.{n}").read_text() for n in "12"] == ["1", "2"]
+    (tmp_path / "o.jsonl.new").rmdir()
+    sink.publish(detections(seq=9, boxes=5))
+    sink.close()
+    assert [(tmp_path / f"o.jsonl.{n}").read_text() for n in "23"] == ["1", "2"]
+    assert (seqs(tmp_path / "o.jsonl.1"), seqs(path)) == ([0], [9])
+
+
+def test_a_fifo_waits_for_its_reader_and_blocks_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    sink = sink_at(path)
+    with pytest.raises(SinkError, match="has no reader"):
+        sink.publish(detections(seq=0))
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    sink.poll()
+    sink.publish(detections(seq=1))
+    assert json.loads(os.read(reader, 1 << 16))["seq"] == 1
+    with pytest.raises(SinkError, match="cannot write"):
+        for i in range(10_000):  # a reader that does not read
+            sink.publish(detections(seq=i))
+    os.close(reader)
+    with pytest.raises(SinkError, match="cannot write"):
+        sink.publish(detections(seq=3))
+    sink.close()
+    problems = list(JsonlSettings(path=str(path), rotate_mb=1).check())
+    assert problems == [(("rotate_mb",), f"{path} is no regular file and cannot be rotated; remove rotate_mb")]
