@@ -21,7 +21,7 @@ WANTED = {
     "streamd_queue_depth", "streamd_batch_size", "streamd_slots_in_flight", "streamd_stream_state",
     "streamd_stream_reconnects", "streamd_last_frame_timestamp_seconds", "streamd_detections",
     "streamd_stream_failures", "streamd_stream_threads_abandoned", "streamd_stream_threads_stuck",
-    "streamd_sink_messages", "streamd_sink_dropped", "streamd_sink_errors", "streamd_build_info",
+    "streamd_sink_messages", "streamd_sink_dropped", "streamd_sink_errors", "streamd_sink_up", "streamd_build_info",
     "streamd_rtp_packets_lost", "streamd_stream_clock_jumps", "streamd_stream_clock_offset_seconds",
     "streamd_stream_clock_drift_ratio", "streamd_stream_info", "streamd_decoder_sessions",
     "streamd_device_duration_seconds", "streamd_device_memory_bytes",
