@@ -123,7 +123,9 @@ class DeviceSettings(EngineSettings):
             yield ("device",), "names a device twice"
 
 
-ENGINES: Registry[EngineSettings] = Registry("engine", EngineSettings, "streamd.engine", default="auto")
+ENGINES: Registry[EngineSettings] = Registry(
+    "engine", EngineSettings, "streamd.engine", default="auto", group="streamd.engines"
+)
 
 if TYPE_CHECKING:
     EngineConfig = EngineSettings

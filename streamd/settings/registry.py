@@ -78,7 +78,7 @@ class Registry(Generic[SettingsT]):
         self.noun, self.base, self.default = noun, base, default
         self._first = first or default
         self._package = package
-        self._group = group or package
+        self.group = group or package
         self._kinds: dict[str, type[SettingsT]] = {}
         self._plugins: Mapping[str, EntryPoint] | None = None
         self._loaded: dict[str, type[SettingsT]] = {}
@@ -113,7 +113,7 @@ class Registry(Generic[SettingsT]):
     def plugins(self) -> Mapping[str, EntryPoint]:
         """Entry points of other distributions, by kind, without importing them."""
         if self._plugins is None:
-            self._plugins = {point.name: point for point in sorted(entry_points(group=self._group))}
+            self._plugins = {point.name: point for point in sorted(entry_points(group=self.group))}
         return self._plugins
 
     def names(self) -> list[str]:

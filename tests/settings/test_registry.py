@@ -203,3 +203,13 @@ def test_another_package_cannot_replace_a_kind_of_ours(install: Callable[..., No
     registry = toys("streamd.test_toys")
     assert registry.names() == ["ball", "actor"]
     assert type(config(registry).model_validate({"first": {"kind": "ball"}}).first).__name__ == "BallSettings"
+
+
+def test_the_groups_of_the_rooms_are_those_that_plugins_name() -> None:
+    from streamd.analysis.tracking import TRACKERS
+    from streamd.engine import ENGINES
+    from streamd.sinks import SINKS
+    from streamd.sources import SOURCES
+
+    groups = [registry.group for registry in (SOURCES, ENGINES, SINKS, TRACKERS)]
+    assert groups == ["streamd.sources", "streamd.engines", "streamd.sinks", "streamd.trackers"]

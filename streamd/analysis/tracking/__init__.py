@@ -64,7 +64,7 @@ class TrackingSettings(KindSettings):
 
 
 TRACKERS: Registry[TrackingSettings] = Registry(
-    "tracker", TrackingSettings, "streamd.analysis.tracking", default="bytetrack", first="bytetrack"
+    "tracker", TrackingSettings, "streamd.analysis.tracking", default="bytetrack", group="streamd.trackers"
 )
 
 if TYPE_CHECKING:
