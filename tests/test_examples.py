@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_whose_a_gap_is() -> None:
     assert follower.silent() == []
 
 
-def node_client(source: Path, folder: Path) -> tuple[str, Path]:
+def node_client(source: Path, folder: Path, script: str = "subscribe.mjs") -> tuple[str, Path]:
     """Installs the subscriber for Node.js that lies in `source`, with its package; the command that runs it."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
@@ -108,13 +109,13 @@ def node_client(source: Path, folder: Path) -> tuple[str, Path]:
             pytest.fail(message)
         pytest.skip(message)
     folder.mkdir()
-    for name in ("package.json", "subscribe.mjs"):
+    for name in ("package.json", script):
         shutil.copy(source / name, folder)
     # The package brings libzmq built: no script of its own has to run.
     install = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
     done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    return node, folder / "subscribe.mjs"
+    return node, folder / script
 
 
 def test_the_node_subscriber(tmp_path: Path) -> None:
@@ -124,3 +125,65 @@ def test_the_node_subscriber(tmp_path: Path) -> None:
         until(lambda: found(out, r"^street: \d+ .*(car|person) 0\.\d\d"), 60, "it sees")
         until(lambda: found(out, "^gone: is FAILED not_found"), 20, "it tells states")
         assert found(out, "^street: is LIVE")
+
+
+def zone(name: str, *points: tuple[float, float]) -> str:
+    return f"zones: [{{name: {name}, anchor: center, points: {[list(p) for p in points]}}}]"
+
+
+@contextmanager
+def alerted(folder: Path, *command: str | Path) -> Iterator[tuple[Path, Path]]:
+    """The outputs of two alert subscribers: one wants the label of the object in the zone, the other does not.
+
+    The null engine sees one "thing" in the middle of every picture. When a subscriber is connected cannot be seen from
+    outside, so the zone is moved to the middle again until there is an alert.
+    """
+    wanted, other = folder / "wanted", folder / "other"
+    endpoint = f"ipc://{folder}/z"
+
+    def config(zones: str) -> str:
+        return (
+            'model: {path: none}\nengine: {kind: "null"}\nevents: {state_dir: state}\n'
+            f"sinks: [{{kind: zmq, bind: '{endpoint}'}}]\n"
+            f"streams: [{{id: yard, kind: synthetic, width: 64, height: 64, fps: 25, {zones}}}]\n"
+        )
+
+    corner = config(zone("corner", (0, 0), (0.2, 0), (0.2, 0.2), (0, 0.2)))
+    middle = config(zone("middle", (0.3, 0.3), (0.7, 0.3), (0.7, 0.7), (0.3, 0.7)))
+    with (
+        daemon(folder, corner) as running,
+        example(wanted, *command, endpoint, "thing") as first,
+        example(other, *command, endpoint) as second,
+    ):
+        until(lambda: running.get("/readyz")[0] == 200, 60, "the daemon is ready")
+        deadline = time.monotonic() + 60
+        while not found(wanted, "^ALERT"):
+            assert time.monotonic() < deadline, "no alert"
+            running.reload(middle)
+            time.sleep(1)
+            running.reload(corner)
+        until(lambda: running.value("streamd_events_total", stream="yard", rule="middle", type="zone_rule_changed"), 20)
+        time.sleep(0.5)  # What is not to be printed has had its time.
+        assert first.poll() is None
+        assert second.poll() is None
+        yield wanted, other
+
+
+def check_alerts(wanted: Path, other: Path) -> None:
+    lines = wanted.read_text().splitlines()
+    assert lines
+    pattern = r"ALERT yard: thing in middle \(zone_(entered|appeared|resumed), \S+\)"
+    assert all(re.fullmatch(pattern, line) for line in lines), lines
+    assert len(set(lines)) == len(lines), "one alert for each begin; none for an end"
+    assert other.read_text() == "", "no person was there"
+
+
+def test_the_python_alert(tmp_path: Path) -> None:
+    with alerted(tmp_path, sys.executable, EXAMPLES / "alert.py") as outputs:
+        check_alerts(*outputs)
+
+
+def test_the_node_alert(tmp_path: Path) -> None:
+    command = node_client(EXAMPLES, tmp_path / "node", "alert.mjs")
+    with alerted(tmp_path, *command) as outputs:
+        check_alerts(*outputs)
