@@ -23,8 +23,8 @@ from streamd.security.text import is_encodable
 from streamd.sources.images import SUFFIXES
 
 COMMANDS = (
-    "run", "demo", "check", "bundle", "schema", "detect", "watch", "keygen", "build", "evaluate", "quantize", "inspect",
-    "events",
+    "run", "demo", "check", "bundle", "schema", "detect", "count", "watch", "keygen", "build", "evaluate", "quantize",
+    "inspect", "events",
 )  # fmt: skip
 """Each is a module in this package with `add_parser(subparsers)` and `run(args) -> int`."""
 

@@ -6,7 +6,7 @@ import argparse
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from streamd.analysis.rules.settings import LineSettings, ZoneSettings
+from streamd.analysis.tracking.bytetrack import ByteTrackSettings
 from streamd.cli.annotate import Annotator, same_file
 from streamd.cli.console import add_head_option
+from streamd.cli.rules import check as check_rules_of
 from streamd.config import is_url
 from streamd.engine import EngineConfig, ModelSettings, open_backend
 from streamd.errors import ConfigError, SourceError, StreamdError
@@ -26,11 +29,13 @@ from streamd.flow.stream import StreamOutput
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import declared, open_head, resolve_labels
+from streamd.runtime.analytics import Analytics
 from streamd.security.redact import credentials, redact, remember
 from streamd.sinks.message import Gaps, detections_message, encoder
 from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.images import SUFFIXES, list_images, read_image
+from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Detections, Frame, ModelInfo
@@ -70,6 +75,7 @@ class _Input:
     given: str
     is_video: bool
     images: list[Path] = field(default_factory=list)
+    stream: str = "detect"
 
 
 def _expand(inputs: Sequence[str], *, recursive: bool = False) -> list[_Input]:
@@ -85,6 +91,12 @@ def _expand(inputs: Sequence[str], *, recursive: bool = False) -> list[_Input]:
         else:
             found.append(_Input(given, True))
     return found
+
+
+def _source(item: _Input, zones: Sequence[ZoneSettings] = (), lines: Sequence[LineSettings] = ()) -> AvStreamSettings:
+    return AvStreamSettings(
+        id=item.stream, url=item.given, pace="asap", decode="software", zones=tuple(zones), lines=tuple(lines)
+    )
 
 
 def detect_settings(args: argparse.Namespace) -> DetectSettings:
@@ -115,8 +127,13 @@ class Run:
         head: kind of the head; None: as the sidecar declares, otherwise from the output shapes.
         keep: also return the frames, for drawing.
         limit: most frames to read from each input.
+        recursive: also the images in folders below a folder.
+        track: give objects ids, in each input by itself. All inputs must be videos.
+        zones: to count in, with `track`.
+        lines: to count at, with `track`.
 
     Raises:
+        ConfigError: an image is to be tracked, or a zone or line wants a class that the model does not have.
         StreamdError: the model or the backend cannot be opened.
     """
 
@@ -131,28 +148,47 @@ class Run:
         keep: bool = False,
         limit: int | None = None,
         recursive: bool = False,
+        track: bool = False,
+        zones: Sequence[ZoneSettings] = (),
+        lines: Sequence[LineSettings] = (),
     ) -> None:
         from pydantic import TypeAdapter
 
         remember(secret for given in inputs for secret in credentials(given))
         self.keep, self.limit = keep, limit
         self.inputs = _expand(inputs, recursive=recursive)
+        if track and (images := [item.given for item in self.inputs if not item.is_video]):
+            raise ConfigError(f"{images[0]}: images cannot be tracked; expected a video file or URL")
         settings = TypeAdapter(EngineConfig).validate_python({"kind": engine})
         self.backend = open_backend(settings, model)
-        opened = open_head(declared(head, self.backend.spec), self.backend.spec, detect)
+        registry = CollectorRegistry()
+        self.metrics = Metrics(registry)
+        self.analytics: Analytics | None = None
+        """Tracks and counts of every input; None where nothing is tracked."""
+        if track:
+            tracker, counts = ByteTrackSettings(), AnalyticsMetrics(registry)
+            self.analytics = Analytics(tracker, detect, counts, lambda _: None, boot_id="detect")
+        decoded = detect if self.analytics is None else self.analytics.detect
+        opened = open_head(declared(head, self.backend.spec), self.backend.spec, decoded)
         labels = resolve_labels(self.backend.spec, opened.plan.classes)
-        postprocess = Postprocess(opened, detect, labels)
-        self.backend.start(opened.plan)
+        check_rules_of(zones, lines, labels)
+        postprocess = Postprocess(opened, decoded, labels)
         self.model = ModelInfo(self.backend.spec.name, self.backend.spec.sha256, labels)
-        self.metrics = Metrics(CollectorRegistry())
+        step = None if self.analytics is None else self.analytics.step(self.model)
+        self.backend.start(opened.plan)
         bell = Bell()
         self.ring: Ring[Frame] = Ring(8, "block", bell=bell)
         batcher = Batcher(self.backend.spec.max_batch, 0.0, bell)
         batcher.add("detect", self.ring)
         batcher.seal()
         self.results: queue.SimpleQueue[Detections | None] = queue.SimpleQueue()
-        self.pipeline = Pipeline(self.backend, batcher, postprocess, self.model, self.metrics)
-        self.pipeline.add(StreamOutput("detect", self.metrics, self.model, self.results.put))
+        self.pipeline = Pipeline(self.backend, batcher, postprocess, self.model, self.metrics, analysis=step)
+        for number, item in enumerate(self.inputs):
+            # Each video is a stream of its own, so that no track goes on from one to the next.
+            if self.analytics is not None:
+                item.stream = f"detect-{number}"
+                self.analytics.add(_source(item, zones, lines))
+            self.pipeline.add(StreamOutput(item.stream, self.metrics, self.model, self.results.put))
         self.pending: dict[int, tuple[Frame | None, str, float | None]] = {}
         # Drawing may be slower than detecting: frames waiting to be drawn must not pile up.
         self.room = threading.Semaphore(MAX_PENDING)
@@ -169,7 +205,7 @@ class Run:
                 except SourceError as error:
                     self.errors.append(error)
             return
-        source = open_source(AvStreamSettings(id="detect", url=item.given, pace="asap", decode="software"))
+        source = open_source(_source(item))
         try:
             info = source.open()
             for frame in source.frames():
@@ -187,7 +223,7 @@ class Run:
                     for n, (frame, name, fps) in enumerate(self._frames(item)):
                         if self.limit is not None and n >= self.limit:
                             break
-                        frame.stream, frame.seq = "detect", seq
+                        frame.stream, frame.seq = item.stream, seq
                         self.room.acquire()
                         # The picture is kept only if it will be drawn on.
                         self.pending[seq] = (frame if self.keep else None, name, fps)
@@ -216,6 +252,14 @@ class Run:
         while (detections := self.results.get()) is not None:
             yield detections, *self.pending.pop(detections.seq)
             self.room.release()
+        if self.analytics is not None:
+            self.analytics.close()
+
+    def counts(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Each tracked input and what its zones and lines counted; see `RuleEngine.counters`. After the last result."""
+        streams = self.analytics.streams if self.analytics is not None else {}
+        counted = ((item.given, streams[item.stream].rules) for item in self.inputs if item.stream in streams)
+        return [(given, rules.counters()) for given, rules in counted if rules is not None]
 
     def close(self) -> None:
         """Stops the stages and frees the engine."""
