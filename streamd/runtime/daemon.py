@@ -385,13 +385,14 @@ class Daemon:
         if self.recorder is not None:
             self.recorder.rest()
         deadline = time.monotonic() + self.config.drain_s
+        deferred.hold()
         self.streams.stop()
         drain_by = time.monotonic() + max(0.1, (deadline - time.monotonic()) * 0.8)
         drained = [instance.pipeline.join(max(0.0, drain_by - time.monotonic())) for instance in self.instances]
         if not all(drained):
             log.error("drain timed out; frames in flight are lost", limit_s=self.config.drain_s)
             self._left_running = True
-        if not self.streams.join(deadline) or not deferred.wait(deadline):
+        if not self.streams.join(deadline):
             self._left_running = True
         self._close_all(max(0.5, deadline - time.monotonic()))
         for s in self.metrics.streams():
@@ -430,6 +431,7 @@ class Daemon:
             self._tap.close()
         if self.http is not None:
             self.http.close()
+        self._left_running |= not deferred.finish(deadline)
         if not self._left_running:
             for instance in self.instances:
                 instance.close()

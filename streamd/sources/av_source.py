@@ -164,8 +164,8 @@ class AvSource:
         settings = self._settings
         stream = video_stream(container, settings, live=self._network, waited_s=waited)
         context = stream.codec_context
-        if device is None:
-            context.thread_count = settings.decoder_threads
+        # A hardware decoder needs no threads; FFmpeg would start one for each core, up to sixteen a stream.
+        context.thread_count = settings.decoder_threads if device is None else 1
         if settings.frames == "key":
             context.skip_frame = "NONKEY"
         elif self._limit is not None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 PATIENCE_S = 1.0
+FEW = 8
+"""More decoders than this are left to the system at the end of the process."""
 
 
 class DeferredClose:
@@ -26,12 +28,16 @@ class DeferredClose:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[InputContainer] = queue.SimpleQueue()
         self._changed = threading.Condition()
+        self._held: list[InputContainer] | None = None
         self._pending = 0
 
     def close(self, container: InputContainer) -> None:
         """Closes `container` soon."""
-        self._queue.put(container)
         with self._changed:
+            if self._held is not None:
+                self._held.append(container)
+                return
+            self._queue.put(container)
             self._pending += 1
             if self._pending == 1:
                 NamedThread(self._run, "close-decoders").start()
@@ -48,13 +54,31 @@ class DeferredClose:
                     self._changed.notify_all()
                     return
 
-    def wait(self, deadline: float) -> bool:
-        """Waits a moment, at most until `deadline` (monotonic seconds); False if some are still open. A process that
-        exits with open ones must not run finalisers."""
+    def hold(self) -> None:
+        """From now on nothing is closed before `finish`: what is under way on the device would wait behind it."""
+        with self._changed:
+            self._held = self._held or []
+
+    def finish(self, deadline: float) -> bool:
+        """Closes what was held, if it is little, and waits until `deadline` (monotonic seconds) and a moment at most.
+
+        Returns:
+            False if some are not closed: a process must then leave without finalisers, and the system frees them.
+        """
+        with self._changed:
+            held, self._held = self._held or [], None
+            if len(held) + self._pending > FEW:
+                _left.extend(held)
+                return False
+        for container in held:
+            self.close(container)
+        del held
         with self._changed:
             timeout = max(0.0, min(PATIENCE_S, deadline - time.monotonic()))
             return self._changed.wait_for(lambda: not self._pending, timeout)
 
 
+_left: list[InputContainer] = []
+"""Kept to the end of the process: their last reference would destroy them."""
 deferred = DeferredClose()
 """Of this process."""

@@ -316,7 +316,7 @@ class TensorRtBackend(Backend[TensorRtSlot]):
     @property
     def memory(self) -> dict[str, int]:
         """Bytes held: buffers and scratch on the device, pinned on the host, and what is left of the device."""
-        free, total = self._device.memory()
+        free, total = self._device.recent_memory()
         return {
             "buffers": self._device.device_bytes,
             "scratch": 0 if self._network is None else self._network.scratch_bytes,

@@ -10,6 +10,8 @@ any thread: pycuda aborts the process if a thread ends with a context on its sta
 from __future__ import annotations
 
 import ctypes
+import threading
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,6 +26,8 @@ from streamd.errors import BackendError
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
+MEMORY_S = 1.0
+"""How long a reading of the device's memory serves metrics."""
 _SCHED_BLOCKING_SYNC = 4
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: does not synchronize with the legacy stream, which FFmpeg uses."""
@@ -102,6 +106,9 @@ class Device:
         self._api = _driver_api()
         self._calls = Calls(self._api, ordinal)
         self._owned: list[Any] = []
+        self._asking = threading.Lock()
+        self._ask_at = 0.0
+        self._recent = 0, 0
         self._context: Any = None
         self.device_bytes = 0
         """Device memory allocated through this object."""
@@ -143,11 +150,11 @@ class Device:
         return BackendError(f"backend tensorrt: GPU {self.ordinal}: {text}")
 
     def _memory(self) -> tuple[int, int]:
-        try:
-            free, total = self._cuda.mem_get_info()
-        except self._cuda.Error:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        # Not pycuda's: it would hold the interpreter lock while it waits for a driver that creates decoders.
+        if self._api.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)):
             return 0, 0
-        return int(free), int(total)
+        return free.value, total.value
 
     def __enter__(self) -> Device:
         self._context.push()
@@ -169,6 +176,18 @@ class Device:
         """Free and total memory of the GPU in bytes, over all processes."""
         with self:
             return self._memory()
+
+    def recent_memory(self) -> tuple[int, int]:
+        """As `memory`, up to a second old, or older while another thread waits for the driver: for metrics."""
+        if self._asking.acquire(blocking=False):
+            try:
+                now = time.monotonic()
+                if now >= self._ask_at:
+                    self._ask_at = now + MEMORY_S
+                    self._recent = self.memory()
+            finally:
+                self._asking.release()
+        return self._recent
 
     def stream(self) -> Stream:
         """A new stream."""
