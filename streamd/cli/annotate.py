@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,39 @@ def upright_bgr(frame: Frame) -> Image:
     return np.ascontiguousarray(turned).astype(np.uint8, copy=False)
 
 
-def draw(image: Image, detections: Detections) -> Image:
-    """Draws the boxes with label and score into `image`, in place, and returns it."""
+def widths(image: Image) -> tuple[float, int]:
+    """The scale of text and the width of lines, in pixels, that suit a picture of this size."""
+    scale = max(0.4, min(image.shape[:2]) / 1100)
+    return scale, max(1, round(scale * 2.2))
+
+
+def tag(image: Image, text: str, corner: tuple[int, int], color: tuple[int, int, int], scale: float) -> None:
+    """Writes `text` on a filled bar above `corner` (x, y in pixels), inside the picture."""
     import cv2
 
-    scale = max(0.4, min(image.shape[:2]) / 1100)
-    line = max(1, round(scale * 2.2))
+    _, line = widths(image)
+    (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    left = max(0, min(corner[0], image.shape[1] - width - 2 * line))
+    top = max(0, corner[1] - height - baseline - line)
+    bottom = top + height + baseline + line
+    cv2.rectangle(image, (left, top), (left + width + 2 * line, bottom), color, cv2.FILLED)
+    place = (left + line, bottom - baseline)
+    cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, DARK, max(1, round(scale)), cv2.LINE_AA)
+
+
+def draw(image: Image, detections: Detections) -> Image:
+    """Draws the boxes with label, score and the track's id into `image`, in place, and returns it."""
+    import cv2
+
+    scale, line = widths(image)
+    tracks = detections.tracks.number.tolist() if detections.tracks is not None else [0] * len(detections.score)
     found = [
-        (f"{label} {score:.2f}", color_of(label), [round(v) for v in box])
-        for label, score, box in zip(
+        (f"{label} {score:.2f}" + (f" #{track}" if track else ""), color_of(label), [round(v) for v in box])
+        for label, score, box, track in zip(
             (detections.model.labels[c] for c in detections.class_id.tolist()),
             detections.score.tolist(),
             detections.xyxy.tolist(),
+            tracks,
             strict=True,
         )
     ]
@@ -63,13 +84,7 @@ def draw(image: Image, detections: Detections) -> Image:
         cv2.rectangle(image, (x1, y1), (x2, y2), color, line, cv2.LINE_AA)
     # Labels are drawn last, the highest score on top, so that no box line crosses their text.
     for text, color, (x1, y1, _, _) in reversed(found):
-        (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-        left = max(0, min(x1, image.shape[1] - width - 2 * line))
-        top = max(0, y1 - height - baseline - line)
-        bottom = top + height + baseline + line
-        cv2.rectangle(image, (left, top), (left + width + 2 * line, bottom), color, cv2.FILLED)
-        place = (left + line, bottom - baseline)
-        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, DARK, max(1, round(scale)), cv2.LINE_AA)
+        tag(image, text, (x1, y1), color, scale)
     return image
 
 
@@ -154,13 +169,16 @@ class Annotator:
     Args:
         folder: created if it does not exist.
         inputs: the files that are read.
+        beneath: draws into a picture before its boxes are drawn.
 
     Raises:
         SinkError: the folder cannot be created or written.
     """
 
-    def __init__(self, folder: Path, inputs: Iterable[Path] = ()) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, inputs: Iterable[Path] = (), beneath: Callable[[Image, Detections], None] | None = None
+    ) -> None:
+        self._folder, self._beneath = folder, beneath
         self._videos: dict[str, Video] = {}
         self._targets: dict[str, Path] = {}
         self._taken: set[Path] = set()
@@ -174,7 +192,10 @@ class Annotator:
 
     def add(self, frame: Frame, detections: Detections, name: str, *, fps: float | None) -> None:
         """Draws one frame of input `name` and writes it: into its video of `fps` frames a second, or as an image."""
-        image = draw(upright_bgr(frame), detections)
+        image = upright_bgr(frame)
+        if self._beneath is not None:
+            self._beneath(image, detections)
+        draw(image, detections)
         if fps is not None:
             if name not in self._videos:
                 self._videos[name] = Video(self._target(name, ".mp4"), fps)

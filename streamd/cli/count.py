@@ -134,17 +134,10 @@ def _total(args: argparse.Namespace) -> int:
     return sum(each) if all(each) else 0
 
 
-def _without_schedule(rules: Sequence[Any]) -> list[Any]:
-    for rule in rules:
-        if rule.schedule is not None:
-            print(f"streamd: {rule.name}: schedule is ignored: a file has no time of day", file=sys.stderr)
-    return [rule.model_copy(update={"schedule": None}) for rule in rules]
-
-
 def run(args: argparse.Namespace) -> int:
     """Counts and shows what was counted. Inputs that cannot be read are named; the others go on."""
     configure("warning")
-    zones, lines = map(_without_schedule, rules_of(args))
+    zones, lines = rules_of(args)
     if not zones and not lines:
         raise ConfigError("count: nothing to count; give --lines or --zones")
     if args.csv is not None and any(same_file(args.csv, given) for given in args.inputs):

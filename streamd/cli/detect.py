@@ -18,6 +18,8 @@ from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.analysis.tracking.bytetrack import ByteTrackSettings
 from streamd.cli.annotate import Annotator, same_file
 from streamd.cli.console import add_head_option
+from streamd.cli.overlay import Overlay
+from streamd.cli.rules import add_rule_options, rules_of
 from streamd.cli.rules import check as check_rules_of
 from streamd.config import is_url
 from streamd.engine import EngineConfig, ModelSettings, open_backend
@@ -63,6 +65,8 @@ def add_parser(subparsers: Any) -> None:
     add_head_option(p)
     p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="inference backend")
     p.add_argument("--recursive", action="store_true", help="also the images in folders below a folder")
+    p.add_argument("--track", action="store_true", help="give the objects of videos ids; --save also draws their paths")
+    add_rule_options(p)
     p.add_argument("--save", metavar="DIR", help="write images and videos with boxes drawn to DIR")
     p.add_argument(
         "--json", action="store_true", help="print one JSON message per frame on standard output, and nothing else"
@@ -300,7 +304,7 @@ def _print_table(rows: list[tuple[float, ...]], wall_s: float) -> None:
         print(f"{stage:<12}{column.mean():>9.2f}{p50:>9.2f}{p99:>9.2f}", file=sys.stderr)
 
 
-def _annotator(folder: str, inputs: Sequence[_Input]) -> Annotator:
+def _annotator(folder: str, inputs: Sequence[_Input], overlay: Overlay | None = None) -> Annotator:
     """Writes into `folder`.
 
     Raises:
@@ -310,7 +314,7 @@ def _annotator(folder: str, inputs: Sequence[_Input]) -> Annotator:
         if not item.is_video and same_file(folder, item.given):
             raise ConfigError(f"--save {folder}: is the folder of the images; choose another")
     files = [path for item in inputs for path in (item.images or ([Path(item.given)] if item.is_video else []))]
-    return Annotator(Path(folder), files)
+    return Annotator(Path(folder), files, overlay.draw if overlay is not None else None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -318,12 +322,15 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     configure("warning")
+    zones, lines = rules_of(args)
+    track = bool(args.track or zones or lines)
     model = ModelSettings(path=args.model, labels=args.labels)
     job = Run(
         args.inputs, model, detect_settings(args), engine=args.engine, head=args.head, keep=bool(args.save),
-        limit=args.limit, recursive=args.recursive,
+        limit=args.limit, recursive=args.recursive, track=track, zones=zones, lines=lines,
     )  # fmt: skip
-    annotator = _annotator(args.save, job.inputs) if args.save else None
+    overlay = Overlay(zones, lines) if track else None
+    annotator = _annotator(args.save, job.inputs, overlay) if args.save else None
     encode, gaps = encoder("json"), Gaps()
     rows: list[tuple[float, ...]] = []
     started = time.monotonic()

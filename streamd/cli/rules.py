@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ def add_rule_options(p: argparse.ArgumentParser) -> None:
 
 
 def rules_of(args: argparse.Namespace) -> tuple[tuple[ZoneSettings, ...], tuple[LineSettings, ...]]:
-    """The zones and lines of parsed options.
+    """The zones and lines of parsed options. They have no schedule; a warning says so if one was given.
 
     Raises:
         ConfigError: naming the option, the field, and what is wrong there.
@@ -34,7 +35,14 @@ def rules_of(args: argparse.Namespace) -> tuple[tuple[ZoneSettings, ...], tuple[
     zones = _read("zones", args.zones, ZoneSettings)
     lines = _read("lines", args.lines, LineSettings)
     check(zones, lines)
-    return zones, lines
+    return _without_schedule(zones), _without_schedule(lines)
+
+
+def _without_schedule(rules: tuple[R, ...]) -> tuple[R, ...]:
+    for rule in rules:
+        if rule.schedule is not None:
+            print(f"streamd: {rule.name}: schedule is ignored: a file has no time of day", file=sys.stderr)
+    return tuple(rule.model_copy(update={"schedule": None}) for rule in rules)
 
 
 def check(zones: Sequence[ZoneSettings], lines: Sequence[LineSettings], labels: Sequence[str] | None = None) -> None:

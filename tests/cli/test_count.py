@@ -5,44 +5,23 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from streamd.cli import detect, main
 from streamd.cli.count import rows_of, table
-from streamd.engine import BatchSettings, ModelSettings
-from streamd.engine.null import NullBackend, NullSettings, NullSlot
-from streamd.types import Frame, Letterbox
-from tests.clips import write_clip
+from tests.cli.walker import Walker, clip_for
 from tests.conftest import shared
 
-WIDTH, HEIGHT, FPS, FRAMES = 192, 108, 25, 100
 LINE = "[{name: gate, points: [[0.5, 0], [0.5, 1]], directions: [left, right]}]"
 ZONE = "{name: middle, points: [[0.25, 0.1], [0.75, 0.1], [0.75, 0.9], [0.25, 0.9]]}"
-
-
-class Walker(NullBackend):
-    """One box, 20 x 30 pixels, whose middle goes from x = 20 by 1.5 pixels a frame."""
-
-    def __init__(self, _: Any, model: ModelSettings) -> None:
-        same_size = model.model_copy(update={"input_size": (HEIGHT, WIDTH)})
-        super().__init__(NullSettings(), same_size, batch=BatchSettings(max=4))
-
-    def preprocess(self, slot: NullSlot, frames: Sequence[Frame]) -> Sequence[Letterbox]:
-        for row, frame in zip(slot.outputs[:, 0], frames, strict=False):
-            assert frame.pts_ns is not None
-            x = 20 + 1.5 * round(frame.pts_ns * FPS / 1e9)
-            row[:] = x - 10, 40, x + 10, 70, 0.9, 0
-        return super().preprocess(slot, frames)
 
 
 @pytest.fixture
 def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(detect, "open_backend", Walker)
-    return write_clip(tmp_path / "clip.mp4", frames=FRAMES, size=(WIDTH, HEIGHT), fps=FPS)
+    return clip_for(tmp_path / "clip.mp4", 100)
 
 
 def test_counts_and_dwell_are_those_of_the_path(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +46,7 @@ def test_counts_and_dwell_are_those_of_the_path(clip: Path, capsys: pytest.Captu
 
 
 def test_each_input_is_counted_by_itself(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = write_clip(clip.parent / "other.mp4", frames=20, size=(WIDTH, HEIGHT), fps=FPS)
+    other = clip_for(clip.parent / "other.mp4", 20)
     assert main(["count", str(clip), str(other), "--lines", LINE, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(Path(row["input"]).name, row["direction"], row["count"]) for row in rows] == [
