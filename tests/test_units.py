@@ -12,6 +12,8 @@ import pytest
 
 from streamd.config import Config
 from streamd.errors import ConfigError, GateError, ModelError
+from streamd.events.place import UNIT_FOLDER, default_state_dir
+from streamd.recorder.place import config_name
 
 UNITS = Path(__file__).resolve().parent.parent / "systemd"
 TEXT = (UNITS / "streamd@.service").read_text()
@@ -74,3 +76,13 @@ def test_times_and_codes_agree_with_the_code() -> None:
     codes = {int(code) for code in value("RestartPreventExitStatus").split()}
     assert codes == {ConfigError.exit_code, ModelError.exit_code, GateError.exit_code}
     assert value("Type") == "notify"
+
+
+def test_the_journal_has_a_folder_of_its_instance_in_the_unit_s_state_folder() -> None:
+    folder = Path("/var/lib") / value("StateDirectory")
+    assert folder == UNIT_FOLDER
+    config = value("ExecStart").rsplit(" ", 1)[1].replace("%i", "yard")
+    assert default_state_dir(config_name(config), {"STATE_DIRECTORY": str(folder)}) == UNIT_FOLDER / "yard"
+    # Without a name, every instance has a user of its own, and a start takes the others' files away from them.
+    assert value("DynamicUser") == "yes"
+    assert value("User") == "streamd"

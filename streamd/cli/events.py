@@ -15,14 +15,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamd.config.yamlfile import MAX_BYTES, read_yaml
 from streamd.errors import ConfigError, SinkError
 from streamd.events import query, requests
 from streamd.events.chores import remove_file
 from streamd.events.journal import Journal
-from streamd.events.place import JOURNAL, UNIT_FOLDER, owner
+from streamd.events.place import JOURNAL, UNIT_FOLDER, owner, user_folder
 from streamd.events.record import Record, data
 from streamd.events.schema import damaged, open_reader
 from streamd.events.upkeep import Deletion
+from streamd.recorder.place import config_name
+from streamd.security.trust import read_text
 from streamd.telemetry.logs import configure
 
 MAX_TEXT = 200
@@ -43,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument(
         "words", nargs="*", metavar="[delete] [PLACE]",
         help="PLACE: the state folder, or the configuration whose daemon writes it. Default: $STATE_DIRECTORY, "
-        f"else {UNIT_FOLDER}",
+        f"else {UNIT_FOLDER} and this user's ~/.local/state/streamd",
     )  # fmt: skip
     p.add_argument("--state-dir", metavar="FOLDER", help="the state folder; the same as PLACE")
     p.add_argument("--since", type=moment, metavar="TIME", help="only events from this time on")
@@ -82,33 +85,66 @@ def _limit(text: str) -> int:
     return value
 
 
+def _configured(path: Path) -> Path | None:
+    """`events.state_dir` of a configuration, and nothing else: secrets of the rest may not be in the environment."""
+    text = read_text(path, MAX_BYTES, what=f"events: {path}", expected="a configuration or a state folder")
+    try:
+        values = read_yaml(text, os.environ, path.parent, secrets=False).values
+    except ConfigError as error:
+        raise ConfigError(f"events: {path}: {error}") from error
+    section = values.get("events") if isinstance(values, dict) else None
+    found = section.get("state_dir") if isinstance(section, dict) else None
+    return (path.parent / os.path.expanduser(found)).absolute() if isinstance(found, str) else None
+
+
+def _places(place: str | None) -> list[Path]:
+    """Where the journal may be, the likeliest first."""
+    state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    # Without a service manager, the daemon is either the unit's or was started by this user.
+    roots = [Path(state)] if state else [UNIT_FOLDER, user_folder()]
+    if place is None:
+        return roots
+    path = Path(place)
+    if not path.is_file():
+        return [path]
+    configured = _configured(path)
+    return [configured] if configured is not None else [root / config_name(path) for root in roots]
+
+
+def _journals(place: Path) -> list[Path]:
+    """The state folders at `place` or directly below it."""
+    try:
+        if (place / JOURNAL).exists():
+            return [place]
+        return sorted(path.parent for path in place.glob(f"*/{JOURNAL}"))
+    except OSError as error:
+        advice = "run this as the daemon's user, or as root"
+        raise ConfigError(f"events: {place}: {error.strerror}; {advice}") from error
+
+
 def folder(place: str | None) -> Path:
     """The state folder that is meant.
 
     Raises:
         ConfigError: there is no journal in it; the message says where there are some.
     """
-    root = Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or UNIT_FOLDER)
-    if place is None:
-        found = root
-    else:
-        found = Path(place)
-        if found.is_file():
-            found = root / (re.sub(r"[^A-Za-z0-9_.-]", "_", found.stem) or "streamd")
-    try:
-        if (found / JOURNAL).exists():
-            return found
-        instances = sorted(path.parent for path in found.glob(f"*/{JOURNAL}"))
-    except OSError as error:
-        advice = "run this as the daemon's user, or as root"
-        raise ConfigError(f"events: {found}: {error.strerror}; {advice}") from error
-    if len(instances) == 1:
-        return instances[0]
-    if instances:
-        names = ", ".join(map(str, instances))
-        raise ConfigError(f"events: {found} contains several journals; name one of {names}")
+    places = _places(place)
+    found, refused = [], []
+    for each in places:
+        try:
+            found += _journals(each)
+        except ConfigError as error:
+            refused.append(error)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(map(str, found))
+        where = " and ".join(map(str, dict.fromkeys(places)))
+        raise ConfigError(f"events: several journals in {where}; name one of {several}")
+    if refused:
+        raise refused[0]
     advice = "name the state folder of a daemon that has zones or lines"
-    raise ConfigError(f"events: no journal ({JOURNAL}) in {found}; {advice}")
+    raise ConfigError(f"events: no journal ({JOURNAL}) in {' or '.join(map(str, places))}; {advice}")
 
 
 def _plain(value: object) -> str:

@@ -33,6 +33,15 @@ def default_state_dir(instance: str, environment: Mapping[str, str] = os.environ
     return Path(state) / instance if state else None
 
 
+def user_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """The folder below which a daemon without a service manager has its state folder, by instance.
+
+    Args:
+        environment: variables; `XDG_STATE_HOME` is the base directory specification's.
+    """
+    return Path(environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "streamd"
+
+
 def file_system(path: Path, mounts: str | None = None) -> str:
     """The type of the file system that `path` is on, as the kernel calls it; empty where that cannot be told.
 

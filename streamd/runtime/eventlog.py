@@ -11,7 +11,7 @@ import structlog
 
 from streamd.config import Config
 from streamd.events.journal import Journal
-from streamd.events.place import default_state_dir
+from streamd.events.place import default_state_dir, user_folder
 from streamd.events.record import Event, Record, data
 from streamd.events.upkeep import Limits
 from streamd.sinks.envelope import OutgoingEvent
@@ -36,10 +36,7 @@ def state_dir(config: Config, name: str, environment: Mapping[str, str] = os.env
     if config.events.state_dir is not None:
         return Path(config.events.state_dir)
     found = default_state_dir(name, environment)
-    if found is not None:
-        return found
-    home = environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(home) / "streamd" / name
+    return found if found is not None else user_folder(environment) / name
 
 
 def has_rules(config: Config) -> bool:

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 from streamd.cli.events import moment
+from streamd.config import Config
 from streamd.events.place import JOURNAL
 from streamd.events.record import Media
 from streamd.events.schema import set_aside
+from streamd.recorder.place import config_name
+from streamd.runtime.eventlog import state_dir
 from tests.events.journals import T0, event, journal, rows, until
 
 
@@ -87,10 +90,40 @@ def test_the_journal_is_found(tmp_path: Path) -> None:
     fill(tmp_path / "gate")
     done = streamd(**state)
     assert done.returncode == 2
-    assert f"several journals; name one of {tmp_path}/gate, {tmp_path}/yard" in done.stderr
+    assert f"several journals in {tmp_path}; name one of {tmp_path}/gate, {tmp_path}/yard" in done.stderr
     done = streamd(tmp_path / "conf")
     assert done.returncode == 2
     assert f"no journal (events.db) in {tmp_path}/conf" in done.stderr
+
+
+def test_a_configuration_leads_to_its_journal(tmp_path: Path) -> None:
+    """Where the daemon would have it, whatever the rest of the file needs."""
+    home = tmp_path / "home"
+    config = tmp_path / "the yard.yaml"
+    named = "events: {state_dir: here}\nstreams: [{id: a, url: 'rtsp://u:${NOT_SET_HERE}@h/'}]\n"
+    for text, variables, journal_in in (
+        (named, {}, tmp_path / "here"),
+        (named, {"STATE_DIRECTORY": str(tmp_path / "state")}, tmp_path / "here"),
+        ("streams: []\n", {"STATE_DIRECTORY": str(tmp_path / "state")}, tmp_path / "state" / "the_yard"),
+        ("streams: []\n", {"STATE_DIRECTORY": "", "XDG_STATE_HOME": str(home)}, home / "streamd" / "the_yard"),
+    ):
+        config.write_text(text)
+        if not journal_in.exists():
+            refused = streamd(config, **variables)
+            assert refused.returncode == 2
+            assert f"{journal_in}; name the state folder" in refused.stderr
+            fill(journal_in)
+        settings = Config.model_validate(
+            {"model": {"path": "none"}, "streams": [{"id": "a", "kind": "synthetic"}]}
+            | ({"events": {"state_dir": str(journal_in)}} if text == named else {})
+        )
+        assert state_dir(settings, config_name(config), variables) == journal_in, "the daemon's place"
+        done = streamd("--json", config, **variables)
+        assert len(done.stdout.splitlines()) == 5, done.stderr
+    config.write_text("events: [\n")
+    done = streamd(config)
+    assert done.returncode == 2
+    assert f"events: {config}: line 2: not valid YAML" in done.stderr
 
 
 def test_following(tmp_path: Path) -> None:
