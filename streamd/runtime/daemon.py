@@ -25,7 +25,7 @@ from streamd.recorder.recorder import Recorder, Watched, open_recorder
 from streamd.runtime import heap
 from streamd.runtime.analytics import Analytics
 from streamd.runtime.eventlog import EventLog
-from streamd.runtime.health import health_of, problems_of
+from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
@@ -117,9 +117,12 @@ class Daemon:
         loop is about to wait for it would wait for a lock that its own thread holds."""
         self._service = Service(self._notifier, self._problem, self._status_line, reread=reread, wake=self._look)
         self._lock = threading.Lock()
-        self._next: Config | None = None
+        self._next: tuple[Config, int] | None = None
+        """Accepted, with its number, to be applied by the main loop."""
         self._loading: Loading | None = None
-        """Accepted, to be taken on by the main loop."""
+        """The configuration file while it is read beside the main loop."""
+        self.applied = 0
+        """Number of the configuration that runs, as given to `reload`; 0 for the first."""
         self._verdicts = ReloadOutcome(self.metrics)
         name = config_name(self._record_as) if self._record_as is not None else "streamd"
         self._events = EventLog(name, self.boot_id, lambda: self.sinks)
@@ -216,12 +219,11 @@ class Daemon:
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether a stream was live since the start (or all are over), and how each one is."""
-        states = {s.stream: {"state": s.state, "reason": s.reason} for s in self.board.all()}
-        over = bool(states) and all(v["state"] in ("ENDED", "FAILED") for v in states.values())
+        statuses = self.board.all()
+        over = bool(statuses) and all(s.state in ("ENDED", "FAILED") for s in statuses)
         seen = bool(self.streams.live_seen) or over
-        sinks = problems_of(self.sinks)
-        ready = self._started and seen and self._problem() is None and not sinks
-        return ready, {"ready": ready, "streams": states, "sinks": sinks}
+        body = ready_of(self._started and seen and self._problem() is None, statuses, self.sinks)
+        return body["ready"], body
 
     def _problem(self) -> str | None:
         """What the watchdog holds against us. A dead camera is no fault of ours; a dead stage is."""
@@ -242,12 +244,13 @@ class Daemon:
     def _look(self) -> None:
         self._wake.put(None)
 
-    def reload(self, config: Config, *, where: Callable[[FieldPath], str] = dotted) -> None:
+    def reload(self, config: Config, *, where: Callable[[FieldPath], str] = dotted, number: int = 0) -> None:
         """Takes on another configuration; the main loop makes the changes soon after. Any thread.
 
         Args:
             config: checked.
             where: names a field in the error.
+            number: of the configuration, by which `applied` tells that it runs.
 
         Raises:
             ConfigError: something differs that cannot change while running; nothing is changed.
@@ -262,7 +265,7 @@ class Daemon:
         if config.logging != self.config.logging:
             configure(config.logging.level, config.logging.format)
         with self._lock:
-            self._next = config
+            self._next = config, number
         self._look()
 
     def _read_again(self, found: Loaded | Exception) -> None:
@@ -284,16 +287,16 @@ class Daemon:
             self._loading = None
             self._read_again(found)
         with self._lock:
-            config, self._next = self._next, None
-        if config is not None and not self.streams.sealed:
-            self._take_on(config)
+            accepted, self._next = self._next, None
+        if accepted is not None and not self.streams.sealed:
+            self._take_on(*accepted)
         if not self.streams.changing:
             self._service.reload_done()
 
-    def _take_on(self, config: Config) -> None:
+    def _take_on(self, config: Config, number: int) -> None:
         found = difference(self.config, config)
         failed = self.streams.change(found, self.config.drain_s)
-        self.config = config
+        self.config, self.applied = config, number  # after `change`: `applied` means that `changing` tells of it
         self._set_switch_interval()
         self._verdicts.apply()
         log.info(
@@ -421,16 +424,8 @@ class Daemon:
         deadline = time.monotonic() + timeout
         if self._analytics is not None and not self._left_running:
             self._analytics.close()
-        if self._own_events:
-            self._events.close(max(0.2, (deadline - time.monotonic()) / 2))
-        for sink in self.sinks:
-            if not sink.close(max(0.2, deadline - time.monotonic())):
-                self._left_running = True
-                log.warning("sink did not close in time", sink=sink.name)
-        if self._tap is not None:
-            self._tap.close()
-        if self.http is not None:
-            self.http.close()
+        if not close_outputs(self._events if self._own_events else None, self.sinks, self._tap, self.http, deadline):
+            self._left_running = True
         self._left_running |= not deferred.finish(deadline)
         if not self._left_running:
             for instance in self.instances:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -52,6 +53,17 @@ def lines(descriptor: int) -> Iterator[bytes]:
         yield from whole
 
 
+@dataclass(frozen=True, slots=True)
+class _Orders:
+    """Numbers of orders; replaced as a whole, since two threads use it."""
+
+    newest: int
+    accepted: int = 0
+    """The latest one that the daemon has accepted; 0 for the first, which it was built from. One that is refused leaves
+    this as it is, so that it counts as done once the daemon has carried out what came before."""
+    refused: int = 0
+
+
 class Worker:
     """Follows the parent's orders.
 
@@ -67,7 +79,7 @@ class Worker:
         self._number = number
         self._life, self._reports = order.life, order.reports
         self._pictures = order.pictures
-        self._order = order.number
+        self._orders = _Orders(order.number)
         self._config = Config.model_validate(order.config)
         self._parent = order.parent
         self._daemon: Daemon | None = None
@@ -118,12 +130,15 @@ class Worker:
                 continue
             remember(order.secrets)
             self._daemon.streams.remember(order.past)
-            config = Config.model_validate(order.config)
             try:
-                self._daemon.reload(config)
-            except StreamdError as error:
+                config = Config.model_validate(order.config)
+                self._daemon.reload(config, number=order.number)
+            except (StreamdError, ValueError) as error:  # pydantic's errors are ValueErrors
                 log.error("order cannot be carried out", error=str(error))
-            self._config, self._order = config, order.number
+                self._orders = replace(self._orders, newest=order.number, refused=order.number)
+            else:
+                self._config = config
+                self._orders = replace(self._orders, newest=order.number, accepted=order.number)
         if self._daemon is not None:
             self._daemon.stop()
             time.sleep(self._config.drain_s + _GRACE_S)
@@ -143,7 +158,9 @@ class Worker:
                 over = self._over.wait(pause)
                 now = time.monotonic()
                 newest, _ = self._daemon.board.since(change)
-                if not self._daemon.started or (now < due and newest == change and told == self._order and not over):
+                if not self._daemon.started or (
+                    now < due and newest == change and told == self._orders.newest and not over
+                ):
                     continue
                 report = self._report(self._daemon)
                 change, told, due = newest, report.order, now + REPORT_S
@@ -156,12 +173,12 @@ class Worker:
                     socket.send_multipart(parts)
 
     def _report(self, daemon: Daemon) -> Report:
-        order, wanted = self._order, self._config
-        done = daemon.config is wanted and not daemon.streams.changing
+        orders = self._orders
+        done = daemon.applied == orders.accepted and not daemon.streams.changing
         counts = {s.stream: s.counts() for s in daemon.metrics.streams()}
         return Report(
-            self._number, self._life, order if done else order - 1, daemon.health()[1]["problem"],
-            daemon.board.all(), counts, collect(daemon.registry), self._code,
+            self._number, self._life, orders.newest if done else orders.newest - 1, daemon.health()[1]["problem"],
+            daemon.board.all(), counts, collect(daemon.registry), self._code, orders.refused,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import structlog
@@ -30,8 +31,36 @@ KILL_S = 2.0
 """Longest time from SIGKILL to the end of a process."""
 
 
+WorkerState = Literal["IDLE", "STARTING", "UP", "EXITED", "BACKOFF", "FINISHED", "FAILED"]
+Event = Literal["started", "reported", "exited", "finished", "died", "no_room", "drained", "gave_up"]
+
+TRANSITIONS: dict[tuple[WorkerState, Event], WorkerState] = {
+    ("IDLE", "started"): "STARTING",
+    ("IDLE", "no_room"): "BACKOFF",
+    ("STARTING", "reported"): "UP",
+    ("STARTING", "exited"): "EXITED",
+    ("UP", "exited"): "EXITED",
+    ("EXITED", "finished"): "FINISHED",
+    ("EXITED", "died"): "BACKOFF",
+    ("EXITED", "no_room"): "BACKOFF",
+    ("BACKOFF", "started"): "STARTING",
+    ("BACKOFF", "no_room"): "BACKOFF",
+    ("BACKOFF", "finished"): "FINISHED",
+    ("BACKOFF", "drained"): "IDLE",
+    ("BACKOFF", "gave_up"): "FAILED",
+    ("FINISHED", "started"): "STARTING",
+    ("FINISHED", "no_room"): "BACKOFF",
+}
+"""Every allowed transition between the states of a worker.
+
+A process exists in STARTING (not all of its parts run yet) and UP. In EXITED it is gone, its last report is still
+accepted, and the supervisor decides how to go on. BACKOFF waits for a restart, FINISHED has no stream left to run, and
+FAILED ends the daemon. A drain or a kill is a request to the process: the state follows when it exits.
+"""
+
+
 class WorkerProcess:
-    """One worker. Its methods never wait.
+    """One worker. Its methods never wait. One thread calls them; any thread may read the properties.
 
     Args:
         number: number of the worker, from 0.
@@ -39,37 +68,111 @@ class WorkerProcess:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.life = 0
-        """Serial number of the running process among all workers' processes; 0 while there is none."""
-        self.report: Report | None = None
-        """The latest report, or what still holds of the last one."""
-        self.up = False
-        """Whether it has reported that all its parts run."""
-        self.sent = self.done = 0
-        """Numbers of the latest order, and of the latest one that was carried out."""
-        self.streams: frozenset[str] = frozenset()
-        """Streams named in the latest order."""
-        self.over: set[str] = set()
-        """Its streams that have ended: they are not restarted with the process."""
-        self.code: int | None = None
-        """How the last process ended, if it ended by itself."""
-        self.deaths = 0
-        """Consecutive failures without being up."""
-        self.start_at: float | None = None
-        """When to start the next process, in monotonic seconds; None if none is to be started."""
-        self.killed = ""
-        """Why we killed it."""
+        self._state: WorkerState = "IDLE"
+        self._life = 0
+        self._report: Report | None = None
+        self._sent = self._done = self._refused = 0
+        self._streams: frozenset[str] = frozenset()
+        self._over: frozenset[str] = frozenset()
+        self._code: int | None = None
+        self._deaths = 0
+        self._start_at = 0.0
+        """When to start the next process in BACKOFF, monotonic seconds."""
+        self._killed = ""
         self._backoff = Backoff(RETRY_INITIAL_S, RETRY_MAX_S)
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""
-        self._up_at = self._heard_at = 0.0
+        self._up_at: float | None = None
+        """When this process was up first; None if it never was."""
+        self._heard_at = 0.0
         self._bad_since: float | None = None
         self._wanted: Mapping[str, Wish] = {}
+
+    def _after(self, event: Event) -> WorkerState:
+        try:
+            return TRANSITIONS[self._state, event]
+        except KeyError:
+            raise ValueError(f"worker {self.number}: {event!r} is not allowed in state {self._state}") from None
+
+    @property
+    def state(self) -> WorkerState:
+        """See `TRANSITIONS`; a method that is called in a state where it is not allowed raises ValueError."""
+        return self._state
+
+    @property
+    def life(self) -> int:
+        """Serial number of the process among all workers' processes, until it is known how it ended; else 0."""
+        return self._life
+
+    @property
+    def report(self) -> Report | None:
+        """The latest report, or what still holds of the last one."""
+        return self._report
+
+    @property
+    def up(self) -> bool:
+        """Whether it has reported that all its parts run."""
+        return self._state == "UP"
+
+    @property
+    def can_start(self) -> bool:
+        """Whether there is no process, and none will be started without an order."""
+        return self._state in ("IDLE", "FINISHED")
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has started (or finished all of its streams): the daemon runs once every worker has."""
+        return self._state in ("UP", "FINISHED")
+
+    @property
+    def sent(self) -> int:
+        """Number of the latest order."""
+        return self._sent
+
+    @property
+    def done(self) -> int:
+        """Number of the latest order that was carried out or refused."""
+        return self._done
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is still working on an order."""
+        return self.running and self._done < self._sent
+
+    @property
+    def applied(self) -> bool:
+        """Whether the latest order was carried out."""
+        return self._done >= self._sent and self._refused != self._sent
+
+    @property
+    def streams(self) -> frozenset[str]:
+        """Streams named in the latest order."""
+        return self._streams
+
+    @property
+    def over(self) -> frozenset[str]:
+        """Its streams that have ended: they are not restarted with the process."""
+        return self._over
+
+    @property
+    def code(self) -> int | None:
+        """How the last process ended, in FINISHED; else None."""
+        return self._code
+
+    @property
+    def deaths(self) -> int:
+        """Consecutive failures without being up."""
+        return self._deaths
+
+    @property
+    def killed(self) -> str:
+        """Why we killed the process; empty if we did not."""
+        return self._killed
 
     @property
     def running(self) -> bool:
         """Whether there is a process."""
-        return self._process is not None
+        return self._state in ("STARTING", "UP")
 
     @property
     def pid(self) -> int | None:
@@ -84,8 +187,9 @@ class WorkerProcess:
             environment: variables besides our own.
 
         Raises:
-            OSError: the system has no room for another.
+            OSError: the system has no room for another; the state stays as it is, see `died`.
         """
+        started = self._after("started")
         command = [sys.executable, "-m", "streamd.workers.child", str(self.number)]
         if sys.version_info >= (3, 11) and not is_working_directory(Path(streamd.__file__).parent.parent):
             command.insert(1, "-P")  # as the `streamd` command: nothing is imported from the working directory
@@ -95,21 +199,22 @@ class WorkerProcess:
         )
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
-        self.life, self.up, self.done, self.code, self.start_at, self.killed = order.life, False, 0, None, None, ""
-        self._pending, self._bad_since, self._wanted = b"", None, {}
+        self._life, self._done, self._refused, self._code, self._killed = order.life, 0, 0, None, ""
+        self._pending, self._bad_since, self._wanted, self._up_at = b"", None, {}, None
+        self._state = started
         self.order(order)
 
     def order(self, order: Order) -> None:
         """Sends an order; the part that the pipe does not accept now is sent by `flush`."""
-        self.sent = order.number
-        self.streams = frozenset(stream["id"] for stream in order.config["streams"])
+        self._sent = order.number
+        self._streams = frozenset(stream["id"] for stream in order.config["streams"])
         self._send(order)
 
     def look(self, wanted: Mapping[str, Wish]) -> None:
         """Sends which pictures are wanted, if that has changed; skipped for a worker that does not read."""
         if self.up and self._wanted is not wanted and not self._pending:
             self._wanted = wanted
-            self._send(Look({stream: wish for stream, wish in wanted.items() if stream in self.streams}))
+            self._send(Look({stream: wish for stream, wish in wanted.items() if stream in self._streams}))
 
     def _send(self, line: Order | Look) -> None:
         self._pending += msgspec.json.encode(line) + b"\n"
@@ -125,12 +230,15 @@ class WorkerProcess:
 
     def take(self, report: Report) -> bool:
         """Processes a report; False if it is from a process that has ended."""
-        if report.life != self.life:
+        if not self._life or report.life != self._life:
             return False
         self._heard_at = time.monotonic()
-        self.report, self.done = report, max(self.done, report.order)
-        if not self.up:
-            self.up, self.deaths, self._up_at = True, 0, self._heard_at
+        self._report, self._done = report, max(self._done, report.order)
+        self._refused = max(self._refused, report.refused)
+        if self._up_at is None:
+            self._up_at, self._deaths = self._heard_at, 0
+        if self._state == "STARTING":
+            self._state = self._after("reported")
         return True
 
     @property
@@ -139,14 +247,14 @@ class WorkerProcess:
 
         Where it has hundreds of decoders the kernel takes seconds to free them.
         """
-        report = self.report
-        return report.code if report is not None and report.life == self.life else None
+        report = self._report
+        return report.code if report is not None and report.life == self._life else None
 
     def problem(self, silent_s: float) -> str | None:
         """Why the watchdog must not be fed: a stage hangs, or no report for `silent_s` seconds."""
-        if not self.running or not self.up or self.result is not None:
+        if not self.up or self.result is not None:
             return None
-        said = self.report.problem if self.report is not None else None
+        said = self._report.problem if self._report is not None else None
         if said is None and time.monotonic() - self._heard_at > silent_s:
             said = f"has not reported for {silent_s:g} s"
         self._bad_since = None if said is None else self._bad_since or time.monotonic()
@@ -163,7 +271,7 @@ class WorkerProcess:
         if self._process is None or (code := self._process.poll()) is None:
             return None
         self._close()
-        self.life = 0
+        self._state = self._after("exited")
         return code
 
     def _close(self) -> None:
@@ -177,30 +285,51 @@ class WorkerProcess:
 
         Args:
             lost: streams that were with it.
-            counted: False if it is no fault of its own: the system has no room for a process at the moment.
+            counted: False if it is no fault of its own: the system has no room for a process at the moment. `start`
+                may have raised then, so that no process has exited.
         """
-        if not self.up and counted:
-            self.deaths += 1
-        elif time.monotonic() - self._up_at >= STEADY_S:
+        self._state = self._after("died" if counted else "no_room")
+        if self._up_at is None and counted:
+            self._deaths += 1
+        elif self._up_at is None or time.monotonic() - self._up_at >= STEADY_S:
             self._backoff.reset()
         delay = self._backoff.next()
-        self.start_at = time.monotonic() + delay
+        self._start_at = time.monotonic() + delay
+        self._code = None
         self._retire(lost)
         return delay
 
     def finished(self, code: int) -> None:
         """It ended because its streams had ended."""
-        self.code = code
+        self._state = self._after("finished")
+        self._code = code
         self._retire(())
 
+    def give_up(self) -> None:
+        """It died too often, or of something that a restart cannot mend."""
+        self._state = self._after("gave_up")
+
+    def due(self, now: float) -> bool:
+        """Whether a restart is due at `now`, monotonic seconds."""
+        return self._state == "BACKOFF" and now >= self._start_at
+
+    def end_streams(self, streams: Iterable[str]) -> None:
+        """These have come to their end."""
+        self._over = self._over.union(streams)
+
+    def revive_streams(self, streams: Iterable[str]) -> None:
+        """A new configuration starts these again, or has removed them."""
+        self._over = self._over.difference(streams)
+
     def _retire(self, lost: Collection[str]) -> None:
-        self.up = False
-        if self.report is not None:
-            self.report = of_the_dead(self.report, lost)
+        self._life = 0
+        if self._report is not None:
+            self._report = of_the_dead(self._report, lost)
 
     def drain(self) -> None:
         """Makes it publish what it has captured, and end."""
-        self.start_at = None
+        if self._state == "BACKOFF":
+            self._state = self._after("drained")
         if self._process is not None and self._process.stdin is not None:
             self.flush()
             with contextlib.suppress(OSError):
@@ -209,8 +338,8 @@ class WorkerProcess:
 
     def kill(self, reason: str) -> None:
         """Kills it."""
-        if self._process is not None and not self.killed:
-            self.killed = reason
+        if self._process is not None and not self._killed:
+            self._killed = reason
             self._process.send_signal(signal.SIGKILL)
 
 

@@ -79,7 +79,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     worker: int
     life: int
     order: int
-    """Number of the latest order carried out."""
+    """Number of the latest order that was carried out or refused."""
     problem: str | None
     """Why its watchdog would not be fed."""
     statuses: list[StreamStatus]
@@ -87,6 +87,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     families: list[Family]
     code: int | None = None
     """The last report has the exit code: all is published. Freeing the device's memory may take seconds from here."""
+    refused: int = 0
+    """Number of the latest order that was refused; 0 if none was."""
 
 
 def collect(registry: CollectorRegistry) -> list[Family]:

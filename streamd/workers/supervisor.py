@@ -22,7 +22,7 @@ from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, Sourc
 from streamd.events.link import EventReceiver
 from streamd.recorder.place import config_name
 from streamd.runtime.eventlog import EventLog
-from streamd.runtime.health import health_of, problems_of
+from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
 from streamd.runtime.service import Service, status_line
@@ -167,14 +167,14 @@ class WorkerSupervisor:
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """See `Daemon.ready`; besides, every worker that has streams is up."""
-        states = {s.stream: {"state": s.state, "reason": s.reason} for s in self._statuses()}
-        over = len(states) == len(self.config.streams) and all(self._ledger.over(stream) for stream in states)
-        up = all(worker.up or worker.code is not None for worker in self.workers if self._mine(worker))
+        statuses = self._statuses()
+        over = len(statuses) == len(self.config.streams) and all(self._ledger.over(s.stream) for s in statuses)
+        up = all(worker.settled for worker in self.workers if self._mine(worker))
         seen = any(s.id in self._ledger.live_seen for s in self.config.streams) or over
-        sinks = problems_of(self._forwarders)
-        ready = self._started and up and seen and self._problem() is None and not sinks
         workers = {str(worker.number): "up" if worker.up else "down" for worker in self.workers if worker.running}
-        return ready, {"ready": ready, "streams": states, "workers": workers, "sinks": sinks}
+        ok = self._started and up and seen and self._problem() is None
+        body = ready_of(ok, statuses, self._forwarders, workers=workers)
+        return body["ready"], body
 
     def _mine(self, worker: WorkerProcess) -> list[str]:
         """The streams that the worker has, or is to have, at work."""
@@ -232,7 +232,7 @@ class WorkerSupervisor:
         failed = [s.id for s in new.streams if self._ledger.failed(s.id) and s.id not in begun]
         self._ledger.remove(s for s in found.removed if not self._at_work(s))
         for worker in self.workers:
-            worker.over -= begun.union(failed, found.removed)
+            worker.revive_streams(begun.union(failed, found.removed))
         self._next = new if moved else None
         self._take_on(new, {s: number for s, number in shares.items() if s not in moved})
         self._verdicts.apply()
@@ -249,13 +249,13 @@ class WorkerSupervisor:
         for worker in self.workers:
             if worker.running:
                 worker.order(self._order(worker, self.config, worker.life))
-            elif worker.start_at is None and self._mine(worker):
+            elif worker.can_start and self._mine(worker):
                 self._launch(worker)
         self._homes |= shares
 
     def _look_for_changes(self) -> None:
         """One step of a reload; none begins before the one under way is done."""
-        if any(worker.running and worker.done < worker.sent for worker in self.workers):
+        if any(worker.busy for worker in self.workers):
             return
         if self._next is not None:
             config, self._next = self._next, None
@@ -304,7 +304,7 @@ class WorkerSupervisor:
             now = time.monotonic()
             self._look_after(now)
             if not self._started:
-                if all(worker.up or worker.code is not None for worker in self.workers if self._mine(worker)):
+                if all(worker.settled for worker in self.workers if self._mine(worker)):
                     self._begun()
                     deadline = now + for_seconds if for_seconds is not None else None
                 continue
@@ -339,32 +339,30 @@ class WorkerSupervisor:
             worker.flush()
             if self._tap is not None:
                 worker.look(self._tap.wanted)
-            life = worker.life
             if (code := worker.poll()) is not None:
                 self._receive(50)  # its last report
-                self._ended(worker, life, code)
+                self._ended(worker, code)
             elif (problem := worker.hangs(self._silent_s(), self.config.drain_s)) is not None and not worker.killed:
                 log.error("killing a hanging worker", worker=worker.number, pid=worker.pid, problem=problem)
                 worker.kill(problem)
-            elif worker.start_at is not None and now >= worker.start_at:
+            elif worker.due(now):
                 self.metrics.worker_restarts.labels(worker=str(worker.number)).inc()
                 self._launch(worker)
 
-    def _ended(self, worker: WorkerProcess, life: int, code: int) -> None:
-        mine = self._mine(worker)
+    def _ended(self, worker: WorkerProcess, code: int) -> None:
+        life, mine = worker.life, self._mine(worker)
         if code in (0, SourceError.exit_code):
             # Its streams had come to their end. A reload may have given it others at the last moment.
-            done = worker.done >= worker.sent
-            begun = [s for s in mine if (s in worker.streams if done else self._ledger.over(s))]
+            begun = [s for s in mine if (s in worker.streams if worker.applied else self._ledger.over(s))]
             self._ledger.finish(life, begun)
-            worker.over.update(begun)
+            worker.end_streams(begun)
             worker.finished(code)
             if self._mine(worker):
                 self._launch(worker)
             return
         if self._receiver is not None:
             self._receiver.finish(origin_of(self.boot_id, life), "process_died")
-        worker.over.update(s for s in mine if self._ledger.over(s))
+        worker.end_streams(s for s in mine if self._ledger.over(s))
         lost = [s for s in mine if s not in worker.over]
         how = f"worker {worker.number} {ending(code)}"
         delay = worker.died(lost, counted=code != NO_ROOM)
@@ -380,10 +378,10 @@ class WorkerSupervisor:
         self._ledger.finish(life, worker.over)
         self._ledger.lose(life, lost, f"{how}; it is being restarted", round(delay, 3))
         if fatal:
+            worker.give_up()
             self._failed_with = code if code > 0 else BackendError.exit_code
         elif not lost:
             worker.finished(0)
-            worker.start_at = None
 
     def _over(self) -> bool:
         """Every stream has come to its end."""
@@ -411,17 +409,10 @@ class WorkerSupervisor:
         deadline = time.monotonic() + timeout
         if self._receiver is not None:
             self._receiver.close()
-        self._events.close(max(0.2, (deadline - time.monotonic()) / 2))
-        for forwarder in self._forwarders:
-            if not forwarder.close(max(0.2, deadline - time.monotonic())):
-                self.left_running = True
-                log.warning("sink did not close in time", sink=forwarder.name)
-        if self._tap is not None:
-            self._tap.close()
+        if not close_outputs(self._events, self._forwarders, self._tap, self.http, deadline):
+            self.left_running = True
         if self._pictures is not None:
             self._pictures.close()
-        if self.http is not None:
-            self.http.close()
         if self._reports is not None:
             self._reports.close()
         self._mps.close(max(0.5, deadline - time.monotonic()))
