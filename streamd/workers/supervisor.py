@@ -107,8 +107,9 @@ class WorkerSupervisor:
         self._started = False
         self._numbers, self._lives = itertools.count(1), itertools.count(1)
         self._next: Config | None = None
-        self._loading: Loading | None = None
         """The second half of a reload: streams that have left one worker and are to go to another."""
+        self._loading: Loading | None = None
+        """The configuration file while it is read beside the main loop."""
         self._failed_with: int | None = None
         """The exit code of the worker that ended us."""
         runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd's
