@@ -18,6 +18,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import STATES, Metrics
 
 TARGET = Path(__file__).resolve().parent.parent / "configs" / "grafana" / "streamd.json"
@@ -106,6 +107,7 @@ def _states() -> Panel:
 
 
 LATENCY = "streamd_capture_to_publish_seconds"
+DWELL = "streamd_zone_dwell_seconds"
 _DOWN = f'streamd_stream_state{{{_THESE},state=~"CONNECTING|BACKOFF|FAILED"}}'
 ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
@@ -185,6 +187,23 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Analytics",
+        (
+            _lines("Tracks", "short", (f"streamd_tracks_active{{{_THESE}}}", "{{stream}}")),
+            _lines("Occupancy of zones", "short", (
+                f"sum by (stream, zone) (streamd_zone_occupancy{{{_THESE}}})", "{{stream}} {{zone}}")),
+            _lines("Time in zones, median of an hour", "s", (
+                f"histogram_quantile(0.5, sum by (le, stream, zone) (rate({DWELL}_bucket{{{_THESE}}}[1h])))",
+                "{{stream}} {{zone}}")),
+            _lines("Line crossings in 5 minutes", "short", (
+                f"sum by (stream, line, direction) (increase(streamd_line_crossings_total{{{_THESE}}}[5m]))",
+                "{{stream}} {{line}} {{direction}}"), w=12),
+            _lines("Events in 5 minutes, by type", "short", (
+                f"sum by (stream, type) (increase(streamd_events_total{{{_THESE}}}[5m]))", "{{stream}} {{type}}"),
+                w=12),
+        ),
+    ),
+    (
         "Losses",
         (
             _lines("Drops by reason", "fps", (
@@ -231,6 +250,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             _lines("Messages", "cps", (_rate("streamd_sink_messages_total", _HERE), "{{sink}}")),
             _lines("Messages lost", "cps", (_rate("streamd_sink_dropped_total", _HERE), "{{sink}} {{reason}}")),
             _lines("Errors", "cps", (_rate("streamd_sink_errors_total", _HERE), "{{sink}}")),
+            _lines("Sinks up", "short", (f"streamd_sink_up{{{_HERE}}}", "{{sink}}")),
         ),
     ),
     (
@@ -256,6 +276,7 @@ def known() -> dict[str, str]:
     """What each sample's metric is, by the sample's name, as the daemon registers it."""
     registry = CollectorRegistry()
     Metrics(registry)
+    AnalyticsMetrics(registry)
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     return {

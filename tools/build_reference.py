@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 
 from streamd.config import Config
 from streamd.sinks.message import json_schema
+from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -140,7 +142,14 @@ def metrics() -> str:
     metrics.stage_duration.tally("any")
     metrics.capture_to_publish.tally("any")
     metrics.detections.of("any", ("any",))[0] = 1
-    declared = {m._name: m._labelnames for m in vars(metrics).values() if isinstance(m, MetricWrapperBase)}
+    analytics = AnalyticsMetrics(metrics.registry)
+    parts = (*vars(metrics).values(), *vars(analytics).values())
+    declared = {m._name: m._labelnames for m in parts if isinstance(m, MetricWrapperBase)}
+    declared |= {
+        family.name: family._labelnames
+        for family in analytics.collect()
+        if isinstance(family, (CounterMetricFamily, GaugeMetricFamily))
+    }
     rows = []
     for family in metrics.registry.collect():
         labels = declared.get(family.name, ()) or (family.samples[0].labels if family.samples else ())

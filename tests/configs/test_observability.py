@@ -28,7 +28,11 @@ NEEDS_WORKERS = {
     name: {"worker"} for name in ("streamd_worker_up", "streamd_worker_restarts_total")
 }  # tests/behaviour/test_workers.py
 NEEDS_A_BREAKDOWN = {"streamd_bundles_written_total": {"reason"}}  # tests/recorder
-ELSEWHERE = NEEDS_A_GPU | NEEDS_A_CAMERA | NEEDS_WORKERS | NEEDS_A_BREAKDOWN
+NEEDS_MOTION = {
+    "streamd_line_crossings_total": {"stream", "line", "direction", "label"},
+    "streamd_zone_dwell_seconds_bucket": {"le", "stream", "zone"},
+}  # tests/telemetry/test_analytics.py
+ELSEWHERE = NEEDS_MOTION | NEEDS_A_GPU | NEEDS_A_CAMERA | NEEDS_WORKERS | NEEDS_A_BREAKDOWN
 
 
 def promtool(*arguments: str | Path, folder: Path = ROOT) -> str:
@@ -111,9 +115,14 @@ STREAMS = """
 model: {path: none}
 engine: {kind: 'null', latency_ms: 20, slots: 1}
 batch: {max: 1}
+events: {state_dir: state}
 streams:
   - {id: busy, kind: synthetic, fps: 200, ring: 1, objective: {latency_ms: 30}}
-  - {id: slow, kind: synthetic, fps: 100, max_fps: 5}
+  - id: slow
+    kind: synthetic
+    fps: 100
+    max_fps: 5
+    zones: [{name: middle, anchor: center, points: [[0.3, 0.3], [0.7, 0.3], [0.7, 0.7], [0.3, 0.7]]}]
   - {id: breaks, kind: synthetic, fps: 50, fail_after: 5, reconnect: {initial_s: 0.05, max_s: 0.05}}
 sinks:
   - {kind: jsonl, path: /dev/full, ring: 1}
@@ -132,6 +141,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dic
                 and running.value("streamd_frames_dropped_total", stream="busy", reason="ring_full") > 10
                 and running.value("streamd_sink_errors_total", sink="jsonl0") > 0
                 and running.value("streamd_sink_messages_total", sink="zmq1") > 10
+                and running.value("streamd_zone_occupancy", stream="slow", zone="middle", label="thing") == 1
+                and running.value("streamd_events_total", stream="slow", rule="middle", type="zone_resumed") == 1
             )
 
         until(lambda: busy(running), 30, "the daemon is in trouble")
@@ -166,4 +177,5 @@ def test_legends_use_labels_that_exist(exported: dict[str, dict[str, set[str]]])
         name for _, row in tool.ROWS for p in row for _, text in p.queries for name in re.findall(r"{{(\w+)", text)
     }
     known = set().union(*(set(labels) for labels in exported.values())) | {"device", "kind", "instance", "worker"}
+    known |= set().union(*NEEDS_MOTION.values())
     assert legends <= known
