@@ -39,6 +39,8 @@ class Row:
     missed: int = 0
     """Messages that never arrived: gaps in seq that the daemon does not account for."""
     last: str = ""
+    counts: str = ""
+    """Of its zones and lines; empty without any."""
     next_seq: int | None = None
     recent: deque[tuple[float, float]] = field(default_factory=deque)
     """(arrival, capture-to-publish in ms) of the most recent seconds."""
@@ -69,12 +71,28 @@ class Row:
             "missed": self.missed,
             "epoch": self.epoch,
             "last": self.last,
+            **({"counts": self.counts} if self.counts else {}),
         }
 
 
 def _plain(text: str) -> str:
     """`text` made safe to print: a terminal obeys escape sequences, whoever sent them."""
     return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
+
+
+def _counted(counts: Any) -> str:
+    """The counts of a message in words, e.g. "hall 2, gate left_to_right 5". Empty for what streamd does not send."""
+    told = []
+    try:
+        for zone, report in counts["zones"].items():
+            known = "?" if report["occupancy"] is None else report["occupancy"]
+            told.append(f"{zone} {known}{' (stale)' if report['stale'] else ''}")
+        for line, report in counts["lines"].items():
+            ways = (f"{way} {sum(labels.values())}" for way, labels in report["crossings"].items())
+            told.append(f"{line} {', '.join(ways) or 0}")
+    except (AttributeError, KeyError, TypeError):
+        return ""
+    return _plain(", ".join(told))
 
 
 class Board:
@@ -116,6 +134,7 @@ class Board:
         best = max((d.score for d in message.detections), default=0.0)
         seen = ", ".join(f"{n} {label}" for label, n in counts.most_common(4))
         row.last = _plain(f"{seen} ({best:.2f})" if seen else "nothing")
+        row.counts = _counted(message.counts)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -264,6 +283,9 @@ def _table(board: Board, endpoint: str, problem: str = "") -> Any:
         ("dropped", True), ("missed", True), ("last seen", False),
     ):  # fmt: skip
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "last seen")
+    counting = any(row.counts for row in board.rows.values())
+    if counting:
+        table.add_column("zones and lines")
     colors = {"LIVE": "green", "BACKOFF": "yellow", "CONNECTING": "yellow", "FAILED": "red", "ENDED": "blue"}
     now = time.monotonic()
     for name in sorted(board.rows):
@@ -272,7 +294,13 @@ def _table(board: Board, endpoint: str, problem: str = "") -> Any:
         color = colors.get(view["state"], "white")
         numbers = (view[k] for k in ("fps", "p50_ms", "p99_ms", "frames", "dropped", "missed"))
         cells = ("-" if n is None else str(n) for n in numbers)
-        table.add_row(escape(name), f"[{color}]{state}[/]", *cells, escape(view["last"]))
+        table.add_row(
+            escape(name),
+            f"[{color}]{state}[/]",
+            *cells,
+            escape(view["last"]),
+            *([escape(board.rows[name].counts)] * counting),
+        )
     if problem:
         table.caption = problem
     elif not board.rows:
@@ -327,7 +355,8 @@ def show(
                     for v in views:
                         print(
                             f"{v['stream']:<20} {v['state']:<10} {v['reason']:<14} {v['fps']:>6} fps "
-                            f"p50 {v['p50_ms']} p99 {v['p99_ms']} ms dropped {v['dropped']} {v['last']}",
+                            f"p50 {v['p50_ms']} p99 {v['p99_ms']} ms dropped {v['dropped']} {v['last']}"
+                            + (f" | {v['counts']}" if "counts" in v else ""),
                             flush=True,
                         )
             return

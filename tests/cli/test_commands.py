@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -250,7 +251,10 @@ def test_one_bad_input_does_not_cost_the_others(tmp_path: Path) -> None:
 
 def test_watch_shows_what_is_published(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/z"
-    text = null("[{id: gate, kind: synthetic, fps: 50}]", f"sinks: [{{kind: zmq, bind: '{endpoint}'}}]")
+    middle = "{name: middle, anchor: center, points: [[0.3, 0.3], [0.7, 0.3], [0.7, 0.7], [0.3, 0.7]]}"
+    edge = "{name: edge, points: [[0.1, 0.1], [0.9, 0.1]]}"
+    stream = f"[{{id: gate, kind: synthetic, fps: 50, zones: [{middle}], lines: [{edge}]}}]"
+    text = null(stream, f"events: {{state_dir: state}}\nsinks: [{{kind: zmq, bind: '{endpoint}'}}]")
     daemon = subprocess.Popen(
         [sys.executable, "-m", "streamd", "run", str(config(tmp_path, text)), "--for", "8"], stderr=subprocess.DEVNULL
     )
@@ -260,8 +264,10 @@ def test_watch_shows_what_is_published(tmp_path: Path) -> None:
         last = json.loads(done.stdout.splitlines()[-1])["streams"][0]
         assert (last["stream"], last["state"], last["missed"], last["last"]) == ("gate", "LIVE", 0, "1 thing (0.90)")
         assert 40 < last["fps"] < 60
+        assert re.fullmatch(r"middle 1, edge (0|\w+ 0, \w+ 0)", last["counts"])
         table = streamd("watch", endpoint, "--for", "2")
         assert "gate" in table.stdout
+        assert "| middle 1, edge" in table.stdout
     finally:
         daemon.terminate()
         assert daemon.wait(10) == 0
@@ -281,6 +287,17 @@ def test_watch_obeys_no_stranger(tmp_path: Path) -> None:
     assert row.stream == "?[2Jcam"
     assert "\x07" not in row.last
     assert len(row.last) <= 200
+    assert row.counts == ""
+    zone, line = {"occupancy": None, "stale": True}, {"crossings": {"in": {"car": 2, "person": 3}, "out": {}}}
+    for counts, shown in (
+        ({"zones": {"\x1b[2Jhall": zone}, "lines": {"[b]gate": line}}, "?[2Jhall ? (stale), [b]gate in 5, out 0"),
+        ({"zones": {"hall": 5}, "lines": {}}, ""),
+        ({"zones": []}, ""),
+        ({"zones": {}, "lines": {"gate": {"crossings": {"in": {"car": "x"}}}}}, ""),
+    ):
+        board.add(msgspec.structs.replace(one, counts=counts), 0.0)
+        assert row.counts == shown
+    board.add(msgspec.structs.replace(one, counts={"zones": {"[b]hall": zone}, "lines": {}}), 0.0)
     for number in range(MAX_ROWS + 10):
         board.add(msgspec.structs.replace(one, stream=f"s{number}"), 0.0)
     assert (len(board.rows), board.bad) == (MAX_ROWS, 11)
@@ -288,6 +305,7 @@ def test_watch_obeys_no_stranger(tmp_path: Path) -> None:
     console.print(_table(board, "tcp://x"))
     assert "?[2Jcam" in console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b" not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[b]hall ? (stale)" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_check_looks_at_keys_and_certificates(tmp_path: Path) -> None:
