@@ -341,17 +341,28 @@ class ModelSpec:
         return ModelInfo(name=self.name, sha256=self.sha256, labels=self.labels)
 
 
+DeviceLayout = Literal["anchor_grids", "anchor_rows", "objectness_rows", "class_columns", "final_boxes"]
+"""How boxes lie in a model's outputs, for a device that decodes them itself; several heads may share one.
+
+- anchor_grids: an output a stride, logits relative to cell and anchor: (B, A, H, W, 5+C) or (B, A·(5+C), H, W)
+- anchor_rows: the same values after a sigmoid, joined: (B, N, 5+C), stride by stride, anchor by anchor, line by line
+- objectness_rows: (B, N, 5+C): cx, cy, w, h in input pixels, objectness, class scores
+- class_columns: (B, 4+C, N): cx, cy, w, h in input pixels, class scores
+- final_boxes: (B, N, 6): x1, y1, x2, y2 in input pixels, score, class number
+"""
+
+
 @dataclass(slots=True, frozen=True)
 class DecodePlan:
     """What a device needs to know to decode boxes itself. Made by the head; a backend may ignore it."""
 
-    kind: Literal["yolov5_heads", "yolov5_cat", "yolov5_sigmoid", "yolov8", "end_to_end"]
+    layout: DeviceLayout
     classes: int
     conf: float
     """Lowest score that any class may have; finer thresholds are applied on the host."""
     multi_label: bool
     strides: tuple[int, ...] = ()
-    """yolov5_heads: one for each output, in `ModelSpec.outputs` order. yolov5_sigmoid: in the order of the rows."""
+    """anchor_grids: one for each output, in `ModelSpec.outputs` order. anchor_rows: in the order of the rows."""
     anchors: tuple[tuple[float, ...], ...] = ()
     """w,h,w,h,… in input pixels, a row for each stride in the same order."""
     class_conf: tuple[float, ...] = ()

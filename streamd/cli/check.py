@@ -75,13 +75,11 @@ def _try(found: list[StreamdError], call: Callable[[], Any]) -> None:
 
 def _check_model(config: Config) -> None:
     from streamd.engine import open_backend
-    from streamd.heads.postprocess import Postprocess
-    from streamd.heads.select import open_head, resolve_labels
+    from streamd.heads.detector import open_detector
 
     backend = open_backend(config.engine, config.model, batch=config.batch)
     try:
-        head = open_head(config.model.head, backend.spec, config.model.detect)
-        Postprocess(head, config.model.detect, resolve_labels(backend.spec, head.plan.classes))
+        open_detector(backend.spec, config.model.head, config.model.detect)
     finally:
         backend.close()
 

@@ -39,11 +39,11 @@ def add_engine_options(p: argparse.ArgumentParser) -> None:
 
 def add_head_option(p: argparse.ArgumentParser) -> None:
     """Adds the option that declares the head."""
-    from streamd.heads import KINDS
+    from streamd.heads import HEADS
 
     p.add_argument(
         "--head",
-        choices=KINDS,
+        choices=HEADS.names(),
         help="how to read the outputs. Default: as the sidecar declares, otherwise from their shapes",
     )
 

@@ -29,8 +29,7 @@ from streamd.flow.pipeline import Pipeline
 from streamd.flow.ring import Bell, Closed, Ring
 from streamd.flow.stream import StreamOutput
 from streamd.heads import DetectSettings
-from streamd.heads.postprocess import Postprocess
-from streamd.heads.select import declared, open_head, resolve_labels
+from streamd.heads.detector import open_detector
 from streamd.runtime.analytics import Analytics
 from streamd.security.redact import credentials, redact, remember
 from streamd.sinks.message import Gaps, detections_message, encoder
@@ -40,7 +39,7 @@ from streamd.sources.images import SUFFIXES, list_images, read_image
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Detections, Frame, ModelInfo
+from streamd.types import Detections, Frame
 
 MAX_PENDING = 64
 """Most frames that are read but not yet shown."""
@@ -173,20 +172,18 @@ class Run:
             tracker, counts = ByteTrackSettings(), AnalyticsMetrics(registry)
             self.analytics = Analytics(tracker, detect, counts, lambda _: None, boot_id="detect")
         decoded = detect if self.analytics is None else self.analytics.detect
-        opened = open_head(declared(head, self.backend.spec), self.backend.spec, decoded)
-        labels = resolve_labels(self.backend.spec, opened.plan.classes)
-        check_rules_of(zones, lines, labels)
-        postprocess = Postprocess(opened, decoded, labels)
-        self.model = ModelInfo(self.backend.spec.name, self.backend.spec.sha256, labels)
+        detector = open_detector(self.backend.spec, head, decoded)
+        self.model = detector.model
+        check_rules_of(zones, lines, self.model.labels)
         step = None if self.analytics is None else self.analytics.step(self.model)
-        self.backend.start(opened.plan)
+        self.backend.start(detector.plan)
         bell = Bell()
         self.ring: Ring[Frame] = Ring(8, "block", bell=bell)
         batcher = Batcher(self.backend.spec.max_batch, 0.0, bell)
         batcher.add("detect", self.ring)
         batcher.seal()
         self.results: queue.SimpleQueue[Detections | None] = queue.SimpleQueue()
-        self.pipeline = Pipeline(self.backend, batcher, postprocess, self.model, self.metrics, analysis=step)
+        self.pipeline = Pipeline(self.backend, batcher, detector.postprocess, self.model, self.metrics, analysis=step)
         for number, item in enumerate(self.inputs):
             # Each video is a stream of its own, so that no track goes on from one to the next.
             if self.analytics is not None:

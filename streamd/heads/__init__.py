@@ -1,39 +1,29 @@
 """The head room: what a model's outputs mean.
 
 A head turns raw outputs into `Candidates` (network-input pixels, above the confidence threshold); `postprocess`
-applies NMS and maps back to the source, for every head alike. To add a head: write one file here, add its settings
-to `HeadConfig`, teach `recognise` its shapes, and pass `tests/heads/test_contract.py`.
+applies NMS and maps back to the source, for every head alike. To add a head, write one file here:
+
+    @HEADS.register
+    class MyHeadSettings(HeadSettings):
+        kind: Literal["my_head"] = "my_head"
+        form: ClassVar[str] = "(B, N, 7)"
+
+        def open(self, spec: ModelSpec, options: DecodeOptions) -> Head: ...
+
+Where its outputs can be told by their shapes, it overrides `recognise` and `shapes`. Its test gives the contract suite
+(`tests/heads/test_contract.py`) outputs that hold known objects.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
-from streamd.settings import Settings, Unit
-from streamd.types import Candidates, DecodePlan, Outputs
-
-
-class Head(Protocol):
-    """Decodes one model's outputs. Keeps nothing between calls but that its first outputs were checked; one thread."""
-
-    nms: bool
-    """False where the model has already suppressed overlapping boxes (end-to-end outputs)."""
-    plan: DecodePlan
-    """The same knowledge for a device that decodes boxes itself."""
-
-    def candidates(self, outputs: Outputs, index: int) -> Candidates:
-        """Decodes frame `index` of a batch.
-
-        Args:
-            outputs: float32 or float16 arrays in `ModelSpec.outputs` order, first dimension the batch.
-            index: which frame of the batch.
-
-        Raises:
-            ModelError: the first outputs cannot be what the head was declared or recognised for.
-        """
-        ...
+from streamd.settings import KindSettings, Settings, Unit
+from streamd.settings.registry import Registry
+from streamd.types import Candidates, DecodePlan, ModelSpec, Outputs
 
 
 class DetectSettings(Settings):
@@ -55,64 +45,88 @@ class DetectSettings(Settings):
     agnostic: bool = Field(False, description="NMS across classes: a box suppresses boxes of other classes too.")
 
 
-class Yolov5HeadsSettings(Settings):
-    """YOLOv5's raw heads, logits: one (B, A, H, W, 5+C) output a stride, or (B, A·(5+C), H, W) as convolved.
+class DecodeOptions(NamedTuple):
+    """What a head needs to know of `DetectSettings`."""
 
-    Of the latter, A is that of the anchors.
+    conf: float
+    """Lowest score that any class may have."""
+    multi_label: bool = False
+    """A box yields every class above `conf`, else its best one only."""
+
+    @classmethod
+    def of(cls, detect: DetectSettings) -> DecodeOptions:
+        """The options that lose nothing of what `detect` asks for."""
+        return cls(min([detect.conf, *detect.class_conf.values()]), detect.multi_label)
+
+
+class Head(ABC):
+    """Decodes one model's outputs. Keeps nothing between calls but that its first outputs were checked; one thread."""
+
+    nms: bool = True
+    """False where the model has already suppressed overlapping boxes (end-to-end outputs)."""
+    classes: int
+    """How many classes the outputs have."""
+    plan: DecodePlan | None = None
+    """The same knowledge for a device that decodes boxes itself; None where no device layout describes the outputs."""
+
+    @abstractmethod
+    def candidates(self, outputs: Outputs, index: int) -> Candidates:
+        """Decodes frame `index` of a batch.
+
+        Args:
+            outputs: float32 or float16 arrays in `ModelSpec.outputs` order, first dimension the batch.
+            index: which frame of the batch.
+
+        Raises:
+            ModelError: the first outputs cannot be what the head was declared or recognised for.
+        """
+
+
+class HeadSettings(KindSettings, ABC):
+    """Settings of one kind of head."""
+
+    form: ClassVar[str]
+    """The shapes of its outputs, for people: (B, N, 5+C)."""
+    sigmoid_contradicts: ClassVar[str] = ""
+    """For a model whose outputs come out of a sigmoid: why that is not what this head reads, and what to do.
+
+    Continues the sentence "its outputs end in a sigmoid". Empty where that is as it should be.
     """
 
-    kind: Literal["yolov5_heads"] = "yolov5_heads"
-    anchors: tuple[tuple[float, ...], ...] | None = Field(
-        None,
-        description="Anchors w,h,w,h,… in input pixels, a row a head from the finest. Default: YOLOv5's for COCO.",
-    )
-    strides: tuple[int, ...] | None = Field(None, description="Stride of each head. Default: from the shapes.")
+    @classmethod
+    def shapes(cls, height: int, width: int, classes: int) -> tuple[tuple[int, ...], ...]:
+        """What a model with an input of `height` × `width` pixels puts out for one frame in this form.
+
+        For messages and the fuzzer. Empty where the head's settings decide.
+        """
+        return ()
+
+    @classmethod
+    def recognise(cls, spec: ModelSpec) -> HeadSettings | None:
+        """The settings under which outputs of these shapes can be decoded, or None. Sure, or None: never a guess."""
+        return None
+
+    @classmethod
+    def undecodable(cls, spec: ModelSpec) -> str:
+        """For outputs of this family in a form that no head decodes: what they are, and what to do.
+
+        Continues the sentence "outputs NAME[SHAPE]". Takes precedence over what other heads recognise. Empty where the
+        outputs are something else.
+        """
+        return ""
+
+    @abstractmethod
+    def open(self, spec: ModelSpec, options: DecodeOptions) -> Head:
+        """Makes the head.
+
+        Raises:
+            ConfigError: the settings contradict the model's shapes.
+        """
 
 
-class Yolov5CatSettings(Settings):
-    """YOLOv5's decoded output: (B, N, 5+C), cx cy w h objectness classes, in input pixels and 0..1."""
+HEADS: Registry[HeadSettings] = Registry("head", HeadSettings, "streamd.heads", first="yolov5_cat")
 
-    kind: Literal["yolov5_cat"] = "yolov5_cat"
-
-
-class Yolov5SigmoidSettings(Settings):
-    """YOLOv5's raw heads after a sigmoid, joined but not decoded: (B, N, 5+C), all 0..1. To be declared.
-
-    Its shape is that of yolov5_cat. Rows go stride by stride, within each anchor by anchor, then line by line.
-    """
-
-    kind: Literal["yolov5_sigmoid"] = "yolov5_sigmoid"
-    strides: tuple[int, ...] | None = Field(None, description="Strides in the order of the rows. Default: 8, 16, 32.")
-    anchors: tuple[tuple[float, ...], ...] | None = Field(
-        None,
-        description="Anchors w,h,w,h,… in input pixels, a row a stride in the same order. Default: YOLOv5's for COCO.",
-    )
-
-
-class Yolov8Settings(Settings):
-    """YOLOv8's and YOLO11's output: (B, 4+C, N), cx cy w h classes, in input pixels and 0..1, no objectness."""
-
-    kind: Literal["yolov8"] = "yolov8"
-
-
-class EndToEndSettings(Settings):
-    """Outputs with NMS inside: (B, N, 6), x1 y1 x2 y2 score class, in input pixels."""
-
-    kind: Literal["end_to_end"] = "end_to_end"
-
-
-def _kind(value: Any) -> str:
-    kind = value.get("kind", "") if isinstance(value, dict) else getattr(value, "kind", "")
-    return str(kind)
-
-
-HeadConfig = Annotated[
-    Annotated[Yolov5HeadsSettings, Tag("yolov5_heads")]
-    | Annotated[Yolov5CatSettings, Tag("yolov5_cat")]
-    | Annotated[Yolov5SigmoidSettings, Tag("yolov5_sigmoid")]
-    | Annotated[Yolov8Settings, Tag("yolov8")]
-    | Annotated[EndToEndSettings, Tag("end_to_end")],
-    Discriminator(_kind),
-]
-KINDS = ("yolov5_heads", "yolov5_cat", "yolov5_sigmoid", "yolov8", "end_to_end")
-"""Of `HeadConfig`."""
+if TYPE_CHECKING:
+    HeadConfig = HeadSettings
+else:
+    HeadConfig = HEADS.one_of()

@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from streamd.types import Candidates, Float32Array, FloatArray
+from streamd.errors import ConfigError
+from streamd.heads import DecodeOptions
+from streamd.types import Candidates, Float32Array, FloatArray, ModelSpec
 
 EMPTY = Candidates(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
+STRIDES = (8, 16, 32)
+"""Input pixels a cell, of the three grids that most detectors have."""
+
+
+def cells(height: int, width: int) -> int:
+    """Cells of the grids of `STRIDES` over an input of so many pixels."""
+    return sum((height // s) * (width // s) for s in STRIDES)
+
+
+def listed(spec: ModelSpec) -> str:
+    """The model's outputs, for an error: name[shape], …"""
+    return ", ".join(f"{t.name}{list(t.shape)}" for t in spec.outputs)
+
+
+def check_single(kind: str, form: str, spec: ModelSpec, fits: Callable[[tuple[int, ...]], bool]) -> tuple[int, ...]:
+    """The shape of the model's only output.
+
+    Raises:
+        ConfigError: there are several, or it has not three dimensions, or does not fit.
+    """
+    shape = spec.outputs[0].shape if len(spec.outputs) == 1 else ()
+    if len(shape) != 3 or not fits(shape):
+        raise ConfigError(f"model.head: {kind} expects one output of shape {form}; {spec.path} has {listed(spec)}")
+    return shape
 
 
 def logit(probability: float) -> float:
@@ -41,19 +68,18 @@ def corners(cx: Float32Array, cy: Float32Array, width: Float32Array, height: Flo
     return out
 
 
-def label_boxes(xyxy: Float32Array, scores: Float32Array, conf: float, *, multi_label: bool) -> Candidates:
+def label_boxes(xyxy: Float32Array, scores: Float32Array, options: DecodeOptions) -> Candidates:
     """Turns class scores into candidates.
 
     Args:
         xyxy: (M, 4)
         scores: (M, C), objectness included.
-        conf: lowest score.
-        multi_label: every class above `conf`, else the best one only.
+        options: the lowest score, and whether every class above it counts or the best one only.
     """
-    if multi_label:
-        rows, classes = np.nonzero(scores >= conf)
+    if options.multi_label:
+        rows, classes = np.nonzero(scores >= options.conf)
         return Candidates(xyxy[rows], scores[rows, classes], classes.astype(np.int32))
     classes = scores.argmax(axis=1)
     best = scores[np.arange(len(scores)), classes]
-    keep: npt.NDArray[np.bool_] = best >= conf
+    keep: npt.NDArray[np.bool_] = best >= options.conf
     return Candidates(xyxy[keep], best[keep], classes[keep].astype(np.int32))

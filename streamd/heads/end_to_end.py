@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import numpy as np
 
-from streamd.errors import ConfigError
-from streamd.heads import EndToEndSettings
-from streamd.heads.common import EMPTY, as_float32
+from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
+from streamd.heads.common import EMPTY, as_float32, check_single
 from streamd.types import Candidates, DecodePlan, ModelSpec, Outputs
 
+MOST_ROWS = 1000
+"""More rows are undecoded cells, not boxes that were kept."""
 
-class EndToEnd:
+
+@HEADS.register
+class EndToEndSettings(HeadSettings):
+    """Outputs with NMS inside: (B, N, 6), x1 y1 x2 y2 score class, in input pixels."""
+
+    kind: Literal["end_to_end"] = "end_to_end"
+    form: ClassVar[str] = "(B, N, 6)"
+
+    @classmethod
+    def shapes(cls, height: int, width: int, classes: int) -> tuple[tuple[int, ...], ...]:
+        """See `HeadSettings.shapes`."""
+        return ((1, 300, 6),)
+
+    @classmethod
+    def recognise(cls, spec: ModelSpec) -> HeadSettings | None:
+        """See `HeadSettings.recognise`."""
+        shapes = [t.shape for t in spec.outputs]
+        fits = len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][2] == 6 and 1 <= shapes[0][1] <= MOST_ROWS
+        return cls() if fits else None
+
+    def open(self, spec: ModelSpec, options: DecodeOptions) -> Head:
+        """See `HeadSettings.open`."""
+        return EndToEnd(spec, options)
+
+
+class EndToEnd(Head):
     """See the module. The number of classes is not in the shape: it is that of the labels."""
 
     nms = False
 
-    def __init__(self, settings: EndToEndSettings, spec: ModelSpec, *, conf: float, multi_label: bool) -> None:
-        shape = spec.outputs[0].shape
-        if len(spec.outputs) != 1 or len(shape) != 3 or shape[2] != 6:
-            raise ConfigError(
-                f"model.head: end_to_end expects one output of shape (B, N, 6); {spec.path} has "
-                + ", ".join(f"{t.name}{list(t.shape)}" for t in spec.outputs)
-            )
-        self._conf = conf
-        self.plan = DecodePlan("end_to_end", len(spec.labels) or 80, conf, multi_label)
+    def __init__(self, spec: ModelSpec, options: DecodeOptions) -> None:
+        check_single("end_to_end", "(B, N, 6)", spec, lambda shape: shape[2] == 6)
+        self._conf = options.conf
+        self.classes = len(spec.labels) or 80
+        self.plan = DecodePlan("final_boxes", self.classes, *options)
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`. Rows whose class the labels do not know are padding and are left out."""
         rows = as_float32(outputs[0][index])
-        keep = (rows[:, 4] >= self._conf) & (rows[:, 5] >= 0) & (rows[:, 5] < self.plan.classes)
+        keep = (rows[:, 4] >= self._conf) & (rows[:, 5] >= 0) & (rows[:, 5] < self.classes)
         if not keep.any():
             return EMPTY
         values = rows[keep]

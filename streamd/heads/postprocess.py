@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings, Head
 from streamd.heads.nms import nms
-from streamd.types import Candidates, Float32Array, Int32Array, Letterbox, Outputs
+from streamd.types import Candidates, DecodePlan, Float32Array, Int32Array, Letterbox, Outputs
 
 
 def class_numbers(names: Sequence[str | int], labels: Sequence[str], field: str) -> list[int]:
@@ -31,6 +33,25 @@ def class_numbers(names: Sequence[str | int], labels: Sequence[str], field: str)
             near = difflib.get_close_matches(name, labels, n=3) or list(labels[:5])
             raise ConfigError(f"{field}: the model has no class {name!r}; near: {', '.join(near)}")
     return numbers
+
+
+def with_suppression(plan: DecodePlan, labels: Sequence[str], detect: DetectSettings) -> DecodePlan:
+    """The plan for a device that also filters and suppresses, with the result of `Postprocess`.
+
+    Raises:
+        ConfigError: a class that the labels do not have.
+    """
+    floors: tuple[float, ...] = ()
+    if detect.classes is not None or detect.class_conf:
+        wanted: Collection[int] = range(len(labels))
+        if detect.classes is not None:
+            wanted = class_numbers(detect.classes, labels, "model.detect.classes")
+        numbers = class_numbers(list(detect.class_conf), labels, "model.detect.class_conf")
+        own = dict(zip(numbers, detect.class_conf.values(), strict=True))
+        floors = tuple(own.get(i, detect.conf) if i in wanted else math.inf for i in range(len(labels)))
+    return replace(
+        plan, class_conf=floors, suppress=True, iou=detect.iou, max_det=detect.max_det, agnostic=detect.agnostic
+    )
 
 
 class Postprocess:

@@ -2,39 +2,79 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import numpy as np
 
-from streamd.errors import ConfigError
-from streamd.heads import Yolov8Settings
-from streamd.heads.common import EMPTY, as_float32, corners, label_boxes
+from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
+from streamd.heads.coco import COCO80
+from streamd.heads.common import EMPTY, as_float32, cells, check_single, corners, label_boxes
 from streamd.types import Candidates, DecodePlan, ModelSpec, Outputs
 
+DISTANCES = 64
+"""Channels of undecoded boxes: 16 for each side."""
 
-class Yolov8:
+
+@HEADS.register
+class Yolov8Settings(HeadSettings):
+    """YOLOv8's and YOLO11's output: (B, 4+C, N), cx cy w h classes, in input pixels and 0..1, no objectness."""
+
+    kind: Literal["yolov8"] = "yolov8"
+    form: ClassVar[str] = "(B, 4+C, N)"
+
+    @classmethod
+    def shapes(cls, height: int, width: int, classes: int) -> tuple[tuple[int, ...], ...]:
+        """See `HeadSettings.shapes`."""
+        return ((1, 4 + classes, cells(height, width)),)
+
+    @classmethod
+    def recognise(cls, spec: ModelSpec) -> HeadSettings | None:
+        """See `HeadSettings.recognise`."""
+        shapes = [t.shape for t in spec.outputs]
+        fits = len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][1] >= 5
+        return cls() if fits and shapes[0][2] == cells(spec.input_height, spec.input_width) else None
+
+    @classmethod
+    def undecodable(cls, spec: ModelSpec) -> str:
+        """See `HeadSettings.undecodable`."""
+        shapes = [t.shape for t in spec.outputs]
+        channels = DISTANCES + (len(spec.labels) or len(COCO80))
+        if shapes and all(len(s) == 4 and s[1] == channels for s in shapes):
+            return (
+                f"are YOLOv8's before their decoding ({DISTANCES} channels of distances, then classes), which no head "
+                "here decodes; export it with decoding, or declare model.head.kind: yolov5_heads"
+            )
+        single = shapes[0] if len(shapes) == 1 and len(shapes[0]) == 3 else (0, 0, 0)
+        if single[1] == cells(spec.input_height, spec.input_width) and single[2] >= 6:
+            return (
+                "are an anchor-free grid of undecoded rows, as YOLOX exports it, which no head here decodes; export it "
+                "with decoding, or declare model.head.kind"
+            )
+        return ""
+
+    def open(self, spec: ModelSpec, options: DecodeOptions) -> Head:
+        """See `HeadSettings.open`."""
+        return Yolov8(spec, options)
+
+
+class Yolov8(Head):
     """See the module."""
 
-    nms = True
-
-    def __init__(self, settings: Yolov8Settings, spec: ModelSpec, *, conf: float, multi_label: bool) -> None:
-        shape = spec.outputs[0].shape
-        if len(spec.outputs) != 1 or len(shape) != 3 or shape[1] < 5:
-            raise ConfigError(
-                f"model.head: yolov8 expects one output of shape (B, 4+C, N); {spec.path} has "
-                + ", ".join(f"{t.name}{list(t.shape)}" for t in spec.outputs)
-            )
-        self._conf, self._multi_label = conf, multi_label
-        self.plan = DecodePlan("yolov8", shape[1] - 4, conf, multi_label)
+    def __init__(self, spec: ModelSpec, options: DecodeOptions) -> None:
+        shape = check_single("yolov8", "(B, 4+C, N)", spec, lambda shape: shape[1] >= 5)
+        self._options = options
+        self.classes = shape[1] - 4
+        self.plan = DecodePlan("class_columns", self.classes, *options)
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`."""
         columns = as_float32(outputs[0][index])
-        (keep,) = np.nonzero(columns[4:].max(axis=0) >= self._conf)
+        (keep,) = np.nonzero(columns[4:].max(axis=0) >= self._options.conf)
         if not len(keep):
             return EMPTY
         values = columns[:, keep]
         return label_boxes(
             corners(values[0], values[1], values[2], values[3]),
             np.ascontiguousarray(values[4:].T),
-            self._conf,
-            multi_label=self._multi_label,
+            self._options,
         )

@@ -15,8 +15,7 @@ import numpy as np
 from streamd.engine import BatchSettings, EngineConfig, ModelSettings, open_backend
 from streamd.errors import ConfigError, FrameError, SourceError
 from streamd.heads import DetectSettings
-from streamd.heads.postprocess import Postprocess
-from streamd.heads.select import declared, open_head, resolve_labels
+from streamd.heads.detector import open_detector
 from streamd.models.bootstrap import Matches, matches_of
 from streamd.models.dataset import Dataset
 from streamd.sources.images import read_image
@@ -70,13 +69,12 @@ class Detector:
         settings = TypeAdapter(EngineConfig).validate_python(engine or {"kind": "auto"})
         self._backend = open_backend(settings, model, batch=BatchSettings(max=None))
         try:
-            opened = open_head(declared(head, self._backend.spec), self._backend.spec, detect)
-            self.labels = resolve_labels(self._backend.spec, opened.plan.classes)
-            self._postprocess = Postprocess(opened, detect, self.labels)
-            self._backend.start(opened.plan)
+            detector = open_detector(self._backend.spec, head, detect)
+            self._backend.start(detector.plan)
         except BaseException:
             self._backend.close()
             raise
+        self.labels, self._postprocess = detector.labels, detector.postprocess
 
     @property
     def spec(self) -> ModelSpec:

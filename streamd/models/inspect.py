@@ -15,8 +15,9 @@ from streamd.engine.onnx.reader import read_onnx
 from streamd.engine.openvino import OpenVinoSettings
 from streamd.engine.sidecar import Provenance, read_sidecar
 from streamd.errors import ModelError, StreamdError
-from streamd.heads import DetectSettings
-from streamd.heads.select import declared, open_head, recognise, resolve_labels
+from streamd.heads import HEADS, DetectSettings
+from streamd.heads.detector import open_detector
+from streamd.heads.select import declared, recognise
 from streamd.models.graph import Graph, load, opset, vendor
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 17
@@ -220,13 +221,9 @@ def _warnings(path: Path, graph: Graph, found: Inspection) -> list[str]:
         out.append("contains NonMaxSuppression: output sizes depend on the image; export it without NMS")
     if operators.get("BatchNormalization", 0):
         out.append("contains BatchNormalization that was not folded into convolutions; export it in evaluation mode")
-    if found.head == "yolov5_cat" and read_onnx(path).ends_in_sigmoid:
-        out.append(
-            "its outputs end in a sigmoid: boxes are relative to cells and anchors, although the shape is that "
-            "of decoded rows (yolov5_cat); declare --head yolov5_sigmoid, or model.head.kind in the configuration"
-        )
-    if found.head == "yolov5_heads" and read_onnx(path).ends_in_sigmoid:
-        out.append("its outputs end in a sigmoid, but yolov5_heads expects logits; export it without the sigmoid")
+    head = HEADS.builtin().get(found.head or "")
+    if head is not None and head.sigmoid_contradicts and read_onnx(path).ends_in_sigmoid:
+        out.append(f"its outputs end in a sigmoid{head.sigmoid_contradicts}")
     return out
 
 
@@ -277,8 +274,7 @@ def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection
         try:
             settings = declared(head, spec) or recognise(spec)
             found.head = settings.kind
-            classes = open_head(settings, spec, DetectSettings()).plan.classes
-            found.labels = list(resolve_labels(spec, classes))
+            found.labels = list(open_detector(spec, settings, DetectSettings()).labels)
         except StreamdError as error:
             found.warnings.append(f"no head: {error}")
             found.labels = list(spec.labels) or None

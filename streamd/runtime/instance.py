@@ -13,11 +13,10 @@ from streamd.flow.batcher import Batcher
 from streamd.flow.pipeline import Pipeline
 from streamd.flow.ring import Bell, Ring
 from streamd.flow.stream import StreamOutput
-from streamd.heads.postprocess import Postprocess
-from streamd.heads.select import open_head, resolve_labels
+from streamd.heads.detector import open_detector
 from streamd.runtime.analytics import Analytics
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Frame, ModelInfo
+from streamd.types import Frame
 from streamd.web.tap import Tap
 
 
@@ -59,14 +58,12 @@ class ModelInstance:
         backend = self.backend = open_backend(engine, config.model, batch=config.batch, live=live)
         detect = analytics.detect if analytics is not None else config.model.detect
         try:
-            head = open_head(config.model.head, backend.spec, detect)
-            labels = resolve_labels(backend.spec, head.plan.classes)
-            self.model = ModelInfo(backend.spec.name, backend.spec.sha256, labels)
-            postprocess = Postprocess(head, detect, labels)
-            backend.start(head.plan)
+            detector = open_detector(backend.spec, config.model.head, detect)
+            backend.start(detector.plan)
         except BaseException:
             backend.close()
             raise
+        self.model = detector.model
         self.decoder_device: int | None = backend.device
         """CUDA ordinal whose decoders hand frames over without a copy; None for software."""
         if tap is not None and self.decoder_device is not None:
@@ -80,7 +77,7 @@ class ModelInstance:
         self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, self.bell)
         name = f"-{ordinal}" if several else ""
         analysis = analytics.step(self.model) if analytics is not None else None
-        self.pipeline = Pipeline(backend, self.batcher, postprocess, self.model, metrics, name, analysis)
+        self.pipeline = Pipeline(backend, self.batcher, detector.postprocess, self.model, metrics, name, analysis)
 
     def _memory(self, backend: Any, kind: str) -> float:
         """Bytes, whoever asks and when: a worker's last report comes when the device has been closed."""

@@ -56,7 +56,7 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         labels = backend.spec.labels
     else:
         head = open_head(None, backend.spec, detect)
-        labels = resolve_labels(backend.spec, head.plan.classes)
+        labels = resolve_labels(backend.spec, head.classes)
     backend.start(head.plan)
     yield backend, Postprocess(head, detect, labels)
     backend.close()

@@ -84,7 +84,7 @@ class Host:
         packed = dec.pack(
             plan, specs, INPUT, [a.ctypes.data for a in arrays], counts.ctypes.data, records.ctypes.data, capacity
         )
-        getattr(self.library, f"decode_{plan.kind}")(packed, frames)
+        getattr(self.library, dec.kernel_name(plan))(packed, frames)
         return counts, records
 
     def suppress(self, plan: DecodePlan, records: npt.NDArray[np.void], counts: Sequence[int]) -> list[Candidates]:
@@ -271,22 +271,22 @@ def test_overflow_keeps_what_fits(host: Host) -> None:
 
 def test_values_that_are_no_numbers_yield_no_box(host: Host) -> None:
     specs, arrays, _ = decode_case("yolov8", "float32", frames=1)
-    plan = DecodePlan("yolov8", 7, 0.25, False)
+    plan = DecodePlan("class_columns", 7, 0.25, False)
     arrays[0][:] = np.nan
     assert host.decode(plan, specs, arrays, 64)[1] == [0]
 
 
 def test_what_the_device_cannot_decode_is_named() -> None:
-    plan = DecodePlan("yolov8", 7, 0.25, False)
+    plan = DecodePlan("class_columns", 7, 0.25, False)
     with pytest.raises(BackendError, match=r"must be float32 or float16 to be decoded, found o\[-1, 11, 10\] int32"):
         dec.check(plan, [TensorSpec("o", (-1, 11, 10), "int32")], INPUT)
     with pytest.raises(BackendError, match="up to 1 outputs"):
         dec.check(plan, [TensorSpec("o", (-1, 11, 10), "float32")] * 2, INPUT)
-    plan = DecodePlan("yolov5_sigmoid", 7, 0.25, False, (8, 16), ((1.0, 2.0), (3.0, 4.0)))
+    plan = DecodePlan("anchor_rows", 7, 0.25, False, (8, 16), ((1.0, 2.0), (3.0, 4.0)))
     with pytest.raises(BackendError, match=r"strides \[8, 16\] make 840 rows at input 224×192, found o\[-1, 10, 12\]"):
         dec.check(plan, [TensorSpec("o", (-1, 10, 12), "float32")], INPUT)
     other: Any = "another"
-    with pytest.raises(BackendError, match="no kernel decodes another; known: yolov5_heads"):
+    with pytest.raises(BackendError, match="no kernel decodes another; known: anchor_grids"):
         dec.check(DecodePlan(other, 7, 0.25, False), [TensorSpec("o", (-1, 11, 10), "float32")], INPUT)
 
 

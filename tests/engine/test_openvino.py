@@ -13,9 +13,10 @@ import pytest
 from streamd.engine import BatchSettings, ModelSettings, open_backend
 from streamd.engine.openvino import OpenVinoSettings
 from streamd.errors import BackendError, ModelError
-from streamd.heads import DetectSettings, Yolov5SigmoidSettings
+from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, recognise, resolve_labels
+from streamd.heads.yolov5_sigmoid import Yolov5SigmoidSettings
 from streamd.sources.images import list_images, read_image
 from streamd.types import DecodePlan
 from tests.conftest import shared
@@ -121,7 +122,7 @@ def test_heads_cut_at_their_convolutions_give_the_same_detections(tmp_path: Path
 def test_a_dynamic_batch() -> None:
     backend = open_backend(OpenVinoSettings(), model("yolov5n_heads"), batch=BatchSettings(max=3))
     assert backend.spec.max_batch == 3
-    backend.start(DecodePlan("yolov5_heads", 80, 0.25, False))
+    backend.start(DecodePlan("anchor_grids", 80, 0.25, False))
     images = [read_image(p) for p in list_images(shared("images/coco_val128/images"))[:3]]
     slot = backend.slots[0]
     for count in (3, 1, 2):

@@ -10,18 +10,16 @@ import numpy.typing as npt
 
 from streamd.engine.tensorrt.decode import CANDIDATE
 from streamd.engine.tensorrt.kernels import FORMATS
-from streamd.heads import (
-    DetectSettings,
-    EndToEndSettings,
-    Yolov5CatSettings,
-    Yolov5HeadsSettings,
-    Yolov5SigmoidSettings,
-    Yolov8Settings,
-)
+from streamd.heads import DetectSettings
+from streamd.heads.anchors import COCO_ANCHORS
+from streamd.heads.end_to_end import EndToEndSettings
 from streamd.heads.nms import nms
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
-from streamd.heads.yolov5 import COCO_ANCHORS
+from streamd.heads.yolov5_cat import Yolov5CatSettings
+from streamd.heads.yolov5_heads import Yolov5HeadsSettings
+from streamd.heads.yolov5_sigmoid import Yolov5SigmoidSettings
+from streamd.heads.yolov8 import Yolov8Settings
 from streamd.imaging.reference import preprocess as reference
 from streamd.types import Box, Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Picture, TensorSpec
 
@@ -301,7 +299,7 @@ def check_suppress(
         # What lies behind the candidates is whatever an earlier batch left there.
         row[len(frame) :]["score"] = 2.0
     plan = DecodePlan(
-        "yolov8", CLASSES, 0.0, False, suppress=True, iou=iou, max_det=max_det, agnostic=agnostic
+        "class_columns", CLASSES, 0.0, False, suppress=True, iou=iou, max_det=max_det, agnostic=agnostic
     )  # fmt: skip
     found = machine.suppress(plan, records, [len(f) for f in frames])
     assert len(found) == len(frames)

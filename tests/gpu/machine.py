@@ -126,7 +126,7 @@ class Gpu:
             dec.pack(plan, specs, INPUT, [a.address for a in arrays], counts.address, records.address, capacity)
         )
         with self.device:
-            self.kernels[f"decode_{plan.kind}"].launch(
+            self.kernels[dec.kernel_name(plan)].launch(
                 self.stream, dec.decode_grid(plan, specs, frames), dec.BLOCK, packed.address
             )
             self.stream.synchronize()

@@ -106,7 +106,7 @@ def test_boxes_suppressed_on_the_device_are_the_hosts(model: ModelSettings, plai
     if graphs == "on":
         pytest.importorskip("cuda.bindings.driver")
     backend, head = opened(model, suppress=True, graphs=graphs, max_candidates=32768)
-    post = Postprocess(head, DetectSettings(conf=CONF), resolve_labels(backend.spec, head.plan.classes))
+    post = Postprocess(head, DetectSettings(conf=CONF), resolve_labels(backend.spec, head.classes))
     try:
         clip = AvSource(AvStreamSettings(id="s", url=str(shared("videos/vtest.avi")), pace="asap", decode="software"))
         clip.open()

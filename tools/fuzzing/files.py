@@ -193,8 +193,74 @@ class Sidecar(Target):
         from streamd.heads import DetectSettings
 
         head = open_head(None, replace(spec, outputs=tuple(outputs)), DetectSettings())
-        resolve_labels(spec, head.plan.classes)
+        resolve_labels(spec, head.classes)
         check_plan(plan, Trt(None, "tensorrt", (8, 5, 3, 1)), Gpu(0, "NVIDIA H200", (9, 0), "580"))
+
+
+class Heads(Target):
+    """What a model puts out, and what its sidecar says that this means; every registered kind of head."""
+
+    name = "heads"
+    what = "outputs of a model: shapes, values, declared or recognised head"
+    tokens = (
+        b"null",
+        b"[]",
+        b"{}",
+        b'"kind"',
+        b'"strides": [8, 16, 0]',
+        b'"anchors": [[1, 2]]',
+        b"\x00\x00\xc0\x7f",
+        b"\x00\x00\x80\x7f",
+        b"\x00\x00\x80\xff",
+        b"\xff\xff\x7f\x7f",
+    )
+    _most = 1 << 20
+    """Values of a frame."""
+
+    @classmethod
+    def seeds(cls, folder: Path) -> list[bytes]:
+        from streamd.heads import HEADS
+
+        rng = np.random.default_rng(1)
+        made = []
+        for name, kind in HEADS.builtin().items():
+            values = rng.normal(0, 3, 97).astype("<f4").tobytes() + rng.uniform(0, 90, 97).astype("<f4").tobytes()
+            for classes in (2, 80):
+                shapes = kind.shapes(64, 96, classes)
+                for head in ({"kind": name}, None):
+                    body = {"head": head, "shapes": shapes, "size": [64, 96], "labels": classes, "conf": 0.25}
+                    made.append(json.dumps(body).encode() + b"\n" + values)
+        return made
+
+    def run(self, data: bytes) -> None:
+        from streamd.heads import DetectSettings
+        from streamd.heads.detector import open_detector
+        from streamd.types import Box, Letterbox, ModelSpec, TensorSpec
+
+        header, _, values = data.partition(b"\n")
+        try:
+            body = json.loads(header)
+            shapes = [tuple(int(d) for d in shape) for shape in body["shapes"]]
+            height, width = (min(max(int(v), 32), 4096) for v in body["size"])
+            labels = tuple(f"c{i}" for i in range(min(int(body["labels"]), 1000)))
+            head = dict(body["head"]) if body.get("head") else None
+            detect = DetectSettings(conf=body["conf"], multi_label=bool(body.get("multi_label")))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise ConfigError(str(error)) from error
+        if not shapes or any(min(s, default=0) < 1 or np.prod(s, dtype=float) > self._most for s in shapes):
+            raise ConfigError("no such outputs")
+        outputs = tuple(TensorSpec(f"o{i}", shape, "float32") for i, shape in enumerate(shapes))
+        image = TensorSpec("images", (1, 3, height, width), "float32")
+        spec = ModelSpec("m.onnx", "0" * 64, "m", image, outputs, labels, head=head)
+        detector = open_detector(spec, None, detect)
+        numbers = np.frombuffer(values[: len(values) // 4 * 4], "<f4")
+        numbers = numbers if len(numbers) else np.zeros(1, np.float32)
+        arrays = [np.resize(numbers, shape) for shape in shapes]
+        with np.errstate(all="ignore"):
+            xyxy, score, class_id = detector.postprocess(arrays, 0, Letterbox.fit(Box(0, 0, 640, 480), width, height))
+        assert xyxy.shape == (len(score), 4)
+        assert len(score) == len(class_id) <= detect.max_det
+        assert ((class_id >= 0) & (class_id < len(detector.labels))).all()
 
 
 class Labels(Target):
@@ -500,4 +566,4 @@ class Messages(Target):
             self.open()
 
 
-TARGETS: tuple[type[Target], ...] = (Config, Sidecar, Labels, Dataset, Onnx, Caches, Messages)
+TARGETS: tuple[type[Target], ...] = (Config, Sidecar, Heads, Labels, Dataset, Onnx, Caches, Messages)

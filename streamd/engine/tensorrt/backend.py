@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 _WARN_EVERY_S = 10.0
 THUMBNAIL = "preprocess_uint8"
 KERNELS = {f"preprocess_{kind}": "PPiiiff" for kind in kernels.INPUT_TYPES}
-KERNELS |= {f"decode_{kind}": "P" for kind in decode.KINDS} | {"suppress": "P"}
+KERNELS |= {kernel.name: "P" for kernel in decode.KERNELS.values()} | {"suppress": "P"}
 
 
 class TensorRtBackend(Backend[TensorRtSlot]):
@@ -252,7 +252,7 @@ class TensorRtBackend(Backend[TensorRtSlot]):
                 device.to_host(slot.stream, raw.bytes[: tensor_bytes(spec, frames)], buffer.address)
             return
         device.zero(slot.stream, slot.result_device.address, slot.counts_bytes)
-        self._kernels[f"decode_{plan.kind}"].launch(
+        self._kernels[decode.kernel_name(plan)].launch(
             slot.stream, decode.decode_grid(plan, self.spec.outputs, frames), decode.BLOCK, slot.decode_device.address
         )
         if plan.suppress:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from streamd.errors import BackendError
-from streamd.types import Candidates, DecodePlan, TensorSpec
+from streamd.types import Candidates, DecodePlan, DeviceLayout, TensorSpec
 
 MAX_OUTPUTS = 8
 MAX_ANCHORS = 8
 BLOCK = (128, 1, 1)
 """Threads a block: one a row of the output."""
-KINDS = ("yolov5_heads", "yolov5_cat", "yolov5_sigmoid", "yolov8", "end_to_end")
-"""Heads that have a kernel."""
 TYPES = {"float32": 0, "float16": 1}
 
 CANDIDATE = np.dtype(
@@ -36,13 +34,6 @@ _OUTPUT = struct.Struct(f"<Q7if{MAX_ANCHORS * 2}f")
 DECODE_BYTES = _HEAD.size + MAX_OUTPUTS * _OUTPUT.size
 
 
-def total_rows(plan: DecodePlan, outputs: Sequence[TensorSpec]) -> int:
-    """Rows that may hold a box, of one frame."""
-    if plan.kind == "yolov5_heads":
-        return sum(math.prod(_grid(plan, outputs, i)) for i in range(len(outputs)))
-    return outputs[0].shape[2 if plan.kind == "yolov8" else 1]
-
-
 class _Level(NamedTuple):
     """One head of a model: rows (anchors, rows, columns) of one output. Zeros where rows need no decoding by cell."""
 
@@ -54,10 +45,66 @@ class _Level(NamedTuple):
     sizes: tuple[float, ...] = ()
 
 
-def _grid(plan: DecodePlan, outputs: Sequence[TensorSpec], index: int) -> tuple[int, int, int]:
-    """Anchors, rows and columns of one of YOLOv5's heads."""
+Outputs = Sequence[TensorSpec]
+Size = tuple[int, int]
+"""Height and width of the network's input."""
+
+
+def _grid(plan: DecodePlan, outputs: Outputs, index: int) -> tuple[int, int, int]:
+    """Anchors, rows and columns of one output of anchor_grids."""
     rows, columns = outputs[index].shape[2:4]
     return len(plan.anchors[index]) // 2, rows, columns
+
+
+def _grids(plan: DecodePlan, outputs: Outputs, size: Size) -> list[_Level]:
+    # Finest first.
+    order = sorted(range(len(outputs)), key=lambda i: -outputs[i].shape[2])
+    return [_Level(i, *_grid(plan, outputs, i), plan.strides[i], plan.anchors[i]) for i in order]
+
+
+def _joined(plan: DecodePlan, outputs: Outputs, size: Size) -> list[_Level]:
+    height, width = size
+    return [
+        _Level(0, len(sizes) // 2, height // stride, width // stride, stride, sizes)
+        for stride, sizes in zip(plan.strides, plan.anchors, strict=True)
+    ]
+
+
+def _whole(plan: DecodePlan, outputs: Outputs, size: Size) -> list[_Level]:
+    return [_Level(0)]
+
+
+class _Kernel(NamedTuple):
+    """How one layout is decoded."""
+
+    name: str
+    """The function in kernels.cu."""
+    levels: Callable[[DecodePlan, Outputs, Size], list[_Level]]
+    """In the NumPy head's order, by which `order` numbers rows."""
+    rows_axis: int = 1
+    """Which dimension of the output counts rows; 0 where the levels do."""
+    most_outputs: int = 1
+
+
+KERNELS: Mapping[DeviceLayout, _Kernel] = {
+    "anchor_grids": _Kernel("decode_yolov5_heads", _grids, 0, MAX_OUTPUTS),
+    "anchor_rows": _Kernel("decode_yolov5_sigmoid", _joined),
+    "objectness_rows": _Kernel("decode_yolov5_cat", _whole),
+    "class_columns": _Kernel("decode_yolov8", _whole, 2),
+    "final_boxes": _Kernel("decode_end_to_end", _whole),
+}
+"""Layouts that have a kernel."""
+
+
+def kernel_name(plan: DecodePlan) -> str:
+    """The function in kernels.cu that decodes by `plan`."""
+    return KERNELS[plan.layout].name
+
+
+def total_rows(plan: DecodePlan, outputs: Outputs) -> int:
+    """Rows that may hold a box, of one frame."""
+    axis = KERNELS[plan.layout].rows_axis
+    return outputs[0].shape[axis] if axis else sum(math.prod(_grid(plan, outputs, i)) for i in range(len(outputs)))
 
 
 def _steps(plan: DecodePlan, output: TensorSpec, level: _Level) -> tuple[int, int]:
@@ -65,22 +112,7 @@ def _steps(plan: DecodePlan, output: TensorSpec, level: _Level) -> tuple[int, in
     return (1, level.rows * level.columns) if len(output.shape) == 4 else (5 + plan.classes, 1)
 
 
-def _levels(plan: DecodePlan, outputs: Sequence[TensorSpec], size: tuple[int, int]) -> list[_Level]:
-    """In the NumPy head's order, by which `order` numbers rows."""
-    if plan.kind == "yolov5_heads":
-        # Finest first.
-        order = sorted(range(len(outputs)), key=lambda i: -outputs[i].shape[2])
-        return [_Level(i, *_grid(plan, outputs, i), plan.strides[i], plan.anchors[i]) for i in order]
-    if plan.kind == "yolov5_sigmoid":
-        height, width = size
-        return [
-            _Level(0, len(sizes) // 2, height // stride, width // stride, stride, sizes)
-            for stride, sizes in zip(plan.strides, plan.anchors, strict=True)
-        ]
-    return [_Level(0)]
-
-
-def check(plan: DecodePlan, outputs: Sequence[TensorSpec], size: tuple[int, int]) -> None:
+def check(plan: DecodePlan, outputs: Outputs, size: Size) -> None:
     """Whether the device can decode `outputs` by `plan`.
 
     Args:
@@ -89,23 +121,22 @@ def check(plan: DecodePlan, outputs: Sequence[TensorSpec], size: tuple[int, int]
         size: height and width of the network's input.
 
     Raises:
-        BackendError: another kind or element type, or more outputs, anchors or rows than the kernels know.
+        BackendError: another layout or element type, or more outputs, anchors or rows than the kernels know.
     """
-    if plan.kind not in KINDS:
-        raise BackendError(f"backend tensorrt: no kernel decodes {plan.kind}; known: {', '.join(KINDS)}")
+    if plan.layout not in KERNELS:
+        raise BackendError(f"backend tensorrt: no kernel decodes {plan.layout}; known: {', '.join(KERNELS)}")
+    kernel = KERNELS[plan.layout]
     listed = ", ".join(f"{o.name}{list(o.shape)} {o.dtype}" for o in outputs)
     if any(o.dtype not in TYPES for o in outputs):
         raise BackendError(f"backend tensorrt: outputs must be float32 or float16 to be decoded, found {listed}")
-    limit = MAX_OUTPUTS if plan.kind == "yolov5_heads" else 1
-    levels = _levels(plan, outputs, size)
-    if len(outputs) > limit or len(levels) > MAX_OUTPUTS or any(v.anchors > MAX_ANCHORS for v in levels):
+    levels = kernel.levels(plan, outputs, size)
+    if len(outputs) > kernel.most_outputs or len(levels) > MAX_OUTPUTS or any(v.anchors > MAX_ANCHORS for v in levels):
         raise BackendError(
-            f"backend tensorrt: {plan.kind} is decoded for up to {limit} outputs and {MAX_OUTPUTS} strides of "
-            f"{MAX_ANCHORS} anchors each, found {listed} with {len(levels)} strides"
+            f"backend tensorrt: {plan.layout} is decoded for up to {kernel.most_outputs} outputs and {MAX_OUTPUTS} "
+            f"strides of {MAX_ANCHORS} anchors each, found {listed} with {len(levels)} strides"
         )
-    if plan.kind == "yolov5_sigmoid" and (rows := sum(v.anchors * v.rows * v.columns for v in levels)) != total_rows(
-        plan, outputs
-    ):
+    rows = sum(v.anchors * v.rows * v.columns for v in levels)
+    if kernel.levels is _joined and rows != total_rows(plan, outputs):
         raise BackendError(
             f"backend tensorrt: strides {list(plan.strides)} make {rows} rows at input {size[0]}×{size[1]}, "
             f"found {listed}"
@@ -116,8 +147,8 @@ def check(plan: DecodePlan, outputs: Sequence[TensorSpec], size: tuple[int, int]
 
 def pack(
     plan: DecodePlan,
-    outputs: Sequence[TensorSpec],
-    size: tuple[int, int],
+    outputs: Outputs,
+    size: Size,
     addresses: Sequence[int],
     counts: int,
     candidates: int,
@@ -136,7 +167,7 @@ def pack(
     """
     check(plan, outputs, size)
     packed, first = [], 0
-    levels = _levels(plan, outputs, size)
+    levels = KERNELS[plan.layout].levels(plan, outputs, size)
     for level in levels:
         sizes = np.zeros(2 * MAX_ANCHORS, np.float32)
         sizes[: len(level.sizes)] = level.sizes
@@ -160,7 +191,7 @@ def pack(
     return (head + b"".join(packed)).ljust(DECODE_BYTES, b"\0") + floors
 
 
-def decode_grid(plan: DecodePlan, outputs: Sequence[TensorSpec], frames: int) -> tuple[int, int, int]:
+def decode_grid(plan: DecodePlan, outputs: Outputs, frames: int) -> tuple[int, int, int]:
     """Blocks that cover every row of so many frames."""
     return -(-total_rows(plan, outputs) // BLOCK[0]), frames, 1
 

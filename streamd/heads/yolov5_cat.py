@@ -1,0 +1,80 @@
+"""YOLOv5's decoded output: (B, N, 5+C), centre and size in input pixels, objectness, classes."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from streamd.errors import ModelError
+from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
+from streamd.heads.anchors import COCO_COUNT
+from streamd.heads.common import EMPTY, as_float32, cells, check_single, corners, label_boxes
+from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
+
+SHARES_END = 1.5
+"""Decoded boxes of a whole frame always go beyond: the centres of the last cells are hundreds of pixels away."""
+
+
+@HEADS.register
+class Yolov5CatSettings(HeadSettings):
+    """YOLOv5's decoded output: (B, N, 5+C), cx cy w h objectness classes, in input pixels and 0..1."""
+
+    kind: Literal["yolov5_cat"] = "yolov5_cat"
+    form: ClassVar[str] = "(B, N, 5+C)"
+    sigmoid_contradicts: ClassVar[str] = (
+        ": boxes are relative to cells and anchors, although the shape is that of decoded rows (yolov5_cat); "
+        "declare --head yolov5_sigmoid, or model.head.kind in the configuration"
+    )
+
+    @classmethod
+    def shapes(cls, height: int, width: int, classes: int) -> tuple[tuple[int, ...], ...]:
+        """See `HeadSettings.shapes`."""
+        return ((1, COCO_COUNT * cells(height, width), 5 + classes),)
+
+    @classmethod
+    def recognise(cls, spec: ModelSpec) -> HeadSettings | None:
+        """See `HeadSettings.recognise`."""
+        shapes = [t.shape for t in spec.outputs]
+        fits = len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][2] >= 6
+        return cls() if fits and shapes[0][1] == COCO_COUNT * cells(spec.input_height, spec.input_width) else None
+
+    def open(self, spec: ModelSpec, options: DecodeOptions) -> Head:
+        """See `HeadSettings.open`."""
+        return Yolov5Cat(spec, options)
+
+
+class Yolov5Cat(Head):
+    """See the module."""
+
+    def __init__(self, spec: ModelSpec, options: DecodeOptions) -> None:
+        shape = check_single("yolov5_cat", "(B, N, 5+C)", spec, lambda shape: shape[2] >= 6)
+        self._options, self._path, self._checked = options, spec.path, False
+        self.classes = shape[2] - 5
+        self.plan = DecodePlan("objectness_rows", self.classes, *options)
+
+    def _check(self, rows: Float32Array) -> None:
+        """Shapes cannot tell decoded rows from undecoded ones; the first frame's values can."""
+        if len(rows) and (largest := float(rows[:, :4].max())) <= SHARES_END:
+            raise ModelError(
+                f"model {self._path}: its output has the shape of yolov5_cat, but in a whole frame no box value "
+                f"exceeds {largest:.3g}, where input pixels are expected: it is not decoded. If it ends in YOLOv5's "
+                "sigmoid, declare model.head.kind: yolov5_sigmoid (on the command line --head yolov5_sigmoid; in the "
+                f'sidecar {self._path}.json: {{"version":1,"head":{{"kind":"yolov5_sigmoid"}}}})'
+            )
+        self._checked = True
+
+    def candidates(self, outputs: Outputs, index: int) -> Candidates:
+        """See `Head.candidates`."""
+        rows = as_float32(outputs[0][index])
+        if not self._checked:
+            self._check(rows)
+        (keep,) = np.nonzero(rows[:, 4] >= self._options.conf)
+        if not len(keep):
+            return EMPTY
+        values = rows[keep]
+        return label_boxes(
+            corners(values[:, 0], values[:, 1], values[:, 2], values[:, 3]),
+            values[:, 5:] * values[:, 4:5],
+            self._options,
+        )

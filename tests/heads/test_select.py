@@ -1,0 +1,75 @@
+"""Which head a model has: recognised, declared, or refused with what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamd.errors import ConfigError
+from streamd.heads.end_to_end import EndToEndSettings
+from streamd.heads.select import declared, recognise, resolve_labels
+from streamd.heads.yolov5_cat import Yolov5CatSettings
+from streamd.heads.yolov5_sigmoid import Yolov5SigmoidSettings
+from streamd.types import ModelSpec, TensorSpec
+from tests.heads.cases import CELLS, CLASSES, spec
+
+
+def test_a_kind_by_itself_keeps_what_the_sidecar_says_of_it() -> None:
+    model = spec((1, 3 * CELLS, 11), head={"kind": "yolov5_sigmoid", "strides": [32, 16, 8]})
+    assert declared("yolov5_sigmoid", model) == Yolov5SigmoidSettings(strides=(32, 16, 8))
+    assert declared("yolov5_cat", model) == Yolov5CatSettings()
+    assert declared(None, model) is None
+
+
+def test_an_unknown_kind_is_told_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="head: expected one of 'yolov5_cat', 'end_to_end', 'yolov5_heads'"):
+        declared("yolov9", spec((1, 252, 6)))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(1, CELLS, 5 + CLASSES)], "YOLOX"),
+        ([(1, -1, -1)], "dynamic shape; declare model.head.kind"),
+        ([(1, 77, 11)], "fits no head"),
+        ([(1, 10), (1, 4)], "no known head has outputs"),
+        ([(1, 33, 40, 40), (1, 33, 20, 10)], "no known head has outputs"),
+        ([(1, 34, 40, 40)], "no known head has outputs"),
+        ([(1, 40, 40, 33)], "no known head has outputs"),
+        ([(1, 15, 40, 40)], "no known head has outputs"),
+        ([(1, 116, CELLS), (1, 33, 40, 40)], "no known head has outputs"),
+    ],
+)
+def test_unknown_layouts_are_named_not_guessed(shapes: list[tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recognise(spec(*shapes))
+
+
+def test_what_each_head_would_have_had_is_told() -> None:
+    with pytest.raises(
+        ConfigError, match=r"with 6 classes yolov5_cat has \[1, 6300, 11\], .*yolov8 has \[1, 10, 2100\]"
+    ):
+        recognise(spec((1, 77, 11)))
+
+
+def test_an_ambiguous_layout_is_refused() -> None:
+    """At 64 × 64, (B, 252, 6) is both YOLOv5 with one class and end-to-end with 252 boxes."""
+    model = ModelSpec("m.onnx", "", "m", TensorSpec("i", (1, 3, 64, 64), "float32"),
+                      (TensorSpec("o", (1, 252, 6), "float32"),), ())  # fmt: skip
+    with pytest.raises(ConfigError, match=r"fits yolov5_cat and end_to_end; declare"):
+        recognise(model)
+
+
+def test_the_sidecar_decides() -> None:
+    model = spec((1, 252, 6), head={"kind": "end_to_end"})
+    assert isinstance(recognise(model), EndToEndSettings)
+    with pytest.raises(ConfigError, match=r"sidecar of m\.onnx: head"):
+        recognise(spec((1, 252, 6), head={"kind": "yolov9"}))
+    with pytest.raises(ConfigError, match=r"sidecar of m\.onnx: head\.strides"):
+        recognise(spec((1, 252, 6), head={"kind": "yolov5_sigmoid", "strides": "x"}))
+
+
+def test_labels() -> None:
+    assert resolve_labels(spec((1, 1, 6), labels=()), 80)[0] == "person"
+    assert resolve_labels(spec((1, 1, 6), labels=()), 2) == ("class_0", "class_1")
+    with pytest.raises(ConfigError, match="6 names for a model with 80 classes"):
+        resolve_labels(spec((1, 1, 6)), 80)
