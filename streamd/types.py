@@ -107,13 +107,25 @@ class Frame:
 
 
 @dataclass(slots=True, frozen=True)
+class Placement:
+    """How a picture is placed in the network's input."""
+
+    resize: Literal["letterbox", "stretch"] = "letterbox"
+    """letterbox keeps the aspect ratio and pads; stretch fills the input."""
+    align: Literal["center", "top_left"] = "center"
+    """Where a letterboxed picture lies: padded on both sides, or on the right and below only."""
+
+
+CENTERED = Placement()
+
+
+@dataclass(slots=True, frozen=True)
 class Letterbox:
     """The one mapping between upright source pixels and network-input pixels.
 
-    `network = (source - roi_origin) * scale + pad`, after YOLOv5's `letterbox` (scale to fit, centre, pad).
+    `network = (source - roi_origin) * content / roi + pad`, along each axis.
     """
 
-    scale: float
     pad_x: int
     pad_y: int
     content_width: int
@@ -124,27 +136,33 @@ class Letterbox:
 
     @classmethod
     def fit(
-        cls, roi: Box, input_width: int, input_height: int, *, upscale: bool = True, pixel_aspect: float = 1.0
+        cls,
+        roi: Box,
+        input_width: int,
+        input_height: int,
+        placement: Placement = CENTERED,
+        *,
+        upscale: bool = True,
+        pixel_aspect: float = 1.0,
     ) -> Letterbox:
-        """The letterbox that centres `roi` in an input of `input_width` × `input_height` pixels.
+        """The placement of `roi` in an input of `input_width` × `input_height` pixels.
 
-        Pixels that are not square (`pixel_aspect`, width by height) become square there. `scale` is the vertical one.
+        Centred, this is YOLOv5's `letterbox`: scale to fit, centre, pad. Pixels that are not square (`pixel_aspect`,
+        width by height) become square there, unless the picture is stretched.
         """
+        if placement.resize == "stretch":
+            return cls(0, 0, input_width, input_height, roi)
         seen_width = roi.width * pixel_aspect
         scale = min(input_width / seen_width, input_height / roi.height)
         if not upscale:
             scale = min(scale, 1.0)
         content_width = max(1, min(input_width, round(seen_width * scale)))
         content_height = max(1, min(input_height, round(roi.height * scale)))
+        if placement.align == "top_left":
+            return cls(0, 0, content_width, content_height, roi)
         # An odd remainder puts the extra pixel right and below, as YOLOv5's round(d ± 0.1) does.
-        return cls(
-            scale=scale,
-            pad_x=(input_width - content_width) // 2,
-            pad_y=(input_height - content_height) // 2,
-            content_width=content_width,
-            content_height=content_height,
-            roi=roi,
-        )
+        pad_x, pad_y = (input_width - content_width) // 2, (input_height - content_height) // 2
+        return cls(pad_x, pad_y, content_width, content_height, roi)
 
     def to_source(self, xyxy: Float32Array) -> Float32Array:
         """Maps (N, 4) boxes from network-input pixels to upright source pixels, clipped to the roi.
@@ -318,8 +336,15 @@ class ModelSpec:
     color: Literal["RGB", "BGR"] = "RGB"
     scale: float = 1 / 255
     """Pixels 0..255 are multiplied by this."""
+    mean: tuple[float, float, float] | None = None
+    """Of each channel, in the order of `color`: subtracted after `scale`."""
+    std: tuple[float, float, float] | None = None
+    """Of each channel: what is left is divided by it."""
     pad_value: int = 114
     """Grey level 0..255 around the letterboxed picture."""
+    placement: Placement = CENTERED
+    input_declared: bool = True
+    """False where neither configuration nor sidecar says how the input is made, and the defaults above were taken."""
     max_batch: int = 1
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The model's own metadata, verbatim (ONNX metadata_props)."""
@@ -335,6 +360,12 @@ class ModelSpec:
     def input_height(self) -> int:
         """Pixels."""
         return self.input.shape[2 if self.layout == "NCHW" else 1]
+
+    def normalization(self) -> tuple[Float32Array, Float32Array]:
+        """(3,) gain and (3,) offset: an input channel is `pixel * gain + offset`, of pixels 0..255."""
+        mean = np.zeros(3) if self.mean is None else np.array(self.mean)
+        std = np.ones(3) if self.std is None else np.array(self.std)
+        return (self.scale / std).astype(np.float32), (-mean / std).astype(np.float32)
 
     def info(self) -> ModelInfo:
         """The part of the specification that travels with every message."""

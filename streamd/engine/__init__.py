@@ -14,6 +14,8 @@ from streamd.flow.contracts import Backend
 from streamd.settings import ConfigPath, KindSettings, Milliseconds, Problems, Settings
 from streamd.settings.registry import Registry
 
+Channels = tuple[float, float, float]
+Spread = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 BUILTIN = "builtin:"
 """Begins the path of a model that comes with streamd, as in builtin:road6."""
 
@@ -30,6 +32,21 @@ class ModelSettings(Settings):
     )
     color: Literal["RGB", "BGR"] | None = Field(None, description="Channel order of the input. Default: RGB.")
     scale: float | None = Field(None, gt=0, description="Pixels 0..255 are multiplied by this. Default: 1/255.")
+    mean: Channels | None = Field(
+        None, description="Subtracted after scale: one number for each channel, in the order of color. Default: none."
+    )
+    std: Spread | None = Field(
+        None, description="What is left is divided by it: one number for each channel. Default: 1, 1, 1."
+    )
+    resize: Literal["letterbox", "stretch"] | None = Field(
+        None,
+        description="letterbox keeps the picture's aspect ratio and pads; stretch fills the input. Default: letterbox.",
+    )
+    align: Literal["center", "top_left"] | None = Field(
+        None,
+        description="Where a letterboxed picture lies: in the center, or at the top left, with padding on the right "
+        "and below only. Default: center.",
+    )
     pad_value: int | None = Field(None, ge=0, le=255, description="Grey around the picture. Default: 114.")
     input_size: tuple[int, int] | None = Field(
         None, description="Height and width for a model with a dynamic input size, in pixels. Default: 640, 640."

@@ -17,7 +17,7 @@ from streamd.engine.sidecar import Sidecar, read_sidecar
 from streamd.errors import ConfigError, ModelError
 from streamd.security.text import is_encodable, printable
 from streamd.security.trust import distrust, distrust_acl, read_text
-from streamd.types import ModelSpec, TensorSpec
+from streamd.types import CENTERED, ModelSpec, Placement, TensorSpec
 
 MAX_LABELS_BYTES = 1 << 20
 MAX_MODEL_BYTES = 4 << 30
@@ -162,6 +162,11 @@ def _input_size(settings: ModelSettings, found: Sequence[int], path: Path) -> tu
     return height, width
 
 
+def _declares_input(said: ModelSettings | Sidecar) -> bool:
+    """Whether it says anything of how pixels become the network's input."""
+    return any(v is not None for v in (said.color, said.scale, said.mean, said.std, said.resize, said.align))
+
+
 def settle_spec(
     settings: ModelSettings,
     path: Path,
@@ -222,7 +227,13 @@ def settle_spec(
         layout="NCHW" if layout == "NCHW" else "NHWC",
         color=settings.color or sidecar.color or "RGB",
         scale=scale,
+        mean=settings.mean or sidecar.mean,
+        std=settings.std or sidecar.std,
         pad_value=next(v for v in (settings.pad_value, sidecar.pad_value, 114) if v is not None),
+        placement=Placement(
+            settings.resize or sidecar.resize or CENTERED.resize, settings.align or sidecar.align or CENTERED.align
+        ),
+        input_declared=_declares_input(settings) or (_declares_input(sidecar) and not sidecar.input_assumed),
         max_batch=batch if batch > 0 else max_batch,
         metadata=dict(metadata),
         head=sidecar.head,

@@ -85,7 +85,12 @@ class NullBackend(Backend[NullSlot]):
         """See `Backend.preprocess`."""
         slot.count = len(frames)
         return [
-            Letterbox.fit(f.roi or Box(0, 0, f.width, f.height), self.spec.input_width, self.spec.input_height)
+            Letterbox.fit(
+                f.roi or Box(0, 0, f.width, f.height),
+                self.spec.input_width,
+                self.spec.input_height,
+                self.spec.placement,
+            )
             for f in frames
         ]
 

@@ -143,7 +143,7 @@ class OpenVinoBackend(Backend[OpenVinoSlot]):
             ) from error
         self.spec = replace(spec, outputs=outputs)
         self._slots: list[OpenVinoSlot] = []
-        self._letterbox = HostLetterbox(spec.input_width, spec.input_height, pad_value=spec.pad_value, color=spec.color)
+        self._letterbox = HostLetterbox.of(spec)
         self._compiled: Any = None
 
     @property
@@ -187,7 +187,12 @@ class OpenVinoBackend(Backend[OpenVinoSlot]):
         ov = self._ov
         steps = PrePostProcessor(self._model)
         steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-        steps.input().preprocess().convert_element_type(ov.Type.f32).scale(1 / spec.scale)
+        into = steps.input().preprocess().convert_element_type(ov.Type.f32)
+        if spec.mean is None and spec.std is None:
+            into.scale(1 / spec.scale)
+        else:
+            gain, offset = spec.normalization()
+            into.mean((-offset / gain).tolist()).scale((1 / gain).tolist())
         steps.input().model().set_layout(ov.Layout(spec.layout))
         for i in range(len(self._model.outputs)):
             steps.output(i).tensor().set_element_type(ov.Type.f32)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from streamd.engine import Channels, Spread
 from streamd.errors import ConfigError
 from streamd.security.trust import read_text
 from streamd.settings import Settings
@@ -47,7 +48,14 @@ class Sidecar(Settings):
     labels: tuple[str, ...] | None = Field(None, description="Class names in order.")
     color: Literal["RGB", "BGR"] | None = Field(None, description="Channel order of the input.")
     scale: float | None = Field(None, gt=0, description="Pixels 0..255 are multiplied by this.")
+    mean: Channels | None = Field(None, description="Of each channel, in the order of color: subtracted after scale.")
+    std: Spread | None = Field(None, description="Of each channel: what is left is divided by it.")
+    resize: Literal["letterbox", "stretch"] | None = Field(None, description="How a picture is fitted to the input.")
+    align: Literal["center", "top_left"] | None = Field(None, description="Where a letterboxed picture lies.")
     pad_value: int | None = Field(None, ge=0, le=255, description="Grey level around the letterboxed picture.")
+    input_assumed: bool = Field(
+        False, description="True where nobody declared how the input is made, and this file repeats the defaults."
+    )
     head: dict[str, Any] | None = Field(None, description="The head, as in the configuration's model.head.")
     sha256: str | None = Field(None, description="SHA-256 of the model file this belongs to.")
     provenance: Provenance | None = Field(None, description="How the model was made.")

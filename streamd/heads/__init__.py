@@ -17,7 +17,8 @@ Where its outputs can be told by their shapes, it overrides `recognise` and `sha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -87,6 +88,11 @@ class HeadSettings(KindSettings, ABC):
 
     form: ClassVar[str]
     """The shapes of its outputs, for people: (B, N, 5+C)."""
+    usual_input: ClassVar[Mapping[str, Any]] = {}
+    """How models of this family are fed, as fields of the sidecar, where that is not streamd's default.
+
+    A model of it must say how it is fed: the outputs of a wrong input look like detections of nothing.
+    """
     sigmoid_contradicts: ClassVar[str] = ""
     """For a model whose outputs come out of a sigmoid: why that is not what this head reads, and what to do.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 
 from pydantic import ValidationError
@@ -86,13 +87,31 @@ def declared(kind: str | None, spec: ModelSpec) -> HeadSettings | None:
     return _validated({"kind": kind}, "")
 
 
+def check_input(settings: HeadSettings, spec: ModelSpec) -> None:
+    """Whether it is known how the model's input is made.
+
+    Raises:
+        ConfigError: the head's family is fed in another way than most, and nobody says how this model is.
+    """
+    if settings.usual_input and not spec.input_declared:
+        usual = json.dumps(dict(settings.usual_input), separators=(",", ":"))
+        words = ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.usual_input.items())
+        raise ConfigError(
+            f"model {spec.path}: {settings.kind} models are not fed as others are, and nothing says how this one is. "
+            f"Their exports usually take {words}: write that into the configuration's model section, or "
+            f'{{"version":1,{usual[1:]} into {spec.path}.json; where this one differs, say how'
+        )
+
+
 def open_head(settings: HeadSettings | None, spec: ModelSpec, detect: DetectSettings) -> Head:
     """Makes the head that `settings` describe, or that is recognised where they are None.
 
     Raises:
-        ConfigError: the settings contradict the model's shapes.
+        ConfigError: the settings contradict the model's shapes, or its input is unknown.
     """
-    head = (settings or recognise(spec)).open(spec, DecodeOptions.of(detect))
+    settings = settings or recognise(spec)
+    check_input(settings, spec)
+    head = settings.open(spec, DecodeOptions.of(detect))
     if head.nms and head.plan is not None:
         with suppress(ConfigError):  # Postprocess says what is wrong.
             head.plan = with_suppression(head.plan, resolve_labels(spec, head.classes), detect)

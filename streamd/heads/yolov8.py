@@ -44,12 +44,9 @@ class Yolov8Settings(HeadSettings):
                 f"are YOLOv8's before their decoding ({DISTANCES} channels of distances, then classes), which no head "
                 "here decodes; export it with decoding, or declare model.head.kind: yolov5_heads"
             )
-        single = shapes[0] if len(shapes) == 1 and len(shapes[0]) == 3 else (0, 0, 0)
-        if single[1] == cells(spec.input_height, spec.input_width) and single[2] >= 6:
-            return (
-                "are an anchor-free grid of undecoded rows, as YOLOX exports it, which no head here decodes; export it "
-                "with decoding, or declare model.head.kind"
-            )
+        named = len(spec.labels) or len(COCO80)
+        if len(shapes) == 1 and shapes[0][1:] == (cells(spec.input_height, spec.input_width), 4 + named):
+            return "are YOLOv8's, transposed; export it as (B, 4+C, N), as its own exporter does"
         return ""
 
     def open(self, spec: ModelSpec, options: DecodeOptions) -> Head:

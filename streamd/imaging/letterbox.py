@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from streamd.errors import FrameError
 from streamd.imaging.reference import coded_roi, looked_at, yuv_to_rgb_matrix
-from streamd.types import Float32Array, ForeignPicture, Frame, Letterbox, Picture
+from streamd.types import CENTERED, Float32Array, ForeignPicture, Frame, Letterbox, ModelSpec, Picture, Placement
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -90,10 +90,12 @@ def _view(
 class _Plan:
     """Everything that one geometry needs, created once: the small planes, the merged picture and the matrix."""
 
-    def __init__(self, frame: Frame, input_width: int, input_height: int, color: Literal["RGB", "BGR"]) -> None:
+    def __init__(
+        self, frame: Frame, input_width: int, input_height: int, color: Literal["RGB", "BGR"], placement: Placement
+    ) -> None:
         picture = frame.picture
         roi = looked_at(frame)
-        self.box = Letterbox.fit(roi, input_width, input_height, pixel_aspect=picture.pixel_aspect)
+        self.box = Letterbox.fit(roi, input_width, input_height, placement, pixel_aspect=picture.pixel_aspect)
         self.turns = picture.rotation // 90
         self.mirrored = picture.mirrored
         width, height = self.box.content_width, self.box.content_height
@@ -197,15 +199,23 @@ class HostLetterbox:
         input_height: network input, pixels.
         pad_value: grey level 0..255 around the picture.
         color: channel order of the output.
+        placement: where the picture goes.
     """
 
     def __init__(
-        self, input_width: int, input_height: int, *, pad_value: int = 114, color: Literal["RGB", "BGR"] = "RGB"
+        self,
+        input_width: int,
+        input_height: int,
+        *,
+        pad_value: int = 114,
+        color: Literal["RGB", "BGR"] = "RGB",
+        placement: Placement = CENTERED,
     ) -> None:
         self.input_width = input_width
         self.input_height = input_height
         self.pad_value = pad_value
         self._color: Literal["RGB", "BGR"] = color
+        self._placement = placement
         self._plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
         import cv2
 
@@ -213,12 +223,23 @@ class HostLetterbox:
         cv2.setNumThreads(1)
         self._refused: type[Exception] = cv2.error
 
+    @classmethod
+    def of(cls, spec: ModelSpec) -> HostLetterbox:
+        """The letterbox that makes the model's input."""
+        return cls(
+            spec.input_width,
+            spec.input_height,
+            pad_value=spec.pad_value,
+            color=spec.color,
+            placement=spec.placement,
+        )
+
     def _plan(self, frame: Frame) -> _Plan:
         p = frame.picture
         key = (p.format, p.width, p.height, p.matrix, p.full_range, p.rotation, p.mirrored, p.pixel_aspect, frame.roi)
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = _Plan(frame, self.input_width, self.input_height, self._color)
+            plan = self._plans[key] = _Plan(frame, self.input_width, self.input_height, self._color, self._placement)
             if len(self._plans) > _CACHED_PLANS:
                 self._plans.popitem(last=False)
         else:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.errors import FrameError
-from streamd.types import Box, ColorMatrix, Float32Array, Frame, Letterbox, Picture
+from streamd.types import CENTERED, Box, ColorMatrix, Float32Array, Frame, Letterbox, Picture, Placement
 
 # Kr, Kb of ITU-R BT.601-7, BT.709-6 and BT.2020-2 (non-constant luminance).
 COEFFICIENTS: dict[ColorMatrix, tuple[float, float]] = {
@@ -140,7 +140,13 @@ def coded_roi(roi: Box, picture: Picture) -> Box:
 
 
 def letterbox_rgb(
-    frame: Frame, input_width: int, input_height: int, *, pad_value: int = 114, color: str = "RGB"
+    frame: Frame,
+    input_width: int,
+    input_height: int,
+    *,
+    pad_value: int = 114,
+    color: str = "RGB",
+    placement: Placement = CENTERED,
 ) -> tuple[Float32Array, Letterbox]:
     """Letterboxes one frame.
 
@@ -148,7 +154,7 @@ def letterbox_rgb(
         (input_height, input_width, 3) float32 code values 0..255, not rounded, and the mapping back.
     """
     picture = frame.picture
-    box = Letterbox.fit(looked_at(frame), input_width, input_height, pixel_aspect=picture.pixel_aspect)
+    box = Letterbox.fit(looked_at(frame), input_width, input_height, placement, pixel_aspect=picture.pixel_aspect)
     width, height = box.content_width, box.content_height
     if picture.rotation in (90, 270):
         width, height = height, width
@@ -180,8 +186,18 @@ def preprocess(
     pad_value: int = 114,
     color: str = "RGB",
     scale: float = 1 / 255,
+    mean: Sequence[float] = (0, 0, 0),
+    std: Sequence[float] = (1, 1, 1),
+    placement: Placement = CENTERED,
 ) -> tuple[Float32Array, list[Letterbox]]:
-    """Letterboxes and normalises a batch: (B, 3, input_height, input_width) float32 and the mappings back."""
-    pairs = [letterbox_rgb(f, input_width, input_height, pad_value=pad_value, color=color) for f in frames]
-    batch = np.stack([image for image, _ in pairs]).transpose(0, 3, 1, 2) * np.float32(scale)
+    """Letterboxes and normalises a batch: (B, 3, input_height, input_width) float32 and the mappings back.
+
+    A value is (pixel · scale − mean) / std, mean and std in the order of `color`.
+    """
+    pairs = [
+        letterbox_rgb(f, input_width, input_height, pad_value=pad_value, color=color, placement=placement)
+        for f in frames
+    ]
+    scaled = np.stack([image for image, _ in pairs]).astype(np.float64) * scale
+    batch = ((scaled - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(batch, dtype=np.float32), [box for _, box in pairs]

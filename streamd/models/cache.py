@@ -11,13 +11,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from streamd.errors import ConfigError
 from streamd.models.calibrate import BINS, Histogram, Peaks
 from streamd.models.graph import write_whole
-from streamd.types import ModelSpec
+from streamd.types import CENTERED, ModelSpec
 
 VERSION = 2
 MAX_BYTES = 256 << 20
@@ -31,10 +32,12 @@ def default_folder() -> Path:
 
 def key_of(spec: ModelSpec, pictures: str, watched: Sequence[str]) -> str:
     """Hex SHA-256 over everything that determines the histograms."""
-    parts = [
+    parts: list[Any] = [
         VERSION, BINS, spec.sha256, pictures, spec.input_width, spec.input_height, spec.color, spec.scale,
         spec.pad_value, spec.layout, list(watched),
     ]  # fmt: skip
+    if (spec.mean, spec.std, spec.placement) != (None, None, CENTERED):
+        parts += [spec.mean, spec.std, spec.placement.resize, spec.placement.align]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

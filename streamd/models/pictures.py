@@ -209,7 +209,8 @@ class Feeder:
         if spec.input.dtype != "float32":
             raise ModelError(f"model {spec.path}: its input is {spec.input.dtype}; quantizing needs a float32 model")
         self._spec = spec
-        self._letterbox = HostLetterbox(spec.input_width, spec.input_height, pad_value=spec.pad_value, color=spec.color)
+        self._letterbox = HostLetterbox.of(spec)
+        self._gain, self._offset = spec.normalization()
         self.fixed_batch = spec.input.shape[0] if spec.input.shape[0] > 0 else None
 
     def input(self, frame: Frame) -> Float32Array:
@@ -220,9 +221,10 @@ class Feeder:
         """
         pixels = np.empty((self._spec.input_height, self._spec.input_width, 3), np.uint8)
         self._letterbox(frame, pixels)
-        image = pixels.transpose(2, 0, 1) if self._spec.layout == "NCHW" else pixels
-        out: Float32Array = np.ascontiguousarray(image, np.float32) * np.float32(self._spec.scale)
-        return out
+        out = pixels.astype(np.float32)
+        out *= self._gain
+        out += self._offset
+        return np.ascontiguousarray(out.transpose(2, 0, 1)) if self._spec.layout == "NCHW" else out
 
     def batches(self, frames: Iterable[tuple[str, Frame]], batch: int, unreadable: list[str]) -> Iterator[Float32Array]:
         """Batches of at most `batch` pictures, or of exactly the model's batch size if that is fixed.

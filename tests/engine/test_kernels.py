@@ -20,13 +20,14 @@ from streamd.engine.tensorrt import kernels as ker
 from streamd.engine.tensorrt import suppress as sup
 from streamd.errors import BackendError, FrameError
 from streamd.heads.nms import MAX_CANDIDATES
-from streamd.types import Box, Candidates, DecodePlan, Frame, Letterbox, TensorSpec
+from streamd.types import Box, Candidates, DecodePlan, Frame, Letterbox, ModelSpec, TensorSpec
 from tests.gpu.kernel_cases import (
     BOXES,
     DECODE_KINDS,
     DETECTS,
     GEOMETRIES,
     INPUT,
+    INPUTS,
     REFERENCE_FORMATS,
     boxes_case,
     check_decode,
@@ -35,10 +36,17 @@ from tests.gpu.kernel_cases import (
     check_preprocess,
     check_suppress,
     decode_case,
+    input_spec,
     noise_frame,
 )
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Affine(ctypes.Structure):
+    """kernels.cu's."""
+
+    _fields_ = [("gain", ctypes.c_float * 3), ("offset", ctypes.c_float * 3)]
 
 
 class Host:
@@ -47,11 +55,10 @@ class Host:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
-    def preprocess(
-        self, frames: Sequence[Frame], width: int, height: int, *, dtype: str = "float32", nhwc: bool = False,
-        color: Any = "RGB", scale: float = 1 / 255, pad: int = 114,
-    ) -> tuple[npt.NDArray[Any], list[Letterbox]]:  # fmt: skip
-        geometries = ker.Geometries(width, height, color)
+    def preprocess(self, frames: Sequence[Frame], spec: ModelSpec) -> tuple[npt.NDArray[Any], list[Letterbox]]:
+        width, height, nhwc, dtype = spec.input_width, spec.input_height, spec.layout == "NHWC", spec.input.dtype
+        geometries = ker.Geometries(width, height, spec.color, spec.placement)
+        gain, offset = spec.normalization()
         table = bytearray(ker.PICTURE_BYTES * len(frames))
         boxes = []
         for i, frame in enumerate(frames):
@@ -63,7 +70,8 @@ class Host:
         out = np.empty(shape, dtype)
         getattr(self.library, f"preprocess_{dtype}")(
             (ctypes.c_char * len(table)).from_buffer(table), out.ctypes.data_as(ctypes.c_void_p), width, height,
-            int(nhwc), ctypes.c_float(scale), ctypes.c_float(pad), len(frames),
+            int(nhwc), Affine(tuple(gain.tolist()), tuple(offset.tolist())), ctypes.c_float(spec.pad_value),
+            len(frames),
         )  # fmt: skip
         return out, boxes
 
@@ -203,12 +211,22 @@ def test_a_batch_of_different_frames(host: Host) -> None:
 def test_input_types_layouts_and_channel_orders(host: Host, dtype: str, nhwc: bool, color: str) -> None:
     scale = {"uint8": 1.0, "int8": 0.5}.get(dtype, 1 / 255)
     batch = [noise_frame("nv12"), noise_frame("rgb24", 100, 200)]
-    check_preprocess(host, batch, 96, 64, dtype=dtype, nhwc=nhwc, color=color, scale=scale, pad=7)
+    check_preprocess(host, batch, 96, 64, dtype=dtype, nhwc=nhwc, color=color, scale=scale, pad_value=7)
+
+
+@pytest.mark.parametrize("how", INPUTS)
+@pytest.mark.parametrize("rotation", [0, 90])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_placement_mean_and_deviation(host: Host, how: dict[str, Any], rotation: int, dtype: str) -> None:
+    batch = [noise_frame("nv12", 322, 180, rotation=rotation), noise_frame("bgr24", 100, 200, roi=Box(3, 5, 60, 90))]
+    check_preprocess(host, batch, 96, 64, dtype=dtype, **how)
 
 
 def test_formats_the_reference_does_not_read_equal_their_kin(host: Host) -> None:
     ten, sixteen = noise_frame("p010le"), noise_frame("p016le")
-    np.testing.assert_array_equal(host.preprocess([ten], 96, 64)[0], host.preprocess([sixteen], 96, 64)[0])
+    np.testing.assert_array_equal(
+        host.preprocess([ten], input_spec(96, 64))[0], host.preprocess([sixteen], input_spec(96, 64))[0]
+    )
     # yuv422p10le from yuv422p: the same picture four times as large in value.
     eight, wide = noise_frame("yuv422p"), noise_frame("yuv422p10le")
     for small, large in zip(eight.picture.native.planes, wide.picture.native.planes, strict=True):
@@ -216,7 +234,9 @@ def test_formats_the_reference_does_not_read_equal_their_kin(host: Host) -> None
         into = np.frombuffer(memoryview(large), np.uint16).reshape(-1, large.line_size // 2)
         width = min(rows.shape[1], into.shape[1])
         into[:, :width] = rows[:, :width].astype(np.uint16) * 4
-    np.testing.assert_allclose(host.preprocess([wide], 96, 64)[0], host.preprocess([eight], 96, 64)[0], atol=1e-5)
+    np.testing.assert_allclose(
+        host.preprocess([wide], input_spec(96, 64))[0], host.preprocess([eight], input_spec(96, 64))[0], atol=1e-5
+    )
 
 
 def test_what_cannot_be_read_is_a_frame_error() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from streamd.config.loader import load
 from streamd.engine import BUILTIN, ModelSettings
@@ -14,7 +15,7 @@ from streamd.engine.model import model_file, settle_spec, sha256_of
 from streamd.engine.onnx.reader import read_onnx
 from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.errors import ConfigError, ModelError
-from streamd.types import ModelSpec, TensorSpec
+from streamd.types import CENTERED, ModelSpec, Placement, TensorSpec
 
 IMAGE = TensorSpec("images", (-1, 3, 320, 320), "float32")
 OUT = TensorSpec("out", (-1, 6300, 7), "float32")
@@ -48,6 +49,35 @@ def test_metadata_then_sidecar_then_configuration(path: Path) -> None:
     assert (spec.labels, spec.pad_value, spec.color, spec.scale) == (("a", "b"), 0, "BGR", 1.0)
     spec = settle(path, metadata=metadata, labels=("x", "y"), pad_value=7, color="RGB")
     assert (spec.labels, spec.pad_value, spec.color) == (("x", "y"), 7, "RGB")
+
+
+def test_how_the_input_is_made_is_declared_or_assumed(path: Path) -> None:
+    spec = settle(path)
+    assert (spec.mean, spec.std, spec.placement, spec.input_declared) == (None, None, CENTERED, False)
+    gain, offset = spec.normalization()
+    np.testing.assert_allclose(gain, [1 / 255] * 3)
+    assert offset.tolist() == [0, 0, 0]
+    write_sidecar(path, Sidecar(mean=(0.5, 0.4, 0.3), std=(0.25, 0.5, 1), resize="stretch", align="top_left"))
+    spec = settle(path)
+    assert spec.placement == Placement("stretch", "top_left")
+    assert spec.input_declared
+    gain, offset = spec.normalization()
+    np.testing.assert_allclose(gain, [4 / 255, 2 / 255, 1 / 255])
+    np.testing.assert_allclose(offset, [-2, -0.8, -0.3], rtol=1e-6)
+    spec = settle(path, scale=1, mean=(1, 2, 3), std=(1, 1, 2), resize="letterbox", align="center")
+    assert (spec.mean, spec.std, spec.placement) == ((1, 2, 3), (1, 1, 2), CENTERED)
+    assert [v.tolist() for v in spec.normalization()] == [[1, 1, 0.5], [-1, -2, -1.5]]
+    write_sidecar(path, Sidecar(color="RGB", scale=1 / 255, pad_value=114, input_assumed=True))
+    assert not settle(path).input_declared
+    assert settle(path, color="RGB").input_declared
+
+
+@pytest.mark.parametrize("field", [{"std": (1, 0, 1)}, {"mean": (1, 2)}, {"resize": "crop"}, {"align": "bottom"}])
+def test_an_input_that_cannot_be_is_refused(path: Path, field: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ModelSettings(path=str(path), **field)
+    with pytest.raises(ValidationError):
+        Sidecar(**field)
 
 
 def test_labels_from_a_file(path: Path, tmp_path: Path) -> None:

@@ -12,11 +12,14 @@ import pytest
 
 from streamd.engine import BatchSettings, ModelSettings, open_backend
 from streamd.engine.openvino import OpenVinoSettings
-from streamd.errors import BackendError, ModelError
-from streamd.heads import DetectSettings
+from streamd.errors import BackendError, ConfigError, ModelError
+from streamd.heads import DetectSettings, HeadSettings
+from streamd.heads.picodet import PicodetSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, recognise, resolve_labels
 from streamd.heads.yolov5_sigmoid import Yolov5SigmoidSettings
+from streamd.heads.yolox import YoloxSettings
+from streamd.imaging.reference import preprocess
 from streamd.sources.images import list_images, read_image
 from streamd.types import DecodePlan
 from tests.conftest import shared
@@ -69,12 +72,41 @@ def test_outputs_equal_onnx_runtime(name: str) -> None:
     backend.close()
 
 
-@pytest.mark.parametrize("name", ["yolox_nano", "picodet_s_416_coco"])
-def test_families_without_a_head_open_but_are_not_recognised(name: str) -> None:
-    from streamd.errors import StreamdError
+@pytest.mark.parametrize(("name", "family"), [("yolox_nano", YoloxSettings), ("picodet_s_416_coco", PicodetSettings)])
+def test_other_families_equal_onnx_runtime_on_the_reference_input(name: str, family: type[HeadSettings]) -> None:
+    """Another placement, channel order, mean and deviation: the whole road from the picture to the boxes."""
+    import onnxruntime as ort
 
-    with pytest.raises(StreamdError, match=r"head|input|YOLOX"):
-        recognise(open_backend(OpenVinoSettings(), model(name)).spec)
+    backend = open_backend(OpenVinoSettings(), model(name, **family.usual_input))
+    backend.start()
+    spec = backend.spec
+    frame = read_image(list_images(shared("images/coco_val128/images"))[3])
+    image, (box,) = preprocess(
+        [frame], spec.input_width, spec.input_height, color=spec.color, scale=spec.scale, placement=spec.placement,
+        mean=spec.mean or (0, 0, 0), std=spec.std or (1, 1, 1),
+    )  # fmt: skip
+    session = ort.InferenceSession(str(shared(f"models/{name}.onnx")), providers=["CPUExecutionProvider"])
+    want: Any = session.run(None, {spec.input.name: image})
+    slot = backend.slots[0]
+    assert list(backend.preprocess(slot, [frame])) == [box]
+    backend.infer(slot)
+    found: Any = backend.collect(slot)
+    head = open_head(None, spec, DetectSettings(conf=0.4))
+    assert isinstance(recognise(spec), family)
+    ours, theirs = head.candidates(found, 0), head.candidates(want, 0)
+    assert len(theirs.score) > 0
+    assert abs(len(ours.score) - len(theirs.score)) <= 0.15 * len(theirs.score) + 1
+    for xyxy, score in zip(theirs.xyxy[theirs.score > 0.6], theirs.score[theirs.score > 0.6], strict=True):
+        assert np.abs(ours.xyxy - xyxy).max(axis=1).min() < 6, (xyxy, score)
+    backend.close()
+
+
+@pytest.mark.parametrize("name", ["yolox_nano", "picodet_s_416_coco"])
+def test_other_families_must_say_how_they_are_fed(name: str) -> None:
+    backend = open_backend(OpenVinoSettings(), model(name))
+    with pytest.raises(ConfigError, match="nothing says how this one is"):
+        open_head(None, backend.spec, DetectSettings())
+    backend.close()
 
 
 def test_the_exporters_class_names_are_found() -> None:

@@ -21,7 +21,7 @@ from streamd.heads.yolov5_heads import Yolov5HeadsSettings
 from streamd.heads.yolov5_sigmoid import Yolov5SigmoidSettings
 from streamd.heads.yolov8 import Yolov8Settings
 from streamd.imaging.reference import preprocess as reference
-from streamd.types import Box, Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Picture, TensorSpec
+from streamd.types import Box, Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Picture, Placement, TensorSpec
 
 CODE_VALUE_TOLERANCE = 0.002
 """Largest difference from the float64 reference, in code values 0..255, for a float32 input: single precision."""
@@ -32,10 +32,9 @@ REFERENCE_FORMATS = sorted(set(FORMATS) - {"p016le", "yuv422p10le"})
 class Machine(Protocol):
     """Runs the kernels somewhere."""
 
-    def preprocess(
-        self, frames: Sequence[Frame], width: int, height: int, *, dtype: str = "float32", nhwc: bool = False,
-        color: Any = "RGB", scale: float = 1 / 255, pad: int = 114,
-    ) -> tuple[npt.NDArray[Any], list[Letterbox]]: ...  # fmt: skip
+    def preprocess(self, frames: Sequence[Frame], spec: ModelSpec) -> tuple[npt.NDArray[Any], list[Letterbox]]:
+        """The input tensor that the kernel makes for `spec`, and where the pictures are in it."""
+        ...
 
     def decode(
         self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
@@ -88,16 +87,26 @@ def noise_frame(
     return Frame("s", picture, *upright, 0, 0, 0, roi=roi)
 
 
+def input_spec(width: int, height: int, *, dtype: str = "float32", nhwc: bool = False, **how: Any) -> ModelSpec:
+    """A model with such an input."""
+    shape = (-1, height, width, 3) if nhwc else (-1, 3, height, width)
+    layout: Any = "NHWC" if nhwc else "NCHW"
+    return ModelSpec("m.plan", "0" * 64, "m", TensorSpec("images", shape, dtype), (), (), layout, **how)
+
+
 def check_preprocess(
     machine: Machine, frames: Sequence[Frame], width: int = 224, height: int = 256, **how: Any
 ) -> None:
     """The kernel's tensor and letterboxes equal the reference's."""
-    got, boxes = machine.preprocess(frames, width, height, **how)
     dtype, nhwc = how.pop("dtype", "float32"), how.pop("nhwc", False)
-    scale = how.get("scale", 1 / 255)
+    spec = input_spec(width, height, dtype=dtype, nhwc=nhwc, **how)
+    got, boxes = machine.preprocess(frames, spec)
     want, want_boxes = reference(
-        frames, width, height, pad_value=how.get("pad", 114), color=how.get("color", "RGB"), scale=scale
-    )
+        frames, width, height, pad_value=spec.pad_value, color=spec.color, scale=spec.scale, placement=spec.placement,
+        mean=spec.mean or (0, 0, 0), std=spec.std or (1, 1, 1),
+    )  # fmt: skip
+    # What one code value is worth, and the largest number.
+    scale, most = float(spec.normalization()[0].max()), float(np.abs(want).max())
     assert boxes == want_boxes
     if nhwc:
         want = want.transpose(0, 2, 3, 1)
@@ -107,8 +116,8 @@ def check_preprocess(
     if dtype == "float32":
         assert difference.max() <= CODE_VALUE_TOLERANCE * scale
     elif dtype == "float16":
-        # Half a unit in the last place, of values up to 255 · scale.
-        assert difference.max() <= CODE_VALUE_TOLERANCE * scale + 255 * scale * 2.0**-11
+        # Half a unit in the last place, of the largest value.
+        assert difference.max() <= CODE_VALUE_TOLERANCE * scale + most * 2.0**-11
     else:
         low, high = (0, 255) if dtype == "uint8" else (-128, 127)
         assert np.abs(got.astype(np.float64) - np.clip(want, low, high)).max() <= 0.5 + CODE_VALUE_TOLERANCE * scale
@@ -125,6 +134,15 @@ GEOMETRIES = [
     ("exact size", {"width": 224, "height": 256}),
     ("large", {"width": 1921, "height": 1081}),
 ]
+
+
+INPUTS: list[dict[str, Any]] = [
+    {"placement": Placement(align="top_left"), "color": "BGR", "scale": 1.0},
+    {"placement": Placement("stretch"), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    {"placement": Placement("stretch", "top_left"), "scale": 1.0, "mean": (123.7, 116.3, 103.5), "color": "BGR"},
+    {"std": (0.25, 0.5, 1.0), "pad_value": 0},
+]
+"""Other inputs than YOLOv5's: how YOLOX and PicoDet are fed, and what else can be declared."""
 
 
 # ------------------------------------------------------------------------------------------------------------ decode

@@ -14,7 +14,7 @@ from streamd.engine.tensorrt import kernels as ker
 from streamd.engine.tensorrt import suppress as sup
 from streamd.engine.tensorrt.backend import KERNELS
 from streamd.engine.tensorrt.cuda import Device, DeviceBuffer
-from streamd.types import Candidates, DecodePlan, Frame, Letterbox, Picture, TensorSpec
+from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Picture, TensorSpec
 from tests.gpu.kernel_cases import INPUT
 
 
@@ -60,11 +60,9 @@ class Gpu:
         )  # fmt: skip
         return Frame(frame.stream, picture, frame.width, frame.height, 0, 0, 0, roi=frame.roi)
 
-    def preprocess(
-        self, frames: Sequence[Frame], width: int, height: int, *, dtype: str = "float32", nhwc: bool = False,
-        color: Any = "RGB", scale: float = 1 / 255, pad: int = 114,
-    ) -> tuple[npt.NDArray[Any], list[Letterbox]]:  # fmt: skip
-        geometries = ker.Geometries(width, height, color)
+    def preprocess(self, frames: Sequence[Frame], spec: ModelSpec) -> tuple[npt.NDArray[Any], list[Letterbox]]:
+        width, height, nhwc, dtype = spec.input_width, spec.input_height, spec.layout == "NHWC", spec.input.dtype
+        geometries = ker.Geometries(width, height, spec.color, spec.placement)
         table = bytearray(ker.PICTURE_BYTES * len(frames))
         boxes = []
         for i, frame in enumerate(frames):
@@ -79,7 +77,10 @@ class Gpu:
         with self.device:
             self.kernels[f"preprocess_{dtype}"].launch(
                 self.stream, ker.preprocess_grid(width, height, len(frames)), ker.BLOCK,
-                pictures.address, out.address, width, height, int(nhwc), scale, float(pad),
+                *ker.preprocess_arguments(
+                    pictures.address, out.address, width, height, nhwc=nhwc, normalization=spec.normalization(),
+                    pad=spec.pad_value,
+                ),
             )  # fmt: skip
             self.stream.synchronize()
         return self.download(out).view(dtype).reshape(shape), boxes

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from streamd.engine.tensorrt.cuda import Device
+from streamd.types import Box
 from tests.gpu.kernel_cases import (
     BOXES,
     DECODE_KINDS,
     DETECTS,
     GEOMETRIES,
+    INPUTS,
     REFERENCE_FORMATS,
     boxes_case,
     check_decode,
@@ -21,6 +23,7 @@ from tests.gpu.kernel_cases import (
     check_overflow,
     check_preprocess,
     check_suppress,
+    input_spec,
     noise_frame,
 )
 from tests.gpu.machine import Gpu
@@ -63,7 +66,15 @@ def test_rotation_crop_and_size(machine: Gpu, fmt: str, geometry: Any, rotation:
 def test_input_types_layouts_and_channel_orders(machine: Gpu, dtype: str, nhwc: bool, color: str) -> None:
     scale = {"uint8": 1.0, "int8": 0.5}.get(dtype, 1 / 255)
     batch = [noise_frame("nv12"), noise_frame("rgb24", 100, 200)]
-    check_preprocess(machine, batch, 96, 64, dtype=dtype, nhwc=nhwc, color=color, scale=scale, pad=7)
+    check_preprocess(machine, batch, 96, 64, dtype=dtype, nhwc=nhwc, color=color, scale=scale, pad_value=7)
+
+
+@pytest.mark.parametrize("how", INPUTS)
+@pytest.mark.parametrize("rotation", [0, 90])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_placement_mean_and_deviation(machine: Gpu, how: dict[str, Any], rotation: int, dtype: str) -> None:
+    batch = [noise_frame("nv12", 322, 180, rotation=rotation), noise_frame("bgr24", 100, 200, roi=Box(3, 5, 60, 90))]
+    check_preprocess(machine, batch, 96, 64, dtype=dtype, **how)
 
 
 def test_a_large_batch_of_different_frames(machine: Gpu) -> None:
@@ -75,8 +86,8 @@ def test_a_large_batch_of_different_frames(machine: Gpu) -> None:
 
 def test_half_precision_is_single_precision_rounded(machine: Gpu) -> None:
     frame = noise_frame("nv12")
-    half, _ = machine.preprocess([frame], 96, 64, dtype="float16")
-    single, _ = machine.preprocess([frame], 96, 64)
+    half, _ = machine.preprocess([frame], input_spec(96, 64, dtype="float16"))
+    single, _ = machine.preprocess([frame], input_spec(96, 64))
     np.testing.assert_array_equal(half, single.astype(np.float16))
 
 

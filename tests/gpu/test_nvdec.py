@@ -18,6 +18,7 @@ from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
 from streamd.types import Frame
 from tests.conftest import shared
+from tests.gpu.kernel_cases import input_spec
 from tests.gpu.machine import Gpu
 
 pytestmark = pytest.mark.gpu
@@ -59,8 +60,8 @@ def test_hardware_frames_give_the_tensors_of_software_frames(machine: Gpu, name:
             event.record(None)
             machine.stream.wait(event)
         # Sampling is per plane, so NV12 and I420 of the same picture are the same to the last bit but for order.
-        got, box = machine.preprocess([a], 640, 640)
-        want, want_box = machine.preprocess([b], 640, 640)
+        got, box = machine.preprocess([a], input_spec(640, 640))
+        want, want_box = machine.preprocess([b], input_spec(640, 640))
         assert box == want_box
         np.testing.assert_allclose(got, want, atol=1e-5, err_msg=f"frame {i}")
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from streamd.engine.sidecar import Sidecar
 from streamd.errors import ConfigError
+from streamd.heads import HEADS, DetectSettings
 from streamd.heads.end_to_end import EndToEndSettings
-from streamd.heads.select import declared, recognise, resolve_labels
+from streamd.heads.select import declared, open_head, recognise, resolve_labels
 from streamd.heads.yolov5_cat import Yolov5CatSettings
 from streamd.heads.yolov5_sigmoid import Yolov5SigmoidSettings
 from streamd.types import ModelSpec, TensorSpec
-from tests.heads.cases import CELLS, CLASSES, spec
+from tests.heads.cases import CELLS, CLASSES, LABELS, spec
 
 
 def test_a_kind_by_itself_keeps_what_the_sidecar_says_of_it() -> None:
@@ -21,14 +25,13 @@ def test_a_kind_by_itself_keeps_what_the_sidecar_says_of_it() -> None:
 
 
 def test_an_unknown_kind_is_told_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="head: expected one of 'yolov5_cat', 'end_to_end', 'yolov5_heads'"):
+    with pytest.raises(ConfigError, match="head: expected one of 'yolov5_cat', 'end_to_end', 'picodet'"):
         declared("yolov9", spec((1, 252, 6)))
 
 
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ([(1, CELLS, 5 + CLASSES)], "YOLOX"),
         ([(1, -1, -1)], "dynamic shape; declare model.head.kind"),
         ([(1, 77, 11)], "fits no head"),
         ([(1, 10), (1, 4)], "no known head has outputs"),
@@ -42,6 +45,18 @@ def test_an_unknown_kind_is_told_the_known_ones() -> None:
 def test_unknown_layouts_are_named_not_guessed(shapes: list[tuple[int, ...]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recognise(spec(*shapes))
+
+
+def test_rows_of_an_anchor_free_grid_are_yolox_only_where_the_classes_say_so() -> None:
+    assert recognise(spec((1, CELLS, 5 + CLASSES))).kind == "yolox"
+    assert recognise(spec((1, CELLS, 85), labels=())).kind == "yolox"
+    for labels in ((), LABELS):
+        with pytest.raises(ConfigError, match=r"are YOLOv8's, transposed; export it as \(B, 4\+C, N\)"):
+            recognise(spec((1, CELLS, 4 + (len(labels) or 80)), labels=labels))
+    with pytest.raises(ConfigError, match="YOLOX's with 6 classes, or YOLOv8's, transposed, with 7; name the classes"):
+        recognise(spec((1, CELLS, 5 + CLASSES), labels=()))
+    with pytest.raises(ConfigError, match=r"fits no head .*yolox has \[1, 2100, 11\]"):
+        recognise(spec((1, CELLS, 13)))
 
 
 def test_what_each_head_would_have_had_is_told() -> None:
@@ -66,6 +81,22 @@ def test_the_sidecar_decides() -> None:
         recognise(spec((1, 252, 6), head={"kind": "yolov9"}))
     with pytest.raises(ConfigError, match=r"sidecar of m\.onnx: head\.strides"):
         recognise(spec((1, 252, 6), head={"kind": "yolov5_sigmoid", "strides": "x"}))
+
+
+def test_a_family_that_is_fed_otherwise_must_say_how() -> None:
+    model = spec((1, CELLS, 5 + CLASSES), input_declared=False)
+    with pytest.raises(ConfigError) as raised:
+        open_head(None, model, DetectSettings())
+    said = str(raised.value)
+    assert 'color: "BGR", scale: 1, align: "top_left"' in said
+    assert '{"version":1,"color":"BGR","scale":1,"align":"top_left"} into m.onnx.json' in said
+    open_head(None, replace(model, input_declared=True), DetectSettings())
+    open_head(None, spec((1, 3 * CELLS, 11), input_declared=False), DetectSettings())
+
+
+def test_what_the_error_says_to_write_is_a_sidecar() -> None:
+    for kind in HEADS:
+        Sidecar.model_validate({"version": 1, **kind.usual_input})
 
 
 def test_labels() -> None:

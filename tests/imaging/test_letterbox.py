@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamd.cli.annotate import upright_bgr
 from streamd.errors import FrameError
 from streamd.imaging.letterbox import HostLetterbox
 from streamd.imaging.reference import letterbox_rgb
-from streamd.types import Box, ColorMatrix, Frame, Picture, Rotation
+from streamd.types import CENTERED, Box, ColorMatrix, Frame, Letterbox, Picture, Placement, Rotation
 
 SUPPORTED = [
     "yuv420p", "yuvj420p", "yuv422p", "yuv444p", "nv12", "yuv420p10le", "p010le", "gray", "rgb24", "bgr24",
@@ -53,10 +55,12 @@ def make_frame(
     return Frame("s", picture, *upright, 0, 0, 0, roi=roi)
 
 
-def compare(frame: Frame, width: int = 224, height: int = 256, color: Any = "RGB") -> npt.NDArray[np.float64]:
+def compare(
+    frame: Frame, width: int = 224, height: int = 256, color: Any = "RGB", placement: Placement = CENTERED
+) -> npt.NDArray[np.float64]:
     into = np.zeros((height, width, 3), np.uint8)
-    box = HostLetterbox(width, height, color=color)(frame, into)
-    expected, expected_box = letterbox_rgb(frame, width, height, color=color)
+    box = HostLetterbox(width, height, color=color, placement=placement)(frame, into)
+    expected, expected_box = letterbox_rgb(frame, width, height, color=color, placement=placement)
     assert box == expected_box
     difference: npt.NDArray[np.float64] = np.abs(into.astype(np.float64) - expected)
     return difference
@@ -138,6 +142,40 @@ def test_pixels_that_are_not_square() -> None:
     whole = np.array([[0, 100, 320, 220]], np.float32)
     np.testing.assert_allclose(box.to_source(whole), [[0, 0, 320, 240]])
     assert compare(make_frame(320, 240, pixel_aspect=16 / 11)).mean() < 0.5
+
+
+PLACEMENTS = [Placement(align="top_left"), Placement("stretch"), Placement("stretch", "top_left")]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("rotation", [0, 270])
+@pytest.mark.parametrize("roi", [None, Box(20, 40, 160, 120)])
+def test_other_placements(placement: Placement, rotation: Rotation, roi: Box | None) -> None:
+    assert compare(make_frame(rotation=rotation, roi=roi), placement=placement).mean() < 0.5
+
+
+def test_where_a_picture_lies() -> None:
+    wide = Box(10, 20, 200, 100)
+    assert Letterbox.fit(wide, 64, 64) == Letterbox(0, 16, 64, 32, wide)
+    assert Letterbox.fit(wide, 64, 64, Placement(align="top_left")) == Letterbox(0, 0, 64, 32, wide)
+    assert Letterbox.fit(wide, 64, 48, Placement("stretch")) == Letterbox(0, 0, 64, 48, wide)
+
+
+@given(
+    st.sampled_from([CENTERED, *PLACEMENTS]),
+    st.tuples(*[st.integers(1, 4000)] * 4),
+    st.tuples(*[st.integers(32, 1280)] * 2),
+    st.tuples(*[st.floats(0, 1)] * 2),
+)
+def test_a_point_of_the_picture_comes_back_to_its_place(
+    placement: Placement, roi: Any, size: tuple[int, int], at: tuple[float, float]
+) -> None:
+    """Whatever the placement: the content's corners are the roi's, and what lies between is in proportion."""
+    box = Letterbox.fit(Box(*roi), *size, placement)
+    x, y = box.pad_x + at[0] * box.content_width, box.pad_y + at[1] * box.content_height
+    back = box.to_source(np.array([[box.pad_x, box.pad_y, x, y]], np.float32))[0]
+    want = (box.roi.x, box.roi.y, box.roi.x + at[0] * box.roi.width, box.roi.y + at[1] * box.roi.height)
+    np.testing.assert_allclose(back, want, rtol=1e-4, atol=1e-3 * max(box.roi.width, box.roi.height))
 
 
 @pytest.mark.parametrize(("width", "height"), [(323, 241), (17, 33), (1920, 1080), (224, 256), (640, 16)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from streamd.cli import main
 from streamd.engine import ModelSettings
 from streamd.errors import ConfigError
+from streamd.heads.picodet import PicodetSettings
+from streamd.heads.yolox import YoloxSettings
 from streamd.models.dataset import Dataset, Truth, open_dataset
 from streamd.models.evaluate import COCO_DETECT, Boxes, Detector, coco_scores, evaluate
 from tests.conftest import shared
@@ -103,3 +106,21 @@ def test_the_known_figure(name: str) -> None:
     assert (found.images, found.boxes) == (128, 898)
     assert found.map == pytest.approx(0.3415, abs=0.003)
     assert found.map50 == pytest.approx(0.526, abs=0.004)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "map_", "input_"),
+    [
+        ("yolox_nano", 0.3425, YoloxSettings.usual_input),
+        ("picodet_s_416_coco", 0.3621, PicodetSettings.usual_input),
+    ],
+)
+def test_the_figure_of_other_families(name: str, map_: float, input_: Any) -> None:
+    """An independent decode in ONNX Runtime (multi-label, score 0.001, NMS 0.6) gave these."""
+    root = shared("images/coco_val128")
+    settings = ModelSettings(path=str(shared(f"models/{name}.onnx")), **input_)
+    with Detector(settings, COCO_DETECT, {"kind": "openvino"}) as job:
+        found = evaluate(job, open_dataset(root / "images", root / "labels", job.labels))
+    assert found.images == 128
+    assert found.map == pytest.approx(map_, abs=0.005)

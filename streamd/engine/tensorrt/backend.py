@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 _WARN_EVERY_S = 10.0
 THUMBNAIL = "preprocess_uint8"
-KERNELS = {f"preprocess_{kind}": "PPiiiff" for kind in kernels.INPUT_TYPES}
+KERNELS = {f"preprocess_{kind}": kernels.PREPROCESS_ARGUMENTS for kind in kernels.INPUT_TYPES}
 KERNELS |= {kernel.name: "P" for kernel in decode.KERNELS.values()} | {"suppress": "P"}
 
 
@@ -76,7 +76,10 @@ class TensorRtBackend(Backend[TensorRtSlot]):
             plan = plan_for(model, settings, batch)
             self._network = Network(plan, trt, vendor_logger(), self._device)
             self.spec = self._settle(model, path, batch)
-            self._geometries = kernels.Geometries(self.spec.input_width, self.spec.input_height, self.spec.color)
+            self._geometries = kernels.Geometries(
+                self.spec.input_width, self.spec.input_height, self.spec.color, self.spec.placement
+            )
+            self._normalization = self.spec.normalization()
             self._kernels: dict[str, Kernel] = self._device.kernels(kernels.ptx(), KERNELS)
         except BaseException:
             self.close()
@@ -212,8 +215,10 @@ class TensorRtBackend(Backend[TensorRtSlot]):
             slot.stream,
             kernels.preprocess_grid(spec.input_width, spec.input_height, frames),
             kernels.BLOCK,
-            slot.pictures_device.address, slot.input.address, spec.input_width, spec.input_height,
-            int(spec.layout == "NHWC"), spec.scale, float(spec.pad_value),
+            *kernels.preprocess_arguments(
+                slot.pictures_device.address, slot.input.address, spec.input_width, spec.input_height,
+                nhwc=spec.layout == "NHWC", normalization=self._normalization, pad=spec.pad_value,
+            ),
         )  # fmt: skip
 
     def _release_read(self) -> None:

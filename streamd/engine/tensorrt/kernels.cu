@@ -179,9 +179,14 @@ FN void fetch(const Picture *p, i32 column, i32 row, float *out) {
   }
 }
 
+// From pixels 0..255 to the network's numbers, for each channel.
+struct Affine {
+  float gain[3], offset[3];
+};
+
 // One pixel of the input tensor (batch, 3, height, width), or (batch, height, width, 3) where nhwc.
 template <class T>
-FN void preprocess_pixel(const Picture *pictures, T *out, i32 width, i32 height, i32 nhwc, float scale, float pad,
+FN void preprocess_pixel(const Picture *pictures, T *out, i32 width, i32 height, i32 nhwc, Affine affine, float pad,
                          i32 x, i32 y, i32 frame) {
   const Picture *p = pictures + frame;
   float value[3] = {pad, pad, pad};
@@ -190,7 +195,7 @@ FN void preprocess_pixel(const Picture *pictures, T *out, i32 width, i32 height,
   u64 area = (u64)width * height, pixel = (u64)y * width + x, step = nhwc ? 1 : area;
   T *at = out + (u64)frame * 3 * area;
   u64 index = nhwc ? pixel * 3 : pixel;
-  for (i32 i = 0; i < 3; i++) put(at, index + i * step, value[i] * scale);
+  for (i32 i = 0; i < 3; i++) put(at, index + i * step, value[i] * affine.gain[i] + affine.offset[i]);
 }
 
 // ------------------------------------------------------------------------------------------------------------ decode
@@ -536,11 +541,12 @@ FN void suppress_frame(const Suppress *s, Workspace *w, u32 frame, u32 thread, u
 #ifdef STREAMD_DEVICE
 
 // Grid: pixels in x and y, frames in z.
-#define PREPROCESS(NAME, TYPE)                                                                                    \
-  extern "C" __global__ void preprocess_##NAME(const Picture *pictures, TYPE *out, i32 width, i32 height,         \
-                                               i32 nhwc, float scale, float pad) {                                \
-    i32 x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;                     \
-    if (x < width && y < height) preprocess_pixel(pictures, out, width, height, nhwc, scale, pad, x, y, blockIdx.z); \
+#define PREPROCESS(NAME, TYPE)                                                                                         \
+  extern "C" __global__ void preprocess_##NAME(const Picture *pictures, TYPE *out, i32 width, i32 height, i32 nhwc,    \
+                                               Affine affine, float pad) {                                             \
+    i32 x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;                          \
+    if (x < width && y < height)                                                                                       \
+      preprocess_pixel(pictures, out, width, height, nhwc, affine, pad, x, y, blockIdx.z);                             \
   }
 // Grid: rows in x, frames in y.
 #define DECODE(NAME)                                                            \
@@ -556,12 +562,12 @@ extern "C" __global__ void suppress(const Suppress *s) {
 
 #else
 
-#define PREPROCESS(NAME, TYPE)                                                                                   \
-  extern "C" void preprocess_##NAME(const Picture *pictures, TYPE *out, i32 width, i32 height, i32 nhwc,         \
-                                    float scale, float pad, i32 frames) {                                        \
-    for (i32 f = 0; f < frames; f++)                                                                             \
-      for (i32 y = 0; y < height; y++)                                                                           \
-        for (i32 x = 0; x < width; x++) preprocess_pixel(pictures, out, width, height, nhwc, scale, pad, x, y, f); \
+#define PREPROCESS(NAME, TYPE)                                                                                    \
+  extern "C" void preprocess_##NAME(const Picture *pictures, TYPE *out, i32 width, i32 height, i32 nhwc,          \
+                                    Affine affine, float pad, i32 frames) {                                       \
+    for (i32 f = 0; f < frames; f++)                                                                              \
+      for (i32 y = 0; y < height; y++)                                                                            \
+        for (i32 x = 0; x < width; x++) preprocess_pixel(pictures, out, width, height, nhwc, affine, pad, x, y, f); \
   }
 // Last row first, so that a test notices an order that comes from the threads.
 #define DECODE(NAME)                                                            \

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from streamd.errors import BackendError, FrameError
 from streamd.imaging.reference import coded_roi, looked_at, yuv_to_rgb_matrix
-from streamd.types import Frame, Letterbox, Picture
+from streamd.types import CENTERED, Float32Array, Frame, Letterbox, Picture, Placement
 
 PTX = Path(__file__).with_name("kernels.ptx")
 SOURCE = Path(__file__).with_name("kernels.cu")
@@ -97,6 +97,32 @@ def ptx() -> bytes:
         ) from error
 
 
+Normalization = tuple[Float32Array, Float32Array]
+"""Gain and offset of each channel; see `ModelSpec.normalization`."""
+PIXELS: Normalization = np.ones(3, np.float32), np.zeros(3, np.float32)
+"""Pixels as they are."""
+PREPROCESS_ARGUMENTS = "PPiii" + 7 * "f"
+"""Of a preprocess kernel, for a launch: see `preprocess_arguments`. Six of the floats are kernels.cu's `Affine`."""
+
+
+def preprocess_arguments(
+    pictures: int, out: int, width: int, height: int, *, nhwc: bool, normalization: Normalization, pad: float
+) -> tuple[int | float, ...]:
+    """What a preprocess kernel is launched with.
+
+    Args:
+        pictures: address of a `Picture` a frame.
+        out: address of the network's input.
+        width: of the input, in pixels.
+        height: of the input, in pixels.
+        nhwc: whether channels come last.
+        normalization: from pixels 0..255 to the network's numbers.
+        pad: grey level 0..255 around the picture.
+    """
+    gain, offset = normalization
+    return pictures, out, width, height, int(nhwc), *gain.tolist(), *offset.tolist(), float(pad)
+
+
 def preprocess_grid(width: int, height: int, frames: int) -> tuple[int, int, int]:
     """Number of blocks that cover an input of `width` × `height` pixels for this many frames."""
     return -(-width // BLOCK[0]), -(-height // BLOCK[1]), frames
@@ -167,7 +193,9 @@ class Geometry:
     """Picture bytes in a row of each plane: the smallest pitch."""
 
 
-def _geometry(frame: Frame, input_width: int, input_height: int, color: Literal["RGB", "BGR"]) -> Geometry:
+def _geometry(
+    frame: Frame, input_width: int, input_height: int, color: Literal["RGB", "BGR"], placement: Placement
+) -> Geometry:
     picture = frame.picture
     kind = FORMATS.get(picture.format)
     if kind is None:
@@ -176,7 +204,7 @@ def _geometry(frame: Frame, input_width: int, input_height: int, color: Literal[
             f"supported: {', '.join(sorted(FORMATS))}"
         )
     roi = looked_at(frame)
-    box = Letterbox.fit(roi, input_width, input_height, pixel_aspect=picture.pixel_aspect)
+    box = Letterbox.fit(roi, input_width, input_height, placement, pixel_aspect=picture.pixel_aspect)
     coded = coded_roi(roi, picture)
     width, height = box.content_width, box.content_height
     if picture.rotation in (90, 270):
@@ -209,11 +237,19 @@ class Geometries:
         input_width: network input, pixels.
         input_height: network input, pixels.
         color: channel order of the network's input.
+        placement: where pictures go in it.
     """
 
-    def __init__(self, input_width: int, input_height: int, color: Literal["RGB", "BGR"] = "RGB") -> None:
+    def __init__(
+        self,
+        input_width: int,
+        input_height: int,
+        color: Literal["RGB", "BGR"] = "RGB",
+        placement: Placement = CENTERED,
+    ) -> None:
         self._size = input_width, input_height
         self._color = color
+        self._placement = placement
         self._kept: OrderedDict[tuple[Any, ...], Geometry] = OrderedDict()
 
     def of(self, frame: Frame) -> Geometry:
@@ -226,7 +262,7 @@ class Geometries:
         key = (p.format, p.width, p.height, p.matrix, p.full_range, p.rotation, p.mirrored, p.pixel_aspect, frame.roi)
         found = self._kept.get(key)
         if found is None:
-            found = self._kept[key] = _geometry(frame, *self._size, self._color)
+            found = self._kept[key] = _geometry(frame, *self._size, self._color, self._placement)
             if len(self._kept) > _CACHED:
                 self._kept.popitem(last=False)
         else:

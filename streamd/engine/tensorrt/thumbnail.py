@@ -61,7 +61,10 @@ class Thumbnailer:
             device.to_device(stream, table_device.address, table.bytes)
             self._kernel.launch(
                 stream, kernels.preprocess_grid(width, height, 1), kernels.BLOCK,
-                table_device.address, pixels_device.address, width, height, 1, 1.0, 0.0,
+                *kernels.preprocess_arguments(
+                    table_device.address, pixels_device.address, width, height,
+                    nhwc=True, normalization=kernels.PIXELS, pad=0,
+                ),
             )  # fmt: skip
             device.to_host(stream, pixels.bytes[:size], pixels_device.address)
             self._done.record(stream)

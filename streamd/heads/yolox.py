@@ -1,0 +1,137 @@
+"""YOLOX's output: (B, N, 5+C), a row a cell, stride by stride: box, objectness, classes.
+
+As the repository exports it, the box is not decoded: xy = (v + cell) · stride, wh = e^v · stride (YOLOX 0.3,
+`YOLOXHead.decode_outputs`); with `--decode_in_inference` it is. Objectness and classes are after the sigmoid in both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from streamd.errors import ConfigError, ModelError
+from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
+from streamd.heads.coco import COCO80
+from streamd.heads.common import EMPTY, STRIDES, as_float32, cells, check_single, corners, label_boxes, listed
+from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
+
+ROUNDING = 1e-3
+"""A sigmoid may come out of a reduced precision so far outside 0..1."""
+
+
+@HEADS.register
+class YoloxSettings(HeadSettings):
+    """YOLOX's output: (B, N, 5+C), a row a cell, stride by stride, line by line: box, objectness, classes 0..1."""
+
+    kind: Literal["yolox"] = "yolox"
+    decoded: bool = Field(
+        False,
+        description="Boxes are cx cy w h in input pixels (exported with --decode_in_inference), not relative to cells.",
+    )
+    strides: tuple[int, ...] = Field(
+        STRIDES, min_length=1, description="Strides in the order of the rows: 8, 16, 32, and 64 for the P6 models."
+    )
+    form: ClassVar[str] = "(B, N, 5+C)"
+    usual_input: ClassVar[dict[str, Any]] = {"color": "BGR", "scale": 1, "align": "top_left"}
+
+    @classmethod
+    def shapes(cls, height: int, width: int, classes: int) -> tuple[tuple[int, ...], ...]:
+        """See `HeadSettings.shapes`."""
+        return ((1, cells(height, width), 5 + classes),)
+
+    @classmethod
+    def recognise(cls, spec: ModelSpec) -> HeadSettings | None:
+        """See `HeadSettings.recognise`. YOLOv8's rows, transposed, have the same form with one value less a row."""
+        shapes = [t.shape for t in spec.outputs]
+        rows, columns = shapes[0][1:] if len(shapes) == 1 and len(shapes[0]) == 3 else (0, 0)
+        fits = rows == cells(spec.input_height, spec.input_width) and columns == 5 + (len(spec.labels) or len(COCO80))
+        return cls() if fits else None
+
+    @classmethod
+    def undecodable(cls, spec: ModelSpec) -> str:
+        """See `HeadSettings.undecodable`."""
+        shapes = [t.shape for t in spec.outputs]
+        rows, columns = shapes[0][1:] if len(shapes) == 1 and len(shapes[0]) == 3 else (0, 0)
+        if rows != cells(spec.input_height, spec.input_width) or columns < 6 or spec.labels:
+            return ""
+        if columns in (4 + len(COCO80), 5 + len(COCO80)):
+            return ""
+        return (
+            f"are rows of an anchor-free grid: YOLOX's with {columns - 5} classes, or YOLOv8's, transposed, with "
+            f"{columns - 4}; name the classes (model.labels), or declare model.head.kind: yolox"
+        )
+
+    def open(self, spec: ModelSpec, options: DecodeOptions) -> Head:
+        """See `HeadSettings.open`."""
+        return Yolox(self, spec, options)
+
+
+class Yolox(Head):
+    """See the module."""
+
+    def __init__(self, settings: YoloxSettings, spec: ModelSpec, options: DecodeOptions) -> None:
+        shape = check_single("yolox", "(B, N, 5+C)", spec, lambda shape: shape[2] >= 6)
+        height, width = spec.input_height, spec.input_width
+        if any(s < 1 or height % s or width % s for s in settings.strides):
+            raise ConfigError(
+                f"model.head.strides: {list(settings.strides)} do not divide the input of {height}×{width}"
+            )
+        tables = [_grid(s, height // s, width // s) for s in settings.strides]
+        self._cell, self._stride = (np.concatenate(t) for t in zip(*tables, strict=True))
+        if shape[1] != len(self._stride):
+            raise ConfigError(
+                f"model.head: strides {list(settings.strides)} make {len(self._stride)} rows at input "
+                f"{height}×{width}; {spec.path} has {listed(spec)}"
+            )
+        self._options, self._path, self._checked = options, spec.path, False
+        self._decoded = settings.decoded
+        self._least_reach = min(height, width) / 2
+        self.classes = shape[2] - 5
+        if settings.decoded:
+            self.plan = DecodePlan("objectness_rows", self.classes, *options)
+
+    def _check(self, rows: Float32Array) -> None:
+        """Shapes tell neither decoded boxes from others nor YOLOX from its kin; the first frame's values do."""
+        least, most = float(rows[:, 4:].min()), float(rows[:, 4:].max())
+        if not (least >= -ROUNDING and most <= 1 + ROUNDING):
+            raise ModelError(
+                f"model {self._path}: declared or recognised as yolox, but objectness and classes range from "
+                f"{least:.3g} to {most:.3g}, not 0 to 1. Export the model with its sigmoid; if this is YOLOv8's output "
+                "transposed, export it as (B, 4+C, N)"
+            )
+        # Relative to its cell, a centre is within a few cells; in pixels, those of a whole frame reach everywhere.
+        reach = float(np.abs(rows[:, :2]).max())
+        if self._decoded != (reach > self._least_reach):
+            found, fits = ("in pixels", "true") if reach > self._least_reach else ("relative to cells", "false")
+            raise ModelError(
+                f"model {self._path}: a whole frame's box centres reach {reach:.3g}, so they are {found}: declare "
+                f"model.head: {{kind: yolox, decoded: {fits}}}, or the same in the sidecar's head"
+            )
+        self._checked = True
+
+    def candidates(self, outputs: Outputs, index: int) -> Candidates:
+        """See `Head.candidates`."""
+        rows = as_float32(outputs[0][index])
+        if not self._checked:
+            self._check(rows)
+        (keep,) = np.nonzero(rows[:, 4] >= self._options.conf)
+        if not len(keep):
+            return EMPTY
+        values = rows[keep]
+        centre, size = values[:, :2], values[:, 2:4]
+        if not self._decoded:
+            stride = self._stride[keep, None]
+            centre = (centre + self._cell[keep]) * stride
+            with np.errstate(over="ignore"):
+                size = np.exp(size) * stride
+        return label_boxes(
+            corners(centre[:, 0], centre[:, 1], size[:, 0], size[:, 1]), values[:, 5:] * values[:, 4:5], self._options
+        )
+
+
+def _grid(stride: int, height: int, width: int) -> tuple[Float32Array, Float32Array]:
+    """Of each row of one stride: column and row of its cell (N, 2), stride (N,)."""
+    row, column = np.indices((height, width)).reshape(2, -1)
+    return np.stack([column, row], axis=1).astype(np.float32), np.full(len(row), stride, np.float32)
