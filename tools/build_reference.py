@@ -139,6 +139,7 @@ def metrics() -> str:
     stream.decoder, stream.clock_offset_s, stream.clock_drift, stream.objective_s = "software", 0.0, 0.0, 1.0
     stream.drop("any")
     stream.fail("any")
+    stream.reject({"any": 1})
     metrics.stage_duration.tally("any")
     metrics.capture_to_publish.tally("any")
     metrics.detections.of("any", ("any",))[0] = 1

@@ -235,6 +235,6 @@ def settle_spec(
         ),
         input_declared=_declares_input(settings) or (_declares_input(sidecar) and not sidecar.input_assumed),
         max_batch=batch if batch > 0 else max_batch,
-        metadata=dict(metadata),
+        metadata={"task": sidecar.task, **metadata} if sidecar.task else dict(metadata),
         head=sidecar.head,
     )

@@ -56,6 +56,7 @@ class Sidecar(Settings):
     input_assumed: bool = Field(
         False, description="True where nobody declared how the input is made, and this file repeats the defaults."
     )
+    task: str | None = Field(None, description="What the model does, as its exporter said: only detect has heads.")
     head: dict[str, Any] | None = Field(None, description="The head, as in the configuration's model.head.")
     sha256: str | None = Field(None, description="SHA-256 of the model file this belongs to.")
     provenance: Provenance | None = Field(None, description="How the model was made.")

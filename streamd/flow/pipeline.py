@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -35,8 +35,17 @@ from streamd.types import (
 log = structlog.get_logger(__name__)
 
 
-Postprocess = Callable[[Any, int, Letterbox], tuple[Float32Array, Float32Array, Int32Array]]
-"""(outputs of a batch, index of the frame, its letterbox) -> xyxy (N, 4) in source pixels, score (N,), class (N,)."""
+class Postprocess(Protocol):
+    """Decodes one frame of a collected batch."""
+
+    @property
+    def rejected(self) -> Mapping[str, int]:
+        """Boxes of the last frame that cannot be and were left out, by reason."""
+
+    def __call__(
+        self, outputs: Any, index: int, letterbox: Letterbox, /
+    ) -> tuple[Float32Array, Float32Array, Int32Array]:
+        """xyxy (N, 4) in source pixels, score (N,), class (N,) of frame `index` of a batch's outputs."""
 
 
 @dataclass(slots=True)
@@ -220,7 +229,11 @@ class Pipeline:
         try:
             outputs = self._engine.collect(work.slot)
             inferred_ns = time.monotonic_ns()
-            decoded = [self._postprocess(outputs, i, box) for i, box in enumerate(work.boxes)]
+            decoded = []
+            for i, (frame, box) in enumerate(zip(work.frames, work.boxes, strict=True)):
+                decoded.append(self._postprocess(outputs, i, box))
+                if rejected := self._postprocess.rejected:
+                    self._outputs[frame.stream].reject(rejected)
             for name, seconds in self._engine.device_times(work.slot).items():
                 self._device_time[name].observe(seconds)
             # The outputs are views of the slot's buffers: it is free only now. Where another stage has failed nobody

@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import structlog
+
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Detections, Float32Array, Frame, Int32Array, ModelInfo, Tracks
+
+log = structlog.get_logger(__name__)
 
 
 class Tap(Protocol):
@@ -49,6 +53,12 @@ class StreamOutput:
         self._latency = metrics.capture_to_publish.tally(name)
         self._seen = metrics.detections.of(name, model.labels)
         self._publish, self._tap = publish, tap
+
+    def reject(self, reasons: Mapping[str, int]) -> None:
+        """Counts boxes of one frame that cannot be and were left out, by reason; logs each reason once."""
+        if new := {reason: n for reason, n in reasons.items() if reason not in self._counters.invalid_boxes}:
+            log.warning("the model puts out boxes that cannot be; they are left out", stream=self.name, **new)
+        self._counters.reject(reasons)
 
     def publish(self, frame: Frame, detections: Detections) -> None:
         """Publishes one frame's detections and counts them."""

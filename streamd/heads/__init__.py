@@ -83,11 +83,13 @@ class Head(ABC):
         """
 
 
-class HeadSettings(KindSettings, ABC):
+class HeadSettings(KindSettings):
     """Settings of one kind of head."""
 
     form: ClassVar[str]
     """The shapes of its outputs, for people: (B, N, 5+C)."""
+    tasks: ClassVar[tuple[str, ...]] = ("detect",)
+    """What models of this family do, as Ultralytics' exporter names it in the model's metadata."""
     usual_input: ClassVar[Mapping[str, Any]] = {}
     """How models of this family are fed, as fields of the sidecar, where that is not streamd's default.
 
@@ -121,13 +123,13 @@ class HeadSettings(KindSettings, ABC):
         """
         return ""
 
-    @abstractmethod
     def open(self, spec: ModelSpec, options: DecodeOptions) -> Head:
         """Makes the head.
 
         Raises:
             ConfigError: the settings contradict the model's shapes.
         """
+        raise NotImplementedError
 
 
 HEADS: Registry[HeadSettings] = Registry("head", HeadSettings, "streamd.heads", first="yolov5_cat")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from streamd.errors import ConfigError
 from streamd.heads import DecodeOptions
@@ -48,9 +49,10 @@ def check_row(row: Sequence[float], count: int | None = None) -> None:
         raise ConfigError(f"model.head.anchors: a row needs {needed} (w,h an anchor)")
 
 
-def origins(column: Float32Array, row: Float32Array) -> Float32Array:
+def origins(column: npt.NDArray[np.intp], row: npt.NDArray[np.intp]) -> Float32Array:
     """(M, 2) what is added to 2σ(xy), in cells. Half a cell is taken off: boxes reach half a cell to either side."""
-    return np.stack([column, row], axis=1).astype(np.float32) - _HALF_A_CELL
+    origin: Float32Array = np.stack([column, row], axis=1).astype(np.float32) - _HALF_A_CELL
+    return origin
 
 
 def decode(

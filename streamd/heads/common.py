@@ -17,6 +17,10 @@ STRIDES = (8, 16, 32)
 """Input pixels a cell, of the three grids that most detectors have."""
 
 
+SHARES_END = 1.5
+"""Boxes in input pixels always go beyond, in a whole frame: centres of the last cells are hundreds of pixels away."""
+
+
 def cells(height: int, width: int) -> int:
     """Cells of the grids of `STRIDES` over an input of so many pixels."""
     return sum((height // s) * (width // s) for s in STRIDES)

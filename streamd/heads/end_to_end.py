@@ -6,9 +6,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from streamd.errors import ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
-from streamd.heads.common import EMPTY, as_float32, check_single
-from streamd.types import Candidates, DecodePlan, ModelSpec, Outputs
+from streamd.heads.common import EMPTY, SHARES_END, as_float32, check_single
+from streamd.heads.validate import mostly_no_shares, span
+from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
 
 MOST_ROWS = 1000
 """More rows are undecoded cells, not boxes that were kept."""
@@ -45,9 +47,25 @@ class EndToEnd(Head):
 
     def __init__(self, spec: ModelSpec, options: DecodeOptions) -> None:
         check_single("end_to_end", "(B, N, 6)", spec, lambda shape: shape[2] == 6)
-        self._conf = options.conf
+        self._conf, self._path, self._checked = options.conf, spec.path, False
         self.classes = len(spec.labels) or 80
         self.plan = DecodePlan("final_boxes", self.classes, *options)
+
+    def _check(self, rows: Float32Array) -> None:
+        """Rows of a first frame that has any above the threshold."""
+        boxes = rows[:, :4]
+        largest = float(boxes[np.isfinite(boxes)].max(initial=0))
+        if 0 < largest <= SHARES_END:
+            raise ModelError(
+                f"model {self._path}: its output has the shape of end_to_end, but no corner exceeds {largest:.3g}, "
+                "where input pixels are expected: its boxes are normalised to 0..1. Export it with boxes in pixels"
+            )
+        if mostly_no_shares(rows[:, 4:5]):
+            raise ModelError(
+                f"model {self._path}: its output has the shape of end_to_end, but what should be scores is "
+                f"{span(rows[:, 4])}, not 0 to 1: its rows are not x1 y1 x2 y2 score class"
+            )
+        self._checked = True
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`. Rows whose class the labels do not know are padding and are left out."""
@@ -56,6 +74,8 @@ class EndToEnd(Head):
         if not keep.any():
             return EMPTY
         values = rows[keep]
+        if not self._checked:
+            self._check(values)
         return Candidates(
             np.ascontiguousarray(values[:, :4]), np.ascontiguousarray(values[:, 4]), values[:, 5].astype(np.int32)
         )

@@ -16,14 +16,13 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import EMPTY, as_float32, label_boxes, listed
+from streamd.heads.validate import check_numbers, mostly_no_shares, span
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 STRIDES = (8, 16, 32, 64, 128)
 """Among which those of a model are recognised by its rows."""
 STEPS = (8, 17)
 """Distances in a distribution: PicoDet's 0 to 7 cells, PP-YOLOE's 0 to 16."""
-ROUNDING = 1e-3
-"""A sigmoid may come out of a reduced precision so far outside 0..1."""
 
 
 class _Level(NamedTuple):
@@ -121,11 +120,12 @@ class Picodet(Head):
         self.classes = spec.outputs[self._levels[0].classes].shape[2]
 
     def _check(self, scores: Sequence[Float32Array]) -> None:
-        least, most = min(float(s.min()) for s in scores), max(float(s.max()) for s in scores)
-        if not (least >= -ROUNDING and most <= 1 + ROUNDING):
+        rows = np.concatenate(scores)
+        check_numbers(self._path, rows)
+        if mostly_no_shares(rows):
             raise ModelError(
-                f"model {self._path}: declared or recognised as picodet, but its class scores range from {least:.3g} "
-                f"to {most:.3g}, not 0 to 1: export the model with the sigmoid of its classes"
+                f"model {self._path}: declared or recognised as picodet, but its class scores are {span(rows)}, not 0 "
+                "to 1: export the model with the sigmoid of its classes"
             )
         self._checked = True
 

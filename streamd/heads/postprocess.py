@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings, Head
 from streamd.heads.nms import nms
+from streamd.heads.validate import NONE, inside, possible
 from streamd.types import Candidates, DecodePlan, Float32Array, Int32Array, Letterbox, Outputs
 
 
@@ -55,7 +56,7 @@ def with_suppression(plan: DecodePlan, labels: Sequence[str], detect: DetectSett
 
 
 class Postprocess:
-    """Decodes, suppresses, filters, and maps back. Used by one thread.
+    """Decodes, leaves out what cannot be, filters, suppresses, and maps back. Used by one thread.
 
     Args:
         head: decodes raw outputs.
@@ -67,6 +68,8 @@ class Postprocess:
     """
 
     def __init__(self, head: Head, detect: DetectSettings, labels: Sequence[str]) -> None:
+        self.rejected: Mapping[str, int] = NONE
+        """Boxes of the last frame that cannot be and were left out, by one of `validate.REASONS`."""
         self._head = head
         self._detect = detect
         self._wanted: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
@@ -89,9 +92,12 @@ class Postprocess:
         """
         first = outputs[index] if isinstance(outputs[0], Candidates) else None
         found = first if isinstance(first, Candidates) else self._head.candidates(outputs, index)  # type: ignore[arg-type]
+        self.rejected = NONE
+        if len(found.score):
+            found, self.rejected = possible(found)
         xyxy, score, class_id = found.xyxy, found.score, found.class_id
         if found.suppressed:
-            return letterbox.to_source(xyxy), score.copy(), class_id.copy()
+            return self._in_picture(letterbox.to_source(xyxy), score, class_id.copy())
         if len(score) and (self._wanted is not None or self._class_conf is not None):
             keep = np.ones(len(score), np.bool_)
             if self._wanted is not None:
@@ -103,4 +109,14 @@ class Postprocess:
             order = nms(xyxy, score, class_id, self._detect.iou, self._detect.max_det, agnostic=self._detect.agnostic)
         else:
             order = np.argsort(-score, kind="stable")[: self._detect.max_det]
-        return letterbox.to_source(xyxy[order]), score[order], class_id[order]
+        return self._in_picture(letterbox.to_source(xyxy[order]), score[order], class_id[order])
+
+    def _in_picture(
+        self, xyxy: Float32Array, score: Float32Array, class_id: Int32Array
+    ) -> tuple[Float32Array, Float32Array, Int32Array]:
+        """What there is to show of the boxes, which are in source pixels and clipped to the picture."""
+        there = inside(xyxy)
+        if there is not None:
+            self.rejected = {**self.rejected, "outside": int(len(there) - there.sum())}
+            xyxy, score, class_id = xyxy[there], score[there], class_id[there]
+        return xyxy, np.minimum(score, 1), class_id

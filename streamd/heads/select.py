@@ -14,6 +14,9 @@ from streamd.heads.common import listed
 from streamd.heads.postprocess import with_suppression
 from streamd.types import ModelSpec
 
+OTHER_TASKS = ("segment", "pose", "obb", "classify")
+"""Of Ultralytics, besides detect."""
+
 
 def recognise(spec: ModelSpec) -> HeadSettings:
     """The head's settings: the sidecar's word, else what the output shapes allow.
@@ -24,15 +27,18 @@ def recognise(spec: ModelSpec) -> HeadSettings:
     if spec.head is not None:
         return _validated(dict(spec.head), f"sidecar of {spec.path}: ")
     outputs = listed(spec)
-    for kind in HEADS:
+    kinds = [kind for kind in HEADS if reads_task(kind, spec)]
+    if not kinds:
+        raise ConfigError(_no_task(spec))
+    for kind in kinds:
         if said := kind.undecodable(spec):
             raise ConfigError(f"model {spec.path}: outputs {outputs} {said}")
-    fits = [settings for kind in HEADS if (settings := kind.recognise(spec)) is not None]
+    fits = [settings for kind in kinds if (settings := kind.recognise(spec)) is not None]
     if len(fits) == 1:
         return fits[0]
     if fits:
-        kinds = " and ".join(f.kind for f in fits)
-        raise ConfigError(f"model {spec.path}: output {outputs} fits {kinds}; declare model.head.kind")
+        several = " and ".join(f.kind for f in fits)
+        raise ConfigError(f"model {spec.path}: output {outputs} fits {several}; declare model.head.kind")
     shapes = [t.shape for t in spec.outputs]
     if len(shapes) != 1 or len(shapes[0]) != 3:
         known = ", ".join(dict.fromkeys(kind.form for kind in HEADS))
@@ -87,6 +93,19 @@ def declared(kind: str | None, spec: ModelSpec) -> HeadSettings | None:
     return _validated({"kind": kind}, "")
 
 
+def reads_task(kind: type[HeadSettings], spec: ModelSpec) -> bool:
+    """Whether heads of that kind decode what the model's exporter says that it does. Unknown words say nothing."""
+    task = spec.metadata.get("task", "").strip().lower()
+    return task not in OTHER_TASKS or task in kind.tasks
+
+
+def _no_task(spec: ModelSpec) -> str:
+    return (
+        f"model {spec.path}: its metadata says that it was exported for the task {spec.metadata['task']}; streamd "
+        "reads detections. Export a detection model (task=detect)"
+    )
+
+
 def check_input(settings: HeadSettings, spec: ModelSpec) -> None:
     """Whether it is known how the model's input is made.
 
@@ -111,6 +130,8 @@ def open_head(settings: HeadSettings | None, spec: ModelSpec, detect: DetectSett
     """
     settings = settings or recognise(spec)
     check_input(settings, spec)
+    if not reads_task(type(settings), spec):
+        raise ConfigError(_no_task(spec))
     head = settings.open(spec, DecodeOptions.of(detect))
     if head.nms and head.plan is not None:
         with suppress(ConfigError):  # Postprocess says what is wrong.

@@ -16,6 +16,7 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.anchors import COCO_COUNT, Rows, check_row, coco_anchors, decode, origins
 from streamd.heads.common import EMPTY, STRIDES, as_float32, listed, logit, sigmoid
+from streamd.heads.validate import check_numbers
 from streamd.types import Candidates, DecodePlan, FloatArray, ModelSpec, Outputs
 
 LEAST_VALUES = 6
@@ -107,6 +108,7 @@ class Yolov5Heads(Head):
     def _check(self, heads: Sequence[FloatArray]) -> None:
         """Some exporters end in a sigmoid. In a whole frame, most logits of objectness are negative."""
         values = [head[..., 4] for head in heads]
+        check_numbers(self._path, *values)
         least, most = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
         if 0 <= least < most <= 1:
             raise ModelError(
@@ -132,8 +134,8 @@ class Yolov5Heads(Head):
                 found.append((values, origins(column, row), np.full(len(anchor), stride, np.float32), anchors[anchor]))
         if not found:
             return EMPTY
-        values, origin, stride, anchor = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return decode(sigmoid(values), origin, stride, anchor, self._options)
+        shares, origins_, strides, sizes = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return decode(sigmoid(shares), origins_, strides, sizes, self._options)
 
 
 def _anchors(

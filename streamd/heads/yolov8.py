@@ -6,10 +6,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from streamd.errors import ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
-from streamd.heads.common import EMPTY, as_float32, cells, check_single, corners, label_boxes
-from streamd.types import Candidates, DecodePlan, ModelSpec, Outputs
+from streamd.heads.common import EMPTY, SHARES_END, as_float32, cells, check_single, corners, label_boxes
+from streamd.heads.validate import check_numbers, mostly_no_shares, span
+from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
 
 DISTANCES = 64
 """Channels of undecoded boxes: 16 for each side."""
@@ -59,13 +61,34 @@ class Yolov8(Head):
 
     def __init__(self, spec: ModelSpec, options: DecodeOptions) -> None:
         shape = check_single("yolov8", "(B, 4+C, N)", spec, lambda shape: shape[1] >= 5)
-        self._options = options
+        self._options, self._path, self._checked = options, spec.path, False
         self.classes = shape[1] - 4
         self.plan = DecodePlan("class_columns", self.classes, *options)
+
+    def _check(self, columns: Float32Array) -> None:
+        """By shape, other exports of the family are classes without end; the first frame's values tell them."""
+        check_numbers(self._path, columns)
+        if mostly_no_shares(columns[4:].T):
+            raise ModelError(
+                f"model {self._path}: its output has the shape of yolov8, but what should be class scores is "
+                f"{span(columns[4:])}, not 0 to 1. Exports for pose, segmentation and oriented boxes have such values "
+                "behind the classes: export the model for detection (task=detect). Logits: export it with its sigmoid"
+            )
+        boxes = columns[:4]
+        largest = float(boxes[np.isfinite(boxes)].max(initial=0))
+        if 0 < largest <= SHARES_END:
+            raise ModelError(
+                f"model {self._path}: its output has the shape of yolov8, but in a whole frame no box value exceeds "
+                f"{largest:.3g}, where input pixels are expected: its boxes are normalised to 0..1. Export it with "
+                "boxes in pixels"
+            )
+        self._checked = largest > 0
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`."""
         columns = as_float32(outputs[0][index])
+        if not self._checked:
+            self._check(columns)
         (keep,) = np.nonzero(columns[4:].max(axis=0) >= self._options.conf)
         if not len(keep):
             return EMPTY

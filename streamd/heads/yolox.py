@@ -15,10 +15,8 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import EMPTY, STRIDES, as_float32, cells, check_single, corners, label_boxes, listed
+from streamd.heads.validate import check_numbers, mostly_no_shares, span
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
-
-ROUNDING = 1e-3
-"""A sigmoid may come out of a reduced precision so far outside 0..1."""
 
 
 @HEADS.register
@@ -94,15 +92,16 @@ class Yolox(Head):
 
     def _check(self, rows: Float32Array) -> None:
         """Shapes tell neither decoded boxes from others nor YOLOX from its kin; the first frame's values do."""
-        least, most = float(rows[:, 4:].min()), float(rows[:, 4:].max())
-        if not (least >= -ROUNDING and most <= 1 + ROUNDING):
+        check_numbers(self._path, rows)
+        if mostly_no_shares(rows[:, 4:]):
             raise ModelError(
-                f"model {self._path}: declared or recognised as yolox, but objectness and classes range from "
-                f"{least:.3g} to {most:.3g}, not 0 to 1. Export the model with its sigmoid; if this is YOLOv8's output "
+                f"model {self._path}: declared or recognised as yolox, but objectness and classes are "
+                f"{span(rows[:, 4:])}, not 0 to 1. Export the model with its sigmoid; if this is YOLOv8's output "
                 "transposed, export it as (B, 4+C, N)"
             )
         # Relative to its cell, a centre is within a few cells; in pixels, those of a whole frame reach everywhere.
-        reach = float(np.abs(rows[:, :2]).max())
+        centres = np.abs(rows[:, :2])
+        reach = float(centres[np.isfinite(centres)].max(initial=0))
         if self._decoded != (reach > self._least_reach):
             found, fits = ("in pixels", "true") if reach > self._least_reach else ("relative to cells", "false")
             raise ModelError(

@@ -7,7 +7,7 @@ read at scrape time, so the hot path needs no lock for them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -63,6 +63,7 @@ class StreamMetrics:
         "epoch",
         "failures",
         "frame_error",
+        "invalid_boxes",
         "last_frame_wall",
         "late",
         "lost",
@@ -107,6 +108,8 @@ class StreamMetrics:
         self.reconnects = 0
         self.failures: dict[str, int] = {}
         """Failures by reason; written by the stream's runner."""
+        self.invalid_boxes: dict[str, int] = {}
+        """Boxes left out because they cannot be, by reason; written by the postprocess stage."""
         self.threads_abandoned = 0
         self.threads_stuck = 0
         """Those of them that still hang."""
@@ -133,6 +136,11 @@ class StreamMetrics:
     def fail(self, reason: str) -> None:
         """Counts one failure of the stream. Runner's thread only."""
         self.failures[reason] = self.failures.get(reason, 0) + 1
+
+    def reject(self, reasons: Mapping[str, int]) -> None:
+        """Counts boxes of a frame that cannot be. Postprocess stage only."""
+        for reason, count in reasons.items():
+            self.invalid_boxes[reason] = self.invalid_boxes.get(reason, 0) + count
 
     def objective(self) -> tuple[int, int]:
         """Frames covered by the objective, and those of them that missed it: published late, or dropped by us.
@@ -202,6 +210,11 @@ class _StreamCollector(Collector):
             "Failures of a stream, including those it survived, by reason.",
             labels=["stream", "reason"],
         )
+        invalid = CounterMetricFamily(
+            "streamd_invalid_boxes",
+            "Boxes left out because they cannot be: not_finite, score (above 1), size (none or negative), outside.",
+            labels=["stream", "reason"],
+        )
         abandoned = CounterMetricFamily(
             "streamd_stream_threads_abandoned",
             "Threads abandoned in a call that did not return.",
@@ -260,6 +273,8 @@ class _StreamCollector(Collector):
             reconnects.add_metric(labels, counts.reconnects)
             for reason, count in list(s.failures.items()):
                 failures.add_metric([s.stream, reason], count)
+            for reason, count in list(s.invalid_boxes.items()):
+                invalid.add_metric([s.stream, reason], count)
             abandoned.add_metric(labels, s.threads_abandoned)
             stuck.add_metric(labels, s.threads_stuck)
             if s.removed:
@@ -280,7 +295,7 @@ class _StreamCollector(Collector):
             sessions.add_metric([name], count)
         return (
             received, published, dropped, skipped, corrupt, lost, jumps, offset, drift, reconnects, failures,
-            abandoned, stuck, state, last, info, sessions, held, missed, objective_s, objective_share,
+            invalid, abandoned, stuck, state, last, info, sessions, held, missed, objective_s, objective_share,
         )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from tests.gpu.kernel_cases import (
     INPUTS,
     REFERENCE_FORMATS,
     boxes_case,
+    check_bad_boxes,
     check_decode,
     check_detect,
     check_overflow,
@@ -308,6 +309,11 @@ def test_what_the_device_cannot_decode_is_named() -> None:
     other: Any = "another"
     with pytest.raises(BackendError, match="no kernel decodes another; known: anchor_grids"):
         dec.check(DecodePlan(other, 7, 0.25, False), [TensorSpec("o", (-1, 11, 10), "float32")], INPUT)
+
+
+@pytest.mark.parametrize("detect", [{}, {"agnostic": True, "iou": 0.9}, {"multi_label": True, "conf": 0.3}])
+def test_boxes_that_cannot_be_suppress_nothing(host: Host, detect: dict[str, Any]) -> None:
+    check_bad_boxes(host, **detect)
 
 
 @pytest.mark.parametrize("kind", BOXES)

@@ -144,6 +144,14 @@ def test_a_byte_order_mark_is_no_part_of_a_name(path: Path, tmp_path: Path) -> N
     assert settle(path, labels=str(names)).labels == ("person", "car")
 
 
+def test_the_exporters_task_comes_from_the_model_or_from_the_sidecar(path: Path) -> None:
+    assert settle(path, metadata={"task": "pose"}).metadata["task"] == "pose"
+    assert "task" not in settle(path).metadata
+    write_sidecar(path, Sidecar(task="obb"))
+    assert settle(path).metadata["task"] == "obb"
+    assert settle(path, metadata={"task": "pose"}).metadata["task"] == "pose"
+
+
 def test_shapes(path: Path) -> None:
     assert settle(path, TensorSpec("i", (1, 320, 416, 3), "uint8"), scale=1).layout == "NHWC"
     assert settle(path, TensorSpec("i", (1, 320, 416, 3), "uint8"), scale=1).max_batch == 1

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
+from structlog.testing import capture_logs
 
 from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.null import NullBackend, NullSettings
@@ -91,6 +92,29 @@ def test_every_frame_comes_out_in_order() -> None:
     times = [t for d in rig.out for t in [d.times]]
     assert all(list(t) == sorted(t) for t in times)
     assert rig.pipeline.done.is_set()
+
+
+def test_boxes_that_cannot_be_are_counted_for_their_stream() -> None:
+    class Odd(NullBackend):
+        """One box of every other frame of a batch has no size."""
+
+        def collect(self, slot: Any) -> Any:
+            (rows,) = super().collect(slot)
+            rows = rows.repeat(2, axis=1)
+            rows[::2, 1, 2] = rows[::2, 1, 0]
+            return (rows,)
+
+    rig = Rig(Odd(NullSettings(), ModelSettings(path="x"), batch=BatchSettings(max=1)))
+    with capture_logs() as logs:
+        rig.pipeline.start()
+        rig.feed(5)
+        rig.finish()
+    assert [len(d.score) for d in rig.out] == [1] * 5
+    assert rig.metrics.stream("a").invalid_boxes == {"size": 5}
+    said = [entry for entry in logs if "boxes that cannot be" in entry["event"]]
+    assert [(entry["stream"], entry["size"]) for entry in said] == [("a", 1)], "once a stream and reason"
+    text = generate_latest(rig.metrics.registry).decode()
+    assert 'streamd_invalid_boxes_total{reason="size",stream="a"} 5.0' in text
 
 
 def test_batches_grow_while_the_engine_is_busy() -> None:

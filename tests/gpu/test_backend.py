@@ -48,7 +48,7 @@ def opened(
 ) -> tuple[TensorRtBackend, Any]:
     backend = TensorRtBackend(TensorRtSettings(**options), model, batch=BatchSettings(max=4))
     head = open_head(None, backend.spec, DetectSettings(conf=CONF))
-    backend.start(None if raw else replace(head.plan, suppress=suppress))
+    backend.start(None if raw or head.plan is None else replace(head.plan, suppress=suppress))
     return backend, head
 
 

@@ -18,6 +18,7 @@ from tests.gpu.kernel_cases import (
     INPUTS,
     REFERENCE_FORMATS,
     boxes_case,
+    check_bad_boxes,
     check_decode,
     check_detect,
     check_overflow,
@@ -124,6 +125,11 @@ def test_the_same_input_gives_the_same_candidates(machine: Gpu) -> None:
             np.testing.assert_array_equal(a.xyxy, b.xyxy)
             np.testing.assert_array_equal(a.score, b.score)
             np.testing.assert_array_equal(a.class_id, b.class_id)
+
+
+@pytest.mark.parametrize("detect", [{}, {"agnostic": True, "iou": 0.9}, {"multi_label": True, "conf": 0.3}])
+def test_boxes_that_cannot_be_suppress_nothing(machine: Gpu, detect: dict[str, Any]) -> None:
+    check_bad_boxes(machine, **detect)
 
 
 @pytest.mark.parametrize("kind", BOXES)

@@ -115,6 +115,9 @@ def test_boxes_are_mapped_to_the_source_and_clipped(case: Case) -> None:
     xyxy, _, _ = Postprocess(open_head(None, model, detect), detect, LABELS)(outputs, 0, box)
     want = (expected()[0] - [box.pad_x, box.pad_y] * 2) * 2
     want = np.clip(want, 0, [640, 320] * 2) + [100, 50] * 2
+    # The first object is in the grey above the picture, so there is nothing to show of it.
+    want = want[want[:, 3] > want[:, 1]]
+    assert len(want) == 2
     np.testing.assert_allclose(xyxy, want, atol=0.03)
 
 

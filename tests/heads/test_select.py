@@ -99,6 +99,20 @@ def test_what_the_error_says_to_write_is_a_sidecar() -> None:
         Sidecar.model_validate({"version": 1, **kind.usual_input})
 
 
+@pytest.mark.parametrize("task", ["pose", "segment", "obb", "classify", " Pose "])
+def test_other_tasks_are_refused_recognised_or_declared(task: str) -> None:
+    model = spec((1, 4 + CLASSES, CELLS), metadata={"task": task})
+    with pytest.raises(ConfigError, match=rf"m\.onnx: its metadata says .* the task {task}; .* \(task=detect\)"):
+        recognise(model)
+    with pytest.raises(ConfigError, match="streamd reads detections"):
+        open_head(Yolov5CatSettings(), model, DetectSettings())
+
+
+@pytest.mark.parametrize("task", ["detect", "object-detection", ""])
+def test_what_detects_or_says_nothing_is_taken(task: str) -> None:
+    assert recognise(spec((1, 4 + CLASSES, CELLS), metadata={"task": task})).kind == "yolov8"
+
+
 def test_labels() -> None:
     assert resolve_labels(spec((1, 1, 6), labels=()), 80)[0] == "person"
     assert resolve_labels(spec((1, 1, 6), labels=()), 2) == ("class_0", "class_1")

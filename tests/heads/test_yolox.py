@@ -63,10 +63,9 @@ def test_the_other_form_is_refused_at_the_first_frame(decoded: bool, message: st
         head.candidates(outputs, 0)
 
 
-@pytest.mark.parametrize("value", [3.0, -0.5, np.nan])
-def test_what_has_no_sigmoid_is_refused(value: float) -> None:
+def test_what_has_no_sigmoid_is_refused() -> None:
     model, outputs = encode()
-    outputs[0][0, 7, 6] = value
+    outputs[0][..., 4:] = -3
     with pytest.raises(ModelError, match=r"not 0 to 1\. Export the model with its sigmoid; if this is YOLOv8's"):
         open_head(None, model, DetectSettings()).candidates(outputs, 0)
 

@@ -31,7 +31,7 @@ def test_the_input_is_the_references(how: dict[str, Any], nhwc: bool) -> None:
         mean=spec.mean or (0, 0, 0), std=spec.std or (1, 1, 1),
     )  # fmt: skip
     expected = want[0].transpose(1, 2, 0) if nhwc else want[0]
-    assert (got.dtype, got.shape) == (np.float32, expected.shape)
+    assert (got.dtype, got.shape) == (np.dtype(np.float32), expected.shape)
     assert got.flags.c_contiguous
     # The host rounds pixels to code values.
     assert np.abs(got - expected).mean() < 0.5 * spec.normalization()[0].max()

@@ -27,7 +27,8 @@ WANTED = {
     "streamd_device_duration_seconds", "streamd_device_memory_bytes",
     "streamd_objective_frames", "streamd_objective_missed", "streamd_objective_latency_seconds",
     "streamd_objective_ratio", "streamd_config_reloads", "streamd_config_last_reload_success",
-    "streamd_bundles_written", "streamd_log_lines_lost", "streamd_worker_up", "streamd_worker_restarts",
+    "streamd_bundles_written", "streamd_invalid_boxes", "streamd_log_lines_lost", "streamd_worker_up",
+    "streamd_worker_restarts",
 }  # fmt: skip
 ALLOWED_LABELS = {
     "stream",

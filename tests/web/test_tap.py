@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import av
@@ -246,12 +247,15 @@ def test_the_pipeline_asks_the_tap_for_wanted_streams_only() -> None:
     batcher.seal()
     published: list[Detections] = []
 
-    def decode(outputs: Any, index: int, box: Any) -> Any:
-        row = outputs[0][index]
-        return row[:, :4], row[:, 4], row[:, 5].astype(np.int32)
+    class Decode:
+        rejected = MappingProxyType[str, int]({})
+
+        def __call__(self, outputs: Any, index: int, box: Any) -> Any:
+            row = outputs[0][index]
+            return row[:, :4], row[:, 4], row[:, 5].astype(np.int32)
 
     metrics = Metrics(CollectorRegistry())
-    pipeline = Pipeline(backend, batcher, decode, MODEL, metrics)
+    pipeline = Pipeline(backend, batcher, Decode(), MODEL, metrics)
     for name in "ab":
         pipeline.add(StreamOutput(name, metrics, MODEL, published.append, tap))
     pipeline.start()

@@ -280,6 +280,7 @@ def _sidecar(job: Job, seconds: float) -> Sidecar:
         align=job.spec.placement.align,
         pad_value=job.spec.pad_value,
         input_assumed=not job.spec.input_declared,
+        task=job.spec.metadata.get("task"),
         head=dict(job.spec.head) if job.spec.head is not None else None,
         sha256=None,
         provenance=provenance,

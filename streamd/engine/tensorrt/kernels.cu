@@ -236,11 +236,23 @@ struct Decode {
   Output output[MAX_OUTPUTS];
 };
 
+// Whether a box can be: heads/validate.py's numbers and rules, but for what lies outside the picture. False for NaN.
+FN bool possible(float x1, float y1, float x2, float y2, float score) {
+  const float farthest = 1048576.0f, least = 1e-3f;
+  return x1 > -farthest && y1 > -farthest && x2 < farthest && y2 < farthest && x2 > x1 + least && y2 > y1 + least &&
+         score >= 0.0f && score <= 1.001f;
+}
+
 FN void emit(const Decode *d, i32 frame, float x1, float y1, float x2, float y2, float score, i32 class_id,
              u32 order) {
   if (d->filtered && !(score >= ((const float *)(d + 1))[class_id])) return;
   u32 index = next_index((u32 *)d->counts + frame);
   if (index >= (u32)d->capacity) return;
+  // What cannot be is for the host to count and to leave out. It comes last, and is of no class: it suppresses nothing.
+  if (!possible(x1, y1, x2, y2, score)) {
+    score = 0.0f;
+    class_id = -1;
+  }
   Candidate *c = (Candidate *)d->candidates + (u64)frame * d->capacity + index;
   c->x1 = x1;
   c->y1 = y1;
@@ -527,8 +539,11 @@ FN void suppress_frame(const Suppress *s, Workspace *w, u32 frame, u32 thread, u
       scores[kept] = r.score[i];
       classes[kept] = class_id;
     }
-    for (u32 j = i + 1 + thread; j < count; j += threads)
-      if (!dropped[j] && (s->agnostic || r.class_id[j] == class_id) && overlaps(r, i, j, s->iou)) dropped[j] = 1;
+    // What is of no class cannot be: see `emit`.
+    for (u32 j = i + 1 + thread; class_id >= 0 && j < count; j += threads) {
+      bool rivals = r.class_id[j] == class_id || (s->agnostic && r.class_id[j] >= 0);
+      if (!dropped[j] && rivals && overlaps(r, i, j, s->iou)) dropped[j] = 1;
+    }
     // Once is enough: whoever is ahead changes only what lies behind the next standing box, which all find alike.
     SYNC();
     i = next_standing(w->dropped, i + 1, count);

@@ -1,0 +1,96 @@
+"""Boxes that cannot be: left out before suppression, so that they take no sound box with them, and counted.
+
+Once for every head and every device. Also what heads ask of the first outputs,
+by which a wrong export is named instead of published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.errors import ModelError
+from streamd.types import Candidates, Float32Array, FloatArray
+
+MOST_SCORE = 1 + 1e-3
+"""Scores are at most 1; a sigmoid may come out of a reduced precision so far above. kernels.cu has the same number."""
+LEAST_SIDE = 1e-3
+"""Pixels of the network's input that a box has at least. kernels.cu has the same number."""
+FARTHEST = 2.0**20
+"""Pixels from the origin within which a corner lies: farther is an overflow. kernels.cu has the same number."""
+REASONS = ("not_finite", "score", "size", "outside")
+"""Why a box is left out.
+
+- not_finite: a corner is NaN, infinite or an overflow
+- score: above 1, below 0, or no number
+- size: none, or corners in the wrong order
+- outside: nothing of it is in the picture
+"""
+NONE: Mapping[str, int] = {}
+_LEAST_SIDE = np.float32(LEAST_SIDE)
+ROUNDING = 1e-3
+"""What should be 0 to 1 may be so far outside."""
+
+
+def possible(found: Candidates) -> tuple[Candidates, Mapping[str, int]]:
+    """Those of `found` that can be, in their order, and how many others there were, by reason. Before suppression.
+
+    Where a box lies is not looked at: a device suppresses without knowing where the picture is.
+    """
+    can = which_can(found)
+    if can.all():
+        return found, NONE
+    bad, xyxy, score, class_id = ~can, found.xyxy, found.score, found.class_id
+    kept = Candidates(xyxy[can], score[can], class_id[can], found.suppressed)
+    return kept, _reasons(xyxy[bad], score[bad], class_id[bad])
+
+
+def which_can(found: Candidates) -> npt.NDArray[np.bool_]:
+    """(M,) whether each box can be: numbers within reason, a size, a score. Comparisons with NaN are false."""
+    xyxy, score = found.xyxy, found.score
+    can = np.all(np.abs(xyxy) < FARTHEST, axis=1)
+    can &= np.all(xyxy[:, 2:] > xyxy[:, :2] + _LEAST_SIDE, axis=1)
+    can &= (score <= MOST_SCORE) & (score >= 0) & (found.class_id >= 0)
+    return np.asarray(can)
+
+
+def _reasons(xyxy: Float32Array, score: Float32Array, class_id: npt.NDArray[np.int32]) -> Mapping[str, int]:
+    """The first reason of each box, counted. A device gives what cannot be class -1 and score 0 (kernels.cu)."""
+    finite = (np.abs(xyxy) < FARTHEST).all(axis=1)
+    sides = (xyxy[:, 2:] > xyxy[:, :2] + _LEAST_SIDE).all(axis=1)
+    scored = (score <= MOST_SCORE) & (score >= 0) & ((class_id >= 0) | ~sides)
+    which = np.select([~finite, ~scored, ~sides], [0, 1, 2], 3)
+    return {REASONS[i]: n for i, n in enumerate(np.bincount(which, minlength=len(REASONS)).tolist()) if n}
+
+
+def inside(xyxy: Float32Array) -> npt.NDArray[np.bool_] | None:
+    """Which boxes have a part in the picture, to which they were clipped; None where all have."""
+    there: npt.NDArray[np.bool_] = np.asarray(np.all(xyxy[:, 2:] > xyxy[:, :2], axis=1))
+    return None if there.all() else there
+
+
+def check_numbers(path: str, *values: FloatArray) -> None:
+    """Whether a first frame's outputs hold numbers at all.
+
+    Raises:
+        ModelError: there is none: NaN and infinity throughout.
+    """
+    if not any(np.isfinite(v).any() for v in values):
+        raise ModelError(
+            f"model {path}: its outputs hold no numbers, only NaN or infinity; it overflows in this precision, or was "
+            "damaged. Try it in single precision (fp32), or export it again"
+        )
+
+
+def mostly_no_shares(rows: FloatArray) -> bool:
+    """Whether most rows (…, K) hold something that is no share of 0 to 1."""
+    within = (rows >= -ROUNDING) & (rows <= 1 + ROUNDING)
+    return bool(within.all(axis=-1).mean() < 0.5)
+
+
+def span(values: FloatArray) -> str:
+    """The least and the greatest number of all, for a message."""
+    finite = values[np.isfinite(values)]
+    return f"{finite.min():.3g} to {finite.max():.3g}" if finite.size else "NaN"
