@@ -62,7 +62,7 @@ def test_streams_come_change_and_go_and_the_others_do_not_notice(tmp_path: Path)
     with daemon(tmp_path, head + stream("stays") + stream("other") + stream("goes")) as running:
         subscriber = Subscriber(endpoint)
         until(lambda: all(len(subscriber.frames[s]) > 10 for s in ("stays", "other", "goes")), 20)
-        running.reload(head + stream("stays") + stream("other", ", max_fps: 10") + stream("comes"))
+        running.reload(head + stream("stays") + stream("other", ", decoder_threads: 2") + stream("comes"))
         until(lambda: len(subscriber.frames["comes"]) > 10, 20)
         until(lambda: subscriber.frames["other"][-1].epoch == 1, 20)
         until(lambda: subscriber.state("goes") == ("ENDED", ""), 10)
