@@ -11,14 +11,27 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     p = subparsers.add_parser("schema", help="print the JSON Schema of the configuration or of the messages")
     p.add_argument("what", choices=("config", "message"), nargs="?", default="config")
+    p.add_argument(
+        "--plugins", action="store_true", help="also describe the kinds of installed packages, which are imported"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the schema."""
     if args.what == "config":
-        from streamd.config import Config
+        import contextlib
 
-        schema = Config.model_json_schema()
+        from pydantic_core import PydanticCustomError
+
+        from streamd.config import Config
+        from streamd.errors import ConfigError
+        from streamd.settings.registry import with_plugins
+
+        try:
+            with with_plugins() if args.plugins else contextlib.nullcontext():
+                schema = Config.model_json_schema()
+        except PydanticCustomError as error:
+            raise ConfigError(f"--plugins: {error.message()}") from error
     else:
         from streamd.sinks.message import json_schema
 
