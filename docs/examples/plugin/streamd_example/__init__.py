@@ -1,1 +1,1 @@
-"""Example plugin for streamd: a sink."""
+"""Example plugin for streamd: a sink and a head."""
