@@ -16,13 +16,14 @@ from tests.docs.plugins import install
 from tests.engine.onnx_models import save
 
 EXAMPLE = ROOT / "docs" / "examples" / "plugin"
-BOXES = np.float32(
+BOXES = np.array(
     [
         # cx cy w h, then the scores of two classes
         [16, 16, 10, 10, 0.9, 0.1],
         [48, 48, 12, 12, 0.2, 0.8],
         [32, 32, 8, 8, 0.1, 0.1],
-    ]
+    ],
+    np.float32,
 )
 """What the model says of every picture: one car, one person, and nothing."""
 
