@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +65,15 @@ sinks: [{{kind: counts, path: {counts.name}, interval_s: 0.2}}]
         total[stream, label] = total.get((stream, label), 0) + int(count)
     published = running.summary("a")["published"]
     assert total == {("a", "car"): published, ("a", "person"): published}
+
+
+def test_the_schema_describes_it_where_it_is_asked_to(plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", plugin)
+
+    def definitions(*options: str) -> set[str]:
+        command = [sys.executable, "-m", "streamd", "schema", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return set(json.loads(done.stdout)["$defs"])
+
+    assert "CountsSettings" not in definitions()
+    assert "CountsSettings" in definitions("--plugins")
