@@ -22,6 +22,7 @@ from streamd.heads.yolox import YoloxSettings
 from streamd.imaging.reference import preprocess
 from streamd.sources.images import list_images, read_image
 from streamd.types import DecodePlan
+from tests.arithmetic import has_bf16
 from tests.conftest import shared
 
 MODELS = ["yolov5n_heads", "yolov5n_cat", "yolov5lite_e_relu_320"]
@@ -202,13 +203,7 @@ def test_precision_is_what_was_asked_for() -> None:
         backend.close()
     difference = np.abs(found["f32"] - found["bf16"]).mean()
     # OpenVINO computes in float32 where the processor has no bfloat16.
-    assert 0 < difference < 0.2 if _has_bf16() else difference == 0
-
-
-def _has_bf16() -> bool:
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert 0 < difference < 0.2 if has_bf16() else difference == 0
 
 
 _SIGNALLED = """

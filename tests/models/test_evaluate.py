@@ -15,6 +15,7 @@ from streamd.heads.picodet import PicodetSettings
 from streamd.heads.yolox import YoloxSettings
 from streamd.models.dataset import Dataset, Truth, open_dataset
 from streamd.models.evaluate import COCO_DETECT, Boxes, Detector, coco_scores, evaluate
+from tests.arithmetic import has_bf16
 from tests.conftest import shared
 from tests.models.nets import detector, pictures
 
@@ -104,8 +105,9 @@ def test_the_known_figure(name: str) -> None:
     with Detector(settings, COCO_DETECT, {"kind": "openvino"}) as job:
         found = evaluate(job, open_dataset(root / "images", root / "labels", job.labels))
     assert (found.images, found.boxes) == (128, 898)
-    assert found.map == pytest.approx(0.3415, abs=0.003)
-    assert found.map50 == pytest.approx(0.526, abs=0.004)
+    # In float32 it is 0.338: other boxes are on the edge (docs/accuracy.md).
+    assert found.map == pytest.approx(0.3415 if has_bf16() else 0.338, abs=0.003)
+    assert found.map50 == pytest.approx(0.526, abs=0.004 if has_bf16() else 0.006)
 
 
 @pytest.mark.slow

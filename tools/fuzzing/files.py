@@ -27,7 +27,7 @@ streams:
   - {id: test, kind: synthetic, fps: 30, width: 640, height: 360}
 sinks:
   - {kind: zmq, bind: "tcp://127.0.0.1:5555", encoding: msgpack, hwm: 10}
-  - {kind: jsonl, path: "-", rotate_mb: 10}
+  - {kind: jsonl, path: out.jsonl, rotate_mb: 10}
 metrics: {listen: "127.0.0.1:9188", page: true}
 logging: {level: debug, format: json}
 recorder: {folder: bundles, seconds: 60, keep: 3}
