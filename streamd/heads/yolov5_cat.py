@@ -53,7 +53,7 @@ class Yolov5Cat(Head):
 
     def _check(self, rows: Float32Array) -> None:
         """Shapes cannot tell decoded rows from undecoded ones; the first frame's values can."""
-        check_numbers(self._path, rows)
+        check_numbers(self._path, rows[:, :4], rows[:, 4:])
         if len(rows) and (largest := float(rows[:, :4].max())) <= SHARES_END:
             raise ModelError(
                 f"model {self._path}: its output has the shape of yolov5_cat, but in a whole frame no box value "

@@ -67,7 +67,7 @@ class Yolov8(Head):
 
     def _check(self, columns: Float32Array) -> None:
         """By shape, other exports of the family are classes without end; the first frame's values tell them."""
-        check_numbers(self._path, columns)
+        check_numbers(self._path, columns[:4], columns[4:])
         if mostly_no_shares(columns[4:].T):
             raise ModelError(
                 f"model {self._path}: its output has the shape of yolov8, but what should be class scores is "

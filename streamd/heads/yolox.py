@@ -92,7 +92,7 @@ class Yolox(Head):
 
     def _check(self, rows: Float32Array) -> None:
         """Shapes tell neither decoded boxes from others nor YOLOX from its kin; the first frame's values do."""
-        check_numbers(self._path, rows)
+        check_numbers(self._path, rows[:, :4], rows[:, 4:])
         if mostly_no_shares(rows[:, 4:]):
             raise ModelError(
                 f"model {self._path}: declared or recognised as yolox, but objectness and classes are "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -224,12 +225,16 @@ class Heads(Target):
         rng = np.random.default_rng(1)
         made = []
         for name, kind in HEADS.builtin().items():
-            values = rng.normal(0, 3, 97).astype("<f4").tobytes() + rng.uniform(0, 90, 97).astype("<f4").tobytes()
-            for classes in (2, 80):
-                shapes = kind.shapes(64, 96, classes)
-                for head in ({"kind": name}, None):
-                    body = {"head": head, "shapes": shapes, "size": [64, 96], "labels": classes, "conf": 0.25}
-                    made.append(json.dumps(body).encode() + b"\n" + values)
+            shapes = kind.shapes(64, 96, 2)
+            arrays = [rng.uniform(0, 1, shape).astype("<f4") for shape in shapes]
+            for array in arrays:
+                for axis, size in enumerate(array.shape):
+                    if axis and size in (6, 7):  # 4+C and 5+C values of a box
+                        np.moveaxis(array, axis, 0)[:4] *= 60
+            values = b"".join(array.tobytes() for array in arrays)
+            for head in ({"kind": name}, None):
+                body = {"head": head, "shapes": shapes, "size": [64, 96], "labels": 2, "conf": 0.25}
+                made.append(json.dumps(body).encode() + b"\n" + values)
         return made
 
     def run(self, data: bytes) -> None:
@@ -255,12 +260,19 @@ class Heads(Target):
         detector = open_detector(spec, None, detect)
         numbers = np.frombuffer(values[: len(values) // 4 * 4], "<f4")
         numbers = numbers if len(numbers) else np.zeros(1, np.float32)
-        arrays = [np.resize(numbers, shape) for shape in shapes]
+        arrays, at = [], 0
+        for shape in shapes:
+            size = math.prod(shape)
+            arrays.append(np.take(numbers, np.arange(at, at + size), mode="wrap").reshape(shape))
+            at += size
         with np.errstate(all="ignore"):
             xyxy, score, class_id = detector.postprocess(arrays, 0, Letterbox.fit(Box(0, 0, 640, 480), width, height))
         assert xyxy.shape == (len(score), 4)
         assert len(score) == len(class_id) <= detect.max_det
         assert ((class_id >= 0) & (class_id < len(detector.labels))).all()
+        assert ((score >= 0) & (score <= 1)).all()
+        assert (xyxy[:, 2:] > xyxy[:, :2]).all()
+        assert ((xyxy >= 0) & (xyxy <= [640, 480, 640, 480])).all()
 
 
 class Labels(Target):
