@@ -125,7 +125,7 @@ def test_save_writes_every_frame_with_its_boxes(tmp_path: Path) -> None:
         (["a.mp4", "b.mp4", "--save", "o.mp4"], 2, "expected one input, not 2"),
         (["--port", "99999"], 2, "expected 0 to 65535"),
         ([str(ROOT / "README.md"), "--port", "0"], 4, "FFmpeg cannot read it"),
-        (["--model", f"{BUILTIN}none"], 3, f"known: {BUILTIN}road6"),
+        (["--model", f"{BUILTIN}none"], 3, f"available: {BUILTIN}road6"),
         (["--save", "/nonexistent/o.mp4"], 6, "cannot write /nonexistent/o.mp4"),
         (["--save", "o.nothing"], 6, "expected a file such as out.mp4"),
     ],
