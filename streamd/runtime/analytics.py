@@ -36,6 +36,8 @@ IDS_PER_LIFE = 1 << 32
 """Tracks of one process; ids stay below 2^53, which JavaScript counts exactly, for two million processes."""
 LATEST_MEDIA_S = 0.5
 """A media clock that differs by more than this from the arrival of a frame, since the frame before, is not believed."""
+LONGEST_MEDIA_S = 60.0
+"""A longer step of a file's media clock is a jump."""
 DOWN_S = 1.0
 """A stream without a picture for this long is down: occupancy is stale."""
 
@@ -62,8 +64,8 @@ class MediaClock:
         passed = arrived
         if frame.pts_ns is not None and self._pts_ns is not None:
             media = frame.pts_ns - self._pts_ns
-            largest = LATEST_MEDIA_S * 1e9 if self._live else math.inf
-            if media > 0 and (abs(media - arrived) < largest if self._live else media < 60_000_000_000):
+            off, limit_s = (abs(media - arrived), LATEST_MEDIA_S) if self._live else (media, LONGEST_MEDIA_S)
+            if media > 0 and off < limit_s * 1e9:
                 passed = media
         first = self._captured_ns == 0
         self._pts_ns, self._captured_ns = frame.pts_ns, frame.captured_ns
@@ -194,7 +196,7 @@ class Analytics:
         known = self.streams[settings.id]
         with known.lock:
             events = known.adapt(settings)
-        self.tell(known, events, 0, 0)
+        self.tell(known, events)
 
     def remove(self, stream: str) -> None:
         """A stream is gone; its last frame has passed."""
@@ -213,7 +215,7 @@ class Analytics:
     def _close(self, known: StreamAnalysis) -> None:
         with known.lock:
             events = known.rules.close() if known.rules is not None else []
-        self.tell(known, events, 0, 0)
+        self.tell(known, events)
 
     def tick(self, now_s: float) -> None:
         """Notices streams that have no pictures. To be called a few times a second.
@@ -226,9 +228,9 @@ class Analytics:
                 with known.lock:
                     known.last_frame_s = math.inf
                     events = known.rules.down()
-                self.tell(known, events, 0, 0)
+                self.tell(known, events)
 
-    def tell(self, known: StreamAnalysis, events: Iterable[RuleEvent], epoch: int, seq: int) -> None:
+    def tell(self, known: StreamAnalysis, events: Iterable[RuleEvent]) -> None:
         """Hands events to the journal and counts them."""
         for e in events:
             self._metrics.event(known.stream, e)
@@ -304,7 +306,7 @@ class AnalysisStep:
                 assert each.rules is not None
                 events = each.rules.reset("failed")
         if events:
-            self._analytics.tell(each, events, frame.epoch, frame.seq)
+            self._analytics.tell(each, events)
 
     def _failed(self, each: StreamAnalysis, what: str, error: Exception) -> None:
         self._metrics.failed(each.stream)
