@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import faulthandler
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
         daemon = Daemon(loaded.config, reread=reread)
     code = daemon.run(args.seconds)
+    ignore_signals()
     drain()
     if daemon.left_running:
         # A thread is blocked in a read that cannot be interrupted: exit without waiting for it.
@@ -61,3 +63,13 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def ignore_signals() -> None:
+    """Ignores what would ask for a drain, a reload or a bundle: the daemon is done and the exit code is decided.
+
+    The interpreter gives handlers written in Python back to the system when it ends, and their default action is to
+    kill the process: a signal that came late would turn a clean exit into a death.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)

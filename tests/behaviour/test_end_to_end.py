@@ -27,7 +27,7 @@ def accounted_for(frames: list[Any], summary: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(120)
 def test_three_clips_and_a_camera_at_once(tmp_path: Path) -> None:
     clip = shared("videos/rknn_people-walking.mp4")
     endpoint = f"ipc://{tmp_path}/z"
@@ -43,7 +43,8 @@ streams:
 """
         with daemon(tmp_path, config) as running:
             subscriber = Subscriber(endpoint)
-            until(lambda: all(len(subscriber.frames[s]) > 40 for s in ("vtest", "people", "traffic", "cam")), 100)
+            # Ten seconds of a clip, shared by four streams, may give fewer frames on a slow machine.
+            until(lambda: all(len(subscriber.frames[s]) > 12 for s in ("vtest", "people", "traffic", "cam")), 60)
             assert running.get("/readyz")[0] == 200
             assert running.get("/healthz")[0] == 200
             metrics = running.metrics()

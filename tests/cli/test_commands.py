@@ -256,7 +256,7 @@ def test_watch_shows_what_is_published(tmp_path: Path) -> None:
     stream = f"[{{id: gate, kind: synthetic, fps: 50, zones: [{middle}], lines: [{edge}]}}]"
     text = null(stream, f"events: {{state_dir: state}}\nsinks: [{{kind: zmq, bind: '{endpoint}'}}]")
     daemon = subprocess.Popen(
-        [sys.executable, "-m", "streamd", "run", str(config(tmp_path, text)), "--for", "8"], stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "streamd", "run", str(config(tmp_path, text)), "--for", "60"], stderr=subprocess.DEVNULL
     )
     try:
         done = streamd("watch", endpoint, "--for", "4", "--json")
