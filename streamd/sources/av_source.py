@@ -50,7 +50,12 @@ FILE_LIMIT_S = 60.0
 
 
 def _orientation(native: VideoFrame) -> tuple[Rotation, bool]:
-    found: Any = native.side_data.get("DISPLAYMATRIX")
+    from av.sidedata.sidedata import SideDataContainer
+
+    # `native.side_data` would keep its container, which refers to the picture: a cycle that only the garbage collector
+    # breaks, and until then pictures pile up, in a hardware decoder's memory too.
+    container: Any = SideDataContainer
+    found: Any = container(native).get("DISPLAYMATRIX")
     return UPRIGHT if found is None else orientation(bytes(found))
 
 

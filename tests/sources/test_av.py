@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import struct
@@ -197,6 +198,20 @@ def test_loop_goes_on_past_the_end(tmp_path: Path) -> None:
     frames = source.frames()
     assert len([next(frames) for _ in range(35)]) == 35
     source.close()
+
+
+def test_pictures_are_freed_without_the_garbage_collector(tmp_path: Path) -> None:
+    """A cycle would keep pictures until a collection, and with them surfaces of a hardware decoder."""
+    clip = write_clip(tmp_path / "a.mp4", frames=30, options={"g": "1"})
+    source = AvSource(AvStreamSettings(id="s", url=str(clip), pace="asap"))
+    source.open()
+    gc.collect()
+    gc.disable()
+    try:
+        assert sum(1 for _ in source.frames()) == 30
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, av.VideoFrame)]
+    finally:
+        gc.enable()
 
 
 def test_damage_costs_frames_not_the_stream(tmp_path: Path) -> None:
