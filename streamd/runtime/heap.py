@@ -7,20 +7,27 @@ so that memory goes on growing until every one has seen the worst: for hours, wi
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+from typing import Any
 
 _M_ARENA_MAX = -8
 
 
+@functools.cache
+def _c_library() -> Any:
+    return ctypes.CDLL(None)  # each makes classes that only the garbage collector frees
+
+
 def limit_arenas() -> None:
     """One heap a core, from 2 to 8, unless the environment asks for a number. To be called before threads start."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(_c_library(), "mallopt", None)
     if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
         mallopt(_M_ARENA_MAX, max(2, min(8, os.cpu_count() or 1)))
 
 
 def trim() -> None:
     """Returns free pages to the system, without the GIL: 1 to 4 ms at 120 MB."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)
