@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from streamd.engine import BUILTIN, ModelSettings
 from streamd.engine.onnx.reader import external_weights
 from streamd.engine.sidecar import Sidecar, read_sidecar
@@ -21,6 +24,11 @@ from streamd.types import CENTERED, ModelSpec, Placement, TensorSpec
 
 MAX_LABELS_BYTES = 1 << 20
 MAX_MODEL_BYTES = 4 << 30
+SIZE_INPUTS = ("orig_target_sizes",)
+"""Names of an input (B, 2), width and height, by which a model scales its boxes (RT-DETR, D-FINE, DEIM).
+
+Engines set it to the size of the network's input: boxes are in input pixels then, like everybody else's.
+"""
 _GIVE_LABELS = "give model.labels (a list, or a file with one name a line)"
 PLAN_SUFFIXES = (".plan", ".engine", ".trt")
 """File name suffixes of TensorRT plans."""
@@ -157,9 +165,38 @@ def _input_size(settings: ModelSettings, found: Sequence[int], path: Path) -> tu
     if wanted is None:
         wanted = (640, 640)
     height, width = (have if have > 0 else want for have, want in zip((height, width), wanted, strict=True))
-    if height % 32 or width % 32:
-        raise ModelError(f"model {path}: input size {height}×{width} must be a multiple of 32 in both directions")
+    # A size that is chosen here has to suit every stride; what the model was exported for suits it (RF-DETR: 560).
+    step = 8 if min(found) > 0 else 32
+    if height % step or width % step:
+        raise ModelError(f"model {path}: input size {height}×{width} must be a multiple of {step} in both directions")
     return height, width
+
+
+def size_input(inputs: Sequence[TensorSpec]) -> TensorSpec | None:
+    """The input of `SIZE_INPUTS`, if there is one."""
+    found = [t for t in inputs if t.name in SIZE_INPUTS and len(t.shape) == 2]
+    return found[0] if len(found) == 1 else None
+
+
+def size_value(spec: ModelSpec, batch: int) -> npt.NDArray[np.int64]:
+    """(batch, 2) what an input of `SIZE_INPUTS` is set to: width and height of the network's input."""
+    return np.tile(np.array([spec.input_width, spec.input_height], np.int64), (batch, 1))
+
+
+def image_input(inputs: Sequence[TensorSpec], path: Path) -> TensorSpec:
+    """The input that takes pictures. Beside it, there may be one of `SIZE_INPUTS`.
+
+    Raises:
+        ModelError: there is no such input, more than one, or another one beside it.
+    """
+    images = [t for t in inputs if len(t.shape) == 4]
+    if len(images) != 1 or len(inputs) > 1 + (size_input(inputs) is not None):
+        listed = ", ".join(f"{t.name}{list(t.shape)}" for t in inputs) or "none"
+        raise ModelError(
+            f"model {path}: expected one image input of shape (batch, 3, H, W), found {listed}; the only other "
+            f"input that a model may have is {SIZE_INPUTS[0]} (batch, 2)"
+        )
+    return images[0]
 
 
 def _declares_input(said: ModelSettings | Sidecar) -> bool:
@@ -184,7 +221,8 @@ def settle_spec(
         max_batch: the batch that the backend wants, before the model's own limit.
 
     Raises:
-        ModelError: there is not exactly one 4-D image input, or file and settings contradict each other.
+        ModelError: there is not exactly one 4-D image input (see `image_input`), or file and settings contradict each
+            other.
     """
     sidecar: Sidecar = read_sidecar(path)
     if sidecar.sha256 is not None and sidecar.sha256 != sha256:
@@ -192,10 +230,7 @@ def settle_spec(
             f"model {path}: its sidecar was written for another file (SHA-256 {sidecar.sha256[:12]}…, this one has "
             f"{sha256[:12]}…); delete the sidecar or restore the model"
         )
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
-        listed = ", ".join(f"{t.name}{list(t.shape)}" for t in inputs) or "none"
-        raise ModelError(f"model {path}: expected one image input of shape (batch, 3, H, W), found {listed}")
-    image = inputs[0]
+    image = image_input(inputs, path)
     if image.shape[1] == 3 or (image.shape[1] == -1 and image.shape[3] != 3):
         layout, size = "NCHW", _input_size(settings, image.shape[2:4], path)
         fixed = (image.shape[0], 3, *size)

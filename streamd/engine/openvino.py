@@ -18,13 +18,13 @@ import numpy.typing as npt
 from pydantic import Field
 
 from streamd.engine import ENGINES, BatchSettings, EngineSettings, ModelSettings
-from streamd.engine.model import model_file, settle_spec, sha256_of
+from streamd.engine.model import SIZE_INPUTS, model_file, settle_spec, sha256_of, size_value
 from streamd.engine.signalstack import signal_stack_kept
 from streamd.errors import BackendError, ConfigError, ModelError
 from streamd.flow.contracts import Backend
 from streamd.imaging.letterbox import HostLetterbox
 from streamd.security.trust import distrust
-from streamd.types import DecodePlan, Frame, Letterbox, Outputs, TensorSpec
+from streamd.types import DecodePlan, Frame, Letterbox, ModelSpec, Outputs, TensorSpec
 
 
 @ENGINES.register
@@ -130,6 +130,7 @@ class OpenVinoBackend(Backend[OpenVinoSlot]):
         )
         self._static = not isinstance(first, ov.Dimension)
         try:
+            self._fix_size_input(spec)
             self._model.reshape({spec.input.name: ov.PartialShape([first, *spec.input.shape[1:]])})
             self._permutations = self._lift_transposes()
             outputs = tuple(
@@ -158,6 +159,18 @@ class OpenVinoBackend(Backend[OpenVinoSlot]):
             return {str(k): self._model.get_rt_info(["framework", str(k)]).astype(str) for k in keys}
         except (KeyError, RuntimeError, AttributeError, TypeError, UnicodeDecodeError):
             return {}
+
+    def _fix_size_input(self, spec: ModelSpec) -> None:
+        """Replaces an input of `SIZE_INPUTS` by a constant: the size of the network's input."""
+        from openvino import opset13
+
+        for parameter in list(self._model.get_parameters()):
+            output = parameter.output(0)
+            if _tensor_spec(output).name in SIZE_INPUTS:
+                # One row serves a dynamic batch, too: it is only ever multiplied with what has the batch.
+                value = size_value(spec, max(1, spec.input.shape[0]))
+                output.replace(opset13.constant(value, output.get_element_type()).output(0))
+                self._model.remove_parameter(parameter)
 
     def _lift_transposes(self) -> list[tuple[int, ...] | None]:
         """Removes each output's own final Transpose; returns, per output, the order that gives it back."""

@@ -33,7 +33,8 @@ class EndToEndSettings(HeadSettings):
         """See `HeadSettings.recognise`."""
         shapes = [t.shape for t in spec.outputs]
         fits = len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][2] == 6 and 1 <= shapes[0][1] <= MOST_ROWS
-        return cls() if fits else None
+        # RT-DETR's rows look the same, but are centre and size as shares of the input.
+        return cls() if fits and spec.metadata.get("head") != "RTDETRDecoder" else None
 
     def open(self, spec: ModelSpec, options: DecodeOptions) -> Head:
         """See `HeadSettings.open`."""
@@ -58,7 +59,8 @@ class EndToEnd(Head):
         if 0 < largest <= SHARES_END:
             raise ModelError(
                 f"model {self._path}: its output has the shape of end_to_end, but no corner exceeds {largest:.3g}, "
-                "where input pixels are expected: its boxes are normalised to 0..1. Export it with boxes in pixels"
+                "where input pixels are expected: its boxes are normalised to 0..1. Export it with boxes in pixels; "
+                "if it is RT-DETR by Ultralytics, declare model.head.kind: rtdetr"
             )
         if mostly_no_shares(rows[:, 4:5]):
             raise ModelError(

@@ -96,3 +96,50 @@ def outside_weights(path: Path) -> Path:
     model = onnx.load(str(conv_relu(path)))
     onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
     return path
+
+
+def detr_final(path: Path, *, batch: int | str = "N", size: tuple[int, int] = (64, 96), queries: int = 3) -> Path:
+    """What RT-DETR's and D-FINE's `export_onnx.py` write, less the network: (images, orig_target_sizes) -> the three.
+
+    Query i has class i, score 0.9 - 0.2·i and a box of shares (0.1·i, 0.2, 0.1·i + 0.5, 0.7), for every picture.
+    """
+    node = helper.make_node
+    shares = np.array([[[0.1 * i, 0.2, 0.1 * i + 0.5, 0.7] for i in range(queries)]], np.float32)
+    weights = {
+        "shares": shares, "none": np.float32(0), "twice": np.array([1, 2]), "middle": np.array([1]),
+        "scored": np.array([[0.9 - 0.2 * i for i in range(queries)]], np.float32),
+        "numbers": np.arange(queries)[None].astype(np.float32),
+    }  # fmt: skip
+    nodes = [
+        # What depends on the picture only to have its batch.
+        node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        node("Mul", ["mean", "none"], ["zero"]),
+        node("Unsqueeze", ["zero", "middle"], ["zero2"]),
+        node("Unsqueeze", ["zero2", "middle"], ["zero3"]),
+        node("Add", ["zero3", "shares"], ["relative"]),
+        node("Cast", ["orig_target_sizes"], ["sizes"], to=TensorProto.FLOAT),
+        node("Tile", ["sizes", "twice"], ["four"]),
+        node("Unsqueeze", ["four", "middle"], ["factor"]),
+        node("Mul", ["relative", "factor"], ["boxes"]),
+        node("Add", ["zero2", "scored"], ["scores"]),
+        node("Add", ["zero2", "numbers"], ["labelled"]),
+        node("Cast", ["labelled"], ["labels"], to=TensorProto.INT64),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "detr",
+        [
+            info("images", TensorProto.FLOAT, [batch, 3, *size]),
+            info("orig_target_sizes", TensorProto.INT64, [batch, 2]),
+        ],
+        [
+            info("labels", TensorProto.INT64, [batch, queries]),
+            info("boxes", TensorProto.FLOAT, [batch, queries, 4]),
+            info("scores", TensorProto.FLOAT, [batch, queries]),
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path

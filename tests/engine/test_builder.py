@@ -25,7 +25,7 @@ from streamd.engine.tensorrt.job import BuildOptions, prepare, settle_precision,
 from streamd.engine.tensorrt.version import Trt, load_trt, parse_version, tidy
 from streamd.errors import BackendError, ConfigError, ModelError
 from tests.conftest import shared
-from tests.engine.onnx_models import conv_relu, outside_weights, qdq, save, two_stage, unsupported, weight
+from tests.engine.onnx_models import conv_relu, detr_final, outside_weights, qdq, save, two_stage, unsupported, weight
 from tests.engine.trt import trt_here
 
 
@@ -374,6 +374,12 @@ def test_a_graph_the_parser_cannot_take(trt: Trt, tmp_path: Path) -> None:
     onnx.save(model, str(tmp_path / "odd.onnx"))
     with pytest.raises(ModelError, match=r"odd\.onnx: TensorRT.* cannot parse it: .+"):
         build(prepare(tmp_path / "odd.onnx", BuildOptions(precision="fp32")))
+
+
+def test_an_input_for_the_size_is_no_input_of_the_plan(trt: Trt, tmp_path: Path) -> None:
+    """RT-DETR's and D-FINE's own exports. The builder refuses a network with two inputs."""
+    job = prepare(detr_final(tmp_path / "m.onnx"), BuildOptions(precision="fp32", batch=(1, 2, 2)))
+    assert build(job)[0].nbytes > 0
 
 
 def test_no_gpu_to_build_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

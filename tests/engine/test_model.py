@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from streamd.config.loader import load
 from streamd.engine import BUILTIN, ModelSettings
-from streamd.engine.model import model_file, settle_spec, sha256_of
+from streamd.engine.model import image_input, model_file, settle_spec, sha256_of, size_input, size_value
 from streamd.engine.onnx.reader import read_onnx
 from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.errors import ConfigError, ModelError
@@ -158,8 +159,25 @@ def test_shapes(path: Path) -> None:
     assert settle(path, TensorSpec("i", (-1, 3, -1, -1), "float32")).input_width == 640
     assert settle(path, TensorSpec("i", (-1, 3, -1, -1), "float32"), input_size=(96, 160)).input_width == 160
     for shape in ((1, 3, 300, 320), (1, 3, 320), (1, 4, 320, 320)):
-        with pytest.raises(ModelError, match=r"multiple of 32|one image input|3 colour"):
+        with pytest.raises(ModelError, match=r"multiple of 8|one image input|3 colour"):
             settle(path, TensorSpec("i", shape, "float32"))
+    assert settle(path, TensorSpec("i", (1, 3, 560, 560), "float32")).input_width == 560
+    with pytest.raises(ModelError, match="multiple of 32"):
+        settle(path, TensorSpec("i", (-1, 3, -1, -1), "float32"), input_size=(560, 560))
+
+
+def test_an_input_for_the_size_may_stand_beside_the_picture(path: Path) -> None:
+    size = TensorSpec("orig_target_sizes", (-1, 2), "int64")
+    assert image_input([size, IMAGE], path) == IMAGE
+    assert size_input([size, IMAGE]) == size
+    assert size_input([IMAGE]) is None
+    for wrong in (replace(size, name="im_shape"), replace(size, shape=(-1,)), replace(size, shape=(1, 2, 2))):
+        with pytest.raises(ModelError, match=r"one image input .* the only other input .* is orig_target_sizes"):
+            image_input([IMAGE, wrong], path)
+    with pytest.raises(ModelError, match="one image input"):
+        image_input([IMAGE, IMAGE], path)
+    spec = settle(path, TensorSpec("i", (2, 3, 320, 416), "float32"))
+    assert size_value(spec, 2).tolist() == [[416, 320], [416, 320]]
 
 
 def test_a_sidecar_of_another_file(path: Path) -> None:

@@ -14,6 +14,7 @@ from streamd.engine import BatchSettings, ModelSettings, open_backend
 from streamd.engine.openvino import OpenVinoSettings
 from streamd.errors import BackendError, ConfigError, ModelError
 from streamd.heads import DetectSettings, HeadSettings
+from streamd.heads.detector import open_detector
 from streamd.heads.picodet import PicodetSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, recognise, resolve_labels
@@ -24,6 +25,7 @@ from streamd.sources.images import list_images, read_image
 from streamd.types import DecodePlan
 from tests.arithmetic import has_bf16
 from tests.conftest import shared
+from tests.engine.onnx_models import detr_final
 
 MODELS = ["yolov5n_heads", "yolov5n_cat", "yolov5lite_e_relu_320"]
 HEADS: dict[str, Any] = {"yolov5lite_e_relu_320": Yolov5SigmoidSettings()}
@@ -204,6 +206,34 @@ def test_precision_is_what_was_asked_for() -> None:
     difference = np.abs(found["f32"] - found["bf16"]).mean()
     # OpenVINO computes in float32 where the processor has no bfloat16.
     assert 0 < difference < 0.2 if has_bf16() else difference == 0
+
+
+@pytest.mark.parametrize(("batch", "most"), [("N", None), ("N", 2), (2, None)])
+def test_a_model_with_the_size_as_an_input_gives_boxes_of_the_picture(
+    tmp_path: Path, batch: int | str, most: int | None
+) -> None:
+    """RT-DETR's and D-FINE's own exports: the whole way from a picture that fills the input to source pixels."""
+    import cv2
+
+    path = detr_final(tmp_path / "detr.onnx", batch=batch)
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((128, 192, 3), 90, np.uint8))
+    settings = ModelSettings(path=str(path), labels=("a", "b", "c"), resize="stretch")
+    backend = open_backend(OpenVinoSettings(), settings, batch=BatchSettings(max=most))
+    assert backend.spec.input.name == "images"
+    detect = DetectSettings()
+    detector = open_detector(backend.spec, None, detect)
+    backend.start(detector.plan)
+    frames = [read_image(tmp_path / "a.png")] * backend.spec.max_batch
+    boxes = backend.preprocess(backend.slots[0], frames)
+    backend.infer(backend.slots[0])
+    outputs = backend.collect(backend.slots[0])
+    for i in range(len(frames)):
+        xyxy, score, class_id = detector.postprocess(outputs, i, boxes[i])
+        want = np.array([[0.1 * i, 0.2, 0.1 * i + 0.5, 0.7] for i in range(3)]) * [192, 128, 192, 128]
+        np.testing.assert_allclose(xyxy, want, atol=0.01)
+        np.testing.assert_allclose(score, [0.9, 0.7, 0.5], rtol=1e-5)
+        assert class_id.tolist() == [0, 1, 2]
+    backend.close()
 
 
 _SIGNALLED = """

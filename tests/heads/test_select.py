@@ -25,7 +25,7 @@ def test_a_kind_by_itself_keeps_what_the_sidecar_says_of_it() -> None:
 
 
 def test_an_unknown_kind_is_told_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="head: expected one of 'yolov5_cat', 'end_to_end', 'picodet'"):
+    with pytest.raises(ConfigError, match="head: expected one of 'yolov5_cat', 'detr', 'detr_final'"):
         declared("yolov9", spec((1, 252, 6)))
 
 

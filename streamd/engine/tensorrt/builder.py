@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from streamd.engine import BatchSettings, ModelSettings
-from streamd.engine.model import PLAN_SUFFIXES, model_file
+from streamd.engine.model import PLAN_SUFFIXES, model_file, size_input, size_value
+from streamd.engine.onnx.constants import with_constant
 from streamd.engine.onnx.reader import OnnxFile
 from streamd.engine.onnx.stem import float_stem
 from streamd.engine.onnx.weights import in_float
@@ -70,7 +71,17 @@ def _parse_errors(parser: Any, onnx: OnnxFile, job: Job) -> ModelError:
 
 
 def _load(job: Job) -> bytes:
-    """The bytes to parse."""
+    """The bytes to parse: with one input, the picture."""
+    data, size = _converted(job), size_input(job.onnx.inputs)
+    if size is None:
+        return data
+    # One row serves a dynamic batch, too: it is only ever multiplied with what has the batch.
+    value = size_value(job.spec, max(1, job.spec.input.shape[0])).astype(size.dtype)
+    return with_constant(data, size.name, value)
+
+
+def _converted(job: Job) -> bytes:
+    """The file's bytes in the precision to be parsed."""
     if job.recipe.precision == "fp16" and job.trt.always_strongly_typed:
         from streamd.engine.onnx.half import to_half
 
