@@ -32,6 +32,8 @@ SourceReason = Literal[
     "decoder_memory",
     "disconnected",
     "stuck",
+    "overload",
+    "late",
     "worker_died",
     "eof",
     "internal",

@@ -287,6 +287,10 @@ class StreamPast:
     """`received` is also the next frame's seq."""
 
 
+DEGRADED = frozenset({"overload", "late"})
+"""Reasons of a live stream that suffers from load."""
+
+
 @dataclass(slots=True, frozen=True)
 class StreamStatus:
     """How one stream is, for subscribers, logs and health checks. Free of credentials."""
@@ -298,8 +302,9 @@ class StreamStatus:
     detail: str
     epoch: int
     since_wall_ns: int
-    """Unix nanoseconds at which the stream entered `state`."""
+    """Unix nanoseconds since when the stream has been live, down (CONNECTING, BACKOFF, FAILED) or ended."""
     retry_in_s: float | None = None
+    """From `at_wall_ns` on."""
     codec: str = ""
     decoder: str = ""
     """software or nvdec."""
@@ -307,6 +312,21 @@ class StreamStatus:
     height: int = 0
     fps: float = 0.0
     """What the stream declares; 0 where it does not."""
+    attempts: int = 0
+    """Failed attempts in a row; 0 once it is live."""
+    at_wall_ns: int = 0
+    """Unix nanoseconds of this status; 0 where it does not matter."""
+
+    @property
+    def degraded(self) -> bool:
+        """True for a live stream that suffers from load."""
+        return self.state == "LIVE" and self.reason in DEGRADED
+
+    def retry_left_s(self, wall_ns: int) -> float | None:
+        """Seconds from `wall_ns` (Unix nanoseconds) to the next attempt; None if none is scheduled."""
+        if self.retry_in_s is None or not self.at_wall_ns:
+            return self.retry_in_s
+        return round(min(self.retry_in_s, max(0.0, self.retry_in_s - (wall_ns - self.at_wall_ns) / 1e9)), 3)
 
 
 ElementType = Literal["float32", "float16", "uint8", "int8"]

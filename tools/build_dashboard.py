@@ -80,9 +80,11 @@ def _steps(*steps: tuple[float | None, str]) -> dict[str, Any]:
     }
 
 
-def _stat(title: str, expr: str, unit: str, note: str, *steps: tuple[float | None, str], legend: str = "") -> Panel:
+def _stat(
+    title: str, expr: str, unit: str, note: str, *steps: tuple[float | None, str], legend: str = "", w: int = 4
+) -> Panel:
     options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "graphMode": "area", "colorMode": "value"}
-    return Panel(title, "stat", unit, [(expr, legend)], 4, 4, note, options, _steps(*(steps or ((None, "text"),))))
+    return Panel(title, "stat", unit, [(expr, legend)], w, 4, note, options, _steps(*(steps or ((None, "text"),))))
 
 
 def _lines(title: str, unit: str, *queries: tuple[str, str], note: str = "", stack: bool = False, w: int = 8) -> Panel:
@@ -113,8 +115,12 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "At a glance",
         (
-            _stat("Streams live", f'sum(streamd_stream_state{{{_THESE},state="LIVE"}})', "short", "", (None, "green")),
-            _stat("Streams down", f"sum({_DOWN})", "short", "", (None, "green"), (1, "red")),
+            _stat("Streams live", f'sum(streamd_stream_state{{{_THESE},state="LIVE"}})', "short", "", (None, "green"), w=3),
+            _stat("Streams down", f"sum({_DOWN})", "short", "", (None, "green"), (1, "red"), w=3),
+            _stat(
+                "Streams degraded", f"sum(streamd_stream_degraded{{{_THESE}}})", "short", "", (None, "green"),
+                (1, "orange"), w=3,
+            ),
             _stat("Frames published", f"sum({_rate('streamd_frames_published_total')})", "fps", ""),
             _stat(
                 "Latency, 99th percentile",
@@ -127,7 +133,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 " or vector(0)", "percentunit", "", (None, "green"), (0.01, "yellow"), (0.1, "red"),
             ),
             _stat(
-                "Running since", f"min(process_start_time_seconds{{{_HERE}}}) * 1000", "dateTimeFromNow", ""
+                "Running since", f"min(process_start_time_seconds{{{_HERE}}}) * 1000", "dateTimeFromNow", "", w=3
             ),
         ),
     ),

@@ -19,7 +19,7 @@ from streamd.flow.settings import StreamSettings
 from streamd.flow.threads import NamedThread
 from streamd.security.redact import redact
 from streamd.telemetry.metrics import StreamMetrics
-from streamd.types import Frame, StreamPast, StreamState, StreamStatus
+from streamd.types import DEGRADED, Frame, StreamPast, StreamState, StreamStatus
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +49,10 @@ FEW_ERRORS = 2
 """Frames that may fail in that time without a status."""
 CALM_NS = 5_000_000_000
 """A live stream's trouble is over if it has not recurred for this long."""
+DOWN: tuple[StreamState, ...] = ("CONNECTING", "BACKOFF", "FAILED")
+"""`since` tells how long a stream has been in these, whichever of them it is in now."""
+STILL_DOWN_S = 600.0
+"""A stream that stays down for the same reason is logged this often."""
 ABANDONED_LIMIT = 4
 """Number of hanging threads after which their stream is FAILED: each holds memory and a connection."""
 
@@ -118,6 +122,10 @@ class StreamRunner:
         self._seq: int = before._seq if before is not None else past.counts.received if past is not None else 0
         self._troubles: dict[SourceReason, int] = {}
         """When each trouble of the live stream is over, monotonic nanoseconds."""
+        self._load = ("", "")
+        """Reason and detail if the live stream is degraded; told while it has no other trouble."""
+        self._told: dict[str, float] = {}
+        """When each reason for being down was last logged, monotonic seconds; empty while the stream is live."""
         self.status = StreamStatus(stream, "CONNECTING", "", "", max(self._epoch, 0), time.time_ns())
         self._reader = _ReaderThread()
         self._start_at: float | None = None
@@ -191,7 +199,7 @@ class StreamRunner:
         with self._lock:
             if self._start_at is not None and time.monotonic() >= self._start_at:
                 self._start_at = None
-                self._transition(self._reader, "retry", self.status.reason, self.status.detail)
+                self._transition(self._reader, "retry")
                 self._begin(None)
             if self._abandoned:
                 self._abandoned = [reader for reader in self._abandoned if reader.thread.is_alive()]
@@ -228,6 +236,18 @@ class StreamRunner:
                 self._transition(reader, "ended", "", "stopped; its thread hangs and was abandoned")
             self._abandon(reader)
 
+    def degrade(self, reason: SourceReason | Literal[""], detail: str) -> None:
+        """Tells how load affects the live stream; an empty reason means not at all. Any thread."""
+        with self._lock:
+            if self.status.state != "LIVE" or reason == self._load[0]:
+                return
+            self._load = (reason, detail)
+            self._metrics.degraded = reason
+            if reason:
+                self._metrics.fail(reason)
+            if not self._troubles:
+                self._annotate(reason, detail)
+
     @property
     def over(self) -> bool:
         """True once no frame will come any more."""
@@ -239,18 +259,39 @@ class StreamRunner:
         with self._lock:
             if reader.abandoned:
                 raise _Abandoned
-            state = TRANSITIONS[self.status.state, event]
-            keep = {k: getattr(self.status, k) for k in ("codec", "decoder", "width", "height", "fps")}
+            was, state, now = self.status, TRANSITIONS[self.status.state, event], time.time_ns()
+            keep = {k: getattr(was, k) for k in ("codec", "decoder", "width", "height", "fps")}
+            since = was.since_wall_ns if was.state in DOWN and state in DOWN else now
+            attempts = 0 if state == "LIVE" else was.attempts + (event in ("broke", "gave_up"))
             self.status = StreamStatus(
-                self.stream, state, reason, redact(detail), max(self._epoch, 0), time.time_ns(), **(keep | extra)
-            )
-            self._metrics.state = state
-            level = log.warning if state in ("BACKOFF", "FAILED") else log.info
-            level(
-                "stream " + state.lower(), stream=self.stream, reason=reason or None,
-                detail=self.status.detail or None, **extra,
+                self.stream, state, reason, redact(detail), max(self._epoch, 0), since, attempts=attempts,
+                at_wall_ns=now, **(keep | extra),
             )  # fmt: skip
+            self._metrics.state = state
+            self._load, self._metrics.degraded = ("", ""), ""
+            self._log(**extra)
             self._on_status(self.status)
+
+    def _log(self, **extra: Any) -> None:
+        """Logs the state: one line when a stream goes down, another for each new reason, then seldom."""
+        status, now = self.status, time.monotonic()
+        level = log.warning if status.state in ("BACKOFF", "FAILED") else log.info
+        if status.state == "LIVE":
+            self._told.clear()
+        elif status.state == "CONNECTING":
+            level = log.debug
+        elif status.state == "BACKOFF":
+            if now - self._told.get(status.reason, -STILL_DOWN_S) < STILL_DOWN_S:
+                level = log.debug
+            else:
+                self._told[status.reason] = now
+                if status.attempts > 1:
+                    extra["attempts"] = status.attempts
+                    extra["down_s"] = round((status.at_wall_ns - status.since_wall_ns) / 1e9)
+        level(
+            "stream " + status.state.lower(), stream=self.stream, reason=status.reason or None,
+            detail=status.detail or None, **extra,
+        )  # fmt: skip
 
     def _run(self, reader: _ReaderThread, error: SourceError | None) -> None:
         try:
@@ -312,7 +353,7 @@ class StreamRunner:
         self._transition(reader, "broke", error.reason, str(error), retry_in_s=round(delay, 3))
         if self._stop.wait(delay):
             return False
-        self._transition(reader, "retry", error.reason, str(error))
+        self._transition(reader, "retry")
         return True
 
     def _opened(self, reader: _ReaderThread, info: SourceInfo, frame: Frame) -> None:
@@ -357,14 +398,16 @@ class StreamRunner:
             metrics.last_frame_wall = time.time()  # not frame.wall_ns: a camera's clock may be wrong
             self._count(source, before)
             if self._troubles and max(self._troubles.values()) <= now:
-                self._troubles.clear()
-                self._annotate("", "")
+                with self._lock:
+                    self._troubles.clear()
+                    self._annotate(*self._load)
             if source.clock.jumps != jumps:
                 jumps = source.clock.jumps
                 self._report_trouble("clock_jump", "the camera's clock jumped or stood still", now)
             if (frame.width, frame.height) != size:
                 was, size = size, (frame.width, frame.height)
-                self.status = replace(self.status, width=size[0], height=size[1])
+                with self._lock:
+                    self.status = replace(self.status, width=size[0], height=size[1])
                 detail = f"was {was[0]} x {was[1]}, is {size[0]} x {size[1]} pixels"
                 self._report_trouble("size_changed", detail, now)
             if now >= check_ns:
@@ -410,6 +453,10 @@ class StreamRunner:
 
     def _annotate(self, reason: str, detail: str) -> None:
         """The state stays; what is said of it changes."""
-        self.status = replace(self.status, reason=reason, detail=detail)
-        log.info("stream status", stream=self.stream, reason=reason or None, detail=detail or None)
-        self._on_status(self.status)
+        with self._lock:
+            before = self.status
+            self.status = replace(before, reason=reason, detail=detail, at_wall_ns=time.time_ns())
+            # Load concerns many streams at once, and has a line for all of them (`runtime/load`).
+            level = log.debug if {reason, before.reason} <= DEGRADED | {""} else log.info
+            level("stream status", stream=self.stream, reason=reason or None, detail=detail or None)
+            self._on_status(self.status)

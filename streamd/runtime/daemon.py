@@ -29,7 +29,7 @@ from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
-from streamd.runtime.service import Service, status_line
+from streamd.runtime.service import Service, condition_of, status_line
 from streamd.runtime.streams import Streams
 from streamd.settings import FieldPath
 from streamd.sinks import Sink, open_sink
@@ -215,7 +215,7 @@ class Daemon:
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether every stage that has work makes progress, and what to say of it."""
         problem = self._problem()
-        return problem is None, health_of(problem, self.boot_id, self.sinks, self._events.problem)
+        return problem is None, health_of(problem, self.boot_id, self.sinks, self._events.problem, self.board.all())
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether a stream was live since the start (or all are over), and how each one is."""
@@ -380,7 +380,7 @@ class Daemon:
 
     def _status_line(self) -> str:
         published = sum(s.published for s in self.metrics.streams())
-        return status_line((s.state for s in self.board.all()), published, self._verdicts.refused)
+        return status_line(map(condition_of, self.board.all()), published, self._verdicts.refused)
 
     def _finish(self) -> int:
         """Sources stop, what is under way is finished, sinks empty themselves: all within `drain_s`."""

@@ -41,23 +41,32 @@ def problems_of(sinks: Iterable[SinkHealth]) -> dict[str, str]:
     return {sink.name: problem for sink in sinks if (problem := sink.problem) is not None}
 
 
-def health_of(problem: str | None, boot_id: str, sinks: Iterable[SinkHealth], journal: str | None) -> dict[str, Any]:
+def health_of(
+    problem: str | None,
+    boot_id: str,
+    sinks: Iterable[SinkHealth],
+    journal: str | None,
+    statuses: Iterable[StreamStatus],
+) -> dict[str, Any]:
     """The body of the health answer.
 
     A sink that is down and a journal that cannot be written are told and are no reason to restart the daemon: both
-    recover by themselves.
+    recover by themselves. The same holds for streams that suffer from load.
 
     Args:
         problem: what the watchdog holds against the daemon.
         boot_id: of the daemon.
         sinks: all of them.
         journal: why the event journal cannot be written.
+        statuses: the latest of every stream.
     """
     body: dict[str, Any] = {"ok": problem is None, "problem": problem, "boot_id": boot_id}
     if down := problems_of(sinks):
         body["sinks"] = down
     if journal is not None:
         body["events"] = journal
+    if degraded := {s.stream: s.reason for s in statuses if s.degraded}:
+        body["degraded"] = degraded
     return body
 
 

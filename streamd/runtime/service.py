@@ -11,6 +11,7 @@ from typing import Any
 
 from streamd.runtime.reload import Reread
 from streamd.telemetry.notify import Notifier
+from streamd.types import StreamStatus
 
 STATUS_S = 1.0
 """The service manager's line of status is renewed this often."""
@@ -110,6 +111,11 @@ class Service:
     def ending(self) -> None:
         """The drain begins."""
         self._notifier.send("STOPPING=1")
+
+
+def condition_of(status: StreamStatus) -> str:
+    """The state of a stream for people: DEGRADED is a live one that suffers from load."""
+    return "DEGRADED" if status.degraded else status.state
 
 
 def status_line(states: Iterable[str], published: int, refused: str, *more: str) -> str:

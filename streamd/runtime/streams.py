@@ -12,11 +12,12 @@ import structlog
 from streamd.flow.contracts import Source
 from streamd.flow.ring import Ring
 from streamd.flow.runner import StreamRunner
-from streamd.flow.settings import ObjectiveSettings
+from streamd.flow.settings import StreamSettings
 from streamd.flow.status import StatusBoard
 from streamd.flow.stream import StreamOutput, Tap
 from streamd.runtime.analytics import Analytics
 from streamd.runtime.instance import ModelInstance
+from streamd.runtime.load import LoadWatch
 from streamd.runtime.reload import Difference
 from streamd.sources import SourceSettings, open_source
 from streamd.telemetry.metrics import Metrics, StreamMetrics
@@ -42,9 +43,11 @@ class _Stream:
         return counts.received == counts.published + sum(counts.dropped.values())
 
 
-def _hold_to(counters: StreamMetrics, objective: ObjectiveSettings | None) -> None:
+def _hold_to(counters: StreamMetrics, settings: StreamSettings) -> None:
+    objective = settings.objective
     counters.objective_s = objective.latency_ms / 1e3 if objective is not None else None
     counters.objective_share = objective.share if objective is not None else 0.0
+    counters.max_fps = getattr(settings, "max_fps", None)
 
 
 @dataclass(slots=True)
@@ -92,6 +95,7 @@ class Streams:
         self._past: dict[str, StreamPast] = {}
         self.live_seen: set[str] = set()
         """Streams that were live at some time."""
+        self._load = LoadWatch()
         self.sealed = False
         """True once every stream is over: the instances end, and no stream can be added any more."""
 
@@ -122,7 +126,7 @@ class Streams:
         before = before or self._gone.pop(name, None)
         counters = self._metrics.stream(name)
         counters.removed = False
-        _hold_to(counters, settings.objective)
+        _hold_to(counters, settings)
         if settings.device is not None:
             instance = next(each for each in self._instances if each.ordinal == settings.device)
         elif instance is None:
@@ -209,7 +213,7 @@ class Streams:
         stream.settings = settings
         stream.ring.change(settings.ring, settings.ring_policy)
         stream.instance.batcher.change(settings.id, settings.priority, settings.max_age_s)
-        _hold_to(stream.counters, settings.objective)
+        _hold_to(stream.counters, settings)
         if self._analytics is not None:
             self._analytics.adapt(settings)
         stream.runner.adapt(settings, self._opener(settings, stream.instance))
@@ -224,6 +228,8 @@ class Streams:
         for runner in self._runners():
             runner.watch()
         now = time.monotonic()
+        if not self.sealed:
+            self._load.look(now, ((s.runner, s.counters) for s in self._streams.values()))
         self._parting = [parting for parting in self._parting if not self._part(parting, now)]
         over = bool(self._streams) and all(s.runner.over for s in self._streams.values())
         if over and not self.sealed and not self._parting:

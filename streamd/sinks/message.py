@@ -100,9 +100,10 @@ class StatusMessage(msgspec.Struct, frozen=True):
     detail: str
     epoch: int
     since: float
-    """Unix seconds at which the stream entered its state."""
+    """Unix seconds since when the stream has been live, down (CONNECTING, BACKOFF, FAILED) or ended."""
     published_at: float
     retry_in_s: float | None
+    """From published_at on."""
     codec: str
     decoder: str
     width: int
@@ -254,7 +255,7 @@ def status_message(s: StreamStatus, counts: StreamCounts, boot_id: str) -> Statu
     """The message of one status."""
     return StatusMessage(
         SCHEMA, boot_id, s.stream, s.state, s.reason, s.detail, s.epoch, s.since_wall_ns / 1e9, time.time(),
-        s.retry_in_s, s.codec, s.decoder, s.width, s.height, s.fps,
+        s.retry_left_s(time.time_ns()), s.codec, s.decoder, s.width, s.height, s.fps,
         counts.received, counts.published, dict(counts.dropped), counts.reconnects,
     )  # fmt: skip
 

@@ -59,6 +59,7 @@ class StreamMetrics:
         "codec",
         "corrupt",
         "decoder",
+        "degraded",
         "dropped",
         "epoch",
         "failures",
@@ -67,6 +68,7 @@ class StreamMetrics:
         "last_frame_wall",
         "late",
         "lost",
+        "max_fps",
         "objective_s",
         "objective_share",
         "published",
@@ -115,6 +117,10 @@ class StreamMetrics:
         """Those of them that still hang."""
         self.dropped: dict[str, int] = {}
         self.state: StreamState = "CONNECTING"
+        self.degraded = ""
+        """Why the live stream suffers from load (overload, late); empty if it does not."""
+        self.max_fps: float | None = None
+        """The configured limit."""
         self.codec = ""
         self.decoder = ""
         """software or nvdec; empty until the stream is live for the first time."""
@@ -255,6 +261,14 @@ class _StreamCollector(Collector):
             "The stream's objective: fraction of frames that must be in time.",
             labels=["stream"],
         )
+        degraded = GaugeMetricFamily(
+            "streamd_stream_degraded",
+            "1 while the live stream suffers from load: overload (frames are dropped), late (its objective is missed).",
+            labels=["stream", "reason"],
+        )
+        max_fps = GaugeMetricFamily(
+            "streamd_stream_max_fps", "The stream's max_fps; absent if it has none.", labels=["stream"]
+        )
         open_decoders = {"software": 0, "nvdec": 0}
         for s in self._streams():
             labels = [s.stream]
@@ -288,6 +302,10 @@ class _StreamCollector(Collector):
                 missed.add_metric(labels, misses)
                 objective_s.add_metric(labels, s.objective_s)
                 objective_share.add_metric(labels, s.objective_share)
+            if s.max_fps is not None:
+                max_fps.add_metric(labels, s.max_fps)
+            for why in ("overload", "late"):
+                degraded.add_metric([s.stream, why], 1.0 if s.degraded == why else 0.0)
             for each in STATES:
                 state.add_metric([s.stream, each], 1.0 if s.state == each else 0.0)
             last.add_metric(labels, s.last_frame_wall)
@@ -295,7 +313,8 @@ class _StreamCollector(Collector):
             sessions.add_metric([name], count)
         return (
             received, published, dropped, skipped, corrupt, lost, jumps, offset, drift, reconnects, failures,
-            invalid, abandoned, stuck, state, last, info, sessions, held, missed, objective_s, objective_share,
+            invalid, abandoned, stuck, state, degraded, max_fps, last, info, sessions, held, missed, objective_s,
+            objective_share,
         )  # fmt: skip
 
 

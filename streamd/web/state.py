@@ -23,6 +23,7 @@ _COUNTERS = {
     "streamd_stream_clock_jumps_total": "clock_jumps",
     "streamd_stream_reconnects_total": "reconnects",
     "streamd_last_frame_timestamp_seconds": "last_frame",
+    "streamd_stream_max_fps": "max_fps",
 }
 _LATENCY = "streamd_capture_to_publish_seconds"
 _STAGE = "streamd_stage_duration_seconds"
@@ -57,11 +58,14 @@ class State:
 
     def view(self) -> dict[str, Any]:
         """The state as JSON values."""
+        now = time.time_ns()
         streams: dict[str, dict[str, Any]] = {
             s.stream: {
                 "stream": s.stream, "state": s.state, "reason": s.reason, "detail": without_addresses(s.detail),
-                "since": s.since_wall_ns / 1e9, "retry_in_s": s.retry_in_s, "codec": s.codec, "decoder": s.decoder,
-                "width": s.width, "height": s.height, "fps": s.fps, "dropped": {}, "latency": {"buckets": []},
+                "since": s.since_wall_ns / 1e9, "retry_in_s": s.retry_left_s(now), "attempts": s.attempts,
+                "codec": s.codec, "decoder": s.decoder,
+                "width": s.width, "height": s.height, "fps": s.fps,
+                "dropped": {}, "latency": {"buckets": []},
             }
             for s in self._statuses()
         }  # fmt: skip
@@ -93,6 +97,6 @@ class State:
                         bounds.append(float(labels["le"]))
         return {
             "boot_id": self._boot_id, "version": build.get("version", __version__), "model": build.get("model", ""),
-            "backend": build.get("backend", ""), "now": time.time(), "bounds": [b for b in bounds if b != float("inf")],
+            "backend": build.get("backend", ""), "now": now / 1e9, "bounds": [b for b in bounds if b != float("inf")],
             "stages": stages, "streams": sorted(streams.values(), key=lambda s: str(s["stream"])),
         }  # fmt: skip

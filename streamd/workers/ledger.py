@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from streamd.flow.runner import DOWN
 from streamd.types import StreamCounts, StreamPast, StreamStatus
 from streamd.workers.forward import Forwarder
 from streamd.workers.report import Report
@@ -61,9 +62,11 @@ class Ledger:
         lost = []
         for stream in streams:
             old = self._statuses.get(stream) or StreamStatus(stream, "CONNECTING", "", "", 0, now)
+            since = old.since_wall_ns if old.state in DOWN else now
             new = replace(
-                old, state="BACKOFF", reason=WORKER_DIED, detail=detail, since_wall_ns=now, retry_in_s=retry_in_s
-            )
+                old, state="BACKOFF", reason=WORKER_DIED, detail=detail, since_wall_ns=since, retry_in_s=retry_in_s,
+                attempts=old.attempts + 1, at_wall_ns=now,
+            )  # fmt: skip
             self._statuses[stream] = new
             lost.append(new)
         self._hold(life, lost)

@@ -25,7 +25,7 @@ from streamd.runtime.eventlog import EventLog
 from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
-from streamd.runtime.service import Service, status_line
+from streamd.runtime.service import Service, condition_of, status_line
 from streamd.security.redact import known
 from streamd.sinks import open_sink
 from streamd.telemetry.http import HttpServer
@@ -164,7 +164,9 @@ class WorkerSupervisor:
     def health(self) -> tuple[bool, dict[str, Any]]:
         """See `Daemon.health`. A worker that died is started again: no problem of ours."""
         problem = self._problem()
-        return problem is None, health_of(problem, self.boot_id, self._forwarders, self._events.problem)
+        return problem is None, health_of(
+            problem, self.boot_id, self._forwarders, self._events.problem, self._statuses()
+        )
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """See `Daemon.ready`; besides, every worker that has streams is up."""
@@ -326,7 +328,7 @@ class WorkerSupervisor:
     def _status_line(self) -> str:
         published = self._ledger.published(s.id for s in self.config.streams)
         up, all_ = sum(worker.up for worker in self.workers), sum(bool(self._mine(w)) for w in self.workers)
-        states = (s.state for s in self._statuses())
+        states = map(condition_of, self._statuses())
         return status_line(states, published, self._verdicts.refused, f"{up} of {all_} workers up")
 
     def _receive(self, timeout_ms: int = _TICK_MS) -> None:

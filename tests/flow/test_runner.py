@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from streamd.errors import SourceError
 from streamd.flow.contracts import SourceInfo
@@ -88,7 +89,7 @@ def test_a_file_that_ends() -> None:
 def test_a_break_is_followed_by_a_new_epoch_and_seq_goes_on() -> None:
     statuses, metrics, ring, _ = play((None, 2, broke()), (None, 2, None))
     assert states(statuses) == [
-        ("CONNECTING", ""), ("LIVE", ""), ("BACKOFF", "disconnected"), ("CONNECTING", "disconnected"),
+        ("CONNECTING", ""), ("LIVE", ""), ("BACKOFF", "disconnected"), ("CONNECTING", ""),
         ("LIVE", ""), ("ENDED", "eof"),
     ]  # fmt: skip
     assert [(f.epoch, f.seq) for f in (ring.get() for _ in range(4))] == [(0, 0), (0, 1), (1, 2), (1, 3)]
@@ -207,7 +208,7 @@ def test_a_thread_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monk
         assert not runner.ended()
         time.sleep(0.01)
     assert states(statuses)[:4] == [
-        ("CONNECTING", ""), ("BACKOFF", "internal"), ("CONNECTING", "internal"), ("BACKOFF", "internal"),
+        ("CONNECTING", ""), ("BACKOFF", "internal"), ("CONNECTING", ""), ("BACKOFF", "internal"),
     ]  # fmt: skip
     assert "no thread can be started now (can't start new thread)" in statuses[1].detail
     room[0] = True
@@ -231,3 +232,36 @@ def test_a_stream_without_a_thread_can_be_stopped(monkeypatch: pytest.MonkeyPatc
     assert runner.join(1)
     assert ring.closed
     assert states(statuses)[-1] == ("ENDED", "")
+
+
+def test_since_tells_how_long_a_stream_is_down_and_attempts_count() -> None:
+    statuses, *_ = play(
+        (None, 1, broke()), (broke("refused"), 0, None), (broke("timeout_open"), 0, None), (None, 1, None)
+    )
+    told = [(s.state, s.reason, s.attempts) for s in statuses]
+    assert told == [
+        ("CONNECTING", "", 0), ("LIVE", "", 0), ("BACKOFF", "disconnected", 1), ("CONNECTING", "", 1),
+        ("BACKOFF", "refused", 2), ("CONNECTING", "", 2), ("BACKOFF", "timeout_open", 3), ("CONNECTING", "", 3),
+        ("LIVE", "", 0), ("ENDED", "eof", 0),
+    ]  # fmt: skip
+    down = {s.since_wall_ns for s in statuses[2:8]}
+    assert len(down) == 1
+    assert statuses[1].since_wall_ns < statuses[2].since_wall_ns < statuses[8].since_wall_ns
+    at = [s.at_wall_ns for s in statuses[1:]]
+    assert at == sorted(at)
+    assert at[0] < at[5]
+
+
+def test_a_dead_camera_logs_one_line_and_one_for_each_new_reason() -> None:
+    with capture_logs() as lines:
+        play(*[(broke("refused"), 0, None)] * 4, (broke("dns"), 0, None), (broke("refused"), 0, None), (None, 1, None))
+    told = [(x["event"], x["reason"]) for x in lines if x["log_level"] in ("info", "warning")]
+    assert told == [
+        ("stream backoff", "refused"), ("stream backoff", "dns"), ("stream live", None), ("stream ended", "eof")
+    ]  # fmt: skip
+    assert [x.get("attempts") for x in lines if x["log_level"] == "warning"] == [None, 5]
+
+
+def test_a_status_counts_down_to_the_next_attempt() -> None:
+    status = StreamStatus("s", "BACKOFF", "refused", "", 0, 0, retry_in_s=3.0, at_wall_ns=10_000_000_000)
+    assert [status.retry_left_s(ns * 1_000_000_000) for ns in (10, 12, 14, 5)] == [3.0, 1.0, 0.0, 3.0]

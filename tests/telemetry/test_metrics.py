@@ -19,6 +19,7 @@ WANTED = {
     "streamd_frames_received", "streamd_frames_dropped", "streamd_frames_published", "streamd_frames_skipped",
     "streamd_frames_corrupt", "streamd_stage_duration_seconds", "streamd_capture_to_publish_seconds",
     "streamd_queue_depth", "streamd_batch_size", "streamd_slots_in_flight", "streamd_stream_state",
+    "streamd_stream_degraded", "streamd_stream_max_fps",
     "streamd_stream_reconnects", "streamd_last_frame_timestamp_seconds", "streamd_detections",
     "streamd_stream_failures", "streamd_stream_threads_abandoned", "streamd_stream_threads_stuck",
     "streamd_sink_messages", "streamd_sink_dropped", "streamd_sink_errors", "streamd_sink_up", "streamd_build_info",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.behaviour.daemon import Running, daemon
+from tests.clips import write_clip
 from tests.conftest import program
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -123,6 +125,9 @@ def test_the_wall_shows_every_camera_with_picture_and_numbers(visit: Any) -> Non
     expect(page.locator(".tile[data-stream=gate] .spark path")).to_have_attribute("d", re.compile("L"))
     expect(page.locator("#totals .live b")).to_have_text("2")
     expect(page.locator("#totals .down b")).to_have_text("2")
+    expect(page.locator("#totals .degraded")).to_be_hidden()
+    order = page.locator(".tile").evaluate_all("tiles => tiles.map(tile => tile.dataset.stream)")
+    assert order == ["dock", "lost", "gate", "yard"]  # what is down comes first
 
 
 def test_a_camera_that_is_down_says_why_and_nothing_more(visit: Any) -> None:
@@ -246,3 +251,37 @@ def test_a_daemon_that_is_gone_is_told_and_found_again(tmp_path: Path, browser: 
         expect(page.get_by_role("link", name="a: Live")).to_be_visible(timeout=PATIENCE_MS)
         painted(page, "canvas")
     context.close()
+
+
+def test_overload_is_told_first_and_nothing_is_clipped(tmp_path: Path, browser: Browser) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=50)
+    busy = "\n".join(f"  - {{id: cam{i:02}, kind: synthetic, fps: 10, max_age_ms: 200}}" for i in range(13))
+    config = f"""
+model: {{path: none}}
+engine: {{kind: 'null', latency_ms: 300}}
+batch: {{max: 1}}
+streams:
+{busy}
+  - {{id: slow, url: '{clip}', loop: true, max_fps: 2, priority: 5}}
+"""
+    with daemon(tmp_path, config, metrics="page: true") as running:
+        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        context.set_default_timeout(60_000)
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{running.port}/")
+        expect(page.get_by_role("link", name="cam00: Degraded, Overloaded")).to_be_visible(timeout=60_000)
+        expect(page.locator("#totals .degraded b")).to_have_text("13", timeout=60_000)
+        expect(page.get_by_role("button", name="Problems 13")).to_be_visible()
+        assert page.locator(".tile").last.get_attribute("data-stream") == "slow"  # degraded ones come first
+        for width in (1440, 1000, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            drops = page.locator(".tile[data-stream=cam00] .drops")
+            expect(drops).to_be_visible()
+            inside = "node => node.getBoundingClientRect().right <= node.closest('.tile').getBoundingClientRect().right"
+            assert drops.evaluate(inside), width
+        page.goto(f"http://127.0.0.1:{running.port}/#/slow")
+        expect(page.locator(".rate")).to_contain_text("of 2 (max_fps)")
+        health = json.loads(running.get("/healthz")[1])
+        assert health["ok"]
+        assert health["degraded"]["cam00"] == "overload"
+        context.close()

@@ -149,7 +149,8 @@ def test_the_state_holds_counters_and_no_address(served: Served) -> None:
     gate, yard = state["streams"]
     assert gate["detail"].startswith("nothing listens at that address")
     assert (gate["received"], gate["published"], gate["dropped"]) == (10, 7, {"ring_full": 3})
-    assert gate["retry_in_s"] == 2.5
+    assert (gate["retry_in_s"], gate["attempts"]) == (2.5, 0)
+    assert "max_fps" not in gate
     assert len(gate["latency"]["buckets"]) == len(state["bounds"]) + 1
     assert gate["latency"]["buckets"][-1] == 1
     assert (yard["stream"], yard["latency"]) == ("yard", {"buckets": []})

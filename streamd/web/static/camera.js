@@ -200,11 +200,14 @@ export class Camera {
     this.node.dataset.kind = how.kind;
     const live = how.kind === "live";
     setText(this.rate, how.kind === "down" || how.kind === "over" ? "–" : fps(history.fps(this.name)));
-    setText(this.declared, stream.fps ? `of ${Number(stream.fps.toFixed(2))}` : "");
+    // A limit that was asked for is no loss.
+    const limited = stream.max_fps != null && (!stream.fps || stream.max_fps < stream.fps);
+    const expected = limited ? stream.max_fps : stream.fps;
+    setText(this.declared, expected ? `of ${Number(expected.toFixed(2))}${limited ? " (max_fps)" : ""}` : "");
     this.over.hidden = live && (this.shot.seen || stream.published > 0);
     setText(this.overWord, live ? "Waiting for a picture" : how.reason || how.word);
-    const wait = stream.state === "BACKOFF" && stream.retry_in_s != null ? stream.since + stream.retry_in_s - now : null;
-    setText(this.overText, wait > 1 ? `next attempt in ${span(wait)}` : stream.state === "CONNECTING" ? "connecting" : "");
+    const waiting = stream.state === "BACKOFF" && stream.retry_in_s > 1;
+    setText(this.overText, waiting ? `next attempt in ${span(stream.retry_in_s)}` : stream.state === "CONNECTING" ? "connecting" : "");
     this.detail.hidden = !stream.detail || live;
     setText(this.detail, stream.detail.charAt(0).toUpperCase() + stream.detail.slice(1));
     this.chart.update(this.name, history);
@@ -220,7 +223,7 @@ export class Camera {
       ...(stream.lost ? [["RTP packets lost", count(stream.lost)]] : []),
     ]);
     this.about.set([
-      [how.kind === "live" || stream.state === "LIVE" ? "Live for" : "In this state for", span(now - stream.since)],
+      [stream.state === "LIVE" ? "Live for" : how.kind === "down" ? "Down for" : "In this state for", span(now - stream.since)],
       ["Newest frame", stream.last_frame ? `${span(now - stream.last_frame)} ago` : "none yet"],
       ["Reconnects", count(stream.reconnects)],
       ["Size", stream.width ? `${stream.width} × ${stream.height}` : "–"],

@@ -62,6 +62,8 @@ const REASONS = {
   decoder_memory: "Decoder used too much memory",
   disconnected: "Connection lost",
   stuck: "Not responding",
+  overload: "Overloaded",
+  late: "Objective missed",
   eof: "End of input",
   internal: "Internal error",
   worker_died: "Its worker process died",
@@ -77,14 +79,18 @@ export function condition(stream, now) {
   if (state === "FAILED") return { kind: "down", word: "Failed", reason: told };
   if (state === "BACKOFF") return { kind: "down", word: "Down", reason: told };
   // Between two attempts it still counts as down, or the tile would flicker.
-  if (state === "CONNECTING" && reason) return { kind: "down", word: "Down", reason: told };
+  if (state === "CONNECTING" && stream.attempts) return { kind: "down", word: "Down", reason: "Trying again" };
   if (state === "CONNECTING") return { kind: "warn", word: "Connecting", reason: "" };
   if (state === "ENDED") return { kind: "over", word: "Ended", reason: "" };
+  if (reason === "overload" || reason === "late") return { kind: "warn", word: "Degraded", reason: told };
   if (reason) return { kind: "warn", word: "Disturbed", reason: told };
   const age = now - (stream.last_frame || stream.since);
   if (age > SILENT_S) return { kind: "warn", word: "Silent", reason: `No frame for ${span(age)}` };
   return { kind: "live", word: "Live", reason: "" };
 }
+
+// What needs somebody comes first: cameras that are down, then degraded ones.
+export const urgency = ({ kind, word }) => (kind === "down" ? 0 : word === "Degraded" ? 1 : kind === "over" ? 3 : 2);
 
 const SHAPES = {
   live: ["circle", { cx: 6, cy: 6, r: 4 }],

@@ -47,7 +47,7 @@ function route() {
 
 const totals = (() => {
   const cells = {};
-  for (const [key, word, unit] of [["live", "live", ""], ["down", "down", ""], ["fps", "frames", "/s"], ["latency", "latency p95", " ms"]]) {
+  for (const [key, word, unit] of [["live", "live", ""], ["down", "down", ""], ["degraded", "degraded", ""], ["fps", "frames", "/s"], ["latency", "latency p95", " ms"]]) {
     const value = el("b", { text: "–" });
     cells[key] = { value, node: el("div", { class: key }, el("dt", { text: word }), el("dd", {}, value, unit)) };
     document.getElementById("totals").append(cells[key].node);
@@ -56,7 +56,12 @@ const totals = (() => {
 })();
 
 function showTotals() {
-  const kinds = state.streams.map((stream) => condition(stream, now()).kind);
+  const conditions = state.streams.map((stream) => condition(stream, now()));
+  const kinds = conditions.map(({ kind }) => kind);
+  const degraded = conditions.filter(({ word }) => word === "Degraded").length;
+  setText(totals.degraded.value, count(degraded));
+  totals.degraded.node.hidden = !degraded;
+  totals.degraded.node.classList.toggle("warning", degraded > 0);
   const down = kinds.filter((kind) => kind === "down").length;
   setText(totals.live.value, count(kinds.filter((kind) => kind === "live" || kind === "warn").length));
   setText(totals.down.value, count(down));
@@ -69,14 +74,15 @@ function showTotals() {
   setText(foot, `${state.model} · ${state.backend} · streamd ${state.version}`);
 }
 
-// Read out each change to and from down once; the first state of a camera is not announced.
+// Read out each change to and from down and degraded once; the first state of a camera is not announced.
 function tellNews() {
   const words = [];
   for (const stream of state.streams) {
-    const { kind, word, reason } = condition(stream, now());
+    const { kind: general, word, reason } = condition(stream, now());
+    const kind = word === "Degraded" ? "degraded" : general;
     const before = known.get(stream.stream);
     known.set(stream.stream, kind);
-    if (before && before !== kind && (kind === "down" || before === "down")) words.push(`${stream.stream}: ${word}${reason ? `, ${reason}` : ""}`);
+    if (before && before !== kind && [kind, before].some((each) => each === "down" || each === "degraded")) words.push(`${stream.stream}: ${word}${reason ? `, ${reason}` : ""}`);
   }
   if (words.length) news.textContent = words.length > 3 ? `${words.length} cameras changed` : words.join(". ");
 }

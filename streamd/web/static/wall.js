@@ -1,6 +1,6 @@
 // The wall: a tile for each camera.
 
-import { condition, count, el, fps, milliseconds, percent, pill, setAttribute, setText, span, svg } from "./dom.js";
+import { condition, count, el, fps, milliseconds, percent, pill, setAttribute, setText, span, svg, urgency } from "./dom.js";
 import { path } from "./history.js";
 import { Pictures, Shot, told } from "./pictures.js";
 
@@ -24,7 +24,7 @@ class Tile {
       "p",
       { class: "numbers", id: `numbers-${name}` },
       el("span", {}, this.fps, " fps"),
-      el("span", {}, this.latency, " ms"),
+      el("span", { class: "latency" }, this.latency, " ms"),
       svg("svg", { class: "spark", viewBox: "0 0 120 24", preserveAspectRatio: "none", "aria-hidden": "true" }, this.line),
       (this.dropsBox = el("span", { class: "drops" }, this.drops, " % dropped")),
     );
@@ -41,15 +41,16 @@ class Tile {
   update(stream, history, now) {
     const how = condition(stream, now);
     this.kind = how.kind;
+    this.urgency = urgency(how);
     this.node.dataset.kind = how.kind;
     this.pill.set(how);
     setAttribute(this.link, "aria-label", `${this.name}: ${how.word}${how.reason ? `, ${how.reason}` : ""}`);
     const silent = how.kind === "down" || how.kind === "over";
     this.over.hidden = how.kind === "live" && (this.shot.seen || stream.published > 0);
     setText(this.overWord, how.kind === "live" ? "Waiting for a picture" : how.reason || how.word);
-    const wait = stream.state === "BACKOFF" && stream.retry_in_s != null ? stream.since + stream.retry_in_s - now : null;
-    const since = how.kind === "down" ? `since ${clock(stream.since)}` : "";
-    setText(this.overText, how.kind === "live" ? "" : wait > 1 ? `next attempt in ${span(wait)}` : since);
+    const lasting = how.kind === "down" ? `for ${span(now - stream.since)}` : "";
+    const wait = stream.state === "BACKOFF" && stream.retry_in_s > 1 ? `next attempt in ${span(stream.retry_in_s)}` : "";
+    setText(this.overText, [lasting, wait].filter(Boolean).join(", "));
     setText(this.fps, silent ? "–" : fps(history.fps(this.name)));
     setText(this.latency, silent ? "–" : milliseconds(history.latency(this.name)));
     const lost = history.dropped(this.name);
@@ -65,8 +66,6 @@ class Tile {
     setAttribute(this.canvas, "aria-label", `in the picture: ${told(description.boxes)}`);
   }
 }
-
-const clock = (unix) => new Date(unix * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
 
 export class Wall {
   #tiles = new Map();
@@ -123,21 +122,33 @@ export class Wall {
       this.#tiles.delete(name);
       this.#visible.delete(name);
     }
-    for (const [i, stream] of state.streams.entries()) {
+    for (const stream of state.streams) {
       let tile = this.#tiles.get(stream.stream);
       if (!tile) {
         tile = new Tile(stream.stream);
         tile.node.dataset.stream = stream.stream;
         this.#tiles.set(stream.stream, tile);
-        this.list.insertBefore(tile.node, this.list.children[i] ?? null);
+        this.list.append(tile.node);
         this.observer.observe(tile.node);
       }
       tile.update(stream, history, now);
     }
+    this.#arrange(state.streams.map((stream) => this.#tiles.get(stream.stream)));
     const n = this.#tiles.size;
     this.list.dataset.size = n <= 4 ? "few" : n <= 12 ? "some" : "many";
     this.find.hidden = n <= 12;
     this.#apply();
+  }
+
+  // The streams come sorted by name; equal urgency keeps that order.
+  #arrange(tiles) {
+    const focused = document.activeElement;
+    tiles.sort((a, b) => a.urgency - b.urgency);
+    for (const [i, tile] of tiles.entries()) {
+      if (this.list.children[i] !== tile.node) this.list.insertBefore(tile.node, this.list.children[i]);
+    }
+    // Moving an element takes the focus from it.
+    if (focused !== document.activeElement && this.list.contains(focused)) focused.focus({ preventScroll: true });
   }
 
   #apply() {
