@@ -115,7 +115,9 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "At a glance",
         (
-            _stat("Streams live", f'sum(streamd_stream_state{{{_THESE},state="LIVE"}})', "short", "", (None, "green"), w=3),
+            _stat(
+                "Streams live", f'sum(streamd_stream_state{{{_THESE},state="LIVE"}})', "short", "", (None, "green"), w=3
+            ),
             _stat("Streams down", f"sum({_DOWN})", "short", "", (None, "green"), (1, "red"), w=3),
             _stat(
                 "Streams degraded", f"sum(streamd_stream_degraded{{{_THESE}}})", "short", "", (None, "green"),
