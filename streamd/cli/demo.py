@@ -22,6 +22,7 @@ from typing import Any, TextIO, cast
 from streamd import __version__
 from streamd.cli import watch
 from streamd.cli.annotate import Video, draw, same_file, upright_bgr
+from streamd.cli.board import Board
 from streamd.cli.check import problems
 from streamd.cli.console import duration, positive, progress
 from streamd.cli.detect import Run
@@ -32,7 +33,7 @@ from streamd.errors import ConfigError, SinkError
 from streamd.heads import DetectSettings
 from streamd.runtime.daemon import Daemon
 from streamd.security.redact import credentials, redact, remember
-from streamd.sources.files import length_s
+from streamd.sources.files import length_s, reordering_s
 from streamd.telemetry.logs import configure
 
 STREAMS = 4
@@ -184,20 +185,27 @@ def _introduce(daemon: Daemon, inputs: Sequence[str], endpoint: str) -> None:
     print(f"page      http://{HOST}:{port}/")
     print(f"metrics   http://{HOST}:{port}/metrics")
     print(f"messages  {endpoint} (ZeroMQ)")
+    files = [given for given in inputs or [str(clip())] if not is_url(given)]
+    mean_s, most_s = max(map(reordering_s, files), default=(0.0, 0.0))
+    if most_s:
+        # Otherwise this would look like slowness of ours.
+        clips = f"latency   {1e3 * mean_s:.0f} ms of it, at most {1e3 * most_s:.0f} ms, are the clip's"
+        print(f"{clips}: its B-frames are stored\n          out of order, and a frame waits until it is its turn")
     print("Press Ctrl-C to stop.\n", flush=True)
 
 
-def _sum_up(daemon: Daemon, board: watch.Board, seconds: float) -> None:
+def _sum_up(daemon: Daemon, board: Board, seconds: float) -> None:
     rows = board.rows.values()
     frames, dropped = sum(r.frames for r in rows), sum(r.dropped for r in rows)
-    print(f"\n{frames} frames in {seconds:.1f} s, {dropped} dropped; seen: {_list(board.seen)}")
+    print(f"\n{frames} frames in {seconds:.1f} s, {dropped} dropped\nboxes in all frames: {_list(board.seen)}")
     for status in daemon.board.all():
         if status.state not in ("LIVE", "ENDED"):
             print(f"{status.stream}: {status.state} {status.reason}: {status.detail}".rstrip(": "))
 
 
 def _list(seen: Counter[str]) -> str:
-    return ", ".join(f"{n} {label}" for label, n in seen.most_common()) or "nothing"
+    """Boxes by label: an object is counted in every frame in which it is seen."""
+    return ", ".join(f"{n} {label}" for label, n in seen.most_common()) or "none"
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -207,7 +215,7 @@ def _show(args: argparse.Namespace) -> int:
         print("The first start on a GPU builds the model's engine, which takes several minutes.", flush=True)
     daemon = Daemon(config)
     _introduce(daemon, args.inputs, endpoint)
-    board, background = watch.Board(), _Background(daemon)
+    board, background = Board(), _Background(daemon)
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell makes background processes ignore SIGINT
         signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
@@ -270,7 +278,7 @@ def _save(args: argparse.Namespace) -> int:
         raise error
     if video is None:
         raise SinkError(f"--save {args.save}: nothing was written: {redact(given)} has no frame")
-    print(f"{args.save}: {frames} frames in {time.monotonic() - began:.1f} s; seen: {_list(seen)}")
+    print(f"{args.save}: {frames} frames in {time.monotonic() - began:.1f} s\nboxes in all frames: {_list(seen)}")
     return 0
 
 

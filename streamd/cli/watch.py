@@ -8,133 +8,16 @@ import json
 import re
 import sys
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamd.cli.board import Board, table
 from streamd.cli.console import duration
 from streamd.errors import ConfigError, SinkError
 from streamd.security.trust import read_text
 from streamd.sinks.curve import KEY_PATTERN, read_keys, secure_client
-from streamd.sinks.message import MAX_MESSAGE_BYTES, TOPIC_PREFIX, DetectionsMessage, StatusMessage, decode
-
-WINDOW_S = 5.0
-MAX_ROWS = 4096
-MAX_TEXT = 200
-
-
-@dataclass
-class Row:
-    """The state of one stream."""
-
-    stream: str
-    state: str = "?"
-    reason: str = ""
-    epoch: int = 0
-    frames: int = 0
-    dropped: int = 0
-    """Frames that the daemon reports as dropped before the messages received."""
-    missed: int = 0
-    """Messages that never arrived: gaps in seq that the daemon does not account for."""
-    last: str = ""
-    counts: str = ""
-    """Of its zones and lines; empty without any."""
-    next_seq: int | None = None
-    recent: deque[tuple[float, float]] = field(default_factory=deque)
-    """(arrival, capture-to-publish in ms) of the most recent seconds."""
-
-    def trim(self, now: float) -> None:
-        """Drops entries older than the window."""
-        while self.recent and now - self.recent[0][0] > WINDOW_S:
-            self.recent.popleft()
-
-    def view(self, now: float) -> dict[str, Any]:
-        """The row as plain values."""
-        self.trim(now)
-        latencies = sorted(ms for _, ms in self.recent)
-        span = min(WINDOW_S, max(0.2, now - self.recent[0][0])) if self.recent else WINDOW_S
-
-        def rank(share: float) -> float | None:
-            return round(latencies[min(len(latencies) - 1, int(share * len(latencies)))], 1) if latencies else None
-
-        return {
-            "stream": self.stream,
-            "state": self.state,
-            "reason": self.reason,
-            "fps": round(len(latencies) / span, 1),
-            "p50_ms": rank(0.5),
-            "p99_ms": rank(0.99),
-            "frames": self.frames,
-            "dropped": self.dropped,
-            "missed": self.missed,
-            "epoch": self.epoch,
-            "last": self.last,
-            **({"counts": self.counts} if self.counts else {}),
-        }
-
-
-def _plain(text: str) -> str:
-    """`text` made safe to print: a terminal obeys escape sequences, whoever sent them."""
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
-
-
-def _counted(counts: Any) -> str:
-    """The counts of a message in words, e.g. "hall 2, gate left_to_right 5". Empty for what streamd does not send."""
-    told = []
-    try:
-        for zone, report in counts["zones"].items():
-            known = "?" if report["occupancy"] is None else report["occupancy"]
-            told.append(f"{zone} {known}{' (stale)' if report['stale'] else ''}")
-        for line, report in counts["lines"].items():
-            ways = (f"{way} {sum(labels.values())}" for way, labels in report["crossings"].items())
-            told.append(f"{line} {', '.join(ways) or 0}")
-    except (AttributeError, KeyError, TypeError):
-        return ""
-    return _plain(", ".join(told))
-
-
-class Board:
-    """Rows by stream, updated from messages."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, Row] = {}
-        self.boot_id = ""
-        self.bad = 0
-        """Messages that streamd did not send."""
-        self.seen: Counter[str] = Counter()
-        """Boxes per label over all streams."""
-
-    def add(self, message: DetectionsMessage | StatusMessage, now: float) -> None:
-        """Processes one message."""
-        if message.boot_id != self.boot_id:
-            # A restarted daemon counts from zero: keep nothing that would look like a gap.
-            self.boot_id = message.boot_id
-            for row in self.rows.values():
-                row.next_seq = None
-        name = _plain(message.stream)
-        if name not in self.rows and len(self.rows) >= MAX_ROWS:
-            self.bad += 1
-            return
-        row = self.rows.setdefault(name, Row(name))
-        row.epoch = message.epoch
-        if isinstance(message, StatusMessage):
-            row.state, row.reason = _plain(message.state), _plain(message.reason)
-            return
-        row.frames += 1
-        if row.next_seq is not None:
-            row.dropped += message.dropped
-            row.missed += max(0, message.seq - row.next_seq - message.dropped)
-        row.next_seq = message.seq + 1
-        row.recent.append((now, message.latency_ms.total))
-        row.trim(now)
-        counts = Counter(d.label for d in message.detections)
-        self.seen.update(counts)
-        best = max((d.score for d in message.detections), default=0.0)
-        seen = ", ".join(f"{n} {label}" for label, n in counts.most_common(4))
-        row.last = _plain(f"{seen} ({best:.2f})" if seen else "nothing")
-        row.counts = _counted(message.counts)
+from streamd.sinks.message import MAX_MESSAGE_BYTES, TOPIC_PREFIX, decode
 
 
 def add_parser(subparsers: Any) -> None:
@@ -273,43 +156,6 @@ def _ticks(seconds: float | None, period: float, going: Callable[[], bool]) -> I
         yield min(time.monotonic() + period, end or float("inf"))
 
 
-def _table(board: Board, endpoint: str, problem: str = "") -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=f"streamd at {endpoint}", expand=False)
-    for name, right in (
-        ("stream", False), ("state", False), ("fps", True), ("p50 ms", True), ("p99 ms", True), ("frames", True),
-        ("dropped", True), ("missed", True), ("last seen", False),
-    ):  # fmt: skip
-        table.add_column(name, justify="right" if right else "left", no_wrap=name != "last seen")
-    counting = any(row.counts for row in board.rows.values())
-    if counting:
-        table.add_column("zones and lines")
-    colors = {"LIVE": "green", "BACKOFF": "yellow", "CONNECTING": "yellow", "FAILED": "red", "ENDED": "blue"}
-    now = time.monotonic()
-    for name in sorted(board.rows):
-        view = board.rows[name].view(now)
-        state = escape(f"{view['state']} {view['reason']}".strip())
-        color = colors.get(view["state"], "white")
-        numbers = (view[k] for k in ("fps", "p50_ms", "p99_ms", "frames", "dropped", "missed"))
-        cells = ("-" if n is None else str(n) for n in numbers)
-        table.add_row(
-            escape(name),
-            f"[{color}]{state}[/]",
-            *cells,
-            escape(view["last"]),
-            *([escape(board.rows[name].counts)] * counting),
-        )
-    if problem:
-        table.caption = problem
-    elif not board.rows:
-        table.caption = "waiting for the first message…"
-    elif board.bad:
-        table.caption = f"{board.bad} messages could not be parsed"
-    return table
-
-
 def show(
     board: Board,
     endpoint: str,
@@ -348,25 +194,26 @@ def show(
                     told = connection.problem
                     print(f"streamd: watch: {endpoint}: {told or 'connected'}", file=sys.stderr)
                 now = time.monotonic()
-                views = [board.rows[name].view(now) for name in sorted(board.rows)]
                 if as_json:
+                    views = [board.rows[name].view(now) for name in sorted(board.rows)]
                     print(json.dumps({"boot_id": board.boot_id, "streams": views}), flush=True)
-                else:
-                    for v in views:
-                        print(
-                            f"{v['stream']:<20} {v['state']:<10} {v['reason']:<14} {v['fps']:>6} fps "
-                            f"p50 {v['p50_ms']} p99 {v['p99_ms']} ms dropped {v['dropped']} {v['last']}"
-                            + (f" | {v['counts']}" if "counts" in v else ""),
-                            flush=True,
-                        )
+                    continue
+                for row in board.sorted():
+                    v = row.view(now)
+                    print(
+                        f"{v['stream']:<20} {row.condition:<10} {v['reason']:<14} {v['fps']:>6} fps "
+                        f"p50 {v['p50_ms']} p99 {v['p99_ms']} ms dropped {v['dropped']} {row.note(now)}"
+                        + (f" | {v['counts']}" if "counts" in v else ""),
+                        flush=True,
+                    )
             return
         from rich.live import Live
 
-        with Live(_table(board, endpoint), auto_refresh=False, screen=False) as live:
+        with Live(table(board, endpoint), auto_refresh=False, screen=False) as live:
             for until in _ticks(seconds, 0.5, going):
                 _receive(socket, board, until)
                 connection.look()
-                live.update(_table(board, endpoint, connection.problem), refresh=True)
+                live.update(table(board, endpoint, connection.problem, live.console.width), refresh=True)
     finally:
         connection.close()
 

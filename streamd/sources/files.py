@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 
+PROBED = 100
+"""Packets from which a clip's reordering is read."""
 LEAD_S = 12
 """More than the usual distance between two key frames of cameras and encoders."""
 
@@ -56,6 +59,25 @@ def length_s(path: str) -> float:
             return _length_s(container)
     except (av.FFmpegError, OSError):
         return 0.0
+
+
+def reordering_s(path: str) -> tuple[float, float]:
+    """How long the clip's pictures wait in the decoder because of B-frames: mean and maximum, seconds.
+
+    A picture's packet is read at its decoding time, and the picture is put out at its presentation time, however fast
+    the decoder is. (0, 0) if nothing is known, or the file is not a clip.
+    """
+    import av
+
+    try:
+        with av.open(path) as container:
+            packets = itertools.islice(container.demux(video=0), PROBED)
+            waits = [float((p.pts - p.dts) * p.time_base) for p in packets if p.pts is not None and p.dts is not None]
+    except (av.FFmpegError, OSError, IndexError):
+        return 0.0, 0.0
+    if not waits or min(waits) < 0:
+        return 0.0, 0.0
+    return sum(waits) / len(waits), max(waits)
 
 
 def too_short(path: str, start_s: float, end: str = "") -> SourceError:

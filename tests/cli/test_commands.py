@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 from streamd.cli import parser
-from streamd.cli.watch import MAX_ROWS, Board, _table
+from streamd.cli.board import MAX_ROWS, Board, table
 from streamd.sinks.message import Detection, DetectionsMessage, Latency, Model
 from tests.clips import write_clip
 from tests.conftest import shared
@@ -302,7 +302,7 @@ def test_watch_obeys_no_stranger(tmp_path: Path) -> None:
         board.add(msgspec.structs.replace(one, stream=f"s{number}"), 0.0)
     assert (len(board.rows), board.bad) == (MAX_ROWS, 11)
     console = Console(file=io.StringIO(), width=250)
-    console.print(_table(board, "tcp://x"))
+    console.print(table(board, "tcp://x", width=250))
     assert "?[2Jcam" in console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b" not in console.file.getvalue()  # type: ignore[attr-defined]
     assert "[b]hall ? (stale)" in console.file.getvalue()  # type: ignore[attr-defined]

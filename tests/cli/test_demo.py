@@ -35,7 +35,7 @@ def demo(*arguments: str | Path, timeout: float = 250) -> subprocess.CompletedPr
 
 def seen(text: str) -> dict[str, int]:
     """Label -> boxes, of the last line that tells."""
-    told = re.findall(r"seen: (.*)", text)[-1]
+    told = re.findall(r"boxes in all frames: (.*)", text)[-1]
     return {label: int(n) for n, label in re.findall(r"(\d+) ([a-z ]+)", told)}
 
 
@@ -93,8 +93,8 @@ def test_another_port_where_one_is_taken_and_a_table_on_a_terminal(tmp_path: Pat
     text = shown.decode()
     found = re.findall(rf"port {port} is not available \(Address already in use\); using (\d+) instead", text)
     assert f"http://127.0.0.1:{found[0]}/" in text
-    assert "last seen" in text
-    assert "│" in text
+    assert "boxes in the last frame" in text
+    assert "───" in text
 
 
 @pytest.mark.slow

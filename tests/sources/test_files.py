@@ -11,6 +11,7 @@ import pytest
 from streamd.errors import SourceError
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
+from streamd.sources.files import reordering_s
 from streamd.types import Frame
 from tests.clips import write_clip
 
@@ -80,3 +81,16 @@ def test_a_stream_without_an_index_is_entered_early_enough(tmp_path: Path) -> No
     every = stamps(clip)
     found = [frame.pts_ns for frame in play(settings(clip, 15.0))]
     assert found == [stamp for stamp in every if stamp >= every[0] + 15 * SECOND]
+
+
+def test_how_long_a_clip_s_b_frames_wait(tmp_path: Path) -> None:
+    plain = write_clip(tmp_path / "plain.mp4", frames=40, options={"bf": "0"})
+    assert reordering_s(str(plain)) == (0, 0)
+    # I P B b …: with one B-frame between two others, a P-frame waits for two frames, of which one is the B-frame's.
+    one = write_clip(tmp_path / "one.mp4", frames=40, options={"bf": "1", "b-adapt": "0", "sc_threshold": "0"})
+    mean, most = reordering_s(str(one))
+    assert most == pytest.approx(0.08)
+    assert 0.03 < mean < 0.05
+    assert reordering_s(str(tmp_path / "none.mp4")) == (0, 0)
+    (tmp_path / "no.mp4").write_text("x")
+    assert reordering_s(str(tmp_path / "no.mp4")) == (0, 0)

@@ -564,7 +564,7 @@ class Messages(Target):
         return made
 
     def open(self) -> None:
-        from streamd.cli.watch import Board
+        from streamd.cli.board import Board
 
         self._board = Board()
 

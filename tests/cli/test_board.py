@@ -1,0 +1,122 @@
+"""The table of `watch` and `demo`: what it says of each stream, and that it fits."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from streamd.cli.board import SETTLE_S, Board, span, table
+from streamd.sinks.message import Detection, DetectionsMessage, Latency, Model, StatusMessage
+
+FRAME = DetectionsMessage(
+    schema=1, boot_id="b", stream="cam", epoch=0, seq=0, pts_ns=None, captured_at=0.0, clock="arrival",
+    published_at=0.0, width=1, height=1, model=Model("m", ""), latency_ms=Latency(0, 0, 0, 0, 0, 12.5), dropped=0,
+    detections=[Detection(0, "person", 0.91, (0, 0, 1, 1))],
+)  # fmt: skip
+STATUS = StatusMessage(
+    schema=1, boot_id="b", stream="cam", state="LIVE", reason="", detail="", epoch=0, since=100.0, published_at=100.0,
+    retry_in_s=None, codec="h264", decoder="software", width=1, height=1, fps=25.0, received=0, published=0,
+    dropped={}, reconnects=0,
+)  # fmt: skip
+
+
+def frames(board: Board, begin: float, end: float, fps: float, **changes: Any) -> None:
+    """Frames of 10, 20, … ms latency at an even rate."""
+    seq = board.rows["cam"].next_seq or 0 if "cam" in board.rows else 0
+    for i in range(round((end - begin) * fps)):
+        board.add(msgspec.structs.replace(FRAME, seq=seq + i, **changes), begin + i / fps)
+
+
+def status(board: Board, now: float, **changes: Any) -> None:
+    board.add(msgspec.structs.replace(STATUS, **changes), now)
+
+
+def printed(board: Board, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table(board, "tcp://127.0.0.1:5555", width=width))
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_the_burst_after_a_reconnect_is_no_frame_rate() -> None:
+    board = Board()
+    frames(board, 0.0, 10.0, 25)
+    row = board.rows["cam"]
+    assert row.fps(10.0) == 25
+    frames(board, 20.0, 20.1, 500, epoch=1)  # two seconds of video, sent at once
+    assert row.fps(20.1) == 0
+    frames(board, 20.1, 23.0, 25, epoch=1)
+    assert row.fps(23.0) == pytest.approx(25, abs=0.6)
+    assert len(row.recent) == 50 + 72  # latencies count from the first frame on
+
+
+def test_a_subscriber_that_comes_late_waits_for_nothing() -> None:
+    board = Board()
+    frames(board, 50.0, 51.0, 10, epoch=7)
+    assert board.rows["cam"].fps(51.0) == 10
+    frames(board, 51.0, 51.0 + SETTLE_S / 2, 10, epoch=7)
+    assert board.rows["cam"].fps(51.5) == 10
+
+
+def test_a_stream_that_stopped_has_no_rate() -> None:
+    board = Board()
+    frames(board, 0.0, 10.0, 25)
+    assert board.rows["cam"].fps(12.5) == pytest.approx(12.5, abs=0.2)
+    board.rows["cam"].trim(16.0)
+    assert board.rows["cam"].fps(16.0) == 0
+
+
+def test_what_is_down_comes_first_then_what_is_degraded_and_says_since_when() -> None:
+    board = Board()
+    for name, state, reason in (
+        ("a", "LIVE", ""), ("b", "LIVE", "overload"), ("c", "BACKOFF", "refused"), ("d", "FAILED", "auth"),
+        ("e", "LIVE", "clock_jump"), ("f", "ENDED", "eof"), ("g", "LIVE", "late"), ("h", "CONNECTING", ""),
+    ):  # fmt: skip
+        status(board, 0.0, stream=name, state=state, reason=reason, since=100.0, published_at=400.0)
+    assert [row.stream for row in board.sorted()] == ["c", "d", "b", "g", "a", "e", "f", "h"]
+    assert [board.rows[name].condition for name in "abcg"] == ["LIVE", "DEGRADED", "BACKOFF", "DEGRADED"]
+    assert board.rows["c"].note(60.0) == "down for 6 min"
+    assert board.rows["h"].note(60.0) == ""  # it has not been up yet
+    status(board, 60.0, stream="c", state="CONNECTING", since=100.0, published_at=460.0)
+    board.rows["c"].frames = 1
+    assert (board.rows["c"].urgency, board.rows["c"].note(65.0)) == (0, "down for 6 min")
+
+
+@pytest.mark.parametrize("width", [80, 100, 132, 200])
+def test_it_fits_and_its_columns_stay_where_they_are(width: int) -> None:
+    board = Board()
+    long = "camera-at-the-north-gate-of-the-second-yard"
+    frames(board, 0.0, 1.0, 3)
+    status(board, 0.0, stream=long, state="BACKOFF", reason="timeout_open")
+    status(board, 0.0)
+    before = printed(board, width)
+    row = board.rows["cam"]
+    row.state, row.reason = "LIVE", "decoder_crashed"
+    row.dropped, row.missed, row.frames = 123_456, 98_765, 87_654_321
+    row.recent.extend([(0.0, 123_456.7)] * 5000)
+    row.last = "12 person, 4 bicycle, 3 motorcycle, 2 car (0.97)"
+    after = printed(board, width)
+    assert max(map(len, (*before, *after))) <= width
+    assert len(before) == len(after) == 5  # no row is wrapped
+    assert before[1] == after[1]  # the heads
+    assert "123456" in after[4]
+    assert "timeout_open" in after[3] or width == 80
+    assert after[3].startswith(long[:12])
+
+
+def test_large_numbers_keep_to_their_columns() -> None:
+    board = Board()
+    frames(board, 0.0, 1.0, 3)
+    board.rows["cam"].dropped = 1_234_567_890
+    assert " 1235M " in printed(board, 80)[3]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "0 s"), (59.4, "59 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h 0 min"), (90_000, "1 d 1 h")],
+)
+def test_durations_in_words(seconds: float, text: str) -> None:
+    assert span(seconds) == text
