@@ -205,9 +205,9 @@ def table(board: Board, endpoint: str, problem: str = "", width: int = 80) -> An
 
     column("stream", min(name_width, 32 if wide else 14))
     column("state", 24 if wide else 19)
-    numbers = (("fps", "fps", 5), ("p50 ms", "p50_ms", 6), ("dropped", "dropped", 7), ("missed", "missed", 6))
-    more = (("p99 ms", "p99_ms", 6), ("frames", "frames", 8))
-    numbers = (*numbers[:2], *more, *numbers[2:]) if wide else numbers
+    numbers = [("fps", "fps", 5), ("p50 ms", "p50_ms", 6), ("dropped", "dropped", 7), ("missed", "missed", 6)]
+    if wide:
+        numbers[2:2] = [("p99 ms", "p99_ms", 6), ("frames", "frames", 8)]
     for title, _, wanted in numbers:
         column(title, wanted, right=True)
     column("boxes in the last frame", None)
