@@ -151,8 +151,9 @@ class Daemon:
         self._open_recorder()
         # What fails most easily comes first: an address in use is known before a model has been compiled.
         self.http, tap = open_port(
-            config.metrics, self.registry, self.health, self.ready, statuses=self.board.all, boot_id=self.boot_id
-        )
+            config.metrics, self.registry, self.health, self.ready, statuses=self.board.all, boot_id=self.boot_id,
+            streams=lambda: self.config.streams,
+        )  # fmt: skip
         self._tap = self._tap or tap
         for settings, name in zip(config.sinks, sink_names(config), strict=True):
             sink = self._relays.get(name) or open_sink(settings)

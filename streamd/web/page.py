@@ -45,7 +45,10 @@ def record(snapshot: Snapshot) -> bytes:
 
 
 def describe(d: Detections) -> dict[str, Any]:
-    """What the page shows of one frame: boxes in upright source pixels, times in milliseconds."""
+    """What the page shows of one frame: boxes in upright source pixels, times in milliseconds.
+
+    A box is `[x1, y1, x2, y2, score, label]`; where objects are tracked, its track's number follows, 0 without a track.
+    """
     t = d.times
     names = ("decode", "queue", "preprocess", "infer", "postprocess")
     stages = {name: round((end - begin) / 1e6, 3) for name, begin, end in zip(names, t[:-1], t[1:], strict=True)}
@@ -53,10 +56,16 @@ def describe(d: Detections) -> dict[str, Any]:
         [*(round(v, 1) for v in box), round(score, 3), d.model.labels[class_id]]
         for box, score, class_id in zip(d.xyxy.tolist(), d.score.tolist(), d.class_id.tolist(), strict=True)
     ]
-    return {
+    if d.tracks is not None:
+        for described, number in zip(boxes, d.tracks.number.tolist(), strict=True):
+            described.append(number)
+    frame = {
         "stream": d.stream, "seq": d.seq, "epoch": d.epoch, "at": d.wall_ns / 1e9, "width": d.width,
         "height": d.height, "stages": stages, "boxes": boxes,
     }  # fmt: skip
+    if d.counts is not None:
+        frame["counts"] = d.counts
+    return frame
 
 
 def _known_host(header: str) -> bool:
@@ -103,6 +112,8 @@ class Page:
             )
         if request.path == "/state":
             return Response(self._state.json(), "application/json", headers=_GUARDS)
+        if request.path == "/rules":
+            return Response(self._state.rules.json(), "application/json", headers=_GUARDS)
         if request.path == "/pictures":
             return self._pictures(request)
         return self._files.get(request.path) or Response(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from streamd.config import MetricsSettings, is_loopback
+from streamd.flow.settings import StreamSettings
 from streamd.telemetry.access import Login, Tls
 from streamd.telemetry.http import Check, HttpServer
 from streamd.types import StreamStatus
 from streamd.web.page import Page
+from streamd.web.rules import Rules
 from streamd.web.state import State
 from streamd.web.tap import Tap
 
@@ -26,6 +28,7 @@ def open_port(
     *,
     statuses: Callable[[], Iterable[StreamStatus]],
     boot_id: str,
+    streams: Callable[[], Sequence[StreamSettings]] = tuple,
 ) -> tuple[HttpServer | None, Tap | None]:
     """Opens the port and starts serving.
 
@@ -36,6 +39,7 @@ def open_port(
         ready: check behind /readyz.
         statuses: the latest status of every stream, for the page.
         boot_id: identity of this process.
+        streams: the settings of every stream, for the page's zones and lines; another sequence after a reload.
 
     Returns:
         The server, or None if disabled, and the tap for the page's pictures, or None without a page.
@@ -55,6 +59,7 @@ def open_port(
     tap = None
     if settings.page:
         tap = Tap()
-        http.route("/", Page(tap, State(registry, statuses, boot_id), guarded=login is not None).answer)
+        state = State(registry, statuses, boot_id, Rules(streams))
+        http.route("/", Page(tap, state, guarded=login is not None).answer)
     http.start()
     return http, tap

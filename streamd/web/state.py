@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from streamd import __version__
 from streamd.telemetry.shared import SharedAnswer
 from streamd.types import StreamStatus
+from streamd.web.rules import Rules
 
 _COUNTERS = {
     "streamd_frames_received_total": "received",
@@ -42,11 +43,17 @@ class State:
         registry: the metrics registry.
         statuses: the latest status of every stream.
         boot_id: identity of this process.
+        rules: the zones and lines; the state says when they have changed.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, statuses: Callable[[], Iterable[StreamStatus]], boot_id: str
+        self,
+        registry: CollectorRegistry,
+        statuses: Callable[[], Iterable[StreamStatus]],
+        boot_id: str,
+        rules: Rules | None = None,
     ) -> None:
+        self.rules = rules or Rules()
         self._registry = registry
         self._statuses = statuses
         self._boot_id = boot_id
@@ -98,5 +105,6 @@ class State:
         return {
             "boot_id": self._boot_id, "version": build.get("version", __version__), "model": build.get("model", ""),
             "backend": build.get("backend", ""), "now": now / 1e9, "bounds": [b for b in bounds if b != float("inf")],
-            "stages": stages, "streams": sorted(streams.values(), key=lambda s: str(s["stream"])),
+            "stages": stages, "rules": self.rules.revision,
+            "streams": sorted(streams.values(), key=lambda s: str(s["stream"])),
         }  # fmt: skip

@@ -127,8 +127,9 @@ class WorkerSupervisor:
     def _open(self) -> None:
         config = self.config
         self.http, self._tap = open_port(
-            config.metrics, self.registry, self.health, self.ready, statuses=self._statuses, boot_id=self.boot_id
-        )
+            config.metrics, self.registry, self.health, self.ready, statuses=self._statuses, boot_id=self.boot_id,
+            streams=lambda: self.config.streams,
+        )  # fmt: skip
         for i, (settings, name) in enumerate(zip(config.sinks, sink_names(config), strict=True)):
             forwarder = Forwarder(
                 name, open_sink(settings), f"ipc://{self._folder}/sink{i}",

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from tests.behaviour.daemon import Running, daemon
 from tests.clips import write_clip
-from tests.conftest import program
+from tests.web.browsing import PATIENCE_MS, painted
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CONFIG = f"""
@@ -26,13 +25,6 @@ streams:
   - {{id: dock, url: 'rtsp://admin:hunter2secret@127.0.0.1:9/hiddenpath', reconnect: {{initial_s: 3, max_s: 3}}}}
   - {{id: lost, url: /nonexistent/hidden.mp4}}
 """
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
-PATIENCE_MS = 20_000
-_PAINTED = """canvas => {
-    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
-    return new Set([...data].filter((_, i) => i % 4 === 0)).size > 10;
-}"""
 _CONTRAST = """() => {
     const number = color => {
         const pen = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
@@ -67,51 +59,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("page")
     with daemon(folder, CONFIG, metrics="page: true") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = program("chromium", "chromium")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(running: Running, browser: Browser) -> Iterator[Any]:
-    """Opens a page in a context of its own; afterwards, nothing may have been complained about."""
-    contexts: list[BrowserContext] = []
-    complaints: list[str] = []
-
-    def complain(message: ConsoleMessage) -> None:
-        # Reading pixels back is this test's doing, not the page's.
-        if message.type in ("error", "warning") and not message.text.startswith("Canvas2D"):
-            complaints.append(message.text)
-
-    def visit(path: str = "", **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
-        context.set_default_timeout(PATIENCE_MS)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", complain)
-        page.on("pageerror", lambda e: complaints.append(str(e)))
-        page.goto(f"http://127.0.0.1:{running.port}/{path}")
-        return page
-
-    expect.set_options(timeout=PATIENCE_MS)
-    yield visit
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-def painted(page: Page, selector: str) -> None:
-    """Waits until a canvas shows more than one colour."""
-    deadline = time.monotonic() + PATIENCE_MS / 1000
-    while not page.locator(selector).evaluate(_PAINTED):
-        assert time.monotonic() < deadline, "no picture"
-        page.wait_for_timeout(100)
 
 
 def test_the_wall_shows_every_camera_with_picture_and_numbers(visit: Any) -> None:
@@ -157,7 +104,6 @@ def test_a_camera_s_own_page(visit: Any) -> None:
     assert sum(values[:5]) == pytest.approx(values[5], abs=2)
     expect(page.locator(".quantiles b").first).not_to_have_text("–")
     expect(page.locator(".facts").first).to_contain_text("Published")
-    assert page.title() == "gate · streamd"
 
 
 def test_an_unknown_camera_is_told(visit: Any) -> None:
@@ -179,6 +125,65 @@ def test_by_keyboard_alone(visit: Any) -> None:
     expect(page.get_by_role("heading", name="gate", level=1)).to_be_focused()
     page.keyboard.press("Escape")
     expect(page.locator(".tile")).to_have_count(4)
+    expect(page.locator(".tile[data-stream=gate] a")).to_be_focused()
+
+
+def test_from_camera_to_camera(visit: Any) -> None:
+    page = visit("#/gate")
+    page.get_by_role("link", name="Next camera: lost").click()
+    expect(page.get_by_role("heading", name="lost", level=1)).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", name="yard", level=1)).to_be_focused()
+    page.keyboard.press("ArrowRight")  # it is the last
+    expect(page.get_by_role("link", name="Next camera: none")).to_have_attribute("aria-disabled", "true")
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("heading", name="lost", level=1)).to_be_focused()
+
+
+def test_the_title_names_what_is_down(visit: Any) -> None:
+    page = visit()
+    expect(page).to_have_title("dock, lost down · streamd")
+    page.get_by_role("link", name="gate: Live").click()
+    expect(page).to_have_title("dock, lost down · gate · streamd")
+
+
+def test_states_and_curves_in_words_and_paths(visit: Any) -> None:
+    page = visit()
+    kinds = page.evaluate("""async () => {
+        const { condition } = await import('./dom.js');
+        const states = [['ENDED', 'eof'], ['ENDED', ''], ['LIVE', ''], ['BACKOFF', 'refused']];
+        return states.map(([state, reason]) => condition({ state, reason, since: 100, last_frame: 100 }, 101).word);
+    }""")
+    assert kinds == ["Ended", "Stopped", "Live", "Down"]  # what a drain stops has not come to its end
+    curves = page.evaluate("""async () => {
+        const { path } = await import('./history.js');
+        const series = n => Array.from({ length: n }, (_, i) => [n - 1 - i, 0.5]);
+        const gap = [[3, 1], [2, null], [1, 0], [0, 1]];
+        return [path(series(2), 1, 60, 10), path(series(5), 1, 60, 10, 4), path(gap, 1, 60, 10)];
+    }""")
+    assert curves == ["", "M0.0 5.0L15.0 5.0L30.0 5.0L45.0 5.0L60.0 5.0", "M57.0 0.0M59.0 10.0L60.0 0.0"]
+
+
+def test_the_size_of_tiles_can_be_chosen_and_is_kept(visit: Any) -> None:
+    page = visit()
+    tile = page.locator(".tile[data-stream=gate]")
+    expect(tile).to_be_visible()
+    auto = tile.bounding_box()["width"]
+    page.get_by_role("button", name="Tiles: auto").click()
+    expect(page.get_by_role("button", name="Tiles: small")).to_be_visible()
+    assert tile.bounding_box()["width"] < auto / 2
+    page.reload()
+    expect(page.get_by_role("button", name="Tiles: small")).to_be_visible()
+    assert tile.bounding_box()["width"] < auto / 2
+
+
+def test_the_picture_fills_the_screen_and_comes_back(visit: Any) -> None:
+    page = visit("#/gate")
+    painted(page, ".camera canvas")
+    page.keyboard.press("f")
+    page.wait_for_function("document.fullscreenElement?.classList.contains('picture')")
+    page.get_by_role("button", name="Full screen").click()
+    page.wait_for_function("!document.fullscreenElement")
 
 
 def test_what_a_screen_reader_meets(visit: Any) -> None:
@@ -244,6 +249,11 @@ def test_a_daemon_that_is_gone_is_told_and_found_again(tmp_path: Path, browser: 
         page = context.new_page()
         page.goto(f"http://127.0.0.1:{port}/")
         expect(page.get_by_role("link", name="a: Live")).to_be_visible(timeout=PATIENCE_MS)
+        box, view = page.locator(".tile .shot").bounding_box(), page.viewport_size
+        assert box is not None
+        assert view is not None
+        assert box["width"] > 0.9 * view["width"]  # a single camera fills the wall
+        assert box["height"] < 0.8 * view["height"]
         first.stop()
         expect(page.get_by_role("alert")).to_contain_text("No response from streamd", timeout=PATIENCE_MS)
     with daemon(tmp_path, config, metrics="page: true", port=port):

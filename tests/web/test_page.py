@@ -9,19 +9,25 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.config.loader import load
 from streamd.errors import SOURCE_REASONS, ConfigError
+from streamd.flow.settings import StreamSettings
 from streamd.flow.status import StatusBoard
+from streamd.sources.synthetic import SyntheticStreamSettings
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.metrics import Metrics
-from streamd.types import StreamStatus
-from streamd.web.page import STATIC, Page
+from streamd.types import StreamStatus, Tracks
+from streamd.web.page import STATIC, Page, describe
+from streamd.web.rules import Rules
 from streamd.web.state import State, without_addresses
 from streamd.web.tap import Tap
 from tests.behaviour.daemon import daemon, until
@@ -72,9 +78,8 @@ def test_every_file_is_served_under_a_strict_policy(served: Served) -> None:
             assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
             assert "unsafe" not in policy
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert [served.code(p) for p in ("/metrics", "/healthz", "/nothing", "/../config.py", "/%2e%2e/page.py")] == [
-        200, 200, 404, 404, 404,
-    ]  # fmt: skip
+    assert [served.code(p) for p in ("/metrics", "/healthz", "/rules")] == [200, 200, 200]
+    assert [served.code(p) for p in ("/nothing", "/../config.py", "/%2e%2e/page.py")] == [404, 404, 404]
 
 
 def test_every_reason_has_words_for_people() -> None:
@@ -125,6 +130,35 @@ def test_pictures_come_as_records_and_the_stream_lives_while_nothing_comes(serve
         assert head["stages"] == dict.fromkeys(("decode", "queue", "preprocess", "infer", "postprocess"), 1.0)
         assert jpeg.startswith(b"\xff\xd8")
     until(lambda: not served.tap.wanted, 10, "the viewer is noticed to have gone")
+
+
+def test_tracks_and_counts_travel_with_a_picture() -> None:
+    plain = detections("gate", 7, boxes=2)
+    assert [len(box) for box in describe(plain)["boxes"]] == [6, 6]
+    assert "counts" not in describe(plain)
+    tracks = Tracks(np.array([5, 0]), np.array([1.0, 0.0]), np.zeros((2, 2)))
+    counts = {"lines": {}, "zones": {"yard": {"occupancy": 1}}}
+    told = describe(replace(plain, tracks=tracks, counts=counts))
+    assert [box[6] for box in told["boxes"]] == [5, 0]
+    assert told["counts"] == counts
+
+
+def test_rules_are_made_anew_with_another_configuration() -> None:
+    zone = ZoneSettings(name="yard", points=((0, 0), (1, 0), (0, 1)), min_s=2)
+    line = LineSettings(name="gate", points=((0, 0), (1, 1)))
+    streams: tuple[StreamSettings, ...] = (SyntheticStreamSettings(id="a"),)
+    rules = Rules(lambda: streams)
+    assert json.loads(rules.json()) == {}
+    first = rules.revision
+    streams = (SyntheticStreamSettings(id="a", zones=(zone,), lines=(line,)), SyntheticStreamSettings(id="b"))
+    assert rules.revision != first
+    assert json.loads(rules.json()) == {
+        "a": {
+            "zones": [{"name": "yard", "points": [[0, 0], [1, 0], [0, 1]], "min_s": 2}],
+            "lines": [{"name": "gate", "points": [[0, 0], [1, 1]]}],
+        }
+    }
+    assert rules.json() is rules.json()
 
 
 @pytest.mark.parametrize("query", ["fps=x", "fps=0", "fps=-1", "fps=nan", "width=1e3", "width="])

@@ -1,6 +1,8 @@
 // One camera: its picture, its latency by stage, its counters.
 
+import { Counts } from "./counts.js";
 import { condition, count, el, fps, milliseconds, pill, setAttribute, setText, span, svg } from "./dom.js";
+import { Editor } from "./editor.js";
 import { path } from "./history.js";
 import { colorOf, Pictures, Shot, told } from "./pictures.js";
 
@@ -73,7 +75,7 @@ class LatencyChart {
     const series = history.series(name);
     const highest = Math.max(0.01, ...series.map(([, value]) => value ?? 0));
     const step = 10 ** Math.floor(Math.log10(highest));
-    const top = [1, 2, 5, 10].map((n) => n * step).find((n) => n >= highest * 1.05);
+    const top = [1, 2, 5, 10, 20].map((n) => n * step).find((n) => n >= highest * 1.05);
     setAttribute(this.line, "d", path(series, top, 600, 140));
     setText(this.top, `${milliseconds(top)} ms`);
     setText(this.middle, milliseconds(top / 2));
@@ -136,8 +138,19 @@ export class Camera {
     this.stages = new StageChart();
     this.counts = new Facts();
     this.about = new Facts();
+    this.tallies = new Counts();
+    this.rules = { zones: [], lines: [] };
+    this.editor = null;
+    this.edit = el("button", { type: "button", class: "quiet", text: "Edit zones and lines" });
+    this.edit.addEventListener("click", () => this.#openEditor());
+    this.full = el("button", { type: "button", class: "quiet", text: "Full screen", "aria-keyshortcuts": "f" });
+    this.full.addEventListener("click", () => this.fullscreen());
+    this.full.hidden = !document.fullscreenEnabled;
+    this.before = el("a", { class: "step", role: "link", hidden: true, "aria-keyshortcuts": "ArrowLeft" }, "‹");
+    this.after = el("a", { class: "step", role: "link", hidden: true, "aria-keyshortcuts": "ArrowRight" }, "›");
+    this.shotBox = el("div", { class: "shot" }, this.canvas, this.over);
     this.detail = el("p", { class: "detail", hidden: true });
-    const picture = el("section", { class: "card picture", "aria-label": "Picture" }, el("div", { class: "shot" }, this.canvas, this.over), this.seen);
+    this.picture = el("section", { class: "card picture", "aria-label": "Picture" }, this.shotBox, el("div", { class: "under" }, this.seen, el("div", { class: "row" }, this.edit, this.full)));
     this.node = el(
       "article",
       { class: "camera" },
@@ -147,19 +160,24 @@ export class Camera {
         el("a", { class: "back", href: "#/", "aria-label": "Back to all cameras" }, "←"),
         (this.title = el("h1", { text: name, tabindex: "-1" })),
         this.pill.node,
+        el("nav", { class: "steps", "aria-label": "Other cameras" }, this.before, this.after),
         el("p", { class: "rate" }, this.rate, " fps ", this.declared),
       ),
       this.detail,
       el(
         "div",
         { class: "columns" },
-        picture,
-        el("div", { class: "side" }, this.chart.node, this.stages.node),
+        this.picture,
+        (this.side = el("div", { class: "side" }, this.tallies.node, this.chart.node, this.stages.node)),
         el("div", { class: "below" }, card("Frames", this.counts.node), card("Stream", this.about.node)),
       ),
     );
     this.pictures = new Pictures((description, jpeg) => this.#draw(description, jpeg), onTrouble);
-    this.resized = new ResizeObserver(() => this.shot.redraw());
+    this.resized = new ResizeObserver(() => {
+      this.shot.redraw();
+      this.editor?.resize(...this.size);
+    });
+    this.size = [16, 9];
     this.resized.observe(this.canvas);
     this.onCalm = () => this.resume();
     CALM.addEventListener("change", this.onCalm);
@@ -169,7 +187,12 @@ export class Camera {
   #draw(description, jpeg) {
     if (description.stream !== this.name) return;
     // The card takes the aspect ratio of the picture.
-    this.canvas.parentElement.style.aspectRatio = `${description.width} / ${description.height}`;
+    const size = [description.width, description.height];
+    if (`${size}` !== `${this.size}`) {
+      this.size = size;
+      this.shotBox.style.aspectRatio = size.join(" / ");
+      this.editor?.resize(...size);
+    }
     this.shot.draw(description, jpeg);
     this.stages.add(description.stages);
     setAttribute(this.canvas, "aria-label", `in the picture: ${told(description.boxes)}`);
@@ -188,7 +211,59 @@ export class Camera {
     );
   }
 
+  setRules(rules) {
+    this.rules = rules[this.name] ?? { zones: [], lines: [] };
+    this.tallies.rules(this.rules);
+    if (!this.editor) this.shot.rules = this.rules;
+  }
+
+  #openEditor() {
+    if (this.editor) return this.editor.title.focus();
+    if (document.fullscreenElement) document.exitFullscreen();
+    this.editor = new Editor(this.name, this.rules, () => this.#closeEditor());
+    this.shotBox.append(this.editor.scene);
+    this.side.prepend(this.editor.node);
+    this.node.classList.add("editing");
+    this.edit.hidden = this.full.hidden = true;
+    this.shot.rules = null; // the editor draws its own
+    this.editor.resize(...this.size);
+    this.editor.title.focus({ preventScroll: true });
+  }
+
+  #closeEditor() {
+    this.editor.scene.remove();
+    this.editor.node.remove();
+    this.editor = null;
+    this.node.classList.remove("editing");
+    this.shot.rules = this.rules;
+    this.edit.hidden = false;
+    this.full.hidden = !document.fullscreenEnabled;
+    this.edit.focus({ preventScroll: true });
+  }
+
+  fullscreen() {
+    if (document.fullscreenElement) document.exitFullscreen();
+    else if (!this.editor) this.picture.requestFullscreen?.();
+  }
+
+  // Goes to the camera before or after this one.
+  step(link) {
+    if (link.hash) location.hash = link.hash;
+  }
+
+  #steps(streams) {
+    const at = streams.findIndex((s) => s.stream === this.name);
+    for (const [link, other, word] of [[this.before, streams[at - 1], "Previous"], [this.after, streams[at + 1], "Next"]]) {
+      link.hidden = at < 0 || streams.length < 2;
+      setAttribute(link, "href", other ? `#/${encodeURIComponent(other.stream)}` : null);
+      setAttribute(link, "aria-disabled", other ? null : "true");
+      setAttribute(link, "aria-label", other ? `${word} camera: ${other.stream}` : `${word} camera: none`);
+      setAttribute(link, "title", other?.stream);
+    }
+  }
+
   update(state, history, now) {
+    this.#steps(state.streams);
     const stream = state.streams.find((s) => s.stream === this.name);
     if (!stream) {
       this.detail.hidden = false;
@@ -212,6 +287,7 @@ export class Camera {
     setText(this.detail, stream.detail.charAt(0).toUpperCase() + stream.detail.slice(1));
     this.chart.update(this.name, history);
     this.stages.update();
+    this.tallies.update(this.shot.counts, now);
     const drops = Object.entries(stream.dropped).sort((a, b) => b[1] - a[1]);
     this.counts.set([
       ["Captured", count(stream.received)],

@@ -81,7 +81,8 @@ export function condition(stream, now) {
   // Between two attempts it still counts as down, or the tile would flicker.
   if (state === "CONNECTING" && stream.attempts) return { kind: "down", word: "Down", reason: "Trying again" };
   if (state === "CONNECTING") return { kind: "warn", word: "Connecting", reason: "" };
-  if (state === "ENDED") return { kind: "over", word: "Ended", reason: "" };
+  // Only a source that is over says why; without a reason, streamd stopped it: a drain or a reload.
+  if (state === "ENDED") return { kind: "over", word: reason === "eof" ? "Ended" : "Stopped", reason: "" };
   if (reason === "overload" || reason === "late") return { kind: "warn", word: "Degraded", reason: told };
   if (reason) return { kind: "warn", word: "Disturbed", reason: told };
   const age = now - (stream.last_frame || stream.since);
@@ -112,4 +113,21 @@ export function pill() {
       node.replaceChildren(mark, word);
     },
   };
+}
+
+// A choice that outlasts the page. Storage may be disabled; the choice then lasts as long as the page.
+export function remembered(key, choices) {
+  try {
+    const value = localStorage.getItem(key);
+    return choices.includes(value) ? value : choices[0];
+  } catch {
+    return choices[0];
+  }
+}
+export function remember(key, value) {
+  try {
+    localStorage.setItem(key, value);
+  } catch {
+    // as above
+  }
 }

@@ -83,8 +83,12 @@ export class History {
   }
 }
 
-// A polyline's path in a box of `width` × `height`; a gap where a value is missing. The right edge is now.
-export function path(series, top, width, height) {
+const SHORTEST = 4; // samples that make a line and not a stray tick
+
+// A polyline's path in a box of `width` × `height`; a gap where a value is missing. The right edge is now, the left one
+// `seconds` ago.
+export function path(series, top, width, height, seconds = 60) {
+  if (series.length < SHORTEST) return "";
   let pen = false;
   let out = "";
   for (const [age, value] of series) {
@@ -92,7 +96,7 @@ export function path(series, top, width, height) {
       pen = false;
       continue;
     }
-    const x = width * (1 - age / 60);
+    const x = width * (1 - age / seconds);
     const y = height * (1 - Math.min(1, value / top));
     out += `${pen ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`;
     pen = true;

@@ -1,7 +1,7 @@
 // Selects the view, fetches the state once a second, and shows what concerns all cameras.
 
 import { Camera } from "./camera.js";
-import { condition, count, el, fps, milliseconds, setText, span } from "./dom.js";
+import { condition, count, el, fps, milliseconds, remember, remembered, setText, span } from "./dom.js";
 import { History } from "./history.js";
 import { Wall } from "./wall.js";
 
@@ -16,14 +16,15 @@ let view = null;
 let state = null;
 let skew = 0; // the daemon's clock minus ours, seconds
 let timer = 0;
-let trouble = { network: "", pictures: "" };
+let rules = { revision: null, of: {} }; // zones and lines by camera
+const trouble = { network: "", stopping: "", pictures: "" };
 const known = new Map();
 
 const now = () => Date.now() / 1000 + skew;
 
 function tellTrouble(kind, text) {
   trouble[kind] = text;
-  const words = trouble.network || trouble.pictures;
+  const words = trouble.network || trouble.stopping || trouble.pictures;
   banner.hidden = !words;
   setText(banner, words);
 }
@@ -31,18 +32,28 @@ function tellTrouble(kind, text) {
 function route() {
   const name = decodeURIComponent(location.hash.replace(/^#\/?/, ""));
   if (name === "main") return; // the skip link
+  const from = view instanceof Camera ? view.name : "";
   view?.close();
   const first = view === null;
   view = name ? new Camera(name, (text) => tellTrouble("pictures", text)) : new Wall((text) => tellTrouble("pictures", text));
   tellTrouble("pictures", "");
-  document.title = name ? `${name} · streamd` : "streamd";
   main.replaceChildren(view.node);
+  view.setRules(rules.of);
   if (state) view.update(state, history, now());
+  showTitle();
   if (document.hidden) view.pause();
-  if (!first) {
+  if (from && !name) view.focusOn(from);
+  else if (!first) {
     window.scrollTo(0, 0);
     (view.title ?? main).focus({ preventScroll: true }); // so that a screen reader starts at the title
   }
+}
+
+// A tab in the background shows what is down, too.
+function showTitle() {
+  const down = (state?.streams ?? []).filter((stream) => condition(stream, now()).kind === "down").map((stream) => stream.stream);
+  const told = down.length > 2 ? `${count(down.length)} down` : down.length ? `${down.join(", ")} down` : "";
+  document.title = [told, view instanceof Camera ? view.name : "", "streamd"].filter(Boolean).join(" · ");
 }
 
 const totals = (() => {
@@ -87,6 +98,13 @@ function tellNews() {
   if (words.length) news.textContent = words.length > 3 ? `${words.length} cameras changed` : words.join(". ");
 }
 
+async function fetchRules(revision) {
+  const answer = await fetch("rules", { signal: AbortSignal.timeout(8000) });
+  if (!answer.ok) return; // asked for again with the next state
+  rules = { revision, of: await answer.json() };
+  view.setRules(rules.of);
+}
+
 async function poll() {
   clearTimeout(timer);
   const began = Date.now();
@@ -97,9 +115,13 @@ async function poll() {
     skew = state.now - Date.now() / 1000;
     history.add(state);
     tellTrouble("network", "");
+    const stopped = state.streams.length > 0 && state.streams.every((stream) => condition(stream, now()).word === "Stopped");
+    tellTrouble("stopping", stopped ? "streamd is shutting down." : "");
     tellNews();
     showTotals();
+    showTitle();
     view.update(state, history, now());
+    if (state.rules !== rules.revision) await fetchRules(state.rules);
   } catch (error) {
     const old = state ? ` The data shown is ${span(now() - state.now)} old.` : "";
     tellTrouble("network", `No response from streamd.${old}`);
@@ -120,28 +142,24 @@ document.addEventListener("visibilitychange", () => {
 
 addEventListener("hashchange", route);
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && view instanceof Camera) location.hash = "#/";
+  const typing = event.target instanceof Element && event.target.closest("input, textarea, select, svg.scene, .editor");
+  if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || typing) return;
+  if (event.key === "f") view.fullscreen();
+  else if (!(view instanceof Camera)) return;
+  else if (event.key === "Escape") location.hash = "#/";
+  else if (event.key === "ArrowLeft") view.step(view.before);
+  else if (event.key === "ArrowRight") view.step(view.after);
 });
 
-const themes = ["auto", "dark", "light"];
+const THEMES = ["auto", "dark", "light"];
 const button = document.getElementById("theme");
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  setText(button, { auto: "Theme: auto", dark: "Theme: dark", light: "Theme: light" }[theme]);
-  try {
-    localStorage.setItem("theme", theme);
-  } catch {
-    // Storage may be disabled; the choice then lasts as long as the page.
-  }
+  setText(button, `Theme: ${theme}`);
+  remember("theme", theme);
 }
-button.addEventListener("click", () => setTheme(themes[(themes.indexOf(document.documentElement.dataset.theme) + 1) % themes.length]));
-let chosen = "auto";
-try {
-  chosen = localStorage.getItem("theme") ?? "auto";
-} catch {
-  // as above
-}
-setTheme(themes.includes(chosen) ? chosen : "auto");
+button.addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length]));
+setTheme(remembered("theme", THEMES));
 
 route();
 poll();

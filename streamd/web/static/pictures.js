@@ -1,5 +1,7 @@
 // All pictures in one endless response: browsers allow six connections to a host, and a wall may have forty cameras.
 
+import { drawCounts, drawRules, fit, Trails } from "./overlay.js";
+
 const RETRY_MS = 3000;
 
 export class Pictures {
@@ -78,15 +80,30 @@ export function colorOf(label) {
   return COLORS[(hash % 97) % COLORS.length]; // 97 keeps people and road vehicles apart
 }
 
-// A canvas with the newest picture and its boxes, drawn at the screen's own resolution.
+// Track numbers are unique in the daemon; the process among its workers is in the upper half, of no use to people.
+const short = (track) => track % 2 ** 32;
+
+// A canvas with the newest picture, its boxes, zones and lines, drawn at the screen's own resolution.
 export class Shot {
   #drawing = false;
   #last = null;
+  #trails = new Trails();
+  #rules = null;
 
   constructor(canvas, { detailed = false } = {}) {
     this.canvas = canvas;
     this.detailed = detailed;
     this.seen = false;
+  }
+
+  // Zones and lines to draw over the pictures; null for none.
+  set rules(rules) {
+    this.#rules = rules;
+    this.redraw();
+  }
+
+  get counts() {
+    return this.#last?.description.counts;
   }
 
   async draw(description, jpeg) {
@@ -96,6 +113,7 @@ export class Shot {
       const bitmap = jpeg ? await createImageBitmap(jpeg) : null;
       this.#last?.bitmap?.close();
       this.#last = { description, bitmap };
+      if (this.detailed) this.#trails.add(description);
       this.redraw();
       this.seen = true;
     } finally {
@@ -112,11 +130,14 @@ export class Shot {
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const pen = canvas.getContext("2d");
     pen.clearRect(0, 0, width, height);
-    const scale = Math.min(width / description.width, height / description.height);
-    const [left, top] = [(width - description.width * scale) / 2, (height - description.height * scale) / 2];
+    const place = fit(width, height, description.width, description.height);
+    const { left, top, scale } = place;
     if (bitmap) pen.drawImage(bitmap, left, top, description.width * scale, description.height * scale);
     else this.#blank(pen, left, top, description, scale, density);
+    if (this.#rules) drawRules(pen, this.#rules, place, density, this.detailed);
+    if (this.detailed) this.#trails.draw(pen, description.at, place, density, colorOf);
     for (const box of description.boxes) this.#box(pen, box, left, top, scale, density);
+    if (this.#rules && this.detailed) drawCounts(pen, this.#rules, description.counts, place, density);
   }
 
   #blank(pen, left, top, description, scale, density) {
@@ -129,7 +150,7 @@ export class Shot {
     pen.fillText("boxes only: no picture available", left + width / 2, top + height - 10 * density);
   }
 
-  #box(pen, [x1, y1, x2, y2, score, label], left, top, scale, density) {
+  #box(pen, [x1, y1, x2, y2, score, label, track], left, top, scale, density) {
     const color = colorOf(label);
     const [x, y, width, height] = [left + x1 * scale, top + y1 * scale, (x2 - x1) * scale, (y2 - y1) * scale];
     const line = (this.detailed ? 2 : 1.5) * density;
@@ -144,15 +165,17 @@ export class Shot {
     const size = (this.detailed ? 12 : 10) * density;
     pen.font = `600 ${size}px system-ui, sans-serif`;
     pen.textAlign = "left";
-    const text = this.detailed ? `${label} ${Math.round(score * 100)}` : label;
+    const narrow = this.canvas.clientWidth < 520;
+    const text = this.detailed ? `${track ? `#${short(track)} ` : ""}${label}${narrow ? "" : ` ${Math.round(score * 100)}`}` : label;
     const [wide, high] = [pen.measureText(text).width + size * 0.7, size * 1.45];
     const above = y - high >= top ? y - high : y;
+    const beside = Math.max(0, Math.min(x - line / 2, this.canvas.width - wide));
     pen.fillStyle = color;
     pen.beginPath();
-    pen.roundRect(x - line / 2, above, wide, high, 2.5 * density);
+    pen.roundRect(beside, above, wide, high, 2.5 * density);
     pen.fill();
     pen.fillStyle = "#0b0e12";
-    pen.fillText(text, x - line / 2 + size * 0.35, above + size * 1.08);
+    pen.fillText(text, beside + size * 0.35, above + size * 1.08);
   }
 }
 

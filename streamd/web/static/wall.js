@@ -1,10 +1,11 @@
 // The wall: a tile for each camera.
 
-import { condition, count, el, fps, milliseconds, percent, pill, setAttribute, setText, span, svg, urgency } from "./dom.js";
+import { condition, count, el, fps, milliseconds, percent, pill, remember, remembered, setAttribute, setText, span, svg, urgency } from "./dom.js";
 import { path } from "./history.js";
 import { Pictures, Shot, told } from "./pictures.js";
 
 const SETTLE_MS = 150;
+const SIZES = ["auto", "small", "medium", "large"];
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 
 class Tile {
@@ -30,7 +31,7 @@ class Tile {
     );
     this.link = el(
       "a",
-      { href: `#/${name}`, "aria-describedby": numbers.id },
+      { href: `#/${encodeURIComponent(name)}`, "aria-describedby": numbers.id },
       el("div", { class: "shot" }, this.canvas, this.over),
       el("p", { class: "title" }, el("span", { class: "name", text: name, title: name }), this.pill.node),
       numbers,
@@ -58,7 +59,7 @@ class Tile {
     this.dropsBox.classList.toggle("notable", lost >= 0.01);
     const series = history.series(this.name);
     const top = Math.max(0.02, ...series.map(([, value]) => value ?? 0)) * 1.15;
-    setAttribute(this.line, "d", path(series, top, 120, 24));
+    setAttribute(this.line, "d", path(series, top, 120, 24, Math.min(60, Math.max(5, series[0]?.[0] ?? 0))));
   }
 
   draw(description, jpeg) {
@@ -73,6 +74,8 @@ export class Wall {
   #timer = 0;
   #filter = "all";
   #words = "";
+  #size = "auto";
+  #rules = {};
 
   constructor(onTrouble) {
     this.pictures = new Pictures((description, jpeg) => this.#tiles.get(description.stream)?.draw(description, jpeg), onTrouble);
@@ -85,8 +88,13 @@ export class Wall {
       this.#words = this.find.value.trim().toLowerCase();
       this.#apply();
     });
+    this.sizeButton = el("button", { type: "button", class: "quiet" });
+    this.sizeButton.addEventListener("click", () => this.#setSize(SIZES[(SIZES.indexOf(this.#size) + 1) % SIZES.length]));
+    this.full = el("button", { type: "button", class: "quiet", text: "Full screen", "aria-keyshortcuts": "f" });
+    this.full.addEventListener("click", () => this.fullscreen());
+    this.full.hidden = !document.fullscreenEnabled;
     const filters = el("div", { class: "segments", role: "group", "aria-label": "Which cameras" }, this.all.node, this.problems.node);
-    this.node = el("div", {}, el("h1", { class: "unseen", text: "Cameras" }), el("div", { class: "wallbar" }, filters, this.find), this.empty, this.list);
+    this.node = el("div", {}, el("h1", { class: "unseen", text: "Cameras" }), el("div", { class: "wallbar" }, filters, this.find, el("div", { class: "row end" }, this.sizeButton, this.full)), this.empty, this.list);
     this.observer = new IntersectionObserver(
       (entries) => {
         for (const entry of entries) {
@@ -101,6 +109,36 @@ export class Wall {
     this.resized.observe(this.list);
     this.onCalm = () => this.#settle();
     CALM.addEventListener("change", this.onCalm);
+    this.#setSize(remembered("size", SIZES));
+  }
+
+  #setSize(size) {
+    this.#size = size;
+    setText(this.sizeButton, `Tiles: ${size}`);
+    remember("size", size);
+    this.#density();
+  }
+
+  #density() {
+    const n = this.#tiles.size;
+    const auto = n === 1 ? "one" : n <= 4 ? "few" : n <= 12 ? "some" : "many";
+    this.list.dataset.size = { auto, small: "many", medium: "some", large: n === 1 ? "one" : "few" }[this.#size];
+  }
+
+  // The whole wall, for a screen in a control room.
+  fullscreen() {
+    if (document.fullscreenElement) document.exitFullscreen();
+    else document.documentElement.requestFullscreen?.();
+  }
+
+  // Back from a camera: the focus, and what is in sight, are where they were.
+  focusOn(name) {
+    this.#tiles.get(name)?.link.focus();
+  }
+
+  setRules(rules) {
+    this.#rules = rules;
+    for (const tile of this.#tiles.values()) tile.shot.rules = rules[tile.name] ?? null;
   }
 
   #button(name, text) {
@@ -127,6 +165,7 @@ export class Wall {
       if (!tile) {
         tile = new Tile(stream.stream);
         tile.node.dataset.stream = stream.stream;
+        tile.shot.rules = this.#rules[stream.stream] ?? null;
         this.#tiles.set(stream.stream, tile);
         this.list.append(tile.node);
         this.observer.observe(tile.node);
@@ -134,9 +173,8 @@ export class Wall {
       tile.update(stream, history, now);
     }
     this.#arrange(state.streams.map((stream) => this.#tiles.get(stream.stream)));
-    const n = this.#tiles.size;
-    this.list.dataset.size = n <= 4 ? "few" : n <= 12 ? "some" : "many";
-    this.find.hidden = n <= 12;
+    this.#density();
+    this.find.hidden = this.#tiles.size <= 12;
     this.#apply();
   }
 
