@@ -258,6 +258,14 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             _lines("Messages", "cps", (_rate("streamd_sink_messages_total", _HERE), "{{sink}}")),
             _lines("Messages lost", "cps", (_rate("streamd_sink_dropped_total", _HERE), "{{sink}} {{reason}}")),
             _lines("Errors", "cps", (_rate("streamd_sink_errors_total", _HERE), "{{sink}}")),
+            _lines(
+                "Events that wait", "short", (f"streamd_sink_events_queued{{{_HERE}}}", "{{sink}}")
+            ),
+            _lines(
+                "Events", "cps",
+                (_rate("streamd_sink_events_accepted_total", _HERE), "{{sink}} accepted"),
+                (_rate("streamd_sink_events_settled_total", _HERE), "{{sink}} {{outcome}}"),
+            ),
             _lines("Sinks up", "short", (f"streamd_sink_up{{{_HERE}}}", "{{sink}}")),
         ),
     ),

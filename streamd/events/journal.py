@@ -189,6 +189,10 @@ class Journal:
         self._writer.cursors.pop(name, None)
         self._writer.do(lambda store: upkeep.drop_cursor(store, name))
 
+    def keep_cursors(self, names: Collection[str]) -> None:
+        """Forgets every cursor of a sink that is not among `names`."""
+        self._writer.do(lambda store: upkeep.keep_cursors(store, names))
+
     # ----------------------------------------------------------------------------------------------------- reading
 
     def find(self, wanted: query.Filter) -> list[Record]:

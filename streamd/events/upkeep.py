@@ -5,7 +5,7 @@ Every function runs inside a transaction of `Store`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from streamd.events.record import Media
@@ -45,6 +45,13 @@ def drop_cursor(store: Store, name: str) -> None:
     """Forgets a cursor."""
     if store.cursors.get(name) is not None:
         store.cursors.remove(name)
+
+
+def keep_cursors(store: Store, names: Collection[str]) -> None:
+    """Forgets all cursors but these."""
+    for name, _ in list(store.cursors.items()):
+        if name not in names:
+            store.cursors.remove(name)
 
 
 def move_cursor(store: Store, name: str, upto: int, outcome: Outcome) -> None:

@@ -159,8 +159,9 @@ class Daemon:
             sink = self._relays.get(name) or open_sink(settings)
             thread = SinkThread(
                 name, sink, settings.ring, self.board, self.metrics, settings.heartbeat_s, boot_id=self.boot_id,
-                encoding=settings.payload_encoding,
+                encoding=settings.payload_encoding, wants=settings.wants, owed=settings.owed,
             )  # fmt: skip
+            thread.set_streams(config.streams)
             thread.open()
             self.sinks.append(thread)
         if self._own_events:
@@ -299,6 +300,8 @@ class Daemon:
         failed = self.streams.change(found, self.config.drain_s)
         self.config, self.applied = config, number  # after `change`: `applied` means that `changing` tells of it
         self._set_switch_interval()
+        for sink in self.sinks:
+            sink.set_streams(config.streams)
         self._verdicts.apply()
         log.info(
             "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,

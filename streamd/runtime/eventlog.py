@@ -22,7 +22,11 @@ log = structlog.get_logger(__name__)
 class Outlet(Protocol):
     """A sink, as far as events are concerned."""
 
+    name: str
+
     def put_event(self, event: OutgoingEvent) -> None: ...
+
+    def attach(self, journal: Journal, instance: str) -> None: ...
 
 
 def state_dir(config: Config, name: str, environment: Mapping[str, str] = os.environ) -> Path:
@@ -72,6 +76,10 @@ class EventLog:
         journal = Journal(folder, retention=Limits(max_age_s=keep.keep_days * 86_400, max_events=keep.keep_events))
         journal.listen(self._committed)
         journal.start()
+        # Before the first event: a sink that is new today receives all of them.
+        journal.keep_cursors([outlet.name for outlet in self._outlets()])
+        for outlet in self._outlets():
+            outlet.attach(journal, self._name)
         journal.end_open("process_died")
         self.journal = journal
         log.info("event journal", folder=str(folder))
@@ -92,7 +100,12 @@ class EventLog:
             for outlet in self._outlets():
                 outlet.put_event(event)
 
+    def flush(self, timeout: float) -> None:
+        """Commits what waits, within `timeout` seconds, so that sinks can deliver it before they close."""
+        if self.journal is not None:
+            self.journal.flush(timeout)
+
     def close(self, timeout: float) -> None:
-        """Commits what waits, within `timeout` seconds, and hands it to the sinks, which are still open."""
+        """Commits what still waits, within `timeout` seconds: events, and the places of the sinks' cursors."""
         if self.journal is not None and not self.journal.close(timeout):
             log.error("events could not be written in time and are lost")

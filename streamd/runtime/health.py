@@ -27,6 +27,9 @@ class SinkHealth(Protocol):
     @property
     def problem(self) -> str | None: ...
 
+    @property
+    def unreachable(self) -> str | None: ...
+
 
 class Closable(Protocol):
     """A sink, as far as its end is concerned."""
@@ -61,8 +64,9 @@ def health_of(
         statuses: the latest of every stream.
     """
     body: dict[str, Any] = {"ok": problem is None, "problem": problem, "boot_id": boot_id}
-    if down := problems_of(sinks):
-        body["sinks"] = down
+    away = {sink.name: why for sink in sinks if (why := sink.problem or sink.unreachable) is not None}
+    if away:
+        body["sinks"] = away
     if journal is not None:
         body["events"] = journal
     if degraded := {s.stream: s.reason for s in statuses if s.degraded}:
@@ -90,7 +94,8 @@ def close_outputs(
     """Closes all through which a daemon is heard, the HTTP port last.
 
     Args:
-        events: event journal; may use half of the time that is left.
+        events: event journal; commits what waits before the sinks close, in half of the time that is left, and their
+            cursors after that.
         sinks: have the rest, each at least a moment.
         tap: pictures of the page.
         http: HTTP port.
@@ -100,12 +105,14 @@ def close_outputs(
         False if a sink's thread is left running.
     """
     if events is not None:
-        events.close(max(_LEAST_S, (deadline - time.monotonic()) / 2))
+        events.flush(max(_LEAST_S, (deadline - time.monotonic()) / 2))
     closed = True
     for sink in sinks:
         if not sink.close(max(_LEAST_S, deadline - time.monotonic())):
             closed = False
             log.warning("sink did not close in time", sink=sink.name)
+    if events is not None:
+        events.close(max(_LEAST_S, deadline - time.monotonic()))
     if tap is not None:
         tap.close()
     if http is not None:

@@ -8,14 +8,16 @@ kind, write one file here with its settings class, decorated with `SINKS.registe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from streamd.events.upkeep import Limits
+from streamd.flow.settings import StreamSettings
 from streamd.settings import FieldPath, KindSettings, Name, Seconds
 from streamd.settings.registry import Registry
-from streamd.sinks.envelope import Message
+from streamd.sinks.envelope import DETECTIONS, EVENT, STATUS, Message, MessageKind
 
 
 class Sink(ABC):
@@ -41,6 +43,9 @@ class Sink(ABC):
                 message, and continues with the next message.
         """
 
+    def set_streams(self, streams: Sequence[StreamSettings]) -> None:  # noqa: B027 - most sinks need not know
+        """Tells which streams are configured: after the start, and after each reload that changes them."""
+
     def poll(self) -> None:  # noqa: B027 - most sinks have nothing to do
         """Housekeeping, called at least every 100 ms: late subscribers, rotation, flush."""
 
@@ -65,6 +70,16 @@ class SinkSettings(KindSettings):
     def payload_encoding(self) -> Literal["json", "msgpack"]:
         """Encoding of the messages passed to the sink."""
         return "json"
+
+    @property
+    def wants(self) -> frozenset[MessageKind]:
+        """Kinds of messages passed to the sink. What no sink wants is not encoded."""
+        return frozenset({DETECTIONS, STATUS, EVENT})
+
+    @property
+    def owed(self) -> Limits | None:
+        """What the journal keeps for the sink; None if it takes events from memory. See `sinks.events`."""
+        return None
 
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
         """Resources that no two sinks may share: the field, the kind of resource, and its name."""

@@ -37,7 +37,9 @@ class MessageKind(NamedTuple):
 DETECTIONS = MessageKind("detections", TOPIC_PREFIX, "/detections", numbered=True)
 STATUS = MessageKind("status", TOPIC_PREFIX, "/status", retained=True)
 EVENT = MessageKind("event", "streamd/event/1/")
-KINDS: Mapping[str, MessageKind] = {kind.name: kind for kind in (DETECTIONS, STATUS, EVENT)}
+COUNTS = MessageKind("counts", "streamd/counts/1/", retained=True)
+"""Occupancy of a stream's zones and crossings of its lines; on change and as a heartbeat."""
+KINDS: Mapping[str, MessageKind] = {kind.name: kind for kind in (DETECTIONS, STATUS, EVENT, COUNTS)}
 
 
 class Message:
@@ -167,6 +169,11 @@ class MessageBuilder:
         """The message of one event."""
         payload = event.payload(self._encoding)
         return Message(EVENT, event.stream, payload, epoch=event.epoch, seq=event.seq, encoding=self._encoding)
+
+    def counts(self, stream: str, counts: Mapping[str, Any]) -> Message:
+        """The message of one stream's counts, as in its detections."""
+        body = {"schema": 1, "boot_id": self._boot_id, "stream": stream, **counts}
+        return Message(COUNTS, stream, self._encode(body), encoding=self._encoding)
 
     def status(self, status: StreamStatus, counts: StreamCounts) -> Message:
         """The message of one status."""

@@ -6,172 +6,33 @@ Topic, numbering and encoding of every message are handled here, for all kinds o
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections.abc import Sequence
 
-import structlog
-
-from streamd.errors import StreamdError
-from streamd.flow.backoff import Backoff
+from streamd.events.journal import Journal
+from streamd.events.upkeep import Limits
 from streamd.flow.ring import Closed, Ring
+from streamd.flow.settings import StreamSettings
 from streamd.flow.status import StatusBoard
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Sink
-from streamd.sinks.envelope import Encoding, Message, MessageBuilder, Outgoing, OutgoingEvent
+from streamd.sinks.envelope import (
+    COUNTS,
+    DETECTIONS,
+    EVENT,
+    STATUS,
+    Encoding,
+    MessageBuilder,
+    MessageKind,
+    Outgoing,
+    OutgoingEvent,
+)
+from streamd.sinks.feed import CountsBoard, EventFeed
+from streamd.sinks.guard import GuardedSink
 from streamd.telemetry.metrics import Metrics
 
-log = structlog.get_logger(__name__)
-
 POLL_S = 0.1
-REOPEN_INITIAL_S, REOPEN_MAX_S = 0.5, 30.0
-MOST_EVENTS = 10_000
-"""That wait for a sink which does not take them."""
-_ERROR_LOG_S = 10.0
-
-
-class SinkErrorLog:
-    """The errors of one sink: each is counted, and at most one in ten seconds is logged.
-
-    Args:
-        name: of the sink.
-        metrics: counts.
-    """
-
-    def __init__(self, name: str, metrics: Metrics) -> None:
-        self._name = name
-        self._errors = metrics.sink_errors.labels(sink=name)
-        self._last_log = -_ERROR_LOG_S
-        self._quiet = 0
-
-    def tell(self, error: Exception) -> None:
-        """Counts an error."""
-        self._errors.inc()
-        now = time.monotonic()
-        if now - self._last_log < _ERROR_LOG_S:
-            self._quiet += 1
-            return
-        text = str(error) if isinstance(error, StreamdError) else f"{type(error).__name__}: {error}"
-        trace = None if isinstance(error, StreamdError) else error
-        log.error("sink failed", sink=self._name, error=text, not_logged=self._quiet or None, exc_info=trace)
-        self._last_log, self._quiet = now, 0
-
-
-class GuardedSink:
-    """A sink that survives its own errors: after an undeclared exception, it is closed and opened again.
-
-    For one thread, except `problem`.
-
-    Args:
-        name: in metrics and logs.
-        sink: used and closed only through this object.
-        metrics: counts, and shows whether the sink is up.
-    """
-
-    def __init__(self, name: str, sink: Sink, metrics: Metrics) -> None:
-        self._name, self._sink = name, sink
-        self._errors = SinkErrorLog(name, metrics)
-        self._up = metrics.sink_up.labels(sink=name)
-        self._up.set(0)
-        self._dropped = metrics.sink_dropped
-        self._backoff = Backoff(REOPEN_INITIAL_S, REOPEN_MAX_S)
-        self._retry_at = 0.0
-        self.problem: str | None = "not open yet"
-        """Why the sink is not open; None while it is. Any thread reads it."""
-
-    def open(self) -> None:
-        """Opens the sink for the first time.
-
-        Raises:
-            SinkError: see `Sink.open`.
-        """
-        self._sink.open()
-        self._opened()
-
-    def _opened(self) -> None:
-        self.problem = None
-        self._up.set(1)
-
-    def lost(self, reason: str) -> None:
-        """Counts a message that some or all readers did not receive."""
-        self._dropped.labels(sink=self._name, reason=reason).inc()
-
-    def send(self, message: Message, *, counted: bool = True) -> bool:
-        """Sends a message; False if it was not sent at all, which is logged and, if `counted`, counted as a drop."""
-        if self.problem is not None:
-            if counted:
-                self.lost("error")
-            return False
-        try:
-            reason = self._sink.send(message)
-        except Exception as error:  # noqa: BLE001 - whatever a sink does, its thread continues
-            if counted:
-                self.lost("error")
-            self._failed(error)
-            return False
-        if reason is not None:
-            self.lost(reason)
-        return True
-
-    def poll(self) -> None:
-        """Calls the sink's housekeeping, or opens it again when it is time."""
-        try:
-            if self.problem is None:
-                self._sink.poll()
-            elif time.monotonic() >= self._retry_at:
-                self._sink.open()
-                self._opened()
-                self._backoff.reset()
-                log.info("sink reopened", sink=self._name)
-        except Exception as error:  # noqa: BLE001 - see `send`
-            self._failed(error)
-
-    def _failed(self, error: Exception) -> None:
-        self._errors.tell(error)
-        if self.problem is None and isinstance(error, StreamdError):
-            return  # it has reported the problem, and keeps trying
-        self.problem = str(error) if isinstance(error, StreamdError) else f"{type(error).__name__}: {error}"
-        self._up.set(0)
-        self._retry_at = time.monotonic() + self._backoff.next()
-        self._close()
-
-    def _close(self) -> None:
-        try:
-            self._sink.close()
-        except Exception as error:  # noqa: BLE001 - see `send`
-            self._errors.tell(error)
-
-    def close(self) -> None:
-        """Closes the sink for good."""
-        self._close()
-        self.problem = "closed"
-        self._up.set(0)
-
-
-class EventQueue:
-    """Events that wait for one sink. No frame ever takes their place; one that could not be sent is sent again.
-
-    Args:
-        name: of the sink.
-        metrics: counts what found no room.
-    """
-
-    def __init__(self, name: str, metrics: Metrics) -> None:
-        self._lost = metrics.sink_dropped.labels(sink=name, reason="events_full")
-        self._waiting: deque[OutgoingEvent] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def put(self, event: OutgoingEvent) -> None:
-        """Queues an event. Any thread."""
-        if len(self._waiting) >= MOST_EVENTS:
-            self._lost.inc()
-            return
-        self._waiting.append(event)
-
-    def send(self, sink: GuardedSink, builder: MessageBuilder) -> None:
-        """Sends what waits, in order, until the sink does not take one. One thread."""
-        while self._waiting and sink.send(builder.event(self._waiting[0]), counted=False):
-            self._waiting.popleft()
+INTERRUPT_S = 0.5
+"""Before a thread's time to close is over, a wait for its receiver is interrupted."""
 
 
 class SinkThread:
@@ -186,6 +47,8 @@ class SinkThread:
         heartbeat_s: every stream's status is sent at least this often, seconds.
         boot_id: identity of this process in every message.
         encoding: of every message.
+        wants: see `SinkSettings.wants`.
+        owed: see `SinkSettings.owed`.
     """
 
     def __init__(
@@ -199,14 +62,21 @@ class SinkThread:
         *,
         boot_id: str,
         encoding: Encoding = "json",
+        wants: frozenset[MessageKind] = frozenset({DETECTIONS, STATUS, EVENT}),
+        owed: Limits | None = None,
     ) -> None:
         self.name = name
+        self._wants = wants
         self._sink = GuardedSink(name, sink, metrics)
         self._board = board
         self._metrics = metrics
         self._heartbeat_s = heartbeat_s
         self._builder = MessageBuilder(boot_id, encoding)
-        self._events = EventQueue(name, metrics)
+        self._events = EventFeed(name, sink, owed, metrics)
+        self._counts = CountsBoard()
+        self._streams: Sequence[StreamSettings] | None = None
+        """Configured streams that the sink has not been told of yet."""
+        self._close_by = float("inf")
         self._sent = metrics.sink_messages.labels(sink=name)
         self._dropped = {r: metrics.sink_dropped.labels(sink=name, reason=r) for r in ("ring_full", "error")}
         self._ring: Ring[Outgoing] = Ring(capacity, "drop_oldest", on_drop=self._on_drop)
@@ -220,6 +90,11 @@ class SinkThread:
         """Why the sink is not open; None while it is."""
         return self._sink.problem
 
+    @property
+    def unreachable(self) -> str | None:
+        """Why the sink, although open, cannot reach its receiver; None while it can."""
+        return self._sink.unreachable
+
     def open(self) -> None:
         """Opens the sink in the caller's thread, so that a port in use is detected before anything else starts."""
         self._sink.open()
@@ -230,6 +105,8 @@ class SinkThread:
 
     def put(self, outgoing: Outgoing) -> None:
         """Queues one frame's detections; never waits."""
+        if DETECTIONS not in self._wants and (COUNTS not in self._wants or outgoing.detections.counts is None):
+            return
         try:
             self._ring.put(outgoing)
         except Closed:
@@ -239,13 +116,25 @@ class SinkThread:
         """Queues one event; never waits. Any thread."""
         self._events.put(event)
 
+    def attach(self, journal: Journal, instance: str) -> None:
+        """The journal is open: the sink's cursor begins. Any thread."""
+        self._events.attach(journal, instance)
+
+    def set_streams(self, streams: Sequence[StreamSettings]) -> None:
+        """Tells the sink which streams are configured. Any thread."""
+        self._streams = streams
+
     def close(self, timeout: float) -> bool:
         """Sends queued messages and the last statuses, then closes; False if that took longer than `timeout`."""
+        self._close_by = time.monotonic() + max(0.0, timeout - 2 * INTERRUPT_S)
         self._ring.close()
         if not self._thread.is_alive():
             self._sink.close()
             return True
-        self._thread.join(timeout)
+        self._thread.join(max(0.0, timeout - INTERRUPT_S))
+        if self._thread.is_alive():
+            self._sink.interrupt()
+            self._thread.join(min(timeout, INTERRUPT_S))
         return not self._thread.is_alive()
 
     def _on_drop(self, _: Outgoing, reason: str) -> None:
@@ -258,23 +147,32 @@ class SinkThread:
         next_poll = 0.0
         try:
             while True:
+                if (streams := self._streams) is not None:
+                    self._streams = None
+                    self._counts.keep({each.id for each in streams})
+                    self._sink.set_streams(streams)
                 self._statuses()
                 now = time.monotonic()
-                self._events.send(self._sink, self._builder)
+                more = self._events.send(self._sink, self._builder)
                 if now >= next_poll:
                     self._sink.poll()
                     next_poll = now + POLL_S
                 try:
-                    self._publish(self._ring.get(POLL_S))
+                    self._publish(self._ring.get(0.0 if more else POLL_S))
                 except TimeoutError:
                     continue
         except Closed:
-            self._events.send(self._sink, self._builder)
+            self._events.finish(self._sink, self._builder, self._close_by)
             self._statuses()
         finally:
             self._sink.close()
 
     def _publish(self, outgoing: Outgoing) -> None:
+        counts, stream = outgoing.detections.counts, outgoing.detections.stream
+        if COUNTS in self._wants and counts is not None and self._counts.changed(stream, counts):
+            self._sink.send(self._builder.counts(stream, counts))
+        if DETECTIONS not in self._wants:
+            return
         message = self._builder.detections(outgoing)
         if self._sink.send(message):
             self._sent.inc()
@@ -288,6 +186,10 @@ class SinkThread:
             self._beat_at = now + self._heartbeat_s
             changed = {s.stream for s in statuses}
             statuses += [s for s in self._board.all() if s.stream not in changed]
+            for stream, told in self._counts.all():
+                self._sink.send(self._builder.counts(stream, told))
+        if STATUS not in self._wants:
+            return
         for status in statuses:
             counts = self._metrics.stream(status.stream).counts()
             self._sink.send(self._builder.status(status, counts))

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from streamd.telemetry.deliveries import Deliveries
 from streamd.telemetry.outlet import lines_lost
 from streamd.telemetry.tally import Histograms, LabelCounts
 from streamd.types import StreamCounts, StreamState
@@ -374,9 +375,13 @@ class Metrics:
             registry=registry,
         )
         self.sink_up = Gauge(
-            "streamd_sink_up", "1 while the sink is open, 0 while it is broken.", ["sink"], registry=registry
+            "streamd_sink_up",
+            "1 while the sink is open, 0 while it is broken or its receiver cannot be reached.",
+            ["sink"],
+            registry=registry,
         )
         self.sink_errors = Counter("streamd_sink_errors", "Failed attempts to send.", ["sink"], registry=registry)
+        self.deliveries = Deliveries(registry)
         self.reloads = Counter(
             "streamd_config_reloads", "Configuration reloads, by result.", ["result"], registry=registry
         )

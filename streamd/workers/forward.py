@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
 
+from streamd.events.journal import Journal
+from streamd.events.upkeep import Limits
+from streamd.flow.settings import StreamSettings
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Sink
-from streamd.sinks.envelope import DETECTIONS, STATUS, Encoding, MessageBuilder, OutgoingEvent
-from streamd.sinks.thread import POLL_S, EventQueue, GuardedSink
+from streamd.sinks.envelope import DETECTIONS, EVENT, STATUS, Encoding, MessageBuilder, MessageKind, OutgoingEvent
+from streamd.sinks.feed import EventFeed
+from streamd.sinks.guard import GuardedSink
+from streamd.sinks.thread import INTERRUPT_S, POLL_S
 from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamCounts, StreamStatus
 from streamd.workers.relay import HEAD, HWM, Route
@@ -31,6 +36,8 @@ class Forwarder:
         metrics: counts.
         heartbeat_s: statuses of streams without a living worker are sent at least this often, seconds.
         boot_id: in every message.
+        wants: see `SinkSettings.wants`.
+        owed: see `SinkSettings.owed`.
     """
 
     def __init__(
@@ -43,6 +50,8 @@ class Forwarder:
         *,
         heartbeat_s: float,
         boot_id: str,
+        wants: frozenset[MessageKind] = frozenset({DETECTIONS, STATUS, EVENT}),
+        owed: Limits | None = None,
     ) -> None:
         self.name, self.endpoint = name, endpoint
         self.encoding: Encoding = encoding
@@ -50,7 +59,9 @@ class Forwarder:
         self._builder = MessageBuilder(boot_id, encoding)
         self._heartbeat_s = heartbeat_s
         self._sent = metrics.sink_messages.labels(sink=name)
-        self._events = EventQueue(name, metrics)
+        self._wants = wants
+        self._events = EventFeed(name, sink, owed, metrics)
+        self._close_by = float("inf")
         self._uncounted = 0
         """Messages that the metrics do not show yet."""
         self._routes: dict[bytes, Route] = {}
@@ -101,6 +112,14 @@ class Forwarder:
         """Queues one event; never waits. Any thread."""
         self._events.put(event)
 
+    def attach(self, journal: Journal, instance: str) -> None:
+        """The journal is open: the sink's cursor begins. Any thread."""
+        self._events.attach(journal, instance)
+
+    def set_streams(self, streams: Sequence[StreamSettings]) -> None:
+        """Tells the sink which streams are configured. Any thread."""
+        self._orders.put(lambda: self._sink.set_streams(streams))
+
     def release(self, streams: Iterable[str]) -> None:
         """Tells what is held of these streams no more. Any thread."""
         names = list(streams)
@@ -116,13 +135,22 @@ class Forwarder:
         """Why the sink is not open; None while it is."""
         return self._sink.problem
 
+    @property
+    def unreachable(self) -> str | None:
+        """Why the sink, although open, cannot reach its receiver; None while it can."""
+        return self._sink.unreachable
+
     def close(self, timeout: float) -> bool:
         """Passes on what is still there, then closes; False where that took longer than `timeout` seconds."""
+        self._close_by = time.monotonic() + max(0.0, timeout - 2 * INTERRUPT_S)
         self._stopping = True
         if not self._thread.is_alive():
             self._close()
             return True
-        self._thread.join(timeout)
+        self._thread.join(max(0.0, timeout - INTERRUPT_S))
+        if self._thread.is_alive():
+            self._sink.interrupt()
+            self._thread.join(min(timeout, INTERRUPT_S))
         return not self._thread.is_alive()
 
     def _close(self) -> None:
@@ -147,18 +175,17 @@ class Forwarder:
                     if now >= next_beat:
                         next_beat = now + self._heartbeat_s
                         self._tell(self._held)
-                if self._events:
-                    self._events.send(self._sink, self._builder)
+                more = self._events.send(self._sink, self._builder)
                 try:
-                    head = receive()
+                    head = receive(zmq.DONTWAIT if more else 0)
                 except zmq.Again:  # nothing for POLL_S
-                    if self._stopping:
+                    if self._stopping and (not more or time.monotonic() > self._close_by):
                         return
                     continue
                 pass_on(head, receive())
         finally:
             self._housekeep()
-            self._events.send(self._sink, self._builder)
+            self._events.finish(self._sink, self._builder, self._close_by)
             self._close()
 
     def _housekeep(self) -> None:
@@ -217,5 +244,7 @@ class Forwarder:
             self._held.pop(stream, None)
 
     def _tell(self, held: dict[str, tuple[StreamStatus, StreamCounts]]) -> None:
+        if STATUS not in self._wants:
+            return
         for status, counts in held.values():
             self._sink.send(self._builder.status(status, counts))

@@ -134,8 +134,9 @@ class WorkerSupervisor:
             forwarder = Forwarder(
                 name, open_sink(settings), f"ipc://{self._folder}/sink{i}",
                 settings.payload_encoding, self.metrics, heartbeat_s=settings.heartbeat_s,
-                boot_id=self.boot_id,
+                boot_id=self.boot_id, wants=settings.wants, owed=settings.owed,
             )  # fmt: skip
+            forwarder.set_streams(config.streams)
             self._forwarders.append(forwarder)
             forwarder.open()
         self._open_events(config)
@@ -239,6 +240,8 @@ class WorkerSupervisor:
             worker.revive_streams(begun.union(failed, found.removed))
         self._next = new if moved else None
         self._take_on(new, {s: number for s, number in shares.items() if s not in moved})
+        for forwarder in self._forwarders:
+            forwarder.set_streams(new.streams)
         self._verdicts.apply()
         log.info(
             "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,

@@ -19,6 +19,7 @@ from streamd.sinks.jsonl import JsonlSettings
 from streamd.sinks.zmq import ZmqSettings
 from streamd.types import StreamCounts
 from streamd.workers.relay import HEAD, Route, pack
+from tests.events.journals import until
 from tests.frames import detections, status
 from tests.sinks.sender import Sender
 
@@ -100,7 +101,16 @@ def test_a_sink_can_be_opened_again(opened: tuple[Any, Reader]) -> None:
     sink, _ = opened
     sink.close()
     sink.open()
-    assert sink.publish(detections(seq=0)) is None
+
+    def published() -> bool:
+        # A sink that connects does so in `poll`, and may need a moment.
+        sink.poll()
+        try:
+            return sink.publish(detections(seq=0)) is None
+        except SinkError:
+            return False
+
+    until(published)
     sink.poll()
 
 

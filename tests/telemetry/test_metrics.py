@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamd.errors import SOURCE_REASONS
+from streamd.events.cursors import CursorCounts
 from streamd.telemetry.metrics import STATES, Metrics
 
 WANTED = {
@@ -23,6 +24,7 @@ WANTED = {
     "streamd_stream_reconnects", "streamd_last_frame_timestamp_seconds", "streamd_detections",
     "streamd_stream_failures", "streamd_stream_threads_abandoned", "streamd_stream_threads_stuck",
     "streamd_sink_messages", "streamd_sink_dropped", "streamd_sink_errors", "streamd_sink_up", "streamd_build_info",
+    "streamd_sink_events_accepted", "streamd_sink_events_settled", "streamd_sink_events_queued",
     "streamd_rtp_packets_lost", "streamd_stream_clock_jumps", "streamd_stream_clock_offset_seconds",
     "streamd_stream_clock_drift_ratio", "streamd_stream_info", "streamd_decoder_sessions",
     "streamd_device_duration_seconds", "streamd_device_memory_bytes",
@@ -35,6 +37,7 @@ ALLOWED_LABELS = {
     "stream",
     "stage",
     "sink",
+    "outcome",
     "reason",
     "state",
     "queue",
@@ -66,6 +69,7 @@ def filled() -> CollectorRegistry:
     metrics.sink_messages.labels(sink="zmq0").inc()
     metrics.sink_dropped.labels(sink="zmq0", reason="ring_full").inc()
     metrics.sink_errors.labels(sink="zmq0").inc()
+    metrics.deliveries.show("mqtt0", lambda: CursorCounts(6, 1, 2, 1, 1, 1))
     metrics.queue_depth.labels(queue="infer").set(1)
     metrics.batch_size.observe(3)
     metrics.build_info.labels(version="1", backend="b", model="m").set(1)

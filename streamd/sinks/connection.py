@@ -1,0 +1,78 @@
+"""Settings that sinks with a connection to a server share: address, TLS, login, name of the node."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+
+from streamd.errors import SinkError
+from streamd.settings import ConfigPath, ExternalSecret, Pattern, Problems, Settings
+
+ADDRESS_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:\d{1,5})?$"
+Address = Annotated[
+    str,
+    Field(pattern=ADDRESS_PATTERN),
+    Pattern("expected HOST or HOST:PORT, as in broker.lan or 10.0.0.2:1883; an IPv6 address in brackets"),
+]
+
+
+class HostPort(NamedTuple):
+    """A server's address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def host_port(address: str, default_port: int) -> HostPort:
+    """Host and port of an address that matches `ADDRESS_PATTERN`."""
+    found = re.match(ADDRESS_PATTERN, address)
+    assert found is not None
+    return HostPort(found[1].strip("[]"), int(found[2][1:]) if found[2] else default_port)
+
+
+class ClientTlsSettings(Settings):
+    """TLS to a server. Its certificate is always verified."""
+
+    ca: ConfigPath | None = Field(None, description="PEM file of the certificate authority. Default: the system's.")
+    certificate: ConfigPath | None = Field(None, description="PEM file with the client's certificate, if required.")
+    key: ConfigPath | None = Field(None, description="PEM file with the client's private key, without a passphrase.")
+
+    def problems(self) -> Problems:
+        """Problems across the fields."""
+        if (self.certificate is None) != (self.key is None):
+            yield (), "a client certificate needs both certificate and key"
+
+    def context(self, what: str) -> ssl.SSLContext:
+        """A context for connections.
+
+        Raises:
+            SinkError: a file cannot be used; `what` names the sink.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
+        except (OSError, ValueError) as error:
+            files = ", ".join(path for path in (self.ca, self.certificate, self.key) if path is not None)
+            raise SinkError(f"{what}: cannot use {files}: {error}; expected PEM files, the key unencrypted") from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+
+class ClientLoginSettings(Settings):
+    """Login at a server."""
+
+    username: str = Field(min_length=1, max_length=256, description="User name.")
+    password: ExternalSecret = Field(min_length=1, max_length=1024, description="Password, as ${file:PATH} or ${NAME}.")
+
+
+def node_name(configured: str | None) -> str:
+    """The configured name of this machine, else its host name with characters that are safe in topics."""
+    return configured or re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname().split(".")[0])[:63] or "streamd"

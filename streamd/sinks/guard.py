@@ -1,0 +1,173 @@
+"""A sink that survives its own errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import structlog
+
+from streamd.errors import StreamdError
+from streamd.events.upkeep import Outcome
+from streamd.flow.backoff import Backoff
+from streamd.flow.settings import StreamSettings
+from streamd.sinks import Sink
+from streamd.sinks.envelope import Message
+from streamd.sinks.events import EventSink, JournalEvent
+from streamd.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+REOPEN_INITIAL_S, REOPEN_MAX_S = 0.5, 30.0
+_ERROR_LOG_S = 10.0
+
+
+class SinkErrorLog:
+    """The errors of one sink: each is counted, and at most one in ten seconds is logged.
+
+    Args:
+        name: of the sink.
+        metrics: counts.
+    """
+
+    def __init__(self, name: str, metrics: Metrics) -> None:
+        self._name = name
+        self._errors = metrics.sink_errors.labels(sink=name)
+        self._last_log = -_ERROR_LOG_S
+        self._quiet = 0
+
+    def tell(self, error: Exception) -> None:
+        """Counts an error."""
+        self._errors.inc()
+        now = time.monotonic()
+        if now - self._last_log < _ERROR_LOG_S:
+            self._quiet += 1
+            return
+        text = str(error) if isinstance(error, StreamdError) else f"{type(error).__name__}: {error}"
+        trace = None if isinstance(error, StreamdError) else error
+        log.error("sink failed", sink=self._name, error=text, not_logged=self._quiet or None, exc_info=trace)
+        self._last_log, self._quiet = now, 0
+
+
+class GuardedSink:
+    """A sink that survives its own errors: after an undeclared exception, it is closed and opened again.
+
+    For one thread, except `problem`.
+
+    Args:
+        name: in metrics and logs.
+        sink: used and closed only through this object.
+        metrics: counts, and shows whether the sink is up.
+    """
+
+    def __init__(self, name: str, sink: Sink, metrics: Metrics) -> None:
+        self._name, self._sink = name, sink
+        self._event_sink = sink if isinstance(sink, EventSink) else None
+        self._errors = SinkErrorLog(name, metrics)
+        self._up = metrics.sink_up.labels(sink=name)
+        self._up.set(0)
+        self._dropped = metrics.sink_dropped
+        self._backoff = Backoff(REOPEN_INITIAL_S, REOPEN_MAX_S)
+        self._retry_at = 0.0
+        self.problem: str | None = "not open yet"
+        """Why the sink is not open; None while it is. Any thread reads it."""
+
+    def open(self) -> None:
+        """Opens the sink for the first time.
+
+        Raises:
+            SinkError: see `Sink.open`.
+        """
+        self._sink.open()
+        self._opened()
+
+    def _opened(self) -> None:
+        self.problem = None
+        self._up.set(1)
+
+    @property
+    def unreachable(self) -> str | None:
+        """Why the sink, although open, cannot reach its receiver; None while it can. Any thread."""
+        return self._event_sink.unreachable if self._event_sink is not None and self.problem is None else None
+
+    def lost(self, reason: str) -> None:
+        """Counts a message that some or all readers did not receive."""
+        self._dropped.labels(sink=self._name, reason=reason).inc()
+
+    def send(self, message: Message, *, counted: bool = True) -> bool:
+        """Sends a message; False if it was not sent at all, which is logged and, if `counted`, counted as a drop."""
+        if self.problem is not None:
+            if counted:
+                self.lost("error")
+            return False
+        try:
+            reason = self._sink.send(message)
+        except Exception as error:  # noqa: BLE001 - whatever a sink does, its thread continues
+            if counted:
+                self.lost("error")
+            self._failed(error)
+            return False
+        if reason is not None:
+            self.lost(reason)
+        return True
+
+    def poll(self) -> None:
+        """Calls the sink's housekeeping, or opens it again when it is time."""
+        try:
+            if self.problem is None:
+                self._sink.poll()
+                if self._event_sink is not None:
+                    self._up.set(self._event_sink.unreachable is None)
+            elif time.monotonic() >= self._retry_at:
+                self._sink.open()
+                self._opened()
+                self._backoff.reset()
+                log.info("sink reopened", sink=self._name)
+        except Exception as error:  # noqa: BLE001 - see `send`
+            self._failed(error)
+
+    def set_streams(self, streams: Sequence[StreamSettings]) -> None:
+        """See `Sink.set_streams`."""
+        try:
+            self._sink.set_streams(streams)
+        except Exception as error:  # noqa: BLE001 - see `send`
+            self._failed(error)
+
+    def takes_events(self) -> bool:
+        """See `EventSink.takes_events`."""
+        return self.problem is None and self._event_sink is not None and self._event_sink.takes_events()
+
+    def deliver(self, events: Sequence[JournalEvent]) -> list[Outcome]:
+        """See `EventSink.deliver`; nothing is settled if the sink fails."""
+        assert self._event_sink is not None
+        try:
+            return self._event_sink.deliver(events)
+        except Exception as error:  # noqa: BLE001 - see `send`
+            self._failed(error)
+            return []
+
+    def interrupt(self) -> None:
+        """See `EventSink.interrupt`. Any thread."""
+        if self._event_sink is not None:
+            self._event_sink.interrupt()
+
+    def _failed(self, error: Exception) -> None:
+        self._errors.tell(error)
+        if self.problem is None and isinstance(error, StreamdError):
+            return  # it has reported the problem, and keeps trying
+        self.problem = str(error) if isinstance(error, StreamdError) else f"{type(error).__name__}: {error}"
+        self._up.set(0)
+        self._retry_at = time.monotonic() + self._backoff.next()
+        self._close()
+
+    def _close(self) -> None:
+        try:
+            self._sink.close()
+        except Exception as error:  # noqa: BLE001 - see `send`
+            self._errors.tell(error)
+
+    def close(self) -> None:
+        """Closes the sink for good."""
+        self._close()
+        self.problem = "closed"
+        self._up.set(0)

@@ -1,0 +1,371 @@
+"""The MQTT sink with a real mosquitto that is killed, stalled, restarted and full, and a real client that listens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamd.analysis.rules.settings import LineSettings, ZoneSettings
+from streamd.flow.settings import StreamSettings
+from streamd.sinks.envelope import Outgoing
+from streamd.sinks.mqtt import MqttSettings
+from streamd.sources.synthetic import SyntheticStreamSettings
+from tests.events.journals import until
+from tests.frames import detections, status
+from tests.messages import checked
+from tests.sinks.brokers import Gate, Listener, Server, executable, free_port, in_order, mosquitto
+from tests.sinks.delivery import Rig, rig
+from tests.sinks.homeassistant import Entities
+
+
+def settings(broker: Server, **more: Any) -> MqttSettings:
+    return MqttSettings(broker=f"127.0.0.1:{broker.port}", node="box", keepalive_s=5, **more)
+
+
+class BrokerReader:
+    """Starts a broker and listens to everything that the sink publishes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stack = contextlib.ExitStack()
+        self.broker = self._stack.enter_context(mosquitto(folder))
+        self.listener = Listener(self.broker.port, "streamd/#")
+
+    def begin(self, sink: Any) -> None:
+        self.sink = sink
+        until(lambda: sink.poll() or sink._link.connected)
+
+    def all(self, count: int) -> list[Any]:
+        def messages() -> list[Any]:
+            self.sink.poll()
+            return [
+                checked([f"streamd/1/{topic.split('/')[3]}/{topic.split('/')[4]}".encode(), payload])
+                for topic, payload, _ in self.listener.messages
+                if topic.endswith(("/detections", "/status"))
+            ]
+
+        until(lambda: len(messages()) >= count)
+        return messages()
+
+    def close(self) -> None:
+        self.listener.close()
+        self._stack.close()
+
+
+def contract(folder: Path) -> tuple[MqttSettings, BrokerReader]:
+    """See tests/sinks/test_contract.py."""
+    reader = BrokerReader(folder)
+    return settings(reader.broker, detections=True), reader
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Server]:
+    with mosquitto(tmp_path) as running:
+        yield running
+
+
+SQUARE = ((0.1, 0.1), (0.9, 0.1), (0.9, 0.9))
+
+
+def camera(id_: str, *zones: str, line: str | None = None) -> StreamSettings:
+    return SyntheticStreamSettings(
+        id=id_,
+        zones=tuple(ZoneSettings(name=zone, points=SQUARE) for zone in zones),
+        lines=()
+        if line is None
+        else (LineSettings(name=line, points=((0.1, 0.1), (0.9, 0.9)), directions=("in", "out")),),
+    )
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_events_arrive_in_order_as_cloudevents(tmp_path: Path, broker: Server, protocol: Any) -> None:
+    listener = Listener(broker.port, "streamd/box/streams/+/events")
+    with rig(tmp_path / "j", settings(broker, protocol=protocol)) as running:
+        running.submit(500)
+        running.wait_delivered(500)
+        until(lambda: len(listener.messages) >= 500)
+    assert in_order(listener.events()) == {f"s{i}": list(range(1, 126)) for i in range(4)}
+    first = listener.events()[0]
+    assert first["source"] == "/streamd/yard"
+    assert first["type"] == "streamd.event.instant"
+    assert not any(retained for _, _, retained in listener.messages)
+    listener.close()
+
+
+def kills(folder: Path, broker: Server, count: int, events: int) -> Rig:
+    """Delivers so many events to a broker that is killed so often in mid-delivery; all arrive, and in order."""
+    listener = Listener(broker.port, "streamd/box/streams/+/events", qos=0)
+    gate = Gate(broker.port)
+    gate.open()
+    each = events // (2 * count)
+    with rig(folder, settings(broker).model_copy(update={"broker": f"127.0.0.1:{gate.port}"})) as running:
+        for round_ in range(count):
+            running.submit(each)
+            some = round_ * 2 * each + each // 4
+            until(lambda wanted=some: len(listener.messages) >= wanted, 60)  # type: ignore[misc]
+            gate.close()
+            broker.kill()
+            running.submit(each)
+            until(lambda: running.thread.unreachable is not None, 20)
+            broker.start()
+            listener.wait_subscribed()
+            gate.open()
+        running.wait_delivered(events, 60)
+        until(lambda: running.value("streamd_sink_up") == 1)
+        until(lambda: len({e["id"] for e in listener.events()}) == events, 20)
+        assert running.counts() == (events, 0, events, 0, 0, 0)
+    assert in_order(listener.events()) == {f"s{i}": list(range(1, events // 4 + 1)) for i in range(4)}
+    listener.close()
+    gate.close()
+    return running
+
+
+def test_a_broker_that_is_killed_again_and_again_loses_no_event(tmp_path: Path, broker: Server) -> None:
+    kills(tmp_path / "j", broker, 2, 400)
+
+
+@pytest.mark.slow
+def test_ten_kills_and_ten_thousand_events(tmp_path: Path, broker: Server) -> None:
+    kills(tmp_path / "j", broker, 10, 10_000)
+
+
+def test_a_stalled_broker_is_noticed_and_gets_everything_later(tmp_path: Path, broker: Server) -> None:
+    listener = Listener(broker.port, "streamd/box/streams/+/events")
+    with rig(tmp_path / "j", settings(broker)) as running:
+        running.submit(10)
+        running.wait_delivered(10)
+        broker.signal(signal.SIGSTOP)
+        running.submit(30)
+        running.journal.flush()
+        assert running.counts().accepted == 40
+        until(lambda: running.thread.unreachable is not None, 30)
+        broker.signal(signal.SIGCONT)
+        running.wait_delivered(40, 60)
+        until(lambda: sum(map(len, in_order(listener.events()).values())) == 40)
+    listener.close()
+
+
+def test_what_waits_survives_a_restart_of_the_daemon(tmp_path: Path, broker: Server) -> None:
+    listener = Listener(broker.port, "streamd/box/streams/+/events")
+    where = settings(broker)
+    with rig(tmp_path / "j", where) as running:
+        running.submit(5)
+        running.wait_delivered(5)
+    broker.kill()
+    with rig(tmp_path / "j", where) as running:
+        until(lambda: running.thread.unreachable is not None)
+        running.submit(20)
+        running.journal.flush()
+        assert running.counts().queued == 20
+    broker.start()
+    listener.wait_subscribed()
+    with rig(tmp_path / "j", where) as running:
+        running.wait_delivered(25)
+    until(lambda: len(listener.events()) >= 25)
+    assert len({e["id"] for e in listener.events()}) == 25
+    listener.close()
+
+
+def test_an_event_that_waits_too_long_expires_and_is_counted(
+    tmp_path: Path, broker: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamd.events.chores.RETAIN_S", 0.1)
+    broker.kill()
+    with rig(tmp_path / "j", settings(broker, max_queued=10)) as running:
+        running.submit(50)
+        until(lambda: running.counts().expired == 40, 30)
+        found = running.counts()
+        assert (found.accepted, found.queued, found.delivered) == (50, 10, 0)
+        broker.start()
+        running.wait_delivered(10, 60)
+        assert running.counts() == (50, 0, 10, 0, 40, 0)
+
+
+def test_what_was_deleted_is_not_delivered(tmp_path: Path, broker: Server) -> None:
+    broker.kill()
+    with rig(tmp_path / "j", settings(broker)) as running:
+        running.submit(20, streams=2)
+        running.journal.flush()
+        running.journal.delete("s0", 0, 1 << 62)
+        broker.start()
+        listener = Listener(broker.port, "streamd/box/streams/+/events")
+        running.wait_delivered(10, 60)
+        until(lambda: len(listener.messages) >= 10)
+        assert {e["data"]["stream"] for e in listener.events()} == {"s1"}
+        assert running.counts() == (20, 0, 10, 0, 0, 10)
+        listener.close()
+
+
+def test_a_broker_that_refuses_a_topic_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "acl").write_text("topic readwrite streamd/box/availability\n")
+    with mosquitto(tmp_path, f"acl_file {tmp_path}/acl") as broker, rig(tmp_path / "j", settings(broker)) as running:
+        running.submit(3)
+        until(lambda: running.thread.unreachable is not None)
+        assert "refuses events of s0: Not authorized" in (running.thread.unreachable or "")
+        assert running.counts().queued == 3
+
+
+def test_login_and_last_will(tmp_path: Path) -> None:
+    password = tmp_path / "passwords"
+    subprocess.run(
+        [executable("mosquitto_passwd", "mosquitto"), "-c", "-b", str(password), "cam", "s3cret-word"], check=True
+    )
+    with mosquitto(tmp_path, f"password_file {password}", anonymous=False) as broker:
+        login = {"username": "cam", "password": "wrong"}
+        with rig(tmp_path / "j", settings(broker, login=login)) as running:
+            until(lambda: running.thread.unreachable is not None)
+            assert "refuses the connection: Not authorized" in (running.thread.unreachable or "")
+        login["password"] = "s3cret-word"
+        with rig(tmp_path / "j", settings(broker, login=login)) as running:
+            until(lambda: running.value("streamd_sink_up") == 1)
+            running.submit(1)
+            running.wait_delivered(1)
+
+
+def test_availability_of_daemon_and_cameras(tmp_path: Path, broker: Server) -> None:
+    listener = Listener(broker.port, "streamd/#")
+    base = "streamd/box"
+    with rig(tmp_path / "j", settings(broker), [camera("gate"), camera("yard.1")]) as running:
+        running.board.post(status("gate"))
+        running.board.post(status("yard.1", "BACKOFF", "refused"))
+        until(lambda: f"{base}/streams/yard.1/availability" in listener.last())
+        late = Listener(broker.port, "streamd/#")
+        until(lambda: len(late.messages) >= 5)
+        found = late.last()
+        assert found[f"{base}/availability"] == b"online"
+        assert found[f"{base}/streams/gate/availability"] == b"online"
+        assert found[f"{base}/streams/yard.1/availability"] == b"offline"
+        assert json.loads(found[f"{base}/streams/gate/status"])["state"] == "LIVE"
+        assert all(retained for _, _, retained in late.messages)
+        # A reload without a camera removes what is retained of it.
+        running.thread.set_streams([camera("gate")])
+        until(lambda: listener.last()[f"{base}/streams/yard.1/status"] == b"")
+        running.board.post(status("yard.1", "ENDED"))
+        late.close()
+    until(lambda: listener.last()[f"{base}/availability"] == b"offline")
+    assert listener.last()[f"{base}/streams/yard.1/availability"] == b""
+    # The last will: a daemon that is killed says nothing itself.
+    abrupt = rig(tmp_path / "j2", settings(broker))
+    running = abrupt.__enter__()
+    until(lambda: listener.last()[f"{base}/availability"] == b"online")
+    running.thread._sink._sink._link._drop()  # type: ignore[attr-defined]
+    until(lambda: listener.of(f"{base}/availability")[-2:] == [b"offline", b"online"], 20)
+    abrupt.__exit__(None, None, None)
+    listener.close()
+
+
+def test_a_camera_that_an_earlier_run_had_is_cleared(tmp_path: Path, broker: Server) -> None:
+    both = settings(broker, home_assistant={})
+    with rig(tmp_path / "j", both, [camera("gate", "drive"), camera("old")]) as running:
+        running.board.post(status("gate"))
+        running.board.post(status("old"))
+        until(lambda: len(Entities.retained(broker.port).devices) == 3)
+    with rig(tmp_path / "j", both, [camera("gate", "yard")]) as running:
+        running.board.post(status("gate"))
+        until(lambda: len(Entities.retained(broker.port).devices) == 2)
+        until(lambda: "zone_yard_count" in Entities.retained(broker.port).components("gate"))
+        assert "zone_drive_count" not in Entities.retained(broker.port).components("gate")
+        listener = Listener(broker.port, "streamd/#")
+        until(lambda: len(listener.messages) >= 3)
+        assert not [topic for topic in listener.last() if "/old/" in topic]
+        listener.close()
+
+
+def test_home_assistant_discovers_every_entity_and_reads_its_state(tmp_path: Path, broker: Server) -> None:
+    listener = Listener(broker.port, "homeassistant/#", "streamd/#")
+    watching = Entities()
+    with rig(
+        tmp_path / "j", settings(broker, home_assistant={}), [camera("front.door", "drive", line="gate_1")]
+    ) as running:
+        running.board.post(status("front.door"))
+        counts = {
+            "lines": {"gate_1": {"crossings": {"in": {"person": 2, "car": 1}, "out": {}}, "uncertain": {}}},
+            "zones": {"drive": {"occupancy": 2, "labels": {"person": 2}, "stale": False}},
+        }
+        running.thread.put(Outgoing(replace(detections("front.door"), counts=counts), "b"))
+        until(lambda: listener.of("/counts") and len([t for t in listener.last() if t.endswith("/config")]) == 2)
+        for topic, payload, _ in listener.messages:
+            watching.receive(topic, payload)
+        states = watching.states()
+        assert states["streamd_box_front.door_zone_drive_occupied"] == "ON"
+        assert states["streamd_box_front.door_zone_drive_count"] == "2"
+        assert states["streamd_box_front.door_line_gate_1_in"] == "3"
+        assert states["streamd_box_front.door_line_gate_1_out"] == "0"
+        assert states["streamd_box_front.door_state"] == "live"
+        assert states["streamd_box_connection"] == "online"
+        assert watching.available("streamd_box_front.door_zone_drive_count")
+        # Home Assistant restarts: its birth message brings discovery again.
+        before = len([t for t, _, _ in listener.messages if t.endswith("/config")])
+        listener.client.publish("homeassistant/status", "online")
+        until(lambda: len([t for t, _, _ in listener.messages if t.endswith("/config")]) == before + 2)
+        running.board.post(status("front.door", "BACKOFF", "refused"))
+        until(lambda: listener.last()["streamd/box/streams/front.door/availability"] == b"offline")
+        for topic, payload, _ in listener.messages:
+            watching.receive(topic, payload)
+        assert not watching.available("streamd_box_front.door_zone_drive_count")
+        assert watching.available("streamd_box_front.door_state"), "tells why"
+    listener.close()
+
+
+def test_events_reach_home_assistant(tmp_path: Path, broker: Server) -> None:
+    listener = Listener(broker.port, "homeassistant/#", "streamd/#")
+    watching = Entities()
+    with rig(tmp_path / "j", settings(broker, home_assistant={}), [camera("s0", "gate")]) as running:
+        running.submit(1)
+        running.wait_delivered(1)
+        until(lambda: listener.events() and len([t for t in listener.last() if t.endswith("/config")]) == 2)
+    for topic, payload, _ in listener.messages:
+        watching.receive(topic, payload)
+    seen = json.loads(watching.states()["streamd_box_s0_event"])
+    assert (seen["event_type"], seen["label"]) == ("line_crossed", "person")
+    listener.close()
+
+
+def test_an_address_that_nobody_answers_costs_no_start(tmp_path: Path) -> None:
+    where = MqttSettings(broker=f"127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    with rig(tmp_path / "j", where) as running:
+        assert time.monotonic() - began < 5
+        until(lambda: running.thread.unreachable is not None)
+        assert "Connection refused" in (running.thread.unreachable or "")
+        assert running.thread.problem is None, "not a reason to be unready"
+
+
+def test_frames_are_lost_and_told_while_the_broker_is_away(tmp_path: Path, broker: Server) -> None:
+    listener = Listener(broker.port, "streamd/box/streams/s/detections")
+    with rig(tmp_path / "j", settings(broker, detections=True)) as running:
+        until(lambda: running.value("streamd_sink_up") == 1)
+        running.thread.put(Outgoing(detections(seq=0), "b"))
+        until(lambda: len(listener.messages) == 1)
+        broker.kill()
+        until(lambda: running.thread.unreachable is not None)
+        for seq in range(1, 6):
+            running.thread.put(Outgoing(detections(seq=seq), "b"))
+        until(lambda: running.value("streamd_sink_dropped_total", reason="error") == 5)
+        broker.start()
+        until(lambda: running.thread.unreachable is None, 30)
+        until(lambda: listener.client.is_connected(), 20)
+        running.thread.put(Outgoing(detections(seq=6), "b"))
+        until(lambda: len(listener.messages) >= 2)
+    assert json.loads(listener.messages[-1][1])["dropped"] == 5
+    listener.close()
+
+
+def test_a_removed_zone_is_taken_from_home_assistant(tmp_path: Path, broker: Server) -> None:
+    listener = Listener(broker.port, "homeassistant/device/#")
+    with rig(tmp_path / "j", settings(broker, home_assistant={}), [camera("gate", "a", "b")]) as running:
+        until(lambda: len(listener.messages) == 2)
+        running.thread.set_streams([camera("gate", "a")])
+        until(lambda: len(listener.messages) == 4)
+    between, final = (json.loads(payload)["components"] for _, payload, _ in listener.messages[2:])
+    assert between["zone_b_count"] == {"platform": "sensor"}, "which removes the entity"
+    assert "zone_b_count" not in final
+    listener.close()
