@@ -23,11 +23,11 @@ FLOORS = {
             ("flow",),
             # Below the sinks, which deliver from the journal's cursors.
             ("imaging", "events"),
-            ("sources", "engine", "heads", "sinks"),
+            ("sources", "engine", "heads", "sinks", "fleet"),
             # Offline, and never imported by the daemon: it may look into the rooms that it measures.
             ("models",),
             ("config",),
-            ("recorder", "web"),
+            ("web",),
             ("runtime",),
             ("workers",),
             ("cli",),

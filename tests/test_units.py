@@ -13,7 +13,7 @@ import pytest
 from streamd.config import Config
 from streamd.errors import ConfigError, GateError, ModelError
 from streamd.events.place import UNIT_FOLDER, default_state_dir
-from streamd.recorder.place import config_name
+from streamd.runtime.recorder.place import config_name
 
 UNITS = Path(__file__).resolve().parent.parent / "systemd"
 TEXT = (UNITS / "streamd@.service").read_text()

@@ -24,7 +24,7 @@ from streamd.sources.images import SUFFIXES
 
 COMMANDS = (
     "run", "demo", "check", "bundle", "schema", "detect", "count", "watch", "keygen", "build", "evaluate", "quantize",
-    "inspect", "events",
+    "inspect", "events", "fleet",
 )  # fmt: skip
 """Each is a module in this package with `add_parser(subparsers)` and `run(args) -> int`."""
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from streamd.config.yamlfile import MAX_BYTES, read_yaml
 from streamd.errors import ConfigError, SinkError
-from streamd.recorder.bundle import bundles
-from streamd.recorder.place import config_name, default_folder, pid_file
+from streamd.runtime.recorder.bundle import bundles
+from streamd.runtime.recorder.place import config_name, default_folder, pid_file
 from streamd.security.trust import read_text
 
 UNIT_FOLDER = Path("/var/lib/streamd/bundles")

@@ -96,4 +96,6 @@ def run(args: argparse.Namespace) -> int:
     if found:
         return found[0].exit_code
     print(f"{args.config}: valid: {len(config.streams)} streams, {len(config.sinks)} sinks")
+    if config.share is not None:
+        print(f"share of {config.share.count}: {', '.join(s.id for s in config.streams) or 'no streams'}")
     return 0

@@ -24,7 +24,7 @@ from streamd.events.place import JOURNAL, UNIT_FOLDER, owner, user_folder
 from streamd.events.record import Record, data
 from streamd.events.schema import damaged, open_reader
 from streamd.events.upkeep import Deletion
-from streamd.recorder.place import config_name
+from streamd.runtime.recorder.place import config_name
 from streamd.security.trust import read_text
 from streamd.telemetry.logs import configure
 

@@ -14,7 +14,7 @@ import structlog
 
 from streamd.cli.console import duration
 from streamd.config.loader import load
-from streamd.recorder.recorder import ignore_request
+from streamd.runtime.recorder.recorder import ignore_request
 from streamd.runtime.reload import Reread
 from streamd.telemetry.logs import configure, drain
 

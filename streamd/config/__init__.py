@@ -12,6 +12,7 @@ from streamd.analysis.tracking import TrackingConfig, TrackingSettings
 from streamd.analysis.tracking.bytetrack import ByteTrackSettings
 from streamd.engine import BatchSettings, EngineConfig, ModelSettings
 from streamd.engine.auto import AutoSettings
+from streamd.fleet import FleetSettings, ShareSettings
 from streamd.heads import DetectSettings, HeadConfig
 from streamd.settings import ConfigPath, ExternalSecret, Pattern, Seconds, Settings
 from streamd.sinks import SinkConfig
@@ -123,6 +124,12 @@ class Config(Settings):
         le=64,
         description="Number of processes that share the streams, each with its own engine. More than one helps if one "
         "process cannot keep a GPU busy.",
+    )
+    share: ShareSettings | None = Field(
+        None, description="This daemon serves one share of the streams, others the rest. Default: all of them."
+    )
+    fleet: FleetSettings | None = Field(
+        None, description="The boxes among which the streams could be divided, for `streamd fleet plan`."
     )
     metrics: MetricsSettings = Field(MetricsSettings(), description="Metrics and health over HTTP.")
     logging: LoggingSettings = Field(LoggingSettings(), description="Logs.")

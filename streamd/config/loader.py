@@ -16,6 +16,7 @@ from streamd.config.problems import dotted, validation_problems
 from streamd.config.yamlfile import MAX_BYTES, Document, read_yaml
 from streamd.engine import BUILTIN
 from streamd.errors import ConfigError
+from streamd.fleet.share import own_share
 from streamd.security.redact import redact, remember
 from streamd.security.trust import read_text
 from streamd.settings import FieldPath, with_paths
@@ -62,6 +63,10 @@ def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = N
         config = _absolute(config, file.parent)
         found = [*cross_check(config), *check_secrets(config, document)]
         problems += [(document.line(path) or 1, f"{dotted(path)}: {message}") for path, message in found]
+        try:
+            config = _shared(config)
+        except ConfigError as error:
+            problems.append((document.line(("share",)) or 1, str(error)))
     if problems or config is None:
         raise ConfigError("\n".join(f"{file}:{line}: {redact(message)}" for line, message in sorted(set(problems))))
     return Loaded(config, file, frozenset(document.secrets | document.inline), _warnings(file, document), document.line)
@@ -88,6 +93,14 @@ def _absolute(config: Config, folder: Path) -> Config:
 
     absolute: Config = with_paths(config, resolved)
     return absolute
+
+
+def _shared(config: Config) -> Config:
+    """With the streams of this daemon only, where several divide them."""
+    if config.share is None:
+        return config
+    own = own_share(config.share, [s.id for s in config.streams])
+    return config.model_copy(update={"streams": tuple(s for s in config.streams if s.id in own)})
 
 
 def _warnings(file: Path, document: Document) -> tuple[str, ...]:

@@ -20,14 +20,14 @@ from streamd.config.problems import dotted
 from streamd.errors import BackendError, ConfigError, SourceError, StreamdError
 from streamd.events.record import Event
 from streamd.flow.status import StatusBoard
-from streamd.recorder.place import config_name
-from streamd.recorder.recorder import Recorder, Watched, open_recorder
 from streamd.runtime import heap
 from streamd.runtime.analytics import Analytics
 from streamd.runtime.eventlog import EventLog
 from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.progress import OpeningProgress
+from streamd.runtime.recorder.place import config_name
+from streamd.runtime.recorder.recorder import Recorder, Watched, open_recorder
 from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
 from streamd.runtime.service import Service, condition_of, status_line
 from streamd.runtime.streams import Streams

@@ -20,10 +20,10 @@ from streamd.config import Config, sink_names
 from streamd.config.loader import Loaded
 from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, SourceError
 from streamd.events.link import EventReceiver
-from streamd.recorder.place import config_name
 from streamd.runtime.eventlog import EventLog
 from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.progress import OpeningProgress
+from streamd.runtime.recorder.place import config_name
 from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
 from streamd.runtime.service import Service, condition_of, status_line
 from streamd.security.redact import known

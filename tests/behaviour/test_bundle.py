@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.behaviour.daemon import daemon, until
-from tests.recorder.archive import Archive, found
+from tests.runtime.recorder.archive import Archive, found
 
 NULL = """model: {path: none}
 recorder: {folder: bundles}

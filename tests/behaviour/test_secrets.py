@@ -24,7 +24,7 @@ import zmq
 from streamd.cli import main
 from streamd.sinks.curve import new_pair, secure_client
 from tests.behaviour.daemon import Running, until
-from tests.recorder.archive import Archive, found
+from tests.runtime.recorder.archive import Archive, found
 
 ENVIRONMENT = {"CAM_PASSWORD": "env-geheim/1@%", "METRICS_PASSWORD": "metrics-geheim-2", "API_KEY": "api-geheim-3"}
 FILES = {"camera": "file-geheim-4", "key": new_pair()[1], "bearer": "bearer-geheim-5"}

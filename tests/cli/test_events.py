@@ -19,8 +19,8 @@ from streamd.config import Config
 from streamd.events.place import JOURNAL
 from streamd.events.record import Media
 from streamd.events.schema import set_aside
-from streamd.recorder.place import config_name
 from streamd.runtime.eventlog import state_dir
+from streamd.runtime.recorder.place import config_name
 from tests.events.journals import T0, event, journal, rows, until
 
 

@@ -27,7 +27,7 @@ NEEDS_A_CAMERA = {"streamd_stream_clock_offset_seconds": {"stream"}, "streamd_st
 NEEDS_WORKERS = {
     name: {"worker"} for name in ("streamd_worker_up", "streamd_worker_restarts_total")
 }  # tests/behaviour/test_workers.py
-NEEDS_A_BREAKDOWN = {"streamd_bundles_written_total": {"reason"}}  # tests/recorder
+NEEDS_A_BREAKDOWN = {"streamd_bundles_written_total": {"reason"}}  # tests/runtime/recorder
 NEEDS_MOTION = {
     "streamd_line_crossings_total": {"stream", "line", "direction", "label"},
     "streamd_zone_dwell_seconds_bucket": {"le", "stream", "zone"},

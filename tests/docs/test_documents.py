@@ -162,7 +162,16 @@ def test_commands_named_in_passing_exist(document: Path) -> None:
             continue
         assert found[1] in known, text
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", found[2]):
-            assert option in known[found[1]]._option_string_actions, f"{text}: no option {option}"
+            assert option in options(known[found[1]]), f"{text}: no option {option}"
+
+
+def options(command: argparse.ArgumentParser) -> set[str]:
+    """Those of a command and of its actions."""
+    found = set(command._option_string_actions)
+    for action in command._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= {name for nested in action.choices.values() for name in options(nested)}
+    return found
 
 
 @named

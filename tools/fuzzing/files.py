@@ -459,7 +459,7 @@ class Caches(Target):
     @classmethod
     def seeds(cls, folder: Path) -> list[bytes]:
         from streamd.models.calibrate import Histogram
-        from streamd.recorder.memory import LOG, Memory
+        from streamd.runtime.recorder.memory import LOG, Memory
 
         histogram = Histogram()
         histogram.add(np.linspace(-3, 9, 4000, dtype=np.float32))
@@ -474,7 +474,7 @@ class Caches(Target):
         return [json.dumps(body).encode(), b'{"key": "k"}', b"M" + kept]
 
     def open(self) -> None:
-        from streamd.recorder.memory import Memory
+        from streamd.runtime.recorder.memory import Memory
 
         memory = Memory({}, 1)
         self._at = memory._at
@@ -503,8 +503,8 @@ class Caches(Target):
                 threshold(histogram, method)
 
     def _recorder(self, data: bytes) -> None:
-        from streamd.recorder.memory import read_left_behind
-        from streamd.recorder.summary import summary
+        from streamd.runtime.recorder.memory import read_left_behind
+        from streamd.runtime.recorder.summary import summary
 
         path = self.file("flight-1", self._block(data))
         try:

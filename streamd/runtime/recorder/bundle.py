@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from streamd import __version__
-from streamd.recorder import facts
-from streamd.recorder.memory import LOG, PROCESS, STATUS, Record
-from streamd.recorder.summary import STAGES, milliseconds, summary
+from streamd.runtime.recorder import facts
+from streamd.runtime.recorder.memory import LOG, PROCESS, STATUS, Record
+from streamd.runtime.recorder.summary import STAGES, milliseconds, summary
 from streamd.telemetry.logs import Redactor
 from streamd.telemetry.metrics import STATES
 

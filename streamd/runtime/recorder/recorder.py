@@ -23,9 +23,9 @@ import structlog
 from streamd import __version__
 from streamd.config import RecorderSettings
 from streamd.flow.status import StatusBoard
-from streamd.recorder import bundle, facts
-from streamd.recorder.memory import LOG, PROCESS, STATUS, Memory, left_behind, read_left_behind
-from streamd.recorder.place import config_name, default_folder, pid_file
+from streamd.runtime.recorder import bundle, facts
+from streamd.runtime.recorder.memory import LOG, PROCESS, STATUS, Memory, left_behind, read_left_behind
+from streamd.runtime.recorder.place import config_name, default_folder, pid_file
 from streamd.telemetry import logs
 from streamd.telemetry.metrics import STATES, Metrics
 from streamd.types import Detections, StreamStatus

@@ -14,16 +14,16 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from streamd.flow.status import StatusBoard
-from streamd.recorder import bundle, recorder
-from streamd.recorder.memory import LOG, NOTES, Memory
-from streamd.recorder.place import config_name
-from streamd.recorder.recorder import Recorder, Watched
+from streamd.runtime.recorder import bundle, recorder
+from streamd.runtime.recorder.memory import LOG, NOTES, Memory
+from streamd.runtime.recorder.place import config_name
+from streamd.runtime.recorder.recorder import Recorder, Watched
 from streamd.security.redact import remember
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamStatus
-from tests.recorder.archive import Archive, found
-from tests.recorder.test_memory import detections
+from tests.runtime.recorder.archive import Archive, found
+from tests.runtime.recorder.test_memory import detections
 
 
 class Patient:

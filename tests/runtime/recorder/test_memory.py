@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamd.recorder.memory import LOG, NAMES, NOTE_BYTES, NOTES, Memory, left_behind, read_left_behind
+from streamd.runtime.recorder.memory import LOG, NAMES, NOTE_BYTES, NOTES, Memory, left_behind, read_left_behind
 from streamd.types import Detections, ModelInfo, StageTimes
 
 NOTHING = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
@@ -60,8 +60,8 @@ def test_long_notes_are_cut_at_the_right_end() -> None:
 WRITER = """
 import sys, time
 from pathlib import Path
-from streamd.recorder.memory import LOG, Memory
-from tests.recorder.test_memory import detections
+from streamd.runtime.recorder.memory import LOG, Memory
+from tests.runtime.recorder.test_memory import detections
 memory = Memory({"boot_id": "b"}, 5, Path(sys.argv[1]))
 assert memory.path is not None
 for seq in range(100):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamd.recorder.memory import LOG, PROCESS, STATUS, Note, Record
+from streamd.runtime.recorder.memory import LOG, PROCESS, STATUS, Note, Record
 from streamd.telemetry.metrics import STATES
 
 STAGES = (

@@ -1,0 +1,134 @@
+"""`streamd fleet plan FILE`: which box would serve which stream, what is lost with a box, and how many are enough."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from streamd.config.loader import load
+from streamd.errors import ConfigError
+from streamd.fleet.placement import Demand, Placement, place
+from streamd.fleet.plan import Plan, boxes_needed, boxes_of, demands_of, make_plan, used
+
+MOST_NAMES = 12
+"""Streams that a line of the table names; `--json` names all."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command."""
+    p = subparsers.add_parser("fleet", help="plan how several boxes would share the streams of one configuration")
+    actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
+    plan = actions.add_parser(
+        "plan",
+        help="show who would serve what, without connecting to anything",
+        description="Shows which box would serve which stream, what remains without a box when one is lost, and how "
+        "many boxes serve every stream even then. Connects to nothing.",
+    )
+    plan.add_argument("config", metavar="FILE", help="configuration with a section `fleet`")
+    plan.add_argument("--boxes", type=int, metavar="N", help="number of boxes that are alike, instead of fleet.boxes")
+    plan.add_argument("--lose", action="append", default=[], metavar="BOX", help="show what moves if this box is lost")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plan; exit code 2 for a configuration without a fleet or a box that does not exist."""
+    loaded = load(args.config, secrets=False)
+    fleet = loaded.config.fleet
+    if fleet is None:
+        raise ConfigError(
+            f"{args.config}: there is no section `fleet`; it says what a box can do: fleet: {{box: {{fps: 2000}}}}"
+        )
+    if args.boxes is not None and not 0 <= args.boxes <= 1000:
+        raise ConfigError(f"--boxes: {args.boxes} is not in 0..1000")
+    demands, boxes = demands_of(fleet, loaded.config.streams), boxes_of(fleet, args.boxes)
+    known = {b.name for b in boxes}
+    for name in args.lose:
+        if name not in known:
+            raise ConfigError(f"--lose: there is no box {name}; there are {', '.join(sorted(known)) or 'none'}")
+    plan = make_plan(demands, boxes)
+    left = [b for b in boxes if b.name not in args.lose]
+    after = place(demands, left, plan.placement.box_of) if args.lose else None
+    needed = boxes_needed(fleet, demands)
+    if args.json:
+        print(json.dumps(_json(plan, demands, needed, after)))
+        return 0
+    _print(plan, demands, needed)
+    if after is not None:
+        _print_loss(args.lose, after, used(demands, left, after))
+    return 0
+
+
+def _json(plan: Plan, demands: list[Demand], needed: int | None, after: Placement | None) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "boxes": [
+            {"name": b.name, "streams": b.streams, "fps": round(b.load, 3), "capacity_fps": b.capacity}
+            for b in plan.boxes
+        ],
+        "streams": {d.name: plan.placement.box_of.get(d.name) for d in demands},
+        "unplaced": list(plan.placement.unplaced),
+        "without": {name: list(streams) for name, streams in plan.without.items()},
+        "spare": plan.spare,
+        "boxes_needed": needed,
+    }
+    if after is not None:
+        found["after_loss"] = {
+            "streams": {d.name: after.box_of.get(d.name) for d in demands},
+            "moved": list(after.moved),
+            "unplaced": list(after.unplaced),
+        }
+    return found
+
+
+def _table(rows: Any, title: str = "") -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=title or None, title_justify="left")
+    for name, justify in (("box", "left"), ("streams", "right"), ("frames/s", "right"), ("used", "right")):
+        made.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for b in rows:
+        made.add_row(b.name, str(b.streams), f"{b.load:,.0f} of {b.capacity:,.0f}", f"{b.load / b.capacity:.0%}")
+    return made
+
+
+def _names(streams: tuple[str, ...]) -> str:
+    shown = ", ".join(streams[:MOST_NAMES])
+    return shown if len(streams) <= MOST_NAMES else f"{shown} and {len(streams) - MOST_NAMES} more"
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(width=80, highlight=False, markup=False)
+
+
+def _print(plan: Plan, demands: list[Demand], needed: int | None) -> None:
+    console = _console()
+    console.print(_table(plan.boxes))
+    total = sum(d.load for d in demands)
+    console.print(f"\n{len(demands)} streams, {total:,.0f} frames/s; {len(plan.placement.box_of)} served")
+    if plan.placement.unplaced:
+        console.print(f"no room for {len(plan.placement.unplaced)}: {_names(plan.placement.unplaced)}")
+    if plan.spare:
+        console.print("Whichever box is lost, the others serve every stream (N+1).")
+    for name, streams in plan.without.items():
+        if streams:
+            console.print(f"Losing {name} would leave {len(streams)} without a box: {_names(streams)}")
+    if plan.single:
+        console.print(f"{len(plan.single)} are reached by a single box, and are lost with it in any case")
+    beside = ", beside the nodes" if any(not b.name.startswith("box-") for b in plan.boxes) else ""
+    rest = " for all others" if plan.single else ""
+    if needed is None:
+        console.print("No number of boxes is enough: a stream is larger than a box, or no box reaches it.")
+    else:
+        console.print(f"N+1{rest} takes {needed} boxes that are alike{beside}.")
+
+
+def _print_loss(lost: list[str], after: Placement, boxes: Any) -> None:
+    console = _console()
+    console.print(f"\nWithout {', '.join(lost)}: {len(after.moved)} streams move, {len(after.unplaced)} have no box\n")
+    console.print(_table(boxes))
+    if after.unplaced:
+        console.print(f"\nno room for: {_names(after.unplaced)}")

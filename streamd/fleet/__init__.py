@@ -1,0 +1,89 @@
+"""Several boxes that share the streams of one configuration: what a fleet is made of, and which box serves what.
+
+`placement` decides, from names and numbers alone; `plan` answers what would happen if a box were lost, or how many
+boxes are needed. Nothing here talks to a machine.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from streamd.settings import Pattern, Settings
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[
+    str, Field(pattern=NAME_PATTERN, max_length=64), Pattern("expected letters, digits, dots, dashes or underscores")
+]
+FramesPerSecond = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+StreamCount = Annotated[int, Field(ge=1, le=100_000)]
+
+
+class BoxSettings(Settings):
+    """What one box can do."""
+
+    fps: FramesPerSecond = Field(
+        description="Frames per second that a box analyses within its latency objective, all streams together: measure "
+        "it, as docs/fleet.md describes."
+    )
+    streams: StreamCount = Field(1024, description="Most streams of a box, whatever their rate.")
+
+
+class NodeSettings(Settings):
+    """One box that differs from the others, or that only some cameras can be reached from."""
+
+    name: Name = Field(description="Name of the box.")
+    labels: tuple[Name, ...] = Field(
+        (), max_length=64, description="What `reach` refers to, such as a site or network."
+    )
+    fps: FramesPerSecond | None = Field(None, description="Frames per second of this box. Default: `box.fps`.")
+    streams: StreamCount | None = Field(None, description="Most streams of this box. Default: `box.streams`.")
+
+
+class ReachSettings(Settings):
+    """Streams that only some boxes can reach."""
+
+    streams: str = Field(
+        min_length=1, max_length=256, description="Ids of the streams; `*` and `?` stand for other characters."
+    )
+    labels: tuple[Name, ...] = Field(
+        min_length=1, max_length=64, description="Labels of boxes that reach them; one of them is enough."
+    )
+
+
+class RateSettings(Settings):
+    """Frame rate of some streams, where it is not that of the others."""
+
+    streams: str = Field(
+        min_length=1, max_length=256, description="Ids of the streams; `*` and `?` stand for other characters."
+    )
+    fps: FramesPerSecond = Field(description="Frames per second that each of them delivers.")
+
+
+class FleetSettings(Settings):
+    """The boxes of a fleet, and what its streams ask of them."""
+
+    boxes: int = Field(1, ge=0, le=1000, description="Number of boxes that are alike, beside `nodes`: box-1, box-2 …")
+    box: BoxSettings = Field(description="What one box can do.")
+    nodes: tuple[NodeSettings, ...] = Field((), max_length=1000, description="Boxes with a name of their own.")
+    reach: tuple[ReachSettings, ...] = Field(
+        (), max_length=1000, description="Streams that only some boxes can reach; the first entry that fits applies."
+    )
+    stream_fps: FramesPerSecond = Field(
+        25.0, description="Frames per second that a stream delivers, at most its `max_fps`."
+    )
+    rates: tuple[RateSettings, ...] = Field(
+        (), max_length=1000, description="Streams with another rate; the first entry that fits applies."
+    )
+
+
+class ShareSettings(Settings):
+    """One of several daemons with the same configuration, each of which serves a share of the streams."""
+
+    index: Annotated[int, Field(ge=0, le=999)] | Literal["auto"] = Field(
+        "auto",
+        description="Number of this daemon, from 0; auto: the number at the end of the host name, as a Kubernetes "
+        "StatefulSet gives it (streamd-2).",
+    )
+    count: int = Field(ge=1, le=1000, description="Number of daemons.")

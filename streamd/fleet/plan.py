@@ -1,0 +1,127 @@
+"""What a fleet would do: who serves what, what is lost with a box, and how many boxes are enough."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from streamd.errors import ConfigError
+from streamd.fleet import FleetSettings
+from streamd.fleet.placement import Box, Demand, Placement, place
+from streamd.flow.settings import StreamSettings
+
+MOST_BOXES = 1000
+"""No fleet is searched for beyond this size."""
+
+
+@dataclass(frozen=True)
+class BoxUse:
+    """One box of a plan."""
+
+    name: str
+    streams: int
+    load: float
+    """Frames per second."""
+    capacity: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A placement, and what would be without each box."""
+
+    placement: Placement
+    boxes: tuple[BoxUse, ...]
+    """In the order of their names."""
+    without: Mapping[str, tuple[str, ...]]
+    """By box: streams without a box once this one is lost, those of highest priority first."""
+    single: frozenset[str]
+    """Streams that only one box reaches."""
+
+    @property
+    def spare(self) -> bool:
+        """Whether every stream is served, whichever single box is lost (N+1)."""
+        return not self.placement.unplaced and not any(self.without.values())
+
+
+def demands_of(fleet: FleetSettings, streams: Sequence[StreamSettings]) -> list[Demand]:
+    """What each stream asks for."""
+    found = []
+    for stream in streams:
+        fps = next((r.fps for r in fleet.rates if fnmatch.fnmatchcase(stream.id, r.streams)), fleet.stream_fps)
+        reach = next((r.labels for r in fleet.reach if fnmatch.fnmatchcase(stream.id, r.streams)), ())
+        limit = getattr(stream, "max_fps", None)  # most kinds have it
+        load = min(fps, limit) if limit else fps
+        found.append(Demand(stream.id, load, stream.priority, frozenset(reach)))
+    return found
+
+
+def boxes_of(fleet: FleetSettings, count: int | None = None) -> list[Box]:
+    """The boxes of a fleet, `count` of those that are alike (default: as configured).
+
+    Raises:
+        ConfigError: two have the same name.
+    """
+    own = [
+        Box(n.name, n.fps or fleet.box.fps, n.streams or fleet.box.streams, frozenset(n.labels)) for n in fleet.nodes
+    ]
+    alike = fleet.boxes if count is None else count
+    boxes = own + [Box(f"box-{i + 1}", fleet.box.fps, fleet.box.streams) for i in range(alike)]
+    names = {b.name for b in boxes}
+    for box in boxes:
+        if box.name not in names:
+            raise ConfigError(f"fleet.nodes: two boxes are named {box.name}; box-1, box-2 … are those of fleet.boxes")
+        names.discard(box.name)
+    return boxes
+
+
+def reached_once(demands: Sequence[Demand], boxes: Sequence[Box]) -> frozenset[str]:
+    """Streams whose `reach` leaves a single box: no box that is added can take them over."""
+    return frozenset(d.name for d in demands if d.reach and sum(bool(d.reach & b.labels) for b in boxes) == 1)
+
+
+def make_plan(demands: Sequence[Demand], boxes: Sequence[Box]) -> Plan:
+    """Places the streams, and tries the loss of each box."""
+    placement = place(demands, boxes)
+    without = {
+        lost.name: place(demands, [b for b in boxes if b is not lost], placement.box_of).unplaced for lost in boxes
+    }
+    return Plan(placement, used(demands, boxes, placement), without, reached_once(demands, boxes))
+
+
+def used(demands: Sequence[Demand], boxes: Sequence[Box], placement: Placement) -> tuple[BoxUse, ...]:
+    """How full each box is, in the order of their names."""
+    loads: dict[str, list[float]] = {b.name: [] for b in boxes}
+    for demand in demands:
+        if demand.name in placement.box_of:
+            loads[placement.box_of[demand.name]].append(demand.load)
+    return tuple(
+        BoxUse(b.name, len(loads[b.name]), sum(loads[b.name]), b.capacity) for b in sorted(boxes, key=lambda b: b.name)
+    )
+
+
+def boxes_needed(fleet: FleetSettings, demands: Sequence[Demand]) -> int | None:
+    """How many boxes that are alike it takes to serve every stream, whichever single box is lost.
+
+    Streams that only one box reaches are left out of account: they are lost with it.
+
+    Returns:
+        The number beside `nodes`; None if no number is enough: a stream that no box reaches, or larger than a box.
+    """
+
+    def enough(count: int) -> bool:
+        boxes = boxes_of(fleet, count)
+        placement = place(demands, boxes)
+        if placement.unplaced:
+            return False
+        single = reached_once(demands, boxes)
+        return all(
+            single.issuperset(place(demands, [b for b in boxes if b is not lost], placement.box_of).unplaced)
+            for lost in boxes
+        )
+
+    # The least that capacity allows; from there it is seldom more than a few.
+    own = sum(n.fps or fleet.box.fps for n in fleet.nodes)
+    count = max(0, int((sum(d.load for d in demands) - own) // fleet.box.fps))
+    last = min(MOST_BOXES, 2 * count + len(demands) // fleet.box.streams + 4)
+    return next((n for n in range(count, last + 1) if enough(n)), None)
