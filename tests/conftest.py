@@ -15,6 +15,7 @@ import pytest
 import structlog
 
 from streamd.security.redact import forget
+from tests import contracts
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("STREAMD_TEST_DATA", ROOT.parent / "shared"))
@@ -41,6 +42,24 @@ def program(name: str, package: str) -> str:
     if found is None:
         absent(f"{name} is not installed (Debian's package {package})")
     return found
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--case",
+        action="append",
+        default=[],
+        metavar="KIND=MODULE",
+        help="run the contract suites on a kind of another installed package; MODULE has its cases (may be repeated)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for given in config.getoption("--case"):
+        kind, _, module = given.partition("=")
+        if not module:
+            raise pytest.UsageError(f"--case {given}: expected KIND=MODULE")
+        contracts.external[kind] = module
 
 
 @pytest.fixture(autouse=True)

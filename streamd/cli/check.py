@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,10 @@ def _check_model(config: Config) -> None:
         backend.close()
 
 
+def _number(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints every problem, one per line. Returns the exit code of the first, or 0 if there is none."""
     loaded = load(args.config, secrets=not args.no_secrets)
@@ -95,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         print(redact(f"{args.config}: {error}"))
     if found:
         return found[0].exit_code
-    print(f"{args.config}: valid: {len(config.streams)} streams, {len(config.sinks)} sinks")
+    print(f"{args.config}: valid: {_number(config.streams, 'stream')}, {_number(config.sinks, 'sink')}")
     if config.share is not None:
         print(f"share of {config.share.count}: {', '.join(s.id for s in config.streams) or 'no streams'}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def _write(path: Path, text: str, mode: int) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes both files and prints the public key."""
+    """Writes both files and prints the public key; says on standard error where the keys are."""
     from streamd.sinks.curve import new_pair
 
     secret_file, public_file = Path(f"{args.name}.key"), Path(f"{args.name}.pub")
@@ -45,5 +46,6 @@ def run(args: argparse.Namespace) -> int:
     public, secret = new_pair()
     _write(secret_file, secret, 0o600)
     _write(public_file, f"{public} {secret_file.stem}", 0o644)
+    print(f"secret key: {secret_file} (keep it private); public key: {public_file}", file=sys.stderr)
     print(public)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,26 +44,39 @@ class SenderClock(Protocol):
     """Seconds that its media clock gains a second; None while unknown."""
 
 
-class Source(Protocol):
-    """One opened-once input. `open` and `frames` are called by one thread, `close` by any.
+class UnknownClock:
+    """The clock of a sender that says nothing about it."""
 
-    A source never retries: the stream's runner creates a new one for every attempt.
+    jumps: int = 0
+    offset_s: float | None = None
+    drift: float | None = None
+
+
+UNKNOWN_CLOCK = UnknownClock()
+
+
+class Source(Protocol):
+    """One connection to an input. `open` and `frames` are called by one thread, `close` by any.
+
+    A source never retries: the stream's runner creates a new one for every attempt. It honours `max_fps` and `crop` of
+    its settings itself: frames that `max_fps` leaves out are not yielded, and the crop is the `roi` of each frame. A
+    class that derives from this one inherits what most sources do not need: counters at zero, no clock, no `adapt`.
     """
 
-    corrupt: int
+    corrupt: int = 0
     """Packets or frames that the decoder has rejected so far."""
-    skipped: int
+    skipped: int = 0
     """Frames skipped by max_fps so far."""
-    lost: int
+    lost: int = 0
     """Lost RTP packets, as reported by FFmpeg."""
-    deadline: float
-    """Monotonic seconds by which the call that is under way must have returned; infinite where none is. A source that
-    is past it hangs for good."""
+    deadline: float = math.inf
+    """Monotonic seconds by which the current call must have returned; infinite if there is none. A source that
+    misses it is considered hung and is abandoned."""
 
     @property
     def clock(self) -> SenderClock:
         """What is known of the sender's clocks."""
-        ...
+        return UNKNOWN_CLOCK
 
     def open(self) -> SourceInfo:
         """Connects, probes, and prepares the decoder.
@@ -85,8 +99,7 @@ class Source(Protocol):
         ...
 
     def adapt(self, settings: StreamSettings) -> None:
-        """Takes on settings that differ only in what needs no new connection: see `StreamSettings.HOT`. Any thread."""
-        ...
+        """Adopts settings that differ only in what needs no new connection: see `StreamSettings.HOT`. Any thread."""
 
     def close(self) -> None:
         """Interrupts a waiting `open` or `frames` within a second. Idempotent, callable from any thread."""

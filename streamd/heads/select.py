@@ -43,8 +43,8 @@ def recognise(spec: ModelSpec) -> HeadSettings:
     if len(shapes) != 1 or len(shapes[0]) != 3:
         known = ", ".join(dict.fromkeys(kind.form for kind in HEADS))
         raise ConfigError(
-            f"model {spec.path}: no known head has outputs {outputs}; known: {known}. Export the model in one of these "
-            "forms"
+            f"model {spec.path}: no known head has outputs {outputs}; known: {known}. Export the model in one of "
+            f"these forms, or declare model.head.kind if another package has its head{_others()}"
         )
     if min(shapes[0][1:]) < 1:
         raise ConfigError(f"model {spec.path}: output {outputs} has a dynamic shape; declare model.head.kind: {_any()}")
@@ -57,6 +57,11 @@ def recognise(spec: ModelSpec) -> HeadSettings:
 def _any() -> str:
     *others, last = HEADS.names()
     return f"{', '.join(others)} or {last}"
+
+
+def _others() -> str:
+    names = ", ".join(HEADS.plugins())
+    return f" (installed: {names})" if names else ""
 
 
 def _expected(spec: ModelSpec) -> str:

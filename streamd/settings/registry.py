@@ -172,8 +172,11 @@ class Registry(Generic[SettingsT]):
             raise PydanticCustomError("mapping_type", "expected the fields of a {noun}", {"noun": self.noun})
         kind = value.get("kind", self.default)
         if kind is None:
+            problem = "is missing" if "kind" not in value else "is empty (in YAML, null needs quotes to be a name)"
             names = ", ".join(map(repr, self.names()))
-            raise PydanticCustomError("unknown_kind", "is missing; expected one of {names}", {"names": names})
+            raise PydanticCustomError(
+                "unknown_kind", "{problem}; expected one of {names}", {"problem": problem, "names": names}
+            )
         return self.find(str(kind)).model_validate(value)
 
     def adapter(self) -> TypeAdapter[SettingsT]:

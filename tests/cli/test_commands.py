@@ -55,7 +55,7 @@ def one_message(text: str) -> str:
 def test_check_tells_everything_and_says_good(tmp_path: Path) -> None:
     good = config(tmp_path, null())
     done = streamd("check", good)
-    assert (done.returncode, done.stdout) == (0, f"{good}: valid: 1 streams, 0 sinks\n")
+    assert (done.returncode, done.stdout) == (0, f"{good}: valid: 1 stream, 0 sinks\n")
     bad = config(tmp_path, null("[{id: a}, {id: a b, url: x}]"), "bad.yaml")
     done = streamd("check", bad)
     assert done.returncode == 2

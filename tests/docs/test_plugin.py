@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +67,15 @@ sinks: [{{kind: counts, path: {counts.name}, interval_s: 0.2}}]
         total[stream, label] = total.get((stream, label), 0) + int(count)
     published = running.summary("a")["published"]
     assert total == {("a", "car"): published, ("a", "person"): published}
+
+
+def test_its_head_passes_the_contract_suite(plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((plugin, str(EXAMPLE))))
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    command += ["tests/heads/test_contract.py", "tests/sinks/test_contract.py", "--case", "yolov8_rows=head_cases"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=110)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert re.search(r"^1\d passed", done.stdout, re.MULTILINE), done.stdout[-2000:]
 
 
 def test_the_schema_describes_it_where_it_is_asked_to(plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:

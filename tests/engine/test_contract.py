@@ -1,4 +1,7 @@
-"""What every backend promises, run over each kind that is registered and that this machine can run."""
+"""What every backend promises, tested for each kind of `tests/contracts.py` that this machine can run.
+
+`contract()` among a kind's cases returns its settings. Without one, they are the kind's defaults.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from streamd.imaging.reference import preprocess
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
 from streamd.types import Box, Frame
+from tests import contracts
 from tests.conftest import shared
 from tests.frames import frames
 
@@ -29,8 +33,14 @@ from tests.frames import frames
 def kinds() -> list[Any]:
     marks = {"tensorrt": [pytest.mark.gpu]}
     return [
-        pytest.param(settings.model_validate({}), id=name, marks=marks.get(name, []))
-        for name, settings in ENGINES.builtin().items()
+        pytest.param(
+            contracts.cases("engine", name).contract()
+            if name in contracts.external
+            else ENGINES.find(name).model_validate({}),
+            id=name,
+            marks=marks.get(name, []),
+        )
+        for name in contracts.kinds(ENGINES)
         if name != "auto"  # one of the others
     ]
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.types import Box, DeviceLayout, Letterbox, ModelSpec, TensorSpec
+from tests import contracts
 
 SIZE, CLASSES = 320, 6
 GRIDS = {s: SIZE // s for s in (8, 16, 32)}
@@ -52,20 +53,22 @@ def contract_cases_of(kind: str) -> list[Case]:
     Raises:
         LookupError: it gives none; says what to write and where.
     """
-    name = f"tests.heads.test_{kind}"
+    name = contracts.external.get(kind, f"tests.heads.test_{kind}")
     wanted = "whose contract_cases() returns outputs that hold tests.heads.cases.OBJECTS in that head's form"
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise LookupError(f"head kind {kind} has no test: write tests/heads/test_{kind}.py, {wanted}") from None
+        raise LookupError(f"head kind {kind} has no test: write {_file(name)}, {wanted}") from None
     cases: list[Case] = getattr(module, "contract_cases", list)()
     if not cases:
-        raise LookupError(
-            f"head kind {kind} gives the contract suite nothing: add to tests/heads/test_{kind}.py one {wanted}"
-        )
+        raise LookupError(f"head kind {kind} gives the contract suite nothing: add to {_file(name)} one {wanted}")
     return cases
+
+
+def _file(module: str) -> str:
+    return f"{module.replace('.', '/')}.py"
 
 
 def spec(*shapes: tuple[int, ...], **kwargs: Any) -> ModelSpec:

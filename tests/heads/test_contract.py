@@ -1,4 +1,4 @@
-"""Every registered head: the same objects, encoded each in the head's own form, come back as the same boxes."""
+"""Every head of `tests/contracts.py`: objects encoded in the head's own form come back as the same boxes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from streamd.heads import HEADS, DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, recognise
 from streamd.types import Box, Candidates, Letterbox, ModelSpec, TensorSpec
+from tests import contracts
 from tests.heads.cases import CLASSES, LABELS, SIZE, WHOLE, Case, contract_cases_of, expected
 
 
 def _params() -> list[Any]:
     params = []
-    for kind in HEADS.builtin():
+    for kind in contracts.kinds(HEADS):
         try:
             params += [pytest.param((kind, case), id=f"{kind} {case.name}".strip()) for case in contract_cases_of(kind)]
         except LookupError as error:
@@ -98,7 +99,7 @@ def test_what_must_be_declared_is_not_recognised(case: Case) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(640, 640), (416, 736)])
 def test_the_shapes_that_errors_tell_are_its_own(kind: str, height: int, width: int) -> None:
-    shapes = HEADS.builtin()[kind].shapes(height, width, 20)
+    shapes = HEADS.find(kind).shapes(height, width, 20)
     if not shapes:
         return
     outputs = tuple(TensorSpec(f"out{i}", shape, "float32") for i, shape in enumerate(shapes))

@@ -1,11 +1,10 @@
-"""What every sink promises, run over each kind that is registered.
+"""What every sink promises, tested for each kind of `tests/contracts.py`.
 
-A kind brings its case along: `contract(folder)` in `tests/sinks/test_KIND.py` gives its settings and a `Reader`.
+`contract(folder)` among the kind's cases returns its settings and a `Reader`.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from streamd.sinks.jsonl import JsonlSettings
 from streamd.sinks.zmq import ZmqSettings
 from streamd.types import StreamCounts
 from streamd.workers.relay import HEAD, Route, pack
+from tests import contracts
 from tests.events.journals import until
 from tests.frames import detections, status
 from tests.sinks.sender import Sender
@@ -36,11 +36,11 @@ class Reader(Protocol):
     def close(self) -> None: ...
 
 
-@pytest.fixture(params=list(SINKS.builtin()))
+@pytest.fixture(params=contracts.kinds(SINKS))
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, Reader]]:
-    tests = importlib.import_module(f"tests.sinks.test_{request.param}")
-    assert hasattr(tests, "contract"), f"tests/sinks/test_{request.param}.py needs contract(folder)"
-    settings, reader = tests.contract(tmp_path)
+    cases = contracts.cases("sinks", request.param)
+    assert hasattr(cases, "contract"), f"{cases.__file__} needs contract(folder)"
+    settings, reader = cases.contract(tmp_path)
     sink = Sender(open_sink(settings), boot_id="boot", encoding=settings.payload_encoding)
     sink.open()
     reader.begin(sink)

@@ -303,7 +303,7 @@ def test_keygen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         return main(["keygen", *map(str, arguments)]), *capsys.readouterr()
 
     code, out, err = keygen(tmp_path / "server")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"secret key: {secret} (keep it private); public key: {public}\n")
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert stat.S_IMODE(public.stat().st_mode) == 0o644
     assert public_of(secret.read_text().strip(), "it") == out.strip()

@@ -1,12 +1,11 @@
-"""What every source promises, run over each kind that is registered.
+"""What every source promises, tested for each kind of `tests/contracts.py`.
 
-A kind brings its case along: `contract(folder, paced, **settings)` in `tests/sources/test_KIND.py` gives the settings
-of a source of `COUNT` frames.
+`contract(folder, paced, **settings)` among the kind's cases returns the settings of a source with the id s, 192×108
+pixels and `COUNT` frames, at 25 frames/s if `paced` and as fast as possible if not.
 """
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
 from collections.abc import Callable
@@ -19,19 +18,20 @@ from streamd.errors import SourceError
 from streamd.sources import SOURCES, open_source
 from streamd.sources.synthetic import SyntheticStreamSettings
 from streamd.types import Box
+from tests import contracts
 from tests.sources.test_synthetic import COUNT
 
 Make = Callable[..., Any]
 
 
-@pytest.fixture(params=[*SOURCES.builtin(), "av in a process"])
+@pytest.fixture(params=[*contracts.kinds(SOURCES), *(["av in a process"] * (not contracts.external))])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Makes a finite 192×108 source at 25 fps, as fast as possible unless `paced`."""
     kind, _, isolation = request.param.partition(" in a ")
-    tests = importlib.import_module(f"tests.sources.test_{kind}")
-    assert hasattr(tests, "contract"), f"tests/sources/test_{kind}.py needs contract(folder, paced, **settings)"
+    cases = contracts.cases("sources", kind)
+    assert hasattr(cases, "contract"), f"{cases.__file__} needs contract(folder, paced, **settings)"
     more = {"isolation": isolation} if isolation else {}
-    return lambda paced=False, **kw: open_source(tests.contract(tmp_path, paced, **more, **kw))
+    return lambda paced=False, **kw: open_source(cases.contract(tmp_path, paced, **more, **kw))
 
 
 def test_frames_come_in_order_with_their_times(make: Make) -> None:
