@@ -1,1 +1,1 @@
-"""Rings, stages, batches and stream lives: what moves frames, knowing nothing of any vendor."""
+"""Rings, stages, batches and stream readers: what moves frames. Uses no third-party library."""

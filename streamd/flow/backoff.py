@@ -1,4 +1,4 @@
-"""How long to wait before the next try: for a camera that broke, and for a worker that died."""
+"""How long to wait before the next attempt: for a stream that failed, and for a worker that died."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Backoff:
         self.attempts = 0
 
     def change(self, initial_s: float, max_s: float) -> None:
-        """Sets other waits, in seconds; attempts so far still count."""
+        """Changes both delays, in seconds; previous attempts still count."""
         self._initial, self._max = initial_s, max_s
 
     def next(self, *, longest: bool = False) -> float:

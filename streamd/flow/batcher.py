@@ -1,4 +1,4 @@
-"""Gathers frames of many streams into batches: fairly, by priority, and none that has waited too long."""
+"""Gathers frames of many streams into batches: fairly, by priority, and without frames that are too old."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Batcher:
     Streams may be added and removed at any time; the thread that takes batches holds no lock for it.
 
     Args:
-        max_batch: frames a batch at most.
+        max_batch: largest number of frames in a batch.
         age_s: seconds.
-        bell: the one that every ring handed to `add` rings.
+        bell: shared by all rings passed to `add`.
     """
 
     def __init__(self, max_batch: int, age_s: float, bell: Bell) -> None:
@@ -60,34 +60,34 @@ class Batcher:
         self._sealed = False
 
     def add(self, stream: str, ring: Ring[Frame], priority: int = 0, max_age_s: float | None = None) -> None:
-        """Serves one more stream from now on.
+        """Adds a stream.
 
         Args:
             stream: its id.
             ring: its frames.
             priority: higher is served first.
-            max_age_s: a frame that was decoded more than so many seconds ago is not taken: it is dropped with the
-                reason `too_old`. None for no bound.
+            max_age_s: a frame decoded longer ago than this, in seconds, is dropped with the reason `too_old`. None for
+            no limit.
         """
         with self._lock:
             self._inputs = (*self._inputs, _Input(stream, ring, priority, max_age_s))
         self._bell.ring()
 
     def change(self, stream: str, priority: int, max_age_s: float | None) -> None:
-        """Sets another priority and age; see `add`. Holds from the next batch on."""
+        """Changes the priority and the age limit; see `add`. Applies from the next batch."""
         for item in self._inputs:
             if item.stream == stream:
                 item.priority = priority
                 item.max_age_ns = float("inf") if max_age_s is None else max_age_s * 1e9
 
     def remove(self, stream: str) -> None:
-        """Serves the stream no longer; what waits in its ring is the caller's."""
+        """Removes the stream. The frames in its ring are left to the caller."""
         with self._lock:
             self._inputs = tuple(i for i in self._inputs if i.stream != stream)
         self._bell.ring()
 
     def seal(self) -> None:
-        """No stream will be added any more: once every ring is exhausted, `take` raises Closed."""
+        """Declares that no stream will be added: once every ring is exhausted, `take` raises Closed."""
         self._sealed = True
         self._bell.ring()
 
@@ -117,7 +117,7 @@ class Batcher:
             batch = self._gather(ready)
             if batch:
                 return batch
-            deadline = None  # a ring emptied itself between the look and the taking, or all that waited was too old
+            deadline = None  # a ring was emptied since it was checked, or all its frames were too old
 
     def _full(self, ready: list[_Input]) -> bool:
         return sum(len(i.ring) for i in ready) >= self.max_batch
@@ -132,7 +132,7 @@ class Batcher:
             if len(batch) == turns:
                 break
             self._take_one(item, batch, now_ns)
-        # Stable: within a priority, those that were served longest ago stay first. Those just served go last.
+        # The sort is stable: within a priority, the streams served longest ago stay first.
         ready.sort(key=_served)
         ready.sort(key=_priority, reverse=True)
         for _, level in groupby(ready, _priority):
@@ -140,7 +140,7 @@ class Batcher:
         return batch
 
     def _gather_level(self, level: list[_Input], batch: list[Frame], now_ns: int) -> None:
-        """One frame a stream and pass."""
+        """Takes one frame per stream in each pass."""
         while level:
             left = []
             for item in level:

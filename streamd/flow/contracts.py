@@ -41,7 +41,7 @@ class SenderClock(Protocol):
     offset_s: float | None
     """Its wall clock minus arrival, in seconds; None while unknown."""
     drift: float | None
-    """Seconds that its media clock gains a second; None while unknown."""
+    """Seconds that its media clock gains per second; None while unknown."""
 
 
 class UnknownClock:
@@ -147,7 +147,7 @@ class Backend(ABC, Generic[SlotT]):
     def preprocess(self, slot: SlotT, frames: Sequence[Frame]) -> Sequence[Letterbox]:
         """Letterboxes and normalises 1 to `spec.max_batch` frames of any sizes into the slot's input.
 
-        Returns one Letterbox a frame. After the call, or at the latest once `collect` of the slot returned, the
+        Returns one Letterbox for each frame. After the call, or at the latest once `collect` of the slot returned, the
         frames' pictures are no longer needed.
 
         Raises:
@@ -177,7 +177,7 @@ class Backend(ABC, Generic[SlotT]):
     def close(self) -> None:
         """Frees everything. No other method is running or will be called. Idempotent."""
 
-    # ------------------------------------------------------------------------ what not every backend has
+    # ------------------------------------------------------------------------ optional capabilities
 
     @property
     def device(self) -> int | None:

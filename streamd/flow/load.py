@@ -1,4 +1,5 @@
-"""Whether a live stream is degraded by load: frames are dropped for want of speed, or miss the latency objective."""
+"""Whether a live stream is degraded by load: frames are dropped because the engine is too slow, or miss the latency
+objective."""
 
 from __future__ import annotations
 
@@ -10,22 +11,22 @@ from streamd.telemetry.metrics import StreamMetrics
 
 WINDOW_S = 10
 DROPPED = 0.05
-"""A stream is overloaded if more than this fraction of its frames are dropped for want of speed."""
+"""A stream is overloaded if more than this fraction of its frames is dropped because the engine is too slow."""
 FEW = 5
-"""Fewer dropped or late frames in the window say nothing."""
+"""Fewer dropped or late frames in the window are not significant."""
 BURN = 10
 """A stream misses its objective if, over the window, its frames miss it this many times as often as allowed (or if half
 of them do, whichever is less)."""
 _SLOW = ("ring_full", "too_old")
-"""Reasons for drops that are a want of speed."""
+"""Drop reasons which mean that the engine is too slow."""
 
 LoadReason = Literal["overload", "late"]
 
 
 class LoadGauge:
-    """Of one stream. Call `look` once a second, from one thread.
+    """The load of one stream. Call `look` once a second, from one thread.
 
-    A burst is no overload: frames must be dropped in at least half of the seconds. Once degraded, a stream recovers
+    A burst is not an overload: frames must be dropped in at least half of the seconds. Once degraded, a stream recovers
     when it drops less than half of what made it degraded, or meets its objective.
     """
 
@@ -33,13 +34,14 @@ class LoadGauge:
 
     def __init__(self) -> None:
         self._samples: deque[tuple[int, int, int, int]] = deque(maxlen=WINDOW_S + 1)
-        """(frames dealt with, those dropped for want of speed, frames with an objective, those that missed it)"""
+        """(frames processed, those dropped because the engine is too slow, frames with an objective, those that missed
+        it)"""
         self.reason: LoadReason | Literal[""] = ""
         self.detail = ""
         """One sentence with numbers; empty while all is well."""
 
     def reset(self) -> None:
-        """The stream is not live: nothing is known of its load."""
+        """Resets: the stream is not live, so its load is unknown."""
         self._samples.clear()
         self.reason, self.detail = "", ""
 

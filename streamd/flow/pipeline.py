@@ -1,8 +1,7 @@
 """The engine's three stages around one backend: preprocess, infer, postprocess, each on its own thread.
 
-Slots are the flow control. A batch is taken from the rings only once a slot is free, so frames are chosen as late, and
-are as fresh, as can be; between the stages nothing can pile up, since there are only so many slots.
-"""
+Slots are the flow control. A batch is taken from the rings only once a slot is free, so that frames are chosen as late
+as possible and are fresh. Nothing can pile up between the stages, because the number of slots is fixed."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ class Postprocess(Protocol):
 
     @property
     def rejected(self) -> Mapping[str, int]:
-        """Boxes of the last frame that cannot be and were left out, by reason."""
+        """Invalid boxes of the last frame that were left out, by reason."""
 
     def __call__(
         self, outputs: Any, index: int, letterbox: Letterbox, /
@@ -50,7 +49,7 @@ class Postprocess(Protocol):
 
 @dataclass(slots=True)
 class _Work:
-    """One batch on its way."""
+    """One batch in flight."""
 
     slot: Any
     frames: list[Frame]
@@ -64,12 +63,12 @@ class Pipeline:
 
     Args:
         engine: a started backend.
-        batcher: where batches come from; its end is the pipeline's end.
+        batcher: source of the batches; when it ends, the pipeline ends.
         postprocess: decodes one frame of a collected batch.
-        model: identity that goes with every detection.
-        metrics: counts and times.
+        model: identity of the model, part of every message.
+        metrics: counters and times.
         name: tells the queues of several pipelines apart in the metrics.
-        analysis: works on every batch before it is published; None for no analysis.
+        analysis: processes every batch before it is published; None for no analysis.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Pipeline:
         self.error: BaseException | None = None
         """What ended the pipeline early."""
         self.done = threading.Event()
-        """Set once the last stage has ended, for whichever reason."""
+        """Set once the last stage has ended, for any reason."""
         count = len(engine.slots)
         self._free: Ring[Any] = Ring(count, "block")
         for slot in engine.slots:
@@ -131,12 +130,12 @@ class Pipeline:
         ]
 
     def add(self, output: StreamOutput) -> None:
-        """Serves one more stream. Before its first frame."""
+        """Adds a stream. To be called before its first frame."""
         with self._outputs_lock:
             self._outputs = {**self._outputs, output.name: output}
 
     def remove(self, stream: str) -> None:
-        """Serves the stream no longer. After its last frame."""
+        """Removes the stream. To be called after its last frame."""
         with self._outputs_lock:
             self._outputs = {name: output for name, output in self._outputs.items() if name != stream}
 
@@ -155,14 +154,14 @@ class Pipeline:
         return all(stage.join(max(0.0, deadline - time.monotonic())) for stage in self._stages)
 
     def stuck(self, limit_s: float) -> str | None:
-        """The name of a stage that has been at one item for longer than `limit_s` seconds, or None."""
+        """The name of a stage that has worked on one item for longer than `limit_s` seconds, or None."""
         for stage in self._stages:
             if stage.busy_for() > limit_s:
                 return stage.name
         return None
 
     def _fail(self, stage: str, error: BaseException) -> None:
-        """A failed stage ends the pipeline: every ring is closed, so that no neighbour waits for ever."""
+        """A failed stage ends the pipeline: every ring is closed, so that no other thread waits forever."""
         if self.error is None:
             self.error = error
         log.error("stage failed", stage=stage, error=str(error), kind=type(error).__name__)
@@ -194,7 +193,7 @@ class Pipeline:
         self._hand_on(self._ready, work)
 
     def _fill(self, work: _Work) -> None:
-        """One bad frame must not cost its neighbours: each is tried alone then, and the good ones together."""
+        """One bad frame must not affect the others: each frame is tried alone, then the good ones together."""
         with contextlib.suppress(FrameError):
             work.boxes = self._engine.preprocess(work.slot, work.frames)
             return
@@ -236,8 +235,8 @@ class Pipeline:
                     self._outputs[frame.stream].reject(rejected)
             for name, seconds in self._engine.device_times(work.slot).items():
                 self._device_time[name].observe(seconds)
-            # The outputs are views of the slot's buffers: it is free only now. Where another stage has failed nobody
-            # wants it any more; what is in hand is published all the same.
+            # The outputs are views of the slot's buffers: it is free only now. If another stage has failed, nobody
+            # takes the slot, but this batch is still published.
             with contextlib.suppress(Closed):
                 self._free.put(work.slot)
             self._observe_batch(work, inferred_ns)
@@ -258,7 +257,7 @@ class Pipeline:
         self._metrics.batch_size.observe(len(work.frames))
 
     def _observe_batch(self, work: _Work, inferred_ns: int) -> None:
-        """What is the same for each of its frames."""
+        """The values that all its frames share."""
         frames = len(work.frames)
         self._preprocess_time.observe((work.preprocessed_ns - work.batched_ns) / 1e9, frames)
         self._infer_time.observe((inferred_ns - work.preprocessed_ns) / 1e9, frames)

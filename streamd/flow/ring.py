@@ -1,4 +1,4 @@
-"""The ring buffer between two threads: bounded, closable, with one of three ways to be full."""
+"""The ring buffer between two threads: bounded, closable, with one of three policies for a full ring."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Policy = Literal["drop_oldest", "latest", "block"]
 
 
 class Closed(Exception):
-    """The ring was closed: nothing more goes in, or nothing is left to come out."""
+    """The ring is closed: it accepts no more items, or has none left."""
 
 
 class Bell:
@@ -24,18 +24,18 @@ class Bell:
         self._rings = 0
 
     def ring(self) -> None:
-        """Something changed in one of the rings."""
+        """Signals that one of the rings has changed."""
         with self._condition:
             self._rings += 1
             self._condition.notify()
 
     @property
     def count(self) -> int:
-        """Grows at every ring; read it before looking at the rings, then `wait` for it to change."""
+        """Number of signals so far. Read it before checking the rings, then `wait` for it to change."""
         return self._rings
 
     def wait(self, seen: int, timeout: float | None) -> bool:
-        """Waits until the count is no longer `seen`; False where `timeout` seconds passed first."""
+        """Waits until the count differs from `seen`; False after `timeout` seconds."""
         with self._condition:
             return self._condition.wait_for(lambda: self._rings != seen, timeout)
 
@@ -44,11 +44,10 @@ class Ring(Generic[T]):
     """A bounded queue of one producer and one consumer.
 
     Args:
-        capacity: items held at most.
-        policy: what `put` does when the ring is full. `drop_oldest` lets the oldest item go, `latest` lets every
-            waiting item go, `block` waits.
-        on_drop: called with each item let go and the reason, by the thread that caused it and outside the lock.
-        bell: rung at every `put` and at `close`, for a consumer of many rings.
+        capacity: largest number of items.
+        policy: what `put` does when the ring is full. `drop_oldest` drops the oldest item, `latest` drops all waiting
+        items, `block` waits. on_drop: called with each dropped item and the reason, by the thread that caused the drop,
+        outside the lock. bell: rung at every `put` and at `close`, for a consumer of many rings.
     """
 
     def __init__(
@@ -81,11 +80,11 @@ class Ring(Generic[T]):
 
     @property
     def exhausted(self) -> bool:
-        """True once nothing will ever come out again."""
+        """True once it is closed and empty."""
         return self._closed and not self._items
 
     def change(self, capacity: int, policy: Policy) -> None:
-        """Sets another capacity and policy. What waits beyond the new capacity is dropped, the oldest first."""
+        """Changes capacity and policy. Items beyond the new capacity are dropped, the oldest first."""
         gone: list[T] = []
         with self._lock:
             self.capacity, self.policy = capacity, policy
@@ -102,7 +101,7 @@ class Ring(Generic[T]):
 
         Raises:
             Closed: the ring is closed; the item was not taken.
-            TimeoutError: policy block, and no room within `timeout` seconds; the item was not taken.
+            TimeoutError: the policy is block, and there was no room within `timeout` seconds; the item was not taken.
         """
         gone: list[T] | None = None
         with self._lock:
@@ -131,7 +130,7 @@ class Ring(Generic[T]):
 
         Raises:
             Closed: the ring is closed and empty.
-            TimeoutError: nothing came within `timeout` seconds.
+            TimeoutError: no item arrived within `timeout` seconds.
         """
         with self._lock:
             if not self._not_empty.wait_for(lambda: self._items or self._closed, timeout):
@@ -143,7 +142,7 @@ class Ring(Generic[T]):
             return item
 
     def take(self) -> T | None:
-        """Takes the oldest item, or None at once where there is none."""
+        """Takes the oldest item, or returns None immediately if there is none."""
         with self._lock:
             if not self._items:
                 return None
@@ -152,12 +151,12 @@ class Ring(Generic[T]):
             return item
 
     def refuse(self, item: T, reason: str) -> None:
-        """Lets an item go that was taken and is of no use: counted like one that the ring itself dropped."""
+        """Drops an item that was taken: it is counted like one that the ring itself dropped."""
         if self._on_drop is not None:
             self._on_drop(item, reason)
 
     def close(self, *, discard: bool = False, reason: str = "shutdown") -> None:
-        """Ends the ring: what waits can still be taken, unless `discard`, which drops it with `reason`. Idempotent."""
+        """Closes the ring. Waiting items can still be taken, unless `discard` drops them with `reason`. Idempotent."""
         gone: list[T] = []
         with self._lock:
             self._closed = True

@@ -40,7 +40,8 @@ TRANSITIONS: dict[tuple[StreamState, Event], StreamState] = {
 """Every allowed transition between the states of a stream."""
 
 TELL_QUARANTINE_NS = 1_000_000_000
-"""Pictures are withheld for this long before a status reports it: one lost packet in a short GOP is not worth it."""
+"""Pictures are withheld for this long before a status reports it: one lost packet in a short GOP is not worth
+reporting."""
 STEADY_S = 10.0
 """A stream that was live for this long has recovered: its next failure starts with the shortest delay again."""
 CHECK_NS = 1_000_000_000
@@ -48,7 +49,7 @@ CHECK_NS = 1_000_000_000
 FEW_ERRORS = 2
 """Frames that may fail in that time without a status."""
 CALM_NS = 5_000_000_000
-"""A live stream's trouble is over if it has not recurred for this long."""
+"""A problem of a live stream is over if it has not recurred for this long."""
 DOWN: tuple[StreamState, ...] = ("CONNECTING", "BACKOFF", "FAILED")
 """`since` tells how long a stream has been in these, whichever of them it is in now."""
 STILL_DOWN_S = 600.0
@@ -77,20 +78,20 @@ class _ReaderThread:
 class StreamRunner:
     """One stream's thread: owns its source, numbers its frames, and reports its state.
 
-    A stream is LIVE from its first picture on. `watch` is to be called a few times a second: a thread that hangs in a
-    call which nothing can cut (a resolver, a file system, a driver) is left behind then, and another goes on.
+    A stream is LIVE from its first picture. Call `watch` a few times a second: it abandons a thread that hangs in a
+    call which cannot be interrupted (a resolver, a file system, a driver) and starts another.
 
     Args:
         stream: the stream's id.
-        make_source: makes a fresh source for every attempt.
-        ring: where frames go; closed when the stream is over.
+        make_source: creates a source for every attempt.
+        ring: receives the frames; closed when the stream ends.
         metrics: the stream's counters.
-        on_status: told every change; must not block.
-        initial_s: first wait after a break, seconds.
-        max_s: longest wait, seconds.
+        on_status: called with every change; must not block.
+        initial_s: first delay after a failure, seconds.
+        max_s: longest delay, seconds.
         attempts: failed attempts in a row before the stream is FAILED; None for no limit.
-        before: the runner of this stream until now, which is over: epoch and seq go on where it ended.
-        past: the same of another process, where there is no `before`.
+        before: the previous runner of this stream, which has ended: epoch and seq continue from it.
+        past: the same from another process, if there is no `before`.
     """
 
     def __init__(
@@ -115,29 +116,29 @@ class StreamRunner:
         self._backoff = Backoff(initial_s, max_s)
         self._attempts = attempts
         self._connected = before is None
-        """Whether the next connection counts as a reconnect, where it is not the stream's first."""
+        """Whether the next connection counts as a reconnect, unless it is the stream's first."""
         self._stop = threading.Event()
         self._lock = threading.RLock()
         self._epoch: int = before._epoch if before is not None else past.epoch if past is not None else -1
         self._seq: int = before._seq if before is not None else past.counts.received if past is not None else 0
         self._troubles: dict[SourceReason, int] = {}
-        """When each trouble of the live stream is over, monotonic nanoseconds."""
+        """When each problem of the live stream is considered over, monotonic nanoseconds."""
         self._load = ("", "")
-        """Reason and detail if the live stream is degraded; told while it has no other trouble."""
+        """Reason and detail if the live stream is degraded; reported while it has no other problem."""
         self._told: dict[str, float] = {}
         """When each reason for being down was last logged, monotonic seconds; empty while the stream is live."""
         self.status = StreamStatus(stream, "CONNECTING", "", "", max(self._epoch, 0), time.time_ns())
         self._reader = _ReaderThread()
         self._start_at: float | None = None
-        """When a thread that could not be started is tried again, monotonic seconds."""
+        """When to try again to start a thread, monotonic seconds."""
         self._abandoned: list[_ReaderThread] = before._abandoned if before is not None else []
 
     def adapt(self, settings: StreamSettings, make_source: Callable[[], Source]) -> None:
-        """Takes on settings that need no new connection. Any thread.
+        """Adopts settings that need no new connection. Any thread.
 
         Args:
             settings: see `Source.adapt`.
-            make_source: makes a source by them, for every attempt from now on.
+            make_source: creates a source with them, for every later attempt.
         """
         reconnect = settings.reconnect
         with self._lock:
@@ -164,7 +165,7 @@ class StreamRunner:
         try:
             reader.thread.start()
         except (RuntimeError, MemoryError) as caught:
-            # A limit on threads or memory, which is not for ever: `watch` tries again.
+            # A limit on threads or memory may be temporary: `watch` tries again.
             message = f"stream {self.stream}: no thread can be started now ({caught or 'no memory'}); see TasksMax"
             error = error or SourceError("internal", f"{message}, pids.max and ulimit -u")
             self._metrics.fail(error.reason)
@@ -177,7 +178,8 @@ class StreamRunner:
             self._transition(reader, "broke", error.reason, str(error), retry_in_s=round(delay, 3))
 
     def stop(self) -> None:
-        """Asks the stream to end: sleeps and a blocked ring are cut at once, a read at its time limit. Any thread."""
+        """Asks the stream to end. Sleeping and waiting for the ring end immediately, a read at its timeout. Any
+        thread."""
         self._stop.set()
         with self._lock:
             source = self._reader.source
@@ -189,13 +191,13 @@ class StreamRunner:
         self.ring.close()
 
     def join(self, timeout: float) -> bool:
-        """Waits for the thread; False where `timeout` seconds passed first, or a thread that was left still hangs."""
+        """Waits for the thread; False after `timeout` seconds, or if an abandoned thread still hangs."""
         if self._reader.thread.ident is not None:
             self._reader.thread.join(timeout)
         return not self._reader.thread.is_alive() and not any(reader.thread.is_alive() for reader in self._abandoned)
 
     def watch(self) -> None:
-        """Replaces the thread where its call into the source is past its limit. To be called by one thread."""
+        """Replaces the thread if its call into the source has exceeded its limit. To be called by one thread."""
         with self._lock:
             if self._start_at is not None and time.monotonic() >= self._start_at:
                 self._start_at = None
@@ -223,11 +225,11 @@ class StreamRunner:
         self._metrics.threads_abandoned += 1
 
     def ended(self) -> bool:
-        """True once the thread that works for the stream is over; those that were left behind may still hang."""
+        """True once the stream's current thread has ended; abandoned ones may still hang."""
         return not self._reader.thread.is_alive() and self._start_at is None
 
     def abandon(self) -> None:
-        """Waits no longer for a thread that `stop` could not end: the stream is over, whatever its call returns."""
+        """Stops waiting for a thread that `stop` could not end: the stream is over, whatever its call returns."""
         with self._lock:
             reader = self._reader
             if reader.abandoned or self.ended():
@@ -237,7 +239,7 @@ class StreamRunner:
             self._abandon(reader)
 
     def degrade(self, reason: SourceReason | Literal[""], detail: str) -> None:
-        """Tells how load affects the live stream; an empty reason means not at all. Any thread."""
+        """Reports how load affects the live stream; an empty reason means not at all. Any thread."""
         with self._lock:
             if self.status.state != "LIVE" or reason == self._load[0]:
                 return
@@ -250,7 +252,7 @@ class StreamRunner:
 
     @property
     def over(self) -> bool:
-        """True once no frame will come any more."""
+        """True once there will be no more frames."""
         return self.status.state in ("ENDED", "FAILED")
 
     def _transition(
@@ -273,7 +275,7 @@ class StreamRunner:
             self._on_status(self.status)
 
     def _log(self, **extra: Any) -> None:
-        """Logs the state: one line when a stream goes down, another for each new reason, then seldom."""
+        """Logs the state: one line when a stream goes down, another for each new reason, then rarely."""
         status, now = self.status, time.monotonic()
         level = log.warning if status.state in ("BACKOFF", "FAILED") else log.info
         if status.state == "LIVE":
@@ -307,7 +309,7 @@ class StreamRunner:
                 self.ring.close()
 
     def _attempt(self, reader: _ReaderThread) -> bool:
-        """One connection from open to break. True where another should follow."""
+        """One connection, from open to failure or end. True if another should follow."""
         error: SourceError | None = None
         source: Source | None = None
         reader.live_since = None
@@ -357,7 +359,7 @@ class StreamRunner:
         return True
 
     def _opened(self, reader: _ReaderThread, info: SourceInfo, frame: Frame) -> None:
-        """The first picture of a connection is there."""
+        """The first picture of a connection has arrived."""
         before = self.status.codec
         reason: SourceReason | Literal[""] = ""
         detail = ""
@@ -429,13 +431,13 @@ class StreamRunner:
             except Closed:
                 metrics.drop("shutdown")
                 raise
-            del frame  # the picture must not live on here while the source waits for the next one
+            del frame  # otherwise the picture stays allocated while the source waits for the next one
         if reader.abandoned:
             raise _Abandoned
         self._count(source, before)
 
     def _count(self, source: Source, before: tuple[int, int, int, int]) -> None:
-        """Adds what this connection has counted so far to the totals `before` it."""
+        """Adds this connection's counters to the totals from `before` it."""
         metrics, clock = self._metrics, source.clock
         metrics.corrupt = before[0] + source.corrupt
         metrics.skipped = before[1] + source.skipped
@@ -444,7 +446,7 @@ class StreamRunner:
         metrics.clock_offset_s, metrics.clock_drift = clock.offset_s, clock.drift
 
     def _report_trouble(self, reason: SourceReason, detail: str, now_ns: int) -> None:
-        """Trouble of a live stream that goes on all the same: counted once until it is over, told."""
+        """Reports a problem of a stream that stays live; counted once until it is over."""
         fresh = self._troubles.get(reason, 0) <= now_ns
         self._troubles[reason] = now_ns + CALM_NS
         if fresh:
@@ -452,11 +454,11 @@ class StreamRunner:
             self._annotate(reason, detail)
 
     def _annotate(self, reason: str, detail: str) -> None:
-        """The state stays; what is said of it changes."""
+        """Changes the reason and detail, not the state."""
         with self._lock:
             before = self.status
             self.status = replace(before, reason=reason, detail=detail, at_wall_ns=time.time_ns())
-            # Load concerns many streams at once, and has a line for all of them (`runtime/load`).
+            # Load affects many streams at once; `runtime/load` logs one line for all of them.
             level = log.debug if {reason, before.reason} <= DEGRADED | {""} else log.info
             level("stream status", stream=self.stream, reason=reason or None, detail=detail or None)
             self._on_status(self.status)

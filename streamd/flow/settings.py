@@ -1,4 +1,4 @@
-"""What the flow needs to know of every stream, whatever its source."""
+"""What the flow needs to know about every stream, whatever its source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamd.settings import KindSettings, Milliseconds, Name, Problems, Seconds
 
 RingPolicy = Literal["drop_oldest", "latest", "block"]
 DEFAULT_MAX_AGE_S = 1.0
-"""Longer than any engine in order makes a frame wait, shorter than anybody takes for live."""
+"""Longer than a frame waits for a healthy engine, and shorter than a delay that still counts as live."""
 
 
 class ReconnectSettings(Settings):
@@ -40,7 +40,7 @@ class ObjectiveSettings(Settings):
 
 
 class StreamSettings(KindSettings):
-    """What every stream has, whatever its kind."""
+    """Settings of every stream, whatever its kind."""
 
     id: Name = Field(description="Name of the stream in topics, metrics and logs. Unique.")
     priority: int = Field(

@@ -1,4 +1,4 @@
-"""One stage, one thread: the loop, the progress clock and the way errors leave it, written once for every stage."""
+"""One stage, one thread: the loop, the progress clock and error handling, shared by all stages."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ log = structlog.get_logger(__name__)
 
 
 class StageThread(Generic[T]):
-    """Takes items, works on them, until the input is closed or the work fails.
+    """Takes and processes items until the input is closed or processing fails.
 
     Args:
-        name: names the thread, the logs and the watchdog's verdict.
-        take: waits for the next item; raises Closed when there will be none.
-        work: does the stage's work and hands the result on. Its exceptions end the stage.
+        name: name of the thread, in logs, and in the watchdog's message.
+        take: waits for the next item; raises Closed if there will be none.
+        work: processes an item and passes the result on. Its exceptions end the stage.
         close: closes the stage's output, so that the end cascades. Called exactly once, however the stage ends.
-        fail: told the exception that ended the stage, before `close`.
+        fail: called with the exception that ended the stage, before `close`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class StageThread(Generic[T]):
         return self._thread.is_alive()
 
     def busy_for(self) -> float:
-        """Seconds spent on the item in hand so far; 0 while waiting for one, which is no fault."""
+        """Seconds spent on the current item so far; 0 while waiting for one, which is not a fault."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -69,7 +69,7 @@ class StageThread(Generic[T]):
                 item = self._take()
                 self._busy_since = time.monotonic()
                 self._work(item)
-                del item  # a frame must not live on in this local while the stage waits for the next
+                del item  # otherwise this variable keeps the frame allocated while the stage waits for the next
                 self._busy_since = None
         except Closed:
             pass

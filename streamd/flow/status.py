@@ -1,4 +1,4 @@
-"""The last status of every stream, for whoever wants to know."""
+"""The last status of every stream."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from streamd.types import StreamStatus
 
 
 class StatusBoard:
-    """Last status per stream with a number that grows at every change. Any thread."""
+    """Last status per stream, with a number that increases at every change. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -19,7 +19,7 @@ class StatusBoard:
         self._listener: Callable[[StreamStatus], None] | None = None
 
     def listen(self, listener: Callable[[StreamStatus], None] | None) -> None:
-        """Has every status told to one more, which must be quick; None for nobody."""
+        """Sets a function that is called with every status; it must be fast. None removes it."""
         self._listener = listener
 
     def post(self, status: StreamStatus) -> None:
@@ -32,7 +32,7 @@ class StatusBoard:
             listener(status)
 
     def retire(self, stream: str) -> None:
-        """The stream's last status is its final one: told once as a change, then no more."""
+        """Marks the stream's last status as final: reported once as a change, then removed."""
         with self._lock:
             self._retired.add(stream)
 

@@ -1,4 +1,4 @@
-"""What one stream owns behind the network: its counts, its latencies, its analysis, and who hears of its frames."""
+"""The state of one stream after inference: its counters, latencies, analysis, and who receives its frames."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class Tap(Protocol):
 
     @property
     def wanted(self) -> Mapping[str, object]:
-        """By stream; empty while nobody looks."""
+        """By stream; empty while there is no viewer."""
         ...
 
     def take(self, frame: Frame, detections: Detections) -> None:
-        """Must be quick, keep no picture and raise nothing."""
+        """Must be fast, keep no picture and raise nothing."""
         ...
 
 
 class StreamOutput:
-    """Goes with its stream from one model instance to another. For the postprocess thread of the one that serves it.
+    """Moves with its stream from one model instance to another. Used by the postprocess thread of the current one.
 
     Args:
         name: the stream's id.
-        metrics: counts and times.
-        model: whose labels the detections have.
-        publish: takes each frame's detections, in capture order; must not block.
-        tap: shown each published frame while it wants this stream's.
+        metrics: counters and times.
+        model: the model that provides the labels.
+        publish: receives each frame's detections, in capture order; must not block.
+        tap: receives each published frame while it wants this stream's.
     """
 
     __slots__ = ("_counters", "_latency", "_publish", "_seen", "_tap", "name")
@@ -55,9 +55,9 @@ class StreamOutput:
         self._publish, self._tap = publish, tap
 
     def reject(self, reasons: Mapping[str, int]) -> None:
-        """Counts boxes of one frame that cannot be and were left out, by reason; logs each reason once."""
+        """Counts invalid boxes of one frame that were left out, by reason; logs each reason once."""
         if new := {reason: n for reason, n in reasons.items() if reason not in self._counters.invalid_boxes}:
-            log.warning("the model puts out boxes that cannot be; they are left out", stream=self.name, **new)
+            log.warning("the model outputs invalid boxes, which are left out", stream=self.name, **new)
         self._counters.reject(reasons)
 
     def publish(self, frame: Frame, detections: Detections) -> None:
@@ -88,21 +88,21 @@ class Result:
     class_id: Int32Array
     """(N,)"""
     tracks: Tracks | None = None
-    """Of each box; None where nothing is tracked."""
+    """The track of each box; None without tracking."""
     counts: Mapping[str, Any] | None = None
     """See `Detections.counts`."""
 
 
 class Analysis(Protocol):
-    """Stands between the network and publication: trackers, rules.
+    """A step between inference and publication: trackers, rules.
 
     Called by one thread at a time for each stream, in capture order, once for each batch: with the frames of all its
-    streams, so that one pass over arrays can serve them together.
+    streams, so that one pass over arrays can process them together.
     """
 
     def step(self, batch: Sequence[Result]) -> None:
-        """Changes the results in place. The slot is free already: what takes long here holds up no network.
+        """Changes the results in place. The slot is already free, so a slow analysis does not delay inference.
 
-        A stream whose analysis fails is the implementation's to handle; whatever is raised ends the pipeline.
+        The implementation must handle a stream whose analysis fails: any exception ends the pipeline.
         """
         ...

@@ -1,4 +1,4 @@
-"""Threads that the operating system knows by name: `top -H` then shows which stage or stream takes the time."""
+"""Threads with names in the operating system: `top -H` shows which stage or stream uses the CPU."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _PR_SET_NAME = 15
 
 
 class NamedThread(threading.Thread):
-    """A daemon thread whose name is also the kernel's, cut to its 15 bytes. Python does this itself from 3.14 on.
+    """A daemon thread whose name is also set in the kernel, cut to 15 bytes. Python 3.14 and later do this themselves.
 
     Args:
         target: what it runs.
-        name: of the thread.
+        name: name of the thread.
     """
 
     def __init__(self, target: Callable[[], None], name: str) -> None:
         super().__init__(target=target, name=name, daemon=True)
 
     def run(self) -> None:
-        """Tells the kernel, then runs the target."""
+        """Sets the kernel's name, then runs the target."""
         if sys.version_info < (3, 14) and sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_NAME, self.name.encode()[:15], 0, 0, 0)
         super().run()

@@ -111,7 +111,7 @@ def test_boxes_that_cannot_be_are_counted_for_their_stream() -> None:
         rig.finish()
     assert [len(d.score) for d in rig.out] == [1] * 5
     assert rig.metrics.stream("a").invalid_boxes == {"size": 5}
-    said = [entry for entry in logs if "boxes that cannot be" in entry["event"]]
+    said = [entry for entry in logs if "invalid boxes" in entry["event"]]
     assert [(entry["stream"], entry["size"]) for entry in said] == [("a", 1)], "once a stream and reason"
     text = generate_latest(rig.metrics.registry).decode()
     assert 'streamd_invalid_boxes_total{reason="size",stream="a"} 5.0' in text
