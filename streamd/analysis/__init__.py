@@ -1,1 +1,1 @@
-"""From boxes to answers: which boxes show the same object (`tracking`), what it does at zones and lines (`rules`)."""
+"""Analysis of boxes: which ones show the same object (`tracking`), and what it does at zones and lines (`rules`)."""

@@ -1,8 +1,7 @@
-"""Events: what happened in a stream, accounted for in one journal per daemon.
+"""Events: what happened in a stream, recorded in one journal per daemon.
 
-`record` is an event and its envelope, `journal` takes events and commits them, `channel` brings them from a worker
-process, `cursors` and `retry` are what a sink delivers with, `query` reads. See docs/events.md for what is promised.
-"""
+`record` defines an event and its envelope, `journal` accepts and commits events, `channel` transfers them from a worker
+process, sinks deliver with `cursors` and `retry`, and `query` reads. docs/events.md states the guarantees."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""From a worker's rules to the journal in another process: acknowledged, sent again until it is, and in order.
+"""Transfers events from a worker's rules to the journal in another process: in order, and sent again until
+acknowledged.
 
-The sender numbers its events from 1 and keeps each until the receiver says that it is committed. The receiver takes
-only the number that comes next, so that whatever is lost on the way, or comes twice, changes nothing; this is
-go-back-N, as in any textbook of data links. Neither class knows what carries the bytes: `link` does.
-"""
+The sender numbers its events from 1 and keeps each until the receiver reports that it is committed. The receiver
+accepts only the next number, so lost and repeated messages do no harm (go-back-N ARQ). Neither class knows the
+transport, which is in `link`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -26,36 +26,36 @@ log = structlog.get_logger(__name__)
 BOUND = 10_000
 """Events that a sender keeps."""
 BURST = 200
-"""Most events in a message."""
+"""Largest number of events in a message."""
 WINDOW = 2000
-"""Most events under way."""
+"""Largest number of events in flight."""
 RESEND_S = 0.5
-"""Without news from the receiver for so long, everything under way is sent again."""
+"""Everything in flight is sent again if the receiver has been silent for this long."""
 
 
 class Burst(msgspec.Struct, frozen=True, array_like=True):
-    """What a sender sends."""
+    """A message from a sender."""
 
     origin: str
     base: int
-    """The oldest number that it still keeps: a receiver that knows nothing of it begins here."""
+    """The oldest number that it still keeps: a receiver that does not know the sender begins here."""
     first: int
     """The number of the first event."""
     events: list[Event | None]
-    """None is a loss without an event after it."""
+    """None: a loss with no event after it."""
     lost: dict[int, Lost] = {}
-    """What found no room at the sender, by the number of the event after it."""
+    """Events that the sender had no room for, by the number of the event after them."""
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
-    """What a receiver answers."""
+    """A receiver's answer."""
 
     committed: int
-    """Every event up to this number is in the journal, for good."""
+    """Every event up to this number is committed to the journal."""
 
 
 class EventSink(Protocol):
-    """What a receiver hands events to: the journal."""
+    """What a receiver passes events to: the journal."""
 
     def submit(self, event: Event | None, origin: str = "", n: int = 0, lost: Lost | None = None) -> bool:
         """See `Journal.submit`."""
@@ -68,11 +68,11 @@ class EventSink(Protocol):
 
 
 class Outbox:
-    """The sender's side. Any thread puts events in, one sends.
+    """The sender's side. Any thread adds events, one thread sends.
 
     Args:
-        origin: `boot_id/life` of this process; no other process ever has the same.
-        bound: events that are kept. Beyond that they are lost, counted, and told with the next one.
+        origin: `boot_id/life` of this process; unique to it.
+        bound: largest number of events kept. Further ones are lost, counted, and reported with the next event.
         clock: monotonic seconds; injected by tests.
     """
 
@@ -82,26 +82,26 @@ class Outbox:
         self._lock = threading.Lock()
         self._kept: deque[tuple[Event | None, Lost | None]] = deque()
         self._base = 1
-        """Number of the first that is kept."""
+        """Number of the first event that is kept."""
         self._next = 1
-        """Number of the next to send; falls back to the base where nothing was heard."""
+        """Number of the next event to send; returns to the base if the receiver is silent."""
         self._heard_at = clock()
         self._losses = Losses()
         self._open: set[str] = set()
-        """Ids of events that have begun and been kept: only their ends need to be made up for."""
+        """Ids of events whose begin was kept: only their ends must be made up for."""
         self.resent = 0
         """Events that were sent more than once."""
 
     @property
     def lost(self) -> int:
-        """Events that found no room, since the start."""
+        """Events lost for lack of room since the start."""
         return self._losses.total
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def put(self, event: Event) -> bool:
-        """Keeps an event until it is committed; False where there is no room. Never waits."""
+        """Keeps an event until it is committed; False if there is no room. Never waits."""
         with self._lock:
             if len(self._kept) >= self._bound:
                 self._losses.add(event, open_=event.id in self._open)
@@ -116,7 +116,7 @@ class Outbox:
         return True
 
     def burst(self) -> Burst | None:
-        """What is to be sent now; None where there is nothing to send, or enough is under way. The sending thread."""
+        """The next message; None if there is nothing to send, or enough is in flight. For the sending thread."""
         with self._lock:
             if not self._kept:
                 return None
@@ -138,7 +138,7 @@ class Outbox:
             return Burst(self.origin, self._base, first, [event for event, _ in chosen], lost)
 
     def acknowledge(self, ack: Ack) -> None:
-        """Lets go of what is committed. The sending thread."""
+        """Releases committed events. For the sending thread."""
         with self._lock:
             gone = min(ack.committed + 1 - self._base, len(self._kept))
             if gone <= 0:
@@ -148,12 +148,12 @@ class Outbox:
             self._base += gone
             self._next = max(self._next, self._base)
             if self._losses:
-                # There is room again: told now, for nobody knows when the next event comes.
+                # There is room again: the loss is reported now, since the next event may be far off.
                 self._kept.append((None, self._losses.take()))
             self._heard_at = self._clock()
 
     def due_s(self) -> float:
-        """Seconds until something under way is to be sent again."""
+        """Seconds until events in flight must be sent again."""
         return max(0.0, self._heard_at + RESEND_S - self._clock()) if self._kept else RESEND_S
 
 
@@ -167,14 +167,14 @@ class Inbox:
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
         self.repeated = 0
-        """Events that came again."""
+        """Events received again."""
         self.early = 0
-        """Events that came before one that was lost on the way; they come again."""
+        """Events received out of order, after a lost one; they will be sent again."""
 
     def take(self, burst: Burst) -> None:
-        """Hands over what comes next; the rest of it will come again."""
+        """Passes on the events that are next in order; the rest will be sent again."""
         sink, origin = self._sink, burst.origin
-        # Below the base all is settled, whatever this journal knows of it: it may be younger than the sender.
+        # Everything below the base is settled, even if this journal does not know it: it may be newer than the sender.
         expected = max(sink.taken(origin) + 1, burst.base)
         for n, event in enumerate(burst.events, burst.first):
             if n < expected:
@@ -188,38 +188,40 @@ class Inbox:
             expected += 1
 
     def ack(self, origin: str) -> Ack:
-        """What may be let go."""
+        """The acknowledgement for a sender."""
         return Ack(self._sink.acknowledged(origin))
 
 
+T = TypeVar("T")
 _burst = msgspec.msgpack.Decoder(Burst)
 _ack = msgspec.msgpack.Decoder(Ack)
 
 
 def encode(message: Burst | Ack) -> bytes:
-    """As bytes."""
+    """Encodes a message or an answer."""
     return msgspec.msgpack.encode(message)
 
 
 def decode_burst(data: bytes) -> Burst:
-    """From bytes.
+    """Decodes a message from a sender.
 
     Raises:
-        SinkError: it is none.
+        SinkError: the message is invalid.
     """
-    try:
-        return _burst.decode(data)
-    except msgspec.DecodeError as error:
-        raise SinkError(f"event channel: not a burst of events: {error}") from error
+    return _decode(_burst, data, "a burst of events")
 
 
 def decode_ack(data: bytes) -> Ack:
-    """From bytes.
+    """Decodes an answer of a receiver.
 
     Raises:
-        SinkError: it is none.
+        SinkError: the answer is invalid.
     """
+    return _decode(_ack, data, "an acknowledgement")
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes, what: str) -> T:
     try:
-        return _ack.decode(data)
+        return decoder.decode(data)
     except msgspec.DecodeError as error:
-        raise SinkError(f"event channel: not an acknowledgement: {error}") from error
+        raise SinkError(f"event channel: not {what}: {error}") from error

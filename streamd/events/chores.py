@@ -1,4 +1,4 @@
-"""What the journal's writer does besides committing: retention, removing files, requests, looking after its clock."""
+"""What the journal's writer does besides committing: retention, removing files, requests, checking the clock."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ALIVE_S = 10.0
 RETAIN_S = 30.0
 SWEEP_S = 60.0
 STEADY_S = 600.0
-"""Nothing is deleted for its age until the clock has gone on for so long without a step: after a boot, it may be years
-off until the network tells the time."""
+"""Nothing is deleted for its age until the clock has run for this long without a step: after a boot, it may be years
+off until it is synchronized."""
 STEP_S = 5.0
 
 
 class Clock:
-    """Whether the wall clock can be believed.
+    """Whether the wall clock can be trusted.
 
     Args:
         now: monotonic seconds.
@@ -40,7 +40,7 @@ class Clock:
         self._offset = wall - now
 
     def look(self, now: float, wall: float) -> bool:
-        """True where it has not been stepped lately. Called about once a second."""
+        """True if it has not been stepped recently. Called about once a second."""
         offset = wall - now
         if abs(offset - self._offset) > STEP_S:
             self._steady_since = now
@@ -49,23 +49,23 @@ class Clock:
 
 
 class Chores:
-    """All but `alive`, `suspicious`, `wipe` and `sweep` belongs to the writer's thread.
+    """Only the writer's thread uses it, except `alive`, `suspicious`, `wipe` and `sweep`.
 
     Args:
-        writer: whose chores they are.
+        writer: the writer.
     """
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self.alive: dict[str, int] = {}
-        """By stream: the newest time at which its open events were known to be so."""
+        """By stream: the latest time at which its open events were known to be open."""
         self._alive_noted: dict[str, int] = {}
         self.suspicious = False
         """A reader found damage."""
         self.wipe = False
-        """Something was deleted on request: no copy of it may stay in the write-ahead log."""
+        """Something was deleted on request: no copy may remain in the write-ahead log."""
         self.sweep = True
-        """Files may wait for their removal: those of a deletion before a crash."""
+        """Files may still have to be removed: those of a deletion before a crash."""
         self._clock = Clock(time.monotonic(), time.time())
         self._ages = False
         self._alive_at = self._retain_at = self._sweep_at = time.monotonic()
@@ -73,7 +73,7 @@ class Chores:
         self._sweeper: NamedThread | None = None
 
     def tick(self, now: float) -> None:
-        """Once a second, before a transaction: has things done in it."""
+        """Called once a second, before a transaction: adds what is due to it."""
         writer = self._writer
         self._ages = self._clock.look(now, time.time())
         writer.answer_requests()
@@ -98,13 +98,13 @@ class Chores:
         now_ns = time.time_ns()
         owed = {name: cursor.owed for name, cursor in list(self._writer.cursors.items())}
         if upkeep.retain(store, self._writer.retention, owed, now_ns, ages=self._ages):
-            self._retain_at -= RETAIN_S  # another slice with the next tick
+            self._retain_at -= RETAIN_S  # the next slice follows with the next tick
         if self._ages and not self._origins_forgotten:
             self._origins_forgotten = True
             upkeep.forget_origins(store, now_ns)
 
     def after_commit(self, store: Store) -> None:
-        """Outside of a transaction.
+        """Called outside a transaction.
 
         Raises:
             sqlite3.Error: the journal fails.
@@ -115,12 +115,12 @@ class Chores:
             return
         if self.wipe:
             (busy, *_) = store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self.wipe = bool(busy)  # a reader is still at it: again after the next commit or tick
+            self.wipe = bool(busy)  # a reader is still active: tried again after the next commit or tick
         if self.sweep and (self._sweeper is None or not self._sweeper.is_alive()):
             self.sweep, self._sweep_at = False, time.monotonic()
             paths = upkeep.removals(store)
             if paths:
-                # A folder that hangs must not hold up events.
+                # A folder that hangs must not delay events.
                 self._sweeper = NamedThread(lambda: self._remove(paths), "events-sweep")
                 self._sweeper.start()
 
@@ -131,7 +131,8 @@ class Chores:
 
 
 def remove_file(path: str) -> bool:
-    """Removes a file; True where it is gone, for whatever reason. What is no plain file is left, and forgotten."""
+    """Removes a file; True if it no longer exists, for whatever reason. Anything but a regular file is left and
+    forgotten."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             log.warning("not removed: no plain file", path=path)

@@ -1,4 +1,4 @@
-"""A sink's place in the writer."""
+"""A sink's position in the journal."""
 
 from __future__ import annotations
 
@@ -30,17 +30,16 @@ class CursorCounts(NamedTuple):
     refused: int
     """Given up by the sink."""
     expired: int
-    """Waited for longer, or with more others, than the sink is owed."""
+    """Exceeded the age or number of events that are kept for the sink."""
     deleted: int
-    """By request, while they waited."""
+    """Deleted on request before they were delivered."""
 
 
 class Cursor:
-    """Made by `Journal.cursor`. One thread reads and advances; any thread asks for counts.
+    """Created by `Journal.cursor`. One thread reads and advances; any thread may read the counts.
 
-    Events come in the order of their commits, so each stream's in its own order. What was read and not advanced past
-    comes again, also after a crash: at least once, with the same `log_id` and `event_seq`.
-    """
+    Events come in commit order, so each stream's are in its own order. Events that were read but not advanced past come
+    again, also after a crash: each is delivered at least once, with the same `log_id` and `event_seq`."""
 
     def __init__(self, writer: Writer, name: str, owed: Limits, *, oldest: bool) -> None:
         self._writer = writer
@@ -49,17 +48,17 @@ class Cursor:
         self._log_id = ""
         self._position = 0
         self._moves: list[tuple[str, int, Outcome]] = []
-        """Those that are not known to be committed; replaced, never changed."""
+        """Outcomes not known to be committed; replaced, never changed."""
         self._scheduled = False
         self._lock = threading.Lock()
         self._troubled = False
 
     def make(self, store: Store) -> None:
-        """In the writer's transaction: the row, where there is none. In a new journal, before everything."""
+        """In the writer's transaction: creates the row if there is none. In a new journal, before all events."""
         upkeep.make_cursor(store, self.name, oldest=self._oldest or bool(self._log_id))
 
     def _known(self, store: Store) -> int | None:
-        """The position, by the sink or, where that is further (events expired), by the journal; None before `make`."""
+        """The sink's position, or the journal's if that is further (events expired); None before `make`."""
         state = store.cursors.committed.get(self.name)
         if state is None:
             return None
@@ -69,7 +68,7 @@ class Cursor:
         return self._position
 
     def read(self, limit: int = 100) -> list[Record]:
-        """The next events; the same ones until `advance`. Empty where there are none, or they cannot be read now."""
+        """The next events; the same ones until `advance`. Empty if there are none, or they cannot be read now."""
         store = self._writer.store
         position = self._known(store) if store is not None else None
         if position is None:
@@ -84,15 +83,15 @@ class Cursor:
                 self._writer.suspect(error)
             return []
         self._troubled = False
-        # Between the two looks a new file may have taken the place of the old one.
+        # The file may have been replaced between the two reads.
         return [] if records and records[0].log_id != self._log_id else records
 
     def advance(self, record: Record, outcome: Outcome = "delivered") -> None:
         """The sink is done with every event up to this one. Never waits; persisted within a second.
 
         Args:
-            record: the last of them, as it was read.
-            outcome: refused where the target will never take them.
+            record: the last of them, as read.
+            outcome: refused if the target will never accept them.
         """
         if record.log_id != self._log_id or record.position <= self._position:
             return
@@ -100,7 +99,7 @@ class Cursor:
         store = self._writer.store
         state = store.cursors.committed.get(self.name) if store is not None else None
         with self._lock:
-            # What is committed need not be said again.
+            # Committed outcomes need not be repeated.
             done = state.position if state is not None else 0
             moves = [move for move in self._moves if move[0] == record.log_id and move[1] > done]
             if moves and moves[-1][2] == outcome:
@@ -112,7 +111,7 @@ class Cursor:
             self._writer.do(self._move, wake=False)
 
     def _move(self, store: Store) -> None:
-        # May be called again where the transaction failed; a cursor only moves forward, so twice is as good as once.
+        # May be called again if the transaction failed; a cursor only moves forward, so repeating it is harmless.
         with self._lock:
             self._scheduled = False
             moves = self._moves
@@ -121,7 +120,7 @@ class Cursor:
                 upkeep.move_cursor(store, self.name, position, outcome)
 
     def wait(self, timeout: float) -> bool:
-        """Waits for an event behind the cursor; False where there is none within `timeout` seconds."""
+        """Waits for an event after the cursor; False if there is none within `timeout` seconds."""
         writer = self._writer
 
         def more() -> bool:
@@ -133,7 +132,7 @@ class Cursor:
             return writer.committed.wait_for(more, timeout)
 
     def counts(self) -> CursorCounts:
-        """As committed: what was advanced past in the last second may still be among `queued`."""
+        """The committed counts: events advanced past in the last second may still be among `queued`."""
         store = self._writer.store
         state = store.cursors.committed.get(self.name) if store is not None else None
         if store is None or state is None:

@@ -1,4 +1,4 @@
-"""The journal: takes events from any thread, commits them in one, and lets nothing out before its commit."""
+"""The journal: accepts events from any thread, commits them in one, and releases none before its commit."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from streamd.events.upkeep import Deletion, Limits
 from streamd.events.writer import Listener, Writer
 
 BOUND = 10_000
-"""Events that wait in memory while the journal cannot be written."""
+"""Largest number of events that wait in memory while the journal cannot be written."""
 RETENTION = Limits(max_age_s=30 * 86_400, max_events=500_000)
 
 
 class JournalStatus(NamedTuple):
-    """How the journal is. Counts are since the start of this process."""
+    """The journal's state. Counts are since the start of this process."""
 
     problem: str
-    """Why it cannot be written now; empty while it can."""
+    """Why it cannot be written; empty if it can."""
     since: float
-    """Unix seconds at which the problem came, or at which it went."""
+    """Unix seconds at which the problem began or ended."""
     log_id: str
     """Empty until it could be opened."""
     waiting: int
     """Events in memory, not committed yet."""
     committed: int
     lost: int
-    """Found no room in memory."""
+    """Lost for lack of memory."""
     duplicates: int
-    """Came again and were dropped."""
+    """Received again and dropped."""
     orphans: int
-    """Updates and ends without their begin."""
+    """Updates and ends without a begin."""
     refused: int
-    """Events that broke the rules for events; the log says which."""
+    """Invalid events; the log names them."""
     open: int
     """Events that have begun and not ended."""
 
@@ -52,13 +52,13 @@ class Journal:
     """One per daemon. All methods may be called from any thread.
 
     Args:
-        folder: the state folder; made where needed, locked as long as the journal lives.
-        retention: how much is kept of what every cursor has passed.
-        bound: events that wait in memory while it cannot be written.
+        folder: the state folder; created if needed, locked while the journal exists.
+        retention: how many events are kept that every cursor has passed.
+        bound: largest number of events that wait in memory while it cannot be written.
 
     Raises:
-        ConfigError: the folder cannot be used or is in use, or the journal is of a newer version. Anything else that
-            keeps it from being written is a `status().problem`, and tried again.
+        ConfigError: the folder cannot be used or is in use, or the journal is of a newer version. Any other obstacle to
+        writing is a `status().problem`, and is tried again.
     """
 
     def __init__(self, folder: Path, *, retention: Limits = RETENTION, bound: int = BOUND) -> None:
@@ -75,36 +75,37 @@ class Journal:
         self._writer.start()
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Commits what waits and ends. The state folder is free for another process.
+        """Commits waiting events and ends. The state folder is then free for another process.
 
         Returns:
-            False where the journal could not be written within `timeout` seconds: what waited is lost.
+            False if the journal could not be written within `timeout` seconds: waiting events are lost.
         """
         ended = self._writer.close(timeout)
         if ended:
-            # Where the writer hangs in the disk, the lock goes with the process.
+            # If the writer hangs in a disk access, the lock is released with the process.
             self._place.close()
         return ended and not self._writer.waiting.events
 
     # -------------------------------------------------------------------------------------------------- submitting
 
     def submit(self, event: Event | None, origin: str = "", n: int = 0, lost: Lost | None = None) -> bool:
-        """Hands over an event. Never waits, not even for a disk.
+        """Submits an event. Never waits, not even for a disk.
 
         Args:
-            event: is committed within 50 ms as a rule.
-            origin: the process that numbered it, for events that may come again; empty for this process's own.
-            n: its number there, from 1 and ascending. A number that was taken before is dropped as a duplicate.
-            lost: what its sender had no room for before it. The event may be None where that is all.
+            event: usually committed within 50 ms.
+            origin: the process that numbered it, for events that may be sent again; empty for this process's own.
+            n: its number there, from 1 and ascending. A number that was accepted before is dropped as a duplicate.
+            lost: events before it that its sender had no room for. The event may be None if there is only a loss to
+            report.
 
         Returns:
-            False where there is no room. A numbered event is then to be sent again; any other is lost, counted, and
-            told by the next one of its stream.
+            False if there is no room. A numbered event must then be sent again; any other is lost, counted, and
+            reported by the next one of its stream.
         """
         return self._writer.waiting.submit(event, origin, n, lost, self._writer.store)
 
     def taken(self, origin: str) -> int:
-        """The last number of `origin` that was taken, committed or not."""
+        """The last number of `origin` that was accepted, committed or not."""
         return self._writer.waiting.last(origin, self._writer.store)
 
     def acknowledged(self, origin: str) -> int:
@@ -113,7 +114,7 @@ class Journal:
         return store.origins.committed.get(origin, 0) if store is not None else 0
 
     def listen(self, listener: Listener) -> None:
-        """Has every committed event handed to `listener`, in order, by the writer's thread: it must not wait."""
+        """Passes every committed event to `listener`, in order, in the writer's thread: it must not wait."""
         self._writer.listeners.append(listener)
 
     def end_open(
@@ -124,16 +125,16 @@ class Journal:
         rules: Collection[str | None] | None = None,
         origin: str | None = None,
     ) -> Future[int]:
-        """Ends open events in place of whoever began them, at the last time that is known of each.
+        """Ends open events in place of the process that began them, at the last time known for each.
 
         Args:
-            reason: in the details of each end, e.g. process_died.
-            streams: only theirs.
-            rules: only theirs.
-            origin: only what this process began.
+            reason: stored in the details of each end, e.g. process_died.
+            streams: only events of these streams.
+            rules: only events of these rules.
+            origin: only events that this process began.
 
         Returns:
-            How many; known after the commit.
+            The number of ended events; known after the commit.
         """
 
         def which(_: str, o: Open) -> bool:
@@ -146,11 +147,12 @@ class Journal:
         return self._writer.waiting.call(lambda store: store.end_open(reason, which))
 
     def alive(self, stream: str, at_ns: int) -> None:
-        """The stream's open events still are so at this time. Cheap: noted every ten seconds, for `end_open`."""
+        """Declares that the stream's open events are still open at this time. Cheap: stored every ten seconds, for
+        `end_open`."""
         self._writer.chores.alive[stream] = at_ns
 
     def link(self, event_id: str, role: str, media: Media) -> None:
-        """Notes a file of an event: role clip, snapshot, or another."""
+        """Records a file of an event; its role is clip, snapshot, or another."""
 
         def note(store: Store) -> None:
             if not upkeep.link(store, event_id, role, media):
@@ -159,11 +161,11 @@ class Journal:
         self._writer.do(note)
 
     def forget_media(self, paths: Sequence[str]) -> None:
-        """These files were removed by whoever keeps the media folder small."""
+        """Records that these files were removed by the retention of the media folder."""
         self._writer.do(lambda store: upkeep.forget_media(store, paths))
 
     def flush(self, timeout: float = 5.0) -> bool:
-        """Waits until everything that was submitted before is committed; False where that takes longer."""
+        """Waits until everything submitted before is committed; False if that takes longer than `timeout` seconds."""
         try:
             self._writer.waiting.call(lambda _: None).result(timeout)
         except FutureTimeout:
@@ -176,16 +178,16 @@ class Journal:
         """The persistent cursor of a sink.
 
         Args:
-            name: of the sink; the cursor is found again by it after a restart.
-            owed: what is kept for the sink while it is away; events past this expire, and are counted.
-            oldest: a new cursor begins before the oldest event that is kept, not behind the newest.
+            name: name of the sink, by which the cursor is found again after a restart.
+            owed: how many events are kept for the sink while it does not deliver; further ones expire and are counted.
+            oldest: a new cursor starts before the oldest kept event instead of after the newest.
         """
         cursor = self._writer.cursors[name] = Cursor(self._writer, name, owed, oldest=oldest)
         self._writer.do(cursor.make)
         return cursor
 
     def drop_cursor(self, name: str) -> None:
-        """Forgets the cursor of a sink that is no more."""
+        """Forgets the cursor of a removed sink."""
         self._writer.cursors.pop(name, None)
         self._writer.do(lambda store: upkeep.drop_cursor(store, name))
 
@@ -219,12 +221,12 @@ class Journal:
             raise SinkError(f"event journal {self._writer.path}: cannot be read: {error}") from error
 
     def counters(self, stream: str) -> Mapping[str, CounterValue]:
-        """The stream's counters as committed; never changed, replaced at a commit."""
+        """The stream's committed counters; never modified, replaced at a commit."""
         store = self._writer.store
         return store.by_stream.get(stream, {}) if store is not None else {}
 
     def status(self) -> JournalStatus:
-        """How the journal is."""
+        """The journal's state."""
         writer = self._writer
         store, waiting = writer.store, writer.waiting
         tally = writer.tally + store.tally if store is not None else writer.tally
@@ -235,12 +237,12 @@ class Journal:
         )  # fmt: skip
 
     def delete(self, stream: str | None, since_ns: int, until_ns: int, timeout: float = 30.0) -> Deletion:
-        """Deletes every event that overlaps the span: rows, deliveries that wait, and files. See `upkeep.delete`.
+        """Deletes every event that overlaps the time span: rows, pending deliveries, and files. See `upkeep.delete`.
 
-        The files are removed soon after, by a thread of their own; after a crash, by the next start.
+        A separate thread removes the files soon after; after a crash, the next start does.
 
         Raises:
-            SinkError: not done within `timeout` seconds; it will be as soon as the journal can be written.
+            SinkError: not done within `timeout` seconds; it will be done as soon as the journal can be written.
         """
         try:
             return self._writer.ask_to_delete(stream, since_ns, until_ns).result(timeout)

@@ -1,4 +1,4 @@
-"""A dictionary whose changes are kept or dropped together, as the transaction that they belong to."""
+"""A dictionary whose changes are kept or dropped together, with the transaction that they belong to."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ V = TypeVar("V")
 
 
 class Layered(Generic[K, V]):
-    """What is committed, and above it the changes of the transaction under way. One thread writes.
+    """The committed values, overlaid by the changes of the current transaction. One thread writes.
 
     Args:
-        committed: is kept and changed.
+        committed: the committed values; kept and modified.
     """
 
     def __init__(self, committed: dict[K, V]) -> None:
@@ -30,11 +30,11 @@ class Layered(Generic[K, V]):
         self._changes[key] = value
 
     def remove(self, key: K) -> None:
-        """Takes it away in this transaction."""
+        """Removes it in this transaction."""
         self._changes[key] = None
 
     def items(self) -> Iterator[tuple[K, V]]:
-        """What this transaction sees."""
+        """The entries as this transaction sees them."""
         for key, value in list(self.committed.items()):
             if key not in self._changes:
                 yield key, value
@@ -43,7 +43,7 @@ class Layered(Generic[K, V]):
                 yield key, changed
 
     def changes(self) -> list[tuple[K, V | None]]:
-        """What this transaction has changed; None is gone."""
+        """The changes of this transaction; None for removed keys."""
         return list(self._changes.items())
 
     def keep(self) -> None:

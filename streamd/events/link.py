@@ -1,6 +1,6 @@
 """The channel over ZeroMQ: a thread in each worker, one in the parent, and an ipc:// address between them.
 
-The parent's socket is a ROUTER, which answers each sender by itself; the address is in a folder of the daemon's own.
+The parent's socket is a ROUTER, which answers each sender separately; the address is in the daemon's own folder.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 HWM = 64
-"""Bursts in a socket: more would only grow old there."""
+"""Messages in a socket's queue: more would only become stale."""
 POLL_MS = 500
 LINGER_S = 0.25
-"""What a process has sent before its death has been received so long after it."""
+"""After this long, everything that a process sent before it died has been received."""
 
 
 class _Waker:
@@ -45,13 +45,13 @@ class _Waker:
                 os.eventfd_write(self.fd, 1)
 
     def clear(self) -> None:
-        """The thread that was woken, before it looks for work."""
+        """Called by the woken thread before it looks for work."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fd)
         self._set = False
 
     def close(self) -> None:
-        """Once nobody wakes it any more."""
+        """To be called once nothing wakes it any more."""
         os.close(self.fd)
 
 
@@ -61,7 +61,7 @@ class EventSender:
     Args:
         endpoint: ipc:// address that the parent binds, now or later.
         origin: `boot_id/life` of this process.
-        bound: events that are kept until they are acknowledged.
+        bound: largest number of events kept until acknowledged.
     """
 
     def __init__(self, endpoint: str, origin: str, *, bound: int = BOUND) -> None:
@@ -77,13 +77,13 @@ class EventSender:
         self._thread.start()
 
     def submit(self, event: Event) -> bool:
-        """Hands over an event; False where there is no room: it is lost, counted, and told. Never waits. Any thread."""
+        """Sends an event; False if there is no room: it is lost, counted, and reported. Never waits. Any thread."""
         kept = self.outbox.put(event)
         self._waker.wake()
         return kept
 
     def close(self, timeout: float) -> bool:
-        """Waits for what is kept to be acknowledged, then ends; False where that took longer than `timeout` seconds."""
+        """Waits until all kept events are acknowledged, then ends; False if that took longer than `timeout` seconds."""
         self._give_up_at = time.monotonic() + timeout
         self._stop = True
         self._waker.wake()
@@ -100,7 +100,7 @@ class EventSender:
         socket.setsockopt(zmq.SNDHWM, HWM)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
-        # Without a connection nothing is queued: it would be old when there is one.
+        # Nothing is queued without a connection: it would be stale once there is one.
         socket.setsockopt(zmq.IMMEDIATE, 1)
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
@@ -133,7 +133,7 @@ class EventSender:
     def _send(self, socket: Any) -> None:
         import zmq
 
-        # Not taken from the outbox before there is somebody to take it: it would wait to be sent again.
+        # Nothing is taken from the outbox before the socket can send: it would have to wait for a retransmission.
         while socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
             burst = self.outbox.burst()
             if burst is None:
@@ -141,15 +141,15 @@ class EventSender:
             try:
                 socket.send(encode(burst), zmq.DONTWAIT)
             except zmq.Again:
-                return  # it comes again
+                return  # it will be sent again
 
 
 class EventReceiver:
-    """The parent's side: hands what the workers send to the journal, and acknowledges what is committed.
+    """The parent's side: passes the workers' events to the journal, and acknowledges committed ones.
 
     Args:
         endpoint: ipc:// address.
-        journal: where events go.
+        journal: receives the events.
     """
 
     def __init__(self, endpoint: str, journal: Journal) -> None:
@@ -161,13 +161,13 @@ class EventReceiver:
         self._context: Any = None
         self._socket: Any = None
         self._peers: dict[str, tuple[bytes, int]] = {}
-        """By origin: its address, and what it was last told."""
+        """By origin: its address, and the last acknowledgement."""
         self._unheard: set[str] = set()
-        """Those that are to be told even if nothing is new."""
+        """Origins that must be answered even if nothing is new."""
         self._ending: dict[str, tuple[float, str]] = {}
-        """By origin: when nothing more can be under way (monotonic seconds), and why it ended."""
+        """By origin: when nothing can be in transit any more (monotonic seconds), and why it ended."""
         self._ended: set[str] = set()
-        """Nothing is taken from these any more: a begin that came now would never be ended."""
+        """Nothing is accepted from these any more: a begin received now would never be ended."""
         self._lock = threading.Lock()
         self._thread = NamedThread(self._run, "events-in")
 
@@ -193,19 +193,20 @@ class EventReceiver:
         self._thread.start()
 
     def finish(self, origin: str, reason: str) -> None:
-        """The process has ended: what it still has under way is taken, then its open events are ended. Any thread.
+        """The process has ended: its events in transit are still accepted, then its open events are ended. Any thread.
 
         Args:
-            origin: its sender's.
-            reason: in the details of each end, e.g. worker_died. For a process that has ended all its events itself,
-                nothing is left to end.
+            origin: origin of its sender.
+            reason: stored in the details of each end, e.g. worker_died. A process that has ended all its events itself
+            leaves none to end.
         """
         with self._lock:
             self._ending[origin] = time.monotonic() + LINGER_S, reason
         self._waker.wake()
 
     def close(self, timeout: float = 2.0) -> bool:
-        """Ends it; False where that takes longer. Senders that are still there keep what is not acknowledged."""
+        """Ends it; False if that takes longer than `timeout` seconds. Remaining senders keep what is not
+        acknowledged."""
         self._stop = True
         self._waker.wake()
         if self._thread.is_alive():
@@ -260,7 +261,7 @@ class EventReceiver:
             self._unheard = set()
         for origin, (address, told) in peers:
             ack = self.inbox.ack(origin)
-            # A sender that came again with what is committed has missed our answer.
+            # A sender that repeats committed events has missed our answer.
             if ack.committed > told or (origin in unheard and ack.committed):
                 with contextlib.suppress(zmq.Again, zmq.ZMQError):
                     self._socket.send_multipart([address, encode(ack)], zmq.DONTWAIT)

@@ -1,4 +1,5 @@
-"""Events that found no room: what is remembered of them, so that counters stay true and nothing stays open for ever."""
+"""Events lost for lack of room: what is remembered of them, so that counters stay correct and no event stays open
+forever."""
 
 from __future__ import annotations
 
@@ -10,22 +11,22 @@ from streamd.events.record import Event
 
 
 class Lost(msgspec.Struct, frozen=True, array_like=True):
-    """What was lost at one place among the events."""
+    """What was lost at one position in the sequence of events."""
 
     events: dict[str, int]
-    """How many, by stream."""
+    """Number of lost events by stream."""
     counts: dict[str, dict[str, int]]
-    """By how much they would have raised each stream's counters."""
+    """How much they would have increased each stream's counters."""
     ends: dict[str, int]
     """Ends among them whose begins were kept: id, and Unix nanoseconds."""
 
 
 class Losses:
-    """Adds up what is lost until somebody takes it. The owner's lock guards it."""
+    """Accumulates losses until they are taken. Guarded by the owner's lock."""
 
     def __init__(self) -> None:
         self.total = 0
-        """Events, since the start."""
+        """Events lost since the start."""
         self._events: Counter[str] = Counter()
         self._counts: dict[str, Counter[str]] = {}
         self._ends: dict[str, int] = {}
@@ -34,11 +35,11 @@ class Losses:
         return bool(self._events)
 
     def add(self, event: Event, *, open_: bool) -> None:
-        """Notes a lost event.
+        """Records a lost event.
 
         Args:
             event: the event.
-            open_: its begin was kept: the journal is to end it. Only as many are remembered as have begun.
+            open_: its begin was kept, so the journal must end it. No more of these are remembered than have begun.
         """
         self.total += 1
         self._events[event.stream] += 1
@@ -48,7 +49,7 @@ class Losses:
             self._ends[event.id] = event.at_ns
 
     def take(self) -> Lost | None:
-        """Hands over what was added since the last time; None where that is nothing."""
+        """Returns the losses since the last call; None if there are none."""
         if not self._events:
             return None
         counts = {stream: dict(by) for stream, by in self._counts.items()}

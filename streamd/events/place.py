@@ -1,4 +1,4 @@
-"""The state folder: where it is, whether a database may live there, and whose it is."""
+"""The state folder: where it is, whether it is suitable for a database, and which daemon owns it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from streamd.errors import ConfigError
 JOURNAL = "events.db"
 LOCK = "lock"
 UNIT_FOLDER = Path("/var/lib/streamd")
-"""What the unit in systemd/ has as $STATE_DIRECTORY."""
+"""$STATE_DIRECTORY as set by the unit in systemd/."""
 NETWORK_FILE_SYSTEMS = frozenset(
     ("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "9p", "virtiofs",
      "ocfs2", "gfs2", "orangefs", "pvfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone",
      "fuse.davfs2", "davfs", "fuse.juicefs", "fuse.gcsfuse")
 )  # fmt: skip
-"""Where several machines may write, or where shared memory maps of a file do not agree: SQLite's WAL needs both."""
+"""File systems where several machines may write, or where shared memory maps of a file are not coherent: SQLite's WAL
+needs both."""
 
 
 def default_state_dir(instance: str, environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The folder of `instance` in the service manager's state folder; None where there is none.
+    """The folder of `instance` in the service manager's state folder; None if there is none.
 
     Args:
         instance: name of the daemon, e.g. of its configuration file without the suffix.
@@ -43,10 +44,10 @@ def user_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def file_system(path: Path, mounts: str | None = None) -> str:
-    """The type of the file system that `path` is on, as the kernel calls it; empty where that cannot be told.
+    """The kernel's name for the type of the file system that `path` is on; empty if unknown.
 
     Args:
-        path: exists.
+        path: an existing path.
         mounts: text of /proc/self/mountinfo, for tests.
     """
     if mounts is None:
@@ -70,13 +71,13 @@ def file_system(path: Path, mounts: str | None = None) -> str:
 
 
 class StateDir:
-    """The folder, held by this process until `close`.
+    """The folder, locked by this process until `close`.
 
     Args:
-        folder: made where it does not exist, for this user alone.
+        folder: created if it does not exist, accessible to this user only.
 
     Raises:
-        ConfigError: it cannot be made or written, is on a network file system, or another process holds it.
+        ConfigError: it cannot be created or written, is on a network file system, or is locked by another process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,7 +87,7 @@ class StateDir:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             advice = "make it a folder that streamd's user may write, or name another one"
-            raise ConfigError(f"{what}: cannot be made: {error.strerror}; {advice}") from error
+            raise ConfigError(f"{what}: cannot be created: {error.strerror}; {advice}") from error
         kind = file_system(folder)
         if kind in NETWORK_FILE_SYSTEMS:
             advice = "the event journal needs a local disk; name a folder on one"
@@ -106,7 +107,7 @@ class StateDir:
         except OSError as error:
             os.close(self._fd)
             raise ConfigError(f"{what}: cannot be locked: {error.strerror}; name a folder on a local disk") from error
-        # A full disk must not keep the daemon from starting: the number only names the owner.
+        # A full disk must not prevent the daemon from starting: the number only names the owner.
         try:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
@@ -114,14 +115,14 @@ class StateDir:
             pass
 
     def close(self) -> None:
-        """Lets another process have it."""
+        """Releases the folder for another process."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def owner(folder: Path) -> int | None:
-    """The process that holds `folder` now, or None."""
+    """The process that has locked `folder`, or None."""
     try:
         with (folder / LOCK).open("rb") as file:
             try:

@@ -19,7 +19,7 @@ _decode = msgspec.json.decode
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which events. What is None is not asked for."""
+    """Conditions on events. None means no condition."""
 
     since_ns: int | None = None
     """Unix nanoseconds of `at_ns`, inclusive."""
@@ -33,7 +33,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     labels: Sequence[str] | None = None
     ids: Sequence[str] | None = None
     after: int | None = None
-    """Only positions above this one: the next page of an ascending query, and what is new since."""
+    """Only positions above this one: the next page of an ascending query, or what is new."""
     before: int | None = None
     """Only positions below this one: the next page of a descending query."""
     newest_first: bool = False
@@ -46,7 +46,7 @@ def _in(column: str, values: Sequence[str]) -> str:
 
 
 def find(connection: sqlite3.Connection, wanted: Filter) -> list[Record]:
-    """A page of the events that `wanted` describes, in the order of their commits.
+    """A page of the events that `wanted` describes, in commit order.
 
     Raises:
         ValueError: the limit is out of range.
@@ -73,23 +73,23 @@ def find(connection: sqlite3.Connection, wanted: Filter) -> list[Record]:
             clauses.append(_in(column, chosen))
             values += chosen
     where = f"WHERE {' AND '.join(clauses)}" if clauses else ""
-    # Within one stream the two orders are the same, and this one has an index with the stream before it.
+    # Within one stream both orders are the same, and this one has an index that starts with the stream.
     column = "event_seq" if wanted.streams is not None and len(wanted.streams) == 1 else "position"
     order = "DESC" if wanted.newest_first else "ASC"
-    # Chosen and sorted by position alone, so that only the rows of the page are read.
+    # Selected and sorted by position only, so that only the rows of the page are read.
     chosen = f"SELECT position FROM events {where} ORDER BY {column} {order} LIMIT ?"  # noqa: S608 - no value in it
     query = f"SELECT {_COLUMNS} FROM events WHERE position IN ({chosen}) ORDER BY position {order}"  # noqa: S608
     return _records(connection, query, [*values, wanted.limit])
 
 
 def after(connection: sqlite3.Connection, position: int, limit: int) -> list[Record]:
-    """The first events behind a position."""
+    """The first events after a position."""
     query = f"SELECT {_COLUMNS} FROM events WHERE position > ? ORDER BY position LIMIT ?"  # noqa: S608
     return _records(connection, query, (position, limit))
 
 
 def open_events(connection: sqlite3.Connection, streams: Sequence[str] | None = None) -> list[Record]:
-    """The newest record of every event that has begun and not ended, in the order of their commits.
+    """The newest record of every event that has begun and not ended, in commit order.
 
     An event that has been open for longer than its rows are kept is not among them.
     """
@@ -102,13 +102,13 @@ def open_events(connection: sqlite3.Connection, streams: Sequence[str] | None = 
 
 
 def log_id(connection: sqlite3.Connection) -> str:
-    """Of this journal."""
+    """The id of this journal."""
     (found,) = connection.execute("SELECT value FROM meta WHERE name = 'log_id'").fetchone()
     return str(found)
 
 
 def _records(connection: sqlite3.Connection, query: str, values: Iterable[Any]) -> list[Record]:
-    # One snapshot for all three reads; it is let go at once, for a reader that holds one keeps the WAL from shrinking.
+    # One snapshot for all three reads. It is released immediately, since it keeps the WAL from shrinking.
     connection.execute("BEGIN")
     try:
         rows = connection.execute(query, tuple(values)).fetchall()
@@ -130,7 +130,7 @@ def _records(connection: sqlite3.Connection, query: str, values: Iterable[Any]) 
 def _media(connection: sqlite3.Connection, ids: set[str]) -> dict[str, dict[str, Media]]:
     found: dict[str, dict[str, Media]] = {}
     chosen = sorted(ids)
-    for first in range(0, len(chosen), 500):  # SQLite's older limit on values is 999
+    for first in range(0, len(chosen), 500):  # older versions of SQLite allow 999 values
         some = chosen[first : first + 500]
         query = f"SELECT id, role, path, state, reason FROM media WHERE {_in('id', some)}"  # noqa: S608
         for each, role, path, state, reason in connection.execute(query, some):

@@ -1,4 +1,4 @@
-"""Connections that read, lent to whoever asks."""
+"""A pool of connections for reading."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from streamd.events.schema import open_reader
 
 T = TypeVar("T")
 KEPT = 4
-"""Idle connections: as many as read at the same time as a rule."""
+"""Largest number of idle connections: as many as usually read at the same time."""
 
 
 class Readers:
-    """Any thread may use it.
+    """A pool for any thread.
 
     Args:
-        path: of the journal.
+        path: path of the journal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,7 +31,7 @@ class Readers:
         self._generation = 0
 
     def use(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Calls `function` with a connection of its own for so long.
+        """Calls `function` with a connection that nothing else uses meanwhile.
 
         Raises:
             sqlite3.Error: there is no journal, or it cannot be read.
@@ -57,7 +57,7 @@ class Readers:
         connection.close()
 
     def close(self) -> None:
-        """Closes them; those that are lent now, when they come back. The next use opens the file anew."""
+        """Closes all connections; those in use, once they are returned. The next use opens the file again."""
         with self._lock:
             self._generation += 1
             with contextlib.suppress(queue.Empty):

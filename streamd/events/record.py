@@ -1,4 +1,4 @@
-"""An event as a rule submits it, as the journal keeps it, and as the world receives it."""
+"""An event as submitted by a rule, as stored in the journal, and as delivered."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import msgspec
 Kind = Literal["begin", "update", "end", "instant"]
 """`begin`, any number of `update` and one `end` share an id; `instant` stands alone."""
 MAX_DETAILS_BYTES = 16 << 10
-"""Of an event's details as JSON. Larger ones are refused: a journal of pictures would hold nothing else."""
+"""Limit for an event's details as JSON. Larger ones are rejected, so that nobody stores pictures in the journal."""
 SCHEMA = 1
 """Version of `data` in the envelope."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a rule has seen. Immutable; may be submitted from any thread."""
+    """What a rule has detected. Immutable; may be submitted from any thread."""
 
     id: str
     """Shared by begin, updates and end. Unique across processes: made of boot_id, life and a number."""
     stream: str
     kind: Kind
     type: str = ""
-    """What happened, e.g. line_crossed or zone_entered. The rules define the words."""
+    """What happened, e.g. line_crossed or zone_entered. The rules define the types."""
     rule: str | None = None
     """Name of the zone or line."""
     label: str | None = None
@@ -36,11 +36,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seq: int = 0
     """Of the frame that decided it, as in the detections."""
     at_ns: int
-    """Unix time in nanoseconds: capture of the frame that decided it. No duration is taken from it: clocks step."""
+    """Unix nanoseconds of the capture of the frame that decided it. Never used for durations, since clocks step."""
     details: dict[str, Any] = {}
-    """What else the rule has to say, as plain JSON values, at most 16 KiB. Durations belong here, in seconds."""
+    """Further details as plain JSON values, at most 16 KiB. Durations belong here, in seconds."""
     counts: dict[str, int] = {}
-    """By how much this event raises each of the stream's counters. They are raised even if the event is lost."""
+    """How much this event increases each of the stream's counters. They are increased even if the event is lost."""
 
 
 class Media(msgspec.Struct, frozen=True):
@@ -48,7 +48,7 @@ class Media(msgspec.Struct, frozen=True):
 
     path: str
     state: Literal["pending", "written", "failed", "deleted"] = "written"
-    """`deleted`: retention, or a request, has removed the file."""
+    """`deleted`: the file was removed by retention or on request."""
     reason: str = ""
     """Why it failed."""
 
@@ -57,19 +57,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """An event after its commit."""
 
     position: int
-    """Grows with every event of the journal; never given twice. What cursors and pages count in."""
+    """Increases with every event of the journal, and is never reused. Cursors and pages refer to it."""
     log_id: str
-    """Of the journal file. A lost file begins a new one, and with it event_seq and counters."""
+    """Id of the journal file. If the file is lost, a new one starts with a new event_seq and new counters."""
     event_seq: int
     """Counts the stream's events in this journal from 1, without a gap."""
     began_ns: int
     """`at_ns` of the begin that has the same id."""
     committed_ns: int
-    """Unix time in nanoseconds."""
+    """Unix nanoseconds."""
     events_lost: int
     """Events of this stream lost since the record before this one."""
     counters: dict[str, int]
-    """The counters that this event raised, as they are after it."""
+    """The counters that this event increased, with their new values."""
     id: str
     stream: str
     kind: Kind
@@ -82,7 +82,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int
     details: dict[str, Any]
     media: dict[str, Media] = {}
-    """By role: clip, snapshot, and whatever else lies beside them. What was known when this was read."""
+    """By role: clip, snapshot, and others. As known when the record was read."""
 
     @property
     def clip(self) -> str | None:
@@ -113,7 +113,7 @@ def _seconds(ns: int) -> float:
 
 
 def data(record: Record) -> dict[str, Any]:
-    """The record as plain values; times are Unix seconds, as in all of streamd's messages."""
+    """The record as plain values; times are Unix seconds, as in all messages of streamd."""
     return {
         "schema": SCHEMA,
         "log_id": record.log_id,
@@ -143,7 +143,7 @@ def envelope(record: Record, instance: str) -> dict[str, Any]:
     The `id` is the same however often and by whichever sink the record is delivered.
 
     Args:
-        record: what was committed.
+        record: the committed event.
         instance: name of this daemon, part of `source`.
 
     Returns:

@@ -1,6 +1,7 @@
-"""What the command line asks of a journal that a daemon holds: files in the state folder, for it has only one writer.
+"""Requests of the command line to a daemon that has the journal open, as files in the state folder: the journal has
+only one writer.
 
-The folder is the daemon's own, so whoever can write there could also write the writer.
+The folder belongs to the daemon: anyone who can write there could also modify the journal.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class DeleteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What became of it."""
+    """The result of a request."""
 
     error: str
     events: int = 0
@@ -47,7 +48,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def ask(folder: Path, request: DeleteRequest, timeout: float) -> Deletion:
-    """Has the daemon that holds `folder` delete events.
+    """Asks the daemon that has locked `folder` to delete events.
 
     Args:
         folder: the state folder.
@@ -55,14 +56,14 @@ def ask(folder: Path, request: DeleteRequest, timeout: float) -> Deletion:
         timeout: seconds.
 
     Raises:
-        SinkError: it cannot be asked, refuses, or does not answer in time.
+        SinkError: the daemon cannot be asked, refuses, or does not answer in time.
     """
     place, name = folder / FOLDER, uuid.uuid4().hex
     asked, answered = place / f"{name}.request", place / f"{name}.answer"
     try:
         temporary = place / f".{name}"
         temporary.write_bytes(msgspec.json.encode(request))
-        # The daemon may be another user than the one that asks (root), and the folder is for it alone.
+        # The daemon may run as another user than the one who asks (root), and only it may access the folder.
         temporary.chmod(0o644)
         temporary.rename(asked)
     except OSError as error:
@@ -86,7 +87,7 @@ def ask(folder: Path, request: DeleteRequest, timeout: float) -> Deletion:
 
 
 def prepare(folder: Path) -> None:
-    """Makes the folder for requests, and clears it of what nobody waits for any more."""
+    """Creates the folder for requests, and removes requests that nobody waits for any more."""
     place = folder / FOLDER
     with contextlib.suppress(OSError):
         place.mkdir(mode=0o700, exist_ok=True)
@@ -96,7 +97,7 @@ def prepare(folder: Path) -> None:
 
 
 def answer(writer: Writer) -> None:
-    """Takes what was asked, and answers once it is done. The writer's thread."""
+    """Carries out pending requests, and answers them. Only for the writer's thread."""
     place = writer.folder / FOLDER
     try:
         found = [entry.name for entry in os.scandir(place) if entry.name.endswith(".request")]

@@ -1,4 +1,4 @@
-"""When to try again to deliver: one policy for every sink, a wait of its own for every target."""
+"""When to retry a delivery: one policy for all sinks, a separate delay for every target."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from streamd.flow.backoff import Backoff
 
 
 class RetryPolicy:
-    """Keeps the waits of a sink's targets apart, so that one that is down does not slow the others. One thread.
+    """Keeps the delays of a sink's targets separate, so that one that is down does not slow the others. One thread.
 
     Args:
-        initial_s: first wait after a failure, seconds; the following ones double.
-        max_s: longest wait, seconds.
+        initial_s: first delay after a failure, seconds; the following ones double.
+        max_s: longest delay, seconds.
         clock: monotonic seconds; injected by tests.
-        random_source: of the jitter; injected by tests.
+        random_source: source of the jitter; injected by tests.
     """
 
     def __init__(
@@ -30,14 +30,14 @@ class RetryPolicy:
         self._initial_s, self._max_s = initial_s, max_s
         self._clock, self._random = clock, random_source
         self._failing: dict[str, tuple[Backoff, float]] = {}
-        """By target: its backoff, and when it may be tried again."""
+        """By target: its backoff, and when to try again."""
 
     def failed(self, target: str, *, retry_after_s: float | None = None) -> float:
-        """Notes a failure.
+        """Records a failure.
 
         Args:
             target: e.g. a host.
-            retry_after_s: what the target itself asked for; kept to where it is longer, up to an hour.
+            retry_after_s: delay that the target itself requested; used if it is longer, up to an hour.
 
         Returns:
             Seconds until the target may be tried again.
@@ -50,7 +50,7 @@ class RetryPolicy:
         return wait
 
     def succeeded(self, target: str) -> None:
-        """The target is well: its next failure begins with the shortest wait."""
+        """The target works: its next failure starts with the shortest delay."""
         self._failing.pop(target, None)
 
     def wait_s(self, target: str) -> float:
@@ -59,6 +59,6 @@ class RetryPolicy:
         return max(0.0, found[1] - self._clock()) if found is not None else 0.0
 
     def attempts(self, target: str) -> int:
-        """Failures in a row."""
+        """Consecutive failures."""
         found = self._failing.get(target)
         return found[0].attempts if found is not None else 0

@@ -1,4 +1,4 @@
-"""The journal's file: its tables, their version, opening it, and setting aside what cannot be read."""
+"""The journal's file: its tables, their version, opening it, and setting aside damaged files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ log = structlog.get_logger(__name__)
 
 APPLICATION_ID = 0x73746D6A
 KEPT_ASIDE = 3
-"""Unreadable journals that are kept; a disk that damages one after the other must not be filled with them."""
+"""Number of unreadable journals kept: a faulty disk that damages one after the other must not fill up with them."""
 BUSY_MS = 200
-"""How long a commit waits for somebody else's lock before it is tried again later."""
+"""How long a commit waits for another process's lock before it is tried again later."""
 
 STEPS = [
     """
@@ -53,12 +53,12 @@ STEPS = [
     CREATE TABLE removals (path TEXT PRIMARY KEY) WITHOUT ROWID
     """,
 ]
-"""What leads from each version to the next. A step that was released is never changed: append another one.
+"""The statements that lead from each version to the next. Never change a released step: append another one.
 A semicolon ends a statement."""
 
 
 def is_corrupt(error: BaseException) -> bool:
-    """True where the file itself is damaged or is no database: trying again cannot help."""
+    """True if the file itself is damaged or is not a database: trying again cannot help."""
     code = getattr(error, "sqlite_errorcode", None)  # Python 3.11
     if code is not None:
         return code & 0xFF in (11, 26)  # SQLITE_CORRUPT, SQLITE_NOTADB
@@ -66,15 +66,15 @@ def is_corrupt(error: BaseException) -> bool:
 
 
 def open_writer(path: Path) -> sqlite3.Connection:
-    """Opens the journal for its one writer; makes it, or brings it up to this version, where needed.
+    """Opens the journal for its only writer; creates or upgrades it if needed.
 
     Raises:
-        ConfigError: it is of a newer version, or some other program's.
-        OSError: it cannot be made.
+        ConfigError: it is of a newer version, or belongs to another program.
+        OSError: it cannot be created.
         sqlite3.Error: it cannot be opened now, or is damaged (`is_corrupt`).
     """
-    # For this user alone, whatever the umask; SQLite gives its other files the same mode. An existing file is not
-    # opened here: closing any descriptor of it would end the locks that other connections of this process hold.
+    # Accessible to this user only, whatever the umask; SQLite gives its other files the same mode. An existing file is
+    # not opened here: closing any descriptor of it would release the locks of other connections of this process.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(
@@ -91,8 +91,8 @@ def open_writer(path: Path) -> sqlite3.Connection:
 
 
 def _set_up(connection: sqlite3.Connection) -> None:
-    # FULL: one fsync a commit. With NORMAL a power failure takes back commits whose events were delivered, and the
-    # same event_seq would be given to other events. secure_delete: what somebody had deleted is overwritten.
+    # FULL: one fsync a commit. With NORMAL, a power failure would undo commits whose events were delivered, and their
+    # event_seq would be reused for other events. secure_delete overwrites what was deleted on request.
     for pragma in (
         "trusted_schema=OFF", "cell_size_check=ON", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON",
         "wal_autocheckpoint=1000", f"journal_size_limit={4 << 20}", "cache_size=-4096", "temp_store=MEMORY",
@@ -136,7 +136,7 @@ def _has_tables(connection: sqlite3.Connection) -> bool:
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """Opens the journal for reading alone, beside its writer or without one.
+    """Opens the journal for reading only, alongside its writer or without one.
 
     Raises:
         ConfigError: it is of another version.
@@ -159,7 +159,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged journal and what belongs to it; the newest few are kept.
+    """Renames a damaged journal and its other files; the newest few are kept.
 
     Returns:
         Its new name.

@@ -1,6 +1,6 @@
-"""The journal's transaction: what an event changes in the tables and in what is known of them in memory.
+"""The journal's transaction: what an event changes in the tables and in their copy in memory.
 
-No thread, no wait and no retry is in here: `journal` has those. A transaction is `begin`, any number of `add` and the
+This module has no threads, waits or retries: `journal` has those. A transaction is `begin`, any number of `add` and the
 functions of `upkeep`, then `commit` or `rollback`; memory changes with the commit, never before.
 """
 
@@ -23,7 +23,7 @@ from streamd.events.record import MAX_DETAILS_BYTES, Event, Kind, Record
 log = structlog.get_logger(__name__)
 
 EVENTS_LOST = "events_lost"
-"""Reason in the details of an end that the journal wrote because the event's own was lost."""
+"""Reason in the details of an end that the journal wrote because the original end was lost."""
 _INT64 = 1 << 63
 KINDS = get_args(Kind)
 
@@ -33,7 +33,7 @@ class Open(NamedTuple):
 
     stream: str
     origin: str
-    """Of the process that submitted it; empty for this one."""
+    """The process that submitted it; empty for this one."""
     type: str
     rule: str | None
     label: str | None
@@ -42,24 +42,24 @@ class Open(NamedTuple):
     seq: int
     began_ns: int
     last_ns: int
-    """The last time at which it is known to have been so."""
+    """The last time at which it is known to have been open."""
     deleted: int = 0
-    """1 where somebody had it deleted: what still comes of it is not kept."""
+    """1 if it was deleted on request: later parts of it are not kept."""
 
 
 class CursorState(NamedTuple):
-    """How far a sink is. queued = accepted - delivered - refused - expired - deleted, exactly."""
+    """A sink's progress. queued = accepted - delivered - refused - expired - deleted, exactly."""
 
     start: int
-    """The journal's position when the cursor was made."""
+    """The journal's position when the cursor was created."""
     position: int
     delivered: int = 0
     refused: int = 0
-    """Given up by the sink: the target will never take them."""
+    """Given up by the sink: the target will never accept them."""
     expired: int = 0
     """Past the cursor's limit before they could be delivered."""
     deleted: int = 0
-    """By request, before they could be delivered."""
+    """Deleted on request before they could be delivered."""
 
 
 class CounterValue(NamedTuple):
@@ -67,7 +67,7 @@ class CounterValue(NamedTuple):
 
     value: int
     since_ns: int
-    """Unix time in nanoseconds at which this journal began to count."""
+    """Unix nanoseconds at which this journal began to count."""
 
 
 class Store:
@@ -86,7 +86,7 @@ class Store:
         meta = dict(rows("SELECT name, value FROM meta").fetchall())
         self.log_id: str = meta["log_id"]
         self.position: int = meta["position"]
-        """Of the last event that was committed; any thread may read it."""
+        """Position of the last committed event; any thread may read it."""
         self.streams: Layered[str, tuple[int, int]] = Layered(
             {stream: (seq, lost) for stream, seq, lost in rows("SELECT stream, event_seq, lost FROM streams")}
         )
@@ -95,7 +95,7 @@ class Store:
             {(s, name): CounterValue(v, since) for s, name, v, since in rows("SELECT * FROM counters")}
         )
         self.by_stream: dict[str, dict[str, CounterValue]] = {}
-        """Committed counters; each dictionary is replaced and never changed, so any thread may keep one."""
+        """Committed counters; each dictionary is replaced, never modified, so any thread may keep one."""
         for (stream, name), value in self.counters.committed.items():
             self.by_stream.setdefault(stream, {})[name] = value
         self.open: Layered[str, Open] = Layered({row[0]: Open(*row[1:]) for row in rows("SELECT * FROM open")})
@@ -107,12 +107,12 @@ class Store:
         """Committed since this object was made: events, duplicates, orphans, refused, deleted."""
         self._pending_tally: Counter[str] = Counter()
         self.last = self.position
-        """Of the last event of this transaction."""
+        """Position of the last event of this transaction."""
         self._now_ns = 0
         self._rows: list[tuple[Any, ...]] = []
         """Events that are not inserted yet."""
         self.records: list[Record] = []
-        """Of this transaction."""
+        """Records of this transaction."""
 
     # ------------------------------------------------------------------------------------------------- transaction
 
@@ -136,7 +136,7 @@ class Store:
         """Commits, and returns what may be delivered from now on.
 
         Raises:
-            sqlite3.Error: it could not be; call `rollback`.
+            sqlite3.Error: it failed; call `rollback`.
         """
         self.flush()
         execute, many = self.connection.execute, self.connection.executemany
@@ -190,10 +190,10 @@ class Store:
         """Adds one event.
 
         Args:
-            event: of this process, or of a worker; None where there is only a loss to tell.
+            event: an event of this process or of a worker; None if there is only a loss to report.
             origin: the process that numbered it.
             n: its number there, from 1; at or below the last one it is a duplicate and dropped. 0: not numbered.
-            lost: what the sender had no room for before it.
+            lost: events before it that the sender had no room for.
         """
         if n:
             if n <= (self.origins.get(origin) or 0):
@@ -224,7 +224,7 @@ class Store:
             ))  # fmt: skip
         elif kind != "instant":
             if known is None:
-                # Its begin was lost, or is in a journal before this one: half an event would never be paired.
+                # Its begin was lost, or is in an earlier journal: half an event would never be completed.
                 self._lose(event.stream, "orphans")
                 return
             if kind == "end":
@@ -255,7 +255,7 @@ class Store:
         ))  # fmt: skip
 
     def raise_counters(self, stream: str, by: Mapping[str, int]) -> dict[str, int]:
-        """Raises counters of a stream, and returns their new values."""
+        """Increases counters of a stream, and returns their new values."""
         values = {}
         for name, amount in by.items():
             old = self.counters.get((stream, name)) or CounterValue(0, self._now_ns)
@@ -275,27 +275,27 @@ class Store:
         self.add_lost(stream, 1)
 
     def add_lost(self, stream: str, count: int) -> None:
-        """The stream's next event says that so many more were lost before it."""
+        """Adds to the number of lost events that the stream's next event reports."""
         event_seq, lost = self.streams.get(stream) or (0, 0)
         self.streams.put(stream, (event_seq, lost + count))
 
     def touch(self, at_ns: Mapping[str, int]) -> None:
-        """By stream: its open events still were so at this time."""
+        """By stream: the time at which its open events were still open."""
         for each, known in list(self.open.items()):
             when = at_ns.get(known.stream)
             if when is not None and when > known.last_ns:
                 self.open.put(each, known._replace(last_ns=when))
 
     def end_open(self, reason: str, which: Callable[[str, Open], bool], at_ns: Mapping[str, int] | None = None) -> int:
-        """Ends open events in place of whoever began them.
+        """Ends open events in place of the process that began them.
 
         Args:
-            reason: into their details.
+            reason: stored in their details.
             which: (id, event) -> whether to end it.
-            at_ns: time of the end by id; else the last time that is known of the event.
+            at_ns: time of the end by id; otherwise the last time known for the event.
 
         Returns:
-            How many were ended.
+            The number of ended events.
         """
         chosen = [(each, o) for each, o in self.open.items() if which(each, o)]
         for each, o in chosen:
@@ -308,7 +308,7 @@ class Store:
 
 
 def _checked(event: Event) -> str:
-    """The event's details as JSON, once all of it is known to fit into the tables."""
+    """The event's details as JSON, after checking that the event fits into the tables."""
     details = msgspec.json.encode(event.details)
     if len(details) > MAX_DETAILS_BYTES:
         raise ValueError(f"details of {len(details)} bytes; expected at most {MAX_DETAILS_BYTES}")
@@ -324,5 +324,5 @@ def _checked(event: Event) -> str:
     texts = (event.id, event.stream, event.type, event.rule, event.label, *event.counts)
     for text in texts if not isinstance(event.track, str) else (*texts, event.track):
         if text is not None:
-            text.encode()  # a lone surrogate is no text
+            text.encode()  # a lone surrogate is not text
     return details.decode()

@@ -1,4 +1,4 @@
-"""What is done to the journal besides adding events: cursors move, rows age, files are linked, rows are deleted.
+"""Operations on the journal besides adding events: moving cursors, retention, linking files, deletion.
 
 Every function runs inside a transaction of `Store`.
 """
@@ -19,7 +19,7 @@ ORIGIN_AGE_NS = 7 * 86_400 * 1_000_000_000
 
 
 class Limits(NamedTuple):
-    """How much of something is kept."""
+    """How many events are kept."""
 
     max_age_s: float
     max_events: int
@@ -29,7 +29,7 @@ class Limits(NamedTuple):
 
 
 def make_cursor(store: Store, name: str, *, oldest: bool) -> None:
-    """Makes the cursor unless it exists: behind all events, or before the oldest that is kept."""
+    """Creates the cursor unless it exists: after all events, or before the oldest kept one."""
     if store.cursors.get(name) is not None:
         return
     store.flush()
@@ -55,7 +55,7 @@ def keep_cursors(store: Store, names: Collection[str]) -> None:
 
 
 def move_cursor(store: Store, name: str, upto: int, outcome: Outcome) -> None:
-    """The sink is done with every event up to a position."""
+    """Marks every event up to a position as done for the sink."""
     cursor = store.cursors.get(name)
     if cursor is None:
         return
@@ -88,12 +88,12 @@ def _count(store: Store, after: int, upto: int | None = None) -> int:
 
 
 def _beyond(store: Store, limits: Limits, now_ns: int, ages: bool) -> int:
-    """The last position that is past the limits; 0 for none."""
+    """The last position that exceeds the limits; 0 for none."""
     bound: int = store.last - limits.max_events
     if ages:
         oldest = now_ns - int(limits.max_age_s * 1e9)
-        # From the oldest row on: the first that is young enough ends the search. A clock that was stepped makes
-        # rows stay longer, never shorter.
+        # The search starts at the oldest row and ends at the first that is young enough. A clock step can only make
+        # rows stay longer.
         query = "SELECT position FROM events WHERE committed_ns >= ? ORDER BY position LIMIT 1"
         found = store.connection.execute(query, (oldest,)).fetchone()
         bound = max(bound, int(found[0]) - 1 if found is not None else store.last)
@@ -101,18 +101,17 @@ def _beyond(store: Store, limits: Limits, now_ns: int, ages: bool) -> int:
 
 
 def retain(store: Store, limits: Limits, cursors: Mapping[str, Limits], now_ns: int, *, ages: bool) -> bool:
-    """Deletes rows past the limits that no cursor within its own limits still needs; one slice of them.
+    """Deletes a slice of the rows that exceed the limits and that no cursor within its own limits still needs.
 
     Args:
         store: in a transaction.
-        limits: of the journal.
-        cursors: of the sinks that are in use, each with what it is owed at most. A cursor of the tables that is not
-            among them holds nothing back.
-        now_ns: Unix time.
-        ages: False where the clock cannot be believed: then only numbers count.
+        limits: limits of the journal.
+        cursors: cursors of the sinks in use, each with its own limits. A cursor in the tables that is not among them
+        holds nothing back. now_ns: Unix time. ages: False if the clock cannot be trusted: then only numbers of events
+        count.
 
     Returns:
-        True where more is left to do.
+        True if there is more to delete.
     """
     store.flush()
     for name, owed in cursors.items():
@@ -131,7 +130,7 @@ def retain(store: Store, limits: Limits, cursors: Mapping[str, Limits], now_ns: 
         _expire(store, name, last)
     execute = store.connection.execute
     doomed = "SELECT id FROM events WHERE position <= ?"
-    # Files outlive the rows, by a retention of their own: they are still found by time when somebody has them deleted.
+    # Files have a retention of their own and may outlive the rows: a deletion on request still finds them by time.
     ended = "(SELECT MAX(MAX(at_ns, began_ns)) FROM events WHERE events.id = media.id)"
     execute(f"UPDATE media SET ended_ns = {ended} WHERE id IN ({doomed})", (last,))  # noqa: S608
     execute(
@@ -143,7 +142,7 @@ def retain(store: Store, limits: Limits, cursors: Mapping[str, Limits], now_ns: 
 
 
 def forget_origins(store: Store, now_ns: int) -> None:
-    """Forgets processes that have not sent anything for a week."""
+    """Forgets processes that have sent nothing for a week."""
     query = "SELECT origin FROM origins WHERE used_ns < ?"
     for (origin,) in store.connection.execute(query, (now_ns - ORIGIN_AGE_NS,)).fetchall():
         store.connection.execute("DELETE FROM origins WHERE origin = ?", (origin,))
@@ -154,7 +153,8 @@ def forget_origins(store: Store, now_ns: int) -> None:
 
 
 def link(store: Store, event_id: str, role: str, media: Media) -> bool:
-    """Notes a file of an event; False where the event, or the file, was deleted meanwhile: then the file is to go."""
+    """Records a file of an event; False if the event or the file was deleted meanwhile: the file must then be
+    removed."""
     store.flush()
     execute = store.connection.execute
     known = store.open.get(event_id)
@@ -178,7 +178,7 @@ def link(store: Store, event_id: str, role: str, media: Media) -> bool:
 
 
 def forget_media(store: Store, paths: Iterable[str]) -> None:
-    """The files are gone: whoever keeps the media folder small has removed them."""
+    """Records that the retention of the media folder has removed these files."""
     rows = [(path,) for path in paths]
     store.flush()
     store.connection.executemany("UPDATE media SET state = 'deleted', reason = 'retention' WHERE path = ?", rows)
@@ -186,12 +186,12 @@ def forget_media(store: Store, paths: Iterable[str]) -> None:
 
 
 def removals(store: Store) -> list[str]:
-    """Files that are to be removed and may still be there."""
+    """Files that must be removed and may still exist."""
     return [path for (path,) in store.connection.execute("SELECT path FROM removals")]
 
 
 def removed(store: Store, paths: Iterable[str]) -> None:
-    """These are gone."""
+    """Records that these files have been removed."""
     store.connection.executemany("DELETE FROM removals WHERE path = ?", [(path,) for path in paths])
 
 
@@ -199,24 +199,24 @@ def removed(store: Store, paths: Iterable[str]) -> None:
 
 
 class Deletion(NamedTuple):
-    """What was deleted."""
+    """The result of a deletion."""
 
     events: int
     """Rows."""
     pending: int
-    """Deliveries that will not happen, of all sinks together."""
+    """Cancelled deliveries of all sinks together."""
     paths: list[str]
-    """Files that go with them."""
+    """Files that belong to them."""
 
 
 def delete(store: Store, stream: str | None, since_ns: int, until_ns: int) -> Deletion:
-    """Deletes every event that overlaps a span of time, whole: begin, updates, end, deliveries and files.
+    """Deletes every event that overlaps a time span, completely: begin, updates, end, deliveries and files.
 
     Args:
         store: in a transaction.
         stream: id; None for all.
         since_ns: Unix nanoseconds.
-        until_ns: the first moment that is not meant.
+        until_ns: end of the span, exclusive.
     """
     store.flush()
     execute = store.connection.execute
@@ -233,7 +233,7 @@ def delete(store: Store, stream: str | None, since_ns: int, until_ns: int) -> De
         f" AND (ended_ns IS NULL OR ended_ns >= :since) AND {_NO_ROWS}", span,
     )  # fmt: skip
     for each, known in list(store.open.items()):
-        # It goes on: whatever its last known time is, it may reach into the span.
+        # The event is still open: whatever its last known time is, it may reach into the span.
         if (stream is None or known.stream == stream) and known.began_ns < until_ns:
             execute("INSERT OR IGNORE INTO doomed VALUES (?)", (each,))
             store.open.put(each, known._replace(deleted=1))
@@ -248,12 +248,12 @@ def delete(store: Store, stream: str | None, since_ns: int, until_ns: int) -> De
     paths = [path for (path,) in execute(query)]
     rows = [(path,) for path in paths]
     store.connection.executemany("INSERT OR IGNORE INTO removals VALUES (?)", rows)
-    # A clip that other events share shows the span, too.
+    # A clip shared with other events also shows the span.
     store.connection.executemany("UPDATE media SET state = 'deleted', reason = 'deleted' WHERE path = ?", rows)
     execute("DELETE FROM media WHERE id IN (SELECT id FROM doomed)")
     count = execute("DELETE FROM events WHERE id IN (SELECT id FROM doomed)").rowcount
     gone = {each for (each,) in execute("SELECT id FROM doomed")}
-    # Neither are those handed out that this very transaction has added.
+    # Events that this same transaction has added are not released, either.
     store.records = [record for record in store.records if record.id not in gone]
     execute("DELETE FROM doomed")
     return Deletion(count, pending, paths)

@@ -1,4 +1,4 @@
-"""What waits for the journal's writer, bounded, and what is remembered of events that found no room."""
+"""The bounded queue in front of the journal's writer, and what is remembered of events lost for lack of room."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Submission:
 
 
 class Call(Generic[T]):
-    """Anything else that is done in a transaction, in its turn.
+    """A function to call in a transaction, in order with the events.
 
     Args:
-        function: is called again where the transaction failed.
+        function: called again if the transaction failed.
     """
 
     __slots__ = ("_function", "_result", "future")
@@ -56,7 +56,7 @@ class Call(Generic[T]):
 
     def done(self) -> None:
         """After the commit."""
-        with contextlib.suppress(InvalidStateError):  # nobody waits any more
+        with contextlib.suppress(InvalidStateError):  # nothing waits for it any more
             self.future.set_result(self._result)
 
     def failed(self, error: BaseException) -> None:
@@ -72,7 +72,7 @@ class Waiting:
     """The queue between submitters and the writer. Its lock is held for microseconds, never over work.
 
     Args:
-        bound: most events in it, those that the writer has taken and not committed included.
+        bound: largest number of events, including those that the writer has taken but not committed.
     """
 
     def __init__(self, bound: int) -> None:
@@ -84,9 +84,9 @@ class Waiting:
         """Ids of begins that are not committed yet."""
         self._losses = Losses()
         self._taken: dict[str, int] = {}
-        """By origin: the last number that was let in."""
+        """By origin: the last number that was accepted."""
         self.wake = threading.Event()
-        """Set where the writer has something to do."""
+        """Set when the writer has something to do."""
         self.duplicates = 0
 
     @property
@@ -108,7 +108,7 @@ class Waiting:
                     self.duplicates += 1
                     return True
                 if full:
-                    return False  # its sender keeps it
+                    return False  # its sender still has it
                 self._taken[origin] = n
             elif event is not None and full:
                 self._losses.add(event, open_=self._is_open(event.id, store))
@@ -124,7 +124,7 @@ class Waiting:
         return True
 
     def last(self, origin: str, store: Store | None) -> int:
-        """The last number of a sender that was let in, in this process or one before; 0 for none."""
+        """The last number accepted from a sender, by this process or an earlier one; 0 for none."""
         with self._lock:
             return self._last(origin, store)
 
@@ -135,7 +135,7 @@ class Waiting:
         return taken
 
     def call(self, function: Callable[[Store], T], *, wake: bool = True) -> Future[T]:
-        """Has something done by the writer, after all that was submitted before."""
+        """Queues a function for the writer, after everything submitted before."""
         entry = Call(function)
         with self._lock:
             self._entries.append(entry)
@@ -144,7 +144,7 @@ class Waiting:
         return entry.future
 
     def take(self, most: int) -> list[Entry]:
-        """The next entries, for one transaction. `committed` or `refused` is to follow."""
+        """The next entries, for one transaction. To be followed by `committed` or `refused`."""
         with self._lock:
             if self._losses and not self._entries:
                 self._entries.append(Submission(None, "", 0, self._losses.take()))
@@ -153,7 +153,7 @@ class Waiting:
             return [entries.popleft() for _ in range(min(most, len(entries)))]
 
     def finish(self, entries: list[Entry]) -> None:
-        """These are committed, or will never be."""
+        """These entries are committed, or will never be."""
         with self._lock:
             for entry in entries:
                 if isinstance(entry, Submission):

@@ -1,4 +1,4 @@
-"""The journal's one writer: its thread, its file, and what it does when the file cannot be written."""
+"""The journal's only writer: its thread, its file, and what happens if the file cannot be written."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from streamd.flow.threads import NamedThread
 log = structlog.get_logger(__name__)
 
 PACE_S = 0.025
-"""From one commit to the next at least. An event that comes after a pause is committed at once."""
+"""Shortest time between commits. An event after a pause is committed immediately."""
 BATCH = 1000
-"""Most entries in a transaction."""
+"""Largest number of entries in a transaction."""
 TICK_S = 1.0
 RETRY_INITIAL_S, RETRY_MAX_S = 0.1, 5.0
 
@@ -41,12 +41,12 @@ Listener = Callable[[Sequence[Record]], None]
 
 
 class Writer:
-    """Part of `Journal`, which says what it promises.
+    """Part of `Journal`, which documents its guarantees.
 
     Args:
-        folder: the state folder, held by this process.
-        retention: how much is kept of what every cursor has passed.
-        bound: events that wait in memory while it cannot be written.
+        folder: the state folder, locked by this process.
+        retention: how many events are kept that every cursor has passed.
+        bound: largest number of events that wait in memory while it cannot be written.
 
     Raises:
         ConfigError: the journal is of a newer version, or another program's.
@@ -56,23 +56,23 @@ class Writer:
         self.folder, self.path = folder, folder / JOURNAL
         self.retention = retention
         self.cursors: dict[str, Cursor] = {}
-        """Those in use, by name."""
+        """Cursors in use, by name."""
         self.readers = Readers(self.path)
         self.store: Store | None = None
-        """What is committed, as it was when it could last be read; None before it could be opened once."""
+        """The committed state when it could last be read; None before the journal was first opened."""
         self.waiting = Waiting(bound)
         self.listeners: list[Listener] = []
         self.tally: Counter[str] = Counter()
-        """Of stores that were closed since."""
+        """Counts of stores that were closed since."""
         self.problem, self.since = "", time.time()
-        """Why it cannot be written, and Unix seconds of the last change."""
+        """Why it cannot be written, and the Unix time of the last change in seconds."""
         self.committed = threading.Condition()
         """Notified after every commit."""
         self.chores = Chores(self)
         self._connected = False
         self._identity = (0, 0)
         self._batch: list[Entry] = []
-        """Taken and not committed: tried again."""
+        """Entries taken but not committed, which are tried again."""
         self._backoff = Backoff(RETRY_INITIAL_S, RETRY_MAX_S)
         self._stop = threading.Event()
         self._give_up_at = float("inf")
@@ -88,7 +88,7 @@ class Writer:
         self._thread.start()
 
     def close(self, timeout: float) -> bool:
-        """Commits what waits and ends; False where the thread hangs in the disk and is left behind."""
+        """Commits waiting entries and ends; False if the thread hangs in a disk access and is abandoned."""
         self._give_up_at = time.monotonic() + timeout
         self._stop.set()
         self.waiting.wake.set()
@@ -104,11 +104,11 @@ class Writer:
         return True
 
     def do(self, function: Callable[[Store], object], *, wake: bool = True) -> None:
-        """Has something done in a transaction, after all that was submitted before. Any thread."""
+        """Queues a function to call in a transaction, after everything submitted before. Any thread."""
         self.waiting.call(function, wake=wake)
 
     def suspect(self, error: sqlite3.Error) -> None:
-        """A reader met this: where it means damage, the whole file is looked at. Any thread."""
+        """Reports an error that a reader met: if it means damage, the whole file is checked. Any thread."""
         if is_corrupt(error):
             self.chores.suspicious = True
             self.waiting.wake.set()
@@ -149,7 +149,7 @@ class Writer:
             last = time.monotonic()
 
     def _write(self) -> None:
-        """Commits what waits, one transaction after the other."""
+        """Commits waiting entries, one transaction after the other."""
         store = self._ready()
         while True:
             if not self._batch:
@@ -187,11 +187,11 @@ class Writer:
             raise
 
     def _one_by_one(self, first: Exception) -> list[Record]:
-        """One entry cannot be done at all: it is found, told and left out."""
+        """An entry that can never be committed is found, logged and left out."""
         log.error("event journal: a transaction failed", why=repr(first))
         records: list[Record] = []
         for entry in list(self._batch):
-            self._disconnect()  # whatever memory and tables disagree about, the tables are right
+            self._disconnect()  # if memory and tables differ, the tables are right
             try:
                 records += self._commit(self._ready(), [entry])
             except (sqlite3.OperationalError, sqlite3.InternalError):
@@ -220,7 +220,7 @@ class Writer:
     # -------------------------------------------------------------------------------------------------------- file
 
     def _open(self) -> Store:
-        """Opens the file; a damaged one is set aside, and another begun."""
+        """Opens the file; a damaged one is set aside, and a new one created."""
         try:
             connection = open_writer(self.path)
             try:
@@ -244,7 +244,7 @@ class Writer:
         return store
 
     def _ready(self) -> Store:
-        """The open store, of the file that is at the path."""
+        """The open store of the file that is currently at the path."""
         if self.store is not None and self._connected:
             try:
                 found = os.stat(self.path)
@@ -269,7 +269,7 @@ class Writer:
         log.error("event journal is damaged: set aside, begins anew", why=why, kept_as=str(aside))
 
     def check_file(self) -> None:
-        """Looks at the whole file, and sets it aside where it is damaged. The writer's thread alone."""
+        """Checks the whole file, and sets it aside if it is damaged. Only for the writer's thread."""
         if self.store is None or not self._connected:
             return
         try:
@@ -287,7 +287,7 @@ class Writer:
             with contextlib.suppress(OSError):
                 self._set_aside(str(error))
         elif not _busy(error):
-            # A connection that has met an I/O error or a full disk may hold what is no longer so.
+            # A connection that has met an I/O error or a full disk may hold outdated state.
             self._disconnect()
         if not self.problem:
             log.error("event journal cannot be written", problem=problem)
@@ -301,12 +301,12 @@ class Writer:
         self._backoff.reset()
 
     def answer_requests(self) -> None:
-        """Does what the command line has asked for. The writer's thread alone."""
+        """Carries out requests of the command line. Only for the writer's thread."""
         requests.answer(self)
 
 
 def _probe(store: Store) -> None:
-    """Writes, and changes nothing."""
+    """Writes without changing anything, to test whether the journal can be written."""
     store.connection.execute("UPDATE meta SET value = value WHERE name = 'position'")
 
 

@@ -1,1 +1,1 @@
-"""The daemon at work: model instances, streams, reloads, and what the service manager is told."""
+"""The running daemon: model instances, streams, reloads, and communication with the service manager."""

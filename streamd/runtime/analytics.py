@@ -1,8 +1,7 @@
 """Trackers and rules of all streams: from boxes to tracks, counts and events.
 
-`Analytics` keeps what belongs to each stream, whichever model instance serves it. Each instance has an `AnalysisStep`
-of its own, which works on a whole batch between the network and publication.
-"""
+`Analytics` holds the state of each stream, whichever model instance serves it. Each instance has an `AnalysisStep` of
+its own, which processes a whole batch between inference and publication."""
 
 from __future__ import annotations
 
@@ -33,9 +32,9 @@ BoolArray = npt.NDArray[np.bool_]
 log = structlog.get_logger(__name__)
 
 IDS_PER_LIFE = 1 << 32
-"""Tracks of one process; ids stay below 2^53, which JavaScript counts exactly, for two million processes."""
+"""Tracks of one process; ids stay below 2^53, which JavaScript represents exactly, for two million processes."""
 LATEST_MEDIA_S = 0.5
-"""A media clock that differs by more than this from the arrival of a frame, since the frame before, is not believed."""
+"""A media clock is ignored if its step since the previous frame differs from that of the arrival by more than this."""
 LONGEST_MEDIA_S = 60.0
 """A longer step of a file's media clock is a jump."""
 DOWN_S = 1.0
@@ -43,10 +42,10 @@ DOWN_S = 1.0
 
 
 class MediaClock:
-    """When frames were captured, in nanoseconds on a clock that only goes forward.
+    """When frames were captured, in nanoseconds on a monotonic clock.
 
     The sender's media clock has no jitter; it is followed from frame to frame while it agrees with the time of
-    arrival. A file has no time of arrival worth the name: its media clock alone counts, but for jumps.
+    arrival. For a file, the time of arrival means nothing: only its media clock counts, except for jumps.
 
     Args:
         live: the sender sets the pace.
@@ -74,13 +73,13 @@ class MediaClock:
 
 
 class StreamAnalysis:
-    """What the analysis knows of one stream. Its methods are called with `lock` held.
+    """The analysis state of one stream. Its methods are called with `lock` held.
 
     Args:
-        settings: of the stream.
-        labels: of the model.
-        ids: where tracks get their ids from.
-        new_id: where events get theirs from.
+        settings: settings of the stream.
+        labels: labels of the model.
+        ids: source of track ids.
+        new_id: source of event ids.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class StreamAnalysis:
         self.adapt(settings)
 
     def adapt(self, settings: StreamSettings) -> list[RuleEvent]:
-        """Takes on other zones and lines; returns what ends with the old ones."""
+        """Replaces zones and lines; returns the events that end the old ones."""
         zones, lines = settings.zones, settings.lines
         if self.rules is not None:
             return self.rules.reload(zones, lines, time.time_ns())
@@ -107,7 +106,7 @@ class StreamAnalysis:
         return []
 
     def observation(self, result: Result) -> Observation:
-        """What the tracker is given for one frame."""
+        """The tracker's input for one frame."""
         frame = result.frame
         missed = frame.seq - self.last_seq - 1 if self.last_seq >= 0 else 0
         self.last_seq, self.last_frame_s = frame.seq, time.monotonic()
@@ -120,8 +119,8 @@ class StreamAnalysis:
         """Applies the zones and lines to one frame.
 
         Args:
-            seen: what the tracker was given.
-            tracked: what it made of it.
+            seen: the tracker's input.
+            tracked: the tracker's output.
             wanted: (N,) boxes of classes that count as detections.
             frame: the frame.
         """
@@ -142,12 +141,12 @@ class Analytics:
     """The analysis of every stream of this process.
 
     Args:
-        tracking: which tracker, with its settings.
+        tracking: the tracker's settings.
         detect: which boxes count as detections.
-        metrics: counts and gauges.
-        submit: takes each event; must not block. Any thread.
+        metrics: counters and gauges.
+        submit: receives each event; must not block. Any thread.
         boot_id: identity of this daemon.
-        life: of this process among the daemon's workers.
+        life: number of this process among the daemon's workers.
     """
 
     def __init__(
@@ -170,17 +169,17 @@ class Analytics:
 
     @property
     def detect(self) -> DetectSettings:
-        """What the boxes are decoded by: the tracker sees weak ones, and of all classes."""
+        """The thresholds for decoding: the tracker also sees boxes with low scores, of all classes."""
         low = min(self.tracking.low, self._detect.conf, *self._detect.class_conf.values())
         return self._detect.model_copy(update={"conf": low, "classes": None, "class_conf": {}})
 
     def step(self, model: ModelInfo) -> AnalysisStep:
-        """The step of one model instance."""
+        """Creates the step of one model instance."""
         self._labels = model.labels
         return AnalysisStep(self, model, self._detect)
 
     def add(self, settings: StreamSettings) -> None:
-        """A stream begins, or begins anew with other settings."""
+        """A stream starts, or restarts with other settings."""
         known = self.streams.get(settings.id)
         if known is None:
             known = StreamAnalysis(settings, self._labels, self._ids, self._new_id)
@@ -199,7 +198,7 @@ class Analytics:
         self.tell(known, events)
 
     def remove(self, stream: str) -> None:
-        """A stream is gone; its last frame has passed."""
+        """A stream was removed; its last frame has passed."""
         known = self.streams.get(stream)
         if known is None:
             return
@@ -208,7 +207,7 @@ class Analytics:
         self._close(known)
 
     def close(self) -> None:
-        """Ends what is open of every stream. After the last frame."""
+        """Ends the open events of every stream. To be called after the last frame."""
         for known in self.streams.values():
             self._close(known)
 
@@ -218,7 +217,7 @@ class Analytics:
         self.tell(known, events)
 
     def tick(self, now_s: float) -> None:
-        """Notices streams that have no pictures. To be called a few times a second.
+        """Detects streams without pictures. To be called a few times a second.
 
         Args:
             now_s: monotonic seconds.
@@ -231,14 +230,14 @@ class Analytics:
                 self.tell(known, events)
 
     def tell(self, known: StreamAnalysis, events: Iterable[RuleEvent]) -> None:
-        """Hands events to the journal and counts them."""
+        """Passes events to the journal and counts them."""
         for e in events:
             self._metrics.event(known.stream, e)
             self._submit(event_of(known.stream, e))
 
 
 def event_of(stream: str, e: RuleEvent) -> Event:
-    """A rule's event as the journal takes it."""
+    """Converts a rule's event to the journal's."""
     details: dict[str, Any] = {"box": [round(v, 2) for v in e.box], "score": round(e.score, 4)}
     if e.kind == "line":
         details |= {"direction": e.direction, "certain": bool(e.certain)}
@@ -260,9 +259,9 @@ class AnalysisStep:
     """See `streamd.flow.stream.Analysis`. For one thread.
 
     Args:
-        analytics: what belongs to the streams.
-        model: whose labels the detections have.
-        detect: which boxes are published.
+        analytics: the state of the streams.
+        model: the model that provides the labels.
+        detect: thresholds of published boxes.
     """
 
     def __init__(self, analytics: Analytics, model: ModelInfo, detect: DetectSettings) -> None:
@@ -315,7 +314,7 @@ class AnalysisStep:
         )
 
     def _publishable(self, result: Result, tracked: Tracked) -> None:
-        """Leaves the boxes that are published: by score, class and, where asked for, by track."""
+        """Selects the boxes to publish: by score, class and, if configured, by track."""
         class_id = tracked.class_id
         floor = self._floor[class_id]
         keep = result.score >= floor

@@ -48,19 +48,19 @@ from streamd.web.tap import Tap
 log = structlog.get_logger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
-"""FFmpeg's interrupt callback takes the GIL many times a read. At Python's own 5 ms, one busy thread made twelve 25 fps
-cameras fall from 300 to 75 frames a second; at 0.5 ms they kept 300."""
+"""FFmpeg's interrupt callback acquires the GIL many times per read. At Python's own 5 ms, one busy thread made twelve
+25 fps cameras fall from 300 to 75 frames a second; at 0.5 ms they kept 300."""
 MANY_STREAMS = 64
 MANY_SWITCH_INTERVAL_S = 0.002
-"""Every thread that waits for the GIL wakes once an interval: 200 paced streams on two cores were served 3,330 frames a
-second at 0.5 ms and 4,390 at 2 ms."""
+"""Every thread that waits for the GIL wakes up once per interval: 200 paced streams on two cores were served 3,330
+frames a second at 0.5 ms and 4,390 at 2 ms."""
 HEAP_S = 10.0
 """Free memory goes back to the system this often."""
 _TICK_S = 0.25
 _BUNDLE_S = 5.0
-"""Longest time that a bundle may hold up the end, where the disk hangs."""
+"""Longest time that writing a bundle may delay the exit, e.g. if the disk hangs."""
 _QUICK_TICK_S = 0.02
-"""While streams are changed or the end is near."""
+"""While streams are being changed, or the daemon is about to end."""
 
 
 class Daemon:
@@ -70,13 +70,13 @@ class Daemon:
         config: checked.
         registry: every metric goes here; a fresh one by default.
         notifier: the service manager.
-        relays: in a worker process: what takes the place of the configured sinks, by name.
+        relays: in a worker process: the replacements of the configured sinks, by name.
         past: in a worker process: see `Streams.remember`.
-        tap: in a worker process: what pictures for the page are put in.
-        record_as: what the recorder's bundles are named after; the configuration file by default.
+        tap: in a worker process: receives pictures for the page.
+        record_as: name in the recorder's bundles; the configuration file's by default.
         boot_id: identity of this process in every message; random by default.
-        events: in a worker process: takes the events of zones and lines, and the number of this process.
-        reread: reads the configuration file again when SIGHUP asks for it; installed by the caller.
+        events: in a worker process: receives the events of zones and lines; and the number of this process.
+        reread: reads the configuration file again at SIGHUP; installed by the caller.
 
     Raises:
         StreamdError: whatever cannot be opened, named; everything opened before is closed again.
@@ -113,16 +113,16 @@ class Daemon:
         self._notifier = notifier or Notifier()
         self._record: Callable[[Detections], None] | None = None
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        """Told when the main loop has something to look at. Not an Event: a signal handler that sets one while the main
-        loop is about to wait for it would wait for a lock that its own thread holds."""
+        """Wakes the main loop when there is something to do. Not an Event: a signal handler that sets one while the
+        main loop is about to wait for it would wait for a lock that its own thread holds."""
         self._service = Service(self._notifier, self._problem, self._status_line, reread=reread, wake=self._look)
         self._lock = threading.Lock()
         self._next: tuple[Config, int] | None = None
         """Accepted, with its number, to be applied by the main loop."""
         self._loading: Loading | None = None
-        """The configuration file while it is read beside the main loop."""
+        """The configuration file while a thread reads it."""
         self.applied = 0
-        """Number of the configuration that runs, as given to `reload`; 0 for the first."""
+        """Number of the running configuration, as passed to `reload`; 0 for the first."""
         self._verdicts = ReloadOutcome(self.metrics)
         name = config_name(self._record_as) if self._record_as is not None else "streamd"
         self._events = EventLog(name, self.boot_id, lambda: self.sinks)
@@ -134,7 +134,7 @@ class Daemon:
             analytics=self._analytics,
         )  # fmt: skip
         self.streams.remember(past or {})
-        # Of a worker's streams the parent tells, with all others.
+        # The parent reports the streams of its workers.
         self._progress = OpeningProgress(lambda: (s.state for s in self.board.all() if relays is None))
         self._started = False
         self._left_running = False
@@ -149,7 +149,7 @@ class Daemon:
         config = self.config
         heap.limit_arenas()
         self._open_recorder()
-        # What fails most easily comes first: an address in use is known before a model has been compiled.
+        # What fails most easily comes first, so that an address in use is reported before a model is compiled.
         self.http, tap = open_port(
             config.metrics, self.registry, self.health, self.ready, statuses=self.board.all, boot_id=self.boot_id,
             streams=lambda: self.config.streams,
@@ -197,7 +197,7 @@ class Daemon:
         return self.config.model_dump(mode="json")
 
     def _record_crash(self, error: BaseException) -> None:
-        """What is not the operator's to mend is worth a bundle."""
+        """Writes a bundle for an error that the operator cannot fix."""
         expected = isinstance(error, StreamdError) and not isinstance(error, BackendError)
         if self.recorder is not None and isinstance(error, Exception) and not expected:
             self.recorder.trigger("exception", f"{type(error).__name__}: {error}", error)
@@ -215,7 +215,7 @@ class Daemon:
         return self._started
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """Whether every stage that has work makes progress, and what to say of it."""
+        """Whether every stage that has work makes progress, and the health answer's body."""
         problem = self._problem()
         return problem is None, health_of(problem, self.boot_id, self.sinks, self._events.problem, self.board.all())
 
@@ -228,7 +228,8 @@ class Daemon:
         return body["ready"], body
 
     def _problem(self) -> str | None:
-        """What the watchdog holds against us. A dead camera is no fault of ours; a dead stage is."""
+        """Why the daemon is unhealthy; empty if it is not. A dead stage is a fault of the daemon, a dead camera is
+        not."""
         if not self._started:
             return None
         for instance in self.instances:
@@ -247,12 +248,12 @@ class Daemon:
         self._wake.put(None)
 
     def reload(self, config: Config, *, where: Callable[[FieldPath], str] = dotted, number: int = 0) -> None:
-        """Takes on another configuration; the main loop makes the changes soon after. Any thread.
+        """Accepts a new configuration, which the main loop applies soon after. Any thread.
 
         Args:
             config: checked.
             where: names a field in the error.
-            number: of the configuration, by which `applied` tells that it runs.
+            number: number of the configuration, which `applied` has once it is running.
 
         Raises:
             ConfigError: something differs that cannot change while running; nothing is changed.
@@ -278,7 +279,7 @@ class Daemon:
             self.reload(found.config, where=found.where)
 
     def _look_for_changes(self) -> None:
-        """One step of a reload; none begins before the one under way is done."""
+        """One step of a reload; a new one starts only after the current one is complete."""
         if self.streams.changing:
             return
         if self._loading is None and (reread := self._service.reload_asked()) is not None:
@@ -298,7 +299,8 @@ class Daemon:
     def _take_on(self, config: Config, number: int) -> None:
         found = difference(self.config, config)
         failed = self.streams.change(found, self.config.drain_s)
-        self.config, self.applied = config, number  # after `change`: `applied` means that `changing` tells of it
+        # After `change`: once `applied` has the number, `changing` must be true until the change is complete.
+        self.config, self.applied = config, number
         self._set_switch_interval()
         for sink in self.sinks:
             sink.set_streams(config.streams)
@@ -314,7 +316,7 @@ class Daemon:
         sys.setswitchinterval(MANY_SWITCH_INTERVAL_S if many else SWITCH_INTERVAL_S)
 
     def run(self, for_seconds: float | None = None, *, handle_signals: bool = True) -> int:
-        """Runs until stopped, until every stream is over, or for so many seconds; then drains.
+        """Runs until stopped, until every stream has ended, or for the given number of seconds; then drains.
 
         Returns:
             The exit code: 0, or that of the error that ended the run.
@@ -378,7 +380,7 @@ class Daemon:
                 return
 
     def _over(self) -> bool:
-        """Every instance has ended, or one has failed: a device that broke ends the process, whatever the others do."""
+        """Every instance has ended, or one has failed: a failed device ends the process, whatever the others do."""
         done = [instance.pipeline for instance in self.instances if instance.pipeline.done.is_set()]
         return len(done) == len(self.instances) or any(pipeline.error is not None for pipeline in done)
 
@@ -387,7 +389,7 @@ class Daemon:
         return status_line(map(condition_of, self.board.all()), published, self._verdicts.refused)
 
     def _finish(self) -> int:
-        """Sources stop, what is under way is finished, sinks empty themselves: all within `drain_s`."""
+        """Stops the sources, finishes work in flight and flushes the sinks: all within `drain_s`."""
         self._service.ending()
         if self.recorder is not None:
             self.recorder.rest()
@@ -421,7 +423,7 @@ class Daemon:
 
     @property
     def left_running(self) -> bool:
-        """True where a thread could not be ended: the process must leave without waiting for it."""
+        """True if a thread could not be ended: the process must exit without waiting for it."""
         return self._left_running
 
     def _close_all(self, timeout: float) -> None:

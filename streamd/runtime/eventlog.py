@@ -1,4 +1,4 @@
-"""The daemon's journal of events, and the road from it to the sinks."""
+"""The daemon's event journal, and the delivery of its events to the sinks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 class Outlet(Protocol):
-    """A sink, as far as events are concerned."""
+    """What the journal needs of a sink."""
 
     name: str
 
@@ -33,9 +33,9 @@ def state_dir(config: Config, name: str, environment: Mapping[str, str] = os.env
     """The folder of the journal; see `EventsSettings.state_dir`.
 
     Args:
-        config: may name it.
-        name: of the configuration file, without its ending.
-        environment: variables.
+        config: may set it.
+        name: the configuration file's name without its suffix.
+        environment: environment variables.
     """
     if config.events.state_dir is not None:
         return Path(config.events.state_dir)
@@ -49,12 +49,12 @@ def has_rules(config: Config) -> bool:
 
 
 class EventLog:
-    """Opens the journal once a configuration has rules, and hands what is committed to every sink.
+    """Opens the journal once a configuration has rules, and passes committed events to every sink.
 
     Args:
-        name: of the configuration, for the folder's.
-        boot_id: identity of this daemon in every event's message.
-        outlets: the sinks, whenever they are asked for.
+        name: name of the configuration, used in the folder's.
+        boot_id: identity of this daemon in event messages.
+        outlets: returns the current sinks.
     """
 
     def __init__(self, name: str, boot_id: str, outlets: Callable[[], Sequence[Outlet]]) -> None:
@@ -62,9 +62,9 @@ class EventLog:
         self.journal: Journal | None = None
 
     def ensure(self, config: Config) -> None:
-        """Opens the journal where `config` has rules and it is not open yet.
+        """Opens the journal if `config` has rules and it is not open yet.
 
-        What an earlier process left open is ended at the last time that is known of it.
+        Events that an earlier process left open are ended at the last time known for them.
 
         Raises:
             ConfigError: the folder cannot be used, or belongs to another daemon.
@@ -85,12 +85,12 @@ class EventLog:
         log.info("event journal", folder=str(folder))
 
     def submit(self, event: Event) -> bool:
-        """Hands an event to the journal. Never waits. Any thread."""
+        """Passes an event to the journal. Never waits. Any thread."""
         return self.journal is not None and self.journal.submit(event)
 
     @property
     def problem(self) -> str | None:
-        """Why the journal cannot be written; None while it can, or where there is none."""
+        """Why the journal cannot be written; None if it can, or if there is none."""
         return (self.journal.status().problem or None) if self.journal is not None else None
 
     def _committed(self, records: Sequence[Record]) -> None:
@@ -101,11 +101,11 @@ class EventLog:
                 outlet.put_event(event)
 
     def flush(self, timeout: float) -> None:
-        """Commits what waits, within `timeout` seconds, so that sinks can deliver it before they close."""
+        """Commits waiting events within `timeout` seconds, so that sinks can deliver them before they close."""
         if self.journal is not None:
             self.journal.flush(timeout)
 
     def close(self, timeout: float) -> None:
-        """Commits what still waits, within `timeout` seconds: events, and the places of the sinks' cursors."""
+        """Commits within `timeout` seconds what is still waiting: events, and the positions of the sinks' cursors."""
         if self.journal is not None and not self.journal.close(timeout):
             log.error("events could not be written in time and are lost")

@@ -16,11 +16,11 @@ from streamd.web.tap import Tap
 log = structlog.get_logger(__name__)
 
 _LEAST_S = 0.2
-"""Time for an output to close, however late it is."""
+"""Least time for an output to close, even past the deadline."""
 
 
 class SinkHealth(Protocol):
-    """A sink, as far as its health is concerned."""
+    """What the health answer needs of a sink."""
 
     name: str
 
@@ -32,7 +32,7 @@ class SinkHealth(Protocol):
 
 
 class Closable(Protocol):
-    """A sink, as far as its end is concerned."""
+    """What closing needs of a sink."""
 
     name: str
 
@@ -53,12 +53,12 @@ def health_of(
 ) -> dict[str, Any]:
     """The body of the health answer.
 
-    A sink that is down and a journal that cannot be written are told and are no reason to restart the daemon: both
-    recover by themselves. The same holds for streams that suffer from load.
+    A sink that is down, a journal that cannot be written and degraded streams are reported, but are no reason to
+    restart the daemon: they recover by themselves.
 
     Args:
-        problem: what the watchdog holds against the daemon.
-        boot_id: of the daemon.
+        problem: why the watchdog considers the daemon unhealthy; empty if it does not.
+        boot_id: identity of the daemon.
         sinks: all of them.
         journal: why the event journal cannot be written.
         statuses: the latest of every stream.
@@ -75,13 +75,13 @@ def health_of(
 
 
 def ready_of(ok: bool, statuses: Iterable[StreamStatus], sinks: Iterable[SinkHealth], **more: Any) -> dict[str, Any]:
-    """The body of the readiness answer; its `ready` is the answer itself.
+    """The body of the readiness answer, whose `ready` decides its HTTP status.
 
     Args:
         ok: all parts run, a stream was live (or all are over), and the watchdog has no problem.
         statuses: the latest of every stream.
         sinks: all of them; one that is not open makes the daemon not ready.
-        more: further members of the body.
+        more: additional fields of the body.
     """
     states = {s.stream: {"state": s.state, "reason": s.reason} for s in statuses}
     down = problems_of(sinks)
@@ -91,15 +91,12 @@ def ready_of(ok: bool, statuses: Iterable[StreamStatus], sinks: Iterable[SinkHea
 def close_outputs(
     events: EventLog | None, sinks: Iterable[Closable], tap: Tap | None, http: HttpServer | None, deadline: float
 ) -> bool:
-    """Closes all through which a daemon is heard, the HTTP port last.
+    """Closes all outputs of a daemon, the HTTP port last.
 
     Args:
-        events: event journal; commits what waits before the sinks close, in half of the time that is left, and their
-            cursors after that.
-        sinks: have the rest, each at least a moment.
-        tap: pictures of the page.
-        http: HTTP port.
-        deadline: monotonic seconds.
+        events: event journal; commits waiting events before the sinks close, within half of the remaining time, and the
+        sinks' cursors afterwards. sinks: share the rest, each at least a moment. tap: pictures of the page. http: HTTP
+        port. deadline: monotonic seconds.
 
     Returns:
         False if a sink's thread is left running.

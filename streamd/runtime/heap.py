@@ -1,8 +1,7 @@
 """The C library's heap, kept from growing while streams come and go for weeks.
 
-glibc gives the threads heaps of their own, up to eight for each core. Each keeps the most that was ever needed in it,
-so that memory goes on growing until every one has seen the worst: for hours, with hundreds of connections a day.
-"""
+glibc gives the threads heaps of their own, up to eight for each core. Each keeps the most memory that it ever needed,
+so the process grows until every heap has had its worst case: for hours, with hundreds of connections a day."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ def _c_library() -> Any:
 
 
 def limit_arenas() -> None:
-    """One heap a core, from 2 to 8, unless the environment asks for a number. To be called before threads start."""
+    """Sets one heap per core, from 2 to 8, unless the environment sets a number. To be called before threads start."""
     mallopt = getattr(_c_library(), "mallopt", None)
     if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
         mallopt(_M_ARENA_MAX, max(2, min(8, os.cpu_count() or 1)))

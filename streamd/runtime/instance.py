@@ -1,4 +1,4 @@
-"""One device at work: its backend, the batcher that feeds it, and the three stages around it."""
+"""One device: its backend, the batcher that feeds it, and the three stages around it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class ModelInstance:
     Args:
         config: the whole configuration.
         engine: the engine's settings with one device.
-        ordinal: of the device, as the configuration numbers it.
-        several: True where there are other instances: queues then carry the ordinal in their names.
+        ordinal: number of the device in the configuration.
+        several: True if there are other instances: the names of queues then include the ordinal.
         live: see `open_backend`.
-        metrics: counts and times.
-        analytics: makes the instance's analysis; None for none.
-        tap: small pictures of frames in device memory are made for it; None where nobody looks.
+        metrics: counters and times.
+        analytics: creates the instance's analysis; None for none.
+        tap: receives small pictures of frames in device memory; None without a page.
 
     Raises:
         StreamdError: the model or the device cannot be used; nothing stays open.
@@ -51,7 +51,7 @@ class ModelInstance:
     ) -> None:
         self.ordinal = ordinal
         self.streams = 0
-        """How many it serves."""
+        """Number of streams that it serves."""
         self._closing = threading.Lock()
         self._closed = False
         self.bell = Bell()
@@ -73,14 +73,16 @@ class ModelInstance:
             gauge = metrics.device_memory.labels(device=str(ordinal), kind=kind)
             gauge.set_function(partial(self._memory, backend, kind))
         self.pictures = (len(backend.slots) + 1) * backend.spec.max_batch
-        """How many it may hold at most: they are let go with their detections, and one batch is in the making."""
+        """Largest number of pictures that it may hold: they are released with their detections, and one batch is being
+        built."""
         self.batcher = Batcher(backend.spec.max_batch, config.batch.age_ms / 1e3, self.bell)
         name = f"-{ordinal}" if several else ""
         analysis = analytics.step(self.model) if analytics is not None else None
         self.pipeline = Pipeline(backend, self.batcher, detector.postprocess, self.model, metrics, name, analysis)
 
     def _memory(self, backend: Any, kind: str) -> float:
-        """Bytes, whoever asks and when: a worker's last report comes when the device has been closed."""
+        """Bytes of device memory. May be read at any time: a worker's last report is made after the device was
+        closed."""
         with self._closing:
             return 0.0 if self._closed else float(backend.memory[kind])
 
@@ -92,13 +94,13 @@ class ModelInstance:
                 self.backend.close()
 
     def add(self, output: StreamOutput, ring: Ring[Frame], priority: int, max_age_s: float | None) -> None:
-        """Serves one more stream, whose ring rings this instance's bell; see `Batcher.add`."""
+        """Adds a stream, whose ring rings this instance's bell; see `Batcher.add`."""
         self.streams += 1
         self.pipeline.add(output)
         self.batcher.add(output.name, ring, priority, max_age_s)
 
     def remove(self, stream: str) -> None:
-        """Serves the stream no longer."""
+        """Removes the stream."""
         self.streams -= 1
         self.batcher.remove(stream)
         self.pipeline.remove(stream)

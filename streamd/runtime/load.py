@@ -1,4 +1,4 @@
-"""Which streams suffer from load: told in their status and metrics, and in one log line a minute for all of them."""
+"""Which streams are degraded by load: reported in their status and metrics, and in one log line a minute for all."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = structlog.get_logger(__name__)
 LOOK_S = 1.0
 TELL_S = 60.0
 NAMED = 8
-"""Streams named in the line."""
+"""Number of streams named in the line."""
 
 
 class LoadWatch:
-    """Of one daemon. For one thread."""
+    """Monitors the load of all streams of a daemon. For one thread."""
 
     def __init__(self) -> None:
         self._gauges: dict[str, LoadGauge] = {}
@@ -28,7 +28,7 @@ class LoadWatch:
         """When degraded streams were last logged, monotonic seconds; None if there are none."""
 
     def look(self, now: float, streams: Iterable[tuple[StreamRunner, StreamMetrics]]) -> None:
-        """Judges every stream once a second; in between, returns at once.
+        """Assesses every stream once a second; returns immediately in between.
 
         Args:
             now: monotonic seconds.

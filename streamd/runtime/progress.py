@@ -1,4 +1,4 @@
-"""How far the opening of many streams has come, in the log: at the start, and where many break at the same time."""
+"""Logs the progress of opening many streams: at the start, and when many fail at the same time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from streamd.types import StreamState
 log = structlog.get_logger(__name__)
 
 LEAST = 16
-"""Of fewer streams each one's own lines tell enough."""
+"""For fewer streams, each one's own log lines are enough."""
 MANY = 0.1
-"""Streams that are down at the same time before it is told, as a part of all."""
+"""Fraction of all streams that must be down at the same time before progress is logged."""
 EVERY_S = 5.0
 GIVE_UP_S = 30.0
-"""Nothing has come up for so long: what is still down has trouble of its own."""
+"""If no stream has come up for this long, the streams still down have problems of their own."""
 _LOOK_S = 0.5
 
 
@@ -25,21 +25,21 @@ class OpeningProgress:
     """Watches the states of all streams. For one thread.
 
     Args:
-        states: of every stream, now.
+        states: returns the current states of all streams.
     """
 
     def __init__(self, states: Callable[[], Iterable[StreamState]]) -> None:
         self._states = states
         self._next_look = 0.0
         self._since: float | None = None
-        """When streams began to be opened; None while there is nothing to tell."""
+        """When opening began; None while there is nothing to log."""
         self._told = 0
         self._told_at = self._moved_at = 0.0
         self._quiet = False
-        """Given up: told again once all are up or many more are down."""
+        """No longer logged, until all are up or many more are down."""
 
     def look(self, now: float) -> None:
-        """Logs what there is to say.
+        """Logs progress if it is due.
 
         Args:
             now: monotonic seconds.

@@ -1,4 +1,4 @@
-"""Another configuration for a daemon that runs: what is different, what may not be, and SIGHUP, which asks for it."""
+"""Changing the configuration of a running daemon: what differs, what must not, and SIGHUP, which requests it."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ log = structlog.get_logger(__name__)
 LOAD_LIMIT_S = 30.0
 """Longest time for reading and checking a configuration."""
 CHANGEABLE = frozenset({"streams", "logging", "drain_s", "stall_s"})
-"""Sections that may change while running. The others are held by parts that live as long as the process."""
+"""Sections that may change while running. The others belong to parts that live as long as the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """From one configuration to the next. Streams are told apart by their ids; their order means nothing."""
+    """The changes from one configuration to the next. Streams are identified by their ids; their order does not
+    matter."""
 
     added: tuple[SourceSettings, ...]
     """Settings of streams that are new."""
     changed: tuple[SourceSettings, ...]
-    """New settings of streams that are to be connected anew."""
+    """New settings of streams that must be reconnected."""
     adapted: tuple[SourceSettings, ...]
     """New settings of streams that keep their connection."""
     removed: tuple[str, ...]
-    """Ids of streams that are no longer there."""
+    """Ids of removed streams."""
     fixed: tuple[FieldPath, ...]
     """Fields that differ and cannot change while running."""
 
 
 def difference(old: Config, new: Config) -> Difference:
-    """What it takes to go from `old` to `new`."""
+    """The changes from `old` to `new`."""
     before = {s.id: s for s in old.streams}
     after = {s.id: s for s in new.streams}
     return Difference(
@@ -69,7 +70,7 @@ def difference(old: Config, new: Config) -> Difference:
 
 
 def _newly_tracked(old: Config, new: Config) -> Iterator[FieldPath]:
-    """The first zones or lines, where boxes were not tracked until now: the model decodes other boxes then."""
+    """The first zones or lines if boxes were not tracked before: the model then decodes boxes with other thresholds."""
     if (old.tracker is None) == (new.tracker is None) or old.tracking != new.tracking:
         return
     config = new if old.tracker is None else old
@@ -94,14 +95,14 @@ def _differing(old: Any, new: Any, path: FieldPath) -> Iterator[FieldPath]:
 
 
 def check(found: Difference, name: Callable[[FieldPath], str] = dotted) -> None:
-    """Refuses what needs a restart.
+    """Rejects changes that need a restart.
 
     Args:
         found: see `difference`.
-        name: how a field is named, `Loaded.where` for file and line.
+        name: returns the name of a field; `Loaded.where` includes file and line.
 
     Raises:
-        ConfigError: each such field with its name, one a line.
+        ConfigError: names each such field, one per line.
     """
     if found.fixed:
         what = "cannot be changed by a reload; restore it, or restart the service (systemctl restart)"
@@ -109,7 +110,7 @@ def check(found: Difference, name: Callable[[FieldPath], str] = dotted) -> None:
 
 
 class ReloadOutcome:
-    """Tells what became of each configuration that was read while running.
+    """Reports the result of each reload.
 
     Args:
         metrics: counts them.
@@ -118,10 +119,10 @@ class ReloadOutcome:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self.refused = ""
-        """Why the newest one was refused."""
+        """Why the latest one was rejected."""
 
     def refuse(self, error: Exception) -> None:
-        """It has something wrong in it; the old one is kept."""
+        """The configuration is invalid; the old one is kept."""
         problems = str(error).splitlines() or [type(error).__name__]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         self.refused = redact(problems[0]) + more
@@ -130,14 +131,15 @@ class ReloadOutcome:
         log.error("new configuration rejected; keeping the old one", problems=problems)
 
     def apply(self) -> None:
-        """It is the one that runs."""
+        """The configuration is now running."""
         self.refused = ""
         self._metrics.reloads.labels(result="applied").inc()
         self._metrics.last_reload_success.set(1)
 
 
 class Loading:
-    """Reads the file in a thread of its own: a large or odd one must not keep the main loop from the watchdog.
+    """Reads the file in a thread of its own: a large or unusual one must not keep the main loop from feeding the
+    watchdog.
 
     Args:
         reread: what to read.
@@ -160,14 +162,14 @@ class Loading:
         self._reread.wake()
 
     def result(self) -> Loaded | Exception | None:
-        """What was found, or why nothing was; None while it is being read."""
+        """The result, or the error; None while the file is being read."""
         if self._found is None and time.monotonic() - self._began > LOAD_LIMIT_S:
             return ConfigError(f"{self._reread.path}: could not be read within {LOAD_LIMIT_S:g} s")
         return self._found
 
 
 class Reread:
-    """Reads the configuration file again whenever SIGHUP has asked for it.
+    """Reads the configuration file again at every SIGHUP.
 
     Args:
         path: the file.
@@ -180,7 +182,7 @@ class Reread:
         """Called by the signal handler: it must hold no lock."""
 
     def install(self) -> None:
-        """Listens to SIGHUP, which would end the process otherwise. Main thread only."""
+        """Installs the handler of SIGHUP, which would end the process otherwise. Main thread only."""
         signal.signal(signal.SIGHUP, self._on_signal)
 
     def _on_signal(self, *_: Any) -> None:
@@ -188,12 +190,12 @@ class Reread:
         self.wake()
 
     def asked(self) -> bool:
-        """True once for one or several signals."""
+        """True once after one or more signals."""
         asked, self._asked = self._asked, False
         return asked
 
     def load(self) -> Loaded:
-        """The file as it is now.
+        """The file's current content.
 
         Raises:
             ConfigError: see `config.loader.load`.

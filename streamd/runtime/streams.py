@@ -1,4 +1,5 @@
-"""The streams at work, each with its runner, its ring and its model instance; they come and go while others run."""
+"""The running streams, each with its runner, its ring and its model instance; streams can be added and removed at any
+time."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class _Stream:
     counters: StreamMetrics
 
     def drained(self) -> bool:
-        """Whether it has ended and every frame of it has come out of the stages or was dropped."""
+        """Whether it has ended and all its frames have been published or dropped."""
         if not self.runner.ended():
             return False
         counts = self.counters.counts()
@@ -52,24 +53,24 @@ def _hold_to(counters: StreamMetrics, settings: StreamSettings) -> None:
 
 @dataclass(slots=True)
 class _Parting:
-    """A stream that was stopped while others go on."""
+    """A stream that was stopped while others continue."""
 
     stream: _Stream
     then: SourceSettings | None
-    """Settings to start it with anew; None where it is gone for good."""
+    """Settings to restart it with; None if it was removed."""
     cut_at: float
-    """Monotonic seconds at which it is waited for no longer."""
+    """Monotonic seconds after which to stop waiting for it."""
 
 
 class Streams:
-    """Owns every stream. Its methods are for one thread; none of them waits, but `join`.
+    """Owns all streams. Its methods are for one thread; none of them waits, except `join`.
 
     Args:
-        instances: what serves them.
-        metrics: counts and times.
-        board: told every status.
-        wake: called when a stream is over. Any thread.
-        publish: takes each frame's detections; must not block.
+        instances: the model instances that serve them.
+        metrics: counters and times.
+        board: receives every status.
+        wake: called when a stream has ended. Any thread.
+        publish: receives each frame's detections; must not block.
         tap: see `StreamOutput`.
     """
 
@@ -91,20 +92,20 @@ class Streams:
         self._streams: dict[str, _Stream] = {}
         self._parting: list[_Parting] = []
         self._gone: dict[str, _Stream] = {}
-        """Removed streams as they were last: one that comes back goes on from there."""
+        """The last state of removed streams: one that is added again continues from it."""
         self._past: dict[str, StreamPast] = {}
         self.live_seen: set[str] = set()
-        """Streams that were live at some time."""
+        """Streams that have been live."""
         self._load = LoadWatch()
         self.sealed = False
-        """True once every stream is over: the instances end, and no stream can be added any more."""
+        """True once every stream has ended: the instances end, and no stream can be added any more."""
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def remember(self, past: Mapping[str, StreamPast]) -> None:
-        """How far streams came in other processes: their counters are shown on, and they go on from there when they
-        are added. Not for streams that are here. Any thread."""
+        """Sets how far streams came in other processes: their counters are still reported, and they continue from there
+        when added. Not for streams that run here. Any thread."""
         for name, each in past.items():
             self._gone.pop(name, None)
             self._past[name] = each
@@ -119,8 +120,8 @@ class Streams:
 
         Args:
             settings: one member of `StreamConfig`.
-            instance: serves it where `settings` names no device; by default the one with the fewest streams.
-            before: the stream as it was until now, which is over.
+            instance: serves it if `settings` has no device; by default the one with the fewest streams.
+            before: the previous state of the stream, which has ended.
         """
         name = settings.id
         before = before or self._gone.pop(name, None)
@@ -177,9 +178,9 @@ class Streams:
             stream.runner.start()
 
     def change(self, found: Difference, limit_s: float) -> list[str]:
-        """Stops what is removed or changed and starts what is new; `tick` does the rest.
+        """Stops removed and changed streams and starts new ones; `tick` does the rest.
 
-        A stream that is FAILED is started anew, too: somebody has looked at it.
+        A FAILED stream is restarted, too: a reload means that somebody has attended to it.
 
         Args:
             found: what to change.
@@ -208,7 +209,7 @@ class Streams:
         return failed
 
     def _adapt(self, settings: SourceSettings) -> None:
-        """Changes what needs no new connection, between two frames of the stream."""
+        """Applies settings that need no new connection, between two frames of the stream."""
         stream = self._streams[settings.id]
         stream.settings = settings
         stream.ring.change(settings.ring, settings.ring_policy)
@@ -220,11 +221,11 @@ class Streams:
 
     @property
     def changing(self) -> bool:
-        """True while a stopped stream is waited for."""
+        """True while waiting for a stopped stream."""
         return bool(self._parting)
 
     def tick(self) -> None:
-        """Looks after threads that hang, goes on with changes, and notices the end. To be called often."""
+        """Handles hanging threads, continues with changes, and detects the end. To be called often."""
         for runner in self._runners():
             runner.watch()
         now = time.monotonic()
@@ -241,7 +242,7 @@ class Streams:
             instance.batcher.seal()
 
     def _part(self, parting: _Parting, now: float) -> bool:
-        """True once the stream is gone or has been started anew."""
+        """True once the stream has been removed or restarted."""
         stream = parting.stream
         if not stream.drained():
             if now < parting.cut_at:
@@ -270,7 +271,7 @@ class Streams:
 
     @property
     def all_failed(self) -> bool:
-        """True where no stream came to a good end."""
+        """True if every stream failed."""
         return bool(self._streams) and all(s.runner.status.state == "FAILED" for s in self._streams.values())
 
     def stop(self) -> None:
@@ -280,10 +281,11 @@ class Streams:
         self._seal()
 
     def join(self, deadline: float) -> bool:
-        """Counts what no stage will take any more, then waits for the threads until `deadline` (monotonic seconds).
+        """Counts the frames that no stage will take any more, then waits for the threads until `deadline` (monotonic
+        seconds).
 
         Returns:
-            False where one hangs.
+            False if one hangs.
         """
         good = True
         for stream in self._streams.values():

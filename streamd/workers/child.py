@@ -1,8 +1,7 @@
-"""One worker: a daemon whose sinks are relays, ordered over standard input, reporting over a socket.
+"""One worker: a daemon whose sinks are relays. It reads orders from standard input and reports over a socket.
 
-`python -m streamd.workers.child NUMBER` is started by `process` and by nobody else. The end of standard input, which is
-also the parent's death, means drain and leave; signals are the parent's business.
-"""
+`python -m streamd.workers.child NUMBER` is only started by `process`. The end of standard input, which the parent's
+death also causes, means drain and exit; the parent handles signals."""
 
 from __future__ import annotations
 
@@ -36,17 +35,18 @@ from streamd.workers.report import REPORT_S, Look, Order, Report, collect, origi
 log = structlog.get_logger(__name__)
 
 _LOOK_S = 0.1
-"""What changes is told this soon, between two reports."""
+"""Changes are reported this soon, between two regular reports."""
 _LAST_MS = 1000
-"""The last report has the final counts: the parent is waited for."""
+"""Longest time to wait for the parent to accept the last report, which has the final counters."""
 _EVENTS_S = 2.0
-"""Longest time for handing over the last events."""
+"""Longest time for passing on the last events."""
 _GRACE_S = 3.0
-"""After `drain_s`, for what must not hang but might."""
+"""Added to `drain_s`, for calls that should not hang but might."""
 
 
 def lines(descriptor: int) -> Iterator[bytes]:
-    """Lines as they come. Not a file object: a thread that waits in one stands in the way of the interpreter's end."""
+    """Yields lines as they arrive. It does not use a file object: a thread that waits in one blocks the interpreter's
+    exit."""
     rest = b""
     while piece := os.read(descriptor, 1 << 16):
         *whole, rest = (rest + piece).split(b"\n")
@@ -55,12 +55,12 @@ def lines(descriptor: int) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class _Orders:
-    """Numbers of orders; replaced as a whole, since two threads use it."""
+    """Numbers of orders. Replaced as a whole, since two threads use it."""
 
     newest: int
     accepted: int = 0
-    """The latest one that the daemon has accepted; 0 for the first, which it was built from. One that is refused leaves
-    this as it is, so that it counts as done once the daemon has carried out what came before."""
+    """The latest one that the daemon has accepted; 0 for the first, which it was built from. A refused order leaves
+    this unchanged, so it counts as done once the daemon has carried out the orders before it."""
     refused: int = 0
 
 
@@ -68,8 +68,8 @@ class Worker:
     """Follows the parent's orders.
 
     Args:
-        number: of this worker.
-        order: the first one.
+        number: number of this worker.
+        order: the first order.
 
     Raises:
         StreamdError: see `Daemon`.
@@ -88,7 +88,7 @@ class Worker:
         self._over = threading.Event()
         self._events = EventSender(order.events, origin_of(order.boot_id, order.life))
         self._code: int | None = None
-        # Before the daemon is there: a parent that dies while a model is compiled leaves nobody behind.
+        # Before the daemon exists, so that no worker is left behind if the parent dies while a model is compiled.
         NamedThread(lambda: self._follow(orders), "orders").start()
         self._daemon = Daemon(
             self._config, relays=self._relays, past=order.past, boot_id=order.boot_id, notifier=Notifier({}),
@@ -115,7 +115,7 @@ class Worker:
         return code, self._daemon.left_running
 
     def _clear(self) -> None:
-        """Nobody else clears away what a parent that was killed has left."""
+        """Removes what a killed parent has left behind."""
         if os.getppid() != self._parent:
             shutil.rmtree(Path(self._reports.removeprefix("ipc://")).parent, ignore_errors=True)
 
@@ -165,9 +165,9 @@ class Worker:
                 report = self._report(self._daemon)
                 change, told, due = newest, report.order, now + REPORT_S
                 parts = parts_of(report)
-                # While hundreds of streams open something changes all the time: reports take a fifth of it at most.
+                # While hundreds of streams open, there are changes all the time: reports take at most a fifth of it.
                 pause = min(max(_LOOK_S, 4 * (time.monotonic() - now)), REPORT_S)
-                # The parent is busy: a report that is late is worth nothing, unless it is the last.
+                # The parent is busy: a late report is useless, unless it is the last.
                 socket.setsockopt(zmq.SNDTIMEO, _LAST_MS if over else 0)
                 with contextlib.suppress(zmq.Again):
                     socket.send_multipart(parts)
@@ -183,13 +183,13 @@ class Worker:
 
 
 def main() -> int:
-    """Runs one worker to its end."""
+    """Runs one worker until it ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     orders = lines(0)
     first = next(orders, None)
     if first is None:
-        return 0  # the parent has gone before it gave an order
+        return 0  # the parent ended before it sent an order
     order = msgspec.json.decode(first, type=Order)
     logging = order.config["logging"]
     remember(order.secrets)
@@ -204,7 +204,7 @@ def main() -> int:
     except (OSError, RuntimeError, MemoryError) as error:
         if not is_passing(error):
             raise
-        log.error("the system has no room for a worker now", error=str(error))
+        log.error("the system lacks resources for a worker at the moment", error=str(error))
         return NO_ROOM
     if left_running:
         sys.stdout.flush()

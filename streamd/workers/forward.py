@@ -1,4 +1,4 @@
-"""The parent's side of a sink: takes what the workers hand over and passes it on."""
+"""The parent's side of a sink: receives messages from the workers and passes them on."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ log = structlog.get_logger(__name__)
 
 
 class Forwarder:
-    """One sink with its thread. What a worker sends waits in the relay's socket, bounded, while the sink is busy.
+    """One sink with its thread. While the sink is busy, messages of the workers wait in the relay's bounded socket
+    queue.
 
     Args:
-        name: in metrics and logs.
-        sink: used and closed by this thread alone (but `open` runs in the caller's, to fail early).
+        name: name in metrics and logs.
+        sink: used and closed by this thread only (except `open`, which runs in the caller's, to fail early).
         endpoint: ipc:// address to bind for the workers.
-        encoding: of this sink's messages.
-        metrics: counts.
+        encoding: encoding of this sink's messages.
+        metrics: counters.
         heartbeat_s: statuses of streams without a living worker are sent at least this often, seconds.
-        boot_id: in every message.
+        boot_id: identity of the daemon in every message.
         wants: see `SinkSettings.wants`.
         owed: see `SinkSettings.owed`.
     """
@@ -63,15 +64,15 @@ class Forwarder:
         self._events = EventFeed(name, sink, owed, metrics)
         self._close_by = float("inf")
         self._uncounted = 0
-        """Messages that the metrics do not show yet."""
+        """Messages that are not counted in the metrics yet."""
         self._routes: dict[bytes, Route] = {}
-        """By what stands behind a message's head."""
+        """Routes by the bytes after a message's head."""
         self._numbered: dict[str, Route] = {}
         """The routes of detections, by stream."""
         self._held: dict[str, tuple[StreamStatus, StreamCounts]] = {}
-        """By stream: statuses that no worker tells any more."""
+        """By stream: statuses that no worker sends any more."""
         self._ended: dict[str, int] = {}
-        """By stream: the last life whose statuses are old news."""
+        """By stream: the last life whose statuses are obsolete."""
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
         self._context: Any = None
@@ -90,7 +91,7 @@ class Forwarder:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PULL)
         self._socket.setsockopt(zmq.RCVHWM, HWM)
-        # A receive that waits by itself costs half of a poll before each.
+        # A blocking receive costs half as much as a poll before each one.
         self._socket.setsockopt(zmq.RCVTIMEO, int(POLL_S * 1000))
         self._socket.bind(self.endpoint)
 
@@ -99,11 +100,11 @@ class Forwarder:
         self._thread.start()
 
     def hold(self, life: int, statuses: Iterable[tuple[StreamStatus, StreamCounts]]) -> None:
-        """Tells these statuses, now and as a heartbeat, until another worker tells of the streams. Any thread.
+        """Sends these statuses, now and as a heartbeat, until another worker reports the streams. Any thread.
 
         Args:
-            life: of the worker that has ended: what is still under way from it is older.
-            statuses: of its streams.
+            life: life of the worker that has ended: its messages still in transit are older.
+            statuses: statuses of its streams.
         """
         held = {status.stream: (status, counts) for status, counts in statuses}
         self._orders.put(lambda: self._hold(life, held))
@@ -121,12 +122,13 @@ class Forwarder:
         self._orders.put(lambda: self._sink.set_streams(streams))
 
     def release(self, streams: Iterable[str]) -> None:
-        """Tells what is held of these streams no more. Any thread."""
+        """Stops sending the statuses of these streams. Any thread."""
         names = list(streams)
         self._orders.put(lambda: self._release(names))
 
     def passed(self, stream: str) -> tuple[int, int, int]:
-        """Of a stream's detections: how many were passed on, the epoch of the last and the seq after it. Any thread."""
+        """For the detections of a stream: how many were passed on, the epoch of the last one, and the seq after it. Any
+        thread."""
         found = self._numbered.get(stream)
         return (0, -1, 0) if found is None else (found.passed, found.epoch, found.seq + 1)
 
@@ -141,7 +143,7 @@ class Forwarder:
         return self._sink.unreachable
 
     def close(self, timeout: float) -> bool:
-        """Passes on what is still there, then closes; False where that took longer than `timeout` seconds."""
+        """Passes on the remaining messages, then closes; False if that took longer than `timeout` seconds."""
         self._close_by = time.monotonic() + max(0.0, timeout - 2 * INTERRUPT_S)
         self._stopping = True
         if not self._thread.is_alive():

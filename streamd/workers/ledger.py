@@ -19,7 +19,7 @@ class Ledger:
     """One thread writes, any thread reads.
 
     Args:
-        forwarders: each sink's.
+        forwarders: one per sink.
     """
 
     def __init__(self, forwarders: Sequence[Forwarder]) -> None:
@@ -72,18 +72,18 @@ class Ledger:
         self._hold(life, lost)
 
     def finish(self, life: int, streams: Iterable[str], reason: str = "eof") -> None:
-        """They have come to their end, and their worker with them or not: subscribers are still told of them."""
+        """The streams have ended: subscribers continue to receive their statuses."""
         streams = list(streams)
         for stream in streams:
             if not self.over(stream) and (status := self._statuses.get(stream)) is not None:
-                # Its last status was lost, or there was nobody to send it.
+                # Its last status was lost or never sent.
                 self._statuses[stream] = replace(
                     status, state="ENDED", reason=reason, detail="", since_wall_ns=time.time_ns(), retry_in_s=None
                 )
         self._hold(life, self.statuses(streams))
 
     def remove(self, streams: Iterable[str]) -> None:
-        """They are gone from the configuration while no worker had them: that is told once."""
+        """The streams were removed from the configuration while no worker had them: this is reported once."""
         streams = list(streams)
         self.finish(0, streams, "")
         for forwarder in self._forwarders:
@@ -97,10 +97,9 @@ class Ledger:
     def past(self, stream: str) -> StreamPast | None:
         """Where the stream continues in another process; None if it never had a frame.
 
-        What the old process told last is up to a second old. Newer is what was passed on: a message tells that all
-        frames up to its own were captured. Frames that are neither published nor dropped by then went with the
-        process. Those it had captured after all that are in no count, and their numbers are given again.
-        """
+        The old process's last report is up to a second old. The messages passed on are newer: each one shows that all
+        frames up to its own were captured. Frames that were neither published nor dropped by then were lost with the
+        process. Frames captured later are in no counter, and their numbers are used again."""
         counts = self._counts.get(stream, StreamCounts())
         status = self._statuses.get(stream)
         passed = [forwarder.passed(stream) for forwarder in self._forwarders]

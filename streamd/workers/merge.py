@@ -91,7 +91,7 @@ class Merged(Collector):
         registry.register(self)
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing beforehand: what there is depends on the workers."""
+        """Describes nothing in advance: the families depend on the workers."""
         return ()
 
     def collect(self) -> Iterable[Metric]:

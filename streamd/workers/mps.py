@@ -76,7 +76,7 @@ class Mps:
         log.info("MPS started", pid=self._process.pid)
 
     def _ask(self, command: str) -> bool:
-        """Whether it answers."""
+        """Whether it responds."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(  # noqa: S603
                 [CONTROL], env=os.environ | self.environment, input=f"{command}\n", text=True, check=False,

@@ -18,8 +18,8 @@ class PictureSender:
     """The worker's side. Ends with the tap.
 
     Args:
-        tap: where the pipeline leaves pictures.
-        endpoint: of the parent.
+        tap: receives pictures from the pipeline.
+        endpoint: the parent's address.
     """
 
     def __init__(self, tap: Tap, endpoint: str) -> None:

@@ -53,10 +53,9 @@ TRANSITIONS: dict[tuple[WorkerState, Event], WorkerState] = {
 }
 """Every allowed transition between the states of a worker.
 
-A process exists in STARTING (not all of its parts run yet) and UP. In EXITED it is gone, its last report is still
-accepted, and the supervisor decides how to go on. BACKOFF waits for a restart, FINISHED has no stream left to run, and
-FAILED ends the daemon. A drain or a kill is a request to the process: the state follows when it exits.
-"""
+A process exists in STARTING (not all of its parts run yet) and UP. In EXITED it has ended, its last report is still
+accepted, and the supervisor decides how to continue. BACKOFF waits for a restart, FINISHED has no stream left to run,
+and FAILED ends the daemon. A drain or a kill is a request to the process: the state follows when it exits. """
 
 
 class WorkerProcess:
@@ -101,7 +100,7 @@ class WorkerProcess:
 
     @property
     def life(self) -> int:
-        """Serial number of the process among all workers' processes, until it is known how it ended; else 0."""
+        """Serial number of the process among all workers' processes, until it is known how it ended; otherwise 0."""
         return self._life
 
     @property
@@ -176,24 +175,24 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process, where there is one."""
+        """Pid of the process, if there is one."""
         return self._process.pid if self._process is not None else None
 
     def start(self, order: Order, environment: Mapping[str, str] | None = None) -> None:
         """Starts a process.
 
         Args:
-            order: its first.
-            environment: variables besides our own.
+            order: its first order.
+            environment: variables in addition to our own.
 
         Raises:
-            OSError: the system has no room for another; the state stays as it is, see `died`.
+            OSError: the system lacks resources for another process; the state does not change, see `died`.
         """
         started = self._after("started")
         command = [sys.executable, "-m", "streamd.workers.child", str(self.number)]
         if sys.version_info >= (3, 11) and not is_working_directory(Path(streamd.__file__).parent.parent):
             command.insert(1, "-P")  # as the `streamd` command: nothing is imported from the working directory
-        # Our own interpreter and a number.
+        # The arguments are our own interpreter and a number.
         self._process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, start_new_session=True, env=os.environ | (environment or {})
         )
@@ -221,7 +220,7 @@ class WorkerProcess:
         self.flush()
 
     def flush(self) -> None:
-        """Goes on sending."""
+        """Continues to send the rest."""
         if not self._pending or self._process is None or self._process.stdin is None:
             return
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
@@ -243,9 +242,9 @@ class WorkerProcess:
 
     @property
     def result(self) -> int | None:
-        """The exit code of a process that has published everything and is about to leave; else None.
+        """The exit code of a process that has published everything and is about to exit; otherwise None.
 
-        Where it has hundreds of decoders the kernel takes seconds to free them.
+        If it has hundreds of decoders, the kernel takes seconds to free them.
         """
         report = self._report
         return report.code if report is not None and report.life == self._life else None
@@ -261,7 +260,8 @@ class WorkerProcess:
         return f"worker {self.number}: {said}" if said is not None else None
 
     def hangs(self, silent_s: float, grace_s: float) -> str | None:
-        """A problem that has lasted for `grace_s`: a worker whose stage failed ends by itself, but this one has not."""
+        """A problem that has lasted for `grace_s` seconds: a worker whose stage failed should end by itself, but this
+        one has not."""
         problem = self.problem(silent_s)
         lasting = self._bad_since is not None and time.monotonic() - self._bad_since > grace_s
         return problem if lasting else None
@@ -284,8 +284,9 @@ class WorkerProcess:
         """Schedules a restart; returns the delay in seconds.
 
         Args:
-            lost: streams that were with it.
-            counted: False if it is no fault of its own: the system has no room for a process at the moment. `start`
+            lost: the streams that it ran.
+            counted: False if the cause is not the worker: the system lacks resources for a process at the moment.
+            `start`
                 may have raised then, so that no process has exited.
         """
         self._state = self._after("died" if counted else "no_room")
@@ -306,7 +307,7 @@ class WorkerProcess:
         self._retire(())
 
     def give_up(self) -> None:
-        """It died too often, or of something that a restart cannot mend."""
+        """It died too often, or of something that a restart cannot fix."""
         self._state = self._after("gave_up")
 
     def due(self, now: float) -> bool:
@@ -314,11 +315,11 @@ class WorkerProcess:
         return self._state == "BACKOFF" and now >= self._start_at
 
     def end_streams(self, streams: Iterable[str]) -> None:
-        """These have come to their end."""
+        """These streams have ended."""
         self._over = self._over.union(streams)
 
     def revive_streams(self, streams: Iterable[str]) -> None:
-        """A new configuration starts these again, or has removed them."""
+        """A new configuration starts these streams again, or has removed them."""
         self._over = self._over.difference(streams)
 
     def _retire(self, lost: Collection[str]) -> None:
@@ -349,7 +350,7 @@ def reap(workers: Iterable[WorkerProcess], deadline: float, look: Callable[[], N
     Args:
         workers: workers that were told to drain.
         deadline: monotonic seconds.
-        look: called repeatedly meanwhile; it should wait a little each time.
+        look: called repeatedly while waiting; each call should take a little time.
 
     Returns:
         The exit codes of the workers that ended by themselves.

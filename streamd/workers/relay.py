@@ -18,13 +18,13 @@ RELAY_FULL = "relay_full"
 HWM = 4096
 """Messages in transit to the publishing process: one or two seconds of a busy worker."""
 HEAD = struct.Struct("<IIQI")
-"""Which life of which worker sent it, the frame's epoch and seq, and where in the payload the number of dropped frames
-belongs (NOWHERE for a message that has none). Kind and stream follow, each ended by a line break."""
+"""The sending worker's life, the frame's epoch and seq, and the position in the payload of the number of dropped frames
+(NOWHERE if a message has none). Kind and stream follow, each ended by a line break."""
 NOWHERE = 0xFFFFFFFF
 
 
 def pack(life: int, message: Message) -> tuple[bytes, bytes]:
-    """A message as it goes to the parent: head and payload."""
+    """A message as sent to the parent: head and payload."""
     name = f"{message.kind.name}\n{message.stream}\n".encode()
     if message.after is None:
         return HEAD.pack(life, message.epoch, message.seq, NOWHERE) + name, message.before
@@ -33,13 +33,13 @@ def pack(life: int, message: Message) -> tuple[bytes, bytes]:
 
 
 class Route:
-    """Where the messages of one kind and stream go; made once for each name that is seen.
+    """Where the messages of one kind and stream go; created once for each name.
 
     Args:
-        name: what stands behind `HEAD`.
+        name: the bytes after `HEAD`.
 
     Raises:
-        ValueError: it is of no known kind, or no name at all.
+        ValueError: the kind is unknown, or the name is invalid.
     """
 
     __slots__ = ("epoch", "kind", "passed", "seq", "stream")
@@ -50,12 +50,12 @@ class Route:
             raise ValueError(f"unknown kind of message {kind[:80]!r}")
         self.kind, self.stream = KINDS[kind], stream
         self.passed = 0
-        """Messages that came this way."""
+        """Number of messages."""
         self.epoch, self.seq = -1, -1
         """Of the last one."""
 
     def take(self, head: bytes, payload: bytes, encoding: Encoding) -> tuple[int, Message]:
-        """The life and the message of what `pack` made; its number of dropped frames is 0."""
+        """Unpacks what `pack` made: the life, and the message, whose number of dropped frames is 0."""
         life, self.epoch, self.seq, place = HEAD.unpack_from(head)
         self.passed += 1
         before, after = (payload, None) if place == NOWHERE else (payload[:place], payload[place:])
@@ -68,7 +68,7 @@ class RelaySink(Sink):
 
     Args:
         endpoint: ipc:// address that the publishing process has bound.
-        life: number of this process among all that were started.
+        life: serial number of this process among all that were started.
     """
 
     def __init__(self, endpoint: str, *, life: int = 0) -> None:
@@ -88,7 +88,7 @@ class RelaySink(Sink):
         self._socket.connect(self._endpoint)
 
     def send(self, message: Message) -> str | None:
-        """See `Sink.send`. What could not be handed over is missing in `seq`: the parent tells it."""
+        """See `Sink.send`. Messages that could not be passed on are gaps in `seq`, which the parent reports."""
         import zmq
 
         try:

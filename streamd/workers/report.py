@@ -13,7 +13,7 @@ from streamd.types import StreamCounts, StreamPast, StreamStatus
 from streamd.web.tap import Wish
 
 _AT_ONCE = 256
-"""Reports that one call of `ReportReceiver.receive` looks at."""
+"""Largest number of reports that one call of `ReportReceiver.receive` reads."""
 REPORT_S = 1.0
 """Seconds between a child's reports while nothing changes."""
 
@@ -53,7 +53,7 @@ class Order(msgspec.Struct, frozen=True, tag="order"):
 
 
 def origin_of(boot_id: str, life: int) -> str:
-    """What a process's events are known by."""
+    """Identity of a process's events."""
     return f"{boot_id}/{life}"
 
 
@@ -81,12 +81,13 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     order: int
     """Number of the latest order that was carried out or refused."""
     problem: str | None
-    """Why its watchdog would not be fed."""
+    """Why it is unhealthy; empty if it is not."""
     statuses: list[StreamStatus]
     counts: dict[str, StreamCounts]
     families: list[Family]
     code: int | None = None
-    """The last report has the exit code: all is published. Freeing the device's memory may take seconds from here."""
+    """Only in the last report: everything has been published. Freeing the device's memory may take a few more
+    seconds."""
     refused: int = 0
     """Number of the latest order that was refused; 0 if none was."""
 
@@ -123,11 +124,10 @@ class ReportReceiver:
             raise
 
     def receive(self, timeout_ms: int) -> Iterator[Report]:
-        """Waits until there is a report, milliseconds at most; yields the newest of each process.
+        """Waits for a report, at most for the given milliseconds; yields the newest of each process.
 
         Reports of hundreds of streams may come faster than they can be read: older ones are skipped unread, and those
-        that come meanwhile are left to the next call.
-        """
+        that arrive meanwhile are left for the next call."""
         import zmq
 
         self._socket.poll(timeout_ms)
@@ -140,6 +140,6 @@ class ReportReceiver:
             yield msgspec.msgpack.decode(report, type=Report)
 
     def close(self) -> None:
-        """Nothing is received any more."""
+        """Closes the socket."""
         self._socket.close(0)
         self._context.term()

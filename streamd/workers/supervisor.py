@@ -78,7 +78,7 @@ class WorkerSupervisor:
         """What the metrics port shows."""
         self.http: HttpServer | None = None
         self.left_running = False
-        """True where a thread could not be ended: the process must leave without waiting for it."""
+        """True if a thread could not be ended: the process must exit without waiting for it."""
         own = CollectorRegistry()
         self.metrics = Metrics(own)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -95,7 +95,7 @@ class WorkerSupervisor:
             self.metrics.worker_up.labels(worker=str(worker.number)).set_function(partial(getattr, worker, "up"))
         self._shares = share_out(config.streams, devices_of(config))
         self._homes = dict(self._shares)
-        """The worker that each stream is with or was last with."""
+        """The worker that runs each stream, or ran it last."""
         Merged(
             self.registry, own, lambda: [w.report for w in self.workers if w.report is not None], lambda: self._homes
         )
@@ -107,11 +107,11 @@ class WorkerSupervisor:
         self._started = False
         self._numbers, self._lives = itertools.count(1), itertools.count(1)
         self._next: Config | None = None
-        """The second half of a reload: streams that have left one worker and are to go to another."""
+        """The second half of a reload: streams that have left one worker and move to another."""
         self._loading: Loading | None = None
-        """The configuration file while it is read beside the main loop."""
+        """The configuration file while a thread reads it."""
         self._failed_with: int | None = None
-        """The exit code of the worker that ended us."""
+        """The exit code of the worker that ended the daemon."""
         runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd's
         self._folder = Path(tempfile.mkdtemp(prefix="streamd-", dir=runtime or None))
         self._reports: ReportReceiver | None = None
@@ -151,7 +151,7 @@ class WorkerSupervisor:
             self._receiver = EventReceiver(f"ipc://{self._folder}/events", self._events.journal)
             self._receiver.start()
 
-    # ------------------------------------------------------------------------------------------------ how we are
+    # -------------------------------------------------------------------------------------------- health and readiness
 
     def _statuses(self) -> list[StreamStatus]:
         return self._ledger.statuses(s.id for s in self.config.streams)
@@ -164,14 +164,14 @@ class WorkerSupervisor:
         return next((problem for problem in problems if problem is not None), None)
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """See `Daemon.health`. A worker that died is started again: no problem of ours."""
+        """See `Daemon.health`. A worker that died is restarted, which is not a problem of the daemon."""
         problem = self._problem()
         return problem is None, health_of(
             problem, self.boot_id, self._forwarders, self._events.problem, self._statuses()
         )
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
-        """See `Daemon.ready`; besides, every worker that has streams is up."""
+        """See `Daemon.ready`; in addition, every worker that has streams must be up."""
         statuses = self._statuses()
         over = len(statuses) == len(self.config.streams) and all(self._ledger.over(s.stream) for s in statuses)
         up = all(worker.settled for worker in self.workers if self._mine(worker))
@@ -182,7 +182,7 @@ class WorkerSupervisor:
         return body["ready"], body
 
     def _mine(self, worker: WorkerProcess) -> list[str]:
-        """The streams that the worker has, or is to have, at work."""
+        """The streams that the worker runs or is to run."""
         return [s for s, number in self._shares.items() if number == worker.number and s not in worker.over]
 
     def _at_work(self, stream: str) -> bool:
@@ -261,7 +261,7 @@ class WorkerSupervisor:
         self._homes |= shares
 
     def _look_for_changes(self) -> None:
-        """One step of a reload; none begins before the one under way is done."""
+        """One step of a reload; a new one starts only after the current one is complete."""
         if any(worker.busy for worker in self.workers):
             return
         if self._next is not None:
@@ -279,7 +279,7 @@ class WorkerSupervisor:
     # ------------------------------------------------------------------------------------------------------- run
 
     def stop(self) -> None:
-        """Asks for a drain; `run` returns when it is done. Any thread, and signal handlers."""
+        """Requests a drain; `run` returns when it is complete. Any thread, and signal handlers."""
         self._service.stop()
 
     def _leave_at_once(self) -> None:
@@ -359,7 +359,7 @@ class WorkerSupervisor:
     def _ended(self, worker: WorkerProcess, code: int) -> None:
         life, mine = worker.life, self._mine(worker)
         if code in (0, SourceError.exit_code):
-            # Its streams had come to their end. A reload may have given it others at the last moment.
+            # Its streams had ended. A reload may have given it new ones at the last moment.
             begun = [s for s in mine if (s in worker.streams if worker.applied else self._ledger.over(s))]
             self._ledger.finish(life, begun)
             worker.end_streams(begun)
@@ -373,8 +373,8 @@ class WorkerSupervisor:
         lost = [s for s in mine if s not in worker.over]
         how = f"worker {worker.number} {ending(code)}"
         delay = worker.died(lost, counted=code != NO_ROOM)
-        # What the model or the configuration does wrong it does again; but while another worker runs with the same,
-        # as when a model's file is being replaced, that one is not to end for it.
+        # An invalid model or configuration fails again; but while another worker runs with the same one, for example
+        # because the model's file is being replaced, that worker must not end for it.
         alone = not any(other.up for other in self.workers if other is not worker)
         wrong = alone and code in (ConfigError.exit_code, ModelError.exit_code)
         fatal = wrong or not self._started or worker.deaths >= GIVE_UP
@@ -391,13 +391,13 @@ class WorkerSupervisor:
             worker.finished(0)
 
     def _over(self) -> bool:
-        """Every stream has come to its end."""
+        """Every stream has ended."""
         return not any(self._mine(worker) for worker in self.workers) and self._next is None
 
     # ------------------------------------------------------------------------------------------------------- end
 
     def _finish(self) -> int:
-        """Workers drain, what they have published is passed on, sinks empty themselves: all within `drain_s`."""
+        """Drains the workers, passes on what they have published, and flushes the sinks: all within `drain_s`."""
         self._service.ending()
         deadline = time.monotonic() + self.config.drain_s
         for worker in self.workers:

@@ -49,7 +49,7 @@ def test_the_folder_is_made_for_its_user_alone(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=f"state_dir {tmp_path}/file/x: cannot be made: Not a directory"):
+    with pytest.raises(ConfigError, match=f"state_dir {tmp_path}/file/x: cannot be created: Not a directory"):
         StateDir(tmp_path / "file" / "x")
 
 

@@ -1,8 +1,7 @@
 """The step that all kinds of trackers share: frames of many streams at once, as one set of arrays.
 
-The tracks of a batch's streams are joined, worked on, and cut apart again; streams meet in no operation, so a
-frame's result is the same in a batch and alone. A stream's state is replaced at the very end: where a step fails,
-nothing has changed.
+The tracks of a batch's streams are joined, processed, and split again. No operation mixes streams, so a frame's result
+is the same in a batch and alone. A stream's state is replaced at the very end: if a step fails, nothing has changed.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ from streamd.analysis.tracking.votes import first_votes, vote
 from streamd.types import Float32Array
 
 _LARGEST = np.array([1e6])
-"""Pixels; a larger box is none."""
+"""Pixels; a larger box is invalid."""
 FRAME_S = 0.1
-"""The most that one frame counts as observed: what happened between two frames further apart was not seen."""
+"""Longest time that one frame counts as observed: what happened between frames further apart was not seen."""
 
 
 @dataclass(slots=True, frozen=True)
 class Life:
-    """How long tracks live, and which boxes begin one."""
+    """How long tracks live, and which boxes start one."""
 
     birth: float
     """Lowest score of a track's first box."""
@@ -50,11 +49,11 @@ class Life:
     lost_s: float
     """Observed seconds after which an unseen track ends."""
     wall_s: float
-    """Seconds by the clock after which it ends, whatever was observed."""
+    """Seconds of elapsed time after which it ends, observed or not."""
     outage_s: float
     """A gap between two frames that ends all tracks."""
     most: int
-    """Tracks a stream."""
+    """Largest number of tracks per stream."""
 
 
 class Boxes(NamedTuple):
@@ -63,13 +62,13 @@ class Boxes(NamedTuple):
     place: Matrix
     """(4, B) centre and size in pixels."""
     corners: Float32Array
-    """(4, B) the same as left, top, right, bottom; NaN and all."""
+    """(4, B) the same as left, top, right, bottom; including NaN."""
     score: Matrix
-    """(B,); -1 for what is no box (no area, not finite)."""
+    """(B,); -1 for an invalid box (no area, not finite)."""
     class_id: Matrix
     """(B,)"""
     counts: tuple[int, ...]
-    """How many of each frame."""
+    """Number of boxes of each frame."""
 
     def rectangles(self) -> Rectangles:
         """Their corners."""
@@ -77,47 +76,47 @@ class Boxes(NamedTuple):
 
 
 class Dynamics(Protocol):
-    """How a tracker takes its tracks to move."""
+    """A tracker's motion model."""
 
     def advance(self, parts: Sequence[Matrix], passed: Sequence[float], observed: Sequence[float]) -> Matrix:
-        """Joins the tracks (ROWS, T) of streams and moves each stream's on in time, clocks included.
+        """Joins the tracks (ROWS, T) of streams and advances each stream's in time, including their clocks.
 
         Args:
-            parts: of each stream; left alone.
+            parts: tracks of each stream; not modified.
             passed: seconds since each stream's last frame.
-            observed: how many of them count as observed.
+            observed: how many of these seconds count as observed.
         """
         ...
 
     def correct(self, tracks: Matrix, boxes: Matrix, score: Matrix) -> None:
-        """Takes in the boxes (4, T), with scores (T,), that tracks (ROWS, T) were seen as, in place."""
+        """Updates tracks (ROWS, T) in place with their boxes (4, T), which have scores (T,)."""
         ...
 
     def first(self, tracks: Matrix, boxes: Matrix, score: Matrix) -> None:
-        """Fills what is not 0 of the first 14 rows of new tracks (ROWS, T)."""
+        """Sets the nonzero values of the first 14 rows of new tracks (ROWS, T)."""
         ...
 
 
 class Tracker(ABC):
-    """Gives boxes the ids of the objects that they show. One thread; the state is with the streams."""
+    """Assigns boxes the ids of the objects that they show. For one thread. The state is kept by the streams."""
 
     def __init__(self, life: Life, motion: Dynamics) -> None:
         self._life = life
         self._motion = motion
         self._birth = np.array([life.birth])
-        # A sum of intervals is exact to a microsecond at best.
+        # A sum of intervals is exact to a microsecond at best: the tolerance of comparisons.
         self._limits = np.array([[life.lost_s + 1e-6], [life.wall_s + 1e-6]])
 
     @property
     @abstractmethod
     def low(self) -> float:
-        """The lowest score that the tracker has a use for."""
+        """The lowest score that the tracker uses."""
 
     @abstractmethod
     def _associate(
         self, tracks: Matrix, counts: tuple[int, ...], stream: Indices | None, boxes: Boxes, passed: Sequence[float]
     ) -> tuple[Indices, Indices]:
-        """Which tracks the boxes belong to: (M,) tracks rising, (M,) boxes.
+        """Which tracks the boxes belong to: (M,) tracks in ascending order, (M,) boxes.
 
         `counts` says how many tracks each stream has, `stream` (T,) whose each is (None where there is one stream),
         `passed` how many seconds passed since each stream's last frame.
@@ -125,11 +124,10 @@ class Tracker(ABC):
         """
 
     def step(self, observations: Sequence[Observation]) -> list[Tracked]:
-        """Goes on by one frame for each observation.
+        """Processes one frame for each observation.
 
-        Frames of the same stream may be in one call, in the order of their capture. A stream on which the tracker
-        fails loses its tracks (`Tracked.error`); the others do not notice.
-        """
+        Frames of the same stream may be in one call, in the order of their capture. A stream on which the tracker fails
+        loses its tracks (`Tracked.error`); the others are not affected."""
         if len(observations) < 2 or len({id(o.tracks) for o in observations}) == len(observations):
             return self._guarded(observations)
         out: list[Tracked | None] = [None] * len(observations)
@@ -173,7 +171,7 @@ class Tracker(ABC):
         counts = tuple([part.shape[1] for part in parts])
         tracks, boxes = self._motion.advance(parts, passed, observed), _boxes(batch)
         n_tracks, n_boxes = tracks.shape[1], len(boxes.score)
-        # Whose a track or box is: of no interest where there is one stream.
+        # The stream of each track and box; not needed with one stream.
         stream = frame = None
         if len(batch) > 1:
             streams = np.arange(len(batch))
@@ -198,7 +196,7 @@ class Tracker(ABC):
         return results
 
     def _break(self, o: Observation) -> EndReason | None:
-        """Why the tracks of before end with this frame, if they do."""
+        """Why the previous tracks end with this frame, if they do."""
         tracks = o.tracks
         if tracks.time_ns is None:
             return None
@@ -214,8 +212,8 @@ class Tracker(ABC):
         self, batch: Sequence[Observation], tracks: Matrix, stream: Indices | None, known: Indices, boxes: Boxes,
         seen: Indices,
     ) -> None:  # fmt: skip
-        """Puts boxes `seen` into tracks `known`: state, votes, clocks, and an id for what is confirmed by it."""
-        # All tracks were seen, as in most frames: nothing to pick out and put back.
+        """Updates tracks `known` with boxes `seen`: state, votes, clocks, and an id for tracks that this confirms."""
+        # All tracks were seen, as in most frames: nothing to select and write back.
         whole = len(known) == tracks.shape[1]
         matched, score = tracks if whole else tracks.take(known, axis=1), boxes.score[seen]
         self._motion.correct(matched, boxes.place.take(seen, axis=1), score)
@@ -229,14 +227,14 @@ class Tracker(ABC):
             tracks[:, known] = matched
 
     def _born(self, batch: Sequence[Observation], frame: Indices | None, boxes: Boxes, fresh: Indices) -> Matrix:
-        """New tracks of boxes `fresh`."""
+        """Creates tracks from boxes `fresh`."""
         born = np.zeros((ROWS, len(fresh)))
         born[ONE] = 1.0
         score, class_id = boxes.score[fresh], boxes.class_id[fresh]
         self._motion.first(born, boxes.place.take(fresh, axis=1), score)
         first_votes(born, class_id, score)
         certain = (score >= self._life.certain).nonzero()[0]
-        # What is not certain ends with the next frame that does not confirm it.
+        # An unconfirmed track ends with the next frame that does not confirm it.
         born[UNSEEN] = self._life.lost_s
         if len(certain):
             born[UNSEEN, certain] = 0.0
@@ -248,7 +246,7 @@ class Tracker(ABC):
         self, batch: Sequence[Observation], tracks: Matrix, stream: Indices | None, before: tuple[int, ...],
         passed: Sequence[float], ended: list[tuple[EndedTrack, ...]],
     ) -> None:  # fmt: skip
-        """Buries what is not to live on, and gives each stream its tracks."""
+        """Removes tracks that have ended, and returns each stream its tracks."""
         life = self._life
         late, too_late = tracks[UNSEEN:ONE] > self._limits
         dead = late | too_late
@@ -272,7 +270,7 @@ class Tracker(ABC):
         at = 0
         for o, n, dt in zip(batch, counts, passed, strict=True):
             state = o.tracks
-            # A copy: a view would keep the whole batch's tracks for as long as this stream rests.
+            # A copy: a view would keep the whole batch's tracks alive until this stream's next frame.
             state.matrix = tracks if stream is None else tracks[:, at : at + n].copy()
             state.time_ns, state.width, state.height, state.roi = o.time_ns, o.width, o.height, o.roi
             at += n
@@ -280,7 +278,7 @@ class Tracker(ABC):
                 state.step_s = dt
 
     def _too_many(self, tracks: Matrix, stream: Indices | None, streams: int) -> np.ndarray:
-        """Those beyond the most that a stream may have: unconfirmed ones first, then those unseen longest."""
+        """Tracks beyond a stream's limit: unconfirmed ones first, then those unseen for longest."""
         dead = np.zeros(tracks.shape[1], bool)
         for i in range(streams):
             own = np.arange(tracks.shape[1]) if stream is None else np.flatnonzero(stream == i)
@@ -294,7 +292,7 @@ _FIRST = np.zeros(1, np.intp)
 
 
 def _interval(o: Observation) -> float:
-    """Seconds since the stream's previous frame. A clock that steps back has the last interval for its answer."""
+    """Seconds since the stream's previous frame. If the clock steps back, the previous interval is used."""
     tracks = o.tracks
     if tracks.time_ns is None:
         return 0.0
@@ -320,13 +318,13 @@ def _boxes(batch: Sequence[Observation]) -> Boxes:
     sound &= sizes < _LARGEST
     if np.count_nonzero(sound) < sound.size:
         broken = ~sound.all(axis=0)
-        # Neither NaN nor infinity gets any further.
+        # Neither NaN nor infinity passes.
         place[:, broken], scores[broken] = 1.0, -1.0
     return Boxes(place, corners.T, scores, class_id.astype(np.float64), tuple([len(o.score) for o in batch]))
 
 
 def _numbers(batch: Sequence[Observation], of: Indices | None, tracks: Matrix) -> Matrix:
-    """An id for each of the tracks, from their streams' counters, so that it does not depend on the boxes' order."""
+    """An id for each of the tracks, from its stream's counter, in an order that does not depend on the boxes'."""
     order = np.lexsort(tracks[BOX]).tolist()
     ids = np.empty(len(order))
     for i in order:
@@ -344,7 +342,7 @@ def _ends(tracks: Matrix, reason: EndReason, passed: float = 0.0) -> tuple[Ended
 
 
 def _results(batch: Sequence[Observation], tracks: Matrix, of_box: Indices, boxes: Boxes) -> list[Tracked]:
-    """What is known of each frame's boxes; without the tracks that ended."""
+    """The results for each frame's boxes, without the tracks that ended."""
     if not len(of_box) or not tracks.shape[1]:
         return [Tracked.nothing(o.class_id) for o in batch]
     facts, speed = tracks[AGE : LEADER + 1].take(of_box, axis=1), tracks[SPEED].take(of_box, axis=1)

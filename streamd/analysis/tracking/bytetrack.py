@@ -1,10 +1,9 @@
-"""ByteTrack by time: strong boxes first, then weak ones for tracks that nothing strong was found for.
+"""ByteTrack by time: boxes with high scores first, then those with low scores for the remaining tracks.
 
 After Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every Detection Box" (ECCV 2022), with these
-differences: the filter runs by the time of capture (`motion`), the gate is as wide as the prediction is uncertain
-(`pairs`), weak boxes find lost tracks too, boxes that are certain enough confirm their track at first sight, and the
-camera's own motion is taken from the tracks (`camera`).
-"""
+differences: the filter runs by the time of capture (`motion`), the gate widens with the uncertainty of the prediction
+(`pairs`), boxes with low scores also recover lost tracks, a first box with a high enough score confirms its track, and
+the camera's own motion is estimated from the tracks (`camera`)."""
 
 from __future__ import annotations
 
@@ -51,18 +50,20 @@ _MOTION = Motion(center_noise=1.5, size_noise=0.3, box_noise=0.03, first_speed=1
 _REACH = TWO
 """Standard deviations of a track's centre by which the gate is widened to each side."""
 _WIDEST = HALF
-"""The most of it, in box heights."""
+"""Its limit, in box heights."""
 _MARGIN = np.array([0.25])
-"""Box heights by which pairs may be apart and still be looked at: the camera's motion may bring them together."""
+"""Largest distance, in box heights, of pairs that are considered: compensating the camera's motion may bring them
+together."""
 _OTHER_CLASS = 0.5
-"""What the overlap counts where box and track are of different classes."""
+"""Factor of the overlap if box and track are of different classes."""
 _STILL = 0.02
 """Box heights; a smaller motion of the camera is left to the filter."""
 _TOUCH = 1e-9
 _FIRST = 2.0
 _THREE = np.array([3])
 _ROUND = (0.0, 0.0, 0.0, 0.0, 1.0, _FIRST)
-"""In which a pair is taken, the higher the earlier: box of no use, weak, strong; the same for confirmed tracks."""
+"""Round in which a pair is matched, higher ones first, by its box: unused, low score, high score; then the same for
+confirmed tracks."""
 
 
 class ByteTrack(Tracker):
@@ -73,7 +74,7 @@ class ByteTrack(Tracker):
         super().__init__(Life(s.high, s.certain, s.lost_s, s.wall_s, s.outage_s, s.max_tracks), _MOTION)
         self._least, self._camera = s.low, s.camera_motion
         self._low, self._high = np.array([s.low]), np.array([s.high])
-        # Boxes that do not even touch are never a pair.
+        # Boxes that do not touch are never a pair.
         new, weak, strong = (max(gate, _TOUCH) for gate in (s.new_gate, s.weak_gate, s.gate))
         self._cases = np.array([[np.inf, np.inf, new, np.inf, weak, strong], _ROUND])
 
@@ -95,7 +96,7 @@ class ByteTrack(Tracker):
         else:
             around = Rectangles.around(tracks, counts, reach * TWO + height * _MARGIN)
             rows, columns = meeting(around, boxes.rectangles())
-        # What a box is good for: 0 nothing, 1 weak, 2 strong; 3 more for a confirmed track.
+        # Rank of a pair: by its box 0 unused, 1 low score, 2 high score; plus 3 for a confirmed track.
         use = np.add(score >= self._low, score >= self._high, dtype=np.intp)
         case = use[columns]
         case += ((tracks[ID] > ZERO) * _THREE)[rows]
@@ -128,7 +129,8 @@ class ByteTrack(Tracker):
 def _shifts(
     tracks: Matrix, pairs: Pairs, taken: list[int], rounds: Matrix, stream: Indices | None, passed: Sequence[float]
 ) -> list[tuple[float, float]]:
-    """What the camera seems to have done in each stream, by the confirmed tracks of the frame before, seen well."""
+    """The camera's estimated motion in each stream, by confirmed tracks that were in the previous frame and have a high
+    score now."""
     chosen = np.array(taken)
     if stream is not None:
         own = pairs.rows[chosen]

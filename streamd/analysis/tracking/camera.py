@@ -1,7 +1,7 @@
-"""What the camera's own motion does to all tracks of a picture, estimated from the tracks themselves.
+"""The camera's own motion, estimated from the tracks of a picture.
 
-A shaking or turning camera moves every box by nearly the same. No pixels are looked at: the displacement is the
-median, over the tracks that were just matched, of how far their boxes are from where they were expected.
+A shaking or turning camera moves all boxes by nearly the same distance. No pixels are used: the displacement is the
+median, over the tracks that were just matched, of the distance between their boxes and the predictions.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 FEWEST = 4
-"""Tracks that it takes to tell the camera's motion from an object's; the caller sees to it."""
+"""Number of tracks needed to tell the camera's motion from an object's; the caller checks it."""
 
 
 def common_shift(x: Sequence[float], y: Sequence[float], least: float) -> tuple[float, float]:
-    """How far all boxes of a picture are from where they were expected: the median, where most agree with it.
+    """The displacement of all boxes of a picture from their predictions: the median, if most agree with it.
 
-    In Python's own floats: sorting a few dozen numbers costs less than one array operation.
+    Uses Python floats: sorting a few dozen numbers costs less than one array operation.
 
     Args:
         x: boxes minus predictions, to the right, in pixels.
         y: the same, down.
-        least: a smaller displacement is none.
+        least: a smaller displacement counts as none.
 
     Returns:
-        Right and down in pixels; zeros where the median absolute deviation is above the displacement in both
-        directions, or where there is nothing to speak of.
+        Right and down in pixels; zeros if the median absolute deviation exceeds the displacement in both directions, or
+        if the displacement is too small.
     """
     right, down = _median(sorted(x)), _median(sorted(y))
     if abs(right) < least and abs(down) < least:

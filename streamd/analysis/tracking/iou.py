@@ -1,9 +1,8 @@
-"""Tracking by overlap alone: a box belongs to the track whose last box it overlaps most.
+"""Tracking by overlap only: a box belongs to the track whose last box it overlaps most.
 
 After Bochinski et al., "High-Speed Tracking-by-Detection Without Using Image Information" (AVSS 2017), with a track
-that may stay unseen for a while. Nothing is predicted and weak boxes are not used: the cheapest kind, for scenes in
-which objects move by less than their size between two frames.
-"""
+that may stay unseen for a while. It predicts nothing and ignores boxes with low scores: the cheapest kind, for scenes
+in which objects move by less than their size between two frames."""
 
 from __future__ import annotations
 
@@ -20,14 +19,14 @@ from streamd.analysis.tracking.tracks import AGE, BOX, ID, LEADER, ONE, SPEED, U
 from streamd.settings import Seconds, Unit
 
 _OTHER_CLASS = 0.5
-"""What the overlap counts where box and track are of different classes."""
+"""Factor of the overlap if box and track are of different classes."""
 _SMOOTHED_S = 0.5
 """Seconds over which the velocity is averaged."""
 
 
 @TRACKERS.register
 class IouSettings(TrackingSettings):
-    """Tracking by overlap alone: the cheapest kind, for slow objects and high frame rates."""
+    """Tracking by overlap only: the cheapest kind, for slow objects and high frame rates."""
 
     kind: Literal["iou"] = "iou"
     low: Unit = Field(0.4, description="Lowest score of a box that may begin or continue a track.")
@@ -53,7 +52,7 @@ class _Still:
     def correct(self, tracks: Matrix, boxes: Matrix, score: Matrix) -> None:
         """See `Dynamics`."""
         passed = tracks[WALL]
-        # Two frames of the same time say nothing about speed.
+        # Two frames with the same time give no velocity.
         share = -np.expm1(passed / -_SMOOTHED_S) / np.maximum(passed, 1e-9)
         tracks[SPEED] += (boxes - tracks[BOX]) * share - tracks[SPEED] * (share * passed)
         tracks[BOX] = boxes
@@ -83,7 +82,7 @@ class IouTracker(Tracker):
         worth = Pairs(rows, columns, tracks, None, boxes.place).alike()
         worth[tracks[LEADER][rows] != boxes.class_id[columns]] *= _OTHER_CLASS
         able = (worth >= self._gate) & (boxes.score[columns] >= self._low)
-        # Confirmed tracks choose first.
+        # Confirmed tracks are matched first.
         worth += (tracks[ID] > 0)[rows]
         taken = match(worth, able, rows, columns, tracks.shape[1], len(boxes.score))
         return rows[taken], columns[taken]

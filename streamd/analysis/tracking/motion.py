@@ -1,8 +1,8 @@
-"""How boxes move: a Kalman filter of constant velocity for each coordinate, by time.
+"""The motion of boxes: a constant-velocity Kalman filter for each coordinate, in continuous time.
 
-All noise is in proportion to the box's height (as in DeepSORT), the same for both coordinates of the centre and for
-both of the size. So a track needs three variances for the centre and three for the size instead of an 8×8
-covariance, a prediction is linear in the whole column of a track, and all tracks are updated by a few operations.
+All noise is proportional to the box's height (as in DeepSORT), the same for both coordinates of the centre and for
+both of the size. A track therefore needs three variances for the centre and three for the size instead of an 8×8
+covariance, a prediction is linear in a track's whole column, and a few operations update all tracks.
 
 The velocity decays with `tau` (an Ornstein-Uhlenbeck process): after a long gap an object is expected near where it
 was seen, not far along a line. Process noise is white acceleration, so its variance grows with the cube of a gap.
@@ -38,15 +38,15 @@ class Motion:
     """The constants of the filter, in box heights and seconds."""
 
     center_noise: float
-    """Of the centre's velocity: box heights a second, per root of a second."""
+    """Process noise of the centre's velocity: box heights per second, per square root of a second."""
     size_noise: float
-    """The same of the size's."""
+    """The same for the size's velocity."""
     box_noise: float
-    """Standard deviation of a certain box's centre and size, in box heights."""
+    """Standard deviation of the centre and size of a box with a high score, in box heights."""
     first_speed: float
-    """Standard deviation of a new track's velocity, box heights a second."""
+    """Standard deviation of a new track's velocity, box heights per second."""
     tau: float
-    """Seconds in which a velocity decays to 1/e."""
+    """Seconds after which a velocity has decayed to 1/e."""
 
     def advance(self, parts: Sequence[Matrix], passed: Sequence[float], observed: Sequence[float]) -> Matrix:
         """See `Dynamics`."""
@@ -63,13 +63,13 @@ class Motion:
             tracks[ID:] = parts[0][ID:]
             parts = ()
         at = 0
-        # One product a stream is faster than row by row with every track's own interval, for few and for many tracks.
+        # One product per stream is faster than row by row with each track's own interval, for few and for many tracks.
         for part, step in zip(parts, steps, strict=False):
             own = slice(at, at + part.shape[1])
             tracks[MOVING, own] = step.dot(part[MOVING])
             tracks[ID:, own] = part[ID:]
             at = own.stop
-        # A shrinking box stops at a pixel.
+        # A box shrinks to no less than a pixel.
         sizes = tracks[SIZE]
         np.maximum(sizes, UNIT, out=sizes)
         return tracks
@@ -88,7 +88,7 @@ class Motion:
         )  # fmt: skip
 
     def correct(self, tracks: Matrix, boxes: Matrix, score: Matrix) -> None:
-        """See `Dynamics`. The lower a score, the less its box says about where the object is."""
+        """See `Dynamics`. The lower a box's score, the less it says about the object's position."""
         n = tracks.shape[1]
         variances = tracks[VARIANCE].reshape(3, 2, n)
         place, mixed, rate = variances
@@ -111,7 +111,7 @@ class Motion:
 
 
 _DOUBT = np.array([1.5])
-"""A box's noise grows with its distance to this score."""
+"""The noise of a box grows with the distance of its score from this one."""
 _UNCHANGED = np.eye(MOVING.stop)
 _PLACE, _MIXED, _RATE = VARIANCE.start, VARIANCE.start + 2, VARIANCE.start + 4
 _CHANGED = np.ravel_multi_index(

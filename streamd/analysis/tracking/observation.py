@@ -1,4 +1,4 @@
-"""What a tracker is given for each frame, and what it says about it."""
+"""A tracker's input and output for each frame."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ BoolArray = npt.NDArray[np.bool_]
 EndReason = Literal["lost", "lost: outage", "loop", "size", "crop", "restart", "failed"]
 """Why a track ended.
 
-`lost`: not seen for `lost_s`. `lost: outage`: no picture was looked at for longer than `outage_s`. `loop`: the file
-began again. `size`, `crop`: the picture or the part of it that is looked at changed. `restart`: the caller asked for
-it. `failed`: the tracker failed on this stream.
-"""
+`lost`: not seen for `lost_s`. `lost: outage`: no picture was processed for longer than `outage_s`. `loop`: the file
+started again. `size`, `crop`: the size of the picture or of the analysed part changed. `restart`: requested by the
+caller. `failed`: the tracker failed on this stream. """
 
 
 @dataclass(slots=True)
@@ -32,7 +31,7 @@ class Observation:
     time_ns: int
     """Time of capture in nanoseconds on a clock that does not jump with the wall clock."""
     xyxy: Float32Array
-    """(N, 4) corners in upright source pixels, weak boxes included."""
+    """(N, 4) corners in upright source pixels, including boxes with low scores."""
     score: Float32Array
     """(N,) 0 to 1."""
     class_id: Int32Array
@@ -41,16 +40,16 @@ class Observation:
     """Upright width of the picture in pixels."""
     height: int
     roi: Box | None = None
-    """The part of the picture that was looked at; None for all of it."""
+    """The analysed part of the picture; None for all of it."""
     missed: int = 0
-    """Frames of this stream that were captured since its previous observation and not looked at."""
+    """Frames of this stream that were captured since its previous observation but not processed."""
     begin: Literal["loop", "restart"] | None = None
-    """Ends all tracks before this frame: the file began again (`loop`), or the caller wants it (`restart`)."""
+    """Ends all tracks before this frame: the file started again (`loop`), or the caller requests it (`restart`)."""
 
 
 @dataclass(slots=True, frozen=True)
 class EndedTrack:
-    """A confirmed track that will not come back: its id is never given again."""
+    """A confirmed track that has ended for good: its id is never reused."""
 
     id: int
     reason: EndReason
@@ -58,32 +57,32 @@ class EndedTrack:
     age_s: float
     """Observed seconds from its first box to its last."""
     unseen_s: float
-    """Seconds by the clock from its last box to its end."""
+    """Elapsed seconds from its last box to its end."""
 
 
 @dataclass(slots=True)
 class Tracked:
-    """What is known of each box of one frame, in the order of the boxes; and the tracks that ended with it."""
+    """The results for each box of one frame, in the order of the boxes; and the tracks that ended with the frame."""
 
     id: Int64Array
-    """(N,) the track; 0 where the box belongs to none or to one that is not confirmed yet."""
+    """(N,) the track; 0 if the box belongs to none or to one that is not confirmed yet."""
     confirmed: BoolArray
     """(N,) the same as `id` > 0."""
     age_s: Matrix
     """(N,) observed seconds since the track's first box; 0 without a track."""
     velocity: Matrix
-    """(N, 2) right and down in pixels a second; 0 without a track."""
+    """(N, 2) right and down in pixels per second; 0 without a track."""
     class_id: Int32Array
     """(N,) the track's class by the votes of all its boxes; the box's own without a track."""
     ended: tuple[EndedTrack, ...] = ()
     error: Exception | None = None
-    """Why the stream's tracks were thrown away, where the tracker failed on it; its boxes have no tracks."""
+    """The error if the tracker failed on the stream and its tracks were discarded; its boxes have no tracks."""
 
     @classmethod
     def nothing(
         cls, class_id: Int32Array, ended: tuple[EndedTrack, ...] = (), error: Exception | None = None
     ) -> Tracked:
-        """No box of the frame belongs to a track."""
+        """A result in which no box of the frame belongs to a track."""
         n = len(class_id)
         return cls(
             np.zeros(n, np.int64), np.zeros(n, np.bool_), np.zeros(n), np.zeros((n, 2)),

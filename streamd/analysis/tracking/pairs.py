@@ -1,10 +1,9 @@
 """Which tracks and boxes may belong together, and which do.
 
-Most tracks are near one box only. So the dense work (every track of a stream with every box of its frame) is nothing
-but the test whether two rectangles meet; similarity is computed for those few pairs that do. The pairs are taken
+Most tracks are near one box only. The dense work (every track of a stream with every box of its frame) is therefore
+only the test whether two rectangles intersect; similarity is computed for the few pairs that do. Pairs are matched
 greedily, best first: on the sequences that the trackers were measured with, an optimal assignment is no better
-(docs/tracking.md), and the greedy one does not depend on what happens elsewhere in the picture.
-"""
+(docs/tracking.md), and the greedy one does not depend on what happens elsewhere in the picture."""
 
 from __future__ import annotations
 
@@ -21,11 +20,12 @@ Indices = npt.NDArray[np.intp]
 
 _PAIR_NS = 6.0
 _CALL_NS = 12_000.0
-"""What a padded element of the dense test costs, and what the calls for one stream cost: they choose the way only."""
+"""Cost of a padded element of the dense test, and of the calls for one stream. They only decide which method is
+used."""
 FEW = 200
-"""Pairs that one stream may have for all of them to be looked at."""
+"""With at most this many pairs in a stream, all are considered."""
 _MANY = 64
-"""Pairs from which on those that nothing competes with are taken at once."""
+"""From this number of pairs, those without competitors are matched at once."""
 _NOWHERE = np.float32(1e30)
 
 
@@ -37,7 +37,7 @@ class Rectangles(NamedTuple):
     high: Float32Array
     """(2, N) right and bottom."""
     counts: tuple[int, ...]
-    """How many of each stream."""
+    """Number of rectangles of each stream."""
 
     @classmethod
     def around(cls, place: Matrix, counts: tuple[int, ...], grown: Matrix | None = None) -> Rectangles:
@@ -53,7 +53,7 @@ class Rectangles(NamedTuple):
 
 @lru_cache(maxsize=512)
 def every(rows: int, columns: int) -> tuple[Indices, Indices]:
-    """All pairs of so many tracks with so many boxes, not to be written to: `FEW` are not worth choosing from."""
+    """All pairs of the given numbers of tracks and boxes; read-only. Selecting is not worth it for up to `FEW`."""
     pair = np.arange(rows * columns)
     return pair // columns, pair % columns
 
@@ -93,7 +93,8 @@ def _overlap(
 
 
 def _padded(rectangles: Rectangles, width: int) -> tuple[Indices, Float32Array, Float32Array]:
-    """The rectangles in rows of `width` a stream, empty ones between; and which one is at each place."""
+    """The rectangles in one row of `width` per stream, padded with empty ones; and the index of the one at each
+    place."""
     counts = np.array(rectangles.counts)
     total = rectangles.low.shape[1]
     ends = counts.cumsum()
@@ -109,7 +110,7 @@ def _padded(rectangles: Rectangles, width: int) -> tuple[Indices, Float32Array, 
 
 
 def _stream_by_stream(tracks: Rectangles, boxes: Rectangles) -> tuple[Indices, Indices]:
-    """The same for streams of very different sizes, which padding would blow up."""
+    """The same for streams of very different sizes, for which padding would be wasteful."""
     found, row, column = [], 0, 0
     for n, m in zip(tracks.counts, boxes.counts, strict=True):
         if n and m:
@@ -125,12 +126,11 @@ def _stream_by_stream(tracks: Rectangles, boxes: Rectangles) -> tuple[Indices, I
 
 
 class Pairs:
-    """Pairs that may be matched, and how alike their boxes are.
+    """Pairs that may be matched, and the similarity of their boxes.
 
-    0 to 1: the intersection over union of the two boxes, both grown on each side by the same share of their heights
-    (`reach` in that of the track), times the root of the ratio of their heights. Growing them is what widens the gate
-    after a gap (C-BIoU does so by a fixed share).
-    """
+    0 to 1: the intersection over union of the two boxes, both expanded on each side in proportion to their heights
+    (`reach` for the track's), times the square root of the ratio of their heights. The expansion widens the gate after
+    a gap (C-BIoU uses a fixed factor)."""
 
     __slots__ = ("_areas", "_ratio", "_smaller", "_sum", "columns", "offset", "rows")
 
@@ -139,7 +139,7 @@ class Pairs:
         self.rows, self.columns = rows, columns
         track, box = tracks[BOX].take(rows, axis=1), boxes.take(columns, axis=1)
         self.offset: Matrix = box[CENTER] - track[CENTER]
-        """(2, P) how far each box is from where its track is expected."""
+        """(2, P) offset of each box from its track's prediction."""
         track_size, box_size = track[SIZE], box[SIZE]
         ratio = box_size[1] / track_size[1]
         lower = np.reciprocal(ratio)
@@ -148,7 +148,7 @@ class Pairs:
         if reach is not None:
             grown = (reach + reach)[rows]
             track_size += grown
-            # In proportion, so that a small box near a large one does not pass for it.
+            # In proportion to the height, so that a small box near a large one is not mistaken for it.
             grown *= ratio
             box_size += grown
         self._smaller = np.minimum(track_size, box_size)
@@ -160,7 +160,7 @@ class Pairs:
         self._sum = track_size
 
     def alike(self) -> Matrix:
-        """(P,) by the offsets as they are now."""
+        """(P,) similarity for the current offsets."""
         # Two intervals of lengths a and b whose centres are d apart share min(a, b, (a + b) / 2 - d).
         shared = self._sum - np.abs(self.offset)
         np.minimum(shared, self._smaller, out=shared)
@@ -175,23 +175,23 @@ class Pairs:
 def match(
     key: Matrix, able: npt.NDArray[np.bool_], rows: Indices, columns: Indices, n_rows: int, n_columns: int
 ) -> list[int]:
-    """Takes pairs by falling key, each row and each column once.
+    """Matches pairs in descending order of the key, each row and each column once.
 
     Args:
-        key: (P,) the better the pair, the higher; equal keys are taken as they come.
-        able: (P,) which pairs may be taken at all.
+        key: (P,) higher for better pairs; equal keys are taken in their order.
+        able: (P,) which pairs may be matched at all.
         rows: (P,) the pairs' tracks.
         columns: (P,) the pairs' boxes.
         n_rows: how many tracks there are.
         n_columns: how many boxes there are.
 
     Returns:
-        The pairs taken, in rising order.
+        The matched pairs, in ascending order.
     """
     allowed = able.nonzero()[0]
     taken: list[int] = []
     if len(allowed) > _MANY:
-        # A pair that shares neither its track nor its box with another one is taken in any order.
+        # Pairs that share neither track nor box with another one can be matched in any order.
         own_rows, own_columns = rows[allowed], columns[allowed]
         alone = np.bincount(own_rows, minlength=n_rows)[own_rows] == 1
         alone &= np.bincount(own_columns, minlength=n_columns)[own_columns] == 1

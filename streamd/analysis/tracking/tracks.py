@@ -1,8 +1,7 @@
 """The tracks of one stream as columns of one matrix.
 
-A row is a quantity, a column a track, so that a batch joins its streams' tracks by one concatenation and all
-arithmetic runs along rows. Everything is float64: ids stay exact up to 2**53.
-"""
+A row is a quantity and a column a track, so one concatenation joins a batch's tracks, and all arithmetic runs along
+rows. Everything is float64: ids stay exact up to 2**53."""
 
 from __future__ import annotations
 
@@ -21,38 +20,39 @@ BOX = slice(0, 4)
 """Centre x and y, width, height in pixels."""
 WIDTH, HEIGHT = 2, 3
 SPEED = slice(4, 8)
-"""Of the four, in pixels a second."""
+"""Velocities of these four, in pixels per second."""
 VARIANCE = slice(8, 14)
-"""Of place, place with speed, and speed; of each first the centre's, then the size's. In squared box heights."""
+"""Variance of the position, covariance of position and velocity, variance of the velocity; each for the centre, then
+for the size. In squared box heights."""
 UNSEEN = 14
 """Observed seconds since the last box."""
 WALL = 15
-"""Seconds by the clock since the last box."""
+"""Elapsed seconds since the last box."""
 ONE = 16
 """Always 1, so that a prediction, constants and all, is one multiplication of matrices."""
 AGE = 17
 """Observed seconds since the first box."""
 MOVING = slice(0, 18)
-"""All that changes with time alone."""
+"""The rows that change with time alone."""
 ID = 18
 """0 while the track is not confirmed."""
 LEADER = 19
 VOTES = 4
 CLASS = slice(LEADER, LEADER + VOTES)
-"""The classes that got most votes, the leader first; -1 where there is none."""
+"""The classes with the most votes, the leader first; -1 for none."""
 LEAD = CLASS.stop
 WEIGHT = slice(LEAD, LEAD + VOTES)
-"""The sum of the scores behind each."""
+"""The sum of the scores of each."""
 ROWS = WEIGHT.stop
 
 ZERO, HALF, UNIT, TWO = (np.array([value]) for value in (0.0, 0.5, 1.0, 2.0))
-"""Constants as arrays: for a few dozen tracks NumPy needs longer to make something of a Python number than to add."""
+"""Constants as arrays: for a few dozen tracks, NumPy takes longer to convert a Python number than to add."""
 
 _NO_TRACKS = np.empty((ROWS, 0))
 
 
 class StreamTracks:
-    """The state of one stream between frames. Made by whoever owns the stream, changed only by `Tracker.step`.
+    """The state of one stream between frames. Created by the owner of the stream, changed only by `Tracker.step`.
 
     Not safe to use from two threads at once.
     """
@@ -60,28 +60,28 @@ class StreamTracks:
     __slots__ = ("height", "ids", "matrix", "roi", "step_s", "time_ns", "width")
 
     def __init__(self, ids: Iterator[int] | None = None) -> None:
-        """Args: ids: where ids come from, above 0 and each once; shared by streams whose ids are to differ."""
+        """Args: ids: source of ids, positive and unique; shared by streams whose ids must differ."""
         self.ids = count(1) if ids is None else ids
         self.matrix: Matrix = _NO_TRACKS
         """(ROWS, tracks)"""
         self.time_ns: int | None = None
-        """Of the last frame; None before the first."""
+        """Time of the last frame; None before the first."""
         self.step_s = 0.0
-        """The last interval between frames that was possible."""
+        """The last valid interval between frames."""
         self.width = 0
         self.height = 0
         self.roi: Box | None = None
 
     def __len__(self) -> int:
-        """How many tracks there are, those not confirmed and those not seen now included."""
+        """Number of tracks, including those not confirmed and those currently not seen."""
         return int(self.matrix.shape[1])
 
     @property
     def active(self) -> int:
-        """How many confirmed tracks were seen in the last frame."""
+        """Number of confirmed tracks seen in the last frame."""
         return int(np.count_nonzero((self.matrix[ID] > 0) & (self.matrix[WALL] == 0)))
 
     def forget(self) -> None:
-        """Drops all tracks; ids go on where they were."""
+        """Drops all tracks; ids continue."""
         self.matrix = _NO_TRACKS
         self.time_ns = None

@@ -27,11 +27,11 @@ def vote(tracks: Matrix, class_id: Matrix, score: Matrix) -> None:
 
 
 def _dissent(tracks: Matrix, columns: npt.NDArray[np.intp], class_id: Matrix, score: Matrix) -> None:
-    """Votes against the leader: rare, so that this may cost more."""
+    """Handles votes against the leader, which are rare: speed matters less here."""
     classes, weights = tracks[CLASS, columns], tracks[WEIGHT, columns]
     wanted, own = class_id[columns], np.arange(len(columns))
     known = classes == wanted
-    # Without a counter of its own the class takes over the smallest, which is never the leader's.
+    # A class without a counter takes over the smallest one, which is never the leader's.
     place = np.where(known.any(axis=0), known.argmax(axis=0), 1 + weights[1:].argmin(axis=0))
     taken_over = classes[place, own] >= 0
     weights[place, own] = weights[place, own] * (known.any(axis=0) | taken_over) + score[columns]
