@@ -1,4 +1,4 @@
-"""What no single field of a zone or line can know: whether its points make a shape, and whether its names exist."""
+"""Checks across the fields of zones and lines: whether their points form a shape, and whether their names exist."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Path_ = tuple[str | int, ...]
 Problem = tuple[Path_, str]
 
 SHORTEST = 1e-3
-"""Least length of a line and least distance of corners, as a share of the picture."""
+"""Least length of a line and least distance of corners, as a fraction of the picture."""
 SMALLEST = 1e-5
-"""Least area of a zone, as a share of the picture: 3 × 3 pixels of 1280 × 720."""
+"""Least area of a zone, as a fraction of the picture: 3 × 3 pixels of 1280 × 720."""
 
 
 def check_rules(
     zones: Sequence[ZoneSettings], lines: Sequence[LineSettings], labels: Sequence[str] | None = None
 ) -> Iterator[Problem]:
-    """What is wrong with the rules of one stream.
+    """Checks the rules of one stream.
 
     Args:
-        zones: of the stream.
-        lines: of the stream.
-        labels: the model's classes in order; None where they are not known yet.
+        zones: zones of the stream.
+        lines: lines of the stream.
+        labels: the model's classes in order; None if they are not known yet.
 
     Yields:
         Each field, as a path that begins with "zones" or "lines", and what is wrong there.
@@ -70,7 +70,7 @@ def _check_common(path: Path_, rule: RuleSettings, labels: Sequence[str] | None)
 def _outside(path: Path_, points: Sequence[Point]) -> Iterator[Problem]:
     for k, (x, y) in enumerate(points):
         if not (0 <= x <= 1 and 0 <= y <= 1):
-            hint = "; points are shares of the picture, not pixels" if max(x, y) > 2 else ""
+            hint = "; points are fractions of the picture, not pixels" if max(x, y) > 2 else ""
             yield (*path, k), f"({x:g}, {y:g}) is outside the picture; expected 0 to 1{hint}"
 
 

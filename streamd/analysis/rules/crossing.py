@@ -1,10 +1,9 @@
-"""One track on its way over one line: from clear on one side to clear on the other.
+"""One track crossing one line: from clear of it on one side to clear of it on the other.
 
-A detector's box jitters, so the side of an anchor that is near a line means little. A track has a home side. Once it is
-seen on the other side, a `Passage` collects evidence until it is decided: the track stayed over there for `settle_s`
-and got clear of the line (a crossing, if its path cut the line between its ends), or it came back. Times at which the
-line was cut are interpolated between the boxes before and after.
-"""
+A detector's boxes jitter, so the side of an anchor near a line means little. A track has a home side. Once it is seen
+on the other side, a `Passage` collects evidence until it is decided: either the track stayed there for `settle_s` and
+got clear of the line (a crossing, if its path intersects the line between its ends), or it came back. The times at
+which the path intersects the line are interpolated between the boxes before and after."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ class Sight(NamedTuple):
 
 
 def sight(frame: TrackedFrame, t: float, box: int) -> Sight:
-    """A box of a frame, to be told in an event."""
+    """A box of a frame, as reported in an event."""
     x1, y1, x2, y2 = frame.xyxy[box].tolist()
     return Sight(t, frame.wall_ns, frame.epoch, frame.seq, (x1, y1, x2, y2), float(frame.score[box]))
 
@@ -55,12 +54,12 @@ class Crossing:
 
 
 class Sights:
-    """The boxes of a frame whose anchors are sound, by number.
+    """The boxes of a frame whose anchors are reliable, by index.
 
     Args:
         frame: the frame.
         t: its time in seconds.
-        boxes: for each of them, which box of the frame it is; None where all are sound.
+        boxes: index of each of them among the frame's boxes; None if all are reliable.
         active: lines whose schedule is on.
     """
 
@@ -68,7 +67,7 @@ class Sights:
         self._frame, self._t, self._boxes, self.active = frame, t, boxes, active
 
     def sight(self, i: int) -> Sight:
-        """Box `i`, to be told in an event."""
+        """Box `i`, as reported in an event."""
         return sight(self._frame, self._t, i if self._boxes is None else int(self._boxes[i]))
 
     def confirmed(self, i: int) -> bool:
@@ -77,63 +76,64 @@ class Sights:
 
 
 class Position(NamedTuple):
-    """The anchor of a track against a line."""
+    """The position of a track's anchor relative to a line."""
 
     t: float
     x: float
     y: float
     off: float
-    """Pixels from the (endless) line, positive on its right."""
+    """Pixels from the (infinite) line, positive on its right."""
 
 
 @dataclass(slots=True)
 class Passage:
-    """Evidence for one track and line, from the first box beyond the line on."""
+    """Evidence for one track and line, starting with the first box beyond the line."""
 
     home: int
     """Side on which the track was settled: -1 left, 1 right."""
     home_clear: bool
-    """It had been clear of the line over there."""
+    """Whether it had been clear of the line on that side."""
     home_last: float
     """Times of the last two boxes on the home side."""
     home_second: float
     settle_s: float
     active: bool = True
-    """The rule's schedule, when the line was cut."""
+    """Whether the rule's schedule was active at the intersection."""
     guess: bool = False
-    """The track may not be the one that it is taken to go on with."""
+    """The track may not continue the one that it is linked to."""
     home_seen: bool = False
-    """Two boxes on the home side within settle_s before the line was cut."""
+    """Whether there were two boxes on the home side within settle_s before the intersection."""
     blind: bool = False
-    """Within settle_s before the line was cut, nobody could look: what came before is not known."""
+    """Whether the stream was unobserved within settle_s before the intersection."""
     handed_on: bool = False
-    """Another track goes on with it."""
+    """Another track continues it."""
     side: int = 0
     """Side of the last box."""
     net: int = 0
-    """Cuts between the ends of the line, away from home minus back."""
+    """Intersections between the ends of the line: those away from the home side minus those back."""
     cut_t: float = NEVER
     held_from: float = NEVER
-    """From when on it counts as staying beyond: the cut, or where that lies in a long gap, the first box after it."""
+    """Time from which it counts as staying beyond: the intersection or, if that lies in a long gap, the first box after
+    it."""
     cut_at: tuple[float, float] = (0.0, 0.0)
     first: Sight | None = None
-    """The first box beyond the line after the last cut."""
+    """The first box beyond the line after the last intersection."""
     back_t: float = NEVER
-    """When it came back, if it did."""
+    """When it came back, or None."""
     beyond: int = 0
-    """Boxes beyond the line within settle_s of the first one. (The cut itself lies somewhere between two boxes: what
-    is within settle_s of it is within settle_s of the box on its side, too.)"""
+    """Boxes beyond the line within settle_s of the first one. (The intersection lies between two boxes: what is within
+    settle_s of it is also within settle_s of the box on its side.)"""
     gap: float = 0.0
-    """Longest time between boxes around the cut."""
+    """Longest time between the boxes around an intersection."""
     clear: bool = False
-    """It has been clear of the line over there."""
+    """Whether it has been clear of the line on the other side."""
     last: float = NEVER
-    """Times of the last two boxes, since the last cut if it is beyond the line."""
+    """Times of the last two boxes; only since the last intersection if it is beyond the line."""
     second: float = NEVER
 
     @property
     def evident(self) -> bool:
-        """True where the crossing was fully observed."""
+        """True if the crossing was fully observed."""
         return (
             self.home_clear
             and self.clear
@@ -146,35 +146,35 @@ class Passage:
 
     @property
     def through(self) -> bool:
-        """True where the path cut the line between its ends, and not past them."""
+        """True if the path intersected the line between its ends."""
         return self.net > 0
 
     @property
     def settled(self) -> bool:
-        """True where the boxes so far show that the track stayed beyond the line and got clear of it."""
+        """True if the boxes so far show that the track stayed beyond the line and got clear of it."""
         return self.side == -self.home and self.clear and self.last - self.held_from >= self.settle_s
 
     @property
     def over(self) -> bool:
-        """True where the track came back and stayed: nothing happened."""
+        """True if the track came back and stayed: there was no crossing."""
         return self.side == self.home and self.last - self.back_t >= self.settle_s
 
     def goes_back(self, cut_t: float) -> bool:
-        """True where a track that returns at `cut_t` had stayed beyond the line for long enough to have crossed it."""
+        """True if a track that returns at `cut_t` had stayed beyond the line for long enough to have crossed it."""
         return self.clear and cut_t - self.held_from >= self.settle_s
 
     def leave(
         self, cut_t: float, cut_at: tuple[float, float], within: bool, before: float, t: float, sight: Sight | None
     ) -> None:
-        """The line is cut away from home.
+        """The path intersects the line away from the home side.
 
         Args:
             cut_t: when, interpolated.
             cut_at: where, in pixels.
             within: between the line's ends.
-            before: time of the box before.
-            t: time of the box now.
-            sight: the box now, if it is known yet.
+            before: time of the previous box.
+            t: time of the current box.
+            sight: the current box, if known.
         """
         self.net += within
         self.side, self.cut_t, self.cut_at, self.first = -self.home, cut_t, cut_at, sight
@@ -185,7 +185,7 @@ class Passage:
         self.last = self.second = NEVER
 
     def stay(self, t: float, clear: bool) -> None:
-        """A box beyond the line, the first one included."""
+        """A box beyond the line, including the first one."""
         if self.last > NEVER and self.last - self.cut_t < self.settle_s:
             self.gap = max(self.gap, t - self.last)
         self.beyond += self.first is not None and t - self.first.t <= self.settle_s
@@ -193,18 +193,18 @@ class Passage:
         self.second, self.last = self.last, t
 
     def come_back(self, cut_t: float, within: bool) -> None:
-        """The line is cut towards home."""
+        """The path intersects the line towards the home side."""
         self.net -= within
         self.side, self.back_t = self.home, cut_t
 
     def at_home(self, t: float, clear: bool) -> None:
-        """A box on the home side, the first one after coming back included."""
+        """A box on the home side, including the first one after coming back."""
         self.home_second, self.home_last, self.last = self.home_last, t, t
         self.home_clear |= clear
 
 
 def cut(before: Position, now: Position) -> tuple[float, float, float]:
-    """When and where the straight way between two positions cuts the line: t, x, y."""
+    """When and where the segment between two positions intersects the line: t, x, y."""
     share = before.off / (before.off - now.off) if before.off != now.off else 1.0
     share = min(max(share, 0.0), 1.0)
     return (

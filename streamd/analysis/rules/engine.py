@@ -1,4 +1,4 @@
-"""The rules engine of one stream: frames with tracks in, events and counters out."""
+"""The rule engine of one stream: takes frames with tracks, returns events and counters."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from streamd.analysis.rules.tracks import CLASS, CONFIRMED, CUT, FIRST, LAST, LI
 from streamd.analysis.rules.watch import WAKE_S, Watch
 
 REMEMBER_S = 60.0
-"""For so long after frames began to come, presences that had ended may be resumed."""
+"""For this long after frames started to arrive, ended presences may be resumed."""
 STATE_VERSION = 1
 
 
 class RuleEngine:
     """Applies the zones and lines of one stream. For one thread.
 
-    Crossings and presences are told by `RuleEvent`s that the methods return, in order. Methods that take the time
+    Methods return crossings and presences as `RuleEvent`s, in order. Methods that take the time
     expect it on the clock of `TrackedFrame.t_ns`.
 
     Args:
         zones: checked by `checks.check_rules`.
         lines: likewise.
         labels: the model's classes in order.
-        new_id: gives each event its id.
-        wall_ns: Unix time from which new counters count.
-        state: what `state` of the predecessor gave. Rules that have changed since then begin anew.
+        new_id: creates the id of each event.
+        wall_ns: Unix time at which new counters start.
+        state: the predecessor's `state`. Rules that have changed since then start from zero.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RuleEngine:
         self._watch = Watch(self._zones)
         self._links = Links(self._tracks)
         self._ended_slots: list[int] = []
-        """Ended tracks that a new one may still go on with."""
+        """Ended tracks that a new one may still continue."""
         self._report: dict[str, Any] | None = None
         if state is not None and state.get("version") == STATE_VERSION:
             self._restore(state)
@@ -71,7 +71,7 @@ class RuleEngine:
     # ------------------------------------------------------------------------------------------------------- frames
 
     def frame(self, frame: TrackedFrame) -> list[RuleEvent]:
-        """Takes the next frame, in capture order.
+        """Processes the next frame, in capture order.
 
         Returns:
             What happened.
@@ -136,7 +136,7 @@ class RuleEngine:
                         group.zones.leave(elder, column)
 
     def _how(self, rule: ZoneRule, row: Any, now: float) -> Change:
-        """How a track got inside."""
+        """How a track got into a zone."""
         if row[FIRST] < now:
             return "resumed" if rule.started == now else "entered"
         if now - max(self._watch.woke, rule.started) <= WAKE_S:
@@ -160,10 +160,10 @@ class RuleEngine:
             self._finish(slot, "lost", moment)
 
     def _finish(self, slot: int, reason: str, moment: Moment) -> None:
-        """A track is gone for good."""
+        """A track has ended for good."""
         row = self._tracks.rows[slot]
         last = float(row[LAST])
-        # Up to the first gap after its last sight it would have been seen if it had come back.
+        # Until the first gap after its last box, it would have been seen if it had come back.
         until = self._watch.until(last, moment.now)
         for group in self._groups:
             for crossing in group.lines.finish(slot, confirmed=bool(row[CONFIRMED]), watched_until=until):
@@ -219,18 +219,19 @@ class RuleEngine:
             )
         )
 
-    # ------------------------------------------------------------------------------------------------ looking or not
+    # ------------------------------------------------------------------------------------------------ outages and
+    # resets
 
     def down(self) -> list[RuleEvent]:
-        """The camera is down: occupancy is stale from its last frame on, until frames have come for a second.
+        """The camera is down: occupancy is stale from its last frame until frames have arrived for a second.
 
-        Tracks are not ended here; the tracker says which it has given up, in the next frame.
+        Tracks are not ended here; the tracker reports in the next frame which ones it has given up.
         """
         self._watch.sleep(self._moment.wall_ns)
         return self._take()
 
     def reset(self, reason: str) -> list[RuleEvent]:
-        """All tracks are void, because a file begins again, the picture changes its size, or the tracker failed.
+        """All tracks are invalid, because a file starts again, the size of the picture changes, or the tracker failed.
 
         Args:
             reason: anything but "lost".
@@ -245,7 +246,7 @@ class RuleEngine:
         self._presences.end_all("unknown", self._moment)
 
     def close(self) -> list[RuleEvent]:
-        """The stream ends or the daemon stops: decides what is under way, ends what is open."""
+        """The stream ends or the daemon stops: decides pending crossings and ends open presences."""
         self._watch.sleep(self._moment.wall_ns)
         self._presences.end_all("stopped", self._moment)
         for slot in self._tracks.alive():
@@ -276,12 +277,12 @@ class RuleEngine:
     # ---------------------------------------------------------------------------------------------- rules and counts
 
     def reload(self, zones: Sequence[ZoneSettings], lines: Sequence[LineSettings], wall_ns: int) -> list[RuleEvent]:
-        """Takes other rules. Those that did not change go on; only events of the others end.
+        """Replaces the rules. Unchanged ones continue; only the events of the others end.
 
         Args:
             zones: all zones from now on.
             lines: all lines from now on.
-            wall_ns: Unix time from which new counters count.
+            wall_ns: Unix time at which new counters start.
         """
         old = {rule.settings: rule for rule in (*self._zones, *self._lines)}
         kept_zones = [old.get(zone) or ZoneRule(zone, self._labels, wall_ns) for zone in zones]
@@ -300,7 +301,7 @@ class RuleEngine:
         return self._take()
 
     def _group(self) -> None:
-        """Sorts the rules by the anchor that they look at."""
+        """Groups the rules by the anchor that they use."""
         slots = len(self._tracks.ids)
         self._groups = []
         for anchor in dict.fromkeys(rule.settings.anchor for rule in (*self._zones, *self._lines)):
@@ -322,9 +323,9 @@ class RuleEngine:
             group.grow(slots)
 
     def counters(self) -> dict[str, Any]:
-        """All counts as plain values, for messages. Shared until something changes: not to be changed by the caller.
+        """All counts as plain values, for messages. Shared until something changes: the caller must not modify them.
 
-        Counts of crossings and presences only grow; `since` is the Unix time at which they began at zero. An
+        Counts of crossings and presences only increase; `since` is the Unix time at which they started from zero. An
         occupancy with `stale` is that of `at`; any other is that of the last frame.
         """
         if self._report is None:
@@ -335,7 +336,7 @@ class RuleEngine:
         return self._report
 
     def state(self) -> dict[str, Any]:
-        """What a successor goes on from, as plain values."""
+        """The state from which a successor continues, as plain values."""
         at_ns = self._moment.wall_ns
         return {
             "version": STATE_VERSION,

@@ -19,15 +19,16 @@ Indices = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.void]
 
 ANCHOR_HEIGHT: dict[Anchor, float] = {"top_center": 0.0, "center": 0.5, "bottom_center": 1.0}
-"""Where on the box the anchor is, from its top (0) to its bottom (1); horizontally it is always the middle."""
+"""Vertical position of the anchor in the box, from its top (0) to its bottom (1); horizontally it is always in the
+middle."""
 EDGES: dict[Anchor, tuple[int, ...]] = {"top_center": (0, 1, 2), "center": (0, 1, 2, 3), "bottom_center": (0, 2, 3)}
-"""Columns of x1, y1, x2, y2 that shift the anchor when they are cut by the edge of the picture."""
+"""Columns of x1, y1, x2, y2 that shift the anchor if the edge of the picture cuts them."""
 TOUCH = 0.003
-"""A box that comes this near to the edge of the picture (in widths or heights of it) is cut by it."""
+"""A box this near to the edge of the picture (as a fraction of its width or height) counts as cut by it."""
 
 
 class Boxes:
-    """The boxes of a frame, and what everybody needs of them.
+    """The boxes of a frame, and values derived from them.
 
     Args:
         xyxy: (N, 4) float32 pixels.
@@ -45,7 +46,7 @@ class Boxes:
 
 
 class Border:
-    """The edge of the part of the picture that is looked at.
+    """The edge of the analysed part of the picture.
 
     Args:
         view: x1, y1, x2, y2 in pixels.
@@ -59,7 +60,7 @@ class Border:
         self._limits = np.array((-left - margin_x, -top - margin_y, right - margin_x, bottom - margin_y))
 
     def touched(self, boxes: Boxes) -> Mask | None:
-        """(N, 4): which sides of each box lie at the edge, in the order x1, y1, x2, y2; None if none does."""
+        """(N, 4): which sides of each box lie at the edge, in the order x1, y1, x2, y2; None if no box has any."""
         hit: Mask = boxes.xyxy * self._OUTWARD >= self._limits
         return hit if np.count_nonzero(hit) else None
 
@@ -77,9 +78,10 @@ def _row(size: int) -> np.dtype[np.void]:
 
 
 def pad_polygons(polygons: Sequence[Sequence[Point]], width: int, height: int) -> Array:
-    """(5, Z, E): x1, y1, dx, dy, y2 of the edges of polygons in 0..1, in pixels; short ones have edges of no length.
+    """(5, Z, E): x1, y1, dx, dy, y2 of the edges of polygons in 0..1, in pixels; polygons with fewer edges are padded
+    with edges of zero length.
 
-    Corners on the edge of the picture are moved out of it, so that a box at the edge is inside.
+    Corners on the edge of the picture are moved outside it, so that a box at the edge is inside.
     """
     count = max((len(p) for p in polygons), default=1)
     out = np.zeros((len(polygons), count, 4))
@@ -103,7 +105,7 @@ def inside(edges: Array, x: Array, y: Array) -> Mask:
         y: (…, 1) pixels.
     """
     x1, y1, dx, dy, y2 = edges
-    # A ray to the right crosses an edge whose ends lie above and below the point, and whose far side the point is on.
+    # A ray to the right crosses an edge if its ends lie above and below the point, and the point is to its left.
     up = y1 <= y
     crossed = dx * (y - y1) > (x - x1) * dy
     crossed ^= ~up
@@ -120,27 +122,27 @@ class Sides:
     """
 
     def __init__(self, edges: Array) -> None:
-        # Edges come first and points last: NumPy is quick along the last axis, and there are more points than edges.
+        # Edges come first and points last: NumPy is fast along the last axis, and there are more points than edges.
         x1, y1, dx, dy, y2 = edges.swapaxes(1, 2)
         self._shape = y1.shape
-        # dx (y - y1) > (x - x1) dy, for all edges as one product.
+        # dx (y - y1) > (x - x1) dy, for all edges in one product.
         self._slopes = np.stack((-dy.ravel(), dx.ravel()), axis=1)
         self._limits = (dx * y1 - dy * x1).reshape(-1, 1)
-        # Each edge ends where the next one begins.
+        # Each edge ends where the next one starts.
         self._corners = np.concatenate((y1, y2[-1:]))[..., None]
 
     def inside(self, points: Array) -> Mask:
         """(N, Z): whether each of (N, 2) points is in each polygon."""
         above = (self._slopes @ points.T > self._limits).reshape(*self._shape, -1)
         up = self._corners <= points[:, 1]
-        # Crossed where the ends are on both sides of the point's height, and the point is to the left of the edge.
+        # A ray crosses an edge if its ends are above and below the point, and the point is to its left.
         crossed = (up[1:] ^ up[:-1]) > (above ^ up[:-1])
         odd: Mask = np.bitwise_xor.reduce(crossed, axis=0).T
         return odd
 
 
 def distance(edges: Sequence[Sequence[float]], x: float, y: float) -> float:
-    """Pixels from a point to the nearest of some edges. For one point: only few are near a border at a time.
+    """Pixels from a point to the nearest of some edges. For one point, since few are near a border at a time.
 
     Args:
         edges: x1, y1, dx, dy of each.
@@ -169,7 +171,8 @@ def iou(a: Sequence[float], boxes: Any) -> Array:
 
 
 def crossing_edges(corners: Sequence[Point]) -> tuple[int, int] | None:
-    """The numbers of the first two edges of a polygon that cross or touch, not counting neighbours; None if simple."""
+    """The numbers of the first two edges of a polygon that cross or touch, except adjacent ones; None if it is
+    simple."""
     a = np.array(corners, np.float64)
     count = len(a)
     if count < 4:

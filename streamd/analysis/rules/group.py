@@ -1,4 +1,4 @@
-"""The zones and lines of a stream that look at the same anchor of the boxes."""
+"""The zones and lines of a stream that use the same anchor of the boxes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from streamd.analysis.rules.zones import Pairs, Zones
 
 
 class Group:
-    """One anchor, and everything that looks at it.
+    """One anchor, and all rules that use it.
 
     Args:
         anchor: which point of the box.
-        zones: rules that look at it.
-        lines: likewise.
+        zones: zones that use it.
+        lines: lines that use it.
         size: width and height of the upright picture in pixels.
-        slots: rows of tracks.
+        slots: number of rows for tracks.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Group:
         self.lines.grow(slots)
 
     def scale(self, width: int, height: int) -> None:
-        """Takes the size of the picture in pixels."""
+        """Sets the size of the picture in pixels."""
         self.zones.scale(width, height)
         self.lines.scale(width, height)
 
     def anchor_of(self, box: Sequence[float]) -> tuple[float, float]:
-        """Where the anchor of a box is, in pixels."""
+        """Position of a box's anchor, in pixels."""
         x1, y1, x2, y2 = box
         return (x1 + x2) / 2, y1 + self._share * (y2 - y1)
 
@@ -66,21 +66,21 @@ class Group:
         boxes: Boxes,
         hits: Mask | None,
     ) -> tuple[list[Crossing], Pairs, Pairs]:
-        """Takes a frame.
+        """Processes a frame.
 
-        An anchor whose box is cut by the edge of the picture is not where the object is. For zones it stays where it
-        last was sound; where it never was, the visible part of the box has to do. Lines do not see such a box at all.
+        If the edge of the picture cuts a box, its anchor is not where the object is. Zones then use the last reliable
+        anchor or, if there is none, that of the visible part of the box. Lines ignore such a box.
 
         Args:
             frame: the frame.
             now: its time in seconds.
-            slots: of its boxes.
+            slots: slots of its boxes.
             index: the same as an array.
             boxes: its boxes.
-            hits: (N, 4) sides of the boxes that are cut, or None where none is.
+            hits: (N, 4) sides of the boxes that are cut, or None if none is.
 
         Returns:
-            Crossings; who came into a zone; who left one.
+            Crossings; boxes that entered a zone; boxes that left one.
         """
         height = boxes.sizes[:, 1]
         anchor = boxes.sums * 0.5
@@ -105,12 +105,12 @@ class Group:
         return (crossings, *self.zones.observe(index, anchor, height))
 
     def rules(self) -> Iterator[tuple[int, ZoneRule | LineRule]]:
-        """All rules with their columns among those of their kind."""
+        """All rules with their column in the state of their kind."""
         yield from enumerate(self.zone_rules)
         yield from enumerate(self.line_rules)
 
     def switch(self, column: int, rule: ZoneRule | LineRule) -> None:
-        """The schedule of a rule has begun or ended."""
+        """The schedule of a rule has become active or inactive."""
         if isinstance(rule, LineRule):
             self.lines_on[column] = rule.on
         else:
@@ -122,7 +122,7 @@ class Group:
         self.lines.forget(slot)
 
     def take_over(self, old: Group) -> None:
-        """After a reload: takes the state of the rules that did not change from the group with the same anchor."""
+        """After a reload: adopts the state of unchanged rules from the group with the same anchor."""
         self.lines.state[:, :PATH] = old.lines.state[:, :PATH]
         self.lines.guessed = dict(old.lines.guessed)
         for column, line in enumerate(self.line_rules):

@@ -1,4 +1,4 @@
-"""All lines of a stream that look at the same anchor, for all its tracks at once."""
+"""All lines of a stream that use the same anchor, for all its tracks at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from streamd.analysis.rules.settings import LineSettings
 
 X, Y, T, T2 = range(4)
 PATH = 4
-"""First columns of the state: the last anchor, its time and that of the one before, in seconds; NEVER where there is
-none. Then, for each line: signed pixels from it at the last anchor; the home side; more than 0 where the track has been
-clear of the line on that side."""
+"""First columns of the state: the last anchor, its time and that of the previous one, in seconds; NEVER if there is
+none. Then, for each line: signed pixels from it at the last anchor; the home side; above 0 if the track has been clear
+of the line on that side."""
 
 
 class Lines:
@@ -25,7 +25,7 @@ class Lines:
         settings: the lines.
         width: of the upright picture, in pixels.
         height: likewise.
-        size: slots.
+        size: number of slots.
     """
 
     def __init__(self, settings: Sequence[LineSettings], width: int, height: int, size: int) -> None:
@@ -38,18 +38,18 @@ class Lines:
         self._items = as_rows(self.state)
         self.passages: dict[tuple[int, int], Passage] = {}
         self.bridges: dict[tuple[int, int], Passage] = {}
-        """Passages between the last box of a lost track and the first of the one that goes on with it."""
+        """Passages between the last box of a lost track and the first of the one that continues it."""
         self.woke = NEVER
-        """Since when frames have come without a gap of more than a second, in seconds."""
+        """Time since which frames have arrived without a gap of more than a second, in seconds."""
         self.guessed: dict[int, float] = {}
-        """Since when a track goes on with what may be another one's."""
+        """Time since which a track continues one that may be a different object's."""
         self._own_since: dict[tuple[int, int], float] = {}
-        """For tracks and lines with a bridge: boxes before are those of the lost track."""
+        """For tracks and lines with a bridge: earlier boxes are those of the lost track."""
         self._band = np.array([line.hysteresis for line in self.settings])
         self.scale(width, height)
 
     def scale(self, width: int, height: int) -> None:
-        """Takes the size of the picture in pixels."""
+        """Sets the size of the picture in pixels."""
         ends = np.array([line.points for line in self.settings], np.float64).reshape(-1, 2, 2) * (width, height)
         self._start, along = ends[:, 0], ends[:, 1] - ends[:, 0]
         length = np.sqrt((along**2).sum(axis=1))
@@ -67,18 +67,18 @@ class Lines:
     def observe(
         self, t: float, slots: Sequence[int], index: Indices, anchor: Array, height: Array, sights: Sights
     ) -> list[Crossing]:
-        """Takes the anchors of the tracks that were seen with a sound one.
+        """Processes the anchors of the tracks that were seen with a reliable one.
 
         Args:
             t: seconds.
-            slots: of the tracks, (N,).
+            slots: (N,) slots of the tracks.
             index: the same as an array.
             anchor: (N, 2) pixels.
             height: (N,) heights of the boxes in pixels.
-            sights: gives the `Sight` of box i, its track's confirmation, and which lines are active.
+            sights: provides the `Sight` of box i, whether its track is confirmed, and which lines are active.
 
         Returns:
-            Crossings that are decided now.
+            Crossings that this frame has decided.
         """
         found: list[Crossing] = []
         state = self.state.take(index, axis=0)
@@ -115,13 +115,13 @@ class Lines:
         height: Array,
         sights: Sights,
     ) -> list[Crossing]:
-        """Takes the frame for what is under way or begins now.
+        """Processes the frame for pending passages and those that start now.
 
         Args:
             off: (N, L) pixels from each line.
-            state: rows of the state; path and pixels are still those of the frame before, home sides may be changed.
-            beyond: (N, L) True where a track is not on its home side.
-            height: (N,) of the boxes in pixels.
+            state: rows of the state; path and pixels are still those of the previous frame, home sides may be changed.
+            beyond: (N, L) True if a track is not on its home side.
+            height: (N,) heights of the boxes in pixels.
         """
         found: list[Crossing] = []
         boxes, lines = beyond.nonzero()
@@ -142,7 +142,7 @@ class Lines:
         return found
 
     def _bridges(self, t: float, slots: Sequence[int], off: Array, height: Array, sights: Sights) -> list[Crossing]:
-        """Takes the frame for passages from one track to another."""
+        """Processes the frame for passages from one track to another."""
         found: list[Crossing] = []
         seen = {slot: i for i, slot in enumerate(slots)}
         for key, bridge in list(self.bridges.items()):
@@ -150,7 +150,7 @@ class Lines:
                 continue
             beyond = float(off[i, key[1]]) * bridge.side
             if beyond < 0:
-                # It comes from over there more likely than that it turned just when it was lost.
+                # It is more likely that it came from the other side than that it turned just when it was lost.
                 del self.bridges[key]
                 continue
             if bridge.first is None:
@@ -194,7 +194,7 @@ class Lines:
             cut_t, x, y = cut(before, now)
             within = self._within(line, x, y)
             if side == passage.home and passage.goes_back(cut_t):
-                # Most likely it stayed for long enough to have crossed and came back, but nobody saw it do so.
+                # Most likely it stayed for long enough to have crossed and came back, but this was not observed.
                 self._decide(key, passage, row, found, confirmed=sights.confirmed(i), held=False)
                 passage = self.passages[key] = Passage(
                     home=-side,
@@ -221,7 +221,7 @@ class Lines:
             self._decide(key, passage, row, found, confirmed=True)
 
     def _within(self, line: int, x: float, y: float) -> bool:
-        """Whether a point on the endless line is between its ends."""
+        """Whether a point on the infinite line is between its ends."""
         (x0, y0), (along_x, along_y) = self._start[line], self._along[line]
         return bool(0 <= (x - x0) * along_x + (y - y0) * along_y <= 1)
 
@@ -235,7 +235,7 @@ class Lines:
         confirmed: bool,
         held: bool = True,
     ) -> None:
-        """The track has crossed, or went past the line's ends; either way its home is the other side from now on."""
+        """The track has crossed, or passed beyond the line's ends; either way, the other side is now its home side."""
         line = key[1]
         row[self.home][line] = -passage.home
         row[self.clear][line] = passage.clear
@@ -249,12 +249,12 @@ class Lines:
             found.append(Crossing(key[1], key[0], passage.home < 0, certain, passage.active, t, at, first))
 
     def finish(self, slot: int, *, confirmed: bool, watched_until: float) -> list[Crossing]:
-        """A track has ended. What it had begun is decided by what was seen of it.
+        """A track has ended. Its pending passages are decided by what was seen.
 
         Args:
-            slot: of the track.
-            confirmed: it was confirmed.
-            watched_until: up to when, in seconds, it would have been seen if it had been there.
+            slot: slot of the track.
+            confirmed: whether it was confirmed.
+            watched_until: time, in seconds, until which it would have been seen if it had been there.
         """
         found: list[Crossing] = []
         for key, passage in [(k, p) for k, p in self.passages.items() if k[0] == slot]:
@@ -269,7 +269,7 @@ class Lines:
         return found
 
     def forget(self, slot: int) -> None:
-        """A slot is free, or what is known of it is void: its track is met anew."""
+        """A slot is free, or its state is invalid: its track starts from zero."""
         self.state[slot] = 0
         self.state[slot, T : T2 + 1] = NEVER
         self.guessed.pop(slot, None)
@@ -280,15 +280,15 @@ class Lines:
     def inherit(
         self, slot: int, heir: int, anchor: tuple[float, float], height: float, t: float, *, sure: bool
     ) -> None:
-        """A new track goes on where another one was lost.
+        """A new track continues a lost one.
 
         Args:
-            slot: of the one that is lost; what is known of it is kept, it may be seen again.
-            heir: of the new one.
-            anchor: of its first box, in pixels.
-            height: of that box, in pixels.
+            slot: slot of the lost track; its state is kept, since it may be seen again.
+            heir: slot of the new track.
+            anchor: anchor of its first box, in pixels.
+            height: height of that box, in pixels.
             t: seconds.
-            sure: False where it is a guess: what rests on it is uncertain.
+            sure: False if it is a guess, which makes crossings that depend on it uncertain.
         """
         row = self.state[heir]
         row[:] = self.state[slot]
@@ -304,7 +304,7 @@ class Lines:
                 heirs.handed_on = False
                 heirs.guess |= not sure
             elif passage is not None:
-                # What the lost track did is evident; the new one may be somebody who comes the other way.
+                # It is known what the lost track did; the new one may be another object that comes the other way.
                 self._meet(heir, line, t, float(off[line]))
             elif away < -height * self._band[line]:
                 bridge = self._begin(slot, line, row)
@@ -316,18 +316,18 @@ class Lines:
                 self._meet(heir, line, t, float(off[line]))
 
     def _meet(self, slot: int, line: int, t: float, off: float) -> None:
-        """Whatever a track does from now on, it does from the side on which it is."""
+        """Makes the side on which a track is its home side."""
         row = self.state[slot]
         self._own_since[slot, line] = t
         row[self.home][line] = np.sign(off)
         row[self.clear][line] = 0
 
     def disown(self, slot: int, heir: int, first: float) -> None:
-        """The track that another one was taken to go on with was seen again.
+        """The track that another one was assumed to continue was seen again.
 
         Args:
-            slot: of the track.
-            heir: slot of the other one: only what it was seen doing itself counts.
+            slot: slot of the track.
+            heir: slot of the other one, for which only its own boxes count from now on.
             first: when it was first seen, in seconds.
         """
         self.guessed.pop(heir, None)
@@ -352,7 +352,7 @@ class Lines:
             row[T2] = NEVER
 
     def settle(self, slot: int, line: int) -> None:
-        """The heir of a track has crossed a line: if the track is seen again, it has not done so as well."""
+        """The heir of a track has crossed a line: if the track is seen again, the crossing is not counted twice."""
         passage = self.passages.get((slot, line))
         if passage is not None and not passage.handed_on:
             return
@@ -360,7 +360,7 @@ class Lines:
         self.passages.pop((slot, line), None)
 
     def take_over(self, old: Lines, column: int, of: int) -> None:
-        """Takes the state of line `of` of the lines before a reload for `column`."""
+        """Adopts the state of line `of` from before a reload for `column`."""
         for new, was in ((self.off, old.off), (self.home, old.home), (self.clear, old.clear)):
             self.state[:, new][:, column] = old.state[:, was][:, of]
         for (slot, line), passage in old.passages.items():

@@ -1,4 +1,4 @@
-"""Tracks that go on with others: the tracker gave an object a new id, often just where boxes overlap or turn."""
+"""Links between tracks: the tracker gave an object a new id, often just where boxes overlap or turn."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from streamd.analysis.rules.tracks import FIRST, FRAME, X1, Y2, Tracks
 
 
 class Links:
-    """Which new track goes on with which unseen one. Both are kept until one ends or the old one is seen again.
+    """Which new track continues which unseen one. A link is kept until one of them ends or the old one is seen again.
 
     Args:
-        tracks: of the stream.
+        tracks: tracks of the stream.
     """
 
     def __init__(self, tracks: Tracks) -> None:
@@ -23,13 +23,13 @@ class Links:
         """The other way round."""
 
     def find(self, born: Sequence[int], groups: Sequence[Group], now: float, number: int) -> None:
-        """Finds out which of the new tracks go on with one that was lost.
+        """Determines which of the new tracks continue a lost one.
 
         Args:
             born: slots of the new tracks.
-            groups: whose lines the new tracks go on with.
+            groups: their lines' state is passed on to the new tracks.
             now: seconds.
-            number: of the frame.
+            number: number of the frame.
         """
         unseen = [slot for slot in self._tracks.unseen(now, number) if slot not in self.heir]
         if not unseen:
@@ -56,7 +56,7 @@ class Links:
                     group.lines.disown(elder, heir, float(rows[heir, FIRST]))
 
     def forget(self, slot: int) -> None:
-        """A track is gone for good."""
+        """A track has ended for good."""
         if (elder := self.elder.pop(slot, None)) is not None:
             del self.heir[elder]
         if (heir := self.heir.pop(slot, None)) is not None:

@@ -1,4 +1,4 @@
-"""Presences: an object in a zone from its coming in to its leaving, over lost tracks, changed ids and outages."""
+"""Presences: an object in a zone from entering to leaving, across lost tracks, changed ids and outages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from streamd.analysis.rules.tracks import CLASS, CONFIRMED, CUT, REF_T, SEEN, X1
 from streamd.analysis.rules.zones import NEVER
 
 SAME_PLACE = 0.4
-"""Overlap (IoU) from which on a box that comes back is taken for the object that was there."""
+"""Least overlap (IoU) at which a box is assumed to be the object that was there before."""
 RETRY_S = 0.2
-"""How soon to look again at a track that is of another class, or stationary."""
+"""How soon to check a track again that is of another class, or stationary."""
 MOVED = 0.5
 """A stationary object moves once its centre is this many sizes (root of its box's area) from where it stood."""
 
 REMEMBERED = 256
-"""Presences at most that may be resumed: where outages follow each other, most never are."""
+"""Largest number of presences that may be resumed: with frequent outages, most never are."""
 
 Box = tuple[float, float, float, float]
 
@@ -36,30 +36,30 @@ class Presence:
     """When it was first inside."""
     track: int
     seen_base: float
-    """What its track had been observed for when it came in, in seconds, less what came before this track."""
+    """Observed seconds of its track when it entered, minus those of earlier tracks."""
     sight: Sight
-    """The last one of its track; kept up to date only where the track is gone."""
+    """The last values of its track; updated only once the track has ended."""
     class_id: int = -1
     label: str = ""
     begun: bool = False
-    """It is counted."""
+    """Whether it is counted."""
     id: str | None = None
-    """Of its event; None where none is told, because of cooldown_s."""
+    """Id of its event; None if cooldown_s suppressed it."""
     before_s: float = 0.0
-    """Dwell that it has from the event that it resumes."""
+    """Dwell time from the event that it resumes."""
     before_observed_s: float = 0.0
     previous: str | None = None
     loitering: bool = False
     still_at: tuple[float, float] | None = None
-    """Centre of its box, where it is stationary."""
+    """Centre of its box if it is stationary."""
 
     def observed(self, seen: float) -> float:
-        """Observed seconds, when its track has been observed for `seen`."""
+        """Observed seconds, once its track has been observed for `seen`."""
         return seen - self.seen_base + self.before_observed_s
 
 
 class Lost(NamedTuple):
-    """A presence whose track is gone, or that has ended, and which may be taken up again."""
+    """A presence that has ended, or whose track has, and that may be continued."""
 
     presence: Presence
     observed_s: float
@@ -69,7 +69,7 @@ class Lost(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """A presence that ended because nobody could look, for the one that resumes it."""
+    """A presence that ended because of an outage, for the one that resumes it."""
 
     zone: str
     class_id: int
@@ -89,12 +89,12 @@ def _center(box: Sequence[float]) -> tuple[float, float]:
 
 
 class Presences:
-    """All presences of a stream, and what is told of them.
+    """All presences of a stream, and their events.
 
     Args:
         tracks: of the stream.
         labels: the model's classes.
-        new_id: gives ids of events.
+        new_id: creates ids of events.
     """
 
     def __init__(self, tracks: Tracks, labels: Sequence[str], new_id: Callable[[], str]) -> None:
@@ -102,17 +102,17 @@ class Presences:
         self.open: dict[tuple[int, ZoneRule], Presence] = {}
         """By slot and zone."""
         self.waiting: list[Lost] = []
-        """Stationary objects whose track was lost; another may begin in the same place."""
+        """Stationary objects whose track was lost; another may start in the same place."""
         self.memory: list[Memory] = []
         self.events: list[RuleEvent] = []
         self.changed = False
-        """Counts are not what they were."""
+        """Whether counts have changed."""
         self.size = (1, 1)
-        """Of the picture, in pixels."""
+        """Size of the picture, in pixels."""
         self._tracks, self._new_id = tracks, new_id
 
     def came(self, slot: int, rule: ZoneRule, how: Change, moment: Moment) -> float:
-        """A track is inside from now on.
+        """A track has entered.
 
         Returns:
             When to call `due`, in seconds.
@@ -129,16 +129,16 @@ class Presences:
             self._end(presence, "exited", sight, self._observed(presence, slot), moment)
 
     def due(self, slot: int, rule: ZoneRule, elder: int | None, moment: Moment) -> float:
-        """Tells what there is to tell of a track that is inside and in sight.
+        """Creates the events that are due for a track that is inside and visible.
 
         Args:
             slot: of the track.
             rule: the zone.
-            elder: slot of the unseen track that this one goes on with, if any.
+            elder: slot of the unseen track that this one continues, if any.
             moment: now.
 
         Returns:
-            When to look again, in seconds.
+            When to check again, in seconds.
         """
         presence = self.open.get((slot, rule))
         if presence is None:
@@ -179,7 +179,7 @@ class Presences:
         return presence.observed(float(self._tracks.rows[slot, SEEN]))
 
     def _begin(self, fresh: Presence, slot: int, class_id: int, elder: int | None, moment: Moment) -> Presence:
-        """Takes up a presence that fits, or begins a new one."""
+        """Continues a presence that fits, or starts a new one."""
         rule = fresh.rule
         row = self._tracks.rows[slot]
         box = row[X1 : Y2 + 1].tolist()
@@ -197,7 +197,7 @@ class Presences:
                     self.waiting.remove(old)
         if old is not None:
             presence = old.presence
-            # What the new track was observed for since it came in counts, the time between the tracks does not.
+            # The new track's observed time since it entered counts; the time between the tracks does not.
             presence.before_observed_s, presence.seen_base = old.observed_s, fresh.seen_base
             presence.track = fresh.track
             self.open[slot, rule] = presence
@@ -245,7 +245,7 @@ class Presences:
         if reason != "lost":
             self._end(presence, "unknown", sight, observed, moment)
         elif self._tracks.rows[slot, CUT]:
-            # Last seen at the edge of the picture: it went out of it.
+            # Last seen at the edge of the picture, so it has left the picture.
             self._end(presence, "exited", sight, observed, moment)
         elif presence.begun and presence.still_at is not None:
             presence.sight = sight
@@ -254,7 +254,7 @@ class Presences:
             self._end(presence, "vanished", sight, observed, moment)
 
     def expire(self, moment: Moment) -> None:
-        """Ends what waited in vain for another track."""
+        """Ends presences that waited in vain for another track."""
         for lost in [w for w in self.waiting if moment.now - w.t > w.presence.rule.settings.stationary_s]:
             self.waiting.remove(lost)
             self._end(lost.presence, "vanished", lost.presence.sight, lost.observed_s, moment)
@@ -278,7 +278,7 @@ class Presences:
         return keys
 
     def remember(self, moment: Moment) -> list[Memory]:
-        """What is open, for a successor."""
+        """The open presences, for a successor."""
         out = list(self.memory)
         for (slot, _), presence in self.open.items():
             if presence.begun:
@@ -340,7 +340,7 @@ class Presences:
     ) -> None:
         assert presence.id is not None
         dwell_s = sight.t - presence.came.t + presence.before_s
-        # A begin tells of the time when the object came in, which lies before what was observed of it since.
+        # A begin reports the time at which the object entered, which is before the current frame.
         observed_s = min(observed_s, dwell_s)
         self.events.append(
             RuleEvent(

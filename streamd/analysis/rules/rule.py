@@ -1,4 +1,4 @@
-"""One zone or line at work: whom it wants, when it is on, what it has counted."""
+"""One zone or line in operation: its classes, its schedule, its counters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Counts = dict[str, int]
 
 
 def label_of(labels: Sequence[str], class_id: int) -> str:
-    """A class in words, or its number where it has no name."""
+    """Name of a class, or its number if it has no name."""
     return labels[class_id] if 0 <= class_id < len(labels) else str(class_id)
 
 
@@ -21,9 +21,9 @@ class Rule:
     """What zones and lines have in common.
 
     Args:
-        settings: of the rule.
+        settings: settings of the rule.
         labels: the model's classes in order.
-        wall_ns: Unix time from which it counts.
+        wall_ns: Unix time at which counting starts.
     """
 
     def __init__(self, settings: RuleSettings, labels: Sequence[str], wall_ns: int) -> None:
@@ -31,11 +31,11 @@ class Rule:
         self.since_ns = wall_ns
         self.schedule = Schedule(settings.schedule) if settings.schedule is not None else None
         self.on = True
-        """The schedule, by the last frame."""
+        """Whether the schedule was active at the last frame."""
         self.kept_back: Counter[str] = Counter()
-        """What was counted without an event since the last one."""
+        """Counts without an event since the last one."""
         self.suppressed = 0
-        """Events that cooldown_s kept back."""
+        """Number of events that cooldown_s suppressed."""
         self.settings = settings
         self._wanted: frozenset[int] | None = None
         if settings.classes is not None:
@@ -48,7 +48,7 @@ class Rule:
         return self._wanted is None or class_id in self._wanted
 
     def may_tell(self, now: float) -> bool:
-        """True where an event may begin; the next one then has to wait for cooldown_s."""
+        """True if an event may begin; the next one then has to wait for cooldown_s."""
         if now < self._quiet_until:
             self.suppressed += 1
             return False
@@ -57,7 +57,7 @@ class Rule:
         return True
 
     def settle(self, counts: Counts) -> Counts:
-        """`counts` of an event with what was kept back before it."""
+        """`counts` of an event, plus those held back before it."""
         if not self.kept_back:
             return counts
         total = dict(self.kept_back + Counter(counts))
@@ -66,11 +66,11 @@ class Rule:
 
     @property
     def fingerprint(self) -> str:
-        """The same for rules that are the same."""
+        """Equal for identical rules."""
         return self.settings.model_dump_json()
 
     def state(self) -> dict[str, Any]:
-        """What a successor goes on counting from."""
+        """The counters from which a successor continues."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -80,7 +80,7 @@ class Rule:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state` gave."""
+        """Restores what `state` returned."""
         self.since_ns = int(state["since_ns"])
         self.kept_back = Counter({str(k): int(v) for k, v in state["kept_back"].items()})
         self.suppressed = int(state["suppressed"])
@@ -100,9 +100,9 @@ class LineRule(Rule):
         self.crossings: dict[str, Counter[str]] = {way: Counter() for way in settings.directions}
         """By direction and label."""
         self.uncertain: dict[str, Counter[str]] = {way: Counter() for way in settings.directions}
-        """Not in `crossings`."""
+        """Crossings that were not fully observed; not in `crossings`."""
         self.unobserved_s = 0.0
-        """Seconds in gaps of more than a second between frames: what crossed then is in no count."""
+        """Seconds in gaps of more than a second between frames: crossings in them are in no counter."""
 
     def report(self) -> dict[str, Any]:
         """For messages."""
@@ -131,7 +131,7 @@ class LineRule(Rule):
 
 
 class ZoneRule(Rule):
-    """A zone and who is in it."""
+    """A zone and its occupancy."""
 
     settings: ZoneSettings
 
@@ -143,30 +143,30 @@ class ZoneRule(Rule):
         self.dwell: dict[str, float] = {}
         """Seconds of all ended presences, by label."""
         self.inside: Counter[str] = Counter()
-        """Now, by label."""
+        """Number of objects inside now, by label."""
         self.known: Counts | None = None
-        """What `inside` was when it was last known; None where it never was."""
+        """The last known `inside`; None if it never was known."""
         self.known_ns = 0
         """Unix time of that."""
         self.stale = True
-        """Nobody can know who is inside now: the camera is down or not watched for long enough, or the schedule is
-        off."""
+        """The occupancy is unknown: the camera is down or has not been observed for long enough, or the schedule is
+        inactive."""
         self.started = float("-inf")
-        """Since when it has been looking, in seconds: start, reload, schedule."""
+        """Time since which it has been active, in seconds: start, reload, schedule."""
         self.wake_at = float("inf")
-        """When it will know who is inside, in seconds."""
+        """Time at which the occupancy will be known, in seconds."""
 
     def lose(self, wall_ns: int) -> None:
-        """From now on nobody can know who is inside; what was known at this Unix time stays."""
+        """The occupancy becomes unknown; what was known at this Unix time is kept."""
         if not self.stale:
             self.stale, self.known, self.known_ns = True, self.occupancy(), wall_ns
 
     def occupancy(self) -> Counts | None:
-        """Who is inside by label, or was when it was last known; None where it never was."""
+        """The occupancy by label, or the last known one; None if it never was known."""
         return self.known if self.stale else {label: n for label, n in self.inside.items() if n}
 
     def report(self) -> dict[str, Any]:
-        """For messages. `at` is there where the occupancy is stale: the Unix time at which it was known."""
+        """For messages. If the occupancy is stale, `at` is the Unix time at which it was known."""
         known = self.occupancy()
         out = {
             "since": self.since_ns / 1e9,

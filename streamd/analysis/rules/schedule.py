@@ -1,4 +1,4 @@
-"""Whether a rule is active at a time. Hours are those that the clock on the wall shows, daylight saving included."""
+"""Whether a rule is active at a time. Hours are local time, including daylight saving."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _MINUTE_NS = 60_000_000_000
 
 
 def zone_problem(name: str) -> str | None:
-    """What is wrong with the name of a time zone; None if nothing."""
+    """What is wrong with the name of a time zone; None if it is valid."""
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        return f"there is no time zone {name}; expected an IANA name as Europe/Berlin (from the package tzdata)"
+        return f"there is no time zone {name}; expected an IANA name such as Europe/Berlin (from the package tzdata)"
     return None
 
 
@@ -28,8 +28,8 @@ def _minutes(clock: str) -> int:
 class Schedule:
     """Tells whether a rule is active.
 
-    The time is turned into local time first and compared as hours and minutes. So an hour that the clocks skip in
-    spring is active for no time, and one that they repeat in autumn is active twice.
+    The time is turned into local time first and compared as hours and minutes. An hour that is skipped in spring is
+    therefore never active, and one that is repeated in autumn is active twice.
 
     Args:
         settings: the hours.
@@ -54,7 +54,7 @@ class Schedule:
         self._answer = False
 
     def active(self, wall_ns: int) -> bool:
-        """True where the rule is active at this Unix time. Cheap: it is worked out once a minute."""
+        """True if the rule is active at this Unix time. Cheap: it is computed once a minute."""
         minute = wall_ns // _MINUTE_NS
         if minute != self._minute:
             self._minute = minute

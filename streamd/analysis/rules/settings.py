@@ -55,7 +55,7 @@ class RuleSettings(Settings):
 
 
 class ZoneSettings(RuleSettings):
-    """A polygon of the picture: who is in it, since when, for how long."""
+    """A polygon of the picture: which objects are in it, since when, and for how long."""
 
     points: tuple[Point, ...] = Field(
         max_length=128, description="Corners x, y in 0..1 of the upright picture, in order; at least three."
@@ -79,13 +79,13 @@ class ZoneSettings(RuleSettings):
         10.0,
         gt=0,
         le=86_400,
-        description="An object that has not moved for so many seconds is stationary; when its track is lost and one "
+        description="An object that has not moved for this many seconds is stationary; if its track is lost and one "
         "begins in the same place within so many seconds, it is the same object.",
     )
 
 
 class LineSettings(RuleSettings):
-    """A line across the picture: who crosses it, and which way."""
+    """A line across the picture: which objects cross it, and in which direction."""
 
     points: tuple[Point, ...] = Field(max_length=2, description="Both ends, x, y in 0..1 of the upright picture.")
     directions: tuple[Name, Name] = Field(

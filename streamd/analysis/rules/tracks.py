@@ -1,4 +1,4 @@
-"""What is remembered of each track of a stream: one row of an array a track, no object."""
+"""The state of each track of a stream: one row of an array per track."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from streamd.analysis.rules.geometry import Array, Boxes, Indices, Mask, as_rows
 (LAST, FRAME, EPOCH, SEQ, FIRST, SEEN, CONFIRMED, SCORE, CLASS, CUT, X1, Y1, X2, Y2, REF_X, REF_Y, REF_T, OLD_X, OLD_Y,
  OLD_T) = range(20)  # fmt: skip
 COLUMNS = 20
-"""Of the last frame it was in: seconds, number, epoch, seq. Seconds of the first sight, and of all observed time.
-Confirmed; score; class; 1 where the last box touched the edge of the picture; the box. Where and since when it has been
-standing, and the same of the place before; these are sums of two corners, twice the centre."""
+"""The last frame it was in: seconds, number, epoch, seq. Time of the first box, and observed time, in seconds.
+Confirmed; score; class; 1 if the last box touched the edge of the picture; the box. Where and since when it has been
+standing, and the same for the previous place, as sums of two corners (twice the centre)."""
 
 STILL = 0.25
-"""An object stands while its centre stays within this many sizes (root of the box's area) of where it was."""
+"""An object stands while its centre stays within this many sizes (square root of the box's area) of where it was."""
 STEP_S = 0.1
-"""How often that is looked at."""
+"""How often that is checked."""
 LINK_S = 2.0
-"""For so long a track that is not seen may go on as another one that begins."""
+"""Longest time after which a new track may continue one that is no longer seen."""
 SURE_S = 0.4
-"""For so long that is no guess."""
+"""Up to this time, that is not a guess."""
 
 
 class Moment(NamedTuple):
-    """Now, on all clocks."""
+    """The current time, on all clocks."""
 
     now: float
     """Seconds since `base_ns`."""
@@ -37,7 +37,7 @@ class Moment(NamedTuple):
     base_ns: int
 
     def wall(self, t: float) -> int:
-        """Unix nanoseconds of a time in seconds that is not long past."""
+        """Unix nanoseconds of a recent time in seconds."""
         return self.wall_ns - round((self.now - t) * 1e9)
 
     def ns(self, t: float) -> int:
@@ -46,7 +46,7 @@ class Moment(NamedTuple):
 
 
 class Tracks:
-    """Rows of all tracks that are alive or not forgotten yet.
+    """Rows of all tracks that are active or not forgotten yet.
 
     Args:
         grown: called with the new number of rows when there are more.
@@ -77,7 +77,7 @@ class Tracks:
 
     def free(self, slot: int) -> None:
         """Forgets a track."""
-        # The id may already belong to a track that began anew under it.
+        # The id may already belong to a newer track.
         if self.slot_of.get(self.ids[slot]) == slot:
             del self.slot_of[self.ids[slot]]
         self.ids[slot] = -1
@@ -85,21 +85,21 @@ class Tracks:
         self._free.append(slot)
 
     def alive(self) -> list[int]:
-        """Slots of all tracks that are not forgotten."""
+        """Slots of all tracks not forgotten yet."""
         return [slot for slot, track in enumerate(self.ids) if track != -1]
 
     def step(
         self, frame: TrackedFrame, boxes: Boxes, cut: Mask | None, now: float, number: int, before: float
     ) -> tuple[list[int], Indices, Array, list[int]]:
-        """Takes the boxes of a frame in.
+        """Processes the boxes of a frame.
 
         Args:
             frame: the frame.
             boxes: its boxes.
-            cut: (N,) True where a box touches the edge; None where none does.
+            cut: (N,) True if a box touches the edge; None if none does.
             now: its time in seconds.
             number: counts frames.
-            before: the time of the frame before, in seconds.
+            before: the time of the previous frame, in seconds.
 
         Returns:
             The slot of each box, as a list and as an array; the rows; indices of the boxes whose tracks are new.
@@ -137,7 +137,7 @@ class Tracks:
         return slots, index, rows, born
 
     def _moved(self, rows: Array, boxes: Boxes, now: float) -> None:
-        """Notes a new place for what has left the one where it stood."""
+        """Records a new place for objects that have left the one where they stood."""
         away = boxes.sums - rows[:, REF_X : REF_Y + 1]
         away *= away
         moved = away[:, 0] + away[:, 1] > boxes.sizes[:, 0] * boxes.sizes[:, 1] * (4 * STILL * STILL)
@@ -154,7 +154,7 @@ class Tracks:
         return Sight(row[LAST], wall_ns, int(row[EPOCH]), int(row[SEQ]), (x1, y1, x2, y2), row[SCORE])
 
     def unseen(self, now: float, number: int) -> list[int]:
-        """Slots of tracks that are not in frame `number`, but were seen a short time before."""
+        """Slots of tracks that are not in frame `number`, but were seen shortly before."""
         rows = self.rows
         found: list[int] = np.nonzero(
             (rows[:, FRAME] > 0) & (rows[:, FRAME] < number) & (rows[:, LAST] >= now - LINK_S)
@@ -162,17 +162,17 @@ class Tracks:
         return found
 
     def predecessor(self, slot: int, unseen: list[int], now: float) -> tuple[int, bool] | None:
-        """Which of the tracks that are not seen a new one goes on with.
+        """Determines which unseen track a new one continues.
 
-        The box of each is moved by its velocity to now; near enough is what lies within half a height and as much
-        again a second, or overlaps by half.
+        The box of each is extrapolated to now by its velocity. A box is near enough if it lies within half a height
+        plus half a height per second, or overlaps by half.
 
         Returns:
-            Its slot, and whether it is beyond doubt: the only one that fits, near, and just lost. None if none fits.
+            Its slot, and whether it is certain: the only one that fits, near, and just lost. None if none fits.
         """
         row, rows = self.rows[slot], self.rows[unseen]
         elapsed = now - rows[:, LAST]
-        # Its velocity is what it moved since it last stood elsewhere, a quarter to half of its size away.
+        # Its velocity is derived from its movement since it last stood elsewhere, a quarter to half of its size away.
         center = (rows[:, X1:X2] + rows[:, X2 : Y2 + 1]) * 0.5
         moved = center - rows[:, OLD_X : OLD_Y + 1] * 0.5
         center += moved * (elapsed / np.maximum(rows[:, LAST] - rows[:, OLD_T], 0.1))[:, None]
@@ -187,6 +187,6 @@ class Tracks:
         if not len(found):
             return None
         best = found[np.argmin(off[found])]
-        # Another one that fits makes it a guess, unless it is much farther away.
+        # Another track that fits makes it a guess, unless that one is much farther away.
         rivals = off[found] < 2 * off[best] + 0.3
         return unseen[best], bool(rivals.sum() == 1 and elapsed[best] <= SURE_S and off[best] <= 0.5)

@@ -1,4 +1,4 @@
-"""Since when a stream has been looked at without a gap, and of which zones it can be known who is inside."""
+"""Since when a stream has been observed without a gap, and for which zones the occupancy is known."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from streamd.analysis.rules import MAX_GAP_S
 from streamd.analysis.rules.rule import ZoneRule
 
 WAKE_S = 1.0
-"""For so long after frames begin to come (start, outage, gap) nobody knows who had been there before."""
+"""For this long after frames start to arrive (start, outage, gap), it is unknown which objects were there before."""
 HOLE_S = 2.0
-"""From this on a gap is taken for an outage, unless the stream is so slow that frames are always that far apart."""
+"""A gap of this length counts as an outage, unless the stream is so slow that frames are always that far apart."""
 
 
 class Watch:
-    """Times in seconds, as those of the engine.
+    """Times are in seconds, as in the engine.
 
     Args:
-        zones: of the stream.
+        zones: zones of the stream.
     """
 
     def __init__(self, zones: Sequence[ZoneRule]) -> None:
         self.asleep = True
-        """No frames come."""
+        """Whether the stream is down."""
         self.woke = 0.0
-        """Since when they have come without a gap of more than MAX_GAP_S."""
+        """Time since which frames have arrived without a gap of more than MAX_GAP_S."""
         self.changed = False
         """Occupancy of a zone became known, or stale; for the engine to clear."""
         self._blind: list[float] = []
@@ -34,26 +34,26 @@ class Watch:
         self._waking: list[ZoneRule] = []
 
     def sleep(self, wall_ns: int) -> None:
-        """No frames come any more; what was known at this Unix time stays."""
+        """The stream is down; what was known at this Unix time is kept."""
         self.asleep = self.changed = True
         for rule in self._zones:
             rule.lose(wall_ns)
         self._waking.clear()
 
     def frame(self, now: float, before: float, wall_ns: int) -> float:
-        """A frame has come.
+        """A frame has arrived.
 
         Args:
             now: its time.
-            before: that of the one before.
-            wall_ns: Unix time of the one before.
+            before: time of the previous frame.
+            wall_ns: Unix time of the previous frame.
 
         Returns:
-            The gap before it, where it is longer than MAX_GAP_S; else 0.
+            The gap before it if it is longer than MAX_GAP_S; otherwise 0.
         """
         gap = now - before
         if gap > max(HOLE_S, 4 * self._pace):
-            # Nobody said that the camera was down, or frames from before came after it was said.
+            # The outage was not reported, or earlier frames arrived after the report.
             self.sleep(wall_ns)
         self._pace += 0.1 * (min(gap, 10.0) - self._pace)
         missed = gap if gap > MAX_GAP_S else 0.0
@@ -79,10 +79,10 @@ class Watch:
         return missed
 
     def switch(self, rule: ZoneRule, now: float, wall_ns: int) -> None:
-        """The schedule of a zone has begun or ended."""
+        """The schedule of a zone has become active or inactive."""
         self.changed = True
         if rule.on:
-            # Who is there is known already, but not since when.
+            # The occupancy is already known, but not since when.
             rule.started = rule.wake_at = now
             rule.stale = self.asleep
             return
@@ -91,11 +91,11 @@ class Watch:
             self._waking.remove(rule)
 
     def reload(self, zones: Sequence[ZoneRule]) -> None:
-        """Takes the zones after a reload."""
+        """Replaces the zones after a reload."""
         self._starting = [rule for rule in zones if rule not in self._zones or rule in self._starting]
         self._waking = [rule for rule in self._waking if rule in zones]
         self._zones = list(zones)
 
     def until(self, t: float, now: float) -> float:
-        """Up to when frames came without a gap after `t`."""
+        """Time until which frames arrived without a gap after `t`."""
         return min((begin for begin in self._blind if begin >= t), default=now)

@@ -1,4 +1,4 @@
-"""All zones of a stream that look at the same anchor, for all its tracks at once: who is inside, in plain geometry."""
+"""All zones of a stream that use the same anchor, for all its tracks at once: which are inside, by geometry alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streamd.analysis.rules.settings import ZoneSettings
 
 NEVER = float("inf")
 FEW = 2048
-"""Boxes × edges of zones up to which looking at all of them is quicker than choosing."""
+"""Number of boxes × edges of zones up to which testing all of them is faster than selecting."""
 Pairs = list[tuple[int, int]]
 """(number of the box, number of the zone)"""
 
@@ -23,7 +23,7 @@ class Zones:
         settings: the zones.
         width: of the upright picture, in pixels.
         height: likewise.
-        size: slots.
+        size: number of slots.
     """
 
     def __init__(self, settings: Sequence[ZoneSettings], width: int, height: int, size: int) -> None:
@@ -31,16 +31,16 @@ class Zones:
         count = len(self.settings)
         self.inside: Mask = np.zeros((size, count), np.bool_)
         self.due: Array = np.full((size, count), NEVER)
-        """When something may have to be told of a presence, in seconds; see `remind`."""
+        """When a presence is due for a check, in seconds; see `remind`."""
         self._next = NEVER
         self.active: Mask = np.ones(count, np.bool_)
-        """Zones whose schedule is on; see `switch`."""
+        """Zones whose schedule is active; see `switch`."""
         self._all_active = True
         self._hysteresis = np.array([zone.hysteresis for zone in self.settings])
         self.scale(width, height)
 
     def scale(self, width: int, height: int) -> None:
-        """Takes the size of the picture in pixels."""
+        """Sets the size of the picture in pixels."""
         self._edges = pad_polygons([zone.points for zone in self.settings], width, height)
         self._sides = Sides(self._edges)
         self._rings: list[list[list[float]]] = np.moveaxis(self._edges[:4], 0, 2).tolist()
@@ -55,15 +55,15 @@ class Zones:
         self.due = np.concatenate((self.due, np.full(more, NEVER)))
 
     def observe(self, index: Indices, anchor: Array, height: Array) -> tuple[Pairs, Pairs]:
-        """Takes the anchors of the tracks that were seen.
+        """Processes the anchors of the tracks that were seen.
 
         Args:
-            index: slots, (N,).
+            index: (N,) slots.
             anchor: (N, 2) pixels.
             height: (N,) heights of the boxes in pixels.
 
         Returns:
-            Who came in, and who left by more than the hysteresis.
+            Boxes that entered, and boxes that left by more than the hysteresis.
         """
         were = self.inside.take(index, axis=0)
         x, y = anchor[:, 0], anchor[:, 1]
@@ -91,7 +91,7 @@ class Zones:
         return came, left
 
     def _choose(self, x: Array, y: Array, were: Mask) -> tuple[Indices, Indices]:
-        """Pairs of boxes and zones that are worth a look: most boxes are far from most zones."""
+        """Pairs of boxes and zones that must be tested: most boxes are far from most zones."""
         near: Mask = np.abs(x[:, None] - self._middle[0]) <= self._half[0]
         near &= np.abs(y[:, None] - self._middle[1]) <= self._half[1]
         near &= self.active
@@ -100,7 +100,7 @@ class Zones:
         return boxes, zones
 
     def switch(self, zone: int, on: bool) -> None:
-        """The schedule of a zone begins or ends."""
+        """The schedule of a zone becomes active or inactive."""
         self.active[zone] = on
         self._all_active = bool(self.active.all())
         if not on:
@@ -108,7 +108,7 @@ class Zones:
             self.due[:, zone] = NEVER
 
     def pending(self, index: Indices, now: float) -> Pairs:
-        """Presences of the tracks that were seen of which something may have to be told."""
+        """Presences of visible tracks that are due for a check."""
         if now < self._next:
             return []
         self._next = float(self.due.min())
@@ -119,12 +119,12 @@ class Zones:
         return list(zip(boxes.tolist(), zones.tolist(), strict=True))
 
     def remind(self, slot: int, zone: int, t: float) -> None:
-        """Sets when something may have to be told of a presence."""
+        """Sets when a presence is due for a check."""
         self.due[slot, zone] = t
         self._next = min(self._next, t)
 
     def forget(self, slot: int) -> None:
-        """A slot is free: its track is met anew."""
+        """A slot is free: its track starts from zero."""
         self.inside[slot] = False
         self.due[slot] = NEVER
 
@@ -134,7 +134,7 @@ class Zones:
         self.due[slot, zone] = NEVER
 
     def take_over(self, old: Zones, column: int, of: int) -> None:
-        """Takes the state of zone `of` of the zones before a reload for `column`."""
+        """Adopts the state of zone `of` from before a reload for `column`."""
         self.inside[:, column] = old.inside[:, of]
         self.due[:, column] = old.due[:, of]
         self._next = float(self.due.min())

@@ -39,7 +39,7 @@ def test_sound_rules_are_not_complained_of() -> None:
         ),
         ({"points": ((0.1, 0.1), (0.5, 0.5), (0.9, 0.9))}, ("points",), "on one line"),
         ({"points": ((0.1, 0.1), (1.2, 0.1), (0.9, 0.9))}, ("points", 1), "(1.2, 0.1) is outside the picture"),
-        ({"points": ((100, 100), (500, 100), (300, 400))}, ("points", 0), "shares of the picture, not pixels"),
+        ({"points": ((100, 100), (500, 100), (300, 400))}, ("points", 0), "fractions of the picture, not pixels"),
         ({"points": (*SQUARE, SQUARE[0])}, ("points", 4), "closes by itself"),
         ({"points": (SQUARE[0], *SQUARE)}, ("points", 1), "lies on corner 0"),
         ({"classes": ["persn"]}, ("classes", 0), "the model has no class persn; it has person, car"),
