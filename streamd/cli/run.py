@@ -14,6 +14,7 @@ import structlog
 
 from streamd.cli.console import duration
 from streamd.config.loader import load
+from streamd.runtime.descriptors import raise_limit
 from streamd.runtime.recorder.recorder import ignore_request
 from streamd.runtime.reload import Reread
 from streamd.telemetry.logs import configure, drain
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     reread = Reread(args.config)
     with contextlib.suppress(ValueError, OSError):
         faulthandler.enable()  # prints the stacks of all threads on standard error at a fatal signal
+    raise_limit()
     ignore_request()
     reread.install()  # early: loading a model may take minutes, and a reload requested meanwhile is performed after it
     loaded = load(args.config)

@@ -8,7 +8,8 @@ kind, write one file here with its settings class, decorated with `SINKS.registe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -18,6 +19,15 @@ from streamd.flow.settings import StreamSettings
 from streamd.settings import FieldPath, KindSettings, Name, Seconds
 from streamd.settings.registry import Registry
 from streamd.sinks.envelope import DETECTIONS, EVENT, STATUS, Message, MessageKind
+
+
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """The readers that are connected to a sink, and those it has turned away."""
+
+    connected: int
+    refused: Mapping[str, int]
+    """Closed connections, by a short constant reason (it is a metric label)."""
 
 
 class Sink(ABC):
@@ -48,6 +58,11 @@ class Sink(ABC):
 
     def poll(self) -> None:  # noqa: B027 - most sinks have nothing to do
         """Housekeeping, called at least every 100 ms: late subscribers, rotation, flush."""
+
+    @property
+    def readers(self) -> Readers | None:
+        """Who is connected; None for sinks to which nobody connects."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

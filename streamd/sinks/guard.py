@@ -67,6 +67,8 @@ class GuardedSink:
         self._up = metrics.sink_up.labels(sink=name)
         self._up.set(0)
         self._dropped = metrics.sink_dropped
+        self._metrics = metrics
+        self._refused: dict[str, int] = {}
         self._backoff = Backoff(REOPEN_INITIAL_S, REOPEN_MAX_S)
         self._retry_at = 0.0
         self.problem: str | None = "not open yet"
@@ -118,6 +120,7 @@ class GuardedSink:
                 self._sink.poll()
                 if self._event_sink is not None:
                     self._up.set(self._event_sink.unreachable is None)
+                self._count_readers()
             elif time.monotonic() >= self._retry_at:
                 self._sink.open()
                 self._opened()
@@ -125,6 +128,18 @@ class GuardedSink:
                 log.info("sink reopened", sink=self._name)
         except Exception as error:  # noqa: BLE001 - see `send`
             self._failed(error)
+
+    def _count_readers(self) -> None:
+        readers = self._sink.readers
+        if readers is None:
+            return
+        self._metrics.sink_subscribers.labels(sink=self._name).set(readers.connected)
+        for reason, count in readers.refused.items():
+            new = count - self._refused.get(reason, 0)
+            if new:
+                # A sink that was opened again counts from 0.
+                self._metrics.sink_refused.labels(sink=self._name, reason=reason).inc(new if new > 0 else count)
+        self._refused = dict(readers.refused)
 
     def set_streams(self, streams: Sequence[StreamSettings]) -> None:
         """See `Sink.set_streams`."""

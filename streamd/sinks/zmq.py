@@ -5,11 +5,14 @@ Each message is therefore first sent with NODROP. A rejection means that some qu
 message is sent again without NODROP, so that only the full subscriber loses it. From then on libzmq silently skips that
 subscriber until it has read, so the counter tells how often a subscriber fell behind. The subscriber itself sees how
 many messages it lost: gaps in `seq` that `dropped` does not explain.
+
+What one subscriber may take is limited: see `peers`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -17,16 +20,25 @@ from pydantic import Field
 
 from streamd.errors import SinkError, StreamdError
 from streamd.settings import FieldPath, Problems
-from streamd.sinks import SINKS, Sink, SinkSettings
+from streamd.sinks import SINKS, Readers, Sink, SinkSettings
 from streamd.sinks.curve import CurveSettings, ZapAuthenticator
 from streamd.sinks.envelope import Message
 from streamd.sinks.message import send_now
+from streamd.sinks.peers import HANDSHAKE_MS, Peers
 
 SLOW_SUBSCRIBER = "subscriber_slow"
 MAX_SUBSCRIPTION_BYTES = 1024
 """A longer message closes its sender's connection."""
 MAX_SUBSCRIPTIONS = 1000
 """Subscriptions processed at a time: a subscriber that sends them endlessly must not keep us from publishing."""
+_MORE_MS = 1
+"""Wait for the next ones of a subscriber that has just sent some, in milliseconds."""
+_POLL_S = 0.02
+"""Longest time for subscriptions."""
+_REPEAT_S = 1.0
+"""A status is repeated for late subscribers this often at most: all other subscribers receive it, too."""
+_FORGET_S = 10.0
+"""Message sizes older than this do not limit the queues."""
 
 
 @SINKS.register
@@ -41,6 +53,18 @@ class ZmqSettings(SinkSettings):
         ge=1,
         le=1_000_000,
         description="Messages queued for each subscriber before further ones are dropped for it.",
+    )
+    hwm_mb: float = Field(
+        256.0,
+        ge=1,
+        le=1_000_000,
+        description="Megabytes queued for all subscribers together; each has an equal part of it, and hwm at most.",
+    )
+    max_subscribers: int = Field(
+        256,
+        ge=1,
+        le=60_000,
+        description="Most connections to the bound endpoint; further ones are closed. One host may have half of them.",
     )
     curve: CurveSettings | None = Field(None, description="Encryption and allowed clients. Default: not encrypted.")
     encoding: Literal["json", "msgpack"] = Field("json", description="Encoding of the payload.")
@@ -80,6 +104,17 @@ class ZmqSink(Sink):
         self._endpoint = settings.bind or settings.connect or ""
         self._retained: dict[bytes, bytes] = {}
         """The last message for late subscribers, by topic."""
+        self._late: dict[bytes, None] = {}
+        """Topics of retained messages that a new subscriber waits for."""
+        self._repeated: dict[bytes, float] = {}
+        """When each was last repeated, monotonic seconds."""
+        self._peers: Peers | None = None
+        self._hwm = settings.hwm
+        self._largest = 0
+        """Largest message of late, bytes."""
+        self._larger = 0
+        """The same since `_forget_at` was set."""
+        self._forget_at = 0.0
         self._context: Any = None
         self._socket: Any = None
         self._door: ZapAuthenticator | None = None
@@ -100,11 +135,16 @@ class ZmqSink(Sink):
 
         self._context = zmq.Context()
         socket = self._socket = self._context.socket(zmq.XPUB)
-        socket.setsockopt(zmq.SNDHWM, self._settings.hwm)
+        self._hwm, self._largest, self._larger = self._settings.hwm, 0, 0
+        socket.setsockopt(zmq.SNDHWM, self._hwm)
+        # No limit: where libzmq 4.3 has stopped reading a peer with a full queue and that peer closes its connection,
+        # a heartbeat among what it had sent ends the process ("Assertion failed: !_io_error"). `Peers` limits input.
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         socket.setsockopt(zmq.LINGER, int(self._settings.linger_s * 1000))
         socket.setsockopt(zmq.XPUB_NODROP, 1)
-        # Report every subscription, also repeated ones: each new subscriber gets the last statuses.
-        socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+        # Report every subscription and cancellation: each new subscriber gets the last statuses, and each is counted.
+        socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         socket.setsockopt(zmq.IPV6, 1)
         # Subscribers only send topics; limit what they can make us store.
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
@@ -116,6 +156,7 @@ class ZmqSink(Sink):
             raise
         try:
             if self._settings.bind is not None:
+                self._peers = Peers(self._context, socket, self._settings.max_subscribers)
                 socket.bind(self._settings.bind)
             else:
                 socket.connect(self._endpoint)
@@ -147,6 +188,11 @@ class ZmqSink(Sink):
         import zmq
 
         socket = self._socket
+        if len(payload) > self._larger:
+            self._larger = len(payload)
+            if self._larger > self._largest:
+                self._largest = self._larger
+                self._limit_queues()
         try:
             send_now(socket, name, payload)
         except zmq.Again:
@@ -161,33 +207,70 @@ class ZmqSink(Sink):
             raise SinkError(f"zmq sink: cannot send to {self._endpoint}: {error.strerror}") from error
         return None
 
-    def poll(self) -> None:
-        """See `Sink.poll`. Sends the last statuses to new subscribers."""
+    def _limit_queues(self) -> None:
+        """libzmq counts messages only: so many as fit into the megabytes by the largest one of late."""
         import zmq
 
+        peers = max(1, self._peers.count) if self._peers is not None else 1
+        room = int(self._settings.hwm_mb * 1e6 / (max(1, self._largest) * peers))
+        hwm = max(2, min(self._settings.hwm, room))
+        if hwm != self._hwm:
+            self._hwm = hwm
+            self._socket.setsockopt(zmq.SNDHWM, hwm)
+
+    def poll(self) -> None:
+        """See `Sink.poll`. Sends the last statuses to new subscribers."""
         if self._door is not None:
             self._door.answer()
+        now = time.monotonic()
+        if now >= self._forget_at:
+            self._largest, self._larger, self._forget_at = self._larger, 0, now + _FORGET_S
+        self._limit_queues()
+        if prefixes := self._subscriptions(now + _POLL_S):
+            self._late.update((n, None) for n in self._retained if any(n.startswith(p) for p in prefixes))
+        for name in list(self._late):
+            if now - self._repeated.get(name, -_REPEAT_S) >= _REPEAT_S:
+                del self._late[name]
+                self._repeated[name] = now
+                self._send(name, self._retained[name])
+
+    def _subscriptions(self, deadline: float) -> set[bytes]:
+        """New topics of subscribers."""
+        import zmq
+
+        socket, peers = self._socket, self._peers
         prefixes: set[bytes] = set()
         for _ in range(MAX_SUBSCRIPTIONS):
             try:
-                event = self._socket.recv(zmq.DONTWAIT)
+                frame = socket.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
-                break
+                if not prefixes or time.monotonic() > deadline or not socket.poll(_MORE_MS):
+                    break
+                continue
             except zmq.ZMQError as error:
                 raise SinkError(f"zmq sink: {self._endpoint}: {error.strerror}") from error
-            if event[:1] == b"\x01":
+            event = frame.bytes
+            try:
+                descriptor = frame.get(zmq.SRCFD)
+            except zmq.ZMQError:
+                continue  # cancelled by libzmq, since the peer has gone
+            if peers.heard(descriptor, event) if peers is not None else event[:1] == b"\x01":
                 prefixes.add(event[1:])
-        if not prefixes:
-            return
-        for name, payload in list(self._retained.items()):
-            if any(name.startswith(p) for p in prefixes):
-                self._send(name, payload)
+        return prefixes
+
+    @property
+    def readers(self) -> Readers | None:
+        """See `Sink.readers`."""
+        return None if self._peers is None else self._peers.readers()
 
     def close(self) -> None:
         """See `Sink.close`."""
         if self._door is not None:
             self._door.close()
             self._door = None
+        if self._peers is not None:
+            self._peers.close()
+            self._peers = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None

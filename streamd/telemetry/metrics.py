@@ -382,6 +382,14 @@ class Metrics:
         )
         self.sink_errors = Counter("streamd_sink_errors", "Failed attempts to send.", ["sink"], registry=registry)
         self.deliveries = Deliveries(registry)
+        self.sink_subscribers = Gauge(
+            "streamd_sink_subscribers", "Connections to a sink that binds a ZeroMQ endpoint.", ["sink"],
+            registry=registry,
+        )  # fmt: skip
+        self.sink_refused = Counter(
+            "streamd_sink_refused", "Subscribers whose connection was closed because of a limit.", ["sink", "reason"],
+            registry=registry,
+        )  # fmt: skip
         self.reloads = Counter(
             "streamd_config_reloads", "Configuration reloads, by result.", ["result"], registry=registry
         )

@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import build_dashboard
 import pytest
@@ -23,6 +23,7 @@ from streamd.cli import COMMANDS, parser
 from streamd.config import Config
 from streamd.config.loader import load
 from streamd.errors import SOURCE_REASONS, StreamdError
+from streamd.sinks import peers
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -259,6 +260,11 @@ def test_every_reason_of_a_drop_has_its_section_or_row() -> None:
     found = drop_reasons()
     assert {"ring_full", "too_old", "quarantine"} <= found
     assert sections("Frames are dropped, by reason") == found - {"error"}
+
+
+def test_every_reason_to_disconnect_a_subscriber_has_its_row() -> None:
+    text = (DOCS / "troubleshooting.md").read_text().split("\n## A subscriber is disconnected")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(get_args(peers.Reason))
 
 
 def test_every_setting_has_a_meaning() -> None:

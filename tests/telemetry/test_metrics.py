@@ -25,6 +25,7 @@ WANTED = {
     "streamd_stream_failures", "streamd_stream_threads_abandoned", "streamd_stream_threads_stuck",
     "streamd_sink_messages", "streamd_sink_dropped", "streamd_sink_errors", "streamd_sink_up", "streamd_build_info",
     "streamd_sink_events_accepted", "streamd_sink_events_settled", "streamd_sink_events_queued",
+    "streamd_sink_subscribers", "streamd_sink_refused",
     "streamd_rtp_packets_lost", "streamd_stream_clock_jumps", "streamd_stream_clock_offset_seconds",
     "streamd_stream_clock_drift_ratio", "streamd_stream_info", "streamd_decoder_sessions",
     "streamd_device_duration_seconds", "streamd_device_memory_bytes",

@@ -1,0 +1,302 @@
+"""The peers of a bound ZeroMQ socket, and the limits on what they may take.
+
+libzmq accepts every connection and stores every subscription. Its socket monitor names the descriptor of each
+connection that it accepts, and each subscription carries the descriptor that it came from. The kernel tells how much
+each connection has received. A connection beyond a limit is shut down through a duplicate of its descriptor, after a
+check that it is still the same connection: libzmq then sees its end, and frees everything that belonged to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+import resource
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import structlog
+
+from streamd.flow.threads import NamedThread
+from streamd.sinks import Readers
+
+log = structlog.get_logger(__name__)
+
+HANDSHAKE_MS = 10_000
+"""A connection that has not completed its handshake by then is closed by libzmq."""
+TOPICS = 1_000
+TOPIC_BYTES = 64 << 10
+"""Most subscriptions of one peer. libzmq stores each in a tree with about 32 bytes a character."""
+ALL_TOPIC_BYTES = 2 << 20
+"""Of all peers of a socket."""
+MESSAGES, MESSAGES_A_SECOND = 2_000, 50.0
+"""Subscriptions and cancellations of one peer: at once, and in the long run."""
+INPUT_BYTES, INPUT_BYTES_A_SECOND = 256 << 10, 4096.0
+"""Bytes received from one peer: at once, and in the long run. Subscriptions and heartbeats are far less; parts of a
+message that never ends would be stored by libzmq without a limit."""
+LEAST_OF_HOST = 16
+"""One host may always have this many connections, and half of `limit`."""
+
+_CHECK_MS = 50
+"""libzmq stores subscriptions as fast as they come, and publishes nothing meanwhile."""
+_LOG_S = 10.0
+_RECEIVED_AT = 128
+"""Offset of tcpi_bytes_received in Linux's struct tcp_info."""
+
+Reason = Literal["limit", "host", "descriptors", "topics", "rate", "input"]
+
+
+class Allowance:
+    """A token bucket.
+
+    Args:
+        burst: what may be used at once.
+        rate: what is added per second.
+    """
+
+    def __init__(self, burst: float, rate: float) -> None:
+        self._burst, self._rate = burst, rate
+        self._left, self._at = burst, time.monotonic()
+
+    def use(self, amount: float) -> bool:
+        """Uses `amount`; False if that is more than is left."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate) - amount
+        self._at = now
+        return self._left >= 0
+
+
+@dataclass(slots=True)
+class Peer:
+    """One connection."""
+
+    name: Any
+    """Its own address and port; empty for ipc."""
+    host: str
+    """See `host_of`."""
+    closed: bool = False
+    """It was shut down, and libzmq has yet to see it."""
+    topics: set[bytes] = field(default_factory=set)
+    topic_bytes: int = 0
+    received: int = 0
+    """Bytes, as last seen."""
+    messages: Allowance = field(default_factory=lambda: Allowance(MESSAGES, MESSAGES_A_SECOND))
+    input: Allowance = field(default_factory=lambda: Allowance(INPUT_BYTES, INPUT_BYTES_A_SECOND))
+
+
+def host_of(name: Any) -> str:
+    """Whom a connection belongs to: an IPv4 address, an IPv6 network of 64 bits (that is what one host is given), or
+    nothing for ipc."""
+    address = str(name[0]) if name else ""
+    if ":" not in address or address.startswith("::ffff:"):
+        return address.removeprefix("::ffff:")
+    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
+
+
+@contextlib.contextmanager
+def _connection(descriptor: int) -> Iterator[socket.socket | None]:
+    """A duplicate of the descriptor; None if it is no socket (any more)."""
+    try:
+        found = socket.socket(fileno=socket.dup(descriptor))
+    except OSError:
+        yield None
+        return
+    with found:
+        yield found
+
+
+_getsockopt = ctypes.PyDLL(None).getsockopt
+_info = (ctypes.c_uint64 * 32)()
+_length = ctypes.c_uint32()
+
+
+def _received(descriptor: int) -> int:
+    """Bytes received by a TCP connection; 0 if it is none. A microsecond, where a duplicate takes five."""
+    _length.value = ctypes.sizeof(_info)
+    failed = _getsockopt(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, ctypes.byref(_info), ctypes.byref(_length))
+    return 0 if failed or _length.value < _RECEIVED_AT + 8 else _info[_RECEIVED_AT // 8]
+
+
+def _name_of(connection: socket.socket) -> Any:
+    with contextlib.suppress(OSError):
+        return connection.getpeername()
+    return None
+
+
+class Peers:
+    """Watches one bound socket on a thread of its own; `heard` is called by the socket's thread.
+
+    Args:
+        context: of the socket.
+        socket: not bound yet.
+        limit: most connections.
+    """
+
+    _serial = 0
+
+    def __init__(self, context: Any, socket: Any, limit: int) -> None:
+        import zmq
+
+        self._limit, self._host_limit = limit, max(LEAST_OF_HOST, limit // 2)
+        self._peers: dict[int, Peer] = {}
+        self._all_topic_bytes = 0
+        self._refused: Counter[str] = Counter()
+        self._not_logged, self._logged_at = 0, -_LOG_S
+        self._lock = threading.Lock()
+        self._socket = socket
+        Peers._serial += 1
+        endpoint = f"inproc://peers-{Peers._serial}"
+        self._monitor = context.socket(zmq.PAIR)
+        # No limit on events: libzmq's own thread would wait for us.
+        self._monitor.setsockopt(zmq.RCVHWM, 0)
+        self._monitor.setsockopt(zmq.LINGER, 0)
+        socket.monitor(
+            endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_MONITOR_STOPPED
+        )
+        self._monitor.connect(endpoint)
+        self._thread = NamedThread(self._watch, "zmq-peers")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread, while the socket is open."""
+        self._socket.disable_monitor()
+        self._thread.join()
+
+    @property
+    def count(self) -> int:
+        """The number of connections. Any thread."""
+        return len(self._peers)
+
+    def readers(self) -> Readers:
+        """See `Readers`. Any thread."""
+        with self._lock:
+            return Readers(len(self._peers), dict(self._refused))
+
+    def heard(self, descriptor: int, message: bytes) -> bool:
+        """Takes a subscription or cancellation; returns whether it is a topic that this peer did not have yet.
+
+        Args:
+            descriptor: of the connection that it came from.
+            message: as received from the socket.
+        """
+        with self._lock:
+            peer = self._peers.get(descriptor)
+            if peer is None:
+                return True  # accepted this very moment, or gone
+            if peer.closed:
+                return False
+            if not peer.messages.use(1):
+                self._close(descriptor, peer, "rate")
+                return False
+            topic = message[1:]
+            if message[:1] == b"\x00" and topic in peer.topics:
+                peer.topics.remove(topic)
+                self._count(peer, -len(topic))
+            if message[:1] != b"\x01" or topic in peer.topics:
+                return False
+            peer.topics.add(topic)
+            self._count(peer, len(topic))
+            if (
+                len(peer.topics) > TOPICS
+                or peer.topic_bytes > TOPIC_BYTES
+                or (self._all_topic_bytes > ALL_TOPIC_BYTES and peer is self._greediest())
+            ):
+                self._close(descriptor, peer, "topics")
+                return False
+            return True
+
+    def _count(self, peer: Peer, size: int) -> None:
+        peer.topic_bytes += size
+        self._all_topic_bytes += size
+
+    def _greediest(self) -> Peer:
+        return max(self._peers.values(), key=lambda p: p.topic_bytes)
+
+    def _watch(self) -> None:
+        import zmq
+
+        monitor = self._monitor
+        next_check = 0.0
+        with contextlib.closing(monitor):
+            while True:
+                try:
+                    event, value = struct.unpack("=hi", monitor.recv(zmq.DONTWAIT))
+                    monitor.recv()
+                except zmq.Again:
+                    now = time.monotonic()
+                    if self._peers and now >= next_check:
+                        self._check_input()
+                        next_check = now + _CHECK_MS / 1000
+                    monitor.poll(_CHECK_MS if self._peers else None)
+                    continue
+                if event == zmq.EVENT_MONITOR_STOPPED:
+                    return
+                with self._lock:
+                    if event == zmq.EVENT_ACCEPTED:
+                        self._accepted(value)
+                    elif event == zmq.EVENT_ACCEPT_FAILED:
+                        self._refuse("descriptors", "")
+                    else:
+                        self._gone(value)
+
+    def _accepted(self, descriptor: int) -> None:
+        self._gone(descriptor)
+        with _connection(descriptor) as connection:
+            name = connection and _name_of(connection)
+            if connection is None or name is None:
+                return
+            peer = self._peers[descriptor] = Peer(name, host_of(name))
+            hosts = [p.host for p in self._peers.values() if not p.closed]
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if descriptor >= soft - max(32, soft // 4):
+                # Descriptors are given out from the lowest: a quarter of them stays free for cameras, files, workers.
+                self._close(descriptor, peer, "descriptors")
+            elif len(hosts) > self._limit:
+                self._close(descriptor, peer, "limit")
+            elif peer.host and hosts.count(peer.host) > self._host_limit:
+                self._close(descriptor, peer, "host")
+
+    def _gone(self, descriptor: int) -> None:
+        peer = self._peers.pop(descriptor, None)
+        if peer is not None:
+            self._all_topic_bytes -= peer.topic_bytes
+
+    def _check_input(self) -> None:
+        """Bytes received are counted by the kernel, for TCP only: a peer at an ipc address is the same user."""
+        with self._lock:
+            for descriptor, peer in self._peers.items():
+                if not peer.host or peer.closed:
+                    continue
+                received = _received(descriptor)
+                if received > peer.received:
+                    new, peer.received = received - peer.received, received
+                    if not peer.input.use(new):
+                        self._close(descriptor, peer, "input")
+
+    def _close(self, descriptor: int, peer: Peer, reason: Reason) -> None:
+        peer.closed = True
+        with _connection(descriptor) as connection:
+            # Between the check and the end of the block, the duplicate keeps its connection: it cannot be another's.
+            if connection is None or _name_of(connection) != peer.name:
+                return
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self._refuse(reason, peer.host)
+
+    def _refuse(self, reason: Reason, host: str) -> None:
+        self._refused[reason] += 1
+        now = time.monotonic()
+        if now - self._logged_at < _LOG_S:
+            self._not_logged += 1
+            return
+        log.warning(
+            "zmq sink: connection closed", reason=reason, address=host or None, not_logged=self._not_logged or None,
+            connected=len(self._peers),
+        )  # fmt: skip
+        self._logged_at, self._not_logged = now, 0
