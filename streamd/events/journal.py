@@ -144,12 +144,21 @@ class Journal:
                 and (origin is None or o.origin == origin)
             )
 
-        return self._writer.waiting.call(lambda store: store.end_open(reason, which))
+        def end(store: Store) -> int:
+            store.touch(self._writer.chores.alive)
+            return store.end_open(reason, which)
 
-    def alive(self, stream: str, at_ns: int) -> None:
-        """Declares that the stream's open events are still open at this time. Cheap: stored every ten seconds, for
-        `end_open`."""
-        self._writer.chores.alive[stream] = at_ns
+        return self._writer.waiting.call(end)
+
+    def alive(self, at_ns: Mapping[str, int]) -> None:
+        """Declares until when the open events of streams are known to be open, for `end_open`.
+
+        Cheap: kept in memory, and written every ten seconds for the case that this process dies. One thread.
+
+        Args:
+            at_ns: Unix time in nanoseconds, by stream.
+        """
+        self._writer.chores.alive = {**self._writer.chores.alive, **at_ns}
 
     def link(self, event_id: str, role: str, media: Media) -> None:
         """Records a file of an event; its role is clip, snapshot, or another."""

@@ -92,6 +92,8 @@ class StreamAnalysis:
         self.last_seq = -1
         self.last_frame_s = math.inf
         """Monotonic seconds of the last frame; infinite before the first and while the stream is known to be down."""
+        self.last_wall_ns = 0
+        """Unix time of the last frame that the rules have seen; 0 before."""
         self.rules: RuleEngine | None = None
         self._labels, self._new_id = labels, new_id
         self.adapt(settings)
@@ -125,6 +127,7 @@ class StreamAnalysis:
             frame: the frame.
         """
         assert self.rules is not None
+        self.last_wall_ns = frame.wall_ns
         kept = np.nonzero((tracked.id > 0) & wanted)[0]
         roi = frame.roi
         return self.rules.frame(
@@ -215,6 +218,14 @@ class Analytics:
         with known.lock:
             events = known.rules.close() if known.rules is not None else []
         self.tell(known, events)
+
+    def seen(self) -> dict[str, int]:
+        """Unix time of the last frame, in nanoseconds, of each stream with rules. Any thread."""
+        return {
+            known.stream: known.last_wall_ns
+            for known in self.streams.values()
+            if known.rules is not None and known.last_wall_ns
+        }
 
     def tick(self, now_s: float) -> None:
         """Detects streams without pictures. To be called a few times a second.

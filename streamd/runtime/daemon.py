@@ -219,6 +219,10 @@ class Daemon:
         problem = self._problem()
         return problem is None, health_of(problem, self.boot_id, self.sinks, self._events.problem, self.board.all())
 
+    def seen(self) -> dict[str, int]:
+        """See `Analytics.seen`."""
+        return self._analytics.seen() if self._analytics is not None else {}
+
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether a stream was live since the start (or all are over), and how each one is."""
         statuses = self.board.all()
@@ -368,6 +372,7 @@ class Daemon:
             self.streams.tick()
             if self._analytics is not None:
                 self._analytics.tick(now)
+            self._events.alive(self.seen())
             self._progress.look(now)
             if self.recorder is not None:
                 self.recorder.beat()

@@ -88,6 +88,11 @@ class EventLog:
         """Passes an event to the journal. Never waits. Any thread."""
         return self.journal is not None and self.journal.submit(event)
 
+    def alive(self, at_ns: Mapping[str, int]) -> None:
+        """See `Journal.alive`."""
+        if self.journal is not None and at_ns:
+            self.journal.alive(at_ns)
+
     @property
     def problem(self) -> str | None:
         """Why the journal cannot be written; None if it can, or if there is none."""

@@ -179,6 +179,7 @@ class Worker:
         return Report(
             self._number, self._life, orders.newest if done else orders.newest - 1, daemon.health()[1]["problem"],
             daemon.board.all(), counts, collect(daemon.registry), self._code, orders.refused,
+            daemon.seen(),
         )  # fmt: skip
 
 

@@ -90,6 +90,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     seconds."""
     refused: int = 0
     """Number of the latest order that was refused; 0 if none was."""
+    seen: dict[str, int] = {}
+    """By stream with rules: Unix time of the last frame in nanoseconds. Its open events are open until then."""
 
 
 def collect(registry: CollectorRegistry) -> list[Family]:

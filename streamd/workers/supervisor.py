@@ -339,6 +339,7 @@ class WorkerSupervisor:
         assert self._reports is not None
         for report in self._reports.receive(timeout_ms):
             if self.workers[report.worker].take(report):
+                self._events.alive(report.seen)
                 self._ledger.take(report, lambda s, number=report.worker: self._homes.get(s) == number)  # type: ignore[misc]
 
     def _look_after(self, now: float) -> None:

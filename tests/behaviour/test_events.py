@@ -101,7 +101,7 @@ def test_a_killed_worker_s_events_end_and_its_successor_begins_others(
     text = config(tmp_path, f"id: a, {MIDDLE}", f"id: b, {MIDDLE}", more="workers: 2\n")
     with daemon(tmp_path, text) as running:
         subscriber = Subscriber(f"ipc://{tmp_path}/z")
-        until(lambda: len(subscriber.frames["a"]) > 30 and len(subscriber.frames["b"]) > 30, 60)
+        until(lambda: len(subscriber.frames["a"]) > 75 and len(subscriber.frames["b"]) > 30, 60)
         before = next(d.track.id for d in subscriber.frames["a"][-1].detections if d.track)
         pid = next(e["pid"] for e in running.log() if e["event"] == "worker started" and e["worker"] == 0)
         os.kill(pid, signal.SIGKILL)
@@ -114,6 +114,7 @@ def test_a_killed_worker_s_events_end_and_its_successor_begins_others(
         subscriber.close()
     ends = [e for e in subscriber.events if e["stream"] == "a" and e["kind"] == "end"]
     assert ends[0]["details"]["reason"] == "process_died"
+    assert ends[0]["at"] > ends[0]["began_at"] + 0.5, "it was open until the worker's last report"
     seqs = [e["event_seq"] for e in subscriber.events if e["stream"] == "a"]
     assert seqs == sorted(set(seqs))
 

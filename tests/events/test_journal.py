@@ -142,10 +142,18 @@ def test_the_last_known_time_is_kept_while_nothing_happens(tmp_path: Path, monke
     monkeypatch.setattr("streamd.events.chores.ALIVE_S", 0.0)
     with journal(tmp_path) as one:
         one.submit(event("x", "begin", 0))
-        one.alive("a", T0 + 3600 * 10**9)
+        one.alive({"a": T0 + 3600 * 10**9, "b": 1})
         until(lambda: rows(tmp_path, "SELECT last_ns FROM open") == [(T0 + 3600 * 10**9,)])
         one.end_open("process_died").result(5)
         assert one.find(Filter(kinds=["end"]))[0].at_ns == T0 + 3600 * 10**9
+
+
+def test_an_end_in_place_of_a_worker_is_at_the_time_of_its_last_report(tmp_path: Path) -> None:
+    with journal(tmp_path) as one:  # nothing was written of it yet
+        one.submit(event("x", "begin", 0))
+        one.alive({"a": T0 + 7 * 10**9})
+        assert one.end_open("worker_died").result(5) == 1
+        assert one.find(Filter(kinds=["end"]))[0].at_ns == T0 + 7 * 10**9
 
 
 def test_many_threads_submit_and_nothing_is_lost_or_out_of_order(tmp_path: Path) -> None:
