@@ -1,4 +1,4 @@
-"""The class names of the COCO detection benchmark, in the order in which its 80-class models number them."""
+"""The class names of the COCO detection benchmark, in the order used by its 80-class models."""
 
 from __future__ import annotations
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from streamd.errors import ConfigError
-from streamd.heads import DecodeOptions
-from streamd.types import Candidates, Float32Array, FloatArray, ModelSpec
+from streamd.heads import DecodeOptions, Head
+from streamd.types import Candidates, Float32Array, FloatArray, ModelSpec, Outputs
 
 EMPTY = Candidates(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
 STRIDES = (8, 16, 32)
@@ -87,3 +88,36 @@ def label_boxes(xyxy: Float32Array, scores: Float32Array, options: DecodeOptions
     best = scores[np.arange(len(scores)), classes]
     keep: npt.NDArray[np.bool_] = best >= options.conf
     return Candidates(xyxy[keep], best[keep], classes[keep].astype(np.int32))
+
+
+class RowsHead(Head):
+    """A head whose only output is (B, N, 5+C), with objectness in column 4 as an upper bound of the score.
+
+    Args:
+        options: thresholds.
+    """
+
+    def __init__(self, options: DecodeOptions) -> None:
+        self._options = options
+        self._checked = False
+
+    def candidates(self, outputs: Outputs, index: int) -> Candidates:
+        """See `Head.candidates`."""
+        rows = as_float32(outputs[0][index])
+        if not self._checked:
+            self.check(rows)
+            self._checked = True
+        (confident,) = np.nonzero(rows[:, 4] >= self._options.conf)
+        return self.decode(rows[confident], confident) if len(confident) else EMPTY
+
+    @abstractmethod
+    def check(self, rows: Float32Array) -> None:
+        """Checks the rows (N, 5+C) of the first frame.
+
+        Raises:
+            ModelError: they cannot be what the head was declared or recognised for.
+        """
+
+    @abstractmethod
+    def decode(self, rows: Float32Array, index: npt.NDArray[np.intp]) -> Candidates:
+        """Decodes the rows (M, 5+C) whose objectness reaches the threshold; `index` (M,) are their numbers."""

@@ -1,4 +1,4 @@
-"""Everything between a model's raw outputs and detections, put together: the head, the class names, the last steps."""
+"""Everything between a model's raw outputs and detections: the head, the class names, postprocessing."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from streamd.types import DecodePlan, ModelInfo, ModelSpec
 
 @dataclass(frozen=True)
 class Detector:
-    """One opened model's way from outputs to detections."""
+    """What turns the outputs of one opened model into detections."""
 
     head: Head
     labels: tuple[str, ...]
     """Class names in order."""
     postprocess: Postprocess
     model: ModelInfo
-    """What travels with every message."""
+    """The part that every message includes."""
 
     @property
     def plan(self) -> DecodePlan | None:
@@ -28,15 +28,15 @@ class Detector:
 
 
 def open_detector(spec: ModelSpec, head: HeadSettings | str | None, detect: DetectSettings) -> Detector:
-    """Puts together what turns the outputs of an opened backend into detections.
+    """Creates what turns the outputs of an opened backend into detections.
 
     Args:
-        spec: the backend's.
-        head: settings of the head, or its kind, or None where it is to be recognised.
-        detect: which boxes count.
+        spec: specification of the backend's model.
+        head: settings of the head, or its kind, or None to recognise it.
+        detect: thresholds and filters.
 
     Raises:
-        ConfigError: the head cannot be known or does not fit, or labels and classes do not.
+        ConfigError: the head is unknown or does not fit the model, or labels and classes do not match.
     """
     if isinstance(head, str):
         head = declared(head, spec)

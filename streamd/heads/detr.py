@@ -1,8 +1,7 @@
 """RT-DETR (v1, v2), D-FINE and DEIM without post-processing: logits (B, N, C) and boxes (B, N, 4), in either order.
 
-Boxes are cx cy w h, shares of the input; scores are sigmoids of the logits (RTDETRPostProcessor, DFINEPostProcessor).
-This is also what Hugging Face's exporter makes of them (`logits`, `pred_boxes`).
-"""
+Boxes are cx cy w h, fractions of the input; scores are sigmoids of the logits (RTDETRPostProcessor,
+DFINEPostProcessor). Hugging Face's exporter produces the same (`logits`, `pred_boxes`)."""
 
 from __future__ import annotations
 
@@ -18,7 +17,8 @@ from streamd.types import ModelSpec
 
 @HEADS.register
 class DetrSettings(HeadSettings):
-    """RT-DETR, D-FINE and DEIM without post-processing: logits (B, N, C) and boxes (B, N, 4) as shares of the input."""
+    """RT-DETR, D-FINE and DEIM without post-processing: logits (B, N, C) and boxes (B, N, 4) as fractions of the
+    input."""
 
     kind: Literal["detr"] = "detr"
     activated: bool = Field(False, description="The model applies the sigmoid itself: its scores are probabilities.")

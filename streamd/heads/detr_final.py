@@ -1,8 +1,8 @@
 """RT-DETR, D-FINE and DEIM with their post-processing: labels (B, N), boxes (B, N, 4), scores (B, N).
 
-So their repositories' `export_onnx.py` writes them, with a second input `orig_target_sizes` by which boxes are scaled.
+Their repositories' `export_onnx.py` writes them so, with a second input `orig_target_sizes` by which boxes are scaled.
 The engine sets it to the size of the network's input (`engine.model.SIZE_INPUTS`), so that boxes are corners in input
-pixels. The N best of all queries and classes: one query may be there with several classes.
+pixels. The rows are the N best of all queries and classes: one query may appear with several classes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DetrFinalSettings(HeadSettings):
 
 
 def _order(spec: ModelSpec) -> tuple[int, int, int] | None:
-    """Which outputs are labels, boxes and scores; None where they are something else."""
+    """Which outputs are labels, boxes and scores; None if they are something else."""
     names = [t.name for t in spec.outputs]
     if sorted(names) != sorted(NAMES):
         return None
@@ -77,12 +77,12 @@ class DetrFinal(Head):
         if 0 < largest <= SHARES_END:
             raise ModelError(
                 f"model {self._path}: detr_final expects corners in pixels, but none exceeds {largest:.3g}: boxes are "
-                "shares of the input. Export the model without post-processing (logits and boxes: detr)"
+                "fractions of the input. Export the model without post-processing (logits and boxes: detr)"
             )
         self._checked = largest > 0
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
-        """See `Head.candidates`. Of a query with several classes, the best one only, unless asked for all."""
+        """See `Head.candidates`. For a query with several classes, only the best one, unless multi_label is set."""
         scores, boxes = as_float32(outputs[self._scores][index]), as_float32(outputs[self._boxes][index])
         labels = outputs[self._labels][index]
         if not self._checked:
@@ -91,7 +91,7 @@ class DetrFinal(Head):
         if not len(keep):
             return EMPTY
         if not self._options.multi_label and len(keep) > 1:
-            # The classes of one query have the very same box. Best first; a stable sort keeps them so.
+            # All classes of one query have the identical box. They come best first, and a stable sort keeps that order.
             keep = keep[np.argsort(-scores[keep], kind="stable")]
             first = np.unique(boxes[keep], axis=0, return_index=True)[1]
             keep = keep[np.sort(first)]

@@ -13,7 +13,7 @@ from streamd.heads.validate import mostly_no_shares, span
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
 
 MOST_ROWS = 1000
-"""More rows are undecoded cells, not boxes that were kept."""
+"""With more rows, they are undecoded cells, not the boxes kept by NMS."""
 
 
 @HEADS.register
@@ -33,7 +33,7 @@ class EndToEndSettings(HeadSettings):
         """See `HeadSettings.recognise`."""
         shapes = [t.shape for t in spec.outputs]
         fits = len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][2] == 6 and 1 <= shapes[0][1] <= MOST_ROWS
-        # RT-DETR's rows look the same, but are centre and size as shares of the input.
+        # RT-DETR's rows look the same, but are centre and size as fractions of the input.
         return cls() if fits and spec.metadata.get("head") != "RTDETRDecoder" else None
 
     def open(self, spec: ModelSpec, options: DecodeOptions) -> Head:
@@ -53,7 +53,7 @@ class EndToEnd(Head):
         self.plan = DecodePlan("final_boxes", self.classes, *options)
 
     def _check(self, rows: Float32Array) -> None:
-        """Rows of a first frame that has any above the threshold."""
+        """Checks the rows of the first frame that has any above the threshold."""
         boxes = rows[:, :4]
         largest = float(boxes[np.isfinite(boxes)].max(initial=0))
         if 0 < largest <= SHARES_END:
@@ -70,7 +70,7 @@ class EndToEnd(Head):
         self._checked = True
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
-        """See `Head.candidates`. Rows whose class the labels do not know are padding and are left out."""
+        """See `Head.candidates`. Rows with a class beyond the labels are padding and are left out."""
         rows = as_float32(outputs[0][index])
         keep = (rows[:, 4] >= self._conf) & (rows[:, 5] >= 0) & (rows[:, 5] < self.classes)
         if not keep.any():

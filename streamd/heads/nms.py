@@ -8,7 +8,8 @@ import numpy.typing as npt
 from streamd.types import Float32Array, Int32Array
 
 MAX_CANDIDATES = 4096
-"""Candidates looked at, best first: bounds the time of a frame full of boxes (YOLOv5 bounds it at 30,000)."""
+"""Largest number of candidates considered, best first: limits the time for a frame full of boxes (YOLOv5's limit is
+30,000)."""
 
 
 def nms(
@@ -16,24 +17,24 @@ def nms(
 ) -> npt.NDArray[np.intp]:
     """Keeps the best box of each cluster, class by class.
 
-    Greedy: boxes are visited by falling score, and each one drops the later ones of its class whose intersection over
-    union with it exceeds `iou` (Felzenszwalb et al. 2010, and every YOLO since).
+    Greedy: boxes are visited in descending order of score, and each one drops the later ones of its class whose
+    intersection over union with it exceeds `iou` (Felzenszwalb et al. 2010, and every YOLO since).
 
     Args:
         xyxy: (M, 4) corners.
         score: (M,)
         class_id: (M,)
-        iou: a later box is dropped where its IoU is greater than this.
-        max_det: boxes kept at most.
+        iou: a later box is dropped if its IoU exceeds this.
+        max_det: largest number of boxes kept.
         agnostic: one cluster may span classes.
 
     Returns:
-        Indices of the kept boxes by falling score.
+        Indices of the kept boxes in descending order of score.
     """
     order = np.argsort(-score, kind="stable")[:MAX_CANDIDATES]
     boxes: npt.NDArray[np.floating] = xyxy[order]
     if not agnostic and len(order) > 1:
-        # Classes are moved so far apart that their boxes cannot touch; float64 keeps the corners exact.
+        # Classes are shifted so far apart that their boxes cannot touch; float64 keeps the corners exact.
         span = float(np.abs(boxes).max()) * 2 + 1
         boxes = boxes.astype(np.float64) + (class_id[order].astype(np.float64) * span)[:, None]
     x1, y1, x2, y2 = (np.ascontiguousarray(boxes[:, i]) for i in range(4))

@@ -20,13 +20,13 @@ from streamd.heads.validate import check_numbers, mostly_no_shares, span
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 STRIDES = (8, 16, 32, 64, 128)
-"""Among which those of a model are recognised by its rows."""
+"""Strides by which those of a model are recognised from its number of rows."""
 STEPS = (8, 17)
-"""Distances in a distribution: PicoDet's 0 to 7 cells, PP-YOLOE's 0 to 16."""
+"""Number of distances in a distribution: PicoDet's 0 to 7 cells, PP-YOLOE's 0 to 16."""
 
 
 class _Level(NamedTuple):
-    """One stride: which outputs are its classes and distributions."""
+    """One stride: the indices of its outputs with classes and distributions."""
 
     stride: int
     classes: int
@@ -37,12 +37,12 @@ class _Level(NamedTuple):
 class PicodetSettings(HeadSettings):
     """PicoDet and PP-YOLOE without post-processing: for each stride (B, N, C) classes 0..1 and (B, N, 4·R) distances.
 
-    The distances' R numbers a side are before the softmax. In any order.
+    The R values per side are before the softmax. Outputs may be in any order.
     """
 
     kind: Literal["picodet"] = "picodet"
     classes: int | None = Field(
-        None, ge=1, description="How many, where neither class names nor shapes tell classes from distances."
+        None, ge=1, description="Number of classes, if neither class names nor shapes tell classes from distances."
     )
     form: ClassVar[str] = "(B, N, C) and (B, N, 4·R) per stride"
     usual_input: ClassVar[dict[str, Any]] = {
@@ -72,7 +72,7 @@ def _rows(height: int, width: int, stride: int) -> int:
 
 
 def _levels(spec: ModelSpec, classes: int | None) -> list[_Level]:
-    """Finest first; none where the outputs are not such pairs, or which is which is not certain."""
+    """The finest first; empty if the outputs are not such pairs, or if it is uncertain which is which."""
     strides = {_rows(spec.input_height, spec.input_width, s): s for s in reversed(STRIDES)}
     pairs: dict[int, list[int]] = {}
     for i, tensor in enumerate(spec.outputs):
@@ -83,7 +83,8 @@ def _levels(spec: ModelSpec, classes: int | None) -> list[_Level]:
     if len(pairs) < 2 or len(widths) != 1 or any(len(pair) != 2 for pair in pairs.values()):
         return []
     (both,) = widths
-    # Which of the two are the classes: as declared, else by the names, else by distributions of the known lengths.
+    # Which of the two are the classes: as declared, otherwise by the names, otherwise by distributions of known
+    # lengths.
     named = classes or len(spec.labels)
     fits = [
         (c, d)
@@ -130,7 +131,7 @@ class Picodet(Head):
         self._checked = True
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
-        """See `Head.candidates`. Distances are decoded of cells with a class above the threshold only."""
+        """See `Head.candidates`. Only the distances of cells with a class above the threshold are decoded."""
         scores = [as_float32(outputs[v.classes][index]) for v in self._levels]
         if not self._checked:
             self._check(scores)
@@ -151,7 +152,7 @@ class Picodet(Head):
 
 
 def mean_distances(logits: Float32Array) -> Float32Array:
-    """(M, 4) distances in cells of (M, 4·R) logits of their distributions."""
+    """(M, 4) distances in cells from (M, 4·R) logits of their distributions."""
     values = logits.reshape(len(logits), 4, -1)
     shares = np.exp(values - values.max(axis=2, keepdims=True))
     shares /= shares.sum(axis=2, keepdims=True)

@@ -1,8 +1,7 @@
-"""What the heads of DETR's family share: a fixed number of queries, each a box and a score per class; no NMS.
+"""Shared by the heads of the DETR family: a fixed number of queries, each a box and a score per class; no NMS.
 
-Boxes are centre and size as shares of the network's input (Carion et al. 2020, DETR). RT-DETR, D-FINE, DEIM and RF-DETR
-score each class by itself, with a sigmoid, and have no class for the background.
-"""
+Boxes are centre and size as fractions of the network's input (Carion et al. 2020, DETR). RT-DETR, D-FINE, DEIM and
+RF-DETR score each class by itself, with a sigmoid, and have no background class."""
 
 from __future__ import annotations
 
@@ -18,15 +17,15 @@ from streamd.heads.validate import check_numbers, mostly_no_shares, span
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 MOST_QUERIES = 1000
-"""More rows are the cells of a grid, not queries. The family has 100 to 900."""
+"""With more rows, they are the cells of a grid, not queries. The family has 100 to 900."""
 FAMILY_INPUT = {"resize": "stretch"}
 """RT-DETR, D-FINE and DEIM are trained on pictures that fill the input, RGB, 0..1."""
 _SLACK = 1e-4
-"""The threshold on logits is so much lower: the exact one follows, on scores."""
+"""How much lower the threshold on logits is; the exact one on scores follows."""
 
 
 class Pair(NamedTuple):
-    """Which of a model's outputs are what."""
+    """Indices of a model's outputs."""
 
     boxes: int
     scores: int
@@ -35,7 +34,7 @@ class Pair(NamedTuple):
 def find_pair(spec: ModelSpec) -> Pair | None:
     """The outputs (B, N, 4) and (B, N, C) of a model with these two, or None.
 
-    Where there are 4 classes, too, an output with "box" in its name has the boxes.
+    If there are also 4 classes, the output with "box" in its name has the boxes.
     """
     shapes = [t.shape for t in spec.outputs]
     if len(shapes) != 2 or any(len(s) != 3 for s in shapes) or shapes[0][1] != shapes[1][1]:
@@ -49,7 +48,7 @@ def find_pair(spec: ModelSpec) -> Pair | None:
 
 
 def require_pair(kind: str, spec: ModelSpec) -> Pair:
-    """`find_pair`, where there must be one.
+    """Like `find_pair`, but there must be such a pair.
 
     Raises:
         ConfigError: the outputs are something else.
@@ -124,7 +123,7 @@ class QueryHead(Head):
         if mostly_no_shares(boxes[:, :2]):
             raise ModelError(
                 f"model {self._path}: declared or recognised as {self._kind}, but its box centres are "
-                f"{span(boxes[:, :2])}, not shares of the input from 0 to 1. Export the model without its "
+                f"{span(boxes[:, :2])}, not fractions of the input from 0 to 1. Export the model without its "
                 "post-processing, or with all of it as labels, boxes and scores (detr_final)"
             )
         within = not mostly_no_shares(scores)
@@ -148,8 +147,8 @@ class QueryHead(Head):
         """Candidates of one frame.
 
         Args:
-            boxes: (N, 4) cx cy w h, shares of the input.
-            scores: (N, C') logits, or probabilities where `activated`.
+            boxes: (N, 4) cx cy w h, fractions of the input.
+            scores: (N, C') logits, or probabilities if `activated`.
         """
         if not self._checked:
             self._check(boxes, scores)

@@ -1,7 +1,7 @@
-"""RF-DETR's export: `dets` (B, N, 4), cx cy w h as shares of the input, and `labels` (B, N, C), logits.
+"""RF-DETR's export: `dets` (B, N, 4), cx cy w h as fractions of the input, and `labels` (B, N, C), logits.
 
 Its COCO models have 91 columns, numbered as COCO numbers its categories (1 to 90 with gaps; `PostProcess` in
-`rfdetr/models/lwdetr.py`). Here they get the numbers that everybody else's 80 classes have.
+`rfdetr/models/lwdetr.py`). Here they are mapped to the usual numbers of the 80 classes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ OUTPUTS = frozenset({"dets", "labels"})
 """Names that RF-DETR's exporter gives."""
 COCO_CATEGORIES = 91
 UNUSED = frozenset({0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
-"""Numbers up to 90 that no category of COCO's detection task has."""
+"""Numbers up to 90 that are not used by COCO's detection categories."""
 COCO_COLUMNS = tuple(n for n in range(COCO_CATEGORIES) if n not in UNUSED)
 """COCO's category number of each of `COCO80`, in order."""
 
 
 @HEADS.register
 class RfDetrSettings(HeadSettings):
-    """RF-DETR's export: dets (B, N, 4) as shares of the input, labels (B, N, C) logits; 91 columns are COCO's."""
+    """RF-DETR's export: dets (B, N, 4) as fractions of the input, labels (B, N, C) logits; 91 columns are COCO's."""
 
     kind: Literal["rf_detr"] = "rf_detr"
     columns: tuple[int, ...] | None = Field(

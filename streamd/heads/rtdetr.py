@@ -1,4 +1,4 @@
-"""RT-DETR as Ultralytics exports it: cx cy w h as shares of the input, then scores 0..1.
+"""RT-DETR as Ultralytics exports it: cx cy w h as fractions of the input, then scores 0..1.
 
 As of version 8.4.190, rows are (B, N, 6): box, score, class number, the best of all queries and classes. Earlier,
 they were (B, N, 4+C): box, a score per class.
@@ -19,14 +19,14 @@ from streamd.heads.queries import FAMILY_INPUT, MOST_QUERIES, Pair, QueryHead
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 DECODER = "RTDETRDecoder"
-"""What newer versions write into the metadata as `head`."""
+"""Value of `head` in the metadata written by newer versions."""
 _FINAL = 6
-"""Columns of rows with score and class number."""
+"""Number of columns of rows with score and class number."""
 
 
 @HEADS.register
 class RtdetrSettings(HeadSettings):
-    """RT-DETR as Ultralytics exports it: (B, N, 4+C), cx cy w h as shares of the input and class scores 0..1.
+    """RT-DETR as Ultralytics exports it: (B, N, 4+C), cx cy w h as fractions of the input and class scores 0..1.
 
     Or, from newer versions, (B, N, 6) with score and class number instead.
     """
@@ -47,7 +47,7 @@ class RtdetrSettings(HeadSettings):
 
     @classmethod
     def recognise(cls, spec: ModelSpec) -> HeadSettings | None:
-        """See `HeadSettings.recognise`. Rows of six are those of end_to_end, unless the metadata names the decoder."""
+        """See `HeadSettings.recognise`. Rows of six belong to end_to_end, unless the metadata names the decoder."""
         shapes = [t.shape for t in spec.outputs]
         rows, columns = shapes[0][1:] if len(shapes) == 1 and len(shapes[0]) == 3 else (0, 0)
         if not 1 <= rows <= MOST_QUERIES:
@@ -92,7 +92,8 @@ class Rtdetr(QueryHead):
         return self._classed(found, rows[kept, 5])
 
     def _classed(self, found: Candidates, numbers: Float32Array) -> Candidates:
-        """`found` with its class numbers; of a query with several classes, the best one only, unless asked for all."""
+        """`found` with its class numbers; for a query with several classes, only the best one, unless multi_label is
+        set."""
         keep = np.nonzero((numbers >= 0) & (numbers < self.classes))[0]
         keep = keep[np.argsort(-found.score[keep], kind="stable")]
         if self._best_only and len(keep) > 1:

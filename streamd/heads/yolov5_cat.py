@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from streamd.errors import ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.anchors import COCO_COUNT
-from streamd.heads.common import EMPTY, SHARES_END, as_float32, cells, check_single, corners, label_boxes
+from streamd.heads.common import SHARES_END, RowsHead, cells, check_single, corners, label_boxes
 from streamd.heads.validate import check_numbers, mostly_no_shares, span
-from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
+from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec
 
 
 @HEADS.register
@@ -42,16 +43,17 @@ class Yolov5CatSettings(HeadSettings):
         return Yolov5Cat(spec, options)
 
 
-class Yolov5Cat(Head):
+class Yolov5Cat(RowsHead):
     """See the module."""
 
     def __init__(self, spec: ModelSpec, options: DecodeOptions) -> None:
         shape = check_single("yolov5_cat", "(B, N, 5+C)", spec, lambda shape: shape[2] >= 6)
-        self._options, self._path, self._checked = options, spec.path, False
+        super().__init__(options)
+        self._path = spec.path
         self.classes = shape[2] - 5
         self.plan = DecodePlan("objectness_rows", self.classes, *options)
 
-    def _check(self, rows: Float32Array) -> None:
+    def check(self, rows: Float32Array) -> None:
         """Shapes cannot tell decoded rows from undecoded ones; the first frame's values can."""
         check_numbers(self._path, rows[:, :4], rows[:, 4:])
         if len(rows) and (largest := float(rows[:, :4].max())) <= SHARES_END:
@@ -66,19 +68,11 @@ class Yolov5Cat(Head):
                 f"model {self._path}: its output has the shape of yolov5_cat, but objectness and classes are "
                 f"{span(rows[:, 4:])}, not 0 to 1: export the model with its sigmoid, for detection"
             )
-        self._checked = True
 
-    def candidates(self, outputs: Outputs, index: int) -> Candidates:
-        """See `Head.candidates`."""
-        rows = as_float32(outputs[0][index])
-        if not self._checked:
-            self._check(rows)
-        (keep,) = np.nonzero(rows[:, 4] >= self._options.conf)
-        if not len(keep):
-            return EMPTY
-        values = rows[keep]
+    def decode(self, rows: Float32Array, index: npt.NDArray[np.intp]) -> Candidates:
+        """See `RowsHead.decode`."""
         return label_boxes(
-            corners(values[:, 0], values[:, 1], values[:, 2], values[:, 3]),
-            values[:, 5:] * values[:, 4:5],
+            corners(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3]),
+            rows[:, 5:] * rows[:, 4:5],
             self._options,
         )

@@ -1,6 +1,6 @@
-"""YOLOv5's raw heads: logits of x, y, w, h, objectness, classes, an output a stride, any number of them.
+"""YOLOv5's raw heads: logits of x, y, w, h, objectness, classes, one output per stride, any number of strides.
 
-(B, A, H, W, 5+C), or (B, A·(5+C), H, W), which is how the last convolution leaves them: channel anchor·(5+C)+k.
+The form is (B, A, H, W, 5+C), or (B, A·(5+C), H, W) straight from the last convolution: channel anchor·(5+C)+k.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from streamd.heads.validate import check_numbers
 from streamd.types import Candidates, DecodePlan, FloatArray, ModelSpec, Outputs
 
 LEAST_VALUES = 6
-"""Of a cell: box, objectness, one class."""
+"""Fewest values of a cell: box, objectness, one class."""
 
 
 @HEADS.register
 class Yolov5HeadsSettings(HeadSettings):
-    """YOLOv5's raw heads, logits: one (B, A, H, W, 5+C) output a stride, or (B, A·(5+C), H, W) as convolved.
+    """YOLOv5's raw heads, logits: one output (B, A, H, W, 5+C) per stride, or (B, A·(5+C), H, W) straight from the
+    convolution.
 
-    Of the latter, A is that of the anchors.
+    For the latter, the anchors determine A.
     """
 
     kind: Literal["yolov5_heads"] = "yolov5_heads"
     anchors: Rows | None = Field(
         None,
-        description="Anchors w,h,w,h,… in input pixels, a row a head from the finest. Default: YOLOv5's for COCO.",
+        description="Anchors w,h,w,h,… in input pixels, one row per head, finest first. Default: YOLOv5's for COCO.",
     )
     strides: tuple[int, ...] | None = Field(None, description="Stride of each head. Default: from the shapes.")
     form: ClassVar[str] = "(B, A, H, W, 5+C) or (B, A·(5+C), H, W) per stride"
@@ -46,7 +47,8 @@ class Yolov5HeadsSettings(HeadSettings):
 
     @classmethod
     def recognise(cls, spec: ModelSpec) -> HeadSettings | None:
-        """See `HeadSettings.recognise`. As convolved, 3 anchors a stride of YOLOv5's; others are to be declared."""
+        """See `HeadSettings.recognise`. Outputs straight from the convolution need YOLOv5's 3 anchors per stride;
+        others must be declared."""
         grids = [(spec.input_height / s, spec.input_width / s) for s in STRIDES]
 
         def convolved(shape: tuple[int, ...]) -> bool:
@@ -73,7 +75,7 @@ class Yolov5Heads(Head):
                 "model.head: yolov5_heads expects outputs of shape (B, A, H, W, 5+C) or (B, A·(5+C), H, W); "
                 f"{spec.path} has {listed(spec)}"
             )
-        # Finest first, whatever order the exporter chose: settings list strides and anchors from the finest. Rows and
+        # The finest first, whatever order the exporter chose: settings list strides and anchors in that order. Rows and
         # columns are dimensions 2 and 3 of both forms.
         self._order = sorted(range(len(shapes)), key=lambda i: -shapes[i][2])
         grids = [shapes[i] for i in self._order]
@@ -87,7 +89,7 @@ class Yolov5Heads(Head):
                     f"{spec.input_height}×{spec.input_width}"
                 )
         anchors = _anchors(settings, spec, strides, grids)
-        # What remains of an anchor's channels, by head: 5+C of each must be the same.
+        # Channels per anchor of each head: 5+C, which must be the same for all.
         depths = [Fraction(g[1], len(row) // 2) if len(g) == 4 else g[4] for g, row in zip(grids, anchors, strict=True)]
         if len(set(depths)) > 1 or depths[0].denominator > 1 or depths[0] < LEAST_VALUES:
             raise ConfigError(
@@ -106,7 +108,7 @@ class Yolov5Heads(Head):
         )  # fmt: skip
 
     def _check(self, heads: Sequence[FloatArray]) -> None:
-        """Some exporters end in a sigmoid. In a whole frame, most logits of objectness are negative."""
+        """Some exporters end in a sigmoid. In a whole frame, most objectness logits are negative."""
         values = [head[..., 4] for head in heads]
         check_numbers(self._path, *values)
         least, most = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
@@ -119,7 +121,7 @@ class Yolov5Heads(Head):
         self._checked = True
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
-        """See `Head.candidates`. Objectness alone bounds the score, so its logit is compared before anything else."""
+        """See `Head.candidates`. Objectness is an upper bound of the score, so its logit is compared first."""
         heads = [
             by_cell(outputs[position][index], len(anchors))
             for position, anchors in zip(self._order, self._anchors, strict=True)
@@ -141,10 +143,10 @@ class Yolov5Heads(Head):
 def _anchors(
     settings: Yolov5HeadsSettings, spec: ModelSpec, strides: Sequence[int], grids: Sequence[tuple[int, ...]]
 ) -> Rows:
-    """A row for each head, as settings say or as YOLOv5's own strides have them."""
+    """One row of anchors per head: from the settings, or YOLOv5's own for its strides."""
     anchors = settings.anchors
     if anchors is None:
-        # Channels do not say how many anchors share them; YOLOv5 has 3.
+        # Channels do not tell the number of anchors; YOLOv5 has 3.
         counts = [g[1] if len(g) == 5 else COCO_COUNT for g in grids]
         known = coco_anchors(strides)
         if known is None or any(n != COCO_COUNT for n in counts):
@@ -161,5 +163,5 @@ def _anchors(
 
 
 def by_cell(head: FloatArray, anchors: int) -> FloatArray:
-    """(A, H, W, 5+C) of either form of one frame's head; never a copy."""
+    """One frame's head as (A, H, W, 5+C), from either form; never a copy."""
     return head if head.ndim == 4 else head.reshape(anchors, -1, *head.shape[1:]).transpose(0, 2, 3, 1)

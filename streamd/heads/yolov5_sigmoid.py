@@ -1,34 +1,35 @@
-"""YOLOv5's raw heads after a sigmoid, joined stride by stride, not decoded: (B, N, 5+C) of shares 0..1."""
+"""YOLOv5's raw heads after a sigmoid, joined stride by stride, not decoded: (B, N, 5+C), values 0..1."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.anchors import COCO_ANCHORS, COCO_COUNT, Rows, check_row, coco_anchors, decode, origins
-from streamd.heads.common import EMPTY, as_float32, cells, check_single, listed
-from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
+from streamd.heads.common import RowsHead, cells, check_single, listed
+from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec
 
 ROUNDING = 1e-3
-"""A sigmoid may come out of a reduced precision so far outside 0..1."""
+"""In reduced precision, a sigmoid may exceed 0..1 by this much."""
 
 
 @HEADS.register
 class Yolov5SigmoidSettings(HeadSettings):
-    """YOLOv5's raw heads after a sigmoid, joined but not decoded: (B, N, 5+C), all 0..1. To be declared.
+    """YOLOv5's raw heads after a sigmoid, joined but not decoded: (B, N, 5+C), all 0..1. Must be declared.
 
-    Its shape is that of yolov5_cat. Rows go stride by stride, within each anchor by anchor, then line by line.
+    Its shape is that of yolov5_cat. Rows are ordered by stride, then anchor, then line.
     """
 
     kind: Literal["yolov5_sigmoid"] = "yolov5_sigmoid"
     strides: tuple[int, ...] | None = Field(None, description="Strides in the order of the rows. Default: 8, 16, 32.")
     anchors: Rows | None = Field(
         None,
-        description="Anchors w,h,w,h,… in input pixels, a row a stride in the same order. Default: YOLOv5's for COCO.",
+        description="Anchors w,h,w,h,… in input pixels, one row per stride in that order. Default: YOLOv5's for COCO.",
     )
     form: ClassVar[str] = "(B, N, 5+C)"
 
@@ -42,7 +43,7 @@ class Yolov5SigmoidSettings(HeadSettings):
         return Yolov5Sigmoid(self, spec, options)
 
 
-class Yolov5Sigmoid(Head):
+class Yolov5Sigmoid(RowsHead):
     """See the module."""
 
     def __init__(self, settings: Yolov5SigmoidSettings, spec: ModelSpec, options: DecodeOptions) -> None:
@@ -67,29 +68,23 @@ class Yolov5Sigmoid(Head):
                 f"model.head: strides {list(strides)} with {[len(row) // 2 for row in anchors]} anchors make "
                 f"{len(self._stride)} rows at input {height}×{width}; {spec.path} has {listed(spec)}"
             )
-        self._options, self._path, self._checked = options, spec.path, False
+        super().__init__(options)
+        self._path = spec.path
         self.classes = shape[2] - 5
         self.plan = DecodePlan("anchor_rows", self.classes, *options, tuple(strides), tuple(anchors))
 
-    def _check(self, rows: Float32Array) -> None:
+    def check(self, rows: Float32Array) -> None:
         least, most = float(rows.min()), float(rows.max())
         if not (least >= -ROUNDING and most <= 1 + ROUNDING):
             raise ModelError(
                 f"model {self._path}: declared yolov5_sigmoid, but its output holds values from {least:.3g} to "
-                f"{most:.3g}, not 0 to 1: it does not end in a sigmoid. Boxes in input pixels are yolov5_cat: mend "
+                f"{most:.3g}, not 0 to 1: it does not end in a sigmoid. Boxes in input pixels are yolov5_cat: correct "
                 "model.head.kind (--head, or the sidecar's head)"
             )
-        self._checked = True
 
-    def candidates(self, outputs: Outputs, index: int) -> Candidates:
-        """See `Head.candidates`."""
-        rows = as_float32(outputs[0][index])
-        if not self._checked:
-            self._check(rows)
-        (keep,) = np.nonzero(rows[:, 4] >= self._options.conf)
-        if not len(keep):
-            return EMPTY
-        return decode(rows[keep], self._origin[keep], self._stride[keep], self._anchor[keep], self._options)
+    def decode(self, rows: Float32Array, index: npt.NDArray[np.intp]) -> Candidates:
+        """See `RowsHead.decode`."""
+        return decode(rows, self._origin[index], self._stride[index], self._anchor[index], self._options)
 
 
 def _grid(

@@ -14,7 +14,7 @@ from streamd.heads.validate import check_numbers, mostly_no_shares, span
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
 
 DISTANCES = 64
-"""Channels of undecoded boxes: 16 for each side."""
+"""Number of channels of undecoded boxes: 16 for each side."""
 
 
 @HEADS.register
@@ -66,7 +66,7 @@ class Yolov8(Head):
         self.plan = DecodePlan("class_columns", self.classes, *options)
 
     def _check(self, columns: Float32Array) -> None:
-        """By shape, other exports of the family are classes without end; the first frame's values tell them."""
+        """By shape, other exports of the family look like models with more classes; the first frame's values tell."""
         check_numbers(self._path, columns[:4], columns[4:])
         if mostly_no_shares(columns[4:].T):
             raise ModelError(

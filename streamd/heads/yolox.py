@@ -1,4 +1,4 @@
-"""YOLOX's output: (B, N, 5+C), a row a cell, stride by stride: box, objectness, classes.
+"""YOLOX's output: (B, N, 5+C), one row per cell, stride by stride: box, objectness, classes.
 
 As the repository exports it, the box is not decoded: xy = (v + cell) · stride, wh = e^v · stride (YOLOX 0.3,
 `YOLOXHead.decode_outputs`); with `--decode_in_inference` it is. Objectness and classes are after the sigmoid in both.
@@ -9,19 +9,20 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
-from streamd.heads.common import EMPTY, STRIDES, as_float32, cells, check_single, corners, label_boxes, listed
+from streamd.heads.common import STRIDES, RowsHead, cells, check_single, corners, label_boxes, listed
 from streamd.heads.validate import check_numbers, mostly_no_shares, span
-from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
+from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec
 
 
 @HEADS.register
 class YoloxSettings(HeadSettings):
-    """YOLOX's output: (B, N, 5+C), a row a cell, stride by stride, line by line: box, objectness, classes 0..1."""
+    """YOLOX's output: (B, N, 5+C), one row per cell, stride by stride, line by line: box, objectness, classes 0..1."""
 
     kind: Literal["yolox"] = "yolox"
     decoded: bool = Field(
@@ -41,7 +42,7 @@ class YoloxSettings(HeadSettings):
 
     @classmethod
     def recognise(cls, spec: ModelSpec) -> HeadSettings | None:
-        """See `HeadSettings.recognise`. YOLOv8's rows, transposed, have the same form with one value less a row."""
+        """See `HeadSettings.recognise`. YOLOv8's transposed output has the same form with one value less per row."""
         shapes = [t.shape for t in spec.outputs]
         rows, columns = shapes[0][1:] if len(shapes) == 1 and len(shapes[0]) == 3 else (0, 0)
         fits = rows == cells(spec.input_height, spec.input_width) and columns == 5 + (len(spec.labels) or len(COCO80))
@@ -66,7 +67,7 @@ class YoloxSettings(HeadSettings):
         return Yolox(self, spec, options)
 
 
-class Yolox(Head):
+class Yolox(RowsHead):
     """See the module."""
 
     def __init__(self, settings: YoloxSettings, spec: ModelSpec, options: DecodeOptions) -> None:
@@ -83,15 +84,16 @@ class Yolox(Head):
                 f"model.head: strides {list(settings.strides)} make {len(self._stride)} rows at input "
                 f"{height}×{width}; {spec.path} has {listed(spec)}"
             )
-        self._options, self._path, self._checked = options, spec.path, False
+        super().__init__(options)
+        self._path = spec.path
         self._decoded = settings.decoded
         self._least_reach = min(height, width) / 2
         self.classes = shape[2] - 5
         if settings.decoded:
             self.plan = DecodePlan("objectness_rows", self.classes, *options)
 
-    def _check(self, rows: Float32Array) -> None:
-        """Shapes tell neither decoded boxes from others nor YOLOX from its kin; the first frame's values do."""
+    def check(self, rows: Float32Array) -> None:
+        """Shapes tell neither decoded boxes from others nor YOLOX from similar models; the first frame's values do."""
         check_numbers(self._path, rows[:, :4], rows[:, 4:])
         if mostly_no_shares(rows[:, 4:]):
             raise ModelError(
@@ -99,7 +101,8 @@ class Yolox(Head):
                 f"{span(rows[:, 4:])}, not 0 to 1. Export the model with its sigmoid; if this is YOLOv8's output "
                 "transposed, export it as (B, 4+C, N)"
             )
-        # Relative to its cell, a centre is within a few cells; in pixels, those of a whole frame reach everywhere.
+        # Relative to its cell, a centre is at most a few cells away; in pixels, centres of a whole frame are
+        # everywhere.
         centres = np.abs(rows[:, :2])
         reach = float(centres[np.isfinite(centres)].max(initial=0))
         if self._decoded != (reach > self._least_reach):
@@ -108,25 +111,17 @@ class Yolox(Head):
                 f"model {self._path}: a whole frame's box centres reach {reach:.3g}, so they are {found}: declare "
                 f"model.head: {{kind: yolox, decoded: {fits}}}, or the same in the sidecar's head"
             )
-        self._checked = True
 
-    def candidates(self, outputs: Outputs, index: int) -> Candidates:
-        """See `Head.candidates`."""
-        rows = as_float32(outputs[0][index])
-        if not self._checked:
-            self._check(rows)
-        (keep,) = np.nonzero(rows[:, 4] >= self._options.conf)
-        if not len(keep):
-            return EMPTY
-        values = rows[keep]
-        centre, size = values[:, :2], values[:, 2:4]
+    def decode(self, rows: Float32Array, index: npt.NDArray[np.intp]) -> Candidates:
+        """See `RowsHead.decode`."""
+        centre, size = rows[:, :2], rows[:, 2:4]
         if not self._decoded:
-            stride = self._stride[keep, None]
-            centre = (centre + self._cell[keep]) * stride
+            stride = self._stride[index, None]
+            centre = (centre + self._cell[index]) * stride
             with np.errstate(over="ignore"):
                 size = np.exp(size) * stride
         return label_boxes(
-            corners(centre[:, 0], centre[:, 1], size[:, 0], size[:, 1]), values[:, 5:] * values[:, 4:5], self._options
+            corners(centre[:, 0], centre[:, 1], size[:, 0], size[:, 1]), rows[:, 5:] * rows[:, 4:5], self._options
         )
 
 

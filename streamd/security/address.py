@@ -1,9 +1,8 @@
 """Which parts of a URL are secret, however malformed it is.
 
-Passwords of cameras are rarely percent-encoded. So nothing is believed of where a malformed password ends: everything
-between `://` and the last `@` goes, and behind the host every value and every long random token that is not known to be
-harmless. Plain path segments (`/Streaming/Channels/101`) stay.
-"""
+Passwords of cameras are rarely percent-encoded, so the end of a malformed password cannot be determined: everything
+between `://` and the last `@` is removed, and after the host every value and every long random token that is not known
+to be harmless. Plain path segments (`/Streaming/Channels/101`) stay. """
 
 from __future__ import annotations
 
@@ -18,15 +17,15 @@ _SPACE = re.compile(r"\s")
 _LINE_END = re.compile(r"[\r\n]")
 _LAST_AT = re.compile(r"@(?=[\w\[*.])")
 _REACH = 256
-"""How far behind a URL's first word its `@` is looked for, in characters: passwords with blanks in them."""
+"""How far after a URL's first word to search for its `@`, in characters, for passwords that contain blanks."""
 _HOST = re.compile(r"(?:[\w.*-]*|\[[\w:.%*]*\])(?::(?:\d{1,5}|\*|PORT))?")
 _ASSIGNED = re.compile(r"[?&;/_][A-Za-z][\w.-]{0,39}=")
 _AUTHORITY = re.compile(r"(?:\[(?P<six>[\w:.%]+)\]|(?P<name>[\w.-]*))(?::(?P<port>\d{1,9}))?(?=[/?#]|$)")
 _TRAILING = ":,.;!)]}>'\""
-"""What follows a URL in a sentence, and is seldom the end of one."""
+"""Characters that follow a URL in a sentence and rarely end one."""
 _WITHOUT_SCHEME = re.compile(r"(?<![^\s\"'(\[<,=])(?P<user>[^\s\"'(\[<,=:@]{0,64}:[^\s]{0,256})@(?=[\w\[])")
 _LOCAL = ("file", "ipc", "inproc", "unix")
-"""Their paths are of this machine: folders with random names are no secrets."""
+"""Schemes with local paths: folders with random names are not secrets."""
 
 _HARMLESS = (
     "channel", "ch", "chn", "cam", "camera", "id", "stream", "subtype", "subtype2", "substream", "profile", "trackid",
@@ -61,10 +60,10 @@ _KEY = re.compile(r"[A-Za-z][\w.-]{0,39}")
 _LOOSE = re.compile(
     r"(?<![^\s?&;,/\"'(\[_])(?P<key>[A-Za-z][\w.-]{0,39})=(?P<value>[^\s&;,\"']+)",
 )
-"""`name=value` where there is no URL around it."""
+"""`name=value` outside a URL."""
 _SECRET_WORD = re.compile(r"pass(?:w|phr|$)|pwd|token|secret|credential|signature|loginpas|(?:^|_)api_?key$")
 _AMBIGUOUS = frozenset(("p", "code", "key", "hash", "pin", "sign", "policy", "session", "auth", "pass"))
-"""Words of prose, too."""
+"""Names that are also words of prose."""
 
 _RUNS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _ALNUM = re.compile(r"[^\W_]")
@@ -73,7 +72,8 @@ _HEX = re.compile(r"(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,}|(?=[A-F]*\d)(?=\d*[A-F]
 
 
 def looks_random(text: str) -> bool:
-    """True for what is longer than a name and changes between letters and digits as no word does: a key, a token."""
+    """True for a string that is longer than a name and alternates between letters and digits more than words do: a key,
+    a token."""
     words = _WORDS.findall(text)
     joined = "".join(words)
     return any(map(_random_word, words)) or (len(words) > 2 and len(joined) >= 16 and _restless(joined))
@@ -96,7 +96,7 @@ def _restless(word: str) -> bool:
 
 
 def hidden(text: str) -> list[Span]:
-    """What of `text`, in which URLs may stand, must not be shown: spans in order, none of them empty."""
+    """The secret parts of `text`, which may contain URLs: non-empty spans, in order."""
     found: list[Span] = []
     at = 0
     while (mark := text.find("://", at)) >= 0:
@@ -109,7 +109,7 @@ def hidden(text: str) -> list[Span]:
 
 
 def secrets_of(url: str) -> tuple[str, set[str]]:
-    """The userinfo of `url` (taken whole), and all secrets in it that are worth remembering."""
+    """The userinfo of `url` (as a whole), and all secrets in it that are worth remembering."""
     begin = url.find("://") + 3
     if begin < 3:
         loose = [url[a:b] for a, b in _loose(url, 0, len(url))]
@@ -119,10 +119,10 @@ def secrets_of(url: str) -> tuple[str, set[str]]:
     secrets: set[str] = set()
     if userinfo:
         user, _, password = userinfo.partition(":")
-        secrets.add(password or user)  # a token may stand where the user name is
+        secrets.add(password or user)  # the user name may be a token
         authority = re.split(r"[/?#]", userinfo, maxsplit=1)[0]
         if authority != userinfo and not _HOST.fullmatch(authority):
-            # FFmpeg and others cut it there, and may tell of either piece.
+            # FFmpeg and others cut it there, and may output either piece.
             secrets.update(_pieces(r"[/?#@\s]+", password))
         elif " " in password:
             secrets.update(_pieces(r"\s+", password))
@@ -135,7 +135,7 @@ def secrets_of(url: str) -> tuple[str, set[str]]:
         secrets.update(piece for piece in re.split(r"[_&=~]", value) if looks_random(piece))
     tail = url[host or begin :]
     for match in _ASSIGNS_SECRET.finditer(tail):
-        # Where it ends is anybody's guess: at a delimiter, before XMeye's next name, or with the URL.
+        # Its end is uncertain: at a delimiter, before XMeye's next name, or at the end of the URL.
         ends = [stop.start() for stop in _ENDS_SECRET.finditer(tail, match.end())]
         secrets.update(v for v in (tail[match.end() : end] for end in (*ends[:3], len(tail))) if _worth(v))
     if _scheme(url, begin - 3).lower().startswith("rtmp"):
@@ -148,7 +148,7 @@ def _worth(value: str) -> bool:
 
 
 def host_of(url: str) -> tuple[str | None, int | None]:
-    """Host and port as far as `url` has them; unlike `urllib.parse.urlsplit`, it reads whatever it is given."""
+    """Host and port, as far as `url` has them; unlike `urllib.parse.urlsplit`, it accepts any string."""
     begin = url.find("://") + 3
     if begin < 3:
         return None, None
@@ -164,9 +164,9 @@ def _pieces(delimiters: str, password: str) -> list[str]:
 
 
 def unencoded(url: str) -> str | None:
-    """The first raw `/`, `?` or `#` in the password of `url`, which every program takes for the end of the host.
+    """The first raw `/`, `?` or `#` in the password of `url`, which every program treats as the end of the host.
 
-    None where there is none, or where the URL can be read otherwise.
+    None if there is none, or if the URL can be interpreted otherwise.
     """
     begin, last = url.find("://") + 3, url.rfind("@")
     if not 3 <= begin <= last:
@@ -184,7 +184,7 @@ def _scheme(text: str, mark: int) -> str:
 
 
 def _extent(text: str, begin: int) -> int:
-    """Where the URL ends whose scheme ends at `begin`: with its word, or with the word of a later `@`."""
+    """The end of the URL whose scheme ends at `begin`: the end of its word, or of the word with a later `@`."""
     space = _SPACE.search(text, begin)
     if space is None:
         return len(text)
@@ -215,11 +215,11 @@ def _of_url(text: str, scheme: str, begin: int, end: int) -> Iterator[Span]:
 
 
 def _parts(text: str, scheme: str, host: int, end: int) -> Iterator[tuple[int, int, str]]:
-    """(begin, end, name) of what is secret behind the `@`; no name where it is no value."""
+    """(begin, end, name) of the secrets after the `@`; the name is empty unless the secret is a value."""
     delimiter = re.compile(r"[/?#]").search(text, host, end)
     path = delimiter.start() if delimiter else end
     if not _HOST.fullmatch(text, host, path) or (text[host : host + 1] == "[" and "]" not in text[host:path]):
-        yield host, end, ""  # `admin:pass`, of which the rest was cut off
+        yield host, end, ""  # `admin:pass`, the rest of which was cut off
         return
     query = re.compile(r"[?#]").search(text, path, end)
     path_end = query.start() if query else end
@@ -245,11 +245,11 @@ def _parts(text: str, scheme: str, host: int, end: int) -> Iterator[tuple[int, i
 
 
 def _value(part: re.Match[str], tainted: bool) -> Iterator[tuple[int, int, str]]:
-    """What is secret of `name=value` or of a word that stands alone.
+    """The secret part of `name=value` or of a single word.
 
     Args:
         part: the match.
-        tainted: a secret stands before, of which this may be the rest.
+        tainted: a secret precedes it, and this may be its rest.
     """
     begin, end = part.span()
     name, equals, value = part[0].partition("=")
@@ -266,7 +266,7 @@ def _value(part: re.Match[str], tainted: bool) -> Iterator[tuple[int, int, str]]
         return
     at = begin + len(name) + 1
     if at == end:
-        yield at, end, name  # of which what follows may be the rest
+        yield at, end, name  # whose rest may follow
     for harmless in _HARMLESS_INSIDE.finditer(value):
         if at < begin + len(name) + 1 + harmless.start() - 1:
             yield at, begin + len(name) + 1 + harmless.start() - 1, name
@@ -276,7 +276,7 @@ def _value(part: re.Match[str], tainted: bool) -> Iterator[tuple[int, int, str]]
 
 
 def _loose(text: str, begin: int, end: int) -> Iterator[Span]:
-    """Secrets where no scheme stands before: `admin:pass@host/x`, `password=x`."""
+    """Secrets without a scheme before them: `admin:pass@host/x`, `password=x`."""
     at = begin
     for match in _WITHOUT_SCHEME.finditer(text, begin, end):
         yield from _assigned(text, at, match.start())

@@ -1,8 +1,8 @@
-"""Keeps credentials out of everything a person or a machine reads.
+"""Keeps credentials out of all output.
 
-Two nets: what looks like a credential, in any URL however malformed (`streamd.security.address` decides), and what is
-known to be one (everything that `remember` was told), wherever and in whichever encoding it turns up.
-"""
+There are two mechanisms: anything that looks like a credential in a URL, however malformed (decided by
+`streamd.security.address`), and known secrets (everything passed to `remember`), wherever and in whichever encoding
+they appear. """
 
 from __future__ import annotations
 
@@ -15,44 +15,43 @@ from streamd.security.address import Span, hidden, secrets_of
 from streamd.security.text import printable, to_bytes
 
 MIN_LENGTH = 4
-"""Shorter values would blank half of every message."""
+"""Shorter values would blank out half of every message."""
 
 _known: tuple[str, ...] = ()
-"""The longest first."""
+"""Known secrets, the longest first."""
 
 
 def _encodings(secret: str) -> set[str]:
     raw = to_bytes(secret)
     return {
         secret, quote(raw), quote(raw, safe=""), unquote(secret),
-        repr(secret)[1:-1], json.dumps(secret)[1:-1], printable(secret),  # as exceptions and JSON show it
+        repr(secret)[1:-1], json.dumps(secret)[1:-1], printable(secret),  # escaped as in exceptions and JSON
     }  # fmt: skip
 
 
 def remember(secrets: Iterable[str]) -> None:
-    """From now on, for the life of the process, no text that passes `redact` holds any of these."""
+    """From now until the process ends, `redact` removes these secrets from every text."""
     global _known
     forms = {form for secret in secrets for form in _encodings(secret) if len(form) >= MIN_LENGTH}
     _known = tuple(sorted(forms.union(_known), key=len, reverse=True))
 
 
 def known() -> tuple[str, ...]:
-    """What has been remembered, in each encoding. For handing on to a worker process, and for tests."""
+    """The remembered secrets, in each encoding. For passing on to a worker process, and for tests."""
     return _known
 
 
 def forget() -> None:
-    """Forgets what was remembered. For tests."""
+    """Forgets all remembered secrets. For tests."""
     global _known
     _known = ()
 
 
 def credentials(url: str) -> set[str]:
-    """The secrets in `url`, which is taken as a whole, blanks included: for `remember`.
+    """The secrets in `url`, including any blanks in it, for `remember`.
 
-    The password (also its pieces where it has raw delimiters, and with the user name as HTTP basic authentication has
-    it), values of secret-looking names, and long random tokens in path or query.
-    """
+    These are the password (also its pieces if it has raw delimiters, and with the user name as in HTTP basic
+    authentication), values of secret-looking names, and long random tokens in path or query. """
     userinfo, found = secrets_of(url)
     if userinfo:
         user, _, password = userinfo.partition(":")
@@ -63,9 +62,9 @@ def credentials(url: str) -> set[str]:
 
 
 def redact(text: str) -> str:
-    """Returns `text` with every secret as `***`, and with nothing in it that cannot be encoded as UTF-8.
+    """Returns `text` with every secret replaced by `***`, and without anything that cannot be encoded as UTF-8.
 
-    Hidden are all known secrets and, in each URL, what `streamd.security.address.hidden` finds.
+    It replaces all known secrets and, in each URL, what `streamd.security.address.hidden` finds.
     """
     text = printable(text)
     spans = [span for secret in _known if secret in text for span in _places(secret, text)]

@@ -1,4 +1,4 @@
-"""Text that cannot be encoded: what the environment, file names and models bring in as lone surrogates."""
+"""Text that cannot be encoded: lone surrogates from the environment, file names and models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def printable(text: str) -> str:
 
 
 def is_encodable(text: str) -> bool:
-    """True where `text` has no lone surrogate, so that JSON, YAML and the wire can carry it."""
+    """True if `text` has no lone surrogate, so that it can be written as JSON, YAML and UTF-8."""
     if text.isascii():
         return True
     try:
@@ -22,7 +22,7 @@ def is_encodable(text: str) -> bool:
 
 
 def to_bytes(text: str) -> bytes:
-    """UTF-8. Bytes that `os.fsdecode` could not read are themselves again; other lone surrogates become three bytes."""
+    """UTF-8. Bytes that `os.fsdecode` could not decode are restored; other lone surrogates become three bytes."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
 """Checks whether a file can be trusted, and limits how much of it is read.
 
-A configuration determines what is read, written and sent where, and a TensorRT plan is code: whoever can change one of
-them acts as the daemon. Only root, the daemon's own user and the users in `STREAMD_TRUSTED_UIDS` may be able to.
+A configuration determines what is read, written and sent where, and a TensorRT plan is code: anyone who can change one
+of them can act as the daemon. Only root, the daemon's own user and the users in `STREAMD_TRUSTED_UIDS` may be able to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from streamd.errors import ConfigError
 
 PIPE_S = 5.0
-"""Longest wait for what writes into a pipe, in seconds."""
+"""Longest wait for the writer of a pipe, in seconds."""
 VARIABLE = "STREAMD_TRUSTED_UIDS"
 """Comma-separated ids of further users whose files are trusted."""
 
@@ -54,14 +54,15 @@ _ACL_USER, _ACL_GROUP, _ACL_MASK = 0x02, 0x08, 0x10
 
 
 def distrust_acl(file: int | Path) -> str | None:
-    """As `distrust`, for the access control list of a file, better an open one: whom does it let write besides?
+    """Like `distrust`, for the access control list of a file, preferably an open one: which other users it allows to
+    write.
 
     Its binary form is Linux's (`linux/posix_acl_xattr.h`): a version, then tag, permissions and id of each entry.
     """
     try:
         entries = list(_ACL_ENTRY.iter_unpack(os.getxattr(file, _ACL)[4:]))
     except (OSError, struct.error):
-        return None  # none, or a file system that knows none
+        return None  # there is none, or the file system does not support them
     mask = next((permissions for tag, permissions, _ in entries if tag == _ACL_MASK), 7)
     for tag, permissions, number in entries:
         if not permissions & mask & 2:
@@ -76,7 +77,7 @@ def distrust_acl(file: int | Path) -> str | None:
 
 
 def in_container() -> bool:
-    """Whether this is a container: whoever mounts files into it decides their owner, and nobody else is in it."""
+    """Whether this is a container: whoever mounts files into it determines their owner, and it has no other users."""
     return (
         any(os.path.exists(mark) for mark in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container"))
         or "KUBERNETES_SERVICE_HOST" in os.environ
@@ -100,7 +101,7 @@ def _group(number: int) -> str:
 
 
 def is_working_directory(path: Path) -> bool:
-    """Whether `path` is the working directory; False where that was removed."""
+    """Whether `path` is the working directory; False if that was removed."""
     try:
         return path == Path.cwd()
     except OSError:
@@ -120,7 +121,7 @@ def read_bytes(path: Path, limit: int, *, what: str, expected: str) -> bytes:
         ConfigError: it cannot be read, is larger, or others can change it.
     """
     try:
-        # Opening a named pipe would wait for somebody who writes, and nothing waits here for ever.
+        # Opening a named pipe would wait for a writer, possibly forever.
         with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             found = os.fstat(file.fileno())
             if (doubt := distrust(found) or distrust_acl(file.fileno())) is not None:
@@ -138,7 +139,7 @@ def read_bytes(path: Path, limit: int, *, what: str, expected: str) -> bytes:
 
 
 def _at_most(file: int, size: int) -> bytes:
-    """What comes out of `file` until its end, `size` bytes at most.
+    """The content of `file` up to its end, at most `size` bytes.
 
     Raises:
         OSError: a pipe or terminal whose writer is too slow.
@@ -161,7 +162,7 @@ def _at_most(file: int, size: int) -> bytes:
 
 
 def read_text(path: Path, limit: int, *, what: str, expected: str) -> str:
-    """See `read_bytes`; the file is UTF-8 text, with a byte order mark or without.
+    """See `read_bytes`; the file is UTF-8 text, with or without a byte order mark.
 
     Raises:
         ConfigError: as for `read_bytes`, or it is not such text.

@@ -20,7 +20,7 @@ QUERIES = 300
 
 
 def encode_queries(batch: int, index: int) -> tuple[Any, Any]:
-    """Boxes (B, N, 4) as shares of the input and probabilities (B, N, C). What NMS would drop is not there."""
+    """Boxes (B, N, 4) as fractions of the input and probabilities (B, N, C). What NMS would drop is not there."""
     boxes = np.full((batch, QUERIES, 4), 0.5, np.float32)
     scores = np.full((batch, QUERIES, CLASSES), 1e-3, np.float32)
     for i, (cx, cy, w, h, obj, cls, score) in enumerate(o for o in OBJECTS if o is not OVERLAPPING):
@@ -115,7 +115,7 @@ def test_wrong_values_are_named_at_the_first_frame() -> None:
         open_head(None, model, detect).candidates([sigmoid(logits), boxes], 0)
     with pytest.raises(ModelError, match=r"with scores after the sigmoid, but they are .* if these are logits"):
         open_head(DetrSettings(activated=True), model, detect).candidates([logits, boxes], 0)
-    with pytest.raises(ModelError, match=r"box centres are .*, not shares of the input from 0 to 1"):
+    with pytest.raises(ModelError, match=r"box centres are .*, not fractions of the input from 0 to 1"):
         open_head(None, model, detect).candidates([logits, boxes * SIZE], 0)
     with pytest.raises(ModelError, match="hold no numbers"):
         open_head(None, model, detect).candidates([np.full_like(logits, np.nan), boxes], 0)

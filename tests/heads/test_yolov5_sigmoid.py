@@ -61,7 +61,7 @@ def test_sigmoid_rows_in_another_order_of_strides() -> None:
         (Yolov5SigmoidSettings(strides=(8, 16, 48)), [(1, 3 * CELLS, 11)], "do not divide"),
         (Yolov5SigmoidSettings(strides=(8, 16, 64)), [(1, 3 * CELLS, 11)], r"anchors: must be given"),
         (Yolov5SigmoidSettings(anchors=((1, 2),)), [(1, 3 * CELLS, 11)], "1 rows given for 3 strides"),
-        (Yolov5SigmoidSettings(anchors=((1, 2, 3),) * 3), [(1, 3 * CELLS, 11)], "positive numbers, .w,h an anchor"),
+        (Yolov5SigmoidSettings(anchors=((1, 2, 3),) * 3), [(1, 3 * CELLS, 11)], "positive numbers, .w,h per anchor"),
     ],
 )
 def test_settings_that_contradict_the_model(settings: Any, shapes: Any, message: str) -> None:
