@@ -2,7 +2,7 @@
 
 Passwords of cameras are rarely percent-encoded, so the end of a malformed password cannot be determined: everything
 between `://` and the last `@` is removed, and after the host every value and every long random token that is not known
-to be harmless. Plain path segments (`/Streaming/Channels/101`) stay. """
+to be harmless. Plain path segments (`/Streaming/Channels/101`) stay."""
 
 from __future__ import annotations
 

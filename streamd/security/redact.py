@@ -2,7 +2,7 @@
 
 There are two mechanisms: anything that looks like a credential in a URL, however malformed (decided by
 `streamd.security.address`), and known secrets (everything passed to `remember`), wherever and in whichever encoding
-they appear. """
+they appear."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def credentials(url: str) -> set[str]:
     """The secrets in `url`, including any blanks in it, for `remember`.
 
     These are the password (also its pieces if it has raw delimiters, and with the user name as in HTTP basic
-    authentication), values of secret-looking names, and long random tokens in path or query. """
+    authentication), values of secret-looking names, and long random tokens in path or query."""
     userinfo, found = secrets_of(url)
     if userinfo:
         user, _, password = userinfo.partition(":")
