@@ -19,6 +19,7 @@ from streamd.sinks import SinkConfig
 from streamd.sources import StreamConfig
 
 USER_PATTERN = r"^[^:\x00-\x1f]+$"
+ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"
 LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}$"
 
 
@@ -67,6 +68,34 @@ class MetricsSettings(Settings):
         False,
         description="Serve a web page with every camera at / of the port: pictures, states, latency. Needs a login, or "
         "an address that only this machine can reach, such as 127.0.0.1.",
+    )
+
+
+class HeaderSettings(Settings):
+    """A header of every request to the collector."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"), Pattern("expected the name of a header")] = (
+        Field(max_length=256, description="Name.")
+    )
+    value: ExternalSecret = Field(description="Value, as ${file:PATH} or ${NAME}.")
+
+
+class OtlpSettings(Settings):
+    """Export to an OpenTelemetry collector."""
+
+    endpoint: Annotated[
+        str, Field(pattern=ENDPOINT_PATTERN), Pattern("expected http://HOST:PORT or https://HOST:PORT, without a login")
+    ] = Field(
+        max_length=2048,
+        description="Base URL of the collector's OTLP receiver over HTTP, such as http://127.0.0.1:4318; /v1/metrics "
+        "and /v1/traces are added.",
+    )
+    headers: tuple[HeaderSettings, ...] = Field((), max_length=16, description="Headers, such as a login.")
+    metrics_every_s: float = Field(
+        30.0, ge=0, le=3600, description="Seconds between two exports of all metrics; 0: no metrics."
+    )
+    traces_every_s: float = Field(
+        60.0, ge=0, le=86_400, description="Seconds between two frames of a stream that are traced; 0: no traces."
     )
 
 
@@ -132,6 +161,9 @@ class Config(Settings):
         None, description="The boxes among which the streams could be divided, for `streamd fleet plan`."
     )
     metrics: MetricsSettings = Field(MetricsSettings(), description="Metrics and health over HTTP.")
+    otlp: OtlpSettings | None = Field(
+        None, description="Export of metrics and traces to an OpenTelemetry collector (`pip install streamd[otlp]`)."
+    )
     logging: LoggingSettings = Field(LoggingSettings(), description="Logs.")
     recorder: RecorderSettings = Field(RecorderSettings(), description="The flight recorder.")
     drain_s: Seconds = Field(5.0, description="Longest time to finish work in flight at SIGTERM, in seconds.")

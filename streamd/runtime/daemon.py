@@ -25,6 +25,7 @@ from streamd.runtime.analytics import Analytics
 from streamd.runtime.eventlog import EventLog
 from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.instance import ModelInstance
+from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.recorder.place import config_name
 from streamd.runtime.recorder.recorder import Recorder, Watched, open_recorder
@@ -111,7 +112,9 @@ class Daemon:
         self.recorder: Recorder | None = None
         self._tap = tap
         self._notifier = notifier or Notifier()
-        self._record: Callable[[Detections], None] | None = None
+        self._watchers: tuple[Callable[[Detections], None], ...] = ()
+        """Shown each published frame; must be quick."""
+        self._otlp: OtlpExporter | None = None
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         """Wakes the main loop when there is something to do. Not an Event: a signal handler that sets one while the
         main loop is about to wait for it would wait for a lock that its own thread holds."""
@@ -155,6 +158,7 @@ class Daemon:
             streams=lambda: self.config.streams,
         )  # fmt: skip
         self._tap = self._tap or tap
+        self._open_otlp()
         for settings, name in zip(config.sinks, sink_names(config), strict=True):
             sink = self._relays.get(name) or open_sink(settings)
             thread = SinkThread(
@@ -191,7 +195,17 @@ class Daemon:
             self.config.recorder, path=self._record_as, boot_id=self.boot_id, watched=watched,
             watchdog_s=self._notifier.watchdog_s,
         )  # fmt: skip
-        self._record = self.recorder.frame if self.recorder is not None else None
+        if self.recorder is not None:
+            self._watchers += (self.recorder.frame,)
+
+    def _open_otlp(self) -> None:
+        if self.config.otlp is None:
+            return
+        # A worker's metrics are exported by its parent, with those of all others.
+        registry = self.registry if self._own_events else None
+        self._otlp = OtlpExporter(self.config.otlp, self.boot_id, registry, self.metrics.otlp_exports)
+        if self._otlp.traces:
+            self._watchers += (self._otlp.frame,)
 
     def _settings(self) -> Any:
         return self.config.model_dump(mode="json")
@@ -203,8 +217,8 @@ class Daemon:
             self.recorder.trigger("exception", f"{type(error).__name__}: {error}", error)
 
     def _publish(self, detections: Detections) -> None:
-        if self._record is not None:
-            self._record(detections)
+        for watch in self._watchers:
+            watch(detections)
         outgoing = Outgoing(detections, self.boot_id)
         for sink in self.sinks:
             sink.put(outgoing)
@@ -435,6 +449,8 @@ class Daemon:
         deadline = time.monotonic() + timeout
         if self._analytics is not None and not self._left_running:
             self._analytics.close()
+        if self._otlp is not None:
+            self._otlp.close()
         if not close_outputs(self._events if self._own_events else None, self.sinks, self._tap, self.http, deadline):
             self._left_running = True
         self._left_running |= not deferred.finish(deadline)

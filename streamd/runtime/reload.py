@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 LOAD_LIMIT_S = 30.0
 """Longest time for reading and checking a configuration."""
-CHANGEABLE = frozenset({"streams", "logging", "drain_s", "stall_s"})
+CHANGEABLE = frozenset({"streams", "share", "fleet", "logging", "drain_s", "stall_s"})
 """Sections that may change while running. The others belong to parts that live as long as the process."""
 
 

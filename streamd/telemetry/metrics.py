@@ -390,6 +390,12 @@ class Metrics:
             "streamd_sink_refused", "Subscribers whose connection was closed because of a limit.", ["sink", "reason"],
             registry=registry,
         )  # fmt: skip
+        self.otlp_exports = Counter(
+            "streamd_otlp_exports",
+            "Exports to an OpenTelemetry collector, by signal (metrics, traces) and result (ok, failed).",
+            ["signal", "result"],
+            registry=registry,
+        )
         self.reloads = Counter(
             "streamd_config_reloads", "Configuration reloads, by result.", ["result"], registry=registry
         )

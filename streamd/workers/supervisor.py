@@ -22,6 +22,7 @@ from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, Sourc
 from streamd.events.link import EventReceiver
 from streamd.runtime.eventlog import EventLog
 from streamd.runtime.health import close_outputs, health_of, ready_of
+from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.recorder.place import config_name
 from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
@@ -117,6 +118,7 @@ class WorkerSupervisor:
         self._reports: ReportReceiver | None = None
         self._events = EventLog(self._name, self.boot_id, lambda: self._forwarders)
         self._receiver: EventReceiver | None = None
+        self._otlp: OtlpExporter | None = None
         self._mps = Mps(self._folder, wanted=config.engine.shares_gpu)
         try:
             self._open()
@@ -130,6 +132,10 @@ class WorkerSupervisor:
             config.metrics, self.registry, self.health, self.ready, statuses=self._statuses, boot_id=self.boot_id,
             streams=lambda: self.config.streams,
         )  # fmt: skip
+        if config.otlp is not None:
+            # Workers trace their own frames.
+            exported = config.otlp.model_copy(update={"traces_every_s": 0})
+            self._otlp = OtlpExporter(exported, self.boot_id, self.registry, self.metrics.otlp_exports)
         for i, (settings, name) in enumerate(zip(config.sinks, sink_names(config), strict=True)):
             forwarder = Forwarder(
                 name, open_sink(settings), f"ipc://{self._folder}/sink{i}",
@@ -417,6 +423,8 @@ class WorkerSupervisor:
         deadline = time.monotonic() + timeout
         if self._receiver is not None:
             self._receiver.close()
+        if self._otlp is not None:
+            self._otlp.close()
         if not close_outputs(self._events, self._forwarders, self._tap, self.http, deadline):
             self.left_running = True
         if self._pictures is not None:
