@@ -1,8 +1,7 @@
-"""The engine room: backends that turn batches of frames into outputs.
+"""Engines: backends that turn batches of frames into outputs.
 
-To add a backend: one file here with its settings, which `ENGINES.register` decorates and whose `open` makes a
-`streamd.flow.contracts.Backend`; `tests/engine/test_contract.py` runs over it.
-"""
+To add one, write one file here with its settings class, decorated with `ENGINES.register`, whose `open` returns a
+`streamd.flow.contracts.Backend`; `tests/engine/test_contract.py` tests it. CONTRIBUTING.md says more."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from streamd.settings.registry import Registry
 Channels = tuple[float, float, float]
 Spread = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 BUILTIN = "builtin:"
-"""Begins the path of a model that comes with streamd, as in builtin:road6."""
+"""Prefix of the path of a bundled model, as in builtin:road6."""
 
 
 class ModelSettings(Settings):
@@ -26,9 +25,9 @@ class ModelSettings(Settings):
     path: ConfigPath = Field(
         min_length=1, description="ONNX model, OpenVINO IR (.xml), TensorRT plan, or builtin:road6."
     )
-    name: str | None = Field(None, description="Name in messages. Default: the file's name without its ending.")
+    name: str | None = Field(None, description="Name in messages. Default: the file's name without its suffix.")
     labels: tuple[str, ...] | ConfigPath | None = Field(
-        None, description="Class names, or a text file with one a line. Default: sidecar, model metadata, COCO's 80."
+        None, description="Class names, or a text file with one per line. Default: sidecar, model metadata, COCO's 80."
     )
     color: Literal["RGB", "BGR"] | None = Field(None, description="Channel order of the input. Default: RGB.")
     scale: float | None = Field(None, gt=0, description="Pixels 0..255 are multiplied by this. Default: 1/255.")
@@ -36,7 +35,7 @@ class ModelSettings(Settings):
         None, description="Subtracted after scale: one number for each channel, in the order of color. Default: none."
     )
     std: Spread | None = Field(
-        None, description="What is left is divided by it: one number for each channel. Default: 1, 1, 1."
+        None, description="The result is divided by it: one number for each channel. Default: 1, 1, 1."
     )
     resize: Literal["letterbox", "stretch"] | None = Field(
         None,
@@ -60,7 +59,7 @@ class BatchSettings(Settings):
         None,
         ge=1,
         le=1024,
-        description="Frames a batch at most. Default: 1 on a CPU, the model's own limit on a GPU.",
+        description="Largest number of frames in a batch. Default: 1 on a CPU, the model's own limit on a GPU.",
     )
     age_ms: Milliseconds = Field(
         0.0,
@@ -74,7 +73,7 @@ Devices = Ordinal | Annotated[tuple[Ordinal, ...], Field(min_length=1)]
 
 
 class EngineSettings(KindSettings):
-    """What every engine has."""
+    """Settings of every engine."""
 
     @property
     def devices(self) -> tuple[int, ...]:
@@ -83,12 +82,12 @@ class EngineSettings(KindSettings):
 
     @property
     def names_devices(self) -> bool:
-        """True where the settings list devices, so that workers are shared out among them."""
+        """True if the settings list devices, so that workers are distributed among them."""
         return False
 
     @property
     def shares_gpu(self) -> bool:
-        """True where worker processes are to share the GPU through an NVIDIA MPS server of the daemon's own."""
+        """True if worker processes share the GPU through the daemon's own NVIDIA MPS server."""
         return False
 
     def for_device(self, ordinal: int) -> EngineSettings:
@@ -101,19 +100,19 @@ class EngineSettings(KindSettings):
         Args:
             model: the model file and its input.
             batch: bounds the largest batch.
-            live: True where a single live stream is the whole load, so that latency counts before throughput.
+            live: True if a single live stream is the whole load, so that latency matters more than throughput.
 
         Raises:
             ModelError: the model is missing, unreadable, corrupt, or not what was declared.
-            BackendError: the device or its software is not there.
+            BackendError: the device or its software is missing.
         """
         raise NotImplementedError
 
 
 class DeviceSettings(EngineSettings):
-    """What every engine has that numbers its devices."""
+    """Settings of engines that number their devices."""
 
-    device: Devices = Field(0, description="Device; a list of several shares the streams out among them.")
+    device: Devices = Field(0, description="Device, or a list of devices among which the streams are distributed.")
 
     @property
     def devices(self) -> tuple[int, ...]:
@@ -127,7 +126,7 @@ class DeviceSettings(EngineSettings):
 
     @property
     def ordinal(self) -> int:
-        """The device, where there is one: what a backend is given (see `for_device`)."""
+        """The device, if there is only one, as for a backend (see `for_device`)."""
         return self.devices[0]
 
     def for_device(self, ordinal: int) -> EngineSettings:
@@ -153,5 +152,5 @@ else:
 def open_backend(
     settings: EngineSettings, model: ModelSettings, *, batch: BatchSettings | None = None, live: bool = False
 ) -> Backend[Any]:
-    """Opens the model on the engine that `settings`, with one device, names; see `EngineSettings.open`."""
+    """Opens the model on the engine of `settings`, which must have one device; see `EngineSettings.open`."""
     return settings.open(model, batch=batch or BatchSettings(), live=live)

@@ -1,4 +1,4 @@
-"""The engine that chooses itself: which backend serves a configuration, and why."""
+"""The engine auto: chooses the backend of a configuration, and logs why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 def tensorrt_unavailable() -> str | None:
-    """None where TensorRT can be used, else the reason why not."""
+    """None if TensorRT can be used, otherwise the reason why not."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -51,7 +51,7 @@ def resolve(model: ModelSettings) -> OpenVinoSettings | TensorRtSettings:
 
 @ENGINES.register
 class AutoSettings(EngineSettings):
-    """TensorRT where an NVIDIA GPU and TensorRT are there, OpenVINO otherwise; the log says which and why."""
+    """TensorRT if an NVIDIA GPU and TensorRT are available, OpenVINO otherwise; the log says which and why."""
 
     kind: Literal["auto"] = "auto"
 

@@ -1,4 +1,4 @@
-"""What every backend does with a model file before its vendor's library sees it: find it, hash it, specify it."""
+"""What every backend does with a model file before its library opens it: find it, hash it, specify it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_MODEL_BYTES = 4 << 30
 SIZE_INPUTS = ("orig_target_sizes",)
 """Names of an input (B, 2), width and height, by which a model scales its boxes (RT-DETR, D-FINE, DEIM).
 
-Engines set it to the size of the network's input: boxes are in input pixels then, like everybody else's.
+Engines set it to the size of the network's input, so that boxes are in input pixels as for other models.
 """
 _GIVE_LABELS = "give model.labels (a list, or a file with one name a line)"
 PLAN_SUFFIXES = (".plan", ".engine", ".trt")
@@ -78,7 +78,7 @@ def model_file(path: str) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a model: of its file and of those with its weights, if there are any."""
+    """Hex SHA-256 of a model: of its file and its external weight files, if any."""
     digest = hashlib.sha256()
     for file in parts_of(path):
         with file.open("rb") as handle:
@@ -88,10 +88,10 @@ def sha256_of(path: Path) -> str:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The model's file, and its weights: of an OpenVINO .xml, or what an ONNX model has outside.
+    """The model's file and its weight files: those of an OpenVINO .xml, or external ones of an ONNX model.
 
     Raises:
-        ModelError: weights are where they may not be.
+        ModelError: weights are in a place that is not allowed.
     """
     if path.suffix == ".onnx":
         return [path, *external_weights(path)]
@@ -135,7 +135,7 @@ def _metadata_labels(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]
 
 
 def _literal(text: str) -> Any:
-    """What `text` says as JSON, or else as a Python literal; None where it is neither."""
+    """The value of `text` as JSON or else as a Python literal; None if it is neither."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -147,7 +147,7 @@ def _literal(text: str) -> Any:
 
 
 def _class_number(key: object) -> int | None:
-    """JSON has only strings for keys."""
+    """JSON keys are always strings."""
     if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10:
         return int(key)
     return key if isinstance(key, int) and not isinstance(key, bool) else None
@@ -165,7 +165,7 @@ def _input_size(settings: ModelSettings, found: Sequence[int], path: Path) -> tu
     if wanted is None:
         wanted = (640, 640)
     height, width = (have if have > 0 else want for have, want in zip((height, width), wanted, strict=True))
-    # A size that is chosen here has to suit every stride; what the model was exported for suits it (RF-DETR: 560).
+    # A size chosen here must suit every stride; the one that the model was exported for always does (RF-DETR: 560).
     step = 8 if min(found) > 0 else 32
     if height % step or width % step:
         raise ModelError(f"model {path}: input size {height}×{width} must be a multiple of {step} in both directions")
@@ -179,15 +179,15 @@ def size_input(inputs: Sequence[TensorSpec]) -> TensorSpec | None:
 
 
 def size_value(spec: ModelSpec, batch: int) -> npt.NDArray[np.int64]:
-    """(batch, 2) what an input of `SIZE_INPUTS` is set to: width and height of the network's input."""
+    """(batch, 2) value of an input of `SIZE_INPUTS`: width and height of the network's input."""
     return np.tile(np.array([spec.input_width, spec.input_height], np.int64), (batch, 1))
 
 
 def image_input(inputs: Sequence[TensorSpec], path: Path) -> TensorSpec:
-    """The input that takes pictures. Beside it, there may be one of `SIZE_INPUTS`.
+    """The input for pictures. There may also be one of `SIZE_INPUTS`.
 
     Raises:
-        ModelError: there is no such input, more than one, or another one beside it.
+        ModelError: there is no such input, more than one, or a further input.
     """
     images = [t for t in inputs if len(t.shape) == 4]
     if len(images) != 1 or len(inputs) > 1 + (size_input(inputs) is not None):
@@ -200,7 +200,7 @@ def image_input(inputs: Sequence[TensorSpec], path: Path) -> TensorSpec:
 
 
 def _declares_input(said: ModelSettings | Sidecar) -> bool:
-    """Whether it says anything of how pixels become the network's input."""
+    """Whether it declares how pixels become the network's input."""
     return any(v is not None for v in (said.color, said.scale, said.mean, said.std, said.resize, said.align))
 
 
@@ -213,12 +213,13 @@ def settle_spec(
     metadata: Mapping[str, str],
     max_batch: int,
 ) -> ModelSpec:
-    """Merges the vendor's findings with the sidecar and the configuration, which take precedence in this order.
+    """Merges what the library reads from the model with the sidecar and the configuration. The configuration has
+    precedence over the sidecar, and the sidecar over the model.
 
     Args:
-        inputs: as found; -1 for a dynamic dimension.
-        outputs: as found; replaced by the caller once shapes are fixed.
-        max_batch: the batch that the backend wants, before the model's own limit.
+        inputs: as in the model; -1 for a dynamic dimension.
+        outputs: as in the model; replaced by the caller once shapes are fixed.
+        max_batch: the batch that the backend wants, unless the model's is fixed.
 
     Raises:
         ModelError: there is not exactly one 4-D image input (see `image_input`), or file and settings contradict each

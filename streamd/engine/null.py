@@ -1,4 +1,4 @@
-"""A scripted backend: the pipeline's scheduling, load and faults can be tried with no engine behind them."""
+"""A scripted backend, to test the pipeline's scheduling, load and faults without an engine."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from streamd.types import Box, DecodePlan, Frame, Letterbox, ModelSpec, Outputs,
 
 @ENGINES.register
 class NullSettings(DeviceSettings):
-    """A scripted backend with no hardware behind it: scheduling, load and fault tests."""
+    """A scripted backend without hardware, for scheduling, load and fault tests."""
 
     kind: Literal["null"] = "null"
-    device: Devices = Field(0, description="Devices that are imitated; several share the streams out.")
+    device: Devices = Field(0, description="Simulated devices; several share the streams.")
     latency_ms: Milliseconds = Field(0.0, description="How long each batch takes.")
     slots: int = Field(2, ge=1, le=64, description="Batches in flight.")
     fail_after: int | None = Field(None, ge=0, description="Batches after which infer raises BackendError.")
@@ -48,7 +48,7 @@ class NullSlot:
 class NullBackend(Backend[NullSlot]):
     """See `streamd.engine.Backend`. Every frame yields one box: its middle half, score 0.9, class 0.
 
-    The device it imitates takes batches one after the other, `latency_ms` each, whatever their size.
+    The simulated device processes batches one after the other, `latency_ms` each, whatever their size.
     """
 
     def __init__(self, settings: NullSettings, model: ModelSettings, *, batch: BatchSettings) -> None:

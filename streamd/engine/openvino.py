@@ -1,9 +1,8 @@
-"""OpenVINO: the backend where there is no NVIDIA GPU.
+"""OpenVINO: the backend for machines without an NVIDIA GPU.
 
 The letterboxed uint8 picture goes straight into the request's own tensor; conversion, scaling and the change of layout
-happen inside the compiled graph. Final transpositions of the model are taken out of the graph and given back as NumPy
-views, which cost nothing and leave each output channel contiguous for the head.
-"""
+happen inside the compiled graph. Final transpositions of the model are removed from the graph and replaced by NumPy
+views, which cost nothing and leave each output channel contiguous for the head."""
 
 from __future__ import annotations
 
@@ -29,22 +28,22 @@ from streamd.types import DecodePlan, Frame, Letterbox, ModelSpec, Outputs, Tens
 
 @ENGINES.register
 class OpenVinoSettings(EngineSettings):
-    """OpenVINO on a CPU or Intel GPU: the backend where there is no NVIDIA GPU."""
+    """OpenVINO on a CPU or Intel GPU: the backend for machines without an NVIDIA GPU."""
 
     kind: Literal["openvino"] = "openvino"
     device: str = Field("CPU", description="OpenVINO device name: CPU, GPU, NPU, AUTO.")
     hint: Literal["auto", "latency", "throughput"] = Field(
         "auto",
-        description="What to optimise for. auto: latency where one live stream is the whole load, else throughput.",
+        description="What to optimise for. auto: latency if one live stream is the whole load, else throughput.",
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="Inference threads. Default: every core allowed to us."
+        None, ge=1, le=1024, description="Inference threads. Default: every core that the process may use."
     )
     requests: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="Batches in flight. Default: what OpenVINO asks for the hint, plus two.",
+        description="Batches in flight. Default: OpenVINO's optimum for the hint, plus two.",
     )
     precision: Literal["auto", "f32", "bf16", "f16"] = Field(
         "auto",
@@ -67,7 +66,7 @@ class OpenVinoSlot:
         self.pixels = pixels
         """(max_batch, H, W, 3)"""
         self.boxes: list[Letterbox | None] = [None] * len(pixels)
-        """The geometry whose padding each picture of the input holds."""
+        """The geometry whose padding each picture of the input currently has."""
         self.count = 0
 
 
@@ -90,7 +89,7 @@ class OpenVinoBackend(Backend[OpenVinoSlot]):
         settings: device and performance options.
         model: the model file.
         batch: `max` bounds the batch; a CPU gains nothing from batching, so it is 1 by default.
-        live: a single live stream is the whole load (what the hint `auto` asks).
+        live: a single live stream is the whole load (for the hint `auto`).
     """
 
     def __init__(
@@ -167,13 +166,13 @@ class OpenVinoBackend(Backend[OpenVinoSlot]):
         for parameter in list(self._model.get_parameters()):
             output = parameter.output(0)
             if _tensor_spec(output).name in SIZE_INPUTS:
-                # One row serves a dynamic batch, too: it is only ever multiplied with what has the batch.
+                # One row also serves a dynamic batch, since it is only multiplied with batched values.
                 value = size_value(spec, max(1, spec.input.shape[0]))
                 output.replace(opset13.constant(value, output.get_element_type()).output(0))
                 self._model.remove_parameter(parameter)
 
     def _lift_transposes(self) -> list[tuple[int, ...] | None]:
-        """Removes each output's own final Transpose; returns, per output, the order that gives it back."""
+        """Removes each output's final Transpose; returns, per output, the order that restores it."""
         orders: list[tuple[int, ...] | None] = []
         for output in self._model.outputs:
             result = output.get_node()
@@ -213,17 +212,17 @@ class OpenVinoBackend(Backend[OpenVinoSlot]):
 
     @signal_stack_kept()
     def start(self, plan: DecodePlan | None = None) -> None:
-        """See `Backend.start`. The plan is not used: thresholding on the host costs 0.1 ms a frame."""
+        """See `Backend.start`. The plan is not used: thresholding on the host costs 0.1 ms per frame."""
         hint = "LATENCY" if self._latency else "THROUGHPUT"
         threads = self._settings.threads or len(os.sched_getaffinity(0))
         options: dict[str, Any] = {"PERFORMANCE_HINT": hint}
         if self._settings.device.startswith("CPU"):
-            # Pinned inference threads would fight the decoders for the very cores they are pinned to.
+            # Pinned inference threads would compete with the decoders for the cores they are pinned to.
             options |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         if self._settings.precision != "auto":
             options["INFERENCE_PRECISION_HINT"] = self._settings.precision
         if self._settings.cache_dir:
-            # What is kept there is compiled code.
+            # The folder holds compiled code.
             with contextlib.suppress(OSError):
                 if (doubt := distrust(os.stat(self._settings.cache_dir))) is not None:
                     raise ConfigError(f"engine.cache_dir {self._settings.cache_dir}: {doubt}")
@@ -240,7 +239,7 @@ class OpenVinoBackend(Backend[OpenVinoSlot]):
                 pixels[:] = self.spec.pad_value
                 slots.append(OpenVinoSlot(index, request, pixels))
             self._slots = slots
-            # The first inference of a request allocates: better now than on the first frame.
+            # The first inference of a request allocates memory: better now than on the first frame.
             for slot in slots:
                 slot.count = 1 if not self._static else self.spec.max_batch
                 self.infer(slot)
@@ -296,6 +295,6 @@ def _permuted(spec: TensorSpec, order: tuple[int, ...] | None) -> TensorSpec:
 
 
 def _first_line(error: BaseException) -> str:
-    """The last line of an OpenVINO message: the first ones are its own file names."""
+    """The last line of an OpenVINO message: the first ones are file names of OpenVINO."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]

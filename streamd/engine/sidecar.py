@@ -21,14 +21,14 @@ MAX_BYTES = 4 << 20
 
 
 class Provenance(Settings):
-    """How a quantised model or an engine came to be. Written by `streamd quantize` and `streamd build`."""
+    """How a quantised model or an engine was made. Written by `streamd quantize` and `streamd build`."""
 
     source: str | None = Field(None, description="File name of the model it was made from.")
     source_sha256: str | None = Field(None, description="SHA-256 of that model.")
-    method: str | None = Field(None, description="Calibration method, or the builder's road to its precision.")
+    method: str | None = Field(None, description="Calibration method, or how the builder chose the precision.")
     calibration_sha256: str | None = Field(None, description="SHA-256 over the calibration data and settings.")
     accuracy: dict[str, float] = Field(default_factory=dict, description="What was measured, e.g. map, map_float.")
-    agreement: float | None = Field(None, description="Share of the float model's boxes that were found again.")
+    agreement: float | None = Field(None, description="Fraction of the float model's boxes that were found again.")
     float_layers: tuple[str, ...] = Field((), description="Layers left in float.")
     precision: str | None = Field(None, description="fp32, fp16 or int8.")
     tensorrt: str | None = Field(None, description="TensorRT version that built the engine.")
@@ -37,26 +37,26 @@ class Provenance(Settings):
     profile: tuple[int, int, int] | None = Field(None, description="Batch profile: least, best, most.")
     build_seconds: float | None = Field(None, description="How long the build took.")
     tools: dict[str, str] = Field(default_factory=dict, description="Versions of the packages that did the work.")
-    forced: bool = Field(False, description="True where the accuracy gate was overridden.")
+    forced: bool = Field(False, description="True if the accuracy gate was overridden.")
     key: str | None = Field(None, description="What an automatically built plan was built for; compared at start.")
 
 
 class Sidecar(Settings):
     """The whole file."""
 
-    version: Literal[1] = Field(1, description="Version of this file's form.")
+    version: Literal[1] = Field(1, description="Version of this file's format.")
     labels: tuple[str, ...] | None = Field(None, description="Class names in order.")
     color: Literal["RGB", "BGR"] | None = Field(None, description="Channel order of the input.")
     scale: float | None = Field(None, gt=0, description="Pixels 0..255 are multiplied by this.")
-    mean: Channels | None = Field(None, description="Of each channel, in the order of color: subtracted after scale.")
-    std: Spread | None = Field(None, description="Of each channel: what is left is divided by it.")
+    mean: Channels | None = Field(None, description="For each channel, in the order of color: subtracted after scale.")
+    std: Spread | None = Field(None, description="For each channel: the result is divided by it.")
     resize: Literal["letterbox", "stretch"] | None = Field(None, description="How a picture is fitted to the input.")
     align: Literal["center", "top_left"] | None = Field(None, description="Where a letterboxed picture lies.")
     pad_value: int | None = Field(None, ge=0, le=255, description="Grey level around the letterboxed picture.")
     input_assumed: bool = Field(
-        False, description="True where nobody declared how the input is made, and this file repeats the defaults."
+        False, description="True if how the input is made was not declared, and this file repeats the defaults."
     )
-    task: str | None = Field(None, description="What the model does, as its exporter said: only detect has heads.")
+    task: str | None = Field(None, description="The model's task according to its exporter.")
     head: dict[str, Any] | None = Field(None, description="The head, as in the configuration's model.head.")
     sha256: str | None = Field(None, description="SHA-256 of the model file this belongs to.")
     provenance: Provenance | None = Field(None, description="How the model was made.")
@@ -71,8 +71,7 @@ def read_sidecar(model: str | os.PathLike[str]) -> Sidecar:
     """Reads the sidecar of `model`; an absent one is an empty one.
 
     Raises:
-        ConfigError: the file is unreadable, too large, anybody's to change, not JSON, or holds a field that does not
-            belong.
+        ConfigError: the file is unreadable, too large, writable by others, not JSON, or has an unknown field.
     """
     path = sidecar_path(model)
     if not os.path.lexists(path):
@@ -80,17 +79,17 @@ def read_sidecar(model: str | os.PathLike[str]) -> Sidecar:
     text = read_text(path, MAX_BYTES, what=f"sidecar {path}", expected="JSON with names and numbers only")
     try:
         values = json.loads(text)
-        json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair could be read, and never be written
+        json.dumps(values, ensure_ascii=False).encode()  # a lone surrogate could be read but never written
         return Sidecar.model_validate(values)
     except (json.JSONDecodeError, UnicodeEncodeError, RecursionError) as error:
-        raise ConfigError(f"sidecar {path}: not valid JSON ({error}); mend or delete it") from error
+        raise ConfigError(f"sidecar {path}: not valid JSON ({error}); correct or delete it") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"sidecar {path}: {problems}") from error
 
 
 def write_sidecar(model: str | os.PathLike[str], sidecar: Sidecar) -> None:
-    """Writes the sidecar of `model` beside it, whole or not at all."""
+    """Writes the sidecar of `model` beside it, atomically."""
     path = sidecar_path(model)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -80,7 +80,7 @@ class ZoneSettings(RuleSettings):
         gt=0,
         le=86_400,
         description="An object that has not moved for this many seconds is stationary; if its track is lost and one "
-        "begins in the same place within so many seconds, it is the same object.",
+        "begins in the same place within this time, both are the same object.",
     )
 
 

@@ -46,9 +46,9 @@ class OnnxFile:
 
     path: Path
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
     content_sha256: str
-    """Of the file and its external weight files, if any."""
+    """SHA-256 of the file and its external weight files, if any."""
     inputs: tuple[TensorSpec, ...]
     """Inputs without initialisers (weights); -1 for a dynamic dimension."""
     nodes: tuple[OnnxNode, ...]
@@ -167,7 +167,7 @@ def _beside(path: Path, name: str) -> Path:
     """The external file `name` of the model at `path`.
 
     Raises:
-        ModelError: it is none that a model may have.
+        ModelError: the model may not use it.
     """
     file = path.parent / name
     # ONNX requires a relative path below the model's folder. A device would be read forever.
@@ -180,10 +180,10 @@ def _beside(path: Path, name: str) -> Path:
 
 
 def external_weights(path: Path) -> list[Path]:
-    """The files beside an ONNX model in which its weights are, in the order of the model; none for what is no ONNX.
+    """The external weight files of an ONNX model, in the order of the model; none if it is not ONNX.
 
     Raises:
-        ModelError: one of them is none that a model may have, or the model cannot be read.
+        ModelError: the model may not use one of them, or cannot be read.
     """
     try:
         data = memoryview(path.read_bytes())
@@ -192,7 +192,7 @@ def external_weights(path: Path) -> list[Path]:
     except OSError as error:
         raise ModelError(f"model {path}: cannot be read: {error.strerror}") from error
     except Broken:
-        return []  # whoever opens it says what is wrong
+        return []  # opening it reports what is wrong
     return [_beside(path, name) for name in dict.fromkeys(names) if name is not None]
 
 

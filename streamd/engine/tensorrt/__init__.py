@@ -1,7 +1,7 @@
 """TensorRT on NVIDIA GPUs: from a decoder's surface to boxes without leaving the device.
 
-`cuda` is the only file that knows pycuda, `runtime` the only one that runs TensorRT; `kernels` and `decode` fill the
-structures of kernels.cu; `slot` is one batch in flight and `replay` its CUDA graphs; `backend` puts them together;
+`cuda` is the only file that uses pycuda, `runtime` the only one that runs TensorRT; `kernels` and `decode` fill the
+structures of kernels.cu; `slot` is one batch in flight and `replay` its CUDA graphs; `backend` combines them;
 `version` and `builder` make plans.
 """
 
@@ -20,16 +20,20 @@ class TensorRtSettings(DeviceSettings):
     """TensorRT on an NVIDIA GPU: frames stay in device memory from decoder to boxes."""
 
     kind: Literal["tensorrt"] = "tensorrt"
-    device: Devices = Field(0, description="CUDA device ordinal; a list of several shares the streams out among them.")
+    device: Devices = Field(
+        0, description="CUDA device ordinal, or a list of them among which streams are distributed."
+    )
     slots: int = Field(3, ge=1, le=16, description="Batches in flight.")
     graphs: Literal["auto", "on", "off"] = Field("auto", description="Replay CUDA graphs, one per batch size.")
-    max_candidates: int = Field(1024, ge=16, le=32768, description="Boxes a frame kept on the device before NMS.")
+    max_candidates: int = Field(
+        1024, ge=16, le=32768, description="Largest number of boxes per frame on the device before NMS."
+    )
     workspace_mb: int = Field(1024, ge=16, description="Builder workspace when an ONNX model is built, in MiB.")
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
-        "auto", description="auto: INT8 where the ONNX model carries Q/DQ nodes, FP16 otherwise."
+        "auto", description="auto: INT8 if the ONNX model has Q/DQ nodes, FP16 otherwise."
     )
     mps: bool = Field(
-        False, description="Workers share the GPU through an NVIDIA MPS server of the daemon's own (needs workers)."
+        False, description="Workers share the GPU through the daemon's own NVIDIA MPS server (needs workers)."
     )
     cache_dir: str | None = Field(
         None,

@@ -1,9 +1,8 @@
 """The TensorRT backend: copies and the letterbox kernel, the network, box decoding, all on the slot's own stream.
 
-A frame in device memory is read where the decoder left it. Of the results only a small block comes back: a count a
-frame and the boxes. Nothing is allocated once slots have met their largest batch, and nobody waits for the whole
-device.
-"""
+A frame in device memory is read where the decoder left it. Only a small block of results is copied back: the boxes of
+each frame and their number. Nothing is allocated once slots have seen their largest batch, and no thread waits for the
+whole device."""
 
 from __future__ import annotations
 
@@ -66,7 +65,7 @@ class TensorRtBackend(Backend[TensorRtSlot]):
         self._graph_sizes: tuple[int, ...] = ()
         self._warned_at = -_WARN_EVERY_S
         self.overflows = 0
-        """Frames so far that had more candidates than `max_candidates`."""
+        """Number of frames so far with more candidates than `max_candidates`."""
         trt = load_trt()
         # Before TensorRT or FFmpeg touch the GPU: the context's flags can be set only now.
         self._device = Device(settings.ordinal)
@@ -107,7 +106,7 @@ class TensorRtBackend(Backend[TensorRtSlot]):
             )
         first.check_input(spec.input)
         if path != first.path and (not spec.labels or spec.head is None):
-            # The plan was built from the model: what the builder learned of it is beside the plan.
+            # The plan was built from the model: its sidecar has what the builder found out about the model.
             sidecar = read_sidecar(first.path)
             spec = replace(
                 spec, labels=spec.labels or sidecar.labels or (), head=spec.head if spec.head else sidecar.head
@@ -151,10 +150,11 @@ class TensorRtBackend(Backend[TensorRtSlot]):
         )  # fmt: skip
 
     def _warm(self, slot: TensorRtSlot) -> None:
-        """The first use of a kernel loads it and the first batch of a shape allocates: now, not on the first frame."""
+        """The first use of a kernel loads it, and the first batch of a shape allocates memory: done here rather than on
+        the first frame."""
         for frames in {1, self.spec.max_batch}:
             with self._device:
-                # Pictures of no size: the kernel pads and reads nothing.
+                # Pictures of zero size: the kernel pads and reads nothing.
                 slot.pictures.bytes[:] = 0
                 slot.started.record(slot.stream)
                 self._launch_preprocess(slot, frames)
@@ -176,7 +176,8 @@ class TensorRtBackend(Backend[TensorRtSlot]):
         on_device = [f for f in frames if f.picture.device is not None]
         with self._device:
             if slot.pending:
-                # A batch tried before (its frames were bad) may still be reading what is about to be rewritten.
+                # The previous attempt at this batch (with a bad frame) may still be reading what is about to be
+                # overwritten.
                 slot.ready.synchronize()
             self._release_read()
             slot.reserve(needed)
@@ -222,7 +223,8 @@ class TensorRtBackend(Backend[TensorRtSlot]):
         )  # fmt: skip
 
     def _release_read(self) -> None:
-        """Gives back decoder surfaces that other slots' kernels have finished with, long before their boxes are out."""
+        """Releases decoder surfaces that other slots' kernels have finished reading, long before their boxes are
+        published."""
         for slot in self._slots:
             if slot.held and slot.pending and slot.ready.reached():
                 slot.held = ()
@@ -246,7 +248,7 @@ class TensorRtBackend(Backend[TensorRtSlot]):
                 execution.done.record(slot.stream)
 
     def _enqueue(self, slot: TensorRtSlot, frames: int) -> None:
-        """The network, box decoding, NMS and the copy back: what a graph captures."""
+        """Enqueues the network, box decoding, NMS and the copy back: the part that a graph captures."""
         assert self._network is not None
         execution = self._network.execution(slot.index)
         execution.set_batch(self.spec.input, frames)
@@ -293,9 +295,9 @@ class TensorRtBackend(Backend[TensorRtSlot]):
             )  # fmt: skip
 
     def thumbnail(self, frame: Frame, width: int, height: int) -> npt.NDArray[np.uint8]:
-        """A small upright picture for people, (height, width, 3) uint8, BGR, of a frame whose batch was collected.
+        """A small upright picture for display, (height, width, 3) uint8, BGR, of a frame whose batch was collected.
 
-        For one thread, which may be another one than those of the stages.
+        For one thread, which may differ from those of the stages.
 
         Raises:
             FrameError: the picture cannot be read.
@@ -308,7 +310,8 @@ class TensorRtBackend(Backend[TensorRtSlot]):
     # ----------------------------------------------------------------------------------------------------- figures
 
     def device_times(self, slot: TensorRtSlot) -> dict[str, float]:
-        """Seconds the device spent on the slot's last collected batch: preprocess (copies too) and infer (all else).
+        """Seconds that the device spent on the slot's last collected batch: preprocess (including copies) and infer
+        (the rest).
 
         Valid from `collect` to the slot's next `preprocess`.
         """
@@ -320,7 +323,7 @@ class TensorRtBackend(Backend[TensorRtSlot]):
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes held: buffers and scratch on the device, pinned on the host, and what is left of the device."""
+        """Bytes held: buffers and scratch on the device, pinned memory on the host, and free memory of the device."""
         free, total = self._device.recent_memory()
         return {
             "buffers": self._device.device_bytes,

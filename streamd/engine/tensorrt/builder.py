@@ -38,19 +38,19 @@ _MAX_TIMING_BYTES = 256 << 20
 
 @contextmanager
 def _vendor(job: Job, what: str) -> Iterator[Any]:
-    """Translates what the vendor throws. Yields its logger."""
+    """Translates TensorRT's exceptions. Yields its logger."""
     logger = vendor_logger()
     logger.take_errors()
     try:
         yield logger
     except (RuntimeError, TypeError, ValueError, MemoryError) as error:
-        # pybind11 makes a TypeError of a constructor that returned nothing.
+        # pybind11 raises a TypeError if a constructor returns nothing.
         details = [*logger.take_errors(), tidy(str(error))]
         raise BackendError(f"{job.trt}: {what} {job.onnx.path} failed: {details[0]}") from error
 
 
 def _parse_errors(parser: Any, onnx: OnnxFile, job: Job) -> ModelError:
-    """Every node the parser refused, as one error."""
+    """One error for all nodes that the parser rejected."""
     found = []
     for i in range(parser.num_errors):
         error = parser.get_error(i)
@@ -60,7 +60,7 @@ def _parse_errors(parser: Any, onnx: OnnxFile, job: Job) -> ModelError:
         else:
             where = f"node {error.node_name()}" if getattr(error, "node_name", str)() else ""
         text = tidy(str(error.desc()))
-        # "false" is an assertion with nothing more to say.
+        # "false" is an assertion without further information.
         text = "" if text in ("false", "") else f": {text}"
         code = str(error.code()).rsplit(".", 1)[-1].lower().replace("_", " ")
         found.append(f"{where or 'file'}: {code}{text}")
@@ -71,11 +71,11 @@ def _parse_errors(parser: Any, onnx: OnnxFile, job: Job) -> ModelError:
 
 
 def _load(job: Job) -> bytes:
-    """The bytes to parse: with one input, the picture."""
+    """The bytes to parse, with the picture as the only input."""
     data, size = _converted(job), size_input(job.onnx.inputs)
     if size is None:
         return data
-    # One row serves a dynamic batch, too: it is only ever multiplied with what has the batch.
+    # One row also serves a dynamic batch, since it is only multiplied with batched values.
     value = size_value(job.spec, max(1, job.spec.input.shape[0])).astype(size.dtype)
     return with_constant(data, size.name, value)
 
@@ -90,12 +90,12 @@ def _converted(job: Job) -> bytes:
         data = job.onnx.path.read_bytes()
     except OSError as error:
         raise ModelError(f"model {job.onnx.path}: cannot be read: {error.strerror}") from error
-    # Strongly typed networks compute what the file says: there the stem would be single precision.
+    # Strongly typed networks compute what the file says: there, the stem would be in single precision.
     return float_stem(in_float(data)) if job.onnx.quantized and job.trt.has_precision_flags else data
 
 
 def _takes_halves(job: Job) -> bool:
-    """Whether inputs and outputs may be float16 by the builder's own choice. Calibrators deal in single precision."""
+    """Whether the builder may choose float16 for inputs and outputs. Calibrators use single precision."""
     return job.trt.has_precision_flags and job.recipe.precision != "fp32" and job.options.calibration is None
 
 
@@ -105,7 +105,7 @@ def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
     network = builder.create_network(job.trt.network_flags)
     parser = trt.OnnxParser(network, logger)
     if job.options.version_compatible and hasattr(trt, "OnnxParserFlag") and job.trt.version < (10,):
-        # Plug-ins cannot be carried along: instance normalisation must be the native layer (the default from 10 on).
+        # Plans cannot include plugins: instance normalisation must be the native layer (the default since 10).
         parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     data = _load(job)
     if not parser.parse(data, str(job.onnx.path)):
@@ -119,13 +119,13 @@ def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
         )
     image = network.get_input(0)
     if _takes_halves(job) and image.dtype == trt.float32:
-        # Half the bytes for the letterbox to write and the stem to read.
+        # Halves the bytes that the letterbox writes and the stem reads.
         image.dtype = trt.float16
     return network, parser
 
 
 def _timing_cache(job: Job, config: Any) -> None:
-    """Attaches the timing cache: the file's, where it fits this GPU and version, else an empty one."""
+    """Attaches the timing cache: the file's if it fits this GPU and version, otherwise an empty one."""
     path = job.options.timing_cache
     if path is None or not job.trt.has_timing_cache:
         return
@@ -157,7 +157,7 @@ def _save_timing_cache(job: Job, config: Any) -> None:
     try:
         write_whole(path, memoryview(cache.serialize()))
     except OSError as error:
-        # The plan is good without it; only the next build will be slow.
+        # The plan is valid without it; only the next build will be slow.
         log.warning("timing cache cannot be written", cache=str(path), reason=error.strerror)
 
 
@@ -178,7 +178,7 @@ def _add_profiles(job: Job, builder: Any, config: Any, tensor: Any) -> None:
 
 
 def _own_tactics(trt: Any, config: Any) -> None:
-    """Leaves cuBLAS and cuDNN out, as TensorRT 10 does by default: a plan then needs neither on the edge box."""
+    """Excludes cuBLAS and cuDNN, as TensorRT 10 does by default, so that a plan needs neither of them to run."""
     own = [
         getattr(trt.TacticSource, name)
         for name in ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
@@ -215,7 +215,7 @@ def _configure(job: Job, builder: Any, network: Any) -> tuple[Any, Any]:
 def _build_error(job: Job, errors: list[str]) -> BackendError:
     advice = f"workspace was {job.options.workspace_mb} MiB"
     if any("nvinfer_lean" in text for text in errors):
-        advice = "a version-compatible plan carries the lean runtime, which is a package of its own: tensorrt-lean"
+        advice = "a version-compatible plan includes the lean runtime, which is a separate package: tensorrt-lean"
     return BackendError(
         f"{job.trt} cannot build {job.onnx.path}: {'; '.join(errors[:2]) or 'no reason given'} ({advice})"
     )
@@ -228,7 +228,7 @@ def build(job: Job) -> tuple[Any, Sidecar]:
         The serialized plan (a buffer), and its sidecar without the plan's own hash.
 
     Raises:
-        ModelError: TensorRT does not understand the model; each node it refuses is named.
+        ModelError: TensorRT cannot parse the model; each node that it rejects is named.
         BackendError: the builder failed.
     """
     started = time.monotonic()
@@ -255,13 +255,13 @@ def build(job: Job) -> tuple[Any, Sidecar]:
         if errors:
             log.warning("TensorRT reported errors but built the plan", count=len(errors), first=errors[0])
         _save_timing_cache(job, config)
-        # The builder keeps pointers into these until it is done.
+        # The builder keeps pointers into these until it has finished.
         del config, parser, network, builder
     return plan, _sidecar(job, round(time.monotonic() - started, 3))
 
 
 def _sidecar(job: Job, seconds: float) -> Sidecar:
-    """What the plan must know to be run alone, and where it came from."""
+    """What is needed to run the plan without the model, and where it came from."""
     above = read_sidecar(job.onnx.path).provenance or Provenance()
     method = job.method if above.method is None or not job.onnx.quantized else f"{job.method} ({above.method})"
     provenance = Provenance(
@@ -299,7 +299,7 @@ def _sidecar(job: Job, seconds: float) -> Sidecar:
 
 
 def build_into(job: Job, out: Path) -> Sidecar:
-    """Builds and writes plan and sidecar, whole or not at all. Returns the sidecar as written."""
+    """Builds and writes plan and sidecar, atomically. Returns the sidecar as written."""
     with StagedPlan(out) as staged:
         plan, sidecar = build(job)
         sidecar = staged.write(memoryview(plan), sidecar)
@@ -308,17 +308,17 @@ def build_into(job: Job, out: Path) -> Sidecar:
 
 
 def plan_for(model: ModelSettings, settings: TensorRtSettings, batch: BatchSettings, *, profiles: int = 1) -> Path:
-    """The plan to run: the one that was named, one built earlier that fits exactly, or one built now.
+    """The plan to run: the given one, one built earlier that fits exactly, or one built now.
 
     Args:
         model: a plan (.plan, .engine, .trt) or an ONNX model.
         settings: where plans are kept, and how they are built.
-        batch: bounds the largest batch of a plan built here.
+        batch: limits the largest batch of a plan built here.
         profiles: optimisation profiles wanted (see `Trt.profile_per_context`).
 
     Raises:
         ModelError: the model or plan cannot be used here.
-        ConfigError: settings that contradict it, or no folder to keep a plan in.
+        ConfigError: settings contradict it, or there is no folder to keep a plan in.
         BackendError: no TensorRT, no GPU, or the build failed.
     """
     path = model_file(model.path)
@@ -342,7 +342,7 @@ def plan_for(model: ModelSettings, settings: TensorRtSettings, batch: BatchSetti
 
 
 def _build_once(job: Job, folders: list[Path]) -> Path:
-    """Builds the plan in the first folder that can be written, unless another process has just done so."""
+    """Builds the plan in the first writable folder, unless another process has just done so."""
     folder = plans.writable_folder(folders)
     out = folder / f"{job.onnx.path.stem}-{job.recipe.key[:16]}.plan"
     with plans.building(folder, out.name):
@@ -360,7 +360,7 @@ def _build_once(job: Job, folders: list[Path]) -> Path:
 
 
 def _refresh(plan: Path, job: Job) -> None:
-    """Carries class names and the like over to a reused plan where the model's own sidecar has changed since."""
+    """Copies class names and the like to a reused plan if the model's own sidecar has changed since."""
     old = read_sidecar(plan)
     fresh = _sidecar(job, 0.0).model_copy(update={"sha256": old.sha256, "provenance": old.provenance})
     if fresh.head is None and old.head == outputs.DECLARED:
@@ -370,5 +370,5 @@ def _refresh(plan: Path, job: Job) -> None:
             write_sidecar(plan, fresh)
         except ConfigError as error:
             raise ConfigError(
-                f"plan {plan}: the model's sidecar has changed since, and the plan's own cannot follow: {error}"
+                f"plan {plan}: the model's sidecar has changed since, and the plan's own cannot be updated: {error}"
             ) from error

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MEMORY_S = 1.0
-"""How long a reading of the device's memory serves metrics."""
+"""How long a reading of the device's memory is reused for metrics."""
 _SCHED_BLOCKING_SYNC = 4
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: does not synchronize with the legacy stream, which FFmpeg uses."""
@@ -178,7 +178,7 @@ class Device:
             return self._memory()
 
     def recent_memory(self) -> tuple[int, int]:
-        """As `memory`, up to a second old, or older while another thread waits for the driver: for metrics."""
+        """Like `memory`, but up to a second old, or older while another thread waits for the driver: for metrics."""
         if self._asking.acquire(blocking=False):
             try:
                 now = time.monotonic()
@@ -271,7 +271,7 @@ class Device:
         self._cuda.memset_d8_async(target, 0, size, stream.raw)
 
     def graphs(self) -> Any:
-        """What `capture` needs, or None with a log line where cuda-bindings is not installed."""
+        """What `capture` needs; None, with a log line, if cuda-bindings is not installed."""
         try:
             from cuda.bindings import driver
 

@@ -16,7 +16,7 @@ from streamd.types import Candidates, DecodePlan, DeviceLayout, TensorSpec
 MAX_OUTPUTS = 8
 MAX_ANCHORS = 8
 BLOCK = (128, 1, 1)
-"""Threads a block: one a row of the output."""
+"""Threads per block: one for each row of the output."""
 TYPES = {"float32": 0, "float16": 1}
 
 CANDIDATE = np.dtype(
@@ -35,7 +35,7 @@ DECODE_BYTES = _HEAD.size + MAX_OUTPUTS * _OUTPUT.size
 
 
 class _Level(NamedTuple):
-    """One head of a model: rows (anchors, rows, columns) of one output. Zeros where rows need no decoding by cell."""
+    """One head of a model: rows (anchors, rows, columns) of one output. Zeros if rows need no decoding by cell."""
 
     output: int
     anchors: int = 0
@@ -80,9 +80,9 @@ class _Kernel(NamedTuple):
     name: str
     """The function in kernels.cu."""
     levels: Callable[[DecodePlan, Outputs, Size], list[_Level]]
-    """In the NumPy head's order, by which `order` numbers rows."""
+    """In the NumPy head's order, in which `order` numbers rows."""
     rows_axis: int = 1
-    """Which dimension of the output counts rows; 0 where the levels do."""
+    """Which dimension of the output counts rows; 0 if the levels do."""
     most_outputs: int = 1
 
 
@@ -97,26 +97,26 @@ KERNELS: Mapping[DeviceLayout, _Kernel] = {
 
 
 def kernel_name(plan: DecodePlan) -> str:
-    """The function in kernels.cu that decodes by `plan`."""
+    """The function in kernels.cu that decodes according to `plan`."""
     return KERNELS[plan.layout].name
 
 
 def total_rows(plan: DecodePlan, outputs: Outputs) -> int:
-    """Rows that may hold a box, of one frame."""
+    """Number of rows of one frame that may hold a box."""
     axis = KERNELS[plan.layout].rows_axis
     return outputs[0].shape[axis] if axis else sum(math.prod(_grid(plan, outputs, i)) for i in range(len(outputs)))
 
 
 def _steps(plan: DecodePlan, output: TensorSpec, level: _Level) -> tuple[int, int]:
-    """Elements from cell to cell of an anchor, and from value to value of a cell."""
+    """Strides in elements: between the cells of an anchor, and between the values of a cell."""
     return (1, level.rows * level.columns) if len(output.shape) == 4 else (5 + plan.classes, 1)
 
 
 def check(plan: DecodePlan, outputs: Outputs, size: Size) -> None:
-    """Whether the device can decode `outputs` by `plan`.
+    """Checks that the device can decode `outputs` according to `plan`.
 
     Args:
-        plan: what the head knows.
+        plan: the head's plan.
         outputs: in `ModelSpec.outputs` order, all dimensions but the batch known.
         size: height and width of the network's input.
 
@@ -154,15 +154,15 @@ def pack(
     candidates: int,
     capacity: int,
 ) -> bytes:
-    """The `Decode` structure, and the lowest score of each class behind it where the device filters by them.
+    """The `Decode` structure, followed by the lowest score of each class if the device filters by them.
 
     Args:
-        plan: what the head knows.
+        plan: the head's plan.
         outputs: in `ModelSpec.outputs` order, all dimensions but the batch known.
         size: height and width of the network's input.
         addresses: where each output is.
-        counts: address of one u32 a frame.
-        candidates: address of `capacity` candidates a frame.
+        counts: address of one u32 per frame.
+        candidates: address of `capacity` candidates per frame.
         capacity: how many fit.
     """
     check(plan, outputs, size)
@@ -179,7 +179,7 @@ def pack(
             )
         )  # fmt: skip
         first += math.prod(grid)
-    # As the NumPy heads compare: in single precision, and for logits against the threshold's own logit.
+    # As in the NumPy heads: in single precision, and logits against the threshold's logit.
     conf = float(np.float32(plan.conf))
     with np.errstate(divide="ignore"):
         logit = float(np.float32(np.log(plan.conf) - np.log1p(-plan.conf)))
@@ -192,7 +192,7 @@ def pack(
 
 
 def decode_grid(plan: DecodePlan, outputs: Outputs, frames: int) -> tuple[int, int, int]:
-    """Blocks that cover every row of so many frames."""
+    """Number of blocks that cover every row of this many frames."""
     return -(-total_rows(plan, outputs) // BLOCK[0]), frames, 1
 
 
@@ -203,5 +203,5 @@ def candidates_of(records: npt.NDArray[np.void]) -> Candidates:
         records: (M,) of dtype CANDIDATE, in any order.
     """
     order = np.argsort(records["order"], kind="stable")
-    # Field by field: taking whole structures copies element by element.
+    # Field by field: indexing whole structures copies element by element.
     return Candidates(records["xyxy"][order], records["score"][order], records["class_id"][order])

@@ -77,7 +77,7 @@ FORMATS: dict[str, PixelFormat] = {
 _POINTERS = struct.Struct("<3Q3i")
 """plane[3], pitch[3]: the part that changes from frame to frame."""
 _GEOMETRY = struct.Struct("<i12q8i12f")
-"""From `layout` on: the part that a geometry determines."""
+"""Starting with `layout`: the part that a geometry determines."""
 PICTURE_BYTES = _POINTERS.size + _GEOMETRY.size
 _ONE = 1 << 32
 _CACHED = 256
@@ -102,21 +102,21 @@ Normalization = tuple[Float32Array, Float32Array]
 PIXELS: Normalization = np.ones(3, np.float32), np.zeros(3, np.float32)
 """Pixels as they are."""
 PREPROCESS_ARGUMENTS = "PPiii" + 7 * "f"
-"""Of a preprocess kernel, for a launch: see `preprocess_arguments`. Six of the floats are kernels.cu's `Affine`."""
+"""Arguments of a preprocess kernel; see `preprocess_arguments`. Six of the floats are kernels.cu's `Affine`."""
 
 
 def preprocess_arguments(
     pictures: int, out: int, width: int, height: int, *, nhwc: bool, normalization: Normalization, pad: float
 ) -> tuple[int | float, ...]:
-    """What a preprocess kernel is launched with.
+    """The arguments of a preprocess kernel.
 
     Args:
-        pictures: address of a `Picture` a frame.
+        pictures: address of one `Picture` per frame.
         out: address of the network's input.
-        width: of the input, in pixels.
-        height: of the input, in pixels.
+        width: width of the input, in pixels.
+        height: height of the input, in pixels.
         nhwc: whether channels come last.
-        normalization: from pixels 0..255 to the network's numbers.
+        normalization: from pixels 0..255 to the network's values.
         pad: grey level 0..255 around the picture.
     """
     gain, offset = normalization
@@ -139,7 +139,8 @@ def _axis(out: int, origin: int, size: int, full: int, samples: int) -> tuple[in
 
 
 def _turn(x: tuple[int, int], y: tuple[int, int], width: int, height: int, rotation: int, mirrored: bool) -> list[int]:
-    """Positions over coded content of `width` × `height` as origin, a column's and a row's share, in upright order.
+    """Sampling positions in coded content of `width` × `height`: origin, step per column and step per row, in upright
+    order.
 
     Returns x's three numbers, then y's.
     """
@@ -167,7 +168,7 @@ def _turned(x: tuple[int, int], y: tuple[int, int], width: int, height: int, rot
 
 
 def _matrix(picture: Picture, kind: PixelFormat, color: Literal["RGB", "BGR"]) -> npt.NDArray[np.float64]:
-    """(3, 4): the network's channels from samples, as three factors and an offset each."""
+    """(3, 4): each of the network's channels from samples, as three factors and an offset."""
     out = np.zeros((3, 4))
     if kind.yuv:
         matrix, offset = yuv_to_rgb_matrix(picture.matrix, picture.full_range or picture.format.startswith("yuvj"))

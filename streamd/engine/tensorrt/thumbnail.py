@@ -1,4 +1,5 @@
-"""Small pictures of frames in device memory, for people: the letterbox kernel writes them, and only they are copied."""
+"""Small pictures of frames in device memory, for display: the letterbox kernel writes them, and only they are
+copied."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ from streamd.engine.tensorrt.enqueue import Kernel
 from streamd.types import Frame
 
 _SIZES = 16
-"""Different sizes whose geometries are kept."""
+"""Number of sizes whose geometries are kept."""
 
 
 class Thumbnailer:
-    """Works on a stream of its own, so that it waits for no batch and no batch waits for it. For one thread.
+    """Works on its own stream, so that it waits for no batch and no batch waits for it. For one thread.
 
     Nothing is allocated before the first picture; its buffers grow with the largest one.
 
@@ -40,7 +41,7 @@ class Thumbnailer:
         """The upright picture of `frame`, or the part of it that `roi` names, scaled to `width` × `height`.
 
         Args:
-            frame: of this device, completely decoded: its batch has been collected.
+            frame: a frame on this device that is completely decoded: its batch has been collected.
             width: pixels.
             height: pixels.
 
