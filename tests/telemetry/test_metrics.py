@@ -32,7 +32,7 @@ WANTED = {
     "streamd_objective_frames", "streamd_objective_missed", "streamd_objective_latency_seconds",
     "streamd_objective_ratio", "streamd_config_reloads", "streamd_config_last_reload_success",
     "streamd_bundles_written", "streamd_invalid_boxes", "streamd_log_lines_lost", "streamd_worker_up",
-    "streamd_worker_restarts",
+    "streamd_worker_restarts", "streamd_otlp_exports",
 }  # fmt: skip
 ALLOWED_LABELS = {
     "stream",
@@ -52,6 +52,7 @@ ALLOWED_LABELS = {
     "backend",
     "model",
     "result",
+    "signal",
     "worker",
 }
 
