@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import Any
 from urllib.parse import quote
 
 from streamd.config import Config
-from streamd.config.loader import load
+from streamd.config.loader import InvalidConfig, load
+from streamd.config.problems import dotted
 from streamd.errors import ConfigError, StreamdError
 from streamd.security.address import unencoded
 from streamd.security.redact import redact
+from streamd.settings import FieldPath
+from streamd.settings.places import unwritable_folder
 from streamd.sinks.curve import CurveSettings
 from streamd.sinks.zmq import ZmqSettings
 from streamd.sources.av import AvStreamSettings
@@ -33,25 +35,51 @@ def add_parser(subparsers: Any) -> None:
     )
 
 
-def problems(config: Config, *, model: bool = True, secrets: bool = True) -> list[StreamdError]:
-    """Problems outside the file itself: missing inputs, invalid keys, a model that cannot be opened."""
+def problems(
+    config: Config,
+    *,
+    model: bool = True,
+    secrets: bool = True,
+    in_file: Callable[[FieldPath], FieldPath] = lambda path: path,
+) -> list[StreamdError]:
+    """Problems outside the file itself: missing inputs, outputs that cannot be written, invalid keys, a model that
+    cannot be opened.
+
+    Args:
+        config: valid.
+        model: open the model.
+        secrets: read keys and certificates.
+        in_file: translates paths of `config` to those of the file.
+    """
     found: list[StreamdError] = []
+
+    def told(path: FieldPath, message: str) -> None:
+        found.append(ConfigError(f"{dotted(in_file(path))}: {message}"))
+
     for i, stream in enumerate(config.streams):
         if isinstance(stream, AvStreamSettings) and not stream.live:
             path = Path(stream.url.removeprefix("file:"))
             if not path.is_file():
-                found.append(ConfigError(f"streams[{i}].url: {path} is not a file"))
+                told(("streams", i, "url"), f"{path} is not a file")
         if isinstance(stream, AvStreamSettings) and (character := unencoded(stream.url)):
-            found.append(
-                ConfigError(
-                    f"streams[{i}].url: there is a raw {character} in the password, which ends the host there; "
-                    f"write it as {quote(character, safe='')} (/ is %2F, ? is %3F, # is %23, % is %25)"
-                )
+            told(
+                ("streams", i, "url"),
+                f"there is a raw {character} in the password, which ends the host there; "
+                f"write it as {quote(character, safe='')} (/ is %2F, ? is %3F, # is %23, % is %25)",
             )
+    for i, sink in enumerate(config.sinks):
+        for below, message in sink.look():
+            told(("sinks", i, *below), message)
+    folders: list[tuple[FieldPath, str | None]] = [(("events", "state_dir"), config.events.state_dir)]
+    if config.recorder.keep:
+        folders.append((("recorder", "folder"), config.recorder.folder))
+    for where, folder in folders:
+        if folder is not None and (reason := unwritable_folder(Path(folder))) is not None:
+            told(where, reason)
     if secrets:
         for i, sink in enumerate(config.sinks):
             if isinstance(sink, ZmqSettings) and sink.curve is not None:
-                _try(found, partial(_check_keys, f"sinks[{i}]", sink.curve))
+                _try(found, partial(_check_keys, dotted(in_file(("sinks", i))), sink.curve))
         if (tls := config.metrics.tls) is not None:
             _try(found, partial(Tls, tls.certificate, tls.key))
     if model:
@@ -90,13 +118,23 @@ def _number(things: Sequence[object], noun: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Prints every problem, one per line. Returns the exit code of the first, or 0 if there is none."""
-    loaded = load(args.config, secrets=not args.no_secrets)
+    try:
+        loaded = load(args.config, secrets=not args.no_secrets)
+    except InvalidConfig as error:
+        print(error)
+        if (rest := error.partial) is not None:
+            for more in problems(rest.config, model=False, secrets=not args.no_secrets, in_file=rest.in_file):
+                print(redact(f"{args.config}: {more}"))
+        return error.exit_code
+    except ConfigError as error:
+        print(redact(str(error)))
+        return error.exit_code
     config = loaded.config
     for text in loaded.warnings:
-        print(f"{args.config}: warning: {text}", file=sys.stderr)
+        print(f"{args.config}: warning: {text}")
     found = problems(config, model=not args.no_model, secrets=not args.no_secrets)
-    for error in found:
-        print(redact(f"{args.config}: {error}"))
+    for problem in found:
+        print(redact(f"{args.config}: {problem}"))
     if found:
         return found[0].exit_code
     print(f"{args.config}: valid: {_number(config.streams, 'stream')}, {_number(config.sinks, 'sink')}")

@@ -17,16 +17,14 @@ def cross_check(config: Config) -> Problems:
     """Problems that involve several fields."""
     if not config.streams:
         yield ("streams",), "expected at least one stream"
-    ids = Counter(s.id for s in config.streams)
+    yield from duplicate_ids([s.id for s in config.streams])
+    yield from check_each(config)
     for i, stream in enumerate(config.streams):
-        if ids[stream.id] > 1:
-            yield ("streams", i, "id"), f"{stream.id} is the id of {ids[stream.id]} streams; ids must be unique"
         age_s = stream.max_age_s
         if age_s is not None and age_s * 1e3 <= config.batch.age_ms:
             field = "max_age_ms" if stream.max_age_ms is not None else "id"
             message = f"frames may wait {age_s * 1e3:g} ms, no longer than batch.age_ms ({config.batch.age_ms:g})"
             yield ("streams", i, field), f"{message}; increase max_age_ms or reduce batch.age_ms"
-    yield from _each("streams", config.streams)
     if config.tracking is not None:
         yield from ((("tracking", *path), message) for path, message in config.tracking.check())
     yield from _check_devices(config)
@@ -35,6 +33,23 @@ def cross_check(config: Config) -> Problems:
     for i, name in enumerate(sink_names(config)):
         if names[name] > 1:
             yield ("sinks", i, "name"), f"{name} is the name of {names[name]} sinks; names must be unique"
+
+
+def duplicate_ids(ids: Sequence[str]) -> Problems:
+    """Streams that share an id.
+
+    Args:
+        ids: of all streams, in order; an empty one is left out.
+    """
+    times = Counter(ids)
+    for i, name in enumerate(ids):
+        if name and times[name] > 1:
+            yield ("streams", i, "id"), f"{name} is the id of {times[name]} streams; ids must be unique"
+
+
+def check_each(config: Config) -> Problems:
+    """Problems of streams and sinks that do not depend on other sections."""
+    yield from _each("streams", config.streams)
     yield from _each("sinks", config.sinks)
     yield from _check_claims(config)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from streamd.config import Config, is_url
-from streamd.config.checks import check_secrets, cross_check
+from streamd.config.checks import check_each, check_secrets, cross_check, duplicate_ids
 from streamd.config.problems import dotted, validation_problems
 from streamd.config.yamlfile import MAX_BYTES, Document, read_yaml
 from streamd.engine import BUILTIN
@@ -40,6 +40,35 @@ class Loaded:
         return f"{self.path}:{self.line(path) or 1}: {dotted(path)}"
 
 
+@dataclass(frozen=True)
+class Partial:
+    """The valid streams and sinks of a configuration that is invalid elsewhere."""
+
+    config: Config
+    """Its other sections are of no meaning."""
+    numbers: Mapping[str, Sequence[int]]
+    """By section: which stream or sink of the file each one is."""
+
+    def in_file(self, path: FieldPath) -> FieldPath:
+        """A path in `config` as a path in the file."""
+        if len(path) > 1 and isinstance(path[1], int) and (numbers := self.numbers.get(str(path[0]))) is not None:
+            return (path[0], numbers[path[1]], *path[2:])
+        return path
+
+
+class InvalidConfig(ConfigError):
+    """What is wrong with a configuration file.
+
+    Args:
+        message: all problems, one per line.
+        partial: what is valid nevertheless, so that more can be checked; None if nothing is.
+    """
+
+    def __init__(self, message: str, partial: Partial | None = None) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
 def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = None, *, secrets: bool = True) -> Loaded:
     """Reads, substitutes, validates.
 
@@ -49,27 +78,63 @@ def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = N
         secrets: False does not read `${file:…}`; see `yamlfile.read_yaml`.
 
     Raises:
-        ConfigError: all problems, one per line: `FILE:LINE: field: message`.
+        InvalidConfig: all problems, one per line: `FILE:LINE: field: message`.
+        ConfigError: the file cannot be read.
     """
     file = Path(os.path.expanduser(path))
     document = _parse(file, os.environ if environment is None else environment, secrets=secrets)
     problems = [(line, message) for line, message in document.problems]
     config: Config | None = None
+    partial: Partial | None = None
     try:
         config = Config.model_validate(document.values if document.values is not None else {})
     except ValidationError as error:
         problems += validation_problems(error, document)
+        partial = _salvage(error, document, file.parent)
+    found: list[tuple[FieldPath, str]] = []
     if config is not None:
         config = _absolute(config, file.parent)
+        partial = Partial(config, {})
         found = [*cross_check(config), *check_secrets(config, document)]
-        problems += [(document.line(path) or 1, f"{dotted(path)}: {message}") for path, message in found]
         try:
             config = _shared(config)
         except ConfigError as error:
             problems.append((document.line(("share",)) or 1, str(error)))
+    elif partial is not None:
+        found = [(partial.in_file(path), message) for path, message in check_each(partial.config)]
+        found += duplicate_ids(_raw_ids(document))
+    problems += [(document.line(path) or 1, f"{dotted(path)}: {message}") for path, message in found]
     if problems or config is None:
-        raise ConfigError("\n".join(f"{file}:{line}: {redact(message)}" for line, message in sorted(set(problems))))
+        text = "\n".join(f"{file}:{line}: {redact(message)}" for line, message in sorted(set(problems)))
+        raise InvalidConfig(text, partial)
     return Loaded(config, file, frozenset(document.secrets | document.inline), _warnings(file, document), document.line)
+
+
+def _raw_ids(document: Document) -> list[str]:
+    """The ids of all streams as they are in the file; empty for what is none."""
+    streams = document.values.get("streams")
+    ids = [each.get("id") if isinstance(each, dict) else None for each in streams] if isinstance(streams, list) else []
+    return [str(each) if isinstance(each, (str, int)) and not isinstance(each, bool) else "" for each in ids]
+
+
+def _salvage(error: ValidationError, document: Document, folder: Path) -> Partial | None:
+    """The streams and sinks of which `error` does not speak; None if there is none, or more is wrong."""
+    values = document.values
+    if not isinstance(values, dict):
+        return None
+    broken = {item["loc"][:2] for item in error.errors(include_url=False, include_input=False, include_context=False)}
+    kept: dict[str, list[object]] = {}
+    numbers: dict[str, list[int]] = {}
+    for section in ("streams", "sinks"):
+        given = values.get(section)
+        listed = given if isinstance(given, list) else []
+        numbers[section] = [i for i in range(len(listed)) if (section, i) not in broken]
+        kept[section] = [listed[i] for i in numbers[section]]
+    try:
+        config = Config.model_validate({"model": {"path": "none"}, **kept})
+    except ValidationError:
+        return None
+    return Partial(_absolute(config, folder), numbers) if config.streams or config.sinks else None
 
 
 def _parse(file: Path, environment: Mapping[str, str], *, secrets: bool) -> Document:

@@ -100,6 +100,10 @@ class SinkSettings(KindSettings):
         """Resources that no two sinks may share: the field, the kind of resource, and its name."""
         yield from ()
 
+    def look(self) -> Iterator[tuple[FieldPath, str]]:
+        """What would keep the sink from opening now, as far as it can be told without opening anything."""
+        yield from ()
+
     def open(self) -> Sink:
         """Creates the sink, without binding, connecting or opening anything yet."""
         raise NotImplementedError

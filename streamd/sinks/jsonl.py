@@ -14,6 +14,7 @@ from pydantic import Field
 
 from streamd.errors import SinkError
 from streamd.settings import FieldPath, PathMark, Problems
+from streamd.settings.places import unwritable_file
 from streamd.sinks import SINKS, Sink, SinkSettings
 from streamd.sinks.envelope import STATUS, Message
 
@@ -40,6 +41,11 @@ class JsonlSettings(SinkSettings):
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
         """See `SinkSettings.claims`."""
         yield ("path",), "file", "standard output" if self.path == STDOUT else os.path.realpath(self.path)
+
+    def look(self) -> Iterator[tuple[FieldPath, str]]:
+        """See `SinkSettings.look`."""
+        if self.path != STDOUT and (found := unwritable_file(Path(self.path))) is not None:
+            yield ("path",), found
 
     def open(self) -> Sink:
         """See `SinkSettings.open`."""

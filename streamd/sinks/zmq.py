@@ -14,12 +14,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from streamd.errors import SinkError, StreamdError
 from streamd.settings import FieldPath, Problems
+from streamd.settings.places import unwritable_file
 from streamd.sinks import SINKS, Readers, Sink, SinkSettings
 from streamd.sinks.curve import CurveSettings, ZapAuthenticator
 from streamd.sinks.envelope import Message
@@ -86,6 +88,12 @@ class ZmqSettings(SinkSettings):
         """See `SinkSettings.claims`."""
         if self.bind is not None and not self.bind.endswith((":0", ":*")):
             yield ("bind",), "endpoint", self.bind
+
+    def look(self) -> Iterator[tuple[FieldPath, str]]:
+        """See `SinkSettings.look`."""
+        scheme, _, path = (self.bind or "").partition("://")
+        if scheme == "ipc" and path[:1] != "@" and (found := unwritable_file(Path(path))) is not None:
+            yield ("bind",), found
 
     def open(self) -> Sink:
         """See `SinkSettings.open`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Literal
 
@@ -12,7 +13,17 @@ from streamd.flow.settings import StreamSettings
 from streamd.settings import ConfigPath, Problems, Seconds
 from streamd.sources import SOURCES, SourceSettings
 
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_URL = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
+SCHEMES = frozenset(
+    ("amqp", "async", "bluray", "cache", "concat", "concatf", "crypto", "data", "dtls", "fd", "ffrtmpcrypt",
+     "ffrtmphttp", "file", "ftp", "gopher", "gophers", "hls", "hls+file", "hls+http", "hls+https", "http",
+     "httpproxy", "https", "ipfs", "ipns", "md5", "mms", "mmsh", "mmst", "pipe", "prompeg", "rist", "rtmp",
+     "rtmpe", "rtmps", "rtmpt", "rtmpte", "rtmpts", "rtp", "rtsp", "rtsps", "sap", "satip", "sctp", "sftp", "smb",
+     "srt", "srtp", "subfile", "tcp", "tls", "udp", "udplite", "unix", "whep", "zmq")
+)  # fmt: skip
+"""Every protocol of FFmpeg, whether a build has it or not. Its builds offer no list of theirs to PyAV."""
+_PACEABLE = ("file", "http", "https", "ftp", "sftp", "smb", "hls")
+"""Schemes behind which there may be a file or a playlist."""
 
 
 @SOURCES.register
@@ -103,7 +114,17 @@ class AvStreamSettings(SourceSettings):
     def check(self) -> Problems:
         """See `KindSettings.check`."""
         yield from super().check()
-        url = bool(_URL.match(self.url))
+        match = _URL.match(self.url)
+        url = match is not None
+        scheme = match["scheme"].lower() if match else ""
+        if url and scheme not in SCHEMES:
+            close = difflib.get_close_matches(scheme, ("rtsp", "rtmp", "http", "https", "srt", "udp"), n=1)
+            hint = (
+                f"did you mean {close[0]}?" if close else "expected rtsp, http, rtmp, srt, udp or another one of FFmpeg"
+            )
+            yield ("url",), f"{scheme}:// is no protocol that FFmpeg knows; {hint}"
+        elif self.pace != "auto" and (self.url.startswith("/dev/") or (url and scheme not in _PACEABLE)):
+            yield ("pace",), "only files, HLS and HTTP have a pace of their own; remove it"
         if self.loop and url and not self.url.startswith("file:"):
             yield ("loop",), "only a file can loop"
         if self.start_s and self.live:

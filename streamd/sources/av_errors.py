@@ -152,5 +152,9 @@ def translate(
         return SourceError("unsupported", redact(f"{url}: {_not_an_address(url)} ({detail})"))
     if reason == timed_out:
         detail = f"after {limit_s:g} s"
+    if name == "ProtocolNotFoundError":
+        scheme = url.partition("://")[0]
+        text = f"{url}: this build of FFmpeg does not know the protocol {scheme}; check the spelling of the URL"
+        return SourceError("unsupported", redact(text), permanent=True)
     permanent = not live and reason in ("not_found", "permission", "unsupported", "no_video", "corrupt")
     return SourceError(reason, describe(url, reason, detail), permanent=permanent)

@@ -59,12 +59,61 @@ def test_check_tells_everything_and_says_good(tmp_path: Path) -> None:
     bad = config(tmp_path, null("[{id: a}, {id: a b, url: x}]"), "bad.yaml")
     done = streamd("check", bad)
     assert done.returncode == 2
-    assert "bad.yaml:4: streams[0].url: is required" in done.stderr
-    assert "bad.yaml:4: streams[1].id: expected at most" in done.stderr
+    assert "bad.yaml:4: streams[0].url: is required" in done.stdout
+    assert "bad.yaml:4: streams[1].id: expected at most" in done.stdout
+    assert done.stderr == ""
     absent = config(tmp_path, null("[{id: a, url: none.mp4}]"), "absent.yaml")
     done = streamd("check", absent)
     assert done.returncode == 2
     assert f"streams[0].url: {tmp_path}/none.mp4 is not a file" in done.stdout
+
+
+def test_check_finds_everything_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    text = """\
+model: {path: none}
+engine: {kind: 'null'}
+metrics: {listen: 9188}
+events: {state_dir: file/state}
+streams:
+  - {id: gate, url: x.mp4, max_fps: fast}
+  - {id: gate, url: none.mp4}
+  - {id: yard, url: "rtps://cam/1"}
+  - {id: dock, url: "rtsp://cam/2", pace: asap}
+  - {id: roof, url: "rtsp://cam/3"}
+sinks:
+  - {kind: jsonl, path: absent/out.jsonl}
+  - {kind: zmq, bind: "ipc://file/z", hwm: 0}
+  - {kind: zmq, bind: "ipc:///nonexistent/z"}
+"""
+    path = config(tmp_path, text)
+    done = streamd("check", path)
+    assert (done.returncode, done.stderr) == (2, "")
+    place, told = str(path), done.stdout
+    assert told.splitlines() == [
+        f"{place}:3: metrics.listen: Input should be a valid string",
+        f"{place}:6: streams[0].id: gate is the id of 2 streams; ids must be unique",
+        f"{place}:6: streams[0].max_fps: Input should be a valid number, unable to parse string as a number",
+        f"{place}:7: streams[1].id: gate is the id of 2 streams; ids must be unique",
+        f"{place}:8: streams[2].url: rtps:// is no protocol that FFmpeg knows; did you mean rtsp?",
+        f"{place}:9: streams[3].pace: only files, HLS and HTTP have a pace of their own; remove it",
+        f"{place}:13: sinks[1].hwm: Input should be greater than or equal to 1",
+        f"{place}: streams[1].url: {tmp_path}/none.mp4 is not a file",
+        f"{place}: sinks[0].path: {tmp_path}/absent is not a folder; create it",
+        f"{place}: sinks[2].bind: /nonexistent is not a folder; create it",
+    ]
+
+
+def test_check_looks_at_the_places_that_are_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    more = "events: {state_dir: file/state}\nrecorder: {folder: bundles}\nsinks: [{kind: jsonl, path: '.'}]"
+    path = config(tmp_path, null(more=more))
+    done = streamd("check", path)
+    assert done.stdout.splitlines() == [
+        f"{path}: sinks[0].path: {tmp_path} is a folder; expected a file",
+        f"{path}: events.state_dir: {tmp_path}/file is not a folder; expected one",
+    ]
+    assert not (tmp_path / "bundles").exists()  # nothing is made
 
 
 @pytest.mark.parametrize(
@@ -329,10 +378,10 @@ def test_passwords_in_a_file_for_all_to_read_are_warned_of(tmp_path: Path) -> No
     path = config(tmp_path, null("[{id: a, url: 'rtsp://u:geheim@h/x'}]"))
     path.chmod(0o644)
     done = streamd("check", path)
-    assert (done.returncode, "geheim" in done.stderr) == (0, False)
-    assert "the file contains passwords and others can read it (mode 0644); chmod 600 it" in done.stderr
+    assert (done.returncode, "geheim" in done.stdout + done.stderr) == (0, False)
+    assert "warning: the file contains passwords and others can read it (mode 0644); chmod 600 it" in done.stdout
     path.chmod(0o600)
-    assert streamd("check", path).stderr == ""
+    assert "warning" not in streamd("check", path).stdout
 
 
 def test_watch_refuses_what_is_no_endpoint() -> None:

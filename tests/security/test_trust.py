@@ -139,7 +139,7 @@ def test_the_command_says_it_in_one_line(folder: Path) -> None:
         [sys.executable, "-m", "streamd", "check", str(folder / "c.yaml")], capture_output=True, text=True
     )
     assert done.returncode == ConfigError.exit_code
-    assert done.stderr == f"streamd: {folder}/c.yaml: every user may change it (mode 0602); chmod o-w it\n"
+    assert done.stdout == f"{folder}/c.yaml: every user may change it (mode 0602); chmod o-w it\n"
 
 
 def test_openvinos_cache_is_code_too(tmp_path: Path) -> None:
