@@ -187,3 +187,10 @@ def test_the_node_alert(tmp_path: Path) -> None:
     command = node_client(EXAMPLES, tmp_path / "node", "alert.mjs")
     with alerted(tmp_path, *command) as outputs:
         check_alerts(*outputs)
+
+
+@pytest.mark.parametrize("name", ["follow.py", "subscribe.py"])
+def test_the_python_subscribers_explain_themselves(name: str) -> None:
+    done = subprocess.run([sys.executable, EXAMPLES / name, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "tcp://127.0.0.1:5555" in done.stdout

@@ -86,3 +86,11 @@ def test_the_journal_has_a_folder_of_its_instance_in_the_unit_s_state_folder() -
     # Without a name, every instance has a user of its own, and a start takes the others' files away from them.
     assert value("DynamicUser") == "yes"
     assert value("User") == "streamd"
+
+
+def test_the_documentation_of_the_unit_is_where_the_wheel_puts_it() -> None:
+    """The program and its documents are below one prefix; pyproject.toml says which files go there."""
+    prefix = value("ExecStart").partition("/bin/")[0]
+    path = value("Documentation").removeprefix("file://")
+    assert path.startswith(f"{prefix}/share/streamd/")
+    assert (UNITS.parent / path.removeprefix(f"{prefix}/share/streamd/")).is_file()

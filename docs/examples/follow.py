@@ -8,6 +8,7 @@ Needs: pip install pyzmq
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -26,7 +27,8 @@ class Follower:
         self.boot_id = ""
         self.expected: dict[str, int] = {}
         """The next seq, by stream."""
-        self.states: dict[str, str] = {}
+        self.states: dict[str, tuple[str, str]] = {}
+        """State and reason, by stream: a live one may have trouble, such as overload."""
         self.heard: dict[str, float] = {}
         """Monotonic time of each stream's last message."""
 
@@ -44,9 +46,9 @@ class Follower:
 
     def _status(self, message: dict[str, Any]) -> list[str]:
         stream, state = message["stream"], message["state"]
-        if self.states.get(stream) == state:
+        if self.states.get(stream) == (state, message["reason"]):
             return []  # a heartbeat
-        self.states[stream] = state
+        self.states[stream] = (state, message["reason"])
         why = f" ({message['reason']}: {message['detail']})" if message["reason"] else ""
         return [f"{stream}: is {state}{why}"]
 
@@ -78,10 +80,13 @@ class Follower:
 
 def main() -> None:
     """Runs until Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Reports states, gaps, restarts and silence of every camera.")
+    parser.add_argument("endpoint", nargs="?", default="tcp://127.0.0.1:5555", help="zmq sink (default %(default)s)")
+    endpoint = parser.parse_args().endpoint
     socket = zmq.Context().socket(zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, 10_000)  # messages queued for us while we are busy
     socket.subscribe("streamd/1/")
-    socket.connect(sys.argv[1] if len(sys.argv) > 1 else "tcp://127.0.0.1:5555")  # reconnects automatically
+    socket.connect(endpoint)  # reconnects automatically
     follower = Follower()
     while True:
         told = follower.silent()

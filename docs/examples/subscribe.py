@@ -4,14 +4,17 @@
 python subscribe.py [tcp://127.0.0.1:5555]
 """
 
+import argparse
 import json
-import sys
 
 import zmq
 
+parser = argparse.ArgumentParser(description="Prints the detections of every camera.")
+parser.add_argument("endpoint", nargs="?", default="tcp://127.0.0.1:5555", help="zmq sink (default %(default)s)")
+endpoint = parser.parse_args().endpoint
 socket = zmq.Context().socket(zmq.SUB)
 socket.subscribe("streamd/1/")  # or "streamd/1/gate/" for one camera
-socket.connect(sys.argv[1] if len(sys.argv) > 1 else "tcp://127.0.0.1:5555")
+socket.connect(endpoint)
 while True:
     topic, payload = socket.recv_multipart()
     message = json.loads(payload)

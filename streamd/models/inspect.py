@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from streamd.heads import HEADS, DetectSettings
 from streamd.heads.detector import open_detector
 from streamd.heads.select import declared, recognise
 from streamd.models.graph import Graph, load, opset, vendor
+from streamd.types import ModelSpec, TensorSpec
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 17
 """17 is the newest opset that TensorRT 8.5 reads."""
@@ -247,7 +249,53 @@ def _trt_unsupported(path: Path) -> list[str] | None:
     return None
 
 
+def _inspect_without_onnx(path: Path, found: Inspection, head: str | None) -> Inspection:
+    """What streamd's own reader and OpenVINO tell: a plain installation has no package onnx."""
+    file = read_onnx(path)
+    operators = Counter(node.operator for node in file.nodes)
+    found = replace(
+        found,
+        inputs=[_of_spec(tensor) for tensor in file.inputs],
+        operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        quantized=file.quantized,
+    )
+    spec = _judge(path, found, head)
+    if spec is not None:
+        found.outputs = [_of_spec(tensor) for tensor in spec.outputs]
+    found.unknown.append(
+        "operator set, exporter, parameters, GFLOPs and operators that cost time: pip install onnx to see them"
+    )
+    return found
+
+
+def _of_spec(tensor: TensorSpec) -> dict[str, Any]:
+    shape = [size if size >= 0 else "?" for size in tensor.shape]
+    return {"name": tensor.name, "shape": shape, "dtype": tensor.dtype}
+
+
+def _judge(path: Path, found: Inspection, head: str | None) -> ModelSpec | None:
+    """Opens the model as the daemon does: fills in head, labels and input size, and warns of what it says."""
+    try:
+        backend = open_backend(OpenVinoSettings(), ModelSettings(path=str(path)))
+        spec = backend.spec
+        backend.close()
+    except StreamdError as error:
+        found.warnings.append(f"the daemon cannot run it: {error}")
+        return None
+    found.input_size = (spec.input_height, spec.input_width)
+    try:
+        settings = declared(head, spec) or recognise(spec)
+        found.head = settings.kind
+        found.labels = list(open_detector(spec, settings, DetectSettings()).labels)
+    except StreamdError as error:
+        found.warnings.append(f"no head: {error}")
+        found.labels = list(spec.labels) or None
+    return spec
+
+
 def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection:
+    if importlib.util.find_spec("onnx") is None:
+        return _inspect_without_onnx(path, found, head)
     model = load(path)
     graph = Graph(model)
     constants = {t.name for t in model.graph.initializer}
@@ -265,22 +313,8 @@ def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection
         int8_convolutions=int8,
         convolutions=convolutions,
     )
-    size = (640, 640)
-    try:
-        backend = open_backend(OpenVinoSettings(), ModelSettings(path=str(path)))
-        spec = backend.spec
-        backend.close()
-        size = (spec.input_height, spec.input_width)
-        try:
-            settings = declared(head, spec) or recognise(spec)
-            found.head = settings.kind
-            found.labels = list(open_detector(spec, settings, DetectSettings()).labels)
-        except StreamdError as error:
-            found.warnings.append(f"no head: {error}")
-            found.labels = list(spec.labels) or None
-    except StreamdError as error:
-        found.warnings.append(f"the daemon cannot run it: {error}")
-    found.input_size = size
+    _judge(path, found, head)
+    size = found.input_size = found.input_size or (640, 640)
     found.gflops = _gflops(graph, _shapes(model, size))
     if found.gflops is None:
         found.unknown.append("GFLOPs: ONNX cannot infer every shape of this model")

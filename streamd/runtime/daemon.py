@@ -30,7 +30,7 @@ from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.recorder.place import config_name
 from streamd.runtime.recorder.recorder import Recorder, Watched, open_recorder
 from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
-from streamd.runtime.service import Service, condition_of, status_line
+from streamd.runtime.service import Service, condition_of, outputs_of, status_line
 from streamd.runtime.streams import Streams
 from streamd.settings import FieldPath
 from streamd.sinks import Sink, open_sink
@@ -43,7 +43,7 @@ from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
 from streamd.types import Detections, StreamPast
-from streamd.web.port import open_port
+from streamd.web.port import open_port, urls_of
 from streamd.web.tap import Tap
 
 log = structlog.get_logger(__name__)
@@ -367,7 +367,8 @@ class Daemon:
         log.info(
             "running", streams=len(self.streams), sinks=len(self.sinks), model=first.model.name, boot_id=self.boot_id,
             backend=type(first.backend).__name__, devices=len(self.instances),
-            metrics_port=self.http.port if self.http else None,
+            metrics_port=self.http.port if self.http else None, outputs=outputs_of(self.config),
+            **urls_of(self.config.metrics, self.http),
         )  # fmt: skip
         self._service.begun(f"watching {len(self.streams)} streams")
 

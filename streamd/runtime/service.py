@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from streamd.config import Config, sink_names
 from streamd.runtime.reload import Reread
 from streamd.telemetry.notify import Notifier
 from streamd.types import StreamStatus
@@ -117,6 +118,12 @@ class Service:
 def condition_of(status: StreamStatus) -> str:
     """The state of a stream for display: DEGRADED is a live stream that is degraded by load."""
     return "DEGRADED" if status.degraded else status.state
+
+
+def outputs_of(config: Config) -> str | None:
+    """Every sink with its address, for the log; None without sinks."""
+    told = (f"{name} {sink.address}".strip() for name, sink in zip(sink_names(config), config.sinks, strict=True))
+    return ", ".join(told) or None
 
 
 def status_line(states: Iterable[str], published: int, refused: str, *more: str) -> str:

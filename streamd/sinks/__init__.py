@@ -96,6 +96,11 @@ class SinkSettings(KindSettings):
         """What the journal keeps for the sink; None if it takes events from memory. See `sinks.events`."""
         return None
 
+    @property
+    def address(self) -> str:
+        """Where subscribers or readers find its messages, for people; empty if that cannot be told."""
+        return ""
+
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
         """Resources that no two sinks may share: the field, the kind of resource, and its name."""
         yield from ()

@@ -38,6 +38,11 @@ class JsonlSettings(SinkSettings):
         if self.rotate_mb is not None and (self.path == STDOUT or _is_special(self.path)):
             yield ("rotate_mb",), f"{self.path} is no regular file and cannot be rotated; remove rotate_mb"
 
+    @property
+    def address(self) -> str:
+        """See `SinkSettings.address`."""
+        return "standard output" if self.path == STDOUT else self.path
+
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
         """See `SinkSettings.claims`."""
         yield ("path",), "file", "standard output" if self.path == STDOUT else os.path.realpath(self.path)

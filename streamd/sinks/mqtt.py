@@ -87,6 +87,11 @@ class MqttSettings(EventSinkSettings):
         if self.tls is not None:
             yield from ((("tls", *path), message) for path, message in self.tls.problems())
 
+    @property
+    def address(self) -> str:
+        """See `SinkSettings.address`."""
+        return f"mqtt://{self.broker}"
+
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
         """See `SinkSettings.claims`."""
         yield ("node",), "node", f"streamd-{node_name(self.node)} at {self.broker}"

@@ -84,6 +84,11 @@ class ZmqSettings(SinkSettings):
         if (self.bind is None) == (self.connect is None):
             yield (), "give either bind (subscribers connect to us) or connect (the subscriber binds)"
 
+    @property
+    def address(self) -> str:
+        """See `SinkSettings.address`."""
+        return self.bind or self.connect or ""
+
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
         """See `SinkSettings.claims`."""
         if self.bind is not None and not self.bind.endswith((":0", ":*")):

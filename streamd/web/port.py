@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Sequence
 
 import structlog
@@ -18,6 +19,17 @@ from streamd.web.state import State
 from streamd.web.tap import Tap
 
 log = structlog.get_logger(__name__)
+
+
+def urls_of(settings: MetricsSettings, http: HttpServer | None) -> dict[str, str | None]:
+    """Where a browser finds the page and a scraper the metrics, for the log; None for what is not served."""
+    if http is None or settings.listen is None:
+        return {"page": None, "metrics": None}
+    host = settings.listen.rpartition(":")[0]
+    if host in ("0.0.0.0", "[::]"):  # noqa: S104 - a comparison
+        host = socket.gethostname()  # an address that a browser can use
+    base = f"{'https' if settings.tls else 'http'}://{host}:{http.port}"
+    return {"page": f"{base}/" if settings.page else None, "metrics": f"{base}/metrics"}
 
 
 def open_port(

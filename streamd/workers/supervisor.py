@@ -26,7 +26,7 @@ from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.recorder.place import config_name
 from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
-from streamd.runtime.service import Service, condition_of, status_line
+from streamd.runtime.service import Service, condition_of, outputs_of, status_line
 from streamd.security.redact import known
 from streamd.sinks import open_sink
 from streamd.telemetry.http import HttpServer
@@ -34,7 +34,7 @@ from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
 from streamd.types import StreamPast, StreamStatus
-from streamd.web.port import open_port
+from streamd.web.port import open_port, urls_of
 from streamd.web.tap import Tap
 from streamd.workers.forward import Forwarder
 from streamd.workers.ledger import Ledger
@@ -332,6 +332,7 @@ class WorkerSupervisor:
         log.info(
             "running", streams=len(self.config.streams), sinks=len(self._forwarders), boot_id=self.boot_id,
             workers=sum(worker.running for worker in self.workers), metrics_port=self.http.port if self.http else None,
+            outputs=outputs_of(self.config), **urls_of(self.config.metrics, self.http),
         )  # fmt: skip
         self._service.begun()
 

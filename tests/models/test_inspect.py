@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -108,3 +109,21 @@ def test_real_models_and_the_command_line(capsys: pytest.CaptureFixture[str]) ->
     body = json.loads(capsys.readouterr().out)
     assert (body["head"], len(body["labels"])) == ("yolov5_sigmoid", 80)
     assert not any("sigmoid" in w for w in body["warnings"])
+
+
+def test_without_the_package_onnx_it_tells_what_the_daemon_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plain installation, as in the README."""
+    path = detector(tmp_path / "m.onnx")
+    full = inspect(str(path))
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "onnx" else find(name, *more))
+    found = inspect(str(path))
+    assert (found.head, found.labels, found.operators) == (full.head, full.labels, full.operators)
+    assert (found.input_size, found.quantized) == (full.input_size, False)
+    assert found.inputs == [{"name": "images", "shape": ["?", 3, 64, 64], "dtype": "float32"}]
+    assert [o["name"] for o in found.outputs or []] == ["s8", "s16", "s32"]
+    assert found.warnings == []
+    assert main(["inspect", str(path)]) == 0
+    assert "GFLOPs and operators that cost time: pip install onnx to see them" in capsys.readouterr().out

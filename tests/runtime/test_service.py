@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from streamd.config import Config
 from streamd.runtime.reload import Reread
-from streamd.runtime.service import Service, status_line
+from streamd.runtime.service import Service, outputs_of, status_line
 from streamd.telemetry.notify import Notifier
 
 
@@ -162,3 +163,17 @@ def test_without_a_file_nothing_is_read_again() -> None:
 )  # fmt: skip
 def test_the_line_of_status(states: list[str], refused: str, more: list[str], line: str) -> None:
     assert status_line(states, 7, refused, *more) == line
+
+
+def test_the_start_line_names_every_output() -> None:
+    values = {
+        "model": {"path": "none"}, "engine": {"kind": "null"}, "streams": [{"id": "a", "kind": "synthetic"}],
+        "sinks": [
+            {"kind": "zmq", "bind": "tcp://127.0.0.1:5555"}, {"kind": "jsonl", "path": "/tmp/x.jsonl", "name": "file"},
+            {"kind": "jsonl"}, {"kind": "zmq", "connect": "tcp://collector:7000"},
+        ],
+    }  # fmt: skip
+    assert outputs_of(Config.model_validate(values)) == (
+        "zmq0 tcp://127.0.0.1:5555, file /tmp/x.jsonl, jsonl2 standard output, zmq3 tcp://collector:7000"
+    )
+    assert outputs_of(Config.model_validate(values | {"sinks": []})) is None

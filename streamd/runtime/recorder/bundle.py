@@ -124,13 +124,19 @@ def _newest(record: Record, seconds: float) -> Record:
     """The last `seconds` of the record before its newest entry, since a dead process may be found late."""
     ends = [int(a[k][-1]) for a, k in ((record.frames, "postprocessed"), (record.streams, "at")) if len(a)]
     begin = max(ends, default=0) - int(seconds * 1e9)
+    frames = record.frames[record.frames["postprocessed"] >= begin]
+    streams = record.streams[record.streams["at"] >= begin]
+    # Streams that were removed earlier are forgotten.
+    used = np.union1d(frames["stream"], streams["stream"])
+    for rows in (frames, streams):
+        rows["stream"] = np.searchsorted(used, rows["stream"])
     newest_note = record.notes[-1].wall_s if record.notes else 0.0
     return Record(
         record.header,
         record.wall_minus_monotonic_ns,
-        record.names,
-        record.frames[record.frames["postprocessed"] >= begin],
-        record.streams[record.streams["at"] >= begin],
+        [record.names[number] for number in used],
+        frames,
+        streams,
         # The log lines from the start of the process stay if there is room: they describe the setup.
         [n for n in record.notes if n.wall_s >= newest_note - seconds or n.kind == LOG],
     )

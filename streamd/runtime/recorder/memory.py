@@ -102,7 +102,10 @@ class Memory:
         self._map[_PREFIX.size : _PREFIX.size + len(text)] = text
         self._header_bytes = len(text)
         self.set_clock()
+        self._seconds = seconds
         self._names: dict[str, int] = {}
+        self._gone: dict[str, float] = {}
+        """When streams were removed from the configuration, monotonic seconds, the earliest first."""
         self._lock = threading.Lock()
         self._next_frame = itertools.count().__next__
         self._next_stream = itertools.count().__next__
@@ -135,11 +138,32 @@ class Memory:
         if found is not None:
             return found
         with self._lock:
-            number = self._names.setdefault(stream, min(len(self._names), NAMES - 1))
+            number = self._names.setdefault(stream, self._free_number())
             at = self._at[0] + number * NAME_BYTES
             name = b"(others)" if number == NAMES - 1 else stream.encode()[:NAME_BYTES]
             self._map[at : at + NAME_BYTES] = name.ljust(NAME_BYTES, b"\0")
         return number
+
+    def forget(self, stream: str) -> None:
+        """The stream was removed: another one may have its number once no row of it is kept any more."""
+        with self._lock:
+            if stream in self._names:
+                self._gone.setdefault(stream, time.monotonic())
+
+    def keep(self, stream: str) -> None:
+        """A removed stream is back."""
+        if stream in self._gone:
+            with self._lock:
+                self._gone.pop(stream, None)
+
+    def _free_number(self) -> int:
+        if len(self._names) < NAMES - 1:
+            return len(self._names)
+        oldest = next(iter(self._gone), None)
+        if oldest is None or time.monotonic() - self._gone[oldest] <= self._seconds:
+            return NAMES - 1
+        del self._gone[oldest]
+        return self._names.pop(oldest)
 
     def frame(self, detections: Detections) -> None:
         """Records a published frame. The hot path: no lock, no lasting allocation."""

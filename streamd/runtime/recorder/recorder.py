@@ -248,7 +248,9 @@ class Recorder:
         at_ns = time.monotonic_ns()
         for s in metrics.streams():
             if s.removed:
+                memory.forget(s.stream)
                 continue
+            memory.keep(s.stream)
             counts = s.counts()
             held, missed = s.objective() if s.objective_s is not None else (0, 0)
             totals = (counts.received, counts.published, sum(counts.dropped.values()), held, missed)

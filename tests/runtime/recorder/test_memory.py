@@ -45,6 +45,23 @@ def test_memory_is_bounded_whatever_happens() -> None:
     assert [n.values["event"] for n in record.notes] == [f"e{i}" for i in range(5, NOTES + 5)]
 
 
+def test_a_removed_stream_s_number_is_given_again_once_its_history_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("streamd.runtime.recorder.memory.time.monotonic", lambda: now)
+    memory = Memory({}, 60)
+    numbers = [memory.number(f"s{i}") for i in range(NAMES - 1)]
+    memory.forget("s5")
+    memory.forget("s7")
+    memory.keep("s7")  # it came back
+    now = 150.0
+    assert memory.number("early") == NAMES - 1  # rows of s5 are still kept
+    now = 161.0
+    assert memory.number("late") == numbers[5]
+    assert memory.number("more") == NAMES - 1
+    names = memory.read().names
+    assert (names[5], names[7], names[-1]) == ("late", "s7", "(others)")
+
+
 def test_long_notes_are_cut_at_the_right_end() -> None:
     memory = Memory({}, 5)
     trace = "Traceback (most recent call last):\n" + "  File x\n" * 2000 + "ValueError: the point"

@@ -243,3 +243,16 @@ def test_whatever_was_left_behind_harms_nobody(tmp_path: Path) -> None:
         made.trigger("request", "still there")
     assert patient.bundles("request") == 1
     assert [path.name for path in runtime.iterdir()] == ["flight-2"]  # another worker's
+
+
+def test_a_bundle_forgets_streams_that_were_removed_before_its_time() -> None:
+    memory = Memory({}, 60)
+    for name in ("gone", "stays", "new"):
+        memory.number(name)
+    for second in range(1, 100):
+        for name in ("gone",) if second < 20 else ("stays", "new"):
+            memory.stream(name, second * 10**9, (second, second, 0, 0, 0), 1, 0, 0)
+    record = bundle._newest(memory.read(), 60)
+    assert record.names == ["stays", "new"]
+    assert [record.names[i] for i in record.streams["stream"][-2:]] == ["stays", "new"]
+    assert len(record.streams) == 2 * 61
