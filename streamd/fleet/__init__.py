@@ -64,7 +64,7 @@ class RateSettings(Settings):
 class FleetSettings(Settings):
     """The boxes of a fleet, and what its streams ask of them."""
 
-    boxes: int = Field(1, ge=0, le=1000, description="Number of boxes that are alike, beside `nodes`: box-1, box-2 and so on.")
+    boxes: int = Field(1, ge=0, le=1000, description="Number of equal boxes, beside `nodes`: box-1, box-2 and so on.")
     box: BoxSettings = Field(description="What one box can do.")
     nodes: tuple[NodeSettings, ...] = Field((), max_length=1000, description="Boxes with a name of their own.")
     reach: tuple[ReachSettings, ...] = Field(
