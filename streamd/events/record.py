@@ -137,6 +137,11 @@ def data(record: Record) -> dict[str, Any]:
     }
 
 
+def event_id(record: Record) -> str:
+    """The CloudEvents `id`: the same however often and by whichever sink the record is delivered."""
+    return f"{record.log_id}/{record.stream}/{record.event_seq}"
+
+
 def envelope(record: Record, instance: str) -> dict[str, Any]:
     """The record as a CloudEvents 1.0 event in JSON format.
 
@@ -151,7 +156,7 @@ def envelope(record: Record, instance: str) -> dict[str, Any]:
     """
     return {
         "specversion": "1.0",
-        "id": f"{record.log_id}/{record.stream}/{record.event_seq}",
+        "id": event_id(record),
         "source": f"/streamd/{quote(instance, safe='')}",
         "type": f"streamd.event.{record.kind}",
         "subject": record.stream,

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from streamd.events.cursors import Cursor
 from streamd.events.journal import Journal
-from streamd.events.record import Record, envelope
+from streamd.events.record import Record, envelope, event_id
 from streamd.events.upkeep import Limits, Outcome
 from streamd.sinks import Sink, SinkSettings
 from streamd.sinks.message import encoder
@@ -60,17 +60,16 @@ class JournalEvent:
         instance: name of this daemon in the CloudEvents `source`.
     """
 
-    __slots__ = ("_body", "_payload", "record")
+    __slots__ = ("_instance", "_payload", "record")
 
     def __init__(self, record: Record, instance: str) -> None:
-        self.record = record
-        self._body = envelope(record, instance)
+        self.record, self._instance = record, instance
         self._payload = b""
 
     @property
     def id(self) -> str:
         """The CloudEvents `id`: the same for every delivery of the event, by every sink."""
-        return str(self._body["id"])
+        return event_id(self.record)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -86,7 +85,7 @@ class JournalEvent:
     def payload(self) -> bytes:
         """The CloudEvents envelope as JSON."""
         if not self._payload:
-            self._payload = _ENCODE(self._body)
+            self._payload = _ENCODE(envelope(self.record, self._instance))
         return self._payload
 
 

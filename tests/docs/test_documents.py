@@ -205,7 +205,7 @@ def test_configurations_load(document: Path, tmp_path: Path) -> None:
         path = tmp_path / "streamd.yaml"
         path.write_text(yaml.safe_dump(complete(values)))
         names = re.findall(r"\$\{(\w+)", text)
-        load(path, dict.fromkeys(names, "some-value"))
+        load(path, dict.fromkeys(names, "some-value-or-key"))
 
 
 @named

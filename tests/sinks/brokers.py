@@ -217,3 +217,18 @@ def in_order(events: list[dict[str, Any]]) -> dict[str, list[int]]:
         seen[event["id"]] = event
         found[event["data"]["stream"]].append(event["data"]["event_seq"])
     return dict(found)
+
+
+@contextlib.contextmanager
+def nats_server(folder: Path, *more: str, jetstream: bool = True) -> Iterator[Server]:
+    """A NATS server with JetStream in files; `more` are lines of its configuration."""
+    port = free_port()
+    store = f'jetstream {{ store_dir: "{folder}/jetstream" }}' if jetstream else ""
+    config = folder / "nats.conf"
+    config.write_text("\n".join([f"listen: 127.0.0.1:{port}", store, *more]) + "\n")
+    server = Server([executable("nats-server", "nats-server"), "-c", str(config)], port, folder / "nats.log")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()

@@ -6,15 +6,21 @@ from typing import Any
 
 from streamd.errors import SinkError
 from streamd.sinks import Sink
-from streamd.sinks.envelope import Encoding, MessageBuilder, Outgoing
+from streamd.sinks.envelope import DETECTIONS, STATUS, Encoding, MessageBuilder, MessageKind, Outgoing
 from streamd.types import Detections, StreamCounts, StreamStatus
 
 
 class Sender:
     """Whatever it does not know is asked of the sink itself."""
 
-    def __init__(self, sink: Sink, boot_id: str = "b", encoding: Encoding = "json") -> None:
-        self.sink, self._boot_id = sink, boot_id
+    def __init__(
+        self,
+        sink: Sink,
+        boot_id: str = "b",
+        encoding: Encoding = "json",
+        wants: frozenset[MessageKind] = frozenset({DETECTIONS, STATUS}),
+    ) -> None:
+        self.sink, self.wants, self._boot_id = sink, wants, boot_id
         self._builder = MessageBuilder(boot_id, encoding)
 
     def publish(self, detections: Detections) -> str | None:

@@ -12,14 +12,16 @@ from typing import Any, Protocol
 import pytest
 
 from streamd.errors import SinkError
+from streamd.events.record import Record
 from streamd.sinks import SINKS, open_sink
-from streamd.sinks.envelope import Outgoing
+from streamd.sinks.envelope import DETECTIONS, STATUS, MessageKind, Outgoing
+from streamd.sinks.events import EventSink, JournalEvent
 from streamd.sinks.jsonl import JsonlSettings
 from streamd.sinks.zmq import ZmqSettings
 from streamd.types import StreamCounts
 from streamd.workers.relay import HEAD, Route, pack
 from tests import contracts
-from tests.events.journals import until
+from tests.events.journals import T0, until
 from tests.frames import detections, status
 from tests.sinks.sender import Sender
 
@@ -33,6 +35,9 @@ class Reader(Protocol):
     def all(self, count: int) -> list[Any]:
         """The messages that arrived, decoded; waits for `count` of them where it must."""
 
+    def events(self, count: int) -> list[dict[str, Any]]:
+        """Events that arrived; only of sinks that deliver from the journal."""
+
     def close(self) -> None: ...
 
 
@@ -41,7 +46,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any
     cases = contracts.cases("sinks", request.param)
     assert hasattr(cases, "contract"), f"{cases.__file__} needs contract(folder)"
     settings, reader = cases.contract(tmp_path)
-    sink = Sender(open_sink(settings), boot_id="boot", encoding=settings.payload_encoding)
+    sink = Sender(open_sink(settings), boot_id="boot", encoding=settings.payload_encoding, wants=settings.wants)
     sink.open()
     reader.begin(sink)
     yield sink, reader
@@ -50,8 +55,15 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any
     reader.close()
 
 
+def takes(sink: Any, kind: MessageKind) -> None:
+    """Skips the test where the sink does not take such messages."""
+    if kind not in sink.wants:
+        pytest.skip(f"takes no {kind.name}")
+
+
 def test_detections_arrive_whole_and_in_order(opened: tuple[Any, Reader]) -> None:
     sink, reader = opened
+    takes(sink, DETECTIONS)
     for i in range(50):
         assert sink.publish(detections(seq=i, boxes=i % 3)) is None
     messages = reader.all(50)
@@ -66,6 +78,7 @@ def test_detections_arrive_whole_and_in_order(opened: tuple[Any, Reader]) -> Non
 
 def test_gaps_are_told(opened: tuple[Any, Reader]) -> None:
     sink, reader = opened
+    takes(sink, DETECTIONS)
     for i in (2, 3, 7):
         sink.publish(detections(seq=i))
     assert [m.dropped for m in reader.all(3)] == [2, 0, 3]
@@ -73,6 +86,7 @@ def test_gaps_are_told(opened: tuple[Any, Reader]) -> None:
 
 def test_statuses_arrive(opened: tuple[Any, Reader]) -> None:
     sink, reader = opened
+    takes(sink, STATUS)
     sink.status(status("s", "BACKOFF", "refused"), StreamCounts(5, 3, {"ring_full": 2}, 1))
     sink.poll()
     message = reader.all(1)[0]
@@ -83,6 +97,8 @@ def test_statuses_arrive(opened: tuple[Any, Reader]) -> None:
 
 def test_a_worker_s_messages_are_passed_on_as_they_are(opened: tuple[Any, Reader]) -> None:
     sink, reader = opened
+    takes(sink, DETECTIONS)
+    takes(sink, STATUS)
     made = Outgoing(detections(seq=4, boxes=2), "worker")
     first = sink._builder.detections(made)
     second = sink._builder.status(status("s", "BACKOFF", "refused"), StreamCounts(5, 3, {}, 1))
@@ -97,6 +113,38 @@ def test_a_worker_s_messages_are_passed_on_as_they_are(opened: tuple[Any, Reader
     assert (told.state, told.reason, told.received) == ("BACKOFF", "refused", 5)
 
 
+def journal_event(number: int) -> JournalEvent:
+    return JournalEvent(
+        Record(
+            position=number, log_id="log", event_seq=number, began_ns=0, committed_ns=0, events_lost=0, counters={},
+            id=f"e{number}", stream="s", kind="instant", type="line_crossed", rule="gate", label="person", track=1,
+            epoch=0, seq=0, at_ns=T0, details={},
+        ),
+        "yard",
+    )  # fmt: skip
+
+
+def test_events_arrive_in_order_and_are_settled(opened: tuple[Any, Reader]) -> None:
+    sink, reader = opened
+    if not isinstance(sink.sink, EventSink):
+        pytest.skip("takes events from memory")
+    waiting = [journal_event(n) for n in range(1, 21)]
+
+    def settled() -> bool:
+        sink.poll()
+        if sink.takes_events():
+            outcomes = sink.deliver(waiting)
+            assert set(outcomes) <= {"delivered"}
+            del waiting[: len(outcomes)]
+        return not waiting
+
+    until(settled)
+    found = reader.events(20)
+    assert [e["id"] for e in found] == [f"log/s/{n}" for n in range(1, 21)]
+    assert found[0]["source"] == "/streamd/yard"
+    assert sink.unreachable is None
+
+
 def test_a_sink_can_be_opened_again(opened: tuple[Any, Reader]) -> None:
     sink, _ = opened
     sink.close()
@@ -105,6 +153,8 @@ def test_a_sink_can_be_opened_again(opened: tuple[Any, Reader]) -> None:
     def published() -> bool:
         # A sink that connects does so in `poll`, and may need a moment.
         sink.poll()
+        if DETECTIONS not in sink.wants:
+            return bool(sink.takes_events() and sink.deliver([journal_event(1)]) == ["delivered"])
         try:
             return sink.publish(detections(seq=0)) is None
         except SinkError:

@@ -55,6 +55,10 @@ class BrokerReader:
         until(lambda: len(messages()) >= count)
         return messages()
 
+    def events(self, count: int) -> list[dict[str, Any]]:
+        until(lambda: len(self.listener.events()) >= count)
+        return self.listener.events()
+
     def close(self) -> None:
         self.listener.close()
         self._stack.close()
