@@ -155,6 +155,17 @@ def test_states_and_curves_in_words_and_paths(visit: Any) -> None:
         return states.map(([state, reason]) => condition({ state, reason, since: 100, last_frame: 100 }, 101).word);
     }""")
     assert kinds == ["Ended", "Stopped", "Live", "Down"]  # what a drain stops has not come to its end
+    rates = page.evaluate("""async () => {
+        const { History } = await import('./history.js');
+        const history = new History();
+        const stream = published => ({ stream: 'a', published, dropped: {}, latency: { buckets: [] } });
+        const told = [[100, 0], [100, 0], [101, 20], [101, 20]].map(([now, published]) => {
+            history.add({ boot_id: 'x', bounds: [], now, streams: [stream(published)] });
+            return history.fps('a');
+        });
+        return told;
+    }""")
+    assert rates == [None, None, 20, 20]  # the daemon gives the same answer to all who ask at about the same time
     curves = page.evaluate("""async () => {
         const { path } = await import('./history.js');
         const series = n => Array.from({ length: n }, (_, i) => [n - 1 - i, 0.5]);

@@ -17,6 +17,7 @@ export class History {
       const samples = this.#samples.get(stream.stream) ?? [];
       this.#samples.set(stream.stream, samples);
       const buckets = stream.latency.buckets;
+      if (samples.at(-1)?.at === state.now) samples.pop(); // the daemon gave the same answer again
       samples.push({
         at: state.now,
         published: stream.published ?? 0,

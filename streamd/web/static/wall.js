@@ -90,7 +90,7 @@ export class Wall {
     });
     this.sizeButton = el("button", { type: "button", class: "quiet" });
     this.sizeButton.addEventListener("click", () => this.#setSize(SIZES[(SIZES.indexOf(this.#size) + 1) % SIZES.length]));
-    this.full = el("button", { type: "button", class: "quiet", text: "Full screen", "aria-keyshortcuts": "f" });
+    this.full = el("button", { type: "button", class: "quiet full", text: "Full screen", "aria-keyshortcuts": "f" });
     this.full.addEventListener("click", () => this.fullscreen());
     this.full.hidden = !document.fullscreenEnabled;
     const filters = el("div", { class: "segments", role: "group", "aria-label": "Which cameras" }, this.all.node, this.problems.node);
