@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Takes the documentation's pictures: docs/images/{wall,stream,phone}.webp of the web page, dashboard.webp.
+"""Takes the documentation's pictures: docs/images/{wall,stream,editor,phone}.webp of the web page, dashboard.webp.
 
 Runs a daemon on one clip, shown by several cameras from different moments on, and one camera that is down, and a
 Prometheus that scrapes it. Needs playwright and Debian's chromium and prometheus.
@@ -46,6 +46,11 @@ LIMIT = 150_000
 """Bytes a picture may take in the repository."""
 QUALITY = 82
 BOARD_HEIGHT = 1100
+RULES = {
+    "zones": [{"name": "pavement", "points": [[0.03, 0.55], [0.42, 0.5], [0.5, 0.96], [0.03, 0.96]]}],
+    "lines": [{"name": "lane", "points": [[0.62, 0.4], [0.72, 0.95]]}],
+}
+"""Of the camera that is shown alone."""
 
 
 def configuration(folder: Path, args: argparse.Namespace) -> Path:
@@ -53,13 +58,16 @@ def configuration(folder: Path, args: argparse.Namespace) -> Path:
     length = length_s(str(args.video))
     streams: list[dict[str, Any]] = [
         {"id": name, "url": str(args.video), "loop": True, "start_s": length * i / len(CAMERAS), "max_fps": args.fps,
-         "objective": {"latency_ms": 200}}
+         "objective": {"latency_ms": 200}, **(RULES if name == CAMERAS[2] else {})}
         for i, name in enumerate(CAMERAS)
     ]  # fmt: skip
     streams.append({"id": DOWN, "url": "rtsp://127.0.0.1:9/", "reconnect": {"initial_s": 30}})
     model: dict[str, Any] = {"path": args.model, "detect": {"conf": 0.5, "classes": CLASSES}}
     path = folder / "streamd.yaml"
-    values = {"model": model, "streams": streams, "metrics": {"listen": "127.0.0.1:0", "page": True}}
+    values = {
+        "model": model, "streams": streams, "tracking": {}, "metrics": {"listen": "127.0.0.1:0", "page": True},
+        "events": {"state_dir": str(folder / "state")},
+    }  # fmt: skip
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -135,6 +143,11 @@ def main() -> int:
                 time.sleep(8)
                 desk.wait_for_selector(".labels b", timeout=60_000)
                 save(desk, args.out / "stream.webp")
+                desk.get_by_role("button", name="Edit zones and lines").click()
+                desk.locator(".pick").first.click()
+                desk.set_viewport_size({"width": 1440, "height": 720})
+                time.sleep(1)
+                save(desk, args.out / "editor.webp")
                 desk.close()
                 phone = browser.new_page(
                     viewport={"width": 390, "height": 844}, device_scale_factor=1.5, color_scheme="light"

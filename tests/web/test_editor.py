@@ -141,7 +141,9 @@ def test_a_zone_and_a_line_by_mouse(visit: Any) -> None:
     close_to(rules(page)[1][0].points, [(0.7, 0.9), (0.8, 0.2)])
 
     # A corner, an edge's own point, and the whole are dragged; each can be undone.
+    page.get_by_label("Name").focus()
     page.mouse.click(*at(page, 0.42, 0.38))
+    expect(page.get_by_label("Name")).to_have_value("yard")  # though the line's name was being edited
     for begin, end in (((0.2, 0.2), (0.1, 0.1)), ((0.35, 0.175), (0.35, 0.05)), ((0.42, 0.4), (0.47, 0.5))):
         page.mouse.move(*at(page, *begin))
         page.mouse.down()

@@ -195,6 +195,7 @@ export class Camera {
     }
     this.shot.draw(description, jpeg);
     this.stages.add(description.stages);
+    this.tallies.update(description.counts, description.at);
     setAttribute(this.canvas, "aria-label", `in the picture: ${told(description.boxes)}`);
     const counts = new Map();
     for (const box of description.boxes) counts.set(box[5], (counts.get(box[5]) ?? 0) + 1);

@@ -10,12 +10,13 @@ const LONG_STEP = 0.02;
 const DOUBLE_MS = 400;
 const UNDO = 100;
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-const kept = new Map(); // unfinished work by camera, while the page is open
+const kept = new Map(); // unfinished work by camera, while the page is open and the camera's configuration the same
 
 const copyOf = (shapes) => JSON.parse(JSON.stringify(shapes));
 
 export class Editor {
   #shapes;
+  #base;
   #selected = -1;
   #drawing = null; // a shape whose points are being placed
   #cursor = [0.5, 0.5];
@@ -29,7 +30,9 @@ export class Editor {
   constructor(name, rules, onClose) {
     this.name = name;
     this.onClose = onClose;
-    this.#shapes = kept.get(name) ?? shapesOf(rules);
+    this.#base = JSON.stringify(rules);
+    const mine = kept.get(name);
+    this.#shapes = mine?.base === this.#base ? mine.shapes : shapesOf(rules);
     this.picture = new Scene();
     this.scene = this.picture.node;
     this.scene.addEventListener("pointerdown", (event) => this.#down(event));
@@ -333,7 +336,7 @@ export class Editor {
   // ---------------------------------------------------------------------------------------------------- what is seen
 
   #show() {
-    kept.set(this.name, this.#shapes);
+    kept.set(this.name, { base: this.#base, shapes: this.#shapes });
     this.#render();
     this.shapeList.show(this.#shapes, this.#selected);
     this.#tell();

@@ -14,11 +14,12 @@ export class ShapeList {
   }
 
   show(shapes, selected) {
+    const same = this.#selected === selected && this.node.children.length === shapes.length;
     this.#selected = selected;
     const items = shapes.map((shape, index) => this.#item(shape, index));
     const wanted = JSON.stringify([selected, shapes.map((s) => [s.kind, s.name, s.directions])]);
     const typing = this.node.contains(document.activeElement) && document.activeElement instanceof HTMLInputElement;
-    if (this.node.dataset.shown === wanted || (typing && this.node.children.length === items.length && this.node.querySelector("[aria-current]"))) return;
+    if (this.node.dataset.shown === wanted || (typing && same)) return;
     this.node.dataset.shown = wanted;
     this.node.replaceChildren(...items);
   }
