@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ from streamd import __version__
 from streamd.errors import ConfigError, StreamdError
 from streamd.security.redact import redact
 from streamd.security.text import is_encodable
-from streamd.sources.images import SUFFIXES
 
 COMMANDS = (
     "run", "demo", "check", "bundle", "schema", "detect", "count", "watch", "keygen", "build", "evaluate", "quantize",
@@ -62,6 +62,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: naming the argument.
     """
+    from streamd.sources.images import SUFFIXES
+
     for name, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and not is_encodable(text) and Path(text).suffix.lower() not in SUFFIXES:
@@ -74,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. Errors that streamd raises on purpose print one clear message on standard error, no traceback.
     """
+    if (sys.argv[1:] if arguments is None else arguments)[:1] == ["run"]:
+        # Before anything that takes time: the daemon has not read its configuration yet, and need not read it again.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _open_standard_streams()
     args = parser().parse_args(arguments)
     with contextlib.suppress(AttributeError, OSError):  # a stream of somebody else's

@@ -12,6 +12,10 @@ What one subscriber may take is limited: see `peers`.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import socket as sockets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +109,34 @@ class ZmqSettings(SinkSettings):
         return ZmqSink(self)
 
 
+def check_socket_file(path: str) -> None:
+    """Checks that no file or process has the path of an ipc:// endpoint: libzmq would replace it without a word.
+
+    Raises:
+        SinkError: what has it, and what to do.
+    """
+    if path.startswith("@"):
+        return  # no file: the kernel refuses a name in use
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return  # none, or the error that bind gives
+    if not stat.S_ISSOCK(mode):
+        raise SinkError(f"zmq sink: cannot bind ipc://{path}: it is not a socket, and would be replaced; remove it, "
+                        "or choose another path")  # fmt: skip
+    with sockets.socket(sockets.AF_UNIX) as asking:
+        asking.setblocking(False)
+        try:
+            asking.connect(path)
+        except ConnectionRefusedError:
+            return  # left behind by a process that was killed
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EPROTOTYPE):
+                return
+    raise SinkError(f"zmq sink: cannot bind ipc://{path}: another process uses that address; stop it or choose another "
+                    "path")  # fmt: skip
+
+
 class ZmqSink(Sink):
     """See `streamd.sinks.Sink`.
 
@@ -169,10 +201,15 @@ class ZmqSink(Sink):
             raise
         try:
             if self._settings.bind is not None:
+                if self._settings.bind.startswith("ipc://"):
+                    check_socket_file(self._settings.bind.removeprefix("ipc://"))
                 self._peers = Peers(self._context, socket, self._settings.max_subscribers)
                 socket.bind(self._settings.bind)
             else:
                 socket.connect(self._endpoint)
+        except SinkError:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             advice_of: dict[int | None, str] = {
@@ -180,6 +217,7 @@ class ZmqSink(Sink):
                 zmq.EADDRNOTAVAIL: "the host part is not an address of this machine; check it",
                 zmq.EPROTONOSUPPORT: "expected tcp://HOST:PORT or ipc://PATH",
                 zmq.EINVAL: "expected tcp://HOST:PORT or ipc://PATH",
+                errno.ENAMETOOLONG: "the path of a socket has at most 107 bytes; choose a shorter one",
             }
             advice = advice_of.get(error.errno, error.strerror or "check the endpoint")
             verb = "bind" if self._settings.bind is not None else "connect to"

@@ -127,10 +127,11 @@ class Page:
             return Response(b"expected fps=NUMBER and width=PIXELS\n", code=400, headers=_GUARDS)
         if not fps > 0:
             return Response(b"expected fps above 0\n", code=400, headers=_GUARDS)
-        streams = [name for name in request.query.get("streams", "").split(",") if name]
+        # A name that no stream has would take its part of all viewers' pictures.
+        streams = self._state.known(request.query.get("streams", "").split(","))
         return Response(self._records(streams, fps, width), "application/octet-stream", headers=_GUARDS)
 
-    def _records(self, streams: list[str], fps: float, width: int) -> Iterator[bytes]:
+    def _records(self, streams: frozenset[str], fps: float, width: int) -> Iterator[bytes]:
         with self._tap.watch(streams, fps, width) as viewer:
             while (snapshots := viewer.wait(_HEARTBEAT_S)) is not None:
                 for snapshot in snapshots:

@@ -59,6 +59,10 @@ class State:
         self._boot_id = boot_id
         self._shared = SharedAnswer()
 
+    def known(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of `names` that streams have."""
+        return frozenset(names) & {s.stream for s in self._statuses()}
+
     def json(self) -> bytes:
         """The current state, shared by all viewers: a further one costs nothing."""
         return self._shared.get("json", lambda: msgspec.json.encode(self.view()))

@@ -124,6 +124,7 @@ class Tap:
     @contextlib.contextmanager
     def watch(self, streams: Collection[str], fps: float, width: int) -> Iterator[Viewer]:
         """Requests pictures of `streams`, `fps` per second each and up to `width` pixels wide, until the block ends."""
+        streams = frozenset(streams)
         viewer = Viewer(self, streams)
         with self._changed:
             self._viewers[viewer] = (streams, min(max(fps, 0.1), MAX_FPS), min(max(width, 64), MAX_WIDTH))
@@ -137,13 +138,16 @@ class Tap:
 
     def _settle(self) -> None:
         wishes: dict[str, Wish] = {}
-        for streams, fps, width in self._viewers.values():
+        left = TOTAL_FPS
+        # From the least demanding viewer on: what it does not need of its equal share is left to the others.
+        viewers = sorted((v for v in self._viewers.values() if v[0]), key=lambda v: v[1] * len(v[0]))
+        for others, (streams, fps, width) in zip(range(len(viewers), 0, -1), viewers, strict=True):
+            demand = fps * len(streams)
+            granted = min(demand, left / others)
+            left -= granted
             for stream in streams:
                 other = wishes.get(stream, Wish(0, 0))
-                wishes[stream] = Wish(max(fps, other.fps), max(width, other.width))
-        total = sum(wish.fps for wish in wishes.values())
-        if total > TOTAL_FPS:
-            wishes = {s: replace(wish, fps=wish.fps * TOTAL_FPS / total) for s, wish in wishes.items()}
+                wishes[stream] = Wish(max(fps * granted / demand, other.fps), max(width, other.width))
         self._take_wishes(wishes)
 
     def _take_wishes(self, wishes: Mapping[str, Wish]) -> None:

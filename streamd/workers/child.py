@@ -6,6 +6,7 @@ death also causes, means drain and exit; the parent handles signals."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -34,6 +35,7 @@ from streamd.workers.report import REPORT_S, Look, Order, Report, collect, origi
 
 log = structlog.get_logger(__name__)
 
+_PR_SET_PDEATHSIG = 1
 _LOOK_S = 0.1
 """Changes are reported this soon, between two regular reports."""
 _LAST_MS = 1000
@@ -187,6 +189,8 @@ def main() -> int:
     """Runs one worker until it ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    # A worker that is stopped (SIGSTOP) when the parent dies is continued by the kernel: it has to notice and leave.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
     orders = lines(0)
     first = next(orders, None)
     if first is None:

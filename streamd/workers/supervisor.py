@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
-import tempfile
 import time
 import uuid
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -36,6 +33,7 @@ from streamd.telemetry.notify import Notifier
 from streamd.types import StreamPast, StreamStatus
 from streamd.web.port import open_port, urls_of
 from streamd.web.tap import Tap
+from streamd.workers.folder import SocketFolder
 from streamd.workers.forward import Forwarder
 from streamd.workers.ledger import Ledger
 from streamd.workers.merge import Merged
@@ -113,8 +111,8 @@ class WorkerSupervisor:
         """The configuration file while a thread reads it."""
         self._failed_with: int | None = None
         """The exit code of the worker that ended the daemon."""
-        runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]  # systemd's
-        self._folder = Path(tempfile.mkdtemp(prefix="streamd-", dir=runtime or None))
+        self._socket_folder = SocketFolder()
+        self._folder = self._socket_folder.path
         self._reports: ReportReceiver | None = None
         self._events = EventLog(self._name, self.boot_id, lambda: self._forwarders)
         self._receiver: EventReceiver | None = None
@@ -293,7 +291,7 @@ class WorkerSupervisor:
             with contextlib.suppress(OSError):
                 worker.kill("stopped at once")
         self._mps.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._socket_folder.remove()
 
     def run(self, for_seconds: float | None = None, *, handle_signals: bool = True) -> int:
         """See `Daemon.run`."""
@@ -433,5 +431,5 @@ class WorkerSupervisor:
         if self._reports is not None:
             self._reports.close()
         self._mps.close(max(0.5, deadline - time.monotonic()))
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._socket_folder.remove()
         self._notifier.close()

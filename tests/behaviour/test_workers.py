@@ -302,15 +302,19 @@ def test_nothing_is_left_of_a_parent_that_goes_at_once(tmp_path: Path, number: s
             next(c.laddr for c in psutil.Process(running.process.pid).net_connections("unix") if "/reports" in c.laddr)
         ).parent
         assert folder.stat().st_mode & 0o777 == 0o700
+        workers = list(pids(running).values())
+        if number == signal.SIGKILL:
+            os.kill(workers[0], signal.SIGSTOP)  # it cannot notice by itself
         running.process.send_signal(number)
         if number == signal.SIGTERM:
-            for pid in pids(running).values():
+            for pid in workers:
                 os.kill(pid, signal.SIGSTOP)  # so that nothing drains
             time.sleep(0.3)
             running.process.send_signal(number)
         assert running.process.wait(10) == (-9 if number == signal.SIGKILL else 143)
         subscriber.close()
         until(lambda: not folder.exists(), 15, "its sockets are cleared away")
+        until(lambda: not any(psutil.pid_exists(pid) for pid in workers), 20, "the workers end")
 
 
 def test_no_secret_is_on_a_command_line_or_in_a_file(tmp_path: Path) -> None:

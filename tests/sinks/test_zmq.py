@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket as socket_module
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +173,42 @@ def test_an_address_in_use() -> None:
     with pytest.raises(SinkError, match="another process uses that address"):
         second.open()
     first.close()
+
+
+def test_an_ipc_address_in_use_is_not_taken_over(context: Any, tmp_path: Path) -> None:
+    first = sink_at(f"ipc://{tmp_path}/z")
+    socket = subscriber(context, first)
+    with pytest.raises(SinkError, match="another process uses that address"):
+        ZmqSink(ZmqSettings(bind=first.endpoint)).open()
+    first.publish(detections(seq=0))
+    assert [m.seq for m in received(socket)] == [0]
+    late = subscriber(context, first)
+    first.publish(detections(seq=1))
+    assert [m.seq for m in received(late)] == [1]
+    first.close()
+
+
+def test_the_socket_file_of_a_killed_process_is_used_again(context: Any, tmp_path: Path) -> None:
+    with socket_module.socket(socket_module.AF_UNIX) as left:
+        left.bind(f"{tmp_path}/z")
+        left.listen()
+    assert (tmp_path / "z").is_socket()
+    sink = sink_at(f"ipc://{tmp_path}/z")
+    reader = subscriber(context, sink)
+    sink.publish(detections(seq=0))
+    assert [m.seq for m in received(reader)] == [0]
+
+
+def test_a_file_is_not_replaced_by_a_socket(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(SinkError, match="not a socket, and would be replaced"):
+        ZmqSink(ZmqSettings(bind=f"ipc://{tmp_path}/notes")).open()
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
+    with pytest.raises(SinkError, match="at most 107 bytes"):
+        ZmqSink(ZmqSettings(bind=f"ipc://{tmp_path}/{'x' * 120}")).open()
 
 
 def test_closing_delivers_what_is_queued(context: Any) -> None:

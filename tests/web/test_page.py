@@ -31,7 +31,7 @@ from streamd.web.rules import Rules
 from streamd.web.state import State, without_addresses
 from streamd.web.tap import Tap
 from tests.behaviour.daemon import daemon, until
-from tests.frames import detections, frames
+from tests.frames import detections, frames, status
 
 
 class Served:
@@ -116,8 +116,12 @@ def test_with_a_login_any_name_will_do() -> None:
 
 
 def test_pictures_come_as_records_and_the_stream_lives_while_nothing_comes(served: Served) -> None:
-    with served.open("/pictures?streams=gate,yard&fps=5&width=320") as answer:
-        until(lambda: len(served.tap.wanted) == 2)
+    for name in ("gate", "yard"):
+        served.board.post(status(name))
+    absent = ",".join(f"absent{n}" for n in range(500))
+    with served.open(f"/pictures?streams=gate,{absent},yard&fps=5&width=320") as answer:
+        until(lambda: set(served.tap.wanted) == {"gate", "yard"})
+        assert served.tap.wanted["gate"].fps == 5
         assert served.tap.wanted["gate"].width == 320
         assert read_record(answer) == (None, b"")  # nothing yet: a heartbeat
         served.tap.take(frames("gate", 1)[0], detections("gate", 7, boxes=2))

@@ -112,6 +112,22 @@ def test_the_rate_is_bounded_for_each_stream_and_for_all(monkeypatch: pytest.Mon
         assert (tap.wanted["a"].fps, tap.wanted["a"].width) == (module.MAX_FPS, module.MAX_WIDTH)
 
 
+def test_a_viewer_that_asks_for_thousands_leaves_the_others_their_share() -> None:
+    tap = Tap()
+    everything = [f"s{i}" for i in range(2500)]
+    with (
+        tap.watch(everything, 10, 480),
+        tap.watch(["a", "b"], 10, 480),
+        tap.watch(["c"], 5, 480),
+        tap.watch([], 9, 480),
+    ):
+        # Of 60: 5 and 20 are less than an equal share, the rest is for who wants 25,000.
+        assert (tap.wanted["a"].fps, tap.wanted["b"].fps, tap.wanted["c"].fps) == (10, 10, 5)
+        assert tap.wanted["s0"].fps == pytest.approx(35 / 2500)
+    with tap.watch(["a"] * 2500, 2, 480), tap.watch(["b"], 2, 480):
+        assert tap.wanted["a"].fps == tap.wanted["b"].fps == 2
+
+
 def test_a_picture_that_cannot_be_had_costs_only_itself() -> None:
     tap = Tap()
     elsewhere = replace(picture(), picture=replace(picture().picture, device=0))
