@@ -1,0 +1,63 @@
+"""The manifest for Kubernetes: valid, and in agreement with itself and with the daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from streamd.config.loader import load
+from tests.conftest import ROOT
+
+DOCUMENTS: list[dict[str, Any]] = list(yaml.safe_load_all((ROOT / "configs/kubernetes/streamd.yaml").read_text()))
+BY_KIND = {d["kind"]: d for d in DOCUMENTS}
+POD = BY_KIND["StatefulSet"]["spec"]["template"]["spec"]
+CONTAINER = POD["containers"][0]
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.37"])
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d["kind"])
+def test_each_object_is_valid(document: dict[str, Any], version: str) -> None:
+    kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_configuration_loads_in_every_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "streamd.yaml"
+    file.write_text(BY_KIND["ConfigMap"]["data"]["streamd.yaml"])
+    served: list[str] = []
+    replicas = BY_KIND["StatefulSet"]["spec"]["replicas"]
+    for i in range(replicas):
+        monkeypatch.setattr("socket.gethostname", lambda i=i: f"{BY_KIND['StatefulSet']['metadata']['name']}-{i}")
+        config = load(file, {e["name"]: "some-secret" for e in CONTAINER["env"]}).config
+        served += [s.id for s in config.streams]
+        assert config.share is not None
+        assert config.share.count == replicas
+    assert sorted(served) == ["gate", "hall", "yard"]
+    assert config.drain_s < POD["terminationGracePeriodSeconds"]
+
+
+def test_ports_paths_and_names_agree() -> None:
+    config = yaml.safe_load(BY_KIND["ConfigMap"]["data"]["streamd.yaml"])
+    ports = {p["name"]: p["containerPort"] for p in CONTAINER["ports"]}
+    assert {p["name"]: p["port"] for p in BY_KIND["Service"]["spec"]["ports"]} == ports
+    assert config["metrics"]["listen"].endswith(f":{ports['metrics']}")
+    assert config["sinks"][0]["bind"].endswith(f":{ports['messages']}")
+    for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+        assert CONTAINER[probe]["httpGet"] == {"path": path, "port": "metrics"}
+    mounts = {m["name"]: m["mountPath"] for m in CONTAINER["volumeMounts"]}
+    templates = {t["metadata"]["name"] for t in BY_KIND["StatefulSet"]["spec"]["volumeClaimTemplates"]}
+    assert set(mounts) == {v["name"] for v in POD["volumes"]} | templates
+    assert config["events"]["state_dir"] == mounts["state"]
+    assert config["model"]["path"].startswith(mounts["models"] + "/")
+    assert CONTAINER["args"][1] == f"{mounts['configuration']}/streamd.yaml"
+    assert POD["volumes"][0]["configMap"]["name"] == BY_KIND["ConfigMap"]["metadata"]["name"]
+    assert (
+        POD["volumes"][1]["persistentVolumeClaim"]["claimName"] == BY_KIND["PersistentVolumeClaim"]["metadata"]["name"]
+    )
+    labels = BY_KIND["StatefulSet"]["spec"]["template"]["metadata"]["labels"]
+    assert BY_KIND["Service"]["spec"]["selector"] == labels
+    assert BY_KIND["StatefulSet"]["spec"]["selector"]["matchLabels"] == labels
+    assert BY_KIND["StatefulSet"]["spec"]["serviceName"] == BY_KIND["Service"]["metadata"]["name"]
