@@ -31,6 +31,7 @@ def write_clip(
     gop: int = 10,
     audio: bool = False,
     container_options: dict[str, str] | None = None,
+    draw: Callable[[int, int, int, str], av.VideoFrame] = picture,
 ) -> Path:
     """Encodes a clip. `pts(i)` gives frame i's time stamp in milliseconds."""
     with av.open(str(path), "w", options=container_options or {}) as out:
@@ -40,7 +41,7 @@ def write_clip(
             stream.codec_context.time_base = Fraction(1, 1000)
         sound: Any = out.add_stream("aac", rate=44100) if audio else None
         for i in range(frames):
-            frame = picture(*size, i, pix_fmt)
+            frame = draw(*size, i, pix_fmt)
             if pts is not None:
                 frame.pts, frame.time_base = pts(i), Fraction(1, 1000)
             out.mux(stream.encode(frame))

@@ -19,6 +19,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from streamd.config import Config
 from streamd.sinks.message import json_schema
 from streamd.telemetry.analytics import AnalyticsMetrics
+from streamd.telemetry.evidence import EvidenceCounts, EvidenceMetrics
 from streamd.telemetry.metrics import Metrics
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -144,11 +145,12 @@ def metrics() -> str:
     metrics.capture_to_publish.tally("any")
     metrics.detections.of("any", ("any",))[0] = 1
     analytics = AnalyticsMetrics(metrics.registry)
+    evidence = EvidenceMetrics(metrics.registry, EvidenceCounts)
     parts = (*vars(metrics).values(), *vars(analytics).values())
     declared = {m._name: m._labelnames for m in parts if isinstance(m, MetricWrapperBase)}
     declared |= {
         family.name: family._labelnames
-        for family in analytics.collect()
+        for family in (*analytics.collect(), *evidence.collect())
         if isinstance(family, (CounterMetricFamily, GaugeMetricFamily))
     }
     rows = []

@@ -170,7 +170,7 @@ class Run:
         """Tracks and counts of every input; None where nothing is tracked."""
         if track:
             tracker, counts = ByteTrackSettings(), AnalyticsMetrics(registry)
-            self.analytics = Analytics(tracker, detect, counts, lambda _: None, boot_id="detect")
+            self.analytics = Analytics(tracker, detect, counts, lambda *_: None, boot_id="detect")
         decoded = detect if self.analytics is None else self.analytics.detect
         detector = open_detector(self.backend.spec, head, decoded)
         self.model = detector.model

@@ -133,6 +133,27 @@ class EventsSettings(Settings):
     keep_events: int = Field(500_000, ge=1000, description="Most events that are kept.")
 
 
+class MediaSettings(Settings):
+    """Clips and snapshots of events: where they are kept, and how much."""
+
+    folder: Annotated[ConfigPath, Field(min_length=1)] | None = Field(
+        None, description="Folder for clips and snapshots. Default: `media` in the folder of the event journal."
+    )
+    min_free_gb: float = Field(
+        1.0,
+        ge=0,
+        le=1e6,
+        description="Space that stays free on the folder's file system, in gigabytes; below it, nothing is recorded.",
+    )
+    ring_mb: float = Field(
+        64.0,
+        ge=1,
+        le=4096,
+        description="Most memory for the compressed packets of a stream that are kept for clips, in megabytes. Only "
+        "streams with rules that ask for clips use it.",
+    )
+
+
 class Config(Settings):
     """The whole configuration. Relative paths are relative to the configuration file."""
 
@@ -145,6 +166,7 @@ class Config(Settings):
         "Default: no tracking, except where a stream has zones or lines.",
     )
     events: EventsSettings = Field(EventsSettings(), description="Journal of the events of zones and lines.")
+    media: MediaSettings = Field(MediaSettings(), description="Clips and snapshots of events.")
     engine: EngineConfig = Field(AutoSettings(), description="Inference backend.")
     batch: BatchSettings = Field(BatchSettings(), description="How frames are collected into batches.")
     workers: int = Field(

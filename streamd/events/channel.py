@@ -19,7 +19,7 @@ import structlog
 
 from streamd.errors import SinkError
 from streamd.events.losses import Losses, Lost
-from streamd.events.record import Event
+from streamd.events.record import Event, Media
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +33,14 @@ RESEND_S = 0.5
 """Everything in flight is sent again if the receiver has been silent for this long."""
 
 
+class Link(msgspec.Struct, frozen=True, array_like=True):
+    """A file of an event that was sent before."""
+
+    event: str
+    role: str
+    media: Media
+
+
 class Burst(msgspec.Struct, frozen=True, array_like=True):
     """A message from a sender."""
 
@@ -42,9 +50,11 @@ class Burst(msgspec.Struct, frozen=True, array_like=True):
     first: int
     """The number of the first event."""
     events: list[Event | None]
-    """None: a loss with no event after it."""
+    """None: a loss with no event after it, or a link."""
     lost: dict[int, Lost] = {}
     """Events that the sender had no room for, by the number of the event after them."""
+    links: dict[int, Link] = {}
+    """By number."""
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
@@ -66,6 +76,9 @@ class EventSink(Protocol):
     def acknowledged(self, origin: str) -> int:
         """See `Journal.acknowledged`."""
 
+    def link(self, event_id: str, role: str, media: Media) -> None:
+        """See `Journal.link`."""
+
 
 class Outbox:
     """The sender's side. Any thread adds events, one thread sends.
@@ -80,7 +93,7 @@ class Outbox:
         self.origin = origin
         self._bound, self._clock = bound, clock
         self._lock = threading.Lock()
-        self._kept: deque[tuple[Event | None, Lost | None]] = deque()
+        self._kept: deque[tuple[Event | Link | None, Lost | None]] = deque()
         self._base = 1
         """Number of the first event that is kept."""
         self._next = 1
@@ -115,6 +128,14 @@ class Outbox:
             self._kept.append((event, self._losses.take()))
         return True
 
+    def link(self, link: Link) -> bool:
+        """Keeps a link until it is committed, behind the event that it belongs to; False where there is no room."""
+        with self._lock:
+            if len(self._kept) >= self._bound:
+                return False
+            self._kept.append((link, None))
+        return True
+
     def burst(self) -> Burst | None:
         """The next message; None if there is nothing to send, or enough is in flight. For the sending thread."""
         with self._lock:
@@ -135,7 +156,9 @@ class Outbox:
             chosen = list(itertools.islice(self._kept, offset, offset + last - first))
             self._next = last
             lost = {n: each for n, (_, each) in enumerate(chosen, first) if each is not None}
-            return Burst(self.origin, self._base, first, [event for event, _ in chosen], lost)
+            events = [each if isinstance(each, Event) else None for each, _ in chosen]
+            links = {n: each for n, (each, _) in enumerate(chosen, first) if isinstance(each, Link)}
+            return Burst(self.origin, self._base, first, events, lost, links)
 
     def acknowledge(self, ack: Ack) -> None:
         """Releases committed events. For the sending thread."""
@@ -183,6 +206,9 @@ class Inbox:
             if n > expected:
                 self.early += len(burst.events) + burst.first - n
                 return
+            if (link := burst.links.get(n)) is not None:
+                # Before its number is acknowledged. It may be noted again if the number is refused.
+                sink.link(link.event, link.role, link.media)
             if not sink.submit(event, origin, n, burst.lost.get(n)):
                 return
             expected += 1

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from streamd.errors import SinkError
-from streamd.events.channel import BOUND, Inbox, Outbox, decode_ack, decode_burst, encode
-from streamd.events.record import Event
+from streamd.events.channel import BOUND, Inbox, Link, Outbox, decode_ack, decode_burst, encode
+from streamd.events.record import Event, Media
 from streamd.flow.threads import NamedThread
 
 if TYPE_CHECKING:
@@ -79,6 +79,12 @@ class EventSender:
     def submit(self, event: Event) -> bool:
         """Sends an event; False if there is no room: it is lost, counted, and reported. Never waits. Any thread."""
         kept = self.outbox.put(event)
+        self._waker.wake()
+        return kept
+
+    def link(self, event_id: str, role: str, media: Media) -> bool:
+        """Hands over a file of an event that was submitted before; see `Journal.link`. Never waits. Any thread."""
+        kept = self.outbox.link(Link(event_id, role, media))
         self._waker.wake()
         return kept
 

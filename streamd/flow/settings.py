@@ -11,6 +11,8 @@ from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.settings import KindSettings, Milliseconds, Name, Problems, Seconds, Settings
 
 RingPolicy = Literal["drop_oldest", "latest", "block"]
+CLIP_SLACK_S = 5.0
+"""Seconds of packets beyond what rules ask for: an event is decided once its frame has gone through the engine."""
 DEFAULT_MAX_AGE_S = 1.0
 """Longer than a frame waits for a healthy engine, and shorter than a delay that still counts as live."""
 
@@ -94,6 +96,17 @@ class StreamSettings(KindSettings):
         return False
 
     @property
+    def has_packets(self) -> bool:
+        """True where the source reads compressed video, from which clips are made."""
+        return False
+
+    @property
+    def clip_ring_s(self) -> float:
+        """Seconds of packets that the clips of the rules need; 0 where no rule asks for clips."""
+        needed = [rule.clip.pre_s + rule.latest_s for rule in (*self.zones, *self.lines) if rule.clip is not None]
+        return max(needed) + CLIP_SLACK_S if needed else 0.0
+
+    @property
     def ring_policy(self) -> RingPolicy:
         """`policy`, else block for what is read as fast as possible and drop_oldest for everything else."""
         if self.policy is not None:
@@ -112,3 +125,7 @@ class StreamSettings(KindSettings):
         if self.policy == "latest" and self.ring != type(self).model_fields["ring"].default:
             yield ("ring",), "policy latest keeps one frame; remove ring"
         yield from check_rules(self.zones, self.lines)
+        for key, rules in (("zones", self.zones), ("lines", self.lines)):
+            for i, rule in enumerate(rules):
+                if rule.clip is not None and not self.has_packets:
+                    yield (key, i, "clip"), "there is no compressed video to copy; expected a stream of kind av"

@@ -19,6 +19,7 @@ import structlog
 from streamd.analysis.rules import RuleEvent, TrackedFrame
 from streamd.analysis.rules.engine import RuleEngine
 from streamd.analysis.tracking import Observation, StreamTracks, Tracked, TrackingSettings
+from streamd.events.evidence.clips import Moment
 from streamd.events.record import Event
 from streamd.flow.settings import StreamSettings
 from streamd.flow.stream import Result
@@ -147,7 +148,7 @@ class Analytics:
         tracking: the tracker's settings.
         detect: which boxes count as detections.
         metrics: counters and gauges.
-        submit: receives each event; must not block. Any thread.
+        submit: receives each event and when it happened; must not block. Any thread.
         boot_id: identity of this daemon.
         life: number of this process among the daemon's workers.
     """
@@ -157,7 +158,7 @@ class Analytics:
         tracking: TrackingSettings,
         detect: DetectSettings,
         metrics: AnalyticsMetrics,
-        submit: Callable[[Event], object],
+        submit: Callable[[Event, Moment], object],
         *,
         boot_id: str,
         life: int = 0,
@@ -240,11 +241,21 @@ class Analytics:
                     events = known.rules.down()
                 self.tell(known, events)
 
-    def tell(self, known: StreamAnalysis, events: Iterable[RuleEvent]) -> None:
-        """Passes events to the journal and counts them."""
+    def tell(
+        self, known: StreamAnalysis, events: Iterable[RuleEvent], captured_ns: int | None = None, now_ns: int = 0
+    ) -> None:
+        """Passes events to the journal and counts them.
+
+        Args:
+            known: the stream.
+            events: what its rules have to say.
+            captured_ns: of the frame that decided them; None if none did.
+            now_ns: that frame's time on the rules' clock.
+        """
         for e in events:
             self._metrics.event(known.stream, e)
-            self._submit(event_of(known.stream, e))
+            back_s = max(0, now_ns - e.t_ns) / 1e9 if captured_ns is not None else 0.0
+            self._submit(event_of(known.stream, e), Moment(captured_ns, back_s))
 
 
 def event_of(stream: str, e: RuleEvent) -> Event:
@@ -316,7 +327,7 @@ class AnalysisStep:
                 assert each.rules is not None
                 events = each.rules.reset("failed")
         if events:
-            self._analytics.tell(each, events)
+            self._analytics.tell(each, events, frame.captured_ns, observation.time_ns)
 
     def _failed(self, each: StreamAnalysis, what: str, error: Exception) -> None:
         self._metrics.failed(each.stream)

@@ -18,11 +18,13 @@ from streamd.config import Config, sink_names
 from streamd.config.loader import Loaded
 from streamd.config.problems import dotted
 from streamd.errors import BackendError, ConfigError, SourceError, StreamdError
+from streamd.events.evidence.clips import Moment
 from streamd.events.record import Event
 from streamd.flow.status import StatusBoard
 from streamd.runtime import heap
 from streamd.runtime.analytics import Analytics
-from streamd.runtime.eventlog import EventLog
+from streamd.runtime.eventlog import EventLog, media_dir
+from streamd.runtime.evidence import EventGate, Evidence
 from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.otlp import OtlpExporter
@@ -38,11 +40,12 @@ from streamd.sinks.envelope import Outgoing
 from streamd.sinks.thread import SinkThread
 from streamd.sources.closing import deferred
 from streamd.telemetry.analytics import AnalyticsMetrics
+from streamd.telemetry.evidence import EvidenceMetrics
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
-from streamd.types import Detections, StreamPast
+from streamd.types import Detections, ModelInfo, StreamPast
 from streamd.web.port import open_port, urls_of
 from streamd.web.tap import Tap
 
@@ -94,7 +97,7 @@ class Daemon:
         record_as: str | None = None,
         tap: Tap | None = None,
         boot_id: str | None = None,
-        events: tuple[Callable[[Event], object], int] | None = None,
+        events: tuple[EventGate, int] | None = None,
         reread: Reread | None = None,
     ) -> None:
         self.config = config
@@ -129,12 +132,13 @@ class Daemon:
         self._verdicts = ReloadOutcome(self.metrics)
         name = config_name(self._record_as) if self._record_as is not None else "streamd"
         self._events = EventLog(name, self.boot_id, lambda: self.sinks)
-        self._submit, self._life = events or (self._events.submit, 0)
+        self._gate, self._life = events or (self._events, 0)
         self._own_events = events is None
         self._analytics = self._open_analytics(config)
+        self._evidence = self._open_evidence(config, name) if self._analytics is not None else None
         self.streams = Streams(
             self.instances, self.metrics, self.board, self._look, self._publish, tap=lambda: self._tap,
-            analytics=self._analytics,
+            analytics=self._analytics, evidence=self._evidence,
         )  # fmt: skip
         self.streams.remember(past or {})
         # The parent reports the streams of its workers.
@@ -189,6 +193,20 @@ class Daemon:
             life=self._life,
         )  # fmt: skip
 
+    def _open_evidence(self, config: Config, name: str) -> Evidence:
+        def model() -> ModelInfo | None:
+            return self.instances[0].model if self.instances else None
+
+        evidence = Evidence(media_dir(config, name), config.media, self._gate, model, self._settings)
+        EvidenceMetrics(self.registry, evidence.counts)
+        self._watchers += (evidence.frame,)
+        return evidence
+
+    def _submit(self, event: Event, moment: Moment) -> None:
+        self._gate.submit(event)
+        if self._evidence is not None:
+            self._evidence.event(event, moment)
+
     def _open_recorder(self) -> None:
         watched = Watched(self.board, self.metrics, self._problem, self._error, self._settings)
         self.recorder = open_recorder(
@@ -231,7 +249,10 @@ class Daemon:
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether every stage that has work makes progress, and the health answer's body."""
         problem = self._problem()
-        return problem is None, health_of(problem, self.boot_id, self.sinks, self._events.problem, self.board.all())
+        media = self._evidence.problem if self._evidence is not None else None
+        return problem is None, health_of(
+            problem, self.boot_id, self.sinks, self._events.problem, self.board.all(), media
+        )
 
     def seen(self) -> dict[str, int]:
         """See `Analytics.seen`."""
@@ -450,6 +471,8 @@ class Daemon:
         deadline = time.monotonic() + timeout
         if self._analytics is not None and not self._left_running:
             self._analytics.close()
+        if self._evidence is not None and not self._evidence.close(max(0.1, (deadline - time.monotonic()) / 2)):
+            log.error("clips could not be ended in time")
         if self._otlp is not None:
             self._otlp.close()
         if not close_outputs(self._events if self._own_events else None, self.sinks, self._tap, self.http, deadline):

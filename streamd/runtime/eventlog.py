@@ -12,7 +12,7 @@ import structlog
 from streamd.config import Config
 from streamd.events.journal import Journal
 from streamd.events.place import default_state_dir, user_folder
-from streamd.events.record import Event, Record, data
+from streamd.events.record import Event, Media, Record, data
 from streamd.events.upkeep import Limits
 from streamd.sinks.envelope import OutgoingEvent
 
@@ -41,6 +41,11 @@ def state_dir(config: Config, name: str, environment: Mapping[str, str] = os.env
         return Path(config.events.state_dir)
     found = default_state_dir(name, environment)
     return found if found is not None else user_folder(environment) / name
+
+
+def media_dir(config: Config, name: str) -> Path:
+    """The folder of clips and snapshots; see `MediaSettings.folder`."""
+    return Path(config.media.folder) if config.media.folder is not None else state_dir(config, name) / "media"
 
 
 def has_rules(config: Config) -> bool:
@@ -92,6 +97,11 @@ class EventLog:
         """See `Journal.alive`."""
         if self.journal is not None and at_ns:
             self.journal.alive(at_ns)
+
+    def link(self, event_id: str, role: str, media: Media) -> None:
+        """Notes a file of an event. Never waits. Any thread."""
+        if self.journal is not None:
+            self.journal.link(event_id, role, media)
 
     @property
     def problem(self) -> str | None:

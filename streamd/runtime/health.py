@@ -50,6 +50,7 @@ def health_of(
     sinks: Iterable[SinkHealth],
     journal: str | None,
     statuses: Iterable[StreamStatus],
+    media: str | None = None,
 ) -> dict[str, Any]:
     """The body of the health answer.
 
@@ -62,6 +63,7 @@ def health_of(
         sinks: all of them.
         journal: why the event journal cannot be written.
         statuses: the latest of every stream.
+        media: why clips cannot be written.
     """
     body: dict[str, Any] = {"ok": problem is None, "problem": problem, "boot_id": boot_id}
     away = {sink.name: why for sink in sinks if (why := sink.problem or sink.unreachable) is not None}
@@ -71,6 +73,8 @@ def health_of(
         body["events"] = journal
     if degraded := {s.stream: s.reason for s in statuses if s.degraded}:
         body["degraded"] = degraded
+    if media is not None:
+        body["media"] = media
     return body
 
 

@@ -17,6 +17,7 @@ from streamd.flow.settings import StreamSettings
 from streamd.flow.status import StatusBoard
 from streamd.flow.stream import StreamOutput, Tap
 from streamd.runtime.analytics import Analytics
+from streamd.runtime.evidence import Evidence
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.load import LoadWatch
 from streamd.runtime.reload import Difference
@@ -72,6 +73,8 @@ class Streams:
         wake: called when a stream has ended. Any thread.
         publish: receives each frame's detections; must not block.
         tap: see `StreamOutput`.
+        analytics: told of streams that come and go; None where nothing is tracked.
+        evidence: takes the packets; None where no rule can ask for them.
     """
 
     def __init__(
@@ -83,12 +86,13 @@ class Streams:
         publish: Callable[[Detections], None],
         tap: Callable[[], Tap | None] = lambda: None,
         analytics: Analytics | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
         self._instances = instances
         self._metrics = metrics
         self._board = board
         self._wake = wake
-        self._publish, self._tap, self._analytics = publish, tap, analytics
+        self._publish, self._tap, self._analytics, self._evidence = publish, tap, analytics, evidence
         self._streams: dict[str, _Stream] = {}
         self._parting: list[_Parting] = []
         self._gone: dict[str, _Stream] = {}
@@ -138,6 +142,8 @@ class Streams:
 
         ring: Ring[Frame] = Ring(settings.ring, settings.ring_policy, on_drop=dropped, bell=instance.bell)
         self._metrics.queue_depth.labels(queue=f"stream-{name}").set_function(ring.__len__)
+        if self._evidence is not None:
+            self._evidence.change(settings)
         reconnect = settings.reconnect
         runner = StreamRunner(
             name,
@@ -161,9 +167,9 @@ class Streams:
         self._streams[name] = _Stream(settings, instance, output, ring, runner, counters)
         return runner
 
-    @staticmethod
-    def _opener(settings: SourceSettings, instance: ModelInstance) -> Callable[[], Source]:
-        return partial(open_source, settings, device=instance.decoder_device, held=instance.pictures)
+    def _opener(self, settings: SourceSettings, instance: ModelInstance) -> Callable[[], Source]:
+        packets = self._evidence.ring(settings.id) if self._evidence is not None else None
+        return partial(open_source, settings, device=instance.decoder_device, held=instance.pictures, packets=packets)
 
     def _on_status(self, status: StreamStatus) -> None:
         if status.state == "LIVE":
@@ -217,6 +223,8 @@ class Streams:
         _hold_to(stream.counters, settings)
         if self._analytics is not None:
             self._analytics.adapt(settings)
+        if self._evidence is not None:
+            self._evidence.change(settings)
         stream.runner.adapt(settings, self._opener(settings, stream.instance))
 
     @property
@@ -259,6 +267,8 @@ class Streams:
         self._metrics.queue_depth.remove(f"stream-{name}")
         if self._analytics is not None:
             self._analytics.remove(name)
+        if self._evidence is not None:
+            self._evidence.remove(name)
         stream.counters.removed = True
         self._board.retire(name)
         self.live_seen.discard(name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from streamd.flow.contracts import Source
+from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
 from streamd.settings import Settings
 from streamd.settings.registry import Registry
@@ -47,6 +48,10 @@ class SourceSettings(StreamSettings):
         """
         raise NotImplementedError
 
+    def open_recorded(self, packets: PacketSink, *, device: int | None = None, held: int = 8) -> Source:
+        """Makes a source that also hands its compressed packets over, where it has any (`has_packets`)."""
+        return self.open(device=device, held=held)
+
 
 SOURCES: Registry[SourceSettings] = Registry("stream", SourceSettings, "streamd.sources", default="av")
 
@@ -56,6 +61,10 @@ else:
     StreamConfig = SOURCES.one_of()
 
 
-def open_source(settings: SourceSettings, *, device: int | None = None, held: int = 8) -> Source:
+def open_source(
+    settings: SourceSettings, *, device: int | None = None, held: int = 8, packets: PacketSink | None = None
+) -> Source:
     """Makes the source that `settings` describes; see `SourceSettings.open`."""
+    if packets is not None:
+        return settings.open_recorded(packets, device=device, held=held)
     return settings.open(device=device, held=held)

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from streamd.flow.contracts import Source
+from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
 from streamd.settings import ConfigPath, Problems, Seconds
 from streamd.sources import SOURCES, SourceSettings
@@ -107,9 +108,17 @@ class AvStreamSettings(SourceSettings):
         """See `StreamSettings.paced`."""
         return not self.live and self.pace != "asap"
 
+    @property
+    def has_packets(self) -> bool:
+        """See `StreamSettings.has_packets`."""
+        return True
+
     def connects_as(self, other: StreamSettings) -> bool:
-        """See `StreamSettings.connects_as`. A decoder process has as many buffers as the ring that it began with."""
-        return super().connects_as(other) and (self.isolation == "thread" or self.ring <= other.ring)
+        """See `StreamSettings.connects_as`. A decoder process has as many buffers as the ring that it began with, and
+        passes packets on or does not."""
+        if not super().connects_as(other) or self.isolation == "thread":
+            return super().connects_as(other)
+        return self.ring <= other.ring and bool(self.clip_ring_s) == bool(other.clip_ring_s)
 
     def check(self) -> Problems:
         """See `KindSettings.check`."""
@@ -139,10 +148,17 @@ class AvStreamSettings(SourceSettings):
 
     def open(self, *, device: int | None = None, held: int = 8) -> Source:
         """See `SourceSettings.open`."""
+        return self._open(device, held, None)
+
+    def open_recorded(self, packets: PacketSink, *, device: int | None = None, held: int = 8) -> Source:
+        """See `SourceSettings.open_recorded`."""
+        return self._open(device, held, packets)
+
+    def _open(self, device: int | None, held: int, packets: PacketSink | None) -> Source:
         if self.isolation == "process":
             from streamd.sources.process import ProcessSource
 
-            return ProcessSource(self, held=held)
+            return ProcessSource(self, held=held, packets=packets if self.clip_ring_s else None)
         from streamd.sources.av_source import AvSource
 
-        return AvSource(self, device=device)
+        return AvSource(self, device=device, packets=packets)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from streamd.errors import SourceError, SourceReason
 from streamd.flow.contracts import SourceInfo
+from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
 from streamd.security.redact import redact
 from streamd.sources.admission import Admission
@@ -25,6 +26,7 @@ from streamd.sources.no_picture import NoPictureWatch
 from streamd.sources.pacing import MediaClock, Pacer, RateLimit
 from streamd.sources.picture import UPRIGHT, aspect_of, orientation, picture_of, top_down
 from streamd.sources.quarantine import PacketLossListener, Quarantine
+from streamd.sources.recording import PacketFeed
 from streamd.sources.skipping import PacketSkipper, held_back
 from streamd.sources.wire import heard_since
 from streamd.types import Box, Clock, Frame, Rotation
@@ -69,10 +71,14 @@ class AvSource:
     Args:
         settings: the stream.
         device: CUDA device whose decoder `decode: auto` uses; None for software.
+        packets: takes every packet before it is skipped or decoded; None where nobody ever wants them.
     """
 
-    def __init__(self, settings: AvStreamSettings, *, device: int | None = None) -> None:
+    def __init__(
+        self, settings: AvStreamSettings, *, device: int | None = None, packets: PacketSink | None = None
+    ) -> None:
         self._settings = settings
+        self._feed = PacketFeed(packets) if packets is not None else None
         self._device = device if settings.decode != "software" else None
         if settings.decode == "nvdec" and device is None:
             self._device = 0
@@ -180,6 +186,8 @@ class AvSource:
         if settings.pixel_aspect == "display":
             self._pixel_aspect = aspect_of(stream.sample_aspect_ratio)
         self._stream = stream
+        if self._feed is not None:
+            self._feed.opened(stream, live=kind_of(container, settings).live)
         base = stream.time_base or Fraction(0)
         self._time_base_ns = float(base) * 1e9
         self._tick_ns = (base.numerator * 10**9, base.denominator)
@@ -341,10 +349,13 @@ class AvSource:
                 delay = (due - time.monotonic_ns()) / 1e9
                 if delay > 0 and self._closed.wait(delay):
                     return
+            # A packet of a paced file "arrives" when it is due: its latency is measured from there.
+            now_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+            if self._feed is not None and packet.size:
+                self._feed.put(packet, now_ns, wall_ns)
             if packet.size and self._passes_over(packet):
                 continue
-            # A packet of a paced file "arrives" when it is due: its latency is measured from there.
-            packet.opaque = self._arrived(packet)
+            packet.opaque = self._arrived(packet, now_ns, wall_ns)
             refused = self.corrupt
             natives = self._decode(packet)
             if natives:
@@ -383,8 +394,7 @@ class AvSource:
             self._lost_before = self.lost  # no picture to come is predicted from what was lost
         return True
 
-    def _arrived(self, packet: Packet[Any]) -> _Arrival:
-        now_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+    def _arrived(self, packet: Packet[Any], now_ns: int, wall_ns: int) -> _Arrival:
         clock: Clock = "arrival"
         if self._live:
             wall_ns, clock = self.clock.stamp(packet, wall_ns, self._time_base_ns)

@@ -26,6 +26,7 @@ from streamd.security.redact import redact
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_errors import describe
 from streamd.sources.av_source import AvSource
+from streamd.sources.packet_pipe import PacketSender
 from streamd.sources.shared import (
     BEAT,
     BEAT_S,
@@ -66,12 +67,13 @@ class Decoder:
     Args:
         end: the socket to the daemon.
         settings: the stream.
+        packets: socket for compressed packets; None where the daemon does not want them.
     """
 
-    def __init__(self, end: socket.socket, settings: AvStreamSettings) -> None:
+    def __init__(self, end: socket.socket, settings: AvStreamSettings, packets: socket.socket | None = None) -> None:
         self._socket = end
         self._settings = settings
-        self._source = AvSource(settings)
+        self._source = AvSource(settings, packets=PacketSender(packets) if packets is not None else None)
         self._changed = threading.Condition()
         self._gone = False
         self._memory = 0
@@ -266,14 +268,15 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd signals all processes: the daemon drains, then ends us
     _first_to_go()
     end = _take_socket()
-    told = end.recv(LARGEST_MESSAGE)
+    told, descriptors, _, _ = socket.recv_fds(end, LARGEST_MESSAGE, 1)
     if not told:
         return
+    packets = socket.socket(fileno=descriptors[0]) if descriptors else None
     settings = AvStreamSettings.model_validate_json(told)
     libc.prctl(_PR_SET_NAME, f"dec-{settings.id}".encode()[:15], 0, 0, 0)
     import av  # noqa: F401 - takes the longest, so it happens before the first heartbeat
 
-    decoder = Decoder(end, settings)
+    decoder = Decoder(end, settings, packets)
     threading.Thread(target=decoder.watch, name="watch", daemon=True).start()
     decoder.run()
     # No finalisers: everything is with the kernel or the daemon.

@@ -24,12 +24,14 @@ from pydantic import TypeAdapter
 
 from streamd.errors import SourceError
 from streamd.flow.contracts import SourceInfo
+from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
 from streamd.security.redact import redact
 from streamd.security.trust import is_working_directory
 from streamd.sources.admission import PROCESS_S, cpu_gate
 from streamd.sources.av_errors import describe
 from streamd.sources.clock import StreamClock
+from streamd.sources.packet_pipe import PacketReceiver
 from streamd.sources.shared import (
     BEAT,
     BEGINS,
@@ -87,10 +89,12 @@ class ProcessSource:
     Args:
         settings: the stream.
         held: pictures that may be in use outside the ring at the same time.
+        packets: takes the compressed packets; None where nobody wants them.
     """
 
-    def __init__(self, settings: AvStreamSettings, *, held: int) -> None:
+    def __init__(self, settings: AvStreamSettings, *, held: int, packets: PacketSink | None = None) -> None:
         self._settings = settings
+        self._packets = PacketReceiver(settings.id, packets) if packets is not None else None
         self._buffers = settings.ring + held + EXTRA_BUFFERS
         crop = settings.crop
         self._roi = Box(crop.x, crop.y, crop.width, crop.height) if crop else None
@@ -153,7 +157,10 @@ class ProcessSource:
                 raise SourceError("decoder", message) from error
         self._wait_for(START_LIMIT_S)
         with contextlib.suppress(OSError):  # it has died: receiving will tell how
-            ours.send(self._settings.model_dump_json().encode())
+            descriptors = [self._packets.theirs.fileno()] if self._packets is not None else []
+            socket.send_fds(ours, [self._settings.model_dump_json().encode()], descriptors)
+        if self._packets is not None:
+            self._packets.start()
 
     def _wait_for(self, seconds: float) -> None:
         """How long `_receive` waits. The kernel's own timeout saves a system call per message."""
@@ -316,6 +323,13 @@ class ProcessSource:
                 notices by `deadline` and continues without this thread; such processes are limited as threads are.
         """
         self._shut()
+        try:
+            self._end_child(patient)
+        finally:
+            if self._packets is not None:
+                self._packets.close()
+
+    def _end_child(self, patient: bool) -> None:
         process, self._channel = self._process, None
         if process is None:
             return

@@ -94,7 +94,7 @@ class Worker:
         NamedThread(lambda: self._follow(orders), "orders").start()
         self._daemon = Daemon(
             self._config, relays=self._relays, past=order.past, boot_id=order.boot_id, notifier=Notifier({}),
-            record_as=order.record_as, tap=self._tap, events=(self._events.submit, order.life),
+            record_as=order.record_as, tap=self._tap, events=(self._events, order.life),
         )  # fmt: skip
         if self._daemon.recorder is not None:
             self._daemon.recorder.listen()

@@ -17,7 +17,7 @@ from streamd.config import Config, sink_names
 from streamd.config.loader import Loaded
 from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, SourceError
 from streamd.events.link import EventReceiver
-from streamd.runtime.eventlog import EventLog
+from streamd.runtime.eventlog import EventLog, media_dir
 from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
@@ -204,6 +204,8 @@ class WorkerSupervisor:
         past: dict[str, StreamPast] = {s: p for s in mine if (p := self._ledger.past(s)) is not None}
         relays = [Relay(f.name, f.endpoint) for f in self._forwarders]
         share = config_of(config, number, self._shares, without=worker.over)
+        media = config.media.model_copy(update={"folder": str(media_dir(config, self._name))})
+        share = share.model_copy(update={"media": media})
         return Order(
             next(self._numbers), life, os.getpid(), self.boot_id, share.model_dump(mode="json"), list(known()), relays,
             f"ipc://{self._folder}/reports", f"ipc://{self._folder}/pictures", f"{self._name}-worker{number}", past,

@@ -9,9 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamd.errors import SinkError
-from streamd.events.channel import BURST, RESEND_S, WINDOW, Ack, Burst, Inbox, Outbox, decode_ack, decode_burst, encode
+from streamd.events.channel import (
+    BURST,
+    RESEND_S,
+    WINDOW,
+    Ack,
+    Burst,
+    Inbox,
+    Link,
+    Outbox,
+    decode_ack,
+    decode_burst,
+    encode,
+)
 from streamd.events.losses import Lost
-from streamd.events.record import Event
+from streamd.events.query import Filter
+from streamd.events.record import Event, Media
 from tests.events.journals import T0, event, journal, rows
 
 
@@ -22,6 +35,7 @@ class Journal:
         self.room = room
         self.committed: list[tuple[int, Event | None, Lost | None]] = []
         self.waiting: list[tuple[int, Event | None, Lost | None]] = []
+        self.links: list[tuple[str, str, Media]] = []
 
     def submit(self, event: Event | None, origin: str = "", n: int = 0, lost: Lost | None = None) -> bool:
         if n <= self.taken(origin):
@@ -36,6 +50,9 @@ class Journal:
 
     def acknowledged(self, origin: str) -> int:
         return max((n for n, *_ in self.committed), default=0)
+
+    def link(self, event_id: str, role: str, media: Media) -> None:
+        self.links.append((event_id, role, media))
 
     def commit(self) -> None:
         self.committed += self.waiting
@@ -171,3 +188,26 @@ def test_what_is_no_message_is_an_error(data: bytes) -> None:
         decode_burst(data)
     with pytest.raises(SinkError, match="event channel"):
         decode_ack(data)
+
+
+def test_a_file_of_an_event_follows_it(tmp_path: Path) -> None:
+    outbox = Outbox("w")
+    outbox.put(event("1", "begin"))
+    outbox.link(Link("1", "clip", Media("/m/1.mp4", "pending")))
+    outbox.put(event("1", "end", 1))
+    outbox.link(Link("1", "clip", Media("/m/1.mp4")))
+    with journal(tmp_path) as one:
+        inbox = Inbox(one)
+        sent = outbox.burst()
+        assert sent is not None
+        for _ in range(2):  # the second time as after a lost answer
+            inbox.take(decode_burst(encode(sent)))
+        assert one.flush()
+        outbox.acknowledge(inbox.ack("w"))
+        assert len(outbox) == 0
+        records = one.find(Filter())
+        assert [r.kind for r in records] == ["begin", "end"]
+        assert records[0].media == {"clip": Media("/m/1.mp4")}
+    full = Outbox("w", bound=1)
+    assert full.link(Link("1", "clip", Media("x")))
+    assert not full.link(Link("1", "clip", Media("x")))

@@ -34,6 +34,21 @@ class ScheduleSettings(Settings):
     times: tuple[TimesSettings, ...] = Field(min_length=1, max_length=64, description="Hours; active in any of them.")
 
 
+class ClipSettings(Settings):
+    """The video of each event, copied from the camera without re-encoding."""
+
+    pre_s: float = Field(
+        5.0,
+        ge=0,
+        le=60,
+        description="Seconds before the event. The clip begins at a key frame, so it may begin earlier.",
+    )
+    post_s: float = Field(5.0, ge=0, le=300, description="Seconds after the end of the event.")
+    max_s: float = Field(
+        300.0, ge=5, le=3600, description="Longest clip, in seconds; of a longer event, only the beginning is kept."
+    )
+
+
 class RuleSettings(Settings):
     """What zones and lines have in common."""
 
@@ -52,6 +67,14 @@ class RuleSettings(Settings):
         le=86_400,
         description="After an event of this rule begins, no other begins for this many seconds. Counters still count.",
     )
+    clip: ClipSettings | None = Field(
+        None, description="Record a clip of each event; `{}` takes the defaults. Default: none."
+    )
+
+    @property
+    def latest_s(self) -> float:
+        """Longest time from the begin of an event until it is told, in seconds."""
+        return 0.0
 
 
 class ZoneSettings(RuleSettings):
@@ -83,6 +106,11 @@ class ZoneSettings(RuleSettings):
         "begins in the same place within this time, both are the same object.",
     )
 
+    @property
+    def latest_s(self) -> float:
+        """See `RuleSettings.latest_s`."""
+        return self.min_s
+
 
 class LineSettings(RuleSettings):
     """A line across the picture: which objects cross it, and in which direction."""
@@ -106,3 +134,8 @@ class LineSettings(RuleSettings):
         le=5,
         description="An object is clear of the line once its anchor is this many heights of its box away from it.",
     )
+
+    @property
+    def latest_s(self) -> float:
+        """See `RuleSettings.latest_s`."""
+        return 2 * self.settle_s

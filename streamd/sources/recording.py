@@ -1,0 +1,176 @@
+"""Hands a demuxer's packets to a stream's packet ring, with what a muxer has to know of them.
+
+A new part begins where the parameters change in mid-stream. Cameras and encoders repeat them at key frames: parameter
+sets in H.264 (ITU-T H.264, 7.4.1) and H.265 (ITU-T H.265, 7.4.2.2), the sequence header of AV1 (specification, 5.5) and
+of MPEG-4 (ISO 14496-2, 6.2.3), the frame header of a JPEG (ITU-T T.81, B.2.2).
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from streamd.flow.packets import PacketHead, PacketSink
+from streamd.security.redact import redact
+from streamd.sources.skipping import nal_length_size
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+_RAW = {"h264": "h264", "hevc": "hevc", "mjpeg": "mjpeg", "mpeg4": "m4v"}
+"""Formats in which a key frame alone tells its parameters."""
+_START = b"\x00\x00\x01"
+
+
+def parameters(codec: str, data: bytes, length_size: int = 0) -> bytes:
+    """The parameters that a key frame repeats; equal as long as nothing changes. Empty if there are none.
+
+    Args:
+        codec: FFmpeg's name.
+        data: the packet.
+        length_size: see `skipping.nal_length_size`; such streams keep their parameters elsewhere.
+    """
+    if codec in ("h264", "hevc"):
+        return b"" if length_size else _parameter_sets(codec, data)
+    if codec == "av1":
+        return _sequence_header(data)
+    if codec == "mpeg4":
+        return _video_object_layer(data)
+    if codec == "mjpeg":
+        return _frame_size(data)
+    return b""
+
+
+def _parameter_sets(codec: str, data: bytes) -> bytes:
+    """SPS and PPS (and VPS), in the order of their numbers, each with a start code; empty without an SPS."""
+    found: list[bytes] = []
+    sps = False
+    at = data.find(_START)
+    while at >= 0 and at + 3 < len(data):
+        unit = at + 3
+        head = data[unit]
+        kind = head & 31 if codec == "h264" else head >> 1 & 63
+        if kind in ((1, 2, 5) if codec == "h264" else range(32)):
+            break  # slices: parameters precede them
+        at = data.find(_START, unit)
+        if kind in ((7, 8) if codec == "h264" else (32, 33, 34)):
+            sps |= kind == (7 if codec == "h264" else 33)
+            found.append(_START + data[unit : at if at >= 0 else len(data)].rstrip(b"\x00"))
+    return b"".join(dict.fromkeys(found)) if sps else b""
+
+
+def _sequence_header(data: bytes) -> bytes:
+    at = 0
+    while at < len(data):
+        head = data[at]
+        kind, at = head >> 3 & 15, at + (2 if head & 4 else 1)
+        if not head & 2:
+            return b""
+        size = shift = 0
+        while at < len(data):
+            byte = data[at]
+            size |= (byte & 127) << shift
+            at, shift = at + 1, shift + 7
+            if not byte & 128 or shift > 28:
+                break
+        if kind == 1:
+            return data[at : at + size]
+        at += size
+    return b""
+
+
+def _video_object_layer(data: bytes) -> bytes:
+    at = data.find(_START)
+    while at >= 0 and at + 3 < len(data):
+        end = data.find(_START, at + 3)
+        if 0x20 <= data[at + 3] <= 0x2F:
+            return data[at : end if end >= 0 else len(data)]
+        at = end
+    return b""
+
+
+def _frame_size(data: bytes) -> bytes:
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            return data[at + 5 : at + 9]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return b""
+
+
+class PacketFeed:
+    """What one source puts into its stream's ring. For the thread that demuxes.
+
+    Args:
+        into: the ring, or the way to it.
+    """
+
+    def __init__(self, into: PacketSink) -> None:
+        self._into = into
+        self._stream: VideoStream | None = None
+        self._identity: tuple[Any, ...] = ()
+        self._codec, self._length_size = "", 0
+        self._parameters = b""
+        self._begun = False
+        self._live = False
+
+    def opened(self, stream: VideoStream, *, live: bool) -> None:
+        """The following packets are of this stream. The same part continues if its parameters are the same."""
+        context = stream.codec_context
+        self._stream, self._live = stream, live
+        self._codec = context.codec.canonical_name  # a decoder may have a name of its own
+        self._length_size = nal_length_size(self._codec, context.extradata)
+        identity = (self._codec, context.extradata, stream.width, stream.height, stream.time_base)
+        if identity != self._identity:
+            self._identity, self._begun, self._parameters = identity, False, b""
+
+    def put(self, packet: Packet[Any], captured_ns: int, wall_ns: int) -> None:
+        """Takes one packet of the stream, before anything else is done with it. Never raises."""
+        into = self._into
+        if not into.on:
+            self._begun = False
+            return
+        data, key = bytes(packet), packet.is_keyframe
+        if key:
+            found = parameters(self._codec, data, self._length_size)
+            new = packet.has_sidedata("new_extradata") if self._length_size else False
+            if not self._begun or new or (found and found != self._parameters):
+                self._begin(packet, data, found, changed=self._begun)
+        if self._begun:
+            into.put(data, packet.pts, packet.dts, packet.duration or 0, key, captured_ns, wall_ns)
+
+    def _begin(self, packet: Packet[Any], data: bytes, found: bytes, *, changed: bool) -> None:
+        stream = self._stream
+        assert stream is not None
+        base = stream.time_base
+        assert base is not None
+        try:
+            # A camera's description may be out of date, or lack the parameters: those in the stream count.
+            raw = self._codec in _RAW and bool(found) and (changed or self._codec in ("h264", "hevc"))
+            container, head = (_RAW[self._codec], data) if raw else ("nut", _described(stream, packet, data))
+        except Exception as error:  # noqa: BLE001 - whatever FFmpeg cannot store must not end the stream
+            self._begun = False
+            self._into.refuse(redact(f"{self._codec} packets cannot be recorded: {error}"))
+            return
+        self._begun, self._parameters = True, found or self._parameters
+        size = stream.codec_context.width, stream.codec_context.height
+        self._into.begin(
+            PacketHead(self._codec, *size, (base.numerator, base.denominator), container, head, self._live, changed)
+        )
+
+
+def _described(stream: VideoStream, packet: Packet[Any], data: bytes) -> bytes:
+    """The stream's parameters and one packet as a NUT file, FFmpeg's own format, which holds every codec."""
+    import av
+
+    memory = io.BytesIO()
+    with av.open(memory, "w", format="nut") as out:
+        copy = out.add_stream_from_template(stream, opaque=True)
+        if packet.has_sidedata("new_extradata"):
+            copy.codec_context.extradata = bytes(packet.get_sidedata("new_extradata"))
+        first = av.Packet(data)
+        first.stream, first.pts, first.dts, first.is_keyframe = copy, 0, 0, True
+        out.mux(first)
+    return memory.getvalue()

@@ -1,0 +1,69 @@
+"""Metrics of clips and of the media folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+class EvidenceCounts(NamedTuple):
+    """What is shown at a scrape. Counts are since the start of the process."""
+
+    ring_bytes: Mapping[str, int] = {}
+    """By stream."""
+    ring_overflows: Mapping[str, int] = {}
+    clips_open: int = 0
+    written: Mapping[str, int] = {}
+    """Clips by stream."""
+    failed: Mapping[tuple[str, str], int] = {}
+    """Clips by stream and reason."""
+    down: bool = False
+    """The newest clip could not be written, or the disk does not answer."""
+
+
+class EvidenceMetrics(Collector):
+    """Everything is counted elsewhere and read at a scrape.
+
+    Args:
+        registry: where everything is registered.
+        counts: the current counts; None while nothing is recorded.
+    """
+
+    def __init__(self, registry: CollectorRegistry, counts: Callable[[], EvidenceCounts | None]) -> None:
+        self._counts = counts
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        counts = self._counts() or EvidenceCounts()
+        size = GaugeMetricFamily(
+            "streamd_packet_ring_bytes", "Compressed packets that are kept for clips.", labels=["stream"]
+        )
+        overflows = CounterMetricFamily(
+            "streamd_packet_ring_overflows",
+            "Groups of pictures dropped because one alone exceeded media.ring_mb.",
+            labels=["stream"],
+        )
+        written = CounterMetricFamily("streamd_clips_written", "Clips written.", labels=["stream"])
+        failed = CounterMetricFamily(
+            "streamd_clips_failed", "Clips that could not be written, by reason.", labels=["stream", "reason"]
+        )
+        for stream, value in counts.ring_bytes.items():
+            size.add_metric([stream], value)
+        for stream, value in counts.ring_overflows.items():
+            overflows.add_metric([stream], value)
+        for stream, value in counts.written.items():
+            written.add_metric([stream], value)
+        for (stream, reason), value in counts.failed.items():
+            failed.add_metric([stream, reason], value)
+        opened = GaugeMetricFamily("streamd_clips_open", "Clips under way.", value=counts.clips_open)
+        up = GaugeMetricFamily(
+            "streamd_media_up",
+            "1 while clips can be written, 0 if the newest one failed or the disk does not answer.",
+            value=0.0 if counts.down else 1.0,
+        )
+        return size, overflows, written, failed, opened, up

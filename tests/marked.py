@@ -1,0 +1,63 @@
+"""Clips whose pictures tell their number and where something bright is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from tests.clips import write_clip
+
+BITS = 9
+SIZE = (320, 160)
+_STRIPE = 32
+_SPOT = 40
+
+
+def box(index: int) -> tuple[int, int, int, int]:
+    """x1, y1, x2, y2 of the bright square in picture `index`."""
+    x = (index * 8) % (SIZE[0] - _SPOT)
+    return x, 90, x + _SPOT, 90 + _SPOT
+
+
+def marked(width: int, height: int, index: int, pix_fmt: str = "yuv420p") -> av.VideoFrame:
+    """Picture `index`: its number as black and white stripes, below them a bright square."""
+    image = np.full((height, width, 3), 40, np.uint8)
+    for bit in range(BITS):
+        image[:64, bit * _STRIPE : (bit + 1) * _STRIPE] = 230 if index >> bit & 1 else 16
+    x1, y1, x2, y2 = box(index)
+    image[y1:y2, x1:x2] = 230
+    return av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
+
+
+def number(image: npt.NDArray[Any]) -> int:
+    """The number of a picture, given as (H, W) grey."""
+    return sum(
+        1 << bit for bit in range(BITS) if image[16:48, bit * _STRIPE + 8 : (bit + 1) * _STRIPE - 8].mean() > 120
+    )
+
+
+def bright(image: npt.NDArray[Any]) -> tuple[float, float]:
+    """Left and right edge of the bright square, in pixels."""
+    columns = np.nonzero(image[100:120].mean(axis=0) > 130)[0]
+    return float(columns[0]), float(columns[-1] + 1)
+
+
+def write_marked(path: Path, **settings: Any) -> Path:
+    """Encodes a clip of marked pictures; see `write_clip`."""
+    return write_clip(path, size=SIZE, draw=marked, **settings)
+
+
+def shown(path: Path) -> list[tuple[float, npt.NDArray[Any]]]:
+    """Every picture of a file: its time in seconds, and (H, W) grey."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.time_base is not None
+        return [
+            (float(frame.pts * stream.time_base), frame.to_ndarray(format="gray"))
+            for frame in container.decode(stream)
+            if frame.pts is not None
+        ]
