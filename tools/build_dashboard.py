@@ -19,6 +19,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from streamd.telemetry.analytics import AnalyticsMetrics
+from streamd.telemetry.evidence import EvidenceCounts, EvidenceMetrics
 from streamd.telemetry.metrics import STATES, Metrics
 
 TARGET = Path(__file__).resolve().parent.parent / "configs" / "grafana" / "streamd.json"
@@ -293,6 +294,7 @@ def known() -> dict[str, str]:
     registry = CollectorRegistry()
     Metrics(registry)
     AnalyticsMetrics(registry)
+    EvidenceMetrics(registry, EvidenceCounts)
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     return {
