@@ -189,6 +189,19 @@ class Letterbox:
         out += origin
         return out
 
+    def points_to_source(self, xy: Float32Array, *, clip: bool) -> Float32Array:
+        """Maps (…, 2) points from network-input pixels to upright source pixels, on request clipped to the roi.
+
+        Returns a new array; `xy` is left alone.
+        """
+        roi = self.roi
+        gain = np.array((roi.width / self.content_width, roi.height / self.content_height), np.float32)
+        out: Float32Array = (xy - np.array((self.pad_x, self.pad_y), np.float32)) * gain
+        if clip:
+            np.clip(out, 0, np.array((roi.width, roi.height), np.float32), out=out)
+        out += np.array((roi.x, roi.y), np.float32)
+        return out
+
 
 class StageTimes(NamedTuple):
     """Monotonic nanoseconds at which a frame left each stage."""
@@ -214,6 +227,36 @@ class Candidates:
     """(M,)"""
     suppressed: bool = False
     """True where the device has applied every threshold, filter and NMS: these are the boxes to publish, best first."""
+    extra: Float32Array | None = None
+    """(M, E) what the head needs of each box for its `suppress` and `details`, in its own form; None for most heads."""
+
+    def take(self, which: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Candidates:
+        """Those of them, by number or mask."""
+        extra = None if self.extra is None else self.extra[which]
+        return Candidates(self.xyxy[which], self.score[which], self.class_id[which], self.suppressed, extra)
+
+
+@dataclass(slots=True, frozen=True)
+class Details:
+    """What a model says of each box beyond class and score; None where it says nothing of the kind. Never modified."""
+
+    keypoints: Float32Array | None = None
+    """(N, K, 3) x and y in upright source pixels, and 0..1 how sure the model is that the point is there."""
+    oriented: Float32Array | None = None
+    """(N, 4, 2) corners of the rotated rectangle in upright source pixels, in order around it; not clipped."""
+    polygons: Sequence[Float32Array] | None = None
+    """Of each box the outline of the object: (V, 2) points in upright source pixels, none where there is no mask."""
+
+    def take(self, which: npt.NDArray[np.bool_]) -> Details:
+        """Those of the boxes in a mask (N,)."""
+        polygons = None
+        if self.polygons is not None:
+            polygons = [p for p, kept in zip(self.polygons, which.tolist(), strict=True) if kept]
+        return Details(
+            None if self.keypoints is None else self.keypoints[which],
+            None if self.oriented is None else self.oriented[which],
+            polygons,
+        )
 
 
 @dataclass(slots=True, frozen=True)
@@ -262,6 +305,8 @@ class Detections:
     """Of each box; None where nothing is tracked."""
     counts: Mapping[str, Any] | None = None
     """Counters of the stream's zones and lines as plain values, shared; None where it has none."""
+    details: Details | None = None
+    """Keypoints, rotated boxes or outlines of the boxes; None for models that detect only."""
 
 
 StreamState = Literal["CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED"]

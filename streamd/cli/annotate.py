@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from streamd.errors import SinkError
 from streamd.security.text import printable
-from streamd.types import Detections, Frame
+from streamd.types import Details, Detections, Frame
 
 Image = npt.NDArray[np.uint8]
 
@@ -22,6 +22,14 @@ Image = npt.NDArray[np.uint8]
 COLORS = ("5aa9ff", "ffc04d", "4ade9c", "ff7a90", "c19bff", "38dbe6", "ff9d5c", "dbe65a")
 """The web page's colours (web/static/pictures.js), chosen by the same hash."""
 DARK = (18, 14, 11)
+COCO_KEYPOINTS = 17
+LIMBS = (
+    (0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10), (5, 11), (6, 12), (11, 12), (11, 13),
+    (13, 15), (12, 14), (14, 16),
+)  # fmt: skip
+"""Between COCO's keypoints: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles, left before right."""
+SURE = 0.5
+"""Keypoints of which the model is less sure are not drawn."""
 
 
 def color_of(label: str) -> tuple[int, int, int]:
@@ -78,7 +86,10 @@ def draw(image: Image, detections: Detections) -> Image:
             strict=True,
         )
     ]
-    for _, color, (x1, y1, x2, y2) in found:
+    if detections.details is not None:
+        _draw_details(image, detections.details, [color for _, color, _ in found], line)
+    boxes = found if detections.details is None or detections.details.oriented is None else []
+    for _, color, (x1, y1, x2, y2) in boxes:
         # A dark edge keeps the line visible on a bright wall.
         cv2.rectangle(image, (x1, y1), (x2, y2), DARK, line + 2, cv2.LINE_AA)
         cv2.rectangle(image, (x1, y1), (x2, y2), color, line, cv2.LINE_AA)
@@ -86,6 +97,35 @@ def draw(image: Image, detections: Detections) -> Image:
     for text, color, (x1, y1, _, _) in reversed(found):
         tag(image, text, (x1, y1), color, scale)
     return image
+
+
+def _draw_details(image: Image, details: Details, colors: Sequence[tuple[int, int, int]], line: int) -> None:
+    """Outlines of objects with a light fill, rotated boxes, and keypoints; of a person (17 of COCO) with limbs."""
+    import cv2
+
+    if details.polygons is not None:
+        tint = image.copy()
+        for points, color in zip(details.polygons, colors, strict=True):
+            if len(points):
+                cv2.fillPoly(tint, [np.rint(points).astype(np.int32)], color)
+        cv2.addWeighted(tint, 0.35, image, 0.65, 0, image)
+    for shapes, spread in ((details.polygons, 0), (details.oriented, 2)):
+        for points, color in zip(shapes if shapes is not None else (), colors, strict=shapes is not None):
+            if len(points):
+                corners = np.rint(points).astype(np.int32)
+                if spread:
+                    cv2.polylines(image, [corners], True, DARK, line + spread, cv2.LINE_AA)
+                cv2.polylines(image, [corners], True, color, line, cv2.LINE_AA)
+    if details.keypoints is not None:
+        limbs = LIMBS if details.keypoints.shape[1] == COCO_KEYPOINTS else ()
+        for object_points, color in zip(details.keypoints.tolist(), colors, strict=True):
+            seen = {i: (round(x), round(y)) for i, (x, y, sure) in enumerate(object_points) if sure >= SURE}
+            for a, b in limbs:
+                if a in seen and b in seen:
+                    cv2.line(image, seen[a], seen[b], color, line, cv2.LINE_AA)
+            for place in seen.values():
+                cv2.circle(image, place, line + 2, DARK, cv2.FILLED, cv2.LINE_AA)
+                cv2.circle(image, place, line + 1, color, cv2.FILLED, cv2.LINE_AA)
 
 
 class Video:

@@ -22,6 +22,7 @@ from streamd.flow.stage import StageThread
 from streamd.flow.stream import Analysis, Result, StreamOutput
 from streamd.telemetry.metrics import Metrics
 from streamd.types import (
+    Details,
     Detections,
     Float32Array,
     Frame,
@@ -40,6 +41,10 @@ class Postprocess(Protocol):
     @property
     def rejected(self) -> Mapping[str, int]:
         """Invalid boxes of the last frame that were left out, by reason."""
+
+    @property
+    def details(self) -> Details | None:
+        """Of the boxes of the last frame; None where the model gives none."""
 
     def __call__(
         self, outputs: Any, index: int, letterbox: Letterbox, /
@@ -230,7 +235,7 @@ class Pipeline:
             inferred_ns = time.monotonic_ns()
             decoded = []
             for i, (frame, box) in enumerate(zip(work.frames, work.boxes, strict=True)):
-                decoded.append(self._postprocess(outputs, i, box))
+                decoded.append((*self._postprocess(outputs, i, box), self._postprocess.details))
                 if rejected := self._postprocess.rejected:
                     self._outputs[frame.stream].reject(rejected)
             for name, seconds in self._engine.device_times(work.slot).items():
@@ -242,8 +247,8 @@ class Pipeline:
             self._observe_batch(work, inferred_ns)
             outputs_of = self._outputs
             results = [
-                Result(outputs_of[frame.stream], frame, *boxes)
-                for frame, boxes in zip(work.frames, decoded, strict=True)
+                Result(outputs_of[frame.stream], frame, xyxy, score, class_id, details=details)
+                for frame, (xyxy, score, class_id, details) in zip(work.frames, decoded, strict=True)
             ]
             if self._analysis is not None:
                 self._analysis.step(results)
@@ -271,7 +276,7 @@ class Pipeline:
         detections = Detections(
             frame.stream, frame.epoch, frame.seq, frame.pts_ns, frame.wall_ns, frame.width, frame.height,
             times, self._model, result.xyxy, result.score, result.class_id, frame.clock, result.tracks,
-            result.counts,
+            result.counts, result.details,
         )  # fmt: skip
         result.output.publish(frame, detections)
         self._decode_time.observe((times.decoded - times.captured) / 1e9)

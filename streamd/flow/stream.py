@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import structlog
 
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Detections, Float32Array, Frame, Int32Array, ModelInfo, Tracks
+from streamd.types import Details, Detections, Float32Array, Frame, Int32Array, ModelInfo, Tracks
 
 log = structlog.get_logger(__name__)
 
@@ -91,6 +91,8 @@ class Result:
     """The track of each box; None without tracking."""
     counts: Mapping[str, Any] | None = None
     """See `Detections.counts`."""
+    details: Details | None = None
+    """See `Detections.details`."""
 
 
 class Analysis(Protocol):

@@ -20,11 +20,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
+from streamd.heads.nms import nms
 from streamd.settings import KindSettings, Settings, Unit
 from streamd.settings.registry import Registry
-from streamd.types import Candidates, DecodePlan, ModelSpec, Outputs
+from streamd.types import Candidates, DecodePlan, Details, Letterbox, ModelSpec, Outputs
 
 
 class DetectSettings(Settings):
@@ -69,6 +72,8 @@ class Head(ABC):
     """How many classes the outputs have."""
     plan: DecodePlan | None = None
     """The same knowledge for a device that decodes boxes itself; None where no device layout describes the outputs."""
+    detailed: bool = False
+    """True where boxes have more than a class and a score: `details` is asked for every frame with boxes."""
 
     @abstractmethod
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
@@ -81,6 +86,21 @@ class Head(ABC):
         Raises:
             ModelError: the first outputs cannot be what the head was declared or recognised for.
         """
+
+    def suppress(self, found: Candidates, detect: DetectSettings) -> npt.NDArray[np.intp]:
+        """NMS: numbers of the boxes to keep, best first, `detect.max_det` at most. Not called where `nms` is False."""
+        return nms(found.xyxy, found.score, found.class_id, detect.iou, detect.max_det, agnostic=detect.agnostic)
+
+    def details(self, outputs: Outputs, index: int, kept: Candidates, letterbox: Letterbox) -> Details:
+        """What the model says of the boxes that are published, where `detailed`.
+
+        Args:
+            outputs: see `candidates`.
+            index: which frame of the batch.
+            kept: the boxes in network-input pixels; there is at least one.
+            letterbox: the way to source pixels.
+        """
+        raise NotImplementedError
 
 
 class HeadSettings(KindSettings):

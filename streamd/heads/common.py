@@ -73,21 +73,26 @@ def corners(cx: Float32Array, cy: Float32Array, width: Float32Array, height: Flo
     return out
 
 
-def label_boxes(xyxy: Float32Array, scores: Float32Array, options: DecodeOptions) -> Candidates:
+def label_boxes(
+    xyxy: Float32Array, scores: Float32Array, options: DecodeOptions, extra: Float32Array | None = None
+) -> Candidates:
     """Turns class scores into candidates.
 
     Args:
         xyxy: (M, 4)
         scores: (M, C), objectness included.
         options: the lowest score, and whether every class above it counts or the best one only.
+        extra: (M, E) see `Candidates.extra`.
     """
     if options.multi_label:
         rows, classes = np.nonzero(scores >= options.conf)
-        return Candidates(xyxy[rows], scores[rows, classes], classes.astype(np.int32))
+        more = None if extra is None else extra[rows]
+        return Candidates(xyxy[rows], scores[rows, classes], classes.astype(np.int32), extra=more)
     classes = scores.argmax(axis=1)
     best = scores[np.arange(len(scores)), classes]
     keep: npt.NDArray[np.bool_] = best >= options.conf
-    return Candidates(xyxy[keep], best[keep], classes[keep].astype(np.int32))
+    more = None if extra is None else extra[keep]
+    return Candidates(xyxy[keep], best[keep], classes[keep].astype(np.int32), extra=more)
 
 
 class RowsHead(Head):

@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings, Head
-from streamd.heads.nms import nms
 from streamd.heads.validate import NONE, inside, possible
-from streamd.types import Candidates, DecodePlan, Float32Array, Int32Array, Letterbox, Outputs
+from streamd.types import Candidates, DecodePlan, Details, Float32Array, Int32Array, Letterbox, Outputs
 
 
 def class_numbers(names: Sequence[str | int], labels: Sequence[str], field: str) -> list[int]:
@@ -70,6 +70,8 @@ class Postprocess:
     def __init__(self, head: Head, detect: DetectSettings, labels: Sequence[str]) -> None:
         self.rejected: Mapping[str, int] = NONE
         """Boxes of the last frame that cannot be and were left out, by one of `validate.REASONS`."""
+        self.details: Details | None = None
+        """Of the boxes of the last frame; None where the head gives none."""
         self._head = head
         self._detect = detect
         self._wanted: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
@@ -95,28 +97,41 @@ class Postprocess:
         self.rejected = NONE
         if len(found.score):
             found, self.rejected = possible(found)
-        xyxy, score, class_id = found.xyxy, found.score, found.class_id
         if found.suppressed:
-            return self._in_picture(letterbox.to_source(xyxy), score, class_id.copy())
-        if len(score) and (self._wanted is not None or self._class_conf is not None):
-            keep = np.ones(len(score), np.bool_)
+            xyxy, score, class_id, _ = self._in_picture(
+                letterbox.to_source(found.xyxy), found.score, found.class_id.copy()
+            )
+            return xyxy, score, class_id
+        if len(found.score) and (self._wanted is not None or self._class_conf is not None):
+            keep = np.ones(len(found.score), np.bool_)
             if self._wanted is not None:
-                keep &= self._wanted[class_id]
+                keep &= self._wanted[found.class_id]
             if self._class_conf is not None:
-                keep &= score >= self._class_conf[class_id]
-            xyxy, score, class_id = xyxy[keep], score[keep], class_id[keep]
+                keep &= found.score >= self._class_conf[found.class_id]
+            found = found.take(keep)
         if self._head.nms:
-            order = nms(xyxy, score, class_id, self._detect.iou, self._detect.max_det, agnostic=self._detect.agnostic)
+            order = self._head.suppress(found, self._detect)
         else:
-            order = np.argsort(-score, kind="stable")[: self._detect.max_det]
-        return self._in_picture(letterbox.to_source(xyxy[order]), score[order], class_id[order])
+            order = np.argsort(-found.score, kind="stable")[: self._detect.max_det]
+        xyxy, score, class_id, there = self._in_picture(
+            letterbox.to_source(found.xyxy[order]), found.score[order], found.class_id[order]
+        )
+        if self._head.detailed:
+            kept = found.take(order if there is None else order[there])
+            self.details = None
+            if first is None and len(kept.score):
+                self.details = self._head.details(outputs, index, kept, letterbox)  # type: ignore[arg-type]
+        return xyxy, score, class_id
 
     def _in_picture(
         self, xyxy: Float32Array, score: Float32Array, class_id: Int32Array
-    ) -> tuple[Float32Array, Float32Array, Int32Array]:
-        """What there is to show of the boxes, which are in source pixels and clipped to the picture."""
+    ) -> tuple[Float32Array, Float32Array, Int32Array, npt.NDArray[np.bool_] | None]:
+        """What there is to show of the boxes, which are in source pixels and clipped to the picture.
+
+        And which of them these are; None for all.
+        """
         there = inside(xyxy)
         if there is not None:
             self.rejected = {**self.rejected, "outside": int(len(there) - there.sum())}
             xyxy, score, class_id = xyxy[there], score[there], class_id[there]
-        return xyxy, np.minimum(score, 1), class_id
+        return xyxy, np.minimum(score, 1), class_id, there

@@ -14,8 +14,8 @@ from streamd.heads.common import listed
 from streamd.heads.postprocess import with_suppression
 from streamd.types import ModelSpec
 
-OTHER_TASKS = ("segment", "pose", "obb", "classify")
-"""Of Ultralytics, besides detect."""
+TASKS = ("detect", "segment", "pose", "obb", "classify")
+"""Words of Ultralytics' exporter that say something. With others, of others, every head may be meant."""
 
 
 def recognise(spec: ModelSpec) -> HeadSettings:
@@ -100,15 +100,21 @@ def declared(kind: str | None, spec: ModelSpec) -> HeadSettings | None:
 
 def reads_task(kind: type[HeadSettings], spec: ModelSpec) -> bool:
     """Whether heads of that kind decode what the model's exporter says that it does. Unknown words say nothing."""
-    task = spec.metadata.get("task", "").strip().lower()
-    return task not in OTHER_TASKS or task in kind.tasks
+    task = _task(spec)
+    return task not in TASKS or task in kind.tasks
 
 
-def _no_task(spec: ModelSpec) -> str:
-    return (
-        f"model {spec.path}: its metadata says that it was exported for the task {spec.metadata['task']}; streamd "
-        "reads detections. Export a detection model (task=detect)"
-    )
+def _task(spec: ModelSpec) -> str:
+    return spec.metadata.get("task", "").strip().lower()
+
+
+def _no_task(spec: ModelSpec, kind: str | None = None) -> str:
+    """What to say of a task that no head reads, or not the declared one."""
+    told = f"model {spec.path}: its metadata says that it was exported for the task {_task(spec)}"
+    fits = [name for name, each in HEADS.builtin().items() if _task(spec) in each.tasks]
+    if kind is None or not fits:
+        return f"{told}, which no head reads. Export a detection model (task=detect)"
+    return f"{told}, which the head {kind} does not read; declare model.head.kind: {', '.join(fits)}, or leave it out"
 
 
 def check_input(settings: HeadSettings, spec: ModelSpec) -> None:
@@ -136,7 +142,7 @@ def open_head(settings: HeadSettings | None, spec: ModelSpec, detect: DetectSett
     settings = settings or recognise(spec)
     check_input(settings, spec)
     if not reads_task(type(settings), spec):
-        raise ConfigError(_no_task(spec))
+        raise ConfigError(_no_task(spec, settings.kind))
     head = settings.open(spec, DecodeOptions.of(detect))
     if head.nms and head.plan is not None:
         with suppress(ConfigError):  # Postprocess says what is wrong.

@@ -49,8 +49,7 @@ def possible(found: Candidates) -> tuple[Candidates, Mapping[str, int]]:
     if can.all():
         return found, NONE
     bad = ~can
-    kept = Candidates(xyxy[can], score[can], class_id[can], found.suppressed)
-    return kept, _reasons(xyxy[bad], score[bad], class_id[bad])
+    return found.take(can), _reasons(xyxy[bad], score[bad], class_id[bad])
 
 
 def _all_possible(found: Candidates) -> bool:

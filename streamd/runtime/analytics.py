@@ -348,3 +348,5 @@ class AnalysisStep:
             return
         result.xyxy, result.score, result.class_id = result.xyxy[keep], result.score[keep], class_id[keep]
         result.tracks = Tracks(tracked.id[keep], tracked.age_s[keep], tracked.velocity[keep])
+        if result.details is not None:
+            result.details = result.details.take(keep)

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from streamd.errors import SinkError
-from streamd.types import Clock, Detections, StreamCounts, StreamStatus, Tracks
+from streamd.types import Clock, Details, Detections, Float32Array, StreamCounts, StreamStatus, Tracks
 
 SCHEMA: Literal[1] = 1
 TOPIC_PREFIX = f"streamd/{SCHEMA}/"
@@ -59,6 +60,12 @@ class Detection(msgspec.Struct, frozen=True):
     box: tuple[float, float, float, float]
     track: Track | msgspec.UnsetType | None = msgspec.UNSET
     """Only where tracking is on; null while no object is confirmed."""
+    keypoints: list[tuple[float, float, float]] | msgspec.UnsetType = msgspec.UNSET
+    """Only from pose models: x, y in pixels of the upright picture, and the score of the point, 0 to 1."""
+    oriented_box: list[tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
+    """Only from models with rotated boxes: four corners x, y in order around it. `box` is the upright one around it."""
+    polygon: list[tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
+    """Only from segmentation models: outline of the object, 64 points x, y at most; empty where it has no mask."""
 
 
 class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
@@ -153,6 +160,8 @@ def _rounded(d: Detections) -> list[Detection]:
     np.rint(rows, rows)
     rows /= _STEPS
     labels = d.model.labels
+    if d.details is not None:
+        return _detailed(d, d.details, rows)
     if d.tracks is not None:
         tracks = _tracks(d.tracks)
         return [
@@ -163,6 +172,29 @@ def _rounded(d: Detections) -> list[Detection]:
         Detection(class_id, labels[class_id], score, (x1, y1, x2, y2))
         for class_id, (x1, y1, x2, y2, score) in zip(d.class_id.tolist(), rows.tolist(), strict=True)
     ]
+
+
+def _detailed(d: Detections, details: Details, rows: npt.NDArray[np.float64]) -> list[Detection]:
+    """The boxes with what a model says of them besides; `rows` (N, 5) are rounded corners and scores."""
+    nothing = [msgspec.UNSET] * len(rows)
+    tracks: Any = nothing if d.tracks is None else _tracks(d.tracks)
+    keypoints: Any = nothing
+    if details.keypoints is not None:
+        steps = np.array([100.0, 100.0, 1000.0])
+        keypoints = (np.rint(details.keypoints * steps) / steps).tolist()
+    oriented: Any = nothing if details.oriented is None else _points(details.oriented)
+    polygons: Any = nothing if details.polygons is None else [_points(p) for p in details.polygons]
+    return [
+        Detection(class_id, d.model.labels[class_id], score, (x1, y1, x2, y2), *more)
+        for class_id, (x1, y1, x2, y2, score), *more in zip(
+            d.class_id.tolist(), rows.tolist(), tracks, keypoints, oriented, polygons, strict=True
+        )
+    ]
+
+
+def _points(xy: Float32Array) -> Any:
+    """Nested lists of points (…, 2), rounded to a tenth of a pixel."""
+    return (np.rint(xy.astype(np.float64) * 10) / 10).tolist()
 
 
 def _tracks(t: Tracks) -> list[Track | None]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from streamd.telemetry.http import Request, Response
-from streamd.types import Detections
+from streamd.types import Details, Detections
 from streamd.web.state import State
 from streamd.web.tap import Passed, Snapshot, Tap
 
@@ -48,6 +49,7 @@ def describe(d: Detections) -> dict[str, Any]:
     """What the page shows of one frame: boxes in upright source pixels, times in milliseconds.
 
     A box is `[x1, y1, x2, y2, score, label]`; where objects are tracked, its track's number follows, 0 without a track.
+    Where the model says more of each box, `shapes` has as many objects as there are boxes (see `_shapes`).
     """
     t = d.times
     names = ("decode", "queue", "preprocess", "infer", "postprocess")
@@ -65,7 +67,19 @@ def describe(d: Detections) -> dict[str, Any]:
     }  # fmt: skip
     if d.counts is not None:
         frame["counts"] = d.counts
+    if d.details is not None:
+        frame["shapes"] = _shapes(d.details, len(boxes))
     return frame
+
+
+def _shapes(details: Details, count: int) -> list[dict[str, Any]]:
+    """Of each box what is drawn of it besides: keypoints, polygon, oriented."""
+    shapes: list[dict[str, Any]] = [{} for _ in range(count)]
+    named = (("keypoints", details.keypoints), ("oriented", details.oriented), ("polygon", details.polygons))
+    for name, values in named:
+        for shape, points in zip(shapes, values if values is not None else (), strict=values is not None):
+            shape[name] = np.round(points.astype(np.float64), 2).tolist()
+    return shapes
 
 
 def _known_host(header: str) -> bool:

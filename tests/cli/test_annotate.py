@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
-from streamd.cli.annotate import COLORS, Annotator, Video, color_of, draw, same_file
+from streamd.cli.annotate import COLORS, LIMBS, Annotator, Image, Video, color_of, draw, same_file
 from streamd.errors import SinkError
-from streamd.types import Detections
+from streamd.types import Details, Detections
 from tests.conftest import ROOT
 from tests.frames import detections, frames
 
@@ -22,6 +24,8 @@ def test_colours_are_the_pages_and_tell_the_bundled_models_classes_apart() -> No
     assert re.findall(r'"#([0-9a-f]{6})"', script.split("const COLORS")[1].split("]")[0]) == list(COLORS)
     assert "hash * 31 +" in script
     assert "(hash % 97) % COLORS.length" in script
+    limbs = re.findall(r"\[(\d+), (\d+)\]", script.split("const LIMBS")[1].split(";")[0])
+    assert [(int(a), int(b)) for a, b in limbs] == list(LIMBS)
     assert len({color_of(label) for label in ("person", "bicycle", "car", "motorcycle", "bus", "truck")}) == 6
 
 
@@ -106,3 +110,47 @@ def test_what_is_the_same_file(tmp_path: Path) -> None:
     assert same_file(name, tmp_path / "linked.mp4")
     assert not same_file(name, tmp_path / "none.mp4")
     assert not same_file("rtsp://cam/x", "rtsp://cam/x")
+
+
+def _colored(image: Image, label: str) -> Any:
+    return np.abs(image.astype(int) - color_of(label)).sum(2) < 40
+
+
+def test_keypoints_are_drawn_with_the_limbs_between_sure_ones() -> None:
+    found = detections(boxes=1)
+    label = found.model.labels[int(found.class_id[0])]
+    found.xyxy[:] = [2, 2, 6, 6]
+    points = np.zeros((1, 17, 3), np.float32)
+    points[0, 5], points[0, 7], points[0, 9] = (100, 100, 0.9), (300, 100, 0.6), (300, 300, 0.4)  # shoulder to wrist
+    image = _colored(draw(_grey(), replace(found, details=Details(keypoints=points))), label)
+    assert image[100, 200]
+    assert image[100, 300]
+    assert not image[295:305, 295:305].any()
+    assert not image[200, 295:305].any()
+    # Of other sets of points nobody knows the limbs.
+    image = _colored(draw(_grey(), replace(found, details=Details(keypoints=points[:, :10]))), label)
+    assert image[100, 300]
+    assert not image[95:105, 150:250].any()
+
+
+def test_rotated_boxes_replace_upright_ones_and_outlines_are_filled() -> None:
+    found = detections(boxes=1)
+    label = found.model.labels[int(found.class_id[0])]
+    found.xyxy[:] = [100, 100, 300, 300]
+    diamond = np.array([[[200, 100], [300, 200], [200, 300], [100, 200]]], np.float32)
+    image = _colored(draw(_grey(), replace(found, details=Details(oriented=diamond))), label)
+    assert image[150, 150]
+    assert image[250, 250]
+    assert not image[295:305, 290:310].any()
+    picture = draw(_grey(), replace(found, details=Details(polygons=list(diamond))))
+    image = _colored(picture, label)
+    assert image[150, 150]
+    assert image[300, 290]  # the upright box, too
+    assert (picture[200, 200] != 128).any()
+    assert (picture[290, 290] == 128).all()
+    empty = [np.empty((0, 2), np.float32)]
+    assert _colored(draw(_grey(), replace(found, details=Details(polygons=empty))), label)[200, 100]
+
+
+def _grey() -> Image:
+    return np.full((400, 400, 3), 128, np.uint8)

@@ -25,6 +25,7 @@ from streamd.cli.board import MAX_ROWS, Board, table
 from streamd.sinks.message import Detection, DetectionsMessage, Latency, Model
 from tests.clips import write_clip
 from tests.conftest import shared
+from tests.engine.onnx_models import constant_output
 
 SMALL = "models/yolov5lite_e_relu_320.onnx"
 
@@ -224,6 +225,30 @@ def test_detect_images_folder_and_video(tmp_path: Path) -> None:
     with av.open(str(saved / "clip.mp4")) as container:
         assert container.streams.video[0].average_rate == 10
         assert sum(1 for _ in container.decode(video=0)) == 6
+
+
+def test_keypoints_keep_to_their_boxes_through_tracks_and_classes(tmp_path: Path) -> None:
+    """A weak box of the first class is left out; a sure one of the other class goes to the end with its points."""
+    columns = np.zeros((1, 4 + 2 + 2 * 3, 84), np.float32)
+    columns[0, :, 3] = [20, 30, 10, 12, 0.1, 0, 20, 30, 0.9, 25, 33, 0.8]
+    columns[0, :, 40] = [40, 32, 16, 20, 0, 0.8, 40, 32, 0.7, 44, 28, 0.6]
+    metadata = {"task": "pose", "kpt_shape": "[2, 3]", "names": "{0: 'cat', 1: 'dog'}"}
+    model = constant_output(tmp_path / "pose.onnx", columns, metadata)
+    clip = write_clip(tmp_path / "clip.mp4", frames=6, fps=10)
+    saved = tmp_path / "out"
+    done = streamd("detect", clip, "--model", model, "--track", "--json", "--save", saved)
+    assert done.returncode == 0, done.stderr
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(messages) == 6
+    for message in messages:
+        (found,) = message["detections"]
+        scale = message["width"] / 64
+        left, top = 0, (64 * scale - message["height"]) / 2
+        assert found["label"] == "dog"
+        want = [[40 * scale - left, 32 * scale - top, 0.7], [44 * scale - left, 28 * scale - top, 0.6]]
+        np.testing.assert_allclose(found["keypoints"], want, atol=2)
+    assert messages[-1]["detections"][0]["track"]["id"] > 0
+    assert (saved / "clip.mp4").stat().st_size > 0
 
 
 def test_detect_json_is_the_message_and_nothing_else(tmp_path: Path) -> None:

@@ -143,3 +143,14 @@ def detr_final(path: Path, *, batch: int | str = "N", size: tuple[int, int] = (6
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def constant_output(path: Path, value: Any, metadata: dict[str, str], *, size: int = 64) -> Path:
+    """A model whose output is `value` (1, …) for every picture."""
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[0, 1, 2, 3], keepdims=0),
+        helper.make_node("Mul", ["mean", "none"], ["zero"]),
+        helper.make_node("Add", ["zero", "value"], ["out"]),
+    ]
+    weights = {"none": np.asarray(np.float32(0)), "value": np.asarray(value, np.float32)}
+    return save(path, nodes, weights, batch=1, size=size, metadata=metadata)

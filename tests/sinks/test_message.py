@@ -19,6 +19,7 @@ from streamd.sinks.message import (
     Detection,
     DetectionsMessage,
     Gaps,
+    Track,
     decode,
     detections_message,
     encoded_number,
@@ -28,7 +29,7 @@ from streamd.sinks.message import (
     status_message,
     topic,
 )
-from streamd.types import Detections, ModelInfo, StreamCounts
+from streamd.types import Details, Detections, ModelInfo, StreamCounts, Tracks
 from tests.frames import MODEL, detections, status
 
 NAME = topic("s", "detections")
@@ -169,3 +170,37 @@ def test_a_message_in_parts_is_the_message_as_a_whole(boxes: int, dropped: int, 
         assert isinstance(decoded, DetectionsMessage)
         assert payload == encoder(encoding)(decoded), "byte for byte, in the order of the fields"
         assert (decoded.dropped, decoded.model.name, len(decoded.detections)) == (dropped, name, boxes)
+
+
+DETAILS = Details(
+    keypoints=np.array([[[1.234, 5.678, 0.98765], [0, 0, 0]], [[7, 8, 1], [9.999, 1, 0.5]]], np.float32),
+    oriented=np.arange(16, dtype=np.float32).reshape(2, 4, 2) + np.float32(0.26),
+    polygons=[np.array([[1.04, 2.06], [3, 4], [5, 6]], np.float32), np.empty((0, 2), np.float32)],
+)
+
+
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_details_of_boxes_are_optional_fields(encoding: Any, tracked: bool) -> None:
+    tracks = Tracks(np.array([4, 0]), np.array([1.5, 0]), np.array([[1.0, 2.0], [0, 0]]))
+    d = replace(detections(boxes=2), details=DETAILS, tracks=tracks if tracked else None)
+    payload = encoder(encoding)(detections_message(d, "b", 2))
+    message = decode([NAME, payload])
+    assert isinstance(message, DetectionsMessage)
+    assert encoder(encoding)(message) == payload
+    first, second = message.detections
+    assert first.keypoints == [(1.23, 5.68, 0.988), (0, 0, 0)]
+    assert first.oriented_box == [(0.3, 1.3), (2.3, 3.3), (4.3, 5.3), (6.3, 7.3)]
+    assert first.polygon == [(1, 2.1), (3, 4), (5, 6)]
+    assert second.polygon == []
+    assert (first.track == Track(4, 1.5, True, (1, 2))) == tracked
+    assert second.track is (None if tracked else msgspec.UNSET)
+    before, after = split_detections(d, "b", encoding)
+    whole = decode([NAME, before + encoded_number(2, encoding) + after])
+    assert isinstance(whole, DetectionsMessage)
+    assert encoder(encoding)(whole.detections) == encoder(encoding)(message.detections)
+    jsonschema.Draft202012Validator(json_schema()).validate(json.loads(encoder("json")(message)))
+    only = replace(d, details=Details(keypoints=DETAILS.keypoints))
+    assert set(json.loads(encoder("json")(detections_message(only, "b", 0)))["detections"][0]) == {
+        "class_id", "label", "score", "box", "keypoints", *(["track"] if tracked else []),
+    }  # fmt: skip

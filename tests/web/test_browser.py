@@ -252,6 +252,36 @@ def test_only_what_is_in_sight_is_asked_for_and_nothing_once_nobody_looks(visit:
         pass
 
 
+_SHAPES = """async (shapes) => {
+  const { Shot } = await import("/pictures.js");
+  const canvas = document.createElement("canvas");
+  canvas.style = "position: fixed; width: 200px; height: 200px";
+  document.body.append(canvas);
+  new Shot(canvas).draw({ width: 200, height: 200, boxes: [[20, 20, 180, 180, 0.9, "person"]], shapes: shapes && [shapes] }, null);
+  await new Promise((done) => requestAnimationFrame(done));
+  const pen = canvas.getContext("2d");
+  const density = canvas.width / 200;
+  const color = (x, y) => [...pen.getImageData(x * density, y * density, 1, 1).data].slice(0, 3).join();
+  const points = [[100, 20], [60, 60], [100, 100], [180, 150], [30, 160], [5, 195]].map(([x, y]) => color(x, y));
+  canvas.remove();
+  return points;
+}"""
+
+
+def test_keypoints_outlines_and_rotated_boxes_are_drawn(visit: Any) -> None:
+    """Compared with what is drawn of the box alone: at its upper side, its left upper part, middle, right side."""
+    page = visit()
+    upper, left, middle, right, low, bare = page.evaluate(_SHAPES, None)
+    assert left == middle == low == bare != right
+    pose = [[60, 60, 0.9], [100, 100, 0.9], [30, 160, 0.2], *[[0, 0, 0]] * 14]
+    got = page.evaluate(_SHAPES, {"keypoints": pose})
+    assert (got[1] != left, got[2] != middle, got[4] == low, got[3] == right) == (True, True, True, True)
+    got = page.evaluate(_SHAPES, {"oriented": [[100, 20], [180, 100], [100, 180], [20, 100]]})
+    assert (got[1] != left, got[2] == middle, got[3] != right) == (True, True, True)
+    got = page.evaluate(_SHAPES, {"polygon": [[50, 50], [150, 50], [150, 150], [50, 150]]})
+    assert (got[1] != left, got[2] != middle, got[4] == low, got[0] == upper) == (True, True, True, True)
+
+
 def test_a_daemon_that_is_gone_is_told_and_found_again(tmp_path: Path, browser: Browser) -> None:
     config = "model: {path: none}\nengine: {kind: 'null'}\nstreams: [{id: a, kind: synthetic}]\n"
     with daemon(tmp_path, config, metrics="page: true") as first:

@@ -25,7 +25,7 @@ from streamd.flow.status import StatusBoard
 from streamd.sources.synthetic import SyntheticStreamSettings
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.metrics import Metrics
-from streamd.types import StreamStatus, Tracks
+from streamd.types import Details, StreamStatus, Tracks
 from streamd.web.page import STATIC, Page, describe
 from streamd.web.rules import Rules
 from streamd.web.state import State, without_addresses
@@ -163,6 +163,19 @@ def test_rules_are_made_anew_with_another_configuration() -> None:
         }
     }
     assert rules.json() is rules.json()
+
+
+def test_what_is_drawn_besides_boxes_goes_with_each_box() -> None:
+    details = Details(
+        keypoints=np.array([[[1.234, 5.678, 0.456]]] * 2, np.float32),
+        polygons=[np.array([[1, 2], [3, 4], [5, 6]], np.float32), np.empty((0, 2), np.float32)],
+    )
+    shapes = describe(replace(detections("gate", boxes=2), details=details))["shapes"]
+    assert shapes[0] == {"keypoints": [[1.23, 5.68, 0.46]], "polygon": [[1, 2], [3, 4], [5, 6]]}
+    assert shapes[1]["polygon"] == []
+    oriented = Details(oriented=np.ones((2, 4, 2), np.float32))
+    assert describe(replace(detections("gate", boxes=2), details=oriented))["shapes"][1] == {"oriented": [[1, 1]] * 4}
+    assert "shapes" not in describe(detections("gate"))
 
 
 @pytest.mark.parametrize("query", ["fps=x", "fps=0", "fps=-1", "fps=nan", "width=1e3", "width="])

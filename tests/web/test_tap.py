@@ -265,6 +265,7 @@ def test_the_pipeline_asks_the_tap_for_wanted_streams_only() -> None:
 
     class Decode:
         rejected = MappingProxyType[str, int]({})
+        details = None
 
         def __call__(self, outputs: Any, index: int, box: Any) -> Any:
             row = outputs[0][index]

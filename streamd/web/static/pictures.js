@@ -72,6 +72,10 @@ export class Pictures {
   }
 }
 
+// Limbs between the 17 keypoints of COCO; other models have points only.
+const LIMBS = [[0, 1], [0, 2], [1, 3], [2, 4], [5, 6], [5, 7], [7, 9], [6, 8], [8, 10], [5, 11], [6, 12], [11, 12], [11, 13], [13, 15], [12, 14], [14, 16]];
+const SURE = 0.5; // keypoints of which the model is less sure are not drawn
+
 const COLORS = ["#5aa9ff", "#ffc04d", "#4ade9c", "#ff7a90", "#c19bff", "#38dbe6", "#ff9d5c", "#dbe65a"];
 
 export function colorOf(label) {
@@ -136,8 +140,27 @@ export class Shot {
     else this.#blank(pen, left, top, description, scale, density);
     if (this.#rules) drawRules(pen, this.#rules, place, density, this.detailed);
     if (this.detailed) this.#trails.draw(pen, description.at, place, density, colorOf);
-    for (const box of description.boxes) this.#box(pen, box, left, top, scale, density);
+    description.boxes.forEach((box, i) => this.#box(pen, box, description.shapes?.[i], left, top, scale, density));
     if (this.#rules && this.detailed) drawCounts(pen, this.#rules, description.counts, place, density);
+  }
+
+  #pose(pen, keypoints, color, left, top, scale, line) {
+    const at = keypoints.map(([x, y, sure]) => (sure >= SURE ? [left + x * scale, top + y * scale] : null));
+    pen.strokeStyle = pen.fillStyle = color;
+    pen.lineWidth = line;
+    pen.beginPath();
+    for (const [a, b] of keypoints.length === 17 ? LIMBS : []) {
+      if (!at[a] || !at[b]) continue;
+      pen.moveTo(...at[a]);
+      pen.lineTo(...at[b]);
+    }
+    pen.stroke();
+    for (const point of at) {
+      if (!point) continue;
+      pen.beginPath();
+      pen.arc(...point, line * 1.3, 0, 2 * Math.PI);
+      pen.fill();
+    }
   }
 
   #blank(pen, left, top, description, scale, density) {
@@ -150,17 +173,30 @@ export class Shot {
     pen.fillText("boxes only: no picture available", left + width / 2, top + height - 10 * density);
   }
 
-  #box(pen, [x1, y1, x2, y2, score, label, track], left, top, scale, density) {
+  #box(pen, [x1, y1, x2, y2, score, label, track], shapes, left, top, scale, density) {
     const color = colorOf(label);
     const [x, y, width, height] = [left + x1 * scale, top + y1 * scale, (x2 - x1) * scale, (y2 - y1) * scale];
     const line = (this.detailed ? 2 : 1.5) * density;
+    const frame = new Path2D();
+    if (shapes?.oriented) trace(frame, shapes.oriented, left, top, scale);
+    else frame.rect(x, y, width, height);
     pen.lineJoin = "round";
+    if (shapes?.polygon?.length) {
+      const outline = new Path2D();
+      trace(outline, shapes.polygon, left, top, scale);
+      pen.fillStyle = `${color}59`;
+      pen.fill(outline);
+      pen.strokeStyle = color;
+      pen.lineWidth = line;
+      pen.stroke(outline);
+    }
     pen.strokeStyle = "rgb(0 0 0 / 45%)";
     pen.lineWidth = line + 2 * density;
-    pen.strokeRect(x, y, width, height);
+    pen.stroke(frame);
     pen.strokeStyle = color;
     pen.lineWidth = line;
-    pen.strokeRect(x, y, width, height);
+    pen.stroke(frame);
+    if (shapes?.keypoints) this.#pose(pen, shapes.keypoints, color, left, top, scale, line);
     if (!this.detailed && width < 34 * density) return;
     const size = (this.detailed ? 12 : 10) * density;
     pen.font = `600 ${size}px system-ui, sans-serif`;
@@ -177,6 +213,12 @@ export class Shot {
     pen.fillStyle = "#0b0e12";
     pen.fillText(text, beside + size * 0.35, above + size * 1.08);
   }
+}
+
+// Adds a closed polygon of points in the picture's pixels.
+function trace(path, points, left, top, scale) {
+  points.forEach(([x, y], i) => path[i ? "lineTo" : "moveTo"](left + x * scale, top + y * scale));
+  path.closePath();
 }
 
 // "2 persons, 1 car", for screen readers.
