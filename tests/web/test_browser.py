@@ -257,7 +257,8 @@ _SHAPES = """async (shapes) => {
   const canvas = document.createElement("canvas");
   canvas.style = "position: fixed; width: 200px; height: 200px";
   document.body.append(canvas);
-  new Shot(canvas).draw({ width: 200, height: 200, boxes: [[20, 20, 180, 180, 0.9, "person"]], shapes: shapes && [shapes] }, null);
+  const boxes = [[20, 20, 180, 180, 0.9, "person"]];
+  new Shot(canvas).draw({ width: 200, height: 200, boxes, shapes: shapes && [shapes] }, null);
   await new Promise((done) => requestAnimationFrame(done));
   const pen = canvas.getContext("2d");
   const density = canvas.width / 200;
