@@ -19,7 +19,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from streamd.telemetry.analytics import AnalyticsMetrics
-from streamd.telemetry.evidence import EvidenceCounts, EvidenceMetrics
+from streamd.telemetry.evidence import EvidenceCounts, EvidenceMetrics, MediaMetrics
 from streamd.telemetry.metrics import STATES, Metrics
 
 TARGET = Path(__file__).resolve().parent.parent / "configs" / "grafana" / "streamd.json"
@@ -295,6 +295,7 @@ def known() -> dict[str, str]:
     Metrics(registry)
     AnalyticsMetrics(registry)
     EvidenceMetrics(registry, EvidenceCounts)
+    MediaMetrics(registry, lambda: None)
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     return {

@@ -19,7 +19,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from streamd.config import Config
 from streamd.sinks.message import json_schema
 from streamd.telemetry.analytics import AnalyticsMetrics
-from streamd.telemetry.evidence import EvidenceCounts, EvidenceMetrics
+from streamd.telemetry.evidence import EvidenceCounts, EvidenceMetrics, MediaMetrics
 from streamd.telemetry.metrics import Metrics
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -146,6 +146,7 @@ def metrics() -> str:
     metrics.detections.of("any", ("any",))[0] = 1
     analytics = AnalyticsMetrics(metrics.registry)
     evidence = EvidenceMetrics(metrics.registry, EvidenceCounts)
+    MediaMetrics(metrics.registry, lambda: None)
     parts = (*vars(metrics).values(), *vars(analytics).values())
     declared = {m._name: m._labelnames for m in parts if isinstance(m, MetricWrapperBase)}
     declared |= {

@@ -139,11 +139,16 @@ class MediaSettings(Settings):
     folder: Annotated[ConfigPath, Field(min_length=1)] | None = Field(
         None, description="Folder for clips and snapshots. Default: `media` in the folder of the event journal."
     )
+    keep_gb: float = Field(
+        10.0, gt=0, le=1e6, description="Most space for clips and snapshots, in gigabytes; the oldest are removed."
+    )
+    keep_days: float = Field(30.0, gt=0, le=3650, description="Days for which clips and snapshots are kept.")
     min_free_gb: float = Field(
         1.0,
         ge=0,
         le=1e6,
-        description="Space that stays free on the folder's file system, in gigabytes; below it, nothing is recorded.",
+        description="Space that stays free on the folder's file system, in gigabytes: the oldest files are removed for "
+        "it, and nothing is recorded below it.",
     )
     ring_mb: float = Field(
         64.0,

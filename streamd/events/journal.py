@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from streamd.errors import ConfigError, SinkError
 from streamd.events import query, upkeep
@@ -19,6 +19,7 @@ from streamd.events.store import CounterValue, Open, Store
 from streamd.events.upkeep import Deletion, Limits
 from streamd.events.writer import Listener, Writer
 
+T = TypeVar("T")
 BOUND = 10_000
 """Largest number of events that wait in memory while the journal cannot be written."""
 RETENTION = Limits(max_age_s=30 * 86_400, max_events=500_000)
@@ -222,7 +223,15 @@ class Journal:
         """
         return self._read(lambda connection: query.open_events(connection, streams))
 
-    def _read(self, function: Callable[[sqlite3.Connection], list[Record]]) -> list[Record]:
+    def pending_media(self) -> list[tuple[str, str, str, str]]:
+        """See `query.pending_media`.
+
+        Raises:
+            SinkError: the journal cannot be read.
+        """
+        return self._read(query.pending_media)
+
+    def _read(self, function: Callable[[sqlite3.Connection], list[T]]) -> list[T]:
         try:
             return self._writer.readers.use(function)
         except sqlite3.Error as error:

@@ -101,6 +101,12 @@ def open_events(connection: sqlite3.Connection, streams: Sequence[str] | None = 
     return _records(connection, query, values)
 
 
+def pending_media(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
+    """Event id, role, stream and path of every file that is still to be written."""
+    query = "SELECT id, role, stream, path FROM media WHERE state = 'pending'"
+    return [(str(a), str(b), str(c), str(d)) for a, b, c, d in connection.execute(query)]
+
+
 def log_id(connection: sqlite3.Connection) -> str:
     """The id of this journal."""
     (found,) = connection.execute("SELECT value FROM meta WHERE name = 'log_id'").fetchone()

@@ -40,7 +40,7 @@ from streamd.sinks.envelope import Outgoing
 from streamd.sinks.thread import SinkThread
 from streamd.sources.closing import deferred
 from streamd.telemetry.analytics import AnalyticsMetrics
-from streamd.telemetry.evidence import EvidenceMetrics
+from streamd.telemetry.evidence import EvidenceMetrics, MediaMetrics
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
@@ -134,6 +134,8 @@ class Daemon:
         self._events = EventLog(name, self.boot_id, lambda: self.sinks)
         self._gate, self._life = events or (self._events, 0)
         self._own_events = events is None
+        if self._own_events:
+            MediaMetrics(self.registry, self._events.media_counts)
         self._analytics = self._open_analytics(config)
         self._evidence = self._open_evidence(config, name) if self._analytics is not None else None
         self.streams = Streams(
@@ -249,7 +251,7 @@ class Daemon:
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether every stage that has work makes progress, and the health answer's body."""
         problem = self._problem()
-        media = self._evidence.problem if self._evidence is not None else None
+        media = (self._evidence.problem if self._evidence is not None else None) or self._events.media_problem
         return problem is None, health_of(
             problem, self.boot_id, self.sinks, self._events.problem, self.board.all(), media
         )

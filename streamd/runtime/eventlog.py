@@ -10,6 +10,7 @@ from typing import Protocol
 import structlog
 
 from streamd.config import Config
+from streamd.events.evidence.keeper import MediaCounts, MediaKeeper, MediaLimits
 from streamd.events.journal import Journal
 from streamd.events.place import default_state_dir, user_folder
 from streamd.events.record import Event, Media, Record, data
@@ -53,6 +54,11 @@ def has_rules(config: Config) -> bool:
     return any(s.zones or s.lines for s in config.streams)
 
 
+def has_clips(config: Config) -> bool:
+    """Whether any zone or line asks for clips."""
+    return any(rule.clip is not None for s in config.streams for rule in (*s.zones, *s.lines))
+
+
 class EventLog:
     """Opens the journal once a configuration has rules, and passes committed events to every sink.
 
@@ -65,6 +71,7 @@ class EventLog:
     def __init__(self, name: str, boot_id: str, outlets: Callable[[], Sequence[Outlet]]) -> None:
         self._name, self._boot_id, self._outlets = name, boot_id, outlets
         self.journal: Journal | None = None
+        self.keeper: MediaKeeper | None = None
 
     def ensure(self, config: Config) -> None:
         """Opens the journal if `config` has rules and it is not open yet.
@@ -74,8 +81,21 @@ class EventLog:
         Raises:
             ConfigError: the folder cannot be used, or belongs to another daemon.
         """
-        if self.journal is not None or not has_rules(config):
-            return
+        if self.journal is None and has_rules(config):
+            self._open(config)
+        if self.journal is not None and self.keeper is None:
+            self._keep(config, self.journal)
+
+    def _keep(self, config: Config, journal: Journal) -> None:
+        """Looks after the media folder, once there is one or a rule will make it."""
+        folder = media_dir(config, self._name)
+        if has_clips(config) or folder.exists():
+            limits = config.media
+            kept = MediaLimits(int(limits.keep_gb * 1e9), limits.keep_days * 86_400, int(limits.min_free_gb * 1e9))
+            self.keeper = MediaKeeper(folder, kept, journal)
+            self.keeper.start()
+
+    def _open(self, config: Config) -> None:
         keep = config.events
         folder = state_dir(config, self._name)
         journal = Journal(folder, retention=Limits(max_age_s=keep.keep_days * 86_400, max_events=keep.keep_events))
@@ -108,6 +128,16 @@ class EventLog:
         """Why the journal cannot be written; None if it can, or if there is none."""
         return (self.journal.status().problem or None) if self.journal is not None else None
 
+    @property
+    def media_problem(self) -> str | None:
+        """Why the media folder cannot be kept within its limits; None if it can."""
+        counts = self.media_counts()
+        return (counts.problem or None) if counts is not None else None
+
+    def media_counts(self) -> MediaCounts | None:
+        """What is in the media folder; None if nobody looks after it."""
+        return self.keeper.counts if self.keeper is not None else None
+
     def _committed(self, records: Sequence[Record]) -> None:
         for record in records:
             body = {"boot_id": self._boot_id, **data(record)}
@@ -121,6 +151,9 @@ class EventLog:
             self.journal.flush(timeout)
 
     def close(self, timeout: float) -> None:
-        """Commits within `timeout` seconds what is still waiting: events, and the positions of the sinks' cursors."""
+        """Ends the care of the media folder, and commits within `timeout` seconds what is still waiting: events, and
+        the positions of the sinks' cursors."""
+        if self.keeper is not None and not self.keeper.close(timeout / 4):
+            log.warning("the disk of the media folder does not answer")
         if self.journal is not None and not self.journal.close(timeout):
             log.error("events could not be written in time and are lost")

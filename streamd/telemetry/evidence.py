@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -23,6 +23,53 @@ class EvidenceCounts(NamedTuple):
     """Clips by stream and reason."""
     down: bool = False
     """The newest clip could not be written, or the disk does not answer."""
+
+
+class Folder(Protocol):
+    """What is in the media folder."""
+
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def files(self) -> int: ...
+    @property
+    def removed(self) -> int: ...
+    @property
+    def problem(self) -> str: ...
+
+
+class MediaMetrics(Collector):
+    """The media folder, in the process that looks after it.
+
+    Args:
+        registry: where everything is registered.
+        folder: its state; None while there is none.
+    """
+
+    def __init__(self, registry: CollectorRegistry, folder: Callable[[], Folder | None]) -> None:
+        self._folder = folder
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        folder = self._folder()
+        used = GaugeMetricFamily(
+            "streamd_media_bytes", "Space used by clips and snapshots.", value=folder.bytes if folder else 0
+        )
+        files = GaugeMetricFamily(
+            "streamd_media_files", "Files of clips and snapshots.", value=folder.files if folder else 0
+        )
+        removed = CounterMetricFamily(
+            "streamd_media_removed",
+            "Events whose clips and snapshots were removed by media.keep_gb, keep_days or min_free_gb.",
+            value=folder.removed if folder else 0,
+        )
+        kept = GaugeMetricFamily(
+            "streamd_media_kept",
+            "1 while the media folder can be kept within its limits, 0 if not.",
+            value=0.0 if folder is not None and folder.problem else 1.0,
+        )
+        return used, files, removed, kept
 
 
 class EvidenceMetrics(Collector):

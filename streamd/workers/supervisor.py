@@ -26,6 +26,7 @@ from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, differ
 from streamd.runtime.service import Service, condition_of, outputs_of, status_line
 from streamd.security.redact import known
 from streamd.sinks import open_sink
+from streamd.telemetry.evidence import MediaMetrics
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
@@ -115,6 +116,7 @@ class WorkerSupervisor:
         self._folder = self._socket_folder.path
         self._reports: ReportReceiver | None = None
         self._events = EventLog(self._name, self.boot_id, lambda: self._forwarders)
+        MediaMetrics(own, self._events.media_counts)
         self._receiver: EventReceiver | None = None
         self._otlp: OtlpExporter | None = None
         self._mps = Mps(self._folder, wanted=config.engine.shares_gpu)
@@ -171,7 +173,7 @@ class WorkerSupervisor:
         """See `Daemon.health`. A worker that died is restarted, which is not a problem of the daemon."""
         problem = self._problem()
         return problem is None, health_of(
-            problem, self.boot_id, self._forwarders, self._events.problem, self._statuses()
+            problem, self.boot_id, self._forwarders, self._events.problem, self._statuses(), self._events.media_problem
         )
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
@@ -377,6 +379,8 @@ class WorkerSupervisor:
             return
         if self._receiver is not None:
             self._receiver.finish(origin_of(self.boot_id, life), "process_died")
+        if self._events.keeper is not None:
+            self._events.keeper.lost([s for s, number in self._homes.items() if number == worker.number], "worker_died")
         worker.end_streams(s for s in mine if self._ledger.over(s))
         lost = [s for s in mine if s not in worker.over]
         how = f"worker {worker.number} {ending(code)}"

@@ -77,6 +77,23 @@ def test_each_event_has_its_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list((tmp_path / "state").rglob("*.partial")) == []
 
 
+def test_a_clip_of_a_killed_daemon_has_failed_and_can_be_played(tmp_path: Path) -> None:
+    marked.write_marked(tmp_path / "v.mp4", frames=75, gop=5)
+    text = config(f"id: a, {ZONE % 'clip: {pre_s: 0, post_s: 5}'}")
+    with daemon(tmp_path, text) as running:
+        until(lambda: any(p.stat().st_size > 5_000 for p in (tmp_path / "state").rglob("*.mp4.partial")), 60)
+        running.process.kill()
+        running.process.wait()
+    assert list((tmp_path / "state").rglob("*.mp4")) == [], "nothing claims to be whole"
+    with daemon(tmp_path, text) as running:
+        until(lambda: any(each["clip"].reason == "process_died" for each in media(tmp_path)), 60, "its end")
+        assert running.stop() == 0
+    dead = next(each["clip"] for each in media(tmp_path) if each["clip"].reason == "process_died")
+    assert dead.state == "failed"
+    assert dead.path.endswith(".incomplete.mp4")
+    assert len(marked.shown(Path(dead.path))) >= 5
+
+
 def test_clips_need_compressed_video(tmp_path: Path) -> None:
     with daemon(tmp_path, config(f"id: a, {CLIP}").replace("url: v.mp4, loop: true", "kind: synthetic")) as running:
         assert running.process.wait(30) == 2

@@ -228,7 +228,7 @@ class Clip:
             if before is None or before.part is not packet.part:
                 if before is not None and before.last is not None:
                     self._gap(before.last, packet, "parameters" if packet.part.head.changed else "reconnect")
-                stem = self.stem if before is None else self.stem.with_name(f"{self.stem.name}-{len(self.parts) + 1}")
+                stem = self.stem if before is None else self.stem.with_name(f"{self.stem.name}.{len(self.parts) + 1}")
                 self.parts.append(PartFile(stem, packet.part))
             elif packet.serial != self.next and before.last is not None:
                 self.lost += packet.serial - self.next

@@ -14,7 +14,7 @@ PARTIAL = ".partial"
 """Ending of a file that is being written. Without it, a file is complete."""
 INCOMPLETE = ".incomplete"
 """Before the ending of a clip whose process died: playable up to its last fragment."""
-_ODD = re.compile(r"[^A-Za-z0-9._-]")
+_ODD = re.compile(r"[^A-Za-z0-9_-]")
 _CHECK_S = 1.0
 _REASONS = {
     errno.ENOSPC: "disk_full", errno.EDQUOT: "disk_full", errno.EFBIG: "disk_full", errno.EROFS: "read_only",
@@ -45,7 +45,10 @@ def reason_of(error: BaseException) -> str:
 
 
 def stem_of(stream: str, wall_ns: int, event_id: str) -> Path:
-    """Where the files of an event go, relative to the media folder, without an ending: STREAM/DATE/TIME-ID, in UTC."""
+    """Where the files of an event go, relative to the media folder, without an ending: STREAM/DATE/TIME-ID, in UTC.
+
+    What is added begins with a dot, and the id has none.
+    """
     moment = datetime.datetime.fromtimestamp(wall_ns // 1_000_000 / 1e3, datetime.timezone.utc)
     name = f"{moment:%H%M%S}.{moment.microsecond // 1000:03d}-{_ODD.sub('_', event_id)[-80:]}"
     return Path(stream, f"{moment:%Y-%m-%d}", name)

@@ -131,7 +131,7 @@ def test_a_reconnect_in_the_middle_of_an_event_begins_another_file(tmp_path: Pat
     stage.play(video, lambda frame, index: index == 30 and stage.event("end", frame))
     path, told = stage.clip()
     files = [path.with_name(part["file"]) for part in told["parts"]]
-    assert [f.name for f in files] == [path.name, f"{path.stem}-2.mp4"]
+    assert [f.name for f in files] == [path.name, f"{path.stem}.2.mp4"]
     assert [gap["reason"] for gap in told["gaps"]] == ["reconnect"]
     numbers = check_content(files[0], told, 0)
     assert numbers == list(range(numbers[0], 100))
