@@ -59,7 +59,7 @@ class Journal:
 
     Raises:
         ConfigError: the folder cannot be used or is in use, or the journal is of a newer version. Any other obstacle to
-        writing is a `status().problem`, and is tried again.
+            writing is a `status().problem`, and is tried again.
     """
 
     def __init__(self, folder: Path, *, retention: Limits = RETENTION, bound: int = BOUND) -> None:
@@ -97,7 +97,7 @@ class Journal:
             origin: the process that numbered it, for events that may be sent again; empty for this process's own.
             n: its number there, from 1 and ascending. A number that was accepted before is dropped as a duplicate.
             lost: events before it that its sender had no room for. The event may be None if there is only a loss to
-            report.
+                report.
 
         Returns:
             False if there is no room. A numbered event must then be sent again; any other is lost, counted, and

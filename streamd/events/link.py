@@ -204,7 +204,7 @@ class EventReceiver:
         Args:
             origin: origin of its sender.
             reason: stored in the details of each end, e.g. worker_died. A process that has ended all its events itself
-            leaves none to end.
+                leaves none to end.
         """
         with self._lock:
             self._ending[origin] = time.monotonic() + LINGER_S, reason

@@ -107,8 +107,9 @@ def retain(store: Store, limits: Limits, cursors: Mapping[str, Limits], now_ns: 
         store: in a transaction.
         limits: limits of the journal.
         cursors: cursors of the sinks in use, each with its own limits. A cursor in the tables that is not among them
-        holds nothing back. now_ns: Unix time. ages: False if the clock cannot be trusted: then only numbers of events
-        count.
+            holds nothing back.
+        now_ns: Unix time.
+        ages: False if the clock cannot be trusted: then only numbers of events count.
 
     Returns:
         True if there is more to delete.

@@ -67,7 +67,7 @@ class Batcher:
             ring: its frames.
             priority: higher is served first.
             max_age_s: a frame decoded longer ago than this, in seconds, is dropped with the reason `too_old`. None for
-            no limit.
+                no limit.
         """
         with self._lock:
             self._inputs = (*self._inputs, _Input(stream, ring, priority, max_age_s))

@@ -46,8 +46,9 @@ class Ring(Generic[T]):
     Args:
         capacity: largest number of items.
         policy: what `put` does when the ring is full. `drop_oldest` drops the oldest item, `latest` drops all waiting
-        items, `block` waits. on_drop: called with each dropped item and the reason, by the thread that caused the drop,
-        outside the lock. bell: rung at every `put` and at `close`, for a consumer of many rings.
+            items, `block` waits.
+        on_drop: called with each dropped item and the reason, by the thread that caused the drop, outside the lock.
+        bell: rung at every `put` and at `close`, for a consumer of many rings.
     """
 
     def __init__(

@@ -98,9 +98,12 @@ def close_outputs(
     """Closes all outputs of a daemon, the HTTP port last.
 
     Args:
-        events: event journal; commits waiting events before the sinks close, within half of the remaining time, and the
-        sinks' cursors afterwards. sinks: share the rest, each at least a moment. tap: pictures of the page. http: HTTP
-        port. deadline: monotonic seconds.
+        events: event journal; commits waiting events before the sinks close, within half of the remaining time, and
+            the sinks' cursors afterwards.
+        sinks: share the rest, each at least a moment.
+        tap: pictures of the page.
+        http: HTTP port.
+        deadline: monotonic seconds.
 
     Returns:
         False if a sink's thread is left running.

@@ -286,8 +286,7 @@ class WorkerProcess:
         Args:
             lost: the streams that it ran.
             counted: False if the cause is not the worker: the system lacks resources for a process at the moment.
-            `start`
-                may have raised then, so that no process has exited.
+                `start` may have raised then, so that no process has exited.
         """
         self._state = self._after("died" if counted else "no_room")
         if self._up_at is None and counted:
