@@ -22,6 +22,11 @@ Clock = Literal["arrival", "camera"]
 """Whose wall clock a time of capture is from: ours when the packet was read, or the camera's own."""
 
 
+def rotated_size(width: int, height: int, rotation: Rotation) -> tuple[int, int]:
+    """Width and height after a rotation: of a coded picture, as it is seen upright, or the other way round."""
+    return (height, width) if rotation in (90, 270) else (width, height)
+
+
 class Box(NamedTuple):
     """A rectangle in pixels: top-left corner and size."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.errors import FrameError
-from streamd.types import CENTERED, Box, ColorMatrix, Float32Array, Frame, Letterbox, Picture, Placement
+from streamd.types import CENTERED, Box, ColorMatrix, Float32Array, Frame, Letterbox, Picture, Placement, rotated_size
 
 # Kr, Kb of ITU-R BT.601-7, BT.709-6 and BT.2020-2 (non-constant luminance).
 COEFFICIENTS: dict[ColorMatrix, tuple[float, float]] = {
@@ -126,7 +126,7 @@ def looked_at(frame: Frame) -> Box:
 def coded_roi(roi: Box, picture: Picture) -> Box:
     """`roi` of the upright picture, in the coded picture's pixels."""
     if picture.mirrored:
-        width = picture.height if picture.rotation in (90, 270) else picture.width
+        width, _ = rotated_size(picture.width, picture.height, picture.rotation)
         roi = Box(width - roi.x - roi.width, roi.y, roi.width, roi.height)
     match picture.rotation:
         case 90:
@@ -155,9 +155,7 @@ def letterbox_rgb(
     """
     picture = frame.picture
     box = Letterbox.fit(looked_at(frame), input_width, input_height, placement, pixel_aspect=picture.pixel_aspect)
-    width, height = box.content_width, box.content_height
-    if picture.rotation in (90, 270):
-        width, height = height, width
+    width, height = rotated_size(box.content_width, box.content_height, picture.rotation)
     roi = coded_roi(box.roi, picture)
     sources, yuv = planes(picture)
     scaled = np.concatenate(

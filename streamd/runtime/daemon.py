@@ -23,6 +23,7 @@ from streamd.events.record import Event
 from streamd.flow.status import StatusBoard
 from streamd.runtime import heap
 from streamd.runtime.analytics import Analytics
+from streamd.runtime.drain import Drain
 from streamd.runtime.eventlog import EventLog, media_dir
 from streamd.runtime.evidence import EventGate, Evidence
 from streamd.runtime.health import close_outputs, health_of, ready_of
@@ -436,17 +437,17 @@ class Daemon:
         self._service.ending()
         if self.recorder is not None:
             self.recorder.rest()
-        deadline = time.monotonic() + self.config.drain_s
+        drain = Drain(self.config.drain_s)
         deferred.hold()
         self.streams.stop()
-        drain_by = time.monotonic() + max(0.1, (deadline - time.monotonic()) * 0.8)
-        drained = [instance.pipeline.join(max(0.0, drain_by - time.monotonic())) for instance in self.instances]
+        stages_by = drain.stages_by()
+        drained = [instance.pipeline.join(max(0.0, stages_by - time.monotonic())) for instance in self.instances]
         if not all(drained):
             log.error("drain timed out; frames in flight are lost", limit_s=self.config.drain_s)
             self._left_running = True
-        if not self.streams.join(deadline):
+        if not self.streams.join(drain.deadline):
             self._left_running = True
-        self._close_all(max(0.5, deadline - time.monotonic()))
+        self._close_all(drain.outputs_s())
         for s in self.metrics.streams():
             log.info(
                 "stream summary", stream=s.stream, received=s.received, published=s.published, dropped=s.dropped or None

@@ -14,6 +14,7 @@ from streamd.flow.settings import StreamSettings
 from streamd.sinks import Sink
 from streamd.sinks.envelope import Message
 from streamd.sinks.events import EventSink, JournalEvent
+from streamd.telemetry.logs import Throttle
 from streamd.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -33,20 +34,17 @@ class SinkErrorLog:
     def __init__(self, name: str, metrics: Metrics) -> None:
         self._name = name
         self._errors = metrics.sink_errors.labels(sink=name)
-        self._last_log = -_ERROR_LOG_S
-        self._quiet = 0
+        self._throttle = Throttle(_ERROR_LOG_S)
 
     def tell(self, error: Exception) -> None:
         """Counts an error."""
         self._errors.inc()
-        now = time.monotonic()
-        if now - self._last_log < _ERROR_LOG_S:
-            self._quiet += 1
+        held = self._throttle.take()
+        if held is None:
             return
         text = str(error) if isinstance(error, StreamdError) else f"{type(error).__name__}: {error}"
         trace = None if isinstance(error, StreamdError) else error
-        log.error("sink failed", sink=self._name, error=text, not_logged=self._quiet or None, exc_info=trace)
-        self._last_log, self._quiet = now, 0
+        log.error("sink failed", sink=self._name, error=text, not_logged=held or None, exc_info=trace)
 
 
 class GuardedSink:

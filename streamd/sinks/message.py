@@ -6,7 +6,7 @@ Topic `streamd/1/<stream>/detections` or `/status`; payload JSON or MessagePack 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -133,10 +133,6 @@ class Gaps:
         missing = seq - self._next.get(stream, 0)
         self._next[stream] = seq + 1
         return max(0, missing)
-
-    def resume(self, told: Mapping[str, int]) -> None:
-        """Sets the next seq of streams whose earlier messages were sent by another process."""
-        self._next.update(told)
 
     def take_back(self, stream: str, seq: int, missing: int) -> None:
         """The message of `seq`, preceded by `missing` frames, was not sent: the next one accounts for both."""
@@ -295,11 +291,6 @@ def status_message(s: StreamStatus, counts: StreamCounts, boot_id: str) -> Statu
 def encoder(encoding: Literal["json", "msgpack"]) -> Callable[[Any], bytes]:
     """The function that turns a message into bytes."""
     return _ENCODERS[encoding]
-
-
-def topic(stream: str, kind: Literal["detections", "status"]) -> bytes:
-    """The topic frame of a message of version 1."""
-    return f"{TOPIC_PREFIX}{stream}/{kind}".encode()
 
 
 _NOW, _MORE_NOW = 1, 3

@@ -25,6 +25,7 @@ import structlog
 
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Readers
+from streamd.telemetry.logs import Throttle
 
 log = structlog.get_logger(__name__)
 
@@ -147,7 +148,7 @@ class Peers:
         self._peers: dict[int, Peer] = {}
         self._all_topic_bytes = 0
         self._refused: Counter[str] = Counter()
-        self._not_logged, self._logged_at = 0, -_LOG_S
+        self._throttle = Throttle(_LOG_S)
         self._lock = threading.Lock()
         self._socket = socket
         Peers._serial += 1
@@ -291,12 +292,10 @@ class Peers:
 
     def _refuse(self, reason: Reason, host: str) -> None:
         self._refused[reason] += 1
-        now = time.monotonic()
-        if now - self._logged_at < _LOG_S:
-            self._not_logged += 1
+        held = self._throttle.take()
+        if held is None:
             return
         log.warning(
-            "zmq sink: connection closed", reason=reason, address=host or None, not_logged=self._not_logged or None,
+            "zmq sink: connection closed", reason=reason, address=host or None, not_logged=held or None,
             connected=len(self._peers),
         )  # fmt: skip
-        self._logged_at, self._not_logged = now, 0

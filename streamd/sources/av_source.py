@@ -29,7 +29,7 @@ from streamd.sources.quarantine import PacketLossListener, Quarantine
 from streamd.sources.recording import PacketFeed
 from streamd.sources.skipping import PacketSkipper, held_back
 from streamd.sources.wire import heard_since
-from streamd.types import Box, Clock, Frame, Rotation
+from streamd.types import Box, Clock, Frame, Rotation, rotated_size
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -464,13 +464,13 @@ class AvSource:
         picture = picture_of(
             native, rotation=rotation, mirrored=mirrored, pixel_aspect=self._pixel_aspect, device=self._device
         )
-        turned = picture.rotation in (90, 270)
+        width, height = rotated_size(picture.width, picture.height, picture.rotation)
         begins, self._again = self._again, False
         return Frame(
             self._settings.id,
             picture,
-            picture.height if turned else picture.width,
-            picture.width if turned else picture.height,
+            width,
+            height,
             captured_ns,
             wall_ns,
             decoded_ns,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from streamd.errors import SourceError
 from streamd.sources.picture import UPRIGHT, picture_of
-from streamd.types import Frame, Picture, Rotation
+from streamd.types import Frame, Rotation, rotated_size
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 MAX_BYTES = 256 << 20
@@ -89,7 +89,7 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
     except (FFmpegError, StopIteration, IndexError, ValueError) as error:
         raise SourceError("corrupt", f"image {file}: cannot be decoded as an image", permanent=True) from error
     picture = picture_of(native, rotation=rotation, mirrored=mirrored)
-    width, height = upright(picture)
+    width, height = rotated_size(picture.width, picture.height, picture.rotation)
     now = time.monotonic_ns()
     return Frame(stream, picture, width, height, started, time.time_ns(), now, seq=seq)
 
@@ -97,8 +97,3 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
 def _is_sequence_format(file: Path) -> bool:
     """True if FFmpeg reads files with this suffix using its image2 demuxer."""
     return file.suffix.lower() in SUFFIXES
-
-
-def upright(picture: Picture) -> tuple[int, int]:
-    """Width and height as seen upright, in pixels."""
-    return (picture.height, picture.width) if picture.rotation in (90, 270) else (picture.width, picture.height)

@@ -54,7 +54,7 @@ from streamd.sources.shared import (
     Memory,
     Shape,
 )
-from streamd.types import Box, Frame
+from streamd.types import Box, Frame, rotated_size
 
 if TYPE_CHECKING:
     from streamd.sources.av import AvStreamSettings
@@ -247,8 +247,7 @@ class ProcessSource:
                     shape = self._understood(_SHAPE, body)
                     if not shape.sound():
                         raise self._mad()
-                    turned = shape.rotation in (90, 270)
-                    width, height = (shape.height, shape.width) if turned else (shape.width, shape.height)
+                    width, height = rotated_size(shape.width, shape.height, shape.rotation)
                     if memory is None or memory.size != shape.offsets[-1]:
                         number += 1
                         memory = self._memory(number, shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -71,6 +72,28 @@ class RateLimit:
         if held:
             event["held_back"] = held
         return event
+
+
+class Throttle:
+    """Passes one event per period and counts the others, for a log line that says how many. For one thread.
+
+    Args:
+        period_s: seconds between two events that pass.
+    """
+
+    def __init__(self, period_s: float = 10.0) -> None:
+        self._period_s = period_s
+        self._passed = -math.inf
+        self._held = 0
+
+    def take(self) -> int | None:
+        """How many events were held back since the last one that passed; None if this one is held back, too."""
+        now = time.monotonic()
+        if now - self._passed < self._period_s:
+            self._held += 1
+            return None
+        held, self._held, self._passed = self._held, 0, now
+        return held
 
 
 _everywhere: dict[str, Any] = {}

@@ -6,9 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from streamd.config import Config
-
-_DRAIN_SHARE = 0.7
-"""Fraction of `drain_s` for a worker; the rest is for forwarding what it has published."""
+from streamd.runtime.drain import WORKER_SHARE
 
 
 def devices_of(config: Config) -> list[int | None]:
@@ -72,6 +70,6 @@ def config_of(config: Config, worker: int, shares: Mapping[str, int], without: C
             "workers": 1,
             "tracking": config.tracker,
             "metrics": config.metrics.model_copy(update={"listen": None}),
-            "drain_s": config.drain_s * _DRAIN_SHARE,
+            "drain_s": config.drain_s * WORKER_SHARE,
         }
     )

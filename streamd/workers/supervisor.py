@@ -17,6 +17,7 @@ from streamd.config import Config, sink_names
 from streamd.config.loader import Loaded
 from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, SourceError
 from streamd.events.link import EventReceiver
+from streamd.runtime.drain import Drain
 from streamd.runtime.eventlog import EventLog, media_dir
 from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.otlp import OtlpExporter
@@ -411,11 +412,11 @@ class WorkerSupervisor:
     def _finish(self) -> int:
         """Drains the workers, passes on what they have published, and flushes the sinks: all within `drain_s`."""
         self._service.ending()
-        deadline = time.monotonic() + self.config.drain_s
+        drain = Drain(self.config.drain_s)
         for worker in self.workers:
             worker.drain()
-        codes = reap(self.workers, deadline - 0.1 * self.config.drain_s, lambda: self._receive(20))
-        self._close(max(0.5, deadline - time.monotonic()))
+        codes = reap(self.workers, drain.workers_by, lambda: self._receive(20))
+        self._close(drain.outputs_s())
         if self._failed_with is not None:
             return self._failed_with
         bad = [code for code in codes if code not in (0, SourceError.exit_code)]

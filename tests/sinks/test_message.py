@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis.extra import numpy as hnp
 
 from streamd.errors import SinkError
+from streamd.sinks.envelope import DETECTIONS, STATUS
 from streamd.sinks.message import (
     Detection,
     DetectionsMessage,
@@ -27,12 +28,11 @@ from streamd.sinks.message import (
     json_schema,
     split_detections,
     status_message,
-    topic,
 )
 from streamd.types import Details, Detections, ModelInfo, StreamCounts, Tracks
 from tests.frames import MODEL, detections, status
 
-NAME = topic("s", "detections")
+NAME = DETECTIONS.topic("s")
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
@@ -41,7 +41,7 @@ def test_what_is_encoded_is_decoded(encoding: Any, boxes: int) -> None:
     message = detections_message(detections(boxes=boxes), "b", 2)
     assert decode([NAME, encoder(encoding)(message)]) == message
     told = status_message(status("s", "FAILED", "auth"), StreamCounts(1, 0, {"ring_full": 1}, 4), "b")
-    assert decode([topic("s", "status"), encoder(encoding)(told)]) == told
+    assert decode([STATUS.topic("s"), encoder(encoding)(told)]) == told
 
 
 def test_the_schema_describes_what_is_sent() -> None:

@@ -60,8 +60,8 @@ def test_a_paced_source_keeps_the_rate(make: Make) -> None:
     source.open()
     arrivals = [frame.captured_ns for frame in source.frames()]
     source.close()
-    # Twelve frames at 25 fps span 0.44 s; a loaded machine may take longer, never shorter.
-    assert 0.40e9 < arrivals[-1] - arrivals[0] < 2e9
+    # Twelve frames at 25 fps span 0.44 s. On a loaded machine the first one may be late, which makes that shorter.
+    assert 0.25e9 < arrivals[-1] - arrivals[0] < 2e9
 
 
 def test_close_from_another_thread_ends_it_within_a_second(make: Make) -> None:

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from streamd.security.redact import remember
-from streamd.telemetry.logs import RateLimit, Redactor, configure
+from streamd.telemetry.logs import RateLimit, Redactor, Throttle, configure
 
 
 @pytest.fixture
@@ -121,3 +121,14 @@ def test_a_log_that_nobody_takes_ends_nothing() -> None:
         out.write("so it is")
     out.detach().close()
     structlog.get_logger("x").error("no pipe")
+
+
+def test_a_throttle_passes_one_event_a_period_and_counts_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1.0
+    monkeypatch.setattr("streamd.telemetry.logs.time.monotonic", lambda: now)
+    throttle = Throttle(10)
+    assert [throttle.take() for _ in range(4)] == [0, None, None, None]
+    now = 10.9
+    assert throttle.take() is None
+    now = 11.0
+    assert [throttle.take(), throttle.take()] == [4, None]

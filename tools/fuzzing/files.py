@@ -538,7 +538,8 @@ class Messages(Target):
 
     @classmethod
     def seeds(cls, folder: Path) -> list[bytes]:
-        from streamd.sinks.message import detections_message, encoder, status_message, topic
+        from streamd.sinks.envelope import DETECTIONS, STATUS
+        from streamd.sinks.message import detections_message, encoder, status_message
         from streamd.types import Detections, ModelInfo, StageTimes, StreamCounts, StreamStatus
 
         seen = Detections(
@@ -559,8 +560,8 @@ class Messages(Target):
         made = []
         for encoding in ("json", "msgpack"):
             encode = encoder(encoding)
-            made.append(topic("gate", "detections") + b"\n" + encode(detections_message(seen, "b", 0)))
-            made.append(topic("gate", "status") + b"\n" + encode(status_message(status, StreamCounts(), "b")))
+            made.append(DETECTIONS.topic("gate") + b"\n" + encode(detections_message(seen, "b", 0)))
+            made.append(STATUS.topic("gate") + b"\n" + encode(status_message(status, StreamCounts(), "b")))
         return made
 
     def open(self) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from streamd.errors import BackendError, FrameError
 from streamd.imaging.reference import coded_roi, looked_at, yuv_to_rgb_matrix
-from streamd.types import CENTERED, Float32Array, Frame, Letterbox, Picture, Placement
+from streamd.types import CENTERED, Float32Array, Frame, Letterbox, Picture, Placement, Rotation, rotated_size
 
 PTX = Path(__file__).with_name("kernels.ptx")
 SOURCE = Path(__file__).with_name("kernels.cu")
@@ -138,7 +138,9 @@ def _axis(out: int, origin: int, size: int, full: int, samples: int) -> tuple[in
     return start, step
 
 
-def _turn(x: tuple[int, int], y: tuple[int, int], width: int, height: int, rotation: int, mirrored: bool) -> list[int]:
+def _turn(
+    x: tuple[int, int], y: tuple[int, int], width: int, height: int, rotation: Rotation, mirrored: bool
+) -> list[int]:
     """Sampling positions in coded content of `width` × `height`: origin, step per column and step per row, in upright
     order.
 
@@ -146,7 +148,7 @@ def _turn(x: tuple[int, int], y: tuple[int, int], width: int, height: int, rotat
     """
     out = _turned(x, y, width, height, rotation)
     if mirrored:  # the column counts from the right
-        last = (height if rotation in (90, 270) else width) - 1
+        last = rotated_size(width, height, rotation)[0] - 1
         for axis in (0, 3):
             out[axis] += out[axis + 1] * last
             out[axis + 1] = -out[axis + 1]
@@ -207,9 +209,7 @@ def _geometry(
     roi = looked_at(frame)
     box = Letterbox.fit(roi, input_width, input_height, placement, pixel_aspect=picture.pixel_aspect)
     coded = coded_roi(roi, picture)
-    width, height = box.content_width, box.content_height
-    if picture.rotation in (90, 270):
-        width, height = height, width
+    width, height = rotated_size(box.content_width, box.content_height, picture.rotation)
     chroma = (
         (picture.width + (1 << kind.shift_x) - 1) >> kind.shift_x,
         (picture.height + (1 << kind.shift_y) - 1) >> kind.shift_y,
