@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.behaviour.daemon import Running, daemon
 from tests.clips import write_clip
@@ -173,6 +173,23 @@ def test_states_and_curves_in_words_and_paths(visit: Any) -> None:
         return [path(series(2), 1, 60, 10), path(series(5), 1, 60, 10, 4), path(gap, 1, 60, 10)];
     }""")
     assert curves == ["", "M0.0 5.0L15.0 5.0L30.0 5.0L45.0 5.0L60.0 5.0", "M57.0 0.0M59.0 10.0L60.0 0.0"]
+
+
+def test_a_drain_is_not_the_end_of_the_cameras(visit: Any) -> None:
+    page = visit()
+    expect(page.get_by_role("link", name="gate: Live")).to_be_visible()
+
+    def stopped(route: Route) -> None:
+        state = route.fetch().json()
+        for stream in state["streams"]:
+            stream.update(state="ENDED", reason="", detail="stopped", retry_in_s=None)
+        route.fulfill(json=state)
+
+    page.route("**/state", stopped)
+    expect(page.get_by_role("alert")).to_have_text("streamd is shutting down.")
+    expect(page.get_by_role("link", name="gate: Stopped")).to_be_visible()
+    page.unroute("**/state")
+    expect(page.get_by_role("alert")).to_be_hidden()
 
 
 def test_the_size_of_tiles_can_be_chosen_and_is_kept(visit: Any) -> None:

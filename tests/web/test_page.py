@@ -17,17 +17,13 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.config.loader import load
 from streamd.errors import SOURCE_REASONS, ConfigError
-from streamd.flow.settings import StreamSettings
 from streamd.flow.status import StatusBoard
-from streamd.sources.synthetic import SyntheticStreamSettings
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Details, StreamStatus, Tracks
 from streamd.web.page import STATIC, Page, describe
-from streamd.web.rules import Rules
 from streamd.web.state import State, without_addresses
 from streamd.web.tap import Tap
 from tests.behaviour.daemon import daemon, until
@@ -145,24 +141,6 @@ def test_tracks_and_counts_travel_with_a_picture() -> None:
     told = describe(replace(plain, tracks=tracks, counts=counts))
     assert [box[6] for box in told["boxes"]] == [5, 0]
     assert told["counts"] == counts
-
-
-def test_rules_are_made_anew_with_another_configuration() -> None:
-    zone = ZoneSettings(name="yard", points=((0, 0), (1, 0), (0, 1)), min_s=2)
-    line = LineSettings(name="gate", points=((0, 0), (1, 1)))
-    streams: tuple[StreamSettings, ...] = (SyntheticStreamSettings(id="a"),)
-    rules = Rules(lambda: streams)
-    assert json.loads(rules.json()) == {}
-    first = rules.revision
-    streams = (SyntheticStreamSettings(id="a", zones=(zone,), lines=(line,)), SyntheticStreamSettings(id="b"))
-    assert rules.revision != first
-    assert json.loads(rules.json()) == {
-        "a": {
-            "zones": [{"name": "yard", "points": [[0, 0], [1, 0], [0, 1]], "min_s": 2}],
-            "lines": [{"name": "gate", "points": [[0, 0], [1, 1]]}],
-        }
-    }
-    assert rules.json() is rules.json()
 
 
 def test_what_is_drawn_besides_boxes_goes_with_each_box() -> None:
