@@ -35,10 +35,8 @@ def orientation(matrix: bytes) -> tuple[Rotation, bool]:
     if a * d == b * c:
         return UPRIGHT
     if abs(a) + abs(d) >= abs(b) + abs(c):
-        mirrored = (a < 0) != (d < 0)
-        return (180 if d < 0 else 0), mirrored
-    mirrored = (b < 0) == (c < 0)
-    return (90 if b > 0 else 270), mirrored
+        return (180 if d < 0 or (d == 0 and a < 0) else 0), a * d < 0
+    return (90 if b > 0 or (b == 0 and c < 0) else 270), b * c > 0
 
 
 def _format_on_device(native: VideoFrame) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 import zmq
 
 from streamd.cli import main
@@ -294,6 +295,36 @@ def test_a_libzmq_without_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     for use in (new_pair, ZmqSink(settings()).open):
         with pytest.raises(ConfigError, match="was built without CURVE"):
             use()
+
+
+def test_a_new_public_key_can_be_pasted_anywhere(tmp_path: Path) -> None:
+    """One of 185 random keys has a `$$`, which stands for one dollar in a configuration, and is then too short."""
+    keys = [new_pair()[0] for _ in range(200)]
+    text = "block:\n" + "".join(f"  - {key}\n" for key in keys) + f"flow: [{', '.join(keys)}]\n"
+    assert yaml.safe_load(text) == {"block": keys, "flow": keys}
+    assert [key for key in keys if "$" in key] == []
+    path = tmp_path / "clients"
+    path.write_text("\n".join(keys))
+    assert read_keys(path, "clients") == set(keys)
+
+
+def test_a_key_with_two_dollars_is_told_how_to_write_it(tmp_path: Path) -> None:
+    key = "9OR>WOqQ{R4)$$HUqA}(BdZH<3)JB?sV!pwyJP$L"
+    path = tmp_path / "c.yaml"
+    (tmp_path / "key").write_text(SERVER[1])
+    (tmp_path / "key").chmod(0o600)
+    text = (
+        "model: {path: m}\nstreams: [{id: a, url: x}]\nsinks:\n"
+        "  - {kind: zmq, bind: 'tcp://*:0', curve: {secret_key: '${file:key}', clients: ['KEY']}}\n"
+    )
+    path.write_text(text.replace("KEY", key))
+    with pytest.raises(ConfigError, match=r"each \$ in it is written \$\$"):
+        load(path)
+    path.write_text(text.replace("KEY", key.replace("$", "$$")))
+    sink = load(path).config.sinks[0]
+    assert isinstance(sink, ZmqSettings)
+    assert sink.curve is not None
+    assert sink.curve.clients == (key,)
 
 
 def test_keygen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

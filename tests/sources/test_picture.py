@@ -32,6 +32,11 @@ def matrix(a: float, b: float, c: float, d: float) -> bytes:
         ((2, 0, 0, 0.5), (0, False)),
         ((math.cos(0.3), math.sin(0.3), -math.sin(0.3), math.cos(0.3)), (0, False)),
         ((math.cos(1.4), math.sin(1.4), -math.sin(1.4), math.cos(1.4)), (90, False)),
+        # sheared: the nearest
+        ((0.1, 0, 5, 0.1), (270, False)),
+        ((0.1, 0, -5, 0.1), (90, False)),
+        ((0.1, 5, 0, 0.1), (90, False)),
+        ((-5, 0.1, 0.1, 0), (180, False)),
         # what maps the picture to nothing
         ((0, 0, 0, 0), (0, False)),
         ((1, 0, 0, 0), (0, False)),

@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuzzing import addresses, files, video, wires
+from fuzzing import addresses, files, logs, matrices, messages, models, peers, video, wires
 from fuzzing.mutate import Mutator
 from fuzzing.target import Target
 
-TARGETS: dict[str, type[Target]] = {
-    t.name: t for t in (*addresses.TARGETS, *files.TARGETS, *video.TARGETS, *wires.TARGETS)
-}
+_MODULES = (addresses, files, models, messages, logs, matrices, video, wires, peers)
+TARGETS: dict[str, type[Target]] = {t.name: t for module in _MODULES for t in module.TARGETS}
 SEEDS = Path(__file__).resolve().parents[2] / "tests" / "fuzz" / "seeds"
 """Inputs that once did harm, a folder for each target. They are tried first, and mutated like the others."""
 _START_S = 60.0
