@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from playwright.sync_api import Browser, Route, expect
 
 from tests.behaviour.daemon import Running, daemon
 from tests.clips import write_clip
-from tests.web.browsing import PATIENCE_MS, painted
+from tests.web.browsing import CONTRAST, PATIENCE_MS, painted
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CONFIG = f"""
@@ -25,33 +26,6 @@ streams:
   - {{id: dock, url: 'rtsp://admin:hunter2secret@127.0.0.1:9/hiddenpath', reconnect: {{initial_s: 3, max_s: 3}}}}
   - {{id: lost, url: /nonexistent/hidden.mp4}}
 """
-_CONTRAST = """() => {
-    const number = color => {
-        const pen = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-        pen.fillStyle = color;
-        pen.fillRect(0, 0, 1, 1);
-        return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => {
-            v /= 255;
-            return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-        });
-    };
-    const light = color => number(color).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-    const ground = node => {
-        for (; node; node = node.parentElement) {
-            const color = getComputedStyle(node).backgroundColor;
-            if (!/, 0\\)$|transparent/.test(color)) return color;
-        }
-    };
-    const found = {};
-    for (const node of document.querySelectorAll('b, span, dt, dd, p, button, h1, h2, i, a')) {
-        const own = [...node.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-        if (!own || !node.checkVisibility() || node.closest('.over, .unseen, .skip')) continue;
-        const [a, b] = [light(getComputedStyle(node).color), light(ground(node))].sort((x, y) => y - x);
-        const ratio = (a + 0.05) / (b + 0.05);
-        if (ratio < 4.5) found[`${node.tagName}.${node.className} ${node.textContent}`] = ratio;
-    }
-    return found;
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +166,25 @@ def test_a_drain_is_not_the_end_of_the_cameras(visit: Any) -> None:
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
+def test_the_scale_of_latencies_fits_each_of_them(visit: Any) -> None:
+    """Means between 9.5 and 10 of any power of ten once had no scale, and so no curve."""
+    page = visit()
+    frames = itertools.count(1)
+
+    def slow(route: Route) -> None:
+        state = route.fetch().json()
+        state["now"] = n = next(frames)
+        for stream in state["streams"]:
+            stream["latency"] = {"sum": n * 0.0098, "buckets": [n] * (len(state["bounds"]) + 1)}
+        route.fulfill(json=state)
+
+    page.route("**/state", slow)
+    page.goto(page.url.split("#")[0] + "#/gate")
+    page.reload()
+    expect(page.locator(".chart .mean")).to_have_attribute("d", re.compile(r"^M[\d.]+ 71.4L[\d.]+ 71.4"))
+    expect(page.locator(".scale span").first).to_have_text("20 ms")
+
+
 def test_the_size_of_tiles_can_be_chosen_and_is_kept(visit: Any) -> None:
     page = visit()
     tile = page.locator(".tile[data-stream=gate]")
@@ -232,7 +225,7 @@ def test_text_stands_out_from_its_ground(visit: Any, scheme: str, path: str) -> 
     page = visit(path, color_scheme=scheme)
     expect(page.locator("#totals .live b")).to_have_text("2")
     expect(page.locator(".pill").first).not_to_be_empty()
-    assert page.evaluate(_CONTRAST) == {}
+    assert page.evaluate(CONTRAST) == {}
 
 
 @pytest.mark.parametrize("path", ["", "#/gate", "#/dock"])

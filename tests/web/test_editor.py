@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from streamd.analysis.rules.checks import check_rules
 from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from tests.behaviour.daemon import Running, daemon
-from tests.web.browsing import painted
+from tests.web.browsing import CONTRAST, painted
 
 STREAMS = """
 streams:
@@ -217,6 +217,15 @@ def test_what_is_wrong_is_told(visit: Any) -> None:
     expect(page.get_by_text("Its edges cross each other")).to_be_visible()
     page.get_by_label("Name").fill("a b")
     expect(page.get_by_text("The name has to be")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_text_stands_out_from_its_ground(visit: Any, scheme: str) -> None:
+    page = editing(visit, "#/gate", color_scheme=scheme)
+    page.locator(".pick").last.click()
+    page.get_by_label("Name").fill("middle")
+    expect(page.get_by_text("Another zone or line has this name").first).to_be_visible()
+    assert page.evaluate(CONTRAST) == {}
 
 
 def test_the_yaml_is_copied(visit: Any) -> None:
