@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from streamd.sinks.events import CursorFeed, EventSink
 from streamd.sinks.guard import GuardedSink
 from streamd.telemetry.metrics import Metrics
 
+REST_S = 0.05
+"""From one look into the journal to the next, where the last one found nothing to do."""
 MOST_EVENTS = 10_000
 """That wait for a sink which does not take them."""
 
@@ -58,6 +61,8 @@ class EventFeed:
 
     def __init__(self, name: str, sink: Sink, owed: Limits | None, metrics: Metrics) -> None:
         self._queue = EventQueue(name, metrics)
+        self._rest_until = 0.0
+        """Monotonic seconds. A busy sink's thread comes by with every frame, more often than is of use."""
         self._feed = (
             CursorFeed(name, owed, metrics.deliveries) if owed is not None and isinstance(sink, EventSink) else None
         )
@@ -75,7 +80,13 @@ class EventFeed:
     def send(self, sink: GuardedSink, builder: MessageBuilder) -> bool:
         """Passes on what waits; True if there is more to do at once."""
         if self._feed is not None:
-            return self._feed.pump(sink)
+            now = time.monotonic()
+            if now < self._rest_until:
+                return False
+            more = self._feed.pump(sink)
+            if not more:
+                self._rest_until = now + REST_S
+            return more
         if self._queue:
             self._queue.send(sink, builder)
         return False

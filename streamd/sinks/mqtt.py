@@ -269,12 +269,15 @@ class MqttSink(EventSink):
         """See `EventSink.deliver`. Waits a moment for acknowledgements of what was published in this call."""
         known, self._under_way = self._under_way, {}
         fresh = False
-        for event in events:
+        for i, event in enumerate(events):
             number = known.get(event.key)
             if number is None:
-                number = self._link.publish(
-                    f"{self.base}/streams/{event.stream}/events", event.payload, acknowledge=True, event=True
-                )
+                topic = f"{self.base}/streams/{event.stream}/events"
+                if self._link.too_large(topic, event.payload):
+                    if i == 0:
+                        return self._refuse(event, "Packet too large")
+                    break  # once those before it are settled
+                number = self._link.publish(topic, event.payload, acknowledge=True, event=True)
                 fresh = True
             self._under_way[event.key] = number
         deadline = time.monotonic() + (ACK_WAIT_S if fresh else 0.0)
@@ -293,11 +296,15 @@ class MqttSink(EventSink):
                 break
             outcomes.append("delivered" if problem is None else "refused")
             if problem is not None:
-                log.error("mqtt broker refuses an event", broker=str(self._link.address), id=event.id, why=problem.text)
+                self._refuse(event, problem.text)
             self._link.forget(self._under_way.pop(event.key))
         if outcomes:
             self._link.events_flow()
         return outcomes
+
+    def _refuse(self, event: JournalEvent, why: str) -> list[Outcome]:
+        log.error("mqtt broker refuses an event", broker=str(self._link.address), id=event.id, why=why)
+        return ["refused"]
 
     def close(self) -> None:
         """See `Sink.close`. Says `offline` itself: a client that leaves in order has no last will."""

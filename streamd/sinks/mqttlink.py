@@ -27,8 +27,11 @@ CONNECT_S = 3.0
 ANSWER_S = 10.0
 """For the broker's answer to our greeting."""
 _EVENTS, _BROKER = "events", "broker"
-_PERMANENT = frozenset({0x90, 0x99})
-"""MQTT 5 reasons of an acknowledgement after which trying again is of no use: topic name or payload format invalid."""
+_PERMANENT = frozenset({0x83, 0x90, 0x95, 0x99})
+"""MQTT 5 reasons of an acknowledgement after which trying again is of no use: the broker is not willing to accept a valid
+message (mosquitto: larger than `message_size_limit`), topic name invalid, packet too large, payload format invalid."""
+_MAX_HEAD_BYTES = 128
+"""Of a publication's packet, besides topic and payload."""
 
 
 def vendor() -> Any:
@@ -93,6 +96,8 @@ class Link:
         """Numbers of these messages that have no answer yet."""
         self._received: list[tuple[str, bytes, bool]] = []
         self._properties: Any = None
+        self._max_bytes = 0
+        """Of a packet, as the broker has said; it hangs up at larger ones. 0: no limit."""
         self.problem: str | None = None
         """Why there is no connection, or events are not accepted; None while all is well. Any thread reads it."""
 
@@ -172,7 +177,8 @@ class Link:
             self._end(str(error) or type(error).__name__)
         self._client, self._deadline = client, time.monotonic() + ANSWER_S
 
-    def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
+        self._max_bytes = getattr(properties, "MaximumPacketSize", 0)
         if reason.is_failure:
             self._lost = f"the broker refuses the connection: {reason}"
         else:
@@ -285,6 +291,10 @@ class Link:
             self._asked.add(info.mid)
             self._settled.pop(info.mid, None)  # numbers repeat after 65,535
         return int(info.mid)
+
+    def too_large(self, topic: str, payload: bytes) -> bool:
+        """Whether the broker has said that it takes no packet of this size."""
+        return 0 < self._max_bytes < len(topic) + len(payload) + _MAX_HEAD_BYTES
 
     def publish_now(self, topic: str, payload: bytes) -> bool:
         """Publishes at QoS 0; False if there is no connection, or the broker does not read."""

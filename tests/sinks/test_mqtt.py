@@ -19,7 +19,7 @@ from streamd.flow.settings import StreamSettings
 from streamd.sinks.envelope import Outgoing
 from streamd.sinks.mqtt import MqttSettings
 from streamd.sources.synthetic import SyntheticStreamSettings
-from tests.events.journals import until
+from tests.events.journals import event, until
 from tests.frames import detections, status
 from tests.messages import checked
 from tests.sinks.brokers import Gate, Listener, Server, executable, free_port, in_order, mosquitto
@@ -215,6 +215,16 @@ def test_a_broker_that_refuses_a_topic_is_named_and_nothing_is_lost(tmp_path: Pa
         until(lambda: running.thread.unreachable is not None)
         assert "refuses events of s0: Not authorized" in (running.thread.unreachable or "")
         assert running.counts().queued == 3
+
+
+@pytest.mark.parametrize("limit", ["max_packet_size 6000", "message_size_limit 5000"])
+def test_an_event_too_large_for_the_broker_is_refused_and_the_next_delivered(tmp_path: Path, limit: str) -> None:
+    with mosquitto(tmp_path, limit) as broker, rig(tmp_path / "j", settings(broker)) as running:
+        running.submit(2, streams=1)
+        running.journal.submit(event("big", stream="s0", details={"text": "x" * 9000}))
+        running.submit(2, streams=1)
+        running.wait_delivered(4)
+        assert running.counts() == (5, 0, 4, 1, 0, 0)
 
 
 def test_login_and_last_will(tmp_path: Path) -> None:
