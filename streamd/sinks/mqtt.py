@@ -140,6 +140,10 @@ class MqttSink(EventSink):
         """Home Assistant has started: discovery is published again although it is unchanged."""
         self._tidy_at: float | None = None
         """When discovery is published and what earlier runs left is removed; monotonic seconds."""
+        self._one_by_one = False
+        """An answer was not understood: whose it is shows once there is one event under way at a time."""
+        self._unanswerable: tuple[str, int] | None = None
+        """The event whose answer it was."""
         self._under_way: dict[tuple[str, int], int] = {}
         """Events that were published and not settled: the numbers of their packets."""
 
@@ -184,7 +188,7 @@ class MqttSink(EventSink):
         """See `Sink.poll`. Connects, receives, and publishes what is retained."""
         if self._link.connect_if_due():
             self._begin()
-        self._link.step(0.0)
+        self._step(0.0)
         for topic, payload, retained in self._link.received():
             self._receive(topic, payload, retained)
         if not self._link.connected:
@@ -193,6 +197,16 @@ class MqttSink(EventSink):
             self._tidy_at = None
             self._tidy(self._streams)
         self._flush()
+
+    def _step(self, timeout: float) -> None:
+        try:
+            self._link.step(timeout)
+        except SinkError:
+            if self._link.not_understood and self._under_way:
+                if self._one_by_one:
+                    (self._unanswerable,) = self._under_way
+                self._one_by_one = not self._one_by_one
+            raise
 
     def _begin(self) -> None:
         """A connection begins: the broker is told everything that it is to hold."""
@@ -268,6 +282,9 @@ class MqttSink(EventSink):
     def deliver(self, events: Sequence[JournalEvent]) -> list[Outcome]:
         """See `EventSink.deliver`. Waits a moment for acknowledgements of what was published in this call."""
         known, self._under_way = self._under_way, {}
+        if events[0].key == self._unanswerable:
+            return self._refuse(events[0], "the broker's answer to it is not understood")
+        events = events[:1] if self._one_by_one else events
         fresh = False
         for i, event in enumerate(events):
             number = known.get(event.key)
@@ -283,7 +300,7 @@ class MqttSink(EventSink):
         deadline = time.monotonic() + (ACK_WAIT_S if fresh else 0.0)
         numbers = list(self._under_way.values())
         while True:
-            self._link.step(max(0.0, min(0.01, deadline - time.monotonic())))
+            self._step(max(0.0, min(0.01, deadline - time.monotonic())))
             done = self._link.settled(numbers)
             if len(done) == len(numbers) or not self._link.connected or time.monotonic() >= deadline:
                 break

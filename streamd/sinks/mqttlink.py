@@ -28,8 +28,9 @@ ANSWER_S = 10.0
 """For the broker's answer to our greeting."""
 _EVENTS, _BROKER = "events", "broker"
 _PERMANENT = frozenset({0x83, 0x90, 0x95, 0x99})
-"""MQTT 5 reasons of an acknowledgement after which trying again is of no use: the broker is not willing to accept a valid
-message (mosquitto: larger than `message_size_limit`), topic name invalid, packet too large, payload format invalid."""
+"""MQTT 5 reasons of an acknowledgement after which trying again is of no use: the broker is not willing to accept this
+message, topic name invalid, packet too large, payload format invalid."""
+_PROTOCOL_ERROR = 0x82
 _MAX_HEAD_BYTES = 128
 """Of a publication's packet, besides topic and payload."""
 
@@ -98,6 +99,9 @@ class Link:
         self._properties: Any = None
         self._max_bytes = 0
         """Of a packet, as the broker has said; it hangs up at larger ones. 0: no limit."""
+        self.not_understood = False
+        """The last connection ended because the broker sent something that the library does not take for MQTT:
+        mosquitto 2 answers a message above its `message_size_limit` with a reason that is not one of this answer's."""
         self.problem: str | None = None
         """Why there is no connection, or events are not accepted; None while all is well. Any thread reads it."""
 
@@ -168,7 +172,7 @@ class Link:
             client.tls_set_context(self._context)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_publish, client.on_message = self._on_publish, self._on_message
-        self._lost = None
+        self._lost, self.not_understood = None, False
         self._settled.clear()
         self._asked.clear()
         try:
@@ -187,6 +191,7 @@ class Link:
     def _on_disconnect(self, _client: Any, _data: Any, flags: Any, reason: Any, _properties: Any) -> None:
         if flags.is_disconnect_packet_from_server and "taken over" in str(reason).lower():
             self._lost = self._lost or f"another client has the id {self._client_id}; give each daemon its own `node`"
+        self.not_understood = not flags.is_disconnect_packet_from_server and reason.value == _PROTOCOL_ERROR
         self._lost = self._lost or f"connection lost: {reason}"
 
     def _on_publish(self, _client: Any, _data: Any, number: int, reason: Any, _properties: Any) -> None:
