@@ -127,6 +127,7 @@ streams:
 sinks:
   - {kind: jsonl, path: /dev/full, ring: 1}
   - {kind: zmq, bind: 'tcp://127.0.0.1:*'}
+  - {kind: webhook, url: 'http://127.0.0.1:9/'}
 """
 
 
@@ -142,6 +143,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dic
                 and running.value("streamd_sink_errors_total", sink="jsonl0") > 0
                 and running.value("streamd_sink_messages_total", sink="zmq1") > 10
                 and running.value("streamd_zone_occupancy", stream="slow", zone="middle", label="thing") == 1
+                and running.value("streamd_sink_events_queued", sink="webhook2") == 1
                 and running.value("streamd_events_total", stream="slow", rule="middle", type="zone_resumed") == 1
             )
 
