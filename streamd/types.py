@@ -1,4 +1,5 @@
-"""What flows through the daemon. No vendor is imported here, and no value here knows where it came from."""
+"""The data that flows through the daemon. Imports no third-party library except NumPy, and no type here depends on a
+source or backend."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ Int32Array = npt.NDArray[np.int32]
 ColorMatrix = Literal["bt601", "bt709", "bt2020"]
 Rotation = Literal[0, 90, 180, 270]
 Clock = Literal["arrival", "camera"]
-"""Whose wall clock a time of capture is from: ours when the packet was read, or the camera's own."""
+"""The wall clock of a capture time: the daemon's when the packet was read, or the camera's own."""
 
 
 def rotated_size(width: int, height: int, rotation: Rotation) -> tuple[int, int]:
@@ -37,13 +38,13 @@ class Box(NamedTuple):
 
 
 class ForeignPicture:
-    """Owns a host picture that no decoder of this process made: its planes are like those of PyAV's frames."""
+    """A host picture that was not made by a decoder of this process; its planes are like those of PyAV's frames."""
 
     __slots__ = ()
     planes: Sequence[Any]
 
     def video_frame(self) -> VideoFrame:
-        """A copy as PyAV's own frame, for what only FFmpeg can do."""
+        """A copy as a PyAV frame, for operations that only FFmpeg supports."""
         raise NotImplementedError
 
 
@@ -52,7 +53,7 @@ class Picture:
     """A decoded picture in the decoder's own pixel format, on the host or in device memory.
 
     `native` owns the memory: the picture's planes are valid exactly as long as it is referenced.
-    For both homes `native.planes[i].buffer_ptr` is the plane's address (a device address where `device`
+    In both cases, `native.planes[i].buffer_ptr` is the plane's address (a device address where `device`
     is not None) and `native.planes[i].line_size` its pitch in bytes.
     """
 
@@ -66,49 +67,49 @@ class Picture:
     matrix: ColorMatrix = "bt601"
     full_range: bool = False
     rotation: Rotation = 0
-    """Clockwise degrees to turn the coded picture by to see it upright."""
+    """Clockwise degrees by which to rotate the coded picture to make it upright."""
     device: int | None = None
     """CUDA device ordinal, or None for host memory."""
     mirrored: bool = False
-    """Whether the picture, once turned, is to be mirrored left to right."""
+    """Whether to mirror the picture left to right after the rotation."""
     pixel_aspect: float = 1.0
-    """Width of a pixel of the upright picture by its height, as it is to be seen."""
+    """Aspect ratio (width to height) of a pixel of the upright picture."""
 
     def video_frame(self) -> VideoFrame:
-        """PyAV's frame: `native` itself, or a copy of what is no frame of PyAV's."""
+        """A PyAV frame: `native` itself, or a copy if it is not one."""
         native = self.native
         return native.video_frame() if isinstance(native, ForeignPicture) else native
 
 
 @dataclass(slots=True)
 class Frame:
-    """One captured frame. A source fills everything but `epoch` and `seq`, which the stream's runner stamps."""
+    """One captured frame. A source sets everything except `epoch` and `seq`, which the stream's runner sets."""
 
     stream: str
     picture: Picture
     width: int
-    """Upright width of the whole picture in pixels; published boxes live in this space."""
+    """Upright width of the whole picture in pixels; published boxes are in these coordinates."""
     height: int
     captured_ns: int
     """Monotonic nanoseconds when the packet was read: the origin of every latency."""
     wall_ns: int
-    """Unix time of capture in nanoseconds, by `clock`. No latency is counted from it."""
+    """Unix time of capture in nanoseconds, according to `clock`. Not used for latencies."""
     decoded_ns: int
-    """Monotonic nanoseconds when the decoder handed the picture out."""
+    """Monotonic nanoseconds when the decoder returned the picture."""
     pts_ns: int | None = None
     """The stream's own clock in nanoseconds; may be absent, repeat or jump."""
     roi: Box | None = None
-    """The part of the upright picture to look at, or None for all of it."""
+    """The part of the upright picture to analyse, or None for all of it."""
     epoch: int = 0
-    """Grows by one at every reconnect."""
+    """Increases by one at every reconnect."""
     seq: int = -1
-    """Gapless at capture over the life of the process, so a gap downstream is a drop."""
+    """Numbers the captured frames without gaps while the process runs, so a gap downstream is a drop."""
     clock: Clock = "arrival"
     """Whose clock `wall_ns` is."""
     begins: bool = False
-    """The first frame of a file's next pass (`loop`): what was seen before has nothing to do with it."""
+    """The first frame of a file's next pass (`loop`), unrelated to the frames before it."""
     quarantined: bool = False
-    """Damaged, or predicted from a damaged picture: counted, and not to be looked at."""
+    """Damaged, or predicted from a damaged picture: counted, but not analysed."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -118,7 +119,7 @@ class Placement:
     resize: Literal["letterbox", "stretch"] = "letterbox"
     """letterbox keeps the aspect ratio and pads; stretch fills the input."""
     align: Literal["center", "top_left"] = "center"
-    """Where a letterboxed picture lies: padded on both sides, or on the right and below only."""
+    """Position of a letterboxed picture: padded on both sides, or on the right and below only."""
 
 
 CENTERED = Placement()
@@ -126,7 +127,7 @@ CENTERED = Placement()
 
 @dataclass(slots=True, frozen=True)
 class Letterbox:
-    """The one mapping between upright source pixels and network-input pixels.
+    """The mapping between upright source pixels and network-input pixels.
 
     `network = (source - roi_origin) * content / roi + pad`, along each axis.
     """
@@ -172,7 +173,7 @@ class Letterbox:
     def to_source(self, xyxy: Float32Array) -> Float32Array:
         """Maps (N, 4) boxes from network-input pixels to upright source pixels, clipped to the roi.
 
-        Returns a new array; `xyxy` is left alone.
+        Returns a new array; `xyxy` is not modified.
         """
         # Per-axis scales: the content size was rounded to whole pixels, and the pixels were resampled by it.
         gain_x = self.roi.width / self.content_width
@@ -186,7 +187,8 @@ class Letterbox:
             ),
             np.float32,
         )
-        # Once a frame, mostly for a few boxes: all corners at once take 5 µs, one axis after the other took 9.
+        # Called once per frame, mostly with a few boxes: all corners at once take 5 µs, one axis after the other took
+        # 9.
         out: Float32Array = xyxy - pad
         out *= gain
         np.maximum(out, 0, out=out)
@@ -214,7 +216,7 @@ class StageTimes(NamedTuple):
     captured: int
     decoded: int
     batched: int
-    """Taken out of its ring: the end of queueing."""
+    """Taken from its ring: the end of queueing."""
     preprocessed: int
     inferred: int
     postprocessed: int
@@ -231,7 +233,7 @@ class Candidates:
     class_id: Int32Array
     """(M,)"""
     suppressed: bool = False
-    """True where the device has applied every threshold, filter and NMS: these are the boxes to publish, best first."""
+    """True if the device has applied all thresholds, filters and NMS: these are the boxes to publish, best first."""
     extra: Float32Array | None = None
     """(M, E) what the head needs of each box for its `suppress` and `details`, in its own form; None for most heads."""
 
@@ -278,7 +280,7 @@ class Tracks:
     """The track of each box of one frame."""
 
     number: npt.NDArray[np.int64]
-    """(N,) Unique within the process; 0 where the box has no confirmed track."""
+    """(N,) Unique within the process; 0 if the box has no confirmed track."""
     age_s: npt.NDArray[np.float64]
     """(N,) Observed seconds since the track's first box."""
     velocity: npt.NDArray[np.float64]
@@ -287,7 +289,7 @@ class Tracks:
 
 @dataclass(slots=True, frozen=True)
 class Detections:
-    """What was seen in one frame. Empty arrays, never None."""
+    """The detections of one frame. Arrays may be empty, but never None."""
 
     stream: str
     epoch: int
@@ -307,7 +309,7 @@ class Detections:
     clock: Clock = "arrival"
     """Whose clock `wall_ns` is."""
     tracks: Tracks | None = None
-    """Of each box; None where nothing is tracked."""
+    """The tracks of the boxes; None without tracking."""
     counts: Mapping[str, Any] | None = None
     """Counters of the stream's zones and lines as plain values, shared; None where it has none."""
     details: Details | None = None
@@ -329,26 +331,26 @@ class StreamCounts:
 
 @dataclass(slots=True, frozen=True)
 class StreamPast:
-    """How far a stream came in a process that is gone: it is numbered and counted on from here."""
+    """The state of a stream in a process that has ended, from which numbers and counters continue."""
 
     epoch: int
-    """Of its last connection; -1 where there was none."""
+    """Epoch of its last connection; -1 if there was none."""
     counts: StreamCounts
     """`received` is also the next frame's seq."""
 
 
 DEGRADED = frozenset({"overload", "late"})
-"""Reasons of a live stream that suffers from load."""
+"""Reasons of a live stream that is degraded by load."""
 
 
 @dataclass(slots=True, frozen=True)
 class StreamStatus:
-    """How one stream is, for subscribers, logs and health checks. Free of credentials."""
+    """The state of one stream, for subscribers, logs and health checks. Contains no credentials."""
 
     stream: str
     state: StreamState
     reason: str
-    """Empty while all is well, else one of `errors.SOURCE_REASONS`."""
+    """Empty while there is no problem, otherwise one of `errors.SOURCE_REASONS`."""
     detail: str
     epoch: int
     since_wall_ns: int
@@ -361,7 +363,7 @@ class StreamStatus:
     width: int = 0
     height: int = 0
     fps: float = 0.0
-    """What the stream declares; 0 where it does not."""
+    """As declared by the stream; 0 if unknown."""
     attempts: int = 0
     """Failed attempts in a row; 0 once it is live."""
     at_wall_ns: int = 0
@@ -369,7 +371,7 @@ class StreamStatus:
 
     @property
     def degraded(self) -> bool:
-        """True for a live stream that suffers from load."""
+        """True for a live stream that is degraded by load."""
         return self.state == "LIVE" and self.reason in DEGRADED
 
     def retry_left_s(self, wall_ns: int) -> float | None:
@@ -407,14 +409,14 @@ class ModelSpec:
     scale: float = 1 / 255
     """Pixels 0..255 are multiplied by this."""
     mean: tuple[float, float, float] | None = None
-    """Of each channel, in the order of `color`: subtracted after `scale`."""
+    """For each channel, in the order of `color`: subtracted after `scale`."""
     std: tuple[float, float, float] | None = None
-    """Of each channel: what is left is divided by it."""
+    """For each channel: the result is divided by it."""
     pad_value: int = 114
     """Grey level 0..255 around the letterboxed picture."""
     placement: Placement = CENTERED
     input_declared: bool = True
-    """False where neither configuration nor sidecar says how the input is made, and the defaults above were taken."""
+    """False if neither configuration nor sidecar declares how the input is made, and the defaults above are used."""
     max_batch: int = 1
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The model's own metadata, verbatim (ONNX metadata_props)."""
@@ -438,14 +440,14 @@ class ModelSpec:
         return (self.scale / std).astype(np.float32), (-mean / std).astype(np.float32)
 
     def info(self) -> ModelInfo:
-        """The part of the specification that travels with every message."""
+        """The part of the specification that every message includes."""
         return ModelInfo(name=self.name, sha256=self.sha256, labels=self.labels)
 
 
 DeviceLayout = Literal["anchor_grids", "anchor_rows", "objectness_rows", "class_columns", "final_boxes"]
-"""How boxes lie in a model's outputs, for a device that decodes them itself; several heads may share one.
+"""The layout of boxes in a model's outputs, for a device that decodes them itself; several heads may share one.
 
-- anchor_grids: an output a stride, logits relative to cell and anchor: (B, A, H, W, 5+C) or (B, A·(5+C), H, W)
+- anchor_grids: one output per stride, logits relative to cell and anchor: (B, A, H, W, 5+C) or (B, A·(5+C), H, W)
 - anchor_rows: the same values after a sigmoid, joined: (B, N, 5+C), stride by stride, anchor by anchor, line by line
 - objectness_rows: (B, N, 5+C): cx, cy, w, h in input pixels, objectness, class scores
 - class_columns: (B, 4+C, N): cx, cy, w, h in input pixels, class scores
@@ -455,7 +457,7 @@ DeviceLayout = Literal["anchor_grids", "anchor_rows", "objectness_rows", "class_
 
 @dataclass(slots=True, frozen=True)
 class DecodePlan:
-    """What a device needs to know to decode boxes itself. Made by the head; a backend may ignore it."""
+    """What a device needs to decode boxes itself. Created by the head; a backend may ignore it."""
 
     layout: DeviceLayout
     classes: int
@@ -465,11 +467,12 @@ class DecodePlan:
     strides: tuple[int, ...] = ()
     """anchor_grids: one for each output, in `ModelSpec.outputs` order. anchor_rows: in the order of the rows."""
     anchors: tuple[tuple[float, ...], ...] = ()
-    """w,h,w,h,… in input pixels, a row for each stride in the same order."""
+    """w,h,w,h,… in input pixels, one row per stride in the same order."""
     class_conf: tuple[float, ...] = ()
-    """Lowest score of each class, where they differ or not all are wanted (infinity). For `suppress` only."""
+    """Lowest score of each class, if they differ or some classes are excluded (infinity). For `suppress` only."""
     suppress: bool = False
-    """The device may apply `class_conf` and NMS too: all of `heads.postprocess` but the way back to the source."""
+    """The device may also apply `class_conf` and NMS: all of `heads.postprocess` except the mapping to source
+    pixels."""
     iou: float = 0.45
     max_det: int = 300
     agnostic: bool = False

@@ -1,7 +1,7 @@
-"""The head room: what a model's outputs mean.
+"""Heads: the decoding of a model's outputs.
 
 A head turns raw outputs into `Candidates` (network-input pixels, above the confidence threshold); `postprocess`
-applies NMS and maps back to the source, for every head alike. To add a head, write one file here:
+applies NMS and maps boxes to source pixels, in the same way for all heads. To add a head, write one file here:
 
     @HEADS.register
     class MyHeadSettings(HeadSettings):
@@ -10,9 +10,8 @@ applies NMS and maps back to the source, for every head alike. To add a head, wr
 
         def open(self, spec: ModelSpec, options: DecodeOptions) -> Head: ...
 
-Where its outputs can be told by their shapes, it overrides `recognise` and `shapes`. Its test gives the contract suite
-(`tests/heads/test_contract.py`) outputs that hold known objects.
-"""
+If its outputs can be recognised by their shapes, it overrides `recognise` and `shapes`. Its test provides the contract
+suite (`tests/heads/test_contract.py`) with outputs that contain known objects."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ class DetectSettings(Settings):
 
     conf: Unit = Field(0.25, description="Lowest score of a detection.")
     iou: Unit = Field(0.45, description="NMS drops a box that overlaps a better one of its class by more than this.")
-    max_det: int = Field(300, ge=1, le=30_000, description="Most detections a frame.")
+    max_det: int = Field(300, ge=1, le=30_000, description="Largest number of detections per frame.")
     classes: tuple[str | int, ...] | None = Field(
         None, description="Only these classes, by name or number. Default: all."
     )
@@ -50,30 +49,31 @@ class DetectSettings(Settings):
 
 
 class DecodeOptions(NamedTuple):
-    """What a head needs to know of `DetectSettings`."""
+    """What a head needs from `DetectSettings`."""
 
     conf: float
     """Lowest score that any class may have."""
     multi_label: bool = False
-    """A box yields every class above `conf`, else its best one only."""
+    """Whether a box yields every class above `conf` or only its best one."""
 
     @classmethod
     def of(cls, detect: DetectSettings) -> DecodeOptions:
-        """The options that lose nothing of what `detect` asks for."""
+        """The options that keep every box that `detect` may accept."""
         return cls(min([detect.conf, *detect.class_conf.values()]), detect.multi_label)
 
 
 class Head(ABC):
-    """Decodes one model's outputs. Keeps nothing between calls but that its first outputs were checked; one thread."""
+    """Decodes one model's outputs. For one thread. Keeps no state between calls, except that its first outputs were
+    checked."""
 
     nms: bool = True
     """False where the model has already suppressed overlapping boxes (end-to-end outputs)."""
     classes: int
-    """How many classes the outputs have."""
+    """Number of classes in the outputs."""
     plan: DecodePlan | None = None
-    """The same knowledge for a device that decodes boxes itself; None where no device layout describes the outputs."""
+    """The same for a device that decodes boxes itself; None if no device layout describes the outputs."""
     detailed: bool = False
-    """True where boxes have more than a class and a score: `details` is asked for every frame with boxes."""
+    """True if boxes have more than a class and a score: `details` is then called for every frame with boxes."""
 
     @abstractmethod
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
@@ -84,21 +84,21 @@ class Head(ABC):
             index: which frame of the batch.
 
         Raises:
-            ModelError: the first outputs cannot be what the head was declared or recognised for.
+            ModelError: the first outputs contradict the declared or recognised head.
         """
 
     def suppress(self, found: Candidates, detect: DetectSettings) -> npt.NDArray[np.intp]:
-        """NMS: numbers of the boxes to keep, best first, `detect.max_det` at most. Not called where `nms` is False."""
+        """NMS: indices of the boxes to keep, best first, at most `detect.max_det`. Not called if `nms` is False."""
         return nms(found.xyxy, found.score, found.class_id, detect.iou, detect.max_det, agnostic=detect.agnostic)
 
     def details(self, outputs: Outputs, index: int, kept: Candidates, letterbox: Letterbox) -> Details:
-        """What the model says of the boxes that are published, where `detailed`.
+        """The model's details of the published boxes, if `detailed`.
 
         Args:
             outputs: see `candidates`.
             index: which frame of the batch.
             kept: the boxes in network-input pixels; there is at least one.
-            letterbox: the way to source pixels.
+            letterbox: the mapping to source pixels.
         """
         raise NotImplementedError
 
@@ -107,40 +107,40 @@ class HeadSettings(KindSettings):
     """Settings of one kind of head."""
 
     form: ClassVar[str]
-    """The shapes of its outputs, for people: (B, N, 5+C)."""
+    """The shapes of its outputs, for messages: (B, N, 5+C)."""
     tasks: ClassVar[tuple[str, ...]] = ("detect",)
-    """What models of this family do, as Ultralytics' exporter names it in the model's metadata."""
+    """Tasks of models of this family, as named by Ultralytics' exporter in the model's metadata."""
     usual_input: ClassVar[Mapping[str, Any]] = {}
-    """How models of this family are fed, as fields of the sidecar, where that is not streamd's default.
+    """How the input of models of this family is usually made, as fields of the sidecar, if it differs from streamd's
+    default.
 
-    A model of it must say how it is fed: the outputs of a wrong input look like detections of nothing.
+    Such a model must declare how its input is made: with wrong input, it merely seems to detect nothing.
     """
     sigmoid_contradicts: ClassVar[str] = ""
-    """For a model whose outputs come out of a sigmoid: why that is not what this head reads, and what to do.
+    """For a model whose outputs end in a sigmoid: why this head cannot decode them, and what to do.
 
-    Continues the sentence "its outputs end in a sigmoid". Empty where that is as it should be.
+    Continues the sentence "its outputs end in a sigmoid". Empty if it can.
     """
 
     @classmethod
     def shapes(cls, height: int, width: int, classes: int) -> tuple[tuple[int, ...], ...]:
-        """What a model with an input of `height` × `width` pixels puts out for one frame in this form.
+        """The output shapes for one frame in this form, with an input of `height` × `width` pixels.
 
-        For messages and the fuzzer. Empty where the head's settings decide.
+        For messages and the fuzzer. Empty if they depend on the head's settings.
         """
         return ()
 
     @classmethod
     def recognise(cls, spec: ModelSpec) -> HeadSettings | None:
-        """The settings under which outputs of these shapes can be decoded, or None. Sure, or None: never a guess."""
+        """The settings with which outputs of these shapes can be decoded; None if that is not certain."""
         return None
 
     @classmethod
     def undecodable(cls, spec: ModelSpec) -> str:
         """For outputs of this family in a form that no head decodes: what they are, and what to do.
 
-        Continues the sentence "outputs NAME[SHAPE]". Takes precedence over what other heads recognise. Empty where the
-        outputs are something else.
-        """
+        Continues the sentence "outputs NAME[SHAPE]". Takes precedence over what other heads recognise. Empty if the
+        outputs are something else."""
         return ""
 
     def open(self, spec: ModelSpec, options: DecodeOptions) -> Head:

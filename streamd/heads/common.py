@@ -1,4 +1,4 @@
-"""Small arithmetic that several heads share."""
+"""Arithmetic and checks shared by several heads."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from streamd.types import Candidates, Float32Array, FloatArray, ModelSpec, Outpu
 
 EMPTY = Candidates(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
 STRIDES = (8, 16, 32)
-"""Input pixels a cell, of the three grids that most detectors have."""
+"""Input pixels per cell, of the three grids that most detectors have."""
 
 
 SHARES_END = 1.5
-"""Boxes in input pixels always go beyond, in a whole frame: centres of the last cells are hundreds of pixels away."""
+"""In a whole frame, boxes in input pixels always exceed this: centres of the last cells are hundreds of pixels away."""
 
 
 def cells(height: int, width: int) -> int:
-    """Cells of the grids of `STRIDES` over an input of so many pixels."""
+    """Number of cells of the grids of `STRIDES` over an input of this size in pixels."""
     return sum((height // s) * (width // s) for s in STRIDES)
 
 
@@ -36,7 +36,7 @@ def check_single(kind: str, form: str, spec: ModelSpec, fits: Callable[[tuple[in
     """The shape of the model's only output.
 
     Raises:
-        ConfigError: there are several, or it has not three dimensions, or does not fit.
+        ConfigError: there are several outputs, or it does not have three dimensions, or does not fit.
     """
     shape = spec.outputs[0].shape if len(spec.outputs) == 1 else ()
     if len(shape) != 3 or not fits(shape):
@@ -45,14 +45,14 @@ def check_single(kind: str, form: str, spec: ModelSpec, fits: Callable[[tuple[in
 
 
 def logit(probability: float) -> float:
-    """The inverse sigmoid: thresholds are applied to raw outputs, so that only survivors pay for an exponential."""
+    """The inverse sigmoid: thresholds are applied to raw outputs, so that exponentials are computed for few."""
     if probability <= 0:
         return -math.inf
     return math.inf if probability >= 1 else math.log(probability / (1 - probability))
 
 
 def as_float32(values: FloatArray) -> Float32Array:
-    """The same values in single precision; no copy where they are."""
+    """The same values in single precision; no copy if they already are."""
     return values.astype(np.float32, copy=False)
 
 
@@ -81,7 +81,7 @@ def label_boxes(
     Args:
         xyxy: (M, 4)
         scores: (M, C), objectness included.
-        options: the lowest score, and whether every class above it counts or the best one only.
+        options: the lowest score, and whether every class above it counts or only the best one.
         extra: (M, E) see `Candidates.extra`.
     """
     if options.multi_label:
@@ -120,9 +120,9 @@ class RowsHead(Head):
         """Checks the rows (N, 5+C) of the first frame.
 
         Raises:
-            ModelError: they cannot be what the head was declared or recognised for.
+            ModelError: they contradict the declared or recognised head.
         """
 
     @abstractmethod
     def decode(self, rows: Float32Array, index: npt.NDArray[np.intp]) -> Candidates:
-        """Decodes the rows (M, 5+C) whose objectness reaches the threshold; `index` (M,) are their numbers."""
+        """Decodes the rows (M, 5+C) whose objectness reaches the threshold; `index` (M,) are their row numbers."""

@@ -1,9 +1,8 @@
 """Rotated boxes, as Ultralytics exports YOLOv8-obb, YOLO11-obb and YOLO26-obb.
 
 Rows have centre, size and, as the only extra value, an angle in radians, clockwise from the x axis to the side called
-width. Overlap is measured between Gaussians (Llerena et al. 2021, Probabilistic IoU), as in the family's own NMS. That
-one (Fast NMS) also lets boxes that were dropped themselves drop others; here, as for all heads, only kept boxes do.
-"""
+width. Overlap is measured between Gaussians (Llerena et al. 2021, Probabilistic IoU), as in the family's own NMS.
+Theirs (Fast NMS) also lets dropped boxes drop others; here, as for all heads, only kept boxes do."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from streamd.types import Candidates, Details, Float32Array, Letterbox, ModelSpe
 
 _TINY = 1e-7
 _SIGNS = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]], np.float32)
-"""Of half the width and half the height, for each corner in order around the box."""
+"""Signs of half the width and half the height, for each corner in order around the box."""
 
 
 @HEADS.register
@@ -33,7 +32,7 @@ class ObbSettings(TaskSettings):
 
     @classmethod
     def recognise(cls, spec: ModelSpec) -> HeadSettings | None:
-        """See `HeadSettings.recognise`. By the metadata: an angle looks like one class more."""
+        """See `HeadSettings.recognise`. By the metadata, since an angle looks like one more class."""
         return cls() if spec.metadata.get("task", "").strip().lower() == "obb" and len(spec.outputs) == 1 else None
 
     def open(self, spec: ModelSpec, options: DecodeOptions) -> Head:
@@ -68,10 +67,10 @@ class Obb(TaskHead):
 
 
 def upright_boxes(box: Float32Array, angle: Float32Array) -> Float32Array:
-    """(M, 4) corners of the least upright boxes around rotated ones: (M, 4) cx cy w h, (M, 1) angle."""
+    """(M, 4) corners of the smallest upright boxes around rotated ones, given by (M, 4) cx cy w h and (M, 1) angle."""
     cos, sin = np.abs(np.cos(angle)), np.abs(np.sin(angle))
     half = np.concatenate([box[:, 2:3] * cos + box[:, 3:4] * sin, box[:, 2:3] * sin + box[:, 3:4] * cos], axis=1) / 2
-    # What has no width or no height cannot be: so it is to be left out, whatever its other side is.
+    # A box without width or height is invalid and must be left out, whatever its other side is.
     half[box[:, 2:].min(axis=1, initial=np.inf) <= 0] = -1
     return np.concatenate([box[:, :2] - half, box[:, :2] + half], axis=1)
 
@@ -97,7 +96,7 @@ def probabilistic_iou(
     center: npt.NDArray[np.float64], spread: npt.NDArray[np.float64], centers: npt.NDArray[np.float64],
     spreads: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:  # fmt: skip
-    """1 less the Hellinger distance of one box to others, 0 to 1.
+    """1 minus the Hellinger distance of one box to others, 0 to 1.
 
     Args:
         center: (2,)
@@ -126,11 +125,11 @@ def rotated_nms(
         boxes: (M, 5) cx, cy, width, height, angle in radians.
         score: (M,)
         class_id: (M,)
-        iou: a later box is dropped where its overlap is greater than this.
-        max_det: boxes kept at most.
+        iou: a later box is dropped if its overlap exceeds this.
+        max_det: largest number of boxes kept.
 
     Returns:
-        Numbers of the kept boxes by falling score.
+        Indices of the kept boxes in descending order of score.
     """
     order = np.argsort(-score, kind="stable")[:MAX_CANDIDATES]
     boxes, class_id = boxes[order], class_id[order]

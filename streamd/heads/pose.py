@@ -1,6 +1,6 @@
 """Boxes with keypoints, as Ultralytics exports YOLOv8-pose, YOLO11-pose and YOLO26-pose.
 
-The extra values of a row are x, y (input pixels) of each of K keypoints, with D = 3 its visibility 0..1, too.
+The extra values of a row are x, y (input pixels) of each of K keypoints, and for D = 3 also its visibility 0..1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PoseSettings(TaskSettings):
 
     @classmethod
     def recognise(cls, spec: ModelSpec) -> HeadSettings | None:
-        """See `HeadSettings.recognise`. By the metadata, which has the number of keypoints, too."""
+        """See `HeadSettings.recognise`. By the metadata, which also has the number of keypoints."""
         said = spec.metadata.get("task", "").strip().lower() == "pose" and len(spec.outputs) == 1
         return cls() if said and cls()._shape(spec) is not None else None
 

@@ -1,4 +1,4 @@
-"""From outputs to detections in source pixels: the same last steps for every head and every backend."""
+"""From outputs to detections in source pixels: the same final steps for every head and every backend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streamd.types import Candidates, DecodePlan, Details, Float32Array, Int32Ar
 
 
 def class_numbers(names: Sequence[str | int], labels: Sequence[str], field: str) -> list[int]:
-    """Class numbers of `names`, each a label or a number.
+    """The class numbers of `names`, each a label or a number.
 
     Raises:
         ConfigError: a name or number that the labels do not have, with near matches.
@@ -37,7 +37,7 @@ def class_numbers(names: Sequence[str | int], labels: Sequence[str], field: str)
 
 
 def with_suppression(plan: DecodePlan, labels: Sequence[str], detect: DetectSettings) -> DecodePlan:
-    """The plan for a device that also filters and suppresses, with the result of `Postprocess`.
+    """The plan for a device that also filters and suppresses, with the same result as `Postprocess`.
 
     Raises:
         ConfigError: a class that the labels do not have.
@@ -56,7 +56,7 @@ def with_suppression(plan: DecodePlan, labels: Sequence[str], detect: DetectSett
 
 
 class Postprocess:
-    """Decodes, leaves out what cannot be, filters, suppresses, and maps back. Used by one thread.
+    """Decodes outputs, leaves out invalid boxes, filters, suppresses, and maps to source pixels. For one thread.
 
     Args:
         head: decodes raw outputs.
@@ -69,9 +69,9 @@ class Postprocess:
 
     def __init__(self, head: Head, detect: DetectSettings, labels: Sequence[str]) -> None:
         self.rejected: Mapping[str, int] = NONE
-        """Boxes of the last frame that cannot be and were left out, by one of `validate.REASONS`."""
+        """Invalid boxes of the last frame that were left out, by one of `validate.REASONS`."""
         self.details: Details | None = None
-        """Of the boxes of the last frame; None where the head gives none."""
+        """Details of the last frame's boxes; None if the head has none."""
         self._head = head
         self._detect = detect
         self._wanted: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
@@ -90,7 +90,8 @@ class Postprocess:
         """Decodes frame `index` of a batch.
 
         Returns:
-            xyxy (N, 4) in source pixels, score (N,) falling, class_id (N,). None of them is a view of `outputs`.
+            xyxy (N, 4) in source pixels, score (N,) in descending order, class_id (N,). None of them is a view of
+            `outputs`.
         """
         first = outputs[index] if isinstance(outputs[0], Candidates) else None
         found = first if isinstance(first, Candidates) else self._head.candidates(outputs, index)  # type: ignore[arg-type]
@@ -126,10 +127,8 @@ class Postprocess:
     def _in_picture(
         self, xyxy: Float32Array, score: Float32Array, class_id: Int32Array
     ) -> tuple[Float32Array, Float32Array, Int32Array, npt.NDArray[np.bool_] | None]:
-        """What there is to show of the boxes, which are in source pixels and clipped to the picture.
-
-        And which of them these are; None for all.
-        """
+        """The boxes with a visible part, in source pixels and clipped to the picture; and which ones these are, None
+        for all."""
         there = inside(xyxy)
         if there is not None:
             self.rejected = {**self.rejected, "outside": int(len(there) - there.sum())}

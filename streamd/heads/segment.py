@@ -1,9 +1,8 @@
 """Boxes with masks, as Ultralytics exports YOLOv8-seg, YOLO11-seg and YOLO26-seg.
 
-The extra values of a row are weights of P prototype masks, which are the second output (B, P, H, W). Where the weighted
-sum, enlarged to input pixels, is positive inside the box, there is the object (Bolya et al. 2019, YOLACT). Only boxes
-that are published get their mask, and of that the outline.
-"""
+The extra values of a row are weights of P prototype masks, which are the second output (B, P, H, W). The object is
+where the weighted sum, scaled to input pixels, is positive inside the box (Bolya et al. 2019, YOLACT). Masks and their
+outlines are computed for published boxes only."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from streamd.types import Candidates, Details, Float32Array, Letterbox, ModelSpe
 
 
 class _Masks(NamedTuple):
-    """Which output has the rows and which the prototypes, and input pixels a value of the latter."""
+    """Which output has the rows and which the prototypes, and input pixels per value of the latter."""
 
     rows: int
     prototypes: int
@@ -59,7 +58,7 @@ class SegmentSettings(TaskSettings):
 
 
 def _masks(spec: ModelSpec) -> _Masks | None:
-    """None where the outputs are something else."""
+    """None if the outputs are something else."""
     by_rank = {len(t.shape): i for i, t in enumerate(spec.outputs)}
     if len(spec.outputs) != 2 or set(by_rank) != {3, 4}:
         return None
@@ -101,11 +100,11 @@ class Segment(TaskHead):
             box: corners in input pixels.
 
         Returns:
-            (mask (h, w) of 0 and 1, x, y): a value an input pixel, and where its corner is.
+            (mask (h, w) of 0 and 1, x, y): one value per input pixel, and the position of its corner.
         """
         height, width = prototypes.shape[1:]
         f = self._factor
-        # One value more on each side, for the interpolation.
+        # One more value on each side, for the interpolation.
         left, top = max(0, math.floor(box[0] / f) - 1), max(0, math.floor(box[1] / f) - 1)
         right, bottom = min(width, math.ceil(box[2] / f) + 1), min(height, math.ceil(box[3] / f) + 1)
         if right <= left or bottom <= top:

@@ -15,14 +15,14 @@ from streamd.heads.postprocess import with_suppression
 from streamd.types import ModelSpec
 
 TASKS = ("detect", "segment", "pose", "obb", "classify")
-"""Words of Ultralytics' exporter that say something. With others, of others, every head may be meant."""
+"""Tasks of Ultralytics' exporter. With any other word, the task does not exclude a head."""
 
 
 def recognise(spec: ModelSpec) -> HeadSettings:
-    """The head's settings: the sidecar's word, else what the output shapes allow.
+    """The head's settings: those of the sidecar, otherwise what the output shapes allow.
 
     Raises:
-        ConfigError: the shapes fit no head or more than one; the message lists them and says what to declare.
+        ConfigError: the shapes fit no head or more than one; the message lists the shapes and says what to declare.
     """
     if spec.head is not None:
         return _validated(dict(spec.head), f"sidecar of {spec.path}: ")
@@ -65,7 +65,7 @@ def _others() -> str:
 
 
 def _expected(spec: ModelSpec) -> str:
-    """What each head would have found instead."""
+    """The shapes that each head expects."""
     classes = len(spec.labels) or len(COCO80)
     found = {
         name: " ".join(str(list(shape)) for shape in kind.shapes(spec.input_height, spec.input_width, classes))
@@ -83,13 +83,13 @@ def _validated(value: object, where: str) -> HeadSettings:
 
 
 def declared(kind: str | None, spec: ModelSpec) -> HeadSettings | None:
-    """The settings that a kind given by itself means: the sidecar's where it is of that kind, else the kind's defaults.
+    """The settings for a kind given by name only: the sidecar's if it is of that kind, otherwise the kind's defaults.
 
     Returns:
-        None where `kind` is.
+        None if `kind` is None.
 
     Raises:
-        ConfigError: there is no such kind, or the sidecar's head is of that kind, but wrong.
+        ConfigError: there is no such kind, or the sidecar's head is of that kind but invalid.
     """
     if kind is None:
         return None
@@ -99,7 +99,7 @@ def declared(kind: str | None, spec: ModelSpec) -> HeadSettings | None:
 
 
 def reads_task(kind: type[HeadSettings], spec: ModelSpec) -> bool:
-    """Whether heads of that kind decode what the model's exporter says that it does. Unknown words say nothing."""
+    """Whether heads of that kind decode the model's task according to its exporter. Unknown tasks exclude nothing."""
     task = _task(spec)
     return task not in TASKS or task in kind.tasks
 
@@ -109,19 +109,19 @@ def _task(spec: ModelSpec) -> str:
 
 
 def _no_task(spec: ModelSpec, kind: str | None = None) -> str:
-    """What to say of a task that no head reads, or not the declared one."""
+    """The error for a task that no head decodes, or that the declared head does not."""
     told = f"model {spec.path}: its metadata says that it was exported for the task {_task(spec)}"
     fits = [name for name, each in HEADS.builtin().items() if _task(spec) in each.tasks]
     if kind is None or not fits:
-        return f"{told}, which no head reads. Export a detection model (task=detect)"
-    return f"{told}, which the head {kind} does not read; declare model.head.kind: {', '.join(fits)}, or leave it out"
+        return f"{told}, which no head decodes. Export a detection model (task=detect)"
+    return f"{told}, which the head {kind} does not decode; declare model.head.kind: {', '.join(fits)}, or leave it out"
 
 
 def check_input(settings: HeadSettings, spec: ModelSpec) -> None:
-    """Whether it is known how the model's input is made.
+    """Checks that it is known how the model's input is made.
 
     Raises:
-        ConfigError: the head's family is fed in another way than most, and nobody says how this model is.
+        ConfigError: models of the head's family need a special input, and it is not declared for this one.
     """
     if settings.usual_input and not spec.input_declared:
         usual = json.dumps(dict(settings.usual_input), separators=(",", ":"))
@@ -134,7 +134,7 @@ def check_input(settings: HeadSettings, spec: ModelSpec) -> None:
 
 
 def open_head(settings: HeadSettings | None, spec: ModelSpec, detect: DetectSettings) -> Head:
-    """Makes the head that `settings` describe, or that is recognised where they are None.
+    """Creates the head that `settings` describe, or the recognised one if they are None.
 
     Raises:
         ConfigError: the settings contradict the model's shapes, or its input is unknown.
@@ -145,22 +145,22 @@ def open_head(settings: HeadSettings | None, spec: ModelSpec, detect: DetectSett
         raise ConfigError(_no_task(spec, settings.kind))
     head = settings.open(spec, DecodeOptions.of(detect))
     if head.nms and head.plan is not None:
-        with suppress(ConfigError):  # Postprocess says what is wrong.
+        with suppress(ConfigError):  # Postprocess reports the error.
             head.plan = with_suppression(head.plan, resolve_labels(spec, head.classes), detect)
     return head
 
 
 def resolve_labels(spec: ModelSpec, classes: int) -> tuple[str, ...]:
-    """The class names: those of the specification, or COCO's for 80 classes, or numbered ones.
+    """The class names: those of the specification, COCO's for 80 classes, or numbered ones.
 
     Raises:
-        ConfigError: names were given, but not as many as the model has classes.
+        ConfigError: the number of names differs from the model's number of classes.
     """
     if spec.labels:
         if len(spec.labels) != classes:
             raise ConfigError(
                 f"model.labels: {len(spec.labels)} names for a model with {classes} classes ({spec.path}); "
-                "give one name a class, in order"
+                "give one name per class, in order"
             )
         return spec.labels
     return COCO80 if classes == len(COCO80) else tuple(f"class_{i}" for i in range(classes))

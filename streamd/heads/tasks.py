@@ -1,4 +1,4 @@
-"""What the heads for pose, oriented boxes and segmentation share: rows as Ultralytics lays them out.
+"""Shared by the heads for pose, oriented boxes and segmentation: rows in Ultralytics' layout.
 
 Before NMS, (B, 4+C+E, N): centre and size in input pixels, class scores, and E values of the task. With NMS inside, or
 from a model that needs none (YOLO26), (B, N, 6+E): box, score, class number, and the same E values.
@@ -36,7 +36,7 @@ def corner_boxes(box: Float32Array, extra: Float32Array) -> Float32Array:
 
 
 def said_shape(spec: ModelSpec, key: str) -> tuple[int, ...] | None:
-    """Whole numbers that the exporter wrote into the metadata, as "[17, 3]"; None where there are none."""
+    """Integers that the exporter wrote into the metadata, such as "[17, 3]"; None if there are none."""
     try:
         found = ast.literal_eval(spec.metadata.get(key, "").strip())
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
@@ -46,29 +46,29 @@ def said_shape(spec: ModelSpec, key: str) -> tuple[int, ...] | None:
 
 
 class TaskSettings(HeadSettings):
-    """What the settings of these heads have in common."""
+    """Settings shared by these heads."""
 
     end_to_end: bool | None = Field(
         None,
-        description="Rows have a score and a class number (after NMS), not a score per class. Default: known by shape.",
+        description="Rows have a score and a class number (after NMS), not a score per class. Default: from the shape.",
     )
     of_boxes: ClassVar[str] = "their boxes"
 
     def is_final(self, shape: tuple[int, ...], extra: int, spec: ModelSpec) -> bool:
-        """Whether the output of this shape has rows that need no NMS.
+        """Whether an output of this shape has rows that need no NMS.
 
         Args:
-            shape: of the output with the rows.
+            shape: shape of the output with the rows.
             extra: E.
             spec: the model.
 
         Raises:
-            ConfigError: it cannot be what it is declared to be, or could be both.
+            ConfigError: it contradicts the declaration, or could be either.
         """
         final = len(shape) == 3 and shape[2] == 6 + extra and 1 <= shape[1] <= MOST_ROWS
         dense = len(shape) == 3 and shape[1] >= 5 + extra
         if dense and final:
-            # Nobody exports a network whose grids have as few cells as its rows have columns, unless it is one.
+            # A real network has more cells than its rows have columns.
             dense = shape[2] == cells(spec.input_height, spec.input_width)
         fits = {True: final, False: dense, None: final != dense}[self.end_to_end]
         if fits:
@@ -95,7 +95,7 @@ class TaskHead(Head):
         output: which output has the rows.
         extra: E.
         final: see `TaskSettings.is_final`.
-        to_corners: upright boxes of rows before NMS, and after it.
+        to_corners: convert rows to upright boxes, before and after NMS.
     """
 
     detailed = True
@@ -120,7 +120,7 @@ class TaskHead(Head):
         self.classes = (len(spec.labels) or len(COCO80)) if final else shape[1] - 4 - extra
 
     def _check(self, boxes: Float32Array, scores: Float32Array) -> None:
-        """Of the first frame; `boxes` (M, 4), `scores` (M, …)."""
+        """Checks the first frame; `boxes` (M, 4), `scores` (M, …)."""
         check_numbers(self._path, boxes, scores)
         if mostly_no_shares(scores):
             raise ModelError(
@@ -173,5 +173,5 @@ class TaskHead(Head):
         )
 
     def _own(self, box: Float32Array, extra: Float32Array) -> Float32Array:
-        """`Candidates.extra`, of the rows' (M, 4) first columns and (M, E) extra values."""
+        """`Candidates.extra` from the rows' first columns (M, 4) and extra values (M, E)."""
         return extra

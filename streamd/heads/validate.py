@@ -1,8 +1,7 @@
-"""Boxes that cannot be: left out before suppression, so that they take no sound box with them, and counted.
+"""Invalid boxes: left out before suppression, so that they do not suppress valid ones, and counted.
 
-Once for every head and every device. Also what heads ask of the first outputs,
-by which a wrong export is named instead of published.
-"""
+The rules are the same for all heads and devices. Also checks of the first outputs, which detect a wrong export before
+anything is published."""
 
 from __future__ import annotations
 
@@ -15,32 +14,33 @@ from streamd.errors import ModelError
 from streamd.types import Candidates, Float32Array, FloatArray
 
 MOST_SCORE = 1 + 1e-3
-"""Scores are at most 1; a sigmoid may come out of a reduced precision so far above. kernels.cu has the same number."""
+"""Scores are at most 1, but in reduced precision a sigmoid may reach this value. kernels.cu has the same number."""
 LEAST_SIDE = 1e-3
-"""Pixels of the network's input that a box has at least. kernels.cu has the same number."""
+"""Least size of a box, in pixels of the network's input. kernels.cu has the same number."""
 FARTHEST = 2.0**20
-"""Pixels from the origin within which a corner lies: farther is an overflow. kernels.cu has the same number."""
+"""Largest distance of a corner from the origin, in pixels: anything farther is an overflow. kernels.cu has the same
+number."""
 FEW = 12
-"""So many boxes are looked at faster one by one than as arrays."""
+"""Up to this number, boxes are checked faster one by one than as arrays."""
 REASONS = ("not_finite", "score", "size", "outside")
 """Why a box is left out.
 
 - not_finite: a corner is NaN, infinite or an overflow
-- score: above 1, below 0, or no number
+- score: above 1, below 0, or not a number
 - size: none, or corners in the wrong order
-- outside: nothing of it is in the picture
+- outside: no part of it is in the picture
 """
 NONE: Mapping[str, int] = {}
 _LEAST_SIDE = np.float32(LEAST_SIDE)
 _least, _most = np.minimum.reduce, np.maximum.reduce
 ROUNDING = 1e-3
-"""What should be 0 to 1 may be so far outside."""
+"""Tolerance for values that should be 0 to 1."""
 
 
 def possible(found: Candidates) -> tuple[Candidates, Mapping[str, int]]:
-    """Those of `found` that can be, in their order, and how many others there were, by reason. Before suppression.
+    """The valid ones of `found`, in order, and the number of invalid ones by reason. To be called before suppression.
 
-    Where a box lies is not looked at: a device suppresses without knowing where the picture is.
+    The position of a box is not checked: a device suppresses without knowing where the picture is.
     """
     if _all_possible(found):
         return found, NONE
@@ -55,7 +55,7 @@ def possible(found: Candidates) -> tuple[Candidates, Mapping[str, int]]:
 def _all_possible(found: Candidates) -> bool:
     xyxy, score, class_id = found.xyxy, found.score, found.class_id
     if len(score) <= FEW:
-        # A call of NumPy takes as long as this does for eight boxes. Nothing of it is true of NaN.
+        # One NumPy call takes as long as this does for eight boxes. All comparisons with NaN are false.
         values = zip(xyxy.tolist(), score.tolist(), class_id.tolist(), strict=True)
         return all(
             LEAST_SIDE < x2 - x1 < FARTHEST
@@ -64,7 +64,7 @@ def _all_possible(found: Candidates) -> bool:
             and number >= 0
             for (x1, y1, x2, y2), share, number in values
         )
-    # Five reductions over everything cost half of what masks do.
+    # Five reductions over all values cost half as much as masks.
     with np.errstate(invalid="ignore", over="ignore"):
         size = xyxy[:, 2:] - xyxy[:, :2]
     return bool(
@@ -77,7 +77,7 @@ def _all_possible(found: Candidates) -> bool:
 
 
 def which_can(found: Candidates) -> npt.NDArray[np.bool_]:
-    """(M,) whether each box can be: numbers within reason, a size, a score. Comparisons with NaN are false."""
+    """(M,) whether each box is valid: corners within bounds, a size, a score. Comparisons with NaN are false."""
     xyxy, score = found.xyxy, found.score
     can = np.all(np.abs(xyxy) < FARTHEST, axis=1)
     can &= np.all(xyxy[:, 2:] > xyxy[:, :2] + _LEAST_SIDE, axis=1)
@@ -86,7 +86,7 @@ def which_can(found: Candidates) -> npt.NDArray[np.bool_]:
 
 
 def _reasons(xyxy: Float32Array, score: Float32Array, class_id: npt.NDArray[np.int32]) -> Mapping[str, int]:
-    """The first reason of each box, counted. A device gives what cannot be class -1 and score 0 (kernels.cu)."""
+    """Counts the first reason of each box. A device gives invalid boxes class -1 and score 0 (kernels.cu)."""
     finite = (np.abs(xyxy) < FARTHEST).all(axis=1)
     sides = (xyxy[:, 2:] > xyxy[:, :2] + _LEAST_SIDE).all(axis=1)
     scored = (score <= MOST_SCORE) & (score >= 0) & ((class_id >= 0) | ~sides)
@@ -95,7 +95,7 @@ def _reasons(xyxy: Float32Array, score: Float32Array, class_id: npt.NDArray[np.i
 
 
 def inside(xyxy: Float32Array) -> npt.NDArray[np.bool_] | None:
-    """Which boxes have a part in the picture, to which they were clipped; None where all have."""
+    """Which boxes still have an area after clipping to the picture; None if all have."""
     if len(xyxy) <= FEW and all(x2 > x1 and y2 > y1 for x1, y1, x2, y2 in xyxy.tolist()):
         return None
     there: npt.NDArray[np.bool_] = xyxy[:, 2:] > xyxy[:, :2]
@@ -103,25 +103,25 @@ def inside(xyxy: Float32Array) -> npt.NDArray[np.bool_] | None:
 
 
 def check_numbers(path: str, *values: FloatArray) -> None:
-    """Whether each of a first frame's outputs, or parts of them, holds numbers at all.
+    """Checks that each of a first frame's outputs, or of their parts, contains finite numbers.
 
     Raises:
-        ModelError: one holds none: NaN and infinity throughout.
+        ModelError: one contains none, only NaN and infinity.
     """
     if not all(np.isfinite(v).any() for v in values):
         raise ModelError(
-            f"model {path}: its outputs hold no numbers, only NaN or infinity; it overflows in this precision, or was "
-            "damaged. Try it in single precision (fp32), or export it again"
+            f"model {path}: its outputs contain no numbers, only NaN or infinity; it overflows in this precision, or "
+            "was damaged. Try it in single precision (fp32), or export it again"
         )
 
 
 def mostly_no_shares(rows: FloatArray) -> bool:
-    """Whether most rows (…, K) hold something that is no share of 0 to 1."""
+    """Whether most rows (…, K) contain a value outside 0 to 1."""
     within = (rows >= -ROUNDING) & (rows <= 1 + ROUNDING)
     return bool(within.all(axis=-1).mean() < 0.5)
 
 
 def span(values: FloatArray) -> str:
-    """The least and the greatest number of all, for a message."""
+    """The least and the greatest finite value, for a message."""
     finite = values[np.isfinite(values)]
     return f"{finite.min():.3g} to {finite.max():.3g}" if finite.size else "NaN"

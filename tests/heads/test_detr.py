@@ -117,7 +117,7 @@ def test_wrong_values_are_named_at_the_first_frame() -> None:
         open_head(DetrSettings(activated=True), model, detect).candidates([logits, boxes], 0)
     with pytest.raises(ModelError, match=r"box centres are .*, not fractions of the input from 0 to 1"):
         open_head(None, model, detect).candidates([logits, boxes * SIZE], 0)
-    with pytest.raises(ModelError, match="hold no numbers"):
+    with pytest.raises(ModelError, match="contain no numbers"):
         open_head(None, model, detect).candidates([np.full_like(logits, np.nan), boxes], 0)
 
 

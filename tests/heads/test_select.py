@@ -102,19 +102,19 @@ def test_what_the_error_says_to_write_is_a_sidecar() -> None:
 @pytest.mark.parametrize("task", ["classify", " Classify "])
 def test_other_tasks_are_refused_recognised_or_declared(task: str) -> None:
     model = spec((1, 4 + CLASSES, CELLS), metadata={"task": task})
-    with pytest.raises(ConfigError, match=r"m\.onnx: its metadata says .* the task classify, which no head reads\."):
+    with pytest.raises(ConfigError, match=r"m\.onnx: its metadata says .* the task classify, which no head decodes\."):
         recognise(model)
-    with pytest.raises(ConfigError, match="which no head reads"):
+    with pytest.raises(ConfigError, match="which no head decodes"):
         open_head(Yolov5CatSettings(), model, DetectSettings())
 
 
 @pytest.mark.parametrize(("task", "kind"), [("pose", "pose"), ("segment", "segment"), ("obb", "obb")])
 def test_heads_of_another_task_than_the_models_are_refused(task: str, kind: str) -> None:
     model = spec((1, 4 + CLASSES, CELLS), metadata={"task": task})
-    with pytest.raises(ConfigError, match=rf"head yolov5_cat does not read; declare model\.head\.kind: {kind}, or"):
+    with pytest.raises(ConfigError, match=rf"head yolov5_cat does not decode; declare model\.head\.kind: {kind}, or"):
         open_head(Yolov5CatSettings(), model, DetectSettings())
     other = spec((1, 4 + CLASSES, CELLS), metadata={"task": "detect"}, head={"kind": kind})
-    with pytest.raises(ConfigError, match=rf"for the task detect, which the head {kind} does not read"):
+    with pytest.raises(ConfigError, match=rf"for the task detect, which the head {kind} does not decode"):
         open_head(None, other, DetectSettings())
 
 

@@ -143,7 +143,7 @@ def test_scores_a_rounding_above_one_are_one() -> None:
 def test_outputs_without_numbers_are_an_error(kind: str) -> None:
     model, outputs = contract_cases_of(kind)[0].encode(1, 0)
     head = open_head(None, model, DetectSettings())
-    with pytest.raises(ModelError, match="hold no numbers, only NaN or infinity; it overflows in this precision"):
+    with pytest.raises(ModelError, match="contain no numbers, only NaN or infinity; it overflows in this precision"):
         head.candidates([np.full_like(o, NAN) for o in outputs], 0)
 
 
@@ -186,7 +186,7 @@ def test_single_bad_values_are_no_reason_to_stop() -> None:
 
 def test_helpers() -> None:
     check_numbers("m", np.array([NAN, 1], np.float32), np.array([2], np.float32))
-    with pytest.raises(ModelError, match="model m: its outputs hold no numbers"):
+    with pytest.raises(ModelError, match="model m: its outputs contain no numbers"):
         check_numbers("m", np.array([NAN], np.float32), np.array([1], np.float32))
     assert not mostly_no_shares(np.full((10, CLASSES), 0.5, np.float32))
     assert mostly_no_shares(np.full((10, CLASSES), -3, np.float32))
