@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
 import structlog
 
@@ -19,6 +20,11 @@ from tests import contracts
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("STREAMD_TEST_DATA", ROOT.parent / "shared"))
+
+
+# No test may depend on how fast the machine is.
+hypothesis.settings.register_profile("streamd", deadline=None)
+hypothesis.settings.load_profile("streamd")
 
 
 def absent(message: str) -> NoReturn:
