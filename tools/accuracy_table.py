@@ -3,9 +3,8 @@
 
     python tools/accuracy_table.py MODEL[:HEAD]… --images CALIBRATION --eval-images DIR --labels DIR [--out DIR]
 
-Models written into OUT (a temporary folder by default) are written whatever the gate says; this measures, it ships
-nothing.
-"""
+Models are written into OUT (a temporary folder by default) whatever the accuracy gate says: they are for measuring
+only."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ def quantize(model: str, head: str, method: str, args: argparse.Namespace, out: 
 
 
 def main() -> int:
-    """Prints Markdown rows, and the whole as JSON into OUT."""
+    """Prints Markdown rows, and writes all results as JSON into OUT."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("models", nargs="+", metavar="MODEL[:HEAD]")
     p.add_argument("--images", required=True)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Asks advisory services whether a release in requirements.lock is known to be vulnerable (pip-audit, of this Python).
 
-A finding fails. A service that cannot be reached, or does not know a package, is no finding and no all-clear: what
-nobody has audited is listed as skipped, and fails only with STREAMD_REQUIRE_AUDIT=1.
+A finding is a failure. If no service can be reached or knows a package, the package is listed as skipped, which is a
+failure only with STREAMD_REQUIRE_AUDIT=1.
 
 usage: audit.py
 """
@@ -21,7 +21,7 @@ SERVICES = ("pypi", "osv")
 
 
 def ask(service: str) -> list[dict[str, Any]] | None:
-    """What pip-audit tells of each package; None where the service gives no answer."""
+    """The result of pip-audit for each package; None if the service does not answer."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(LOCK), "--disable-pip", "--require-hashes",
                "--vulnerability-service", service, "--format", "json", "--progress-spinner", "off"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
@@ -37,7 +37,7 @@ def verdict(answers: list[list[dict[str, Any]] | None], *, required: bool) -> tu
     """The exit code and what to print.
 
     Args:
-        answers: of each service.
+        answers: answers of each service.
         required: whether a package that no service has audited is a failure.
     """
     audited: set[str] = set()
@@ -67,7 +67,7 @@ def verdict(answers: list[list[dict[str, Any]] | None], *, required: bool) -> tu
 
 
 def main() -> int:
-    """Asks, and prints the verdict."""
+    """Audits the packages, and prints the result."""
     code, lines = verdict(list(map(ask, SERVICES)), required=os.environ.get("STREAMD_REQUIRE_AUDIT") == "1")
     print("\n".join(lines))
     return code

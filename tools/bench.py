@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""How fast streamd is, beside the bare engine and the loop one would write by hand, in one run.
+"""Measures the speed of streamd, the bare engine, and a simple hand-written loop in one run.
 
     python tools/bench.py --model yolov5n_heads.onnx --video clip.mp4 [--streams 4] [--workers 2] [--live] [--json FILE]
 
 Rows:
-  bare     the engine alone in its own throughput mode, inputs already there: nothing can be faster end to end
+  bare the engine alone in its throughput mode, with inputs prepared: an upper bound for any program
   naive    cv2.VideoCapture, cv2 letterbox, synchronous inference, NMS, one thread, no output
   streamd  `streamd run` in processes of its own, every message received by a subscriber in this one; CPU time and
            resident memory are those of all its processes (worker processes, decoder processes) together
 
-Rounds are interleaved and the median is shown, so that a slow minute of the machine hits every row alike.
+Rounds are interleaved and the median is shown, so that a slow phase of the machine affects all rows alike.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def percentiles(values: list[float]) -> Result:
 
 
 def bare(model: str, seconds: float, *, hint: str = "THROUGHPUT") -> Result:
-    """The engine alone: as many requests as it asks for, each started again as soon as it is done."""
+    """The engine alone: as many requests as it recommends, each restarted as soon as it has finished."""
     import openvino as ov
 
     core = ov.Core()
@@ -90,7 +90,7 @@ def bare(model: str, seconds: float, *, hint: str = "THROUGHPUT") -> Result:
 
 
 def naive(model: str, video: str, seconds: float) -> Result:
-    """The loop a tutorial would show."""
+    """The loop that a tutorial would show."""
     import cv2
     import openvino as ov
 
@@ -162,7 +162,7 @@ def decode_ms(video: str) -> Result:
 
 
 def streamd(args: argparse.Namespace, seconds: float) -> Result:
-    """The daemon as a process of its own, with a subscriber here."""
+    """The daemon as a separate process, with a subscriber in this one."""
     import zmq
 
     port, metrics_port = free_port(), free_port()
@@ -193,7 +193,7 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
     }
     context = zmq.Context()
     subscriber = context.socket(zmq.SUB)
-    subscriber.setsockopt(zmq.RCVHWM, 0)  # what piles up while memory is read must not be lost
+    subscriber.setsockopt(zmq.RCVHWM, 0)  # messages that arrive while memory is read must not be lost
     subscriber.setsockopt_string(zmq.SUBSCRIBE, "streamd/1/")
     subscriber.connect(f"tcp://127.0.0.1:{port}")
     with tempfile.TemporaryDirectory() as folder:
@@ -235,7 +235,7 @@ def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: flo
         next_seq[message.stream] = message.seq + 1
         if window is None:
             if first is None and len(next_seq) == args.streams:
-                first = time.monotonic()  # hardware decoders open one after another: no figure before all are
+                first = time.monotonic()  # hardware decoders open one after another: measure only once all are open
                 if getattr(args, "viewer", 0):
                     viewer = PageViewer(metrics_port, next_seq, args.viewer)
             if first is not None and time.monotonic() - first >= WARM_UP_S:
@@ -301,18 +301,18 @@ def main() -> int:
     p.add_argument("--streams", type=int, default=1)
     p.add_argument("--seconds", type=float, default=12.0, help="of measurement in each round (default 12)")
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--live", action="store_true", help="pace the streams at their own rate and look at latency")
+    p.add_argument("--live", action="store_true", help="pace the streams at their own rate, to measure latency")
     p.add_argument("--only", choices=("bare", "naive", "streamd"), action="append", help="only these rows")
     p.add_argument("--engine", choices=("openvino", "tensorrt", "null"), default="openvino", help="of streamd")
     p.add_argument("--decode", choices=("auto", "software", "nvdec"), default="auto")
-    p.add_argument("--isolation", choices=("thread", "process"), default="thread", help="where streamd decodes")
+    p.add_argument("--isolation", choices=("thread", "process"), default="thread", help="decoder of streamd")
     p.add_argument(
-        "--viewer", type=float, metavar="FPS", help="somebody looks at the page, at so many pictures a second"
+        "--viewer", type=float, metavar="FPS", help="simulate a viewer of the page at this many pictures per second"
     )
-    p.add_argument("--max-fps", type=float, help="frames a second that are used of each stream of streamd at most")
-    p.add_argument("--batch", type=int, help="frames a batch at most")
+    p.add_argument("--max-fps", type=float, help="max_fps of each stream of streamd")
+    p.add_argument("--batch", type=int, help="largest number of frames in a batch")
     p.add_argument("--age-ms", type=float, default=0.0, help="how long a batch may wait to fill")
-    p.add_argument("--devices", type=int, nargs="+", default=[0], help="ordinals of the GPUs that streamd uses")
+    p.add_argument("--devices", type=int, nargs="+", default=[0], help="ordinals of the GPUs to use")
     p.add_argument("--mps", action="store_true", help="streamd's workers share the GPU through an MPS server")
     p.add_argument("--hint", choices=("latency", "throughput"))
     p.add_argument("--requests", type=int)

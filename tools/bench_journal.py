@@ -1,8 +1,8 @@
-"""What the event journal costs and how much it takes: submit, commit latency, sustained rate, queries, deletion.
+"""Measures the event journal: cost of submitting, commit latency, sustained rate, queries, deletion.
 
     python tools/bench_journal.py FOLDER [--rows 500000] [--json]
 
-FOLDER is on the disk to be measured; nothing is left in it.
+FOLDER must be on the disk to measure; no files are left in it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def ranks(values: Sequence[float], scale: float) -> dict[str, float]:
 
 
 def latency(folder: Path, rate: float, seconds: float) -> dict[str, Any]:
-    """Submit's cost in µs, and milliseconds from submit to the listener, at so many events a second."""
+    """Cost of submitting in µs, and milliseconds from there to the listener, at the given number of events per
+    second."""
     journal = Journal(folder)
     submitted: dict[int, float] = {}
     committed: dict[int, float] = {}
@@ -78,7 +79,7 @@ def latency(folder: Path, rate: float, seconds: float) -> dict[str, Any]:
 
 
 def sustained(folder: Path, seconds: float) -> dict[str, float]:
-    """Events a second while 9,000 always wait."""
+    """Events per second while 9,000 are always waiting."""
     journal = Journal(folder)
     done = threading.Event()
     journal.start()

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Float beside INT8 on the backend at hand: latency of one picture and throughput, rounds interleaved, medians shown.
+"""Compares float and INT8 models on this machine's backend: latency of one picture and throughput; medians of
+interleaved rounds.
 
     python tools/bench_models.py FLOAT.onnx INT8.onnx … [--engine openvino|tensorrt] [--precision f32] [--threads N]
 
-Everything goes through the daemon's own backend, preprocessing aside: the input is in place, the network runs, and its
-outputs are there.
+Uses the daemon's own backend without preprocessing: from a prepared input to the network's outputs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Runner:
             self.backend.preprocess(slot, frames)
 
     def latency_ms(self, rounds: int) -> list[float]:
-        """Of one picture after the other."""
+        """Latency of one picture after the other."""
         slot, times = self.backend.slots[0], []
         for _ in range(rounds):
             begin = time.perf_counter()
@@ -49,7 +49,7 @@ class Runner:
         return times
 
     def throughput(self, seconds: float) -> float:
-        """Pictures a second with every slot in flight."""
+        """Pictures per second with all slots in flight."""
         slots = self.backend.slots
         for slot in slots:
             self.backend.infer(slot)
@@ -68,7 +68,7 @@ class Runner:
 def main() -> int:
     """Measures and prints."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("models", nargs="+", help="the first is what the others are compared with")
+    p.add_argument("models", nargs="+", help="the others are compared with the first")
     p.add_argument("--engine", choices=("openvino", "tensorrt"), default="openvino")
     p.add_argument("--precision", choices=("auto", "f32", "bf16", "f16"), default="auto", help="OpenVINO's arithmetic")
     p.add_argument("--threads", type=int, help="OpenVINO's threads")
@@ -86,7 +86,7 @@ def main() -> int:
         for turn in range(args.rounds + 1):
             for model, runner in runners.items():
                 values = runner.latency_ms(50) if live else [runner.throughput(2.0)]
-                if turn:  # the first round warms up
+                if turn:  # the first round is for warming up
                     found[model] += values
         for runner in runners.values():
             runner.backend.close()

@@ -1,4 +1,4 @@
-"""What the daemon spends while the bench measures it: CPU, memory, the interpreter lock, the device's time."""
+"""Measures the daemon's resources during a benchmark: CPU, memory, the interpreter lock, the device's time."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Sums = dict[str, tuple[float, float]]
 
 
 class Window:
-    """The frames that were published in a stretch of time, by the daemon's own stamps.
+    """The frames published in a time window, by the daemon's own time stamps.
 
-    What a subscriber is late in taking counts for the moment in which it was published.
+    A message that the subscriber receives late counts for the time at which it was published.
 
     Args:
         begin: unix seconds.
@@ -46,7 +46,7 @@ class Window:
 
     @property
     def minutes(self) -> int:
-        """How many have begun."""
+        """Number of minutes that have begun."""
         return len(self.by_minute)
 
     def take(self, message: DetectionsMessage) -> bool:
@@ -67,7 +67,7 @@ class Window:
         return False
 
     def latencies(self) -> list[float]:
-        """Of all minutes."""
+        """Latencies of all minutes."""
         return [ms for minute in self.by_minute for ms in minute]
 
 
@@ -106,9 +106,9 @@ class Tree:
         return int(max(self._each(), key=lambda process: sum(process.cpu_times()[:2])).pid)
 
     def threads(self) -> dict[str, float]:
-        """CPU seconds so far by kind of thread: source-…, sink-…, and each stage by its name, over all processes.
+        """CPU seconds so far by type of thread: source-…, sink-…, and each stage by its name, over all processes.
 
-        The parent of worker processes is one kind, `parent`.
+        The parent of worker processes counts as one type, `parent`.
         """
         ticks = os.sysconf("SC_CLK_TCK")
         processes = list(self._each())
@@ -125,7 +125,8 @@ class Tree:
 
 
 class GilWatch:
-    """The part of a time in which a process's interpreter lock is held, by py-spy; needs the right to trace.
+    """The fraction of time for which a process's interpreter lock is held, measured by py-spy; needs permission to
+    trace.
 
     Args:
         command: py-spy's path; empty for no watch.
@@ -178,13 +179,13 @@ def held_by(stacks: str, samples: int) -> tuple[float, dict[str, float]]:
 
 
 class PageViewer:
-    """Somebody who looks at the page's pictures of all streams, and throws them away.
+    """A viewer of the page's pictures of all streams, which discards them.
 
     Args:
         port: of the metrics.
         streams: whose.
         fps: pictures a second of each stream; the page has a limit for all together.
-        width: pixels at most.
+        width: largest width in pixels.
     """
 
     def __init__(self, port: int, streams: Iterable[str], fps: float, width: int = 480) -> None:

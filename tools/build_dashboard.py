@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes configs/grafana/streamd.json, the Grafana dashboard; --check tells whether it is up to date.
 
-Every expression may only name metrics that streamd has; a panel's description is the metric's own.
+Expressions may only use metrics that streamd has; a panel's description is the metric's.
 
 usage: build_dashboard.py [--check]
 """
@@ -69,7 +69,7 @@ def _mean(metric: str, by: str, labels: str) -> str:
 
 
 def _missed(window: str) -> str:
-    """The share of frames that miss the stream's objective."""
+    """The fraction of frames that miss the stream's objective."""
     missed, all_ = (f"rate(streamd_objective_{name}_total{{{_THESE}}}[{window}])" for name in ("missed", "frames"))
     return f"{missed} / {all_}"
 
@@ -290,7 +290,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
 
 
 def known() -> dict[str, str]:
-    """What each sample's metric is, by the sample's name, as the daemon registers it."""
+    """The metric of each sample by the sample's name, as registered by the daemon."""
     registry = CollectorRegistry()
     Metrics(registry)
     AnalyticsMetrics(registry)
@@ -358,7 +358,7 @@ def _variable(name: str, query: str) -> dict[str, Any]:
 
 
 def dashboard() -> dict[str, Any]:
-    """The whole dashboard as Grafana imports it."""
+    """The complete dashboard, to import into Grafana."""
     metrics = known()
     panels: list[dict[str, Any]] = []
     y = 0

@@ -1,7 +1,7 @@
-"""Builds streamd/engine/tensorrt/kernels.ptx from kernels.cu, so that a machine in the field needs no compiler.
+"""Builds streamd/engine/tensorrt/kernels.ptx from kernels.cu, so that target machines need no compiler.
 
     build_kernels.py            compile
-    build_kernels.py --check    exit 1 where the committed PTX does not belong to the source; needs no compiler
+    build_kernels.py --check    exit 1 if the committed PTX does not match the source; needs no compiler
 
 The compiler is nvcc, or NVRTC (a 20 MB wheel: `pip install nvidia-cuda-nvrtc-cu11`), whichever yields PTX that every
 driver since CUDA 12.0 loads: CUDA 13's own does not.
@@ -56,7 +56,7 @@ def check() -> None:
 
 
 def nvrtc_libraries(given: str | None) -> Iterator[Path | str]:
-    """Where NVRTC may be: as given, in NVIDIA's wheels, then wherever the loader finds it."""
+    """Possible paths of NVRTC: the given one, those in NVIDIA's wheels, then the loader's search path."""
     if given:
         yield Path(given)
         return
@@ -123,7 +123,7 @@ def with_nvcc(architecture: str) -> tuple[str, str]:
 
 
 def isa(ptx: str) -> tuple[int, int]:
-    """The PTX version that a driver must know."""
+    """The PTX version that a driver must support."""
     match = re.search(r"^\.version (\d+)\.(\d+)", ptx, re.MULTILINE)
     if match is None:
         raise BuildError("the compiler's output holds no .version")
@@ -151,7 +151,7 @@ def compile_ptx(nvrtc: str | None) -> tuple[str, str]:
 
 
 def build(nvrtc: str | None) -> str:
-    """Writes TARGET, whole or not at all; returns the compiler's name."""
+    """Writes TARGET atomically; returns the compiler's name."""
     ptx, compiler = compile_ptx(nvrtc)
     # The compiler's own banner names its build; without it the same compiler writes the same file everywhere.
     body = ptx.replace("\r\n", "\n").rstrip("\0\n")

@@ -102,7 +102,7 @@ def section(name: str, definition: dict[str, Any], definitions: dict[str, Any]) 
     required = definition.get("required", ())
     for field, entry in definition.get("properties", {}).items():
         meaning = entry.get("description", "") or ("Selects this section." if field == "kind" else "")
-        if not meaning and "$ref" in entry:  # pydantic leaves out what the section says itself
+        if not meaning and "$ref" in entry:  # pydantic omits what the section itself declares
             meaning = definitions[entry["$ref"].rsplit("/", 1)[1]].get("description", "")
         cells = field, kind_of(entry, definitions), default_of(entry, required=field in required), meaning
         lines.append("| `{}` | {} | {} | {} |".format(*(c.replace("|", "\\|") for c in cells)))
@@ -110,7 +110,7 @@ def section(name: str, definition: dict[str, Any], definitions: dict[str, Any]) 
 
 
 def order(node: Any, definitions: dict[str, Any], found: dict[str, None]) -> dict[str, None]:
-    """The sections in the order in which a reader meets them."""
+    """The sections in order of appearance."""
     if isinstance(node, list):
         for each in node:
             order(each, definitions, found)
@@ -136,7 +136,7 @@ def metrics() -> str:
     """The metrics document."""
     metrics = Metrics(CollectorRegistry())
     stream = metrics.stream("any")
-    # What is only shown where it is known.
+    # Metrics that are only exported if their value is known.
     stream.decoder, stream.clock_offset_s, stream.clock_drift, stream.objective_s = "software", 0.0, 0.0, 1.0
     stream.drop("any")
     stream.fail("any")

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Whether two runs saw the same: messages in JSON lines, frame by frame, boxes matched by class and overlap.
+"""Compares the detections of two runs: messages in JSON lines, frame by frame, boxes matched by class and overlap.
 
     python tools/compare_detections.py A.jsonl B.jsonl [--iou 0.9] [--margin 0.02]
 
-Prints the share of boxes that have a partner. `--margin` leaves out unmatched boxes whose score is within so much of
-the lowest score in either file: those stand on the threshold, and rounding decides on which side.
-"""
+Prints the fraction of boxes that have a match. `--margin` ignores unmatched boxes whose score is within this margin of
+the lowest score in either file: they are at the threshold, and rounding decides."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ def overlaps(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def unmatched(a: list[dict[str, Any]], b: list[dict[str, Any]], iou: float) -> list[dict[str, Any]]:
-    """Boxes of either list without a partner, the best overlaps paired first."""
+    """Boxes of either list without a match, pairing the best overlaps first."""
     if not a or not b:
         return [*a, *b]
     share = overlaps(np.array([d["box"] for d in a]), np.array([d["box"] for d in b]))
@@ -61,7 +60,7 @@ def main() -> int:
     p.add_argument("b")
     p.add_argument("--iou", type=float, default=0.9)
     p.add_argument("--margin", type=float, default=0.02)
-    p.add_argument("--at-least", type=float, default=0.99, help="share asked for (default 0.99)")
+    p.add_argument("--at-least", type=float, default=0.99, help="required fraction (default 0.99)")
     args = p.parse_args()
     a, b = read(args.a), read(args.b)
     common = sorted(set(a) & set(b))

@@ -1,8 +1,7 @@
-"""Draws the Grafana dashboard from what a Prometheus holds, as one page: for pictures where there is no Grafana.
+"""Draws the Grafana dashboard from the data of a Prometheus server, as one page: for pictures without Grafana.
 
-Every number comes from the dashboard's own queries; only the drawing is ours. Knows the kinds of panels that the
-dashboard's first rows have: stat, timeseries, state-timeline, heatmap.
-"""
+All numbers come from the dashboard's own queries; only the drawing is done here. Supports the panels of the dashboard's
+first rows: stat, timeseries, state-timeline, heatmap."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ Series = tuple[str, list[tuple[float, float]]]
 
 
 class Prometheus:
-    """Asks for a span of time.
+    """Queries a time span.
 
     Args:
         address: http://HOST:PORT.
@@ -51,7 +50,7 @@ class Prometheus:
         self.begin = self.end - span_s
 
     def series(self, expression: str, legend: str) -> list[Series]:
-        """(name, [(unix time, value), …]) of each series; values that are no numbers are left out."""
+        """(name, [(unix time, value), …]) of each series; values that are not numbers are left out."""
         for name, value in (("$__rate_interval", "15s"), ('"$instance"', '".*"'), ('"$stream"', '".*"')):
             expression = expression.replace(name, value)
         asked = {"query": expression, "start": self.begin, "end": self.end, "step": self._step}
@@ -69,7 +68,7 @@ class Prometheus:
 
 
 def shown(value: float, unit: str) -> str:
-    """A value as Grafana writes it, more or less."""
+    """A value, formatted approximately as by Grafana."""
     if unit == "s":
         return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
     if unit == "percentunit":
@@ -160,7 +159,7 @@ def states(panel: Mapping[str, Any], series: Sequence[Series], span: Prometheus,
 
 
 def heatmap(_: Mapping[str, Any], series: Sequence[Series], span: Prometheus, size: tuple[int, int]) -> str:
-    """Frames by bucket of time: dark is none, light is many."""
+    """Frames by latency bucket and time: dark for none, light for many."""
     width, height, left = size[0], size[1] - 22, 54
     bounds = sorted(((float(name), dict(points)) for name, points in series), key=lambda each: each[0])
     rows = [(high, {at: max(0.0, n - (low.get(at, 0.0))) for at, n in points.items()})

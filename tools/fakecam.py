@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A fake RTSP camera that plays a real clip, with faults on command.
+"""A fake RTSP camera that plays a real clip, with fault injection.
 
 usage: fakecam.py CLIP [--fault NAME[:ARG]] [--port P] [--alternate CLIP] [--user U --password P [--basic]]
        fakecam.py --list
@@ -32,27 +32,27 @@ from rtp_clip import Clip
 
 FAULTS: dict[str, tuple[str, str]] = {
     "none": ("", "plays the clip in a loop"),
-    "refuse": ("", "nothing listens; who is connected is cut off"),
-    "mute": ("", "accepts connections and never says anything"),
+    "refuse": ("", "does not listen; existing connections are cut"),
+    "mute": ("", "accepts connections but never sends anything"),
     "hang": ("DESCRIBE", "never answers the request ARG (OPTIONS, DESCRIBE, SETUP or PLAY)"),
     "status": ("404", "answers DESCRIBE with the RTSP status ARG"),
     "unauthorized": ("digest", "refuses every password; ARG is the scheme, basic or digest"),
-    "silence": ("2", "sends nothing any more ARG seconds after PLAY"),
-    "rtcp_only": ("2", "sends nothing but sender reports ARG seconds after PLAY"),
-    "loss": ("0.02", "loses the share ARG of the RTP packets"),
-    "reorder": ("0.05", "lets the share ARG of the RTP packets change places with the next"),
-    "truncate": ("0.02", "cuts the share ARG of the RTP packets short"),
-    "flip": ("0.02", "flips one bit in the share ARG of the RTP packets"),
-    "forward": ("10", "time stamps jump ahead by ARG seconds, every five seconds"),
+    "silence": ("2", "stops sending ARG seconds after PLAY"),
+    "rtcp_only": ("2", "sends only sender reports from ARG seconds after PLAY"),
+    "loss": ("0.02", "loses the fraction ARG of the RTP packets"),
+    "reorder": ("0.05", "swaps the fraction ARG of the RTP packets with the next one"),
+    "truncate": ("0.02", "truncates the fraction ARG of the RTP packets"),
+    "flip": ("0.02", "flips one bit in the fraction ARG of the RTP packets"),
+    "forward": ("10", "time stamps jump forward by ARG seconds, every five seconds"),
     "back": ("10", "time stamps jump back by ARG seconds, every five seconds"),
-    "repeat": ("0.5", "the share ARG of the pictures has the time stamp of the one before"),
-    "resize": ("2", "goes on with the alternate clip (another size) after ARG seconds"),
-    "codec": ("2", "goes on with the alternate clip (another codec) after ARG seconds"),
+    "repeat": ("0.5", "the fraction ARG of the pictures repeats the previous time stamp"),
+    "resize": ("2", "continues with the alternate clip (another size) after ARG seconds"),
+    "codec": ("2", "continues with the alternate clip (another codec) after ARG seconds"),
     "no_keyframe": ("", "never sends a key frame"),
     "half_rate": ("", "sends half of the declared frame rate"),
-    "burst": ("1", "sends what ARG seconds hold at once, then nothing for as long"),
+    "burst": ("1", "sends the pictures of ARG seconds at once, then nothing for as long"),
     "drip": ("1", "writes ARG bytes at a time"),
-    "disconnect": ("5", "cuts the connection at random, after ARG seconds in the mean"),
+    "disconnect": ("5", "cuts the connection at random, after ARG seconds on average"),
     "hangup": ("10", "closes the connection after ARG pictures"),
 }
 """Every fault: the default of its argument, and what it does."""
@@ -62,7 +62,7 @@ def parse_fault(text: str) -> tuple[str, str]:
     """`NAME[:ARG]` as name and argument.
 
     Raises:
-        ValueError: no such fault, or an argument that cannot be used.
+        ValueError: no such fault, or an invalid argument.
     """
     name, _, argument = text.partition(":")
     if name not in FAULTS:
@@ -71,27 +71,27 @@ def parse_fault(text: str) -> tuple[str, str]:
     if name == "hang":
         argument = argument.upper()
     elif name == "unauthorized" and argument not in ("basic", "digest"):
-        raise ValueError(f"fault {name}: {argument} is no scheme; expected basic or digest")
+        raise ValueError(f"fault {name}: {argument} is not a scheme; expected basic or digest")
     elif name != "unauthorized" and argument:
         float(argument)
     return name, argument
 
 
 class FakeCamera:
-    """One camera on a port of its own. Every connection is a session that plays the clip from its start.
+    """One camera on its own port. Every connection is a session that plays the clip from its start.
 
     Args:
         clip: what it plays.
         fault: `NAME[:ARG]` of `FAULTS`.
         port: 0 takes a free one.
         alternate: the other clip of the faults `resize` and `codec`.
-        user: asked of every client where given.
+        user: required of every client if given.
         password: the same.
-        scheme: of that login, basic or digest.
+        scheme: authentication scheme, basic or digest.
         report_s: seconds between sender reports; 0 sends none.
         wall: the camera's own wall clock, Unix seconds, given the true one. May be replaced while it runs.
         speed: times real time.
-        seed: of everything random.
+        seed: seed of the random numbers.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class FakeCamera:
         self.report_s, self.wall, self.speed = report_s, wall, speed
         self.random = random.Random(seed)
         self.connections = 0
-        """TCP connections taken so far."""
+        """TCP connections accepted so far."""
         self.sessions = 0
-        """Sessions that came as far as PLAY."""
+        """Sessions that reached PLAY."""
         self.active = 0
         """Connections that are open."""
         self.requests: Counter[str] = Counter()
@@ -171,7 +171,7 @@ class FakeCamera:
         self.stop()
 
     def set(self, fault: str) -> None:
-        """Changes the fault, for sessions under way too. Any thread.
+        """Changes the fault, also for current sessions. Any thread.
 
         Raises:
             ValueError: see `parse_fault`.
@@ -236,7 +236,7 @@ class FakeCamera:
             connection.close()
 
     def current(self) -> Clip:
-        """What is played now."""
+        """The clip that is currently played."""
         name, argument = self._fault
         if name in ("resize", "codec") and time.monotonic() >= self.since + float(argument):
             assert self.alternate is not None
@@ -244,13 +244,13 @@ class FakeCamera:
         return self.clip
 
     def scheme(self) -> str | None:
-        """How a client has to log in, None where it need not."""
+        """How a client must log in; None if it need not."""
         if self._fault[0] == "unauthorized":
             return self._fault[1]
         return self._login[2] if self._login[0] else None
 
     def admits(self, method: str, header: str) -> bool:
-        """Whether the `Authorization` header is the right one."""
+        """Whether the `Authorization` header is correct."""
         user, password, scheme = self._login
         if self._fault[0] == "unauthorized":
             return False
@@ -279,7 +279,9 @@ def main() -> None:
     options.add_argument("--user", default="")
     options.add_argument("--password", default="")
     options.add_argument("--basic", action="store_true", help="Basic instead of Digest")
-    options.add_argument("--wall-offset", type=float, default=0.0, help="seconds the camera's wall clock is ahead")
+    options.add_argument(
+        "--wall-offset", type=float, default=0.0, help="seconds by which the camera's wall clock is ahead"
+    )
     options.add_argument("--list", action="store_true", help="lists the faults")
     args = options.parse_args()
     if args.list or not args.clip:

@@ -1,4 +1,4 @@
-"""One connection to the fake camera: what it answers, and the packets it sends."""
+"""One connection to the fake camera: its answers and packets."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class Connection:
                 break
             if not await self._answer(method, headers):
                 return
-        await self._reader.read()  # until the client goes away
+        await self._reader.read()  # until the client disconnects
 
     async def _answer(self, method: str, headers: dict[str, str]) -> bool:
-        """Answers one request; False where the connection ends with it."""
+        """Answers one request; False if the connection then ends."""
         camera, status, extra, body = self._camera, "200 OK", "", ""
         name, argument = camera.fault
         scheme = camera.scheme() if method in ("DESCRIBE", "SETUP", "PLAY") else None
@@ -112,7 +112,7 @@ class Connection:
             self.abort()
 
     def write(self, data: bytes) -> None:
-        """To the TCP connection; a few bytes at a time where the fault is `drip`."""
+        """Writes to the TCP connection; a few bytes at a time for the fault `drip`."""
         name, argument = self._camera.fault
         step = int(argument) if name == "drip" else len(data) or 1
         for at in range(0, len(data), step):

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Feeds mutated input to everything of streamd that reads what others wrote; looks for crashes, hangs and exceptions.
+"""Feeds mutated input to all parts of streamd that read external data, to find crashes, hangs and exceptions.
 
 usage: fuzz.py [--count N] [--seed S] [--jobs J] [--save FOLDER] [TARGET …]
-       fuzz.py --only NUMBER TARGET     one input again, with what came of it
+       fuzz.py --only NUMBER TARGET     repeats one input and shows the result
        fuzz.py --list
 
-Deterministic: an input is known by its target, the seed and its number. What is found is written to FOLDER; once
-mended, it belongs into tests/fuzz/seeds/TARGET, from where it is tried first by every later run.
-"""
+Deterministic: target, seed and number identify an input. Findings are written to FOLDER; once fixed, they belong into
+tests/fuzz/seeds/TARGET, which every later run tries first."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from streamd.telemetry.logs import configure
 
 
 def shares(names: list[str], count: int) -> dict[str, int]:
-    """How many of `count` inputs each target gets."""
+    """The number of inputs for each target, out of `count`."""
     whole = sum(TARGETS[name].share for name in names)
     return {name: max(TARGETS[name].least, round(count * TARGETS[name].share / whole)) for name in names}
 
@@ -47,15 +46,15 @@ def table(results: list[Result]) -> str:
 
 
 def main() -> int:
-    """Exit code 1 where something was found."""
+    """Exit code 1 if there are findings."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("targets", nargs="*", metavar="TARGET", help="default: all")
-    p.add_argument("--count", type=int, default=12_000, help="inputs in all (default %(default)s)")
+    p.add_argument("--count", type=int, default=12_000, help="total number of inputs (default %(default)s)")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--jobs", type=int, default=2, help="targets at the same time")
-    p.add_argument("--save", type=Path, help="folder for what is found")
-    p.add_argument("--only", type=int, metavar="NUMBER", help="just this input of one target")
-    p.add_argument("--list", action="store_true", help="name the targets")
+    p.add_argument("--save", type=Path, help="folder for findings")
+    p.add_argument("--only", type=int, metavar="NUMBER", help="only this input of one target")
+    p.add_argument("--list", action="store_true", help="list the targets")
     p.add_argument("--serve", help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.serve:

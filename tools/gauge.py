@@ -1,4 +1,4 @@
-"""What a daemon holds while it runs (memory, file descriptors, threads), and whether that grows."""
+"""Measures the resources of a running daemon (memory, file descriptors, threads), and whether they grow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """By a process and all its children."""
+    """Resources of a process and all its children."""
 
     rss: int
     """Bytes."""
@@ -21,7 +21,7 @@ class Held:
 
 
 def held(pid: int) -> Held:
-    """What the process `pid` and its children hold now."""
+    """The current resources of the process `pid` and its children."""
     root = psutil.Process(pid)
     found = []
     for process in (root, *root.children(recursive=True)):
@@ -32,7 +32,7 @@ def held(pid: int) -> Held:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """Of a straight line through measurements, by least squares."""
+    """A straight line through measurements, by least squares."""
 
     per: float
     """Units of y for one unit of x."""

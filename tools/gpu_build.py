@@ -1,4 +1,4 @@
-"""What `gpu_suite.py` runs in processes of its own: the builds of its plans, and PyTorch for comparison."""
+"""Separate processes of `gpu_suite.py`: the builds of its plans, and PyTorch for comparison."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Wanted:
         return cls(name, Path(model), precision, (least, best, most))
 
     def start(self, out: Path) -> subprocess.Popen[bytes]:
-        """`streamd build` into `out`, its words in NAME.log there."""
+        """Runs `streamd build` into `out`, with its output in NAME.log there."""
         files = ["--out", str(out / f"{self.name}.plan"), "--timing-cache", str(out / f"{self.name}.timing")]
         options = ["--precision", self.precision, "--batch", *self.batch, "--workspace", "2048", "--force"]
         with (out / f"{self.name}.log").open("wb") as log:
@@ -50,10 +50,10 @@ def build_all(
 ) -> list[Path]:
     """Builds `jobs` plans at a time, in the order given; one that takes longer than `limit_s` is ended.
 
-    Builds beside each other take each other's time slices of the GPU, unless an MPS server lets them share it.
+    Simultaneous builds run in turns on the GPU, unless an MPS server lets them share it.
 
     Args:
-        keep: is told of each as it ends: its seconds and exit code, or that it was ended.
+        keep: called as each build ends, with its seconds and exit code, or the information that it was ended.
 
     Returns:
         The plans that were made.
@@ -86,9 +86,9 @@ def build_all(
 
 
 def torch(python: str, model: Path, batches: Iterable[int], out: Path) -> Table:
-    """`torch_baseline.py` under another Python, which has PyTorch: batch to milliseconds."""
+    """Runs `torch_baseline.py` with another Python that has PyTorch; returns milliseconds by batch size."""
     command = [python, str(ROOT / "tools" / "torch_baseline.py"), str(model), "--json", str(out / "torch.json")]
-    # Our own libraries and packages are of another Python.
+    # Our own libraries and packages belong to another Python.
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LD_LIBRARY_PATH", "PYTHONHOME")}
     done = subprocess.run(
         [*command, "--batch", *map(str, batches)], env=environment, capture_output=True, text=True, check=False

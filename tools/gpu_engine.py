@@ -1,4 +1,4 @@
-"""A TensorRT plan by itself, on the GPU: what the steps `engine` and `layers` of `gpu_suite.py` measure."""
+"""Measures a TensorRT plan alone on the GPU, for the steps `engine` and `layers` of `gpu_suite.py`."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def engine_times(plan: Path, graphs: str, conf: float, rounds: int = 200) -> Tab
     Args:
         plan: the plan.
         graphs: engine.graphs.
-        conf: detect.conf. Random weights make thousands of candidates a frame, which no trained network does.
-        rounds: batches to take the median of.
+        conf: detect.conf. Random weights yield thousands of candidates per frame, unlike a trained network.
+        rounds: number of batches for the median.
     """
     backend = _backend(plan, conf, graphs=graphs)
     out: Table = {}
@@ -79,9 +79,9 @@ def engine_times(plan: Path, graphs: str, conf: float, rounds: int = 200) -> Tab
 
 
 def layer_times(plan: Path, batch: int, rounds: int = 50) -> Table:
-    """Where the network's time goes, by TensorRT's own profiler: mean milliseconds a layer, the slowest first.
+    """Time per layer by TensorRT's own profiler: mean milliseconds, the slowest first.
 
-    With the profiler layers run one by one, so that their sum is more than the network takes without it.
+    With the profiler, layers run one by one, so their sum exceeds the network's time without it.
     """
     from streamd.engine.tensorrt.cuda import Device
     from streamd.engine.tensorrt.runtime import Network

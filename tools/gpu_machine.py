@@ -1,4 +1,4 @@
-"""The machine under `gpu_suite.py`: its decoders alone, and what nvidia-smi says meanwhile."""
+"""Measures the machine for `gpu_suite.py`: its decoders alone, and the values of nvidia-smi."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 Table = dict[str, Any]
 FIRST = 5
-"""Pictures of each decoder before any is counted."""
+"""Pictures of each decoder before counting starts."""
 OPEN_LIMIT_S = 120.0
 
 
@@ -51,7 +51,7 @@ def _decode(clip: Path, streams: int, seconds: float, owned: bool, barrier: Any,
     threads = [threading.Thread(target=work, args=(i,)) for i in range(streams)]
     for thread in threads:
         thread.start()
-    # Decoders take 50 ms and more each to be created, one after another: counted is what all of them give together.
+    # Decoders take 50 ms and more each to be created, one after another: the output of all of them together is counted.
     while sum(count > FIRST for count in counts) < streams - failed[0]:
         time.sleep(0.01)
     barrier.wait(OPEN_LIMIT_S)
@@ -69,7 +69,7 @@ def _decode(clip: Path, streams: int, seconds: float, owned: bool, barrier: Any,
 
 
 def decode_alone(clip: Path, streams: int, seconds: float, *, owned: bool = True, processes: int = 1) -> Table:
-    """Frames a second of decoders that are opened once and kept, with nothing behind them.
+    """Frames per second of decoders that are opened once and kept, without further processing.
 
     Args:
         clip: what all of them decode, in a loop.
@@ -103,7 +103,8 @@ def decode_alone(clip: Path, streams: int, seconds: float, *, owned: bool = True
 
 
 class Gpu:
-    """What nvidia-smi says while a measurement runs: percent busy, percent of the decoders, MiB.
+    """Values of nvidia-smi during a measurement: utilisation of the GPU and of its decoders in percent, and MiB of
+    memory.
 
     Args:
         ordinals: of the GPUs, as CUDA counts them among those that CUDA_VISIBLE_DEVICES leaves; of several, the mean.

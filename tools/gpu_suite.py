@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The whole GPU suite and the GPU bench on a fresh machine, one step or all of them, and one table at the end.
+"""Runs the GPU tests and benchmarks on a fresh machine, one step or all of them, and prints one table at the end.
 
     python tools/gpu_suite.py STEP… --plans PLAN… --out DIR [--clips H264.mp4 HEVC.mp4] [--workers 1 4 8]
 
@@ -17,7 +17,7 @@ Steps:
   copyback  16 streams as fast as possible: frames left on the GPU, copied to the host (tools/copyback), decoded there
   memory    the heaviest case for --minutes: memory of all processes and of the device, minute by minute
 
-Every figure goes to OUT/STEP.json as it is measured; what is printed last is the table.
+Each value is written to OUT/STEP.json once it is measured; the table is printed last.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _keep(
     args: argparse.Namespace, step: str, found: Table, name: str, result: Table,
     say: Callable[[Table], str] = json.dumps,
 ) -> None:  # fmt: skip
-    """Keeps and prints one figure; what was measured survives a run that is cut off."""
+    """Stores and prints one value, so that an aborted run keeps its results."""
     found[name] = result
     _write(args, step, found)
     print(f"{name:<44}", say(result), flush=True)
@@ -64,7 +64,7 @@ def _try(
     args: argparse.Namespace, step: str, found: Table, name: str, measure: Callable[[], Table],
     say: Callable[[Table], str] = json.dumps,
 ) -> None:  # fmt: skip
-    """As `_keep`; a plan that fails must not cost the others' figures."""
+    """Like `_keep`, but a plan that fails must not affect the others' results."""
     try:
         result = measure()
     except Exception as error:  # noqa: BLE001
@@ -118,7 +118,7 @@ def engine(args: argparse.Namespace) -> Table:
 
 
 def layers(args: argparse.Namespace) -> Table:
-    """Where a plan's time goes: every layer into the file, the slowest in print."""
+    """Time per layer of a plan: all layers in the file, the slowest are printed."""
     found: Table = {}
 
     def say(result: Table) -> str:
@@ -227,7 +227,7 @@ def paced(args: argparse.Namespace) -> Table:
 
 
 def copyback(args: argparse.Namespace) -> Table:
-    """What it is worth that frames stay on the GPU."""
+    """Measures the benefit of frames that stay on the GPU."""
     found: Table = {}
     clip, streams = args.clips[0], 16
     # Whatever Python starts with this path finds tools/copyback/sitecustomize.py.
@@ -244,7 +244,7 @@ def copyback(args: argparse.Namespace) -> Table:
 
 
 def memory(args: argparse.Namespace) -> Table:
-    """The heaviest case, for long."""
+    """The heaviest case, for a long time."""
     found: Table = {}
     workers, streams = max(args.workers), max(args.counts)
     result = _daemon(args, args.clips[0], streams, live=False, workers=workers, seconds=args.minutes * 60)
@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--build-limit", type=float, default=600, metavar="S", help="seconds that one build may take")
     p.add_argument("--torch", nargs=2, metavar=("PYTHON", "MODEL"), help="another Python, and the float ONNX model")
     p.add_argument("--max-fps", type=float, help="of every stream in the daemon's steps")
-    p.add_argument("--viewer", type=float, default=0, metavar="FPS", help="somebody looks at the page meanwhile")
+    p.add_argument("--viewer", type=float, default=0, metavar="FPS", help="simulate a viewer of the page meanwhile")
     p.add_argument("--age-ms", type=float, default=0.0, help="batch.age_ms of the daemon: how long a batch may fill")
     p.add_argument("--conf", type=float, default=0.25, help="detect.conf of the step engine; near 1 for random weights")
     p.add_argument("--devices", type=int, nargs="+", default=[0], help="GPUs of the daemon's steps, by ordinal")

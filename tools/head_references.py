@@ -3,7 +3,7 @@
 
 usage: head_references.py [--only NAME …] [--out FOLDER] [--keep FOLDER]
 
-Needs an environment of its own, with torch, ultralytics, transformers, onnx and onnxruntime. No weights are loaded:
+Needs a separate environment with torch, ultralytics, transformers, onnx and onnxruntime. No weights are loaded:
 random ones are rescaled, so that scores and boxes spread as a trained model's do. Ultralytics' models are exported to
 ONNX by its own exporter and run by ONNX Runtime; of the others, the modules themselves are run.
 
@@ -44,7 +44,7 @@ TRANSFORMERS = {
 
 
 def _wake(model: Any, size: int) -> None:
-    """Sets the statistics of batch normalisation: without, activations of random weights fade away."""
+    """Sets the statistics of batch normalisation: otherwise, activations of random weights vanish."""
     import torch
 
     layers = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]

@@ -2,7 +2,7 @@
 """Writes requirements.lock: every package that the daemon runs with, pinned, with the hashes of its files.
 
 One file for CPython 3.10 to 3.13 on x86_64 and aarch64 Linux: lines that differ carry markers. Needs `uv` (pip install
-uv) and a package index; --check needs neither, and tells whether the file still answers pyproject.toml.
+uv) and a package index; --check needs neither, and checks whether the file still matches pyproject.toml.
 
 usage: lock.py [--upgrade | --check]
 """
@@ -60,7 +60,7 @@ def pins(lock: str) -> list[Pin]:
     """The entries of a lock file.
 
     Raises:
-        ValueError: a line that is no pin.
+        ValueError: a line that is not a pin.
     """
     out = []
     for entry in re.sub(r"\s*\\\n\s*", " ", lock).splitlines():
@@ -80,7 +80,7 @@ def pins(lock: str) -> list[Pin]:
 
 
 def problems(project: str, lock: str) -> Iterator[str]:
-    """What is wrong with a lock file, given pyproject.toml; both as text."""
+    """The problems of a lock file for a pyproject.toml; both as text."""
     if "://" in lock or "--index-url" in lock:
         yield "names a host; whoever installs chooses the index"
     try:
@@ -112,7 +112,7 @@ def problems(project: str, lock: str) -> Iterator[str]:
 
 
 def write(*, upgrade: bool) -> None:
-    """Resolves anew; without `upgrade`, pins that still fit are kept."""
+    """Resolves again; without `upgrade`, pins that still fit are kept."""
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin") or shutil.which("uv")
     if uv is None:
         raise SystemExit("lock.py: uv is not installed; pip install uv")
@@ -125,7 +125,7 @@ def write(*, upgrade: bool) -> None:
 
 def main() -> int:
     """Writes or checks the file."""
-    p = argparse.ArgumentParser(description="Writes requirements.lock; --check tells whether it fits pyproject.toml.")
+    p = argparse.ArgumentParser(description="Writes requirements.lock; --check compares it with pyproject.toml.")
     p.add_argument("--upgrade", action="store_true", help="take the newest releases")
     p.add_argument("--check", action="store_true", help="change nothing")
     args = p.parse_args()
@@ -134,7 +134,7 @@ def main() -> int:
     found = list(dict.fromkeys(problems((ROOT / "pyproject.toml").read_text(), LOCK.read_text())))
     for problem in found:
         print(f"{LOCK.name}: {problem}", file=sys.stderr)
-    print(f"{LOCK.name} {'does not answer pyproject.toml: run tools/lock.py' if found else 'is up to date'}")
+    print(f"{LOCK.name} {'does not match pyproject.toml: run tools/lock.py' if found else 'is up to date'}")
     return 1 if found else 0
 
 

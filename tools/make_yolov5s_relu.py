@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes YOLOv5s with ReLU and three raw heads as ONNX, with random weights: a load of the right size, not a detector.
+"""Writes YOLOv5s with ReLU and three raw heads as ONNX, with random weights: a realistic load, not a detector.
 
     python tools/make_yolov5s_relu.py OUT.onnx [--size 640] [--width 0.5] [--depth 0.33]
 
 The layers are those of YOLOv5 release 6 (models/yolov5s.yaml: 7.2 M parameters, 16.5 GFLOPs at 640×640), batch
 normalisation folded, SiLU replaced by ReLU as the INT8 tutorials do. Weights are drawn with a fixed seed and scaled so
-that activations keep their size from layer to layer (He initialisation): a timing on zeros or on overflow is no timing.
-"""
+that activations keep their size from layer to layer (He initialisation): timings with zeros or overflows would be
+meaningless."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Graph:
 
     def head(self, x: str, anchors: int, classes: int, stride: int) -> str:
         """The last convolution of a stride. Its biases are those that YOLOv5 starts its training with, and its weights
-        are small: a network that has learnt nothing is to find nothing, or NMS would be what is measured."""
+        are small: an untrained network should find nothing, or NMS would dominate the measurement."""
         values = 5 + classes
         weight = self._random.normal(0, 0.01, (anchors * values, self.channels[x], 1, 1)).astype(np.float32)
         bias = np.zeros((anchors, values), np.float32)

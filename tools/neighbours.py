@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""What a camera that breaks costs eight healthy ones: their rate and 99th percentile beside each fault, and alone.
+"""Measures how a faulty camera affects eight healthy ones: their rate and 99th percentile with each fault, and without.
 
     python tools/neighbours.py [--seconds 6] [--rounds 2] [--faults mute burst:1 ...] [--json out.json]
 
-Turns alone and turns beside a fault alternate; a fault is compared with the turns before and after it, over all rounds,
-so that a slow minute of the machine hits both alike. "sound" is a ninth camera without a fault, "alone" one turn alone
-against its neighbours: how much the machine wavers by itself.
-"""
+Phases with and without a fault alternate; a fault is compared with the phases before and after it, over all rounds, so
+that a slow phase of the machine affects both alike. "sound" is a ninth camera without a fault, "alone" one phase
+without a ninth camera against the neighbouring ones: treat their change as the noise floor."""
 
 from __future__ import annotations
 
@@ -39,21 +38,21 @@ STREAM = (
 
 @dataclass(slots=True)
 class Turn:
-    """What the healthy ones did for a while."""
+    """Results of the healthy cameras for a while."""
 
     rates: list[float] = field(default_factory=list)
-    """Published of what their camera sent: one value a stream and turn."""
+    """Published fraction of the frames that their camera sent: one value per stream and phase."""
     latencies: list[float] = field(default_factory=list)
     """Capture to publish, milliseconds."""
 
     def add(self, other: Turn) -> None:
-        """Takes in what another one saw."""
+        """Adds the results of another one."""
         self.rates += other.rates
         self.latencies += other.latencies
 
     @property
     def rate(self) -> float:
-        """The slowest stream's part of what its camera sent."""
+        """The lowest published fraction of a stream."""
         return float(np.min(np.mean(np.reshape(self.rates, (-1, len(HEALTHY))), axis=0)))
 
     @property
@@ -77,7 +76,7 @@ def turn(subscriber: Subscriber, cameras: dict[str, FakeCamera], seconds: float)
 
 
 def measure(folder: Path, faults: list[str], seconds: float, rounds: int) -> dict[str, tuple[Turn, Turn]]:
-    """Beside the fault, and in the turns alone around it, by fault."""
+    """Results with the fault, and in the phases around it, by fault."""
     options = {"tune": "zerolatency"}
     small = Clip(write_clip(folder / "small.mp4", frames=8 * FPS, size=(320, 192), gop=FPS, options=options))
     large = Clip(write_clip(folder / "large.mp4", frames=8 * FPS, size=(640, 384), gop=FPS, options=options))
@@ -126,7 +125,7 @@ def main() -> None:
     options.add_argument("--faults", nargs="+", metavar="NAME[:ARG]")
     options.add_argument("--json", type=Path)
     args = options.parse_args()
-    # What begins after a while by default begins at once here.
+    # Faults that start after a while by default start immediately here.
     at_once = {"silence": "silence:0.5", "rtcp_only": "rtcp_only:0.5", "resize": "resize:0.5", "codec": "codec:0.5"}
     faults = args.faults or ["alone", "sound", *(at_once.get(name, name) for name in FAULTS if name != "none")]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How true the corruption quarantine is: real RTSP with lost packets, each picture compared with the clean decode.
+"""Measures the accuracy of the corruption quarantine: real RTSP with lost packets, each picture compared with a clean
+decode.
 
 usage: quarantine_table.py [--decode nvdec] [--whole] [--rates 0.1,0.5,1,2,5] CLIP…   (H.264 or H.265 in MP4)
 
-A picture is damaged where its luma is below 30 dB of PSNR against the same picture decoded without loss, touched where
-it differs at all from it, sound where it is the same bit by bit. "flags" is what FFmpeg's own marks, each
-up to the next key frame, would have withheld alone.
-"""
+A picture is damaged if its luma has less than 30 dB of PSNR against the same picture decoded without loss, touched if
+it differs at all, and sound if it is identical. "flags" is what FFmpeg's own marks, each up to the next key frame,
+would have withheld alone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Row:
     def __init__(self) -> None:
         self.frames = self.lost = 0
         self.damaged, self.touched, self.sound = [0, 0, 0], [0, 0, 0], [0, 0, 0]
-        """How many, of them withheld, of them withheld had FFmpeg's flags been all there is."""
+        """Number of pictures, how many were withheld, and how many FFmpeg's flags alone would have withheld."""
 
     def add(self, other: Row) -> None:
         """Sums."""
@@ -97,7 +97,7 @@ def main() -> int:
     parser.add_argument("--transports", default="tcp,udp")
     parser.add_argument("--frames", type=int, default=300, help="of each clip")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each")
-    parser.add_argument("--whole", action="store_true", help="lose whole pictures, as cameras do whose TCP stalls")
+    parser.add_argument("--whole", action="store_true", help="lose whole pictures, as cameras do if TCP stalls")
     parser.add_argument("clips", nargs="+", type=Path)
     args = parser.parse_args()
     kinds = " | ".join(f"{kind} | withheld | flags" for kind in ("damaged", "touched", "sound"))

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What a thousand reconnects leave behind: a camera hangs up again and again, and the daemon is measured meanwhile.
+"""Measures leaks over a thousand reconnects: a camera disconnects repeatedly while the daemon is measured.
 
     python tools/reconnects.py [--times 1000] [--warm-up 200] [--json out.json]
 
-Exit code 1 where file descriptors or threads do not return, or memory grows by 1 kB a reconnect or more.
+Exit code 1 if file descriptors or threads leak, or memory grows by 1 kB per reconnect or more.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PICTURES = 5
 
 
 def measure(folder: Path, times: int, warm_up: int, steps: int = 40) -> list[tuple[int, Held]]:
-    """Reconnects so far and what the daemon held then, connected and at ease: `steps` times after the warm-up."""
+    """Number of reconnects and the daemon's resources, while connected and idle: `steps` times after the warm-up."""
     clip = Clip(write_clip(folder / "clip.mp4", frames=50, size=(320, 192), options={"tune": "zerolatency"}))
     with FakeCamera(clip, speed=4) as camera:
         stream = f"{{id: cam, url: '{camera.url}', reconnect: {{initial_s: 0.01, max_s: 0.01}}}}"

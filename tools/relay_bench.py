@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What it costs the parent of worker processes to pass a message on: real relays, a real publisher, a real subscriber.
+"""Measures the parent's cost of passing on a message of a worker process: real relays, a real publisher, a real
+subscriber.
 
     python tools/relay_bench.py [--workers 4] [--boxes 10] [--seconds 5]
 
-Each worker process sends one message, encoded once, over and over; the subscriber, a process too, only counts. Printed
-is what the parent passes on a second, and its CPU time a message: its Python thread, and ZeroMQ's own threads.
-"""
+Each worker process sends one encoded message repeatedly; the subscriber, also a process, only counts. The output is the
+number of messages per second that the parent passes on, and its CPU time per message: of its Python thread and of
+ZeroMQ's threads."""
 
 from __future__ import annotations
 

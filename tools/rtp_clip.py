@@ -1,4 +1,4 @@
-"""A clip as the RTP payloads of a camera: H.264 after RFC 6184, H.265 after RFC 7798."""
+"""A clip as the RTP payloads of a camera: H.264 according to RFC 6184, H.265 according to RFC 7798."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Clip:
             raise ValueError(f"{path}: has no picture")
         self.pictures = pictures
         self.delay = max(p.stamp - p.due for p in pictures)
-        """Ticks from taking a picture to sending it: what reordering costs at most."""
+        """Ticks from taking a picture to sending it: the largest delay by reordering."""
         self.sets = list(sets)
         """Parameter sets, in the order of their first use."""
         self.duration = pictures[-1].due + round(CLOCK / self.fps)

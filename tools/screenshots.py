@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Takes the documentation's pictures: docs/images/{wall,stream,editor,phone}.webp of the web page, dashboard.webp.
 
-Runs a daemon on one clip, shown by several cameras from different moments on, and one camera that is down, and a
+Runs a daemon on one clip, played by several cameras from different positions, and on one camera that is down, and a
 Prometheus that scrapes it. Needs playwright and Debian's chromium and prometheus.
 
 usage: screenshots.py [--model MODEL] [--video CLIP] [--out FOLDER]
@@ -43,18 +43,18 @@ CLASSES = ["person", "bicycle", "car", "motorcycle", "bus", "truck"]
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
 LIMIT = 150_000
-"""Bytes a picture may take in the repository."""
+"""Largest size of a picture in the repository, in bytes."""
 QUALITY = 82
 BOARD_HEIGHT = 1100
 RULES = {
     "zones": [{"name": "pavement", "points": [[0.03, 0.55], [0.42, 0.5], [0.5, 0.96], [0.03, 0.96]]}],
     "lines": [{"name": "lane", "points": [[0.62, 0.4], [0.72, 0.95]]}],
 }
-"""Of the camera that is shown alone."""
+"""Id of the camera that is shown alone."""
 
 
 def configuration(folder: Path, args: argparse.Namespace) -> Path:
-    """Writes what the daemon is to do."""
+    """Writes the daemon's configuration."""
     length = length_s(str(args.video))
     streams: list[dict[str, Any]] = [
         {"id": name, "url": str(args.video), "loop": True, "start_s": length * i / len(CAMERAS), "max_fps": args.fps,
@@ -73,7 +73,7 @@ def configuration(folder: Path, args: argparse.Namespace) -> Path:
 
 
 def port_of(process: subprocess.Popen[str]) -> int:
-    """The metrics port, as the log tells it."""
+    """The metrics port, from the log."""
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("{") and (event := json.loads(line))["event"] == "running":
@@ -129,9 +129,9 @@ def main() -> int:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
             port = port_of(process)
-            threading.Thread(target=lambda: list(process.stderr or ()), daemon=True).start()  # or it would fill
+            threading.Thread(target=lambda: list(process.stderr or ()), daemon=True).start()  # or the pipe fills up
             address = f"http://127.0.0.1:{port}/"
-            os.nice(10)  # the browser paints without a GPU: it gets what the daemon leaves
+            os.nice(10)  # the browser renders without a GPU: it gets the CPU time that the daemon leaves
             with prometheus(Path(name), port) as storage, sync_playwright() as driver:
                 browser = driver.chromium.launch(executable_path=browser_path, args=list(FLAGS))
                 desk = browser.new_page(viewport={"width": 1440, "height": 710}, color_scheme="dark")

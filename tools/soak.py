@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Hours of what happens in the field, in minutes: cameras that break in every way, files, subscribers that come, go
-and stall, reloads. Says at the end whether anything grows or any frame is unaccounted for.
+"""Compresses hours of field conditions into minutes: cameras that fail in every way, files, subscribers that come, go
+and stall, reloads. Reports at the end whether any resource grows or any frame is unaccounted for.
 
     python tools/soak.py --minutes 30 [--cameras 12] [--backend openvino --model M.onnx] [--seed 1] [--json out.json]
 
-`streamd run` is a process of its own; the cameras (tools/fakecam.py) and one subscriber that always reads are in this
-one. Every minute has 40 seconds of trouble and 20 of rest, in which every stream has to come back; slopes are taken
-over the ends of the rests after the warm-up, so that like is compared with like. Exit code 1 where the verdict is bad.
-"""
+`streamd run` is a separate process; the cameras (tools/fakecam.py) and one subscriber that always reads are in this
+one. Every minute has 40 seconds of faults and 20 of rest, in which every stream must recover; slopes are measured at
+the ends of the rests after the warm-up, which are comparable. Exit code 1 if the result is bad."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ from tests.behaviour.daemon import Running, daemon
 from tests.clips import write_clip
 
 TROUBLE_S, REST_S, CALM_S = 40.0, 20.0, 6.0
-"""Of every minute: faults, rest, and the end of the rest that counts for the slopes."""
+"""Seconds of every minute: faults, rest, and the end of the rest that counts for the slopes."""
 SAMPLE_S = 2.0
 FPS = 15
 GUEST = """
@@ -53,7 +52,7 @@ ENGINES = {
 
 
 class Cast:
-    """The cameras and files, and the configuration that names them."""
+    """The cameras and files, and their configuration."""
 
     def __init__(self, folder: Path, count: int, head: str, clips: list[Path], seed: int) -> None:
         self._head = head
@@ -81,18 +80,18 @@ class Cast:
         return f"{self._head}streams:\n{streams}"
 
     def fault(self, name: str, camera: str) -> None:
-        """Makes `camera` suffer the fault `name`."""
+        """Injects the fault `name` into `camera`."""
         own = self.cameras[camera]
         if name in ("resize", "codec"):
             hevc = own.clip.codec == "hevc"
             own.alternate = self._large if (name == "resize") != hevc else self._hevc
         own.set(name)
         if name in ("mute", "hang", "status", "unauthorized"):
-            own.cut()  # only a new connection meets it
+            own.cut()  # it only affects a new connection
 
 
 class Soak:
-    """Trouble and rest by turns."""
+    """Alternates faults and rest."""
 
     def __init__(self, cast: Cast, running: Running, watch: Watch, keeper: Keeper, endpoint: str, seed: int) -> None:
         self._cast, self._running, self._watch, self._keeper = cast, running, watch, keeper
@@ -101,7 +100,7 @@ class Soak:
         self._guests: list[subprocess.Popen[bytes]] = []
         self._extra = 0
         self.done: Counter[str] = Counter()
-        """What was done to the daemon, by kind."""
+        """Number of faults by kind."""
         self.late: list[str] = []
         """Streams that had not come back at the end of a rest."""
 
@@ -152,13 +151,13 @@ class Soak:
                 guest.send_signal(signal.SIGSTOP if doing == "stalled" else signal.SIGCONT)
 
     def _reload(self) -> None:
-        """A stream comes, goes or changes, or the new configuration is wrong."""
+        """Adds, removes or changes a stream, or makes the new configuration invalid."""
         streams = self._cast.streams
         doing = self._random.choice(("add", "remove", "change", "change", "wrong"))
         if doing == "wrong":
             self._running.reload(self._cast.config() + "  - {id: x, url: }\n", "refused")
         elif doing == "add" and len(streams) < len(self._cast.usual) + 4:
-            self._extra = (self._extra + 1) % 8  # names come back: a removed stream's counters stay
+            self._extra = (self._extra + 1) % 8  # names are reused, since a removed stream's counters are kept
             streams[f"extra{self._extra}"] = f"url: '{self._cast.file}', loop: {self._random.choice(('true', 'false'))}"
             self._running.reload(self._cast.config())
         elif doing == "remove" and len(streams) > 2:
@@ -173,7 +172,7 @@ class Soak:
     def _rest(self) -> None:
         for camera in self._cast.cameras.values():
             camera.set("none")
-            camera.cut()  # what a connection has been through is no part of the next one: like is compared with like
+            camera.cut()  # a new connection has no history, which makes samples comparable
         while self._guests:
             guest = self._guests.pop()
             guest.kill()
@@ -222,7 +221,10 @@ def judge(soak: Soak, watch: Watch, keeper: Keeper, running: Running, code: int,
         ("frames", ", ".join(f"{count} {name}" for name, count in totals.items())),
         ("streams told", ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))),
         ("done to them", ", ".join(f"{count} {name}" for name, count in actions)),
-        ("the subscriber that always reads", f"{keeper.frames} messages, {keeper.untold} frames missing and not told"),
+        (
+            "the subscriber that always reads",
+            f"{keeper.frames} messages, {keeper.untold} frames missing and not reported",
+        ),
         ("samples", f"{len(watch.samples)}; received = published + dropped + in flight in all but {len(watch.wrong)}"),
     ]
     if code != 0:

@@ -1,4 +1,4 @@
-"""What a soak looks at: samples, a subscriber that counts what is missing, and the verdict."""
+"""Measurements of a soak test: samples, a subscriber that counts missing frames, and the result."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from streamd.sinks.message import StatusMessage, decode
 from tests.behaviour.daemon import Running
 
 IN_FLIGHT_LIMIT = 200
-"""More frames of one stream cannot be between its ring and the sinks."""
+"""Largest possible number of frames of one stream between its ring and the sinks."""
 Metrics = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 class Keeper:
-    """A subscriber that always reads: latencies, and frames that are missing though no message tells so."""
+    """A subscriber that always reads: latencies, and frames that are missing without a message reporting it."""
 
     def __init__(self, endpoint: str) -> None:
         self.untold = 0
-        """Frames that are missing, less those that `dropped` tells of."""
+        """Missing frames, minus those reported in `dropped`."""
         self.frames = 0
         self.negative = 0
         """Latencies below zero."""
@@ -68,18 +68,18 @@ class Keeper:
         return found
 
     def close(self) -> None:
-        """Takes what is still under way, then ends."""
+        """Receives messages in transit, then ends."""
         self._stop.set()
         self._thread.join(10)
 
 
 @dataclass(slots=True)
 class Sample:
-    """One look at the daemon."""
+    """One sample of the daemon."""
 
     hours: float
     calm: bool
-    """Everything was sound, and had been for a while."""
+    """All streams were healthy, and had been for a while."""
     rss: int
     fds: int
     threads: int
@@ -103,7 +103,7 @@ def in_flight(metrics: Metrics) -> dict[str, float]:
 
 
 def device_memory(metrics: Metrics) -> float | None:
-    """Bytes in use on all devices, by whomever."""
+    """Bytes in use on all devices, by any process."""
     of: Counter[str] = Counter()
     for (name, labels), value in metrics.items():
         if name == "streamd_device_memory_bytes":
@@ -112,7 +112,7 @@ def device_memory(metrics: Metrics) -> float | None:
 
 
 class Watch:
-    """Samples the daemon in a thread of its own."""
+    """Samples the daemon in a separate thread."""
 
     def __init__(self, running: Running, keeper: Keeper, every_s: float) -> None:
         self.samples: list[Sample] = []

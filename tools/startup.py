@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""How long many streams take to open, to come back after all broke at once, and to drain.
+"""Measures how long many streams take to open, to recover after all failed at once, and to drain.
 
     python tools/startup.py --clip CLIP --streams 208 [--rtsp] [--workers 8] [--engine tensorrt --model PLAN]
 
 `streamd run` is started `--times` times with `--streams` paced streams: of the file itself, or with `--rtsp` of fake
-cameras (tools/fakecam.py; `--cameras` processes share the streams). With cameras, all of them then hang up and refuse
-for `--outage` seconds, as behind a switch that starts again. At the end the daemon is drained. Times come from the
-daemon's own log, whose lines also tell what went wrong.
-"""
+cameras (tools/fakecam.py; `--cameras` processes share the streams). With cameras, all of them then disconnect and
+refuse connections for `--outage` seconds, as if a switch restarted. At the end the daemon is drained. Times come from
+the daemon's own log, which also reports errors."""
 
 from __future__ import annotations
 
@@ -81,7 +80,7 @@ def _at(line: dict[str, Any]) -> float:
 
 
 class Log:
-    """What the daemon has said so far."""
+    """The daemon's log so far."""
 
     def __init__(self, running: Running) -> None:
         self._running = running
@@ -105,11 +104,11 @@ class Log:
         return {"up": len(times), "quarters_s": quarters, "first_s": round(times[0] - since, 2) if times else None}
 
     def event(self, name: str) -> float | None:
-        """When it was said first."""
+        """Time of the first such line."""
         return next((_at(line) for line in self._running.log() if line["event"] == name), None)
 
     def trouble(self) -> dict[str, int]:
-        """What went wrong, and how often."""
+        """Errors, with their numbers."""
         found: Counter[str] = Counter()
         for line in self._running.log():
             if line["event"] in BAD_LINES:
@@ -119,7 +118,7 @@ class Log:
         return dict(found)
 
     def progress(self) -> list[str]:
-        """The lines that tell how far it is."""
+        """The progress lines."""
         return [
             f"{line['opened']} of {line['of']} at {line['seconds']} s"
             for line in self._running.log()
@@ -128,7 +127,7 @@ class Log:
 
 
 def once(args: argparse.Namespace, cams: list[subprocess.Popen[str]], urls: list[str]) -> dict[str, Any]:
-    """One start, one outage where there are cameras, one drain."""
+    """One start, one outage if there are cameras, one drain."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What PyTorch makes of the same network: FP16, channels-last, under a CUDA graph. The rival in the GPU tables.
+"""Measures PyTorch with the same network: FP16, channels-last, in a CUDA graph. For comparison in the GPU tables.
 
     python tools/torch_baseline.py MODEL.onnx [--batch 1 16 32] [--json out.json]
 
@@ -71,7 +71,7 @@ def load(path: str) -> Any:
             elif kind == "Constant":
                 y = torch.from_numpy(numpy_helper.to_array(attribute["value"]).copy())
             else:
-                raise SystemExit(f"torch_baseline: {node.name}: operator {kind} is not known here")
+                raise SystemExit(f"torch_baseline: {node.name}: operator {kind} is not supported")
             values[node.output[0]] = y
         return [values[name] for name in outputs]
 

@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
-"""How well and how fast the trackers track: HOTA, AssA, IDF1, MOTA, ID switches and microseconds a frame.
+"""Measures the accuracy and speed of trackers: HOTA, AssA, IDF1, MOTA, ID switches and microseconds per frame.
 
     python tools/track_eval.py FOLDER [--modes full,every3,every6,drop20,drop50,burst] [--kind bytetrack] [--json]
     python tools/track_eval.py --speed [--kind bytetrack] [--json]
 
-FOLDER holds one folder a sequence, each with `seqinfo.ini`, `gt.txt` and `det.txt` in the MOTChallenge format. Of
-`gt.txt` rows with flag 1 and class 1 count. All sequences make one figure; boxes are matched by IoU; only frames that
-the tracker was given count. The evaluator is that of roboflow's `trackers` (of the `dev` extra).
+FOLDER holds one folder per sequence, each with `seqinfo.ini`, `gt.txt` and `det.txt` in the MOTChallenge format. Of
+`gt.txt`, rows with flag 1 and class 1 count. All sequences are evaluated together; boxes are matched by IoU; only
+frames passed to the tracker count. The evaluator is that of roboflow's `trackers` (of the `dev` extra).
 
 Modes: `full`; `everyN`, each Nth frame; `dropP`, P % of the frames left out at random; `burst`, the last of every five
 seconds left out.
 
-`--speed` needs no folder: it times made-up objects, 10 and 50 of them, in microseconds a frame: one stream alone, 16
-streams in a batch, and beside them the ByteTrack in `trackers`.
-"""
+`--speed` needs no folder: it times 10 and 50 synthetic objects in microseconds per frame: one stream alone, 16 streams
+in a batch, and for comparison the ByteTrack in `trackers`."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class MaterialError(Exception):
-    """The folder is not what it should be; the message says how."""
+    """The folder is invalid; the message says why."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -176,7 +175,7 @@ def _numbered(ids: list[Ints]) -> list[Ints]:
 
 
 def crowd(objects: int, frames: int, seed: int) -> list[Crowd]:
-    """Frames of made-up people who walk about a picture of 1920×1080; of each boxes, scores and classes."""
+    """Frames of synthetic people walking in a picture of 1920×1080: boxes, scores and classes of each frame."""
     rng = np.random.default_rng(seed)
     height = rng.uniform(80, 240, objects)
     size = np.stack((height * 0.4, height), axis=1)
@@ -214,7 +213,7 @@ def speed(tracker: Tracker, objects: int, streams: int, frames: int = 300) -> fl
 
 
 def open_speed(objects: int, frames: int = 300) -> float:
-    """The same of the ByteTrack in roboflow's `trackers`, one stream alone: what to compare with."""
+    """The same for the ByteTrack in roboflow's `trackers`, one stream alone, for comparison."""
     import supervision
     from trackers import ByteTrackTracker
 
@@ -250,9 +249,9 @@ def main() -> int:
     """Measures and prints."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=Path, nargs="?", help="the sequences")
-    p.add_argument("--modes", default=",".join(MODES), help="which frames are kept, with commas between")
+    p.add_argument("--modes", default=",".join(MODES), help="which frames are kept, separated by commas")
     p.add_argument("--kind", choices=TRACKERS.builtin(), default="bytetrack")
-    p.add_argument("--speed", action="store_true", help="time made-up objects instead")
+    p.add_argument("--speed", action="store_true", help="time synthetic objects instead")
     p.add_argument("--json", action="store_true")
     args = p.parse_args()
 

@@ -6,10 +6,9 @@
     python tools/train_demo_model.py export  --weights DIR/demo.pt --out demo.onnx
 
 `prepare` reads the folders of demo_model/pack.py's FOLDERS under --images and asks the teachers (YOLOX-Nano and
-PicoDet-S, both Apache-2.0) for what the labels lack. `train` needs a GPU and asks the teachers again about every
-augmented picture, so that what it learns from is not bounded by the labels. `export` writes ONNX and its sidecar.
-Needs PyTorch, NumPy, OpenCV (or Pillow to train), onnx; prepare needs OpenVINO, and PyAV for clips.
-"""
+PicoDet-S, both Apache-2.0) for objects that the labels lack. `train` needs a GPU and asks the teachers again about
+every augmented picture, so that training is not limited by the labels. `export` writes ONNX and its sidecar. Needs
+PyTorch, NumPy, OpenCV (or Pillow to train), onnx; prepare needs OpenVINO, and PyAV for clips."""
 
 from __future__ import annotations
 
