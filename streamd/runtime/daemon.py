@@ -59,8 +59,6 @@ MANY_STREAMS = 64
 MANY_SWITCH_INTERVAL_S = 0.002
 """Every thread that waits for the GIL wakes up once per interval: 200 paced streams on two cores were served 3,330
 frames a second at 0.5 ms and 4,390 at 2 ms."""
-HEAP_S = 10.0
-"""Free memory goes back to the system this often."""
 _TICK_S = 0.25
 _BUNDLE_S = 5.0
 """Longest time that writing a bundle may delay the exit, e.g. if the disk hangs."""
@@ -406,7 +404,7 @@ class Daemon:
             self._service.beat(now)
             if now >= next_heap:
                 heap.trim()
-                next_heap = now + HEAP_S
+                next_heap = now + heap.TRIM_S
             self._look_for_changes()
             self.streams.tick()
             if self._analytics is not None:

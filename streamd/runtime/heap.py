@@ -10,6 +10,8 @@ import functools
 import os
 from typing import Any
 
+TRIM_S = 10.0
+"""Free memory goes back to the system this often."""
 _M_ARENA_MAX = -8
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ipaddress
+import os
 import resource
 import socket
 import struct
@@ -103,9 +104,13 @@ def host_of(name: Any) -> str:
 @contextlib.contextmanager
 def _connection(descriptor: int) -> Iterator[socket.socket | None]:
     """A duplicate of the descriptor; None if it is no socket (any more)."""
+    own = -1
     try:
-        found = socket.socket(fileno=socket.dup(descriptor))
+        own = socket.dup(descriptor)
+        found = socket.socket(fileno=own)
     except OSError:
+        if own >= 0:
+            os.close(own)
         yield None
         return
     with found:

@@ -33,7 +33,7 @@ class SourceSettings(StreamSettings):
     crop: CropSettings | None = Field(None, description="Analyse only this part of the picture.")
     max_fps: float | None = Field(
         None,
-        gt=0,
+        ge=0.00001,
         le=1000,
         description="Analyse at most this many frames per second. Well below the camera's rate, pictures that no other "
         "picture depends on are not decoded; where key frames come often enough, only they are.",

@@ -20,6 +20,8 @@ from streamd.sources.picture import picture_of
 from streamd.types import Box, Frame, Picture
 
 _PICTURES = 8
+SLOWEST_FPS = 1e-5
+"""About a frame a day: longer waits cannot be asked of the system."""
 
 
 @SOURCES.register
@@ -82,7 +84,7 @@ class SyntheticSource:
         s = self._settings
         crop = Box(s.crop.x, s.crop.y, s.crop.width, s.crop.height) if s.crop else None
         started = time.monotonic_ns()
-        rate = min(s.fps or 1e9, s.max_fps or 1e9)
+        rate = max(min(s.fps or 1e9, s.max_fps or 1e9), SLOWEST_FPS)
         seq = 0
         while s.count is None or seq < s.count:
             if s.fail_after is not None and seq >= s.fail_after:

@@ -17,6 +17,7 @@ from streamd.config import Config, sink_names
 from streamd.config.loader import Loaded
 from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, SourceError
 from streamd.events.link import EventReceiver
+from streamd.runtime import heap
 from streamd.runtime.drain import Drain
 from streamd.runtime.eventlog import EventLog, media_dir
 from streamd.runtime.health import close_outputs, health_of, ready_of
@@ -129,6 +130,7 @@ class WorkerSupervisor:
 
     def _open(self) -> None:
         config = self.config
+        heap.limit_arenas()
         self.http, self._tap = open_port(
             config.metrics, self.registry, self.health, self.ready, statuses=self._statuses, boot_id=self.boot_id,
             streams=lambda: self.config.streams,
@@ -315,10 +317,14 @@ class WorkerSupervisor:
 
     def _wait(self, for_seconds: float | None) -> None:
         deadline: float | None = None
+        next_trim = time.monotonic() + heap.TRIM_S
         while not self._service.stopping and self._failed_with is None and not self._over():
             self._receive()
             now = time.monotonic()
             self._look_after(now)
+            if now >= next_trim:
+                next_trim = now + heap.TRIM_S
+                heap.trim()  # what subscribers that have left had asked for, for example
             if not self._started:
                 if all(worker.settled for worker in self.workers if self._mine(worker)):
                     self._begun()

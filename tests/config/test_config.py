@@ -87,6 +87,7 @@ def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
         ("streams: []", "streams: expected at least one stream"),
         ("streams: [{id: a, url: x.mp4}, {id: a, url: y.mp4}]", "ids must be unique"),
         ("streams: [{id: a, url: 'rtsp://h/x', loop: true}]", "only a file can loop"),
+        ("streams: [{id: a, url: 'rtsp://h/x', max_fps: 1e-300}]", "greater than or equal to 0.00001"),
         ("streams: [{id: a, url: 'rtsp://h/x', start_s: 3}]", "streams[0].start_s: only a file has a beginning"),
         ("streams: [{id: a, url: x.mp4, transport: udp}]", "a file has no transport"),
         ("streams: [{id: a, url: x.mp4, policy: latest, ring: 9}]", "remove ring"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fuzzing.target import Target
 
-_LONGEST_S = 2.0
+_LONGEST_S = 5.0
 """For one line, whatever the reader does; the machine may be busy."""
 
 
