@@ -101,6 +101,11 @@ class StreamSettings(KindSettings):
         return False
 
     @property
+    def has_snapshots(self) -> bool:
+        """Whether any rule asks for snapshots."""
+        return any(rule.snapshot for rule in (*self.zones, *self.lines))
+
+    @property
     def clip_ring_s(self) -> float:
         """Seconds of packets that the clips of the rules need; 0 where no rule asks for clips."""
         needed = [rule.clip.pre_s + rule.latest_s for rule in (*self.zones, *self.lines) if rule.clip is not None]

@@ -23,7 +23,7 @@ class Tap(Protocol):
         ...
 
     def take(self, frame: Frame, detections: Detections) -> None:
-        """Must be fast, keep no picture and raise nothing."""
+        """Must be fast, keep no picture for longer than it takes to copy it, and raise nothing."""
         ...
 
 
@@ -35,10 +35,10 @@ class StreamOutput:
         metrics: counters and times.
         model: the model that provides the labels.
         publish: receives each frame's detections, in capture order; must not block.
-        tap: receives each published frame while it wants this stream's.
+        taps: each receives published frames while it wants this stream's.
     """
 
-    __slots__ = ("_counters", "_latency", "_publish", "_seen", "_tap", "name")
+    __slots__ = ("_counters", "_latency", "_publish", "_seen", "_taps", "name")
 
     def __init__(
         self,
@@ -46,13 +46,14 @@ class StreamOutput:
         metrics: Metrics,
         model: ModelInfo,
         publish: Callable[[Detections], None],
-        tap: Tap | None = None,
+        *taps: Tap | None,
     ) -> None:
         self.name = name
         self._counters = metrics.stream(name)
         self._latency = metrics.capture_to_publish.tally(name)
         self._seen = metrics.detections.of(name, model.labels)
-        self._publish, self._tap = publish, tap
+        self._publish = publish
+        self._taps = tuple(tap for tap in taps if tap is not None)
 
     def reject(self, reasons: Mapping[str, int]) -> None:
         """Counts invalid boxes of one frame that were left out, by reason; logs each reason once."""
@@ -71,8 +72,9 @@ class StreamOutput:
             counters.late += 1
         for class_id in detections.class_id.tolist():
             seen[class_id] += 1
-        if self._tap is not None and self.name in self._tap.wanted:
-            self._tap.take(frame, detections)
+        for tap in self._taps:
+            if self.name in tap.wanted:
+                tap.take(frame, detections)
 
 
 @dataclass(slots=True)

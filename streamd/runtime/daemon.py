@@ -182,7 +182,10 @@ class Daemon:
             "analytics": self._analytics,
         }  # fmt: skip
         for ordinal, engine in engines.items():
-            self.instances.append(ModelInstance(config, engine, ordinal, **options))
+            instance = ModelInstance(config, engine, ordinal, **options)
+            self.instances.append(instance)
+            if self._evidence is not None and instance.decoder_device is not None:
+                self._evidence.downloads[instance.decoder_device] = instance.thumbnail
         for stream in config.streams:
             self.streams.add(stream)
 

@@ -55,8 +55,8 @@ def has_rules(config: Config) -> bool:
 
 
 def has_clips(config: Config) -> bool:
-    """Whether any zone or line asks for clips."""
-    return any(rule.clip is not None for s in config.streams for rule in (*s.zones, *s.lines))
+    """Whether any zone or line asks for clips or snapshots."""
+    return any(rule.clip is not None or rule.snapshot for s in config.streams for rule in (*s.zones, *s.lines))
 
 
 class EventLog:

@@ -1,9 +1,10 @@
-"""Clips of events: which rules want them, and the road from frames, packets and events to the clip writer."""
+"""Clips and snapshots of events: which rules want them, and the way of frames, packets and events to their writers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +13,11 @@ from streamd import __version__
 from streamd.config import MediaSettings
 from streamd.events.evidence.clips import ClipWriter, Moment, StreamEvidence, Wanted
 from streamd.events.evidence.files import Room
+from streamd.events.evidence.snapshots import UNDER_WAY, SnapshotMaker
 from streamd.events.record import Event, Media
 from streamd.flow.packets import PacketRing
 from streamd.flow.settings import StreamSettings
+from streamd.imaging.upright import Download, UprightScaler
 from streamd.security.redact import redact
 from streamd.telemetry.evidence import EvidenceCounts
 from streamd.types import Detections, ModelInfo
@@ -22,6 +25,8 @@ from streamd.types import Detections, ModelInfo
 _STUCK_S = 10.0
 """A disk that has held up the writer for so long is a problem."""
 _UNBOUNDED = Wanted(0.0, 0.0, 0.0)
+SNAPSHOTS_HELD = UNDER_WAY + 1
+"""Pictures of a stream that snapshots may hold."""
 
 
 class EventGate(Protocol):
@@ -63,8 +68,13 @@ class Evidence:
         self._streams: dict[str, StreamEvidence] = {}
         self._recorded: Mapping[str, StreamEvidence] = {}
         """Those whose rules want clips. Replaced, never changed."""
-        room = Room(folder, int(settings.min_free_gb * 1e9))
-        self._clips = ClipWriter(folder, room, gate.link, self._facts)
+        min_free = int(settings.min_free_gb * 1e9)
+        self._clips = ClipWriter(folder, Room(folder, min_free), gate.link, self._facts)
+        self._pictured: Mapping[str, frozenset[str]] = {}
+        """Rules that want snapshots, by stream. Replaced, never changed."""
+        self.downloads: dict[int, Download] = {}
+        """By CUDA ordinal: what brings a picture from the device."""
+        self.snapshots = SnapshotMaker(folder, Room(folder, min_free), gate.link, UprightScaler(self.downloads))
 
     def _facts(self) -> dict[str, Any]:
         model = self._model()
@@ -76,6 +86,8 @@ class Evidence:
 
     def change(self, settings: StreamSettings) -> None:
         """A stream begins, or its rules change."""
+        pictured = frozenset(rule.name for rule in (*settings.zones, *settings.lines) if rule.snapshot)
+        self._pictured = {**self._pictured, settings.id: pictured}
         if not settings.has_packets:
             return
         source = self._streams.get(settings.id) or StreamEvidence(settings.id)
@@ -106,6 +118,8 @@ class Evidence:
 
     def event(self, event: Event, moment: Moment) -> None:
         """An event was submitted."""
+        if event.kind == "end" or event.rule in self._pictured.get(event.stream, ()):
+            self.snapshots.event(event)
         source = self._streams.get(event.stream)
         if source is None:
             return
@@ -122,7 +136,7 @@ class Evidence:
         stuck_s = self._clips.stuck_s
         if stuck_s > _STUCK_S:
             return f"the disk has not answered for {stuck_s:.0f} s"
-        return self._clips.problem or None
+        return self._clips.problem or self.snapshots.problem or None
 
     def counts(self) -> EvidenceCounts:
         """For the metrics."""
@@ -131,8 +145,11 @@ class Evidence:
             {name: each.ring.bytes for name, each in recorded.items()},
             {name: each.ring.overflows for name, each in recorded.items()},
             self._clips.open, dict(self._clips.written), dict(self._clips.failed), self.problem is not None,
+            dict(self.snapshots.written), dict(self.snapshots.failed),
         )  # fmt: skip
 
     def close(self, timeout: float) -> bool:
-        """Ends the clips under way with what there is; False if that takes longer than `timeout` seconds."""
-        return self._clips.close(timeout)
+        """Ends clips and snapshots under way with what there is; False if that takes longer than `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        done = self.snapshots.close(timeout / 2)
+        return self._clips.close(max(0.1, deadline - time.monotonic())) and done

@@ -53,6 +53,7 @@ class ModelInstance:
         self.streams = 0
         """Number of streams that it serves."""
         self._closing = threading.Lock()
+        self._downloading = threading.Lock()
         self._closed = False
         self.bell = Bell()
         backend = self.backend = open_backend(engine, config.model, batch=config.batch, live=live)
@@ -67,7 +68,7 @@ class ModelInstance:
         self.decoder_device: int | None = backend.device
         """CUDA ordinal whose decoders hand frames over without a copy; None for software."""
         if tap is not None and self.decoder_device is not None:
-            tap.downloads[self.decoder_device] = backend.thumbnail
+            tap.downloads[self.decoder_device] = self.thumbnail
         metrics.build_info.labels(version=__version__, backend=type(backend).__name__, model=backend.spec.name).set(1)
         for kind in backend.memory:
             gauge = metrics.device_memory.labels(device=str(ordinal), kind=kind)
@@ -79,6 +80,12 @@ class ModelInstance:
         name = f"-{ordinal}" if several else ""
         analysis = analytics.step(self.model) if analytics is not None else None
         self.pipeline = Pipeline(backend, self.batcher, detector.postprocess, self.model, metrics, name, analysis)
+
+    def thumbnail(self, frame: Frame, width: int, height: int) -> Any:
+        """See `Backend.thumbnail`. Any thread, one at a time."""
+        backend: Any = self.backend
+        with self._downloading:
+            return backend.thumbnail(frame, width, height)
 
     def _memory(self, backend: Any, kind: str) -> float:
         """Bytes of device memory. May be read at any time: a worker's last report is made after the device was

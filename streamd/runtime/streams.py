@@ -17,7 +17,7 @@ from streamd.flow.settings import StreamSettings
 from streamd.flow.status import StatusBoard
 from streamd.flow.stream import StreamOutput, Tap
 from streamd.runtime.analytics import Analytics
-from streamd.runtime.evidence import Evidence
+from streamd.runtime.evidence import SNAPSHOTS_HELD, Evidence
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.load import LoadWatch
 from streamd.runtime.reload import Difference
@@ -160,7 +160,8 @@ class Streams:
         if before is not None:
             output = before.output
         else:
-            output = StreamOutput(name, self._metrics, instance.model, self._publish, self._tap())
+            snapshots = self._evidence.snapshots if self._evidence is not None else None
+            output = StreamOutput(name, self._metrics, instance.model, self._publish, self._tap(), snapshots)
         if self._analytics is not None:
             self._analytics.add(settings)
         instance.add(output, ring, settings.priority, settings.max_age_s)
@@ -169,7 +170,8 @@ class Streams:
 
     def _opener(self, settings: SourceSettings, instance: ModelInstance) -> Callable[[], Source]:
         packets = self._evidence.ring(settings.id) if self._evidence is not None else None
-        return partial(open_source, settings, device=instance.decoder_device, held=instance.pictures, packets=packets)
+        held = instance.pictures + (SNAPSHOTS_HELD if settings.has_snapshots else 0)
+        return partial(open_source, settings, device=instance.decoder_device, held=held, packets=packets)
 
     def _on_status(self, status: StreamStatus) -> None:
         if status.state == "LIVE":

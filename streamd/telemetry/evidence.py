@@ -22,7 +22,11 @@ class EvidenceCounts(NamedTuple):
     failed: Mapping[tuple[str, str], int] = {}
     """Clips by stream and reason."""
     down: bool = False
-    """The newest clip could not be written, or the disk does not answer."""
+    """The newest clip or snapshot could not be written, or the disk does not answer."""
+    snapshots: Mapping[str, int] = {}
+    """Written, by stream."""
+    snapshots_failed: Mapping[tuple[str, str], int] = {}
+    """By stream and reason."""
 
 
 class Folder(Protocol):
@@ -107,10 +111,20 @@ class EvidenceMetrics(Collector):
             written.add_metric([stream], value)
         for (stream, reason), value in counts.failed.items():
             failed.add_metric([stream, reason], value)
+        snapshots = CounterMetricFamily(
+            "streamd_snapshots_written", "Snapshots written; a better one replaces the first.", labels=["stream"]
+        )
+        missed = CounterMetricFamily(
+            "streamd_snapshots_failed", "Snapshots that could not be written, by reason.", labels=["stream", "reason"]
+        )
+        for stream, value in counts.snapshots.items():
+            snapshots.add_metric([stream], value)
+        for (stream, reason), value in counts.snapshots_failed.items():
+            missed.add_metric([stream, reason], value)
         opened = GaugeMetricFamily("streamd_clips_open", "Clips under way.", value=counts.clips_open)
         up = GaugeMetricFamily(
             "streamd_media_up",
-            "1 while clips can be written, 0 if the newest one failed or the disk does not answer.",
+            "1 while clips and snapshots can be written, 0 if the newest one failed or the disk does not answer.",
             value=0.0 if counts.down else 1.0,
         )
-        return size, overflows, written, failed, opened, up
+        return size, overflows, written, failed, opened, up, snapshots, missed

@@ -6,30 +6,23 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 
 from streamd.flow.threads import NamedThread
-from streamd.imaging.letterbox import HostLetterbox
+from streamd.imaging.upright import Download, Image, UprightScaler
 from streamd.types import Detections, Frame
 
 log = structlog.get_logger(__name__)
 
-Image = npt.NDArray[np.uint8]
-Download = Callable[[Frame, int, int], Image]
-"""Scales a frame in device memory to a width and a height, on the device, and brings it to the host as BGR."""
 MAX_FPS = 10.0
 """Pictures per second of one stream."""
 TOTAL_FPS = 60.0
 """Pictures per second over all streams, about a tenth of a core; shared among the streams."""
 MAX_WIDTH = 1280
 _QUALITY = 80
-_GEOMETRIES = 16
 _WARN_EVERY_NS = 60_000_000_000
 _UNDER_WAY = 2
 """Frames in device memory that wait for their pictures: each holds a decoder's surface."""
@@ -116,7 +109,7 @@ class Tap:
         self._device_frames: queue.Queue[tuple[Frame, Detections, int] | None] = queue.Queue(_UNDER_WAY)
         self._downloader: NamedThread | None = None
         self._changed = threading.Condition()
-        self._local = threading.local()
+        self._shrink = UprightScaler(self.downloads)
         self._warned_at = -_WARN_EVERY_NS
 
     # ------------------------------------------------------------------------------------------------------ viewers
@@ -247,23 +240,3 @@ class Tap:
                 self._serial += 1
                 self._last[stream] = Passed(self._serial, stream, record)
                 self._changed.notify_all()
-
-    def _shrink(self, frame: Frame, width: int) -> Image | None:
-        """The whole upright picture as BGR, at most `width` pixels wide; None if it cannot be accessed."""
-        frame = replace(frame, roi=None)
-        seen = frame.width * frame.picture.pixel_aspect
-        scale = min(1.0, width / seen, width / frame.height)
-        size = max(1, round(seen * scale)), max(1, round(frame.height * scale))
-        if frame.picture.device is not None:
-            download = self.downloads.get(frame.picture.device)
-            return None if download is None else download(frame, *size)
-        # A letterbox belongs to one thread; the postprocess thread of each device has its own.
-        scalers: dict[Any, HostLetterbox] = self._local.__dict__.setdefault("scalers", {})
-        scaler = scalers.get(size)
-        if scaler is None:
-            if len(scalers) >= _GEOMETRIES:
-                scalers.clear()
-            scaler = scalers[size] = HostLetterbox(*size, color="BGR")
-        image: Image = np.empty((size[1], size[0], 3), np.uint8)
-        scaler(frame, image)
-        return image

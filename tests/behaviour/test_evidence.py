@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 
 from streamd.events.query import Filter, find
@@ -15,7 +16,7 @@ from tests.behaviour.daemon import daemon, until
 from tests.events.evidence.stage import ffprobe_errors
 
 ZONE = "zones: [{name: middle, anchor: center, points: [[0.3, 0.3], [0.7, 0.3], [0.7, 0.7], [0.3, 0.7]], %s}]"
-CLIP = ZONE % "clip: {pre_s: 1, post_s: 0.5, max_s: 5}"
+CLIP = ZONE % "snapshot: true, clip: {pre_s: 1, post_s: 0.5, max_s: 5}"
 
 
 def config(*streams: str, more: str = "") -> str:
@@ -74,6 +75,10 @@ def test_each_event_has_its_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(told["config_sha256"]) == 64
     pictures = {round(time_s, 3): marked.number(image) for time_s, image in marked.shown(path)}
     assert {(pictures[round(f["t"], 3)] - f["seq"]) % 75 for f in told["frames"]} == {0}, "each picture is its frame"
+    image = cv2.imread(second["snapshot_plain"].path)
+    assert image is not None
+    assert image.shape == (160, 320, 3)
+    assert cv2.imread(second["snapshot"].path) is not None
     assert list((tmp_path / "state").rglob("*.partial")) == []
 
 

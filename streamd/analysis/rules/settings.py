@@ -71,6 +71,10 @@ class RuleSettings(Settings):
         None, description="Record a clip of each event; `{}` takes the defaults. Default: none."
     )
 
+    snapshot: bool = Field(
+        False, description="Save a picture of each event: the frame that shows its object best, plain and with its box."
+    )
+
     @property
     def latest_s(self) -> float:
         """Longest time from the begin of an event until it is told, in seconds."""
