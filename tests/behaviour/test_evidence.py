@@ -28,7 +28,7 @@ def media(folder: Path, stream: str = "a") -> list[dict[str, Any]]:
     """Files of the stream's events, oldest first, by role."""
     connection = open_reader(folder / "state" / "events.db")
     try:
-        return [r.media for r in find(connection, Filter(streams=[stream], kinds=["begin"])) if r.media]
+        return [r.media for r in find(connection, Filter(streams=[stream], kinds=["begin"])) if "clip" in r.media]
     finally:
         connection.close()
 
