@@ -25,6 +25,10 @@ BOUND = 10_000
 RETENTION = Limits(max_age_s=30 * 86_400, max_events=500_000)
 
 
+MediaListener = Callable[[str, str, Media], None]
+"""Called with stream, role and file."""
+
+
 class JournalStatus(NamedTuple):
     """The journal's state. Counts are since the start of this process."""
 
@@ -63,6 +67,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, *, retention: Limits = RETENTION, bound: int = BOUND) -> None:
+        self._media_listeners: list[MediaListener] = []
         self._place = StateDir(folder)
         self.folder = folder
         try:
@@ -118,6 +123,10 @@ class Journal:
         """Passes every committed event to `listener`, in order, in the writer's thread: it must not wait."""
         self._writer.listeners.append(listener)
 
+    def listen_media(self, listener: MediaListener) -> None:
+        """Calls `listener` for every file of an event that was recorded, on the writer's thread: it must not wait."""
+        self._media_listeners.append(listener)
+
     def end_open(
         self,
         reason: str,
@@ -164,11 +173,18 @@ class Journal:
     def link(self, event_id: str, role: str, media: Media) -> None:
         """Records a file of an event; its role is clip, snapshot, or another."""
 
-        def note(store: Store) -> None:
-            if not upkeep.link(store, event_id, role, media):
+        def note(store: Store) -> str | None:
+            stream = upkeep.link(store, event_id, role, media)
+            if stream is None:
                 self._writer.chores.sweep = True
+            return stream
 
-        self._writer.do(note)
+        def tell(done: Future[str | None]) -> None:
+            if done.exception() is None and (stream := done.result()) is not None:
+                for listener in self._media_listeners:
+                    listener(stream, role, media)
+
+        self._writer.waiting.call(note).add_done_callback(tell)
 
     def forget_media(self, paths: Sequence[str]) -> None:
         """Records that these files were removed by the retention of the media folder."""

@@ -153,9 +153,9 @@ def forget_origins(store: Store, now_ns: int) -> None:
 # -------------------------------------------------------------------------------------------------------------- media
 
 
-def link(store: Store, event_id: str, role: str, media: Media) -> bool:
-    """Records a file of an event; False if the event or the file was deleted meanwhile: the file must then be
-    removed."""
+def link(store: Store, event_id: str, role: str, media: Media) -> str | None:
+    """Records a file of an event, and returns its stream; None if the event or the file was deleted meanwhile: the file
+    must then be removed."""
     store.flush()
     execute = store.connection.execute
     known = store.open.get(event_id)
@@ -169,13 +169,13 @@ def link(store: Store, event_id: str, role: str, media: Media) -> bool:
         row = before[:2]
     if row is None or (before is not None and before[2] == "deleted"):
         execute("INSERT OR IGNORE INTO removals VALUES (?)", (media.path,))
-        return False
+        return None
     execute(
         "INSERT INTO media (id, role, stream, path, state, reason, began_ns) VALUES (?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (id, role) DO UPDATE SET path = excluded.path, state = excluded.state, reason = excluded.reason",
         (event_id, role, row[0], media.path, media.state, media.reason, row[1]),
     )
-    return True
+    return str(row[0])
 
 
 def forget_media(store: Store, paths: Iterable[str]) -> None:

@@ -29,6 +29,8 @@ class Outlet(Protocol):
 
     def attach(self, journal: Journal, instance: str) -> None: ...
 
+    def put_media(self, stream: str, role: str, media: Media) -> None: ...
+
 
 def state_dir(config: Config, name: str, environment: Mapping[str, str] = os.environ) -> Path:
     """The folder of the journal; see `EventsSettings.state_dir`.
@@ -100,6 +102,7 @@ class EventLog:
         folder = state_dir(config, self._name)
         journal = Journal(folder, retention=Limits(max_age_s=keep.keep_days * 86_400, max_events=keep.keep_events))
         journal.listen(self._committed)
+        journal.listen_media(self._recorded)
         journal.start()
         # Before the first event: a sink that is new today receives all of them.
         journal.keep_cursors([outlet.name for outlet in self._outlets()])
@@ -144,6 +147,10 @@ class EventLog:
             event = OutgoingEvent(record.stream, record.epoch, record.seq, body)
             for outlet in self._outlets():
                 outlet.put_event(event)
+
+    def _recorded(self, stream: str, role: str, media: Media) -> None:
+        for outlet in self._outlets():
+            outlet.put_media(stream, role, media)
 
     def flush(self, timeout: float) -> None:
         """Commits waiting events within `timeout` seconds, so that sinks can deliver them before they close."""

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from streamd.events.cursors import Cursor
 from streamd.events.journal import Journal
-from streamd.events.record import Record, envelope, event_id
+from streamd.events.record import Media, Record, envelope, event_id
 from streamd.events.upkeep import Limits, Outcome
 from streamd.sinks import Sink, SinkSettings
 from streamd.sinks.message import encoder
@@ -119,6 +119,9 @@ class EventSink(Sink):
             SinkError: the receiver cannot be reached, or does not take the first event now. It is logged and counted;
                 the sink decides by its `RetryPolicy` when `takes_events` is True again.
         """
+
+    def media(self, stream: str, role: str, media: Media) -> None:
+        """A file of one of the stream's events was recorded, see `Record.media`. Later ones replace it."""
 
     def interrupt(self) -> None:
         """Ends a wait for the receiver, because the sink has to close. Any thread."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from streamd.events.journal import Journal
+from streamd.events.record import Media
 from streamd.events.upkeep import Limits
 from streamd.sinks import Sink
 from streamd.sinks.envelope import MessageBuilder, OutgoingEvent
@@ -61,6 +62,8 @@ class EventFeed:
 
     def __init__(self, name: str, sink: Sink, owed: Limits | None, metrics: Metrics) -> None:
         self._queue = EventQueue(name, metrics)
+        self._media: dict[tuple[str, str], Media] = {}
+        """The latest file of each stream and role that the sink has not been told of."""
         self._rest_until = 0.0
         """Monotonic seconds. A busy sink's thread comes by with every frame, more often than is of use."""
         self._feed = (
@@ -77,12 +80,20 @@ class EventFeed:
         if self._feed is None:
             self._queue.put(event)
 
+    def put_media(self, stream: str, role: str, media: Media) -> None:
+        """A file of an event, for sinks that read the journal. Any thread."""
+        if self._feed is not None:
+            self._media[stream, role] = media
+
     def send(self, sink: GuardedSink, builder: MessageBuilder) -> bool:
         """Passes on what waits; True if there is more to do at once."""
         if self._feed is not None:
             now = time.monotonic()
             if now < self._rest_until:
                 return False
+            while self._media:
+                (stream, role), media = self._media.popitem()
+                sink.media(stream, role, media)
             more = self._feed.pump(sink)
             if not more:
                 self._rest_until = now + REST_S

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import structlog
 
 from streamd.errors import StreamdError
+from streamd.events.record import Media
 from streamd.events.upkeep import Outcome
 from streamd.flow.backoff import Backoff
 from streamd.flow.settings import StreamSettings
@@ -158,6 +159,14 @@ class GuardedSink:
         except Exception as error:  # noqa: BLE001 - see `send`
             self._failed(error)
             return []
+
+    def media(self, stream: str, role: str, media: Media) -> None:
+        """See `EventSink.media`."""
+        assert self._event_sink is not None
+        try:
+            self._event_sink.media(stream, role, media)
+        except Exception as error:  # noqa: BLE001 - see `send`
+            self._failed(error)
 
     def interrupt(self) -> None:
         """See `EventSink.interrupt`. Any thread."""

@@ -122,6 +122,14 @@ class Discovery:
             for direction in line.directions:
                 components |= _line(line.name, direction, here, id_)
         if stream.zones or stream.lines:
+            components["snapshot"] = {
+                "platform": "image",
+                "unique_id": f"{id_}_snapshot",
+                "name": "Last event",
+                "content_type": "image/jpeg",
+                "image_topic": f"{here}/snapshot",
+                "availability": [daemon],
+            }
             components["event"] = {
                 "platform": "event",
                 "unique_id": f"{id_}_event",

@@ -11,6 +11,7 @@ Topics, below PREFIX/NODE:
     streams/STREAM/availability     online while the stream is LIVE; retained
     streams/STREAM/status           status message, version 1; retained
     streams/STREAM/counts           occupancy and crossings; retained
+    streams/STREAM/snapshot         JPEG of the last event that has a snapshot; retained
     streams/STREAM/events           CloudEvents, QoS 1
     streams/STREAM/detections       detections message, version 1; QoS 0
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -27,6 +29,7 @@ import structlog
 from pydantic import Field
 
 from streamd.errors import SinkError
+from streamd.events.record import Media
 from streamd.events.upkeep import Outcome
 from streamd.flow.settings import StreamSettings
 from streamd.settings import FieldPath, Name, Problems
@@ -53,6 +56,9 @@ FOUND_S = 0.5
 BIRTH_S = 1.0
 """Longest random delay after Home Assistant's birth message, so that not all devices answer at once."""
 CLOSE_S = 0.8
+LOOK_S = 5.0
+"""How often the files of snapshots are looked for."""
+MAX_PICTURE_BYTES = 4 << 20
 
 
 @SINKS.register
@@ -134,6 +140,9 @@ class MqttSink(EventSink):
         """What the broker is to hold, by topic; empty to be removed."""
         self._dirty: dict[str, None] = {}
         """Topics of `_retained` that the broker has not been sent yet."""
+        self._pictures: dict[str, Path] = {}
+        """Files of the last snapshots, by topic."""
+        self._look_at = 0.0
         self._discovered: dict[str, dict[str, Any]] = {}
         """Discovery messages at the broker, by topic."""
         self._republish = False
@@ -179,6 +188,35 @@ class MqttSink(EventSink):
             self._retained[topic] = payload
             self._dirty[topic] = None
 
+    def media(self, stream: str, role: str, media: Media) -> None:
+        """See `EventSink.media`. Keeps the path: the picture is read when it is published."""
+        if role == "snapshot" and media.state == "written":
+            topic = f"{self.base}/streams/{stream}/snapshot"
+            self._pictures[topic] = Path(media.path)
+            self._dirty[topic] = None
+
+    def _picture(self, topic: str) -> bytes:
+        """The last snapshot of a stream; empty, which removes it from the broker, if it is gone or too large."""
+        path = self._pictures[topic]
+        try:
+            with path.open("rb") as file:
+                picture = file.read(MAX_PICTURE_BYTES + 1)
+        except OSError:
+            picture = b""
+        if not picture or len(picture) > MAX_PICTURE_BYTES or self._link.too_large(topic, picture):
+            del self._pictures[topic]
+            return b""
+        return picture
+
+    def _look_for_removals(self) -> None:
+        """A snapshot that was deleted, by request or retention, is not to stay at the broker."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_S
+            for topic, path in self._pictures.items():
+                if not path.exists():
+                    self._dirty[topic] = None
+
     def set_streams(self, streams: Sequence[StreamSettings]) -> None:
         """See `Sink.set_streams`. Removes what is retained of streams that are gone."""
         self._streams = streams
@@ -196,6 +234,7 @@ class MqttSink(EventSink):
         if self._tidy_at is not None and self._streams is not None and time.monotonic() >= self._tidy_at:
             self._tidy_at = None
             self._tidy(self._streams)
+        self._look_for_removals()
         self._flush()
 
     def _step(self, timeout: float) -> None:
@@ -212,7 +251,7 @@ class MqttSink(EventSink):
         """A connection begins: the broker is told everything that it is to hold."""
         self._under_way.clear()
         self._retained[self._availability] = ONLINE.encode()
-        self._dirty = dict.fromkeys(self._retained)
+        self._dirty = dict.fromkeys((*self._retained, *self._pictures))
         filters = [f"{self.base}/streams/+/availability"]
         if self._discovery is not None:
             filters += [self._discovery.filter, self._birth]
@@ -225,10 +264,10 @@ class MqttSink(EventSink):
         while self._dirty and not self._link.congested:
             topic = next(iter(self._dirty))
             del self._dirty[topic]
-            payload = self._retained[topic]
+            payload = self._picture(topic) if topic in self._pictures else self._retained.get(topic, b"")
             self._link.publish(topic, payload, retain=True)
             if not payload:
-                del self._retained[topic]
+                self._retained.pop(topic, None)
 
     # --------------------------------------------------------------------------------------------------- discovery
 
@@ -255,7 +294,8 @@ class MqttSink(EventSink):
         for topic in list(self._retained):
             parts = topic.removeprefix(f"{self.base}/").split("/")
             if parts[0] == "streams" and parts[1] not in ids:
-                for name in ("availability", "status", "counts"):
+                for name in ("availability", "status", "counts", "snapshot"):
+                    self._pictures.pop(f"{self.base}/streams/{parts[1]}/{name}", None)
                     self._keep(f"streams/{parts[1]}/{name}", b"")
         if self._discovery is None:
             return

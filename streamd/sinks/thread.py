@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from streamd.events.journal import Journal
+from streamd.events.record import Media
 from streamd.events.upkeep import Limits
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.settings import StreamSettings
@@ -115,6 +116,10 @@ class SinkThread:
     def put_event(self, event: OutgoingEvent) -> None:
         """Queues one event; never waits. Any thread."""
         self._events.put(event)
+
+    def put_media(self, stream: str, role: str, media: Media) -> None:
+        """Tells the sink of a file of an event of the stream; never waits. Any thread."""
+        self._events.put_media(stream, role, media)
 
     def attach(self, journal: Journal, instance: str) -> None:
         """The journal is open: the sink's cursor begins. Any thread."""

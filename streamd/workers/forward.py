@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from streamd.events.journal import Journal
+from streamd.events.record import Media
 from streamd.events.upkeep import Limits
 from streamd.flow.settings import StreamSettings
 from streamd.flow.threads import NamedThread
@@ -112,6 +113,10 @@ class Forwarder:
     def put_event(self, event: OutgoingEvent) -> None:
         """Queues one event; never waits. Any thread."""
         self._events.put(event)
+
+    def put_media(self, stream: str, role: str, media: Media) -> None:
+        """Tells the sink of a file of an event of the stream; never waits. Any thread."""
+        self._events.put_media(stream, role, media)
 
     def attach(self, journal: Journal, instance: str) -> None:
         """The journal is open: the sink's cursor begins. Any thread."""

@@ -192,6 +192,10 @@ class Entities:
             assert state == "None" or float(state) >= 0
         return state
 
+    def image(self, unique_id: str) -> bytes | None:
+        """The picture of an image entity."""
+        return self._last.get(self._entity(unique_id)[1]["image_topic"])
+
     def available(self, unique_id: str) -> bool:
         """Whether Home Assistant shows the entity as available."""
         message, entry = self._entity(unique_id)

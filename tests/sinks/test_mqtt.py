@@ -12,9 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from streamd.analysis.rules.settings import LineSettings, ZoneSettings
+from streamd.events.record import Media
 from streamd.flow.settings import StreamSettings
 from streamd.sinks.envelope import Outgoing
 from streamd.sinks.mqtt import MqttSettings
@@ -340,6 +343,40 @@ def test_events_reach_home_assistant(tmp_path: Path, broker: Server) -> None:
         watching.receive(topic, payload)
     seen = json.loads(watching.states()["streamd_box_s0_event"])
     assert (seen["event_type"], seen["label"]) == ("line_crossed", "person")
+    listener.close()
+
+
+def test_the_last_snapshot_is_an_image_in_home_assistant_until_it_is_deleted(
+    tmp_path: Path, broker: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamd.sinks.mqtt.LOOK_S", 0.05)
+    listener = Listener(broker.port, "homeassistant/#", "streamd/#")
+    watching = Entities()
+    topic = "streamd/box/streams/s0/snapshot"
+    pictures = [tmp_path / f"{i}.jpg" for i in range(2)]
+    with rig(tmp_path / "j", settings(broker, home_assistant={}), [camera("s0", "gate")]) as running:
+        running.journal.listen_media(running.thread.put_media)
+        running.submit(1)
+        for i, path in enumerate(pictures):
+            path.write_bytes(cv2.imencode(".jpg", np.full((48, 64, 3), 90 * i, np.uint8))[1].tobytes())
+            running.journal.link("e0", "snapshot", Media(str(path), "pending"))
+            running.journal.link("e0", "snapshot", Media(str(path)))
+            wanted = path.read_bytes()
+            until(lambda jpeg=wanted: listener.last().get(topic) == jpeg)  # type: ignore[misc]
+        until(lambda: any("stream_s0" in name for name in listener.last()))
+        for name, payload, _ in listener.messages:
+            watching.receive(name, payload)
+        assert watching.image("streamd_box_s0_snapshot") == pictures[1].read_bytes()
+        # A broker that has lost it is sent it again.
+        broker.kill()
+        (tmp_path / "mosquitto.db").unlink()
+        until(lambda: running.thread.unreachable is not None)
+        broker.start()
+        until(lambda: len(listener.of("/snapshot")) >= 3, 20)
+        assert listener.last()[topic] == pictures[1].read_bytes()
+        running.journal.delete("s0", 0, 1 << 62)
+        until(lambda: listener.last()[topic] == b"", 20)
+        assert not pictures[1].exists()
     listener.close()
 
 
