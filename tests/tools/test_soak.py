@@ -82,7 +82,7 @@ def test_a_short_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         soak.main()
     table = capsys.readouterr().out
     assert "received = published + dropped + in flight in all but 0" in table
-    assert " 0 frames missing and not told" in table
+    assert " 0 frames missing and not reported" in table
     assert "is not published + dropped" not in table
     assert "ended with" not in table
     assert len(json.loads(out.read_text())["samples"]) >= 5
