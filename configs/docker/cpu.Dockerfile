@@ -7,6 +7,10 @@
 
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /source
+# A C compiler, for the compiled step of the tracker.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml requirements.lock README.md CHANGELOG.md LICENSE ./
 COPY streamd streamd
 COPY configs configs

@@ -105,8 +105,9 @@ class Registry(Generic[SettingsT]):
         with self._lock:
             if not self._scanned:
                 package = importlib.import_module(self._package)
-                for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
-                    importlib.import_module(module.name)
+                for module in pkgutil.iter_modules(package.__path__):
+                    if not module.name.startswith("_"):
+                        importlib.import_module(f"{self._package}.{module.name}")
                 self._scanned = True
         return {name: self._kinds[name] for name in sorted(self._kinds, key=lambda kind: (kind != self._first, kind))}
 

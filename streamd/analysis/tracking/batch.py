@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from streamd.analysis.tracking.native import NativeStep
 from streamd.analysis.tracking.observation import EndedTrack, EndReason, Observation, Tracked
 from streamd.analysis.tracking.pairs import Indices, Rectangles
 from streamd.analysis.tracking.tracks import (
@@ -103,6 +104,8 @@ class Tracker(ABC):
     def __init__(self, life: Life, motion: Dynamics) -> None:
         self._life = life
         self._motion = motion
+        self._native: NativeStep | None = None
+        """What takes the place of everything below for one stream, where it was compiled."""
         self._birth = np.array([life.birth])
         # A sum of intervals is exact to a microsecond at best: the tolerance of comparisons.
         self._limits = np.array([[life.lost_s + 1e-6], [life.wall_s + 1e-6]])
@@ -128,6 +131,8 @@ class Tracker(ABC):
 
         Frames of the same stream may be in one call, in the order of their capture. A stream on which the tracker fails
         loses its tracks (`Tracked.error`); the others are not affected."""
+        if self._native is not None:
+            return [self._guarded([observation])[0] for observation in observations]
         if len(observations) < 2 or len({id(o.tracks) for o in observations}) == len(observations):
             return self._guarded(observations)
         out: list[Tracked | None] = [None] * len(observations)
@@ -168,6 +173,13 @@ class Tracker(ABC):
             parts.append(part)
             passed.append(dt)
             observed.append(min(dt / (1 + max(o.missed, 0)), FRAME_S))
+        if self._native is not None and len(batch) == 1:
+            done = self._native(batch[0], parts[0], passed[0], observed[0])
+            if done is not None:
+                matrix, tracked = done
+                _remember(batch[0], matrix, passed[0])
+                tracked.ended = ended[0] + tracked.ended
+                return [tracked]
         counts = tuple([part.shape[1] for part in parts])
         tracks, boxes = self._motion.advance(parts, passed, observed), _boxes(batch)
         n_tracks, n_boxes = tracks.shape[1], len(boxes.score)
@@ -289,6 +301,15 @@ class Tracker(ABC):
 
 
 _FIRST = np.zeros(1, np.intp)
+
+
+def _remember(o: Observation, matrix: Matrix, dt: float) -> None:
+    """Makes the frame the last one of its stream."""
+    state = o.tracks
+    state.matrix = matrix
+    state.time_ns, state.width, state.height, state.roi = o.time_ns, o.width, o.height, o.roi
+    if dt > 0:
+        state.step_s = dt
 
 
 def _interval(o: Observation) -> float:

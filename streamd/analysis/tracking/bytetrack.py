@@ -8,7 +8,7 @@ the camera's own motion is estimated from the tracks (`camera`)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,6 +17,7 @@ from streamd.analysis.tracking import TRACKERS, TrackingSettings
 from streamd.analysis.tracking.batch import Boxes, Life, Tracker
 from streamd.analysis.tracking.camera import FEWEST, common_shift
 from streamd.analysis.tracking.motion import Motion
+from streamd.analysis.tracking.native import NativeStep, library
 from streamd.analysis.tracking.pairs import FEW, Indices, Pairs, Rectangles, every, match, meeting
 from streamd.analysis.tracking.tracks import CENTER, HALF, HEIGHT, ID, LEADER, TWO, UNIT, VARIANCE, WALL, ZERO, Matrix
 from streamd.settings import Problems, Unit
@@ -43,7 +44,7 @@ class ByteTrackSettings(TrackingSettings):
 
     def open(self) -> ByteTrack:
         """See `TrackingSettings.open`."""
-        return ByteTrack(self)
+        return ByteTrack(self, library())
 
 
 _MOTION = Motion(center_noise=1.5, size_noise=0.3, box_noise=0.03, first_speed=1.0, tau=2.0)
@@ -67,9 +68,14 @@ confirmed tracks."""
 
 
 class ByteTrack(Tracker):
-    """See the module."""
+    """See the module.
 
-    def __init__(self, settings: ByteTrackSettings) -> None:
+    Args:
+        settings: thresholds and lifetimes.
+        native: the compiled step, see `native.library`; None: NumPy.
+    """
+
+    def __init__(self, settings: ByteTrackSettings, native: Any = None) -> None:
         s = settings
         super().__init__(Life(s.high, s.certain, s.lost_s, s.wall_s, s.outage_s, s.max_tracks), _MOTION)
         self._least, self._camera = s.low, s.camera_motion
@@ -77,6 +83,9 @@ class ByteTrack(Tracker):
         # Boxes that do not touch are never a pair.
         new, weak, strong = (max(gate, _TOUCH) for gate in (s.new_gate, s.weak_gate, s.gate))
         self._cases = np.array([[np.inf, np.inf, new, np.inf, weak, strong], _ROUND])
+        if native is not None:
+            gates = (s.low, s.high, s.gate, s.weak_gate, s.new_gate, s.camera_motion)
+            self._native = NativeStep(native, gates, self._life, _MOTION)
 
     @property
     def low(self) -> float:

@@ -31,14 +31,18 @@ def test_exactly_the_pairs_of_a_stream_that_overlap_meet(sizes: list[tuple[int, 
         Rectangles.around(np.hstack(tracks), tuple(n for n, _ in sizes)),
         Rectangles.around(np.hstack(boxes), tuple(m for _, m in sizes)),
     )
-    expected, row, column = set(), 0, 0
+    surely: set[tuple[int, int]] = set()
+    perhaps: set[tuple[int, int]] = set()
+    row = column = 0
     for t, b in zip(tracks, boxes, strict=True):
-        apart = np.abs(t[:2, :, None] - b[:2, None])
-        meets = (apart < (t[2:, :, None] + b[2:, None]) / 2).all(axis=0)
-        expected |= {(row + int(i), column + int(j)) for i, j in np.argwhere(meets)}
+        overlap = ((t[2:, :, None] + b[2:, None]) / 2 - np.abs(t[:2, :, None] - b[:2, None])).min(axis=0)
+        # Corners are single precision: less than a thousandth of a pixel may go either way.
+        for found, least in ((surely, 1e-3), (perhaps, -1e-3)):
+            found |= {(row + int(i), column + int(j)) for i, j in np.argwhere(overlap > least)}
         row, column = row + t.shape[1], column + b.shape[1]
-    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
-    assert len(rows) == len(expected)
+    found = set(zip(rows.tolist(), columns.tolist(), strict=True))
+    assert surely <= found <= perhaps
+    assert len(rows) == len(found)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,0 +1,132 @@
+"""The compiled step of ByteTrack gives what NumPy's gives."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamd.analysis.tracking import Observation, StreamTracks, Tracked
+from streamd.analysis.tracking import native as module
+from streamd.analysis.tracking.bytetrack import ByteTrack, ByteTrackSettings
+from streamd.analysis.tracking.native import library
+from tests.analysis.tracking.scenes import SIZE, Frame, boxes, wild
+
+SOURCE = Path(module.__file__).with_name("bytetrack.c")
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Compiled here, whatever was installed, with every warning an error."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler is not None, "a C compiler is needed, such as Debian's gcc"
+    built = tmp_path_factory.mktemp("native") / "bytetrack.so"
+    flags = ["-O2", "-ffp-contract=off", "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, "-o", str(built), str(SOURCE), "-lm"], check=True)
+    found = library(str(built))
+    assert found is not None
+    return found
+
+
+class Twins:
+    """Both implementations on the same frames."""
+
+    def __init__(self, step: Any, **values: Any) -> None:
+        chosen = ByteTrackSettings(**values)
+        self.numpy, self.native = ByteTrack(chosen), ByteTrack(chosen, step)
+        self.states = StreamTracks(), StreamTracks()
+
+    def __call__(self, at_s: float, frame: Frame, **facts: Any) -> Tracked:
+        first, second = (
+            tracker.step([Observation(state, round(at_s * 1e9), *frame, *SIZE, **facts)])[0]
+            for tracker, state in zip((self.numpy, self.native), self.states, strict=True)
+        )
+        assert first.error is None
+        assert second.error is None
+        for name in ("id", "confirmed", "class_id"):
+            assert getattr(first, name).tolist() == getattr(second, name).tolist(), name
+            assert getattr(first, name).dtype == getattr(second, name).dtype, name
+        for name in ("age_s", "velocity"):
+            np.testing.assert_allclose(getattr(first, name), getattr(second, name), rtol=1e-6, atol=1e-6)
+        assert [(e.id, e.reason, e.class_id) for e in first.ended] == [
+            (e.id, e.reason, e.class_id) for e in second.ended
+        ]
+        for one, other in zip(first.ended, second.ended, strict=True):
+            assert (one.age_s, one.unseen_s) == pytest.approx((other.age_s, other.unseen_s))
+        a, b = (state.matrix for state in self.states)
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+        return second
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0, 1, 12, 60]),
+    st.lists(st.sampled_from([0.0, 0.04, 0.04, 0.04, 0.2, 1.0, 3.0, 7.0]), min_size=20, max_size=20),
+    st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_wild_scenes(step: Any, seed: int, objects: int, passed: list[float], shaking: bool) -> None:
+    both, at = Twins(step), 0.0
+    rng = np.random.default_rng(seed)
+    for dt, frame in zip(passed, wild(seed, len(passed), objects), strict=True):
+        at += dt
+        if shaking:
+            frame = (frame[0] + np.tile(rng.normal(0, 30, 2), 2).astype(np.float32), *frame[1:])
+        both(at, frame, missed=int(rng.integers(0, 3)))
+
+
+def test_boxes_that_are_none_and_frames_without_any(step: Any) -> None:
+    both = Twins(step)
+    person = (100, 100, 40, 100)
+    both(0.0, boxes(person))
+    corners, score, class_id = boxes(person, (0, 0, 1, 1), (5, 5, 1, 1), (1, 1, 1, 1))
+    corners[1], corners[2, 2], corners[3, 2] = np.nan, np.inf, -5
+    found = both(0.04, (corners, score, class_id))
+    assert found.id.tolist() == [1, 0, 0, 0]
+    both(0.08, boxes())
+    assert both(0.12, boxes(person)).id.tolist() == [1]
+
+
+def test_tracks_end_and_classes_are_voted_for(step: Any) -> None:
+    both = Twins(step)
+    for i in range(12):
+        both(i * 0.04, boxes((100 + i, 100, 40, 100, 0.9, i % 5), (600, 100, 40, 100, 0.5, 1)))
+    for i in range(70):
+        both(0.5 + i * 0.04, boxes((700, 500, 30, 30, 0.3 + 0.005 * i)))
+    assert len(both.states[1]) == 1
+
+
+def test_many_tracks_are_left_to_numpy(step: Any) -> None:
+    both = Twins(step, max_tracks=5)
+    for i in range(4):
+        both(i * 0.04, boxes(*((50 * n, 100, 40, 100, 0.9) for n in range(9))))
+    assert len(both.states[1]) == 5
+
+
+def test_large_frames_do_not_fit_on_the_stack(step: Any) -> None:
+    both = Twins(step)
+    for i in range(3):
+        both(i * 0.04, wild(i, 1, 400)[0])
+
+
+@pytest.mark.parametrize("wrong", [slice(0, 3), slice(0, 0)])
+def test_arrays_that_do_not_go_together_cost_the_tracks_only(step: Any, wrong: slice) -> None:
+    tracker, state = ByteTrack(ByteTrackSettings(), step), StreamTracks()
+    corners, score, class_id = wild(1, 1)[0]
+    tracker.step([Observation(state, 0, corners, score, class_id, *SIZE)])
+    (found,) = tracker.step([Observation(state, 1, corners[wrong], score, class_id, *SIZE)])
+    assert isinstance(found.error, ValueError)
+    assert len(state) == 0
+
+
+def test_without_the_library_numpy_does_it(tmp_path: Path) -> None:
+    assert library(str(tmp_path / "none.so")) is None
+    (tmp_path / "broken.so").write_bytes(b"\x7fELF of another machine")
+    assert library(str(tmp_path / "broken.so")) is None
