@@ -209,12 +209,12 @@ export class Editor {
     this.#keys = false;
     if (this.#drawing) {
       const { kind, points } = this.#drawing;
-      const twice = performance.now() - this.#placed.at < DOUBLE_MS && points.length && this.picture.near(points.at(-1), at, 6);
+      const twice = event.timeStamp - this.#placed.at < DOUBLE_MS && points.length && this.picture.near(points.at(-1), at, 6);
       event.preventDefault();
       this.scene.focus({ preventScroll: true });
       if (kind === "zone" && points.length >= 3 && (twice || this.picture.near(points[0], at))) return this.#finish();
       if (twice) return;
-      this.#placed.at = performance.now();
+      this.#placed.at = event.timeStamp;
       this.#gesture = { pointer: event.pointerId, at, points: kind === "line" && !points.length ? 2 : 1 };
       this.#place(at);
     } else {
