@@ -18,6 +18,7 @@ from pydantic import Field
 
 from streamd.engine import ENGINES, BatchSettings, EngineSettings, ModelSettings
 from streamd.engine.model import SIZE_INPUTS, model_file, settle_spec, sha256_of, size_value
+from streamd.engine.openvino_graph import join_slices
 from streamd.engine.signalstack import signal_stack_kept
 from streamd.errors import BackendError, ConfigError, ModelError
 from streamd.flow.contracts import Backend
@@ -131,6 +132,7 @@ class OpenVinoBackend(Backend[OpenVinoSlot]):
         try:
             self._fix_size_input(spec)
             self._model.reshape({spec.input.name: ov.PartialShape([first, *spec.input.shape[1:]])})
+            join_slices(self._model)
             self._permutations = self._lift_transposes()
             outputs = tuple(
                 _permuted(_tensor_spec(p), order)

@@ -154,3 +154,31 @@ def constant_output(path: Path, value: Any, metadata: dict[str, str], *, size: i
     ]
     weights = {"none": np.asarray(np.float32(0)), "value": np.asarray(value, np.float32)}
     return save(path, nodes, weights, batch=1, size=size, metadata=metadata)
+
+
+def best_rows(path: Path, *, batch: int | str = 1) -> Path:
+    """The end of YOLO26's end-to-end heads for other tasks: rows of 4, 3 and 1 values, the best of which are kept.
+
+    Output (B, 6, 5): of the six rows with the highest of the 3 values, the 4 and the 1.
+    """
+    node = helper.make_node
+    weights = {
+        "shape": np.array([-1, 8, 384]), "from0": np.array([0]), "from4": np.array([4]), "from7": np.array([7]),
+        "to": np.array([2**63 - 1]), "axis": np.array([-1]), "step": np.array([1]), "six": np.array([6]),
+        "last": np.array([2]), "four": np.array([1, 1, 4]), "one": np.array([1, 1, 1]),
+    }  # fmt: skip
+    nodes = [
+        node("Reshape", ["images", "shape"], ["columns"]),
+        node("Transpose", ["columns"], ["rows"], perm=[0, 2, 1]),
+        node("Slice", ["rows", "from0", "from4", "axis", "step"], ["boxes"]),
+        node("Slice", ["rows", "from4", "from7", "axis", "step"], ["scores"]),
+        node("Slice", ["rows", "from7", "to", "axis", "step"], ["extra"]),
+        node("ReduceMax", ["scores"], ["best"], axes=[2], keepdims=0),
+        node("TopK", ["best", "six"], ["values", "index"], axis=1),
+        node("Unsqueeze", ["index", "last"], ["index3"]),
+        node("Tile", ["index3", "four"], ["index4"]),
+        node("GatherElements", ["boxes", "index4"], ["kept"], axis=1),
+        node("GatherElements", ["extra", "index3"], ["more"], axis=1),
+        node("Concat", ["kept", "more"], ["out"], axis=2),
+    ]
+    return save(path, nodes, {k: np.asarray(v) for k, v in weights.items()}, batch=batch)
