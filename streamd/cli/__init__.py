@@ -50,7 +50,7 @@ def _open_standard_streams() -> None:
     Else the first files and sockets that it opens get their numbers, and what a library prints ends up in them.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
+        os.set_inheritable(descriptor, True)  # as they are otherwise: workers and decoder processes need them, too
     os.close(descriptor)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115

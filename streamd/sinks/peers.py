@@ -292,6 +292,8 @@ class Peers:
             if connection is None or _name_of(connection) != peer.name:
                 return
             with contextlib.suppress(OSError):
+                # Once libzmq closes it, the other side is told at once, also one that waits for room to send more.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 connection.shutdown(socket.SHUT_RDWR)
         self._refuse(reason, peer.host)
 

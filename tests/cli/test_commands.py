@@ -478,11 +478,11 @@ def test_an_argument_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     assert one_message(done.stderr) == "streamd: model: 'm\\udcff.onnx' is not UTF-8 text; rename the file or folder"
 
 
-@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-", "<&-"])
-def test_a_daemon_without_standard_streams(tmp_path: Path, closed: str) -> None:
-    """What it opens must not get their numbers, or libraries print into it."""
+@pytest.mark.parametrize(("closed", "workers"), [("<&- >&- 2>&-", 1), ("<&- >&- 2>&-", 2), ("2>&-", 1), ("<&-", 1)])
+def test_a_daemon_without_standard_streams(tmp_path: Path, closed: str, workers: int) -> None:
+    """What it opens must not get their numbers, or libraries print into it; nor what its workers open."""
     out = tmp_path / "out.jsonl"
-    path = config(tmp_path, null(more=f"sinks: [{{kind: jsonl, path: {out}}}]"))
+    path = config(tmp_path, null(more=f"sinks: [{{kind: jsonl, path: {out}}}]\nworkers: {workers}"))
     done = subprocess.run(
         ["sh", "-c", f'exec "$0" -m streamd run "$1" {closed}', sys.executable, str(path)], timeout=60, check=False
     )

@@ -28,6 +28,7 @@ class Peers(Zmtp):
     """
 
     name = "peers"
+    limit_s = 40.0
     what = "a ZeroMQ peer after its handshake: subscriptions, heartbeats, endless messages; its memory is given back"
     tokens = (
         b"s\x00",
