@@ -20,11 +20,12 @@ from streamd.sources.av_errors import describe, translate
 from streamd.sources.av_open import InputKind, kind_of, open_container, video_stream
 from streamd.sources.clock import StreamClock
 from streamd.sources.closing import deferred
+from streamd.sources.exif import exif_orientation
 from streamd.sources.files import begin_at, check_file, too_short
 from streamd.sources.holdback import Holdback
 from streamd.sources.no_picture import NoPictureWatch
 from streamd.sources.pacing import MediaClock, Pacer, RateLimit
-from streamd.sources.picture import UPRIGHT, aspect_of, orientation, picture_of, top_down
+from streamd.sources.picture import UPRIGHT, aspect_of, orientation, picture_of, top_down, turned
 from streamd.sources.quarantine import PacketLossListener, Quarantine
 from streamd.sources.recording import PacketFeed
 from streamd.sources.skipping import PacketSkipper, held_back
@@ -51,13 +52,19 @@ FILE_LIMIT_S = 60.0
 """Timeout for reading from a file system."""
 
 
-def _orientation(native: VideoFrame) -> tuple[Rotation, bool]:
+def _orientation(native: VideoFrame, packet: Packet[Any] | None) -> tuple[Rotation, bool]:
+    """Of a picture, which came out after `packet` went in."""
     from av.sidedata.sidedata import SideDataContainer
 
     # `native.side_data` would keep its container, which refers to the picture: a cycle that only the garbage collector
     # breaks, and until then pictures pile up, in a hardware decoder's memory too.
     container: Any = SideDataContainer
-    found: Any = container(native).get("DISPLAYMATRIX")
+    try:
+        found: Any = container(native).get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV knows not every kind of side data: not Exif, which FFmpeg 8 attaches to JPEG, PNG and WebP pictures.
+        exif = exif_orientation(bytes(packet)) if packet is not None else None
+        return exif or turned(native.rotation)
     return UPRIGHT if found is None else orientation(bytes(found))
 
 
@@ -108,6 +115,8 @@ class AvSource:
         self._begin_ns = 0
         """Time stamp of the first frame wanted, until it has been reached."""
         self._pixel_aspect = 1.0
+        self._packet: Packet[Any] | None = None
+        """The latest one that was decoded."""
         self._orientation: tuple[Rotation, bool] | None = None
         self._raw = False  # raw video's rows may be stored bottom-up
         self.corrupt = 0
@@ -357,6 +366,7 @@ class AvSource:
                 continue
             packet.opaque = self._arrived(packet, now_ns, wall_ns)
             refused = self.corrupt
+            self._packet = packet if packet.size else self._packet
             natives = self._decode(packet)
             if natives:
                 self._pictures += len(natives)
@@ -457,7 +467,8 @@ class AvSource:
             self.skipped += 1
             return None
         if native.key_frame or self._orientation is None:
-            self._orientation = _orientation(native)  # cameras do not turn between key frames, and asking takes time
+            # Cameras do not turn between key frames, and asking takes time.
+            self._orientation = _orientation(native, self._packet)
         rotation, mirrored = self._orientation
         if self._raw:
             native = top_down(native)

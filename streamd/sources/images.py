@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from pathlib import Path
-from typing import Literal
 
 from streamd.errors import SourceError
+from streamd.sources.exif import exif_orientation
 from streamd.sources.picture import UPRIGHT, picture_of
 from streamd.types import Frame, Rotation, rotated_size
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 MAX_BYTES = 256 << 20
-
-_EXIF: dict[int, tuple[Rotation, bool]] = {
-    2: (0, True), 3: (180, False), 4: (180, True), 5: (90, True), 6: (90, False), 7: (270, True), 8: (270, False),
-}  # fmt: skip
-"""Clockwise degrees and a mirror after them (CIPA DC-008, table of orientations)."""
 
 
 def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
@@ -40,24 +36,13 @@ def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
 
 
 def _exif_orientation(path: Path) -> tuple[Rotation, bool]:
-    """Clockwise degrees from a JPEG's Exif orientation (tag 0x0112), and whether to mirror left to right after them."""
+    """See `exif.exif_orientation`; upright if the file says nothing."""
     with path.open("rb") as handle:
-        head = handle.read(1 << 16)
-    at = head.find(b"Exif\0\0")
-    if not head.startswith(b"\xff\xd8") or at < 0:
-        return UPRIGHT
-    tiff = head[at + 6 :]
-    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
-
-    def number(offset: int, size: int) -> int:
-        return int.from_bytes(tiff[offset : offset + size], order)
-
-    directory = number(4, 4)
-    for i in range(min(number(directory, 2), 64)):
-        entry = directory + 2 + 12 * i
-        if number(entry, 2) == 0x0112:
-            return _EXIF.get(number(entry + 8, 2), UPRIGHT)
-    return UPRIGHT
+        try:
+            with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return exif_orientation(data) or UPRIGHT
+        except ValueError:  # an empty file
+            return UPRIGHT
 
 
 def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:

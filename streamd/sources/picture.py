@@ -39,6 +39,12 @@ def orientation(matrix: bytes) -> tuple[Rotation, bool]:
     return (90 if b > 0 or (b == 0 and c < 0) else 270), b * c > 0
 
 
+def turned(angle: float) -> tuple[Rotation, bool]:
+    """The same for an angle alone, in degrees counterclockwise."""
+    quarters: tuple[Rotation, ...] = (0, 270, 180, 90)
+    return quarters[round(angle / 90) % 4], False
+
+
 def _format_on_device(native: VideoFrame) -> str:
     """The pixel format in device memory. PyAV before 18 does not report it: NVDEC writes NV12, or P010 for ten bits."""
     told = getattr(native, "sw_format", None)
