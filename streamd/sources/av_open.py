@@ -80,6 +80,8 @@ class InputKind:
     """Packets come earlier than they are due: files, and HLS, which brings a segment at a time."""
     still: bool
     """One picture: a file, or a camera's snapshot URL."""
+    animation: bool
+    """A format of pictures that may have several: GIF, animated PNG."""
     invented_clock: bool
     """FFmpeg counts time stamps up where the format has none."""
     silence_s: float | None
@@ -107,6 +109,7 @@ def kind_of(container: InputContainer, settings: AvStreamSettings) -> InputKind:
         live=live,
         paced=settings.paced or (settings.pace != "asap" and settings.live and (hls or finite)),
         still=still,
+        animation=bool(formats & {"gif", "apng"}),
         invented_clock=still or bool(formats & {"mpjpeg"}) or (live and bool(formats & {"mjpeg", "h264", "hevc"})),
         silence_s=hls_silence_s(settings) if hls else None,
     )

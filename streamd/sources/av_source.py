@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
@@ -20,12 +21,11 @@ from streamd.sources.av_errors import describe, translate
 from streamd.sources.av_open import InputKind, kind_of, open_container, video_stream
 from streamd.sources.clock import StreamClock
 from streamd.sources.closing import deferred
-from streamd.sources.exif import exif_orientation
 from streamd.sources.files import begin_at, check_file, too_short
 from streamd.sources.holdback import Holdback
 from streamd.sources.no_picture import NoPictureWatch
 from streamd.sources.pacing import MediaClock, Pacer, RateLimit
-from streamd.sources.picture import UPRIGHT, aspect_of, orientation, picture_of, top_down, turned
+from streamd.sources.picture import aspect_of, orientation_of, picture_of, top_down
 from streamd.sources.quarantine import PacketLossListener, Quarantine
 from streamd.sources.recording import PacketFeed
 from streamd.sources.skipping import PacketSkipper, held_back
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _Arrival = tuple[int, int, Clock, bool, int]
 """Passed through the decoder with a packet: monotonic arrival, wall time of capture and its origin, whether the picture
 is damaged or predicted from a damaged one, and the packet's number."""
+REORDERED = 64
+"""More pictures than any decoder holds back."""
 HUNG_S = 5.0
 """A call that FFmpeg has not ended this long after its limit will never end."""
 DECODE_LIMIT_S = 10.0
@@ -50,22 +52,6 @@ UNKNOWN_LIMIT = 25
 """Packets of tracks that were unknown when the file was opened: fewer are considered damage."""
 FILE_LIMIT_S = 60.0
 """Timeout for reading from a file system."""
-
-
-def _orientation(native: VideoFrame, packet: Packet[Any] | None) -> tuple[Rotation, bool]:
-    """Of a picture, which came out after `packet` went in."""
-    from av.sidedata.sidedata import SideDataContainer
-
-    # `native.side_data` would keep its container, which refers to the picture: a cycle that only the garbage collector
-    # breaks, and until then pictures pile up, in a hardware decoder's memory too.
-    container: Any = SideDataContainer
-    try:
-        found: Any = container(native).get("DISPLAYMATRIX")
-    except ValueError:
-        # PyAV knows not every kind of side data: not Exif, which FFmpeg 8 attaches to JPEG, PNG and WebP pictures.
-        exif = exif_orientation(bytes(packet)) if packet is not None else None
-        return exif or turned(native.rotation)
-    return UPRIGHT if found is None else orientation(bytes(found))
 
 
 class AvSource:
@@ -115,6 +101,13 @@ class AvSource:
         self._begin_ns = 0
         """Time stamp of the first frame wanted, until it has been reached."""
         self._pixel_aspect = 1.0
+        self._arrivals: deque[int] = deque(maxlen=REORDERED)
+        """Of packets whose pictures have not come out yet, where a limit needs them."""
+        self._reorders = False
+        """Packets come in another order than pictures."""
+        self._left_out = 0
+        """Packets of this pass that were not decoded because of max_fps."""
+        self._packet_clock: MediaClock | None = None
         self._packet: Packet[Any] | None = None
         """The latest one that was decoded."""
         self._orientation: tuple[Rotation, bool] | None = None
@@ -203,6 +196,7 @@ class AvSource:
         if settings.start_s and not self._network:
             self._begin_ns = begin_at(container, settings.url, settings.start_s)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
+        self._reorders = bool(stream.codec_context.has_b_frames)
         kind = self._kind = kind_of(container, settings)
         self._live = kind.live
         self._silence_s = kind.silence_s or settings.read_timeout_s
@@ -211,6 +205,7 @@ class AvSource:
             self._pacer = self._pacer or Pacer(frame_ns)
         elif not kind.live and not kind.still:
             self._media = self._media or MediaClock(frame_ns)
+            self._packet_clock = self._packet_clock or MediaClock(frame_ns)
         if self._limit is not None:
             self._limit.jittery = kind.live
         return SourceInfo(
@@ -241,7 +236,7 @@ class AvSource:
         try:
             while not self._closed.is_set():
                 began = time.monotonic()
-                self._pictures = self._unknown = 0
+                self._pictures = self._unknown = self._left_out = 0
                 yield from self._play()
                 if self._closed.is_set():
                     break
@@ -263,7 +258,7 @@ class AvSource:
         url = self._settings.url
         if self._begin_ns:
             raise too_short(url, self._settings.start_s)
-        if not self._pictures and not self._live:
+        if not self._pictures and not self._left_out and not self._live:
             text = f"{describe(url, 'corrupt')}; it ended without a decodable picture"
             raise SourceError("corrupt", text, permanent=not self._network)
         if self._unknown >= UNKNOWN_LIMIT and not self._network:
@@ -272,7 +267,9 @@ class AvSource:
 
     def _begin_again(self, began: float) -> bool:
         """Prepares the next pass, if there is one. `began`: this one, monotonic seconds."""
-        if self._kind is not None and self._kind.still:
+        kind = self._kind
+        # A GIF of one picture has the rate of an animation, which nobody meant.
+        if kind is not None and (kind.still or (kind.animation and self._pictures == 1)):
             if not (self._settings.loop or self._network):
                 return False
             if self._closed.wait(max(0.0, began + self._settings.every_s - time.monotonic())):
@@ -353,8 +350,7 @@ class AvSource:
         barren = NoPictureWatch(self._network, self._silence_s)
         for packet in self._packets():
             if pacer is not None and packet.size and not self._before(packet):
-                stamp = packet.dts if packet.dts is not None else packet.pts
-                due = pacer.due(None if stamp is None else int(stamp * self._time_base_ns), time.monotonic_ns())
+                due = pacer.due(self._stamp_ns(packet), time.monotonic_ns())
                 delay = (due - time.monotonic_ns()) / 1e9
                 if delay > 0 and self._closed.wait(delay):
                     return
@@ -384,6 +380,12 @@ class AvSource:
         if pacer is not None and (end := pacer.end()) is not None:
             self._closed.wait(max(0.0, (end - time.monotonic_ns()) / 1e9))  # the last picture is seen as long as others
 
+    def _stamp_ns(self, packet: Packet[Any]) -> int | None:
+        """When the packet is to be decoded, by the file. Matroska does not tell it of the first packets. If there are
+        B-frames, their presentation time is no substitute: it may be later than that of packets behind them."""
+        stamp = packet.pts if packet.dts is None and not self._reorders else packet.dts
+        return None if stamp is None else int(stamp * self._time_base_ns)
+
     def _before(self, packet: Packet[Any]) -> bool:
         """True if the frame only precedes the first frame wanted."""
         return self._begin_ns > 0 and packet.pts is not None and packet.pts * self._time_base_ns < self._begin_ns
@@ -395,16 +397,19 @@ class AvSource:
             return True
         if self._skipper is None or self._begin_ns:
             return False
-        stamp = None if self._media is None else packet.pts
-        time_ns = time.monotonic_ns() if stamp is None else int(stamp * self._time_base_ns)
+        clock = self._packet_clock
+        time_ns = time.monotonic_ns() if clock is None else clock.at(self._stamp_ns(packet))
         if not self._skipper.skip(packet, time_ns):
             return False
         self.skipped += 1
+        self._left_out += 1
         if self._skipper.level == "keys":
             self._lost_before = self.lost  # no picture to come is predicted from what was lost
         return True
 
     def _arrived(self, packet: Packet[Any], now_ns: int, wall_ns: int) -> _Arrival:
+        if self._limit is not None:
+            self._arrivals.append(now_ns)
         clock: Clock = "arrival"
         if self._live:
             wall_ns, clock = self.clock.stamp(packet, wall_ns, self._time_base_ns)
@@ -445,6 +450,9 @@ class AvSource:
         carried: Any = native.opaque
         told: _Arrival = carried or (decoded_ns, time.time_ns(), "arrival", False, 0)
         captured_ns, wall_ns, clock, tainted, number = told
+        # With B-frames, pictures come out in another order than their packets came in. The n-th picture is limited by
+        # the arrival of the n-th packet, which is even.
+        arrived_ns = self._arrivals.popleft() if self._arrivals else captured_ns
         if self._live and number and self._settings.frames == "all":
             self._holdback.size(native.width, native.height)
             late = self._holdback.picture(number, decoded_ns)
@@ -463,12 +471,12 @@ class AvSource:
                 return None
             self._begin_ns = 0
         limit = None if self._skipper is not None and self._skipper.level == "keys" else self._limit
-        if limit is not None and not limit.admit(captured_ns if self._media is None else self._media.at(pts_ns)):
+        if limit is not None and not limit.admit(arrived_ns if self._media is None else self._media.at(pts_ns)):
             self.skipped += 1
             return None
         if native.key_frame or self._orientation is None:
             # Cameras do not turn between key frames, and asking takes time.
-            self._orientation = _orientation(native, self._packet)
+            self._orientation = orientation_of(native, self._packet)
         rotation, mirrored = self._orientation
         if self._raw:
             native = top_down(native)

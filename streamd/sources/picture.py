@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import struct
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from streamd.sources.exif import exif_orientation
 from streamd.types import ColorMatrix, Picture, Rotation
 
 if TYPE_CHECKING:
+    from av.packet import Packet
     from av.video.frame import VideoFrame
 
 # ITU-T H.273 matrix coefficients. Unspecified is treated as BT.601, as FFmpeg and OpenCV do.
@@ -43,6 +45,22 @@ def turned(angle: float) -> tuple[Rotation, bool]:
     """The same for an angle alone, in degrees counterclockwise."""
     quarters: tuple[Rotation, ...] = (0, 270, 180, 90)
     return quarters[round(angle / 90) % 4], False
+
+
+def orientation_of(native: VideoFrame, packet: Packet[Any] | None) -> tuple[Rotation, bool]:
+    """Of a picture, which came out after `packet` went in."""
+    from av.sidedata.sidedata import SideDataContainer
+
+    # `native.side_data` would keep its container, which refers to the picture: a cycle that only the garbage collector
+    # breaks, and until then pictures pile up, in a hardware decoder's memory too.
+    container: Any = SideDataContainer
+    try:
+        found: Any = container(native).get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV knows not every kind of side data: not Exif, which FFmpeg 8 attaches to JPEG, PNG and WebP pictures.
+        exif = exif_orientation(bytes(packet)) if packet is not None else None
+        return exif or turned(native.rotation)
+    return UPRIGHT if found is None else orientation(bytes(found))
 
 
 def _format_on_device(native: VideoFrame) -> str:

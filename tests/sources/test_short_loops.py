@@ -1,0 +1,80 @@
+"""Short clips in a loop: their rate, and `max_fps` over many passes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
+from tests.clips import write_clip
+
+
+def play(path: Path, seconds: float = 2.5, **more: Any) -> list[float]:
+    """When pictures came, in seconds; the first one is at 0."""
+    source = AvSource(AvStreamSettings.model_validate({"id": "s", "url": str(path), "loop": True} | more))
+    source.open()
+    timer = threading.Timer(seconds, source.close)
+    timer.start()
+    times = [time.monotonic() for _ in source.frames()]
+    timer.cancel()
+    source.close()
+    return [at - times[0] for at in times]
+
+
+def rate(times: list[float]) -> float:
+    return (len(times) - 1) / times[-1]
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "libx264"), (".mkv", "libx264"), (".avi", "mpeg4")])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_rate_limit_never_takes_a_pass_for_one_without_pictures(
+    tmp_path: Path, suffix: str, codec: str, frames: int
+) -> None:
+    """Every packet of a pass may be left out where only key frames are decoded."""
+    clip = write_clip(tmp_path / f"c{suffix}", frames=frames, fps=10, codec=codec, gop=1)
+    assert rate(play(clip, max_fps=4)) == pytest.approx(4, rel=0.35)
+
+
+def test_b_frames_in_a_file_without_decoding_times_do_not_slow_it_down(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "c.mkv", frames=7, fps=10, options={"bf": "3", "b-adapt": "0"})
+    times = play(clip, 3.6)
+    passes = times[::7]
+    assert passes[2] - passes[1] == pytest.approx(0.7, abs=0.15)
+
+
+def test_b_frames_do_not_cost_pictures_of_the_limit(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "c.mp4", frames=40, fps=20, options={"bf": "3", "b-adapt": "0"}, gop=40)
+    assert rate(play(clip, 3, max_fps=15)) == pytest.approx(15, rel=0.2)
+
+
+def test_a_limit_of_a_file_read_as_fast_as_possible_goes_by_its_own_time_over_all_passes(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "c.mp4", frames=12, fps=10, gop=1)
+    source = AvSource(
+        AvStreamSettings.model_validate({"id": "s", "url": str(clip), "loop": True, "max_fps": 1, "pace": "asap"})
+    )
+    source.open()
+    frames = source.frames()
+    for _ in range(20):
+        next(frames)
+    assert source.skipped == pytest.approx(19 * 9, abs=15)
+    source.close()
+
+
+def test_a_gif_of_one_picture_is_a_still(tmp_path: Path) -> None:
+    path = tmp_path / "s.gif"
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream("gif", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb8"
+        picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), format="rgb24")
+        for packet in (*stream.encode(picture.reformat(format="rgb8")), *stream.encode()):
+            out.mux(packet)
+    times = play(path, 1.8, every_s=0.5)
+    assert 2 <= len(times) <= 4
+    assert times[1] == pytest.approx(0.5, abs=0.3)
