@@ -61,7 +61,7 @@ def open_container(settings: AvStreamSettings, *, live: bool, device: int | None
 
     # PyAV takes the limit before anything is known of the input: a guess, and once more where it was wrong.
     path = re.split("[?#]", settings.url, maxsplit=1)[0]
-    guess = hls_silence_s(settings) if path.lower().endswith((".m3u8", ".m3u")) else settings.read_timeout_s
+    guess = hls_silence_s(settings) if path.lower().endswith((".m3u8", ".m3u", ".mpd")) else settings.read_timeout_s
     container = opened(guess)
     needed = kind_of(container, settings).silence_s or settings.read_timeout_s
     if not live or needed == guess:
@@ -94,6 +94,8 @@ _TARGET_S = 10.0
 """A common target duration; FFmpeg does not tell a playlist's own."""
 _DEFAULT, _ATTACHED_PIC = 0x0001, 0x0400
 """AV_DISPOSITION_DEFAULT and _ATTACHED_PIC of libavformat/avformat.h."""
+_ENDLESS = 1 << 40
+"""A length of this many bytes or more is that of a live stream whose server has to give one."""
 _FILES = ("http", "https", "ftp", "sftp", "smb")
 
 
@@ -101,9 +103,12 @@ def kind_of(container: InputContainer, settings: AvStreamSettings) -> InputKind:
     """Decides by what FFmpeg has found, not by the text of the URL."""
     formats = set(container.format.name.split(","))
     still = bool(formats & {"image2", "image2pipe"}) or any(name.endswith("_pipe") for name in formats)
-    hls = "hls" in formats
+    hls = bool(formats & {"hls", "dash"})  # a segment at a time, whatever the playlist is called
     scheme = settings.url.partition("://")[0].lower()
-    finite = settings.live and scheme in _FILES and not still and (container.duration or 0) > 0
+    # Transport streams and raw video have no duration over HTTP, but their length is known. Cameras that send parts of
+    # a multipart answer sometimes make a length up.
+    bounded = (container.duration or 0) > 0 or (0 < container.size < _ENDLESS and not hls and "mpjpeg" not in formats)
+    finite = settings.live and scheme in _FILES and not still and bounded
     live = settings.live and not finite and not still
     return InputKind(
         live=live,
