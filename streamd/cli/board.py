@@ -7,6 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamd.security.text import plain
 from streamd.sinks.message import DetectionsMessage, StatusMessage
 from streamd.types import DEGRADED
 
@@ -14,7 +15,6 @@ WINDOW_S = 5.0
 SETTLE_S = 1.0
 """After a connection, frames of the camera's or server's buffer arrive at once: they are no frame rate."""
 MAX_ROWS = 4096
-MAX_TEXT = 200
 WIDE = 100
 """Columns of a terminal that has room for all of ours."""
 _COLORS = {
@@ -105,11 +105,6 @@ class Row:
         if self.urgency == 0 and self.since is not None:
             return f"down for {span(now - self.since)}"
         return self.last
-
-
-def plain(text: str) -> str:
-    """`text` made safe to print: a terminal obeys escape sequences, whoever sent them."""
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])
 
 
 def _counted(counts: Any) -> str:

@@ -140,8 +140,9 @@ def run(args: argparse.Namespace) -> int:
     zones, lines = rules_of(args)
     if not zones and not lines:
         raise ConfigError("count: nothing to count; give --lines or --zones")
-    if args.csv is not None and any(same_file(args.csv, given) for given in args.inputs):
-        raise ConfigError(f"--csv {args.csv}: is one of the inputs; choose another file")
+    read = [*args.inputs, *filter(None, (args.model, args.labels, args.lines, args.zones))]
+    if args.csv is not None and any(same_file(args.csv, given) for given in read):
+        raise ConfigError(f"--csv {args.csv}: is one of the files that are read; choose another one")
     if args.csv is not None and not Path(args.csv).absolute().parent.is_dir():
         raise ConfigError(f"--csv {args.csv}: its folder does not exist")
     job = Run(

@@ -32,6 +32,7 @@ from streamd.heads import DetectSettings
 from streamd.heads.detector import open_detector
 from streamd.runtime.analytics import Analytics
 from streamd.security.redact import credentials, redact, remember
+from streamd.security.text import plain
 from streamd.sinks.message import Gaps, detections_message, encoder
 from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
@@ -287,7 +288,7 @@ def _summary(d: Detections, name: str) -> str:
     for class_id in d.class_id.tolist():
         label = d.model.labels[class_id]
         counts[label] = counts.get(label, 0) + 1
-    seen = ", ".join(f"{n} {label}" for label, n in counts.items()) or "nothing"
+    seen = ", ".join(f"{n} {plain(label)}" for label, n in counts.items()) or "nothing"
     return f"{redact(name)} #{d.seq}: {d.width}×{d.height} {seen}"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+MAX_TEXT = 200
+"""More of one text is of no use in a table."""
+
 
 def printable(text: str) -> str:
     r"""`text` itself, or with each lone surrogate as `\udcXX`: it can be encoded as UTF-8 in any case."""
@@ -27,3 +30,8 @@ def to_bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
+
+
+def plain(text: str) -> str:
+    """`text` made safe to print in one line: a terminal obeys escape sequences, whoever sent them."""
+    return "".join(c if c.isprintable() else "?" for c in text[:MAX_TEXT])

@@ -132,3 +132,15 @@ def test_people_of_a_real_clip(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["label"] == "person"
     assert 3 <= row["count"] <= 12
     assert 0 < row["mean_dwell_s"] <= 4.0
+
+
+def test_the_table_overwrites_nothing_that_is_read(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = tmp_path / "lines.yaml"
+    rules.write_text(LINE)
+    for file in (clip, rules):
+        before = file.read_bytes()
+        assert main(["count", str(clip), "--lines", str(rules), "--csv", str(file)]) == 2
+        assert "is one of the files that are read" in capsys.readouterr().err
+        assert file.read_bytes() == before
