@@ -160,7 +160,7 @@ class Daemon:
         # What fails most easily comes first, so that an address in use is reported before a model is compiled.
         self.http, tap = open_port(
             config.metrics, self.registry, self.health, self.ready, statuses=self.board.all, boot_id=self.boot_id,
-            streams=lambda: self.config.streams,
+            streams=lambda: self.config.streams, journal=lambda: self._events.journal,
         )  # fmt: skip
         self._tap = self._tap or tap
         self._open_otlp()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from streamd.telemetry.http import Request, Response
 from streamd.types import Details, Detections
+from streamd.web.guard import GUARDS, known_host
 from streamd.web.state import State
 from streamd.web.tap import Passed, Snapshot, Tap
 
@@ -22,14 +22,6 @@ _KINDS = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
-}
-_GUARDS = {
-    # No external and no inline code: a name from a configuration can never be executed.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
 }
 _RECORD = struct.Struct("!II")
 _HEARTBEAT_S = 1.0
@@ -82,23 +74,6 @@ def _shapes(details: Details, count: int) -> list[dict[str, Any]]:
     return shapes
 
 
-def _known_host(header: str) -> bool:
-    """Whether a Host header names this machine by address or as localhost.
-
-    Without a login, other names are rejected: an attacker could point a name at 127.0.0.1 (DNS rebinding), and the
-    browser would then give that site's scripts access to our cameras.
-    """
-    host = header.rsplit(":", 1)[0] if not header.endswith("]") else header
-    host = host.strip("[]").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 class Page:
     """Serves everything below /.
 
@@ -111,7 +86,7 @@ class Page:
     def __init__(self, tap: Tap, state: State, *, guarded: bool) -> None:
         self._tap, self._state, self._guarded = tap, state, guarded
         self._files = {
-            f"/{file.name}": Response(file.read_bytes(), _KINDS[file.suffix], headers=_GUARDS)
+            f"/{file.name}": Response(file.read_bytes(), _KINDS[file.suffix], headers=GUARDS)
             for file in STATIC.iterdir()
             if file.suffix in _KINDS
         }
@@ -119,31 +94,31 @@ class Page:
 
     def answer(self, request: Request) -> Response:
         """The handler for `HttpServer.route`."""
-        if not self._guarded and not _known_host(request.headers.get("Host", "")):
+        if not self._guarded and not known_host(request.headers.get("Host", "")):
             return Response(
                 b"host name not allowed without a login: use an IP address or localhost, or set metrics.login\n",
                 code=403,
             )
         if request.path == "/state":
-            return Response(self._state.json(), "application/json", headers=_GUARDS)
+            return Response(self._state.json(), "application/json", headers=GUARDS)
         if request.path == "/rules":
-            return Response(self._state.rules.json(), "application/json", headers=_GUARDS)
+            return Response(self._state.rules.json(), "application/json", headers=GUARDS)
         if request.path == "/pictures":
             return self._pictures(request)
         return self._files.get(request.path) or Response(
-            b"not found; available: /, /metrics, /healthz, /readyz\n", code=404, headers=_GUARDS
+            b"not found; available: /, /metrics, /healthz, /readyz\n", code=404, headers=GUARDS
         )
 
     def _pictures(self, request: Request) -> Response:
         try:
             fps, width = float(request.query.get("fps", "2")), int(request.query.get("width", "480"))
         except ValueError:
-            return Response(b"expected fps=NUMBER and width=PIXELS\n", code=400, headers=_GUARDS)
+            return Response(b"expected fps=NUMBER and width=PIXELS\n", code=400, headers=GUARDS)
         if not fps > 0:
-            return Response(b"expected fps above 0\n", code=400, headers=_GUARDS)
+            return Response(b"expected fps above 0\n", code=400, headers=GUARDS)
         # A name that no stream has would take its part of all viewers' pictures.
         streams = self._state.known(request.query.get("streams", "").split(","))
-        return Response(self._records(streams, fps, width), "application/octet-stream", headers=_GUARDS)
+        return Response(self._records(streams, fps, width), "application/octet-stream", headers=GUARDS)
 
     def _records(self, streams: frozenset[str], fps: float, width: int) -> Iterator[bytes]:
         with self._tap.watch(streams, fps, width) as viewer:

@@ -9,10 +9,14 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from streamd.config import MetricsSettings, is_loopback
+from streamd.events.journal import Journal
 from streamd.flow.settings import StreamSettings
 from streamd.telemetry.access import Login, Tls
 from streamd.telemetry.http import Check, HttpServer
 from streamd.types import StreamStatus
+from streamd.web.archive import Archive
+from streamd.web.guard import guard
+from streamd.web.live import Live
 from streamd.web.page import Page
 from streamd.web.rules import Rules
 from streamd.web.state import State
@@ -41,6 +45,7 @@ def open_port(
     statuses: Callable[[], Iterable[StreamStatus]],
     boot_id: str,
     streams: Callable[[], Sequence[StreamSettings]] = tuple,
+    journal: Callable[[], Journal | None] = lambda: None,
 ) -> tuple[HttpServer | None, Tap | None]:
     """Opens the port and starts serving.
 
@@ -52,6 +57,7 @@ def open_port(
         statuses: the latest status of every stream, for the page.
         boot_id: identity of this process.
         streams: the settings of every stream, for the page's zones and lines; another sequence after a reload.
+        journal: the open event journal, for past events; None while there is none.
 
     Returns:
         The server, or None if disabled, and the tap for the page's pictures, or None without a page.
@@ -73,5 +79,11 @@ def open_port(
         tap = Tap()
         state = State(registry, statuses, boot_id, Rules(streams))
         http.route("/", Page(tap, state, guarded=login is not None).answer)
+        live, archive = Live(tap, state.known), Archive(journal)
+        for path, handler in (
+            ("/snapshot/", live.snapshot), ("/stream/", live.stream), ("/events", archive.events),
+            ("/media/", archive.media),
+        ):  # fmt: skip
+            http.route(path, guard(handler, login=login is not None))
     http.start()
     return http, tap

@@ -133,7 +133,7 @@ class WorkerSupervisor:
         heap.limit_arenas()
         self.http, self._tap = open_port(
             config.metrics, self.registry, self.health, self.ready, statuses=self._statuses, boot_id=self.boot_id,
-            streams=lambda: self.config.streams,
+            streams=lambda: self.config.streams, journal=lambda: self._events.journal,
         )  # fmt: skip
         if config.otlp is not None:
             # Workers trace their own frames.
