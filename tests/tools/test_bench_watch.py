@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from streamd.sinks.message import detections_message
 from streamd.telemetry.metrics import Metrics
 from tests.behaviour.daemon import until
-from tests.frames import detections
+from tests.frames import detections, status
 from tests.web.test_page import Served
 from tests.web.test_tap import picture, seen
 
@@ -106,6 +106,8 @@ def test_a_frame_counts_for_when_it_was_published_not_for_when_it_was_taken() ->
 def test_a_viewer_of_the_page_counts_what_it_is_shown() -> None:
     served = Served()
     try:
+        for stream in ("a", "b"):
+            served.board.post(status(stream))
         viewer = PageViewer(served.http.port, ["a", "b"], 10, width=160)
         until(lambda: len(served.tap.wanted) == 2, 5)
         for seq in range(3):
