@@ -283,11 +283,18 @@ class MqttSink(EventSink):
                 found = msgspec.json.decode(payload, type=dict[str, Any]) if payload else {}
             except msgspec.DecodeError:
                 found = {"components": {}}
-            if found and topic not in self._discovered:
-                self._discovered[topic] = found
+            if found:
+                self._discovered[topic] = found if isinstance(found.get("components"), dict) else {"components": {}}
+                self._tidy_soon()
         elif payload and topic not in self._retained:
             # Of a stream that an earlier run had. `_tidy` decides, once the streams are known.
             self._retained[topic] = payload
+            self._tidy_soon()
+
+    def _tidy_soon(self) -> None:
+        """What an earlier run left has arrived, maybe late."""
+        if self._tidy_at is None:
+            self._tidy_at = time.monotonic() + FOUND_S
 
     def _tidy(self, streams: Sequence[StreamSettings]) -> None:
         ids = {stream.id for stream in streams}

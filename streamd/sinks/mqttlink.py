@@ -30,7 +30,7 @@ _EVENTS, _BROKER = "events", "broker"
 _PERMANENT = frozenset({0x83, 0x90, 0x95, 0x99})
 """MQTT 5 reasons of an acknowledgement after which trying again is of no use: the broker is not willing to accept this
 message, topic name invalid, packet too large, payload format invalid."""
-_PROTOCOL_ERROR = 0x82
+_UNSPECIFIED, _PROTOCOL_ERROR = 0x80, 0x82
 _MAX_HEAD_BYTES = 128
 """Of a publication's packet, besides topic and payload."""
 
@@ -192,7 +192,9 @@ class Link:
         if flags.is_disconnect_packet_from_server and "taken over" in str(reason).lower():
             self._lost = self._lost or f"another client has the id {self._client_id}; give each daemon its own `node`"
         self.not_understood = not flags.is_disconnect_packet_from_server and reason.value == _PROTOCOL_ERROR
-        self._lost = self._lost or f"connection lost: {reason}"
+        # What the library says of a connection that was closed without a word is "Unspecified error".
+        why = "" if reason.value == _UNSPECIFIED else f": {reason}"
+        self._lost = self._lost or f"connection lost{why}"
 
     def _on_publish(self, _client: Any, _data: Any, number: int, reason: Any, _properties: Any) -> None:
         if number in self._asked:

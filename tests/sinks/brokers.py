@@ -150,6 +150,18 @@ def mosquitto(folder: Path, *more: str, anonymous: bool = True) -> Iterator[Serv
         server.kill()
 
 
+def certificate(folder: Path, name: str) -> Path:
+    """A new certificate with its key in one file."""
+    both = folder / f"{name}.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+         "-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1", "-keyout", both, "-out", f"{both}.crt"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    both.write_bytes(both.read_bytes() + Path(f"{both}.crt").read_bytes())
+    return both
+
+
 class Listener:
     """A real MQTT client that connects again when the broker is back.
 

@@ -1,7 +1,7 @@
 """Home Assistant's side of MQTT discovery, as far as streamd uses it: validation, entities and their states.
 
 The rules are those of `homeassistant/components/mqtt` (schemas.py, discovery.py, binary_sensor.py, sensor.py, event.py,
-image.py), read in September 2026. Home Assistant drops keys that it does not know; here they are errors, too.
+image.py), read in November 2026. Home Assistant drops keys that it does not know; here they are errors, too.
 Templates are rendered by Jinja, as in Home Assistant.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from typing import Any
 
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from tests.events.journals import until
 from tests.sinks import brokers
 
 TOPIC = re.compile(r"homeassistant/device/(?:(?P<node>[a-zA-Z0-9_-]+)/)?(?P<object>[a-zA-Z0-9_-]+)/config")
@@ -128,7 +128,9 @@ class Entities:
         """What a Home Assistant that starts now learns from the broker."""
         found = cls()
         listener = brokers.Listener(port, "homeassistant/device/#")
-        time.sleep(0.1)
+        # What the broker keeps comes before what is published after the subscription.
+        listener.client.publish("homeassistant/device/-/last/config", b"", qos=1)
+        until(lambda: any("/-/last/" in topic for topic, _, _ in listener.messages))
         for topic, payload, _ in list(listener.messages):
             found.receive(topic, payload)
         listener.close()
