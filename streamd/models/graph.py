@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamd.engine.model import model_file
+from streamd.engine.model import SIZE_INPUTS, model_file, size_value
 from streamd.engine.onnx.reader import MOVERS
 from streamd.errors import ConfigError, ModelError
+from streamd.types import ModelSpec
 
 MIN_OPSET = 13
 """QuantizeLinear supports per-channel scales from opset 13 on."""
@@ -66,6 +67,22 @@ def _texts(model: Any) -> Iterator[Any]:
     yield from (tensor.name for tensor in graph.initializer)
     for entry in model.metadata_props:
         yield from (entry.key, entry.value)
+
+
+def has_size_input(model: Any) -> bool:
+    """Whether the model has an input of `SIZE_INPUTS` beside the picture."""
+    return any(value.name in SIZE_INPUTS for value in model.graph.input)
+
+
+def fix_size_input(model: Any, spec: ModelSpec) -> None:
+    """Replaces an input of `SIZE_INPUTS` by a constant, the size of the network's input, as engines do. In place."""
+    numpy_helper, graph = vendor().numpy_helper, model.graph
+    for value in [value for value in graph.input if value.name in SIZE_INPUTS]:
+        # One row serves a dynamic batch, too: it is only ever multiplied with what has the batch.
+        size = size_value(spec, max(1, spec.input.shape[0]))
+        dtype = vendor().helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        graph.initializer.append(numpy_helper.from_array(size.astype(dtype), value.name))
+        graph.input.remove(value)
 
 
 def opset(model: Any) -> int:

@@ -22,7 +22,7 @@ from streamd.heads.select import declared, recognise
 from streamd.models import cache
 from streamd.models.calibrate import METHODS, Histogram, Method, Observer, Peaks, observe, thresholds
 from streamd.models.gate import MAX_DROP, MIN_AGREEMENT, Gate, Verdict
-from streamd.models.graph import check_writable, chosen, prepare, write_whole
+from streamd.models.graph import check_writable, chosen, fix_size_input, has_size_input, prepare, write_whole
 from streamd.models.pictures import KEPT_FRAMES, Feeder, Pictures, refuse_shared
 from streamd.models.qdq import Sites, find_sites, quantized
 from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, fewest
@@ -152,6 +152,8 @@ class Quantizer:
             raise ConfigError(f"--out {request.out}: is the float model itself; give another name")
         check_writable(request.out)
         self.model = prepare(self.source)
+        if has_size_input(self.model):
+            fix_size_input(self.model, input_spec(str(self.source)))
         self.sites: Sites = find_sites(self.model)
         if not self.sites.layers:
             raise ModelError(
