@@ -11,6 +11,7 @@ from fuzzing.target import Target
 from fuzzing.wires import _GREETING, _READY, Zmtp
 
 _SETTLED_S = 20.0
+_OPERATIONS = 40
 _LONG = 0x2
 
 
@@ -78,7 +79,9 @@ class Peers(Zmtp):
         with contextlib.suppress(OSError):
             peer = self._connect()
             sent = b""
-            while data and peer is not None:
+            for _ in range(_OPERATIONS):
+                if not data or peer is None:
+                    break
                 operation, size = data[:1], data[1] if len(data) > 1 else 0
                 argument, data = data[2 : 2 + size], data[2 + size :]
                 if operation == b"x":
