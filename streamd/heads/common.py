@@ -18,8 +18,9 @@ STRIDES = (8, 16, 32)
 """Input pixels per cell, of the three grids that most detectors have."""
 
 
-SHARES_END = 1.5
-"""In a whole frame, boxes in input pixels always exceed this: centres of the last cells are hundreds of pixels away."""
+NORMALIZED_MAX = 1.5
+"""Largest box value of normalised outputs. In a whole frame, boxes in input pixels always exceed it: the centres of the last
+cells are hundreds of pixels away."""
 
 
 def cells(height: int, width: int) -> int:

@@ -14,9 +14,9 @@ import numpy as np
 from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
-from streamd.heads.common import EMPTY, SHARES_END, as_float32, listed
+from streamd.heads.common import EMPTY, NORMALIZED_MAX, as_float32, listed
 from streamd.heads.queries import FAMILY_INPUT
-from streamd.heads.validate import check_numbers, mostly_no_shares, span
+from streamd.heads.validate import check_numbers, mostly_outside_unit, span
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 NAMES = ("labels", "boxes", "scores")
@@ -71,10 +71,10 @@ class DetrFinal(Head):
 
     def _check(self, boxes: Float32Array, scores: Float32Array) -> None:
         check_numbers(self._path, boxes, scores)
-        if mostly_no_shares(scores[:, None]):
+        if mostly_outside_unit(scores[:, None]):
             raise ModelError(f"model {self._path}: what detr_final reads as scores is {span(scores)}, not 0 to 1")
         largest = float(boxes[np.isfinite(boxes)].max(initial=0))
-        if 0 < largest <= SHARES_END:
+        if 0 < largest <= NORMALIZED_MAX:
             raise ModelError(
                 f"model {self._path}: detr_final expects corners in pixels, but none exceeds {largest:.3g}: boxes are "
                 "fractions of the input. Export the model without post-processing (logits and boxes: detr)"

@@ -8,8 +8,8 @@ import numpy as np
 
 from streamd.errors import ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
-from streamd.heads.common import EMPTY, SHARES_END, as_float32, check_single
-from streamd.heads.validate import mostly_no_shares, span
+from streamd.heads.common import EMPTY, NORMALIZED_MAX, as_float32, check_single
+from streamd.heads.validate import mostly_outside_unit, span
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
 
 MOST_ROWS = 1000
@@ -56,13 +56,13 @@ class EndToEnd(Head):
         """Checks the rows of the first frame that has any above the threshold."""
         boxes = rows[:, :4]
         largest = float(boxes[np.isfinite(boxes)].max(initial=0))
-        if 0 < largest <= SHARES_END:
+        if 0 < largest <= NORMALIZED_MAX:
             raise ModelError(
                 f"model {self._path}: its output has the shape of end_to_end, but no corner exceeds {largest:.3g}, "
                 "where input pixels are expected: its boxes are normalised to 0..1. Export it with boxes in pixels; "
                 "if it is RT-DETR by Ultralytics, declare model.head.kind: rtdetr"
             )
-        if mostly_no_shares(rows[:, 4:5]):
+        if mostly_outside_unit(rows[:, 4:5]):
             raise ModelError(
                 f"model {self._path}: its output has the shape of end_to_end, but what should be scores is "
                 f"{span(rows[:, 4])}, not 0 to 1: its rows are not x1 y1 x2 y2 score class"

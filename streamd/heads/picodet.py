@@ -16,7 +16,7 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import EMPTY, as_float32, label_boxes, listed
-from streamd.heads.validate import check_numbers, mostly_no_shares, span
+from streamd.heads.validate import check_numbers, mostly_outside_unit, span
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -123,7 +123,7 @@ class Picodet(Head):
     def _check(self, scores: Sequence[Float32Array]) -> None:
         rows = np.concatenate(scores)
         check_numbers(self._path, rows)
-        if mostly_no_shares(rows):
+        if mostly_outside_unit(rows):
             raise ModelError(
                 f"model {self._path}: declared or recognised as picodet, but its class scores are {span(rows)}, not 0 "
                 "to 1: export the model with the sigmoid of its classes"

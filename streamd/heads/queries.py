@@ -13,7 +13,7 @@ import numpy as np
 from streamd.errors import ConfigError, ModelError
 from streamd.heads import DecodeOptions, Head
 from streamd.heads.common import EMPTY, as_float32, corners, label_boxes, listed, logit, sigmoid
-from streamd.heads.validate import check_numbers, mostly_no_shares, span
+from streamd.heads.validate import check_numbers, mostly_outside_unit, span
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 MOST_QUERIES = 1000
@@ -120,13 +120,13 @@ class QueryHead(Head):
     def _check(self, boxes: Float32Array, scores: Float32Array) -> None:
         """Values of the first frame tell what shapes cannot."""
         check_numbers(self._path, boxes, scores)
-        if mostly_no_shares(boxes[:, :2]):
+        if mostly_outside_unit(boxes[:, :2]):
             raise ModelError(
                 f"model {self._path}: declared or recognised as {self._kind}, but its box centres are "
                 f"{span(boxes[:, :2])}, not fractions of the input from 0 to 1. Export the model without its "
                 "post-processing, or with all of it as labels, boxes and scores (detr_final)"
             )
-        within = not mostly_no_shares(scores)
+        within = not mostly_outside_unit(scores)
         if self._activated and not within:
             raise ModelError(
                 f"model {self._path}: declared or recognised as {self._kind} with scores after the sigmoid, but they "

@@ -16,9 +16,9 @@ from pydantic import Field
 from streamd.errors import ConfigError, ModelError
 from streamd.heads import DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
-from streamd.heads.common import EMPTY, SHARES_END, as_float32, cells, corners, label_boxes, listed
+from streamd.heads.common import EMPTY, NORMALIZED_MAX, as_float32, cells, corners, label_boxes, listed
 from streamd.heads.end_to_end import MOST_ROWS
-from streamd.heads.validate import check_numbers, mostly_no_shares, span
+from streamd.heads.validate import check_numbers, mostly_outside_unit, span
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 ToCorners = Callable[[Float32Array, Float32Array], Float32Array]
@@ -122,14 +122,14 @@ class TaskHead(Head):
     def _check(self, boxes: Float32Array, scores: Float32Array) -> None:
         """Checks the first frame; `boxes` (M, 4), `scores` (M, …)."""
         check_numbers(self._path, boxes, scores)
-        if mostly_no_shares(scores):
+        if mostly_outside_unit(scores):
             raise ModelError(
                 f"model {self._path}: declared or recognised as {self._kind}, but what should be class scores is "
                 f"{span(scores)}, not 0 to 1. Check the number of classes ({self.classes}) and of extra values "
                 f"({self._extra}); if these are logits, export the model with its sigmoid"
             )
         largest = float(boxes[np.isfinite(boxes)].max(initial=0))
-        if 0 < largest <= SHARES_END:
+        if 0 < largest <= NORMALIZED_MAX:
             raise ModelError(
                 f"model {self._path}: declared or recognised as {self._kind}, but no box value exceeds {largest:.3g}, "
                 "where input pixels are expected: its boxes are normalised to 0..1. Export it with boxes in pixels"

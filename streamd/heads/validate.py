@@ -115,7 +115,7 @@ def check_numbers(path: str, *values: FloatArray) -> None:
         )
 
 
-def mostly_no_shares(rows: FloatArray) -> bool:
+def mostly_outside_unit(rows: FloatArray) -> bool:
     """Whether most rows (…, K) contain a value outside 0 to 1."""
     within = (rows >= -ROUNDING) & (rows <= 1 + ROUNDING)
     return bool(within.all(axis=-1).mean() < 0.5)

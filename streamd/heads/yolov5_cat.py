@@ -10,8 +10,8 @@ import numpy.typing as npt
 from streamd.errors import ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.anchors import COCO_COUNT
-from streamd.heads.common import SHARES_END, RowsHead, cells, check_single, corners, label_boxes
-from streamd.heads.validate import check_numbers, mostly_no_shares, span
+from streamd.heads.common import NORMALIZED_MAX, RowsHead, cells, check_single, corners, label_boxes
+from streamd.heads.validate import check_numbers, mostly_outside_unit, span
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec
 
 
@@ -56,14 +56,14 @@ class Yolov5Cat(RowsHead):
     def check(self, rows: Float32Array) -> None:
         """Shapes cannot tell decoded rows from undecoded ones; the first frame's values can."""
         check_numbers(self._path, rows[:, :4], rows[:, 4:])
-        if len(rows) and (largest := float(rows[:, :4].max())) <= SHARES_END:
+        if len(rows) and (largest := float(rows[:, :4].max())) <= NORMALIZED_MAX:
             raise ModelError(
                 f"model {self._path}: its output has the shape of yolov5_cat, but in a whole frame no box value "
                 f"exceeds {largest:.3g}, where input pixels are expected: it is not decoded. If it ends in YOLOv5's "
                 "sigmoid, declare model.head.kind: yolov5_sigmoid (on the command line --head yolov5_sigmoid; in the "
                 f'sidecar {self._path}.json: {{"version":1,"head":{{"kind":"yolov5_sigmoid"}}}})'
             )
-        if mostly_no_shares(rows[:, 4:]):
+        if mostly_outside_unit(rows[:, 4:]):
             raise ModelError(
                 f"model {self._path}: its output has the shape of yolov5_cat, but objectness and classes are "
                 f"{span(rows[:, 4:])}, not 0 to 1: export the model with its sigmoid, for detection"

@@ -9,8 +9,8 @@ import numpy as np
 from streamd.errors import ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
-from streamd.heads.common import EMPTY, SHARES_END, as_float32, cells, check_single, corners, label_boxes
-from streamd.heads.validate import check_numbers, mostly_no_shares, span
+from streamd.heads.common import EMPTY, NORMALIZED_MAX, as_float32, cells, check_single, corners, label_boxes
+from streamd.heads.validate import check_numbers, mostly_outside_unit, span
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
 
 DISTANCES = 64
@@ -68,7 +68,7 @@ class Yolov8(Head):
     def _check(self, columns: Float32Array) -> None:
         """By shape, other exports of the family look like models with more classes; the first frame's values tell."""
         check_numbers(self._path, columns[:4], columns[4:])
-        if mostly_no_shares(columns[4:].T):
+        if mostly_outside_unit(columns[4:].T):
             raise ModelError(
                 f"model {self._path}: its output has the shape of yolov8, but what should be class scores is "
                 f"{span(columns[4:])}, not 0 to 1. Exports for pose, segmentation and oriented boxes have such values "
@@ -76,7 +76,7 @@ class Yolov8(Head):
             )
         boxes = columns[:4]
         largest = float(boxes[np.isfinite(boxes)].max(initial=0))
-        if 0 < largest <= SHARES_END:
+        if 0 < largest <= NORMALIZED_MAX:
             raise ModelError(
                 f"model {self._path}: its output has the shape of yolov8, but in a whole frame no box value exceeds "
                 f"{largest:.3g}, where input pixels are expected: its boxes are normalised to 0..1. Export it with "

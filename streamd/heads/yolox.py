@@ -16,7 +16,7 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import STRIDES, RowsHead, cells, check_single, corners, label_boxes, listed
-from streamd.heads.validate import check_numbers, mostly_no_shares, span
+from streamd.heads.validate import check_numbers, mostly_outside_unit, span
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec
 
 
@@ -95,7 +95,7 @@ class Yolox(RowsHead):
     def check(self, rows: Float32Array) -> None:
         """Shapes tell neither decoded boxes from others nor YOLOX from similar models; the first frame's values do."""
         check_numbers(self._path, rows[:, :4], rows[:, 4:])
-        if mostly_no_shares(rows[:, 4:]):
+        if mostly_outside_unit(rows[:, 4:]):
             raise ModelError(
                 f"model {self._path}: declared or recognised as yolox, but objectness and classes are "
                 f"{span(rows[:, 4:])}, not 0 to 1. Export the model with its sigmoid; if this is YOLOv8's output "

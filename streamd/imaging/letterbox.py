@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.errors import FrameError
-from streamd.imaging.reference import coded_roi, looked_at, yuv_to_rgb_matrix
+from streamd.imaging.reference import analysed_part, coded_roi, yuv_to_rgb_matrix
 from streamd.types import CENTERED, Float32Array, ForeignPicture, Frame, Letterbox, ModelSpec, Picture, Placement
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class _Plan:
         self, frame: Frame, input_width: int, input_height: int, color: Literal["RGB", "BGR"], placement: Placement
     ) -> None:
         picture = frame.picture
-        roi = looked_at(frame)
+        roi = analysed_part(frame)
         self.box = Letterbox.fit(roi, input_width, input_height, placement, pixel_aspect=picture.pixel_aspect)
         self.turns = picture.rotation // 90
         self.mirrored = picture.mirrored

@@ -108,7 +108,7 @@ def _bilinear(plane: Plane, roi: Box, width: int, height: int, full: tuple[int, 
     return result
 
 
-def looked_at(frame: Frame) -> Box:
+def analysed_part(frame: Frame) -> Box:
     """The part of the upright picture to scale: the crop, or all of it.
 
     Raises:
@@ -154,7 +154,7 @@ def letterbox_rgb(
         (input_height, input_width, 3) float32 code values 0..255, not rounded, and the mapping back.
     """
     picture = frame.picture
-    box = Letterbox.fit(looked_at(frame), input_width, input_height, placement, pixel_aspect=picture.pixel_aspect)
+    box = Letterbox.fit(analysed_part(frame), input_width, input_height, placement, pixel_aspect=picture.pixel_aspect)
     width, height = rotated_size(box.content_width, box.content_height, picture.rotation)
     roi = coded_roi(box.roi, picture)
     sources, yuv = planes(picture)

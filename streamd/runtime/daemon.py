@@ -128,7 +128,7 @@ class Daemon:
         """The configuration file while a thread reads it."""
         self.applied = 0
         """Number of the running configuration, as passed to `reload`; 0 for the first."""
-        self._verdicts = ReloadOutcome(self.metrics)
+        self._reloads = ReloadOutcome(self.metrics)
         name = config_name(self._record_as) if self._record_as is not None else "streamd"
         self._events = EventLog(name, self.boot_id, lambda: self.sinks)
         self._gate, self._life = events or (self._events, 0)
@@ -306,7 +306,7 @@ class Daemon:
             if self._own_events:
                 self._events.ensure(config)
         except ConfigError as error:
-            self._verdicts.refuse(error)
+            self._reloads.refuse(error)
             raise
         if config.logging != self.config.logging:
             configure(config.logging.level, config.logging.format)
@@ -316,7 +316,7 @@ class Daemon:
 
     def _read_again(self, found: Loaded | Exception) -> None:
         if isinstance(found, Exception):
-            self._verdicts.refuse(found)
+            self._reloads.refuse(found)
             return
         with contextlib.suppress(ConfigError):
             self.reload(found.config, where=found.where)
@@ -347,7 +347,7 @@ class Daemon:
         self._set_switch_interval()
         for sink in self.sinks:
             sink.set_streams(config.streams)
-        self._verdicts.apply()
+        self._reloads.apply()
         log.info(
             "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,
             changed=[s.id for s in found.changed] or None, adapted=[s.id for s in found.adapted] or None,
@@ -431,7 +431,7 @@ class Daemon:
 
     def _status_line(self) -> str:
         published = sum(s.published for s in self.metrics.streams())
-        return status_line(map(condition_of, self.board.all()), published, self._verdicts.refused)
+        return status_line(map(condition_of, self.board.all()), published, self._reloads.refused)
 
     def _finish(self) -> int:
         """Stops the sources, finishes work in flight and flushes the sinks: all within `drain_s`."""

@@ -87,7 +87,7 @@ class WorkerSupervisor:
             collector(registry=own)
         self._notifier = notifier or Notifier()
         self._name = config_name(reread.path) if reread is not None else "streamd"
-        self._verdicts = ReloadOutcome(self.metrics)
+        self._reloads = ReloadOutcome(self.metrics)
         self._service = Service(
             self._notifier, self._problem, self._status_line, reread=reread, at_once=self._leave_at_once
         )
@@ -237,7 +237,7 @@ class WorkerSupervisor:
             check(difference(self.config, loaded.config), loaded.where)
             self._open_events(loaded.config)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
-            self._verdicts.refuse(error)
+            self._reloads.refuse(error)
             return
         new, logging = loaded.config, loaded.config.logging
         configure(logging.level, logging.format)
@@ -253,7 +253,7 @@ class WorkerSupervisor:
         self._take_on(new, {s: number for s, number in shares.items() if s not in moved})
         for forwarder in self._forwarders:
             forwarder.set_streams(new.streams)
-        self._verdicts.apply()
+        self._reloads.apply()
         log.info(
             "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,
             changed=[s.id for s in found.changed] or None, adapted=[s.id for s in found.adapted] or None,
@@ -349,7 +349,7 @@ class WorkerSupervisor:
         published = self._ledger.published(s.id for s in self.config.streams)
         up, all_ = sum(worker.up for worker in self.workers), sum(bool(self._mine(w)) for w in self.workers)
         states = map(condition_of, self._statuses())
-        return status_line(states, published, self._verdicts.refused, f"{up} of {all_} workers up")
+        return status_line(states, published, self._reloads.refused, f"{up} of {all_} workers up")
 
     def _receive(self, timeout_ms: int = _TICK_MS) -> None:
         assert self._reports is not None

@@ -13,7 +13,7 @@ from streamd.errors import ModelError
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
-from streamd.heads.validate import NONE, REASONS, check_numbers, inside, mostly_no_shares, possible, span
+from streamd.heads.validate import NONE, REASONS, check_numbers, inside, mostly_outside_unit, possible, span
 from streamd.types import Box, Candidates, Letterbox
 from tests.heads import test_end_to_end, test_yolov8
 from tests.heads.cases import CLASSES, LABELS, WHOLE, contract_cases_of, expected, spec
@@ -188,7 +188,7 @@ def test_helpers() -> None:
     check_numbers("m", np.array([NAN, 1], np.float32), np.array([2], np.float32))
     with pytest.raises(ModelError, match="model m: its outputs contain no numbers"):
         check_numbers("m", np.array([NAN], np.float32), np.array([1], np.float32))
-    assert not mostly_no_shares(np.full((10, CLASSES), 0.5, np.float32))
-    assert mostly_no_shares(np.full((10, CLASSES), -3, np.float32))
+    assert not mostly_outside_unit(np.full((10, CLASSES), 0.5, np.float32))
+    assert mostly_outside_unit(np.full((10, CLASSES), -3, np.float32))
     assert span(np.array([NAN, 2, -1], np.float32)) == "-1 to 2"
     assert span(np.array([NAN], np.float32)) == "NaN"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.errors import BackendError, FrameError
-from streamd.imaging.reference import coded_roi, looked_at, yuv_to_rgb_matrix
+from streamd.imaging.reference import analysed_part, coded_roi, yuv_to_rgb_matrix
 from streamd.types import CENTERED, Float32Array, Frame, Letterbox, Picture, Placement, Rotation, rotated_size
 
 PTX = Path(__file__).with_name("kernels.ptx")
@@ -206,7 +206,7 @@ def _geometry(
             f"stream {frame.stream}: pixel format {picture.format} is not supported on the GPU; "
             f"supported: {', '.join(sorted(FORMATS))}"
         )
-    roi = looked_at(frame)
+    roi = analysed_part(frame)
     box = Letterbox.fit(roi, input_width, input_height, placement, pixel_aspect=picture.pixel_aspect)
     coded = coded_roi(roi, picture)
     width, height = rotated_size(box.content_width, box.content_height, picture.rotation)
