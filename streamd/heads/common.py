@@ -19,8 +19,8 @@ STRIDES = (8, 16, 32)
 
 
 NORMALIZED_MAX = 1.5
-"""Largest box value of normalised outputs. In a whole frame, boxes in input pixels always exceed it: the centres of the last
-cells are hundreds of pixels away."""
+"""Largest box value of normalised outputs. In a whole frame, boxes in input pixels always exceed it: the centres of the
+last cells are hundreds of pixels away."""
 
 
 def cells(height: int, width: int) -> int:
