@@ -62,6 +62,8 @@ class Stage:
         seen = []
         try:
             for frame in source.frames():
+                if frame.quarantined:
+                    continue  # as its runner would
                 frame.epoch, frame.seq = self.epoch, len(self.frames)
                 index = marked.number(frame.picture.video_frame().to_ndarray(format="gray"))
                 frame.picture = None  # type: ignore[assignment]

@@ -11,11 +11,13 @@ from typing import Any
 import av
 import pytest
 
+from streamd.errors import SourceError
 from streamd.events.evidence import clip as clip_module
 from streamd.events.evidence import files
 from streamd.events.record import Media
 from tests import marked
 from tests.events.evidence.stage import Stage, ffprobe_errors
+from tests.rtsp import rtsp_server
 
 CODECS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "h264": ("libx264", "mp4", ".mp4", {"options": {"bf": "2"}}),
@@ -259,3 +261,50 @@ def test_an_unfinished_clip_does_not_claim_to_be_whole_and_can_be_played(tmp_pat
     with av.open(str(torn)) as container:
         assert sum(1 for _ in container.decode(video=0)) > 0
     assert stage.writer.close(20)
+
+
+ONE_SLICE = {"tune": "zerolatency", "x264-params": "sliced-threads=0:slices=1"}
+"""GStreamer's payloader sends each slice as if it were a picture."""
+
+
+def test_a_camera_that_reconnects_in_the_middle_of_an_event(tmp_path: Path) -> None:
+    video = marked.write_marked(tmp_path / "v.mp4", frames=250, gop=10, options=ONE_SLICE)
+    stage = Stage(tmp_path / "media")
+    with rtsp_server(f"cam={video}:h264") as server:
+        begun: list[int] = []
+
+        def begin(frame: Any, index: int) -> None:
+            if index >= 50 and not begun:
+                begun.append(index)
+                stage.event("begin", frame)
+            elif index >= 65:
+                server.kill()
+
+        with pytest.raises(SourceError):
+            stage.play(server.url("cam"), begin, pace="auto")
+        port = server.port
+
+    class Enough(Exception):
+        pass
+
+    def end(frame: Any, index: int) -> None:
+        if frame.seq == len(stage.frames) - 1 and index >= 20 and len(begun) == 1:
+            begun.append(index)
+            stage.event("end", frame)
+        elif index >= 60:
+            raise Enough
+
+    with rtsp_server(f"cam={video}:h264", port=port) as server, pytest.raises(Enough):
+        stage.play(server.url("cam"), end, pace="auto")
+    path, told = stage.clip()
+    files = [path.with_name(part["file"]) for part in told["parts"]]
+    assert len(files) == 2
+    assert [gap["reason"] for gap in told["gaps"]] == ["reconnect"]
+    assert [ffprobe_errors(file) for file in files] == ["", ""]
+    before, after = check_content(files[0], told, 0), check_content(files[1], told, 1)
+    assert before == list(range(before[0], before[-1] + 1))
+    assert before[0] <= begun[0] - 25, "from the key frame at or before one second earlier"
+    assert before[-1] >= 65
+    assert after == list(range(after[0], after[-1] + 1))
+    assert after[-1] >= begun[1] + 24, "to one second after the end"
+    assert {frame["epoch"] for frame in told["frames"] if frame["part"] == 1} == {1}
