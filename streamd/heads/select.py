@@ -41,7 +41,7 @@ def recognise(spec: ModelSpec) -> HeadSettings:
         raise ConfigError(f"model {spec.path}: output {outputs} fits {several}; declare model.head.kind")
     shapes = [t.shape for t in spec.outputs]
     if len(shapes) != 1 or len(shapes[0]) != 3:
-        known = ", ".join(dict.fromkeys(kind.form for kind in HEADS))
+        known = "; ".join(f"{name} {kind.form}" for name, kind in HEADS.builtin().items())
         raise ConfigError(
             f"model {spec.path}: no known head has outputs {outputs}; known: {known}. Export the model in one of "
             f"these forms, or declare model.head.kind if another package has its head{_others()}"
