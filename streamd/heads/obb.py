@@ -68,7 +68,8 @@ class Obb(TaskHead):
 
 def upright_boxes(box: Float32Array, angle: Float32Array) -> Float32Array:
     """(M, 4) corners of the smallest upright boxes around rotated ones, given by (M, 4) cx cy w h and (M, 1) angle."""
-    cos, sin = np.abs(np.cos(angle)), np.abs(np.sin(angle))
+    with np.errstate(invalid="ignore"):  # an infinite angle makes a box that is left out
+        cos, sin = np.abs(np.cos(angle)), np.abs(np.sin(angle))
     half = np.concatenate([box[:, 2:3] * cos + box[:, 3:4] * sin, box[:, 2:3] * sin + box[:, 3:4] * cos], axis=1) / 2
     # A box without width or height is invalid and must be left out, whatever its other side is.
     half[box[:, 2:].min(axis=1, initial=np.inf) <= 0] = -1

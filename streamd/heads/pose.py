@@ -65,11 +65,13 @@ class Pose(TaskHead):
         self._shape = shape
 
     def details(self, outputs: Outputs, index: int, kept: Candidates, letterbox: Letterbox) -> Details:
-        """See `Head.details`. Points are clipped to the picture, as boxes are."""
+        """See `Head.details`. Points are clipped to the picture, as boxes are; one that is no number has score 0."""
         assert kept.extra is not None
         values = kept.extra.reshape(-1, *self._shape)
         points = np.ones((*values.shape[:2], 3), np.float32)
         points[..., :2] = letterbox.points_to_source(values[..., :2], clip=True)
         if self._shape[1] == 3:
             points[..., 2] = np.clip(values[..., 2], 0, 1)
+        # A message has numbers only.
+        points[~np.isfinite(points).all(axis=2)] = 0
         return Details(keypoints=points)

@@ -109,7 +109,8 @@ class Segment(TaskHead):
         right, bottom = min(width, math.ceil(box[2] / f) + 1), min(height, math.ceil(box[3] / f) + 1)
         if right <= left or bottom <= top:
             return np.zeros((0, 0), np.uint8), 0, 0
-        logits = np.tensordot(weights, prototypes[:, top:bottom, left:right], axes=1)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is no number is not above 0
+            logits = np.tensordot(weights, prototypes[:, top:bottom, left:right], axes=1)
         x, y = left * f, top * f
         mask, dx, dy = binary_mask(logits, f, (box[0] - x, box[1] - y, box[2] - x, box[3] - y))
         return mask, x + dx, y + dy

@@ -73,6 +73,16 @@ def test_a_side_below_nothing_makes_a_box_that_cannot_be() -> None:
     assert post.rejected == {"size": 1}
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_angle_that_is_no_number_makes_a_box_that_cannot_be(value: float) -> None:
+    model, (columns,) = encode()
+    columns[0, -1, 0] = value
+    detect = DetectSettings()
+    post = Postprocess(open_head(None, model, detect), detect, LABELS)
+    assert len(post([columns], 0, WHOLE)[1]) == 2
+    assert post.rejected == {"not_finite": 1}
+
+
 @given(boxes, boxes)
 def test_overlap_is_symmetric_and_that_of_the_definition(a: Any, b: Any) -> None:
     """1 less the Hellinger distance of two normal distributions, by matrices."""

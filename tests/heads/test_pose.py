@@ -106,6 +106,21 @@ def test_points_outside_the_picture_lie_on_its_edge_and_boxes_outside_have_none(
     assert post.details.keypoints[class_id.tolist().index(5), 0, :2].tolist() == [0, 320]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_reaches_no_message(value: float) -> None:
+    model, outputs = encode()
+    outputs[0][0, 4 + CLASSES :: 3, 0] = value
+    outputs[0][0, 6 + CLASSES, 7] = value
+    detect = DetectSettings()
+    post = Postprocess(open_head(None, model, detect), detect, LABELS)
+    assert len(post(outputs, 0, WHOLE)[1]) == 3
+    assert post.details is not None
+    assert post.details.keypoints is not None
+    assert np.isfinite(post.details.keypoints).all()
+    if np.isnan(value):
+        assert (post.details.keypoints[0] == 0).all()
+
+
 def test_a_frame_without_boxes_has_no_details() -> None:
     model, outputs = encode(batch=2, index=1)
     detect = DetectSettings()

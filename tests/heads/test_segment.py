@@ -106,3 +106,16 @@ def test_other_shapes_are_refused() -> None:
             open_head(SegmentSettings(), replace(model, outputs=outputs), DetectSettings())
         with pytest.raises(ConfigError):
             recognise(replace(model, outputs=outputs))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_masks_of_no_numbers_give_finite_outlines(value: float) -> None:
+    model, outputs = encode()
+    outputs[1][0, :, ::2] = value
+    outputs[0][0, -1] = value
+    detect = DetectSettings()
+    post = Postprocess(open_head(None, model, detect), detect, LABELS)
+    assert len(post(outputs, 0, Letterbox.fit(Box(0, 0, SIZE, SIZE), SIZE, SIZE))[1]) == 3
+    assert post.details is not None
+    assert post.details.polygons is not None
+    assert all(np.isfinite(polygon).all() for polygon in post.details.polygons)
