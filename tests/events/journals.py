@@ -43,7 +43,7 @@ def rows(folder: Path, query: str, *values: Any) -> list[Any]:
         connection.close()
 
 
-def until(condition: Callable[[], Any], timeout: float = 10.0) -> None:
+def until(condition: Callable[[], Any], timeout: float = 30.0) -> None:
     """Waits for `condition`."""
     deadline = time.monotonic() + timeout
     while not condition():
