@@ -66,4 +66,4 @@ def test_a_wrong_field_is_named_with_its_line(plugin: str, tmp_path: Path, monke
     command = [sys.executable, "-m", "streamd", "check", "--no-model", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert f"{config}:3: sinks[0].port: " in done.stderr
+    assert f"{config}:3: sinks[0].port: " in done.stdout
