@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from streamd.config import Config
-from streamd.config.loader import InvalidConfig, load
+from streamd.config.loader import InvalidConfig, load, shared
 from streamd.config.problems import dotted
 from streamd.errors import ConfigError, StreamdError
 from streamd.security.address import unencoded
@@ -119,7 +119,7 @@ def _number(things: Sequence[object], noun: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Prints every problem, one per line. Returns the exit code of the first, or 0 if there is none."""
     try:
-        loaded = load(args.config, secrets=not args.no_secrets)
+        loaded = load(args.config, secrets=not args.no_secrets, share=False)
     except InvalidConfig as error:
         print(error)
         if (rest := error.partial) is not None:
@@ -139,5 +139,5 @@ def run(args: argparse.Namespace) -> int:
         return found[0].exit_code
     print(f"{args.config}: valid: {_number(config.streams, 'stream')}, {_number(config.sinks, 'sink')}")
     if config.share is not None:
-        print(f"share of {config.share.count}: {', '.join(s.id for s in config.streams) or 'no streams'}")
+        print(f"share of {config.share.count}: {', '.join(s.id for s in shared(config).streams) or 'no streams'}")
     return 0

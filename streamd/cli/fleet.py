@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan; exit code 2 for a configuration without a fleet or a box that does not exist."""
-    loaded = load(args.config, secrets=False)
+    loaded = load(args.config, secrets=False, share=False)
     fleet = loaded.config.fleet
     if fleet is None:
         raise ConfigError(

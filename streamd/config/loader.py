@@ -69,13 +69,20 @@ class InvalidConfig(ConfigError):
         self.partial = partial
 
 
-def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = None, *, secrets: bool = True) -> Loaded:
+def load(
+    path: str | os.PathLike[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    secrets: bool = True,
+    share: bool = True,
+) -> Loaded:
     """Reads, substitutes, validates.
 
     Args:
         path: the file.
         environment: the process's own by default.
         secrets: False does not read `${file:…}`; see `yamlfile.read_yaml`.
+        share: False takes the streams of all daemons that `share` divides them among.
 
     Raises:
         InvalidConfig: all problems, one per line: `FILE:LINE: field: message`.
@@ -97,7 +104,8 @@ def load(path: str | os.PathLike[str], environment: Mapping[str, str] | None = N
         partial = Partial(config, {})
         found = [*cross_check(config), *check_secrets(config, document)]
         try:
-            config = _shared(config)
+            mine = shared(config)
+            config = mine if share else config
         except ConfigError as error:
             problems.append((document.line(("share",)) or 1, str(error)))
     elif partial is not None:
@@ -160,8 +168,12 @@ def _absolute(config: Config, folder: Path) -> Config:
     return absolute
 
 
-def _shared(config: Config) -> Config:
-    """With the streams of this daemon only, where several divide them."""
+def shared(config: Config) -> Config:
+    """With the streams of this daemon only, where several divide them.
+
+    Raises:
+        ConfigError: `share` does not say which daemon this is.
+    """
     if config.share is None:
         return config
     own = own_share(config.share, [s.id for s in config.streams])
