@@ -101,6 +101,6 @@ def test_what_was_installed_from_the_wheel_runs_the_demo(dist: Path, tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "road6 on" in done.stdout
-    seen = {label: int(n) for n, label in re.findall(r"(\d+) (\w+)", done.stdout.rsplit("seen: ", 1)[1])}
+    seen = {label: int(n) for n, label in re.findall(r"(\d+) (\w+)", done.stdout.rsplit("boxes in all frames: ", 1)[1])}
     assert seen["car"] > 0
     assert seen["person"] > 0
