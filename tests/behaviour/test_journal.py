@@ -135,9 +135,9 @@ def checked(path: Path) -> dict[str, list[int]]:
 
 @pytest.mark.slow
 def test_kill_9_in_mid_commit(tmp_path: Path) -> None:
-    """Twenty times: what was told as committed is there, and every begin of a predecessor gets its end."""
+    """Eight times: what was told as committed is there, and every begin of a predecessor gets its end."""
     chance = random.Random(7)
-    for life in range(20):
+    for life in range(8):
         running = Child(tmp_path, life, 0.0)
         until(lambda: running.told.get("committed"), 30)  # noqa: B023
         time.sleep(chance.uniform(0.0, 0.15))
@@ -152,7 +152,7 @@ def test_kill_9_in_mid_commit(tmp_path: Path) -> None:
     left = connection.execute("SELECT id FROM open WHERE id NOT LIKE 'last-%'").fetchall()
     assert left == [], "only what the last one has begun is still open"
     died = connection.execute("SELECT COUNT(*) FROM events WHERE json_extract(details, '$.reason') = 'process_died'")
-    assert died.fetchone()[0] > 20
+    assert died.fetchone()[0] > 8
     connection.close()
 
 

@@ -55,7 +55,7 @@ def check(placement: Placement, demands: list[Demand], boxes: list[Box]) -> None
 
 
 @given(fleets(), st.randoms())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_no_box_is_too_full_and_nobody_important_waits(
     fleet: tuple[list[Demand], list[Box]], order: random.Random
 ) -> None:
@@ -69,7 +69,7 @@ def test_no_box_is_too_full_and_nobody_important_waits(
 
 
 @given(fleets(), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_change_of_anything_keeps_to_the_rules(fleet: tuple[list[Demand], list[Box]], data: st.DataObject) -> None:
     demands, boxes = fleet
     before = place(demands, boxes)

@@ -71,7 +71,7 @@ class Twins:
     st.lists(st.sampled_from([0.0, 0.04, 0.04, 0.04, 0.2, 1.0, 3.0, 7.0]), min_size=20, max_size=20),
     st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_wild_scenes(step: Any, seed: int, objects: int, passed: list[float], shaking: bool) -> None:
     both, at = Twins(step), 0.0
     rng = np.random.default_rng(seed)

@@ -300,7 +300,11 @@ def test_a_camera_that_reconnects_in_the_middle_of_an_event(tmp_path: Path) -> N
     files = [path.with_name(part["file"]) for part in told["parts"]]
     assert len(files) == 2
     assert [gap["reason"] for gap in told["gaps"]] == ["reconnect"]
-    assert [ffprobe_errors(file) for file in files] == ["", ""]
+    first, second = map(ffprobe_errors, files)
+    # The camera may have gone in the middle of a picture, which is the last packet of the first part then.
+    half = {"missing picture in access unit", "no frame!"}
+    assert {line.partition("] ")[2].partition(" with size")[0] for line in first.splitlines()} <= half
+    assert second == ""
     before, after = check_content(files[0], told, 0), check_content(files[1], told, 1)
     assert before == list(range(before[0], before[-1] + 1))
     assert before[0] <= begun[0] - 25, "from the key frame at or before one second earlier"
