@@ -16,7 +16,7 @@ from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import EMPTY, NORMALIZED_MAX, as_float32, listed
 from streamd.heads.queries import FAMILY_INPUT
-from streamd.heads.validate import check_numbers, mostly_outside_unit, span
+from streamd.heads.validate import check_numbers, largest_finite, mostly_outside_unit, span
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 NAMES = ("labels", "boxes", "scores")
@@ -73,7 +73,7 @@ class DetrFinal(Head):
         check_numbers(self._path, boxes, scores)
         if mostly_outside_unit(scores[:, None]):
             raise ModelError(f"model {self._path}: what detr_final reads as scores is {span(scores)}, not 0 to 1")
-        largest = float(boxes[np.isfinite(boxes)].max(initial=0))
+        largest = largest_finite(boxes)
         if 0 < largest <= NORMALIZED_MAX:
             raise ModelError(
                 f"model {self._path}: detr_final expects corners in pixels, but none exceeds {largest:.3g}: boxes are "

@@ -9,11 +9,17 @@ import numpy as np
 from streamd.errors import ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.common import EMPTY, NORMALIZED_MAX, as_float32, check_single
-from streamd.heads.validate import mostly_outside_unit, span
+from streamd.heads.validate import largest_finite, mostly_outside_unit, span
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
 
 MOST_ROWS = 1000
 """With more rows, they are undecoded cells, not the boxes kept by NMS."""
+
+
+def detected(rows: Float32Array, conf: float, classes: int) -> Float32Array:
+    """The rows (M, 6 or more: box, score, class number, …) with a score of at least `conf` and a known class."""
+    kept: Float32Array = rows[(rows[:, 4] >= conf) & (rows[:, 5] >= 0) & (rows[:, 5] < classes)]
+    return kept
 
 
 @HEADS.register
@@ -55,7 +61,7 @@ class EndToEnd(Head):
     def _check(self, rows: Float32Array) -> None:
         """Checks the rows of the first frame that has any above the threshold."""
         boxes = rows[:, :4]
-        largest = float(boxes[np.isfinite(boxes)].max(initial=0))
+        largest = largest_finite(boxes)
         if 0 < largest <= NORMALIZED_MAX:
             raise ModelError(
                 f"model {self._path}: its output has the shape of end_to_end, but no corner exceeds {largest:.3g}, "
@@ -71,11 +77,9 @@ class EndToEnd(Head):
 
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`. Rows with a class beyond the labels are padding and are left out."""
-        rows = as_float32(outputs[0][index])
-        keep = (rows[:, 4] >= self._conf) & (rows[:, 5] >= 0) & (rows[:, 5] < self.classes)
-        if not keep.any():
+        values = detected(as_float32(outputs[0][index]), self._conf, self.classes)
+        if not len(values):
             return EMPTY
-        values = rows[keep]
         if not self._checked:
             self._check(values)
         return Candidates(

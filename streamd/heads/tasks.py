@@ -17,8 +17,8 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import EMPTY, NORMALIZED_MAX, as_float32, cells, corners, label_boxes, listed
-from streamd.heads.end_to_end import MOST_ROWS
-from streamd.heads.validate import check_numbers, mostly_outside_unit, span
+from streamd.heads.end_to_end import MOST_ROWS, detected
+from streamd.heads.validate import check_numbers, largest_finite, mostly_outside_unit, span
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 ToCorners = Callable[[Float32Array, Float32Array], Float32Array]
@@ -128,7 +128,7 @@ class TaskHead(Head):
                 f"{span(scores)}, not 0 to 1. Check the number of classes ({self.classes}) and of extra values "
                 f"({self._extra}); if these are logits, export the model with its sigmoid"
             )
-        largest = float(boxes[np.isfinite(boxes)].max(initial=0))
+        largest = largest_finite(boxes)
         if 0 < largest <= NORMALIZED_MAX:
             raise ModelError(
                 f"model {self._path}: declared or recognised as {self._kind}, but no box value exceeds {largest:.3g}, "
@@ -158,10 +158,9 @@ class TaskHead(Head):
         )
 
     def _of_rows(self, rows: Float32Array) -> Candidates:
-        keep = (rows[:, 4] >= self._options.conf) & (rows[:, 5] >= 0) & (rows[:, 5] < self.classes)
-        if not keep.any():
+        rows = detected(rows, self._options.conf, self.classes)
+        if not len(rows):
             return EMPTY
-        rows = rows[keep]
         if not self._checked:
             self._check(rows[:, :4], rows[:, 4:5])
         box, extra = rows[:, :4], rows[:, 6:]

@@ -121,6 +121,11 @@ def mostly_outside_unit(rows: FloatArray) -> bool:
     return bool(within.all(axis=-1).mean() < 0.5)
 
 
+def largest_finite(values: FloatArray) -> float:
+    """The greatest finite number of all; 0 if none is above 0."""
+    return float(values[np.isfinite(values)].max(initial=0))
+
+
 def span(values: FloatArray) -> str:
     """The least and the greatest finite value, for a message."""
     finite = values[np.isfinite(values)]

@@ -10,7 +10,7 @@ from streamd.errors import ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import EMPTY, NORMALIZED_MAX, as_float32, cells, check_single, corners, label_boxes
-from streamd.heads.validate import check_numbers, mostly_outside_unit, span
+from streamd.heads.validate import check_numbers, largest_finite, mostly_outside_unit, span
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
 
 DISTANCES = 64
@@ -75,7 +75,7 @@ class Yolov8(Head):
                 "behind the classes: export the model for detection (task=detect). Logits: export it with its sigmoid"
             )
         boxes = columns[:4]
-        largest = float(boxes[np.isfinite(boxes)].max(initial=0))
+        largest = largest_finite(boxes)
         if 0 < largest <= NORMALIZED_MAX:
             raise ModelError(
                 f"model {self._path}: its output has the shape of yolov8, but in a whole frame no box value exceeds "

@@ -16,7 +16,7 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import STRIDES, RowsHead, cells, check_single, corners, label_boxes, listed
-from streamd.heads.validate import check_numbers, mostly_outside_unit, span
+from streamd.heads.validate import check_numbers, largest_finite, mostly_outside_unit, span
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec
 
 
@@ -104,7 +104,7 @@ class Yolox(RowsHead):
         # Relative to its cell, a centre is at most a few cells away; in pixels, centres of a whole frame are
         # everywhere.
         centres = np.abs(rows[:, :2])
-        reach = float(centres[np.isfinite(centres)].max(initial=0))
+        reach = largest_finite(centres)
         if self._decoded != (reach > self._least_reach):
             found, fits = ("in pixels", "true") if reach > self._least_reach else ("relative to cells", "false")
             raise ModelError(
