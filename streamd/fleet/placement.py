@@ -37,6 +37,10 @@ class Box:
     """Most streams."""
     labels: frozenset[str] = frozenset()
 
+    def reaches(self, demand: Demand) -> bool:
+        """Whether it can serve the stream at all."""
+        return not demand.reach or bool(demand.reach & self.labels)
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -129,7 +133,7 @@ class _Table:
         score = np.array([b.capacity for b in self._boxes]) / -np.log(share)
         order = np.argsort(-score, axis=1, kind="stable").tolist()
         return [
-            [box for box in row if not demand.reach or demand.reach & self._boxes[box].labels]
+            [box for box in row if self._boxes[box].reaches(demand)]
             for demand, row in zip(self._demands, order, strict=True)
         ]
 

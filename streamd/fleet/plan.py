@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from streamd.errors import ConfigError
@@ -77,16 +77,22 @@ def boxes_of(fleet: FleetSettings, count: int | None = None) -> list[Box]:
 
 def reached_once(demands: Sequence[Demand], boxes: Sequence[Box]) -> frozenset[str]:
     """Streams whose `reach` leaves a single box: no box that is added can take them over."""
-    return frozenset(d.name for d in demands if d.reach and sum(bool(d.reach & b.labels) for b in boxes) == 1)
+    return frozenset(d.name for d in demands if d.reach and sum(b.reaches(d) for b in boxes) == 1)
 
 
 def make_plan(demands: Sequence[Demand], boxes: Sequence[Box]) -> Plan:
     """Places the streams, and tries the loss of each box."""
     placement = place(demands, boxes)
-    without = {
-        lost.name: place(demands, [b for b in boxes if b is not lost], placement.box_of).unplaced for lost in boxes
-    }
+    without = dict(_losses(demands, boxes, placement))
     return Plan(placement, used(demands, boxes, placement), without, reached_once(demands, boxes))
+
+
+def _losses(
+    demands: Sequence[Demand], boxes: Sequence[Box], placement: Placement
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """By name of the box that is lost, the streams without a box then."""
+    for lost in boxes:
+        yield lost.name, place(demands, [b for b in boxes if b is not lost], placement.box_of).unplaced
 
 
 def used(demands: Sequence[Demand], boxes: Sequence[Box], placement: Placement) -> tuple[BoxUse, ...]:
@@ -115,10 +121,7 @@ def boxes_needed(fleet: FleetSettings, demands: Sequence[Demand]) -> int | None:
         if placement.unplaced:
             return False
         single = reached_once(demands, boxes)
-        return all(
-            single.issuperset(place(demands, [b for b in boxes if b is not lost], placement.box_of).unplaced)
-            for lost in boxes
-        )
+        return all(single.issuperset(unplaced) for _, unplaced in _losses(demands, boxes, placement))
 
     # The least that capacity allows; from there it is seldom more than a few.
     own = sum(n.fps or fleet.box.fps for n in fleet.nodes)
