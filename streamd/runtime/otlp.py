@@ -22,6 +22,7 @@ from streamd.config import OtlpSettings
 from streamd.errors import ConfigError
 from streamd.flow.threads import NamedThread
 from streamd.security.redact import redact
+from streamd.telemetry.logs import Throttle
 from streamd.types import Detections
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class OtlpExporter:
         self._every_ns = int(settings.traces_every_s * 1e9)
         self._traced: deque[tuple[Detections, int]] = deque(maxlen=MOST_TRACES)
         self._random = random.Random()  # noqa: S311 - identifiers, no secrets
-        self._warned = float("-inf")
+        self._throttle = Throttle(_WARN_EVERY_S)
         self._closed = threading.Event()
         self._thread = NamedThread(self._run, "otlp")
         self._thread.start()
@@ -150,8 +151,7 @@ class OtlpExporter:
         except Exception as error:  # noqa: BLE001 - whatever it is, the next export is tried
             good, problem = False, f"{type(error).__name__}: {error}"
         self._count.labels(signal=signal, result="ok" if good else "failed").inc()
-        if not good and time.monotonic() - self._warned > _WARN_EVERY_S:
-            self._warned = time.monotonic()
+        if not good and self._throttle.take() is not None:
             log.warning(
                 "OTLP export failed", signal=signal, endpoint=redact(self._settings.endpoint), error=redact(problem)
             )
