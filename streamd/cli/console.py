@@ -93,3 +93,15 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(bars[what], completed=done, total=total or None)
 
         yield report
+
+
+def output_console(**options: Any) -> Any:
+    """Standard output for tables: as wide as the terminal, or 80 columns where there is none.
+
+    Args:
+        options: of `rich.console.Console`.
+    """
+    from rich.console import Console
+
+    console = Console(**options)
+    return console if console.is_terminal else Console(width=80, **options)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streamd.cli.annotate import same_file
-from streamd.cli.console import add_engine_options, add_head_option, positive, progress
+from streamd.cli.console import add_engine_options, add_head_option, output_console, positive, progress
 from streamd.cli.detect import Run, add_detect_options, detect_settings
 from streamd.cli.rules import add_rule_options, rules_of
 from streamd.engine import BUILTIN, ModelSettings
@@ -171,9 +171,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=80)
-    console.print(table(rows))
+    output_console().print(table(rows))

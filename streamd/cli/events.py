@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamd.cli.console import output_console
 from streamd.config.yamlfile import MAX_BYTES, read_yaml
 from streamd.errors import ConfigError, SinkError
 from streamd.events import query, requests
@@ -214,11 +215,7 @@ def _show(args: argparse.Namespace, path: Path) -> int:
 
 
 def _print_table(records: Sequence[Record], limit: int) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=80)
+    console = output_console()
     if not records:
         console.print("no events", highlight=False)
         return

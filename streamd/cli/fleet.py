@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from streamd.cli.console import output_console
 from streamd.config.loader import load
 from streamd.errors import ConfigError
 from streamd.fleet.placement import Demand, Placement, place
@@ -97,15 +98,8 @@ def _names(streams: tuple[str, ...]) -> str:
     return shown if len(streams) <= MOST_NAMES else f"{shown} and {len(streams) - MOST_NAMES} more"
 
 
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(width=80, highlight=False, markup=False)
-
-
 def _print(plan: Plan, demands: list[Demand], needed: int | None) -> None:
-    console = _console()
+    console = output_console(highlight=False, markup=False)
     console.print(_table(plan.boxes))
     total = sum(d.load for d in demands)
     console.print(f"\n{len(demands)} streams, {total:,.0f} frames/s; {len(plan.placement.box_of)} served")
@@ -127,7 +121,7 @@ def _print(plan: Plan, demands: list[Demand], needed: int | None) -> None:
 
 
 def _print_loss(lost: list[str], after: Placement, boxes: Any) -> None:
-    console = _console()
+    console = output_console(highlight=False, markup=False)
     console.print(f"\nWithout {', '.join(lost)}: {len(after.moved)} streams move, {len(after.unplaced)} have no box\n")
     console.print(_table(boxes))
     if after.unplaced:
