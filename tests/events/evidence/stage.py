@@ -19,6 +19,7 @@ from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.types import Detections, Frame, ModelInfo, StageTimes
 from tests import marked
+from tests.conftest import program
 
 MODEL = ModelInfo("m", "ab" * 32, ("person", "car"))
 
@@ -111,7 +112,7 @@ def detections(frame: Frame, index: int) -> Detections:
 def ffprobe_errors(path: Path) -> str:
     """What ffprobe has to complain about after reading and decoding everything; empty where all is well."""
     run = subprocess.run(
-        ["ffprobe", "-v", "warning", "-count_frames", "-show_entries", "stream=nb_read_frames", str(path)],
+        [program("ffprobe", "ffmpeg"), "-v", "warning", "-count_frames", "-show_entries", "stream=nb_read_frames", str(path)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     # FFmpeg's own encoder leaves that out of MJPEG where it has one thread.
