@@ -1,4 +1,4 @@
-"""How streamd's bundled detector is trained. The commands are in tools/train_demo_model.py; a room is a step.
+"""How streamd's bundled detector is trained. The commands are in tools/train_demo_model.py; each module is a step.
 
 `teacher` runs the published detectors whose knowledge is passed on, `labels` merges their boxes with the labelled ones,
 `pack` makes and reads the one file of pictures and labels, `augment` draws training pictures, `targets` turns boxes
@@ -11,7 +11,7 @@ COCO_IDS = (0, 1, 2, 3, 5, 7)
 """Their numbers among COCO's 80."""
 STRIDES = (8, 16, 32)
 ANCHORS = (24.0, 64.0, 160.0)
-"""One square anchor a stride, in input pixels: YOLOv5's decoding reaches from nothing to four times it."""
+"""One square anchor per stride, in input pixels; YOLOv5's decoding covers sizes from 0 to four times the anchor."""
 SIZE = 416
 """Input width and height."""
 PAD = 114

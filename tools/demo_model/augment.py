@@ -18,19 +18,19 @@ from demo_model import CLASSES, PAD, SIZE
 from demo_model.pack import SIDE, Pack
 
 MAX_ROWS = 40
-"""Most rows of one source picture; the largest boxes stay."""
+"""Maximum number of rows per source picture; the largest boxes are kept."""
 
 
 @dataclass(frozen=True)
 class Strength:
-    """How far pictures are changed."""
+    """Strength of each augmentation."""
 
     mosaic: float = 0.6
     """Share of pictures made of four."""
     mosaic_scale: tuple[float, float] = (0.4, 1.3)
-    """Size of each of the four, 1 where its longest side is the output's."""
+    """Scale of each of the four; 1: its longest side equals the output's."""
     scale: tuple[float, float] = (0.6, 1.7)
-    """Size of the others."""
+    """Scale of the others."""
     aspect: float = 0.12
     """Deviation of the logarithm of width over height."""
     mixup: float = 0.1
@@ -45,7 +45,7 @@ class Strength:
 
     @staticmethod
     def mild() -> Strength:
-        """For the end of training: pictures as they will be met."""
+        """Mild changes, for the end of training."""
         return Strength(mosaic=0.0, scale=(0.7, 1.25), aspect=0.05, mixup=0.0, hue=0.02, saturation=0.2,
                         brightness=0.15, contrast=0.1, grey=0.02)  # fmt: skip
 
@@ -228,7 +228,7 @@ class Augment:
         x1, x2 = (torch.clamp(v, start[..., 0, None], end[..., 0, None]) for v in (x1, x2))
         y1, y2 = (torch.clamp(v, start[..., 1, None], end[..., 1, None]) for v in (y1, y2))
         seen = (x2 - x1) * (y2 - y1) / area.clamp(min=1e-6)
-        # Less than a quarter of a thing is not one to find; from a quarter to a half, it may be.
+        # An object that is less than a quarter visible is not labelled; from a quarter to a half, it counts in part.
         score = score * ((seen - 0.15) / 0.35).clamp(0, 1) * (seen > 0.25) * (x2 - x1 > 2) * (y2 - y1 > 2)
         return torch.stack([x1, y1, x2, y2, score, number], -1).flatten(1, 2)
 

@@ -36,7 +36,7 @@ def suppress(boxes: Array, scores: Array, classes: Array, iou: float = 0.6, most
 
 
 def fuse(boxes: Array, scores: Array, classes: Array, view: Array, views: int, iou: float = 0.55) -> Array:
-    """Weighted box fusion (Solovyev et al., 2021): boxes of several views of one picture become one a thing.
+    """Weighted box fusion (Solovyev et al., 2021): merges the boxes of several views of a picture into one per object.
 
     Args:
         boxes: (N, 4) corners, scores: (N,), classes: (N,), view: (N,) which view each came from.

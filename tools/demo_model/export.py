@@ -13,7 +13,7 @@ from demo_model import ANCHORS, CLASSES, SIZE, STRIDES
 from demo_model.net import Detector
 
 OPSET = 13
-"""TensorRT 8.5 reads up to 17; 13 has all that quantising needs."""
+"""TensorRT 8.5 reads opsets up to 17; 13 has everything that quantisation needs."""
 
 
 def load(weights: Path) -> Detector:
@@ -26,7 +26,7 @@ def load(weights: Path) -> Detector:
 
 
 def sidecar() -> dict[str, Any]:
-    """What the ONNX file cannot say of itself."""
+    """Metadata that the ONNX file cannot hold."""
     return {
         "version": 1,
         "labels": list(CLASSES),

@@ -1,4 +1,4 @@
-"""Labels of a training picture: what was labelled, and what the teachers see of the rest.
+"""Labels of a training picture: its annotations, and the teachers' boxes for unannotated objects.
 
 A row is x1 y1 x2 y2 (shares of the picture), score, class. Labelled boxes score 1; a teacher's box scores how likely it
 is right, and is trained as just that: an uncertain box asks for an uncertain answer.
@@ -16,10 +16,10 @@ from demo_model import COCO_IDS
 from demo_model.boxes import Array, fuse, overlap
 
 _ALIKE = ((2, 4, 5), (1, 3))
-"""Classes that one thing is taken for: car, bus, truck; bicycle, motorcycle."""
+"""Groups of classes that are confused with each other: car, bus, truck; bicycle, motorcycle."""
 _CAR, _TRUCK = 2, 5
 SAME = 0.5
-"""Overlap from which two boxes are one thing."""
+"""Overlap from which two boxes are the same object."""
 
 
 def read_labels(path: Path) -> tuple[Array, Array]:
@@ -80,7 +80,7 @@ def merge(labelled: Array, others: Array, seen: Array, known: Collection[int], l
 
 
 class Observer:
-    """The teachers' common opinion of whole pictures: each looks at it and at its mirror image."""
+    """The teachers' merged detections in whole pictures, each also run on the mirrored picture."""
 
     def __init__(self, paths: list[Path], floor: float = 0.05) -> None:
         from demo_model.teacher import Teacher
@@ -88,7 +88,7 @@ class Observer:
         self._teachers, self._floor = [Teacher(p) for p in paths], floor
 
     def __call__(self, picture: Any) -> Array:
-        """What they see in one picture (H, W, 3) uint8 RGB of longest side SIZE: (K, 6) rows in shares, best first."""
+        """Detections in a picture (H, W, 3) uint8 RGB, longest side SIZE: (K, 6) rows in shares, best first."""
         import torch
 
         from demo_model import PAD, SIZE

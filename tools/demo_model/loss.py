@@ -1,4 +1,4 @@
-"""What every cell should say, and how far it is off."""
+"""Targets of every cell, and the loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = ((0.0, 60.0), (36.0, 150.0), (100.0, 1e9))
 """Root of the area, in pixels, of boxes that each head answers for; they share the middling ones."""
 
 FLOOR = 0.1
-"""What is less likely than this is trained as nothing: there are many such boxes, and most are wrong."""
+"""Boxes less likely than this are trained as background: there are many, and most are wrong."""
 
 
 @dataclass

@@ -30,18 +30,18 @@ LOG_EVERY = 50
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that can be varied. Defaults are the recipe."""
+    """All training parameters. The defaults are the recipe used."""
 
     pack: Path
     out: Path
     name: str = "demo"
     device: str = "cuda"
     minutes: float = 8.0
-    """Of this run, its start included."""
+    """Duration of this run in minutes, including startup."""
     total: float = 0.0
     """Of all runs together, where a later one resumes. 0: as `minutes`."""
     steps: int = 0
-    """Stop after so many instead, for a trial. 0: go by the clock."""
+    """Number of steps after which to stop, for a trial. 0: stop by time."""
     batch: int = 128
     lr: float = 2e-3
     decay: float = 0.05
@@ -52,7 +52,7 @@ class Plan:
     width: float = 0.25
     depth: float = 0.33
     box: float = 4.0
-    """Weight of the boxes' loss."""
+    """Weight of the box loss."""
     iou_share: float = 0.5
     teachers: tuple[Path, ...] = ()
     """Asked about every training picture. None: labels only."""
@@ -89,7 +89,7 @@ class Plan:
 
 
 class Ema:
-    """A running mean of the weights, which finds more than the weights of any one step."""
+    """Exponential moving average of the weights, which is more accurate than the weights of a single step."""
 
     def __init__(self, model: nn.Module, decay: float, steps: int = 0) -> None:
         self._decay, self._steps = decay, steps
@@ -209,7 +209,7 @@ class Trainer:
         return forward
 
     def say(self, text: str) -> None:
-        """Prints with the time since the start."""
+        """Prints a message with the time since the start."""
         print(f"[{self.plan.name} {time.monotonic() - self._started:6.1f} s] {text}", flush=True)
 
     def batch(self, strength: Strength) -> tuple[Any, Any]:

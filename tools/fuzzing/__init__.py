@@ -1,1 +1,1 @@
-"""Mutated input for everything of streamd that reads what others wrote. See tools/fuzz.py."""
+"""Mutated input for every part of streamd that reads data from outside. See tools/fuzz.py."""

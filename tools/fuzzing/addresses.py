@@ -1,4 +1,4 @@
-"""URLs with passwords in them, as people and cameras write them."""
+"""URLs that contain passwords, in the forms that people and cameras use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PLACES = (
 
 
 class Urls(Target):
-    """The first byte chooses where the password stands, the rest is the password."""
+    """The first byte selects the place of the password; the rest is the password."""
 
     name = "urls"
     what = "redaction: passwords in URLs, and any text"

@@ -1,4 +1,4 @@
-"""Files that people write: configuration, class names and keys, labels of images."""
+"""Files that users write: configuration, class names, keys, image labels."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Config(Target):
 
 
 class Labels(Target):
-    """Class names, one a line, and the metadata entry that exporters write; listed keys, too."""
+    """Class names, one per line, the metadata entry that exporters write, and key lists."""
 
     name = "labels"
     what = "class names (text file, ONNX metadata), list of CURVE keys"

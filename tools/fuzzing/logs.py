@@ -1,4 +1,4 @@
-"""Log lines on their way to a reader that reads as it likes."""
+"""Log lines, written to a reader that may stall or stop."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from fuzzing.target import Target
 
 _LONGEST_S = 5.0
-"""For one line, whatever the reader does; the machine may be busy."""
+"""Time limit for one line in seconds, whatever the reader does; generous, for a busy machine."""
 
 
 class Logs(Target):
-    """The first byte chooses a pipe or a socket; then an operation and its argument, up to the next newline.
+    """The first byte selects a pipe or a socket; then an operation and its argument, up to the next newline.
 
     l writes a line, b a line of 100 kB, r reads some, d waits until all is read, x makes the reader go away.
     """
@@ -90,7 +90,7 @@ class Logs(Target):
         read(1 << 20)  # type: ignore[operator]
 
     def _check(self, got: bytes, written: int, lost: int) -> None:
-        """What came is whole and in order, and every other line is known to be lost."""
+        """Checks that the received lines are complete and in order, and that all others were counted as lost."""
         numbers = []
         for line in got.split(b"\n"):
             number, colon, _ = line.partition(b":")

@@ -1,4 +1,4 @@
-"""Display matrices and aspect ratios, as files and cameras declare them, down to the network's input."""
+"""Display matrices and aspect ratios declared by files and cameras, followed down to the network's input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What streamd itself has written: its caches, and the messages that a subscriber receives."""
+"""Data that streamd itself wrote: its caches, and the messages that a subscriber receives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streamd.errors import ConfigError
 
 
 class Caches(Target):
-    """What streamd itself wrote, damaged."""
+    """Damaged caches."""
 
     name = "caches"
     what = "calibration caches, plan cache, flight recorder's memory"
@@ -32,7 +32,7 @@ class Caches(Target):
         memory.note(LOG, {"event": "x", "level": "warning"})
         block = bytes(memory._map)
         begin = memory._at[2]
-        # The bulk of it is empty: only its beginning and the first rows are kept, the target puts the rest back.
+        # Most of it is empty: only the header and the first rows are kept, and the target restores the rest.
         kept = block[:4400] + block[begin : begin + 256] + block[memory._at[3] : memory._at[3] + 4096]
         return [json.dumps(body).encode(), b'{"key": "k"}', b"M" + kept]
 
@@ -81,7 +81,7 @@ class Caches(Target):
 
 
 class Messages(Target):
-    """What a subscriber is sent: `streamd watch`."""
+    """Messages received by a subscriber: `streamd watch`."""
 
     name = "messages"
     what = "messages on the subscriber's side: decode, watch's table"

@@ -1,4 +1,4 @@
-"""Models: the file, the JSON beside it, and what comes out of the network."""
+"""Models: the file, its sidecar, and the network's outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamd.errors import ConfigError
 
 
 class Sidecar(Target):
-    """The JSON beside a model, and what is made of it."""
+    """The sidecar of a model, and the specification read from it."""
 
     name = "sidecar"
     what = "sidecar JSON, plan provenance, class names"
@@ -88,7 +88,7 @@ class Sidecar(Target):
 
 
 class Heads(Target):
-    """What a model puts out, and what its sidecar says that this means; every registered kind of head."""
+    """Outputs of a model and their meaning according to its sidecar, for every registered kind of head."""
 
     name = "heads"
     what = "outputs of a model: shapes, values, declared or recognised head"
@@ -105,7 +105,7 @@ class Heads(Target):
         b"\xff\xff\x7f\x7f",
     )
     _most = 1 << 20
-    """Values of a frame."""
+    """Output values of one frame."""
 
     @classmethod
     def seeds(cls, folder: Path) -> list[bytes]:
@@ -165,7 +165,7 @@ class Heads(Target):
 
 
 def onnx_model() -> Any:
-    """A small network of the kinds that are looked for: convolution, Q/DQ, SiLU, an output that a head knows."""
+    """A small network with the parts that streamd recognises: convolution, Q/DQ, SiLU, an output that a head knows."""
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(1)
@@ -193,7 +193,7 @@ def onnx_model() -> Any:
 
 
 class Onnx(Target):
-    """A model: our own reader, `streamd inspect`, the graph that is quantised."""
+    """A model file: streamd's ONNX reader, `streamd inspect`, and the graph to be quantised."""
 
     name = "onnx"
     what = "ONNX: onnxfile, weights, graph, inspect (with OpenVINO), prepare"

@@ -69,7 +69,7 @@ def _insert(data: bytearray, rng: random.Random) -> None:
 
 
 def _text_number(data: bytearray, rng: random.Random) -> None:
-    """Puts another number where one is."""
+    """Replaces a number by another one."""
     digits = [i for i, c in enumerate(data) if 0x30 <= c <= 0x39]
     if not digits:
         return _number(data, rng)
@@ -81,7 +81,7 @@ def _text_number(data: bytearray, rng: random.Random) -> None:
 
 
 def _lines(data: bytearray, rng: random.Random) -> None:
-    """Doubles, moves or removes a line."""
+    """Duplicates, moves or removes a line."""
     lines = bytes(data).split(b"\n")
     i = rng.randrange(len(lines))
     line = lines[i]

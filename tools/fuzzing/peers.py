@@ -1,4 +1,4 @@
-"""Peers that have completed the handshake and then do as they like."""
+"""Peers that complete the handshake and then send arbitrary data."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Peers(Zmtp):
         return argument
 
     def _alone(self) -> None:
-        """Nothing is left of the peers that have gone."""
+        """Checks that no state of disconnected peers remains."""
         peers = self._publisher._sink._peers  # type: ignore[attr-defined]
         deadline = time.monotonic() + _SETTLED_S
         while True:

@@ -1,4 +1,4 @@
-"""Runs targets: each in a process of its own, so that a crash or a hang costs that process and nothing else."""
+"""Runs targets, each in its own process, so that a crash or hang costs only that process."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from fuzzing.target import Target
 _MODULES = (addresses, files, models, messages, logs, matrices, video, wires, peers)
 TARGETS: dict[str, type[Target]] = {t.name: t for module in _MODULES for t in module.TARGETS}
 SEEDS = Path(__file__).resolve().parents[2] / "tests" / "fuzz" / "seeds"
-"""Inputs that once did harm, a folder for each target. They are tried first, and mutated like the others."""
+"""Inputs of earlier findings, one folder per target. They are tried first, and mutated like the others."""
 _START_S = 60.0
 _TOO_MANY = 25
-"""Findings of one target after which it is left: the rest would be the same."""
+"""Number of findings after which a target is stopped; further ones would be similar."""
 
 
 @dataclass
 class Finding:
-    """An input that did harm."""
+    """An input that caused a failure."""
 
     target: str
     number: int
@@ -46,13 +46,13 @@ class Finding:
 
     @property
     def name(self) -> str:
-        """For its file: the same input always has the same."""
+        """Name for its file; equal inputs have equal names."""
         return hashlib.sha256(self.data).hexdigest()[:12]
 
 
 @dataclass
 class Result:
-    """What a target made of its inputs."""
+    """Result of a target's inputs."""
 
     target: str
     inputs: int = 0
@@ -61,7 +61,7 @@ class Result:
     seconds: float = 0.0
     slowest_s: float = 0.0
     peak_mb: float = 0.0
-    """Most memory its process held."""
+    """Peak memory of its process."""
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -80,7 +80,7 @@ def find(name: str) -> type[Target]:
 
 
 def serve(name: str) -> None:
-    """The child: inputs come on standard input, each with its length before it; an answer is a line of JSON."""
+    """The child process: reads inputs with their lengths from standard input, answers each with a line of JSON."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
     faulthandler.enable()
@@ -107,7 +107,7 @@ def serve(name: str) -> None:
 
 
 def _peak_mb() -> float:
-    # Not getrusage: that begins with what the parent had.
+    # Not getrusage: it includes the parent's memory before exec.
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
@@ -121,7 +121,7 @@ def _refusal(error: Exception) -> dict[str, Any]:
 
 
 class _Child:
-    """The parent's end of it."""
+    """The parent's side of a child process."""
 
     def __init__(self, name: str) -> None:
         tool = Path(__file__).resolve().parents[1] / "fuzz.py"
@@ -137,7 +137,7 @@ class _Child:
         self._answer(_START_S)
 
     def run(self, data: bytes, limit_s: float) -> dict[str, Any]:
-        """The child's answer; outcome hang or crash where there was none."""
+        """The child's answer; its outcome is hang or crash if there was none."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(struct.pack(">I", len(data)) + data)
@@ -153,7 +153,7 @@ class _Child:
             found: dict[str, Any] = json.loads(line)
             return found
         if not ready:
-            # The stacks of all threads, before it is killed.
+            # Prints the stacks of all threads before it is killed.
             self._process.send_signal(6)
             try:
                 self._process.wait(5)
@@ -188,7 +188,7 @@ def fuzz(
     only: Sequence[int] | None = None,
     told: Callable[[Finding], None] = lambda _: None,
 ) -> Result:
-    """Tries `count` inputs on a target, or the ones with the numbers in `only`.
+    """Runs `count` inputs on a target, or only those whose numbers are in `only`.
 
     Args:
         name: of the target.

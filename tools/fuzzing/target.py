@@ -1,4 +1,4 @@
-"""What is fuzzed: one class a format."""
+"""Fuzz targets: one class per format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Target:
-    """Feeds input to one reader of the program.
+    """Feeds input to one parser of the program.
 
     `run` returns where the input was taken and raises a StreamdError where it was refused; whatever else comes out of
     it is a finding, and so is taking longer than `limit_s`, or the end of the process.
@@ -17,35 +17,35 @@ class Target:
 
     name = ""
     what = ""
-    """What reads the input, for the report."""
+    """Name of the tested parser, for the report."""
     text = False
     tokens: Sequence[bytes] = ()
     limit_s = 10.0
     share = 1.0
-    """How many inputs it gets, by the mean of all targets."""
+    """Share of inputs, relative to the mean of all targets."""
     least = 10
-    """Even in the shortest run."""
+    """Minimum number of inputs, even in the shortest run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
     def seeds(cls, folder: Path) -> list[bytes]:
-        """Good inputs; `folder` is for what has to be written on the way."""
+        """Valid inputs; `folder` is for temporary files."""
         raise NotImplementedError
 
     def open(self) -> None:
-        """Once, before the first input."""
+        """Called once before the first input."""
 
     def run(self, data: bytes) -> None:
-        """One input."""
+        """Processes one input."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Once, after the last input."""
+        """Called once after the last input."""
 
     def file(self, name: str, data: bytes) -> Path:
-        """`data` as a file of its own."""
+        """Writes `data` to a file and returns its path."""
         path = self.folder / name
         path.write_bytes(data)
         return path

@@ -1,4 +1,4 @@
-"""Cameras and clips, through the source that the daemon has, and the letterbox after it."""
+"""Cameras and clips, read by the daemon's own source and letterbox."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def encode(path: Path, codec: str, options: dict[str, str], *, pix_fmt: str = "y
 
 
 class _Player:
-    """Opens an input as the daemon does and looks at each frame as preprocessing does."""
+    """Opens an input as the daemon does, and processes each frame as preprocessing does."""
 
     def __init__(self) -> None:
         from streamd.imaging.letterbox import HostLetterbox
@@ -46,7 +46,7 @@ class _Player:
         self._into = np.empty((64, 64, 3), np.uint8)
 
     def play(self, change: Callable[[Any], None] = lambda source: None, **settings: Any) -> int:
-        """How many frames came.
+        """The number of frames received.
 
         Raises:
             SourceError: none did, and why.
@@ -106,14 +106,14 @@ class Clips(Target):
         self._player = _Player()
 
     def run(self, data: bytes) -> None:
-        # The first byte says which name the file has; FFmpeg looks at the content, too.
+        # The first byte selects the file's suffix; FFmpeg also examines the content.
         kind = self.KINDS[data[0] % len(self.KINDS)] if data else self.KINDS[0]
         path = self.file(f"c.{kind[1]}", data[1:])
         self._player.play(url=str(path), pace="asap")
 
 
 class _Recorder:
-    """A proxy that notes what a camera answers: one entry for each answer, then the stream in pieces."""
+    """A proxy that records a camera's answers: one entry per answer, then the stream in chunks."""
 
     def __init__(self, port: int) -> None:
         self.answers: list[bytes] = []
@@ -148,12 +148,12 @@ class _Recorder:
 
 
 def pack(answers: list[bytes]) -> bytes:
-    """Answers as one input: a length before each."""
+    """Joins answers into one input, each preceded by its length."""
     return b"".join(struct.pack(">H", len(a)) + a for a in answers)
 
 
 def unpack(data: bytes) -> list[bytes]:
-    """The answers of an input; whatever the lengths say."""
+    """Splits an input into answers; tolerates wrong lengths."""
     found, at = [], 0
     while at + 2 <= len(data):
         (length,) = struct.unpack_from(">H", data, at)
@@ -163,7 +163,7 @@ def unpack(data: bytes) -> list[bytes]:
 
 
 class Rtsp(Target):
-    """A camera that answers anything: OPTIONS, DESCRIBE with its SDP, SETUP, PLAY, then RTP."""
+    """A camera with arbitrary answers to OPTIONS, DESCRIBE, SETUP and PLAY, and arbitrary RTP."""
 
     name = "rtsp"
     what = "RTSP answers, SDP and RTP of a recorded exchange: AvSource in a thread"
@@ -205,7 +205,7 @@ class Rtsp(Target):
                     _Player().play(url=f"rtsp://127.0.0.1:{proxy.port}/camera", open_timeout_s=5, read_timeout_s=1)
                 proxy.close()
             port = str(proxy.port).encode()
-            # Every port has five digits here, so that no length changes when another one is put in its place.
+            # Every port has five digits, so that replacing one by another changes no length.
             made.append(pack([a.replace(port, b"55555") for a in proxy.answers]))
         return made
 
@@ -244,7 +244,7 @@ class Rtsp(Target):
 
 
 class _Listening:
-    """A socket that notes what it receives."""
+    """A socket that records what it receives."""
 
     def __init__(self, inner: socket.socket, heard: list[bytes]) -> None:
         self._inner, self._heard = inner, heard
@@ -259,7 +259,7 @@ class _Listening:
 
 
 class _Gone:
-    """In the place of a decoder process that has said all it will say."""
+    """Stands in for a decoder process whose output has ended."""
 
     pid, returncode = 0, 0
 
@@ -271,7 +271,7 @@ class _Gone:
 
 
 class Decoder(Target):
-    """A decoder process that its input has made mad: whatever it says, the daemon must live."""
+    """A decoder process with corrupted output, which the daemon must survive."""
 
     name = "decoder"
     what = "messages of a decoder process (isolation: process) and pictures of any shape in shared memory"

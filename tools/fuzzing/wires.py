@@ -1,4 +1,4 @@
-"""Peers that connect to us: ZeroMQ subscribers that are none, and whoever finds the metrics port."""
+"""Peers that connect to the daemon: invalid ZeroMQ subscribers, and clients of the HTTP port."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"
 
 
 class _Publisher:
-    """The sink of the daemon, published to all the time by one thread, as a sink thread does."""
+    """The daemon's zmq sink, with one thread that publishes continuously, as a sink thread does."""
 
     def __init__(self, more: dict[str, Any]) -> None:
         from streamd.sinks import open_sink
@@ -64,7 +64,7 @@ class _Publisher:
 
 
 class Zmtp(Target):
-    """Bytes at the PUB port, while a good subscriber goes on receiving."""
+    """Arbitrary bytes sent to the PUB port, while a valid subscriber continues to receive."""
 
     name = "zmtp"
     what = "bytes of a peer at the ZeroMQ port (ZMTP); a good subscriber beside it must lose nothing"
@@ -113,10 +113,10 @@ class Zmtp(Target):
         return context, good
 
     def secure(self, good: Any) -> None:
-        """Sets the good subscriber's keys."""
+        """Sets the valid subscriber's keys."""
 
     def _received(self, timeout: float) -> None:
-        """Takes what has come, waiting for one at least; none may be missing."""
+        """Receives the waiting messages, at least one; none may be missing."""
         import zmq
 
         from streamd.sinks.message import DetectionsMessage, decode
@@ -135,7 +135,7 @@ class Zmtp(Target):
     def run(self, data: bytes) -> None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._publisher.port), 5) as peer:
             peer.settimeout(0.004)
-            # In two pieces, so that what the other side says in between is waited for.
+            # In two parts, to wait for the answer in between.
             for piece in (data[:64], data[64:]):
                 peer.sendall(piece)
                 with contextlib.suppress(TimeoutError):
@@ -148,7 +148,7 @@ class Zmtp(Target):
 
 
 class Curve(Zmtp):
-    """The same at an encrypted port: handshakes of a listed client and of a stranger, whole, cut and changed."""
+    """The same at an encrypted port: handshakes of a listed and an unlisted client, complete, truncated and altered."""
 
     name = "curve"
     what = "CURVE handshakes of a peer at the encrypted ZeroMQ port; a listed subscriber beside it must lose nothing"
@@ -156,7 +156,7 @@ class Curve(Zmtp):
 
     @classmethod
     def keys(cls, whose: str) -> tuple[str, str]:
-        """Public and secret key of somebody, always the same."""
+        """A fixed public and secret key for a name."""
         import zmq
         from zmq.utils import z85
 
@@ -172,7 +172,7 @@ class Curve(Zmtp):
             ]
         finally:
             publisher.close()
-        # What a client says first, alone and twice; and one without keys.
+        # A client's first message, once and twice; and a client without keys.
         return [*made, made[0][:264], made[0][:264] + made[0][64:264], *Zmtp.seeds(folder)[:1]]
 
     @classmethod
@@ -194,7 +194,7 @@ def _use(subscriber: Any, server: str, own: tuple[str, str]) -> None:
 
 
 def _handshake(port: int, key: str, own: tuple[str, str]) -> bytes:
-    """What a subscriber with these keys sends until it is in, or is turned away. Never the same bytes twice."""
+    """The bytes that a subscriber with these keys sends until it is accepted or rejected; different every time."""
     import zmq
 
     sent = bytearray()
@@ -234,7 +234,7 @@ _REQUESTS = (
 
 
 class Http(Target):
-    """Requests to the metrics port with the page on it."""
+    """Requests to the HTTP port with metrics and page."""
 
     name = "http"
     what = "requests to the metrics port and the web page"
@@ -292,7 +292,7 @@ class Http(Target):
         self._watch(http)
         good = lambda: (True, {"ok": True})  # noqa: E731
         self._tap = Tap()
-        # One for everybody, and one that asks for a login.
+        # One open to everybody, and one with a login.
         self._servers = [
             http.HttpServer("127.0.0.1:0", registry, good, good, login=login) for login in (None, Login("u", "p"))
         ]
@@ -302,7 +302,7 @@ class Http(Target):
         self._count = 0
 
     def _watch(self, http: Any) -> None:
-        """What a worker raises is swallowed by the server; here it is a finding."""
+        """The server would hide an exception of its thread; here it is a finding."""
 
         def handle_error(server: Any, request: Any, client_address: Any) -> None:
             kind, error, _ = sys.exc_info()
