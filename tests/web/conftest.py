@@ -13,6 +13,13 @@ from tests.conftest import program
 from tests.web.browsing import FLAGS, PATIENCE_MS
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A browser test that takes too long ends its process: Playwright, interrupted by an exception, never returns."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(180, method="thread"))
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     found = program("chromium", "chromium")
