@@ -111,8 +111,9 @@ def detections(frame: Frame, index: int) -> Detections:
 
 def ffprobe_errors(path: Path) -> str:
     """What ffprobe has to complain about after reading and decoding everything; empty where all is well."""
+    tool = program("ffprobe", "ffmpeg")
     run = subprocess.run(
-        [program("ffprobe", "ffmpeg"), "-v", "warning", "-count_frames", "-show_entries", "stream=nb_read_frames", str(path)],
+        [tool, "-v", "warning", "-count_frames", "-show_entries", "stream=nb_read_frames", str(path)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     # FFmpeg's own encoder leaves that out of MJPEG where it has one thread.
