@@ -106,7 +106,8 @@ def _calibration(args: argparse.Namespace, path: Path) -> Calibration | None:
     fixed = bare.spec.input.shape[0]
     size = fixed if fixed > 0 else args.calibrate_batch
     if args.calibrate_images is None:
-        return Calibration(hashlib.sha256(str(cache).encode()).hexdigest(), size, None, cache)
+        assert cache is not None
+        return Calibration(_cache_sha256(cache), size, None, cache, bare.recipe.model_sha256)
     from streamd.models.pictures import Feeder, Pictures, refuse_shared
 
     try:
@@ -124,7 +125,16 @@ def _calibration(args: argparse.Namespace, path: Path) -> Calibration | None:
         size,
         lambda: _batches(feeder, pictures, size),
         cache,
+        bare.recipe.model_sha256,
     )
+
+
+def _cache_sha256(cache: Path) -> str:
+    """Of its content: another cache under the same name makes another plan."""
+    try:
+        return hashlib.sha256(cache.read_bytes()).hexdigest()
+    except OSError:
+        return ""  # the build says what is wrong with it
 
 
 def _batches(feeder: Feeder, pictures: Pictures, size: int) -> Iterator[Float32Array]:

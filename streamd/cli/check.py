@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from streamd.config import Config
-from streamd.config.loader import InvalidConfig, load, shared
+from streamd.config.loader import InvalidConfig, load_in_time, shared
 from streamd.config.problems import dotted
 from streamd.errors import ConfigError, StreamdError
 from streamd.security.address import unencoded
@@ -119,7 +119,7 @@ def _number(things: Sequence[object], noun: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Prints every problem, one per line. Returns the exit code of the first, or 0 if there is none."""
     try:
-        loaded = load(args.config, secrets=not args.no_secrets, share=False)
+        loaded = load_in_time(args.config, secrets=not args.no_secrets, share=False)
     except InvalidConfig as error:
         print(error)
         if (rest := error.partial) is not None:

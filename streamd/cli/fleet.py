@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from streamd.cli.console import output_console
-from streamd.config.loader import load
+from streamd.config.loader import load_in_time
 from streamd.errors import ConfigError
 from streamd.fleet.placement import Demand, Placement, place
 from streamd.fleet.plan import Plan, boxes_needed, boxes_of, demands_of, make_plan, used
@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan; exit code 2 for a configuration without a fleet or a box that does not exist."""
-    loaded = load(args.config, secrets=False, share=False)
+    loaded = load_in_time(args.config, secrets=False, share=False)
     fleet = loaded.config.fleet
     if fleet is None:
         raise ConfigError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from streamd.cli.console import duration
-from streamd.config.loader import load
+from streamd.config.loader import load_in_time
 from streamd.runtime.descriptors import raise_limit
 from streamd.runtime.recorder.recorder import ignore_request
 from streamd.runtime.reload import Reread
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     raise_limit()
     ignore_request()
     reread.install()  # early: loading a model may take minutes, and a reload requested meanwhile is performed after it
-    loaded = load(args.config)
+    loaded = load_in_time(args.config)
     logging = loaded.config.logging
     configure(logging.level, logging.format)
     for text in loaded.warnings:

@@ -17,9 +17,13 @@ from streamd.config.yamlfile import MAX_BYTES, Document, read_yaml
 from streamd.engine import BUILTIN
 from streamd.errors import ConfigError
 from streamd.fleet.share import own_share
+from streamd.flow.threads import NamedThread
 from streamd.security.redact import redact, remember
 from streamd.security.trust import read_text
 from streamd.settings import FieldPath, with_paths
+
+LOAD_LIMIT_S = 30.0
+"""Longest time for reading and checking a configuration."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,35 @@ def load(
         text = "\n".join(f"{file}:{line}: {redact(message)}" for line, message in sorted(set(problems)))
         raise InvalidConfig(text, partial)
     return Loaded(config, file, frozenset(document.secrets | document.inline), _warnings(file, document), document.line)
+
+
+def load_in_time(path: str | os.PathLike[str], *, secrets: bool = True, share: bool = True) -> Loaded:
+    """`load` in a thread of its own, so that a file system that hangs cannot keep a start waiting for ever.
+
+    Raises:
+        InvalidConfig: see `load`.
+        ConfigError: the file cannot be read, or not within `LOAD_LIMIT_S`.
+    """
+    found: list[Loaded | Exception] = []
+
+    def read() -> None:
+        try:
+            found.append(load(path, secrets=secrets, share=share))
+        except Exception as error:  # noqa: BLE001 - raised below
+            found.append(error)
+
+    thread = NamedThread(read, "load")
+    try:
+        thread.start()
+    except RuntimeError:  # no further thread is allowed
+        return load(path, secrets=secrets, share=share)
+    thread.join(LOAD_LIMIT_S)
+    if not found:
+        raise ConfigError(f"{path}: could not be read within {LOAD_LIMIT_S:g} s; check its file system, and those of "
+                          "the files that it names")  # fmt: skip
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
 
 
 def _raw_ids(document: Document) -> list[str]:

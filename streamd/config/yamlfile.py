@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from streamd.errors import ConfigError
+from streamd.security.names import is_secret, is_secret_option
 from streamd.security.redact import credentials
 from streamd.security.text import is_encodable
 from streamd.security.trust import read_text
@@ -30,11 +31,7 @@ UNREAD = "x" * 40
 """A placeholder that has a valid form for any password or key."""
 
 
-_SECRET_NAME = re.compile(
-    r"(?:.*(?:passw|passphrase|secret|token|authorization|credential|decryption_key).*|headers|cookies)",
-    re.IGNORECASE,
-)
-"""Keys whose value is a secret, including FFmpeg's options."""
+_SECRET_SECTIONS = ("headers", "cookies")
 _HEADER_VALUE = re.compile(r"(?<=[:=\s])[^\s;,=:]{8,}")
 """The part of a header or cookie that may appear on its own: `Authorization: Bearer VALUE`, `session=VALUE`."""
 _SUBSTITUTION = re.compile(r"\$(?:\$|\{(?P<name>file:[^}]+?|[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})")
@@ -63,7 +60,11 @@ class Document:
 
 
 def _is_secret(path: FieldPath) -> bool:
-    return any(_SECRET_NAME.fullmatch(part) for part in path[-2:] if isinstance(part, str))
+    """Whether the value at `path` is a secret, by its name or the name of its section."""
+    names = [part for part in path[-2:] if isinstance(part, str)]
+    if len(names) == 2 and names[0] == "options":
+        return is_secret_option(names[1])
+    return any(name.lower() in _SECRET_SECTIONS or is_secret(name) for name in names)
 
 
 class _Reader:

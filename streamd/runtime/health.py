@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import structlog
 
 from streamd.runtime.eventlog import EventLog
+from streamd.security.redact import redact
 from streamd.telemetry.http import HttpServer
 from streamd.types import StreamStatus
 from streamd.web.tap import Tap
@@ -41,7 +42,7 @@ class Closable(Protocol):
 
 def problems_of(sinks: Iterable[SinkHealth]) -> dict[str, str]:
     """Why sinks are not open, by name; empty where all are."""
-    return {sink.name: problem for sink in sinks if (problem := sink.problem) is not None}
+    return {sink.name: redact(problem) for sink in sinks if (problem := sink.problem) is not None}
 
 
 def health_of(
@@ -66,7 +67,7 @@ def health_of(
         media: why clips cannot be written.
     """
     body: dict[str, Any] = {"ok": problem is None, "problem": problem, "boot_id": boot_id}
-    away = {sink.name: why for sink in sinks if (why := sink.problem or sink.unreachable) is not None}
+    away = {sink.name: redact(why) for sink in sinks if (why := sink.problem or sink.unreachable) is not None}
     if away:
         body["sinks"] = away
     if journal is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from streamd.config import Config
-from streamd.config.loader import Loaded, load
+from streamd.config.loader import LOAD_LIMIT_S, Loaded, load
 from streamd.config.problems import dotted
 from streamd.errors import ConfigError
 from streamd.flow.threads import NamedThread
@@ -23,8 +23,6 @@ from streamd.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-LOAD_LIMIT_S = 30.0
-"""Longest time for reading and checking a configuration."""
 CHANGEABLE = frozenset({"streams", "share", "fleet", "logging", "drain_s", "stall_s"})
 """Sections that may change while running. The others belong to parts that live as long as the process."""
 

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from urllib.parse import unquote
 
-Span = tuple[int, int]
+from streamd.security.loose import Span, assigned, headers
+from streamd.security.names import SECRET_KEYS, USER_KEYS
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}\Z")
 _NEXT_URL = re.compile(r"(?<=[\s\"'(\[<,])[A-Za-z][A-Za-z0-9+.-]{0,30}://")
 _SPACE = re.compile(r"\s")
 _LINE_END = re.compile(r"[\r\n]")
 _LAST_AT = re.compile(r"@(?=[\w\[*.])")
+_ENCODED = re.compile(
+    r"(?<![\w+.-])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30})(?P<mark>(?:%(?:25)*3[Aa]|:)(?:%(?:25)*2[Ff]|/){2})"
+)
+"""The start of a URL that is percent-encoded as a whole, as in the query of another; also more than once."""
+_ENDS_ENCODED = re.compile(r"[\s\"'<>]")
+_MOST_ENCODINGS = 5
 _REACH = 256
 """How far after a URL's first word to search for its `@`, in characters, for passwords that contain blanks."""
 _HOST = re.compile(r"(?:[\w.*-]*|\[[\w:.%*]*\])(?::(?:\d{1,5}|\*|PORT))?")
@@ -23,7 +31,6 @@ _ASSIGNED = re.compile(r"[?&;/_][A-Za-z][\w.-]{0,39}=")
 _AUTHORITY = re.compile(r"(?:\[(?P<six>[\w:.%]+)\]|(?P<name>[\w.-]*))(?::(?P<port>\d{1,9}))?(?=[/?#]|$)")
 _TRAILING = ":,.;!)]}>'\""
 """Characters that follow a URL in a sentence and rarely end one."""
-_WITHOUT_SCHEME = re.compile(r"(?<![^\s\"'(\[<,=])(?P<user>[^\s\"'(\[<,=:@]{0,64}:[^\s]{0,256})@(?=[\w\[])")
 _LOCAL = ("file", "ipc", "inproc", "unix")
 """Schemes with local paths: folders with random names are not secrets."""
 
@@ -42,28 +49,12 @@ _HARMLESS_PAIR = re.compile(rf"(?i:{'|'.join(_HARMLESS)})={_HARMLESS_VALUE}(?:\.
 _HARMLESS_INSIDE = re.compile(rf"(?<=[_,~|])(?i:{'|'.join(_HARMLESS)})=\d{{1,3}}(?=[_,~|.]|$)(?:\.sdp$)?")
 _IS_HARMLESS = re.compile(_HARMLESS_VALUE)
 _FLAGS = frozenset(("real_stream", "tcp", "udp", "unicast", "multicast", "video", "audio", "inst", "sdp", "mjpg"))
-_USER_KEYS = frozenset(("user", "username", "usr", "login", "loginuse", "u", "account", "uid"))
-_SECRET_KEYS = frozenset(
-    (
-        "password", "passwd", "pass", "pwd", "pw", "p", "psw", "loginpas", "loginpass", "passphrase", "token", "jwt",
-        "code", "key", "apikey", "api_key", "secret", "auth", "sig", "sign", "signature", "hmac", "hash", "session",
-        "sid", "sessionid", "ticket", "access_token", "credential", "x-amz-signature", "x-amz-credential",
-        "x-amz-security-token", "streamid", "hdnea", "hdnts", "policy", "nonce", "pin",
-    )
-)  # fmt: skip
 _ASSIGNS_SECRET = re.compile(
-    rf"(?i:(?<![A-Za-z])(?:{'|'.join(map(re.escape, sorted(_SECRET_KEYS, key=len, reverse=True)))})|passw?)="
+    rf"(?i:(?<![A-Za-z])(?:{'|'.join(map(re.escape, sorted(SECRET_KEYS, key=len, reverse=True)))})|passw?)="
 )
 _ENDS_SECRET = re.compile(rf"[&;]|_(?i:{'|'.join(_HARMLESS)})=")
 _SECRET_PART = re.compile(r"pass|pwd|token|secret|auth|key|sig|credential", re.IGNORECASE)
 _KEY = re.compile(r"[A-Za-z][\w.-]{0,39}")
-_LOOSE = re.compile(
-    r"(?<![^\s?&;,/\"'(\[_])(?P<key>[A-Za-z][\w.-]{0,39})=(?P<value>[^\s&;,\"']+)",
-)
-"""`name=value` outside a URL."""
-_SECRET_WORD = re.compile(r"pass(?:w|phr|$)|pwd|token|secret|credential|signature|loginpas|(?:^|_)api_?key$")
-_AMBIGUOUS = frozenset(("p", "code", "key", "hash", "pin", "sign", "policy", "session", "auth", "pass"))
-"""Names that are also words of prose."""
 
 _RUNS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _ALNUM = re.compile(r"[^\W_]")
@@ -96,23 +87,61 @@ def _restless(word: str) -> bool:
 
 
 def hidden(text: str) -> list[Span]:
-    """The secret parts of `text`, which may contain URLs: non-empty spans, in order."""
+    """The secret parts of `text`, which may contain URLs: non-empty spans, not in order; some may overlap."""
     found: list[Span] = []
     at = 0
     while (mark := text.find("://", at)) >= 0:
         scheme = _scheme(text, mark)
-        found += _loose(text, at, mark - len(scheme))
+        found += assigned(text, at, mark - len(scheme))
         at = _extent(text, mark + 3)
         found += _of_url(text, scheme, mark + 3, at)
-    found += _loose(text, at, len(text))
+    found += assigned(text, at, len(text))
+    found += headers(text)
+    if "%" in text:
+        found += _encoded(text)
     return [(a, b) for a, b in found if a < b]
+
+
+def _decoded(text: str) -> str:
+    for _ in range(_MOST_ENCODINGS):
+        plain = unquote(text)
+        if plain == text:
+            break
+        text = plain
+    return text
+
+
+def _encoded(text: str) -> Iterator[Span]:
+    """Percent-encoded URLs that have a secret: where it begins and ends in there is not looked for."""
+    at = 0
+    while (match := _ENCODED.search(text, at)) is not None:
+        at = match.end()
+        if match["mark"] == "://":
+            continue
+        stop = _ENDS_ENCODED.search(text, at)
+        end = stop.start() if stop else len(text)
+        while end > at and text[end - 1] in _TRAILING:
+            end -= 1
+        plain = f"{match['scheme']}://{_decoded(text[at:end])}"
+        too_often = "%" in plain and _ENCODED.search(plain)
+        if too_often or hidden(plain):
+            yield at, end
+        at = max(at, end)
+
+
+def urls_inside(url: str) -> Iterator[str]:
+    """The URLs in the path or query of `url`, decoded: those that a proxy or another server is to open."""
+    whole = _decoded(url)
+    mark = whole.find("://", whole.find("://") + 1)
+    if mark >= 0 and (scheme := _scheme(whole, mark)):
+        yield whole[mark - len(scheme) :]
 
 
 def secrets_of(url: str) -> tuple[str, set[str]]:
     """The userinfo of `url` (as a whole), and all secrets in it that are worth remembering."""
     begin = url.find("://") + 3
     if begin < 3:
-        loose = [url[a:b] for a, b in _loose(url, 0, len(url))]
+        loose = [url[a:b] for a, b in assigned(url, 0, len(url))]
         return "", {text.partition(":")[2] or text for text in loose if len(text) >= 4}
     host = url.rfind("@", begin) + 1
     userinfo = url[begin : host - 1] if host else ""
@@ -129,7 +158,7 @@ def secrets_of(url: str) -> tuple[str, set[str]]:
     for a, b, key in _parts(url, _scheme(url, begin - 3), host or begin, len(url)):
         value = url[a:b]
         name = key.lower()
-        secret = name in _SECRET_KEYS or _SECRET_PART.search(name) is not None
+        secret = name in SECRET_KEYS or _SECRET_PART.search(name) is not None
         if looks_random(value) or (secret and _worth(value)):
             secrets.add(value)
         secrets.update(piece for piece in re.split(r"[_&=~]", value) if looks_random(piece))
@@ -260,7 +289,7 @@ def _value(part: re.Match[str], tainted: bool) -> Iterator[tuple[int, int, str]]
     if _HARMLESS_PAIR.fullmatch(part[0]):
         return
     low = name.lower()
-    known = low in _SECRET_KEYS or low in _USER_KEYS or low in _HARMLESS
+    known = low in SECRET_KEYS or low in USER_KEYS or low in _HARMLESS
     if not known and (tainted or not _KEY.fullmatch(name) or looks_random(name)):
         yield begin, end, ""
         return
@@ -273,24 +302,3 @@ def _value(part: re.Match[str], tainted: bool) -> Iterator[tuple[int, int, str]]
         at = begin + len(name) + 1 + harmless.end()
     if at < end:
         yield at, end, name
-
-
-def _loose(text: str, begin: int, end: int) -> Iterator[Span]:
-    """Secrets without a scheme before them: `admin:pass@host/x`, `password=x`."""
-    at = begin
-    for match in _WITHOUT_SCHEME.finditer(text, begin, end):
-        yield from _assigned(text, at, match.start())
-        yield match.start("user"), match.end("user")
-        at = match.end()
-    yield from _assigned(text, at, end)
-
-
-def _assigned(text: str, begin: int, end: int) -> Iterator[Span]:
-    at = begin
-    while (match := _LOOSE.search(text, at, end)) is not None:
-        low = match["key"].lower()
-        if low in _SECRET_KEYS - _AMBIGUOUS or _SECRET_WORD.search(low):
-            yield match.start("value"), match.end("value")
-            at = match.end()
-        else:
-            at = match.start("value")

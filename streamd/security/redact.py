@@ -1,21 +1,25 @@
 """Keeps credentials out of all output.
 
 There are two mechanisms: anything that looks like a credential in a URL, however malformed (decided by
-`streamd.security.address`), and known secrets (everything passed to `remember`), wherever and in whichever encoding
-they appear."""
+`streamd.security.address`), or in a header, option or mapping (`streamd.security.loose`); and known secrets (everything
+passed to `remember`), wherever and in whichever encoding they appear."""
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Iterator
-from urllib.parse import quote, unquote
+from urllib.parse import quote, quote_plus, unquote
 
-from streamd.security.address import Span, hidden, secrets_of
+from streamd.security.address import hidden, secrets_of, urls_inside
+from streamd.security.loose import Span
 from streamd.security.text import printable, to_bytes
 
 MIN_LENGTH = 4
 """Shorter values would blank out half of every message."""
+
+_MAY_TELL = re.compile(r"[=@:%]|(?:^|\s)-|(?i:bearer|basic)\s")
 
 _known: tuple[str, ...] = ()
 """Known secrets, the longest first."""
@@ -23,10 +27,15 @@ _known: tuple[str, ...] = ()
 
 def _encodings(secret: str) -> set[str]:
     raw = to_bytes(secret)
+    encoded = (quote(raw), quote(raw, safe=""), quote_plus(raw))
     return {
-        secret, quote(raw), quote(raw, safe=""), unquote(secret),
+        secret, *encoded, *map(_lower, encoded), quote(quote(raw, safe=""), safe=""), unquote(secret),
         repr(secret)[1:-1], json.dumps(secret)[1:-1], printable(secret),  # escaped as in exceptions and JSON
     }  # fmt: skip
+
+
+def _lower(encoded: str) -> str:
+    return re.sub(r"%[0-9A-F]{2}", lambda match: match[0].lower(), encoded)
 
 
 def remember(secrets: Iterable[str]) -> None:
@@ -51,24 +60,27 @@ def credentials(url: str) -> set[str]:
     """The secrets in `url`, including any blanks in it, for `remember`.
 
     These are the password (also its pieces if it has raw delimiters, and with the user name as in HTTP basic
-    authentication), values of secret-looking names, and long random tokens in path or query."""
+    authentication), values of secret-looking names, and long random tokens in path or query; also those of a URL inside
+    of it."""
     userinfo, found = secrets_of(url)
     if userinfo:
         user, _, password = userinfo.partition(":")
         basic = to_bytes(unquote(user, errors="surrogateescape")) + b":"
         basic += to_bytes(unquote(password, errors="surrogateescape"))
         found.add(base64.b64encode(basic).decode())
+    for inner in urls_inside(url):
+        found |= credentials(inner)
     return {secret for secret in found if secret}
 
 
 def redact(text: str) -> str:
     """Returns `text` with every secret replaced by `***`, and without anything that cannot be encoded as UTF-8.
 
-    It replaces all known secrets and, in each URL, what `streamd.security.address.hidden` finds.
+    It replaces all known secrets and what `streamd.security.address.hidden` finds.
     """
     text = printable(text)
     spans = [span for secret in _known if secret in text for span in _places(secret, text)]
-    if "=" in text or "@" in text or "://" in text:
+    if _MAY_TELL.search(text):
         spans += hidden(text)
     if spans:
         at, pieces = 0, []

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import ipaddress
 import os
 import resource
 import socket
 import struct
+import sys
+import termios
 import threading
 import time
 from collections import Counter
@@ -42,6 +45,10 @@ MESSAGES, MESSAGES_A_SECOND = 2_000, 50.0
 INPUT_BYTES, INPUT_BYTES_A_SECOND = 256 << 10, 4096.0
 """Bytes received from one peer: at once, and in the long run. Subscriptions and heartbeats are far less; parts of a
 message that never ends would be stored by libzmq without a limit."""
+UNREAD_WEIGHT, UNREAD_BYTES = 50, 16 << 10
+"""The kernel does not count what a local (ipc) peer has sent; it tells what of it waits to be read. Bytes that are seen
+waiting stand for this many times as many that were read between two looks, but for no more than UNREAD_BYTES: a burst
+of topics is looked at only once."""
 LEAST_OF_HOST = 16
 """One host may always have this many connections, and half of `limit`."""
 
@@ -87,7 +94,7 @@ class Peer:
     topics: set[bytes] = field(default_factory=set)
     topic_bytes: int = 0
     received: int = 0
-    """Bytes, as last seen."""
+    """Bytes, as last seen; for ipc those that waited to be read."""
     messages: Allowance = field(default_factory=lambda: Allowance(MESSAGES, MESSAGES_A_SECOND))
     input: Allowance = field(default_factory=lambda: Allowance(INPUT_BYTES, INPUT_BYTES_A_SECOND))
 
@@ -127,6 +134,14 @@ def _received(descriptor: int) -> int:
     _length.value = ctypes.sizeof(_info)
     failed = _getsockopt(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, ctypes.byref(_info), ctypes.byref(_length))
     return 0 if failed or _length.value < _RECEIVED_AT + 8 else _info[_RECEIVED_AT // 8]
+
+
+def _unread(descriptor: int) -> int:
+    """Bytes that were sent to a connection and not read yet; 0 if it is none."""
+    try:
+        return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def _name_of(connection: socket.socket) -> Any:
@@ -274,16 +289,23 @@ class Peers:
             self._all_topic_bytes -= peer.topic_bytes
 
     def _check_input(self) -> None:
-        """Bytes received are counted by the kernel, for TCP only: a peer at an ipc address is the same user."""
+        """Bytes received are counted by the kernel for TCP, and estimated for ipc."""
         with self._lock:
             for descriptor, peer in self._peers.items():
-                if not peer.host or peer.closed:
+                if peer.closed:
                     continue
-                received = _received(descriptor)
-                if received > peer.received:
-                    new, peer.received = received - peer.received, received
-                    if not peer.input.use(new):
-                        self._close(descriptor, peer, "input")
+                if peer.host:
+                    received = _received(descriptor)
+                    new = received - peer.received
+                else:
+                    received = _unread(descriptor)
+                    # The same number again may be the same bytes: libzmq's thread has not run meanwhile.
+                    new = (
+                        received + min((UNREAD_WEIGHT - 1) * received, UNREAD_BYTES) if received != peer.received else 0
+                    )
+                peer.received = received
+                if new > 0 and not peer.input.use(new):
+                    self._close(descriptor, peer, "input")
 
     def _close(self, descriptor: int, peer: Peer, reason: Reason) -> None:
         peer.closed = True

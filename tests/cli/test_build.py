@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from streamd.cli import gate as gate_module
 from streamd.cli.build import _batches, _job, add_parser
 from streamd.cli.gate import PlanGate, add_gate_options, gate_of
+from streamd.engine.model import sha256_of
 from streamd.engine.onnx.reader import read_onnx
 from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar
 from streamd.engine.tensorrt.driver import find_gpu
@@ -195,6 +196,17 @@ def test_calibration_is_known_by_model_and_pictures(tmp_path: Path, monkeypatch:
     conv_relu(model, seed=1)
     keys.add(calibration_of(monkeypatch, *options).options.calibration.sha256)
     assert len(keys) == 4
+
+
+def test_a_cache_alone_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cache = conv_relu(tmp_path / "m.onnx"), tmp_path / "c.cache"
+    plans = set()
+    for content in (b"scales", b"other scales"):
+        cache.write_bytes(content)
+        job = calibration_of(monkeypatch, model, "--out", tmp_path / "m.plan", "--calibration-cache", cache)
+        plans.add(job.recipe.key)
+        assert job.options.calibration.model_sha256 == job.spec.sha256 == job.recipe.model_sha256 == sha256_of(model)
+    assert len(plans) == 2
 
 
 @pytest.mark.parametrize("given", ["absent", "."])

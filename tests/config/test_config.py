@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import textwrap
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from streamd.config import Config
-from streamd.config.loader import load
+from streamd.config.loader import InvalidConfig, load, load_in_time
 from streamd.errors import ConfigError
 from streamd.security.redact import redact
 from streamd.sinks import SINKS
@@ -233,3 +234,21 @@ def test_every_field_of_every_section_is_described() -> None:
 def test_an_absent_variable_is_told_once(tmp_path: Path) -> None:
     found = problems(tmp_path, "model: {path: '${NOPE}'}\nstreams: [{id: a, url: x.mp4}]")
     assert found == ["1: environment variable NOPE is not set; set it, or write ${NOPE:-default}"]
+
+
+def test_a_file_that_hangs_ends_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamd.config.loader.LOAD_LIMIT_S", 0.1)
+    path = tmp_path / "c.yaml"
+    os.mkfifo(path)
+    with (
+        open(os.open(path, os.O_RDWR), "wb"),
+        pytest.raises(ConfigError, match=r"c\.yaml: could not be read within 0\.1 s"),
+    ):
+        load_in_time(path)
+
+
+def test_a_file_is_read_in_time_or_refused_as_ever(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"c\.yaml:1: model"):
+        load_in_time(write(tmp_path, "streams: []"))
+    good = "model: {path: m.onnx}\nstreams: [{id: a, url: a.mp4}]\n"
+    assert load_in_time(write(tmp_path, good)).config == load(tmp_path / "c.yaml").config

@@ -119,7 +119,7 @@ def test_onnx_file_quantized_metadata_and_weights(tmp_path: Path) -> None:
     file = read_onnx(conv_relu(tmp_path / "m.onnx", batch=4, names="{0: 'a'}"))
     assert file.metadata == {"names": "{0: 'a'}"}
     assert file.inputs[0].shape == (4, 3, 32, 32)
-    assert file.sha256 == file.content_sha256
+    assert file.sha256 == file.file_sha256
 
 
 def test_weights_outside_the_file_count(tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_weights_outside_the_file_count(tmp_path: Path) -> None:
     data = tmp_path / "m.onnx.data"
     data.write_bytes(bytes(len(data.read_bytes())))
     after = read_onnx(path)
-    assert before.sha256 == after.sha256
-    assert before.content_sha256 != after.content_sha256
+    assert before.file_sha256 == after.file_sha256
+    assert before.sha256 != after.sha256
     data.unlink()
     with pytest.raises(ModelError, match=r"m\.onnx\.data"):
         read_onnx(path)
@@ -229,6 +229,10 @@ def test_a_calibration_cache_is_used_only_for_what_it_was_made_from(tmp_path: Pa
     assert read_cache(asked) == b"scales"
     assert read_cache(replace(asked, sha256="other")) is None
     assert read_cache(replace(asked, sha256="other", batches=None)) == b"scales", "nothing to compare it with"
+    (tmp_path / "c.cache.json").write_text(json.dumps({"key": "key", "model": "one"}))
+    assert read_cache(Calibration("other", 2, None, cache, "one")) == b"scales"
+    with pytest.raises(ConfigError, match=r"made from another model or other images; give --calibrate-images"):
+        read_cache(Calibration("other", 2, None, cache, "two"))
     with pytest.raises(ConfigError, match="calibrate-images"):
         read_cache(Calibration("key", 2, None, tmp_path / "absent"))
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from streamd.config.loader import load
 from streamd.engine import BUILTIN, ModelSettings
-from streamd.engine.model import image_input, model_file, settle_spec, sha256_of, size_input, size_value
+from streamd.engine.model import image_input, model_file, parts_of, settle_spec, sha256_of, size_input, size_value
 from streamd.engine.onnx.reader import read_onnx
 from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.errors import ConfigError, ModelError
@@ -244,7 +244,7 @@ def test_weights_outside_are_part_of_the_model(tmp_path: Path) -> None:
     one, other = _with_outside_weights(tmp_path / "a", 0.5), _with_outside_weights(tmp_path / "b", 0.25)
     assert one.read_bytes() == other.read_bytes()
     assert sha256_of(one) != sha256_of(other)
-    assert sha256_of(one) == read_onnx(one).content_sha256
+    assert sha256_of(one) == read_onnx(one).sha256
     weights = one.with_name("m.onnx.data")
     weights.chmod(0o666)
     with pytest.raises(ModelError, match=r"m\.onnx\.data: every user may change it"):
@@ -252,6 +252,43 @@ def test_weights_outside_are_part_of_the_model(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(ModelError, match=r"its weights are in .*m\.onnx\.data, which cannot be read"):
         model_file(str(one))
+
+
+def test_tensors_outside_that_are_no_initialisers_are_part_of_the_model(tmp_path: Path) -> None:
+    """ONNX lets any tensor be outside: of a Constant, of a branch of a condition, sparse ones, of functions."""
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+
+    def tensor(name: str) -> Any:
+        (tmp_path / name).write_bytes(bytes(8))
+        made = onnx.numpy_helper.from_array(np.zeros(2, np.float32), name)
+        onnx.external_data_helper.set_external_data(made, name)
+        made.ClearField("raw_data")
+        return made
+
+    out = helper.make_tensor_value_info("y", 1, [2])
+    condition = onnx.numpy_helper.from_array(np.array(True), "c")
+    branch = helper.make_graph([helper.make_node("Constant", [], ["y"], value=tensor("branch"))], "b", [], [out])
+    sparse = onnx.SparseTensorProto(values=tensor("sparse"), dims=[2])
+    nodes = [
+        helper.make_node("Constant", [], ["k"], value=tensor("constant")),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], [out], [condition], sparse_initializer=[sparse]))
+    inside = helper.make_node("Constant", [], ["z"], value=tensor("function"))
+    model.functions.append(helper.make_function("d", "f", [], ["z"], [inside], []))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    names = {"constant", "branch", "sparse", "function"}
+    assert {part.name for part in parts_of(path)} == {"m.onnx"} | names
+    seen = {sha256_of(path)}
+    for name in names:
+        (tmp_path / name).write_bytes(b"\1" * 8)
+        seen.add(sha256_of(path))
+    assert len(seen) == 1 + len(names)
+    (tmp_path / "branch").chmod(0o666)
+    with pytest.raises(ModelError, match="branch: every user may change it"):
+        model_file(str(path))
 
 
 def test_weights_outside_the_folder_are_refused(tmp_path: Path) -> None:

@@ -46,7 +46,13 @@ from streamd.security.redact import redact
         ("rtmp://h/live/mykey", "rtmp://h/live/***"),
         ("http://h/hls/3f2504e0-4f89-11d3-9a0c-0305e82c3301/x.m3u8", "http://h/hls/***/x.m3u8"),
         ("GET /x?token=abc HTTP/1.1", "GET /x?token=*** HTTP/1.1"),
-        ("Authorization: password=abc", "Authorization: password=***"),
+        # a URL that is percent-encoded as a whole
+        ("src=rtsp%3A%2F%2Fadmin%3Apw%40cam%2Fx: 404", "src=rtsp%3A%2F%2F***: 404"),
+        ("rtsp%253a%252f%252fadmin%253apw%2540cam, twice", "rtsp%253a%252f%252f***, twice"),
+        ("'http%3A%2F%2Fh%2Fx%3Ftoken%3Dabc%26channel%3D1'", "'http%3A%2F%2F***'"),
+        ("rtsp:%2f%2fadmin:pw%40cam/x", "rtsp:%2f%2f***"),
+        ("http://h/api/rtsp%3A%2F%2Fadmin%3Apw%40cam%2Fx", "http://h/api/***"),
+        ("rtsp%3A%2F%2Fcam%3A554%2FStreaming%2FChannels%2F101", "rtsp%3A%2F%2Fcam%3A554%2FStreaming%2FChannels%2F101"),
         # what stays
         ("tcp://*:5555 or tcp://HOST:PORT", "tcp://*:5555 or tcp://HOST:PORT"),
         ("ipc:///tmp/tmpab12cd3e/z", "ipc:///tmp/tmpab12cd3e/z"),

@@ -74,6 +74,7 @@ _PLACES = (
     "rtmp://camera/live/{password}",
     "http://camera/x?jwt={password}#t",
     "srt://camera:9000?passphrase={password}&mode=caller",
+    "http://proxy:1984/api/stream?src=rtsp://{user}:{password}@camera/live",
 )
 
 
@@ -134,6 +135,16 @@ def test_what_comes_out_can_be_encoded(text: str) -> None:
         ":" * 100_000,
         "x=y " * 25_000,
         " rtsp://a" * 12_000,
+        "a%3A%2F%2Fb " * 8_000,
+        "a%3A%2F%2F" * 10_000,
+        "Authorization: x" * 6_000,
+        "Authorization: 'x" * 6_000,
+        "'password': \"" * 8_000,
+        "password='" * 10_000,
+        "password: a1bcdefgh" * 6_000,
+        " --password x" * 8_000,
+        "\\" * 100_000,
+        "\\'" * 50_000,
     ],
 )
 def test_it_is_linear(text: str) -> None:

@@ -216,8 +216,9 @@ def test_subscribing_again_and_again_repeats_no_status_and_ends_the_connection(s
     assert len(heard) <= 3 * (time.monotonic() - began + 1)
 
 
-def test_a_message_without_an_end_ends_the_connection(scene: Scene) -> None:
-    sink = scene.sink()
+@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:*", "ipc://{}/z"])
+def test_a_message_without_an_end_ends_the_connection(scene: Scene, tmp_path: Path, bind: str) -> None:
+    sink = scene.sink(bind=bind.format(tmp_path))
     peer = scene.peer(sink)
     part = frame(b"x" * 1000, 1) * 100
     sent = 0
@@ -230,8 +231,9 @@ def test_a_message_without_an_end_ends_the_connection(scene: Scene) -> None:
     assert refused(sink) == {"input": 1}
 
 
-def test_heartbeats_and_a_wall_of_topics_are_no_attack(scene: Scene) -> None:
-    sink = scene.sink()
+@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:*", "ipc://{}/z"])
+def test_heartbeats_and_a_wall_of_topics_are_no_attack(scene: Scene, tmp_path: Path, bind: str) -> None:
+    sink = scene.sink(bind=bind.format(tmp_path))
     names = [f"camera{n}" for n in range(300)]
     for name in names:
         sink.status(status(name), StreamCounts())

@@ -18,17 +18,21 @@ def frame(body: bytes, flags: int = 0) -> bytes:
 
 
 class RawPeer:
-    """A connection to a sink's TCP endpoint.
+    """A connection to a sink's endpoint.
 
     Args:
-        endpoint: of the sink; only its port matters.
-        source: address to connect from.
+        endpoint: of the sink; of a TCP endpoint only the port matters.
+        source: address to connect from (TCP).
         handshake: False: it says nothing.
     """
 
     def __init__(self, endpoint: str, *, source: str = "127.0.0.1", handshake: bool = True) -> None:
-        port = int(endpoint.rpartition(":")[2])
-        self.socket = socket.create_connection(("127.0.0.1", port), 10, (source, 0))
+        if endpoint.startswith("ipc://"):
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.connect(endpoint.removeprefix("ipc://"))
+        else:
+            port = int(endpoint.rpartition(":")[2])
+            self.socket = socket.create_connection(("127.0.0.1", port), 10, (source, 0))
         self.socket.settimeout(10)
         if handshake:
             self.socket.sendall(GREETING + frame(_READY, 4))

@@ -18,6 +18,9 @@ from streamd.types import TensorSpec
 
 _GRAPH = 7
 """Field number in ModelProto."""
+_FUNCTION = 25
+_MAX_DEPTH = 32
+"""Of graphs in graphs."""
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 MOVERS = frozenset(
@@ -45,10 +48,10 @@ class OnnxFile:
     """The facts about an ONNX file."""
 
     path: Path
+    file_sha256: str
+    """SHA-256 of the file alone."""
     sha256: str
-    """SHA-256 of the file."""
-    content_sha256: str
-    """SHA-256 of the file and its external weight files, if any."""
+    """SHA-256 of the file and its external weight files, if any: the identity of the model."""
     inputs: tuple[TensorSpec, ...]
     """Inputs without initialisers (weights); -1 for a dynamic dimension."""
     nodes: tuple[OnnxNode, ...]
@@ -120,6 +123,51 @@ def _weights(data: memoryview) -> tuple[str, str | None]:
     return name, where
 
 
+def _outside(model: memoryview) -> list[str]:
+    """The external files of a ModelProto, in its order: any tensor may have one, also those of operators (`Constant`),
+    of the branches of a condition and of functions."""
+    found: dict[str, None] = {}
+
+    def tensor(body: memoryview) -> None:
+        if (where := _weights(body)[1]) is not None:
+            found[where] = None
+
+    def sparse(body: memoryview) -> None:
+        for number, _, part in fields(body):
+            if number in (1, 2):
+                tensor(part)
+
+    def node(body: memoryview, depth: int) -> None:
+        for attribute in (part for number, _, part in fields(body) if number == 5):
+            for number, _, part in fields(attribute):
+                if number in (5, 10):
+                    tensor(part)
+                elif number in (6, 11):
+                    graph(part, depth + 1)
+                elif number in (22, 23):
+                    sparse(part)
+
+    def graph(body: memoryview, depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise Broken
+        for number, _, part in fields(body):
+            if number == 1:
+                node(part, depth)
+            elif number == 5:
+                tensor(part)
+            elif number == 15:
+                sparse(part)
+
+    for number, _, body in fields(model):
+        if number == _GRAPH:
+            graph(body, 0)
+        elif number == _FUNCTION:
+            for each, _, part in fields(body):
+                if each == 7:
+                    node(part, 0)
+    return list(found)
+
+
 def tensor_shape(data: memoryview) -> list[int]:
     """The dimensions of a TensorProto: dims = 1, packed or not."""
     shape: list[int] = []
@@ -186,17 +234,15 @@ def external_weights(path: Path) -> list[Path]:
         ModelError: the model may not use one of them, or cannot be read.
     """
     try:
-        data = memoryview(path.read_bytes())
-        graphs = [body for number, _, body in fields(data) if number == _GRAPH]
-        names = [_weights(body)[1] for graph in graphs for number, _, body in fields(graph) if number == 5]
+        names = _outside(memoryview(path.read_bytes()))
     except OSError as error:
         raise ModelError(f"model {path}: cannot be read: {error.strerror}") from error
     except Broken:
         return []  # opening it reports what is wrong
-    return [_beside(path, name) for name in dict.fromkeys(names) if name is not None]
+    return [_beside(path, name) for name in names]
 
 
-def _content_sha256(path: Path, digest: hashlib._Hash, outside: list[str]) -> str:
+def _with_outside(path: Path, digest: hashlib._Hash, outside: list[str]) -> str:
     for name in outside:
         file = _beside(path, name)
         try:
@@ -242,7 +288,7 @@ def _read(path: Path, data: memoryview) -> OnnxFile:
             metadata[key] = value
     if graph is None:
         raise Broken
-    nodes, inputs, outputs, weights, outside = [], [], [], set(), []
+    nodes, inputs, outputs, weights = [], [], [], set()
     for number, _, body in fields(graph):
         if number == 1:
             nodes.append(read_node(body))
@@ -251,14 +297,17 @@ def _read(path: Path, data: memoryview) -> OnnxFile:
         elif number == 12:
             outputs.append(_tensor(body).name)
         elif number == 5:
-            name, where = _weights(body)
-            weights.add(name)
-            if where is not None and where not in outside:
-                outside.append(where)
+            weights.add(_weights(body)[0])
     if not nodes:
         raise Broken
     found = tuple(t for t in inputs if t.name not in weights)
     digest = hashlib.sha256(data)
     return OnnxFile(
-        path, digest.hexdigest(), _content_sha256(path, digest, outside), found, tuple(nodes), metadata, tuple(outputs)
+        path,
+        digest.hexdigest(),
+        _with_outside(path, digest, _outside(data)),
+        found,
+        tuple(nodes),
+        metadata,
+        tuple(outputs),
     )

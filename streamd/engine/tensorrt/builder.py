@@ -110,7 +110,7 @@ def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
     data = _load(job)
     if not parser.parse(data, str(job.onnx.path)):
         # Indices point into what was parsed; a converted graph is not the one that was read.
-        same = hashlib.sha256(data).hexdigest() == job.onnx.sha256
+        same = hashlib.sha256(data).hexdigest() == job.onnx.file_sha256
         raise _parse_errors(parser, job.onnx if same else replace(job.onnx, nodes=()), job)
     if network.num_inputs != 1 or network.num_outputs < 1:
         raise ModelError(

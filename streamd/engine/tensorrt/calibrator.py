@@ -37,6 +37,8 @@ class Calibration:
     batches: Callable[[], Iterator[Float32Array]] | None = field(default=None, compare=False)
     """Called once; yields (batch_size, 3, H, W) arrays, scaled as the network expects."""
     cache: Path | None = None
+    model_sha256: str = ""
+    """Of the model to calibrate; a cache that was made from another one is refused."""
 
 
 def _cache_note(cache: Path) -> Path:
@@ -57,8 +59,13 @@ def read_cache(calibration: Calibration) -> bytes | None:
                     f"calibration cache {cache}: larger than {MAX_CACHE_BYTES} bytes; expected a calibration cache"
                 )
             data = cache.read_bytes()
-            # Without images there is no key to compare with: trust the caller.
-            if calibration.batches is None or _key_of(cache) == calibration.sha256:
+            note = _note_of(cache)
+            if calibration.batches is None:
+                # There are no images to compare with. What another program wrote has no note: trust the caller.
+                fits = note.get("model") in (None, calibration.model_sha256)
+            else:
+                fits = bool(note.get("key")) and note["key"] == calibration.sha256
+            if fits:
                 log.info("calibration cache used", cache=str(cache))
                 return data
             why = "it was made from another model or other images"
@@ -72,13 +79,12 @@ def read_cache(calibration: Calibration) -> bytes | None:
     return None
 
 
-def _key_of(cache: Path) -> str | None:
+def _note_of(cache: Path) -> dict[str, Any]:
     try:
         note = json.loads(_cache_note(cache).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None
-    key = note.get("key") if isinstance(note, dict) else None
-    return str(key) if key else None
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def make_calibrator(trt: Trt, calibration: Calibration) -> Any:
@@ -134,7 +140,8 @@ def make_calibrator(trt: Trt, calibration: Calibration) -> Any:
                 return
             try:
                 write_whole(calibration.cache, bytes(cache))
-                write_whole(_cache_note(calibration.cache), json.dumps({"key": calibration.sha256}).encode())
+                note = {"key": calibration.sha256, "model": calibration.model_sha256}
+                write_whole(_cache_note(calibration.cache), json.dumps(note).encode())
             except OSError as error:
                 self.error = ConfigError(f"calibration cache {calibration.cache}: cannot be written: {error.strerror}")
 

@@ -174,7 +174,7 @@ def prepare(path: Path, options: BuildOptions, *, most: int | None = None) -> Jo
     profile = settle_profile(path, spec.input.shape[0], options.batch, most)
     precision, method = settle_precision(trt, onnx, options)
     recipe = Recipe(
-        model_sha256=onnx.content_sha256,
+        model_sha256=onnx.sha256,
         precision=precision,
         profile=profile,
         tensorrt=plans.built_by(trt, version_compatible=options.version_compatible),
