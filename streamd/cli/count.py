@@ -18,7 +18,7 @@ from streamd.cli.rules import add_rule_options, rules_of
 from streamd.engine import BUILTIN, ModelSettings
 from streamd.errors import ConfigError, SinkError
 from streamd.security.redact import redact
-from streamd.security.text import printable
+from streamd.security.text import plain, printable
 from streamd.telemetry.logs import configure
 
 
@@ -98,7 +98,7 @@ def table(rows: Sequence[Row]) -> Any:
         words = [*([Path(row.input).name] if several else []), f"{row.kind} {row.name}", row.direction, row.label]
         seconds = ("" if value is None else f"{value:.1f}" for value in (row.mean_dwell_s, row.dwell_s))
         uncertain = "" if row.uncertain is None else str(row.uncertain)
-        made.add_row(*(escape(printable(word)) for word in words), str(row.count), uncertain, *seconds)
+        made.add_row(*(escape(plain(word)) for word in words), str(row.count), uncertain, *seconds)
     return made
 
 

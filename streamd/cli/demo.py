@@ -33,6 +33,7 @@ from streamd.errors import ConfigError, SinkError
 from streamd.heads import DetectSettings
 from streamd.runtime.daemon import Daemon
 from streamd.security.redact import credentials, redact, remember
+from streamd.security.text import plain
 from streamd.sources.files import length_s, reordering_s
 from streamd.telemetry.logs import configure
 
@@ -205,7 +206,7 @@ def _sum_up(daemon: Daemon, board: Board, seconds: float) -> None:
 
 def _list(seen: Counter[str]) -> str:
     """Boxes by label: an object is counted in every frame in which it is seen."""
-    return ", ".join(f"{n} {label}" for label, n in seen.most_common()) or "none"
+    return ", ".join(f"{n} {plain(label)}" for label, n in seen.most_common()) or "none"
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamd.cli.console import add_classes_option, add_engine_options, add_head_option, engine_of, progress
 from streamd.errors import ConfigError
+from streamd.security.text import plain
 from streamd.telemetry.logs import configure
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _print(first: Accuracy, second: Accuracy | None, drop: Drop | None) -> None:
     others = {c.class_id: c for c in second.classes} if second is not None else {}
     for c in first.classes:
         after = others.get(c.class_id)
-        rows.append((c.label, str(c.boxes), c.ap, after.ap if after else None))
+        rows.append((plain(c.label), str(c.boxes), c.ap, after.ap if after else None))
     print(f"{first.images} images, {first.boxes} boxes, {len(first.classes)} classes")
     header = f"{'':<24}{'boxes':>7}{first.model[:22]:>24}"
     print(header + ("" if second is None else f"{second.model[:22]:>24}{'drop':>9}"))

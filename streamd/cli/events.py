@@ -26,10 +26,10 @@ from streamd.events.record import Record, data
 from streamd.events.schema import damaged, open_reader
 from streamd.events.upkeep import Deletion
 from streamd.runtime.recorder.place import config_name
+from streamd.security.text import plain
 from streamd.security.trust import read_text
 from streamd.telemetry.logs import configure
 
-MAX_TEXT = 200
 FOLLOW_S = 0.5
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -148,11 +148,6 @@ def folder(place: str | None) -> Path:
     raise ConfigError(f"events: no journal ({JOURNAL}) in {' or '.join(map(str, places))}; {advice}")
 
 
-def _plain(value: object) -> str:
-    """What may be shown: a terminal obeys escape sequences, whoever sent them."""
-    return "".join(c if c.isprintable() else "?" for c in str(value)[:MAX_TEXT])
-
-
 def _detail(record: Record) -> str:
     parts = [f"{name}={value}" for name, value in record.details.items() if isinstance(value, str | int | float)]
     if record.events_lost:
@@ -171,7 +166,7 @@ def _cells(record: Record) -> tuple[str, ...]:
         record.label or "-",
         _detail(record),
     )
-    return tuple(map(_plain, values))
+    return tuple(map(plain, values))
 
 
 COLUMNS = ("time", "stream", "event", "rule", "label", "details")

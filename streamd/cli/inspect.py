@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from streamd.cli.console import add_head_option
+from streamd.security.text import printable, visible
 from streamd.telemetry.logs import configure
 
 if TYPE_CHECKING:
@@ -21,14 +22,19 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--json", action="store_true", help="print JSON on standard output")
 
 
+def _say(text: str) -> None:
+    """Prints what may hold names from a model."""
+    print(visible(printable(text)))
+
+
 def _tensors(title: str, rows: list[dict[str, Any]] | None) -> None:
     for row in rows or []:
-        print(f"{title:<12}{row['name']}  {row['dtype']} [{', '.join(map(str, row['shape']))}]")
+        _say(f"{title:<12}{row['name']}  {row['dtype']} [{', '.join(map(str, row['shape']))}]")
         title = ""
 
 
 def _print(found: Inspection) -> None:
-    print(f"{'model':<12}{found.path} ({found.bytes / 1e6:.2f} MB, {found.kind}, SHA-256 {found.sha256[:12]}…)")
+    _say(f"{'model':<12}{found.path} ({found.bytes / 1e6:.2f} MB, {found.kind}, SHA-256 {found.sha256[:12]}…)")
     _tensors("inputs", found.inputs)
     _tensors("outputs", found.outputs)
     rows: list[tuple[str, str | None]] = [
@@ -48,14 +54,14 @@ def _print(found: Inspection) -> None:
         rows.append(("operators", ", ".join(f"{name} {n}" for name, n in found.operators.items())))
     for title, text in rows:
         if text:
-            print(f"{title:<12}{text}")
+            _say(f"{title:<12}{text}")
     if found.provenance is not None:
         body = found.provenance.model_dump(mode="json", exclude_defaults=True)
-        print(f"{'provenance':<12}{json.dumps(body)}")
+        _say(f"{'provenance':<12}{json.dumps(body)}")
     for text in found.warnings:
-        print(f"warning: {text}")
+        _say(f"warning: {text}")
     for text in found.unknown:
-        print(f"unknown: {text}")
+        _say(f"unknown: {text}")
 
 
 def run(args: argparse.Namespace) -> int:

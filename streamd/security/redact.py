@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus, unquote
 
 from streamd.security.address import hidden, secrets_of, urls_inside
 from streamd.security.loose import Span
-from streamd.security.text import printable, to_bytes
+from streamd.security.text import printable, to_bytes, visible
 
 MIN_LENGTH = 4
 """Shorter values would blank out half of every message."""
@@ -74,7 +74,8 @@ def credentials(url: str) -> set[str]:
 
 
 def redact(text: str) -> str:
-    """Returns `text` with every secret replaced by `***`, and without anything that cannot be encoded as UTF-8.
+    """Returns `text` with every secret replaced by `***`, and without anything that cannot be encoded as UTF-8 or that
+    a terminal obeys.
 
     It replaces all known secrets and what `streamd.security.address.hidden` finds.
     """
@@ -89,7 +90,7 @@ def redact(text: str) -> str:
                 pieces += [text[at:begin], "***"]
             at = max(at, end)
         text = "".join([*pieces, text[at:]])
-    return text
+    return visible(text)
 
 
 def _places(secret: str, text: str) -> Iterator[Span]:

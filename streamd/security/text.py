@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 MAX_TEXT = 200
 """More of one text is of no use in a table."""
 
@@ -30,6 +32,14 @@ def to_bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+
+
+def visible(text: str) -> str:
+    """`text` without what a terminal obeys (escape sequences); line breaks and tabs stay."""
+    return _CONTROL.sub("?", text)
 
 
 def plain(text: str) -> str:

@@ -281,14 +281,14 @@ class MqttSink(EventSink):
         elif self._discovery is not None and self._discovery.owns(topic):
             try:
                 found = msgspec.json.decode(payload, type=dict[str, Any]) if payload else {}
-            except msgspec.DecodeError:
-                found = {"components": {}}
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                found = {"components": {}}  # another client's: it is replaced or removed
             if found:
                 self._discovered[topic] = found if isinstance(found.get("components"), dict) else {"components": {}}
                 self._tidy_soon()
         elif payload and topic not in self._retained:
             # Of a stream that an earlier run had. `_tidy` decides, once the streams are known.
-            self._retained[topic] = payload
+            self._retained[topic] = b"-"  # whatever it is: another client may have put a lot there
             self._tidy_soon()
 
     def _tidy_soon(self) -> None:
@@ -300,7 +300,7 @@ class MqttSink(EventSink):
         ids = {stream.id for stream in streams}
         for topic in list(self._retained):
             parts = topic.removeprefix(f"{self.base}/").split("/")
-            if parts[0] == "streams" and parts[1] not in ids:
+            if parts[0] == "streams" and len(parts) == 3 and parts[1] not in ids:
                 for name in ("availability", "status", "counts", "snapshot"):
                     self._pictures.pop(f"{self.base}/streams/{parts[1]}/{name}", None)
                     self._keep(f"streams/{parts[1]}/{name}", b"")

@@ -301,7 +301,11 @@ class WebhookSink(EventSink):
             status, headers = self._request(_target(url), event)
             if not 300 <= status < 400:
                 return judge(status, headers.get("Retry-After"), time.time())
-            following = urlsplit(urljoin(url.geturl(), headers.get("Location", "")))
+            try:
+                following = urlsplit(urljoin(url.geturl(), headers.get("Location", "")))
+                _target(following).encode("ascii")
+            except ValueError:
+                return Verdict(None, f"redirects ({status}) to what is no URL; check url")
             if (following.scheme, following.netloc) != (url.scheme, url.netloc):
                 return Verdict(None, f"redirects to another host ({status}), which is not followed; check url")
             if status not in _REDIRECTS:

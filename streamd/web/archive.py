@@ -24,7 +24,10 @@ MAX_RANGE = 4 << 20
 """Bytes of one answer to a range request; a player asks for the next."""
 _KINDS = {".mp4": "video/mp4", ".mkv": "video/x-matroska", ".jpg": "image/jpeg", ".json": "application/json"}
 _PARAMETERS = ("since", "until", "stream", "rule", "label", "kind", "type", "id", "before", "after", "limit", "order")
-_RANGE = re.compile(r"^bytes=(\d+)-(\d*)$")
+MAX_VALUES = 500
+"""Values of one parameter: older versions of SQLite take 999 in all."""
+_RANGE = re.compile(r"^bytes=([0-9]{1,18})-([0-9]{0,18})$")
+_INT64 = 1 << 63
 
 
 def time_ns(text: str) -> int:
@@ -54,18 +57,21 @@ def filter_of(query: Mapping[str, str]) -> Filter:
 
     def number(name: str, default: int | None) -> int | None:
         try:
-            return int(query[name]) if name in query else default
+            return _int64(int(query[name])) if name in query else default
         except ValueError:
-            raise ValueError(f"{name}: expected a whole number") from None
+            raise ValueError(f"{name}: expected a whole number below 2**63") from None
 
     def moment(name: str) -> int | None:
         try:
-            return time_ns(query[name]) if name in query else None
+            return _int64(time_ns(query[name])) if name in query else None
         except (ValueError, OverflowError):
             raise ValueError(f"{name}: expected Unix seconds, or a time such as 2027-01-15T08:00:00Z") from None
 
     def several(name: str) -> tuple[str, ...] | None:
-        return tuple(filter(None, query[name].split(","))) if name in query else None
+        values = tuple(filter(None, query[name].split(","))) if name in query else None
+        if values is not None and len(values) > MAX_VALUES:
+            raise ValueError(f"{name}: expected at most {MAX_VALUES} values")
+        return values
 
     limit = number("limit", 100) or 0
     if not 1 <= limit <= MAX_LIMIT:
@@ -78,6 +84,17 @@ def filter_of(query: Mapping[str, str]) -> Filter:
         labels=several("label"), kinds=kinds, types=several("type"), ids=several("id"), before=number("before", None),
         after=number("after", None), newest_first=query.get("order", "newest") == "newest", limit=limit,
     )  # fmt: skip
+
+
+def _int64(number: int) -> int:
+    """`number`, if the database can have it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not -_INT64 <= number < _INT64:
+        raise ValueError("out of range")
+    return number
 
 
 def described(record: Record) -> dict[str, Any]:

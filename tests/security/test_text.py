@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamd.security.text import MAX_TEXT, plain
+from streamd.security.text import MAX_TEXT, plain, visible
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,7 @@ from streamd.security.text import MAX_TEXT, plain
 )  # fmt: skip
 def test_plain(text: str, shown: str) -> None:
     assert plain(text) == shown
+
+
+def test_a_terminal_obeys_nothing() -> None:
+    assert visible("a\x1b[2J\x9b1m\x07\rb\r\nc\td\x7fé") == "a?[2J?1m??b\r\nc\td?é"

@@ -303,6 +303,25 @@ def test_a_camera_that_an_earlier_run_had_is_cleared(tmp_path: Path, broker: Ser
         listener.close()
 
 
+def test_what_other_clients_left_does_not_stop_the_sink(tmp_path: Path, broker: Server) -> None:
+    evil = {
+        "homeassistant/device/streamd_5Fbox/deep/config": b'{"components": ' + b"[" * 100_000,
+        "homeassistant/device/streamd_5Fbox/latin/config": b'{"components": "\xff"}',
+        "homeassistant/device/streamd_5Fbox/odd/config": b'{"components": {"a": 1, "b": {"platform": []}}}',
+        "streamd/box/streams/<b>/availability": b"x" * 100_000,
+        "streamd/box/streams//availability": b"online",
+    }
+    other = Listener(broker.port, "#")
+    for topic, payload in evil.items():
+        other.client.publish(topic, payload, qos=1, retain=True).wait_for_publish(10)
+    with rig(tmp_path / "j", settings(broker, home_assistant={}), [camera("gate")]) as running:
+        running.board.post(status("gate"))
+        until(lambda: all(other.last().get(topic) == b"" for topic in evil), 30)
+        assert running.thread.problem is None
+        assert "homeassistant/device/streamd_5Fbox/stream_gate/config" in other.last()
+    other.close()
+
+
 def test_home_assistant_discovers_every_entity_and_reads_its_state(tmp_path: Path, broker: Server) -> None:
     listener = Listener(broker.port, "homeassistant/#", "streamd/#")
     watching = Entities()

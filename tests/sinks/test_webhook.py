@@ -14,8 +14,10 @@ import pytest
 from pydantic import ValidationError
 
 from streamd.errors import SinkError
-from streamd.sinks.webhook import WebhookSettings, judge, key_of, signature
+from streamd.sinks.events import JournalEvent
+from streamd.sinks.webhook import WebhookSettings, WebhookSink, judge, key_of, signature
 from tests.events.journals import until
+from tests.events.test_record import RECORD
 from tests.sinks.brokers import certificate, in_order
 from tests.sinks.delivery import rig
 from tests.sinks.receivers import Answer, Receiver, Request
@@ -200,6 +202,16 @@ def test_redirects_stay_with_the_host(tmp_path: Path, receiver: Receiver) -> Non
         until(lambda: "more than 3 times" in (running.thread.unreachable or ""))
     assert other.requests == []
     other.down()
+
+
+@pytest.mark.parametrize("place", ["http://[half", "/caf\xe9"])
+def test_a_redirect_to_what_is_no_url_is_an_answer(receiver: Receiver, place: str) -> None:
+    receiver.answer = lambda _: Answer(307, {"Location": place})
+    sink = WebhookSink(settings(receiver))
+    sink.open()
+    with pytest.raises(SinkError, match=r"redirects \(307\) to what is no URL"):
+        sink.deliver([JournalEvent(RECORD, "box")])
+    sink.close()
 
 
 def test_requests_to_a_host_are_limited_for_all_its_sinks(tmp_path: Path, receiver: Receiver) -> None:

@@ -84,12 +84,34 @@ def test_no_path_of_the_machine_is_told(served: Served, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=1001", "limit=x", "since=yesterday", "since=1e400", "color=red", "order=up", "before=1.5"],
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "since=yesterday",
+        "since=1e400",
+        "color=red",
+        "order=up",
+        "before=1.5",
+        "since=1e300",
+        "until=-1e30",
+        "before=99999999999999999999",
+        "after=" + "9" * 5000,
+        "since=nan",
+        "id=" + "a," * 501,
+    ],
 )
 def test_a_wrong_question_gets_an_answer_that_helps(served: Served, query: str) -> None:
     code, _, body = served.get(f"/events?{query}")
     assert code == 400
     assert b"expected" in body
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=" + "9" * 5000 + "-", "bytes=-1", "bytes=٣-", "bytes=5-2", "x", "bytes=0-0,1-1"]
+)
+def test_a_range_that_is_none_is_refused(served: Served, asked: str) -> None:
+    assert served.get("/media/e%2F4/clip", Range=asked.encode().decode("latin-1"))[0] == 416
 
 
 def test_files_are_served_whole_and_in_ranges(served: Served) -> None:
