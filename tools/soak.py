@@ -2,11 +2,14 @@
 """Compresses hours of field conditions into minutes: cameras that fail in every way, files, subscribers that come, go
 and stall, reloads. Reports at the end whether any resource grows or any frame is unaccounted for.
 
-    python tools/soak.py --minutes 30 [--cameras 12] [--backend openvino --model M.onnx] [--seed 1] [--json out.json]
+    python tools/soak.py --minutes 30 [--cameras 12] [--crowd] [--backend openvino --model M.onnx] [--seed 1]
+                         [--json out.json]
 
 `streamd run` is a separate process; the cameras (tools/fakecam.py) and one subscriber that always reads are in this
-one. Every minute has 40 seconds of faults and 20 of rest, in which every stream must recover; slopes are measured at
-the ends of the rests after the warm-up, which are comparable. Exit code 1 if the result is bad."""
+one. `--crowd` adds ZeroMQ peers that take all they can, clients that scrape without a pause, a log that is not read,
+and files that are rotated and removed (tools/soak_crowd.py). Every minute has 40 seconds of faults and 20 of rest, in
+which every stream must recover; slopes are measured at the ends of the rests after the warm-up, which are comparable.
+Exit code 1 if the result is bad."""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from fakecam import FAULTS, FakeCamera
@@ -27,6 +32,7 @@ from rtp_clip import Clip
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from soak_crowd import Crowd
 from soak_watch import Keeper, Report, Watch, in_flight, log_summaries, rows, write_samples
 
 from tests.behaviour.daemon import Running, daemon
@@ -93,7 +99,11 @@ class Cast:
 class Soak:
     """Alternates faults and rest."""
 
-    def __init__(self, cast: Cast, running: Running, watch: Watch, keeper: Keeper, endpoint: str, seed: int) -> None:
+    def __init__(
+        self, cast: Cast, running: Running, watch: Watch, keeper: Keeper, endpoint: str, seed: int,
+        crowd: Crowd | None = None,
+    ) -> None:  # fmt: skip
+        self._crowd = crowd
         self._cast, self._running, self._watch, self._keeper = cast, running, watch, keeper
         self._endpoint = endpoint
         self._random = random.Random(seed)
@@ -108,15 +118,29 @@ class Soak:
         """One round."""
         self._watch.calm = False
         until = time.monotonic() + TROUBLE_S
-        actions = (self._break, self._break, self._break, self._mend, self._guest, self._guest, self._reload)
+        actions: list[Callable[[], None]] = [
+            self._break,
+            self._break,
+            self._break,
+            self._mend,
+            self._guest,
+            self._guest,
+            self._reload,
+        ]
+        if (crowd := self._crowd) is not None:
+            actions += [partial(action, self._running) for action in crowd.actions]
         while time.monotonic() < until:
             self._random.choice(actions)()
             time.sleep(self._random.uniform(0.2, 1.2))
         until = time.monotonic() + REST_S
+        if crowd is not None:
+            crowd.rest()
         self._rest()
         time.sleep(max(0.0, until - CALM_S - time.monotonic()))
         self._watch.calm = True
         time.sleep(max(0.0, until - time.monotonic()))
+        if crowd is not None:
+            crowd.look(self._running, number)
         for name in self._cast.usual:
             status = self._keeper.states.get(name)
             if status is None or status.state != "LIVE":
@@ -242,6 +266,7 @@ def main() -> None:
     options.add_argument("--minutes", type=int, default=5)
     options.add_argument("--warm-up", type=int, help="minutes that do not count for the slopes; default: a third")
     options.add_argument("--cameras", type=int, default=12, help="RTSP cameras; a quarter as many files play, too")
+    options.add_argument("--crowd", action="store_true", help="peers, scrapers, a log that is not read, rotation")
     options.add_argument("--clip", type=Path, action="append", default=[], help="played instead of drawn pictures")
     options.add_argument("--backend", choices=ENGINES, default="null")
     options.add_argument("--model", type=Path)
@@ -255,14 +280,17 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         endpoint = f"ipc://{folder}/z"
         model = args.model.resolve() if args.model else None
-        head = ENGINES[args.backend].format(model=model) + f"\nsinks: [{{kind: zmq, bind: '{endpoint}', hwm: 500}}]\n"
+        crowd = Crowd(folder, random.Random(args.seed)) if args.crowd else None
+        sinks = f"{{kind: zmq, bind: '{endpoint}', hwm: 500}}" + (f", {crowd.sinks}" if crowd is not None else "")
+        head = ENGINES[args.backend].format(model=model) + f"\nsinks: [{sinks}]\n"
         cast = Cast(folder, args.cameras, head, [c.resolve() for c in args.clip], args.seed)
         for camera in cast.cameras.values():
             stack.enter_context(camera)
-        running = stack.enter_context(daemon(folder, cast.config()))
+        metrics, within = ("page: true", crowd.pipe.within) if crowd is not None else ("", ())
+        running = stack.enter_context(daemon(folder, cast.config(), metrics=metrics, within=within))
         keeper = Keeper(endpoint)
         watch = Watch(running, keeper, SAMPLE_S)
-        soak = Soak(cast, running, watch, keeper, endpoint, args.seed)
+        soak = Soak(cast, running, watch, keeper, endpoint, args.seed, crowd)
         stack.callback(soak.close)
         stopped = ""
         try:
@@ -278,9 +306,17 @@ def main() -> None:
         except (AssertionError, OSError, KeyboardInterrupt) as error:
             stopped = f"stopped early: {error or type(error).__name__}"
         watch.close()
+        if crowd is not None:
+            crowd.rest()
         code = end(running)
         keeper.close()
+        if crowd is not None:
+            crowd.close()  # what is left of the log
+            soak.done += crowd.done
         report = judge(soak, watch, keeper, running, code, warm_up / 60)
+        if crowd is not None:
+            report.facts.append(("the crowd", crowd.told(watch.metrics)))
+            report.wrong += crowd.wrong[:10]
         if stopped:
             report.wrong.append(stopped)
         if args.json:

@@ -77,7 +77,7 @@ def test_a_short_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(soak, "TROUBLE_S", 8.0)
     monkeypatch.setattr(soak, "REST_S", 8.0)
     out = tmp_path / "o.json"
-    monkeypatch.setattr(sys, "argv", ["soak.py", "--minutes", "1", "--cameras", "3", "--json", str(out)])
+    monkeypatch.setattr(sys, "argv", ["soak.py", "--minutes", "1", "--cameras", "3", "--crowd", "--json", str(out)])
     with pytest.raises(SystemExit):
         soak.main()
     table = capsys.readouterr().out
@@ -85,4 +85,7 @@ def test_a_short_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert " 0 frames missing and not reported" in table
     assert "is not published + dropped" not in table
     assert "ended with" not in table
+    assert "peers refused: " in table
+    assert "still connected" not in table
+    assert "out.jsonl" not in table
     assert len(json.loads(out.read_text())["samples"]) >= 5
