@@ -1,7 +1,8 @@
 """One small HTTP server: /metrics for Prometheus, /healthz and /readyz for supervisors, and further routes.
 
 No client can block it: a request must arrive within ten seconds and 16 KiB, a response must be accepted within ten
-seconds, and if every worker is busy, the oldest connection that has not sent its request yet is closed.
+seconds, and if every worker is busy, the oldest connection that has not sent its request yet is closed, or the one that
+has not accepted its response for longest. Routes whose handlers take time leave workers to /metrics and the checks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +41,11 @@ MAX_REQUEST_BYTES = 16_384
 MAX_THREADS = 16
 MAX_STREAMS = 8
 """Most endless responses at the same time: the other workers stay free for Prometheus."""
+
+MAX_HANDLERS = 10
+"""Most handlers of further routes at the same time: one may wait for a picture, or read a large journal."""
+ACCEPT_S = 1.0
+"""A connection that has had its response for this long without accepting it is closed if every worker is busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +129,16 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], family: int, tls: Tls | None, login: Login | None) -> None:
         self.address_family = family
         self.routes: dict[str, Handler] = {}
+        self.own: frozenset[str] = frozenset()
+        """Routes that are always answered."""
         self.tls, self.login = tls, login
         self.slots = threading.BoundedSemaphore(MAX_THREADS)
         self.streams = threading.BoundedSemaphore(MAX_STREAMS)
+        self.handlers = threading.BoundedSemaphore(MAX_HANDLERS)
         self._waiting: collections.OrderedDict[int, socket.socket] = collections.OrderedDict()
         """Connections that have not sent their request yet, oldest first."""
+        self._accepting: collections.OrderedDict[int, tuple[float, socket.socket]] = collections.OrderedDict()
+        """Connections that are being sent their response, and since when."""
         self._waiting_lock = threading.Lock()
         super().__init__(address, _Handler)
 
@@ -159,11 +170,26 @@ class _Server(ThreadingHTTPServer):
     def _make_room(self) -> None:
         with self._waiting_lock:
             oldest = next(iter(self._waiting.values()), None)
-            if oldest is not None:
-                # Wakes its worker, which then ends. socket's own method: ssl's would send the rest unencrypted.
-                with contextlib.suppress(OSError):
-                    socket.socket.shutdown(oldest, socket.SHUT_RDWR)
-                del self._waiting[id(oldest)]
+            if oldest is None:
+                since, oldest = next(iter(self._accepting.values()), (0.0, None))
+                if oldest is None or time.monotonic() - since < ACCEPT_S:
+                    return
+            # Wakes its worker, which then ends. socket's own method: ssl's would send the rest unencrypted.
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(oldest, socket.SHUT_RDWR)
+            self._waiting.pop(id(oldest), None)
+            self._accepting.pop(id(oldest), None)
+
+    @contextlib.contextmanager
+    def accepting(self, request: Any) -> Iterator[None]:
+        """A connection is sent its response within the block."""
+        with self._waiting_lock:
+            self._accepting[id(request)] = time.monotonic(), request
+        try:
+            yield
+        finally:
+            with self._waiting_lock:
+                self._accepting.pop(id(request), None)
 
     def asked(self, request: Any) -> None:
         """Marks a connection as no longer idle: its request has been read."""
@@ -225,11 +251,18 @@ class _Handler(BaseHTTPRequestHandler):
             known = ", ".join(sorted(self.server.routes))
             self._answer(Response(f"not found; available: {known}\n".encode(), code=404))
             return
+        own = path in self.server.own
+        if not own and not self.server.handlers.acquire(blocking=False):
+            self._answer(Response(b"too many requests; try again later\n", code=503, headers={"Retry-After": "2"}))
+            return
         try:
             response = handler(Request(path, dict(parse_qsl(query, keep_blank_values=True)), self.headers))
         except Exception:
             log.exception("metrics port: a handler failed", path=path)
             response = Response(b"internal error; see the log\n", code=500)
+        finally:
+            if not own:
+                self.server.handlers.release()
         self._answer(response)
 
     do_HEAD = do_GET
@@ -239,7 +272,8 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(body, bytes):
             self._head(response, {"Content-Length": str(len(body))})
             if self.command != "HEAD":
-                self.wfile.write(body)
+                with self.server.accepting(self.request):
+                    self.wfile.write(body)
             return
         try:
             if not self.server.streams.acquire(blocking=False):
@@ -320,6 +354,7 @@ class HttpServer:
         self.route("/metrics", metrics)
         self.route("/healthz", verdict(health))
         self.route("/readyz", verdict(ready))
+        self._server.own = frozenset(self._server.routes)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="http", daemon=True)
 
     def route(self, path: str, handler: Handler) -> None:

@@ -23,7 +23,16 @@ from prometheus_client import CollectorRegistry, Counter
 from streamd.errors import SinkError
 from streamd.telemetry import http as module
 from streamd.telemetry.access import Login, Tls
-from streamd.telemetry.http import MAX_STREAMS, MAX_THREADS, HttpServer, Request, Response
+from streamd.telemetry.http import (
+    ACCEPT_S,
+    MAX_HANDLERS,
+    MAX_STREAMS,
+    MAX_THREADS,
+    REQUEST_TIMEOUT_S,
+    HttpServer,
+    Request,
+    Response,
+)
 
 
 class State:
@@ -199,6 +208,41 @@ def test_a_request_that_drips_is_cut(server: tuple[HttpServer, State], quick: No
         except OSError:
             pass
         assert time.monotonic() - started < 15
+
+
+def test_handlers_that_take_time_leave_workers_to_the_checks(server: tuple[HttpServer, State]) -> None:
+    """Pictures of a camera that has none, or questions to a large journal."""
+    http, _ = server
+    release, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(_: Request) -> Response:
+        begun.release()
+        release.wait(30)
+        return Response(b"late")
+
+    http.route("/slow", slow)
+    asking = [raw(http, b"GET /slow HTTP/1.0\r\n\r\n") for _ in range(3 * MAX_THREADS)]
+    for _ in range(MAX_HANDLERS):
+        assert begun.acquire(timeout=20)
+    began = time.monotonic()
+    assert get(http, "/healthz")[0] == 200
+    assert time.monotonic() - began < 3
+    release.set()
+    answers = [all_of(connection) for connection in asking]
+    assert sum(b"late" in answer for answer in answers) >= MAX_HANDLERS
+    assert sum(b"503" in answer for answer in answers) >= MAX_THREADS
+
+
+def test_answers_that_nobody_takes_make_room(server: tuple[HttpServer, State]) -> None:
+    http, _ = server
+    http.route("/large", lambda _: Response(bytes(16 << 20)))
+    stalled = [raw(http, b"GET /large HTTP/1.0\r\n\r\n") for _ in range(MAX_THREADS)]
+    time.sleep(ACCEPT_S)  # that long a client may take
+    began = time.monotonic()
+    assert get(http, "/healthz")[0] == 200
+    assert time.monotonic() - began < REQUEST_TIMEOUT_S / 2
+    for connection in stalled:
+        connection.close()
 
 
 def test_an_answer_that_nobody_takes_is_cut(server: tuple[HttpServer, State], quick: None) -> None:
