@@ -29,6 +29,7 @@ from streamd.sources.picture import aspect_of, orientation_of, picture_of, top_d
 from streamd.sources.quarantine import PacketLossListener, Quarantine
 from streamd.sources.recording import PacketFeed
 from streamd.sources.skipping import PacketSkipper, held_back
+from streamd.sources.slices import SliceJoiner
 from streamd.sources.wire import heard_since
 from streamd.types import Box, Clock, Frame, Rotation, rotated_size
 
@@ -120,6 +121,7 @@ class AvSource:
         """Lost RTP packets."""
         self.deadline = math.inf
         self.clock = StreamClock(settings.clock_max_offset_s)
+        self._slices: SliceJoiner | None = None
         self._admission = Admission(settings.id, self._network, self._closed)
         self._lost_before = 0
         self._quarantine = Quarantine()
@@ -188,6 +190,7 @@ class AvSource:
         if settings.pixel_aspect == "display":
             self._pixel_aspect = aspect_of(stream.sample_aspect_ratio)
         self._stream = stream
+        self._slices = SliceJoiner(context)
         if self._feed is not None:
             self._feed.opened(stream, live=kind_of(container, settings).live)
         base = stream.time_base or Fraction(0)
@@ -291,7 +294,9 @@ class AvSource:
             self._begin_ns = 0
 
     def _packets(self) -> Iterator[Packet[Any]]:
+        slices = self._slices
         assert self._container is not None
+        assert slices is not None
         # All streams of a live input are read: otherwise PyAV would block inside on one that has gone silent.
         wanted = () if self._network else (self._stream,)
         packets = self._container.demux(*wanted)
@@ -320,6 +325,7 @@ class AvSource:
                 if isinstance(error, InvalidDataError):
                     self.corrupt += 1
                     if not self._network:
+                        yield from slices.flush()
                         return  # a truncated file ends here; everything before it is valid
                 raise self._translate(error, started, opening=False, device=self._device) from None
             finally:
@@ -327,7 +333,7 @@ class AvSource:
             late = self._timed_out(last)
             if packet.stream is self._stream:
                 self.lost += ear.take()
-                yield packet
+                yield from slices.put(packet)
                 last = time.monotonic()
             if late:
                 # A packet that arrives when the time is up was still held by FFmpeg's parser: it is no sign of life.
@@ -355,7 +361,8 @@ class AvSource:
                 if delay > 0 and self._closed.wait(delay):
                     return
             # A packet of a paced file "arrives" when it is due: its latency is measured from there.
-            now_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+            held: Any = packet.opaque if self._live else None
+            now_ns, wall_ns = held or (time.monotonic_ns(), time.time_ns())
             if self._feed is not None and packet.size:
                 self._feed.put(packet, now_ns, wall_ns)
             if packet.size and self._passes_over(packet):

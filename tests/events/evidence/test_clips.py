@@ -263,12 +263,12 @@ def test_an_unfinished_clip_does_not_claim_to_be_whole_and_can_be_played(tmp_pat
     assert stage.writer.close(20)
 
 
-ONE_SLICE = {"tune": "zerolatency", "x264-params": "sliced-threads=0:slices=1"}
-"""GStreamer's payloader sends each slice as if it were a picture."""
+SLICES = {"tune": "zerolatency", "x264-params": "sliced-threads=0:slices=4"}
+"""GStreamer's payloader repeats the parameters in front of each slice of a key frame."""
 
 
 def test_a_camera_that_reconnects_in_the_middle_of_an_event(tmp_path: Path) -> None:
-    video = marked.write_marked(tmp_path / "v.mp4", frames=250, gop=10, options=ONE_SLICE)
+    video = marked.write_marked(tmp_path / "v.mp4", frames=250, gop=10, options=SLICES)
     stage = Stage(tmp_path / "media")
     with rtsp_server(f"cam={video}:h264") as server:
         begun: list[int] = []
