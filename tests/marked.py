@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,41 @@ def shown(path: Path) -> list[tuple[float, npt.NDArray[Any]]]:
             for frame in container.decode(stream)
             if frame.pts is not None
         ]
+
+
+def write_heard(
+    path: Path, *, frames: int, beep: int, sound: str = "aac", gop: int = 10, options: dict[str, str] | None = None
+) -> Path:
+    """Marked pictures in H.264, 25 a second, with sound that is silent until a tone begins with picture `beep`."""
+    rate = 48_000
+    with av.open(str(path), "w") as out:
+        video: Any = out.add_stream("libx264", rate=25, options=options or {"bf": "0"})
+        video.width, video.height, video.pix_fmt, video.gop_size = *SIZE, "yuv420p", gop
+        audio: Any = out.add_stream(sound, rate=8_000 if sound.startswith("pcm_") else rate)
+        audio.layout = "mono"
+        at = np.arange(rate // 25) / rate
+        for i in range(frames):
+            out.mux(video.encode(marked(*SIZE, i)))
+            tone = 0.6 * np.sin(2 * np.pi * 400 * at) if i >= beep else np.zeros_like(at)
+            samples = av.AudioFrame.from_ndarray(tone.astype(np.float32)[None], format="fltp", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = rate, i * len(at), Fraction(1, rate)
+            out.mux(audio.encode(samples))
+        out.mux(video.encode(None))
+        out.mux(audio.encode(None))
+    return path
+
+
+def heard_from(path: Path) -> float:
+    """When the tone begins, in seconds."""
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            values = frame.to_ndarray()
+            loud = np.nonzero(np.abs(values.astype(float)).max(axis=0) > 0.2 * _loudest(values))[0]
+            if len(loud):
+                assert frame.time is not None
+                return float(frame.time) + float(loud[0]) / frame.sample_rate
+    raise AssertionError("silence")
+
+
+def _loudest(values: npt.NDArray[Any]) -> float:
+    return 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)

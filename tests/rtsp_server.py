@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """GStreamer's RTSP server for the tests. Runs with the system's Python, which has the GObject bindings.
 
-usage: rtsp_server.py [--user NAME --password PASSWORD] [--port N] MOUNT=FILE:CODEC…   (CODEC h264 or h265)
+usage: rtsp_server.py [--user NAME --password PASSWORD] [--port N] MOUNT=FILE:CODEC…   (CODEC h264, h265, or h264+aac)
 Prints the port once it listens.
 """
 
@@ -35,10 +35,15 @@ def main() -> None:
         name, _, rest = mount.partition("=")
         path, _, codec = rest.rpartition(":")
         factory = GstRtspServer.RTSPMediaFactory()
+        codec, _, sound = codec.partition("+")
         parse, pay = {"h264": ("h264parse", "rtph264pay"), "h265": ("h265parse", "rtph265pay")}[codec]
-        factory.set_launch(
-            f"( filesrc location={path} ! qtdemux ! {parse} ! {pay} name=pay0 pt=96 config-interval=-1 )"
-        )
+        video = f"queue ! {parse} ! {pay} name=pay0 pt=96 config-interval=-1"
+        demux = f"filesrc location={path} ! qtdemux"
+        if sound:
+            audio = "queue ! aacparse ! rtpmp4gpay name=pay1 pt=97"
+            factory.set_launch(f"( {demux} name=d d.video_0 ! {video} d.audio_0 ! {audio} )")
+        else:
+            factory.set_launch(f"( {demux} ! {video} )")
         if args.user:
             permissions = GstRtspServer.RTSPPermissions()
             permissions.add_permission_for_role("user", "media.factory.access", True)

@@ -21,6 +21,18 @@ FRAME_NS = 40_000_000
 
 
 @dataclass(slots=True, frozen=True)
+class SoundHead:
+    """What a muxer has to know of the sound beside a stream's pictures."""
+
+    codec: str
+    """FFmpeg's name."""
+    time_base: tuple[int, int]
+    """Of its time stamps, which count on the same clock as the pictures'."""
+    data: bytes
+    """The codec parameters: a NUT file, which a demuxer reads."""
+
+
+@dataclass(slots=True, frozen=True)
 class PacketHead:
     """What a muxer has to know of the packets that follow."""
 
@@ -39,6 +51,8 @@ class PacketHead:
     """Packets arrive at the sender's pace; otherwise only their time stamps tell when they were taken."""
     changed: bool = False
     """The connection is that of the part before; its parameters have changed."""
+    sound: SoundHead | None = None
+    """None where nobody asked for sound, or the stream has none."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -51,27 +65,29 @@ class PacketPart:
 
 
 class Packet:
-    """One compressed picture."""
+    """One compressed picture, or a piece of sound."""
 
-    __slots__ = ("at_ns", "captured_ns", "data", "dts", "duration", "key", "part", "pts", "serial", "wall_ns")
+    __slots__ = ("at_ns", "captured_ns", "data", "dts", "duration", "key", "part", "pts", "serial", "sound", "wall_ns")
 
     def __init__(
         self, serial: int, part: PacketPart, data: bytes, pts: int | None, dts: int | None, duration: int, key: bool,
-        captured_ns: int, wall_ns: int, at_ns: int,
+        captured_ns: int, wall_ns: int, at_ns: int, sound: bool = False,
     ) -> None:  # fmt: skip
         self.serial = serial
         """Counts the packets of the stream, from 1 and without gaps."""
         self.part = part
         self.data = data
         self.pts, self.dts, self.duration = pts, dts, duration
-        """In units of `part.head.time_base`; a duration of 0 is unknown."""
+        """In units of `part.head.time_base`, or of that of its sound; a duration of 0 is unknown."""
         self.key = key
         self.captured_ns = captured_ns
         """Equals `Frame.captured_ns` of the picture in it."""
         self.wall_ns = wall_ns
         """Unix time of arrival, nanoseconds."""
         self.at_ns = at_ns
-        """When it was taken, on a monotonic clock of the stream: arrival for live streams, media time for files."""
+        """When it was taken, on a monotonic clock of the stream: arrival for live streams, media time for files. That
+        of the picture before it for sound."""
+        self.sound = sound
 
 
 class PacketSink(Protocol):
@@ -90,6 +106,10 @@ class PacketSink(Protocol):
         self, data: bytes, pts: int | None, dts: int | None, duration: int, key: bool, captured_ns: int, wall_ns: int
     ) -> None:
         """Takes one packet. Never waits for a consumer."""
+        ...
+
+    def put_sound(self, data: bytes, pts: int, duration: int, captured_ns: int, wall_ns: int) -> None:
+        """Takes one packet of the sound that `begin` has told of."""
         ...
 
     def refuse(self, why: str) -> None:
@@ -166,13 +186,31 @@ class PacketRing:
                     self._drop_oldest()
             else:
                 groups[-1].append(packet)
-            self.bytes += len(data)
-            while self.bytes > self._max_bytes and len(groups) > 1:
-                self._drop_oldest()
-            if self.bytes > self._max_bytes:
-                self._drop_oldest()
-                self._waiting = True
-                self.overflows += 1
+            self._bound(len(data))
+
+    def put_sound(self, data: bytes, pts: int, duration: int, captured_ns: int, wall_ns: int) -> None:
+        """See `PacketSink.put_sound`."""
+        with self._lock:
+            part = self._part
+            if part is None or part.head.sound is None or not self.on or self._waiting:
+                return
+            self._serial += 1
+            self._groups[-1].append(
+                Packet(
+                    self._serial, part, data, pts, None, duration, False, captured_ns, wall_ns, self._at_ns, sound=True
+                )
+            )
+            self._bound(len(data))
+
+    def _bound(self, added: int) -> None:
+        groups = self._groups
+        self.bytes += added
+        while self.bytes > self._max_bytes and len(groups) > 1:
+            self._drop_oldest()
+        if self.bytes > self._max_bytes:
+            self._drop_oldest()
+            self._waiting = True
+            self.overflows += 1
 
     def _drop_oldest(self) -> None:
         self.bytes -= sum(len(packet.data) for packet in self._groups.popleft())
@@ -206,7 +244,7 @@ class PacketRing:
         with self._lock:
             for group in reversed(self._groups):
                 if group[0].captured_ns <= captured_ns:
-                    return next((p for p in reversed(group) if p.captured_ns == captured_ns), None)
+                    return next((p for p in reversed(group) if p.captured_ns == captured_ns and not p.sound), None)
         return None
 
     def start_before(self, at_ns: int, captured_ns: int | None = None, back_ns: int = 0) -> Packet | None:

@@ -112,6 +112,11 @@ class StreamSettings(KindSettings):
         return max(needed) + CLIP_SLACK_S if needed else 0.0
 
     @property
+    def clip_audio(self) -> bool:
+        """Whether any rule asks for the sound in its clips."""
+        return any(rule.clip is not None and rule.clip.audio for rule in (*self.zones, *self.lines))
+
+    @property
     def ring_policy(self) -> RingPolicy:
         """`policy`, else block for what is read as fast as possible and drop_oldest for everything else."""
         if self.policy is not None:

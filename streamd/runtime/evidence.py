@@ -92,7 +92,7 @@ class Evidence:
             return
         source = self._streams.get(settings.id) or StreamEvidence(settings.id)
         wanted = {
-            rule.name: Wanted(rule.clip.pre_s, rule.clip.post_s, rule.clip.max_s)
+            rule.name: Wanted(rule.clip.pre_s, rule.clip.post_s, rule.clip.max_s, rule.clip.audio)
             for rule in (*settings.zones, *settings.lines)
             if rule.clip is not None
         }

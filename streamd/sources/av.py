@@ -116,8 +116,10 @@ class AvStreamSettings(SourceSettings):
     def connects_as(self, other: StreamSettings) -> bool:
         """See `StreamSettings.connects_as`. A decoder process has as many buffers as the ring that it began with, and
         passes packets on or does not."""
-        if not super().connects_as(other) or self.isolation == "thread":
-            return super().connects_as(other)
+        if not super().connects_as(other) or self.clip_audio != other.clip_audio:
+            return False  # sound is asked for, or not, when the connection is made
+        if self.isolation == "thread":
+            return True
         return self.ring <= other.ring and bool(self.clip_ring_s) == bool(other.clip_ring_s)
 
     def check(self) -> Problems:

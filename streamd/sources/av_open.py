@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from streamd.errors import SourceError, SourceReason
 from streamd.security.redact import redact
@@ -13,6 +13,7 @@ from streamd.sources.av_errors import describe
 from streamd.sources.wire import heard_since
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -23,8 +24,8 @@ def _options(settings: AvStreamSettings) -> dict[str, str]:
     # A recorder that starts a new transport stream in mid-file gives its video another PID: the same track goes on.
     options = {} if settings.url.startswith(("rtsp", "rtmp", "/dev/")) else {"merge_pmt_versions": "1"}
     if settings.url.startswith("rtsp"):
-        # Nobody decodes audio, and its packets would hide from the timeout that the video has stopped.
-        options["allowed_media_types"] = "video"
+        # Nobody decodes audio: it is read where clips are to have it.
+        options["allowed_media_types"] = "video+audio" if settings.clip_audio else "video"
     if settings.url.startswith("rtsp") and settings.transport != "auto":
         options["rtsp_transport"] = settings.transport
         if settings.transport == "tcp":
@@ -155,6 +156,12 @@ def video_stream(container: InputContainer, settings: AvStreamSettings, *, live:
     if late:
         reason = "rtcp_only" if heard_since(settings.url, waited_s) else "timeout_open"
     raise SourceError(reason, describe(settings.url, reason), permanent=not live)
+
+
+def sound_beside(container: InputContainer, video: VideoStream) -> AudioStream | None:
+    """The audio track that belongs to the video, as FFmpeg's own players choose it; None if there is none."""
+    found = container.streams.best("audio", related=video)
+    return cast("AudioStream", found) if found is not None else None
 
 
 def _is_cover(stream: VideoStream) -> bool:

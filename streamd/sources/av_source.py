@@ -18,7 +18,7 @@ from streamd.flow.settings import StreamSettings
 from streamd.security.redact import redact
 from streamd.sources.admission import Admission
 from streamd.sources.av_errors import describe, translate
-from streamd.sources.av_open import InputKind, kind_of, open_container, video_stream
+from streamd.sources.av_open import InputKind, kind_of, open_container, sound_beside, video_stream
 from streamd.sources.clock import StreamClock
 from streamd.sources.closing import deferred
 from streamd.sources.files import begin_at, check_file, too_short
@@ -34,6 +34,7 @@ from streamd.sources.wire import heard_since
 from streamd.types import Box, Clock, Frame, Rotation, rotated_size
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
@@ -73,6 +74,8 @@ class AvSource:
     ) -> None:
         self._settings = settings
         self._feed = PacketFeed(packets) if packets is not None else None
+        self._sound: AudioStream | None = None
+        """Where clips are to have it."""
         self._device = device if settings.decode != "software" else None
         if settings.decode == "nvdec" and device is None:
             self._device = 0
@@ -192,7 +195,8 @@ class AvSource:
         self._stream = stream
         self._slices = SliceJoiner(context)
         if self._feed is not None:
-            self._feed.opened(stream, live=kind_of(container, settings).live)
+            self._sound = sound_beside(container, stream) if settings.clip_audio else None
+            self._feed.opened(stream, live=kind_of(container, settings).live, sound=self._sound)
         base = stream.time_base or Fraction(0)
         self._time_base_ns = float(base) * 1e9
         self._tick_ns = (base.numerator * 10**9, base.denominator)
@@ -298,7 +302,7 @@ class AvSource:
         assert self._container is not None
         assert slices is not None
         # All streams of a live input are read: otherwise PyAV would block inside on one that has gone silent.
-        wanted = () if self._network else (self._stream,)
+        wanted = () if self._network else (self._stream, *([self._sound] if self._sound is not None else []))
         packets = self._container.demux(*wanted)
         ear = PacketLossListener(self._rtp)
         limit_s = self._silence_s + HUNG_S if self._network else FILE_LIMIT_S
@@ -335,6 +339,8 @@ class AvSource:
                 self.lost += ear.take()
                 yield from slices.put(packet)
                 last = time.monotonic()
+            elif self._sound is not None and packet.stream is self._sound and self._feed is not None and packet.size:
+                self._feed.put_sound(packet, time.monotonic_ns(), time.time_ns())
             if late:
                 # A packet that arrives when the time is up was still held by FFmpeg's parser: it is no sign of life.
                 raise self._silent(started)

@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from streamd.flow.packets import PacketHead, PacketSink
+from streamd.flow.packets import PacketHead, PacketSink, SoundHead
 from streamd.flow.threads import NamedThread
 
 HEAD, PACKET, REFUSED = b"H", b"P", b"R"
@@ -19,7 +19,7 @@ _FIXED = struct.Struct("=cI")
 """Kind; bytes that follow."""
 _PACKET = struct.Struct("=Bqqqqq")
 """Flags; pts, dts, duration, captured, wall."""
-_KEY, _HAS_PTS, _HAS_DTS = 1, 2, 4
+_KEY, _HAS_PTS, _HAS_DTS, _SOUND = 1, 2, 4, 8
 LARGEST = 64 << 20
 """Bytes of a message; a larger one is not believed."""
 _BUFFER = 1 << 20
@@ -39,6 +39,10 @@ class _Description(NamedTuple):
     container: str
     live: bool
     changed: bool
+    sound: tuple[str, int, int] | None
+    """Codec and time base of the sound."""
+    bytes: int
+    """Of the head's data; those of the sound's follow."""
 
 
 class PacketSender:
@@ -57,8 +61,11 @@ class PacketSender:
     def begin(self, head: PacketHead) -> None:
         """See `PacketSink.begin`."""
         size, base = (head.width, head.height), head.time_base
-        told = _Description(head.codec, *size, *base, head.container, head.live, head.changed)
-        self._send(HEAD, json.dumps(told).encode() + b"\n", head.data)
+        sound = (head.sound.codec, *head.sound.time_base) if head.sound is not None else None
+        told = _Description(
+            head.codec, *size, *base, head.container, head.live, head.changed, sound, len(head.data)
+        )  # fmt: skip
+        self._send(HEAD, json.dumps(told).encode() + b"\n", head.data + (head.sound.data if head.sound else b""))
 
     def put(
         self, data: bytes, pts: int | None, dts: int | None, duration: int, key: bool, captured_ns: int, wall_ns: int
@@ -72,6 +79,11 @@ class PacketSender:
         stamps = (pts or 0) if flags & _HAS_PTS else 0, (dts or 0) if flags & _HAS_DTS else 0
         length = duration if 0 <= duration < _LIMIT else 0
         self._send(PACKET, _PACKET.pack(flags, *stamps, length, captured_ns, wall_ns), data)
+
+    def put_sound(self, data: bytes, pts: int, duration: int, captured_ns: int, wall_ns: int) -> None:
+        """See `PacketSink.put_sound`."""
+        if abs(pts) < _LIMIT and 0 <= duration < _LIMIT:
+            self._send(PACKET, _PACKET.pack(_SOUND, pts, 0, duration, captured_ns, wall_ns), data)
 
     def refuse(self, why: str) -> None:
         """See `PacketSink.refuse`."""
@@ -124,6 +136,9 @@ class PacketReceiver:
     def _take(self, kind: bytes, body: bytes) -> None:
         if kind == PACKET:
             flags, pts, dts, duration, captured_ns, wall_ns = _PACKET.unpack_from(body)
+            if flags & _SOUND:
+                self._into.put_sound(body[_PACKET.size :], pts, duration, captured_ns, wall_ns)
+                return
             self._into.put(
                 body[_PACKET.size :], pts if flags & _HAS_PTS else None, dts if flags & _HAS_DTS else None,
                 duration, bool(flags & _KEY), captured_ns, wall_ns,
@@ -147,9 +162,13 @@ class PacketReceiver:
 
 def _head(told: _Description, data: bytes) -> PacketHead:
     base = int(told.numerator), int(told.denominator)
-    if min(base) <= 0:
+    sound = None
+    if told.sound is not None:
+        codec, numerator, denominator = told.sound
+        sound = SoundHead(str(codec), (int(numerator), int(denominator)), data[told.bytes :])
+    if min(base) <= 0 or (sound is not None and min(sound.time_base) <= 0):
         raise ValueError("no time base")
     return PacketHead(
-        str(told.codec), int(told.width), int(told.height), base, str(told.container), data, bool(told.live),
-        bool(told.changed),
+        str(told.codec), int(told.width), int(told.height), base, str(told.container), data[: told.bytes],
+        bool(told.live), bool(told.changed), sound,
     )  # fmt: skip

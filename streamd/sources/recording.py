@@ -10,11 +10,12 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from streamd.flow.packets import PacketHead, PacketSink
+from streamd.flow.packets import PacketHead, PacketSink, SoundHead
 from streamd.security.redact import redact
 from streamd.sources.skipping import nal_length_size
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.packet import Packet
     from av.video.stream import VideoStream
 
@@ -100,6 +101,47 @@ def _frame_size(data: bytes) -> bytes:
     return b""
 
 
+_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+"""Of ISO 14496-3, table 1.18."""
+
+
+def sound_head(stream: AudioStream) -> tuple[SoundHead | None, bool]:
+    """What a muxer has to know of a stream's sound, and whether its packets have an ADTS header to take off.
+
+    Returns:
+        None if FFmpeg cannot describe it.
+    """
+    import av
+
+    context, base = stream.codec_context, stream.time_base
+    if base is None or not context.sample_rate or not context.channels:
+        return None, False
+    codec = context.codec.canonical_name
+    adts = codec == "aac" and not context.extradata
+    memory = io.BytesIO()
+    try:
+        with av.open(memory, "w", format="nut") as out:
+            copy = out.add_stream_from_template(stream, opaque=True)
+            if adts:
+                copy.codec_context.extradata = _audio_config(context.sample_rate, context.channels, context.profile)
+            dummy = av.Packet(bytes(16))  # a file without packets cannot be opened
+            dummy.stream, dummy.pts, dummy.dts, dummy.is_keyframe = copy, 0, 0, True
+            out.mux(dummy)
+    except Exception:  # noqa: BLE001 - whatever FFmpeg cannot store must not cost the pictures
+        return None, False
+    return SoundHead(codec, (base.numerator, base.denominator), memory.getvalue()), adts
+
+
+def _audio_config(rate: int, channels: int, profile: str | None) -> bytes:
+    """AudioSpecificConfig (ISO 14496-3, 1.6.2.1) of AAC-LC; its high-efficiency kinds are AAC-LC of half the rate."""
+    efficient = "HE" in (profile or "")
+    rate = rate // 2 if efficient else rate
+    channels = 1 if efficient and "v2" in (profile or "") else channels
+    if rate not in _RATES or channels not in (1, 2, 3, 4, 5, 6, 8):
+        raise ValueError(f"AAC of {rate} Hz and {channels} channels")
+    return (2 << 11 | _RATES.index(rate) << 7 | (7 if channels == 8 else channels) << 3).to_bytes(2, "big")
+
+
 class PacketFeed:
     """What one source puts into its stream's ring. For the thread that demuxes.
 
@@ -115,14 +157,24 @@ class PacketFeed:
         self._parameters = b""
         self._begun = False
         self._live = False
+        self._sound: SoundHead | None = None
+        self._adts = False
+        """The sound's packets begin with a header, which no file but a transport stream has."""
 
-    def opened(self, stream: VideoStream, *, live: bool) -> None:
-        """The following packets are of this stream. The same part continues if its parameters are the same."""
+    def opened(self, stream: VideoStream, *, live: bool, sound: AudioStream | None = None) -> None:
+        """The following packets are of this stream. The same part continues if its parameters are the same.
+
+        Args:
+            stream: the pictures.
+            live: see `PacketHead.live`.
+            sound: where it is to be recorded.
+        """
         context = stream.codec_context
         self._stream, self._live = stream, live
         self._codec = context.codec.canonical_name  # a decoder may have a name of its own
         self._length_size = nal_length_size(self._codec, context.extradata)
-        identity = (self._codec, context.extradata, stream.width, stream.height, stream.time_base)
+        self._sound, self._adts = sound_head(sound) if sound is not None else (None, False)
+        identity = (self._codec, context.extradata, stream.width, stream.height, stream.time_base, self._sound)
         if identity != self._identity:
             self._identity, self._begun, self._parameters = identity, False, b""
 
@@ -141,6 +193,15 @@ class PacketFeed:
         if self._begun:
             into.put(data, packet.pts, packet.dts, packet.duration or 0, key, captured_ns, wall_ns)
 
+    def put_sound(self, packet: Packet[Any], captured_ns: int, wall_ns: int) -> None:
+        """Takes one packet of the sound. Never raises."""
+        if not self._begun or self._sound is None or packet.pts is None or not self._into.on:
+            return
+        data = bytes(packet)
+        if self._adts and len(data) > 7 and data[0] == 0xFF and data[1] & 0xF0 == 0xF0:
+            data = data[7 if data[1] & 1 else 9 :]
+        self._into.put_sound(data, packet.pts, packet.duration or 0, captured_ns, wall_ns)
+
     def _begin(self, packet: Packet[Any], data: bytes, found: bytes, *, changed: bool) -> None:
         stream = self._stream
         assert stream is not None
@@ -157,8 +218,11 @@ class PacketFeed:
         self._begun, self._parameters = True, found or self._parameters
         size = stream.codec_context.width, stream.codec_context.height
         self._into.begin(
-            PacketHead(self._codec, *size, (base.numerator, base.denominator), container, head, self._live, changed)
-        )
+            PacketHead(
+                self._codec, *size, (base.numerator, base.denominator), container, head, self._live, changed,
+                self._sound,
+            )
+        )  # fmt: skip
 
 
 def _described(stream: VideoStream, packet: Packet[Any], data: bytes) -> bytes:

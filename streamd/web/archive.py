@@ -22,7 +22,13 @@ MAX_LIMIT = 1000
 PIECE = 256 << 10
 MAX_RANGE = 4 << 20
 """Bytes of one answer to a range request; a player asks for the next."""
-_KINDS = {".mp4": "video/mp4", ".mkv": "video/x-matroska", ".jpg": "image/jpeg", ".json": "application/json"}
+_KINDS = {
+    ".mp4": "video/mp4",
+    ".mov": "video/quicktime",
+    ".mkv": "video/x-matroska",
+    ".jpg": "image/jpeg",
+    ".json": "application/json",
+}
 _PARAMETERS = ("since", "until", "stream", "rule", "label", "kind", "type", "id", "before", "after", "limit", "order")
 MAX_VALUES = 500
 """Values of one parameter: older versions of SQLite take 999 in all."""

@@ -47,6 +47,10 @@ class ClipSettings(Settings):
     max_s: float = Field(
         300.0, ge=5, le=3600, description="Longest clip, in seconds; of a longer event, only the beginning is kept."
     )
+    audio: bool = Field(
+        False,
+        description="Also record the camera's sound. Recording speech needs consent in many places.",
+    )
 
 
 class RuleSettings(Settings):

@@ -3,160 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from streamd.events.evidence.files import NewFile
-from streamd.flow.packets import FRAME_NS, Packet, PacketPart
+from streamd.events.evidence.part import PartFile
+from streamd.flow.packets import Packet
 from streamd.types import Detections
 
-MP4_CODECS = ("h264", "hevc", "av1", "mpeg4", "mjpeg", "vp9")
-"""What MP4 holds and players expect there; everything else goes into Matroska."""
-JUMP_NS = 10_000_000_000
-"""A step of the time stamps that is longer than this, and not of the arrival, is a jump of the sender's clock."""
 TAIL_NS = 1_000_000_000
 """A packet whose picture is shown before one that came earlier is no later than this."""
 SCHEMA = 1
-
-
-class PartFile:
-    """One file of a clip. Time begins at 0 with the first packet; jumps of the sender's clock are taken out.
-
-    Args:
-        stem: path of the file without its ending.
-        part: the parameters of its packets.
-
-    Raises:
-        OSError: the file cannot be made.
-        av.error.FFmpegError, ValueError: FFmpeg cannot store these packets.
-    """
-
-    def __init__(self, stem: Path, part: PacketPart) -> None:
-        import av
-
-        self.part = part
-        head = part.head
-        self._base = Fraction(*head.time_base)
-        self._tick_ns = float(self._base) * 1e9
-        mp4 = head.codec in MP4_CODECS
-        self.file = NewFile(stem.with_name(stem.name + (".mp4" if mp4 else ".mkv")))
-        self.packets = 0
-        self.first: Packet | None = None
-        self.last: Packet | None = None
-        self.stamps: dict[int, float] = {}
-        """Of each picture, by `Frame.captured_ns`: its time in the file, in seconds."""
-        self._in = self._out = self._offset = 0
-        self._step = 0
-        self._top: int | None = None
-        """Latest presentation time in the packets."""
-        self._leading = True
-        """Within the first group of pictures."""
-        try:
-            with av.open(io.BytesIO(head.data), format=head.container) as parameters:
-                template = parameters.streams.video[0]
-                self._container = av.open(
-                    self.file, "w", format="mp4" if mp4 else "matroska", options=_options(head.codec) if mp4 else {},
-                    buffer_size=1 << 18,
-                )  # fmt: skip
-                self._stream = self._container.add_stream_from_template(template, opaque=True)
-                self._stream.time_base = self._base
-                self._container.start_encoding()
-        except BaseException:
-            self.file.discard()
-            raise
-
-    def write(self, packet: Packet) -> None:
-        """Adds a packet.
-
-        Raises:
-            OSError, av.error.FFmpegError: it could not be written.
-        """
-        import av
-
-        if self._leads(packet):
-            return
-        dts, pts = self._place(packet)
-        out = av.Packet(packet.data)
-        out.stream, out.time_base, out.is_keyframe = self._stream, self._base, packet.key
-        out.dts, out.pts, out.duration = dts, pts, packet.duration or self._step
-        self._container.mux_one(out)
-        self.stamps[packet.captured_ns] = round(pts * self._tick_ns / 1e9, 6)
-        self.packets += 1
-        if packet.pts is not None:
-            self._top = packet.pts if self._top is None else max(self._top, packet.pts)
-        if self.first is None:
-            self.first = packet
-        self.last = packet
-
-    def _leads(self, packet: Packet) -> bool:
-        """Whether it follows the first key frame and is shown before it: it may be predicted from what is not here."""
-        if packet.key or self.first is None or packet.pts is None or self.first.pts is None:
-            self._leading = self._leading and self.first is None
-            return False
-        return self._leading and packet.pts < self.first.pts
-
-    def precedes(self, packet: Packet) -> bool:
-        """Whether the packet's picture is shown before one that is here already."""
-        return packet.part is self.part and packet.pts is not None and self._top is not None and packet.pts < self._top
-
-    def _place(self, packet: Packet) -> tuple[int, int]:
-        """Decoding and presentation time in the file, in ticks: ascending, whatever the sender's clock does."""
-        first, last = self.first, self.last
-        stamp = packet.dts if packet.dts is not None else packet.pts
-        if first is None or last is None:
-            self._in = stamp or 0
-            self._offset = -self._in
-            self._step = max(1, round(FRAME_NS / self._tick_ns))
-        else:
-            arrived = max(1, round((packet.at_ns - last.at_ns) / self._tick_ns))
-            if stamp is None:
-                stamp = self._in + arrived
-            step = stamp - self._in
-            if step <= 0 or (step * self._tick_ns > JUMP_NS and arrived < step // 2):
-                self._offset += arrived - step
-                step = arrived
-            self._step = step
-            self._in = stamp
-        dts = self._in + self._offset
-        pts = packet.pts + self._offset if packet.pts is not None else dts
-        return dts, max(pts, dts)
-
-    @property
-    def seconds(self) -> float:
-        """Length so far."""
-        return max(self.stamps.values(), default=0.0) + self._step * self._tick_ns / 1e9 if self.stamps else 0.0
-
-    def finish(self) -> None:
-        """Writes what is left and puts the file under its name.
-
-        Raises:
-            OSError, av.error.FFmpegError: it is not complete; nothing of it is left.
-        """
-        try:
-            self._container.close()
-        except BaseException:
-            self.file.discard()
-            raise
-        self.file.finish()
-
-    def discard(self) -> None:
-        """Removes it."""
-        with contextlib.suppress(Exception):
-            self._container.close()
-        self.file.discard()
-
-
-def _options(codec: str) -> dict[str, str]:
-    # Fragments: what is on the disk can be played whatever happens to the rest. One a group of pictures; where every
-    # picture is a key frame, one a second.
-    fragments = "" if codec == "mjpeg" else "frag_keyframe+"
-    options = {"movflags": f"{fragments}empty_moov+default_base_moof"}
-    return options | {"frag_duration": "1000000"} if codec == "mjpeg" else options
 
 
 @dataclass(slots=True)
@@ -186,6 +46,8 @@ class Clip:
     begun_at: float
     """Monotonic seconds."""
     max_ns: int
+    sound: bool = False
+    """With sound, if the stream has any."""
     events: dict[str, ClipEvent] = field(default_factory=dict)
     parts: list[PartFile] = field(default_factory=list)
     first: Packet | None = None
@@ -222,6 +84,12 @@ class Clip:
         """
         for packet in packets:
             before = self.parts[-1] if self.parts else None
+            if packet.sound:
+                # A group of pictures is lost as a whole: what is behind a gap begins with a picture.
+                if before is not None and before.part is packet.part:
+                    before.write_sound(packet)
+                    self.next = packet.serial + 1
+                continue
             beyond_ns = packet.at_ns - until_ns
             if beyond_ns > 0 and (before is None or beyond_ns > TAIL_NS or not before.precedes(packet)):
                 return True
@@ -229,7 +97,7 @@ class Clip:
                 if before is not None and before.last is not None:
                     self._gap(before.last, packet, "parameters" if packet.part.head.changed else "reconnect")
                 stem = self.stem if before is None else self.stem.with_name(f"{self.stem.name}.{len(self.parts) + 1}")
-                self.parts.append(PartFile(stem, packet.part))
+                self.parts.append(PartFile(stem, packet.part, sound=self.sound))
             elif packet.serial != self.next and before.last is not None:
                 self.lost += packet.serial - self.next
                 self._gap(before.last, packet, "disk_slow")
@@ -342,6 +210,7 @@ class Clip:
         head = part.part.head
         return {
             "file": part.file.path.name, "codec": head.codec, "width": head.width, "height": head.height,
+            "audio": part.sound.codec if part.sound is not None else None,
             "starts_at": self._wall(part.first, offset_ns), "s": round(part.seconds, 6), "packets": part.packets,
         }  # fmt: skip
 

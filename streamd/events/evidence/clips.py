@@ -50,11 +50,12 @@ class Moment(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """How long a rule's clips are; see `ClipSettings`."""
+    """What a rule's clips are like; see `ClipSettings`."""
 
     pre_s: float
     post_s: float
     max_s: float
+    audio: bool = False
 
 
 class BoxLog:
@@ -218,13 +219,13 @@ class ClipWriter:
             event.at_ns, began_ns, asked_ns, began_ns if instant else None, event.at_ns if instant else None,
         )  # fmt: skip
         for other, clip in self._active:
-            if other is source and self._shares(clip, first, began_ns):
+            if other is source and clip.sound == wanted.audio and self._shares(clip, first, began_ns):
                 clip.events[event.id] = entry
                 self._note(clip, "pending")
                 return
         clip = Clip(
             source.stream, self._folder / stem_of(source.stream, event.at_ns, event.id), time.monotonic(),
-            int(wanted.max_s * 1e9), {event.id: entry}, next=first.serial,
+            int(wanted.max_s * 1e9), wanted.audio, {event.id: entry}, next=first.serial,
         )  # fmt: skip
         clip.first = first
         if len(self._active) >= MAX_OPEN:

@@ -28,10 +28,17 @@ class Stage:
     """One stream `a` with its evidence, and the links that a journal would keep."""
 
     def __init__(
-        self, folder: Path, *, ring_s: float = 30.0, ring_bytes: int = 64 << 20, min_free: int = 0, **wanted: float
+        self,
+        folder: Path,
+        *,
+        ring_s: float = 30.0,
+        ring_bytes: int = 64 << 20,
+        min_free: int = 0,
+        audio: bool = False,
+        **wanted: float,
     ) -> None:
         self.folder = folder
-        self.wanted = Wanted(**{"pre_s": 1.0, "post_s": 1.0, "max_s": 300.0, **wanted})
+        self.wanted = Wanted(**{"pre_s": 1.0, "post_s": 1.0, "max_s": 300.0, **wanted}, audio=audio)
         self.source = StreamEvidence("a")
         self.source.change(ring_s, ring_bytes, {"gate": self.wanted})
         self.links: list[tuple[str, str, Media]] = []
@@ -54,7 +61,8 @@ class Stage:
         self, url: Path | str, tell: Callable[[Frame, int], object] = lambda *_: None, **settings: Any
     ) -> list[Frame]:
         """Reads a source to its end; its detections are the bright square. `tell` is called for every frame."""
-        rules = {"zones": [{"name": "gate", "points": [(0, 0), (1, 0), (1, 1)], "clip": {}}]}
+        clip = {"audio": self.wanted.audio}
+        rules = {"zones": [{"name": "gate", "points": [(0, 0), (1, 0), (1, 1)], "clip": clip}]}
         values = {"pace": "asap", "reconnect": {}, **rules, **settings}
         source = open_source(
             AvStreamSettings.model_validate({"id": "a", "url": str(url), **values}), packets=self.source.ring

@@ -12,8 +12,8 @@ import av
 import pytest
 
 from streamd.errors import SourceError
-from streamd.events.evidence import clip as clip_module
 from streamd.events.evidence import files
+from streamd.events.evidence import part as part_module
 from streamd.events.record import Media
 from tests import marked
 from tests.events.evidence.stage import Stage, ffprobe_errors
@@ -210,7 +210,7 @@ def test_a_disk_that_is_full_in_mid_clip_leaves_nothing_and_recovers(
     video = marked.write_marked(tmp_path / "v.mp4", frames=150, gop=10, options={"crf": "5"})
     stage = Stage(tmp_path / "media")
     with monkeypatch.context() as patched:
-        patched.setattr(clip_module, "NewFile", Full)
+        patched.setattr(part_module, "NewFile", Full)
         stage.play(video, lambda frame, index: index == 60 and stage.event("instant", frame))
         assert stage.settled()["clip"].state == "failed"
     assert stage.media()["clip"].reason == "disk_full"
