@@ -94,7 +94,7 @@ def heard_from(path: Path) -> float:
             loud = np.nonzero(np.abs(values.astype(float)).max(axis=0) > 0.2 * _loudest(values))[0]
             if len(loud):
                 assert frame.time is not None
-                return float(frame.time) + float(loud[0]) / frame.sample_rate
+                return float(frame.time + loud[0] / frame.sample_rate)
     raise AssertionError("silence")
 
 

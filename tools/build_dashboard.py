@@ -213,6 +213,27 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Clips and snapshots",
+        (
+            _lines("Written in 5 minutes", "short",
+                   (f"sum by (stream) (increase(streamd_clips_written_total{{{_THESE}}}[5m]))", "{{stream}} clips"),
+                   (f"sum by (stream) (increase(streamd_snapshots_written_total{{{_THESE}}}[5m]))",
+                    "{{stream}} snapshots")),
+            _lines("Failed in 5 minutes, by reason", "short",
+                   (f"sum by (reason) (increase(streamd_clips_failed_total{{{_THESE}}}[5m]))", "clips {{reason}}"),
+                   (f"sum by (reason) (increase(streamd_snapshots_failed_total{{{_THESE}}}[5m]))",
+                    "snapshots {{reason}}")),
+            _lines("Can be written and kept", "short",
+                   (f"min by (instance) (streamd_media_up{{{_HERE}}})", "{{instance}} written"),
+                   (f"min by (instance) (streamd_media_kept{{{_HERE}}})", "{{instance}} kept")),
+            _lines("Media folder", "bytes", (f"streamd_media_bytes{{{_HERE}}}", "{{instance}}")),
+            _lines("Events whose media were removed in an hour", "short",
+                   (f"increase(streamd_media_removed_total{{{_HERE}}}[1h])", "{{instance}}")),
+            _lines("Packets kept for clips", "bytes",
+                   (f"sum by (stream) (streamd_packet_ring_bytes{{{_THESE}}})", "{{stream}}")),
+        ),
+    ),
+    (
         "Losses",
         (
             _lines("Drops by reason", "fps", (

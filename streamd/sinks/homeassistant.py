@@ -121,7 +121,7 @@ class Discovery:
         for line in stream.lines:
             for direction in line.directions:
                 components |= _line(line.name, direction, here, id_)
-        if stream.zones or stream.lines:
+        if stream.has_snapshots:
             components["snapshot"] = {
                 "platform": "image",
                 "unique_id": f"{id_}_snapshot",
@@ -130,6 +130,7 @@ class Discovery:
                 "image_topic": f"{here}/snapshot",
                 "availability": [daemon],
             }
+        if stream.zones or stream.lines:
             components["event"] = {
                 "platform": "event",
                 "unique_id": f"{id_}_event",

@@ -178,10 +178,11 @@ class Worker:
         orders = self._orders
         done = daemon.applied == orders.accepted and not daemon.streams.changing
         counts = {s.stream: s.counts() for s in daemon.metrics.streams()}
+        health = daemon.health()[1]
         return Report(
-            self._number, self._life, orders.newest if done else orders.newest - 1, daemon.health()[1]["problem"],
+            self._number, self._life, orders.newest if done else orders.newest - 1, health["problem"],
             daemon.board.all(), counts, collect(daemon.registry), self._code, orders.refused,
-            daemon.seen(),
+            daemon.seen(), health.get("media"),
         )  # fmt: skip
 
 

@@ -259,6 +259,12 @@ class WorkerProcess:
         self._bad_since = None if said is None else self._bad_since or time.monotonic()
         return f"worker {self.number}: {said}" if said is not None else None
 
+    @property
+    def media_problem(self) -> str | None:
+        """Why the worker cannot write clips or snapshots now; None if it can."""
+        said = self._report.media if self.up and self._report is not None else None
+        return f"worker {self.number}: {said}" if said is not None else None
+
     def hangs(self, silent_s: float, grace_s: float) -> str | None:
         """A problem that has lasted for `grace_s` seconds: a worker whose stage failed should end by itself, but this
         one has not."""

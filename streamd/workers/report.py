@@ -92,6 +92,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     """Number of the latest order that was refused; 0 if none was."""
     seen: dict[str, int] = {}
     """By stream with rules: Unix time of the last frame in nanoseconds. Its open events are open until then."""
+    media: str | None = None
+    """Why clips or snapshots cannot be written now."""
 
 
 def collect(registry: CollectorRegistry) -> list[Family]:

@@ -175,8 +175,10 @@ class WorkerSupervisor:
     def health(self) -> tuple[bool, dict[str, Any]]:
         """See `Daemon.health`. A worker that died is restarted, which is not a problem of the daemon."""
         problem = self._problem()
+        told = (worker.media_problem for worker in self.workers)
+        media = next((each for each in told if each is not None), None) or self._events.media_problem
         return problem is None, health_of(
-            problem, self.boot_id, self._forwarders, self._events.problem, self._statuses(), self._events.media_problem
+            problem, self.boot_id, self._forwarders, self._events.problem, self._statuses(), media
         )
 
     def ready(self) -> tuple[bool, dict[str, Any]]:

@@ -32,7 +32,12 @@ NEEDS_MOTION = {
     "streamd_line_crossings_total": {"stream", "line", "direction", "label"},
     "streamd_zone_dwell_seconds_bucket": {"le", "stream", "zone"},
 }  # tests/telemetry/test_analytics.py
-ELSEWHERE = NEEDS_MOTION | NEEDS_A_GPU | NEEDS_A_CAMERA | NEEDS_WORKERS | NEEDS_A_BREAKDOWN
+NEEDS_CLIPS = {
+    **{f"streamd_{what}_written_total": {"stream"} for what in ("clips", "snapshots")},
+    **{f"streamd_{what}_failed_total": {"stream", "reason"} for what in ("clips", "snapshots")},
+    **{f"streamd_packet_ring_{what}": {"stream"} for what in ("bytes", "overflows_total")},
+}  # tests/behaviour/test_evidence.py
+ELSEWHERE = NEEDS_CLIPS | NEEDS_MOTION | NEEDS_A_GPU | NEEDS_A_CAMERA | NEEDS_WORKERS | NEEDS_A_BREAKDOWN
 
 
 def promtool(*arguments: str | Path, folder: Path = ROOT) -> str:

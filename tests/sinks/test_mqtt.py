@@ -82,10 +82,10 @@ def broker(tmp_path: Path) -> Iterator[Server]:
 SQUARE = ((0.1, 0.1), (0.9, 0.1), (0.9, 0.9))
 
 
-def camera(id_: str, *zones: str, line: str | None = None) -> StreamSettings:
+def camera(id_: str, *zones: str, line: str | None = None, snapshot: bool = False) -> StreamSettings:
     return SyntheticStreamSettings(
         id=id_,
-        zones=tuple(ZoneSettings(name=zone, points=SQUARE) for zone in zones),
+        zones=tuple(ZoneSettings(name=zone, points=SQUARE, snapshot=snapshot) for zone in zones),
         lines=()
         if line is None
         else (LineSettings(name=line, points=((0.1, 0.1), (0.9, 0.9)), directions=("in", "out")),),
@@ -380,7 +380,7 @@ def test_the_last_snapshot_is_an_image_in_home_assistant_until_it_is_deleted(
     watching = Entities()
     topic = "streamd/box/streams/s0/snapshot"
     pictures = [tmp_path / f"{i}.jpg" for i in range(2)]
-    with rig(tmp_path / "j", settings(broker, home_assistant={}), [camera("s0", "gate")]) as running:
+    with rig(tmp_path / "j", settings(broker, home_assistant={}), [camera("s0", "gate", snapshot=True)]) as running:
         running.journal.listen_media(running.thread.put_media)
         running.submit(1)
         for i, path in enumerate(pictures):
@@ -440,9 +440,13 @@ def test_a_removed_zone_is_taken_from_home_assistant(tmp_path: Path, broker: Ser
     listener = Listener(broker.port, "homeassistant/device/#")
     with rig(tmp_path / "j", settings(broker, home_assistant={}), [camera("gate", "a", "b")]) as running:
         until(lambda: len(listener.messages) == 2)
-        running.thread.set_streams([camera("gate", "a")])
+        running.thread.set_streams([camera("gate", "a", snapshot=True)])
         until(lambda: len(listener.messages) == 4)
     between, final = (json.loads(payload)["components"] for _, payload, _ in listener.messages[2:])
     assert between["zone_b_count"] == {"platform": "sensor"}, "which removes the entity"
     assert "zone_b_count" not in final
+    assert "snapshot" in final
+    first = json.loads(listener.messages[0][1])["components"] | json.loads(listener.messages[1][1])["components"]
+    assert "event" in first
+    assert "snapshot" not in first, "no rule took any"
     listener.close()

@@ -114,8 +114,11 @@ def test_reports_of_processes_that_are_gone_are_not_heard(script: Script) -> Non
     assert not process.up
     assert process.take(Report(0, 7, 3, None, [], {}, []))
     assert process.take(Report(0, 7, 2, None, [], {}, []))
-    assert (process.up, process.done) == (True, 3)
+    assert (process.up, process.done, process.media_problem) == (True, 3, None)
+    assert process.take(Report(0, 7, 3, None, [], {}, [], media="disk_full: no room"))
+    assert process.media_problem == "worker 0: disk_full: no room"
     ended(process)
+    assert process.media_problem is None
     assert process.take(Report(0, 7, 4, None, [], {}, []))  # its last one
     assert (process.up, process.done) == (False, 4)
     process.died(())
