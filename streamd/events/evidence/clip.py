@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from streamd.events.evidence.files import NewFile
-from streamd.events.evidence.part import PartFile
+from streamd.events.evidence.part import TAIL_NS, PartFile
 from streamd.flow.packets import Packet
 from streamd.types import Detections
 
-TAIL_NS = 1_000_000_000
-"""A packet whose picture is shown before one that came earlier is no later than this."""
 SCHEMA = 1
 
 

@@ -14,6 +14,8 @@ PARTIAL = ".partial"
 """Ending of a file that is being written. Without it, a file is complete."""
 INCOMPLETE = ".incomplete"
 """Before the ending of a clip whose process died: playable up to its last fragment."""
+VIDEO = (".mp4", ".mov", ".mkv")
+"""Endings of clips."""
 _ODD = re.compile(r"[^A-Za-z0-9_-]")
 _CHECK_S = 1.0
 _REASONS = {

@@ -15,7 +15,7 @@ import structlog
 
 from streamd.errors import SinkError
 from streamd.events.chores import Clock
-from streamd.events.evidence.files import INCOMPLETE, PARTIAL, reason_of
+from streamd.events.evidence.files import INCOMPLETE, PARTIAL, VIDEO, reason_of
 from streamd.events.journal import Journal
 from streamd.events.record import Media
 from streamd.flow.threads import NamedThread
@@ -200,26 +200,29 @@ class MediaKeeper:
             _, streams, reason = each
             for event_id, role, stream, path in pending:
                 if streams is None or stream in streams:
-                    self._journal.link(event_id, role, _rest_of(Path(path), reason))
+                    for number, media in enumerate(_rest_of(Path(path), reason), 1):
+                        self._journal.link(event_id, role if number == 1 else f"{role}_{number}", media)
             self._lost.remove(each)
 
 
-def _rest_of(path: Path, reason: str) -> Media:
-    """What is left of a clip whose process died: the first file, complete or up to its last fragment."""
+def _rest_of(path: Path, reason: str) -> list[Media]:
+    """What is left of a clip or snapshot whose process died: each of its files, complete or up to its last fragment."""
     stem = path.name.removesuffix(path.suffix)
     kept: list[Path] = []
     with contextlib.suppress(OSError):
-        for left in sorted(path.parent.glob(f"{stem}.*{PARTIAL}")):
+        for left in path.parent.glob(f"{stem}.*{PARTIAL}"):
             whole = left.with_suffix("")
-            if whole.suffix == ".json" or not left.stat().st_size:
-                left.unlink()
-                continue
-            renamed = whole.with_name(f"{whole.stem}{INCOMPLETE}{whole.suffix}")
-            left.rename(renamed)
-            kept.append(renamed)
-        if path.exists():
-            kept.insert(0, path)
-    return Media(str(kept[0] if kept else path), "failed", reason)
+            video = whole.suffix in VIDEO
+            if not video or not left.stat().st_size:
+                if video == (path.suffix in VIDEO) or whole.suffix == ".json":
+                    left.unlink()
+            elif path.suffix in VIDEO:
+                left.rename(whole.with_name(f"{whole.stem}{INCOMPLETE}{whole.suffix}"))
+        if path.suffix in VIDEO:
+            # Another event with the same clip may have been settled before.
+            found = [each for each in path.parent.glob(f"{stem}.*") if each.suffix in VIDEO]
+            kept = sorted(found, key=lambda each: (len(each.name), each.name))
+    return [Media(str(each), "failed", reason) for each in kept or [path]]
 
 
 def _stem(name: str) -> str:

@@ -24,6 +24,8 @@ SOUND_OFF_NS = 2_000_000_000
 """Sound that is further than this from the pictures beside it has another clock."""
 
 
+TAIL_NS = 1_000_000_000
+"""A packet whose picture is shown before one that came earlier is no later than this."""
 ENDINGS = {"mp4": ".mp4", "mov": ".mov", "matroska": ".mkv"}
 
 
@@ -173,7 +175,9 @@ class PartFile:
 
     def precedes(self, packet: Packet) -> bool:
         """Whether the packet's picture is shown before one that is here already."""
-        return packet.part is self.part and packet.pts is not None and self._top is not None and packet.pts < self._top
+        if packet.part is not self.part or packet.pts is None or self._top is None:
+            return False
+        return 0 < (self._top - packet.pts) * self._tick_ns < TAIL_NS  # more is a clock that was set back
 
     def _place(self, packet: Packet) -> tuple[int, int]:
         """Decoding and presentation time in the file, in ticks: ascending, whatever the sender's clock does."""

@@ -111,16 +111,29 @@ def test_the_thread_settles_what_a_dead_process_left(tmp_path: Path) -> None:
         (folder / f"080000.000-torn.json{PARTIAL}").write_bytes(b"{")
         (folder / f"080000.000-torn-2.mp4{PARTIAL}").write_bytes(b"of another event")
         (folder / "080000.000-whole.mp4").write_bytes(b"renamed just before the end")
+        # A clip of two parts that two events share, one of which waits for its first picture, too.
+        for name in ("first", "second"):
+            one.submit(event(name))
+            one.link(name, "clip", Media(str(folder / "080000.000-first.mp4"), "pending"))
+        one.link("first", "a_snapshot", Media(str(folder / "080000.000-first.jpg"), "pending"))
+        for name in ("mov", "2.mov", "jpg"):
+            (folder / f"080000.000-first.{name}{PARTIAL}").write_bytes(b"fragments")
         assert one.flush()
         keeper = MediaKeeper(media, NO_LIMITS, one)
         keeper.start()
         until(lambda: "pending" not in states(one).values())
         assert keeper.close(5)
-        assert set(states(one).values()) == {"failed", "written"}
         found = {r.id: r.media["clip"] for r in one.find(Filter())}
         assert found["torn"] == Media(str(folder / "080000.000-torn.incomplete.mp4"), "failed", "process_died")
         assert found["whole"].path.endswith("-whole.mp4")
         assert found["nothing"].reason == "process_died"
+        both = [str(folder / f"080000.000-first{number}.incomplete.mov") for number in ("", ".2")]
+        for record in one.find(Filter(ids=["first", "second"])):
+            assert [record.media[role].path for role in ("clip", "clip_2")] == both
+            assert {each.state for each in record.media.values()} == {"failed"}
+        assert one.find(Filter(ids=["first"]))[0].media["a_snapshot"].path.endswith("-first.jpg")
+        for path in both:
+            os.unlink(path)
         assert files(media) == [
             f"080000.000-torn-2.mp4{PARTIAL}", "080000.000-torn.incomplete.mp4", "080000.000-whole.mp4"
         ]  # fmt: skip
