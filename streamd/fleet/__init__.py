@@ -1,7 +1,8 @@
 """Several boxes that share the streams of one configuration: what a fleet is made of, and which box serves what.
 
 `placement` decides, from names and numbers alone; `plan` answers what would happen if a box were lost, or how many
-boxes are needed. Nothing here talks to a machine.
+boxes are needed. `coordinator` keeps a running fleet together, from the `records` that boxes send. Nothing here talks
+to a machine.
 """
 
 from __future__ import annotations
@@ -75,6 +76,19 @@ class FleetSettings(Settings):
     )
     rates: tuple[RateSettings, ...] = Field(
         (), max_length=1000, description="Streams with another rate; the first entry that fits applies."
+    )
+    moves_per_minute: int = Field(
+        30,
+        ge=1,
+        le=100_000,
+        description="Most streams that move in a minute although they could stay: to a box that joins, away from one "
+        "that is drained or has too much. Streams of a lost box move at once.",
+    )
+    single_session: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
+        (),
+        max_length=1000,
+        description="Ids of streams whose cameras serve one session at a time; `*` and `?` stand for other characters. "
+        "They are disconnected before another box connects. For all others, it connects first.",
     )
 
 

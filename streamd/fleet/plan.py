@@ -56,6 +56,11 @@ def demands_of(fleet: FleetSettings, streams: Sequence[StreamSettings]) -> list[
     return found
 
 
+def single_sessions(fleet: FleetSettings, streams: Sequence[StreamSettings]) -> frozenset[str]:
+    """The ids of streams whose cameras serve one session at a time."""
+    return frozenset(s.id for s in streams if any(fnmatch.fnmatchcase(s.id, p) for p in fleet.single_session))
+
+
 def boxes_of(fleet: FleetSettings, count: int | None = None) -> list[Box]:
     """The boxes of a fleet, `count` of those that are alike (default: as configured).
 
