@@ -37,7 +37,7 @@ FLOORS = {
     for room in rooms
 }
 VENDORS = ("av", "cv2", "openvino", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "zmq", "rich",
-           "pycocotools", "paho", "nats")  # fmt: skip
+           "pycocotools", "paho", "nats", "ray")  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -14,13 +14,12 @@ from streamd.engine import BatchSettings, EngineConfig, ModelSettings
 from streamd.engine.auto import AutoSettings
 from streamd.fleet import FleetSettings, ShareSettings
 from streamd.heads import DetectSettings, HeadConfig
-from streamd.settings import ConfigPath, ExternalSecret, Pattern, Seconds, Settings
+from streamd.settings import LISTEN_PATTERN, ConfigPath, ExternalSecret, Pattern, Seconds, Settings
 from streamd.sinks import SinkConfig
 from streamd.sources import StreamConfig
 
 USER_PATTERN = r"^[^:\x00-\x1f]+$"
 ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"
-LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}$"
 
 
 class DetectorSettings(ModelSettings):

@@ -79,6 +79,7 @@ def load(
     *,
     secrets: bool = True,
     share: bool = True,
+    base: Path | None = None,
 ) -> Loaded:
     """Reads, substitutes, validates.
 
@@ -87,13 +88,15 @@ def load(
         environment: the process's own by default.
         secrets: False does not read `${file:…}`; see `yamlfile.read_yaml`.
         share: False takes the streams of all daemons that `share` divides them among.
+        base: what relative paths are relative to; by default the file's folder.
 
     Raises:
         InvalidConfig: all problems, one per line: `FILE:LINE: field: message`.
         ConfigError: the file cannot be read.
     """
     file = Path(os.path.expanduser(path))
-    document = _parse(file, os.environ if environment is None else environment, secrets=secrets)
+    folder = file.parent if base is None else base
+    document = _parse(file, folder, os.environ if environment is None else environment, secrets=secrets)
     problems = [(line, message) for line, message in document.problems]
     config: Config | None = None
     partial: Partial | None = None
@@ -101,10 +104,10 @@ def load(
         config = Config.model_validate(document.values if document.values is not None else {})
     except ValidationError as error:
         problems += validation_problems(error, document)
-        partial = _salvage(error, document, file.parent)
+        partial = _salvage(error, document, folder)
     found: list[tuple[FieldPath, str]] = []
     if config is not None:
-        config = _absolute(config, file.parent)
+        config = _absolute(config, folder)
         partial = Partial(config, {})
         found = [*cross_check(config), *check_secrets(config, document)]
         try:
@@ -178,10 +181,10 @@ def _salvage(error: ValidationError, document: Document, folder: Path) -> Partia
     return Partial(_absolute(config, folder), numbers) if config.streams or config.sinks else None
 
 
-def _parse(file: Path, environment: Mapping[str, str], *, secrets: bool) -> Document:
+def _parse(file: Path, folder: Path, environment: Mapping[str, str], *, secrets: bool) -> Document:
     text = read_text(file, MAX_BYTES, what=str(file), expected="a YAML file with streamd's configuration")
     try:
-        document = read_yaml(text, environment, file.parent, secrets=secrets)
+        document = read_yaml(text, environment, folder, secrets=secrets)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     # Before any message can contain the values.

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from streamd.settings import Pattern, Settings
+from streamd.settings import LISTEN_PATTERN, ConfigPath, Pattern, Settings
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[
@@ -29,6 +29,16 @@ class BoxSettings(Settings):
         "it, as docs/fleet.md describes."
     )
     streams: StreamCount = Field(1024, description="Most streams of a box, whatever their rate.")
+    gpus: float = Field(
+        1.0,
+        ge=0,
+        le=16,
+        description="GPUs of a box, on nodes of the cluster that have any: 0.5 makes two boxes of a GPU; 0: one box a "
+        "node, which asks for no GPU.",
+    )
+    memory_gb: float = Field(
+        0.0, ge=0, le=1e5, description="Memory that a box reserves on its node, in gigabytes; 0: none."
+    )
 
 
 class NodeSettings(Settings):
@@ -70,6 +80,19 @@ class FleetSettings(Settings):
     nodes: tuple[NodeSettings, ...] = Field((), max_length=1000, description="Boxes with a name of their own.")
     reach: tuple[ReachSettings, ...] = Field(
         (), max_length=1000, description="Streams that only some boxes can reach; the first entry that fits applies."
+    )
+    most: int = Field(1000, ge=1, le=1000, description="Most boxes, however many nodes the cluster has.")
+    listen: (
+        Annotated[str, Field(pattern=LISTEN_PATTERN), Pattern("expected HOST:PORT, as in 127.0.0.1:9189")] | None
+    ) = Field(
+        "127.0.0.1:9189",
+        description="HOST:PORT of the coordinator: /metrics, /healthz, /status, and /sd, from which Prometheus learns "
+        "of all boxes; null to disable. Port 0 chooses a free one.",
+    )
+    state_dir: ConfigPath | None = Field(
+        None,
+        description="Folder on each node for the boxes: configuration, log, journals. Default: `fleet` in the service "
+        "manager's state folder (`$STATE_DIRECTORY`), else in `$XDG_STATE_HOME/streamd` (`~/.local/state/streamd`).",
     )
     stream_fps: FramesPerSecond = Field(
         25.0, description="Frames per second that a stream delivers, at most its `max_fps`."

@@ -74,6 +74,8 @@ class PathMark:
     """Values that are not paths."""
 
 
+LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}$"
+"""HOST:PORT to listen on."""
 ConfigPath = Annotated[str, PathMark()]
 """A path relative to the configuration file; absolute once the configuration is loaded."""
 
