@@ -44,6 +44,8 @@ MAX_STREAMS = 8
 
 MAX_HANDLERS = 10
 """Most handlers of further routes at the same time: one may wait for a picture, or read a large journal."""
+ROOM_TRIES = 3
+"""How often to make room for a connection, half a second each, before it is closed."""
 ACCEPT_S = 1.0
 """A connection that has had its response for this long without accepting it is closed if every worker is busy."""
 
@@ -152,8 +154,11 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self.slots.acquire(blocking=False):
-            self._make_room()
-            if not self.slots.acquire(timeout=0.5):
+            for _ in range(ROOM_TRIES):
+                self._make_room()
+                if self.slots.acquire(timeout=0.5):
+                    break
+            else:
                 self.shutdown_request(request)
                 return
         try:
