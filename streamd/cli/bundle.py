@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 from streamd.config.yamlfile import MAX_BYTES, read_yaml
-from streamd.errors import ConfigError, SinkError
-from streamd.runtime.recorder.bundle import bundles
-from streamd.runtime.recorder.place import config_name, default_folder, pid_file
+from streamd.errors import ConfigError
+from streamd.runtime.recorder.place import config_name, default_folder
+from streamd.runtime.recorder.request import recording, signalled, written
 from streamd.security.trust import read_text
 
 UNIT_FOLDER = Path("/var/lib/streamd/bundles")
@@ -45,16 +41,7 @@ def _folder(path: Path) -> Path:
 
 
 def _processes(folder: Path, path: Path) -> dict[str, int]:
-    """The recording processes of the configuration by bundle name: one, or one per worker."""
-    name = config_name(path)
-    found = {}
-    for file in (pid_file(folder, name), *sorted(folder.glob(f"{name}-worker[0-9]*.pid"))):
-        with contextlib.suppress(OSError, ValueError), file.open() as opened:
-            pid = int(opened.read())
-            try:
-                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                found[file.stem] = pid  # a held lock means that it is alive
+    found = recording(folder, config_name(path))
     if not found:
         advice = "start it, or set recorder.folder if it is running"
         raise ConfigError(f"{path}: no daemon with this configuration records to {folder}; {advice}")
@@ -70,23 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """
     path = Path(args.config)
     folder = _folder(path)
-    waiting = _processes(folder, path)
-    before = {bundle for name in waiting for bundle in bundles(folder, name)}
-    for pid in waiting.values():
-        try:
-            os.kill(pid, signal.SIGUSR2)
-        except OSError as error:
-            message = f"process {pid} cannot be signalled: {error.strerror}; run this command as its user, or as root"
-            raise SinkError(message) from error
-    deadline = time.monotonic() + args.timeout
-    while time.monotonic() < deadline:
-        for name in list(waiting):
-            new = [bundle for bundle in bundles(folder, name, "request") if bundle not in before]
-            if new:
-                print(new[-1])
-                del waiting[name]
-        if not waiting:
-            return 0
-        time.sleep(0.05)
-    pids = ", ".join(map(str, waiting.values()))
-    raise SinkError(f"process {pids} wrote no bundle to {folder} within {args.timeout:g} s; see its log for the reason")
+    processes = _processes(folder, path)
+    for bundle in written(folder, processes, lambda: signalled(processes), args.timeout):
+        print(bundle, flush=True)
+    return 0

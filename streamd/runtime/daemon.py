@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from streamd.config import Config, sink_names
 from streamd.config.loader import Loaded
 from streamd.config.problems import dotted
-from streamd.errors import BackendError, ConfigError, SourceError, StreamdError
+from streamd.errors import BackendError, ConfigError, SinkError, SourceError, StreamdError
 from streamd.events.evidence.clips import Moment
 from streamd.events.record import Event
 from streamd.flow.status import StatusBoard
@@ -32,6 +33,7 @@ from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.recorder.place import config_name
 from streamd.runtime.recorder.recorder import Recorder, Watched, open_recorder
+from streamd.runtime.recorder.request import NOT_RECORDING
 from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
 from streamd.runtime.service import Service, condition_of, outputs_of, status_line
 from streamd.runtime.streams import Streams
@@ -161,6 +163,7 @@ class Daemon:
         self.http, tap = open_port(
             config.metrics, self.registry, self.health, self.ready, statuses=self.board.all, boot_id=self.boot_id,
             streams=lambda: self.config.streams, journal=lambda: self._events.journal,
+            settings=self._settings, bundles=self._bundles,
         )  # fmt: skip
         self._tap = self._tap or tap
         self._open_otlp()
@@ -231,6 +234,11 @@ class Daemon:
 
     def _settings(self) -> Any:
         return self.config.model_dump(mode="json")
+
+    def _bundles(self) -> list[Path]:
+        if self.recorder is None:
+            raise SinkError(NOT_RECORDING)
+        return self.recorder.request("asked for on the page")
 
     def _record_crash(self, error: BaseException) -> None:
         """Writes a bundle for an error that the operator cannot fix."""

@@ -14,6 +14,7 @@ import structlog
 
 from streamd.security.redact import redact
 from streamd.telemetry.outlet import Outlet
+from streamd.telemetry.tail import Tail
 
 Event = MutableMapping[str, Any]
 
@@ -115,6 +116,8 @@ def _without_none(logger: Any, method: str, event: Event) -> Event:
     return event
 
 
+recent = Tail()
+"""The latest events that were written, without secrets."""
 _listener: Callable[[Event], None] | None = None
 
 
@@ -125,8 +128,10 @@ def listen(listener: Callable[[Event], None] | None) -> None:
 
 
 def _tell(logger: Any, method: str, event: Event) -> Event:
+    plain = {k: v for k, v in event.items() if not k.startswith("_")}
+    recent.add(plain)
     if (told := _listener) is not None:
-        told({k: v for k, v in event.items() if not k.startswith("_")})
+        told(plain)
     return event
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from streamd.config import MetricsSettings, is_loopback
+from streamd.errors import SinkError
 from streamd.events.journal import Journal
 from streamd.flow.settings import StreamSettings
 from streamd.telemetry.access import Login, Tls
 from streamd.telemetry.http import Check, HttpServer
+from streamd.telemetry.logs import recent
 from streamd.types import StreamStatus
 from streamd.web.archive import Archive
+from streamd.web.diagnostics import Diagnostics
 from streamd.web.guard import guard
 from streamd.web.live import Live
 from streamd.web.page import Page
@@ -36,8 +41,12 @@ def urls_of(settings: MetricsSettings, http: HttpServer | None) -> dict[str, str
     return {"page": f"{base}/" if settings.page else None, "metrics": f"{base}/metrics"}
 
 
+def _no_bundles() -> Sequence[Path]:
+    raise SinkError("there is no flight recorder")
+
+
 def open_port(
-    settings: MetricsSettings,
+    metrics: MetricsSettings,
     registry: CollectorRegistry,
     health: Check,
     ready: Check,
@@ -46,11 +55,13 @@ def open_port(
     boot_id: str,
     streams: Callable[[], Sequence[StreamSettings]] = tuple,
     journal: Callable[[], Journal | None] = lambda: None,
+    settings: Callable[[], Any] = dict,
+    bundles: Callable[[], Sequence[Path]] = _no_bundles,
 ) -> tuple[HttpServer | None, Tap | None]:
     """Opens the port and starts serving.
 
     Args:
-        settings: address, certificate, login, page.
+        metrics: address, certificate, login, page.
         registry: metrics for /metrics.
         health: check behind /healthz.
         ready: check behind /readyz.
@@ -58,6 +69,8 @@ def open_port(
         boot_id: identity of this process.
         streams: the settings of every stream, for the page's zones and lines; another sequence after a reload.
         journal: the open event journal, for past events; None while there is none.
+        settings: the configuration as JSON values, for people; its secrets are removed here.
+        bundles: makes support bundles, see `Diagnostics`.
 
     Returns:
         The server, or None if disabled, and the tap for the page's pictures, or None without a page.
@@ -65,24 +78,26 @@ def open_port(
     Raises:
         SinkError: the address cannot be bound, or the certificate cannot be used.
     """
-    if settings.listen is None:
+    if metrics.listen is None:
         return None, None
-    tls = Tls(settings.tls.certificate, settings.tls.key) if settings.tls else None
-    login = Login(settings.login.username, settings.login.password.get_secret_value()) if settings.login else None
-    if login is not None and tls is None and not is_loopback(settings.listen):
+    tls = Tls(metrics.tls.certificate, metrics.tls.key) if metrics.tls else None
+    login = Login(metrics.login.username, metrics.login.password.get_secret_value()) if metrics.login else None
+    if login is not None and tls is None and not is_loopback(metrics.listen):
         log.warning(
-            "metrics port: the password crosses the network unencrypted; set metrics.tls", listen=settings.listen
+            "metrics port: the password crosses the network unencrypted; set metrics.tls", listen=metrics.listen
         )
-    http = HttpServer(settings.listen, registry, health, ready, tls=tls, login=login)
+    http = HttpServer(metrics.listen, registry, health, ready, tls=tls, login=login)
     tap = None
-    if settings.page:
+    if metrics.page:
         tap = Tap()
         state = State(registry, statuses, boot_id, Rules(streams))
         http.route("/", Page(tap, state, guarded=login is not None).answer)
         live, archive = Live(tap, state.known), Archive(journal)
+        diagnostics = Diagnostics(boot_id, settings, bundles, recent)
         for path, handler in (
             ("/snapshot/", live.snapshot), ("/stream/", live.stream), ("/events", archive.events),
-            ("/media/", archive.media),
+            ("/media/", archive.media), ("/log", diagnostics.lines), ("/config", diagnostics.config),
+            ("/bundle", diagnostics.bundle),
         ):  # fmt: skip
             http.route(path, guard(handler, login=login is not None))
     http.start()

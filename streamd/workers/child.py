@@ -26,7 +26,7 @@ from streamd.events.link import EventSender
 from streamd.flow.threads import NamedThread
 from streamd.runtime.daemon import Daemon
 from streamd.security.redact import remember
-from streamd.telemetry.logs import bind_everywhere, configure
+from streamd.telemetry.logs import bind_everywhere, configure, recent
 from streamd.telemetry.notify import Notifier
 from streamd.web.tap import Tap
 from streamd.workers.pictures import PictureSender
@@ -182,7 +182,7 @@ class Worker:
         return Report(
             self._number, self._life, orders.newest if done else orders.newest - 1, health["problem"],
             daemon.board.all(), counts, collect(daemon.registry), self._code, orders.refused,
-            daemon.seen(), health.get("media"),
+            daemon.seen(), health.get("media"), recent.lately() if self._tap is not None else [],
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from streamd.telemetry.tail import Line
 from streamd.types import StreamCounts, StreamPast, StreamStatus
 from streamd.web.tap import Wish
 
@@ -94,6 +95,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     """By stream with rules: Unix time of the last frame in nanoseconds. Its open events are open until then."""
     media: str | None = None
     """Why clips or snapshots cannot be written now."""
+    log: list[Line] = []
+    """Log lines of the last seconds, also those of earlier reports, which may have been skipped."""
 
 
 def collect(registry: CollectorRegistry) -> list[Family]:

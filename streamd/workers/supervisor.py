@@ -24,13 +24,14 @@ from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.recorder.place import config_name
+from streamd.runtime.recorder.request import of_workers
 from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
 from streamd.runtime.service import Service, condition_of, outputs_of, status_line
 from streamd.security.redact import known
 from streamd.sinks import open_sink
 from streamd.telemetry.evidence import MediaMetrics
 from streamd.telemetry.http import HttpServer
-from streamd.telemetry.logs import configure
+from streamd.telemetry.logs import configure, recent
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
 from streamd.types import StreamPast, StreamStatus
@@ -134,6 +135,8 @@ class WorkerSupervisor:
         self.http, self._tap = open_port(
             config.metrics, self.registry, self.health, self.ready, statuses=self._statuses, boot_id=self.boot_id,
             streams=lambda: self.config.streams, journal=lambda: self._events.journal,
+            settings=lambda: self.config.model_dump(mode="json"),
+            bundles=lambda: of_workers(self.config.recorder, self._name),
         )  # fmt: skip
         if config.otlp is not None:
             # Workers trace their own frames.
@@ -357,6 +360,7 @@ class WorkerSupervisor:
         assert self._reports is not None
         for report in self._reports.receive(timeout_ms):
             if self.workers[report.worker].take(report):
+                recent.pass_on(report.life, report.log)
                 self._events.alive(report.seen)
                 self._ledger.take(report, lambda s, number=report.worker: self._homes.get(s) == number)  # type: ignore[misc]
 

@@ -36,7 +36,7 @@ def test_https_and_a_login(tmp_path: Path, workers: int) -> None:
             except urllib.error.HTTPError as error:
                 return error.code
 
-        for path in ("/metrics", "/healthz", "/", "/state"):
+        for path in ("/metrics", "/healthz", "/", "/state", "/log", "/config"):
             assert get(path, "prometheus:metrics-geheim") == 200, path
             assert get(path) == 401, path
             assert get(path, "prometheus:metrics-gehein") == 401, path

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.server
+import io
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -181,12 +183,22 @@ def test_no_secret_is_told_anywhere(tmp_path: Path, camera: int, workers: int) -
         until(lambda: any(b"streamd.sources.decoder" in line for line in look()), 30)
         login = {"Authorization": "Basic " + base64.b64encode(b"prometheus:metrics-geheim-2").decode()}
         pages = {}
-        for name in ("/metrics", "/healthz", "/readyz", "/state", "/"):
+        for name in ("/metrics", "/healthz", "/readyz", "/state", "/", "/log", "/config", "/bundle"):
             request = urllib.request.Request(f"http://127.0.0.1:{running.port}{name}", headers=login)
             with contextlib.suppress(urllib.error.HTTPError):
-                pages[name] = urllib.request.urlopen(request, timeout=10).read()
-        assert {"/metrics", "/state"} <= pages.keys()
-        assert running.get("/metrics")[0] == 401
+                pages[name] = urllib.request.urlopen(request, timeout=30).read()
+        assert {"/metrics", "/state", "/log", "/config", "/bundle"} <= pages.keys()
+        for name in ("/metrics", "/log", "/config", "/bundle"):
+            assert running.get(name)[0] == 401
+        # Where workers run the streams, what they log and record is shown by the parent.
+        assert b"rtsp://***@127.0.0.1" in pages["/log"]
+        assert b"rtsp://***@127.0.0.1" in pages["/config"]
+        with tarfile.open(fileobj=io.BytesIO(pages["/bundle"])) as sent:
+            for entry in sent if workers > 1 else ():
+                inner = sent.extractfile(entry)
+                assert inner is not None
+                (tmp_path / "bundles" / f"sent-{entry.name}").write_bytes(inner.read())
+            assert len(sent.getnames()) == (2 if workers > 1 else 10)
 
         # A reload that is refused is told in the log, to the service manager and in metrics.
         good = path.read_text()

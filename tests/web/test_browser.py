@@ -347,3 +347,21 @@ streams:
         assert health["ok"]
         assert health["degraded"]["cam00"] == "overload"
         context.close()
+
+
+def test_diagnostics_show_log_and_configuration(visit: Any) -> None:
+    page = visit()
+    page.get_by_role("link", name="Diagnostics").click()
+    log = page.locator("#log li")
+    lost = log.filter(has_text="stream=lost").first
+    expect(lost).to_be_visible()
+    assert "hunter2secret" not in page.content()
+    expect(page.locator("#config")).to_contain_text("id: gate")
+    page.locator("#find").fill("stream=lost")
+    expect(log.filter(has_text="stream=dock")).to_have_count(0)
+    expect(lost).to_be_visible()
+    page.locator("#find").fill("no such words")
+    expect(page.locator("#log")).to_have_text("No line matches.")
+    assert page.evaluate(CONTRAST) == {}
+    page.emulate_media(color_scheme="light")
+    assert page.evaluate(CONTRAST) == {}

@@ -42,8 +42,11 @@ def bundles(folder: Path, config: str, reason: str | None = None) -> list[Path]:
 
 
 def tidy(folder: Path, config: str, keep: int) -> None:
-    """Removes all but the newest `keep` bundles."""
-    for path in bundles(folder, config)[:-keep]:
+    """Removes all but the newest `keep` bundles: first those that somebody asked for, as they can be had again."""
+    found = bundles(folder, config)
+    asked = set(bundles(folder, config, "request")[:-1])  # the newest may not have been fetched yet
+    found.sort(key=lambda path: path not in asked)
+    for path in found[:-keep]:
         with contextlib.suppress(OSError):
             path.unlink()
 

@@ -26,6 +26,7 @@ from streamd.flow.status import StatusBoard
 from streamd.runtime.recorder import bundle, facts
 from streamd.runtime.recorder.memory import LOG, PROCESS, STATUS, Memory, left_behind, read_left_behind
 from streamd.runtime.recorder.place import config_name, default_folder, pid_file
+from streamd.runtime.recorder.request import PATIENCE_S, written
 from streamd.telemetry import logs
 from streamd.telemetry.metrics import STATES, Metrics
 from streamd.types import Detections, StreamStatus
@@ -167,6 +168,15 @@ class Recorder:
     def trigger(self, reason: Reason, detail: str, error: BaseException | None = None) -> None:
         """Requests a bundle; returns at once. Any thread."""
         self._put(_Trigger(reason, detail, _traceback(error)))
+
+    def request(self, detail: str, timeout_s: float = PATIENCE_S) -> list[Path]:
+        """Writes a bundle, and waits for it. Any thread but the recorder's own.
+
+        Raises:
+            SinkError: it was not written in time.
+        """
+        pids = {self._config: os.getpid()}
+        return list(written(self._folder, pids, lambda: self.trigger("request", detail), timeout_s))
 
     def _put(self, trigger: _Trigger) -> None:
         self._triggers.put(trigger)

@@ -113,6 +113,18 @@ def test_another_configurations_bundles_are_not_ours(tmp_path: Path) -> None:
     assert len(found(tmp_path)) == 4
 
 
+def test_bundles_that_were_asked_for_do_not_push_out_others(tmp_path: Path) -> None:
+    patient = Patient()
+    with running(tmp_path, patient, keep=3) as made:
+        made.trigger("stuck", "evidence")
+        made.trigger("exception", "evidence")
+        for _ in range(4):
+            (newest,) = made.request("asked")
+            assert newest.exists()
+    assert len(found(tmp_path, "request")) == 1
+    assert len(found(tmp_path, "stuck")) == len(found(tmp_path, "exception")) == 1
+
+
 def test_an_objective_that_burns(tmp_path: Path) -> None:
     patient = Patient()
     good, bad, calm = (patient.metrics.stream(name) for name in ("good", "bad", "calm"))
