@@ -1,164 +1,225 @@
-// Past events: filters, a timeline of what is listed, snapshots and clips.
+// Past events: filters, a timeline of what is listed, cards with snapshots, and a player for clips.
 
-import { el, remembered, setText, span, svg } from "./dom.js";
+import { count, el, remembered, setText, span, svg } from "./dom.js";
+import { Filters } from "./filters.js";
+import { Player } from "./player.js";
+import { colorOf } from "./pictures.js";
+import { Timeline } from "./timeline.js";
 
-const PAGE = 100;
-const BARS = 96;
+const PAGE = 500;
+const CARDS = 60; // are added at a time, when the end of the list comes into view
+const POLL_MS = 5000;
 const by = (id) => document.getElementById(id);
 const list = by("list");
 const more = by("more");
-const banner = by("banner");
-const player = by("player");
 const shown = new Map(); // by event id
-let next = null;
+let sorted = []; // the newest first
+let drawn = 0; // how many of them have cards
+let day = null; // the section of the last card
+let next = null; // position of the next older page
+let newest = 0; // highest position seen
+let generation = 0; // of the question: a late answer to another one is dropped
+let loading = false;
+let timer = 0;
 
 document.documentElement.dataset.theme = remembered("theme", ["auto", "dark", "light"]);
 
-const clock = (seconds) => new Date(seconds * 1000).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
 const words = (type) => type.replace(/^(zone|line)_/, "").replaceAll("_", " ");
+const date = (seconds) => new Date(seconds * 1000).toLocaleDateString(undefined, { weekday: "long", day: "numeric", month: "long", year: "numeric" });
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString(undefined, { hour12: false });
 
 function tell(text) {
-  banner.hidden = !text;
-  setText(banner, text);
+  by("banner").hidden = !text;
+  setText(by("banner"), text);
 }
 
-function asked() {
-  const query = new URLSearchParams({ limit: PAGE });
-  for (const id of ["stream", "rule", "label"]) if (by(id).value.trim()) query.set(id, by(id).value.trim());
-  for (const id of ["since", "until"]) if (by(id).value) query.set(id, new Date(by(id).value).getTime() / 1000);
-  return query;
-}
-
-// Rows of one event come newest first: its end before its begin.
+// Rows of one event come in any order: what the begin says and what the end says do not exclude each other.
 function take(row) {
-  const known = shown.get(row.id) ?? { id: row.id, media: {} };
+  const known = shown.get(row.id) ?? { id: row.id, media: {}, at: 0, label: "", rule: "" };
   shown.set(row.id, known);
-  known.media = { ...row.media, ...known.media };
+  newest = Math.max(newest, row.position);
+  known.media = row.at >= known.at ? { ...known.media, ...row.media } : { ...row.media, ...known.media };
+  known.at = Math.max(known.at, row.at);
   known.stream = row.stream;
-  known.rule = row.rule ?? "";
-  known.label = row.label ?? "";
+  known.rule = row.rule || known.rule;
+  known.label = row.label || known.label;
   known.began = row.began_at;
-  if (row.kind === "end") Object.assign(known, { ended: row.at, how: words(row.type) });
+  if (row.kind === "end") Object.assign(known, { ended: row.at, lasted: row.details.dwell_s ?? row.at - row.began_at });
+  if (row.kind === "end" && !known.type) known.type = words(row.type);
   if (row.kind === "begin" || row.kind === "instant") Object.assign(known, { type: words(row.type), direction: row.details.direction });
   if (row.kind === "instant") known.ended = row.at;
+  known.title = [known.label, known.type, known.direction].filter(Boolean).join(" ") || "event";
+  known.clock = clock(known.began);
+  known.day = date(known.began);
+  known.clips = Object.keys(known.media).filter((role) => /^clip(_\d+)?$/.test(role)).sort();
 }
 
-function open(event, role) {
-  const media = event.media[role];
-  const note = el("p", { class: "muted", text: `${event.stream} · ${clock(event.began)}` });
-  const save = el("a", { href: `${media.url}?download`, text: "Download" });
-  const close = el("button", { type: "button", class: "quiet", text: "Close" });
-  close.addEventListener("click", () => player.close());
-  let body;
-  if (role.startsWith("clip")) {
-    body = el("video", { src: media.url, controls: true, autoplay: true, playsinline: true });
-    body.addEventListener("error", () => {
-      body.replaceWith(el("p", { role: "status", text: "This browser cannot play the clip. Download it and open it in a video player." }));
-    });
-  } else {
-    body = el("img", { src: media.url, alt: `Snapshot of ${event.label} at ${event.stream}` });
-  }
-  player.replaceChildren(body, el("div", { class: "row" }, note, save, close));
-  player.showModal();
-}
-player.addEventListener("close", () => player.replaceChildren()); // ends the download
+const reason = (media) => media.reason.replaceAll("_", " ");
+const written = (event, role) => event.media[role]?.state === "written";
 
-function picture(event) {
-  const found = event.media.snapshot;
-  if (found?.state !== "written") return el("div", { class: "shot", text: event.label || "–" });
-  const button = el("button", { type: "button", class: "shot", "aria-label": "Show the snapshot" });
-  button.append(el("img", { src: found.url, alt: "", loading: "lazy", width: 128, height: 72 }));
-  button.addEventListener("click", () => open(event, "snapshot"));
-  return button;
-}
-
-function acts(event) {
-  const out = el("div", { class: "acts" });
-  for (const role of Object.keys(event.media).filter((name) => /^clip(_\d+)?$/.test(name)).sort()) {
-    const media = event.media[role];
-    const part = role === "clip" ? "" : ` (part ${role.slice(5)})`;
-    if (media.state === "written" && !media.name.endsWith(".mkv")) {
-      const button = el("button", { type: "button", class: "quiet", text: `Play clip${part}` });
-      button.addEventListener("click", () => open(event, role));
-      out.append(button);
-    } else if (media.state === "written") {
-      out.append(el("a", { href: `${media.url}?download`, text: `Download clip${part}` }));
-    } else if (media.state === "failed") {
-      out.append(el("p", { class: "failed", text: `Clip failed: ${media.reason.replaceAll("_", " ")}` }));
-    } else {
-      out.append(el("p", { text: media.state === "pending" ? "Recording…" : "Clip removed" }));
-    }
-  }
-  return out;
-}
-
-function item(event) {
-  const what = [event.label, event.type ?? event.how, event.direction].filter(Boolean).join(" ");
-  const lasted = event.ended == null ? "going on" : event.ended > event.began ? span(event.ended - event.began) : "";
+function card(event) {
+  const shot = el("span", { class: "shot" });
+  if (written(event, "snapshot")) shot.append(el("img", { src: event.media.snapshot.url, alt: "", loading: "lazy", decoding: "async" }));
+  else shot.append("No picture");
+  const states = event.clips.map((role) => event.media[role]);
+  const failed = states.find((media) => media.state === "failed");
+  const lasted = event.ended == null ? "going on" : event.lasted >= 0.5 ? span(event.lasted) : "";
+  if (states.some((media) => media.state === "written")) {
+    shot.append(el("span", { class: "tag" }, svg("svg", { viewBox: "0 0 9 10", "aria-hidden": "true" }, svg("path", { d: "M0 0 9 5 0 10z" })), "Clip"));
+  } else if (failed) shot.append(el("span", { class: "tag bad", title: reason(failed), text: "Clip failed" }, el("span", { class: "unseen", text: `: ${reason(failed)}` })));
+  else if (states.some((media) => media.state === "pending")) shot.append(el("span", { class: "tag", text: "Recording…" }));
+  else if (states.length) shot.append(el("span", { class: "tag", text: "Clip removed" }));
+  const mark = svg("svg", { viewBox: "0 0 10 10", "aria-hidden": "true" }, svg("rect", { width: 10, height: 10, rx: 2, fill: colorOf(event.label) }));
   const where = [event.stream, event.rule].filter(Boolean).join(" · ");
-  return el(
-    "li",
-    { class: "event" },
-    picture(event),
-    el("div", {}, el("h2", { text: what }), el("p", { text: where }), el("p", { text: [clock(event.began), lasted].filter(Boolean).join(" · ") })),
-    acts(event),
+  const button = el(
+    "button",
+    { type: "button", "data-id": event.id },
+    shot,
+    el(
+      "span",
+      { class: "what" },
+      el("span", { class: "name" }, mark, event.title),
+      el("span", { class: "line" }, el("span", { text: where, title: where })),
+      el("span", { class: "line" }, el("span", { text: [event.clock, lasted].filter(Boolean).join(" · ") })),
+    ),
   );
+  button.disabled = !written(event, "snapshot") && !states.some((media) => media.state === "written");
+  return el("li", { class: "event" }, button);
 }
 
-function timeline(events) {
-  const node = by("timeline");
-  node.hidden = events.length < 2;
-  if (node.hidden) return;
-  const first = Math.min(...events.map((event) => event.began));
-  const last = Math.max(...events.map((event) => event.began));
-  const counts = new Array(BARS).fill(0);
-  for (const event of events) counts[Math.min(BARS - 1, Math.floor(((event.began - first) / (last - first || 1)) * BARS))] += 1;
-  const top = Math.max(...counts);
-  const bars = svg("svg", { viewBox: `0 0 ${BARS} 40`, preserveAspectRatio: "none", role: "img", "aria-label": `${events.length} events between ${clock(first)} and ${clock(last)}` });
-  counts.forEach((n, x) => {
-    if (n) bars.append(svg("rect", { x: x + 0.1, width: 0.8, y: 40 - (n / top) * 40, height: (n / top) * 40 }));
-  });
-  node.replaceChildren(bars, el("p", {}, el("span", { text: clock(first) }), el("span", { text: clock(last) })));
+// Adds cards of the next events, so that there are at least `wanted`.
+function grow(wanted) {
+  const number = Math.min(sorted.length, Math.max(wanted, drawn));
+  for (; drawn < number; drawn += 1) {
+    const event = sorted[drawn];
+    if (day?.name !== event.day) {
+      day = { name: event.day, list: el("ul", { role: "list" }) };
+      list.append(el("section", { class: "day", "aria-label": event.day }, el("h2", { text: event.day }), day.list));
+    }
+    day.list.append(card(event));
+  }
+  more.hidden = drawn === sorted.length && next == null;
+  // Tells again where the end is: it may still be in view.
+  end.unobserve(more);
+  end.observe(more);
 }
 
-function draw() {
-  const events = [...shown.values()].sort((a, b) => b.began - a.began);
-  list.replaceChildren(...events.map(item));
-  by("empty").hidden = events.length > 0;
-  more.hidden = next == null;
-  timeline(events);
+function draw(keep = CARDS) {
+  const focused = document.activeElement?.dataset?.id;
+  sorted = [...shown.values()].sort((a, b) => b.began - a.began || (a.id < b.id ? 1 : -1));
+  list.replaceChildren();
+  drawn = 0;
+  day = null;
+  grow(keep);
+  if (focused) button(focused)?.focus({ preventScroll: true });
+  by("empty").hidden = sorted.length > 0;
+  setText(by("empty"), filters.any ? "No events match these filters." : "No events yet.");
+  const clips = sorted.filter((event) => event.clips.some((role) => written(event, role))).length;
+  setText(by("status"), sorted.length ? `${count(sorted.length)}${next == null ? "" : " newest"} event${sorted.length === 1 ? "" : "s"}, ${count(clips)} with a clip` : "");
+  timeline.update(sorted);
+  filters.offer(sorted);
+}
+
+const button = (id) => list.querySelector(`button[data-id="${CSS.escape(id)}"]`);
+
+async function ask(query) {
+  const answer = await fetch(`events?${query}`, { signal: AbortSignal.timeout(20_000) });
+  if (!answer.ok) throw new Error((await answer.text()).trim());
+  return answer.json();
 }
 
 async function load(older) {
-  const query = asked();
+  if (older && loading) return;
+  const mine = older ? generation : (generation += 1);
+  const query = filters.query({ limit: PAGE });
   if (older) query.set("before", next);
-  else shown.clear();
+  loading = true;
   try {
-    const answer = await fetch(`events?${query}`);
-    if (!answer.ok) throw new Error((await answer.text()).trim());
-    const body = await answer.json();
+    const body = await ask(query);
+    if (mine !== generation) return;
+    if (!older) {
+      shown.clear();
+      newest = 0;
+    }
     next = body.next;
     body.events.forEach(take);
     tell("");
+    draw(older ? drawn + CARDS : CARDS);
   } catch (error) {
-    tell(`Events cannot be read: ${error.message}`);
+    if (mine === generation) tell(`Events cannot be read: ${error.message}`);
   }
-  draw();
+  if (mine === generation) loading = false;
 }
 
-async function cameras() {
+// What is new, and what has become of files that were not finished.
+async function poll() {
+  clearTimeout(timer);
+  const mine = generation;
   try {
-    const state = await (await fetch("state")).json();
-    by("stream").append(...state.streams.map((stream) => el("option", { value: stream.stream, text: stream.stream })));
-  } catch {
-    // The list works without the names.
+    if (!loading && !filters.past) {
+      const fresh = filters.query({ limit: PAGE, order: "oldest", after: newest });
+      const pending = sorted.slice(0, 200).filter((event) => event.ended == null || Object.values(event.media).some((media) => media.state === "pending"));
+      const answers = [await ask(fresh)];
+      if (pending.length) answers.push(await ask(new URLSearchParams({ limit: PAGE, id: pending.slice(0, 50).map((event) => event.id).join(",") })));
+      if (mine === generation) {
+        const before = JSON.stringify(pending.map((event) => event.media));
+        answers.flatMap((body) => body.events).forEach(take);
+        if (answers[0].events.length || JSON.stringify(pending.map((event) => event.media)) !== before) draw(drawn);
+        tell("");
+      }
+    }
+  } catch (error) {
+    if (mine === generation) tell(`Events cannot be read: ${error.message}`);
   }
+  if (!document.hidden) timer = setTimeout(poll, POLL_MS);
 }
 
-by("filters").addEventListener("submit", (event) => {
-  event.preventDefault();
-  load(false);
+function reach() {
+  if (drawn < sorted.length) grow(drawn + CARDS);
+  else if (next != null) load(true);
+}
+
+// Shows the newest event that is not newer than this time.
+function jump(seconds) {
+  const at = sorted.findIndex((event) => event.began <= seconds);
+  if (at < 0) return;
+  grow(at + CARDS);
+  const found = button(sorted[at].id);
+  found.focus({ preventScroll: true });
+  found.scrollIntoView({ block: "center" });
+}
+
+function columns() {
+  const first = list.querySelector(".day ul");
+  return first ? getComputedStyle(first).gridTemplateColumns.split(" ").length : 1;
+}
+
+list.addEventListener("click", (event) => {
+  const id = event.target.closest("button[data-id]")?.dataset.id;
+  if (id) player.open(sorted.findIndex((each) => each.id === id), sorted);
 });
-more.addEventListener("click", () => load(true));
-cameras();
+list.addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns() }[event.key];
+  const at = sorted.findIndex((each) => each.id === event.target.dataset?.id);
+  if (!step || at < 0 || event.altKey || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  const to = Math.max(0, Math.min(sorted.length - 1, at + step));
+  if (to >= drawn) grow(to + CARDS);
+  const found = button(sorted[to].id);
+  found.disabled = false; // so that the keys can pass it
+  found.focus({ preventScroll: true });
+  found.scrollIntoView({ block: "nearest" });
+});
+
+const filters = new Filters(by("filters"), () => load(false));
+const timeline = new Timeline(by("timeline"), jump);
+const player = new Player(by("player"), (event) => {
+  grow(sorted.indexOf(event) + 1);
+  button(event.id)?.focus();
+});
+more.addEventListener("click", reach);
+const end = new IntersectionObserver((seen) => seen.some((each) => each.isIntersecting) && reach(), { rootMargin: "600px" });
+document.addEventListener("visibilitychange", () => !document.hidden && poll());
 load(false);
+filters.load();
+timer = setTimeout(poll, POLL_MS);
