@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -61,7 +62,7 @@ def fill(one: Journal, number: int, shots: Sequence[Path], films: Sequence[Path]
     for n, at in enumerate(sorted(-span_s * rng.random() for _ in range(number))):
         camera = rng.choice(list(CAMERAS))
         rule, label, id_ = rng.choice(CAMERAS[camera]), rng.choices(LABELS, (5, 4, 2, 1))[0], f"s/0/{n}"
-        values = {"stream": camera, "rule": rule, "label": label}
+        values: dict[str, Any] = {"stream": camera, "rule": rule, "label": label}
         if rule in ("fence", "entrance"):
             one.submit(
                 event(id_, at_s=at, type="line_crossed", details={"direction": rng.choice(["in", "out"])}, **values)
