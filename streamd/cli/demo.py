@@ -23,6 +23,7 @@ from streamd import __version__
 from streamd.cli import watch
 from streamd.cli.annotate import Video, draw, same_file, upright_bgr
 from streamd.cli.board import Board
+from streamd.cli.capacity import Capacity, measure
 from streamd.cli.check import problems
 from streamd.cli.console import duration, positive, progress
 from streamd.cli.detect import Run
@@ -38,6 +39,7 @@ from streamd.sources.files import length_s, reordering_s
 from streamd.telemetry.logs import configure
 
 STREAMS = 4
+"""Most streams of the clip that are shown without being asked for."""
 HOST = "127.0.0.1"
 """The demo listens on this machine only."""
 PORT, PUBLISH_PORT = 9188, 5555
@@ -62,7 +64,8 @@ def add_parser(subparsers: Any) -> None:
         "--streams",
         type=positive,
         metavar="N",
-        help=f"number of streams (default {STREAMS} of the clip, or one per input)",
+        help=f"number of streams (default: as many of the clip as a short measurement finds room for, up to {STREAMS}; "
+        "or one per input)",
     )
     p.add_argument(
         "--port", type=int, default=PORT, metavar="N", help=f"port of the page and the metrics (default {PORT})"
@@ -145,14 +148,20 @@ class _Errors(io.TextIOBase):
         return False
 
 
-def _config(args: argparse.Namespace) -> Config:
+def _config(args: argparse.Namespace, capacity: Capacity | None) -> Config:
     from pydantic import ValidationError
 
     inputs = args.inputs or [str(clip())]
     remember(secret for given in inputs for secret in credentials(given))
+    streams = streams_of(
+        inputs, args.streams or (capacity.streams if capacity is not None else None if args.inputs else STREAMS)
+    )
+    if capacity is not None and capacity.max_fps is not None:
+        for stream in streams:
+            stream["max_fps"] = capacity.max_fps
     values = {
         "model": {"path": args.model, "detect": {"conf": CONF}},
-        "streams": streams_of(inputs, args.streams or (None if args.inputs else STREAMS)),
+        "streams": streams,
         "sinks": [{"kind": "zmq", "bind": f"tcp://{HOST}:{free_port(PUBLISH_PORT)}"}],
         "metrics": {"listen": f"{HOST}:{free_port(args.port)}", "page": True},
     }
@@ -177,12 +186,24 @@ class _Background(threading.Thread):
         self.code = self._daemon.run(handle_signals=False)
 
 
-def _introduce(daemon: Daemon, inputs: Sequence[str], endpoint: str) -> None:
+def _capacity(args: argparse.Namespace) -> Capacity | None:
+    """What this machine can show of the clip; None if the streams were asked for, or need no measurement.
+
+    A GPU analyses more than the demo shows, and measuring it would first build the engine."""
+    if args.inputs or args.streams or tensorrt_unavailable() is None:
+        return None
+    return measure(str(clip()), ModelSettings(path=args.model), DetectSettings(conf=CONF), STREAMS)
+
+
+def _introduce(daemon: Daemon, inputs: Sequence[str], endpoint: str, capacity: Capacity | None) -> None:
     instance, port = daemon.instances[0], daemon.http.port if daemon.http else 0
     what = ", ".join(redact(name) for name in inputs) or "a street traffic clip"
     backend = {"OpenVinoBackend": "OpenVINO", "TensorRtBackend": "TensorRT"}[type(instance.backend).__name__]
     number = len(daemon.config.streams)
     print(f"streamd {__version__}: {number} stream{'s' * (number > 1)} of {what}; {instance.model.name} on {backend}")
+    if capacity is not None:
+        more = "" if capacity.streams == STREAMS else "; --streams N for more"
+        print(f"machine   {capacity.told}{more}")
     print(f"page      http://{HOST}:{port}/")
     print(f"metrics   http://{HOST}:{port}/metrics")
     print(f"messages  {endpoint} (ZeroMQ)")
@@ -210,12 +231,13 @@ def _list(seen: Counter[str]) -> str:
 
 
 def _show(args: argparse.Namespace) -> int:
-    config = _config(args)
+    capacity = _capacity(args)
+    config = _config(args, capacity)
     endpoint = str(getattr(config.sinks[0], "bind", ""))
     if tensorrt_unavailable() is None:
         print("The first start on a GPU builds the model's engine, which takes several minutes.", flush=True)
     daemon = Daemon(config)
-    _introduce(daemon, args.inputs, endpoint)
+    _introduce(daemon, args.inputs, endpoint, capacity)
     board, background = Board(), _Background(daemon)
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell makes background processes ignore SIGINT
         signal.signal(number, signal.default_int_handler)

@@ -18,6 +18,7 @@ import av
 import numpy as np
 import pytest
 
+from streamd.cli.capacity import choose
 from streamd.cli.demo import clip, streams_of
 from streamd.engine import BUILTIN
 from streamd.errors import ConfigError
@@ -58,8 +59,11 @@ def test_the_whole_daemon_shows_cars_and_people_until_ctrl_c(tmp_path: Path) -> 
             return {d.label for frames in subscriber.frames.values() for m in list(frames) for d in m.detections}
 
         until(lambda: {"car", "person"} <= labels(), 60, "cars and people are seen")
-        until(lambda: len(subscriber.frames) == 4, 20, "every stream is seen")
-        until(lambda: re.search(r"bikes-4 +LIVE", out.read_text()), 20, "the table is written")
+        told = re.search(r"machine +(\d+) frames/s measured, so (\d) stream", out.read_text())
+        assert told is not None
+        number = int(told[2])
+        until(lambda: len(subscriber.frames) == number, 20, "every stream is seen")
+        until(lambda: re.search(r"bikes(-\d)? +LIVE", out.read_text()), 20, "the table is written")
         with urllib.request.urlopen(page + "metrics", timeout=5) as answer:
             assert b'streamd_detections_total{label="car"' in answer.read()
         process.send_signal(signal.SIGINT)
@@ -72,6 +76,19 @@ def test_the_whole_daemon_shows_cars_and_people_until_ctrl_c(tmp_path: Path) -> 
     assert seen(text)["car"] > 0
     assert seen(text)["person"] > 0
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("measured", "streams", "max_fps"),
+    [(1000, 4, None), (167, 4, None), (160, 3, None), (42, 1, None), (41, 1, 24), (14, 1, 8), (0.5, 1, 1)],
+)
+def test_a_weak_machine_gets_less_to_do(measured: float, streams: int, max_fps: float | None) -> None:
+    chosen = choose(measured, 25.0, 4)
+    assert (chosen.streams, chosen.max_fps) == (streams, max_fps)
+    assert chosen.streams == 1 or chosen.streams * 25 <= 0.6 * measured
+    told = f"{measured:.0f} frames/s measured, so {streams} stream"
+    assert chosen.told.startswith(told)
+    assert ("at" in chosen.told[len(told) :]) == (max_fps is not None)
 
 
 def test_another_port_where_one_is_taken_and_a_table_on_a_terminal(tmp_path: Path) -> None:
