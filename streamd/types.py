@@ -288,6 +288,23 @@ class Tracks:
 
 
 @dataclass(slots=True, frozen=True)
+class Attribute:
+    """What a second-stage classifier says of an object."""
+
+    classifier: str
+    """The classifier's name in the configuration."""
+    label: str
+    score: float
+    """0 to 1: the mean of the crops of the object, recent ones counting more."""
+    observed_seq: int
+    """Sequence number of the frame of the last crop."""
+    crops: int
+    """Number of crops that were classified."""
+    others: tuple[tuple[str, float], ...] = ()
+    """The next best labels and their scores, descending."""
+
+
+@dataclass(slots=True, frozen=True)
 class Detections:
     """The detections of one frame. Arrays may be empty, but never None."""
 
@@ -314,6 +331,8 @@ class Detections:
     """Counters of the stream's zones and lines as plain values, shared; None where it has none."""
     details: Details | None = None
     """Keypoints, rotated boxes or outlines of the boxes; None for models that detect only."""
+    attributes: Sequence[tuple[Attribute, ...]] | None = None
+    """What classifiers have said of each box's track so far; None if they have said nothing of any."""
 
 
 StreamState = Literal["CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED"]

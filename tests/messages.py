@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema_rs
 import msgspec
 
+from streamd.sinks.attributes import ClassifiedMessage
 from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
 from tests.conftest import ROOT
 
@@ -28,4 +29,6 @@ def checked(parts: list[bytes]) -> DetectionsMessage | StatusMessage:
     """Decodes a multipart message that docs/messages.schema.json allows; any other one raises."""
     payload = (json.loads if parts[1][:1] == b"{" else msgspec.msgpack.decode)(parts[1])
     validators()[parts[0].endswith(b"/status")].validate(payload)
-    return decode(parts)
+    message = decode(parts)
+    assert not isinstance(message, ClassifiedMessage)
+    return message

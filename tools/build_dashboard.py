@@ -19,6 +19,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from streamd.telemetry.analytics import AnalyticsMetrics
+from streamd.telemetry.classifiers import ClassifierMetrics
 from streamd.telemetry.evidence import EvidenceCounts, EvidenceMetrics, MediaMetrics
 from streamd.telemetry.metrics import STATES, Metrics
 
@@ -234,6 +235,18 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Classifiers",
+        (
+            _lines("Crops classified", "cps", (
+                f"sum by (classifier, label) ({_rate('streamd_classified_total')})", "{{classifier}} {{label}}")),
+            _lines("Crops not classified", "cps", (
+                f"sum by (classifier, reason) ({_rate('streamd_classifier_missed_total')})",
+                "{{classifier}} {{reason}}")),
+            _lines("From capture to result, median", "s", (
+                _quantile(0.5, "streamd_classifier_latency_seconds", "classifier", _HERE), "{{classifier}}")),
+        ),
+    ),
+    (
         "Losses",
         (
             _lines("Drops by reason", "fps", (
@@ -316,6 +329,7 @@ def known() -> dict[str, str]:
     Metrics(registry)
     AnalyticsMetrics(registry)
     EvidenceMetrics(registry, EvidenceCounts)
+    ClassifierMetrics(registry, lambda: ())
     MediaMetrics(registry, lambda: None)
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)

@@ -19,6 +19,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from streamd.config import Config
 from streamd.sinks.message import json_schema
 from streamd.telemetry.analytics import AnalyticsMetrics
+from streamd.telemetry.classifiers import ClassifierMetrics
 from streamd.telemetry.evidence import EvidenceCounts, EvidenceMetrics, MediaMetrics
 from streamd.telemetry.metrics import Metrics
 
@@ -147,11 +148,12 @@ def metrics() -> str:
     analytics = AnalyticsMetrics(metrics.registry)
     evidence = EvidenceMetrics(metrics.registry, EvidenceCounts)
     MediaMetrics(metrics.registry, lambda: None)
-    parts = (*vars(metrics).values(), *vars(analytics).values())
+    classifiers = ClassifierMetrics(metrics.registry, lambda: ())
+    parts = (*vars(metrics).values(), *vars(analytics).values(), *vars(classifiers).values())
     declared = {m._name: m._labelnames for m in parts if isinstance(m, MetricWrapperBase)}
     declared |= {
         family.name: family._labelnames
-        for family in (*analytics.collect(), *evidence.collect())
+        for family in (*analytics.collect(), *evidence.collect(), *classifiers.collect())
         if isinstance(family, (CounterMetricFamily, GaugeMetricFamily))
     }
     rows = []

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from streamd.errors import SinkError
 from streamd.security.text import printable
-from streamd.types import Details, Detections, Frame
+from streamd.types import Attribute, Details, Detections, Frame
 
 Image = npt.NDArray[np.uint8]
 
@@ -70,6 +70,11 @@ def tag(image: Image, text: str, corner: tuple[int, int], color: tuple[int, int,
     cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, DARK, max(1, round(scale)), cv2.LINE_AA)
 
 
+def _text(label: str, score: float, track: int, said: Sequence[Attribute]) -> str:
+    parts = [f"{label} {score:.2f}", *(f"{each.label} {each.score:.2f}" for each in said)]
+    return " ".join(parts) + (f" #{track}" if track else "")
+
+
 def draw(image: Image, detections: Detections) -> Image:
     """Draws the boxes with label, score and the track's id into `image`, in place, and returns it."""
     import cv2
@@ -77,12 +82,13 @@ def draw(image: Image, detections: Detections) -> Image:
     scale, line = widths(image)
     tracks = detections.tracks.number.tolist() if detections.tracks is not None else [0] * len(detections.score)
     found = [
-        (f"{label} {score:.2f}" + (f" #{track}" if track else ""), color_of(label), [round(v) for v in box])
-        for label, score, box, track in zip(
+        (_text(label, score, track, said), color_of(label), [round(v) for v in box])
+        for label, score, box, track, said in zip(
             (detections.model.labels[c] for c in detections.class_id.tolist()),
             detections.score.tolist(),
             detections.xyxy.tolist(),
             tracks,
+            detections.attributes or [()] * len(detections.score),
             strict=True,
         )
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamd.security.text import plain
-from streamd.sinks.message import DetectionsMessage, StatusMessage
+from streamd.sinks.message import Detection, DetectionsMessage, StatusMessage
 from streamd.types import DEGRADED
 
 WINDOW_S = 5.0
@@ -107,6 +107,11 @@ class Row:
         return self.last
 
 
+def _named(d: Detection) -> str:
+    """The object's label with what classifiers say of it, e.g. "car red"."""
+    return " ".join((d.label, *(a.label for a in d.attributes or ())))
+
+
 def _counted(counts: Any) -> str:
     """The counts of a message in words, e.g. "hall 2, gate left_to_right 5". Empty for what streamd does not send."""
     told = []
@@ -162,7 +167,7 @@ class Board:
         row.next_seq = message.seq + 1
         row.recent.append((now, message.latency_ms.total))
         row.trim(now)
-        counts = Counter(d.label for d in message.detections)
+        counts = Counter(_named(d) for d in message.detections)
         self.seen.update(counts)
         best = max((d.score for d in message.detections), default=0.0)
         seen = ", ".join(f"{n} {label}" for label, n in counts.most_common(4))

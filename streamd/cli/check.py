@@ -12,7 +12,10 @@ from urllib.parse import quote
 from streamd.config import Config
 from streamd.config.loader import InvalidConfig, load_in_time, shared
 from streamd.config.problems import dotted
+from streamd.engine.auto import AutoSettings, tensorrt_unavailable
+from streamd.engine.tensorrt import TensorRtSettings
 from streamd.errors import ConfigError, StreamdError
+from streamd.runtime.classify.crop import WAITING_FRAMES
 from streamd.security.address import unencoded
 from streamd.security.redact import redact
 from streamd.settings import FieldPath
@@ -104,12 +107,42 @@ def _try(found: list[StreamdError], call: Callable[[], Any]) -> None:
 def _check_model(config: Config) -> None:
     from streamd.engine import open_backend
     from streamd.heads.detector import open_detector
+    from streamd.heads.postprocess import class_numbers
+    from streamd.runtime.classify.opening import open_classifier
 
     backend = open_backend(config.engine, config.model, batch=config.batch)
     try:
-        open_detector(backend.spec, config.model.head, config.model.detect)
+        labels = open_detector(backend.spec, config.model.head, config.model.detect).labels
     finally:
         backend.close()
+    for classifier in config.classifiers:
+        opened, _ = open_classifier(classifier, config.engine.for_device(config.engine.devices[0]))
+        opened.close()
+        class_numbers(classifier.classes, labels, f"classifier {classifier.name}: classes")
+
+
+def notes(config: Config) -> list[str]:
+    """What works in another way than one may expect, for people."""
+    engine = config.engine
+    on_gpu = isinstance(engine, TensorRtSettings) or (
+        isinstance(engine, AutoSettings) and tensorrt_unavailable() is None
+    )
+    found = []
+    for classifier in config.classifiers if on_gpu else ():
+        streams = [
+            s.id
+            for s in config.streams
+            if isinstance(s, AvStreamSettings) and s.decode != "software" and s.isolation == "thread"
+            and (classifier.streams is None or s.id in classifier.streams)
+        ]  # fmt: skip
+        if streams:
+            listed = ", ".join(streams[:5]) + (f" and {len(streams) - 5} more" if len(streams) > 5 else "")
+            found.append(
+                f"classifier {classifier.name}: pictures of {listed} may be in GPU memory, where the GPU cuts out "
+                f"crops, {WAITING_FRAMES} at a time; further ones are counted as surfaces. With decode: software, all "
+                "are copied"
+            )
+    return found
 
 
 def _number(things: Sequence[object], noun: str) -> str:
@@ -137,6 +170,8 @@ def run(args: argparse.Namespace) -> int:
         print(redact(f"{args.config}: {problem}"))
     if found:
         return found[0].exit_code
+    for text in notes(config):
+        print(f"{args.config}: note: {text}")
     print(f"{args.config}: valid: {_number(config.streams, 'stream')}, {_number(config.sinks, 'sink')}")
     if config.share is not None:
         print(f"share of {config.share.count}: {', '.join(s.id for s in shared(config).streams) or 'no streams'}")

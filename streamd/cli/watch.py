@@ -16,6 +16,7 @@ from streamd.cli.board import Board, table
 from streamd.cli.console import duration
 from streamd.errors import ConfigError, SinkError
 from streamd.security.trust import read_text
+from streamd.sinks.attributes import ClassifiedMessage
 from streamd.sinks.curve import KEY_PATTERN, read_keys, secure_client
 from streamd.sinks.message import MAX_MESSAGE_BYTES, TOPIC_PREFIX, decode
 
@@ -145,9 +146,12 @@ def _receive(socket: Any, board: Board, until: float) -> None:
             except zmq.Again:
                 break
             try:
-                board.add(decode(parts), time.monotonic())
+                message = decode(parts)
             except SinkError:
                 board.bad += 1
+                continue
+            if not isinstance(message, ClassifiedMessage):
+                board.add(message, time.monotonic())
 
 
 def _ticks(seconds: float | None, period: float, going: Callable[[], bool]) -> Iterator[float]:

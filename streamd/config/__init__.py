@@ -10,6 +10,7 @@ from pydantic import Field
 
 from streamd.analysis.tracking import TrackingConfig, TrackingSettings
 from streamd.analysis.tracking.bytetrack import ByteTrackSettings
+from streamd.config.classifiers import ClassifierSettings
 from streamd.engine import BatchSettings, EngineConfig, ModelSettings
 from streamd.engine.auto import AutoSettings
 from streamd.fleet import FleetSettings, ShareSettings
@@ -168,6 +169,9 @@ class Config(Settings):
         None,
         description="Which boxes of successive frames show the same object. `{}` is ByteTrack with its defaults. "
         "Default: no tracking, except where a stream has zones or lines.",
+    )
+    classifiers: tuple[ClassifierSettings, ...] = Field(
+        (), max_length=16, description="Second-stage models, which say more of detected objects."
     )
     events: EventsSettings = Field(EventsSettings(), description="Journal of the events of zones and lines.")
     media: MediaSettings = Field(MediaSettings(), description="Clips and snapshots of events.")

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from streamd.config import Config, MetricsSettings, is_loopback, sink_names
+from streamd.config.classifiers import check_classifiers
 from streamd.config.yamlfile import Document
 from streamd.settings import ExternalMark, FieldPath, KindSettings, Problems, marked
 
@@ -27,6 +28,7 @@ def cross_check(config: Config) -> Problems:
             yield ("streams", i, field), f"{message}; increase max_age_ms or reduce batch.age_ms"
     if config.tracking is not None:
         yield from ((("tracking", *path), message) for path, message in config.tracking.check())
+    yield from check_classifiers(config.classifiers, frozenset(s.id for s in config.streams))
     yield from _check_devices(config)
     yield from _check_page(config.metrics)
     names = Counter(sink_names(config))

@@ -5,7 +5,7 @@ To add one, write one file here with its settings class, decorated with `ENGINES
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,12 @@ BUILTIN = "builtin:"
 
 class ModelSettings(Settings):
     """The model file and how its input is made. What is left out comes from the sidecar, then from the model."""
+
+    DEFAULT_SIZE: ClassVar[tuple[int, int]] = (640, 640)
+    """Height and width for a dynamic input."""
+    DEFAULT_RESIZE: ClassVar[Literal["letterbox", "stretch"]] = "letterbox"
+    STRIDED: ClassVar[bool] = True
+    """True if the input's size must be a multiple of the model's strides."""
 
     path: ConfigPath = Field(
         min_length=1, description="ONNX model, OpenVINO IR (.xml), TensorRT plan, or builtin:road6."
@@ -92,6 +98,10 @@ class EngineSettings(KindSettings):
 
     def for_device(self, ordinal: int) -> EngineSettings:
         """The settings of the backend of one of `devices`."""
+        return self
+
+    def aside(self) -> EngineSettings:
+        """The settings for a small network beside the main one, which must not take its share of the machine."""
         return self
 
     def open(self, model: ModelSettings, *, batch: BatchSettings, live: bool = False) -> Backend[Any]:

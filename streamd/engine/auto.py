@@ -55,6 +55,18 @@ class AutoSettings(EngineSettings):
 
     kind: Literal["auto"] = "auto"
 
+    def aside(self) -> EngineSettings:
+        """See `EngineSettings.aside`."""
+        return _AsideSettings()
+
     def open(self, model: ModelSettings, *, batch: BatchSettings, live: bool = False) -> Backend[Any]:
         """See `EngineSettings.open`."""
         return resolve(model).open(model, batch=batch, live=live)
+
+
+class _AsideSettings(AutoSettings):
+    """The same choice, for a network beside the main one."""
+
+    def open(self, model: ModelSettings, *, batch: BatchSettings, live: bool = False) -> Backend[Any]:
+        """See `EngineSettings.open`."""
+        return resolve(model).aside().open(model, batch=batch, live=live)

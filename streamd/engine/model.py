@@ -163,10 +163,10 @@ def _input_size(settings: ModelSettings, found: Sequence[int], path: Path) -> tu
                 "export the model with that size or remove input_size"
             )
     if wanted is None:
-        wanted = (640, 640)
+        wanted = settings.DEFAULT_SIZE
     height, width = (have if have > 0 else want for have, want in zip((height, width), wanted, strict=True))
     # A size chosen here must suit every stride; the one that the model was exported for always does (RF-DETR: 560).
-    step = 8 if min(found) > 0 else 32
+    step = 1 if not settings.STRIDED else 8 if min(found) > 0 else 32
     if height % step or width % step:
         raise ModelError(f"model {path}: input size {height}×{width} must be a multiple of {step} in both directions")
     return height, width
@@ -267,7 +267,8 @@ def settle_spec(
         std=settings.std or sidecar.std,
         pad_value=next(v for v in (settings.pad_value, sidecar.pad_value, 114) if v is not None),
         placement=Placement(
-            settings.resize or sidecar.resize or CENTERED.resize, settings.align or sidecar.align or CENTERED.align
+            settings.resize or sidecar.resize or settings.DEFAULT_RESIZE,
+            settings.align or sidecar.align or CENTERED.align,
         ),
         input_declared=_declares_input(settings) or (_declares_input(sidecar) and not sidecar.input_assumed),
         max_batch=batch if batch > 0 else max_batch,

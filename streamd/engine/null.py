@@ -28,6 +28,9 @@ class NullSettings(DeviceSettings):
     latency_ms: Milliseconds = Field(0.0, description="How long each batch takes.")
     slots: int = Field(2, ge=1, le=64, description="Batches in flight.")
     fail_after: int | None = Field(None, ge=0, description="Batches after which infer raises BackendError.")
+    classes: int | None = Field(
+        None, ge=2, le=1000, description="Be a classifier with so many classes: the first one has probability 0.9."
+    )
     hang_after: int | None = Field(None, ge=0, description="Batches after which collect never returns.")
 
     def open(self, model: ModelSettings, *, batch: BatchSettings, live: bool = False) -> Backend[Any]:
@@ -58,8 +61,8 @@ class NullBackend(Backend[NullSlot]):
             sha256="0" * 64,
             name=model.name or "null",
             input=TensorSpec("images", (-1, 3, height, width), "float32"),
-            outputs=(TensorSpec("detections", (-1, 1, 6), "float32"),),
-            labels=model.labels if isinstance(model.labels, tuple) else ("thing",),
+            outputs=(_output(settings.classes),),
+            labels=model.labels if isinstance(model.labels, tuple) else _labels(settings.classes),
             max_batch=batch.max or 8,
         )
         self._slots: list[NullSlot] = []
@@ -77,8 +80,11 @@ class NullBackend(Backend[NullSlot]):
     def start(self, plan: DecodePlan | None = None) -> None:
         """See `Backend.start`."""
         width, height = self.spec.input_width, self.spec.input_height
-        row = (width / 4, height / 4, width * 3 / 4, height * 3 / 4, 0.9, 0)
-        batch = np.tile(np.array(row, np.float32), (self.spec.max_batch, 1, 1))
+        row = np.array([[width / 4, height / 4, width * 3 / 4, height * 3 / 4, 0.9, 0]], np.float32)
+        if (classes := self._settings.classes) is not None:
+            row = np.full(classes, 0.1 / (classes - 1), np.float32)
+            row[0] = 0.9
+        batch = np.stack([row] * self.spec.max_batch)
         self._slots = [NullSlot(i, batch.copy()) for i in range(self._settings.slots)]
 
     def preprocess(self, slot: NullSlot, frames: Sequence[Frame]) -> Sequence[Letterbox]:
@@ -115,3 +121,13 @@ class NullBackend(Backend[NullSlot]):
     def close(self) -> None:
         """See `Backend.close`. Ends a hang, too."""
         self._closed.set()
+
+
+def _output(classes: int | None) -> TensorSpec:
+    if classes is None:
+        return TensorSpec("detections", (-1, 1, 6), "float32")
+    return TensorSpec("scores", (-1, classes), "float32")
+
+
+def _labels(classes: int | None) -> tuple[str, ...]:
+    return ("thing",) if classes is None else tuple(f"class{i}" for i in range(classes))

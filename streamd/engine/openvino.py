@@ -53,6 +53,10 @@ class OpenVinoSettings(EngineSettings):
     )
     cache_dir: str | None = Field(None, description="Folder in which OpenVINO keeps compiled models, to start faster.")
 
+    def aside(self) -> EngineSettings:
+        """See `EngineSettings.aside`: one thread and one request, unless more are configured."""
+        return self.model_copy(update={"threads": self.threads or 1, "requests": self.requests or 1})
+
     def open(self, model: ModelSettings, *, batch: BatchSettings, live: bool = False) -> Backend[Any]:
         """See `EngineSettings.open`."""
         return OpenVinoBackend(self, model, batch=batch, live=live)

@@ -276,7 +276,7 @@ class Pipeline:
         detections = Detections(
             frame.stream, frame.epoch, frame.seq, frame.pts_ns, frame.wall_ns, frame.width, frame.height,
             times, self._model, result.xyxy, result.score, result.class_id, frame.clock, result.tracks,
-            result.counts, result.details,
+            result.counts, result.details, result.attributes,
         )  # fmt: skip
         result.output.publish(frame, detections)
         self._decode_time.observe((times.decoded - times.captured) / 1e9)

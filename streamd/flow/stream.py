@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import structlog
 
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Details, Detections, Float32Array, Frame, Int32Array, ModelInfo, Tracks
+from streamd.types import Attribute, Details, Detections, Float32Array, Frame, Int32Array, ModelInfo, Tracks
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +95,8 @@ class Result:
     """See `Detections.counts`."""
     details: Details | None = None
     """See `Detections.details`."""
+    attributes: Sequence[tuple[Attribute, ...]] | None = None
+    """See `Detections.attributes`."""
 
 
 class Analysis(Protocol):

@@ -41,7 +41,7 @@ class _Format(NamedTuple):
 
 _Y, _C420, _C422, _C444 = _PlaneShape(0, 0, 1), _PlaneShape(1, 1, 1), _PlaneShape(1, 0, 1), _PlaneShape(0, 0, 1)
 _UV420 = _PlaneShape(1, 1, 2)
-_FORMATS: dict[str, _Format] = {
+FORMATS: dict[str, _Format] = {
     "yuv420p": _Format((_Y, _C420, _C420)),
     "yuvj420p": _Format((_Y, _C420, _C420)),
     "yuv422p": _Format((_Y, _C422, _C422)),
@@ -56,6 +56,7 @@ _FORMATS: dict[str, _Format] = {
     "rgb24": _Format((_PlaneShape(0, 0, 3),), kind="RGB"),
     "bgr24": _Format((_PlaneShape(0, 0, 3),), kind="BGR"),
 }
+"""By name of the pixel format."""
 
 _COLORSPACE = {"bt601": 5, "bt709": 1, "bt2020": 9}
 """swscale's numbers for the matrices (SWS_CS_ITU601, SWS_CS_ITU709, SWS_CS_BT2020)."""
@@ -69,7 +70,7 @@ def _matrix(picture: Picture, kind: _Format, color: Literal["RGB", "BGR"]) -> Fl
     return np.ascontiguousarray(out[::-1] if color == "BGR" else out)
 
 
-def _view(
+def plane_view(
     frame: VideoFrame | ForeignPicture, index: int, shape: _PlaneShape, width: int, height: int, bytes_: int
 ) -> npt.NDArray[Any]:
     """A view of one plane without its padding: (H, W) or (H, W, C)."""
@@ -104,7 +105,7 @@ class _Plan:
         self.size = width, height
         self.roi = coded_roi(roi, picture)
         self.color = color
-        known = _FORMATS.get(picture.format)
+        known = FORMATS.get(picture.format)
         if known is None:
             self._make_fallback(picture)
         self.known = known
@@ -141,7 +142,7 @@ class _Plan:
 
         roi = self.roi
         for i, (shape, target) in enumerate(zip(kind.planes, self._planes, strict=True)):
-            source = _view(picture.native, i, shape, picture.width, picture.height, kind.bytes)
+            source = plane_view(picture.native, i, shape, picture.width, picture.height, kind.bytes)
             if roi.width != picture.width or roi.height != picture.height:
                 x0, y0 = roi.x >> shape.shift_x, roi.y >> shape.shift_y
                 x1 = (roi.x + roi.width + shape.shift_x) >> shape.shift_x
@@ -171,7 +172,7 @@ class _Plan:
 
         if self.known is None:
             small = self._reformatter.reformat(picture.video_frame(), **self._reformat)
-            scaled = _view(small, 0, _PlaneShape(0, 0, 3), small.width, small.height, 1)
+            scaled = plane_view(small, 0, _PlaneShape(0, 0, 3), small.width, small.height, 1)
             if self._cropped:
                 roi = self.roi
                 part = scaled[roi.y : roi.y + roi.height, roi.x : roi.x + roi.width]

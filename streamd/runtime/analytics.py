@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,20 @@ from streamd.flow.stream import Result
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import class_numbers
 from streamd.telemetry.analytics import AnalyticsMetrics
-from streamd.types import Float32Array, Frame, ModelInfo, Tracks
+from streamd.types import Attribute, Float32Array, Frame, ModelInfo, Tracks
 
 BoolArray = npt.NDArray[np.bool_]
+
+
+class Said(Protocol):
+    """What classifiers have said of tracks. Any thread."""
+
+    def of(self, stream: str, tracks: Sequence[int]) -> Sequence[tuple[Attribute, ...]] | None:
+        """Of each of the tracks; None if nothing is known of any."""
+
+    def details(self, stream: str, track: int) -> Mapping[str, Any]:
+        """Of one track as plain values, by classifier."""
+
 
 log = structlog.get_logger(__name__)
 
@@ -170,6 +181,8 @@ class Analytics:
         self.streams: Mapping[str, StreamAnalysis] = {}
         """Replaced, never changed: the steps read it without a lock."""
         self._labels: Sequence[str] = ()
+        self.said: Said | None = None
+        """What classifiers say of tracks; None without classifiers."""
 
     @property
     def detect(self) -> DetectSettings:
@@ -255,7 +268,10 @@ class Analytics:
         for e in events:
             self._metrics.event(known.stream, e)
             back_s = max(0, now_ns - e.t_ns) / 1e9 if captured_ns is not None else 0.0
-            self._submit(event_of(known.stream, e), Moment(captured_ns, back_s))
+            event = event_of(known.stream, e)
+            if self.said is not None and (said := self.said.details(known.stream, e.track)):
+                event.details["attributes"] = said
+            self._submit(event, Moment(captured_ns, back_s))
 
 
 def event_of(stream: str, e: RuleEvent) -> Event:
@@ -313,6 +329,9 @@ class AnalysisStep:
             if each.rules is not None:
                 self._judge(each, observation, tracked, result)
             self._publishable(result, tracked)
+            said = self._analytics.said
+            if said is not None and result.tracks is not None:
+                result.attributes = said.of(each.stream, result.tracks.number.tolist())
 
     def _judge(self, each: StreamAnalysis, observation: Observation, tracked: Tracked, result: Result) -> None:
         frame = result.frame

@@ -24,6 +24,7 @@ from streamd.events.record import Event
 from streamd.flow.status import StatusBoard
 from streamd.runtime import heap
 from streamd.runtime.analytics import Analytics
+from streamd.runtime.classify.classification import Classification
 from streamd.runtime.drain import Drain
 from streamd.runtime.eventlog import EventLog, media_dir
 from streamd.runtime.evidence import EventGate, Evidence
@@ -39,7 +40,7 @@ from streamd.runtime.service import Service, condition_of, outputs_of, status_li
 from streamd.runtime.streams import Streams
 from streamd.settings import FieldPath
 from streamd.sinks import Sink, open_sink
-from streamd.sinks.envelope import Outgoing
+from streamd.sinks.envelope import Outgoing, OutgoingClasses
 from streamd.sinks.thread import SinkThread
 from streamd.sources.closing import deferred
 from streamd.telemetry.analytics import AnalyticsMetrics
@@ -139,9 +140,10 @@ class Daemon:
             MediaMetrics(self.registry, self._events.media_counts)
         self._analytics = self._open_analytics(config)
         self._evidence = self._open_evidence(config, name) if self._analytics is not None else None
+        self._classification: Classification | None = None
         self.streams = Streams(
             self.instances, self.metrics, self.board, self._look, self._publish, tap=lambda: self._tap,
-            analytics=self._analytics, evidence=self._evidence,
+            analytics=self._analytics, evidence=self._evidence, classification=lambda: self._classification,
         )  # fmt: skip
         self.streams.remember(past or {})
         # The parent reports the streams of its workers.
@@ -189,8 +191,22 @@ class Daemon:
             self.instances.append(instance)
             if self._evidence is not None and instance.decoder_device is not None:
                 self._evidence.downloads[instance.decoder_device] = instance.thumbnail
+        self._open_classification(config)
         for stream in config.streams:
             self.streams.add(stream)
+
+    def _open_classification(self, config: Config) -> None:
+        if not config.classifiers:
+            return
+        first = self.instances[0]
+        engine = config.engine.for_device(first.ordinal)
+        downloads = {each.decoder_device: each.thumbnail for each in self.instances if each.decoder_device is not None}
+        self._classification = Classification(
+            config.classifiers, engine, first.model.labels, self.registry, self._publish_classes, self.boot_id,
+            downloads,
+        )  # fmt: skip
+        if self._analytics is not None:
+            self._analytics.said = self._classification
 
     def _open_analytics(self, config: Config) -> Analytics | None:
         if config.tracker is None:
@@ -253,6 +269,10 @@ class Daemon:
         for sink in self.sinks:
             sink.put(outgoing)
 
+    def _publish_classes(self, found: OutgoingClasses) -> None:
+        for sink in self.sinks:
+            sink.put_classes(found)
+
     @property
     def started(self) -> bool:
         """True once every part runs."""
@@ -311,6 +331,8 @@ class Daemon:
         """
         try:
             check(difference(self.config, config), where)
+            if self._classification is not None:
+                self._classification.check(config.classifiers)
             if self._own_events:
                 self._events.ensure(config)
         except ConfigError as error:
@@ -352,6 +374,8 @@ class Daemon:
         failed = self.streams.change(found, self.config.drain_s)
         # After `change`: once `applied` has the number, `changing` must be true until the change is complete.
         self.config, self.applied = config, number
+        if self._classification is not None:
+            self._classification.adapt(config.classifiers)
         self._set_switch_interval()
         for sink in self.sinks:
             sink.set_streams(config.streams)
@@ -394,6 +418,8 @@ class Daemon:
             sink.start()
         for instance in self.instances:
             instance.pipeline.start()
+        if self._classification is not None:
+            self._classification.start()
         self.streams.start()
         self._started = True
         first = self.instances[0]
@@ -420,6 +446,8 @@ class Daemon:
             self.streams.tick()
             if self._analytics is not None:
                 self._analytics.tick(now)
+            if self._classification is not None:
+                self._classification.tick(now)
             self._events.alive(self.seen())
             self._progress.look(now)
             if self.recorder is not None:
@@ -481,6 +509,9 @@ class Daemon:
 
     def _close_all(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
+        if self._classification is not None and not self._classification.close(timeout / 4):
+            log.error("a classifier could not be ended in time")
+            self._left_running = True
         if self._analytics is not None and not self._left_running:
             self._analytics.close()
         if self._evidence is not None and not self._evidence.close(max(0.1, (deadline - time.monotonic()) / 2)):

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from streamd.config import Config
+from streamd.config.classifiers import ClassifierSettings
 from streamd.config.loader import LOAD_LIMIT_S, Loaded, load
 from streamd.config.problems import dotted
 from streamd.errors import ConfigError
@@ -23,7 +24,7 @@ from streamd.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-CHANGEABLE = frozenset({"streams", "share", "fleet", "logging", "drain_s", "stall_s"})
+CHANGEABLE = frozenset({"streams", "share", "fleet", "logging", "drain_s", "stall_s", "classifiers"})
 """Sections that may change while running. The others belong to parts that live as long as the process."""
 
 
@@ -57,6 +58,7 @@ def difference(old: Config, new: Config) -> Difference:
         removed=tuple(name for name in before if name not in after),
         fixed=(
             *_newly_tracked(old, new),
+            *_other_classifiers(old, new),
             *tuple(
                 path
                 for name in Config.model_fields
@@ -74,6 +76,17 @@ def _newly_tracked(old: Config, new: Config) -> Iterator[FieldPath]:
     config = new if old.tracker is None else old
     stream = next(i for i, s in enumerate(config.streams) if s.zones or s.lines)
     yield ("streams", stream, "zones" if config.streams[stream].zones else "lines")
+
+
+def _other_classifiers(old: Config, new: Config) -> Iterator[FieldPath]:
+    """Fields of classifiers that belong to an opened model."""
+    if [each.name for each in old.classifiers] != [each.name for each in new.classifiers]:
+        yield ("classifiers",)
+        return
+    for i, (one, other) in enumerate(zip(old.classifiers, new.classifiers, strict=True)):
+        for path in _differing(one, other, ("classifiers", i)):
+            if path[2] not in ClassifierSettings.HOT:
+                yield path
 
 
 def _differing(old: Any, new: Any, path: FieldPath) -> Iterator[FieldPath]:

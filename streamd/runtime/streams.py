@@ -17,6 +17,7 @@ from streamd.flow.settings import StreamSettings
 from streamd.flow.status import StatusBoard
 from streamd.flow.stream import StreamOutput, Tap
 from streamd.runtime.analytics import Analytics
+from streamd.runtime.classify.classification import Classification
 from streamd.runtime.evidence import SNAPSHOTS_HELD, Evidence
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.load import LoadWatch
@@ -75,6 +76,7 @@ class Streams:
         tap: see `StreamOutput`.
         analytics: told of streams that come and go; None where nothing is tracked.
         evidence: takes the packets; None where no rule can ask for them.
+        classification: takes crops of published frames; None without classifiers.
     """
 
     def __init__(
@@ -87,11 +89,13 @@ class Streams:
         tap: Callable[[], Tap | None] = lambda: None,
         analytics: Analytics | None = None,
         evidence: Evidence | None = None,
+        classification: Callable[[], Classification | None] = lambda: None,
     ) -> None:
         self._instances = instances
         self._metrics = metrics
         self._board = board
         self._wake = wake
+        self._classification = classification
         self._publish, self._tap, self._analytics, self._evidence = publish, tap, analytics, evidence
         self._streams: dict[str, _Stream] = {}
         self._parting: list[_Parting] = []
@@ -161,9 +165,12 @@ class Streams:
             output = before.output
         else:
             snapshots = self._evidence.snapshots if self._evidence is not None else None
-            output = StreamOutput(name, self._metrics, instance.model, self._publish, self._tap(), snapshots)
+            taps = self._tap(), snapshots, self._classification()
+            output = StreamOutput(name, self._metrics, instance.model, self._publish, *taps)
         if self._analytics is not None:
             self._analytics.add(settings)
+        if (classification := self._classification()) is not None:
+            classification.add(name)
         instance.add(output, ring, settings.priority, settings.max_age_s)
         self._streams[name] = _Stream(settings, instance, output, ring, runner, counters)
         return runner
@@ -171,6 +178,9 @@ class Streams:
     def _opener(self, settings: SourceSettings, instance: ModelInstance) -> Callable[[], Source]:
         packets = self._evidence.ring(settings.id) if self._evidence is not None else None
         held = instance.pictures + (SNAPSHOTS_HELD if settings.has_snapshots else 0)
+        classification = self._classification()
+        if classification is not None and instance.decoder_device is not None:
+            held += classification.frames_held
         return partial(open_source, settings, device=instance.decoder_device, held=held, packets=packets)
 
     def _on_status(self, status: StreamStatus) -> None:
@@ -271,6 +281,8 @@ class Streams:
             self._analytics.remove(name)
         if self._evidence is not None:
             self._evidence.remove(name)
+        if (classification := self._classification()) is not None:
+            classification.remove(name)
         stream.counters.removed = True
         self._board.retire(name)
         self.live_seen.discard(name)

@@ -18,7 +18,7 @@ from streamd.events.upkeep import Limits
 from streamd.flow.settings import StreamSettings
 from streamd.settings import FieldPath, KindSettings, Name, Seconds
 from streamd.settings.registry import Registry
-from streamd.sinks.envelope import DETECTIONS, EVENT, STATUS, Message, MessageKind
+from streamd.sinks.envelope import CLASSIFIED, DETECTIONS, EVENT, STATUS, Message, MessageKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class SinkSettings(KindSettings):
     @property
     def wants(self) -> frozenset[MessageKind]:
         """Kinds of messages passed to the sink. What no sink wants is not encoded."""
-        return frozenset({DETECTIONS, STATUS, EVENT})
+        return frozenset({DETECTIONS, STATUS, EVENT, CLASSIFIED})
 
     @property
     def owed(self) -> Limits | None:

@@ -7,11 +7,20 @@ is inserted without parsing the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from streamd.sinks.message import TOPIC_PREFIX, Gaps, encoded_number, encoder, split_detections, status_message
-from streamd.types import Detections, StreamCounts, StreamStatus
+from streamd.sinks.attributes import classified_message
+from streamd.sinks.message import (
+    CLASSIFIED_PREFIX,
+    TOPIC_PREFIX,
+    Gaps,
+    encoded_number,
+    encoder,
+    split_detections,
+    status_message,
+)
+from streamd.types import Attribute, Detections, StreamCounts, StreamStatus
 
 Encoding = Literal["json", "msgpack"]
 
@@ -39,7 +48,9 @@ STATUS = MessageKind("status", TOPIC_PREFIX, "/status", retained=True)
 EVENT = MessageKind("event", "streamd/event/1/")
 COUNTS = MessageKind("counts", "streamd/counts/1/", retained=True)
 """Occupancy of a stream's zones and crossings of its lines; on change and as a heartbeat."""
-KINDS: Mapping[str, MessageKind] = {kind.name: kind for kind in (DETECTIONS, STATUS, EVENT, COUNTS)}
+CLASSIFIED = MessageKind("classified", CLASSIFIED_PREFIX)
+"""What classifiers say of boxes without a track, some time after the frame."""
+KINDS: Mapping[str, MessageKind] = {kind.name: kind for kind in (DETECTIONS, STATUS, EVENT, COUNTS, CLASSIFIED)}
 
 
 class Message:
@@ -111,6 +122,33 @@ class Outgoing:
         return parts
 
 
+class OutgoingClasses:
+    """What a classifier says of boxes of one frame, on its way to the sinks; encoded by the first thread that needs it.
+
+    Args:
+        detections: of the frame.
+        boxes: numbers of the boxes.
+        attributes: of each of them.
+        boot_id: identity of this process in every message.
+    """
+
+    __slots__ = ("_attributes", "_boot_id", "_boxes", "_payloads", "detections")
+
+    def __init__(
+        self, detections: Detections, boxes: Sequence[int], attributes: Sequence[Attribute], boot_id: str
+    ) -> None:
+        self.detections, self._boxes, self._attributes, self._boot_id = detections, boxes, attributes, boot_id
+        self._payloads: dict[str, bytes] = {}
+
+    def payload(self, encoding: Encoding) -> bytes:
+        """The whole payload."""
+        payload = self._payloads.get(encoding)
+        if payload is None:
+            message = classified_message(self.detections, self._boxes, self._attributes, self._boot_id)
+            payload = self._payloads[encoding] = encoder(encoding)(message)
+        return payload
+
+
 class OutgoingEvent:
     """One committed event on its way to every sink; encoded by the first thread that needs it.
 
@@ -169,6 +207,12 @@ class MessageBuilder:
         """The message of one event."""
         payload = event.payload(self._encoding)
         return Message(EVENT, event.stream, payload, epoch=event.epoch, seq=event.seq, encoding=self._encoding)
+
+    def classified(self, found: OutgoingClasses) -> Message:
+        """The message of what a classifier said of one frame."""
+        d = found.detections
+        payload = found.payload(self._encoding)
+        return Message(CLASSIFIED, d.stream, payload, epoch=d.epoch, seq=d.seq, encoding=self._encoding)
 
     def counts(self, stream: str, counts: Mapping[str, Any]) -> Message:
         """The message of one stream's counts, as in its detections."""

@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.errors import SinkError
+from streamd.sinks.attributes import Attribute, ClassifiedMessage, attributes_of
 from streamd.types import Clock, Details, Detections, Float32Array, StreamCounts, StreamStatus, Tracks
 
 SCHEMA: Literal[1] = 1
 TOPIC_PREFIX = f"streamd/{SCHEMA}/"
+CLASSIFIED_PREFIX = f"streamd/classified/{SCHEMA}/"
 MAX_MESSAGE_BYTES = 16 << 20
 
 
@@ -66,6 +68,8 @@ class Detection(msgspec.Struct, frozen=True):
     """Only from models with rotated boxes: four corners x, y in order around it. `box` is the upright one around it."""
     polygon: list[tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
     """Only from segmentation models: outline of the object, 64 points x, y at most; empty where it has no mask."""
+    attributes: list[Attribute] | msgspec.UnsetType = msgspec.UNSET
+    """Only for tracks of which a classifier has said something."""
 
 
 class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
@@ -156,8 +160,8 @@ def _rounded(d: Detections) -> list[Detection]:
     np.rint(rows, rows)
     rows /= _STEPS
     labels = d.model.labels
-    if d.details is not None:
-        return _detailed(d, d.details, rows)
+    if d.details is not None or d.attributes is not None:
+        return _detailed(d, d.details or Details(), rows)
     if d.tracks is not None:
         tracks = _tracks(d.tracks)
         return [
@@ -180,10 +184,11 @@ def _detailed(d: Detections, details: Details, rows: npt.NDArray[np.float64]) ->
         keypoints = (np.rint(details.keypoints * steps) / steps).tolist()
     oriented: Any = nothing if details.oriented is None else _points(details.oriented)
     polygons: Any = nothing if details.polygons is None else [_points(p) for p in details.polygons]
+    attributes: Any = nothing if d.attributes is None else [attributes_of(said) for said in d.attributes]
     return [
         Detection(class_id, d.model.labels[class_id], score, (x1, y1, x2, y2), *more)
         for class_id, (x1, y1, x2, y2, score), *more in zip(
-            d.class_id.tolist(), rows.tolist(), tracks, keypoints, oriented, polygons, strict=True
+            d.class_id.tolist(), rows.tolist(), tracks, keypoints, oriented, polygons, attributes, strict=True
         )
     ]
 
@@ -316,7 +321,13 @@ _STATUS: dict[str, Any] = {
 }
 
 
-def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage:
+_CLASSIFIED: dict[str, Any] = {
+    "json": msgspec.json.Decoder(ClassifiedMessage),
+    "msgpack": msgspec.msgpack.Decoder(ClassifiedMessage),
+}
+
+
+def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage | ClassifiedMessage:
     """Decodes a received multipart message, whichever its encoding.
 
     Raises:
@@ -329,19 +340,21 @@ def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage:
     name = parts[0].decode("utf-8", "replace")
     encoding = "json" if parts[1][:1] == b"{" else "msgpack"
     decoders = _STATUS if name.endswith("/status") else _DETECTIONS
-    if not name.startswith(TOPIC_PREFIX):
+    if name.startswith(CLASSIFIED_PREFIX):
+        decoders = _CLASSIFIED
+    elif not name.startswith(TOPIC_PREFIX):
         raise SinkError(f"message: topic {name[:80]!r} is not of schema {SCHEMA}; expected {TOPIC_PREFIX}…")
     try:
-        message: DetectionsMessage | StatusMessage = decoders[encoding].decode(parts[1])
+        message: DetectionsMessage | StatusMessage | ClassifiedMessage = decoders[encoding].decode(parts[1])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SinkError(f"message: {name[:80]}: {error}") from error
     return message
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of both messages."""
+    """JSON Schema of all messages."""
     schemas, components = msgspec.json.schema_components(
-        [DetectionsMessage, StatusMessage], ref_template="#/$defs/{name}"
+        [DetectionsMessage, StatusMessage, ClassifiedMessage], ref_template="#/$defs/{name}"
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

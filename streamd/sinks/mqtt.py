@@ -35,7 +35,7 @@ from streamd.flow.settings import StreamSettings
 from streamd.settings import FieldPath, Name, Problems
 from streamd.sinks import SINKS, Sink
 from streamd.sinks.connection import Address, ClientLoginSettings, ClientTlsSettings, host_port, node_name
-from streamd.sinks.envelope import COUNTS, DETECTIONS, STATUS, Message, MessageKind
+from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, STATUS, Message, MessageKind
 from streamd.sinks.events import EventSink, EventSinkSettings, JournalEvent
 from streamd.sinks.homeassistant import (
     OFFLINE,
@@ -86,7 +86,7 @@ class MqttSettings(EventSinkSettings):
     @property
     def wants(self) -> frozenset[MessageKind]:
         """See `SinkSettings.wants`."""
-        return frozenset({STATUS, COUNTS, *([DETECTIONS] if self.detections else [])})
+        return frozenset({STATUS, COUNTS, *([DETECTIONS, CLASSIFIED] if self.detections else [])})
 
     def check(self) -> Problems:
         """See `KindSettings.check`."""
@@ -171,8 +171,8 @@ class MqttSink(EventSink):
     def send(self, message: Message) -> str | None:
         """See `Sink.send`."""
         stream, kind = message.stream, message.kind
-        if kind is DETECTIONS:
-            if not self._link.publish_now(f"{self.base}/streams/{stream}/detections", message.payload):
+        if kind is DETECTIONS or kind is CLASSIFIED:
+            if not self._link.publish_now(f"{self.base}/streams/{stream}/{kind.name}", message.payload):
                 why = self.unreachable or f"mqtt sink: {self._link.address} does not keep up"
                 raise SinkError(f"{why}; detections are lost")
         elif self._streams is None or any(stream == each.id for each in self._streams):

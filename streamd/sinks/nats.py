@@ -30,7 +30,7 @@ from streamd.events.upkeep import Outcome
 from streamd.settings import ExternalSecret, FieldPath, Pattern, Problems
 from streamd.sinks import SINKS, Sink
 from streamd.sinks.connection import Address, ClientLoginSettings, ClientTlsSettings, host_port
-from streamd.sinks.envelope import COUNTS, DETECTIONS, EVENT, STATUS, Message, MessageKind
+from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, EVENT, STATUS, Message, MessageKind
 from streamd.sinks.events import CONTENT_TYPE, EventSink, EventSinkSettings, JournalEvent
 from streamd.sinks.message import TOPIC_PREFIX
 
@@ -79,7 +79,7 @@ class NatsSettings(EventSinkSettings):
     @property
     def wants(self) -> frozenset[MessageKind]:
         """See `SinkSettings.wants`."""
-        return frozenset({STATUS, COUNTS, *([DETECTIONS] if self.detections else [])})
+        return frozenset({STATUS, COUNTS, *([DETECTIONS, CLASSIFIED] if self.detections else [])})
 
     def check(self) -> Problems:
         """See `KindSettings.check`."""
@@ -100,7 +100,7 @@ class NatsSettings(EventSinkSettings):
 def subject(prefix: str, kind: MessageKind, stream: str) -> str:
     """The subject of a stream's messages."""
     id_ = stream.replace(".", "%2E")
-    if kind is EVENT or kind is COUNTS:
+    if kind in (EVENT, COUNTS, CLASSIFIED):
         return f"{prefix}.{kind.name}.1.{id_}"
     version = TOPIC_PREFIX.strip("/").rpartition("/")[2]
     return f"{prefix}.{version}.{id_}.{kind.name}"
@@ -279,7 +279,7 @@ class NatsSink(EventSink):
         """See `Sink.send`."""
         client = self._client
         if client is None or client.is_closed:
-            if message.kind is DETECTIONS:
+            if message.kind in (DETECTIONS, CLASSIFIED):
                 raise SinkError(
                     f"{self._unreachable or f'nats sink: {self._name}: not connected yet'}; frames are lost"
                 )

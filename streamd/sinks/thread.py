@@ -17,6 +17,7 @@ from streamd.flow.status import StatusBoard
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Sink
 from streamd.sinks.envelope import (
+    CLASSIFIED,
     COUNTS,
     DETECTIONS,
     EVENT,
@@ -25,6 +26,7 @@ from streamd.sinks.envelope import (
     MessageBuilder,
     MessageKind,
     Outgoing,
+    OutgoingClasses,
     OutgoingEvent,
 )
 from streamd.sinks.feed import CountsBoard, EventFeed
@@ -80,7 +82,7 @@ class SinkThread:
         self._close_by = float("inf")
         self._sent = metrics.sink_messages.labels(sink=name)
         self._dropped = {r: metrics.sink_dropped.labels(sink=name, reason=r) for r in ("ring_full", "error")}
-        self._ring: Ring[Outgoing] = Ring(capacity, "drop_oldest", on_drop=self._on_drop)
+        self._ring: Ring[Outgoing | OutgoingClasses] = Ring(capacity, "drop_oldest", on_drop=self._on_drop)
         metrics.queue_depth.labels(queue=f"sink-{name}").set_function(lambda: len(self._ring))
         self._change = 0
         self._beat_at = time.monotonic() + heartbeat_s
@@ -113,6 +115,14 @@ class SinkThread:
         except Closed:
             self._on_drop(outgoing, "shutdown")
 
+    def put_classes(self, found: OutgoingClasses) -> None:
+        """Queues what a classifier says of a frame; never waits. Any thread."""
+        if CLASSIFIED in self._wants:
+            try:
+                self._ring.put(found)
+            except Closed:
+                self._on_drop(found, "shutdown")
+
     def put_event(self, event: OutgoingEvent) -> None:
         """Queues one event; never waits. Any thread."""
         self._events.put(event)
@@ -142,7 +152,7 @@ class SinkThread:
             self._thread.join(min(timeout, INTERRUPT_S))
         return not self._thread.is_alive()
 
-    def _on_drop(self, _: Outgoing, reason: str) -> None:
+    def _on_drop(self, _: Outgoing | OutgoingClasses, reason: str) -> None:
         counter = self._dropped.get(reason)
         if counter is None:
             counter = self._dropped[reason] = self._metrics.sink_dropped.labels(sink=self.name, reason=reason)
@@ -172,7 +182,11 @@ class SinkThread:
         finally:
             self._sink.close()
 
-    def _publish(self, outgoing: Outgoing) -> None:
+    def _publish(self, outgoing: Outgoing | OutgoingClasses) -> None:
+        if isinstance(outgoing, OutgoingClasses):
+            if self._sink.send(self._builder.classified(outgoing)):
+                self._sent.inc()
+            return
         counts, stream = outgoing.detections.counts, outgoing.detections.stream
         if COUNTS in self._wants and counts is not None and self._counts.changed(stream, counts):
             self._sink.send(self._builder.counts(stream, counts))

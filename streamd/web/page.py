@@ -40,7 +40,8 @@ def record(snapshot: Snapshot) -> bytes:
 def describe(d: Detections) -> dict[str, Any]:
     """What the page shows of one frame: boxes in upright source pixels, times in milliseconds.
 
-    A box is `[x1, y1, x2, y2, score, label]`; where objects are tracked, its track's number follows, 0 without a track.
+    A box is `[x1, y1, x2, y2, score, label]`; where objects are tracked, its track's number follows, 0 without a track,
+    and, where classifiers have said something, a list of the labels that they give it.
     Where the model says more of each box, `shapes` has as many objects as there are boxes (see `_shapes`).
     """
     t = d.times
@@ -53,6 +54,9 @@ def describe(d: Detections) -> dict[str, Any]:
     if d.tracks is not None:
         for described, number in zip(boxes, d.tracks.number.tolist(), strict=True):
             described.append(number)
+        if d.attributes is not None:
+            for described, said in zip(boxes, d.attributes, strict=True):
+                described.append([a.label for a in said])
     frame = {
         "stream": d.stream, "seq": d.seq, "epoch": d.epoch, "at": d.wall_ns / 1e9, "width": d.width,
         "height": d.height, "stages": stages, "boxes": boxes,

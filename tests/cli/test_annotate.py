@@ -14,7 +14,7 @@ import pytest
 
 from streamd.cli.annotate import COLORS, LIMBS, Annotator, Image, Video, color_of, draw, same_file
 from streamd.errors import SinkError
-from streamd.types import Details, Detections
+from streamd.types import Attribute, Details, Detections
 from tests.conftest import ROOT
 from tests.frames import detections, frames
 
@@ -40,6 +40,19 @@ def test_labels_stay_inside_the_picture_and_lines_grow_with_it(size: tuple[int, 
     assert hit[0].min() <= 2  # the label is at the top edge, whole
     row = (np.abs(image[height // 2].astype(int) - color).sum(1) < 60).sum()
     assert row == pytest.approx(2 * max(1, round(max(0.4, min(size) / 1100) * 2.2)), abs=4)
+
+
+def test_what_classifiers_say_makes_the_label_longer() -> None:
+    found = detections(boxes=1)
+    found.xyxy[:] = [4, 60, 20, 90]
+    said = [(Attribute("colour", "darkgreen", 0.8, 0, 1),)]
+    color = np.array(color_of(found.model.labels[0]))
+
+    def end(d: Detections) -> int:
+        image = draw(np.full((100, 400, 3), 128, np.uint8), d)
+        return int((np.abs(image.astype(int) - color).sum(2) < 12).nonzero()[1].max())
+
+    assert end(replace(found, attributes=said)) > end(found) + 60
 
 
 def test_a_video_keeps_its_first_size_and_says_where_it_cannot_be(tmp_path: Path) -> None:

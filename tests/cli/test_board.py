@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from streamd.cli.board import SETTLE_S, Board, span, table
+from streamd.sinks.attributes import Attribute
 from streamd.sinks.message import Detection, DetectionsMessage, Latency, Model, StatusMessage
 
 FRAME = DetectionsMessage(
@@ -39,6 +40,14 @@ def printed(board: Board, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
     console.print(table(board, "tcp://127.0.0.1:5555", width=width))
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_what_classifiers_say_stands_beside_the_class() -> None:
+    board = Board()
+    red = [Attribute("colour", "red", 0.9, 3, 1)]
+    boxes = [Detection(2, "car", 0.9, (0, 0, 9, 9), attributes=red), Detection(2, "car", 0.8, (0, 0, 9, 9))]
+    board.add(msgspec.structs.replace(FRAME, detections=[boxes[0], *boxes]), 1.0)
+    assert board.rows["cam"].last == "2 car red, 1 car (0.90)"
 
 
 def test_the_burst_after_a_reconnect_is_no_frame_rate() -> None:

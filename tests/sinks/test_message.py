@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis.extra import numpy as hnp
 
 from streamd.errors import SinkError
+from streamd.sinks import attributes
 from streamd.sinks.envelope import DETECTIONS, STATUS
 from streamd.sinks.message import (
     Detection,
@@ -29,7 +30,7 @@ from streamd.sinks.message import (
     split_detections,
     status_message,
 )
-from streamd.types import Details, Detections, ModelInfo, StreamCounts, Tracks
+from streamd.types import Attribute, Details, Detections, ModelInfo, StreamCounts, Tracks
 from tests.frames import MODEL, detections, status
 
 NAME = DETECTIONS.topic("s")
@@ -177,6 +178,29 @@ DETAILS = Details(
     oriented=np.arange(16, dtype=np.float32).reshape(2, 4, 2) + np.float32(0.26),
     polygons=[np.array([[1.04, 2.06], [3, 4], [5, 6]], np.float32), np.empty((0, 2), np.float32)],
 )
+
+
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+@pytest.mark.parametrize("details", [False, True])
+def test_what_classifiers_say_is_an_optional_field(encoding: Any, details: bool) -> None:
+    colour = Attribute("colour", "red", 0.9, 17, 2, (("blue", 0.06),))
+    tracks = Tracks(np.array([4, 5]), np.array([1.5, 0]), np.zeros((2, 2)))
+    said = [(colour, Attribute("type", "van", 0.5, 18, 1)), ()]
+    d = replace(detections(boxes=2), tracks=tracks, attributes=said, details=DETAILS if details else None)
+    payload = encoder(encoding)(detections_message(d, "b", 0))
+    message = decode([NAME, payload])
+    assert isinstance(message, DetectionsMessage)
+    assert encoder(encoding)(message) == payload
+    first, second = message.detections
+    assert first.attributes == [
+        attributes.Attribute("colour", "red", 0.9, 17, 2, [("blue", 0.06)]),
+        attributes.Attribute("type", "van", 0.5, 18, 1),
+    ]
+    assert second.attributes is msgspec.UNSET
+    assert (first.keypoints is msgspec.UNSET) == (not details)
+    if encoding == "json":
+        jsonschema.validate(json.loads(payload), json_schema())
+        assert "attributes" not in json.loads(payload)["detections"][1]
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])

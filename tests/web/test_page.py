@@ -22,7 +22,7 @@ from streamd.errors import SOURCE_REASONS, ConfigError
 from streamd.flow.status import StatusBoard
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Details, StreamStatus, Tracks
+from streamd.types import Attribute, Details, StreamStatus, Tracks
 from streamd.web.page import STATIC, Page, describe
 from streamd.web.state import State, without_addresses
 from streamd.web.tap import Tap
@@ -141,6 +141,9 @@ def test_tracks_and_counts_travel_with_a_picture() -> None:
     told = describe(replace(plain, tracks=tracks, counts=counts))
     assert [box[6] for box in told["boxes"]] == [5, 0]
     assert told["counts"] == counts
+    said = [(Attribute("colour", "red", 0.9, 1, 1), Attribute("type", "van", 0.8, 1, 1)), ()]
+    boxes = describe(replace(plain, tracks=tracks, attributes=said))["boxes"]
+    assert [box[6:] for box in boxes] == [[5, ["red", "van"]], [0, []]]
 
 
 def test_what_is_drawn_besides_boxes_goes_with_each_box() -> None:

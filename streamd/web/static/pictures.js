@@ -173,7 +173,7 @@ export class Shot {
     pen.fillText("boxes only: no picture available", left + width / 2, top + height - 10 * density);
   }
 
-  #box(pen, [x1, y1, x2, y2, score, label, track], shapes, left, top, scale, density) {
+  #box(pen, [x1, y1, x2, y2, score, label, track, said], shapes, left, top, scale, density) {
     const color = colorOf(label);
     const [x, y, width, height] = [left + x1 * scale, top + y1 * scale, (x2 - x1) * scale, (y2 - y1) * scale];
     const line = (this.detailed ? 2 : 1.5) * density;
@@ -202,7 +202,8 @@ export class Shot {
     pen.font = `600 ${size}px system-ui, sans-serif`;
     pen.textAlign = "left";
     const narrow = this.canvas.clientWidth < 520;
-    const text = this.detailed ? `${track ? `#${short(track)} ` : ""}${label}${narrow ? "" : ` ${Math.round(score * 100)}`}` : label;
+    const name = said?.length ? `${label} ${said.join(" ")}` : label;
+    const text = this.detailed ? `${track ? `#${short(track)} ` : ""}${name}${narrow ? "" : ` ${Math.round(score * 100)}`}` : name;
     const [wide, high] = [pen.measureText(text).width + size * 0.7, size * 1.45];
     const above = y - high >= top ? y - high : y;
     const beside = Math.max(0, Math.min(x - line / 2, this.canvas.width - wide));
