@@ -24,10 +24,11 @@ STYLE = """
 body { margin: 0; background: #111217; color: #ccccdc; font: 12px system-ui, "DejaVu Sans", sans-serif; }
 main { position: relative; }
 section { position: absolute; box-sizing: border-box; background: #181b1f; border: 1px solid #25282d;
-  border-radius: 3px; padding: 8px 10px; overflow: hidden; }
+  border-radius: 3px; padding: 8px 10px; overflow: hidden; container-type: inline-size; }
 h1 { position: absolute; margin: 0; font-size: 14px; font-weight: 600; }
 h2 { margin: 0 0 4px; font-size: 12px; font-weight: 600; white-space: nowrap; }
-.stat { margin: 14px 0 0; font-size: 28px; font-weight: 600; text-align: center; }
+.stat { margin: 14px 0 0; font-size: min(28px, 20cqw); font-weight: 600; text-align: center;
+  white-space: nowrap; }
 svg { display: block; overflow: visible; } text { fill: #9aa0aa; font-size: 10px; }
 .legend { line-height: 15px; color: #b4b8c0; font-size: 10px; white-space: nowrap; overflow: hidden; }
 .legend i { display: inline-block; width: 10px; height: 3px; margin: 0 4px 3px 8px; }

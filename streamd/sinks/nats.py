@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 from collections import defaultdict
 from collections.abc import Coroutine, Iterator, Sequence
@@ -27,6 +28,7 @@ from pydantic import Field
 from streamd.errors import ConfigError, SinkError
 from streamd.events.retry import RetryPolicy
 from streamd.events.upkeep import Outcome
+from streamd.security.redact import remember
 from streamd.settings import ExternalSecret, FieldPath, Pattern, Problems
 from streamd.sinks import SINKS, Sink
 from streamd.sinks.connection import Address, ClientLoginSettings, ClientTlsSettings, host_port
@@ -47,8 +49,11 @@ MAX_PENDING_BYTES = 1 << 20
 """Detections and statuses that may wait for a server that does not read."""
 STREAM_AGE_S = 30 * 86_400
 DUPLICATES_S = 120
+_SEED = re.compile(r"SU[A-Z2-7]{56}")
 _TOO_LARGE = 10054
 """JetStream's error code for a message that is larger than the stream allows."""
+_WORD = 30
+"""The words that explain a .creds file are shorter than its secrets."""
 _SERVER, _EVENTS = "server", "events"
 
 
@@ -63,6 +68,10 @@ class NatsSettings(EventSinkSettings):
     tls: ClientTlsSettings | None = Field(None, description="TLS; `{}` verifies by the system's authorities.")
     login: ClientLoginSettings | None = Field(None, description="User name and password.")
     token: ExternalSecret | None = Field(None, description="Token, instead of a login.")
+    nkey: ExternalSecret | None = Field(None, description="Seed of a user's nkey (`SU…`), instead of a login.")
+    credentials: ExternalSecret | None = Field(
+        None, description="Content of a user's `.creds` file, as ${file:PATH}, instead of a login."
+    )
     prefix: Annotated[
         str,
         Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=128),
@@ -83,8 +92,13 @@ class NatsSettings(EventSinkSettings):
 
     def check(self) -> Problems:
         """See `KindSettings.check`."""
-        if self.login is not None and self.token is not None:
-            yield ("token",), "give either login or token"
+        ways = [name for name in ("login", "token", "nkey", "credentials") if getattr(self, name) is not None]
+        for name in ways[1:]:
+            yield (name,), f"give either {ways[0]} or {name}"
+        if self.nkey is not None and not _SEED.fullmatch(self.nkey.get_secret_value()):
+            yield ("nkey",), "expected the seed of a user's nkey: SU and 56 more letters and digits"
+        if self.credentials is not None and "USER NKEY SEED" not in self.credentials.get_secret_value():
+            yield ("credentials",), "expected the content of a .creds file, with a JWT and an nkey seed"
         if self.tls is not None:
             yield from ((("tls", *path), message) for path, message in self.tls.problems())
 
@@ -125,6 +139,17 @@ def vendor() -> Any:
     return nats
 
 
+def _check_nkeys() -> None:
+    """
+    Raises:
+        ConfigError: what signs with nkeys is not installed.
+    """
+    try:
+        import nkeys  # noqa: F401
+    except ImportError:
+        raise ConfigError("nats sink: needs nkeys; install it with: pip install 'streamd[nats]'") from None
+
+
 class NatsSink(EventSink):
     """See `streamd.sinks.events.EventSink`.
 
@@ -161,6 +186,12 @@ class NatsSink(EventSink):
     def open(self) -> None:
         """See `Sink.open`. A server that is away is not an error; `poll` connects."""
         vendor()
+        if self._settings.nkey is not None or self._settings.credentials is not None:
+            _check_nkeys()
+        if self._settings.credentials is not None:
+            # The file as a whole is known; an error may tell a line of it.
+            lines = self._settings.credentials.get_secret_value().split()
+            remember(line for line in lines if len(line) > _WORD)
         if self._settings.tls is not None:
             self._context = self._settings.tls.context("nats sink")
         self._loop = asyncio.new_event_loop()
@@ -200,8 +231,10 @@ class NatsSink(EventSink):
 
     async def _connect(self) -> tuple[Any, Any]:
         nats, settings = vendor(), self._settings
+        from nats.aio.client import RawCredentials
+
         scheme = "nats" if self._context is None else "tls"
-        login, token = settings.login, settings.token
+        login, token, nkey, credentials = settings.login, settings.token, settings.nkey, settings.credentials
         client = nats.NATS()
         try:
             await client.connect(
@@ -211,6 +244,8 @@ class NatsSink(EventSink):
                 user=None if login is None else login.username,
                 password=None if login is None else login.password.get_secret_value(),
                 token=None if token is None else token.get_secret_value(),
+                nkeys_seed_str=None if nkey is None else nkey.get_secret_value(),
+                user_credentials=None if credentials is None else RawCredentials(credentials.get_secret_value()),
             )  # fmt: skip
             stream = client.jetstream(timeout=ACK_S)
             if settings.events:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from typing import Any
 
 import hypothesis.strategies as st
 import nats
+import nkeys
 import pytest
 from hypothesis import given
 
+from streamd.security.redact import redact
 from streamd.settings import NAME_PATTERN
 from streamd.sinks.envelope import COUNTS, DETECTIONS, EVENT, STATUS, Outgoing
 from streamd.sinks.nats import NatsSettings, stream_of, subject
@@ -24,6 +27,7 @@ from tests.frames import detections, status
 from tests.messages import checked
 from tests.sinks.brokers import Server, in_order, nats_server
 from tests.sinks.delivery import rig
+from tests.sinks.natskeys import Key, credentials
 
 
 def settings(server: Server, **more: Any) -> NatsSettings:
@@ -257,3 +261,41 @@ def test_frames_are_lost_and_told_while_the_server_is_away(tmp_path: Path, serve
         until(lambda: subscriber.messages)
         assert json.loads(subscriber.messages[0][1])["dropped"] == 5
         subscriber.close()
+
+
+def test_login_with_an_nkey(tmp_path: Path) -> None:
+    known, other = Key(nkeys.PREFIX_BYTE_USER), Key(nkeys.PREFIX_BYTE_USER)
+    with nats_server(tmp_path, f"authorization {{ users: [ {{ nkey: {known.public} }} ] }}") as server:
+        with rig(tmp_path / "j", settings(server, nkey=other.seed)) as running:
+            until(lambda: "authorization violation" in (running.thread.unreachable or "").lower())
+            assert other.seed not in (running.thread.unreachable or "")
+        with rig(tmp_path / "j", settings(server, nkey=known.seed)) as running:
+            running.submit(2)
+            running.wait_delivered(2)
+
+
+def test_login_with_credentials(tmp_path: Path) -> None:
+    lines, text = credentials()
+    foreign = credentials()[1]
+    with nats_server(tmp_path, *lines) as server:
+        with rig(tmp_path / "j", settings(server, credentials=foreign)) as running:
+            until(lambda: "authorization violation" in (running.thread.unreachable or "").lower())
+        assert redact(f"line: {foreign.splitlines()[1]}") == "line: ***"
+        with rig(tmp_path / "j", settings(server, credentials=text)) as running:
+            running.submit(2)
+            running.wait_delivered(2)
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "message"),
+    [
+        ({"token": "t", "nkey": "SU" + "A" * 56}, "nkey", "give either token or nkey"),
+        ({"token": "t", "login": {"username": "a", "password": "b"}}, "token", "give either login or token"),
+        ({"nkey": "UDXXX"}, "nkey", "expected the seed of a user's nkey"),
+        ({"credentials": "/etc/box.creds"}, "credentials", r"expected the content of a \.creds file"),
+    ],
+)
+def test_logins_that_cannot_be_used_are_named(values: dict[str, Any], path: str, message: str) -> None:
+    found = list(NatsSettings(servers=("127.0.0.1",), **values).check())
+    assert [where for where, _ in found] == [(path,)]
+    assert re.match(message, found[0][1])
