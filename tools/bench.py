@@ -181,8 +181,9 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
         stream["isolation"] = "process"
     if getattr(args, "max_fps", None):
         stream["max_fps"] = args.max_fps
+    stream |= getattr(args, "stream", {})
     config = {
-        "model": {"path": str(Path(args.model).resolve())},
+        "model": {"path": args.model if args.model == "none" else str(Path(args.model).resolve())},
         "engine": engine,
         "streams": [stream | {"id": f"s{i}"} for i in range(args.streams)],
         "sinks": [{"kind": "zmq", "bind": f"tcp://127.0.0.1:{port}", "hwm": 10_000, "ring": 4096}],
@@ -190,6 +191,7 @@ def streamd(args: argparse.Namespace, seconds: float) -> Result:
         "workers": args.workers,
         "metrics": {"listen": f"127.0.0.1:{metrics_port}", "page": bool(getattr(args, "viewer", 0))},
         "logging": {"level": "warning"},
+        **getattr(args, "config", {}),
     }
     context = zmq.Context()
     subscriber = context.socket(zmq.SUB)

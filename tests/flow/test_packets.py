@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
+import threading
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -151,3 +154,36 @@ def test_bounds_change_while_packets_come(seconds: float) -> None:
     assert ring.on is bool(seconds)
     assert bool(ring.bytes) is bool(seconds)
     assert len({p.part.number for p in ring.since(0)}) == bool(seconds)
+
+
+def test_the_rings_of_32_streams_hold_to_their_bound_together() -> None:
+    """By what the process really holds, while four threads fill them with groups of all sizes."""
+    bound, streams = 200_000, 32
+    rings = [PacketRing(60.0, bound) for _ in range(streams)]
+    for ring in rings:
+        ring.begin(LIVE)
+    most = [0] * streams
+    tracemalloc.start()
+    try:
+
+        def run(mine: range) -> None:
+            sizes = random.Random(mine.start)
+            for i in range(500):
+                for number in mine:
+                    key = i % (10 + number) == 0
+                    size = sizes.randrange(4_000, 12_000) if key else sizes.randrange(1_000, 4_000)
+                    rings[number].put(bytes(size), i, i, 1, key, SECOND + i * FRAME, i)
+                    most[number] = max(most[number], rings[number].bytes)
+
+        threads = [threading.Thread(target=run, args=(range(k, streams, 4),)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert max(most) <= bound
+    assert min(most) > bound * 0.9, "each was full"
+    assert peak < streams * bound * 1.25, "with what Python needs for a packet"
+    assert all(ring.since(0)[0].key for ring in rings)

@@ -72,7 +72,7 @@ class PartFile:
         self._in = self._out = self._offset = 0
         self._step = 0
         self._top: int | None = None
-        """Latest presentation time in the packets."""
+        """Latest presentation time in the packets since the sender's clock has jumped."""
         self._leading = True
         """Within the first group of pictures."""
         self.sound: SoundHead | None = None
@@ -177,7 +177,7 @@ class PartFile:
         """Whether the packet's picture is shown before one that is here already."""
         if packet.part is not self.part or packet.pts is None or self._top is None:
             return False
-        return 0 < (self._top - packet.pts) * self._tick_ns < TAIL_NS  # more is a clock that was set back
+        return 0 < (self._top - packet.pts) * self._tick_ns < TAIL_NS
 
     def _place(self, packet: Packet) -> tuple[int, int]:
         """Decoding and presentation time in the file, in ticks: ascending, whatever the sender's clock does."""
@@ -194,6 +194,7 @@ class PartFile:
             step = stamp - self._in
             if step <= 0 or (step * self._tick_ns > JUMP_NS and arrived < step // 2):
                 self._offset += arrived - step
+                self._top = None
                 step = arrived
             self._step = step
             self._in = stamp
