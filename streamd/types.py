@@ -81,6 +81,22 @@ class Picture:
         return native.video_frame() if isinstance(native, ForeignPicture) else native
 
 
+Why = Literal[
+    "motion", "light", "tracks", "faint", "hold", "interval", "learning", "unreadable", "still", "rate", "busy"
+]
+"""Why the network looks at a frame (up to `unreadable`), or does not. docs/glance.md describes each."""
+
+
+@dataclass(slots=True)
+class Look:
+    """Whether the network looks at a frame of a stream with `look.when: motion`."""
+
+    wanted: bool
+    why: Why
+    moved: Any = None
+    """What the small picture shows (`analysis.glance.motion.Moved`); None where it could not be read."""
+
+
 @dataclass(slots=True)
 class Frame:
     """One captured frame. A source sets everything except `epoch` and `seq`, which the stream's runner sets."""
@@ -110,6 +126,8 @@ class Frame:
     """The first frame of a file's next pass (`loop`), unrelated to the frames before it."""
     quarantined: bool = False
     """Damaged, or predicted from a damaged picture: counted, but not analysed."""
+    view: Look | None = None
+    """Whether the network looks at it; None where it looks at every frame of the stream."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -333,6 +351,33 @@ class Detections:
     """Keypoints, rotated boxes or outlines of the boxes; None for models that detect only."""
     attributes: Sequence[tuple[Attribute, ...]] | None = None
     """What classifiers have said of each box's track so far; None if they have said nothing of any."""
+    unlooked: int = 0
+    """Frames of the stream, of those published so far, that the network did not look at. Only differences matter."""
+    why: Why | None = None
+    """Why the network looked; None where it looks at every frame."""
+
+
+@dataclass(slots=True, frozen=True)
+class Glanced:
+    """A frame that the network did not look at, as it is published."""
+
+    stream: str
+    epoch: int
+    seq: int
+    pts_ns: int | None
+    wall_ns: int
+    width: int
+    height: int
+    clock: Clock
+    look: Look
+    looked_seq: int | None
+    """The last frame that the network looked at; None where there was none."""
+    looked_wall_ns: int | None
+    """When that one was captured, Unix nanoseconds."""
+    unlooked: int
+    """Frames since then, this one included."""
+    counts: Mapping[str, Any] | None = None
+    """Counters of the stream's zones and lines."""
 
 
 StreamState = Literal["CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED"]

@@ -7,6 +7,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import UnsetType
+
 from streamd.security.text import plain
 from streamd.sinks.message import Detection, DetectionsMessage, StatusMessage
 from streamd.types import DEGRADED
@@ -49,6 +51,8 @@ class Row:
     counts: str = ""
     """Of its zones and lines; empty without any."""
     next_seq: int | None = None
+    unlooked: int = 0
+    """Frames so far that the network did not look at: there is no message of theirs here."""
     since: float | None = None
     """Since when it has been live or down, by our monotonic clock."""
     rate_from: float = float("inf")
@@ -161,9 +165,11 @@ class Board:
             row.rate_from = now + SETTLE_S
         row.epoch = message.epoch
         row.frames += 1
+        unlooked = 0 if isinstance(message.look, UnsetType) else message.look.unlooked
         if row.next_seq is not None:
             row.dropped += message.dropped
-            row.missed += max(0, message.seq - row.next_seq - message.dropped)
+            row.missed += max(0, message.seq - row.next_seq - message.dropped - max(0, unlooked - row.unlooked))
+        row.unlooked = unlooked
         row.next_seq = message.seq + 1
         row.recent.append((now, message.latency_ms.total))
         row.trim(now)

@@ -18,7 +18,7 @@ from streamd.errors import ConfigError, SinkError
 from streamd.security.trust import read_text
 from streamd.sinks.attributes import ClassifiedMessage
 from streamd.sinks.curve import KEY_PATTERN, read_keys, secure_client
-from streamd.sinks.message import MAX_MESSAGE_BYTES, TOPIC_PREFIX, decode
+from streamd.sinks.message import MAX_MESSAGE_BYTES, TOPIC_PREFIX, GlanceMessage, decode
 
 
 def add_parser(subparsers: Any) -> None:
@@ -150,7 +150,7 @@ def _receive(socket: Any, board: Board, until: float) -> None:
             except SinkError:
                 board.bad += 1
                 continue
-            if not isinstance(message, ClassifiedMessage):
+            if not isinstance(message, (ClassifiedMessage, GlanceMessage)):
                 board.add(message, time.monotonic())
 
 

@@ -7,6 +7,7 @@ import time
 from itertools import groupby
 from operator import attrgetter
 
+from streamd.flow.gated import GatedRing, is_record
 from streamd.flow.ring import Bell, Closed, Ring
 from streamd.types import Frame
 
@@ -17,7 +18,7 @@ TURN = 8
 class _Input:
     """One stream; `served` belongs to the thread that takes batches."""
 
-    __slots__ = ("max_age_ns", "priority", "ring", "served", "stream")
+    __slots__ = ("gated", "max_age_ns", "moving", "priority", "ring", "served", "stream")
 
     def __init__(self, stream: str, ring: Ring[Frame], priority: int, max_age_s: float | None) -> None:
         self.stream = stream
@@ -26,10 +27,19 @@ class _Input:
         self.max_age_ns = float("inf") if max_age_s is None else max_age_s * 1e9
         self.served = 0
         """Number of the last frame that was taken, of all streams' frames."""
+        self.gated = ring if isinstance(ring, GatedRing) else None
+        self.moving = True
+        """Whether it may have something to look at that cannot wait; belongs to the same thread."""
+
+    @property
+    def waiting(self) -> int:
+        """Frames to look at."""
+        return len(self.ring) if self.gated is None else self.gated.pictures
 
 
 _served = attrgetter("served")
 _priority = attrgetter("priority")
+_urgency = attrgetter("priority", "moving")
 
 
 class Batcher:
@@ -39,6 +49,9 @@ class Batcher:
 
     A batch closes when it is full, or when `age_s` has passed since the batcher first saw a frame for it. With
     `age_s` 0 it takes what is there: under load batches then grow by themselves while the engine is busy.
+
+    Of a stream whose frames are not all looked at (`flow.gated`), those that are not come along without taking up room.
+    Within a priority, streams in which something moves go first.
 
     Streams may be added and removed at any time; the thread that takes batches holds no lock for it.
 
@@ -58,6 +71,12 @@ class Batcher:
         self._taken = 0
         self._credit = 0
         self._sealed = False
+        self._gated = False
+        """Whether any stream's frames are not all looked at."""
+        self._order: list[Frame] = []
+        self.order: list[Frame] = []
+        """All frames of the last batch with those that are not to be looked at, in the order of capture of each stream;
+        empty where there are none of those. For the thread that takes batches."""
 
     def add(self, stream: str, ring: Ring[Frame], priority: int = 0, max_age_s: float | None = None) -> None:
         """Adds a stream.
@@ -71,6 +90,7 @@ class Batcher:
         """
         with self._lock:
             self._inputs = (*self._inputs, _Input(stream, ring, priority, max_age_s))
+            self._gated |= isinstance(ring, GatedRing)
         self._bell.ring()
 
     def change(self, stream: str, priority: int, max_age_s: float | None) -> None:
@@ -92,7 +112,7 @@ class Batcher:
         self._bell.ring()
 
     def take(self) -> list[Frame]:
-        """Waits for the next batch: 1 to `max_batch` frames.
+        """Waits for the next batch: up to `max_batch` frames to look at, and at least one if `order` is empty.
 
         Raises:
             Closed: the batcher is sealed and every ring is exhausted.
@@ -107,20 +127,33 @@ class Batcher:
                     raise Closed
                 self._bell.wait(seen, None)
                 continue
-            if self.age_s > 0 and not self._full(ready) and not all(i.ring.closed for i in inputs):
+            if self.age_s > 0 and self._may_wait(ready) and not all(i.ring.closed for i in inputs):
                 now = time.monotonic()
                 if deadline is None:
                     deadline = now + self.age_s
                 if now < deadline:
                     self._bell.wait(seen, deadline - now)
                     continue
-            batch = self._gather(ready)
-            if batch:
+            batch = self._gather_all(ready) if self._gated else self._gather(ready)
+            if batch or self.order:
                 return batch
             deadline = None  # a ring was emptied since it was checked, or all its frames were too old
 
-    def _full(self, ready: list[_Input]) -> bool:
-        return sum(len(i.ring) for i in ready) >= self.max_batch
+    def _may_wait(self, ready: list[_Input]) -> bool:
+        """Whether more frames are worth waiting for."""
+        return 0 < sum(i.waiting for i in ready) < self.max_batch
+
+    def _gather_all(self, ready: list[_Input]) -> list[Frame]:
+        """See `order`."""
+        self._order = []
+        for item in ready:
+            if item.gated is not None:
+                self._order += item.gated.records()
+                item.moving = item.gated.moving
+        waiting = [item for item in ready if item.waiting]
+        batch = self._gather(waiting) if waiting else []
+        self.order = self._order if len(self._order) > len(batch) else []
+        return batch
 
     def _gather(self, ready: list[_Input]) -> list[Frame]:
         batch: list[Frame] = []
@@ -133,9 +166,10 @@ class Batcher:
                 break
             self._take_one(item, batch, now_ns)
         # The sort is stable: within a priority, the streams served longest ago stay first.
+        rank = _urgency if self._gated else _priority
         ready.sort(key=_served)
-        ready.sort(key=_priority, reverse=True)
-        for _, level in groupby(ready, _priority):
+        ready.sort(key=rank, reverse=True)
+        for _, level in groupby(ready, rank):
             self._gather_level(list(level), batch, now_ns)
         return batch
 
@@ -152,12 +186,21 @@ class Batcher:
 
     def _take_one(self, item: _Input, batch: list[Frame], now_ns: int) -> bool:
         """Adds the stream's oldest frame that is young enough; False where it has none."""
+        gated = item.gated
         while (frame := item.ring.take()) is not None:
+            if gated is not None and is_record(frame):
+                self._order.append(frame)
+                continue
             if now_ns - frame.decoded_ns > item.max_age_ns:
-                item.ring.refuse(frame, "too_old")
+                if gated is not None and gated.give_up(frame):
+                    self._order.append(frame)
+                else:
+                    item.ring.refuse(frame, "too_old")
                 continue
             self._taken += 1
             item.served = self._taken
             batch.append(frame)
+            if self._gated:
+                self._order.append(frame)
             return True
         return False

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import structlog
 
 from streamd.errors import FrameError
@@ -57,10 +58,25 @@ class _Work:
     """One batch in flight."""
 
     slot: Any
+    """None where there is nothing to look at."""
     frames: list[Frame]
+    """To look at."""
+    order: list[Frame]
+    """All frames, also those that are not looked at, as they are to be published; empty where all are."""
     boxes: Sequence[Letterbox] = ()
     batched_ns: int = 0
     preprocessed_ns: int = 0
+    inferred_ns: int = 0
+
+    @property
+    def all(self) -> list[Frame]:
+        """Every frame."""
+        return self.order or self.frames
+
+
+_NO_BOXES = np.empty((0, 4), np.float32)
+_NO_SCORES = np.empty(0, np.float32)
+_NO_CLASSES = np.empty(0, np.int32)
 
 
 class Pipeline:
@@ -179,21 +195,25 @@ class Pipeline:
             self._metrics.stream(frame.stream).drop(reason)
 
     def _discarded(self, work: _Work, reason: str) -> None:
-        self._drop(work.frames, reason)
+        self._drop(work.all, reason)
 
     def _next_batch(self) -> _Work:
         slot = self._free.get()
-        return _Work(slot, self._batcher.take(), batched_ns=time.monotonic_ns())
+        frames = self._batcher.take()
+        return _Work(slot, frames, self._batcher.order, batched_ns=time.monotonic_ns())
 
     def _do_preprocess(self, work: _Work) -> None:
         try:
-            self._fill(work)
+            if work.frames:
+                self._fill(work)
         except BaseException:
-            self._drop(work.frames, "stage_failed")
+            self._drop(work.all, "stage_failed")
             raise
         if not work.frames:
             self._free.put(work.slot)
-            return
+            work.slot = None
+            if not work.order:
+                return
         work.preprocessed_ns = time.monotonic_ns()
         self._hand_on(self._ready, work)
 
@@ -207,6 +227,8 @@ class Pipeline:
                 self._engine.preprocess(work.slot, [frame])
             except FrameError as error:
                 work.frames.remove(frame)
+                if work.order:
+                    work.order.remove(frame)
                 self._metrics.stream(frame.stream).frame_error = str(error)
                 self._drop([frame], "frame_error")
                 log.warning("frame dropped", stream=frame.stream, seq=frame.seq, error=str(error))
@@ -215,9 +237,10 @@ class Pipeline:
 
     def _do_infer(self, work: _Work) -> None:
         try:
-            self._engine.infer(work.slot)
+            if work.slot is not None:
+                self._engine.infer(work.slot)
         except BaseException:
-            self._drop(work.frames, "stage_failed")
+            self._drop(work.all, "stage_failed")
             raise
         self._hand_on(self._running, work)
 
@@ -225,41 +248,63 @@ class Pipeline:
         try:
             ring.put(work)
         except Closed:
-            self._drop(work.frames, "stage_failed")
+            self._drop(work.all, "stage_failed")
             raise
 
     def _do_postprocess(self, work: _Work) -> None:
         published = 0
         try:
-            outputs = self._engine.collect(work.slot)
-            inferred_ns = time.monotonic_ns()
-            decoded = []
-            for i, (frame, box) in enumerate(zip(work.frames, work.boxes, strict=True)):
-                decoded.append((*self._postprocess(outputs, i, box), self._postprocess.details))
-                if rejected := self._postprocess.rejected:
-                    self._outputs[frame.stream].reject(rejected)
-            for name, seconds in self._engine.device_times(work.slot).items():
-                self._device_time[name].observe(seconds)
-            # The outputs are views of the slot's buffers: it is free only now. If another stage has failed, nobody
-            # takes the slot, but this batch is still published.
-            with contextlib.suppress(Closed):
-                self._free.put(work.slot)
-            self._observe_batch(work, inferred_ns)
-            outputs_of = self._outputs
-            results = [
-                Result(outputs_of[frame.stream], frame, xyxy, score, class_id, details=details)
-                for frame, (xyxy, score, class_id, details) in zip(work.frames, decoded, strict=True)
-            ]
+            results = self._looked(work) if work.slot is not None else []
+            inferred_ns = work.inferred_ns or time.monotonic_ns()
+            if results:
+                self._observe_batch(work, inferred_ns)
+            if work.order:
+                results = self._in_order(work, results)
             if self._analysis is not None:
                 self._analysis.step(results)
                 self._track_time.observe((time.monotonic_ns() - inferred_ns) / 1e9, len(results))
             for result in results:
-                self._publish(work, result, inferred_ns)
+                if result.looked:
+                    self._publish(work, result, inferred_ns)
+                else:
+                    result.output.pass_over(result.frame, result.counts)
                 published += 1
         except BaseException:
-            self._drop(work.frames[published:], "stage_failed")
+            self._drop(work.all[published:], "stage_failed")
             raise
-        self._metrics.batch_size.observe(len(work.frames))
+        if work.frames:
+            self._metrics.batch_size.observe(len(work.frames))
+
+    def _looked(self, work: _Work) -> list[Result]:
+        """What the network found in each frame of a batch. The slot is free afterwards."""
+        outputs = self._engine.collect(work.slot)
+        inferred_ns = time.monotonic_ns()
+        decoded = []
+        for i, (frame, box) in enumerate(zip(work.frames, work.boxes, strict=True)):
+            decoded.append((*self._postprocess(outputs, i, box), self._postprocess.details))
+            if rejected := self._postprocess.rejected:
+                self._outputs[frame.stream].reject(rejected)
+        for name, seconds in self._engine.device_times(work.slot).items():
+            self._device_time[name].observe(seconds)
+        # The outputs are views of the slot's buffers: it is free only now. If another stage has failed, nobody takes
+        # the slot, but this batch is still published.
+        with contextlib.suppress(Closed):
+            self._free.put(work.slot)
+        work.inferred_ns = inferred_ns
+        outputs_of = self._outputs
+        return [
+            Result(outputs_of[frame.stream], frame, xyxy, score, class_id, details=details)
+            for frame, (xyxy, score, class_id, details) in zip(work.frames, decoded, strict=True)
+        ]
+
+    def _in_order(self, work: _Work, results: list[Result]) -> list[Result]:
+        """The results with those of the frames that were not looked at, which have no boxes."""
+        found = {id(result.frame): result for result in results}
+        outputs_of = self._outputs
+        return [
+            found.get(id(frame)) or Result(outputs_of[frame.stream], frame, _NO_BOXES, _NO_SCORES, _NO_CLASSES)
+            for frame in work.order
+        ]
 
     def _observe_batch(self, work: _Work, inferred_ns: int) -> None:
         """The values that all its frames share."""
@@ -276,7 +321,8 @@ class Pipeline:
         detections = Detections(
             frame.stream, frame.epoch, frame.seq, frame.pts_ns, frame.wall_ns, frame.width, frame.height,
             times, self._model, result.xyxy, result.score, result.class_id, frame.clock, result.tracks,
-            result.counts, result.details, result.attributes,
+            result.counts, result.details, result.attributes, result.output.unlooked,
+            None if frame.view is None else frame.view.why,
         )  # fmt: skip
         result.output.publish(frame, detections)
         self._decode_time.observe((times.decoded - times.captured) / 1e9)

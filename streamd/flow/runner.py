@@ -14,6 +14,7 @@ import structlog
 from streamd.errors import SourceError, SourceReason
 from streamd.flow.backoff import Backoff
 from streamd.flow.contracts import Source, SourceInfo
+from streamd.flow.glimpse import Glimpse
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.settings import StreamSettings
 from streamd.flow.threads import NamedThread
@@ -92,6 +93,7 @@ class StreamRunner:
         attempts: failed attempts in a row before the stream is FAILED; None for no limit.
         before: the previous runner of this stream, which has ended: epoch and seq continue from it.
         past: the same from another process, if there is no `before`.
+        glimpse: takes a small picture of each frame; None where nobody needs one.
     """
 
     def __init__(
@@ -107,9 +109,11 @@ class StreamRunner:
         attempts: int | None = None,
         before: StreamRunner | None = None,
         past: StreamPast | None = None,
+        glimpse: Glimpse | None = None,
     ) -> None:
         self.stream = stream
         self.ring = ring
+        self._glimpse = glimpse
         self._make_source = make_source
         self._metrics = metrics
         self._on_status = on_status
@@ -380,7 +384,7 @@ class StreamRunner:
         )  # fmt: skip
 
     def _pump(self, reader: _ReaderThread, source: Source, info: SourceInfo) -> None:
-        metrics, ring = self._metrics, self.ring
+        metrics, ring, glimpse = self._metrics, self.ring, self._glimpse
         before = (metrics.corrupt, metrics.skipped, metrics.lost, metrics.clock_jumps)
         held_since: int | None = None
         check_ns, published, errors = 0, metrics.published, metrics.dropped.get("frame_error", 0)
@@ -426,6 +430,8 @@ class StreamRunner:
                 del frame
                 continue
             held_since = None
+            if glimpse is not None:
+                glimpse.frame(frame)
             try:
                 ring.put(frame)
             except Closed:

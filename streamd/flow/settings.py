@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from streamd.analysis.rules.checks import check_rules
+from streamd.analysis.glance.settings import LookSettings
+from streamd.analysis.rules.checks import check_polygon, check_rules
 from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.settings import KindSettings, Milliseconds, Name, Problems, Seconds, Settings
 
@@ -70,6 +71,7 @@ class StreamSettings(KindSettings):
     )
     objective: ObjectiveSettings | None = Field(None, description="Latency objective. Default: none.")
     reconnect: ReconnectSettings = Field(ReconnectSettings(), description="What to do when the stream fails.")
+    look: LookSettings = Field(LookSettings(), description="Which frames the network looks at.")
 
     HOT: ClassVar[frozenset[str]] = frozenset(
         {"priority", "ring", "policy", "max_age_ms", "objective", "reconnect", "max_fps", "zones", "lines"}
@@ -135,6 +137,10 @@ class StreamSettings(KindSettings):
         if self.policy == "latest" and self.ring != type(self).model_fields["ring"].default:
             yield ("ring",), "policy latest keeps one frame; remove ring"
         yield from check_rules(self.zones, self.lines)
+        for i, mask in enumerate(self.look.masks):
+            yield from check_polygon(("look", "masks", i), mask)
+        if self.look.sensitivity != "auto" and not 1 <= self.look.sensitivity <= 10:
+            yield ("look", "sensitivity"), f"expected auto or a number from 1 to 10, got {self.look.sensitivity:g}"
         for key, rules in (("zones", self.zones), ("lines", self.lines)):
             for i, rule in enumerate(rules):
                 if rule.clip is not None and not self.has_packets:

@@ -6,10 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Attribute, Details, Detections, Float32Array, Frame, Int32Array, ModelInfo, Tracks
+from streamd.types import (
+    Attribute,
+    Details,
+    Detections,
+    Float32Array,
+    Frame,
+    Glanced,
+    Int32Array,
+    Look,
+    ModelInfo,
+    Tracks,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +40,14 @@ class Tap(Protocol):
         ...
 
 
+class Learner(Protocol):
+    """Told what the network found in the frames of a stream whose frames are not all looked at."""
+
+    def answer(self, look: Look, boxes: Float32Array, velocity: npt.NDArray[np.float64] | None) -> None:
+        """See `analysis.glance.gate.Gate.answer`."""
+        ...
+
+
 class StreamOutput:
     """Moves with its stream from one model instance to another. Used by the postprocess thread of the current one.
 
@@ -36,9 +57,13 @@ class StreamOutput:
         model: the model that provides the labels.
         publish: receives each frame's detections, in capture order; must not block.
         taps: each receives published frames while it wants this stream's.
+        publish_glance: receives each frame that was not looked at, in its turn; must not block.
     """
 
-    __slots__ = ("_counters", "_latency", "_publish", "_seen", "_taps", "name")
+    __slots__ = (
+        "_counters", "_glance", "_latency", "_looked", "_publish", "_seen", "_since", "_taps", "learner", "name",
+        "unlooked",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -47,6 +72,7 @@ class StreamOutput:
         model: ModelInfo,
         publish: Callable[[Detections], None],
         *taps: Tap | None,
+        publish_glance: Callable[[Glanced], None] = lambda _: None,
     ) -> None:
         self.name = name
         self._counters = metrics.stream(name)
@@ -54,6 +80,13 @@ class StreamOutput:
         self._seen = metrics.detections.of(name, model.labels)
         self._publish = publish
         self._taps = tuple(tap for tap in taps if tap is not None)
+        self._glance = publish_glance
+        self.learner: Learner | None = None
+        self.unlooked = 0
+        """See `Detections.unlooked`."""
+        self._since = 0
+        """Those since the last frame that was looked at, and that frame's number and Unix time."""
+        self._looked: tuple[int | None, int | None] = (None, None)
 
     def reject(self, reasons: Mapping[str, int]) -> None:
         """Counts invalid boxes of one frame that were left out, by reason; logs each reason once."""
@@ -63,6 +96,12 @@ class StreamOutput:
 
     def publish(self, frame: Frame, detections: Detections) -> None:
         """Publishes one frame's detections and counts them."""
+        if (view := frame.view) is not None:
+            self._looked, self._since = (frame.seq, frame.wall_ns), 0
+            self._counters.look(view.why)
+            if self.learner is not None:
+                velocity = detections.tracks.velocity if detections.tracks is not None else None
+                self.learner.answer(view, detections.xyxy, velocity)
         self._publish(detections)
         counters, times, seen = self._counters, detections.times, self._seen
         counters.published += 1
@@ -76,10 +115,31 @@ class StreamOutput:
             if self.name in tap.wanted:
                 tap.take(frame, detections)
 
+    def pass_over(self, frame: Frame, counts: Mapping[str, Any] | None) -> None:
+        """Publishes a frame that the network did not look at, and counts it.
+
+        Args:
+            frame: the frame; its picture has been released.
+            counts: see `Glanced.counts`.
+        """
+        view = frame.view
+        assert view is not None
+        self.unlooked += 1
+        self._since += 1
+        self._glance(
+            Glanced(
+                frame.stream, frame.epoch, frame.seq, frame.pts_ns, frame.wall_ns, frame.width, frame.height,
+                frame.clock, view, *self._looked, self._since, counts,
+            )
+        )  # fmt: skip
+        self._counters.published += 1
+        self._counters.pass_over(view.why)
+
 
 @dataclass(slots=True)
 class Result:
-    """One frame and its boxes on the way from the network to publication."""
+    """One frame and its boxes on the way from the network to publication; of a stream whose frames are not all looked
+    at, also those that were not (`looked`)."""
 
     output: StreamOutput
     frame: Frame
@@ -97,6 +157,12 @@ class Result:
     """See `Detections.details`."""
     attributes: Sequence[tuple[Attribute, ...]] | None = None
     """See `Detections.attributes`."""
+
+    @property
+    def looked(self) -> bool:
+        """Whether the network has looked at the frame; if not, there are no boxes, which says nothing."""
+        view = self.frame.view
+        return view is None or view.wanted
 
 
 class Analysis(Protocol):

@@ -101,6 +101,10 @@ class StreamAnalysis:
         self.stream = settings.id
         self.tracks = StreamTracks(ids)
         self.clock = MediaClock(settings.live)
+        self.now_ns = 0
+        """Time of the last frame by that clock."""
+        self.paused_ns = 0
+        """Time in which the network did not look, since nothing moved. The tracker's clock stands still meanwhile."""
         self.last_seq = -1
         self.last_frame_s = math.inf
         """Monotonic seconds of the last frame; infinite before the first and while the stream is known to be down."""
@@ -124,19 +128,31 @@ class StreamAnalysis:
         frame = result.frame
         missed = frame.seq - self.last_seq - 1 if self.last_seq >= 0 else 0
         self.last_seq, self.last_frame_s = frame.seq, time.monotonic()
+        self.now_ns = self.clock.time(frame)
         return Observation(
-            self.tracks, self.clock.time(frame), result.xyxy, result.score, result.class_id, frame.width, frame.height,
-            frame.roi, max(0, missed), "loop" if frame.begins else None,
+            self.tracks, self.now_ns - self.paused_ns, result.xyxy, result.score, result.class_id, frame.width,
+            frame.height, frame.roi, max(0, missed), "loop" if frame.begins else None,
         )  # fmt: skip
 
-    def judge(self, seen: Observation, tracked: Tracked, wanted: BoolArray, frame: Frame) -> list[RuleEvent]:
+    def pass_over(self, frame: Frame) -> None:
+        """A frame that the network did not look at: what stood still is taken to stand where it stood."""
+        self.last_seq, self.last_frame_s = frame.seq, time.monotonic()
+        now_ns = self.clock.time(frame)
+        if self.now_ns:
+            self.paused_ns += now_ns - self.now_ns
+        self.now_ns = now_ns
+
+    def judge(
+        self, seen: Observation, tracked: Tracked, wanted: BoolArray, frame: Frame, now_ns: int
+    ) -> list[RuleEvent]:
         """Applies the zones and lines to one frame.
 
         Args:
-            seen: the tracker's input.
+            seen: the tracker's input; its time without that in which the network did not look.
             tracked: the tracker's output.
             wanted: (N,) boxes of classes that count as detections.
             frame: the frame.
+            now_ns: its time.
         """
         assert self.rules is not None
         self.last_wall_ns = frame.wall_ns
@@ -144,7 +160,7 @@ class StreamAnalysis:
         roi = frame.roi
         return self.rules.frame(
             TrackedFrame(
-                seen.time_ns, frame.wall_ns, frame.epoch, frame.seq, frame.width, frame.height,
+                now_ns, frame.wall_ns, frame.epoch, frame.seq, frame.width, frame.height,
                 tracked.id[kept], tracked.confirmed[kept], seen.xyxy[kept], seen.score[kept], tracked.class_id[kept],
                 [(end.id, end.reason) for end in tracked.ended],
                 None if roi is None else (roi.x, roi.y, roi.x + roi.width, roi.y + roi.height),
@@ -322,23 +338,50 @@ class AnalysisStep:
         """See `Analysis.step`."""
         streams = self._analytics.streams
         known = [streams[result.output.name] for result in batch]
-        seen = [each.observation(result) for each, result in zip(known, batch, strict=True)]
-        for each, result, observation, tracked in zip(known, batch, seen, self._tracker.step(seen), strict=True):
+        seen: list[tuple[Observation | None, int]] = []
+        for each, result in zip(known, batch, strict=True):
+            observation = None
+            if result.looked:
+                observation = each.observation(result)
+            else:
+                each.pass_over(result.frame)
+            seen.append((observation, each.now_ns))
+        observations = [observation for observation, _ in seen if observation is not None]
+        tracked_of = iter(self._tracker.step(observations))
+        for each, result, (observation, now_ns) in zip(known, batch, seen, strict=True):
+            if observation is None:
+                if each.rules is not None:
+                    self._pass_over(each, result, now_ns)
+                continue
+            tracked = next(tracked_of)
             if tracked.error is not None:
                 self._failed(each, "tracker", tracked.error)
             if each.rules is not None:
-                self._judge(each, observation, tracked, result)
+                self._judge(each, observation, tracked, result, now_ns)
             self._publishable(result, tracked)
             said = self._analytics.said
             if said is not None and result.tracks is not None:
                 result.attributes = said.of(each.stream, result.tracks.number.tolist())
 
-    def _judge(self, each: StreamAnalysis, observation: Observation, tracked: Tracked, result: Result) -> None:
-        frame = result.frame
+    def _judge(
+        self, each: StreamAnalysis, observation: Observation, tracked: Tracked, result: Result, now_ns: int
+    ) -> None:
+        def judged(rules: RuleEngine) -> list[RuleEvent]:
+            return each.judge(observation, tracked, self._floor[tracked.class_id] < np.inf, result.frame, now_ns)
+
+        self._apply(each, result, now_ns, judged)
+
+    def _pass_over(self, each: StreamAnalysis, result: Result, now_ns: int) -> None:
+        wall_ns = each.last_wall_ns = result.frame.wall_ns
+        self._apply(each, result, now_ns, lambda rules: rules.pass_over(now_ns, wall_ns))
+
+    def _apply(
+        self, each: StreamAnalysis, result: Result, now_ns: int, rule: Callable[[RuleEngine], list[RuleEvent]]
+    ) -> None:
         try:
             with each.lock:
                 assert each.rules is not None
-                events = each.judge(observation, tracked, self._floor[tracked.class_id] < np.inf, frame)
+                events = rule(each.rules)
                 result.counts = each.rules.counters()
         except Exception as error:  # noqa: BLE001 - a rule that fails costs no frame
             self._failed(each, "rules", error)
@@ -346,7 +389,7 @@ class AnalysisStep:
                 assert each.rules is not None
                 events = each.rules.reset("failed")
         if events:
-            self._analytics.tell(each, events, frame.captured_ns, observation.time_ns)
+            self._analytics.tell(each, events, result.frame.captured_ns, now_ns)
 
     def _failed(self, each: StreamAnalysis, what: str, error: Exception) -> None:
         self._metrics.failed(each.stream)

@@ -40,7 +40,7 @@ from streamd.runtime.service import Service, condition_of, outputs_of, status_li
 from streamd.runtime.streams import Streams
 from streamd.settings import FieldPath
 from streamd.sinks import Sink, open_sink
-from streamd.sinks.envelope import Outgoing, OutgoingClasses
+from streamd.sinks.envelope import Outgoing, OutgoingClasses, OutgoingGlance
 from streamd.sinks.thread import SinkThread
 from streamd.sources.closing import deferred
 from streamd.telemetry.analytics import AnalyticsMetrics
@@ -49,7 +49,7 @@ from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
-from streamd.types import Detections, ModelInfo, StreamPast
+from streamd.types import Detections, Glanced, ModelInfo, StreamPast
 from streamd.web.port import open_port, urls_of
 from streamd.web.tap import Tap
 
@@ -144,6 +144,7 @@ class Daemon:
         self.streams = Streams(
             self.instances, self.metrics, self.board, self._look, self._publish, tap=lambda: self._tap,
             analytics=self._analytics, evidence=self._evidence, classification=lambda: self._classification,
+            publish_glance=self._publish_glance,
         )  # fmt: skip
         self.streams.remember(past or {})
         # The parent reports the streams of its workers.
@@ -272,6 +273,11 @@ class Daemon:
     def _publish_classes(self, found: OutgoingClasses) -> None:
         for sink in self.sinks:
             sink.put_classes(found)
+
+    def _publish_glance(self, glanced: Glanced) -> None:
+        outgoing = OutgoingGlance(glanced, self.boot_id)
+        for sink in self.sinks:
+            sink.put_glance(outgoing)
 
     @property
     def started(self) -> bool:

@@ -10,7 +10,10 @@ from functools import partial
 
 import structlog
 
+from streamd.analysis.glance.gate import Gate
 from streamd.flow.contracts import Source
+from streamd.flow.gated import GatedRing
+from streamd.flow.glimpse import Glimpse
 from streamd.flow.ring import Ring
 from streamd.flow.runner import StreamRunner
 from streamd.flow.settings import StreamSettings
@@ -24,7 +27,7 @@ from streamd.runtime.load import LoadWatch
 from streamd.runtime.reload import Difference
 from streamd.sources import SourceSettings, open_source
 from streamd.telemetry.metrics import Metrics, StreamMetrics
-from streamd.types import Detections, Frame, StreamPast, StreamStatus
+from streamd.types import Box, Detections, Frame, Glanced, StreamPast, StreamStatus
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +56,14 @@ def _hold_to(counters: StreamMetrics, settings: StreamSettings) -> None:
     counters.max_fps = getattr(settings, "max_fps", None)
 
 
+def gate_of(settings: SourceSettings) -> Gate | None:
+    """The gate of a stream whose frames are not all looked at; None for any other stream."""
+    if not settings.look.gated:
+        return None
+    crop = settings.crop
+    return Gate(settings.look, Box(crop.x, crop.y, crop.width, crop.height) if crop is not None else None)
+
+
 @dataclass(slots=True)
 class _Parting:
     """A stream that was stopped while others continue."""
@@ -77,6 +88,7 @@ class Streams:
         analytics: told of streams that come and go; None where nothing is tracked.
         evidence: takes the packets; None where no rule can ask for them.
         classification: takes crops of published frames; None without classifiers.
+        publish_glance: receives each frame that was not looked at; must not block.
     """
 
     def __init__(
@@ -90,12 +102,14 @@ class Streams:
         analytics: Analytics | None = None,
         evidence: Evidence | None = None,
         classification: Callable[[], Classification | None] = lambda: None,
+        publish_glance: Callable[[Glanced], None] = lambda _: None,
     ) -> None:
         self._instances = instances
         self._metrics = metrics
         self._board = board
         self._wake = wake
         self._classification = classification
+        self._publish_glance = publish_glance
         self._publish, self._tap, self._analytics, self._evidence = publish, tap, analytics, evidence
         self._streams: dict[str, _Stream] = {}
         self._parting: list[_Parting] = []
@@ -144,7 +158,13 @@ class Streams:
         def dropped(_: Frame, reason: str) -> None:
             counters.drop(reason)
 
-        ring: Ring[Frame] = Ring(settings.ring, settings.ring_policy, on_drop=dropped, bell=instance.bell)
+        gate = gate_of(settings)
+        ring: Ring[Frame]
+        if gate is not None:
+            ring = GatedRing(settings.ring, settings.ring_policy, gate, on_drop=dropped, bell=instance.bell)
+        else:
+            ring = Ring(settings.ring, settings.ring_policy, on_drop=dropped, bell=instance.bell)
+        counters.sensitivity = (lambda: gate.sensitivity) if gate is not None else None
         self._metrics.queue_depth.labels(queue=f"stream-{name}").set_function(ring.__len__)
         if self._evidence is not None:
             self._evidence.change(settings)
@@ -160,13 +180,17 @@ class Streams:
             attempts=reconnect.attempts,
             before=before.runner if before is not None else None,
             past=self._past.pop(name, None),
+            glimpse=Glimpse(name, gate) if gate is not None else None,
         )
         if before is not None:
             output = before.output
         else:
             snapshots = self._evidence.snapshots if self._evidence is not None else None
             taps = self._tap(), snapshots, self._classification()
-            output = StreamOutput(name, self._metrics, instance.model, self._publish, *taps)
+            output = StreamOutput(
+                name, self._metrics, instance.model, self._publish, *taps, publish_glance=self._publish_glance
+            )
+        output.learner = gate
         if self._analytics is not None:
             self._analytics.add(settings)
         if (classification := self._classification()) is not None:
@@ -178,10 +202,12 @@ class Streams:
     def _opener(self, settings: SourceSettings, instance: ModelInstance) -> Callable[[], Source]:
         packets = self._evidence.ring(settings.id) if self._evidence is not None else None
         held = instance.pictures + (SNAPSHOTS_HELD if settings.has_snapshots else 0)
+        # Motion is found in pictures on the host.
+        device = None if settings.look.gated else instance.decoder_device
         classification = self._classification()
-        if classification is not None and instance.decoder_device is not None:
+        if classification is not None and device is not None:
             held += classification.frames_held
-        return partial(open_source, settings, device=instance.decoder_device, held=held, packets=packets)
+        return partial(open_source, settings, device=device, held=held, packets=packets)
 
     def _on_status(self, status: StreamStatus) -> None:
         if status.state == "LIVE":

@@ -13,14 +13,16 @@ from typing import Any, Literal, NamedTuple
 from streamd.sinks.attributes import classified_message
 from streamd.sinks.message import (
     CLASSIFIED_PREFIX,
+    GLANCE_PREFIX,
     TOPIC_PREFIX,
     Gaps,
     encoded_number,
     encoder,
+    glance_message,
     split_detections,
     status_message,
 )
-from streamd.types import Attribute, Detections, StreamCounts, StreamStatus
+from streamd.types import Attribute, Detections, Glanced, StreamCounts, StreamStatus
 
 Encoding = Literal["json", "msgpack"]
 
@@ -50,7 +52,9 @@ COUNTS = MessageKind("counts", "streamd/counts/1/", retained=True)
 """Occupancy of a stream's zones and crossings of its lines; on change and as a heartbeat."""
 CLASSIFIED = MessageKind("classified", CLASSIFIED_PREFIX)
 """What classifiers say of boxes without a track, some time after the frame."""
-KINDS: Mapping[str, MessageKind] = {kind.name: kind for kind in (DETECTIONS, STATUS, EVENT, COUNTS, CLASSIFIED)}
+GLANCE = MessageKind("glance", GLANCE_PREFIX)
+"""Frames that the network did not look at."""
+KINDS: Mapping[str, MessageKind] = {kind.name: kind for kind in (DETECTIONS, STATUS, EVENT, COUNTS, CLASSIFIED, GLANCE)}
 
 
 class Message:
@@ -65,9 +69,10 @@ class Message:
         seq: sequence number of the frame.
         dropped: the number of dropped frames.
         encoding: encoding of the payload.
+        unlooked: see `Detections.unlooked`.
     """
 
-    __slots__ = ("after", "before", "dropped", "encoding", "epoch", "kind", "seq", "stream")
+    __slots__ = ("after", "before", "dropped", "encoding", "epoch", "kind", "seq", "stream", "unlooked")
 
     def __init__(
         self,
@@ -80,7 +85,9 @@ class Message:
         seq: int = 0,
         dropped: int = 0,
         encoding: Encoding = "json",
+        unlooked: int = 0,
     ) -> None:
+        self.unlooked = unlooked
         self.kind, self.stream, self.before, self.after = kind, stream, before, after
         self.epoch, self.seq, self.dropped, self.encoding = epoch, seq, dropped, encoding
 
@@ -120,6 +127,28 @@ class Outgoing:
         if parts is None:
             parts = self._parts[encoding] = split_detections(self.detections, self.boot_id, encoding)
         return parts
+
+
+class OutgoingGlance:
+    """One frame that the network did not look at, on the way to the sinks; encoded by the first thread that needs it.
+
+    Args:
+        glanced: the frame.
+        boot_id: identity of this process in every message.
+    """
+
+    __slots__ = ("_payloads", "boot_id", "glanced")
+
+    def __init__(self, glanced: Glanced, boot_id: str) -> None:
+        self.glanced, self.boot_id = glanced, boot_id
+        self._payloads: dict[str, bytes] = {}
+
+    def payload(self, encoding: Encoding) -> bytes:
+        """The whole payload."""
+        payload = self._payloads.get(encoding)
+        if payload is None:
+            payload = self._payloads[encoding] = encoder(encoding)(glance_message(self.glanced, self.boot_id))
+        return payload
 
 
 class OutgoingClasses:
@@ -191,12 +220,20 @@ class MessageBuilder:
         d = outgoing.detections
         before, after = outgoing.parts(self._encoding)
         return self.number(
-            Message(DETECTIONS, d.stream, before, after, epoch=d.epoch, seq=d.seq, encoding=self._encoding)
-        )
+            Message(
+                DETECTIONS, d.stream, before, after, epoch=d.epoch, seq=d.seq, encoding=self._encoding,
+                unlooked=d.unlooked,
+            )
+        )  # fmt: skip
+
+    def glance(self, glance: OutgoingGlance) -> Message:
+        """The message of a frame that the network did not look at."""
+        g, payload = glance.glanced, glance.payload(self._encoding)
+        return Message(GLANCE, g.stream, payload, epoch=g.epoch, seq=g.seq, encoding=self._encoding)
 
     def number(self, message: Message) -> Message:
         """Sets the number of dropped frames in a detections message."""
-        message.dropped = self._gaps.before(message.stream, message.seq)
+        message.dropped = self._gaps.before(message.stream, message.seq, message.unlooked)
         return message
 
     def not_sent(self, message: Message) -> None:

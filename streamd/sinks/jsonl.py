@@ -16,7 +16,7 @@ from streamd.errors import SinkError
 from streamd.settings import FieldPath, PathMark, Problems
 from streamd.settings.places import unwritable_file
 from streamd.sinks import SINKS, Sink, SinkSettings
-from streamd.sinks.envelope import STATUS, Message
+from streamd.sinks.envelope import GLANCE, STATUS, Message, MessageKind
 
 STDOUT = "-"
 
@@ -32,6 +32,14 @@ class JsonlSettings(SinkSettings):
     )
     keep: int = Field(5, ge=1, le=1000, description="Number of rotated files to keep (path.1 is the newest).")
     status: bool = Field(False, description="Also write status messages.")
+    glances: bool = Field(
+        False, description="Also write a message for each frame that the network did not look at (look.when: motion)."
+    )
+
+    @property
+    def wants(self) -> frozenset[MessageKind]:
+        """See `SinkSettings.wants`."""
+        return super().wants | {GLANCE} if self.glances else super().wants
 
     def check(self) -> Problems:
         """See `KindSettings.check`."""

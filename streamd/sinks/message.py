@@ -1,6 +1,7 @@
 """Message version 1: what subscribers receive, its encoders, and a strict decoder for clients.
 
-Topic `streamd/1/<stream>/detections` or `/status`; payload JSON or MessagePack of the structures below.
+Topic `streamd/1/<stream>/detections` or `/status`, or `streamd/glance/1/<stream>`; payload JSON or MessagePack of the
+structures below.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import numpy.typing as npt
 
 from streamd.errors import SinkError
 from streamd.sinks.attributes import Attribute, ClassifiedMessage, attributes_of
-from streamd.types import Clock, Details, Detections, Float32Array, StreamCounts, StreamStatus, Tracks
+from streamd.types import Clock, Details, Detections, Float32Array, Glanced, StreamCounts, StreamStatus, Tracks
 
 SCHEMA: Literal[1] = 1
 TOPIC_PREFIX = f"streamd/{SCHEMA}/"
 CLASSIFIED_PREFIX = f"streamd/classified/{SCHEMA}/"
+GLANCE_PREFIX = f"streamd/glance/{SCHEMA}/"
 MAX_MESSAGE_BYTES = 16 << 20
 
 
@@ -72,6 +74,16 @@ class Detection(msgspec.Struct, frozen=True):
     """Only for tracks of which a classifier has said something."""
 
 
+class Looked(msgspec.Struct, frozen=True):
+    """Why the network looked at a frame, and how many it has not looked at."""
+
+    why: str
+    """motion, light, tracks, faint, hold, interval, learning or unreadable."""
+    unlooked: int
+    """Frames of the stream that it did not look at, since the process started: of a gap in `seq`, the difference from
+    the message before is not lost."""
+
+
 class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
     """One frame. A frame without detections is published, too."""
 
@@ -98,6 +110,38 @@ class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
     """Only for streams with zones or lines: their counters, which only grow, and since when they count."""
     source: str | msgspec.UnsetType = msgspec.UNSET
     """The input as given; only in the output of `streamd detect`."""
+    look: Looked | msgspec.UnsetType = msgspec.UNSET
+    """Only for streams with look.when: motion."""
+
+
+class GlanceMessage(msgspec.Struct, frozen=True):
+    """One frame that the network did not look at. It says nothing of what is in the picture: it has no detections."""
+
+    schema: Literal[1]
+    boot_id: str
+    stream: str
+    epoch: int
+    seq: int
+    pts_ns: int | None
+    captured_at: float
+    """Unix seconds, by `clock`."""
+    clock: Clock
+    published_at: float
+    """Unix seconds."""
+    width: int
+    height: int
+    why: Literal["still", "rate", "busy"]
+    """still: nothing moves. rate: more frames with motion than look.max_fps. busy: others went first."""
+    moving: float
+    """Fraction of the picture that differs from its background, 0 to 1."""
+    looked_seq: int | None
+    """The last frame that the network looked at; null where there was none."""
+    looked_at: float | None
+    """When that frame was captured, Unix seconds."""
+    unlooked: int
+    """Frames since then that it did not look at, this one included."""
+    counts: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    """Only for streams with zones or lines: their counters as of looked_at."""
 
 
 class StatusMessage(msgspec.Struct, frozen=True):
@@ -131,11 +175,24 @@ class Gaps:
 
     def __init__(self) -> None:
         self._next: dict[str, int] = {}
+        self._unlooked: dict[str, int] = {}
+        """`Detections.unlooked` of the last message of streams that are not always looked at."""
 
-    def before(self, stream: str, seq: int) -> int:
-        """The number of frames of `stream` missing between the last message and this one."""
+    def before(self, stream: str, seq: int, unlooked: int = 0) -> int:
+        """The number of frames of `stream` missing between the last message and this one.
+
+        Args:
+            stream: of the message.
+            seq: of the message.
+            unlooked: see `Detections.unlooked`: these frames are not missing.
+        """
         missing = seq - self._next.get(stream, 0)
         self._next[stream] = seq + 1
+        if unlooked:
+            known = self._unlooked.get(stream, 0)
+            # A smaller number is that of another process, which counts from the start.
+            missing -= unlooked - known if unlooked >= known else unlooked
+            self._unlooked[stream] = unlooked
         return max(0, missing)
 
     def take_back(self, stream: str, seq: int, missing: int) -> None:
@@ -211,6 +268,10 @@ def _counts(d: Detections) -> Any:
     return msgspec.UNSET if d.counts is None else d.counts
 
 
+def _look(d: Detections) -> Any:
+    return msgspec.UNSET if d.why is None else Looked(d.why, d.unlooked)
+
+
 def _fields(d: Detections, boot_id: str) -> Any:
     """All fields of a frame's message before `dropped`, in order."""
     t = d.times
@@ -243,7 +304,7 @@ def detections_message(
     d: Detections, boot_id: str, dropped: int, source: str | msgspec.UnsetType = msgspec.UNSET
 ) -> DetectionsMessage:
     """The message of one frame. Box corners are rounded to 0.01 pixel, scores to 0.0001."""
-    fields: Any = (*_fields(d, boot_id), dropped, _rounded(d), _counts(d), source)
+    fields: Any = (*_fields(d, boot_id), dropped, _rounded(d), _counts(d), source, _look(d))
     return DetectionsMessage(*fields)
 
 
@@ -263,6 +324,7 @@ class _After(msgspec.Struct, frozen=True):
 
     detections: list[Detection]
     counts: Any
+    look: Any
 
 
 def split_detections(d: Detections, boot_id: str, encoding: Literal["json", "msgpack"]) -> tuple[bytes, bytes]:
@@ -271,7 +333,7 @@ def split_detections(d: Detections, boot_id: str, encoding: Literal["json", "msg
     With `encoded_number` between them, they equal the encoded `detections_message`.
     """
     encode = _ENCODERS[encoding]
-    before, after = encode(_Before(*_fields(d, boot_id))), encode(_After(_rounded(d), _counts(d)))
+    before, after = encode(_Before(*_fields(d, boot_id))), encode(_After(_rounded(d), _counts(d), _look(d)))
     if encoding == "json":
         return before[:-1] + _KEY["json"], b"," + after[1:]
     # Both are maps of fewer than 16 fields, whose first byte contains their number.
@@ -282,6 +344,18 @@ def split_detections(d: Detections, boot_id: str, encoding: Literal["json", "msg
 def encoded_number(number: int, encoding: Literal["json", "msgpack"]) -> bytes:
     """A number as encoded in a message."""
     return b"%d" % number if encoding == "json" else _ENCODERS["msgpack"](number)
+
+
+def glance_message(g: Glanced, boot_id: str) -> GlanceMessage:
+    """The message of a frame that the network did not look at."""
+    why: Any = g.look.why
+    share = g.look.moved.share if g.look.moved is not None else 0.0
+    looked_at = g.looked_wall_ns / 1e9 if g.looked_wall_ns is not None else None
+    return GlanceMessage(
+        SCHEMA, boot_id, g.stream, g.epoch, g.seq, g.pts_ns, g.wall_ns / 1e9, g.clock, time.time(), g.width, g.height,
+        why, round(share, 4), g.looked_seq, looked_at, g.unlooked,
+        msgspec.UNSET if g.counts is None else dict(g.counts),
+    )  # fmt: skip
 
 
 def status_message(s: StreamStatus, counts: StreamCounts, boot_id: str) -> StatusMessage:
@@ -319,6 +393,10 @@ _STATUS: dict[str, Any] = {
     "json": msgspec.json.Decoder(StatusMessage),
     "msgpack": msgspec.msgpack.Decoder(StatusMessage),
 }
+_GLANCE: dict[str, Any] = {
+    "json": msgspec.json.Decoder(GlanceMessage),
+    "msgpack": msgspec.msgpack.Decoder(GlanceMessage),
+}
 
 
 _CLASSIFIED: dict[str, Any] = {
@@ -327,7 +405,7 @@ _CLASSIFIED: dict[str, Any] = {
 }
 
 
-def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage | ClassifiedMessage:
+def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage | ClassifiedMessage | GlanceMessage:
     """Decodes a received multipart message, whichever its encoding.
 
     Raises:
@@ -342,10 +420,14 @@ def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage | Classified
     decoders = _STATUS if name.endswith("/status") else _DETECTIONS
     if name.startswith(CLASSIFIED_PREFIX):
         decoders = _CLASSIFIED
+    elif name.startswith(GLANCE_PREFIX):
+        decoders = _GLANCE
     elif not name.startswith(TOPIC_PREFIX):
         raise SinkError(f"message: topic {name[:80]!r} is not of schema {SCHEMA}; expected {TOPIC_PREFIX}…")
     try:
-        message: DetectionsMessage | StatusMessage | ClassifiedMessage = decoders[encoding].decode(parts[1])
+        message: DetectionsMessage | StatusMessage | ClassifiedMessage | GlanceMessage = decoders[encoding].decode(
+            parts[1]
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SinkError(f"message: {name[:80]}: {error}") from error
     return message
@@ -354,7 +436,7 @@ def decode(parts: list[bytes]) -> DetectionsMessage | StatusMessage | Classified
 def json_schema() -> dict[str, Any]:
     """JSON Schema of all messages."""
     schemas, components = msgspec.json.schema_components(
-        [DetectionsMessage, StatusMessage, ClassifiedMessage], ref_template="#/$defs/{name}"
+        [DetectionsMessage, StatusMessage, ClassifiedMessage, GlanceMessage], ref_template="#/$defs/{name}"
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -35,7 +35,7 @@ from streamd.flow.settings import StreamSettings
 from streamd.settings import FieldPath, Name, Problems
 from streamd.sinks import SINKS, Sink
 from streamd.sinks.connection import Address, ClientLoginSettings, ClientTlsSettings, host_port, node_name
-from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, STATUS, Message, MessageKind
+from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, GLANCE, STATUS, Message, MessageKind
 from streamd.sinks.events import EventSink, EventSinkSettings, JournalEvent
 from streamd.sinks.homeassistant import (
     OFFLINE,
@@ -78,6 +78,10 @@ class MqttSettings(EventSinkSettings):
     )
     events: bool = Field(True, description="Publish events.")
     detections: bool = Field(False, description="Publish the detections of each frame, at QoS 0.")
+    glances: bool = Field(
+        False,
+        description="Publish a message for each frame that the network did not look at (look.when: motion), at QoS 0.",
+    )
     home_assistant: HomeAssistantSettings | None = Field(None, description="Discovery by Home Assistant. Default: off.")
     keepalive_s: int = Field(
         15, ge=5, le=3600, description="A broker that is silent for twice as long is considered lost, in seconds."
@@ -86,7 +90,8 @@ class MqttSettings(EventSinkSettings):
     @property
     def wants(self) -> frozenset[MessageKind]:
         """See `SinkSettings.wants`."""
-        return frozenset({STATUS, COUNTS, *([DETECTIONS, CLASSIFIED] if self.detections else [])})
+        frames = ((DETECTIONS, CLASSIFIED), self.detections), ((GLANCE,), self.glances)
+        return frozenset({STATUS, COUNTS, *(kind for kinds, wanted in frames if wanted for kind in kinds)})
 
     def check(self) -> Problems:
         """See `KindSettings.check`."""
@@ -171,10 +176,10 @@ class MqttSink(EventSink):
     def send(self, message: Message) -> str | None:
         """See `Sink.send`."""
         stream, kind = message.stream, message.kind
-        if kind is DETECTIONS or kind is CLASSIFIED:
+        if kind in (DETECTIONS, CLASSIFIED, GLANCE):
             if not self._link.publish_now(f"{self.base}/streams/{stream}/{kind.name}", message.payload):
                 why = self.unreachable or f"mqtt sink: {self._link.address} does not keep up"
-                raise SinkError(f"{why}; detections are lost")
+                raise SinkError(f"{why}; {'detections are' if kind is DETECTIONS else 'a message is'} lost")
         elif self._streams is None or any(stream == each.id for each in self._streams):
             self._keep(f"streams/{stream}/{kind.name}", message.payload)
             if kind is STATUS:

@@ -32,7 +32,7 @@ from streamd.security.redact import remember
 from streamd.settings import ExternalSecret, FieldPath, Pattern, Problems
 from streamd.sinks import SINKS, Sink
 from streamd.sinks.connection import Address, ClientLoginSettings, ClientTlsSettings, host_port
-from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, EVENT, STATUS, Message, MessageKind
+from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, EVENT, GLANCE, STATUS, Message, MessageKind
 from streamd.sinks.events import CONTENT_TYPE, EventSink, EventSinkSettings, JournalEvent
 from streamd.sinks.message import TOPIC_PREFIX
 
@@ -84,11 +84,15 @@ class NatsSettings(EventSinkSettings):
     )
     events: bool = Field(True, description="Publish events.")
     detections: bool = Field(False, description="Publish the detections of each frame.")
+    glances: bool = Field(
+        False, description="Publish a message for each frame that the network did not look at (look.when: motion)."
+    )
 
     @property
     def wants(self) -> frozenset[MessageKind]:
         """See `SinkSettings.wants`."""
-        return frozenset({STATUS, COUNTS, *([DETECTIONS, CLASSIFIED] if self.detections else [])})
+        frames = ((DETECTIONS, CLASSIFIED), self.detections), ((GLANCE,), self.glances)
+        return frozenset({STATUS, COUNTS, *(kind for kinds, wanted in frames if wanted for kind in kinds)})
 
     def check(self) -> Problems:
         """See `KindSettings.check`."""
@@ -114,7 +118,7 @@ class NatsSettings(EventSinkSettings):
 def subject(prefix: str, kind: MessageKind, stream: str) -> str:
     """The subject of a stream's messages."""
     id_ = stream.replace(".", "%2E")
-    if kind in (EVENT, COUNTS, CLASSIFIED):
+    if kind in (EVENT, COUNTS, CLASSIFIED, GLANCE):
         return f"{prefix}.{kind.name}.1.{id_}"
     version = TOPIC_PREFIX.strip("/").rpartition("/")[2]
     return f"{prefix}.{version}.{id_}.{kind.name}"
@@ -314,7 +318,7 @@ class NatsSink(EventSink):
         """See `Sink.send`."""
         client = self._client
         if client is None or client.is_closed:
-            if message.kind in (DETECTIONS, CLASSIFIED):
+            if message.kind in (DETECTIONS, CLASSIFIED, GLANCE):
                 raise SinkError(
                     f"{self._unreachable or f'nats sink: {self._name}: not connected yet'}; frames are lost"
                 )

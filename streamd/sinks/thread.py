@@ -21,6 +21,7 @@ from streamd.sinks.envelope import (
     COUNTS,
     DETECTIONS,
     EVENT,
+    GLANCE,
     STATUS,
     Encoding,
     MessageBuilder,
@@ -28,6 +29,7 @@ from streamd.sinks.envelope import (
     Outgoing,
     OutgoingClasses,
     OutgoingEvent,
+    OutgoingGlance,
 )
 from streamd.sinks.feed import CountsBoard, EventFeed
 from streamd.sinks.guard import GuardedSink
@@ -82,7 +84,9 @@ class SinkThread:
         self._close_by = float("inf")
         self._sent = metrics.sink_messages.labels(sink=name)
         self._dropped = {r: metrics.sink_dropped.labels(sink=name, reason=r) for r in ("ring_full", "error")}
-        self._ring: Ring[Outgoing | OutgoingClasses] = Ring(capacity, "drop_oldest", on_drop=self._on_drop)
+        self._ring: Ring[Outgoing | OutgoingClasses | OutgoingGlance] = Ring(
+            capacity, "drop_oldest", on_drop=self._on_drop
+        )
         metrics.queue_depth.labels(queue=f"sink-{name}").set_function(lambda: len(self._ring))
         self._change = 0
         self._beat_at = time.monotonic() + heartbeat_s
@@ -123,6 +127,15 @@ class SinkThread:
             except Closed:
                 self._on_drop(found, "shutdown")
 
+    def put_glance(self, glance: OutgoingGlance) -> None:
+        """Queues a frame that the network did not look at; never waits."""
+        if GLANCE not in self._wants:
+            return
+        try:
+            self._ring.put(glance)
+        except Closed:
+            self._on_drop(glance, "shutdown")
+
     def put_event(self, event: OutgoingEvent) -> None:
         """Queues one event; never waits. Any thread."""
         self._events.put(event)
@@ -152,7 +165,7 @@ class SinkThread:
             self._thread.join(min(timeout, INTERRUPT_S))
         return not self._thread.is_alive()
 
-    def _on_drop(self, _: Outgoing | OutgoingClasses, reason: str) -> None:
+    def _on_drop(self, _: Outgoing | OutgoingClasses | OutgoingGlance, reason: str) -> None:
         counter = self._dropped.get(reason)
         if counter is None:
             counter = self._dropped[reason] = self._metrics.sink_dropped.labels(sink=self.name, reason=reason)
@@ -182,9 +195,11 @@ class SinkThread:
         finally:
             self._sink.close()
 
-    def _publish(self, outgoing: Outgoing | OutgoingClasses) -> None:
-        if isinstance(outgoing, OutgoingClasses):
-            if self._sink.send(self._builder.classified(outgoing)):
+    def _publish(self, outgoing: Outgoing | OutgoingClasses | OutgoingGlance) -> None:
+        if not isinstance(outgoing, Outgoing):
+            build = self._builder
+            message = build.glance(outgoing) if isinstance(outgoing, OutgoingGlance) else build.classified(outgoing)
+            if self._sink.send(message):
                 self._sent.inc()
             return
         counts, stream = outgoing.detections.counts, outgoing.detections.stream

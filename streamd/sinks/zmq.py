@@ -28,7 +28,7 @@ from streamd.settings import FieldPath, Problems
 from streamd.settings.places import unwritable_file
 from streamd.sinks import SINKS, Readers, Sink, SinkSettings
 from streamd.sinks.curve import CurveSettings, ZapAuthenticator
-from streamd.sinks.envelope import Message
+from streamd.sinks.envelope import GLANCE, Message, MessageKind
 from streamd.sinks.message import send_now
 from streamd.sinks.peers import HANDSHAKE_MS, Peers
 
@@ -82,6 +82,11 @@ class ZmqSettings(SinkSettings):
     def payload_encoding(self) -> Literal["json", "msgpack"]:
         """See `SinkSettings.payload_encoding`."""
         return self.encoding
+
+    @property
+    def wants(self) -> frozenset[MessageKind]:
+        """See `SinkSettings.wants`. Frames that were not looked at have a topic of their own, for those who want it."""
+        return super().wants | {GLANCE}
 
     def check(self) -> Problems:
         """See `KindSettings.check`."""

@@ -68,14 +68,17 @@ class StreamMetrics:
         "invalid_boxes",
         "last_frame_wall",
         "late",
+        "looked",
         "lost",
         "max_fps",
         "objective_s",
         "objective_share",
+        "passed",
         "published",
         "received",
         "reconnects",
         "removed",
+        "sensitivity",
         "skipped",
         "state",
         "stream",
@@ -88,7 +91,14 @@ class StreamMetrics:
         self.received = 0
         """Frames numbered at capture; written by the stream's runner."""
         self.published = 0
-        """Frames handed to the sinks; written by the postprocess stage."""
+        """Frames handed to the sinks, looked at or not; written by the postprocess stage."""
+        self.looked: dict[str, int] = {}
+        """Of a stream that is not always looked at: published frames that the network looked at, by reason; written by
+        the postprocess stage."""
+        self.passed: dict[str, int] = {}
+        """And those that it did not look at."""
+        self.sensitivity: Callable[[], float | None] | None = None
+        """Of its motion; None where it is always looked at."""
         self.objective_s: float | None = None
         """The latency objective: seconds from capture to detections, and the fraction of frames that must meet it;
         None if there is none."""
@@ -139,6 +149,14 @@ class StreamMetrics:
         """Continues from `counts`, the counters of a process that has ended. Call before the first frame."""
         self.received, self.published, self.reconnects = counts.received, counts.published, counts.reconnects
         self.dropped = dict(counts.dropped)
+
+    def look(self, why: str) -> None:
+        """Counts a published frame that the network looked at. Postprocess stage only."""
+        self.looked[why] = self.looked.get(why, 0) + 1
+
+    def pass_over(self, why: str) -> None:
+        """Counts a published frame that the network did not look at. Postprocess stage only."""
+        self.passed[why] = self.passed.get(why, 0) + 1
 
     def fail(self, reason: str) -> None:
         """Counts one failure of the stream. Runner's thread only."""
@@ -270,6 +288,21 @@ class _StreamCollector(Collector):
         max_fps = GaugeMetricFamily(
             "streamd_stream_max_fps", "The stream's max_fps; absent if it has none.", labels=["stream"]
         )
+        looked = CounterMetricFamily(
+            "streamd_frames_looked",
+            "Published frames that the network looked at, of streams with look.when: motion, by reason.",
+            labels=["stream", "why"],
+        )
+        passed = CounterMetricFamily(
+            "streamd_frames_glanced",
+            "Published frames that it did not look at, by reason (still, rate, busy).",
+            labels=["stream", "why"],
+        )
+        sensitivity = GaugeMetricFamily(
+            "streamd_look_sensitivity",
+            "How little motion is enough, 1 to 10; found by itself with look.sensitivity: auto.",
+            labels=["stream"],
+        )
         open_decoders = {"software": 0, "nvdec": 0}
         for s in self._streams():
             labels = [s.stream]
@@ -290,6 +323,9 @@ class _StreamCollector(Collector):
                 failures.add_metric([s.stream, reason], count)
             for reason, count in list(s.invalid_boxes.items()):
                 invalid.add_metric([s.stream, reason], count)
+            for family_of, by_why in ((looked, s.looked), (passed, s.passed)):
+                for why, count in list(by_why.items()):
+                    family_of.add_metric([s.stream, why], count)
             abandoned.add_metric(labels, s.threads_abandoned)
             stuck.add_metric(labels, s.threads_stuck)
             if s.removed:
@@ -303,6 +339,8 @@ class _StreamCollector(Collector):
                 missed.add_metric(labels, misses)
                 objective_s.add_metric(labels, s.objective_s)
                 objective_share.add_metric(labels, s.objective_share)
+            if s.sensitivity is not None and (level := s.sensitivity()) is not None:
+                sensitivity.add_metric(labels, level)
             if s.max_fps is not None:
                 max_fps.add_metric(labels, s.max_fps)
             for why in ("overload", "late"):
@@ -315,7 +353,7 @@ class _StreamCollector(Collector):
         return (
             received, published, dropped, skipped, corrupt, lost, jumps, offset, drift, reconnects, failures,
             invalid, abandoned, stuck, state, degraded, max_fps, last, info, sessions, held, missed, objective_s,
-            objective_share,
+            objective_share, looked, passed, sensitivity,
         )  # fmt: skip
 
 

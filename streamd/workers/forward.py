@@ -15,7 +15,16 @@ from streamd.events.upkeep import Limits
 from streamd.flow.settings import StreamSettings
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Sink
-from streamd.sinks.envelope import DETECTIONS, EVENT, STATUS, Encoding, MessageBuilder, MessageKind, OutgoingEvent
+from streamd.sinks.envelope import (
+    DETECTIONS,
+    EVENT,
+    GLANCE,
+    STATUS,
+    Encoding,
+    MessageBuilder,
+    MessageKind,
+    OutgoingEvent,
+)
 from streamd.sinks.feed import EventFeed
 from streamd.sinks.guard import GuardedSink
 from streamd.sinks.thread import INTERRUPT_S, POLL_S
@@ -68,8 +77,8 @@ class Forwarder:
         """Messages that are not counted in the metrics yet."""
         self._routes: dict[bytes, Route] = {}
         """Routes by the bytes after a message's head."""
-        self._numbered: dict[str, Route] = {}
-        """The routes of detections, by stream."""
+        self._numbered: dict[str, tuple[Route, ...]] = {}
+        """The routes of detections and of frames that were not looked at, by stream. Replaced, never changed."""
         self._held: dict[str, tuple[StreamStatus, StreamCounts]] = {}
         """By stream: statuses that no worker sends any more."""
         self._ended: dict[str, int] = {}
@@ -132,10 +141,12 @@ class Forwarder:
         self._orders.put(lambda: self._release(names))
 
     def passed(self, stream: str) -> tuple[int, int, int]:
-        """For the detections of a stream: how many were passed on, the epoch of the last one, and the seq after it. Any
+        """For the frames of a stream: how many were passed on, the epoch of the last one, and the seq after it. Any
         thread."""
         found = self._numbered.get(stream)
-        return (0, -1, 0) if found is None else (found.passed, found.epoch, found.seq + 1)
+        if found is None:
+            return (0, -1, 0)
+        return sum(r.passed for r in found), max(r.epoch for r in found), max(r.seq for r in found) + 1
 
     @property
     def problem(self) -> str | None:
@@ -208,8 +219,8 @@ class Forwarder:
         except ValueError as error:
             log.error("invalid message from a worker", sink=self.name, error=str(error))
             return None
-        if route.kind is DETECTIONS:
-            self._numbered[route.stream] = route
+        if route.kind is DETECTIONS or route.kind is GLANCE:
+            self._numbered[route.stream] = (*self._numbered.get(route.stream, ()), route)
         return route
 
     def _pass_on(self, head: bytes, payload: bytes) -> None:
@@ -219,7 +230,9 @@ class Forwarder:
             return
         life, message = route.take(head, payload, self.encoding)
         if message.after is None:
-            if route.kind is not STATUS or self._news(route.stream, life):
+            if route.kind is GLANCE:
+                self._uncounted += self._sink.send(message)
+            elif route.kind is not STATUS or self._news(route.stream, life):
                 self._sink.send(message)
             return
         if self._sink.send(self._builder.number(message)):

@@ -17,9 +17,10 @@ from streamd.sinks.message import send_now
 RELAY_FULL = "relay_full"
 HWM = 4096
 """Messages in transit to the publishing process: one or two seconds of a busy worker."""
-HEAD = struct.Struct("<IIQI")
-"""The sending worker's life, the frame's epoch and seq, and the position in the payload of the number of dropped frames
-(NOWHERE if a message has none). Kind and stream follow, each ended by a line break."""
+HEAD = struct.Struct("<IIQQI")
+"""The sending worker's life, the frame's epoch and seq, how many frames of its stream were not looked at, and the
+position in the payload of the number of dropped frames (NOWHERE if a message has none). Kind and stream follow, each
+ended by a line break."""
 NOWHERE = 0xFFFFFFFF
 
 
@@ -27,8 +28,8 @@ def pack(life: int, message: Message) -> tuple[bytes, bytes]:
     """A message as sent to the parent: head and payload."""
     name = f"{message.kind.name}\n{message.stream}\n".encode()
     if message.after is None:
-        return HEAD.pack(life, message.epoch, message.seq, NOWHERE) + name, message.before
-    head = HEAD.pack(life, message.epoch, message.seq, len(message.before)) + name
+        return HEAD.pack(life, message.epoch, message.seq, message.unlooked, NOWHERE) + name, message.before
+    head = HEAD.pack(life, message.epoch, message.seq, message.unlooked, len(message.before)) + name
     return head, message.before + message.after
 
 
@@ -56,10 +57,12 @@ class Route:
 
     def take(self, head: bytes, payload: bytes, encoding: Encoding) -> tuple[int, Message]:
         """Unpacks what `pack` made: the life, and the message, whose number of dropped frames is 0."""
-        life, self.epoch, self.seq, place = HEAD.unpack_from(head)
+        life, self.epoch, self.seq, unlooked, place = HEAD.unpack_from(head)
         self.passed += 1
         before, after = (payload, None) if place == NOWHERE else (payload[:place], payload[place:])
-        message = Message(self.kind, self.stream, before, after, epoch=self.epoch, seq=self.seq, encoding=encoding)
+        message = Message(
+            self.kind, self.stream, before, after, epoch=self.epoch, seq=self.seq, encoding=encoding, unlooked=unlooked
+        )
         return life, message
 
 

@@ -8,6 +8,7 @@ columns is what keeps thin things that move from being missed (aliasing); a thin
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 from typing import Any, NamedTuple
 
@@ -62,9 +63,7 @@ class Grid:
         starts = np.arange(ROWS + 1) * height // ROWS
         # A frame of fewer pixels than cells repeats them.
         self.repeats = width < COLUMNS or height < ROWS
-        self.columns: list[tuple[int, int]] = [
-            (int(a), max(int(b), int(a) + 1)) for a, b in zip(edges, edges[1:], strict=False)
-        ]
+        self.columns: list[tuple[int, int]] = [(int(a), max(int(b), int(a) + 1)) for a, b in itertools.pairwise(edges)]
         self.rows: list[npt.NDArray[np.int64]] = []
         for top, bottom in zip(starts.tolist(), starts[1:].tolist(), strict=False):
             height_of = max(bottom - top, 1)
@@ -115,7 +114,7 @@ class Glancer:
         native: see `native.library`; what was built with the package by default, None for NumPy.
     """
 
-    def __init__(self, native: tuple[Any, Any] | None | bool = True) -> None:
+    def __init__(self, native: tuple[Any, Any] | bool | None = True) -> None:
         self._native = library() if native is True else (native or None)
         self._grid: Grid | None = None
         self.unreadable = ""
@@ -163,8 +162,8 @@ class Glancer:
 def samples(address: int, pitch: int, width: int, height: int, layout: Layout) -> npt.NDArray[np.uint8 | np.uint16]:
     """A view (height, width) of the luma samples at an address; valid as long as the picture is."""
     used = (height - 1) * pitch + width * layout.step * layout.size
-    raw = (ctypes.c_uint8 * used).from_address(address)
-    dtype = np.uint8 if layout.size == 1 else np.dtype("<u2")
-    return np.ndarray(
-        (height, width), dtype, raw, layout.offset, (pitch, layout.step * layout.size)
-    )  # fmt: skip
+    raw: Any = (ctypes.c_uint8 * used).from_address(address)
+    dtype = np.dtype(np.uint8) if layout.size == 1 else np.dtype("<u2")
+    strides = pitch, layout.step * layout.size
+    view: npt.NDArray[Any] = np.ndarray((height, width), dtype, raw, layout.offset, strides)
+    return view

@@ -31,8 +31,7 @@ class LookSettings(Settings):
         5.0,
         gt=0,
         le=1000,
-        description="Frames processed per second during hold_s, if the motion is faint, or while a tracked object "
-        "still moves.",
+        description="Frames processed per second during hold_s, and while it is not certain that something moves.",
     )
     max_fps: float | None = Field(
         None,

@@ -41,7 +41,7 @@ def check_rules(
                 yield (*path, "name"), f"{message} within a stream"
             yield from _check_common(path, rule, labels)
     for i, zone in enumerate(zones):
-        yield from _check_polygon(("zones", i, "points"), zone.points)
+        yield from check_polygon(("zones", i, "points"), zone.points)
     for i, line in enumerate(lines):
         yield from _check_line(("lines", i), line)
 
@@ -74,7 +74,16 @@ def _outside(path: Path_, points: Sequence[Point]) -> Iterator[Problem]:
             yield (*path, k), f"({x:g}, {y:g}) is outside the picture; expected 0 to 1{hint}"
 
 
-def _check_polygon(path: Path_, points: Sequence[Point]) -> Iterator[Problem]:
+def check_polygon(path: Path_, points: Sequence[Point]) -> Iterator[Problem]:
+    """Whether points are the corners of a polygon, in order.
+
+    Args:
+        path: of the field.
+        points: its value.
+
+    Yields:
+        What is wrong, and where.
+    """
     if len(points) < 3:
         yield path, f"expected at least three corners, got {len(points)}"
         return

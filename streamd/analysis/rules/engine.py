@@ -59,6 +59,8 @@ class RuleEngine:
         self._base_ns: int | None = None
         self._moment = Moment(0.0, wall_ns, 0)
         self._number = 0
+        self._looked: float | None = 0.0
+        """Time of the last frame that the network looked at; None if the stream was not observed for a while since."""
         self._watch = Watch(self._zones)
         self._links = Links(self._tracks)
         self._ended_slots: list[int] = []
@@ -83,9 +85,7 @@ class RuleEngine:
         if (frame.width, frame.height) != self._size:
             self._resize(frame)
         if missed := self._watch.frame(now, before, self._moment.wall_ns):
-            for line in self._lines:
-                line.unobserved_s += missed
-            self._report = None
+            self._unobserved(missed)
         moment = self._moment = Moment(now, frame.wall_ns, frame.t_ns - round(now * 1e9))
         self._number += 1
         if self._scheduled:
@@ -93,7 +93,8 @@ class RuleEngine:
         for track, reason in frame.ended:
             self._ended(track, reason, moment)
         if len(frame.track):
-            self._observe(frame, moment, before)
+            self._observe(frame, moment, self._looked)
+        self._looked = now
         if self._ended_slots:
             self._expire(moment)
         if self._presences.waiting:
@@ -102,7 +103,38 @@ class RuleEngine:
             self._presences.memory.clear()
         return self._take()
 
-    def _observe(self, frame: TrackedFrame, moment: Moment, before: float) -> None:
+    def pass_over(self, t_ns: int, wall_ns: int) -> list[RuleEvent]:
+        """The next frame, at which the network did not look because nothing moved: it was observed all the same.
+
+        Tracks keep their last place, and no event is made of them. The time until the next look counts as observed for
+        those that are still there then.
+
+        Args:
+            t_ns: see `TrackedFrame.t_ns`.
+            wall_ns: see `TrackedFrame.wall_ns`.
+        """
+        if self._base_ns is None:
+            return []
+        before = self._moment.now
+        now = max((t_ns - self._base_ns) / 1e9, before)
+        if missed := self._watch.frame(now, before, self._moment.wall_ns):
+            self._unobserved(missed)
+        moment = self._moment = Moment(now, wall_ns, t_ns - round(now * 1e9))
+        if self._scheduled:
+            self._apply_schedules(moment)
+        if self._ended_slots:
+            self._expire(moment)
+        if self._presences.waiting:
+            self._presences.expire(moment)
+        return self._take()
+
+    def _unobserved(self, missed: float) -> None:
+        for line in self._lines:
+            line.unobserved_s += missed
+        self._report = None
+        self._looked = None
+
+    def _observe(self, frame: TrackedFrame, moment: Moment, before: float | None) -> None:
         now = moment.now
         view = frame.view or (0.0, 0.0, frame.width, frame.height)
         if self._border.view != view:

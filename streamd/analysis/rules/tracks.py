@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from streamd.analysis.rules import MAX_GAP_S, TrackedFrame
+from streamd.analysis.rules import TrackedFrame
 from streamd.analysis.rules.crossing import Sight
 from streamd.analysis.rules.geometry import Array, Boxes, Indices, Mask, as_rows, iou
 
@@ -89,7 +89,7 @@ class Tracks:
         return [slot for slot, track in enumerate(self.ids) if track != -1]
 
     def step(
-        self, frame: TrackedFrame, boxes: Boxes, cut: Mask | None, now: float, number: int, before: float
+        self, frame: TrackedFrame, boxes: Boxes, cut: Mask | None, now: float, number: int, before: float | None
     ) -> tuple[list[int], Indices, Array, list[int]]:
         """Processes the boxes of a frame.
 
@@ -99,7 +99,7 @@ class Tracks:
             cut: (N,) True if a box touches the edge; None if none does.
             now: its time in seconds.
             number: counts frames.
-            before: the time of the previous frame, in seconds.
+            before: the time of the previous frame, in seconds; None if the stream was not observed since.
 
         Returns:
             The slot of each box, as a list and as an array; the rows; indices of the boxes whose tracks are new.
@@ -116,8 +116,8 @@ class Tracks:
                     born.append(i)
         index = np.array(slots, np.int64)
         rows = self.rows.take(index, axis=0)
-        gap = now - before
-        if gap <= MAX_GAP_S:
+        if before is not None:
+            gap = now - before
             steady = rows[:, FRAME] == number - 1
             if np.count_nonzero(steady) == len(slots):
                 rows[:, SEEN] += gap

@@ -131,8 +131,7 @@ def test_formats_that_cannot_be_read_are_named(name: str) -> None:
 
 def test_a_picture_on_a_gpu_is_not_touched() -> None:
     glancer = Glancer()
-    frame = _frame(av.VideoFrame(64, 64, "nv12"))
-    picture = picture_of(frame.picture.native, device=0)
+    picture = picture_of(av.VideoFrame(64, 64, "nv12"), device=0)
     assert glancer.take(Frame("cam", picture, 64, 64, 0, 0, 0)) is None
     assert "GPU" in glancer.unreadable
 

@@ -1,0 +1,219 @@
+"""Whether the network looks at a frame, and what it finds there."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.analysis.glance import COLUMNS, ROWS, Glance
+from streamd.analysis.glance.motion import Cells, Motion, Moved
+from streamd.analysis.glance.settings import LookSettings
+from streamd.analysis.rules.geometry import inside, pad_polygons
+from streamd.types import Box, Frame, Look, Rotation, Why
+
+MOVING: frozenset[Why] = frozenset({"motion", "light", "tracks"})
+"""Reasons for which a frame goes before others when there are more than the network can take."""
+SPEED = 0.25
+"""A track moves if it goes this many widths or heights of its box in a second."""
+ANSWERS = 8
+"""Answers of the network that may wait; of more, the oldest are of no use any more."""
+ENLARGED = 0.15
+"""Of a box, on each side: what moves with an object, such as its shadow."""
+JITTER_NS = 2_000_000
+"""By which a frame may come too early for a rate."""
+HEAT_S = 60.0
+"""Time constant of the map of where it moves."""
+
+
+class Gate:
+    """Decides for each frame of one stream. `decide` is for the thread of its source, `answer` for any other one.
+
+    Args:
+        settings: when to look.
+        crop: the part of the upright picture that the network sees, in pixels; None for all of it.
+    """
+
+    def __init__(self, settings: LookSettings, crop: Box | None = None) -> None:
+        self._settings, self._crop = settings, crop
+        self._motion: Motion | None = None
+        self._shape: tuple[int, int, Rotation, bool] | None = None
+        self._answers: deque[tuple[Look, npt.NDArray[np.float32], bool]] = deque(maxlen=ANSWERS)
+        self._looked_ns = self._moved_ns = 0
+        self._owed = True
+        """The next frame is to be looked at, whatever it shows."""
+        self._following = False
+        """A track moved when the network last looked."""
+        self._epoch = -1
+        self.looks: Counter[str] = Counter()
+        """Frames that were, by reason."""
+        self.heat = np.zeros((ROWS, COLUMNS), np.float32)
+        """How often each cell strays lately, 0 to 1. Changed in place by the source's thread."""
+        self._heat_ns = 0
+        self.last: Moved | None = None
+        self.glance: Glance | None = None
+
+    @property
+    def sensitivity(self) -> float | None:
+        """See `LookSettings.sensitivity`; None before the first frame."""
+        return None if self._motion is None else self._motion.sensitivity
+
+    @property
+    def learning(self) -> bool:
+        """Whether the noise of the picture is not known yet."""
+        return self._motion is None or self._motion.learning
+
+    def decide(self, frame: Frame, glance: Glance | None) -> Moved | None:
+        """Sets `frame.view`.
+
+        Args:
+            frame: the next one of the stream, with its numbers.
+            glance: its small picture; None where it cannot be read, and is looked at.
+        """
+        moved: Moved | None = None
+        if glance is None:
+            wanted, why = True, "unreadable"  # type: tuple[bool, Why]
+        else:
+            motion = self._prepared(glance, frame)
+            self._learn(motion)
+            moved = motion.step(glance)
+            wanted, why = self._judge(moved, frame.captured_ns, motion)
+            self._warm(moved, frame.captured_ns)
+        self.last, self.glance = moved, glance
+        if wanted:
+            self.looks[why] += 1
+            self._looked_ns, self._owed = frame.captured_ns, False
+        frame.view = Look(wanted, why, moved)
+        return moved
+
+    def _prepared(self, glance: Glance, frame: Frame) -> Motion:
+        shape = (frame.width, frame.height, glance.rotation, glance.mirrored)
+        if self._motion is None or shape != self._shape:
+            self._shape = shape
+            sensitivity = self._settings.sensitivity
+            ignored = ignored_cells(self._settings.masks, self._crop, shape)
+            self._motion = Motion(ignored, None if sensitivity == "auto" else sensitivity)
+        elif frame.epoch != self._epoch or frame.begins:
+            self._motion.reset()
+        self._epoch = frame.epoch
+        return self._motion
+
+    def _learn(self, motion: Motion) -> None:
+        while self._answers:
+            look, boxes, following = self._answers.popleft()
+            self._following = following
+            if isinstance(look.moved, Moved) and self._shape is not None:
+                motion.answer(look.moved, cells_of(boxes, self._shape))
+                if self.glance is not None:
+                    motion.absorb(self.glance, look.moved)
+
+    def _judge(self, moved: Moved, now: int, motion: Motion) -> tuple[bool, Why]:
+        """Whether to look, and why."""
+        settings = self._settings
+        passed = now - self._looked_ns
+        if motion.learning:
+            return True, "learning"
+        rare = passed >= 1e9 / settings.min_fps - JITTER_NS
+        if moved.moving:
+            begins = now - self._moved_ns > settings.hold_s * 1e9
+            self._moved_ns = now
+            if begins or settings.max_fps is None or passed >= 1e9 / settings.max_fps - JITTER_NS:
+                return True, "light" if moved.light else "motion"
+            return False, "rate"
+        if self._following and (settings.max_fps is None or passed >= 1e9 / settings.max_fps - JITTER_NS):
+            return True, "tracks"
+        if rare and moved.faint:
+            return True, "faint"
+        if rare and now - self._moved_ns <= settings.hold_s * 1e9:
+            return True, "hold"
+        due = self._owed or passed >= settings.at_least_every_s * 1e9 - JITTER_NS
+        return (True, "interval") if due else (False, "still")
+
+    def _warm(self, moved: Moved, now: int) -> None:
+        """Ten times a second are enough for people."""
+        passed = (now - self._heat_ns) / 1e9
+        if passed < 0.1:
+            return
+        self._heat_ns = now
+        self.heat += np.float32(1 - np.exp(-min(passed, HEAT_S) / HEAT_S)) * (moved.cells - self.heat)
+
+    def yielded(self) -> None:
+        """A frame that was to be looked at was not, because others went first. Any thread."""
+        self._owed = True
+
+    def answer(self, look: Look, boxes: npt.NDArray[np.float32], velocity: npt.NDArray[np.float64] | None) -> None:
+        """What the network found in a frame. Any thread; returns at once.
+
+        Args:
+            look: the frame's `view`.
+            boxes: (N, 4) corners in upright pixels.
+            velocity: (N, 2) pixels per second; None without tracking.
+        """
+        following = False
+        if velocity is not None and len(boxes):
+            size = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
+            following = bool((np.abs(velocity) > SPEED * size).any())
+        self._answers.append((look, boxes, following))
+
+
+Shape = tuple[int, int, Rotation, bool]
+"""Upright width and height in pixels, and how the coded picture is turned and mirrored."""
+
+
+def _coded(x: Any, y: Any, rotation: Rotation, mirrored: bool) -> tuple[Any, Any]:
+    """Where a point of the upright picture lies in the coded one; both in 0..1."""
+    if mirrored:
+        x = 1 - x
+    if rotation == 90:
+        return y, 1 - x
+    if rotation == 180:
+        return 1 - x, 1 - y
+    return (1 - y, x) if rotation == 270 else (x, y)
+
+
+def _upright(x: Any, y: Any, rotation: Rotation, mirrored: bool) -> tuple[Any, Any]:
+    """The other way round."""
+    if rotation == 90:
+        x, y = 1 - y, x
+    elif rotation == 180:
+        x, y = 1 - x, 1 - y
+    elif rotation == 270:
+        x, y = y, 1 - x
+    return (1 - x if mirrored else x), y
+
+
+def cells_of(boxes: npt.NDArray[np.float32], shape: Shape) -> Cells:
+    """(ROWS, COLUMNS) of the coded picture: which cells lie in one of the boxes (N, 4), each a little enlarged."""
+    out = np.zeros((ROWS, COLUMNS), np.bool_)
+    if not len(boxes):
+        return out
+    width, height, rotation, mirrored = shape
+    margin = ENLARGED * (boxes[:, 2:] - boxes[:, :2])
+    low = (boxes[:, :2] - margin) / (width, height)
+    high = (boxes[:, 2:] + margin) / (width, height)
+    x1, y1 = _coded(low[:, 0], low[:, 1], rotation, mirrored)
+    x2, y2 = _coded(high[:, 0], high[:, 1], rotation, mirrored)
+    left, right = np.floor(np.minimum(x1, x2) * COLUMNS) - 1, np.ceil(np.maximum(x1, x2) * COLUMNS) + 1
+    top, bottom = np.floor(np.minimum(y1, y2) * ROWS) - 1, np.ceil(np.maximum(y1, y2) * ROWS) + 1
+    corners = np.stack((np.maximum(top, 0), np.maximum(bottom, 0), np.maximum(left, 0), np.maximum(right, 0)), axis=1)
+    for a, b, c, d in corners.astype(int).tolist():
+        out[a:b, c:d] = True
+    return out
+
+
+def ignored_cells(masks: Sequence[Sequence[tuple[float, float]]], crop: Box | None, shape: Shape) -> Cells:
+    """(ROWS, COLUMNS) of the coded picture: cells whose centre lies in a mask, or outside the crop."""
+    width, height, rotation, mirrored = shape
+    rows, columns = np.mgrid[0:ROWS, 0:COLUMNS]
+    x, y = _upright((columns + 0.5) / COLUMNS, (rows + 0.5) / ROWS, rotation, mirrored)
+    out = np.zeros((ROWS, COLUMNS), np.bool_)
+    if crop is not None:
+        px, py = x * width, y * height
+        out |= (px < crop.x) | (px >= crop.x + crop.width) | (py < crop.y) | (py >= crop.y + crop.height)
+    for mask in masks:
+        edges = pad_polygons([mask], width, height)
+        out |= inside(edges, x.reshape(-1, 1) * width, y.reshape(-1, 1) * height).reshape(ROWS, COLUMNS)
+    return out

@@ -1,0 +1,157 @@
+"""The ring of a stream whose frames are not all looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from streamd.analysis.glance.gate import MOVING, Gate
+from streamd.flow.glimpse import NO_PICTURE
+from streamd.flow.ring import Bell, Closed, Policy, Ring
+from streamd.types import Frame
+
+
+def is_record(frame: Frame) -> bool:
+    """Whether the network does not look at a frame."""
+    return frame.view is not None and not frame.view.wanted
+
+
+class GatedRing(Ring[Frame]):
+    """A ring in which only frames to be looked at take up room.
+
+    The others wait in it for their turn as records without a picture, so that everything is published in the order of
+    capture; they are never dropped for lack of room. If the ring is full of frames to be looked at, the oldest that is
+    wanted for another reason than motion becomes such a record (`busy`); only if all show motion, the policy drops one.
+
+    Args:
+        capacity: see `Ring`.
+        policy: see `Ring`.
+        gate: of the stream.
+        on_drop: see `Ring`.
+        bell: see `Ring`.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        policy: Policy,
+        gate: Gate,
+        *,
+        on_drop: Callable[[Frame, str], None] | None = None,
+        bell: Bell | None = None,
+    ) -> None:
+        super().__init__(capacity, policy, on_drop=on_drop, bell=bell)
+        self._gate = gate
+        self.pictures = 0
+        """Frames in it that are to be looked at."""
+
+    @property
+    def moving(self) -> bool:
+        """Whether a frame in which something moves is waiting."""
+        with self._lock:
+            return any(frame.view is None or (frame.view.wanted and frame.view.why in MOVING) for frame in self._items)
+
+    def put(self, item: Frame, timeout: float | None = None) -> None:
+        """See `Ring.put`."""
+        gone: list[Frame] = []
+        record = is_record(item)
+        with self._lock:
+            if (
+                not record
+                and self.policy == "block"
+                and not self._not_full.wait_for(
+                    lambda: self._closed or self.policy != "block" or self.pictures < self.capacity, timeout
+                )
+            ):
+                raise TimeoutError
+            if self._closed:
+                raise Closed
+            if not record:
+                room = 1 if self.policy == "latest" else self.capacity
+                while self.pictures >= room:
+                    if not self._yield():
+                        gone.append(self._oldest())
+                self.pictures += 1
+            self._items.append(item)
+            self._not_empty.notify()
+        if self._bell is not None:
+            self._bell.ring()
+        if self._on_drop is not None:
+            for old in gone:
+                self._on_drop(old, "ring_full")
+
+    def _yield(self) -> bool:
+        """Makes a record of the oldest frame without motion; False if there is none. Called with the lock."""
+        for frame in self._items:
+            if self.give_up(frame):
+                self.pictures -= 1
+                return True
+        return False
+
+    def give_up(self, frame: Frame) -> bool:
+        """Makes a record of a frame that is wanted for another reason than motion; False for any other one."""
+        view = frame.view
+        if view is None or not view.wanted or view.why in MOVING:
+            return False
+        view.wanted, view.why = False, "busy"
+        frame.picture = NO_PICTURE
+        self._gate.yielded()
+        return True
+
+    def _oldest(self) -> Frame:
+        """Removes the oldest frame that is to be looked at. Called with the lock."""
+        for i, frame in enumerate(self._items):
+            if not is_record(frame):
+                del self._items[i]
+                self.pictures -= 1
+                return frame
+        raise AssertionError("no picture")
+
+    def take(self) -> Frame | None:
+        """See `Ring.take`."""
+        with self._lock:
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            if not is_record(item):
+                self.pictures -= 1
+                self._not_full.notify()
+            return item
+
+    def get(self, timeout: float | None = None) -> Frame:
+        """See `Ring.get`."""
+        with self._lock:
+            if not self._not_empty.wait_for(lambda: self._items or self._closed, timeout):
+                raise TimeoutError
+            if not self._items:
+                raise Closed
+            item = self._items.popleft()
+            if not is_record(item):
+                self.pictures -= 1
+                self._not_full.notify()
+            return item
+
+    def records(self) -> list[Frame]:
+        """Takes the frames at its beginning that are not to be looked at."""
+        out: list[Frame] = []
+        with self._lock:
+            while self._items and is_record(self._items[0]):
+                out.append(self._items.popleft())
+        return out
+
+    def change(self, capacity: int, policy: Policy) -> None:
+        """See `Ring.change`."""
+        gone: list[Frame] = []
+        with self._lock:
+            self.capacity, self.policy = capacity, policy
+            while self.pictures > (1 if policy == "latest" else capacity):
+                gone.append(self._oldest())
+            self._not_full.notify_all()
+        if self._on_drop is not None:
+            for item in gone:
+                self._on_drop(item, "ring_full")
+
+    def close(self, *, discard: bool = False, reason: str = "shutdown") -> None:
+        """See `Ring.close`."""
+        super().close(discard=discard, reason=reason)
+        if discard:
+            self.pictures = 0

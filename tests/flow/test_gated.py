@@ -1,0 +1,203 @@
+"""Frames that are not looked at: their way through ring, batcher and pipeline, in order and in the accounts."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from streamd.analysis.glance.gate import Gate
+from streamd.analysis.glance.settings import LookSettings
+from streamd.engine import BatchSettings, ModelSettings
+from streamd.engine.null import NullBackend, NullSettings
+from streamd.flow.batcher import Batcher
+from streamd.flow.gated import GatedRing, is_record
+from streamd.flow.glimpse import NO_PICTURE
+from streamd.flow.pipeline import Pipeline
+from streamd.flow.ring import Bell, Closed, Ring
+from streamd.flow.stream import StreamOutput
+from streamd.heads import DetectSettings
+from streamd.heads.postprocess import Postprocess
+from streamd.heads.select import open_head
+from streamd.telemetry.metrics import Metrics
+from streamd.types import Detections, Frame, Glanced, Look, Why
+from tests.frames import MODEL, frames
+
+
+def _frames(name: str, *whys: Why) -> list[Frame]:
+    """One frame for each reason."""
+    out = list(frames(name, len(whys)))
+    for frame, why in zip(out, whys, strict=True):
+        frame.decoded_ns = time.monotonic_ns()
+        frame.view = Look(why not in ("still", "rate"), why)
+        if not frame.view.wanted:
+            frame.picture = NO_PICTURE
+    return out
+
+
+def _ring(capacity: int = 2, policy: Any = "drop_oldest", bell: Bell | None = None) -> tuple[GatedRing, list[Any]]:
+    dropped: list[Any] = []
+    ring = GatedRing(
+        capacity, policy, Gate(LookSettings(when="motion")), on_drop=lambda f, why: dropped.append((f.seq, why)),
+        bell=bell,
+    )  # fmt: skip
+    return ring, dropped
+
+
+def test_records_take_up_no_room_and_keep_their_place() -> None:
+    ring, dropped = _ring()
+    for frame in _frames("a", "motion", "still", "still", "still", "motion"):
+        ring.put(frame)
+    assert ring.pictures == 2
+    assert len(ring) == 5
+    assert [ring.take().seq for _ in range(5)] == [0, 1, 2, 3, 4]  # type: ignore[union-attr]
+    assert ring.take() is None
+    assert (ring.pictures, dropped) == (0, [])
+
+
+def test_a_full_ring_gives_up_frames_without_motion_first() -> None:
+    ring, dropped = _ring()
+    for frame in _frames("a", "motion", "interval", "motion", "motion"):
+        ring.put(frame)
+    assert dropped == [(0, "ring_full")], "once only frames with motion are left, the policy decides"
+    left = [ring.take() for _ in range(3)]
+    assert [(f.seq, f.view.why, f.view.wanted) for f in left if f is not None and f.view is not None] == [
+        (1, "busy", False), (2, "motion", True), (3, "motion", True),
+    ]  # fmt: skip
+    assert left[0] is not None
+    assert left[0].picture is NO_PICTURE
+
+
+def test_latest_keeps_one_picture_and_all_records() -> None:
+    ring, dropped = _ring(4, "latest")
+    for frame in _frames("a", "motion", "still", "motion", "still", "hold", "motion"):
+        ring.put(frame)
+    assert dropped == [(0, "ring_full"), (2, "ring_full")]
+    assert [f.seq for f in ring.records()] == [1, 3, 4], "the one held for another reason has become one, too"
+    assert [(f.seq, is_record(f)) for f in iter(ring.take, None)] == [(5, False)]
+
+
+def test_block_waits_for_pictures_only() -> None:
+    ring, _ = _ring(1, "block")
+    motion, still, another = _frames("a", "motion", "still", "motion")
+    ring.put(motion)
+    ring.put(still, timeout=0)
+    with pytest.raises(TimeoutError):
+        ring.put(another, timeout=0.01)
+    assert ring.get(0) is motion
+    ring.put(another, timeout=0)
+    ring.change(2, "drop_oldest")
+    ring.close(discard=True)
+    with pytest.raises(Closed):
+        ring.put(still)
+    assert ring.exhausted
+
+
+class Rig:
+    """A pipeline over streams, some of which are not always looked at."""
+
+    def __init__(self, gated: str, plain: str = "", batch: int = 4, capacity: int = 64, max_age_s: float | None = None):
+        self.backend = NullBackend(NullSettings(), ModelSettings(path="x"), batch=BatchSettings(max=batch))
+        self.backend.start()
+        self.metrics = Metrics(CollectorRegistry())
+        bell = Bell()
+        self.batcher = Batcher(self.backend.spec.max_batch, 0, bell)
+        self.rings: dict[str, Ring[Frame]] = {}
+        self.dropped: list[Any] = []
+        for name in gated:
+            ring, self.dropped = _ring(capacity, bell=bell)
+            self.rings[name] = ring
+        for name in plain:
+            self.rings[name] = Ring(capacity, bell=bell)
+        for name, each in self.rings.items():
+            self.batcher.add(name, each, max_age_s=max_age_s)
+        self.batcher.seal()
+        detect = DetectSettings()
+        post = Postprocess(open_head(None, self.backend.spec, detect), detect, ("thing",))
+        self.out: list[Detections | Glanced] = []
+        self.pipeline = Pipeline(self.backend, self.batcher, post, MODEL, self.metrics)
+        for name in self.rings:
+            output = StreamOutput(name, self.metrics, MODEL, self.out.append, publish_glance=self.out.append)
+            self.pipeline.add(output)
+
+    def run(self, **whys: list[Why]) -> None:
+        for name, reasons in whys.items():
+            for frame in _frames(name, *reasons):
+                self.rings[name].put(frame)
+        for ring in self.rings.values():
+            ring.close()
+        self.pipeline.start()
+        assert self.pipeline.join(30)
+
+
+def test_everything_is_published_in_order_and_counted() -> None:
+    rig = Rig("ab")
+    reasons: list[Why] = ["motion", "still", "still", "hold", "rate", "interval", "still", "motion", "motion", "still"]
+    rig.run(a=reasons, b=reasons)
+    for name in "ab":
+        mine = [d for d in rig.out if d.stream == name]
+        assert [d.seq for d in mine] == list(range(10))
+        assert [isinstance(d, Glanced) for d in mine] == [why in ("still", "rate") for why in reasons]
+        counters = rig.metrics.stream(name)
+        assert counters.published == 10
+        assert counters.looked == {"motion": 3, "hold": 1, "interval": 1}
+        assert counters.passed == {"still": 4, "rate": 1}
+        assert [d.unlooked for d in mine if isinstance(d, Detections)] == [0, 2, 3, 4, 4]
+        assert [(d.looked_seq, d.unlooked) for d in mine if isinstance(d, Glanced)] == [
+            (0, 1), (0, 2), (3, 1), (5, 1), (8, 1),
+        ]  # fmt: skip
+    text = generate_latest(rig.metrics.registry).decode()
+    assert 'streamd_frames_looked_total{stream="a",why="motion"} 3.0' in text
+    assert 'streamd_frames_glanced_total{stream="a",why="rate"} 1.0' in text
+
+
+def test_a_stream_in_which_nothing_is_looked_at_still_says_so() -> None:
+    rig = Rig("a")
+    rig.run(a=["still"] * 7)
+    assert [(type(d).__name__, d.seq) for d in rig.out] == [("Glanced", i) for i in range(7)]
+    assert rig.out[0].looked_seq is None  # type: ignore[union-attr]
+    assert "streamd_batch_size_count 0.0" in generate_latest(rig.metrics.registry).decode()
+
+
+def test_streams_that_are_always_looked_at_are_not_affected() -> None:
+    rig = Rig("a", "b")
+    for frame in frames("b", 6):
+        rig.rings["b"].put(frame)
+    rig.run(a=["still", "motion", "still"])
+    assert [(d.seq, type(d).__name__) for d in rig.out if d.stream == "b"] == [(i, "Detections") for i in range(6)]
+    assert [d.seq for d in rig.out if d.stream == "a"] == [0, 1, 2]
+    assert rig.metrics.stream("b").looked == {}
+
+
+def test_motion_goes_first() -> None:
+    rig = Rig("abc", batch=2)
+    for name, reasons in {"a": ["hold", "hold"], "b": ["motion", "motion"], "c": ["hold", "motion"]}.items():
+        for frame in _frames(name, *reasons):  # type: ignore[arg-type]
+            rig.rings[name].put(frame)
+    taken = [(f.stream, f.seq) for _ in range(2) for f in rig.batcher.take()]
+    assert {stream for stream, _ in taken[:2]} == {"b", "c"}, "also a stream with motion behind another frame"
+    assert ("a", 0) not in taken[:3]
+
+
+def test_frames_without_motion_that_waited_too_long_are_given_up_not_dropped() -> None:
+    rig = Rig("a", max_age_s=1e-6)
+    rig.run(a=["interval", "motion", "still"])
+    assert [(type(d).__name__, d.seq) for d in rig.out] == [("Glanced", 0), ("Glanced", 2)]
+    assert rig.metrics.stream("a").passed == {"busy": 1, "still": 1}
+    assert rig.dropped == [(1, "too_old")]
+
+
+def test_a_failed_stage_counts_every_frame_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig("a")
+    dropped: dict[str, int] = rig.metrics.stream("a").dropped
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(rig.backend, "infer", fail)
+    rig.run(a=["still", "motion", "still"])
+    rig.rings["a"].close(discard=True)
+    published = rig.metrics.stream("a").published
+    assert published + sum(dropped.values()) + len(rig.dropped) == 3
