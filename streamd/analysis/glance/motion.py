@@ -3,8 +3,8 @@
 Each cell has a background (a running mean) and a level of noise: a running quantile of how far it strays from the
 background, which takes in sensor noise, the breathing of a codec at its key frames and flicker. What strays further is
 moving. What the whole picture does at once is taken out first: a change of exposure or light (gain and offset) and a
-shift of less than a cell (a shaking pole), by least squares on the background and its gradients (Lucas and Kanade,
-"An Iterative Image Registration Technique", 1981, with one reweighting).
+shift of less than a cell (a shaking pole), by least squares on the background, its gradients and its Laplacian (Lucas
+and Kanade, "An Iterative Image Registration Technique", 1981, with one reweighting).
 
 The network's answers teach it: where something strays and no box is found, it becomes background sooner and its noise
 grows (rain, a burnt-in clock, leaves); where boxes are found, noise shrinks.
@@ -171,8 +171,12 @@ class Motion:
         across[:, 1:-1] = (background[:, 2:] - background[:, :-2]) * np.float32(0.5)
         down[1:-1] = (background[2:] - background[:-2]) * np.float32(0.5)
         level = background - background.mean()
-        # Every second cell of every second row is enough for four unknowns.
-        parts = [each[::2, ::2].ravel() for each in (level, across, down)]
+        # A shift by part of a cell mixes neighbours: the picture is softer, too.
+        softer = np.zeros_like(background)
+        softer[1:-1, 1:-1] = background[:-2, 1:-1] + background[2:, 1:-1]
+        softer[1:-1, 1:-1] += background[1:-1, :-2] + background[1:-1, 2:] - 4 * background[1:-1, 1:-1]
+        # Every second cell of every second row is enough for five unknowns.
+        parts = [each[::2, ::2].ravel() for each in (level, across, down, softer)]
         basis = np.stack((*parts, np.ones_like(parts[0])))
         target, limit = away[::2, ::2].ravel(), self._limit[::2, ::2].ravel()
         weight = np.minimum(1, limit / np.maximum(np.abs(target), np.float32(0.1)))
@@ -185,8 +189,9 @@ class Motion:
         before = np.minimum(np.abs(target), limit).sum()
         if np.minimum(np.abs(target - found @ basis), limit).sum() >= before:
             return away, (0.0, 0.0)
-        gain, right, below, offset = found
-        return away - (gain * level + right * across + below * down + offset), (-float(right), -float(below))
+        gain, right, below, soft, offset = found
+        away = away - (gain * level + right * across + below * down + soft * softer + offset)
+        return away, (-float(right), -float(below))
 
     def _learn(self, distance: Levels, passed_s: float) -> None:
         """The noise from this picture. Two of seven are enough; seven, as the distance of key frames rarely is."""

@@ -1,0 +1,378 @@
+#!/usr/bin/env python3
+"""What `look.when: motion` saves on a clip and what it misses, frame by frame, against looking at every frame.
+
+    python tools/glance_eval.py CLIP... [--model MODEL] [--look '{at_least_every_s: 2}'] [--cache FOLDER] [--json]
+    python tools/glance_eval.py CLIP... --day SECONDS [--still 0.8] [--seed 1] [--write FOLDER]
+
+The network runs once over every frame; both ways then see its boxes, through the daemon's own gate, tracker and rules
+(three upright and two level lines, six zones). The answers reach the gate `--lag` frames later, as they do in a daemon.
+
+With --day, each clip is cut into a working day of that many seconds and encoded again: pieces of the clip, between them
+a still scene (its first frame) with sensor noise, rain, slow and sudden changes of light, and shaking, all from a seed.
+
+Columns: `looked`: share of frames that the network had to process. `events`: crossings and entries of the run that
+looks always, how many are there with the gate too (same rule, within half a second), and how many only there. `tracks`:
+the same for tracks that were confirmed for half a second (a box of the other run overlaps by half). `late`: worst and
+99th percentile of how many frames later a track is found. `boxes`: share of all boxes that the last look shows in place
+(overlap by half)."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import sys
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from compare_detections import overlaps
+from prometheus_client import CollectorRegistry
+
+from streamd.analysis.glance.gate import Gate
+from streamd.analysis.glance.settings import LookSettings
+from streamd.analysis.rules.settings import LineSettings, ZoneSettings
+from streamd.analysis.tracking.bytetrack import ByteTrackSettings
+from streamd.config import DetectorSettings
+from streamd.engine import BatchSettings, open_backend
+from streamd.engine.openvino import OpenVinoSettings
+from streamd.events.record import Event
+from streamd.flow.glimpse import Glimpse
+from streamd.flow.stream import Result, StreamOutput
+from streamd.heads import DetectSettings
+from streamd.heads.detector import open_detector
+from streamd.runtime.analytics import Analytics
+from streamd.sources import open_source
+from streamd.sources.av import AvStreamSettings
+from streamd.telemetry.analytics import AnalyticsMetrics
+from streamd.telemetry.metrics import Metrics
+from streamd.types import Frame, ModelInfo
+
+SAME_S, SAME_IOU = 0.5, 0.5
+SHORTEST_S = 0.5
+Boxes = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
+
+
+def frames_of(clip: Path) -> Iterator[Frame]:
+    """The frames of a clip through the daemon's own source, with the times of its media clock."""
+    source = open_source(AvStreamSettings(id="clip", url=str(clip), pace="asap", decode="software"))
+    source.open()
+    try:
+        for seq, frame in enumerate(source.frames()):
+            frame.seq, frame.epoch = seq, 0
+            frame.captured_ns = frame.decoded_ns = (frame.pts_ns or 0) + 1_000_000_000
+            frame.wall_ns = frame.captured_ns + 1_700_000_000 * 10**9
+            yield frame
+    finally:
+        source.close()
+
+
+class Network:
+    """Boxes of every frame of a clip, computed once.
+
+    Args:
+        model: path or `builtin:NAME`.
+        cache: folder that keeps them; None to compute them each time.
+    """
+
+    def __init__(self, model: str, cache: Path | None) -> None:
+        self._model, self._cache = model, cache
+        settings = DetectorSettings(path=model)
+        self.backend = open_backend(OpenVinoSettings(), settings, batch=BatchSettings(max=1), live=False)
+        self.detect = DetectSettings()
+        low = self.detect.model_copy(update={"conf": 0.1})
+        self._detector = open_detector(self.backend.spec, settings.head, low)
+        self.backend.start(self._detector.plan)
+        self.info: ModelInfo = self._detector.model
+
+    def boxes(self, clip: Path) -> list[Boxes]:
+        """Of each frame: corners (N, 4), scores (N,), classes (N,)."""
+        digest = hashlib.sha256(clip.read_bytes() + self._model.encode()).hexdigest()[:16]
+        kept = self._cache / f"{digest}.npz" if self._cache is not None else None
+        if kept is not None and kept.is_file():
+            with np.load(kept) as data:
+                rows, counts = data["rows"], data["counts"]
+            parts = np.split(rows, np.cumsum(counts)[:-1])
+            return [(p[:, :4].copy(), p[:, 4].copy(), p[:, 5].astype(np.int32)) for p in parts]
+        out: list[Boxes] = []
+        slot = self.backend.slots[0]
+        for frame in frames_of(clip):
+            (letterbox,) = self.backend.preprocess(slot, [frame])
+            self.backend.infer(slot)
+            xyxy, score, class_id = self._detector.postprocess(self.backend.collect(slot), 0, letterbox)
+            out.append((xyxy.copy(), score.copy(), class_id.copy()))
+        if kept is not None and out:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            rows = np.concatenate([np.column_stack(each) for each in out]).astype(np.float32)
+            np.savez_compressed(kept, rows=rows, counts=[len(each[1]) for each in out])
+        return out
+
+
+def _rules() -> dict[str, Any]:
+    lines = [LineSettings(name=f"x{i}", points=((i / 4, 0), (i / 4, 1))) for i in (1, 2, 3)]
+    lines += [LineSettings(name=f"y{i}", points=((0, i / 3), (1, i / 3))) for i in (1, 2)]
+    zones = [
+        ZoneSettings(name=f"z{r}{c}", points=((c / 3, r / 2), ((c + 1) / 3, r / 2), ((c + 1) / 3, (r + 1) / 2),
+                                              (c / 3, (r + 1) / 2)))
+        for r in range(2) for c in range(3)
+    ]  # fmt: skip
+    return {"lines": tuple(lines), "zones": tuple(zones)}
+
+
+@dataclass(slots=True)
+class Run:
+    """What one way of looking found."""
+
+    events: list[tuple[str, str, float]] = field(default_factory=list)
+    """Rule and what happened, label, seconds."""
+    tracks: dict[int, dict[int, npt.NDArray[np.float32]]] = field(default_factory=dict)
+    """Of each track its box in each frame."""
+    looked: list[bool] = field(default_factory=list)
+    boxes: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    """(N, 4) published, or those of the last look."""
+    why: Counter[str] = field(default_factory=Counter)
+
+
+class Way:
+    """The daemon's gate, tracker and rules on one clip.
+
+    Args:
+        network: the model.
+        look: when it looks; None for always.
+        lag: frames after which its answer reaches the gate.
+    """
+
+    def __init__(self, network: Network, look: LookSettings | None, lag: int) -> None:
+        self.run = Run()
+        settings = AvStreamSettings(id="clip", url="clip", pace="asap", **_rules())
+        registry = CollectorRegistry()
+        self._analytics = Analytics(
+            ByteTrackSettings(), network.detect, AnalyticsMetrics(registry), self._event, boot_id="eval"
+        )
+        self._step = self._analytics.step(network.info)
+        self._analytics.add(settings)
+        self._output = StreamOutput("clip", Metrics(registry), network.info, lambda _: None)
+        self._gate = Gate(look) if look is not None else None
+        self._glimpse = Glimpse("clip", self._gate) if self._gate is not None else None
+        self._answers: deque[Any] = deque()
+        self._lag = lag
+
+    def _event(self, event: Event, moment: object) -> None:
+        if event.kind in ("begin", "instant"):
+            what = event.details.get("direction", "")
+            self.run.events.append((f"{event.rule}{what}", event.label or "", event.at_ns / 1e9))
+
+    def frame(self, frame: Frame, boxes: Boxes) -> None:
+        """Takes the next frame."""
+        frame.view = None
+        if self._glimpse is not None and self._gate is not None:
+            while self._answers and self._answers[0][0] <= frame.seq - self._lag:
+                self._gate.answer(*self._answers.popleft()[1])
+            self._glimpse.frame(frame)
+            assert frame.view is not None
+            self.run.why[frame.view.why] += 1
+        xyxy, score, class_id = boxes
+        result = Result(self._output, frame, xyxy.copy(), score.copy(), class_id.copy())
+        looked = result.looked
+        if not looked:
+            result.xyxy, result.score, result.class_id = xyxy[:0], score[:0], class_id[:0]
+        self._step.step([result])
+        self.run.looked.append(looked)
+        if not looked:
+            self.run.boxes.append(self.run.boxes[-1] if self.run.boxes else result.xyxy)
+            return
+        self.run.boxes.append(result.xyxy)
+        if result.tracks is not None:
+            for number, box in zip(result.tracks.number.tolist(), result.xyxy, strict=True):
+                if number:
+                    self.run.tracks.setdefault(number, {})[frame.seq] = box
+            if frame.view is not None:
+                self._answers.append((frame.seq, (frame.view, result.xyxy, result.tracks.velocity)))
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One clip."""
+
+    clip: str
+    frames: int
+    seconds: float
+    looked: float
+    why: dict[str, int]
+    events: int
+    events_found: int
+    events_more: int
+    tracks: int
+    tracks_found: int
+    late_p99: float
+    late_worst: int
+    boxes: float
+
+
+def compare(clip: str, rate: float, always: Run, gated: Run) -> Outcome:
+    """The outcome of one clip whose frames come at `rate` a second."""
+    left = list(gated.events)
+    found = 0
+    for name, label, at in always.events:
+        near = [e for e in left if e[0] == name and e[1] == label and abs(e[2] - at) <= SAME_S]
+        if near:
+            left.remove(min(near, key=lambda e: abs(e[2] - at)))
+            found += 1
+    lasting = {n: t for n, t in always.tracks.items() if max(t) - min(t) >= SHORTEST_S * rate}
+    by_frame: dict[int, list[npt.NDArray[np.float32]]] = {}
+    for track in gated.tracks.values():
+        for seq, box in track.items():
+            by_frame.setdefault(seq, []).append(box)
+    late = []
+    for track in lasting.values():
+        first = min(track)
+        seen = next((s for s in sorted(track) if s in by_frame and _covered(track[s], by_frame[s])), None)
+        if seen is not None:
+            late.append(seen - first)
+    every = sum(len(boxes) for boxes in always.boxes)
+    shown = 0
+    for mine, theirs in zip(always.boxes, gated.boxes, strict=True):
+        shown += sum(1 for box in mine if _covered(box, theirs))
+    return Outcome(
+        clip, len(gated.looked), len(gated.looked) / rate, sum(gated.looked) / max(len(gated.looked), 1),
+        dict(gated.why.most_common()), len(always.events), found, len(left), len(lasting), len(late),
+        float(np.percentile(late, 99)) if late else 0.0, max(late, default=0), shown / max(every, 1),
+    )  # fmt: skip
+
+
+def _covered(box: npt.NDArray[np.float32], others: Sequence[npt.NDArray[np.float32]] | npt.NDArray[np.float32]) -> bool:
+    if not len(others):
+        return False
+    return bool(overlaps(box[None].astype(float), np.array(others, float)).max() >= SAME_IOU)
+
+
+# ------------------------------------------------------------------------------------------------------ a working day
+
+TROUBLES = ("noise", "rain", "slow light", "switch", "shaking")
+
+
+def _troubled(image: npt.NDArray[np.uint8], trouble: str, i: int, n: int, rng: Any) -> npt.NDArray[np.uint8]:
+    """A picture (height, width, 3) of a still scene with the trouble's frame `i` of `n`."""
+    level = image.astype(np.float32)
+    if trouble == "rain":
+        height, width = image.shape[:2]
+        for _ in range(height // 12):
+            x, y = rng.integers(0, width), rng.integers(0, height)
+            level[y : y + height // 30, x : x + 1] += 50
+    elif trouble == "slow light":
+        level *= 1 + 0.3 * math.sin(math.pi * i / n)
+    elif trouble == "switch":
+        level *= 0.75 if n // 3 <= i < 2 * n // 3 else 1.0
+    elif trouble == "shaking":
+        dx, dy = (round(3 * math.sin(2 * math.pi * i / period)) for period in (11, 17))
+        level = np.roll(level, (dy, dx), axis=(0, 1))
+    level += rng.normal(0, 4 if trouble == "noise" else 1.5, (*image.shape[:2], 1)).astype(np.float32)
+    return np.clip(level, 0, 255).astype(np.uint8)
+
+
+def make_day(clip: Path, seconds: float, still: float, seed: int, into: Path) -> Path:
+    """Cuts a clip into a day: pieces of it with still scenes between them, encoded again."""
+    import av
+
+    rng = np.random.default_rng(seed)
+    with av.open(str(clip)) as source:
+        stream = source.streams.video[0]
+        rate = stream.average_rate
+        assert rate is not None
+        pictures = [frame.to_ndarray(format="bgr24") for frame in source.decode(stream)]
+    total = round(seconds * float(rate))
+    piece = max(round(4 * float(rate)), 1)
+    scene = pictures[0]
+    path = into / f"day_{clip.stem}_{seed}.mp4"
+    with av.open(str(path), "w") as out:
+        track: Any = out.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "26"})
+        track.height, track.width = scene.shape[0] // 2 * 2, scene.shape[1] // 2 * 2
+        track.pix_fmt, track.gop_size = "yuv420p", 50
+        written, at = 0, 0
+        troubles = itertools.cycle(rng.permutation(TROUBLES).tolist())
+        while written < total:
+            pause = round(piece * still / (1 - still))
+            trouble = next(troubles)
+            parts: list[Any] = [_troubled(scene, trouble, i, pause, rng) for i in range(pause)]
+            parts += [pictures[(at + i) % len(pictures)] for i in range(piece)]
+            at, scene = at + piece, pictures[(at + piece - 1) % len(pictures)]
+            for image in parts[: total - written]:
+                frame = av.VideoFrame.from_ndarray(
+                    np.ascontiguousarray(image[: track.height, : track.width]), format="bgr24"
+                )
+                out.mux(track.encode(frame))
+                written += 1
+        out.mux(track.encode(None))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+def evaluate(clip: Path, network: Network, look: LookSettings, lag: int) -> Outcome:
+    """Both ways on one clip."""
+    boxes = network.boxes(clip)
+    always, gated = Way(network, None, lag), Way(network, look, lag)
+    times: list[int] = []
+    for frame, found in zip(frames_of(clip), boxes, strict=False):
+        times.append(frame.captured_ns)
+        picture = frame.picture
+        always.frame(frame, found)
+        frame.picture = picture
+        gated.frame(frame, found)
+    rate = 1e9 / float(np.median(np.diff(times))) if len(times) > 1 else 25.0
+    return compare(clip.name, rate, always.run, gated.run)
+
+
+def main() -> int:
+    """Runs the command."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP")
+    parser.add_argument("--model", default="builtin:road6", help="path, or builtin:NAME (default: builtin:road6)")
+    parser.add_argument("--look", default="{}", help="settings of the section `look`, as YAML")
+    parser.add_argument("--lag", type=int, default=2, help="frames until an answer reaches the gate (default: 2)")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the network's boxes")
+    parser.add_argument("--day", type=float, metavar="SECONDS", help="make a working day of each clip")
+    parser.add_argument("--still", type=float, default=0.8, help="share of it in which nothing happens (default: 0.8)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="keep the days there")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args()
+    look = LookSettings(**{"when": "motion", **yaml.safe_load(args.look)})
+    network = Network(args.model, args.cache)
+    outcomes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for clip in args.clips:
+            if args.day is not None:
+                into = args.write or Path(folder)
+                into.mkdir(parents=True, exist_ok=True)
+                clip = make_day(clip, args.day, args.still, args.seed, into)
+            outcomes.append(evaluate(clip, network, look, args.lag))
+            if not args.json:
+                _print(outcomes[-1])
+    if args.json:
+        print(json.dumps([asdict(each) for each in outcomes], indent=2))
+    return 0
+
+
+def _print(o: Outcome) -> None:
+    print(
+        f"{o.clip}: {o.frames} frames, {o.seconds:.0f} s; looked {100 * o.looked:.1f} %; events {o.events_found} of "
+        f"{o.events}, {o.events_more} more; tracks {o.tracks_found} of {o.tracks}, late p99 {o.late_p99:.0f}, worst "
+        f"{o.late_worst} frames; boxes in place {100 * o.boxes:.2f} %\n    {o.why}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
