@@ -432,6 +432,8 @@ class StreamStatus:
     """Failed attempts in a row; 0 once it is live."""
     at_wall_ns: int = 0
     """Unix nanoseconds of this status; 0 where it does not matter."""
+    camera_health: tuple[str, ...] | None = None
+    """Why the camera cannot see, see `analysis.glance.health.STATES`; empty if it can, None if nobody watches."""
 
     @property
     def degraded(self) -> bool:

@@ -147,6 +147,9 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             _states(),
             _lines("Frames published", "fps", (_rate("streamd_frames_published_total"), "{{stream}}")),
             _lines(
+                "Cameras that cannot see", "short", (f"streamd_camera_health{{{_THESE}}} > 0", "{{stream}} {{state}}")
+            ),
+            _lines(
                 "Age of the newest frame", "s",
                 (f"time() - (streamd_last_frame_timestamp_seconds{{{_THESE}}} > 0)", "{{stream}}"),
             ),

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-
 from health_faults import FAULTS, SIZE, SLOW_S, Fault, Scene, Simulation, another, daylight
+
 from streamd.analysis.glance.health import HealthCore
 from streamd.analysis.glance.health_settings import CameraHealthSettings
 

@@ -1,4 +1,4 @@
-"""Seeded faults of a camera, applied to small luma pictures: what `health_eval.py` and the tests show to camera health."""
+"""Seeded faults of a camera, applied to small luma pictures, for `health_eval.py` and the tests."""
 
 from __future__ import annotations
 
@@ -156,9 +156,7 @@ def _logo(rng: np.random.Generator, _: Scene) -> Apply:
         screen = np.full((SIZE[1], SIZE[0]), int(own.choice((16, 16, 24, 60, 128, 210))), np.uint8)
         centre = (int(own.integers(50, 110)) + dx, int(own.integers(30, 60)) + dy)
         cv2.ellipse(screen, centre, (int(own.integers(12, 30)), int(own.integers(8, 20))), 0, 0, 360, 180, -1)
-        cv2.putText(
-            screen, "ACME", (centre[0] - 14, centre[1] + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.4, 60, 1, cv2.LINE_AA
-        )
+        cv2.putText(screen, "ACME", (centre[0] - 14, centre[1] + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.4, 60, 1, cv2.LINE_AA)
         return screen
 
     seed, moves = int(rng.integers(1 << 30)), rng.random() < 0.3
@@ -239,7 +237,9 @@ class Simulation:
         )  # fmt: skip
         self.number = 0
 
-    def picture(self, fault: Fault | None = None, apply: Apply | None = None, strength: float = 1.0, n: int = 0) -> Luma:
+    def picture(
+        self, fault: Fault | None = None, apply: Apply | None = None, strength: float = 1.0, n: int = 0
+    ) -> Luma:
         """The next picture."""
         picture = self.scene.at(self.number)
         after = "noise"

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from msgspec import UnsetType
 
 from streamd.security.text import plain
@@ -20,7 +21,8 @@ MAX_ROWS = 4096
 WIDE = 100
 """Columns of a terminal that has room for all of ours."""
 _COLORS = {
-    "LIVE": "green", "DEGRADED": "yellow", "BACKOFF": "red", "CONNECTING": "yellow", "FAILED": "red", "ENDED": "blue",
+    "LIVE": "green", "DEGRADED": "yellow", "BLIND": "yellow", "BACKOFF": "red", "CONNECTING": "yellow", "FAILED": "red",
+    "ENDED": "blue",
 }  # fmt: skip
 
 
@@ -41,6 +43,8 @@ class Row:
     stream: str
     state: str = "?"
     reason: str = ""
+    blind: str = ""
+    """Why the camera cannot see; empty if it can."""
     epoch: int = 0
     frames: int = 0
     dropped: int = 0
@@ -67,14 +71,16 @@ class Row:
 
     @property
     def condition(self) -> str:
-        """The state for people: a live stream that suffers from load is DEGRADED."""
+        """The state for people: a live stream that suffers from load is DEGRADED, one that shows nothing is BLIND."""
+        if self.state == "LIVE" and self.blind:
+            return "BLIND"
         return "DEGRADED" if self.state == "LIVE" and self.reason in DEGRADED else self.state
 
     @property
     def urgency(self) -> int:
-        """0 for a stream that is down, 1 for a degraded one, 2 for all others."""
+        """0 for a stream that is down, 1 for a degraded or blind one, 2 for all others."""
         down = self.state in ("BACKOFF", "FAILED") or (self.state == "CONNECTING" and self.frames > 0)
-        return 0 if down else 1 if self.condition == "DEGRADED" else 2
+        return 0 if down else 1 if self.condition in ("DEGRADED", "BLIND") else 2
 
     def fps(self, now: float) -> float:
         """Frames a second over the window, without those that came at once after a connection."""
@@ -93,6 +99,7 @@ class Row:
             "stream": self.stream,
             "state": self.state,
             "reason": self.reason,
+            **({"camera_health": self.blind.split(", ")} if self.blind else {}),
             "fps": self.fps(now),
             "p50_ms": rank(0.5),
             "p99_ms": rank(0.99),
@@ -156,6 +163,8 @@ class Board:
         row = self.rows.setdefault(name, Row(name, epoch=message.epoch))
         if isinstance(message, StatusMessage):
             row.state, row.reason = plain(message.state), plain(message.reason)
+            health = message.camera_health
+            row.blind = "" if isinstance(health, msgspec.UnsetType) else plain(", ".join(health))
             row.since = now - (message.published_at - message.since)
             return
         if not row.frames:
@@ -221,7 +230,8 @@ def table(board: Board, endpoint: str, problem: str = "", width: int = 80) -> An
         column("zones and lines", None)
     for row in rows:
         view = row.view(now)
-        state = escape(f"{row.condition} {row.reason}".strip())
+        why = row.blind if row.condition == "BLIND" else row.reason
+        state = escape(f"{row.condition} {why}".strip())
         shown.add_row(
             escape(row.stream),
             f"[{_COLORS.get(row.condition, 'white')}]{state}[/]",

@@ -13,6 +13,7 @@ import structlog
 
 from streamd.errors import SourceError, SourceReason
 from streamd.flow.backoff import Backoff
+from streamd.flow.camera import CameraWatch
 from streamd.flow.contracts import Source, SourceInfo
 from streamd.flow.glimpse import Glimpse
 from streamd.flow.ring import Closed, Ring
@@ -59,6 +60,10 @@ ABANDONED_LIMIT = 4
 """Number of hanging threads after which their stream is FAILED: each holds memory and a connection."""
 
 
+_KEPT = ("codec", "decoder", "width", "height", "fps", "camera_health")
+"""Fields of a status that outlast a change of state."""
+
+
 class _Abandoned(Exception):
     """Ends an abandoned thread."""
 
@@ -94,6 +99,7 @@ class StreamRunner:
         before: the previous runner of this stream, which has ended: epoch and seq continue from it.
         past: the same from another process, if there is no `before`.
         glimpse: takes a small picture of each frame; None where nobody needs one.
+        health: watches whether the camera can see; None where nobody wants to know.
     """
 
     def __init__(
@@ -110,6 +116,7 @@ class StreamRunner:
         before: StreamRunner | None = None,
         past: StreamPast | None = None,
         glimpse: Glimpse | None = None,
+        health: CameraWatch | None = None,
     ) -> None:
         self.stream = stream
         self.ring = ring
@@ -133,6 +140,9 @@ class StreamRunner:
         """When each reason for being down was last logged, monotonic seconds; empty while the stream is live."""
         self.status = StreamStatus(stream, "CONNECTING", "", "", max(self._epoch, 0), time.time_ns())
         self._reader = _ReaderThread()
+        if health is not None:
+            self.status = replace(self.status, camera_health=())
+        self._health = health
         self._start_at: float | None = None
         """When to try again to start a thread, monotonic seconds."""
         self._abandoned: list[_ReaderThread] = before._abandoned if before is not None else []
@@ -254,6 +264,12 @@ class StreamRunner:
             if not self._troubles:
                 self._annotate(reason, detail)
 
+    def report_health(self, states: tuple[str, ...]) -> None:
+        """Reports why the camera cannot see; no states if it can. Any thread."""
+        with self._lock:
+            self.status = replace(self.status, camera_health=states, at_wall_ns=time.time_ns())
+            self._on_status(self.status)
+
     @property
     def over(self) -> bool:
         """True once there will be no more frames."""
@@ -266,7 +282,7 @@ class StreamRunner:
             if reader.abandoned:
                 raise _Abandoned
             was, state, now = self.status, TRANSITIONS[self.status.state, event], time.time_ns()
-            keep = {k: getattr(was, k) for k in ("codec", "decoder", "width", "height", "fps")}
+            keep = {k: getattr(was, k) for k in _KEPT}
             since = was.since_wall_ns if was.state in DOWN and state in DOWN else now
             attempts = 0 if state == "LIVE" else was.attempts + (event in ("broke", "gave_up"))
             self.status = StreamStatus(
@@ -430,6 +446,8 @@ class StreamRunner:
                 del frame
                 continue
             held_since = None
+            if self._health is not None:
+                self._health.frame(frame)
             if glimpse is not None:
                 glimpse.frame(frame)
             try:

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from streamd.analysis.glance.health_settings import CameraHealthSettings
 from streamd.analysis.glance.settings import LookSettings
 from streamd.analysis.rules.checks import check_polygon, check_rules
 from streamd.analysis.rules.settings import LineSettings, ZoneSettings
@@ -73,6 +74,10 @@ class StreamSettings(KindSettings):
     reconnect: ReconnectSettings = Field(ReconnectSettings(), description="What to do when the stream fails.")
     look: LookSettings = Field(LookSettings(), description="Which frames the network looks at.")
 
+    camera_health: CameraHealthSettings = Field(
+        CameraHealthSettings(), description="Whether the camera can see: covered, blurred, frozen, moved and others."
+    )
+
     HOT: ClassVar[frozenset[str]] = frozenset(
         {"priority", "ring", "policy", "max_age_ms", "objective", "reconnect", "max_fps", "zones", "lines"}
     )
@@ -104,8 +109,8 @@ class StreamSettings(KindSettings):
 
     @property
     def has_snapshots(self) -> bool:
-        """Whether any rule asks for snapshots."""
-        return any(rule.snapshot for rule in (*self.zones, *self.lines))
+        """Whether any rule asks for snapshots, or the camera's health needs them."""
+        return self.camera_health.on or any(rule.snapshot for rule in (*self.zones, *self.lines))
 
     @property
     def clip_ring_s(self) -> float:

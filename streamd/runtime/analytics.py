@@ -111,6 +111,8 @@ class StreamAnalysis:
         self.last_wall_ns = 0
         """Unix time of the last frame that the rules have seen; 0 before."""
         self.rules: RuleEngine | None = None
+        self.unreliable: tuple[str, ...] = ()
+        """Why the camera cannot see; empty while it can."""
         self._labels, self._new_id = labels, new_id
         self.adapt(settings)
 
@@ -121,6 +123,7 @@ class StreamAnalysis:
             return self.rules.reload(zones, lines, time.time_ns())
         if zones or lines:
             self.rules = RuleEngine(zones, lines, self._labels, self._new_id, time.time_ns())
+            self.rules.unreliable(self.unreliable)
         return []
 
     def observation(self, result: Result) -> Observation:
@@ -229,6 +232,15 @@ class Analytics:
         with known.lock:
             events = known.adapt(settings)
         self.tell(known, events)
+
+    def unreliable(self, stream: str, why: tuple[str, ...]) -> None:
+        """The camera of a stream cannot see, for these reasons, or can see again. Any thread."""
+        known = self.streams.get(stream)
+        if known is not None:
+            with known.lock:
+                known.unreliable = why
+                if known.rules is not None:
+                    known.rules.unreliable(why)
 
     def remove(self, stream: str) -> None:
         """A stream was removed; its last frame has passed."""

@@ -24,6 +24,7 @@ from streamd.events.record import Event
 from streamd.flow.status import StatusBoard
 from streamd.runtime import heap
 from streamd.runtime.analytics import Analytics
+from streamd.runtime.camera import CameraHealth
 from streamd.runtime.classify.classification import Classification
 from streamd.runtime.drain import Drain
 from streamd.runtime.eventlog import EventLog, media_dir
@@ -141,10 +142,15 @@ class Daemon:
         self._analytics = self._open_analytics(config)
         self._evidence = self._open_evidence(config, name) if self._analytics is not None else None
         self._classification: Classification | None = None
+        self._cameras = CameraHealth(
+            self.metrics, self._gate.submit, boot_id=self.boot_id, life=self._life, analytics=self._analytics,
+            evidence=self._evidence,
+        )  # fmt: skip
         self.streams = Streams(
             self.instances, self.metrics, self.board, self._look, self._publish, tap=lambda: self._tap,
             analytics=self._analytics, evidence=self._evidence, classification=lambda: self._classification,
             publish_glance=self._publish_glance,
+            cameras=self._cameras,
         )  # fmt: skip
         self.streams.remember(past or {})
         # The parent reports the streams of its workers.
@@ -518,6 +524,7 @@ class Daemon:
         if self._classification is not None and not self._classification.close(timeout / 4):
             log.error("a classifier could not be ended in time")
             self._left_running = True
+        self._cameras.close()
         if self._analytics is not None and not self._left_running:
             self._analytics.close()
         if self._evidence is not None and not self._evidence.close(max(0.1, (deadline - time.monotonic()) / 2)):

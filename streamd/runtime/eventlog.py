@@ -52,13 +52,13 @@ def media_dir(config: Config, name: str) -> Path:
 
 
 def has_rules(config: Config) -> bool:
-    """Whether any stream has a zone or a line."""
-    return any(s.zones or s.lines for s in config.streams)
+    """Whether any stream has a zone or a line, or can have events of its camera's health."""
+    return any(s.zones or s.lines or s.camera_health.on for s in config.streams)
 
 
 def has_clips(config: Config) -> bool:
-    """Whether any zone or line asks for clips or snapshots."""
-    return any(rule.clip is not None or rule.snapshot for s in config.streams for rule in (*s.zones, *s.lines))
+    """Whether anything asks for clips or snapshots."""
+    return any(s.has_snapshots or s.clip_ring_s for s in config.streams)
 
 
 class EventLog:

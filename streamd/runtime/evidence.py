@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from streamd import __version__
 from streamd.config import MediaSettings
 from streamd.events.evidence.clips import ClipWriter, Moment, StreamEvidence, Wanted
@@ -129,6 +132,10 @@ class Evidence:
         elif event.kind == "end" and self._clips.open:
             # The rule has changed meanwhile.
             self._clips.event(source, _UNBOUNDED, event, moment)
+
+    def camera_event(self, event: Event, before: npt.NDArray[np.uint8] | None) -> None:
+        """An event of a camera's health was submitted: it has a snapshot, and with it a picture from before."""
+        self.snapshots.event(event, before)
 
     @property
     def problem(self) -> str | None:

@@ -11,6 +11,7 @@ from functools import partial
 import structlog
 
 from streamd.analysis.glance.gate import Gate
+from streamd.flow.camera import CameraWatch, HealthChange
 from streamd.flow.contracts import Source
 from streamd.flow.gated import GatedRing
 from streamd.flow.glimpse import Glimpse
@@ -20,6 +21,7 @@ from streamd.flow.settings import StreamSettings
 from streamd.flow.status import StatusBoard
 from streamd.flow.stream import StreamOutput, Tap
 from streamd.runtime.analytics import Analytics
+from streamd.runtime.camera import CameraHealth
 from streamd.runtime.classify.classification import Classification
 from streamd.runtime.evidence import SNAPSHOTS_HELD, Evidence
 from streamd.runtime.instance import ModelInstance
@@ -40,6 +42,7 @@ class _Stream:
     ring: Ring[Frame]
     runner: StreamRunner
     counters: StreamMetrics
+    health: CameraWatch | None = None
 
     def drained(self) -> bool:
         """Whether it has ended and all its frames have been published or dropped."""
@@ -89,6 +92,7 @@ class Streams:
         evidence: takes the packets; None where no rule can ask for them.
         classification: takes crops of published frames; None without classifiers.
         publish_glance: receives each frame that was not looked at; must not block.
+        cameras: told what becomes of the cameras' health.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class Streams:
         evidence: Evidence | None = None,
         classification: Callable[[], Classification | None] = lambda: None,
         publish_glance: Callable[[Glanced], None] = lambda _: None,
+        cameras: CameraHealth | None = None,
     ) -> None:
         self._instances = instances
         self._metrics = metrics
@@ -111,6 +116,7 @@ class Streams:
         self._classification = classification
         self._publish_glance = publish_glance
         self._publish, self._tap, self._analytics, self._evidence = publish, tap, analytics, evidence
+        self._cameras = cameras
         self._streams: dict[str, _Stream] = {}
         self._parting: list[_Parting] = []
         self._gone: dict[str, _Stream] = {}
@@ -168,6 +174,7 @@ class Streams:
         self._metrics.queue_depth.labels(queue=f"stream-{name}").set_function(ring.__len__)
         if self._evidence is not None:
             self._evidence.change(settings)
+        health = self._watch(settings)
         reconnect = settings.reconnect
         runner = StreamRunner(
             name,
@@ -181,6 +188,7 @@ class Streams:
             before=before.runner if before is not None else None,
             past=self._past.pop(name, None),
             glimpse=Glimpse(name, gate) if gate is not None else None,
+            health=health,
         )
         if before is not None:
             output = before.output
@@ -196,8 +204,21 @@ class Streams:
         if (classification := self._classification()) is not None:
             classification.add(name)
         instance.add(output, ring, settings.priority, settings.max_age_s)
-        self._streams[name] = _Stream(settings, instance, output, ring, runner, counters)
+        self._streams[name] = _Stream(settings, instance, output, ring, runner, counters, health)
         return runner
+
+    def _watch(self, settings: SourceSettings) -> CameraWatch | None:
+        cameras, name = self._cameras, settings.id
+        if cameras is None:
+            return None
+        cameras.watched(name, settings.camera_health.on)
+        if not settings.camera_health.on:
+            return None
+
+        def changed(change: HealthChange) -> None:
+            cameras.changed(change, self._streams[name].runner)
+
+        return CameraWatch(name, settings.camera_health, changed)
 
     def _opener(self, settings: SourceSettings, instance: ModelInstance) -> Callable[[], Source]:
         packets = self._evidence.ring(settings.id) if self._evidence is not None else None
@@ -255,7 +276,10 @@ class Streams:
     def _adapt(self, settings: SourceSettings) -> None:
         """Applies settings that need no new connection, between two frames of the stream."""
         stream = self._streams[settings.id]
-        stream.settings = settings
+        before, stream.settings = stream.settings, settings
+        if stream.health is not None and (before.zones, before.lines) != (settings.zones, settings.lines):
+            # Whoever draws them has seen the scene.
+            stream.health.accept()
         stream.ring.change(settings.ring, settings.ring_policy)
         stream.instance.batcher.change(settings.id, settings.priority, settings.max_age_s)
         _hold_to(stream.counters, settings)
@@ -298,6 +322,8 @@ class Streams:
             stream.ring.close(discard=True)
         name = stream.runner.stream
         stream.instance.remove(name)
+        if self._cameras is not None and stream.health is not None:
+            self._cameras.stop(name)
         if parting.then is not None:
             self.add(parting.then, instance=stream.instance, before=stream).start()
             return True

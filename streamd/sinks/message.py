@@ -168,6 +168,9 @@ class StatusMessage(msgspec.Struct, frozen=True):
     published: int
     dropped: dict[str, int]
     reconnects: int
+    camera_health: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Only for streams with camera_health: covered, dark, overexposed, blurred, frozen, moved, no_signal_picture; empty
+    while the camera can see."""
 
 
 class Gaps:
@@ -364,6 +367,7 @@ def status_message(s: StreamStatus, counts: StreamCounts, boot_id: str) -> Statu
         SCHEMA, boot_id, s.stream, s.state, s.reason, s.detail, s.epoch, s.since_wall_ns / 1e9, time.time(),
         s.retry_left_s(time.time_ns()), s.codec, s.decoder, s.width, s.height, s.fps,
         counts.received, counts.published, dict(counts.dropped), counts.reconnects,
+        msgspec.UNSET if s.camera_health is None else s.camera_health,
     )  # fmt: skip
 
 

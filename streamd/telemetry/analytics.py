@@ -114,7 +114,7 @@ class AnalyticsMetrics(Collector):
         )
         stale = GaugeMetricFamily(
             "streamd_zone_occupancy_stale",
-            "1 while the occupancy is that of the last picture and the camera is down.",
+            "1 while the occupancy is unknown or that of the last picture: the camera is down or cannot see.",
             labels=["stream", "zone"],
         )
         for shown in self._shown.values():

@@ -19,6 +19,8 @@ from streamd.telemetry.tally import Histograms, LabelCounts
 from streamd.types import StreamCounts, StreamState
 
 STATES: tuple[StreamState, ...] = ("CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED")
+HEALTH_STATES = ("covered", "dark", "overexposed", "blurred", "frozen", "moved", "no_signal_picture")
+"""See `analysis.glance.health.STATES`."""
 STAGES = ("decode", "queue", "preprocess", "infer", "postprocess")
 
 _STAGE_BUCKETS = (
@@ -54,6 +56,7 @@ class StreamMetrics:
 
     __slots__ = (
         "_drop_lock",
+        "camera_health",
         "clock_drift",
         "clock_jumps",
         "clock_offset_s",
@@ -105,6 +108,8 @@ class StreamMetrics:
         self.objective_share = 0.0
         self.late = 0
         """Published frames that missed the objective; written by the postprocess stage."""
+        self.camera_health: tuple[str, ...] | None = None
+        """Why the camera cannot see; None if nobody watches. Replaced, never changed."""
         self.removed = False
         """No longer in the configuration: its counters stay, but its current state is no longer exported."""
         self.skipped = 0
@@ -303,6 +308,12 @@ class _StreamCollector(Collector):
             "How little motion is enough, 1 to 10; found by itself with look.sensitivity: auto.",
             labels=["stream"],
         )
+        health = GaugeMetricFamily(
+            "streamd_camera_health",
+            "1 while the camera cannot see for this reason (covered, dark, overexposed, blurred, frozen, moved, "
+            "no_signal_picture); absent for streams without camera_health.",
+            labels=["stream", "state"],
+        )
         open_decoders = {"software": 0, "nvdec": 0}
         for s in self._streams():
             labels = [s.stream]
@@ -345,6 +356,9 @@ class _StreamCollector(Collector):
                 max_fps.add_metric(labels, s.max_fps)
             for why in ("overload", "late"):
                 degraded.add_metric([s.stream, why], 1.0 if s.degraded == why else 0.0)
+            if (cannot := s.camera_health) is not None:
+                for fault in HEALTH_STATES:
+                    health.add_metric([s.stream, fault], 1.0 if fault in cannot else 0.0)
             for each in STATES:
                 state.add_metric([s.stream, each], 1.0 if s.state == each else 0.0)
             last.add_metric(labels, s.last_frame_wall)
@@ -353,7 +367,7 @@ class _StreamCollector(Collector):
         return (
             received, published, dropped, skipped, corrupt, lost, jumps, offset, drift, reconnects, failures,
             invalid, abandoned, stuck, state, degraded, max_fps, last, info, sessions, held, missed, objective_s,
-            objective_share, looked, passed, sensitivity,
+            objective_share, looked, passed, sensitivity, health,
         )  # fmt: skip
 
 

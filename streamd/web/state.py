@@ -76,7 +76,7 @@ class State:
                 "since": s.since_wall_ns / 1e9, "retry_in_s": s.retry_left_s(now), "attempts": s.attempts,
                 "codec": s.codec, "decoder": s.decoder,
                 "width": s.width, "height": s.height, "fps": s.fps,
-                "dropped": {}, "latency": {"buckets": []},
+                "camera_health": s.camera_health, "dropped": {}, "latency": {"buckets": []},
             }
             for s in self._statuses()
         }  # fmt: skip

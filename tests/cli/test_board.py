@@ -129,3 +129,17 @@ def test_large_numbers_keep_to_their_columns() -> None:
 )
 def test_durations_in_words(seconds: float, text: str) -> None:
     assert span(seconds) == text
+
+
+def test_a_camera_that_cannot_see_is_told_before_those_that_can() -> None:
+    board = Board()
+    status(board, 1.0, stream="a")
+    status(board, 1.0, stream="b", camera_health=("covered", "frozen"))
+    status(board, 1.0, stream="c", camera_health=())
+    assert [row.stream for row in board.sorted()] == ["b", "a", "c"]
+    assert any("BLIND covered, frozen" in line for line in printed(board, 120))
+    assert board.rows["b"].view(1.0)["camera_health"] == ["covered", "frozen"]
+    status(board, 2.0, stream="b", camera_health=("covered",), state="BACKOFF", reason="timeout")
+    assert board.rows["b"].condition == "BACKOFF"
+    status(board, 3.0, stream="b", camera_health=())
+    assert board.rows["b"].condition == "LIVE"

@@ -12,9 +12,10 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from streamd.analysis.glance.health import STATES as FAULTS
 from streamd.errors import SOURCE_REASONS
 from streamd.events.cursors import CursorCounts
-from streamd.telemetry.metrics import STATES, Metrics
+from streamd.telemetry.metrics import HEALTH_STATES, STATES, Metrics
 
 WANTED = {
     "streamd_frames_received", "streamd_frames_dropped", "streamd_frames_published", "streamd_frames_skipped",
@@ -32,7 +33,7 @@ WANTED = {
     "streamd_objective_frames", "streamd_objective_missed", "streamd_objective_latency_seconds",
     "streamd_objective_ratio", "streamd_config_reloads", "streamd_config_last_reload_success",
     "streamd_bundles_written", "streamd_invalid_boxes", "streamd_log_lines_lost", "streamd_worker_up",
-    "streamd_worker_restarts", "streamd_otlp_exports",
+    "streamd_worker_restarts", "streamd_otlp_exports", "streamd_camera_health",
 }  # fmt: skip
 ALLOWED_LABELS = {
     "stream",
@@ -63,7 +64,7 @@ def filled() -> CollectorRegistry:
     stream = metrics.stream("gate")
     stream.received, stream.published = 10, 7
     stream.drop("ring_full", 2)
-    stream.state = "LIVE"
+    stream.state, stream.camera_health = "LIVE", ("covered",)
     stream.codec, stream.decoder = "h264", "nvdec"
     metrics.stage_duration.tally("infer").observe(0.01)
     metrics.capture_to_publish.tally("gate").observe(0.03)
@@ -117,6 +118,9 @@ def test_counts_and_states() -> None:
     assert value("streamd_decoder_sessions", {"decoder": "nvdec"}) == 1
     states = [value("streamd_stream_state", {"stream": "gate", "state": s}) for s in STATES]
     assert states == [1.0 if s == "LIVE" else 0.0 for s in STATES]
+    assert HEALTH_STATES == FAULTS, "the metric names what camera health reports"
+    faults = [value("streamd_camera_health", {"stream": "gate", "state": s}) for s in HEALTH_STATES]
+    assert faults == [1.0 if s == "covered" else 0.0 for s in HEALTH_STATES]
 
 
 def test_the_latency_buckets_are_close_around_one_frame_at_25_fps() -> None:

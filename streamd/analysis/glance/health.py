@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +23,9 @@ GAP_S = 5.0
 
 
 DARK, BRIGHT = 30.0, 222.0
-"""Levels of cells in which nothing can be seen."""
+"""Levels beyond which nothing can be seen."""
+LIT, TEXT, LOGO = 100, 0.003, 0.02
+"""Of a black picture, the level of what is drawn on it, and shares of pixels that a text and a logo have."""
 FLAT = 0.5
 """Share of pixels of the very same level that a drawn picture has."""
 STEADY = 0.12
@@ -65,7 +66,7 @@ class HealthCore:
         """By kind of light."""
         self._light = -1
         self._still = Stillness(settings.frozen_s)
-        self._doubt_s = self._moved_s = 0.0
+        self._doubt_s = self._moved_s = self._exact_s = 0.0
         self._flat = self._bright = 0.0
         """Usual shares of pixels of one level, and of saturated cells."""
         self.evidence: Evidence | None = None
@@ -104,18 +105,26 @@ class HealthCore:
         for state in STATES:
             self._seen_s[state] = 0.0
 
+    def accept(self) -> None:
+        """The scene is the right one from now on: what was learned of another one is forgotten."""
+        self._references, self._light, self._moved_s = {}, -1, 0.0
+
     def _judge(self, picture: Luma, m: Measures, changed: float, dt: float) -> tuple[HealthState, ...]:
         cells = m.mean.size
         some = picture[::2, ::2]
         levels = np.bincount(some.ravel(), minlength=256)
         flat = float(levels[: int(BRIGHT)].max()) / some.size
-        dark = np.count_nonzero(m.mean > DARK) <= 0.1 * cells
+        dark = float(levels[: int(DARK) + 1].sum()) >= 0.9 * some.size
+        shown = float(levels[LIT:].sum()) / some.size
+        self._exact_s = 0.0 if changed else self._exact_s + dt
+        # A black picture is that of a recorder if it has a logo, or a text that is not a running clock.
+        drawn = not dark or shown > LOGO or (shown > TEXT and self._exact_s >= 2.0)
         bright = float(levels[int(BRIGHT) :].sum()) / some.size
         frozen = self._still.step(changed <= STILL, dt)
         found: tuple[HealthState, ...] = ()
         match: Match | None = None
         doubt = False
-        if flat > max(FLAT, self._flat + 0.25) and changed <= STEADY and not (dark and m.fine.max() < 20):
+        if flat > max(FLAT, self._flat + 0.25) and changed <= STEADY and drawn:
             found = ("no_signal_picture",)
         elif dark:
             found = ("dark",)
@@ -204,7 +213,7 @@ class HealthCore:
         self._moved_s = self._moved_s + dt if "moved" in states else 0.0
         if self._moved_s >= self._settings.accept_moved_s:
             states.remove("moved")
-            self._references, self._light, self._moved_s = {}, -1, 0.0
+            self.accept()
         if states != list(self.states):
             self.states = tuple(states)
         return self.states

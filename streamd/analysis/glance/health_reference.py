@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from streamd.analysis.glance.health_measures import Floats, Measures, agreement
+from streamd.analysis.glance.health_measures import Measures, agreement
 
 FULL_S = 240.0
 """Time constant of the reference, once it is that old."""
@@ -141,4 +141,3 @@ class Stillness:
         """How long it may stand still."""
         unknown = self._moving_s < 20.0
         return max(self._shortest_s, min(3 * max(self._longest_s, 20.0 if unknown else 0.0), LONGEST_STILL_S))
-

@@ -66,6 +66,7 @@ class RuleEngine:
         self._ended_slots: list[int] = []
         """Ended tracks that a new one may still continue."""
         self._report: dict[str, Any] | None = None
+        self._unreliable: tuple[str, ...] = ()
         if state is not None and state.get("version") == STATE_VERSION:
             self._restore(state)
         self._group()
@@ -181,6 +182,8 @@ class RuleEngine:
         slot = self._tracks.slot_of.get(track)
         if slot is None:
             return
+        if reason == "lost" and self._watch.blind:
+            reason = "blind"
         if reason == "lost" and moment.now - self._tracks.rows[slot, LAST] <= LINK_S:
             if slot not in self._ended_slots:
                 self._ended_slots.append(slot)
@@ -261,6 +264,18 @@ class RuleEngine:
         """
         self._watch.sleep(self._moment.wall_ns)
         return self._take()
+
+    def unreliable(self, why: Sequence[str]) -> None:
+        """Frames arrive, but what is seen in them says nothing of the scene: the camera is covered, say.
+
+        Meanwhile occupancy is unknown, lines count the time as unobserved, and what becomes of objects is unknown.
+
+        Args:
+            why: names; none of them once the camera can see again.
+        """
+        self._unreliable = tuple(why)
+        self._watch.see(not self._unreliable, self._moment.now, self._moment.wall_ns)
+        self._report = None
 
     def reset(self, reason: str) -> list[RuleEvent]:
         """All tracks are invalid, because a file starts again, the size of the picture changes, or the tracker failed.
@@ -358,13 +373,16 @@ class RuleEngine:
         """All counts as plain values, for messages. Shared until something changes: the caller must not modify them.
 
         Counts of crossings and presences only increase; `since` is the Unix time at which they started from zero. An
-        occupancy with `stale` is that of `at`; any other is that of the last frame.
+        occupancy with `stale` is that of `at`; any other is that of the last frame. `unreliable` says why the camera
+        cannot see; it is absent while it can.
         """
         if self._report is None:
             self._report = {
                 "lines": {line.name: line.report() for line in self._lines},
                 "zones": {zone.name: zone.report() for zone in self._zones},
             }
+            if self._unreliable:
+                self._report["unreliable"] = list(self._unreliable)
         return self._report
 
     def state(self) -> dict[str, Any]:

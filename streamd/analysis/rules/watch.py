@@ -25,9 +25,11 @@ class Watch:
         """Whether the stream is down."""
         self.woke = 0.0
         """Time since which frames have arrived without a gap of more than MAX_GAP_S."""
+        self.blind = False
+        """Whether frames arrive in which the camera cannot see."""
         self.changed = False
         """Occupancy of a zone became known, or stale; for the engine to clear."""
-        self._blind: list[float] = []
+        self._gaps: list[float] = []
         self._pace = 0.0
         self._zones = list(zones)
         self._starting = list(zones)
@@ -40,6 +42,18 @@ class Watch:
             rule.lose(wall_ns)
         self._waking.clear()
 
+    def see(self, seeing: bool, now: float, wall_ns: int) -> None:
+        """The camera can no longer see, or can see again, since the frame at `now` of this Unix time."""
+        if seeing == (not self.blind):
+            return
+        self.blind = not seeing
+        if self.blind:
+            self._gaps = [*self._gaps[-7:], now]
+            self.sleep(wall_ns)
+            for rule in self._zones:
+                # The last occupancy may be that of the first pictures in which nothing could be seen.
+                rule.known = None
+
     def frame(self, now: float, before: float, wall_ns: int) -> float:
         """A frame has arrived.
 
@@ -49,18 +63,20 @@ class Watch:
             wall_ns: Unix time of the previous frame.
 
         Returns:
-            The gap before it if it is longer than MAX_GAP_S; otherwise 0.
+            The gap before it if it is longer than MAX_GAP_S, or if the camera cannot see; otherwise 0.
         """
         gap = now - before
         if gap > max(HOLE_S, 4 * self._pace):
             # The outage was not reported, or earlier frames arrived after the report.
             self.sleep(wall_ns)
         self._pace += 0.1 * (min(gap, 10.0) - self._pace)
-        missed = gap if gap > MAX_GAP_S else 0.0
-        if missed:
-            self._blind = [*self._blind[-7:], before]
+        missed = gap if gap > MAX_GAP_S or self.blind else 0.0
+        if missed and not self.blind:
+            self._gaps = [*self._gaps[-7:], before]
         if missed or self.asleep:
             self.woke = now
+        if self.blind:
+            return missed
         if self.asleep:
             self.asleep = False
             self._waking = [rule for rule in self._zones if rule.on and rule not in self._starting]
@@ -98,4 +114,4 @@ class Watch:
 
     def until(self, t: float, now: float) -> float:
         """Time until which frames arrived without a gap after `t`."""
-        return min((begin for begin in self._blind if begin >= t), default=now)
+        return min((begin for begin in self._gaps if begin >= t), default=now)

@@ -70,6 +70,8 @@ class _Wanted:
     event: Event
     stem: Path
     begun_at: float
+    before: Image | None = None
+    """A small picture from before the event."""
     quality: float = 0.0
     due_at: float = 0.0
     ended_at: float | None = None
@@ -114,8 +116,13 @@ class SnapshotMaker:
         self.written: Counter[str] = Counter()
         self.failed: Counter[tuple[str, str]] = Counter()
 
-    def event(self, event: Event) -> None:
-        """An event has begun, ended or happened."""
+    def event(self, event: Event, before: Image | None = None) -> None:
+        """An event has begun, ended or happened.
+
+        Args:
+            event: as submitted.
+            before: (H, W) or (H, W, 3) picture from before the event, written beside the snapshot.
+        """
         if event.kind == "end":
             found = self.wanted.get(event.stream, {}).get(event.id)
             if found is not None:
@@ -124,7 +131,7 @@ class SnapshotMaker:
         if event.kind not in ("begin", "instant"):
             return
         now = time.monotonic()
-        new = _Wanted(event, self._folder / stem_of(event.stream, event.at_ns, event.id), now)
+        new = _Wanted(event, self._folder / stem_of(event.stream, event.at_ns, event.id), now, before)
         if event.kind == "instant":
             new.ended_at = now
         with self._lock:
@@ -220,9 +227,11 @@ class SnapshotMaker:
         wanted.written = best
         try:
             self._room.check()
-            for role, ending, data in (
-                ("snapshot_plain", ".plain.jpg", best.jpeg), ("snapshot", ".jpg", annotated(best)),
-            ):  # fmt: skip
+            files = [("snapshot_plain", ".plain.jpg", best.jpeg), ("snapshot", ".jpg", annotated(best))]
+            if wanted.before is not None:
+                files.insert(0, ("snapshot_before", ".before.jpg", _encoded(wanted.before)))
+                wanted.before = None
+            for role, ending, data in files:
                 file = NewFile(wanted.stem.with_name(wanted.stem.name + ending))
                 try:
                     file.write(data)

@@ -73,6 +73,18 @@ export const reasonText = (reason) => REASONS[reason] ?? reason.replaceAll("_", 
 const SILENT_S = 10;
 
 // A camera's state for people: one of four kinds, a word, and a reason.
+const HEALTH = {
+  covered: "The camera is covered",
+  dark: "The picture is dark",
+  overexposed: "The picture is overexposed",
+  blurred: "The picture is blurred",
+  frozen: "The picture is frozen",
+  moved: "The camera shows another scene",
+  no_signal_picture: "The recorder has no signal",
+};
+
+const healthText = (state) => HEALTH[state] ?? state;
+
 export function condition(stream, now) {
   const { state, reason } = stream;
   const told = reason ? reasonText(reason) : "";
@@ -85,13 +97,14 @@ export function condition(stream, now) {
   if (state === "ENDED") return { kind: "over", word: reason === "eof" ? "Ended" : "Stopped", reason: "" };
   if (reason === "overload" || reason === "late") return { kind: "warn", word: "Degraded", reason: told };
   if (reason) return { kind: "warn", word: "Disturbed", reason: told };
+  if (stream.camera_health?.length) return { kind: "warn", word: "Blind", reason: stream.camera_health.map(healthText).join(", ") };
   const age = now - (stream.last_frame || stream.since);
   if (age > SILENT_S) return { kind: "warn", word: "Silent", reason: `No frame for ${span(age)}` };
   return { kind: "live", word: "Live", reason: "" };
 }
 
 // What needs somebody comes first: cameras that are down, then degraded ones.
-export const urgency = ({ kind, word }) => (kind === "down" ? 0 : word === "Degraded" ? 1 : kind === "over" ? 3 : 2);
+export const urgency = ({ kind, word }) => (kind === "down" ? 0 : word === "Degraded" || word === "Blind" ? 1 : kind === "over" ? 3 : 2);
 
 const SHAPES = {
   live: ["circle", { cx: 6, cy: 6, r: 4 }],

@@ -181,6 +181,25 @@ def test_an_outage_makes_occupancy_stale_and_never_zero() -> None:
     assert begin.unseen_s == pytest.approx(20.1, abs=0.11)
 
 
+def test_a_camera_that_cannot_see_makes_counts_unreliable_and_never_zero() -> None:
+    s = scene()
+    for _ in range(15):
+        s.frame({1: (500, 500)})
+    assert (yard(s)["occupancy"], "unreliable" in s.engine.counters()) == (1, False)
+    for _ in range(30):
+        s.frame({})  # the cover is on, and nobody has said so yet
+    s.engine.unreliable(("covered",))
+    for k in range(30):
+        s.frame({}, ended=[(1, "lost")] if k == 5 else ())
+        assert (yard(s)["occupancy"], yard(s)["stale"], s.engine.counters()["unreliable"]) == (None, True, ["covered"])
+    assert s.told() == [("begin", "appeared"), ("end", "unknown")], "not seen is not vanished"
+    s.engine.unreliable(())
+    for _ in range(12):
+        s.frame({3: (500, 502)})
+    assert (yard(s)["occupancy"], yard(s)["stale"], "unreliable" in s.engine.counters()) == (1, False, False)
+    assert (s.events[-1].change, s.events[-1].previous) == ("resumed", s.events[0].id)
+
+
 def test_a_short_outage_that_the_track_survives_ends_nothing() -> None:
     s = scene()
     for _ in range(10):
