@@ -244,3 +244,19 @@ def nats_server(folder: Path, *more: str, jetstream: bool = True) -> Iterator[Se
         yield server
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def redis_server(folder: Path, *more: str) -> Iterator[Server]:
+    """A Redis server that syncs every write to its file; `more` are lines of its configuration, `{port}` in them its
+    port."""
+    port = free_port()
+    lines = ("bind 127.0.0.1", f"port {port}", f"dir {folder}", "appendonly yes", "appendfsync always", 'save ""')
+    config = folder / "redis.conf"
+    config.write_text("\n".join([*lines, *(line.replace("{port}", str(port)) for line in more)]) + "\n")
+    server = Server([executable("redis-server", "redis-server"), str(config)], port, folder / "redis.log")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
