@@ -113,6 +113,8 @@ class Store:
         """Events that are not inserted yet."""
         self.records: list[Record] = []
         """Records of this transaction."""
+        self.unwanted: dict[str, None] = {}
+        """The newest files that were deleted on request: other events may still name them."""
 
     # ------------------------------------------------------------------------------------------------- transaction
 

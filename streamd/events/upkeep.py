@@ -5,7 +5,7 @@ Every function runs inside a transaction of `Store`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from streamd.events.record import Media
@@ -15,6 +15,8 @@ _NO_ROWS = "NOT EXISTS (SELECT 1 FROM events WHERE events.id = media.id)"
 Outcome = Literal["delivered", "refused"]
 SLICE = 2000
 """Rows that retention deletes in one transaction, so that commits of events do not wait for it."""
+UNWANTED = 4096
+"""Files deleted on request that are remembered."""
 ORIGIN_AGE_NS = 7 * 86_400 * 1_000_000_000
 
 
@@ -167,15 +169,29 @@ def link(store: Store, event_id: str, role: str, media: Media) -> str | None:
         row = (known.stream, known.began_ns)
     elif row is None and before is not None:
         row = before[:2]
-    if row is None or (before is not None and before[2] == "deleted"):
-        execute("INSERT OR IGNORE INTO removals VALUES (?)", (media.path,))
-        return None
+    gone = row is None or (before is not None and before[2] == "deleted")
+    if gone or media.path in store.unwanted:
+        _unwanted(store, [media.path])
+        if gone:
+            return None
+        media = Media(media.path, "deleted", "deleted")  # of an event that is kept, and shares the file
+    assert row is not None
     execute(
         "INSERT INTO media (id, role, stream, path, state, reason, began_ns) VALUES (?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (id, role) DO UPDATE SET path = excluded.path, state = excluded.state, reason = excluded.reason",
         (event_id, role, row[0], media.path, media.state, media.reason, row[1]),
     )
-    return str(row[0])
+    return str(row[0]) if media.state != "deleted" else None
+
+
+def _unwanted(store: Store, paths: Sequence[str]) -> None:
+    """These files are to be removed, whatever other event shows them."""
+    rows = [(path,) for path in paths]
+    store.connection.executemany("INSERT OR IGNORE INTO removals VALUES (?)", rows)
+    store.connection.executemany("UPDATE media SET state = 'deleted', reason = 'deleted' WHERE path = ?", rows)
+    store.unwanted |= dict.fromkeys(paths)
+    for path in list(store.unwanted)[:-UNWANTED]:
+        del store.unwanted[path]
 
 
 def forget_media(store: Store, paths: Iterable[str]) -> None:
@@ -247,10 +263,7 @@ def delete(store: Store, stream: str | None, since_ns: int, until_ns: int) -> De
             pending += count
     query = "SELECT DISTINCT path FROM media WHERE state != 'deleted' AND id IN (SELECT id FROM doomed)"
     paths = [path for (path,) in execute(query)]
-    rows = [(path,) for path in paths]
-    store.connection.executemany("INSERT OR IGNORE INTO removals VALUES (?)", rows)
-    # A clip shared with other events also shows the span.
-    store.connection.executemany("UPDATE media SET state = 'deleted', reason = 'deleted' WHERE path = ?", rows)
+    _unwanted(store, paths)  # a clip shared with other events also shows the span
     execute("DELETE FROM media WHERE id IN (SELECT id FROM doomed)")
     count = execute("DELETE FROM events WHERE id IN (SELECT id FROM doomed)").rowcount
     gone = {each for (each,) in execute("SELECT id FROM doomed")}

@@ -106,6 +106,30 @@ def test_what_still_comes_of_a_deleted_event_is_not_kept(tmp_path: Path) -> None
         assert one.status()._replace(since=0, log_id="") == ("", 0, "", 0, 2, 0, 0, 0, 0, 0)
 
 
+def test_a_clip_under_way_that_a_later_event_joins_is_not_kept_for_it_either(tmp_path: Path) -> None:
+    clip, beside = tmp_path / "c.mp4", tmp_path / "c.json"
+    with journal(tmp_path / "state") as one:
+        one.submit(event("x", "begin", 0))
+        one.link("x", "clip", Media(str(clip), "pending"))
+        assert one.flush()
+        one.delete("a", 0, at(1))
+        one.submit(event("y", "begin", 7))
+        one.link("y", "clip", Media(str(clip), "pending"))
+        assert one.flush()
+        clip.write_bytes(b"film")
+        beside.write_bytes(b"{}")
+        for id_ in ("x", "y"):
+            one.link(id_, "clip", Media(str(clip)))
+            one.link(id_, "clip_json", Media(str(beside)))
+        assert one.flush()
+        until(lambda: not clip.exists() and not beside.exists())
+        [record] = one.find(Filter())
+        assert record.id == "y"
+        assert {role: (m.state, m.reason) for role, m in record.media.items()} == {
+            "clip": ("deleted", "deleted"), "clip_json": ("deleted", "deleted")
+        }  # fmt: skip
+
+
 def test_what_waits_for_its_commit_is_deleted_too(tmp_path: Path) -> None:
     """Added and deleted in one transaction: it is never handed out."""
     seen: list[str] = []
