@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
@@ -51,6 +51,15 @@ class JournalStatus(NamedTuple):
     """Invalid events; the log names them."""
     open: int
     """Events that have begun and not ended."""
+
+
+class Standing(NamedTuple):
+    """How far a journal is with one stream."""
+
+    event_seq: int
+    counters: Mapping[str, int]
+    open: list[tuple[str, Open]]
+    """Events that have begun and not ended, by id."""
 
 
 class Journal:
@@ -159,6 +168,31 @@ class Journal:
             return store.end_open(reason, which)
 
         return self._writer.waiting.call(end)
+
+    def adopt(
+        self,
+        stream: str,
+        event_seq: int,
+        counters: Mapping[str, int],
+        orphans: Iterable[tuple[str, Open]] = (),
+        reason: str = "",
+    ) -> Future[None]:
+        """A stream continues here that was in the journal of another machine; see `Store.adopt`."""
+        orphans = list(orphans)
+        return self._writer.waiting.call(lambda store: store.adopt(stream, event_seq, counters, orphans, reason))
+
+    def settled(self) -> Future[None]:
+        """Done once everything submitted before is committed."""
+        return self._writer.waiting.call(lambda _: None)
+
+    def standing(self, stream: str) -> Standing:
+        """How far the journal is with a stream, as committed."""
+        store = self._writer.store
+        if store is None:
+            return Standing(0, {}, [])
+        event_seq, _ = store.streams.committed.get(stream, (0, 0))
+        opened = [(each, o) for each, o in list(store.open.committed.items()) if o.stream == stream and not o.deleted]
+        return Standing(event_seq, {n: c.value for n, c in store.by_stream.get(stream, {}).items()}, opened)
 
     def alive(self, at_ns: Mapping[str, int]) -> None:
         """Declares until when the open events of streams are known to be open, for `end_open`.

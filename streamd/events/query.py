@@ -13,7 +13,7 @@ from streamd.events.record import Kind, Media, Record
 MAX_PAGE = 10_000
 _COLUMNS = (
     "position, stream, event_seq, id, kind, type, rule, label, track, epoch, seq, at_ns, began_ns, committed_ns, lost,"
-    " details, counters"
+    " details, counters, generation"
 )
 _decode = msgspec.json.decode
 
@@ -127,7 +127,7 @@ def _records(connection: sqlite3.Connection, query: str, values: Iterable[Any]) 
             position=row[0], log_id=log, stream=row[1], event_seq=row[2], id=row[3], kind=row[4], type=row[5],
             rule=row[6], label=row[7], track=row[8], epoch=row[9], seq=row[10], at_ns=row[11], began_ns=row[12],
             committed_ns=row[13], events_lost=row[14], details=_decode(row[15]), counters=_decode(row[16]),
-            media=media.get(row[3], {}),
+            generation=row[17], media=media.get(row[3], {}),
         )
         for row in rows
     ]  # fmt: skip

@@ -41,6 +41,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Further details as plain JSON values, at most 16 KiB. Durations belong here, in seconds."""
     counts: dict[str, int] = {}
     """How much this event increases each of the stream's counters. They are increased even if the event is lost."""
+    generation: int = 0
+    """Of the box that has the stream; 0 outside a fleet."""
 
 
 class Media(msgspec.Struct, frozen=True):
@@ -81,6 +83,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     at_ns: int
     details: dict[str, Any]
+    generation: int = 0
+    """Of the box that had the stream; 0 outside a fleet."""
     media: dict[str, Media] = {}
     """By role: clip, snapshot, and others. As known when the record was read."""
 
@@ -114,7 +118,7 @@ def _seconds(ns: int) -> float:
 
 def data(record: Record) -> dict[str, Any]:
     """The record as plain values; times are Unix seconds, as in all messages of streamd."""
-    return {
+    found = {
         "schema": SCHEMA,
         "log_id": record.log_id,
         "event_seq": record.event_seq,
@@ -135,10 +139,15 @@ def data(record: Record) -> dict[str, Any]:
         "counters": record.counters,
         "media": {role: msgspec.to_builtins(each) for role, each in record.media.items()},
     }
+    if record.generation:
+        found["generation"] = record.generation
+    return found
 
 
 def event_id(record: Record) -> str:
     """The CloudEvents `id`: the same however often and by whichever sink the record is delivered."""
+    if record.generation:
+        return f"{record.log_id}/{record.stream}/{record.generation}/{record.event_seq}"
     return f"{record.log_id}/{record.stream}/{record.event_seq}"
 
 

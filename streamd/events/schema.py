@@ -52,6 +52,11 @@ STEPS = [
     CREATE INDEX media_by_path ON media (path);
     CREATE TABLE removals (path TEXT PRIMARY KEY) WITHOUT ROWID
     """,
+    """
+    -- of the box of a fleet, 0 outside of one
+    ALTER TABLE events ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE open ADD COLUMN generation INTEGER NOT NULL DEFAULT 0
+    """,
 ]
 """The statements that lead from each version to the next. Never change a released step: append another one.
 A semicolon ends a statement."""

@@ -10,7 +10,7 @@ import contextlib
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, get_args
 
 import msgspec
@@ -45,6 +45,8 @@ class Open(NamedTuple):
     """The last time at which it is known to have been open."""
     deleted: int = 0
     """1 if it was deleted on request: later parts of it are not kept."""
+    generation: int = 0
+    """See `Event.generation`."""
 
 
 class CursorState(NamedTuple):
@@ -222,7 +224,7 @@ class Store:
                 return
             self.open.put(event.id, Open(
                 event.stream, origin, event.type, event.rule, event.label, event.track, event.epoch, event.seq,
-                event.at_ns, event.at_ns,
+                event.at_ns, event.at_ns, 0, event.generation,
             ))  # fmt: skip
         elif kind != "instant":
             if known is None:
@@ -247,13 +249,13 @@ class Store:
         self._pending_tally["events"] += 1
         self._rows.append((
             self.last, e.stream, event_seq, e.id, e.kind, e.type, e.rule, e.label, e.track, e.epoch, e.seq, e.at_ns,
-            began_ns, self._now_ns, lost, details, msgspec.json.encode(counters).decode(),
+            began_ns, self._now_ns, lost, details, msgspec.json.encode(counters).decode(), e.generation,
         ))  # fmt: skip
         self.records.append(Record(
             position=self.last, log_id=self.log_id, event_seq=event_seq, began_ns=began_ns,
             committed_ns=self._now_ns, events_lost=lost, counters=counters, id=e.id, stream=e.stream, kind=e.kind,
             type=e.type, rule=e.rule, label=e.label, track=e.track, epoch=e.epoch, seq=e.seq, at_ns=e.at_ns,
-            details=e.details,
+            details=e.details, generation=e.generation,
         ))  # fmt: skip
 
     def raise_counters(self, stream: str, by: Mapping[str, int]) -> dict[str, int]:
@@ -288,6 +290,34 @@ class Store:
             if when is not None and when > known.last_ns:
                 self.open.put(each, known._replace(last_ns=when))
 
+    def adopt(
+        self,
+        stream: str,
+        event_seq: int,
+        counters: Mapping[str, int],
+        orphans: Iterable[tuple[str, Open]] = (),
+        reason: str = "",
+    ) -> None:
+        """A stream continues here that was in another journal.
+
+        Args:
+            stream: its id.
+            event_seq: its last number there: its next event here has a higher one.
+            counters: their values there.
+            orphans: events that are open there and that nobody else will end: they end now.
+            reason: stored in the details of these ends.
+        """
+        own, lost = self.streams.get(stream) or (0, 0)
+        self.streams.put(stream, (max(own, event_seq), lost))
+        for name, value in counters.items():
+            old = self.counters.get((stream, name)) or CounterValue(0, self._now_ns)
+            if value > old.value:
+                self.counters.put((stream, name), CounterValue(value, old.since_ns))
+        for each, o in orphans:
+            if self.open.get(each) is None:
+                self.open.put(each, o)
+                self.end_open(reason, lambda id_, _, each=each: id_ == each)  # type: ignore[misc]
+
     def end_open(self, reason: str, which: Callable[[str, Open], bool], at_ns: Mapping[str, int] | None = None) -> int:
         """Ends open events in place of the process that began them.
 
@@ -304,7 +334,7 @@ class Store:
             when = (at_ns or {}).get(each, o.last_ns)
             self.add(Event(
                 id=each, stream=o.stream, kind="end", type=o.type, rule=o.rule, label=o.label, track=o.track,
-                epoch=o.epoch, seq=o.seq, at_ns=when, details={"reason": reason},
+                epoch=o.epoch, seq=o.seq, at_ns=when, details={"reason": reason}, generation=o.generation,
             ))  # fmt: skip
         return len(chosen)
 

@@ -271,6 +271,11 @@ class StreamRunner:
             self._on_status(self.status)
 
     @property
+    def epoch(self) -> int:
+        """Of the last connection; -1 if there was none."""
+        return self._epoch
+
+    @property
     def over(self) -> bool:
         """True once there will be no more frames."""
         return self.status.state in ("ENDED", "FAILED")

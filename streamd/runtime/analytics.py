@@ -92,10 +92,16 @@ class StreamAnalysis:
         labels: labels of the model.
         ids: source of track ids.
         new_id: source of event ids.
+        state: state of the rules on another box.
     """
 
     def __init__(
-        self, settings: StreamSettings, labels: Sequence[str], ids: Iterator[int], new_id: Callable[[], str]
+        self,
+        settings: StreamSettings,
+        labels: Sequence[str],
+        ids: Iterator[int],
+        new_id: Callable[[], str],
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self.lock = threading.Lock()
         self.stream = settings.id
@@ -114,7 +120,10 @@ class StreamAnalysis:
         self.unreliable: tuple[str, ...] = ()
         """Why the camera cannot see; empty while it can."""
         self._labels, self._new_id = labels, new_id
-        self.adapt(settings)
+        if state is not None and (settings.zones or settings.lines):
+            self.rules = RuleEngine(settings.zones, settings.lines, labels, new_id, time.time_ns(), state)
+        else:
+            self.adapt(settings)
 
     def adapt(self, settings: StreamSettings) -> list[RuleEvent]:
         """Replaces zones and lines; returns the events that end the old ones."""
@@ -202,6 +211,21 @@ class Analytics:
         self._labels: Sequence[str] = ()
         self.said: Said | None = None
         """What classifiers say of tracks; None without classifiers."""
+        self._states: dict[str, Mapping[str, Any]] = {}
+        """Of streams that come from another box, or are to go to one."""
+        self.keep_states = False
+        """Whether the rules' state of a removed stream is kept, for `state_of`."""
+
+    def resume(self, stream: str, state: Mapping[str, Any] | None) -> None:
+        """Sets the state from which the rules of a stream continue when it is added; None: they start from zero."""
+        if state is None:
+            self._states.pop(stream, None)
+        else:
+            self._states[stream] = state
+
+    def state_of(self, stream: str) -> Mapping[str, Any] | None:
+        """The state of the rules of a removed stream, once; None if it had none."""
+        return self._states.pop(stream, None)
 
     @property
     def detect(self) -> DetectSettings:
@@ -218,7 +242,8 @@ class Analytics:
         """A stream starts, or restarts with other settings."""
         known = self.streams.get(settings.id)
         if known is None:
-            known = StreamAnalysis(settings, self._labels, self._ids, self._new_id)
+            state = self._states.pop(settings.id, None)
+            known = StreamAnalysis(settings, self._labels, self._ids, self._new_id, state)
             self.streams = {**self.streams, settings.id: known}
             self._metrics.show(known)
         else:
@@ -249,6 +274,9 @@ class Analytics:
             return
         self.streams = {name: each for name, each in self.streams.items() if name != stream}
         self._metrics.hide(stream)
+        if self.keep_states and known.rules is not None:
+            with known.lock:
+                self._states[stream] = known.rules.state()
         self._close(known)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
@@ -120,6 +121,10 @@ class Daemon:
         self._notifier = notifier or Notifier()
         self._watchers: tuple[Callable[[Detections], None], ...] = ()
         """Shown each published frame; must be quick."""
+        self.generations: dict[str, int] = {}
+        """In a fleet: the generation of each stream of this box. Empty otherwise, and then in no message."""
+        self.companion: Callable[[], None] | None = None
+        """Called by the main loop a few times a second, and after `wake`; must be quick."""
         self._otlp: OtlpExporter | None = None
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         """Wakes the main loop when there is something to do. Not an Event: a signal handler that sets one while the
@@ -181,6 +186,7 @@ class Daemon:
             thread = SinkThread(
                 name, sink, settings.ring, self.board, self.metrics, settings.heartbeat_s, boot_id=self.boot_id,
                 encoding=settings.payload_encoding, wants=settings.wants, owed=settings.owed,
+                generations=self.generations,
             )  # fmt: skip
             thread.set_streams(config.streams)
             thread.open()
@@ -233,6 +239,8 @@ class Daemon:
         return evidence
 
     def _submit(self, event: Event, moment: Moment) -> None:
+        if self.generations:
+            event = msgspec.structs.replace(event, generation=self.generations.get(event.stream, 0))
         self._gate.submit(event)
         if self._evidence is not None:
             self._evidence.event(event, moment)
@@ -272,7 +280,7 @@ class Daemon:
     def _publish(self, detections: Detections) -> None:
         for watch in self._watchers:
             watch(detections)
-        outgoing = Outgoing(detections, self.boot_id)
+        outgoing = Outgoing(detections, self.boot_id, self.generations.get(detections.stream, 0))
         for sink in self.sinks:
             sink.put(outgoing)
 
@@ -281,7 +289,7 @@ class Daemon:
             sink.put_classes(found)
 
     def _publish_glance(self, glanced: Glanced) -> None:
-        outgoing = OutgoingGlance(glanced, self.boot_id)
+        outgoing = OutgoingGlance(glanced, self.boot_id, self.generations.get(glanced.stream, 0))
         for sink in self.sinks:
             sink.put_glance(outgoing)
 
@@ -305,7 +313,7 @@ class Daemon:
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether a stream was live since the start (or all are over), and how each one is."""
         statuses = self.board.all()
-        over = bool(statuses) and all(s.state in ("ENDED", "FAILED") for s in statuses)
+        over = bool(statuses or self.streams.endless) and all(s.state in ("ENDED", "FAILED") for s in statuses)
         seen = bool(self.streams.live_seen) or over
         body = ready_of(self._started and seen and self._problem() is None, statuses, self.sinks)
         return body["ready"], body
@@ -329,6 +337,30 @@ class Daemon:
 
     def _look(self) -> None:
         self._wake.put(None)
+
+    def wake(self) -> None:
+        """Makes the main loop look at once. Any thread."""
+        self._look()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the daemon is unhealthy; None if it is not."""
+        return self._problem()
+
+    @property
+    def events(self) -> EventLog:
+        """The event journal, if there is one."""
+        return self._events
+
+    @property
+    def analytics(self) -> Analytics | None:
+        """Trackers and rules; None where nothing is tracked."""
+        return self._analytics
+
+    @property
+    def stopping(self) -> bool:
+        """True once a drain was requested."""
+        return self._service.stopping
 
     def reload(self, config: Config, *, where: Callable[[FieldPath], str] = dotted, number: int = 0) -> None:
         """Accepts a new configuration, which the main loop applies soon after. Any thread.
@@ -454,6 +486,8 @@ class Daemon:
             if now >= next_heap:
                 heap.trim()
                 next_heap = now + heap.TRIM_S
+            if self.companion is not None:
+                self.companion()
             self._look_for_changes()
             self.streams.tick()
             if self._analytics is not None:

@@ -18,6 +18,7 @@ from streamd.flow.glimpse import Glimpse
 from streamd.flow.ring import Ring
 from streamd.flow.runner import StreamRunner
 from streamd.flow.settings import StreamSettings
+from streamd.flow.standby import Standby
 from streamd.flow.status import StatusBoard
 from streamd.flow.stream import StreamOutput, Tap
 from streamd.runtime.analytics import Analytics
@@ -65,6 +66,14 @@ def gate_of(settings: SourceSettings) -> Gate | None:
         return None
     crop = settings.crop
     return Gate(settings.look, Box(crop.x, crop.y, crop.width, crop.height) if crop is not None else None)
+
+
+def _first(standby: Standby | None, make_source: Callable[[], Source]) -> Callable[[], Source]:
+    """`make_source`, except that a standby's connection comes before the first one."""
+    if standby is None:
+        return make_source
+    waiting = [standby]
+    return lambda: (waiting.pop().take() if waiting else None) or make_source()
 
 
 @dataclass(slots=True)
@@ -125,6 +134,9 @@ class Streams:
         self.live_seen: set[str] = set()
         """Streams that have been live."""
         self._load = LoadWatch()
+        self._standbys: dict[str, tuple[Standby, ModelInstance]] = {}
+        self.endless = False
+        """Goes on without any stream: others may be added."""
         self.sealed = False
         """True once every stream has ended: the instances end, and no stream can be added any more."""
 
@@ -141,6 +153,42 @@ class Streams:
             counters.resume(each.counts)
             counters.removed = True
 
+    def past(self, name: str) -> StreamPast | None:
+        """How far a removed stream came here; None if it runs, or never did."""
+        gone = self._gone.get(name)
+        return None if gone is None else StreamPast(gone.runner.epoch, gone.counters.counts())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._streams
+
+    def warm(self, settings: SourceSettings) -> None:
+        """Connects to a stream that is soon to be added, and counts nothing of it."""
+        instance = self._instance_for(settings)
+        if self._evidence is not None:
+            self._evidence.change(settings)
+        reconnect = settings.reconnect
+        standby = Standby(
+            settings.id, self._opener(settings, instance), initial_s=reconnect.initial_s, max_s=reconnect.max_s
+        )
+        self._standbys[settings.id] = standby, instance
+        standby.start()
+
+    def cool(self, name: str) -> None:
+        """Ends the connection of a stream that is not going to be added after all."""
+        if (found := self._standbys.pop(name, None)) is not None:
+            found[0].close()
+            if self._evidence is not None and name not in self._streams:
+                self._evidence.remove(name)
+
+    def warmed(self) -> dict[str, bool]:
+        """The streams with a standby, and whether it has pictures."""
+        return {name: standby.ready for name, (standby, _) in self._standbys.items()}
+
+    def _instance_for(self, settings: SourceSettings) -> ModelInstance:
+        if settings.device is not None:
+            return next(each for each in self._instances if each.ordinal == settings.device)
+        return min(self._instances, key=lambda each: each.streams)
+
     def add(
         self, settings: SourceSettings, *, instance: ModelInstance | None = None, before: _Stream | None = None
     ) -> StreamRunner:
@@ -156,10 +204,9 @@ class Streams:
         counters = self._metrics.stream(name)
         counters.removed = False
         _hold_to(counters, settings)
-        if settings.device is not None:
-            instance = next(each for each in self._instances if each.ordinal == settings.device)
-        elif instance is None:
-            instance = min(self._instances, key=lambda each: each.streams)
+        standby, warm = self._standbys.pop(name, (None, None))
+        if settings.device is not None or (instance := instance or warm) is None:
+            instance = self._instance_for(settings)
 
         def dropped(_: Frame, reason: str) -> None:
             counters.drop(reason)
@@ -178,7 +225,7 @@ class Streams:
         reconnect = settings.reconnect
         runner = StreamRunner(
             name,
-            self._opener(settings, instance),
+            _first(standby, self._opener(settings, instance)),
             ring,
             counters,
             self._on_status,
@@ -302,7 +349,7 @@ class Streams:
         if not self.sealed:
             self._load.look(now, ((s.runner, s.counters) for s in self._streams.values()))
         self._parting = [parting for parting in self._parting if not self._part(parting, now)]
-        over = bool(self._streams) and all(s.runner.over for s in self._streams.values())
+        over = bool(self._streams) and not self.endless and all(s.runner.over for s in self._streams.values())
         if over and not self.sealed and not self._parting:
             self._seal()
 
@@ -352,6 +399,8 @@ class Streams:
 
     def stop(self) -> None:
         """Asks every stream to end, and the instances with them."""
+        for name in list(self._standbys):
+            self.cool(name)
         for stream in self._streams.values():
             stream.runner.stop()
         self._seal()

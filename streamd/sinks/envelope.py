@@ -110,12 +110,13 @@ class Outgoing:
     Args:
         detections: detections of the frame.
         boot_id: identity of this process in every message.
+        generation: of the stream's box; 0 outside a fleet.
     """
 
-    __slots__ = ("_parts", "boot_id", "detections")
+    __slots__ = ("_parts", "boot_id", "detections", "generation")
 
-    def __init__(self, detections: Detections, boot_id: str) -> None:
-        self.detections, self.boot_id = detections, boot_id
+    def __init__(self, detections: Detections, boot_id: str, generation: int = 0) -> None:
+        self.detections, self.boot_id, self.generation = detections, boot_id, generation
         self._parts: dict[str, tuple[bytes, bytes]] = {}
 
     def parts(self, encoding: Encoding) -> tuple[bytes, bytes]:
@@ -125,7 +126,7 @@ class Outgoing:
         """
         parts = self._parts.get(encoding)
         if parts is None:
-            parts = self._parts[encoding] = split_detections(self.detections, self.boot_id, encoding)
+            parts = self._parts[encoding] = split_detections(self.detections, self.boot_id, encoding, self.generation)
         return parts
 
 
@@ -137,17 +138,19 @@ class OutgoingGlance:
         boot_id: identity of this process in every message.
     """
 
-    __slots__ = ("_payloads", "boot_id", "glanced")
+    __slots__ = ("_payloads", "boot_id", "generation", "glanced")
 
-    def __init__(self, glanced: Glanced, boot_id: str) -> None:
-        self.glanced, self.boot_id = glanced, boot_id
+    def __init__(self, glanced: Glanced, boot_id: str, generation: int = 0) -> None:
+        self.glanced, self.boot_id, self.generation = glanced, boot_id, generation
         self._payloads: dict[str, bytes] = {}
 
     def payload(self, encoding: Encoding) -> bytes:
         """The whole payload."""
         payload = self._payloads.get(encoding)
         if payload is None:
-            payload = self._payloads[encoding] = encoder(encoding)(glance_message(self.glanced, self.boot_id))
+            payload = self._payloads[encoding] = encoder(encoding)(
+                glance_message(self.glanced, self.boot_id, self.generation)
+            )
         return payload
 
 
@@ -208,10 +211,12 @@ class MessageBuilder:
     Args:
         boot_id: identity of this process in every message.
         encoding: encoding of every message.
+        generations: by stream, in a fleet; may change.
     """
 
-    def __init__(self, boot_id: str, encoding: Encoding = "json") -> None:
+    def __init__(self, boot_id: str, encoding: Encoding = "json", generations: Mapping[str, int] | None = None) -> None:
         self._boot_id, self._encoding = boot_id, encoding
+        self._generations = generations if generations is not None else {}
         self._encode = encoder(encoding)
         self._gaps = Gaps()
 
@@ -254,9 +259,11 @@ class MessageBuilder:
     def counts(self, stream: str, counts: Mapping[str, Any]) -> Message:
         """The message of one stream's counts, as in its detections."""
         body = {"schema": 1, "boot_id": self._boot_id, "stream": stream, **counts}
+        if generation := self._generations.get(stream):
+            body["generation"] = generation
         return Message(COUNTS, stream, self._encode(body), encoding=self._encoding)
 
     def status(self, status: StreamStatus, counts: StreamCounts) -> Message:
         """The message of one status."""
-        payload = self._encode(status_message(status, counts, self._boot_id))
+        payload = self._encode(status_message(status, counts, self._boot_id, self._generations.get(status.stream, 0)))
         return Message(STATUS, status.stream, payload, encoding=self._encoding)

@@ -112,6 +112,8 @@ class DetectionsMessage(msgspec.Struct, frozen=True, omit_defaults=False):
     """The input as given; only in the output of `streamd detect`."""
     look: Looked | msgspec.UnsetType = msgspec.UNSET
     """Only for streams with look.when: motion."""
+    generation: int | msgspec.UnsetType = msgspec.UNSET
+    """Only in a fleet: grows whenever the stream is given to a box. Drop what has a lower one than you have seen."""
 
 
 class GlanceMessage(msgspec.Struct, frozen=True):
@@ -142,6 +144,8 @@ class GlanceMessage(msgspec.Struct, frozen=True):
     """Frames since then that it did not look at, this one included."""
     counts: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     """Only for streams with zones or lines: their counters as of looked_at."""
+    generation: int | msgspec.UnsetType = msgspec.UNSET
+    """As in the detections."""
 
 
 class StatusMessage(msgspec.Struct, frozen=True):
@@ -171,6 +175,8 @@ class StatusMessage(msgspec.Struct, frozen=True):
     camera_health: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     """Only for streams with camera_health: covered, dark, overexposed, blurred, frozen, moved, no_signal_picture; empty
     while the camera can see."""
+    generation: int | msgspec.UnsetType = msgspec.UNSET
+    """As in the detections."""
 
 
 class Gaps:
@@ -304,10 +310,11 @@ def _fields(d: Detections, boot_id: str) -> Any:
 
 
 def detections_message(
-    d: Detections, boot_id: str, dropped: int, source: str | msgspec.UnsetType = msgspec.UNSET
+    d: Detections, boot_id: str, dropped: int, source: str | msgspec.UnsetType = msgspec.UNSET, generation: int = 0
 ) -> DetectionsMessage:
     """The message of one frame. Box corners are rounded to 0.01 pixel, scores to 0.0001."""
-    fields: Any = (*_fields(d, boot_id), dropped, _rounded(d), _counts(d), source, _look(d))
+    told = generation or msgspec.UNSET
+    fields: Any = (*_fields(d, boot_id), dropped, _rounded(d), _counts(d), source, _look(d), told)
     return DetectionsMessage(*fields)
 
 
@@ -328,15 +335,19 @@ class _After(msgspec.Struct, frozen=True):
     detections: list[Detection]
     counts: Any
     look: Any
+    generation: Any
 
 
-def split_detections(d: Detections, boot_id: str, encoding: Literal["json", "msgpack"]) -> tuple[bytes, bytes]:
+def split_detections(
+    d: Detections, boot_id: str, encoding: Literal["json", "msgpack"], generation: int = 0
+) -> tuple[bytes, bytes]:
     """A frame's message in two parts: the bytes before the number of dropped frames, and those after it.
 
-    With `encoded_number` between them, they equal the encoded `detections_message`.
+    `generation` is 0 outside a fleet. With `encoded_number` between them, they equal the encoded `detections_message`.
     """
     encode = _ENCODERS[encoding]
-    before, after = encode(_Before(*_fields(d, boot_id))), encode(_After(_rounded(d), _counts(d), _look(d)))
+    before = encode(_Before(*_fields(d, boot_id)))
+    after = encode(_After(_rounded(d), _counts(d), _look(d), generation or msgspec.UNSET))
     if encoding == "json":
         return before[:-1] + _KEY["json"], b"," + after[1:]
     # Both are maps of fewer than 16 fields, whose first byte contains their number.
@@ -349,25 +360,26 @@ def encoded_number(number: int, encoding: Literal["json", "msgpack"]) -> bytes:
     return b"%d" % number if encoding == "json" else _ENCODERS["msgpack"](number)
 
 
-def glance_message(g: Glanced, boot_id: str) -> GlanceMessage:
-    """The message of a frame that the network did not look at."""
+def glance_message(g: Glanced, boot_id: str, generation: int = 0) -> GlanceMessage:
+    """The message of a frame that the network did not look at. `generation` is 0 outside a fleet."""
     why: Any = g.look.why
     share = g.look.moved.share if g.look.moved is not None else 0.0
     looked_at = g.looked_wall_ns / 1e9 if g.looked_wall_ns is not None else None
     return GlanceMessage(
         SCHEMA, boot_id, g.stream, g.epoch, g.seq, g.pts_ns, g.wall_ns / 1e9, g.clock, time.time(), g.width, g.height,
         why, round(share, 4), g.looked_seq, looked_at, g.unlooked,
-        msgspec.UNSET if g.counts is None else dict(g.counts),
+        msgspec.UNSET if g.counts is None else dict(g.counts), generation or msgspec.UNSET,
     )  # fmt: skip
 
 
-def status_message(s: StreamStatus, counts: StreamCounts, boot_id: str) -> StatusMessage:
-    """The message of one status."""
+def status_message(s: StreamStatus, counts: StreamCounts, boot_id: str, generation: int = 0) -> StatusMessage:
+    """The message of one status. `generation` is 0 outside a fleet."""
     return StatusMessage(
         SCHEMA, boot_id, s.stream, s.state, s.reason, s.detail, s.epoch, s.since_wall_ns / 1e9, time.time(),
         s.retry_left_s(time.time_ns()), s.codec, s.decoder, s.width, s.height, s.fps,
         counts.received, counts.published, dict(counts.dropped), counts.reconnects,
         msgspec.UNSET if s.camera_health is None else s.camera_health,
+        generation or msgspec.UNSET,
     )  # fmt: skip
 
 

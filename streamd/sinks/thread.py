@@ -6,7 +6,7 @@ Topic, numbering and encoding of every message are handled here, for all kinds o
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from streamd.events.journal import Journal
 from streamd.events.record import Media
@@ -54,6 +54,7 @@ class SinkThread:
         encoding: of every message.
         wants: see `SinkSettings.wants`.
         owed: see `SinkSettings.owed`.
+        generations: see `MessageBuilder`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class SinkThread:
         encoding: Encoding = "json",
         wants: frozenset[MessageKind] = frozenset({DETECTIONS, STATUS, EVENT}),
         owed: Limits | None = None,
+        generations: Mapping[str, int] | None = None,
     ) -> None:
         self.name = name
         self._wants = wants
@@ -76,7 +78,7 @@ class SinkThread:
         self._board = board
         self._metrics = metrics
         self._heartbeat_s = heartbeat_s
-        self._builder = MessageBuilder(boot_id, encoding)
+        self._builder = MessageBuilder(boot_id, encoding, generations)
         self._events = EventFeed(name, sink, owed, metrics)
         self._counts = CountsBoard()
         self._streams: Sequence[StreamSettings] | None = None
