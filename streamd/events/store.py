@@ -314,7 +314,8 @@ class Store:
             if value > old.value:
                 self.counters.put((stream, name), CounterValue(value, old.since_ns))
         for each, o in orphans:
-            if self.open.get(each) is None:
+            known = self.connection.execute("SELECT 1 FROM events WHERE id = ? LIMIT 1", (each,)).fetchone()
+            if known is None and self.open.get(each) is None:
                 self.open.put(each, o)
                 self.end_open(reason, lambda id_, _, each=each: id_ == each)  # type: ignore[misc]
 

@@ -15,9 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from streamd.events.layered import Layered
 from streamd.events.place import JOURNAL
-from streamd.events.record import Event
+from streamd.events.query import Filter, find
+from streamd.events.record import Event, event_id
 from streamd.events.schema import open_writer
-from streamd.events.store import Store
+from streamd.events.store import Open, Store
 from tests.events.journals import T0, event
 
 KINDS = st.sampled_from(["begin", "update", "end", "instant"])
@@ -260,3 +261,29 @@ def test_layers() -> None:
     layered.remove("a")
     layered.keep()
     assert layered.committed == {"b": 7, "c": 7}
+
+
+def test_a_stream_of_another_journal_continues_and_what_it_left_open_ends(tmp_path: Path) -> None:
+    connection = open_writer(tmp_path / "j")
+    store = Store(connection)
+    opened = Open("gate", "", "zone_entered", "yard", "car", 3, 1, 2, 50, 60, 0, 9)
+    for _ in range(2):  # told twice: it happens once
+        store.begin()
+        store.adopt("gate", 41, {"yard": 7}, [("other-1", opened)], "node_lost")
+        records = store.commit()
+        if records:
+            (end,) = records
+            assert (end.id, end.kind, end.event_seq, end.generation) == ("other-1", "end", 42, 9)
+            assert (end.began_ns, end.at_ns, end.details) == (50, 60, {"reason": "node_lost"})
+            assert event_id(end) == f"{store.log_id}/gate/9/42"
+    assert store.by_stream["gate"]["yard"].value == 7
+    store.begin()
+    store.add(Event(id="n", stream="gate", kind="begin", at_ns=70, counts={"yard": 1}, generation=10))
+    (begin,) = store.commit()
+    assert begin.counters == {"yard": 8}
+    store.begin()
+    store.end_open("process_died", lambda *_: True)
+    store.commit()
+    # As a sink reads it later: the generation is in the file.
+    kept = find(connection, Filter(streams=["gate"]))
+    assert {(r.kind, r.generation) for r in kept} == {("end", 9), ("begin", 10), ("end", 10)}

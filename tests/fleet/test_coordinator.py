@@ -313,8 +313,8 @@ def test_what_does_not_exist_is_named() -> None:
 ACTIONS = ("kill", "return", "cut", "heal", "reboot", "drain", "undrain", "coordinator", "join", "apply", "wait")
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 3), st.integers(1, 24)), max_size=14))
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 3), st.integers(1, 16)), max_size=12))
 def test_whatever_happens_there_is_one_generation_and_all_runs_again(script: list[tuple[str, int, int]]) -> None:
     w = world(boxes=3, streams=5)
     for action, which, steps in script:
@@ -347,15 +347,15 @@ def test_whatever_happens_there_is_one_generation_and_all_runs_again(script: lis
     w.seconds(REBUILD_S + 3)
     for name in list(w.boxes):
         w.coordinator.undrain(w.now, name)
-    w.seconds(30)
+    w.seconds(12)
     served(w)
     generations = [(name, generation) for name, generation, _ in w.starts]
     assert len(generations) == len(set(generations)), "no generation is ever given twice"
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(("cut", "heal", "drain", "undrain")), st.integers(0, 2), st.integers(1, 20)),
-                max_size=12))  # fmt: skip
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(("cut", "heal", "drain", "undrain")), st.integers(0, 2), st.integers(1, 16)),
+                max_size=10))  # fmt: skip
 def test_over_moves_and_partitions_the_account_is_exact_once_all_have_reported(
     script: list[tuple[str, int, int]],
 ) -> None:
@@ -368,7 +368,7 @@ def test_over_moves_and_partitions_the_account_is_exact_once_all_have_reported(
         w.step(steps)
     for box in w.boxes.values():
         box.cut = False
-    w.seconds(40)
+    w.seconds(15)
     for demand in w.demands:
         account = w.stream(demand.name).account
         assert account.exact

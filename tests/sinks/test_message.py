@@ -228,3 +228,21 @@ def test_details_of_boxes_are_optional_fields(encoding: Any, tracked: bool) -> N
     assert set(json.loads(encoder("json")(detections_message(only, "b", 0)))["detections"][0]) == {
         "class_id", "label", "score", "box", "keypoints", *(["track"] if tracked else []),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+def test_the_generation_is_there_only_in_a_fleet(encoding: Any) -> None:
+    d, told = detections(boxes=1), status()
+    alone = (
+        encoder(encoding)(detections_message(d, "b", 0)),
+        encoder(encoding)(status_message(told, StreamCounts(), "b")),
+    )
+    assert not any(b"generation" in payload for payload in alone)
+    generation = 1_796_000_000_123
+    before, after = split_detections(d, "b", encoding, generation)
+    message = decode([NAME, before + encoded_number(3, encoding) + after])
+    assert isinstance(message, DetectionsMessage)
+    assert (message.generation, message.dropped) == (generation, 3)
+    assert encoder(encoding)(message) == before + encoded_number(3, encoding) + after
+    payload = encoder(encoding)(status_message(told, StreamCounts(), "b", generation))
+    assert decode([b"streamd/1/s/status", payload]).generation == generation

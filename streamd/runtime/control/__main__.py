@@ -14,8 +14,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import structlog
-
 from streamd.config import Config
 from streamd.config.loader import load
 from streamd.errors import ConfigError, StreamdError
@@ -25,8 +23,6 @@ from streamd.runtime.daemon import Daemon
 from streamd.runtime.descriptors import raise_limit
 from streamd.runtime.recorder.recorder import ignore_request
 from streamd.telemetry.logs import bind_everywhere, configure, drain
-
-log = structlog.get_logger(__name__)
 
 
 class Box:
@@ -100,8 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code, left_running = Box(args).run()
     except StreamdError as error:
-        for line in str(error).splitlines():
-            log.error(line)
+        print(error, file=sys.stderr)
         code, left_running = error.exit_code, False
     drain()
     if left_running:
