@@ -22,6 +22,7 @@ from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.classifiers import ClassifierMetrics
 from streamd.telemetry.evidence import EvidenceCounts, EvidenceMetrics, MediaMetrics
 from streamd.telemetry.metrics import STATES, Metrics
+from streamd.workers.fleet.metrics import FleetMetrics
 
 TARGET = Path(__file__).resolve().parent.parent / "configs" / "grafana" / "streamd.json"
 WIDTH = 24
@@ -112,6 +113,7 @@ def _states() -> Panel:
 
 LATENCY = "streamd_capture_to_publish_seconds"
 DWELL = "streamd_zone_dwell_seconds"
+_LOAD, _CAPACITY = (f"streamd_fleet_box_{what}_fps{{{_HERE}}}" for what in ("load", "capacity"))
 _DOWN = f'streamd_stream_state{{{_THESE},state=~"CONNECTING|BACKOFF|FAILED"}}'
 ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
@@ -323,6 +325,46 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             _lines("Open files", "short", (f"process_open_fds{{{_HERE}}}", "{{instance}}")),
         ),
     ),
+    (
+        "Fleet",
+        (
+            _stat(
+                "Boxes up", f'sum(streamd_fleet_boxes{{{_HERE},state=~"UP|LATE"}})', "short", "", (None, "green"), w=3
+            ),
+            _stat(
+                "Boxes lost", f'sum(streamd_fleet_boxes{{{_HERE},state="LOST"}})', "short", "", (None, "green"),
+                (1, "red"), w=3,
+            ),
+            _stat(
+                "Streams without a box", f'sum(streamd_fleet_streams{{{_HERE},state="WAITING"}})', "short", "",
+                (None, "green"), (1, "red"), w=3,
+            ),
+            _stat(
+                "Without a box if one were lost", f"max(streamd_fleet_unserved_without{{{_HERE}}})", "short",
+                "N+1: 0 if the others can serve everything, whichever box is lost.", (None, "green"),
+                (1, "orange"), w=5,
+            ),
+            _stat("Capacity left", f"sum(streamd_fleet_capacity_left_fps{{{_HERE}}})", "fps", "", w=4),
+            _stat(
+                "Moves in the last hour", f"sum(increase(streamd_fleet_moves_total{{{_HERE}}}[1h]))", "short", "", w=3
+            ),
+            _stat(
+                "Streams with inexact counts", f"sum(streamd_fleet_inexact_streams{{{_HERE}}})", "short", "",
+                (None, "green"), (1, "yellow"), w=3,
+            ),
+            _lines(
+                "Streams of the fleet by state", "short",
+                (f"sum by (state) (streamd_fleet_streams{{{_HERE}}}) > 0", "{{state}}"), stack=True,
+            ),
+            _lines(
+                "How full each box is", "percentunit", (f"{_LOAD} / on (instance, box) {_CAPACITY}", "{{box}}"),
+            ),
+            _lines(
+                "Moves by reason", "short",
+                (f"sum by (reason) (increase(streamd_fleet_moves_total{{{_HERE}}}[5m]))", "{{reason}}"),
+            ),
+        ),
+    ),
 )  # fmt: skip
 
 
@@ -334,6 +376,7 @@ def known() -> dict[str, str]:
     EvidenceMetrics(registry, EvidenceCounts)
     ClassifierMetrics(registry, lambda: ())
     MediaMetrics(registry, lambda: None)
+    registry.register(FleetMetrics(dict))
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     return {

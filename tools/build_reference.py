@@ -17,11 +17,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 
 from streamd.config import Config
+from streamd.fleet.records import Account, FleetBox, FleetStatus, FleetStream
+from streamd.fleet.view import metrics_of
 from streamd.sinks.message import json_schema
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.classifiers import ClassifierMetrics
 from streamd.telemetry.evidence import EvidenceCounts, EvidenceMetrics, MediaMetrics
 from streamd.telemetry.metrics import Metrics
+from streamd.workers.fleet.metrics import FleetMetrics
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """# Configuration reference
@@ -148,6 +151,7 @@ def metrics() -> str:
     analytics = AnalyticsMetrics(metrics.registry)
     evidence = EvidenceMetrics(metrics.registry, EvidenceCounts)
     MediaMetrics(metrics.registry, lambda: None)
+    metrics.registry.register(fleet_metrics())
     classifiers = ClassifierMetrics(metrics.registry, lambda: ())
     parts = (*vars(metrics).values(), *vars(analytics).values(), *vars(classifiers).values())
     declared = {m._name: m._labelnames for m in parts if isinstance(m, MetricWrapperBase)}
@@ -163,6 +167,14 @@ def metrics() -> str:
         listed = ", ".join(f"`{label}`" for label in labels if label != "le")
         rows.append(f"| `{family.name}{suffix}` | {family.type} | {listed} | {family.documentation} |")
     return METRICS_HEAD + "\n".join(sorted(rows)) + "\n"
+
+
+def fleet_metrics() -> FleetMetrics:
+    """Those of a coordinator, with a sample of each."""
+    box = FleetBox("any", "any", "UP", "", 1, 1.0, 1.0, False, 0.0, None, "any")
+    waiting = FleetStream("any", None, 0, "WAITING", "any", None, Account())
+    status = FleetStatus([box], [waiting], {"any": 1}, 1.0, {"any": []}, False)
+    return FleetMetrics(lambda: metrics_of(status, 0))
 
 
 def main() -> int:

@@ -18,10 +18,12 @@ COPY streamd streamd
 COPY configs configs
 COPY systemd systemd
 COPY docs docs
+# Extras of pyproject.toml, such as demo,mqtt or fleet,nats.
+ARG EXTRAS=demo
 # TensorRT for CUDA 12: the newest `tensorrt` would be for CUDA 13.
 RUN python3 -m venv /opt/streamd \
     && /opt/streamd/bin/pip install --no-cache-dir --require-hashes -r requirements.lock \
-    && /opt/streamd/bin/pip install --no-cache-dir '.[demo]' 'tensorrt-cu12>=10.3,<11' pycuda 'cuda-bindings~=12.6'
+    && /opt/streamd/bin/pip install --no-cache-dir ".[$EXTRAS]" 'tensorrt-cu12>=10.3,<11' pycuda 'cuda-bindings~=12.6'
 
 FROM nvidia/cuda:12.6.3-runtime-ubuntu24.04
 RUN apt-get update \

@@ -1,14 +1,20 @@
-"""`streamd fleet plan FILE`: which box would serve which stream, what is lost with a box, and how many are enough."""
+"""`streamd fleet ACTION`: `plan` is here, what needs a cluster in `fleetrun`.
+
+`plan FILE`: which box would serve which stream, what is lost with a box, and how many are enough.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
+from streamd.cli import fleetrun
 from streamd.cli.console import output_console
 from streamd.config.loader import load_in_time
 from streamd.errors import ConfigError
+from streamd.fleet import BOX_VARIABLES
 from streamd.fleet.placement import Demand, Placement, place
 from streamd.fleet.plan import Plan, boxes_needed, boxes_of, demands_of, make_plan, used
 
@@ -18,7 +24,7 @@ MOST_NAMES = 12
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("fleet", help="plan how several boxes would share the streams of one configuration")
+    p = subparsers.add_parser("fleet", help="run several boxes that share the streams of one configuration")
     actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
     plan = actions.add_parser(
         "plan",
@@ -30,11 +36,14 @@ def add_parser(subparsers: Any) -> None:
     plan.add_argument("--boxes", type=int, metavar="N", help="number of boxes that are alike, instead of fleet.boxes")
     plan.add_argument("--lose", action="append", default=[], metavar="BOX", help="show what moves if this box is lost")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
+    fleetrun.add_parsers(actions)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the plan; exit code 2 for a configuration without a fleet or a box that does not exist."""
-    loaded = load_in_time(args.config, secrets=False, share=False)
+    """Prints the plan, or runs another action; exit code 2 for a configuration without a fleet or an unknown box."""
+    if args.action != "plan":
+        return fleetrun.run(args)
+    loaded = load_in_time(args.config, {**BOX_VARIABLES, **os.environ}, secrets=False, share=False)
     fleet = loaded.config.fleet
     if fleet is None:
         raise ConfigError(

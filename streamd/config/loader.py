@@ -125,7 +125,13 @@ def load(
     return Loaded(config, file, frozenset(document.secrets | document.inline), _warnings(file, document), document.line)
 
 
-def load_in_time(path: str | os.PathLike[str], *, secrets: bool = True, share: bool = True) -> Loaded:
+def load_in_time(
+    path: str | os.PathLike[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    secrets: bool = True,
+    share: bool = True,
+) -> Loaded:
     """`load` in a thread of its own, so that a file system that hangs cannot keep a start waiting for ever.
 
     Raises:
@@ -136,7 +142,7 @@ def load_in_time(path: str | os.PathLike[str], *, secrets: bool = True, share: b
 
     def read() -> None:
         try:
-            found.append(load(path, secrets=secrets, share=share))
+            found.append(load(path, environment, secrets=secrets, share=share))
         except Exception as error:  # noqa: BLE001 - raised below
             found.append(error)
 
@@ -144,7 +150,7 @@ def load_in_time(path: str | os.PathLike[str], *, secrets: bool = True, share: b
     try:
         thread.start()
     except RuntimeError:  # no further thread is allowed
-        return load(path, secrets=secrets, share=share)
+        return load(path, environment, secrets=secrets, share=share)
     thread.join(LOAD_LIMIT_S)
     if not found:
         raise ConfigError(f"{path}: could not be read within {LOAD_LIMIT_S:g} s; check its file system, and those of "

@@ -14,6 +14,8 @@ from pydantic import Field
 from streamd.settings import LISTEN_PATTERN, ConfigPath, Pattern, Settings
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+BOX_VARIABLES = {"STREAMD_BOX": "box", "STREAMD_BOX_INDEX": "1"}
+"""Variables that differ between the boxes of a fleet, where a configuration is read for no box in particular."""
 Name = Annotated[
     str, Field(pattern=NAME_PATTERN, max_length=64), Pattern("expected letters, digits, dots, dashes or underscores")
 ]

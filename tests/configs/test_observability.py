@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from build_reference import fleet_metrics
 
 from tests.behaviour.daemon import Running, daemon, until
 from tests.conftest import program
@@ -37,7 +38,12 @@ NEEDS_CLIPS = {
     **{f"streamd_{what}_failed_total": {"stream", "reason"} for what in ("clips", "snapshots")},
     **{f"streamd_packet_ring_{what}": {"stream"} for what in ("bytes", "overflows_total")},
 }  # tests/behaviour/test_evidence.py
-ELSEWHERE = NEEDS_CLIPS | NEEDS_MOTION | NEEDS_A_GPU | NEEDS_A_CAMERA | NEEDS_WORKERS | NEEDS_A_BREAKDOWN
+NEEDS_A_FLEET = {
+    sample.name: set(sample.labels) for family in fleet_metrics().collect() for sample in family.samples
+}  # tests/workers/fleet
+ELSEWHERE = (
+    NEEDS_A_FLEET | NEEDS_CLIPS | NEEDS_MOTION | NEEDS_A_GPU | NEEDS_A_CAMERA | NEEDS_WORKERS | NEEDS_A_BREAKDOWN
+)
 
 
 def promtool(*arguments: str | Path, folder: Path = ROOT) -> str:
@@ -184,5 +190,5 @@ def test_legends_use_labels_that_exist(exported: dict[str, dict[str, set[str]]])
         name for _, row in tool.ROWS for p in row for _, text in p.queries for name in re.findall(r"{{(\w+)", text)
     }
     known = set().union(*(set(labels) for labels in exported.values())) | {"device", "kind", "instance", "worker"}
-    known |= set().union(*NEEDS_MOTION.values())
+    known |= set().union(*NEEDS_MOTION.values(), *NEEDS_A_FLEET.values())
     assert legends <= known

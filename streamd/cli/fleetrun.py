@@ -1,0 +1,270 @@
+"""`streamd fleet run | apply | status | drain | stop`: a fleet on Ray."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamd.cli.console import output_console, positive
+from streamd.config.yamlfile import MAX_BYTES
+from streamd.errors import ConfigError
+from streamd.fleet.records import FleetStatus, FleetStream, encode
+from streamd.security.trust import read_text
+
+if TYPE_CHECKING:
+    from streamd.fleet import FleetSettings
+    from streamd.workers.fleet.box import Configuration
+    from streamd.workers.fleet.cluster import Fleet
+
+MOST_STREAMS = 12
+"""Streams that a table shows; `--json` has all."""
+SETTLE_S = 60.0
+"""How long `run` waits for every stream to have a box."""
+_LOOK_S = 0.5
+
+
+def add_parsers(actions: Any) -> None:
+    """Adds the actions that need a cluster."""
+    run = _action(
+        actions, "run", "start a fleet on a Ray cluster, or on this machine",
+        "On the cluster at --address or $RAY_ADDRESS, it returns once the streams are placed. Without an address, it "
+        "starts a cluster on this machine, stays in the foreground, and stops the fleet at its end.",
+    )  # fmt: skip
+    run.add_argument("config", metavar="FILE", help="configuration with a section `fleet`")
+    run.add_argument("--boxes", type=positive, metavar="N", help="boxes on this machine, instead of fleet.boxes")
+    apply = _action(actions, "apply", "have the running fleet take over a changed file", "")
+    apply.add_argument("config", metavar="FILE", help="configuration with a section `fleet`")
+    status = _action(actions, "status", "show boxes and streams", "")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+    drain = _action(
+        actions, "drain", "move all streams away from a node, then stop its daemons",
+        "Another box connects to each camera first, unless the camera serves a single session.",
+    )  # fmt: skip
+    drain.add_argument("node", metavar="NODE", help="name of a node or of one box")
+    drain.add_argument("--undo", action="store_true", help="let it take streams again")
+    drain.add_argument("--no-wait", action="store_true", help="return at once")
+    stop = _action(
+        actions, "stop", "stop the fleet: every daemon publishes what is in flight, then ends",
+        "With --here, stops what runs on this machine without asking the cluster, such as after the cluster was lost.",
+    )  # fmt: skip
+    stop.add_argument("--here", action="store_true", help="only the boxes of this machine, without the cluster")
+    stop.add_argument("--state-dir", metavar="DIR", help="with --here: the configuration's fleet.state_dir")
+
+
+def _action(actions: Any, name: str, what: str, more: str) -> Any:
+    p = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}. {more}".strip())
+    p.add_argument("--address", metavar="HOST:PORT", help="the Ray cluster. Default: $RAY_ADDRESS, else this machine")
+    return p
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the action."""
+    action: Callable[[argparse.Namespace], int] = globals()[f"_{args.action}"]
+    return action(args)
+
+
+def _configuration(path: str) -> tuple[Configuration, FleetSettings]:
+    """FLEET.yaml, checked, and its section `fleet`."""
+    from streamd.workers.fleet.box import Configuration
+    from streamd.workers.fleet.host import read_fleet
+
+    file = Path(os.path.expanduser(path))
+    text = read_text(file, MAX_BYTES, what=str(file), expected="a YAML file with streamd's configuration")
+    found = Configuration(text, str(file.parent.absolute()))
+    try:
+        return found, read_fleet(found).settings
+    except ConfigError as error:
+        raise ConfigError("\n".join(_named(line, file) for line in str(error).splitlines())) from error
+
+
+def _named(line: str, file: Path) -> str:
+    return line.replace("FLEET.yaml:", f"{file}:", 1) if line.startswith("FLEET.yaml:") else f"{file}: {line}"
+
+
+def _run(args: argparse.Namespace) -> int:
+    from streamd.workers.fleet.cluster import Fleet, connected, local, stop_here
+
+    configuration, settings = _configuration(args.config)
+    if args.address or os.environ.get("RAY_ADDRESS"):
+        with connected(args.address) as ray:
+            fleet = Fleet(ray)
+            print("fleet started" if fleet.start(configuration) else "the fleet runs already; configuration applied")
+            end = time.monotonic() + SETTLE_S
+            while not settled(status := fleet.status()) and time.monotonic() < end:
+                time.sleep(_LOOK_S)
+            show(status)
+        return 0
+    with local(args.boxes or max(1, settings.boxes)) as ray, _asked() as asked:
+        fleet = Fleet(ray)
+        try:
+            fleet.start(configuration)
+            listens = fleet.listens()
+            print("fleet started on this machine; Ctrl+C stops it" + (f"; http://{listens}/status" if listens else ""))
+            sys.stdout.flush()
+            return _watch(fleet, asked)
+        finally:
+            # Ray may have ended first, such as by a signal to the whole process group.
+            for box in stop_here(settings.state_dir):
+                print(f"{box} stopped", flush=True)
+
+
+def _watch(fleet: Fleet, asked: list[int]) -> int:
+    """Prints what happens until a signal arrives or somebody else stops the fleet."""
+    from streamd.workers.fleet.cluster import FleetError
+
+    since, shown = 0, False
+    while not asked:
+        if not fleet.runs():
+            print("the fleet was stopped")
+            return 0
+        with contextlib.suppress(FleetError):  # it is being restarted
+            since, happened = fleet.happenings(since)
+            for each in happened:
+                print(time.strftime("%H:%M:%S"), " ".join(each.values()), flush=True)
+            if not shown and settled(status := fleet.status()):
+                show(status)
+                sys.stdout.flush()
+                shown = True
+        time.sleep(_LOOK_S)
+    return _end(fleet)
+
+
+@contextlib.contextmanager
+def _asked() -> Iterator[list[int]]:
+    """The signals that asked for the end; after the second, they act as usual."""
+    found: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        found.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield found
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(fleet: Fleet) -> int:
+    left = fleet.stop(lambda box: print(f"{box} stopped", flush=True))
+    for box in left:
+        print(f"{box} did not answer: `streamd fleet stop --here` on its node ends its daemon", file=sys.stderr)
+    return 1 if left else 0
+
+
+def _apply(args: argparse.Namespace) -> int:
+    from streamd.workers.fleet.cluster import Fleet, connected
+
+    configuration, _ = _configuration(args.config)
+    with connected(args.address) as ray:
+        Fleet(ray).apply(configuration)
+    print("configuration applied")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from streamd.workers.fleet.cluster import Fleet, connected
+
+    with connected(args.address) as ray:
+        status = Fleet(ray).status()
+    if args.json:
+        print(encode(status).decode())
+    else:
+        show(status)
+    return 0
+
+
+def _drain(args: argparse.Namespace) -> int:
+    from streamd.workers.fleet.cluster import Fleet, connected
+
+    with connected(args.address) as ray:
+        fleet = Fleet(ray)
+        boxes = fleet.drain(args.node, undo=args.undo)
+        names = ", ".join(boxes)
+        if args.undo or args.no_wait:
+            print(f"{names}: {'takes streams again' if args.undo else 'is being drained'}")
+            return 0
+        while True:
+            left = {b.box: b for b in fleet.status().boxes if b.box in boxes and b.state != "DRAINED"}
+            if not left:
+                print(f"{names}: drained")
+                return 0
+            stuck = sorted(name for name, box in left.items() if box.reason == "no_room")
+            if stuck:
+                print(f"{', '.join(stuck)}: no other box has room for the rest of the streams", file=sys.stderr)
+                return 1
+            time.sleep(_LOOK_S)
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from streamd.workers.fleet.cluster import Fleet, connected, stop_here
+
+    if args.here:
+        stopped = stop_here(args.state_dir)
+        print("\n".join(f"{box} stopped" for box in stopped) or "no box runs on this machine")
+        return 0
+    if args.state_dir:
+        raise ConfigError("--state-dir is for --here; the fleet knows its own")
+    with connected(args.address) as ray:
+        return _end(Fleet(ray))
+
+
+def settled(status: FleetStatus) -> bool:
+    """Whether nothing is about to change: every stream runs, or has a reason not to."""
+    busy = status.rebuilding or not status.boxes or any(b.state == "JOINING" for b in status.boxes)
+    return not busy and not any(s.state in ("STARTING", "MOVING") for s in status.streams)
+
+
+def show(status: FleetStatus) -> None:
+    """Prints a status as tables of at most 80 columns."""
+    console = output_console(highlight=False, markup=False)
+    boxes = _table(("box", "left"), ("state", "left"), ("streams", "right"), ("frames/s", "right"), ("node", "left"))
+    for b in status.boxes:
+        state = f"{b.state} ({b.reason})" if b.reason else b.state
+        boxes.add_row(b.box, state, str(b.streams), f"{b.load:,.0f} of {b.capacity:,.0f}", b.node)
+    console.print(boxes)
+    counts = Counter(s.state for s in status.streams)
+    parts = ", ".join(f"{counts[state]} {state.lower()}" for state in sorted(counts)) or "none"
+    console.print(f"\n{len(status.streams)} streams: {parts}")
+    odd = [s for s in status.streams if s.state != "RUNNING"]
+    if odd:
+        console.print(_streams(odd[:MOST_STREAMS]))
+    if len(odd) > MOST_STREAMS:
+        console.print(f"and {len(odd) - MOST_STREAMS} more; --json lists them")
+    console.print(_margin(status))
+
+
+def _streams(streams: list[FleetStream]) -> Any:
+    table = _table(("stream", "left"), ("state", "left"), ("reason", "left"), ("box", "left"))
+    for s in streams:
+        box = f"{s.box or '-'} to {s.moving_to}" if s.moving_to else s.box or "-"
+        table.add_row(s.stream, s.state, s.reason, box)
+    return table
+
+
+def _margin(status: FleetStatus) -> str:
+    if status.rebuilding:
+        return "The coordinator has just been started, and waits for the boxes."
+    worst = max(status.without.items(), key=lambda item: len(item[1]), default=("", []))
+    if worst[1]:
+        return f"Losing {worst[0]} would leave {len(worst[1])} streams without a box."
+    return "Whichever box is lost, the others serve every stream (N+1)." if status.spare else ""
+
+
+def _table(*columns: tuple[str, Any]) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for name, justify in columns:
+        made.add_column(name, justify=justify, overflow="fold")
+    return made

@@ -1,0 +1,266 @@
+"""The cluster as the command line sees it: connecting, or starting one on this machine; the coordinator's methods."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from streamd.errors import ConfigError, SinkError, StreamdError
+from streamd.fleet.records import FleetStatus, decode
+from streamd.workers.fleet import keeper
+from streamd.workers.fleet.actors import BOXES_LABEL, COORDINATOR, NAMESPACE, RayCluster, start_coordinator
+from streamd.workers.fleet.box import GRACE_S, Configuration
+from streamd.workers.fleet.place import BoxFolder, fleet_folder, write_whole
+
+CALL_S = 30.0
+LOCAL_NODE = "box"
+_OBJECT_STORE = 80 << 20
+"""Bytes; nothing is kept in it, and this is about the least that Ray accepts."""
+_STOP_S = 120.0
+TOKEN_VARIABLES = frozenset({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"})
+
+
+class FleetError(StreamdError):
+    """The cluster or its coordinator does not answer."""
+
+    exit_code = 1
+
+
+def _ray() -> Any:
+    # Ray protects the clusters that it starts by a token of the user, but does not send it by itself.
+    if "RAY_AUTH_MODE" not in os.environ and (
+        TOKEN_VARIABLES.intersection(os.environ) or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+    ):
+        os.environ["RAY_AUTH_MODE"] = "token"
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(f"a fleet needs Ray ({error}): pip install 'streamd[fleet]'") from error
+    return ray
+
+
+def address_file() -> Path:
+    """Where the address of a cluster on this machine is kept while `streamd fleet run` runs."""
+    return fleet_folder() / "address"
+
+
+def _quiet(ray: Any) -> dict[str, Any]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else each start prints a warning about it
+    return {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """Connects to a cluster: `address`, else $RAY_ADDRESS, else the one that runs on this machine.
+
+    Raises:
+        FleetError: there is none.
+    """
+    ray = _ray()
+    found = address or os.environ.get("RAY_ADDRESS")
+    if found is None:
+        with contextlib.suppress(OSError):
+            found = address_file().read_text().strip()
+    try:
+        ray.init(address=found or "auto", **_quiet(ray))
+    except Exception as error:  # Ray raises plain ones
+        where = found or "this machine"
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FleetError(
+            f"no Ray cluster at {where}: {text}; `ray start --address=…` joins one, --address names it"
+        ) from error
+    _hush()
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _hush() -> None:
+    """Ray prints a page on standard output whenever an actor dies, also without `log_to_driver`."""
+    with contextlib.suppress(ImportError, AttributeError, KeyError, ValueError):
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+        dispatcher.remove_handler("ray_print_logs")
+
+
+@contextlib.contextmanager
+def local(boxes: int) -> Iterator[Any]:
+    """Starts a cluster on this machine, with one node, which ends with this process.
+
+    Args:
+        boxes: how many boxes the node is to have.
+    """
+    ray = _ray()
+    options: dict[str, Any] = {"labels": {BOXES_LABEL: str(boxes)}, "_node_name": LOCAL_NODE}
+    for last in (False, True):
+        try:
+            context = ray.init(
+                address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **options, **_quiet(ray)
+            )
+            break
+        except Exception as error:  # Ray raises plain ones
+            ray.shutdown()
+            if last:  # on a busy machine, its own 30 s may be too short
+                raise FleetError(f"Ray cannot be started: {str(error).splitlines()[0]}") from error
+    _hush()
+    file = address_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, context.address_info["address"].encode())
+        yield ray
+    finally:
+        file.unlink(missing_ok=True)
+        ray.shutdown()
+
+
+class Fleet:
+    """The running fleet of a cluster.
+
+    Args:
+        ray: connected.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._actor: Any = None
+
+    def start(self, configuration: Configuration) -> bool:
+        """Starts the coordinator, or has the one that runs take the configuration; True if it was started.
+
+        Raises:
+            StreamdError: it cannot run, or rejects the configuration.
+        """
+        if self.runs():
+            self.apply(configuration)
+            return False
+        RayCluster().forget()  # of a fleet that was not stopped, but lost with its cluster
+        self._actor = start_coordinator(configuration)
+        self._call("listens")
+        return True
+
+    def runs(self) -> bool:
+        """Whether there is a coordinator."""
+        try:
+            self._actor = self._ray.get_actor(COORDINATOR, namespace=NAMESPACE)
+        except ValueError:
+            return False
+        return True
+
+    def _call(self, method: str, *arguments: Any, patience_s: float = CALL_S) -> Any:
+        ray = self._ray
+        if self._actor is None and not self.runs():
+            raise FleetError("no fleet runs in this cluster: streamd fleet run FLEET.yaml starts one")
+        end = time.monotonic() + patience_s
+        while True:
+            try:
+                return ray.get(getattr(self._actor, method).remote(*arguments), timeout=patience_s)
+            except ray.exceptions.ActorUnavailableError as error:
+                if time.monotonic() > end:
+                    raise FleetError("the coordinator is being restarted, and does not answer yet") from error
+                time.sleep(0.2)
+            except ray.exceptions.GetTimeoutError as error:
+                raise FleetError(f"the coordinator has not answered within {patience_s:g} s") from error
+            except ray.exceptions.RayTaskError as error:
+                cause = error.cause
+                raise cause if isinstance(cause, StreamdError) else FleetError(str(cause)) from error
+            except ray.exceptions.ActorDiedError as error:
+                self._actor = None
+                raise _cause_of(error) from error
+
+    def apply(self, configuration: Configuration) -> None:
+        """See `CoordinatorHost.apply`."""
+        self._call("apply", configuration.text, configuration.base)
+
+    def status(self, patience_s: float = CALL_S) -> FleetStatus:
+        """See `CoordinatorHost.status`."""
+        return decode(self._call("status", patience_s=patience_s), FleetStatus)
+
+    def listens(self) -> str | None:
+        """See `CoordinatorHost.listens`."""
+        found: str | None = self._call("listens")
+        return found
+
+    def happenings(self, since: int) -> tuple[int, list[dict[str, str]]]:
+        """See `CoordinatorHost.happenings`."""
+        number, found = self._call("happenings", since)
+        return number, found
+
+    def drain(self, name: str, *, undo: bool = False) -> list[str]:
+        """See `CoordinatorHost.drain`."""
+        found: list[str] = self._call("drain", name, undo)
+        return found
+
+    def stop(self, told: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Ends every daemon with its keeper, then the actors.
+
+        Args:
+            told: is given the name of each box that has been stopped.
+
+        Returns:
+            The names of boxes that did not answer: their daemons may still run.
+        """
+        ray = self._ray
+        actors = {name: self._box(name) for name in self._call("stop")}
+        tasks = {actor.stop.remote(): name for name, actor in actors.items() if actor is not None}
+        left = {name for name, actor in actors.items() if actor is None}
+        waiting, end = list(tasks), time.monotonic() + _STOP_S
+        while waiting and time.monotonic() < end:
+            ready, waiting = ray.wait(waiting, timeout=1.0)
+            for task in ready:
+                name = tasks[task]
+                try:
+                    ray.get(task)
+                    told(_box_of(name))
+                except ray.exceptions.RayError:
+                    left.add(name)
+        left.update(tasks[task] for task in waiting)
+        for actor in (*actors.values(), self._actor):
+            if actor is not None:
+                ray.kill(actor, no_restart=True)
+        self._actor = None
+        RayCluster().forget()
+        return sorted(map(_box_of, left))
+
+    def _box(self, name: str) -> Any:
+        try:
+            return self._ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            return None
+
+
+def _box_of(actor: str) -> str:
+    return actor.split(":")[1]
+
+
+def _cause_of(error: Any) -> StreamdError:
+    """Why an actor could not start, from the message that Ray makes of its exception."""
+    lines = [line for line in str(error).splitlines() if "Error: " in line]
+    for line in reversed(lines):
+        for kind in (ConfigError, SinkError):
+            name = f"{kind.__name__}: "
+            if name in line:
+                return kind(line.partition(name)[2])
+    return FleetError(f"the coordinator has ended: {lines[-1] if lines else error}")
+
+
+def stop_here(state_dir: str | None = None) -> list[str]:
+    """Ends every daemon of a fleet on this machine, with its keeper, without asking a cluster.
+
+    Returns:
+        The names of the boxes.
+    """
+    stopped = []
+    folder = fleet_folder(state_dir)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        box = BoxFolder(path)
+        notes = keeper.read_notes(box)
+        if keeper.kept(box) or (notes.daemon is not None and notes.daemon.alive):
+            keeper.stop(box, grace_s=GRACE_S)
+            stopped.append(path.name)
+    return stopped

@@ -1,0 +1,70 @@
+"""What `streamd fleet status` prints, and what the commands say without Ray or a cluster."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from streamd.cli import main
+from streamd.cli.fleetrun import settled, show
+from streamd.fleet.records import Account, FleetBox, FleetStatus, FleetStream
+
+
+def box(name: str, state: str = "UP", reason: str = "") -> FleetBox:
+    return FleetBox(name, "a-node-with-a-long-name", state, reason, 12, 1800.0, 2000.0, True, 0.2, None, "boot")
+
+
+def stream(name: str, state: str = "RUNNING", reason: str = "", where: str | None = "box-1") -> FleetStream:
+    return FleetStream(name, where, 7, state, reason, None, Account())
+
+
+def status(boxes: list[FleetBox], streams: list[FleetStream], lost: list[str] | None = None) -> FleetStatus:
+    return FleetStatus(boxes, streams, {}, 0.0, {"box-1": lost or []}, False)
+
+
+def test_a_status_fits_a_terminal_and_names_what_needs_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    many = [stream(f"cam-{i:02}", "WAITING", "no_room", None) for i in range(20)]
+    show(status([box("b" * 64), box("box-1", "DRAINING", "no_room")], [stream("gate"), *many], ["gate", "hall"]))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    for text in ("21 streams: 1 running, 20 waiting", "no_room", "cam-11", "and 8 more", "DRAINING", "1,800 of 2,000"):
+        assert text in shown
+    assert "cam-12" not in shown
+    assert "Losing box-1 would leave 2 streams without a box." in shown
+    show(status([box("box-1")], [stream("gate")]))
+    assert "(N+1)" in capsys.readouterr().out
+
+
+def test_a_fleet_is_settled_once_nothing_is_under_way() -> None:
+    assert settled(status([box("box-1")], [stream("a"), stream("b", "WAITING", "no_room", None)]))
+    assert not settled(status([], []))
+    assert not settled(status([box("box-1", "JOINING")], []))
+    assert not settled(status([box("box-1")], [stream("a", "MOVING")]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "FILE"], "there is no section `fleet`"),
+        (["apply", "missing.yaml"], "missing.yaml: "),
+        (["stop", "--state-dir", "x"], "--state-dir is for --here"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text("model: {path: m.onnx}\nstreams: [{id: a, kind: synthetic}]\n")
+    assert main(["fleet", *[str(file) if a == "FILE" else a for a in arguments]]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["fleet", "status"]) == 2
+    assert "pip install 'streamd[fleet]'" in capsys.readouterr().err
+
+
+def test_nothing_runs_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fleet", "stop", "--here", "--state-dir", str(tmp_path)]) == 0
+    assert "no box runs on this machine" in capsys.readouterr().out

@@ -1,0 +1,143 @@
+"""A box with a real daemon in a process of its own, and a coordinator in this one; nothing of Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streamd.fleet.records import BoxReport, FleetStream, Order
+from streamd.workers.fleet import keeper
+from streamd.workers.fleet.box import BoxHost, Configuration, Place
+from streamd.workers.fleet.host import CoordinatorHost
+from streamd.workers.fleet.place import BoxFolder
+from tests.events.journals import until
+from tests.workers.fleet.test_host import Nodes
+
+PATIENCE_S = 90.0
+TEXT = """
+model: {path: none}
+engine: {kind: "null"}
+fleet: {box: {fps: 100}, listen: null}
+streams:
+  - {id: gate, kind: synthetic, fps: 10}
+"""
+MORE = TEXT + "  - {id: yard, kind: synthetic, fps: 10}\n"
+
+
+class Fleet:
+    """One coordinator and one box, which may both be replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.box_folder = BoxFolder(folder / "n1")
+        self.nodes = Nodes()
+        self.reachable = True
+        self.begin(Configuration(TEXT, str(folder)))
+        self.attach()
+
+    def begin(self, configuration: Configuration) -> None:
+        """Another coordinator."""
+        self.coordinator = CoordinatorHost(configuration, self.nodes)
+        self.coordinator.start()
+
+    def attach(self) -> None:
+        """Another process of the box's actor."""
+        place = Place("n1", "n1", "127.0.0.1", 1, (), dict(os.environ))
+        self.box = BoxHost(place, self._report, self._configuration, str(self.folder))
+        self.box.start()
+
+    def _report(self, report: BoxReport) -> Order | None:
+        return self.coordinator.report(report) if self.reachable else None
+
+    def _configuration(self) -> Configuration | None:
+        return self.coordinator.configuration() if self.reachable else None
+
+    def stream(self, name: str = "gate") -> FleetStream | None:
+        """As the coordinator knows it."""
+        return next((s for s in self.coordinator.status().streams if s.stream == name), None)
+
+    def state(self) -> str:
+        """Of the box."""
+        return next((b.state for b in self.coordinator.status().boxes), "")
+
+    def boot_id(self) -> str:
+        """Of the daemon."""
+        return self.coordinator.status().boxes[0].boot_id
+
+    def runs(self, name: str = "gate") -> bool:
+        """Whether the stream publishes."""
+        stream = self.stream(name)
+        return stream is not None and stream.state == "RUNNING" and stream.account.published > 0
+
+    def close(self) -> None:
+        """Ends everything."""
+        self.box.stop()
+        self.coordinator.close()
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        made = Fleet(Path(folder))
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.mark.slow  # three starts of a daemon
+def test_a_daemon_outlives_its_box_and_its_coordinator(fleet: Fleet) -> None:
+    until(fleet.runs, PATIENCE_S)
+    first, generation = fleet.boot_id(), fleet.stream().generation  # type: ignore[union-attr]
+    # The actor dies, and another one attaches to the same daemon.
+    fleet.box.leave()
+    fleet.attach()
+    until(fleet.runs, PATIENCE_S)
+    assert fleet.boot_id() == first
+    # The coordinator dies; the next one learns what the box has, and gives it nothing new.
+    fleet.coordinator.close()
+    fleet.begin(Configuration(TEXT, str(fleet.folder)))
+    until(lambda: fleet.runs() and not fleet.coordinator.status().rebuilding, PATIENCE_S)
+    stream = fleet.stream()
+    assert stream is not None
+    assert (fleet.boot_id(), stream.generation) == (first, generation)
+    # Nobody answers for longer than a lease: it goes on.
+    fleet.reachable = False
+    published = stream.account.published
+    until(lambda: fleet.state() == "LOST", PATIENCE_S)
+    fleet.reachable = True
+    until(lambda: fleet.runs() and fleet.state() == "UP", PATIENCE_S)
+    assert fleet.boot_id() == first
+    assert fleet.stream().account.published > published  # type: ignore[union-attr]
+    # The daemon itself dies: the keeper starts it again.
+    daemon = keeper.read_notes(fleet.box_folder).daemon
+    assert daemon is not None
+    daemon.send(signal.SIGKILL)
+    until(lambda: fleet.boot_id() not in ("", first) and fleet.runs(), PATIENCE_S)
+    assert fleet.stream().generation > generation  # type: ignore[union-attr]
+    assert "killed by signal 9" in fleet.box_folder.log.read_text()
+
+
+@pytest.mark.slow  # two starts of a daemon
+def test_a_changed_file_and_a_drain_reach_the_daemon(fleet: Fleet) -> None:
+    until(fleet.runs, PATIENCE_S)
+    first = fleet.boot_id()
+    fleet.coordinator.apply(Configuration(MORE, str(fleet.folder)))
+    until(lambda: fleet.runs("yard"), PATIENCE_S)
+    assert fleet.boot_id() == first
+    assert fleet.box_folder.config.read_text() == MORE
+    assert fleet.box_folder.config.stat().st_mode & 0o077 == 0
+    daemon = keeper.read_notes(fleet.box_folder).daemon
+    assert daemon is not None
+    # With nothing but a stream that it does not reach, a drain is over at once, and ends the daemon.
+    away = 'listen: null, reach: [{streams: "*", labels: [elsewhere]}]'
+    other = TEXT.replace("gate", "door").replace("listen: null", away)
+    fleet.coordinator.apply(Configuration(other, str(fleet.folder)))
+    fleet.coordinator.drain("n1")
+    until(lambda: fleet.state() == "DRAINED" and not daemon.alive, PATIENCE_S)
+    until(lambda: not keeper.kept(fleet.box_folder), PATIENCE_S)
