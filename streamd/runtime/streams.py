@@ -65,7 +65,9 @@ def gate_of(settings: SourceSettings) -> Gate | None:
     if not settings.look.gated:
         return None
     crop = settings.crop
-    return Gate(settings.look, Box(crop.x, crop.y, crop.width, crop.height) if crop is not None else None)
+    return Gate(
+        settings.look, Box(crop.x, crop.y, crop.width, crop.height) if crop is not None else None, live=settings.live
+    )
 
 
 def _first(standby: Standby | None, make_source: Callable[[], Source]) -> Callable[[], Source]:

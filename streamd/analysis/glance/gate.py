@@ -25,6 +25,8 @@ ENLARGED = 0.15
 """Of a box, on each side: what moves with an object, such as its shadow."""
 JITTER_NS = 2_000_000
 """By which a frame may come too early for a rate."""
+JUMP_NS = 60_000_000_000
+"""A longer step of a file's media clock is a jump."""
 HEAT_S = 60.0
 """Time constant of the map of where it moves."""
 
@@ -35,14 +37,18 @@ class Gate:
     Args:
         settings: when to look.
         crop: the part of the upright picture that the network sees, in pixels; None for all of it.
+        live: the sender sets the pace. Of a file, only the media clock counts, however fast it is read.
     """
 
-    def __init__(self, settings: LookSettings, crop: Box | None = None) -> None:
-        self._settings, self._crop = settings, crop
+    def __init__(self, settings: LookSettings, crop: Box | None = None, *, live: bool = True) -> None:
+        self._settings, self._crop, self._live = settings, crop, live
+        self._now_ns = 0
+        self._before: tuple[int, int | None] = (0, None)
+        """Capture and time stamp of the last frame."""
         self._motion: Motion | None = None
         self._shape: tuple[int, int, Rotation, bool] | None = None
         self._answers: deque[tuple[Look, npt.NDArray[np.float32], bool]] = deque(maxlen=ANSWERS)
-        self._looked_ns = self._moved_ns = 0
+        self._looked_ns = self._moved_ns = -(10**15)
         self._owed = True
         """The next frame is to be looked at, whatever it shows."""
         self._following = False
@@ -74,20 +80,33 @@ class Gate:
             glance: its small picture; None where it cannot be read, and is looked at.
         """
         moved: Moved | None = None
+        now = self._time(frame)
         if glance is None:
             wanted, why = True, "unreadable"  # type: tuple[bool, Why]
         else:
             motion = self._prepared(glance, frame)
             self._learn(motion)
-            moved = motion.step(glance)
-            wanted, why = self._judge(moved, frame.captured_ns, motion)
-            self._warm(moved, frame.captured_ns)
+            moved = motion.step(glance, now)
+            wanted, why = self._judge(moved, now, motion)
+            self._warm(moved, now)
         self.last, self.glance = moved, glance
         if wanted:
             self.looks[why] += 1
-            self._looked_ns, self._owed = frame.captured_ns, False
+            self._looked_ns, self._owed = now, False
         frame.view = Look(wanted, why, moved)
         return moved
+
+    def _time(self, frame: Frame) -> int:
+        """Nanoseconds on the clock of this gate."""
+        captured_ns, pts_ns = self._before
+        passed = frame.captured_ns - captured_ns
+        if not self._live and frame.pts_ns is not None and pts_ns is not None:
+            media = frame.pts_ns - pts_ns
+            if 0 < media < JUMP_NS:
+                passed = media
+        self._before = frame.captured_ns, frame.pts_ns
+        self._now_ns += max(passed, 1)
+        return self._now_ns
 
     def _prepared(self, glance: Glance, frame: Frame) -> Motion:
         shape = (frame.width, frame.height, glance.rotation, glance.mirrored)

@@ -1,10 +1,11 @@
 """What moves in a stream's small pictures.
 
-Each cell has a background (a running mean) and a level of noise: a running quantile of how far it strays from the
-background, which takes in sensor noise, the breathing of a codec at its key frames and flicker. What strays further is
-moving. What the whole picture does at once is taken out first: a change of exposure or light (gain and offset) and a
-shift of less than a cell (a shaking pole), by least squares on the background, its gradients and its Laplacian (Lucas
-and Kanade, "An Iterative Image Registration Technique", 1981, with one reweighting).
+Each cell has a background (a running mean), a past (the same before something came to stand there) and a level of
+noise: a running quantile of how far it strays from the background, which takes in sensor noise, the breathing of a
+codec at its key frames and flicker. What strays further, from the background and from the past, is moving. What the
+whole picture does at once is taken out first: a change of exposure or light (gain and offset) and a shift of less
+than a cell (a shaking pole), by least squares on the background, its gradients and its Laplacian (Lucas and Kanade,
+"An Iterative Image Registration Technique", 1981, with one reweighting).
 
 The network's answers teach it: where something strays and no box is found, it becomes background sooner and its noise
 grows (rain, a burnt-in clock, leaves); where boxes are found, noise shrinks.
@@ -25,7 +26,11 @@ Levels = npt.NDArray[np.float32]
 
 STILL_S, STRAY_S = 1.5, 3.0
 """Time constants of the background, where a cell does not stray and where it does."""
-FIRST_NOISE, MOST_NOISE = 2.0, 40.0
+PAST_S = 20.0
+"""Time constant of the past, where something covers it."""
+PAST_EVERY = 4
+"""Pictures from one update of it to the next."""
+LEAST_NOISE, FIRST_NOISE, MOST_NOISE = 0.5, 2.0, 40.0
 QUANTILE = 0.99
 """Of a cell's distance from the background: key frames are more than one frame in a hundred."""
 UP = np.float32(0.25)
@@ -41,7 +46,7 @@ FIT_SHARE = 0.005
 """Beyond this share of straying cells, motion of the whole picture is taken out."""
 LIGHT_SHARE = 0.35
 """Beyond this share, it is another picture: a light was switched, the camera turned."""
-FIRST_SCORE, LEAST_SCORE, MOST_SCORE = 3.0, 2.0, 8.0
+FIRST_SCORE, LEAST_SCORE, MOST_SCORE = 3.0, 2.5, 8.0
 """The score at which something moves. 3 is one cell far beyond its limit or three just beyond it."""
 FALSE_STEP, TRUE_STEP, CALM_STEP = 0.05, 0.02, 0.0005
 """How it changes with a look that found nothing where something moved, one that did, and a still frame."""
@@ -98,6 +103,8 @@ class Motion:
         self._auto = sensitivity is None
         self.threshold = FIRST_SCORE if sensitivity is None else SCALE / sensitivity
         self._background: Levels | None = None
+        self._past: Levels
+        """The background without what stands still for a while: what comes to light when it leaves is no motion."""
         self._noise = np.full((ROWS, COLUMNS), FIRST_NOISE, np.float32)
         self._limit = np.full((ROWS, COLUMNS), LEAST + PER_NOISE * FIRST_NOISE, np.float32)
         self._distance = np.empty((ROWS, COLUMNS), np.float32)
@@ -121,14 +128,20 @@ class Motion:
         """The next picture is unrelated to those before. Noise and sensitivity are kept."""
         self._background = None
 
-    def step(self, glance: Glance) -> Moved:
-        """Compares the next picture with the background, and takes it in."""
+    def step(self, glance: Glance, now_ns: int | None = None) -> Moved:
+        """Compares the next picture with the background, and takes it in.
+
+        Args:
+            glance: the picture.
+            now_ns: its time, if it is not that of its capture.
+        """
+        now_ns = glance.captured_ns if now_ns is None else now_ns
         luma = glance.luma.astype(np.float32)
         if self._background is None:
-            self._background, self._now_ns = luma, glance.captured_ns
+            self._background, self._past, self._now_ns = luma, luma.copy(), now_ns
             return Moved(0.0, self.threshold, _STILL, 0.0, light=True)
-        passed_s = min(max((glance.captured_ns - self._now_ns) / 1e9, 1e-3), 1.0)
-        self._now_ns = glance.captured_ns
+        passed_s = min(max((now_ns - self._now_ns) / 1e9, 1e-3), 1.0)
+        self._now_ns = now_ns
         self._number += 1
         away = luma - self._background
         away -= np.median(away[::5, ::7])
@@ -142,8 +155,12 @@ class Motion:
             stray = distance > self._limit
             count = int(np.count_nonzero(stray))
         if count > LIGHT_SHARE * stray.size:
-            self._background = luma
+            self._background, self._past = luma, luma.copy()
             return Moved(0.0, self.threshold, stray, count / stray.size, True, shift)
+        if count:
+            count = self._uncover(luma, away, stray)
+        if self._number % PAST_EVERY == 0:
+            self._remember(stray, PAST_EVERY * passed_s)
         self._learn(distance, passed_s)
         if self._learned_s < LEARN_S:
             self._learned_s += passed_s
@@ -162,6 +179,26 @@ class Motion:
         if score < self.threshold:
             self._calm()
         return Moved(score, self.threshold, stray, count / stray.size, shift=shift)
+
+    def _uncover(self, luma: Levels, away: Levels, stray: Cells) -> int:
+        """Takes cells out of `stray` that show the past again; returns how many are left."""
+        background = self._background
+        assert background is not None
+        where = np.flatnonzero(stray)
+        flat, past = background.ravel(), self._past.ravel()[where]
+        again = np.abs(away.ravel()[where] + flat[where] - past) <= self._limit.ravel()[where]
+        shown = where[again]
+        stray.ravel()[shown] = False
+        flat[shown] = luma.ravel()[shown]
+        return len(where) - len(shown)
+
+    def _remember(self, stray: Cells, passed_s: float) -> None:
+        """Lets the past follow the background: soon where they agree, slowly where something stands in front."""
+        assert self._background is not None
+        apart = self._background - self._past
+        covered = np.abs(apart) > self._limit
+        near, far = (np.float32(1 - np.exp(-passed_s / tau)) for tau in (STILL_S, PAST_S))
+        self._past += np.where(stray, np.float32(0), np.where(covered, far, near)) * apart
 
     def _settled(self, away: Levels) -> tuple[Levels, tuple[float, float]]:
         """`away` without what the whole picture does: gain, offset, and a shift, which is the second result."""
@@ -207,7 +244,7 @@ class Motion:
         self._settle_noise()
 
     def _settle_noise(self) -> None:
-        np.clip(self._noise, 0, MOST_NOISE, out=self._noise)
+        np.clip(self._noise, LEAST_NOISE, MOST_NOISE, out=self._noise)
         np.multiply(self._noise, np.float32(PER_NOISE), out=self._limit)
         self._limit += np.float32(LEAST)
 
@@ -238,7 +275,8 @@ class Motion:
         found = bool(boxes.any())
         if found:
             self._boxed_ns[boxes] = self._now_ns
-            self._noise[boxes] *= np.float32(0.97)
+            noise = self._noise[boxes]
+            self._noise[boxes] = np.where(noise > 2 * LEAST_NOISE, noise * np.float32(0.97), noise)
         if moved.light or not moved.share:
             if found:
                 self._settle_noise()
