@@ -33,7 +33,8 @@ T_975 = (
 )  # fmt: skip
 """97.5 % quantiles of Student's t for 1, 2, … degrees of freedom."""
 ZONE = {"name": "all", "points": [[0, 0], [1, 0], [1, 1], [0, 1]], "anchor": "center"}
-CLIP = {"pre_s": 5, "post_s": 1, "max_s": 10}
+CLIP = {"pre_s": 5, "post_s": 1, "max_s": 60}
+"""The events of a loop follow one another, so that a clip is always under way."""
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
