@@ -14,7 +14,7 @@ import numpy as np
 import zmq
 from gauge import Slope, held, slope
 
-from streamd.sinks.message import StatusMessage, decode
+from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
 from tests.behaviour.daemon import Running
 
 IN_FLIGHT_LIMIT = 200
@@ -52,6 +52,8 @@ class Keeper:
                 message = decode(socket.recv_multipart())
                 if isinstance(message, StatusMessage):
                     self.states[message.stream] = message
+                    continue
+                if not isinstance(message, DetectionsMessage):
                     continue
                 self.frames += 1
                 self.untold += message.seq - self._next.get(message.stream, message.seq - message.dropped)

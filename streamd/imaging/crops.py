@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from streamd.imaging.letterbox import FORMATS, plane_view
+from streamd.imaging.letterbox import FORMATS
 from streamd.imaging.reference import coded_roi
 from streamd.types import Box, ForeignPicture, Frame, Picture, rotated_size
 
@@ -78,22 +78,37 @@ def cut(frame: Frame, part: Box, most: float) -> tuple[Frame, int]:
     cuts = []
     size = 0
     for shape in known.planes:
-        rows = slice(y0 >> shape.shift_y, (y1 + shape.shift_y) >> shape.shift_y)
-        columns = slice(x0 >> shape.shift_x, (x1 + shape.shift_x) >> shape.shift_x)
-        row_bytes = (columns.stop - columns.start) * shape.channels * known.bytes
-        cuts.append((rows, columns, row_bytes))
-        size += (rows.stop - rows.start) * row_bytes
+        sample = shape.channels * known.bytes
+        top, left = y0 >> shape.shift_y, (x0 >> shape.shift_x) * sample
+        rows = ((y1 + shape.shift_y) >> shape.shift_y) - top
+        row_bytes = ((x1 + shape.shift_x) >> shape.shift_x) * sample - left
+        cuts.append((top, left, rows, row_bytes))
+        size += rows * row_bytes
     if size > most:
         raise CropRefused("memory")
-    planes = []
-    for i, (shape, (rows, columns, row_bytes)) in enumerate(zip(known.planes, cuts, strict=True)):
-        source = plane_view(picture.native, i, shape, picture.width, picture.height, known.bytes)[rows, columns]
-        plane = _plane(rows.stop - rows.start, row_bytes)
-        plane.view(np.ndarray).view(source.dtype).reshape(source.shape)[...] = source
+    # One piece of memory, and every plane as rows of bytes: this is done for each object, between two frames.
+    memory = np.empty(size, np.uint8)
+    address, at, planes = memory.__array_interface__["data"][0], 0, []
+    for source, (top, left, rows, row_bytes) in zip(picture.native.planes, cuts, strict=True):
+        pitch = source.line_size
+        rectangle: Any = np.ndarray(
+            (rows, row_bytes), np.uint8, memoryview(source), top * pitch + left, (pitch, 1)
+        )  # fmt: skip
+        target = memory[at : at + rows * row_bytes]
+        target.reshape(rows, row_bytes)[...] = rectangle
+        plane = target.view(_Plane)
+        plane.buffer_ptr, plane.line_size = address + at, row_bytes
         planes.append(plane)
-    small = replace(picture, native=PartPicture(planes), width=width, height=height)
-    upright = rotated_size(width, height, picture.rotation)
-    return replace(frame, picture=small, width=upright[0], height=upright[1], roi=None), size
+        at += len(target)
+    p, f = picture, frame
+    small = Picture(
+        PartPicture(planes), p.format, width, height, p.matrix, p.full_range, p.rotation, None, p.mirrored,
+        p.pixel_aspect,
+    )  # fmt: skip
+    upright = rotated_size(width, height, p.rotation)
+    return Frame(
+        f.stream, small, *upright, f.captured_ns, f.wall_ns, f.decoded_ns, f.pts_ns, None, f.epoch, f.seq
+    ), size
 
 
 def bgr_frame(frame: Frame, image: np.ndarray[Any, np.dtype[np.uint8]]) -> Frame:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -28,7 +29,7 @@ from streamd.runtime.classify.objects import KEPT, Known
 from streamd.runtime.classify.opening import open_classifier
 from streamd.sinks.attributes import ClassifiedMessage
 from streamd.sinks.envelope import CLASSIFIED, Message, MessageBuilder, OutgoingClasses
-from streamd.sinks.message import decode, json_schema
+from streamd.sinks.message import json_schema
 from streamd.types import Box, Detections, Frame, ModelInfo, StageTimes, Tracks
 from tests.engine.onnx_models import colours, constant_output
 from tests.imaging.test_letterbox import make_frame
@@ -204,8 +205,7 @@ def test_without_tracks_there_is_a_message_for_each_frame(make: Any, model: Path
         assert message.topic == b"streamd/classified/1/s"
         assert message.kind is CLASSIFIED
         validator.validate(json.loads(message.payload))
-        told = decode([message.topic, message.payload])
-        assert isinstance(told, ClassifiedMessage)
+        told = msgspec.json.decode(message.payload, type=ClassifiedMessage)
         assert (told.observed_seq, told.stream, told.width) == (seq, "s", 160)
         assert [(o.label, o.attribute.label) for o in told.objects] == [("car", "red"), ("car", "blue")]
         assert told.objects[1].box == (101, 71, 151, 111)

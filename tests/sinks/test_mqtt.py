@@ -19,9 +19,10 @@ import pytest
 from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.events.record import Media
 from streamd.flow.settings import StreamSettings
-from streamd.sinks.envelope import Outgoing
+from streamd.sinks.envelope import Outgoing, OutgoingClasses
 from streamd.sinks.mqtt import MqttSettings
 from streamd.sources.synthetic import SyntheticStreamSettings
+from streamd.types import Attribute
 from tests.events.journals import event, until
 from tests.frames import detections, status
 from tests.messages import checked
@@ -422,6 +423,11 @@ def test_frames_are_lost_and_told_while_the_broker_is_away(tmp_path: Path, broke
         until(lambda: running.value("streamd_sink_up") == 1)
         running.thread.put(Outgoing(detections(seq=0), "b"))
         until(lambda: len(listener.messages) == 1)
+        with contextlib.closing(Listener(broker.port, "streamd/box/streams/s/classified")) as classified:
+            said = Attribute("colour", "red", 0.9, 0, 1)
+            running.thread.put_classes(OutgoingClasses(detections(seq=0), [0], [said], "b"))
+            until(lambda: len(classified.messages) == 1)
+        assert json.loads(classified.messages[0][1])["objects"][0]["attribute"]["label"] == "red"
         broker.kill()
         until(lambda: running.thread.unreachable is not None)
         for seq in range(1, 6):

@@ -20,7 +20,7 @@ from hypothesis import given
 
 from streamd.security.redact import redact
 from streamd.settings import NAME_PATTERN
-from streamd.sinks.envelope import COUNTS, DETECTIONS, EVENT, STATUS, Outgoing
+from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, EVENT, STATUS, Outgoing
 from streamd.sinks.nats import NatsSettings, stream_of, subject
 from tests.events.journals import event, until
 from tests.frames import detections, status
@@ -132,7 +132,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @given(st.from_regex(NAME_PATTERN, fullmatch=True))
 def test_every_stream_id_is_one_token_that_leads_back_to_it(stream: str) -> None:
-    for kind, place in ((EVENT, 3), (COUNTS, 3), (DETECTIONS, 2), (STATUS, 2)):
+    for kind, place in ((EVENT, 3), (COUNTS, 3), (CLASSIFIED, 3), (DETECTIONS, 2), (STATUS, 2)):
         tokens = subject("streamd", kind, stream).split(".")
         assert len(tokens) == 4
         assert stream_of(tokens[place]) == stream

@@ -41,6 +41,7 @@ class Recorder(Sink):
         self.go.wait()
         if self.broken:
             raise self.error
+        assert isinstance(decoded, DetectionsMessage)
         self.messages.append(decoded)
         return "subscriber_slow" if decoded.seq == 13 else None
 

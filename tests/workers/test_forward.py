@@ -12,10 +12,11 @@ from prometheus_client import CollectorRegistry
 
 from streamd.errors import SinkError
 from streamd.sinks import open_sink
+from streamd.sinks.envelope import MessageBuilder, OutgoingClasses
 from streamd.sinks.jsonl import JsonlSettings
 from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
 from streamd.telemetry.metrics import Metrics
-from streamd.types import StreamCounts
+from streamd.types import Attribute, StreamCounts
 from streamd.workers.forward import Forwarder
 from streamd.workers.ledger import WORKER_DIED, Ledger
 from streamd.workers.relay import HWM, RELAY_FULL, RelaySink
@@ -48,7 +49,8 @@ class Line:
         # Whole lines: the last one may be half written.
         lines = self.path.read_bytes().rpartition(b"\n")[0].splitlines()
         kinds = [b"status" if b'"state"' in line else b"detections" for line in lines]
-        return [decode([b"streamd/1/x/" + kind, line]) for kind, line in zip(kinds, lines, strict=True)]
+        found = [decode([b"streamd/1/x/" + kind, line]) for kind, line in zip(kinds, lines, strict=True)]
+        return [message for message in found if isinstance(message, (DetectionsMessage, StatusMessage))]
 
     def states(self) -> list[str]:
         return [m.state for m in self.messages() if isinstance(m, StatusMessage)]
@@ -77,6 +79,15 @@ def test_messages_pass_and_are_counted(line: Line) -> None:
     assert line.forwarder.passed("s") == (20, 0, 20)
     assert line.forwarder.passed("unknown") == (0, -1, 0)
     until(lambda: line.registry.get_sample_value("streamd_sink_messages_total", {"sink": "j"}) == 20, 5)
+
+
+def test_what_a_classifier_says_passes_as_it_is(line: Line) -> None:
+    line.forwarder.start()
+    found = OutgoingClasses(detections(seq=4), [0], [Attribute("colour", "red", 0.9, 4, 1)], "fleet")
+    line.relay(1).send(MessageBuilder("fleet").classified(found))
+    until(lambda: line.path.read_bytes().endswith(b"\n"), 5)
+    assert line.path.read_bytes().splitlines() == [found.payload("json")]
+    assert line.forwarder.passed("s") == (0, -1, 0)
 
 
 def test_a_status_that_nobody_tells_any_more_is_held_until_a_newer_worker_speaks(line: Line) -> None:

@@ -133,9 +133,11 @@ class Messages(Target):
         self._board = Board()
 
     def run(self, data: bytes) -> None:
-        from streamd.sinks.message import decode
+        from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
 
         message = decode(data.split(b"\n", 1))
+        if not isinstance(message, (DetectionsMessage, StatusMessage)):
+            return
         self._board.add(message, 1.0)
         self._board.rows[message.stream].view(1.5)
         if len(self._board.rows) > 50:
