@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Takes the documentation's pictures: docs/images/{wall,stream,editor,phone}.webp of the web page, dashboard.webp.
+"""Takes the documentation's pictures in docs/images: {wall,stream,editor,phone,events}.webp of the web page,
+dashboard.webp.
 
 Runs a daemon on one clip, played by several cameras from different positions, and on one camera that is down, and a
 Prometheus that scrapes it. Needs playwright and Debian's chromium and prometheus.
@@ -46,11 +47,12 @@ LIMIT = 150_000
 """Largest size of a picture in the repository, in bytes."""
 QUALITY = 82
 BOARD_HEIGHT = 1100
+EVIDENCE = {"snapshot": True, "clip": {"pre_s": 2, "post_s": 2}}
 RULES = {
-    "zones": [{"name": "pavement", "points": [[0.03, 0.55], [0.42, 0.5], [0.5, 0.96], [0.03, 0.96]]}],
-    "lines": [{"name": "lane", "points": [[0.62, 0.4], [0.72, 0.95]]}],
+    "zones": [{"name": "pavement", "points": [[0.03, 0.55], [0.42, 0.5], [0.5, 0.96], [0.03, 0.96]], **EVIDENCE}],
+    "lines": [{"name": "lane", "points": [[0.62, 0.4], [0.72, 0.95]], **EVIDENCE}],
 }
-"""Id of the camera that is shown alone."""
+"""Of some cameras, one of which is shown alone."""
 
 
 def configuration(folder: Path, args: argparse.Namespace) -> Path:
@@ -58,7 +60,7 @@ def configuration(folder: Path, args: argparse.Namespace) -> Path:
     length = length_s(str(args.video))
     streams: list[dict[str, Any]] = [
         {"id": name, "url": str(args.video), "loop": True, "start_s": length * i / len(CAMERAS), "max_fps": args.fps,
-         "objective": {"latency_ms": 200}, **(RULES if name == CAMERAS[2] else {})}
+         "objective": {"latency_ms": 200}, **(RULES if i in (2, 4, 6) else {})}
         for i, name in enumerate(CAMERAS)
     ]  # fmt: skip
     streams.append({"id": DOWN, "url": "rtsp://127.0.0.1:9/", "reconnect": {"initial_s": 30}})
@@ -156,6 +158,12 @@ def main() -> int:
                 time.sleep(12)
                 save(phone, args.out / "phone.webp")
                 phone.close()
+                past = browser.new_page(viewport={"width": 1440, "height": 800}, color_scheme="dark")
+                past.goto(f"{address}events.html")
+                past.wait_for_selector(".event img", timeout=120_000)
+                time.sleep(10)
+                save(past, args.out / "events.webp")
+                past.close()
                 span = dashboard_picture.Prometheus(storage, args.wait, 1)
                 dashboard = json.loads((ROOT / "configs" / "grafana" / "streamd.json").read_text())
                 board = browser.new_page(viewport={"width": 1440, "height": BOARD_HEIGHT})

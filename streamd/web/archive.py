@@ -20,6 +20,8 @@ from streamd.telemetry.http import Request, Response
 
 MAX_LIMIT = 1000
 PIECE = 256 << 10
+SMALL = 1 << 20
+"""Bytes of a file that is sent at once, as a snapshot: it does not count as one of the port's few endless answers."""
 MAX_RANGE = 4 << 20
 """Bytes of one answer to a range request; a player asks for the next."""
 _KINDS = {
@@ -162,6 +164,8 @@ def _file(path: Path, request: Request) -> Response:
         if "download" in request.query:
             headers["Content-Disposition"] = f'attachment; filename="{path.name}"'
         asked = request.headers.get("Range", "")
+        if not asked and size <= SMALL:
+            return Response(path.read_bytes(), kind, headers=headers)
         if not asked:
             return Response(_pieces(path, size), kind, headers={**headers, "Content-Length": str(size)})
         found = _RANGE.match(asked)

@@ -22,6 +22,7 @@ from streamd.web.archive import Archive
 from streamd.web.diagnostics import Diagnostics
 from streamd.web.guard import guard
 from streamd.web.live import Live
+from streamd.web.manual import Manual, folder
 from streamd.web.page import Page
 from streamd.web.rules import Rules
 from streamd.web.state import State
@@ -97,7 +98,7 @@ def open_port(
         for path, handler in (
             ("/snapshot/", live.snapshot), ("/stream/", live.stream), ("/events", archive.events),
             ("/media/", archive.media), ("/log", diagnostics.lines), ("/config", diagnostics.config),
-            ("/bundle", diagnostics.bundle),
+            ("/bundle", diagnostics.bundle), ("/docs/", Manual(folder()).answer),
         ):  # fmt: skip
             http.route(path, guard(handler, login=login is not None))
     http.start()

@@ -13,8 +13,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from streamd.events.record import Media
-from streamd.telemetry.http import HttpServer
-from streamd.web.archive import MAX_RANGE, Archive, filter_of, time_ns
+from streamd.telemetry.http import MAX_STREAMS, HttpServer
+from streamd.web.archive import MAX_RANGE, SMALL, Archive, filter_of, time_ns
 from streamd.web.guard import guard
 from tests.events.journals import SECOND, T0, event, journal
 
@@ -129,6 +129,16 @@ def test_files_are_served_whole_and_in_ranges(served: Served) -> None:
     assert served.get("/media/e%2F4/clip", Range="bytes=-5")[0] == 416
     _, headers, _ = served.get("/media/e%2F4/clip?download")
     assert headers["Content-Disposition"] == 'attachment; filename="x.mp4"'
+
+
+def test_pictures_are_sent_while_all_long_answers_are_taken(served: Served, tmp_path: Path) -> None:
+    for _ in range(MAX_STREAMS):
+        served.http._server.streams.acquire()
+    assert served.get("/media/e%2F4/clip")[0] == 200
+    (tmp_path / "x.mp4").write_bytes(bytes(SMALL + 1))
+    assert served.get("/media/e%2F4/clip")[0] == 503
+    served.http._server.streams.release()
+    assert served.get("/media/e%2F4/clip")[2] == bytes(SMALL + 1)
 
 
 def test_a_large_range_is_answered_in_parts(served: Served, tmp_path: Path) -> None:

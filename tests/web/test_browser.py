@@ -349,6 +349,13 @@ streams:
         context.close()
 
 
+def test_a_camera_leads_to_its_events(visit: Any) -> None:
+    page = visit("#/gate")
+    page.locator(".picture").get_by_role("link", name="Events").click()
+    expect(page.locator("#stream")).to_have_value("gate")
+    expect(page.locator("#empty")).to_have_text("No events match these filters.")
+
+
 def test_diagnostics_show_log_and_configuration(visit: Any) -> None:
     page = visit()
     page.get_by_role("link", name="Diagnostics").click()

@@ -143,6 +143,7 @@ export class Camera {
     this.editor = null;
     this.edit = el("button", { type: "button", class: "quiet", text: "Edit zones and lines" });
     this.edit.addEventListener("click", () => this.#openEditor());
+    this.past = el("a", { class: "quiet", href: `events.html?stream=${encodeURIComponent(name)}`, text: "Events" });
     this.full = el("button", { type: "button", class: "quiet", text: "Full screen", "aria-keyshortcuts": "f" });
     this.full.addEventListener("click", () => this.fullscreen());
     this.full.hidden = !document.fullscreenEnabled;
@@ -150,7 +151,7 @@ export class Camera {
     this.after = el("a", { class: "step", role: "link", hidden: true, "aria-keyshortcuts": "ArrowRight" }, "›");
     this.shotBox = el("div", { class: "shot" }, this.canvas, this.over);
     this.detail = el("p", { class: "detail", hidden: true });
-    this.picture = el("section", { class: "card picture", "aria-label": "Picture" }, this.shotBox, el("div", { class: "under" }, this.seen, el("div", { class: "row" }, this.edit, this.full)));
+    this.picture = el("section", { class: "card picture", "aria-label": "Picture" }, this.shotBox, el("div", { class: "under" }, this.seen, el("div", { class: "row" }, this.past, this.edit, this.full)));
     this.node = el(
       "article",
       { class: "camera" },

@@ -60,7 +60,7 @@ const written = (event, role) => event.media[role]?.state === "written";
 function card(event) {
   const shot = el("span", { class: "shot" });
   if (written(event, "snapshot")) shot.append(el("img", { src: event.media.snapshot.url, alt: "", loading: "lazy", decoding: "async" }));
-  else shot.append("No picture");
+  else shot.append(event.media.snapshot?.state === "pending" ? "Picture follows" : "No picture");
   const states = event.clips.map((role) => event.media[role]);
   const failed = states.find((media) => media.state === "failed");
   const lasted = event.ended == null ? "going on" : event.lasted >= 0.5 ? span(event.lasted) : "";
