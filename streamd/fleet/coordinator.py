@@ -114,6 +114,7 @@ class Coordinator:
             if before is not None and before.boot_id != daemon.boot_id:
                 self._lose_streams(now, member, "daemon_died", stays=True)
                 member.meter.restart()
+                member.owes.clear()  # nobody knows any more
             self._alive(now, member, daemon)
         elif member.draining and report.problem == DRAINED:
             member.up = False
@@ -150,6 +151,13 @@ class Coordinator:
         for name, parting in daemon.partings.items():
             if (stream := self._streams.get(name)) is not None:
                 self._parted(now, stream, member, parting.generation, parting.handover)
+        for name, generation in list(member.owes):
+            known = daemon.streams.get(name), daemon.partings.get(name)
+            if all(each is None or each.generation != generation for each in known):
+                # It has told, or its order never arrived and it never ran the stream.
+                member.owes.discard((name, generation))
+                if (stream := self._streams.get(name)) is not None:
+                    stream.book.outdated(generation, 0)
         for name, code in daemon.refused.items():
             stream = self._streams.get(name)
             if stream is not None and code not in _TRANSIENT:
@@ -246,6 +254,8 @@ class Coordinator:
         for stream in mine:
             assert stream.hold is not None
             stream.book.lose(stream.hold.generation, orphans=not stays)
+            if not stays:
+                member.owes.add((stream.demand.name, stream.hold.generation))
             move, stream.hold, stream.move, stream.reason = stream.move, None, None, reason
             if stays and not member.draining:
                 self._planner.assign(stream, member.name)
