@@ -64,14 +64,23 @@ def validation_problems(error: ValidationError, document: Document) -> Iterator[
             message = f"unknown field{_suggestion(path, document.values)}"
         elif item["type"] == "missing":
             message = "is required"
-        elif item["type"] == "string_type" and isinstance(_value_at(document.values, path), bool):
-            message = "expected text; YAML reads on, off, yes and no as true or false: put it in quotes"
+        elif item["type"] == "string_type":
+            message = f"expected text{_read_as(_value_at(document.values, path))}"
         elif item["type"] == "string_pattern_mismatch":
             field = _field_at(path, document.values)
             message = next((mark.expected for mark in marks_of(field, Pattern)), message) if field else message
         elif item["type"] in ("unknown_kind", "broken_plugin"):
             path = (*path, "kind")
         yield document.line(path) or 1, f"{dotted(path)}: {message}"
+
+
+def _read_as(value: Any) -> str:
+    """Why what was meant as text is none."""
+    if isinstance(value, bool):
+        return "; YAML reads on, off, yes and no as true or false: put it in quotes"
+    if isinstance(value, (int, float)):
+        return "; YAML reads this as a number: put it in quotes"
+    return ""
 
 
 def _suggestion(path: FieldPath, values: Any) -> str:

@@ -150,6 +150,15 @@ def _name_of(connection: socket.socket) -> Any:
     return None
 
 
+def _is_at(connection: socket.socket, endpoint: str) -> bool:
+    """Whether `connection` was accepted at a socket's endpoint, as libzmq writes it; True while that is not known."""
+    own = connection.getsockname()
+    if isinstance(own, tuple):
+        return not endpoint or endpoint.endswith(f":{own[1]}")
+    path = own.decode("utf-8", "surrogateescape").replace("\0", "@", 1) if isinstance(own, bytes) else own
+    return not endpoint or endpoint == f"ipc://{path}"
+
+
 class Peers:
     """Watches one bound socket on a thread of its own; `heard` is called by the socket's thread.
 
@@ -164,6 +173,8 @@ class Peers:
     def __init__(self, context: Any, socket: Any, limit: int) -> None:
         import zmq
 
+        self.endpoint = ""
+        """Of the socket, once it is bound."""
         self._limit, self._host_limit = limit, max(LEAST_OF_HOST, limit // 2)
         self._peers: dict[int, Peer] = {}
         self._all_topic_bytes = 0
@@ -270,8 +281,8 @@ class Peers:
         self._gone(descriptor)
         with _connection(descriptor) as connection:
             name = connection and _name_of(connection)
-            if connection is None or name is None:
-                return
+            if connection is None or name is None or not _is_at(connection, self.endpoint):
+                return  # over already; its descriptor may be a camera's by now
             peer = self._peers[descriptor] = Peer(name, host_of(name))
             hosts = [p.host for p in self._peers.values() if not p.closed]
             soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -210,6 +210,7 @@ class ZmqSink(Sink):
                     check_socket_file(self._settings.bind.removeprefix("ipc://"))
                 self._peers = Peers(self._context, socket, self._settings.max_subscribers)
                 socket.bind(self._settings.bind)
+                self._peers.endpoint = self.endpoint
             else:
                 socket.connect(self._endpoint)
         except SinkError:

@@ -92,7 +92,7 @@ sinks:
     assert (done.returncode, done.stderr) == (2, "")
     place, told = str(path), done.stdout
     assert told.splitlines() == [
-        f"{place}:3: metrics.listen: Input should be a valid string",
+        f"{place}:3: metrics.listen: expected text; YAML reads this as a number: put it in quotes",
         f"{place}:6: streams[0].id: gate is the id of 2 streams; ids must be unique",
         f"{place}:6: streams[0].max_fps: Input should be a valid number, unable to parse string as a number",
         f"{place}:7: streams[1].id: gate is the id of 2 streams; ids must be unique",
