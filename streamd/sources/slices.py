@@ -132,11 +132,13 @@ class SliceJoiner:
 
     def _cut(self, packet: Packet[Any]) -> tuple[Packet[Any], Packet[Any] | None]:
         """FFmpeg's parser of H.265 leaves the picture that follows such a part in the same packet."""
-        data, size = bytes(packet), self._length_size
-        found = slice_at(self._codec, data, size)
+        if self._length_size:
+            return packet, None  # no parser
+        data = bytes(packet)
+        found = slice_at(self._codec, data, 0)
         while found is not None and not found[1]:
-            found = slice_at(self._codec, data, size, found[0] + max(size, len(_START)))
-        if found is None or size:
+            found = slice_at(self._codec, data, 0, found[0] + len(_START))
+        if found is None:
             return packet, None
         # Parameter sets in front of it stay where they are: they are the same.
         rest = self._packet(data[found[0] :], packet)
