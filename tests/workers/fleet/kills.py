@@ -2,7 +2,7 @@
 
 usage: python -m tests.workers.fleet.kills [--nodes 3] [--streams 60] [--kills 20] [--minutes 10] [--seed 0]
 
-The suite does the same with fewer streams and one death of each kind.
+`deaths` does the same with fewer streams and one death of each kind.
 """
 
 from __future__ import annotations

@@ -163,10 +163,11 @@ class Rays:
 
     def close(self) -> None:
         """Ends everything."""
-        for name in self._nodes:
-            keeper.stop(self.box(name), grace_s=1.0)
+        # First those that would start a keeper again.
         for node in (*self._nodes.values(), self._cluster.head_node):
             node.kill_all_processes(check_alive=False, allow_graceful=False)
+        for name in self._nodes:
+            keeper.stop(self.box(name), grace_s=1.0)
 
 
 @dataclass
@@ -225,7 +226,7 @@ def fleet(nodes: int, streams: int, *, fps: float = 5.0, more: str = "") -> Iter
     """A cluster of `nodes` nodes beside the head, with a fleet that serves `streams` generated streams."""
     with tempfile.TemporaryDirectory(prefix="fl-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        server = stack.enter_context(nats_server(folder, jetstream=False))
+        server = stack.enter_context(nats_server(folder))
         port = free_port()
         file = folder / "FLEET.yaml"
         listed = "\n".join(f"  - {{id: s{i:02}, kind: synthetic, fps: {fps}}}" for i in range(streams))

@@ -1,4 +1,4 @@
-"""What surrounds the coordinator, on a cluster whose nodes the test tells; `test_fleet` has real ones."""
+"""What surrounds the coordinator, on a cluster whose nodes the test tells; `deaths` has real ones."""
 
 from __future__ import annotations
 

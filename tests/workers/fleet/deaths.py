@@ -1,7 +1,10 @@
 """A whole fleet on this machine: real raylets, a real NATS server, real daemons with the null engine.
 
-The tests share one cluster and run in their order; each leaves the fleet whole, but for the last one.
-`python -m tests.workers.fleet.kills` does the same with more streams and many deaths.
+usage: pytest -n 0 tests/workers/fleet/deaths.py
+
+By hand, on an idle machine: they start four raylets and hold the fleet to 15 s. They share one cluster and run in their
+order; each leaves the fleet whole, but for the last one. `python -m tests.workers.fleet.kills` does the same with more
+streams and many deaths.
 """
 
 from __future__ import annotations
