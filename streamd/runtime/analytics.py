@@ -152,6 +152,7 @@ class StreamAnalysis:
         now_ns = self.clock.time(frame)
         if self.now_ns:
             self.paused_ns += now_ns - self.now_ns
+            self.tracks.pause((now_ns - self.now_ns) / 1e9)
         self.now_ns = now_ns
 
     def judge(

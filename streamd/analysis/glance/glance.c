@@ -86,12 +86,21 @@ void glance_16(const uint8_t *plane, int64_t pitch, int64_t shift, const int64_t
     const int64_t width = edges[columns];
     for (int64_t r = 0; r < cell_rows; r++) {
         const int64_t n = taken[r];
-        for (int64_t x = 0; x < width; x++)
-            sums[x] = 0;
-        for (int64_t i = 0; i < n; i++) {
-            const uint16_t *restrict row = (const uint16_t *)(plane + rows[i] * pitch);
+        if (n == 4) {
+            const uint16_t *restrict a = (const uint16_t *)(plane + rows[0] * pitch);
+            const uint16_t *restrict b = (const uint16_t *)(plane + rows[1] * pitch);
+            const uint16_t *restrict c = (const uint16_t *)(plane + rows[2] * pitch);
+            const uint16_t *restrict d = (const uint16_t *)(plane + rows[3] * pitch);
             for (int64_t x = 0; x < width; x++)
-                sums[x] += row[x];
+                sums[x] = (uint32_t)a[x] + b[x] + c[x] + d[x];
+        } else {
+            for (int64_t x = 0; x < width; x++)
+                sums[x] = 0;
+            for (int64_t i = 0; i < n; i++) {
+                const uint16_t *restrict row = (const uint16_t *)(plane + rows[i] * pitch);
+                for (int64_t x = 0; x < width; x++)
+                    sums[x] += row[x];
+            }
         }
         rows += n;
         for (int64_t c = 0; c < columns; c++) {

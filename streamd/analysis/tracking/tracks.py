@@ -81,6 +81,15 @@ class StreamTracks:
         """Number of confirmed tracks seen in the last frame."""
         return int(np.count_nonzero((self.matrix[ID] > 0) & (self.matrix[WALL] == 0)))
 
+    def pause(self, seconds: float) -> None:
+        """Nothing moved for a time since the last frame, so the network did not look: what was not seen then would not
+        have been seen meanwhile, either; what was seen stays as it is."""
+        unseen = self.matrix[WALL] > 0
+        if np.count_nonzero(unseen):
+            matrix = self.matrix.copy()
+            matrix[UNSEEN:ONE, unseen] += seconds
+            self.matrix = matrix
+
     def forget(self) -> None:
         """Drops all tracks; ids continue."""
         self.matrix = _NO_TRACKS

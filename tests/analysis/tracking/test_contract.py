@@ -262,3 +262,20 @@ def test_memory_does_not_grow_with_a_quarter_million_short_tracks(kind: str) -> 
         if tracks == 100_000:
             begun = process.memory_info().rss
     assert (process.memory_info().rss - begun) * 4 < 2**20
+
+
+def test_a_pause_ages_only_what_was_not_seen(kind: str) -> None:
+    """The network did not look, since nothing moved."""
+    tracker, state = make(kind, lost_s=1.5), StreamTracks()
+    both = boxes((100, 100, 40, 100), (400, 100, 40, 100))
+    for i in range(10):
+        tracker.step([observation(state, both, i)])
+    stays, goes = tracker.step([observation(state, both, 10)])[0].id.tolist()
+    tracker.step([observation(state, PERSON, 11)])
+    for i in range(12, 15):
+        state.pause(1.0)
+        tracked = tracker.step([observation(state, PERSON, i)])[0]
+        assert tracked.id.tolist() == [stays]
+        assert tracked.age_s[0] < 1.0
+        ended = [end.id for end in tracked.ended]
+        assert ended == ([goes] if i == 13 else [])

@@ -1,0 +1,87 @@
+"""The comparison of looking where something moves with looking always."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import av
+import glance_eval as tool
+import numpy as np
+import pytest
+
+from streamd.analysis.glance.settings import LookSettings
+from streamd.heads import DetectSettings
+from streamd.types import ModelInfo
+from tests.clips import write_clip
+
+FRAMES, BEGINS, ENDS = 470, 300, 340
+
+
+def _left(index: int) -> int:
+    return 20 + 6 * (index - BEGINS)
+
+
+def _yard(width: int, height: int, index: int, pix_fmt: str) -> av.VideoFrame:
+    y, x = np.mgrid[0:height, 0:width]
+    planes = np.full((height * 3 // 2, width), 128, np.uint8)
+    planes[:height] = 100 + 40 * np.sin(x / 17) + 20 * np.cos(y / 11)
+    if BEGINS <= index < ENDS:
+        planes[60:110, _left(index) : _left(index) + 25] = 220
+    return av.VideoFrame.from_ndarray(planes, format="yuv420p").reformat(format=pix_fmt)
+
+
+class Truth:
+    """Knows where the object is."""
+
+    info = ModelInfo("truth", "0" * 64, ("thing",))
+    detect = DetectSettings()
+
+    def boxes(self, clip: Path) -> list[tool.Boxes]:
+        out = []
+        for i in range(FRAMES):
+            n = int(BEGINS <= i < ENDS)
+            box = np.array([[_left(i), 60, _left(i) + 25, 110]], np.float32)[:n]
+            out.append((box, np.full(n, 0.9, np.float32), np.zeros(n, np.int32)))
+        return out
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("eval") / "yard.mp4", frames=FRAMES, size=(320, 180), gop=50, draw=_yard)
+
+
+def test_what_is_saved_and_missed(clip: Path) -> None:
+    network: Any = Truth()
+    outcome = tool.evaluate(clip, network, LookSettings(when="motion"), 2)
+    assert (outcome.frames, outcome.tracks, outcome.tracks_found, outcome.late_worst) == (FRAMES, 1, 1, 0)
+    assert outcome.events >= 3, "three upright lines, and zones"
+    assert (outcome.events_found, outcome.events_more) == (outcome.events, 0)
+    assert outcome.boxes == 1.0
+    learning = outcome.why["learning"] / FRAMES
+    assert 0.08 < outcome.looked - learning < 0.3
+    assert sum(outcome.why.values()) == FRAMES
+
+
+def test_what_is_missed_is_told(clip: Path) -> None:
+    """A mask over everything: only the interval finds the object."""
+    network: Any = Truth()
+    everything = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+    look = LookSettings(when="motion", masks=(everything,), at_least_every_s=1.9)
+    outcome = tool.evaluate(clip, network, look, 2)
+    assert outcome.events_found < outcome.events
+    assert outcome.boxes < 0.2
+
+
+def test_a_day_is_mostly_still_and_the_same_for_a_seed(clip: Path, tmp_path: Path) -> None:
+    days = [tool.make_day(clip, 6.0, 0.8, seed, tmp_path / name) for name, seed in _folders(tmp_path)]
+    pictures = [[f.to_ndarray(format="gray") for f in av.open(str(day)).decode(video=0)] for day in days]
+    assert [len(each) for each in pictures] == [150] * 3
+    assert all(np.array_equal(a, b) for a, b in zip(pictures[0], pictures[1], strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(pictures[0], pictures[2], strict=True))
+
+
+def _folders(root: Path) -> list[tuple[str, int]]:
+    for name in "abc":
+        (root / name).mkdir()
+    return [("a", 1), ("b", 1), ("c", 2)]
