@@ -94,7 +94,10 @@ class HealthCore:
             self._smooth[...] = picture
             self._before = picture
             return self.states
-        self._smooth += np.float32(min(1.0, 1.5 * dt / (SMOOTH_S + dt))) * (picture - self._smooth)
+        new = picture.astype(np.float32)
+        new -= self._smooth
+        new *= np.float32(min(1.0, 1.5 * dt / (SMOOTH_S + dt)))
+        self._smooth += new
         changed = changed_blocks(picture, self._before)
         self._before = picture
         return self._settle(self._judge(picture, measure(self._smooth), changed, dt), dt)
@@ -163,11 +166,15 @@ class HealthCore:
         if not match.enough:
             return ()
         lost = match.kept < 0.35 * reference.kept
-        if match.veiled > 0.75 and (match.plain > 0.4 or not lost):
+        if match.veiled > 0.6 and (match.plain > 0.55 or not lost):
+            return ("covered",)
+        if match.faded > 0.7 and match.blunt > 0.8 and match.similar < 0.4 and not lost:
+            return ("covered",)
+        if lost and match.plain > max(0.8, reference.plain + 0.35) and match.similar < 0.6:
             return ("covered",)
         if match.blunt > 0.75 and match.plain > 0.7 and (match.similar < 0.6 or match.contrast < 0.25):
             return ("covered",)
-        if match.blunt > 0.4 and match.similar > 0.5 and (match.dull < 0.6 or not lost):
+        if match.blunt > 0.33 and match.similar > 0.5 and (not lost or (match.dull < 0.25 and match.similar > 0.7)):
             return ("blurred",)
         if lost and reference.kept > 0.4:
             return ("moved",)
@@ -201,7 +208,7 @@ class HealthCore:
         for state in STATES:
             seen, reported = state in found, state in self.states
             since = self._seen_s[state]
-            self._seen_s[state] = since = since + dt if seen != reported else max(0.0, since - 2 * dt)
+            self._seen_s[state] = since = since + dt if seen != reported else max(0.0, since - dt)
             if reported:
                 reported = since < self._settings.end_s
             else:
