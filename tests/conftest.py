@@ -16,7 +16,7 @@ import pytest
 import structlog
 
 from streamd.security.redact import forget
-from tests import contracts
+from tests import contracts, launch
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("STREAMD_TEST_DATA", ROOT.parent / "shared"))
@@ -73,6 +73,7 @@ def _take_own_processors() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     _take_own_processors()
+    launch.install()
     for given in config.getoption("--case"):
         kind, _, module = given.partition("=")
         if not module:

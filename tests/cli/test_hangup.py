@@ -35,8 +35,9 @@ def test_a_hangup_does_not_end_a_daemon_that_is_being_started(tmp_path: Path, en
         "streams: [{id: a, kind: synthetic, fps: 10, width: 64, height: 64}]\n"
     )
     process = subprocess.Popen(
-        [sys.executable, *entry, "run", str(path), "--for", "3"], stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, *entry, "run", str(path), "--for", "3"], stderr=subprocess.PIPE, text=True,
+        executable=sys.executable,  # not forked: see tests/launch.py
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not ignores(process.pid, signal.SIGHUP):
         assert process.poll() is None
