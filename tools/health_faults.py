@@ -31,7 +31,8 @@ class Scene:
         """Picture `number` of an endless sequence."""
         last = len(self.pictures) - 1
         place = number % (2 * last) if last else 0
-        return self.pictures[min(place, 2 * last - place)].astype(np.float32)
+        picture: Floats = self.pictures[min(place, 2 * last - place)].astype(np.float32)
+        return picture
 
 
 def _soft(rng: np.random.Generator, spread: float) -> Floats:
@@ -112,7 +113,8 @@ def _freeze(rng: np.random.Generator, _: Scene) -> Apply:
     def apply(picture: Floats, strength: float, number: int) -> Floats:
         if not held:
             held.append(picture.copy())
-        return held[0].copy()
+        frozen: Floats = held[0].copy()
+        return frozen
 
     return apply
 

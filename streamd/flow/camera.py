@@ -82,7 +82,7 @@ class CameraWatch:
                 self._told = self._glancer.unreadable
                 log.warning(
                     "the health of this camera cannot be watched", stream=self._stream, why=self._told,
-                    hint="set decode: software, or camera_health.on: false",
+                    hint="set decode: software, or camera_health.enabled: false",
                 )  # fmt: skip
             return
         if self._accept:

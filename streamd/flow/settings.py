@@ -110,7 +110,7 @@ class StreamSettings(KindSettings):
     @property
     def has_snapshots(self) -> bool:
         """Whether any rule asks for snapshots, or the camera's health needs them."""
-        return self.camera_health.on or any(rule.snapshot for rule in (*self.zones, *self.lines))
+        return self.camera_health.enabled or any(rule.snapshot for rule in (*self.zones, *self.lines))
 
     @property
     def clip_ring_s(self) -> float:

@@ -53,7 +53,7 @@ def media_dir(config: Config, name: str) -> Path:
 
 def has_rules(config: Config) -> bool:
     """Whether any stream has a zone or a line, or can have events of its camera's health."""
-    return any(s.zones or s.lines or s.camera_health.on for s in config.streams)
+    return any(s.zones or s.lines or s.camera_health.enabled for s in config.streams)
 
 
 def has_clips(config: Config) -> bool:

@@ -260,8 +260,8 @@ class Streams:
         cameras, name = self._cameras, settings.id
         if cameras is None:
             return None
-        cameras.watched(name, settings.camera_health.on)
-        if not settings.camera_health.on:
+        cameras.watched(name, settings.camera_health.enabled)
+        if not settings.camera_health.enabled:
             return None
 
         def changed(change: HealthChange) -> None:

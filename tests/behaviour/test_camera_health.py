@@ -26,7 +26,7 @@ streams:
   - url: v.mp4
     loop: true
     id: gate
-    camera_health: {on: true, rate: 5, begin_s: 1, end_s: 1}
+    camera_health: {enabled: true, rate: 5, begin_s: 1, end_s: 1}
     zones: [{name: all, points: [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.1, 0.9]]}]
     %s
 """

@@ -51,7 +51,7 @@ class Caches(Target):
         return bytes(block[: self._at[-1]])
 
     def run(self, data: bytes) -> None:
-        from streamd.engine.tensorrt.calibrator import _key_of
+        from streamd.engine.tensorrt.calibrator import _note_of
         from streamd.models.cache import load
         from streamd.models.calibrate import threshold
 
@@ -60,7 +60,7 @@ class Caches(Target):
             return
         found = load(self.file("c.json", data), "k")
         self.file("cache.json", data)
-        _key_of(self.folder / "cache")
+        _note_of(self.folder / "cache")
         for histogram in (found[0] if found is not None else {}).values():
             for method in ("minmax", "percentile", "mse", "entropy"):
                 threshold(histogram, method)

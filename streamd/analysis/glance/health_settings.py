@@ -10,7 +10,7 @@ from streamd.settings import Settings
 class CameraHealthSettings(Settings):
     """Whether the camera can see: covered, dark, overexposed, blurred, frozen, moved, or a picture of the recorder."""
 
-    on: bool = Field(False, description="Watch the health of this camera. Off, it costs nothing.")
+    enabled: bool = Field(False, description="Watch the health of this camera. Off, it costs nothing.")
     rate: float = Field(2.0, ge=1, le=5, description="Pictures to look at each second.")
     begin_s: float = Field(
         4.0, ge=1, le=60, description="A fault is reported once it has lasted for this long, seconds."
