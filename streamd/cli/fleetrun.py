@@ -28,6 +28,8 @@ MOST_STREAMS = 12
 """Streams that a table shows; `--json` has all."""
 SETTLE_S = 60.0
 """How long `run` waits for every stream to have a box."""
+PATIENCE_S = 20.0
+"""A drain without a move for so long, and without room elsewhere, has come to its end."""
 _LOOK_S = 0.5
 
 
@@ -193,13 +195,17 @@ def _drain(args: argparse.Namespace) -> int:
         if args.undo or args.no_wait:
             print(f"{names}: {'takes streams again' if args.undo else 'is being drained'}")
             return 0
+        streams, since = -1, time.monotonic()
         while True:
             left = {b.box: b for b in fleet.status().boxes if b.box in boxes and b.state != "DRAINED"}
             if not left:
                 print(f"{names}: drained")
                 return 0
+            if (now := sum(box.streams for box in left.values())) != streams:
+                streams, since = now, time.monotonic()
             stuck = sorted(name for name, box in left.items() if box.reason == "no_room")
-            if stuck:
+            # The reason also stands before the first move, and between moves.
+            if stuck and time.monotonic() - since > PATIENCE_S:
                 print(f"{', '.join(stuck)}: no other box has room for the rest of the streams", file=sys.stderr)
                 return 1
             time.sleep(_LOOK_S)
