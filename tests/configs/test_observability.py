@@ -38,12 +38,19 @@ NEEDS_CLIPS = {
     **{f"streamd_{what}_failed_total": {"stream", "reason"} for what in ("clips", "snapshots")},
     **{f"streamd_packet_ring_{what}": {"stream"} for what in ("bytes", "overflows_total")},
 }  # tests/behaviour/test_evidence.py
+NEEDS_A_CLASSIFIER = {
+    "streamd_classified_total": {"stream", "classifier", "label"},
+    "streamd_classifier_missed_total": {"stream", "classifier", "reason"},
+    "streamd_classifier_latency_seconds_bucket": {"le", "classifier"},
+}  # tests/runtime/test_classify.py
+NEEDS_A_BLIND_CAMERA = {"streamd_camera_health": {"stream", "state"}}  # tests/behaviour/test_camera_health.py
 NEEDS_A_FLEET = {
     sample.name: set(sample.labels) for family in fleet_metrics().collect() for sample in family.samples
 }  # tests/workers/fleet
-ELSEWHERE = (
-    NEEDS_A_FLEET | NEEDS_CLIPS | NEEDS_MOTION | NEEDS_A_GPU | NEEDS_A_CAMERA | NEEDS_WORKERS | NEEDS_A_BREAKDOWN
-)
+ELSEWHERE = {
+    **NEEDS_A_FLEET, **NEEDS_A_CLASSIFIER, **NEEDS_A_BLIND_CAMERA, **NEEDS_CLIPS, **NEEDS_MOTION, **NEEDS_A_GPU,
+    **NEEDS_A_CAMERA, **NEEDS_WORKERS, **NEEDS_A_BREAKDOWN,
+}  # fmt: skip
 
 
 def promtool(*arguments: str | Path, folder: Path = ROOT) -> str:
@@ -190,5 +197,5 @@ def test_legends_use_labels_that_exist(exported: dict[str, dict[str, set[str]]])
         name for _, row in tool.ROWS for p in row for _, text in p.queries for name in re.findall(r"{{(\w+)", text)
     }
     known = set().union(*(set(labels) for labels in exported.values())) | {"device", "kind", "instance", "worker"}
-    known |= set().union(*NEEDS_MOTION.values(), *NEEDS_A_FLEET.values())
+    known |= set().union(*ELSEWHERE.values())
     assert legends <= known
