@@ -34,6 +34,7 @@ WANTED = {
     "streamd_objective_ratio", "streamd_config_reloads", "streamd_config_last_reload_success",
     "streamd_bundles_written", "streamd_invalid_boxes", "streamd_log_lines_lost", "streamd_worker_up",
     "streamd_worker_restarts", "streamd_otlp_exports", "streamd_camera_health",
+    "streamd_frames_looked", "streamd_frames_glanced", "streamd_look_sensitivity",
 }  # fmt: skip
 ALLOWED_LABELS = {
     "stream",
