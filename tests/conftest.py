@@ -87,9 +87,14 @@ def _as_it_was() -> Iterator[None]:
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    policy = os.sched_getscheduler(0)
     yield
+    found = os.sched_getscheduler(0)
+    if found != policy:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
     sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
     forget()
+    assert found == policy, "the test changed the scheduling policy of its process: see clips.same_priority"
