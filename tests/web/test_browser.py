@@ -90,7 +90,7 @@ def test_by_keyboard_alone(visit: Any) -> None:
     expect(page.locator(".tile")).to_have_count(4)
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the cameras")).to_be_focused()
-    for _ in range(10):
+    for _ in range(30):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.closest('.tile')?.dataset.stream") == "gate":
             break
