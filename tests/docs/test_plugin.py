@@ -71,6 +71,7 @@ sinks: [{{kind: counts, path: {counts.name}, interval_s: 0.2}}]
 
 def test_its_head_passes_the_contract_suite(plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((plugin, str(EXAMPLE))))
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
     command += ["tests/heads/test_contract.py", "tests/sinks/test_contract.py", "--case", "yolov8_rows=head_cases"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=110)

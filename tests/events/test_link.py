@@ -111,6 +111,7 @@ def test_what_a_dead_worker_left_open_is_ended_after_the_last_that_it_sent(tmp_p
         for number in range(500):
             sender.submit(event(f"x{number}", "begin"))
         other.submit(event("y", "begin"))
+        until(lambda: len(sender.outbox) < 500)  # it is connected
         receiver.finish("boot/1", "worker_died")
         until(lambda: not receiver._ending)
         sender.submit(event("late", "begin"))
