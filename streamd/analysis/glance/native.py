@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
+
+from streamd.analysis.compiled import compiled
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 
@@ -18,19 +19,13 @@ def library(path: str | None = None) -> tuple[Any, Any] | None:
     Args:
         path: of the file; the one that was built with the package by default.
     """
-    folder = Path(__file__).parent
-    names = [path] if path else [str(folder / f"_glance{suffix}") for suffix in EXTENSION_SUFFIXES]
-    found = next((name for name in names if Path(name).is_file()), None)
-    if found is None:
+    functions = compiled(Path(__file__).with_name("_glance"), ("glance_8", "glance_16"), path)
+    if functions is None:
         return None
-    try:
-        loaded = ctypes.CDLL(found)
-        functions = loaded.glance_8, loaded.glance_16
-    except (OSError, AttributeError):
-        return None  # built for another machine
     for function in functions:
         function.argtypes = [
             _POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _COUNT, _POINTER, _COUNT, _POINTER, _POINTER,
         ]  # fmt: skip
         function.restype = None
-    return functions
+    bits_8, bits_16 = functions
+    return bits_8, bits_16

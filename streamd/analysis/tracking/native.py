@@ -8,12 +8,12 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Iterator
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamd.analysis.compiled import compiled
 from streamd.analysis.tracking.observation import EndedTrack, Observation, Tracked
 from streamd.analysis.tracking.tracks import ID, ROWS, Matrix
 
@@ -31,15 +31,10 @@ def library(path: str | None = None) -> Any:
     Args:
         path: of the file; the one that was built with the package by default.
     """
-    folder = Path(__file__).parent
-    names = [path] if path else [str(folder / f"_bytetrack{suffix}") for suffix in EXTENSION_SUFFIXES]
-    found = next((name for name in names if Path(name).is_file()), None)
-    if found is None:
+    functions = compiled(Path(__file__).with_name("_bytetrack"), ("bytetrack_step",), path)
+    if functions is None:
         return None
-    try:
-        step = ctypes.CDLL(found).bytetrack_step
-    except (OSError, AttributeError):
-        return None  # built for another machine
+    (step,) = functions
     step.argtypes = [
         _POINTER, _POINTER, _COUNT, _COUNT, _REAL, _REAL, _POINTER, _POINTER, _POINTER, _COUNT,
         _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER,
