@@ -173,7 +173,7 @@ def _daemon(
             "model": str(args.plans[0]), "video": str(clip), "streams": streams, "live": live, "engine": args.engine,
             "decode": args.decode, "batch": None, "age_ms": args.age_ms, "hint": None, "requests": None, "workers": 1,
             "isolation": "thread", "py_spy": args.py_spy, "devices": args.devices, "max_fps": args.max_fps,
-            "viewer": args.viewer,
+            "viewer": args.viewer, "config": args.config, "stream": args.stream,
             "mps": args.mps and more.get("workers", 1) > 1,
         }
         | more
@@ -312,6 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--max-fps", type=float, help="of every stream in the daemon's steps")
     p.add_argument("--viewer", type=float, default=0, metavar="FPS", help="simulate a viewer of the page meanwhile")
     p.add_argument("--age-ms", type=float, default=0.0, help="batch.age_ms of the daemon: how long a batch may fill")
+    p.add_argument("--config", type=json.loads, default={}, metavar="JSON", help="more sections of the configuration")
+    p.add_argument("--stream", type=json.loads, default={}, metavar="JSON", help="more settings of every stream")
     p.add_argument("--conf", type=float, default=0.25, help="detect.conf of the step engine; near 1 for random weights")
     p.add_argument("--devices", type=int, nargs="+", default=[0], help="GPUs of the daemon's steps, by ordinal")
     p.add_argument("--mps", action="store_true", help="engine.mps in the daemon's steps with several workers")

@@ -32,9 +32,10 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--out", required=True, metavar="PLAN", help="plan to write: .plan, .engine or .trt")
     p.add_argument(
         "--precision",
-        choices=("auto", "fp32", "fp16", "int8"),
+        choices=("auto", "fp32", "fp16", "int8", "mixed"),
         default="auto",
-        help="auto (default): int8 if the model has Q/DQ nodes or calibration images are given, otherwise fp16",
+        help="auto (default): int8 if the model has Q/DQ nodes or calibration images are given, otherwise fp16; mixed: "
+        "int8 or fp16 by layer of a model with Q/DQ nodes, whichever is faster (up to TensorRT 10)",
     )
     p.add_argument(
         "--batch",

@@ -28,6 +28,7 @@ from streamd.sources.pacing import MediaClock, Pacer, RateLimit
 from streamd.sources.picture import aspect_of, orientation_of, picture_of, top_down
 from streamd.sources.quarantine import PacketLossListener, Quarantine
 from streamd.sources.recording import PacketFeed
+from streamd.sources.second_opinion import NO_DECODER, is_external, plays_in_software
 from streamd.sources.skipping import PacketSkipper, held_back
 from streamd.sources.slices import SliceJoiner
 from streamd.sources.wire import heard_since
@@ -232,6 +233,8 @@ class AvSource:
             return SourceError(
                 "decoder", redact(f"{self._settings.url}: the GPU decoder rejected it ({error})"), permanent=True
             )
+        if device is not None and opening and is_external(error):
+            return SourceError("decoder", redact(f"{self._settings.url}: {NO_DECODER} ({error})"))
         limit = self._settings.open_timeout_s if opening else self._settings.read_timeout_s
         return translate(
             error, self._settings.url, opening=opening, live=self._network,
@@ -383,6 +386,7 @@ class AvSource:
             elif packet.size and self._settings.frames == "all":
                 reason = barren.packet(refused=self.corrupt > refused, now=time.monotonic())
                 if reason is not None:
+                    self._check_decoder(reason)
                     text = describe(self._settings.url, reason, f"{barren.packets} packets without a picture")
                     raise SourceError(reason, text, permanent=not self._network)
             for native in natives:
@@ -392,6 +396,16 @@ class AvSource:
             natives = []
         if pacer is not None and (end := pacer.end()) is not None:
             self._closed.wait(max(0.0, (end - time.monotonic_ns()) / 1e9))  # the last picture is seen as long as others
+
+    def _check_decoder(self, reason: SourceReason) -> None:
+        """A file gave no picture.
+
+        Raises:
+            SourceError: it is the GPU that has none to give, not the file; a later attempt may succeed.
+        """
+        never = self._device is not None and not self._network and not self._pictures and not self._again
+        if reason == "corrupt" and never and plays_in_software(self._settings):
+            raise SourceError("decoder", redact(f"{self._settings.url}: {NO_DECODER}"))
 
     def _stamp_ns(self, packet: Packet[Any]) -> int | None:
         """When the packet is to be decoded, by the file. Matroska does not tell it of the first packets. If there are

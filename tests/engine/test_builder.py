@@ -206,7 +206,7 @@ def test_precision(which: Trt, file: OnnxFile, options: BuildOptions, expected: 
         (T8, FLOAT, BuildOptions(precision="int8"), "calibrate-images"),
         (T11, FLOAT, BuildOptions(precision="int8"), "streamd quantize"),
         (RTX, FLOAT, BuildOptions(calibration=IMAGES), "no implicit calibration"),
-        (T8, QUANTIZED, BuildOptions(precision="fp16"), "float model"),
+        (T8, QUANTIZED, BuildOptions(precision="fp32"), "float model"),
         (T8, QUANTIZED, BuildOptions(calibration=IMAGES), "calibrated already"),
         (T8, FLOAT, BuildOptions(precision="fp16", calibration=IMAGES), "int8 only"),
     ],

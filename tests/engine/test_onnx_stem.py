@@ -107,11 +107,12 @@ def test_the_builder_asks_for_it_where_it_chooses_precisions(monkeypatch: pytest
     monkeypatch.setattr(builder, "float_stem", counted)
     job = prepare(ROAD6, BuildOptions())
     assert job.trt.always_strongly_typed, "RTX is"
-    assert builder._load(job) == ROAD6.read_bytes()
+    assert builder._load(job)[0] == ROAD6.read_bytes()
     monkeypatch.setattr(Trt, "has_precision_flags", True)
-    loaded = builder._load(job)
+    loaded, ranges = builder._load(job)
+    assert not ranges
     assert asked == [len(in_float(ROAD6.read_bytes()))]
     assert loaded == float_stem(in_float(ROAD6.read_bytes()))
     monkeypatch.undo()
-    monkeypatch.setattr(builder, "_load", lambda _: loaded)
+    monkeypatch.setattr(builder, "_load", lambda _: (loaded, ranges))
     builder.build_into(job, tmp_path / "a.plan")

@@ -73,6 +73,27 @@ def test_surfaces_do_not_run_out_while_frames_are_held(machine: Gpu) -> None:
     assert len(pointers) == len(held), "two frames that are both alive must not share memory"
 
 
+def test_a_gpu_without_memory_is_not_a_damaged_file(machine: Gpu) -> None:
+    import pycuda.driver as cuda
+
+    held, size = [], 1 << 30
+    with machine.device:
+        while size >= 1 << 20:
+            try:
+                held.append(cuda.mem_alloc(size))
+            except cuda.MemoryError:
+                size //= 4
+        try:
+            with pytest.raises(SourceError) as refused:
+                list(clip(CLIPS[0], "nvdec"))
+        finally:
+            for memory in held:
+                memory.free()
+    assert refused.value.reason == "decoder"
+    assert not refused.value.permanent, "it must be tried again"
+    assert next(clip(CLIPS[0], "nvdec")).picture.device == 0
+
+
 def test_a_camera_is_read_on_until_its_decoder_may_be_created(machine: Gpu) -> None:
     gate = device_gate(0)
     tickets = [gate.try_enter(60) for _ in range(DEVICE_PLACES)]

@@ -35,7 +35,7 @@ def _axis(node: memoryview) -> int | None:
     return axis
 
 
-def _tensor(data: memoryview) -> tuple[str, npt.NDArray[np.generic] | None]:
+def read_tensor(data: memoryview) -> tuple[str, npt.NDArray[np.generic] | None]:
     """Name and values of a TensorProto; None if they are neither float32 nor INT8, or stored externally."""
     shape = tensor_shape(data)
     kind, name, raw = 0, "", None
@@ -84,7 +84,7 @@ def _quantize(node: OnnxNode, axis: int, source: str) -> bytes:
 def _graph(data: memoryview) -> bytes | None:
     """The graph with float weights; None if it has no INT8 weights that can be converted."""
     parts = list(spans(data))
-    weights = {i: _tensor(body) for i, (tag, _, _, body) in enumerate(parts) if tag == _WEIGHT}
+    weights = {i: read_tensor(body) for i, (tag, _, _, body) in enumerate(parts) if tag == _WEIGHT}
     tensors = dict(weights.values())
     nodes = [(read_node(body), body) for tag, _, _, body in parts if tag == _NODE]
     taken = tensors.keys() | {name for node, _ in nodes for name in node.outputs}

@@ -29,8 +29,10 @@ class TensorRtSettings(DeviceSettings):
         1024, ge=16, le=32768, description="Largest number of boxes per frame on the device before NMS."
     )
     workspace_mb: int = Field(1024, ge=16, description="Builder workspace when an ONNX model is built, in MiB.")
-    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
-        "auto", description="auto: INT8 if the ONNX model has Q/DQ nodes, FP16 otherwise."
+    precision: Literal["auto", "fp32", "fp16", "int8", "mixed"] = Field(
+        "auto",
+        description="auto: INT8 if the ONNX model has Q/DQ nodes, FP16 otherwise. mixed: INT8 or FP16 by layer of a "
+        "model with Q/DQ nodes, whichever is faster here (up to TensorRT 10).",
     )
     mps: bool = Field(
         False, description="Workers share the GPU through the daemon's own NVIDIA MPS server (needs workers)."

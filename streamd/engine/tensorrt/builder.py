@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import structlog
 from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.model import PLAN_SUFFIXES, model_file, size_input, size_value
 from streamd.engine.onnx.constants import with_constant
+from streamd.engine.onnx.pairs import without_pairs
 from streamd.engine.onnx.reader import OnnxFile
 from streamd.engine.onnx.stem import float_stem
 from streamd.engine.onnx.weights import in_float
@@ -70,28 +71,39 @@ def _parse_errors(parser: Any, onnx: OnnxFile, job: Job) -> ModelError:
     return ModelError(f"model {onnx.path}: {job.trt} cannot parse it: {listed}{more}")
 
 
-def _load(job: Job) -> bytes:
-    """The bytes to parse, with the picture as the only input."""
-    data, size = _converted(job), size_input(job.onnx.inputs)
+def _load(job: Job) -> tuple[bytes, Mapping[str, float]]:
+    """The bytes to parse, with the picture as the only input, and the ranges of tensors where pairs were removed."""
+    (data, ranges), size = _converted(job), size_input(job.onnx.inputs)
     if size is None:
-        return data
+        return data, ranges
     # One row also serves a dynamic batch, since it is only multiplied with batched values.
     value = size_value(job.spec, max(1, job.spec.input.shape[0])).astype(size.dtype)
-    return with_constant(data, size.name, value)
+    return with_constant(data, size.name, value), ranges
 
 
-def _converted(job: Job) -> bytes:
-    """The file's bytes in the precision to be parsed."""
+def _converted(job: Job) -> tuple[bytes, Mapping[str, float]]:
+    """The file's bytes in the precision to be parsed, and ranges (see `_load`)."""
     if job.recipe.precision == "fp16" and job.trt.always_strongly_typed:
         from streamd.engine.onnx.half import to_half
 
-        return to_half(job.onnx.path)
+        return to_half(job.onnx.path), {}
     try:
         data = job.onnx.path.read_bytes()
     except OSError as error:
         raise ModelError(f"model {job.onnx.path}: cannot be read: {error.strerror}") from error
-    # Strongly typed networks compute what the file says: there, the stem would be in single precision.
-    return float_stem(in_float(data)) if job.onnx.quantized and job.trt.has_precision_flags else data
+    if not job.onnx.quantized or not job.trt.has_precision_flags:
+        # Strongly typed networks compute what the file says: there, a float stem would be in single precision.
+        return data, {}
+    data = in_float(data)
+    if job.recipe.precision == "int8":
+        return float_stem(data), {}
+    found = without_pairs(data)
+    if found is None:
+        raise ModelError(
+            f"model {job.onnx.path}: precision {job.recipe.precision}: its Q/DQ nodes are not pairs of symmetric INT8 "
+            "as `streamd quantize` writes them; use precision int8, or build from the float model"
+        )
+    return found.model, found.ranges if job.recipe.precision == "mixed" else {}
 
 
 def _takes_halves(job: Job) -> bool:
@@ -107,7 +119,7 @@ def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
     if job.options.version_compatible and hasattr(trt, "OnnxParserFlag") and job.trt.version < (10,):
         # Plans cannot include plugins: instance normalisation must be the native layer (the default since 10).
         parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
-    data = _load(job)
+    data, ranges = _load(job)
     if not parser.parse(data, str(job.onnx.path)):
         # Indices point into what was parsed; a converted graph is not the one that was read.
         same = hashlib.sha256(data).hexdigest() == job.onnx.file_sha256
@@ -121,7 +133,23 @@ def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
     if _takes_halves(job) and image.dtype == trt.float32:
         # Halves the bytes that the letterbox writes and the stem reads.
         image.dtype = trt.float16
+    _set_ranges(job, network, ranges)
     return network, parser
+
+
+def _set_ranges(job: Job, network: Any, ranges: Mapping[str, float]) -> None:
+    """Tells the builder which tensors may be INT8, and their steps."""
+    if not ranges:
+        return
+    tensors = [network.get_input(0)]
+    for layer in (network.get_layer(i) for i in range(network.num_layers)):
+        tensors += [layer.get_output(i) for i in range(layer.num_outputs)]
+    known = 0
+    for tensor in tensors:
+        most = ranges.get(tensor.name)
+        if most is not None:
+            known += bool(tensor.set_dynamic_range(-most, most))
+    log.debug("ranges for INT8", model=str(job.onnx.path), known=known, given=len(ranges), tensors=len(tensors))
 
 
 def _timing_cache(job: Job, config: Any) -> None:
@@ -194,9 +222,9 @@ def _configure(job: Job, builder: Any, network: Any) -> tuple[Any, Any]:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     if job.trt.has_precision_flags:
-        if job.recipe.precision in ("fp16", "int8"):
+        if job.recipe.precision != "fp32":
             config.set_flag(trt.BuilderFlag.FP16)
-        if job.recipe.precision == "int8":
+        if job.recipe.precision in ("int8", "mixed"):
             config.set_flag(trt.BuilderFlag.INT8)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)

@@ -4,7 +4,9 @@ How a precision is reached depends on the builder and on the model:
 
 | model \\ builder | up to 10 (precision flags) | 11 and RTX (strongly typed) |
 |---|---|---|
-| Q/DQ nodes | INT8 and FP16 flags: INT8 where the nodes say so, the rest whatever is fastest | the file's own types |
+| Q/DQ nodes, int8 | INT8 and FP16 flags: INT8 where the nodes say so, otherwise the fastest | the file's own types |
+| Q/DQ nodes, mixed | ranges instead of the nodes (see `pairs`): INT8 or FP16 by layer, whatever is fastest | rejected |
+| Q/DQ nodes, fp16 | FP16 flag, without the nodes | rejected |
 | float, fp16 | FP16 flag | the file is converted (see `half`) |
 | float, int8 | entropy calibrator (see `calibrator`) | rejected: `streamd quantize` makes a Q/DQ model |
 """
@@ -26,7 +28,7 @@ from streamd.engine.tensorrt.version import Trt, load_trt
 from streamd.errors import BackendError, ConfigError, ModelError
 from streamd.types import ModelSpec
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "mixed"]
 DEFAULT_MAX_BATCH = 16
 """Largest batch of a plan for a model with a dynamic batch if the configuration sets no limit."""
 
@@ -35,7 +37,7 @@ DEFAULT_MAX_BATCH = 16
 class BuildOptions:
     """How to build. Every field except the timing cache is part of a plan's identity."""
 
-    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "int8", "mixed"] = "auto"
     batch: tuple[int, int, int] | None = None
     """Minimum, optimum, maximum. None: 1, half, maximum for a dynamic batch, and the model's own for a fixed one."""
     profiles: int = 1
@@ -119,11 +121,21 @@ def settle_precision(trt: Trt, onnx: OnnxFile, options: BuildOptions) -> tuple[P
                 f"model {onnx.path}: has Q/DQ nodes, so it is calibrated already; omit the calibration "
                 "options, or build from the float model"
             )
-        if asked in ("fp32", "fp16"):
+        if asked == "fp32" or (asked in ("fp16", "mixed") and not trt.has_precision_flags):
             raise ConfigError(
                 f"model {onnx.path}: has Q/DQ nodes, which make it INT8; precision {asked} needs the float model"
+                + (f", as {trt} takes precisions from the file" if asked != "fp32" else "")
             )
+        if asked == "fp16":
+            return "fp16", "FP16 flag, without the Q/DQ nodes"
+        if asked == "mixed":
+            return "mixed", "INT8 or FP16 by layer, by measured time"
         return "int8", "explicit Q/DQ"
+    if asked == "mixed":
+        raise ConfigError(
+            f"model {onnx.path}: precision mixed needs Q/DQ nodes, whose ranges it uses; add them with "
+            "`streamd quantize`"
+        )
     if asked == "int8" or (asked == "auto" and options.calibration is not None):
         if not trt.has_implicit_int8:
             raise ConfigError(
