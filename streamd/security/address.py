@@ -47,6 +47,8 @@ _HARMLESS_VALUE = (
 )
 _HARMLESS_PAIR = re.compile(rf"(?i:{'|'.join(_HARMLESS)})={_HARMLESS_VALUE}(?:\.sdp)?")
 _HARMLESS_INSIDE = re.compile(rf"(?<=[_,~|])(?i:{'|'.join(_HARMLESS)})=\d{{1,3}}(?=[_,~|.]|$)(?:\.sdp$)?")
+_LEAST_UNKNOWN = 8
+"""Characters of a value that is remembered whatever its name; a shorter one might be a word of other messages."""
 _IS_HARMLESS = re.compile(_HARMLESS_VALUE)
 _FLAGS = frozenset(("real_stream", "tcp", "udp", "unicast", "multicast", "video", "audio", "inst", "sdp", "mjpg"))
 _ASSIGNS_SECRET = re.compile(
@@ -55,6 +57,13 @@ _ASSIGNS_SECRET = re.compile(
 _ENDS_SECRET = re.compile(rf"[&;]|_(?i:{'|'.join(_HARMLESS)})=")
 _SECRET_PART = re.compile(r"pass|pwd|token|secret|auth|key|sig|credential", re.IGNORECASE)
 _KEY = re.compile(r"[A-Za-z][\w.-]{0,39}")
+_LOGIN_SEGMENT = re.compile(r"(?=[^:]*[A-Za-z])(?P<name>[\w.@-]{1,64})(?::|%(?:25)*3[Aa])(?P<rest>.+)")
+"""`/0/admin:PASSWORD/main`."""
+_USER_SEGMENT = re.compile(
+    r"(?i:admin|administrator|root|user|username|guest|operator|viewer|supervisor|service|default)"
+)
+"""`/live/admin/PASSWORD/1`: what follows such a segment is a password unless it looks like a file or a known word."""
+_FILE_OR_WORD = re.compile(rf"[\w-]*\.[A-Za-z][A-Za-z0-9]{{1,4}}|{_HARMLESS_VALUE}|(?i:{'|'.join(_HARMLESS)})\d{{0,4}}")
 
 _RUNS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _ALNUM = re.compile(r"[^\W_]")
@@ -153,13 +162,13 @@ def secrets_of(url: str) -> tuple[str, set[str]]:
         if authority != userinfo and not _HOST.fullmatch(authority):
             # FFmpeg and others cut it there, and may output either piece.
             secrets.update(_pieces(r"[/?#@\s]+", password))
-        elif " " in password:
+        elif _SPACE.search(password):
             secrets.update(_pieces(r"\s+", password))
     for a, b, key in _parts(url, _scheme(url, begin - 3), host or begin, len(url)):
         value = url[a:b]
         name = key.lower()
         secret = name in SECRET_KEYS or _SECRET_PART.search(name) is not None
-        if looks_random(value) or (secret and _worth(value)):
+        if looks_random(value) or (secret and _worth(value)) or (_is_unknown(name) and _worth(value, _LEAST_UNKNOWN)):
             secrets.add(value)
         secrets.update(piece for piece in re.split(r"[_&=~]", value) if looks_random(piece))
     tail = url[host or begin :]
@@ -172,8 +181,13 @@ def secrets_of(url: str) -> tuple[str, set[str]]:
     return userinfo, secrets
 
 
-def _worth(value: str) -> bool:
-    return len(value) >= 4 and not _IS_HARMLESS.fullmatch(value)
+def _worth(value: str, least: int = 4) -> bool:
+    return len(value) >= least and not _IS_HARMLESS.fullmatch(value)
+
+
+def _is_unknown(name: str) -> bool:
+    """Whether a parameter may be anything: neither a login name nor known to be harmless."""
+    return bool(name) and name not in USER_KEYS and name not in _HARMLESS
 
 
 def host_of(url: str) -> tuple[str | None, int | None]:
@@ -253,7 +267,7 @@ def _parts(text: str, scheme: str, host: int, end: int) -> Iterator[tuple[int, i
     query = re.compile(r"[?#]").search(text, path, end)
     path_end = query.start() if query else end
     local = scheme.lower() in _LOCAL
-    tainted = False
+    tainted = after_user = False
     for number, segment in enumerate(re.compile(r"[^/]+").finditer(text, path, path_end)):
         if local:
             continue
@@ -267,10 +281,21 @@ def _parts(text: str, scheme: str, host: int, end: int) -> Iterator[tuple[int, i
                 yield from spans
         elif looks_random(segment[0]):
             yield segment.start(), segment.end(), ""
+        elif (login := _LOGIN_SEGMENT.fullmatch(segment[0])) is not None and not _is_plain(login):
+            yield segment.end() - len(login["rest"]), segment.end(), "password"
+            tainted = True  # a raw slash may be part of it
+        elif after_user and not _FILE_OR_WORD.fullmatch(segment[0]):
+            yield segment.start(), segment.end(), "password"
+        after_user = _USER_SEGMENT.fullmatch(segment[0]) is not None
     for part in re.compile(r"[^?&;#]+").finditer(text, path_end, end):
         spans = [*_value(part, tainted)]
         tainted = tainted or bool(spans)
         yield from spans
+
+
+def _is_plain(login: re.Match[str]) -> bool:
+    """Whether `name:rest` is no login: `trackID:1`."""
+    return login["name"].lower() in _HARMLESS or _IS_HARMLESS.fullmatch(login["rest"]) is not None
 
 
 def _value(part: re.Match[str], tainted: bool) -> Iterator[tuple[int, int, str]]:

@@ -61,7 +61,7 @@ class Sink(ABC):
 
     @property
     def readers(self) -> Readers | None:
-        """Who is connected; None for sinks to which nobody connects."""
+        """Who is connected; None for sinks to which nobody connects. Any thread, also while `open` or `close` runs."""
         return None
 
     @abstractmethod

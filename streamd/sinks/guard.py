@@ -68,6 +68,7 @@ class GuardedSink:
         self._dropped = metrics.sink_dropped
         self._metrics = metrics
         self._refused: dict[str, int] = {}
+        self._tells_readers = False
         self._backoff = Backoff(REOPEN_INITIAL_S, REOPEN_MAX_S)
         self._retry_at = 0.0
         self.problem: str | None = "not open yet"
@@ -85,6 +86,20 @@ class GuardedSink:
     def _opened(self) -> None:
         self.problem = None
         self._up.set(1)
+        if not self._tells_readers and self._sink.readers is not None:
+            self._tells_readers = True
+            # Asked for by each scrape: what this thread set last would go on being told while it fails or waits.
+            self._metrics.sink_subscribers.labels(sink=self._name).set_function(self._connected)
+
+    def _connected(self) -> int:
+        """The readers at this moment; none while the sink is not open. Any thread."""
+        if self.problem is not None:
+            return 0
+        try:
+            readers = self._sink.readers
+        except Exception:  # noqa: BLE001 - no sink may fail the metrics of all others
+            return 0
+        return 0 if readers is None else readers.connected
 
     @property
     def unreachable(self) -> str | None:
@@ -119,7 +134,7 @@ class GuardedSink:
                 self._sink.poll()
                 if self._event_sink is not None:
                     self._up.set(self._event_sink.unreachable is None)
-                self._count_readers()
+                self._count_refused()
             elif time.monotonic() >= self._retry_at:
                 self._sink.open()
                 self._opened()
@@ -128,16 +143,12 @@ class GuardedSink:
         except Exception as error:  # noqa: BLE001 - see `send`
             self._failed(error)
 
-    def _count_readers(self) -> None:
+    def _count_refused(self) -> None:
         readers = self._sink.readers
         if readers is None:
             return
-        self._metrics.sink_subscribers.labels(sink=self._name).set(readers.connected)
         for reason, count in readers.refused.items():
-            new = count - self._refused.get(reason, 0)
-            if new:
-                # A sink that was opened again counts from 0.
-                self._metrics.sink_refused.labels(sink=self._name, reason=reason).inc(new if new > 0 else count)
+            self._metrics.sink_refused.labels(sink=self._name, reason=reason).inc(count - self._refused.get(reason, 0))
         self._refused = dict(readers.refused)
 
     def set_streams(self, streams: Sequence[StreamSettings]) -> None:
@@ -183,6 +194,11 @@ class GuardedSink:
         self._close()
 
     def _close(self) -> None:
+        try:
+            self._count_refused()
+        except Exception as error:  # noqa: BLE001 - see `send`
+            self._errors.tell(error)
+        self._refused = {}  # a sink that is opened again counts from 0
         try:
             self._sink.close()
         except Exception as error:  # noqa: BLE001 - see `send`

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
-import ipaddress
 import os
 import resource
 import socket
@@ -29,6 +29,7 @@ import structlog
 
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Readers
+from streamd.sinks.hosts import Allowance, Hosts, host_of
 from streamd.telemetry.logs import Throttle
 
 log = structlog.get_logger(__name__)
@@ -52,33 +53,20 @@ of topics is looked at only once."""
 LEAST_OF_HOST = 16
 """One host may always have this many connections, and half of `limit`."""
 
-_CHECK_MS = 50
-"""libzmq stores subscriptions as fast as they come, and publishes nothing meanwhile."""
+_CHECK_MS, _BUSY_CHECK_MS = 50, 5
+"""libzmq stores subscriptions as fast as they come, and publishes nothing meanwhile: at a gigabyte a second, 5 MB come
+between two checks. The shorter time holds while a peer has just connected or is sending."""
+_BUSY_S = 0.2
+_BUSY_BYTES = 2048
+"""More than this between two checks is sending; heartbeats are less."""
+_SETTLED_S = 0.05
+"""After the end of a connection, libzmq has passed on what it had received by then."""
 _LOG_S = 10.0
 _RECEIVED_AT = 128
 """Offset of tcpi_bytes_received in Linux's struct tcp_info."""
 
-Reason = Literal["limit", "host", "descriptors", "topics", "rate", "input"]
-
-
-class Allowance:
-    """A token bucket.
-
-    Args:
-        burst: what may be used at once.
-        rate: what is added per second.
-    """
-
-    def __init__(self, burst: float, rate: float) -> None:
-        self._burst, self._rate = burst, rate
-        self._left, self._at = burst, time.monotonic()
-
-    def use(self, amount: float) -> bool:
-        """Uses `amount`; False if that is more than is left."""
-        now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate) - amount
-        self._at = now
-        return self._left >= 0
+Reason = Literal["limit", "host", "descriptors", "again", "topics", "rate", "input"]
+_ABUSE = ("topics", "rate", "input")
 
 
 @dataclass(slots=True)
@@ -99,29 +87,46 @@ class Peer:
     input: Allowance = field(default_factory=lambda: Allowance(INPUT_BYTES, INPUT_BYTES_A_SECOND))
 
 
-def host_of(name: Any) -> str:
-    """Whom a connection belongs to: an IPv4 address, an IPv6 network of 64 bits (that is what one host is given), or
-    nothing for ipc."""
-    address = str(name[0]) if name else ""
-    if ":" not in address or address.startswith("::ffff:"):
-        return address.removeprefix("::ffff:")
-    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
+class _Duplicates:
+    """Duplicates of connections, one at a time, also where the process has no descriptor left: one is kept for that."""
 
+    def __init__(self) -> None:
+        self._spare = -1
+        self._renew()
 
-@contextlib.contextmanager
-def _connection(descriptor: int) -> Iterator[socket.socket | None]:
-    """A duplicate of the descriptor; None if it is no socket (any more)."""
-    own = -1
-    try:
-        own = socket.dup(descriptor)
-        found = socket.socket(fileno=own)
-    except OSError:
-        if own >= 0:
-            os.close(own)
-        yield None
-        return
-    with found:
-        yield found
+    def _renew(self) -> None:
+        if self._spare < 0:
+            with contextlib.suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY)
+
+    @contextlib.contextmanager
+    def of(self, descriptor: int) -> Iterator[socket.socket | None]:
+        """A duplicate of the descriptor; None if it is no socket (any more)."""
+        own = -1
+        try:
+            try:
+                own = socket.dup(descriptor)
+            except OSError as error:
+                if error.errno != errno.EMFILE or self._spare < 0:
+                    raise
+                own, self._spare = self._spare, -1
+                os.dup2(descriptor, own, inheritable=False)
+            found = socket.socket(fileno=own)
+        except OSError:
+            if own >= 0:
+                os.close(own)
+            self._renew()
+            yield None
+            return
+        with found:
+            yield found
+        self._renew()
+
+    def close(self) -> None:
+        """Gives the spare descriptor back."""
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
 
 
 _getsockopt = ctypes.PyDLL(None).getsockopt
@@ -178,9 +183,14 @@ class Peers:
         self._limit, self._host_limit = limit, max(LEAST_OF_HOST, limit // 2)
         self._peers: dict[int, Peer] = {}
         self._all_topic_bytes = 0
+        self._busy_until = 0.0
+        self._ended: dict[int, float] = {}
+        """Descriptors of connections that have ended, and when, while subscriptions of theirs may be under way."""
         self._refused: Counter[str] = Counter()
         self._throttle = Throttle(_LOG_S)
         self._lock = threading.Lock()
+        self._duplicates = _Duplicates()
+        self._hosts = Hosts(self._host_limit)
         self._socket = socket
         Peers._serial += 1
         endpoint = f"inproc://peers-{Peers._serial}"
@@ -199,6 +209,7 @@ class Peers:
         """Ends the thread, while the socket is open."""
         self._socket.disable_monitor()
         self._thread.join()
+        self._duplicates.close()
 
     @property
     def count(self) -> int:
@@ -219,8 +230,9 @@ class Peers:
         """
         with self._lock:
             peer = self._peers.get(descriptor)
-            if peer is None:
-                return True  # accepted this very moment, or gone
+            if peer is None or descriptor in self._ended:
+                # Accepted this very moment, gone, or sent by a peer that had the descriptor before this one.
+                return message[:1] == b"\x01"
             if peer.closed:
                 return False
             if not peer.messages.use(1):
@@ -243,6 +255,16 @@ class Peers:
                 return False
             return True
 
+    def heard_all(self, since: float) -> None:
+        """There was nothing more to hear.
+
+        Args:
+            since: when it was begun to listen, monotonic seconds.
+        """
+        if self._ended:
+            with self._lock:
+                self._ended = {fd: at for fd, at in self._ended.items() if at > since - _SETTLED_S}
+
     def _count(self, peer: Peer, size: int) -> None:
         peer.topic_bytes += size
         self._all_topic_bytes += size
@@ -257,29 +279,38 @@ class Peers:
         next_check = 0.0
         with contextlib.closing(monitor):
             while True:
+                now = time.monotonic()
+                every = (_BUSY_CHECK_MS if now < self._busy_until else _CHECK_MS) if self._peers else None
+                if every is not None and now >= next_check:
+                    self._check_input(now)
+                    next_check = now + every / 1000
                 try:
                     event, value = struct.unpack("=hi", monitor.recv(zmq.DONTWAIT))
                     monitor.recv()
                 except zmq.Again:
-                    now = time.monotonic()
-                    if self._peers and now >= next_check:
-                        self._check_input()
-                        next_check = now + _CHECK_MS / 1000
-                    monitor.poll(_CHECK_MS if self._peers else None)
+                    monitor.poll(every)
                     continue
                 if event == zmq.EVENT_MONITOR_STOPPED:
                     return
-                with self._lock:
-                    if event == zmq.EVENT_ACCEPTED:
-                        self._accepted(value)
-                    elif event == zmq.EVENT_ACCEPT_FAILED:
-                        self._refuse("descriptors", "")
-                    else:
-                        self._gone(value)
+                try:
+                    self._happened(event, value)
+                except Exception as error:  # noqa: BLE001 - nobody would count or limit the peers any more
+                    log.error("zmq sink: a connection was not looked at", error=repr(error))
+
+    def _happened(self, event: int, value: int) -> None:
+        import zmq
+
+        with self._lock:
+            if event == zmq.EVENT_ACCEPTED:
+                self._accepted(value)
+            elif event == zmq.EVENT_ACCEPT_FAILED:
+                self._refuse("descriptors", "")
+            else:
+                self._gone(value)
 
     def _accepted(self, descriptor: int) -> None:
-        self._gone(descriptor)
-        with _connection(descriptor) as connection:
+        self._busy_until = time.monotonic() + _BUSY_S
+        with self._duplicates.of(descriptor) as connection:
             name = connection and _name_of(connection)
             if connection is None or name is None or not _is_at(connection, self.endpoint):
                 return  # over already; its descriptor may be a camera's by now
@@ -293,13 +324,16 @@ class Peers:
                 self._close(descriptor, peer, "limit")
             elif peer.host and hosts.count(peer.host) > self._host_limit:
                 self._close(descriptor, peer, "host")
+            elif not self._hosts.connected(peer.host):
+                self._close(descriptor, peer, "again")
 
     def _gone(self, descriptor: int) -> None:
         peer = self._peers.pop(descriptor, None)
         if peer is not None:
             self._all_topic_bytes -= peer.topic_bytes
+            self._ended[descriptor] = time.monotonic()
 
-    def _check_input(self) -> None:
+    def _check_input(self, now: float) -> None:
         """Bytes received are counted by the kernel for TCP, and estimated for ipc."""
         with self._lock:
             for descriptor, peer in self._peers.items():
@@ -315,12 +349,16 @@ class Peers:
                         received + min((UNREAD_WEIGHT - 1) * received, UNREAD_BYTES) if received != peer.received else 0
                     )
                 peer.received = received
+                if new > _BUSY_BYTES:
+                    self._busy_until = now + _BUSY_S
                 if new > 0 and not peer.input.use(new):
                     self._close(descriptor, peer, "input")
 
     def _close(self, descriptor: int, peer: Peer, reason: Reason) -> None:
         peer.closed = True
-        with _connection(descriptor) as connection:
+        if reason in _ABUSE:
+            self._hosts.abused(peer.host)
+        with self._duplicates.of(descriptor) as connection:
             # Between the check and the end of the block, the duplicate keeps its connection: it cannot be another's.
             if connection is None or _name_of(connection) != peer.name:
                 return

@@ -35,12 +35,14 @@ from streamd.sinks.peers import HANDSHAKE_MS, Peers
 SLOW_SUBSCRIBER = "subscriber_slow"
 MAX_SUBSCRIPTION_BYTES = 1024
 """A longer message closes its sender's connection."""
-MAX_SUBSCRIPTIONS = 1000
-"""Subscriptions processed at a time: a subscriber that sends them endlessly must not keep us from publishing."""
 _MORE_MS = 1
 """Wait for the next ones of a subscriber that has just sent some, in milliseconds."""
-_POLL_S = 0.02
-"""Longest time for subscriptions."""
+_POLL_S, _LONG_POLL_S = 0.02, 0.05
+"""Longest time for subscriptions, ten times a second: one who sends them endlessly must not keep us from publishing.
+Those that are not processed stay in libzmq's memory, also after their sender has left, so the longer time holds while
+there are more."""
+_LOOK_AFTER = 64
+"""Subscriptions between two looks at the clock."""
 _REPEAT_S = 1.0
 """A status is repeated for late subscribers this often at most: all other subscribers receive it, too."""
 _FORGET_S = 10.0
@@ -159,6 +161,8 @@ class ZmqSink(Sink):
         self._repeated: dict[bytes, float] = {}
         """When each was last repeated, monotonic seconds."""
         self._peers: Peers | None = None
+        self._behind = False
+        """The last look at subscriptions ended before there were no more."""
         self._hwm = settings.hwm
         self._largest = 0
         """Largest message of late, bytes."""
@@ -283,29 +287,39 @@ class ZmqSink(Sink):
         if now >= self._forget_at:
             self._largest, self._larger, self._forget_at = self._larger, 0, now + _FORGET_S
         self._limit_queues()
-        if prefixes := self._subscriptions(now + _POLL_S):
-            self._late.update((n, None) for n in self._retained if any(n.startswith(p) for p in prefixes))
+        if prefixes := self._subscriptions(now):
+            lengths = {len(p) for p in prefixes}  # there may be thousands of prefixes
+            self._late.update((n, None) for n in self._retained if any(n[:k] in prefixes for k in lengths))
         for name in list(self._late):
             if now - self._repeated.get(name, -_REPEAT_S) >= _REPEAT_S:
                 del self._late[name]
                 self._repeated[name] = now
                 self._send(name, self._retained[name])
 
-    def _subscriptions(self, deadline: float) -> set[bytes]:
+    def _subscriptions(self, began: float) -> set[bytes]:
         """New topics of subscribers."""
         import zmq
 
         socket, peers = self._socket, self._peers
         prefixes: set[bytes] = set()
-        for _ in range(MAX_SUBSCRIPTIONS):
+        taken = 0
+        deadline = began + (_LONG_POLL_S if self._behind else _POLL_S)
+        self._behind = False
+        while True:
             try:
                 frame = socket.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 if not prefixes or time.monotonic() > deadline or not socket.poll(_MORE_MS):
+                    if peers is not None:
+                        peers.heard_all(began)
                     break
                 continue
             except zmq.ZMQError as error:
                 raise SinkError(f"zmq sink: {self._endpoint}: {error.strerror}") from error
+            taken += 1
+            if not taken % _LOOK_AFTER and time.monotonic() > deadline:
+                self._behind = True
+                break
             event = frame.bytes
             try:
                 descriptor = frame.get(zmq.SRCFD)
@@ -318,7 +332,8 @@ class ZmqSink(Sink):
     @property
     def readers(self) -> Readers | None:
         """See `Sink.readers`."""
-        return None if self._peers is None else self._peers.readers()
+        peers = self._peers
+        return None if peers is None else peers.readers()
 
     def close(self) -> None:
         """See `Sink.close`."""

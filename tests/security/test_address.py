@@ -53,7 +53,17 @@ from streamd.security.redact import redact
         ("rtsp:%2f%2fadmin:pw%40cam/x", "rtsp:%2f%2f***"),
         ("http://h/api/rtsp%3A%2F%2Fadmin%3Apw%40cam%2Fx", "http://h/api/***"),
         ("rtsp%3A%2F%2Fcam%3A554%2FStreaming%2FChannels%2F101", "rtsp%3A%2F%2Fcam%3A554%2FStreaming%2FChannels%2F101"),
+        # a login in the path
+        ("rtsp://h/0/admin:secretword/main", "rtsp://h/0/admin:***/***"),
+        ("rtsp://h/0/usr:pa/ss:word/av0: 404", "rtsp://h/0/usr:***/***/***: 404"),
+        ("rtsp://h/live/admin/secretword/1", "rtsp://h/live/admin/***/1"),
+        ("http://h/User/secretword/media.mjpg", "http://h/User/***/media.mjpg"),
         # what stays
+        (
+            "http://h/admin/media.mjpg and http://h/root/live/ch01",
+            "http://h/admin/media.mjpg and http://h/root/live/ch01",
+        ),
+        ("rtsp://h/live/trackID:1/12:30", "rtsp://h/live/trackID:1/12:30"),
         ("tcp://*:5555 or tcp://HOST:PORT", "tcp://*:5555 or tcp://HOST:PORT"),
         ("ipc:///tmp/tmpab12cd3e/z", "ipc:///tmp/tmpab12cd3e/z"),
         ("see http://127.0.0.1:9188/metrics.", "see http://127.0.0.1:9188/metrics."),

@@ -44,6 +44,10 @@ def test_the_secrets_of_a_url() -> None:
         ("rtmp://h/live/T27d5482ee", {"T27d5482ee"}),
         ("http://h/a?jwt=T5c2dd944d", {"T5c2dd944d"}),
         ("http://h/a?hdnea=st=1~exp=2~hmac=T4a0a19218", {"T4a0a19218"}),
+        ("rtsp://h/0/admin:secretword/main", {"secretword"}),
+        ("rtsp://h/live/admin/secretword/1", {"secretword"}),
+        ("http://h/a?st=geheimeswort&e=1", {"geheimeswort"}),
+        ("rtsp://admin:geheimeswort\n@h/a", {"geheimeswort"}),
         ("admin:forgotten-scheme@h/x", {"forgotten-scheme"}),
     ],
 )
@@ -57,6 +61,7 @@ def test_the_secrets_of_a_malformed_url_are_remembered_whole(url: str, secrets: 
 def test_a_plain_path_is_not_remembered() -> None:
     """Else every other camera's URL would lose its path."""
     remember(credentials("http://h:80/Streaming/Channels/101?mail=a@b"))
+    remember(credentials("http://h:80/cgi-bin/Streaming?user=Streaming&profile=Channels&x=101"))
     assert redact("rtsp://cam/Streaming/Channels/101") == "rtsp://cam/Streaming/Channels/101"
 
 
