@@ -12,6 +12,7 @@ from typing import Any, Literal
 import structlog
 
 from streamd.errors import SourceError, SourceReason
+from streamd.flow import descriptors
 from streamd.flow.backoff import Backoff
 from streamd.flow.camera import CameraWatch
 from streamd.flow.contracts import Source, SourceInfo
@@ -344,6 +345,8 @@ class StreamRunner:
                 reader.source = source
             if self._stop.is_set():
                 return False
+            if not descriptors.room():
+                raise SourceError("internal", "too few file descriptors are left; raise LimitNOFILE or ulimit -n")
             self._pump(reader, source, source.open())
             if not self._stop.is_set():
                 self._transition(reader, "ended", "eof", "end of input")

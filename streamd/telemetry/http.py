@@ -26,7 +26,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from streamd.errors import SinkError
+from streamd.errors import SinkError, is_passing
 from streamd.telemetry.access import Login, Tls
 from streamd.telemetry.shared import SharedAnswer
 
@@ -46,6 +46,8 @@ MAX_HANDLERS = 10
 """Most handlers of further routes at the same time: one may wait for a picture, or read a large journal."""
 ROOM_TRIES = 3
 """How often to make room for a connection, half a second each, before it is closed."""
+NO_ROOM_S = 0.1
+"""Between two attempts to accept a connection for which there is no descriptor or memory."""
 ACCEPT_S = 1.0
 """A connection that has had its response for this long without accepting it is closed if every worker is busy."""
 
@@ -151,6 +153,14 @@ class _Server(ThreadingHTTPServer):
             path = path[: path.rfind("/", 0, len(path) - 1) + 1]
             handler = self.routes.get(path) if path else None
         return handler
+
+    def get_request(self) -> Any:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if is_passing(error):
+                time.sleep(NO_ROOM_S)  # the connection still waits: the loop would ask again at once, all the time
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self.slots.acquire(blocking=False):

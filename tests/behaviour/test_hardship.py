@@ -25,6 +25,7 @@ from fakecam import FakeCamera
 
 from streamd.sinks.message import DetectionsMessage
 from tests.behaviour.daemon import Subscriber, daemon, until
+from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.faults.clips import FPS, small
 
@@ -147,6 +148,40 @@ socket.subscribe(b"")
 socket.connect(sys.argv[1])
 time.sleep(300)
 """
+
+
+def test_more_streams_than_descriptors(tmp_path: Path) -> None:
+    """Those that find none wait for one; the port answers, reloads work, and the streams that run go on."""
+    clip = write_clip(tmp_path / "clip.mp4", frames=2 * FPS, size=(64, 64), fps=FPS)
+    files = "".join(
+        f"  - {{id: f{n}, url: '{clip}', loop: true, max_fps: 1, reconnect: {{initial_s: 0.2, max_s: 1}}}}\n"
+        for n in range(50)
+    )
+    config = f"{NULL}sinks: [{{kind: zmq, bind: 'ipc://{tmp_path}/z'}}]\nstreams:\n{files}"
+    limit = ("prlimit", "--nofile=64:64")
+    with daemon(tmp_path, config, within=limit) as running:
+
+        def moving() -> set[str]:
+            counts = running.metrics()
+            return {
+                dict(labels)["stream"]
+                for (name, labels), value in counts.items()
+                if name == "streamd_frames_published_total" and value > 1
+            }
+
+        until(lambda: len(moving()) >= 5, 40, "some find descriptors")
+        failed = running.value("streamd_stream_failures_total", stream="f49", reason="internal")
+        assert failed or "f49" in moving()
+        told = {line.get("detail", "") for line in running.log() if line.get("reason") == "internal"}
+        assert any("too few file descriptors are left; raise LimitNOFILE" in (text or "") for text in told), told
+        assert len(os.listdir(f"/proc/{running.process.pid}/fd")) <= 64 - 8
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert running.get(path)[0] == 200
+        running.reload(
+            f"{NULL}sinks: [{{kind: zmq, bind: 'ipc://{tmp_path}/z'}}]\nstreams:\n" + files.split("\n", 48)[48]
+        )
+        until(lambda: {"f48", "f49"} <= moving(), 40, "there is room for the two that are left")
+        assert running.stop() == 0
 
 
 def test_a_subscriber_that_never_reads(tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ def test_a_parent_that_does_not_read_costs_messages_that_are_told(line: Line) ->
 
 def test_a_sink_that_fails_is_counted_and_tried_again(line: Line) -> None:
     class Full:
+        readers = None
+
         def __getattr__(self, name: str) -> Any:
             def fail(*_: Any) -> None:
                 raise SinkError("the disk is full")
