@@ -14,8 +14,8 @@ from streamd.events import query, upkeep
 from streamd.events.cursors import Cursor
 from streamd.events.losses import Lost
 from streamd.events.place import StateDir
-from streamd.events.record import Event, Media, Record
-from streamd.events.store import CounterValue, Open, Store
+from streamd.events.record import Event, Media, OpenEvent, Record
+from streamd.events.store import CounterValue, Store
 from streamd.events.upkeep import Deletion, Limits
 from streamd.events.writer import Listener, Writer
 
@@ -58,8 +58,7 @@ class Standing(NamedTuple):
 
     event_seq: int
     counters: Mapping[str, int]
-    open: list[tuple[str, Open]]
-    """Events that have begun and not ended, by id."""
+    open: list[OpenEvent]
 
 
 class Journal:
@@ -156,7 +155,7 @@ class Journal:
             The number of ended events; known after the commit.
         """
 
-        def which(_: str, o: Open) -> bool:
+        def which(o: OpenEvent) -> bool:
             return (
                 (streams is None or o.stream in streams)
                 and (rules is None or o.rule in rules)
@@ -174,7 +173,7 @@ class Journal:
         stream: str,
         event_seq: int,
         counters: Mapping[str, int],
-        orphans: Iterable[tuple[str, Open]] = (),
+        orphans: Iterable[OpenEvent] = (),
         reason: str = "",
     ) -> Future[None]:
         """A stream continues here that was in the journal of another machine; see `Store.adopt`."""
@@ -191,7 +190,7 @@ class Journal:
         if store is None:
             return Standing(0, {}, [])
         event_seq, _ = store.streams.committed.get(stream, (0, 0))
-        opened = [(each, o) for each, o in list(store.open.committed.items()) if o.stream == stream and not o.deleted]
+        opened = [o for o in list(store.open.committed.values()) if o.stream == stream and not o.deleted]
         return Standing(event_seq, {n: c.value for n, c in store.by_stream.get(stream, {}).items()}, opened)
 
     def alive(self, at_ns: Mapping[str, int]) -> None:

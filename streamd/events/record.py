@@ -45,6 +45,28 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of the box that has the stream; 0 outside a fleet."""
 
 
+class OpenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event that has begun and not ended, as the journal keeps it and as the boxes of a fleet tell each other."""
+
+    id: str
+    type: str
+    rule: str | None
+    label: str | None
+    track: str | int | None
+    epoch: int
+    seq: int
+    began_ns: int
+    last_ns: int
+    """Unix nanoseconds at which it was last known to be open."""
+    stream: str = ""
+    origin: str = ""
+    """The process that submitted it; empty for this one."""
+    deleted: int = 0
+    """1 if it was deleted on request: later parts of it are not kept."""
+    generation: int = 0
+    """See `Event.generation`."""
+
+
 class Media(msgspec.Struct, frozen=True):
     """A file that belongs to an event."""
 

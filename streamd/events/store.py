@@ -10,15 +10,16 @@ import contextlib
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import msgspec
 import structlog
+from msgspec.structs import astuple, replace
 
 from streamd.events.layered import Layered
 from streamd.events.losses import Lost
-from streamd.events.record import MAX_DETAILS_BYTES, Event, Kind, Record
+from streamd.events.record import MAX_DETAILS_BYTES, Event, Kind, OpenEvent, Record
 
 log = structlog.get_logger(__name__)
 
@@ -26,27 +27,8 @@ EVENTS_LOST = "events_lost"
 """Reason in the details of an end that the journal wrote because the original end was lost."""
 _INT64 = 1 << 63
 KINDS = get_args(Kind)
-
-
-class Open(NamedTuple):
-    """An event that has begun and not ended."""
-
-    stream: str
-    origin: str
-    """The process that submitted it; empty for this one."""
-    type: str
-    rule: str | None
-    label: str | None
-    track: str | int | None
-    epoch: int
-    seq: int
-    began_ns: int
-    last_ns: int
-    """The last time at which it is known to have been open."""
-    deleted: int = 0
-    """1 if it was deleted on request: later parts of it are not kept."""
-    generation: int = 0
-    """See `Event.generation`."""
+_OPEN = ", ".join(OpenEvent.__struct_fields__)
+"""Columns of the table `open`, in the order of the record's fields."""
 
 
 class CursorState(NamedTuple):
@@ -100,7 +82,10 @@ class Store:
         """Committed counters; each dictionary is replaced, never modified, so any thread may keep one."""
         for (stream, name), value in self.counters.committed.items():
             self.by_stream.setdefault(stream, {})[name] = value
-        self.open: Layered[str, Open] = Layered({row[0]: Open(*row[1:]) for row in rows("SELECT * FROM open")})
+        self.open: Layered[str, OpenEvent] = Layered({
+            row[0]: OpenEvent(*row) for row in rows(f"SELECT {_OPEN} FROM open")  # noqa: S608
+        })  # fmt: skip
+        """By id."""
         self.origins: Layered[str, int] = Layered(dict(rows("SELECT origin, n FROM origins")))
         self.cursors: Layered[str, CursorState] = Layered(
             {row[0]: CursorState(*row[1:]) for row in rows("SELECT * FROM cursors")}
@@ -153,16 +138,11 @@ class Store:
         numbers = [(origin, n, self._now_ns) for origin, n in self.origins.changes() if n is not None]
         if numbers:
             many("INSERT OR REPLACE INTO origins VALUES (?, ?, ?)", numbers)
-        for table, layer in (("open", self.open), ("cursors", self.cursors)):
-            changes: list[tuple[str, Any]] = layer.changes()
-            gone = [(key,) for key, value in changes if value is None]
-            kept = [(key, *value) for key, value in changes if value is not None]
-            if gone:
-                column = "id" if table == "open" else "name"
-                many(f"DELETE FROM {table} WHERE {column} = ?", gone)  # noqa: S608
-            if kept:
-                marks = ",".join("?" * len(kept[0]))
-                many(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", kept)  # noqa: S608
+        opened = self.open.changes()
+        self._write("open", "id", _OPEN, opened, [astuple(o) for _, o in opened if o is not None])
+        moved = self.cursors.changes()
+        columns = ", ".join(("name", *CursorState._fields))
+        self._write("cursors", "name", columns, moved, [(name, *c) for name, c in moved if c is not None])
         if self.last != self.position:
             execute("UPDATE meta SET value = ? WHERE name = 'position'", (self.last,))
         execute("COMMIT")
@@ -176,6 +156,16 @@ class Store:
         self._pending_tally.clear()
         records, self.records = self.records, []
         return records
+
+    def _write(
+        self, table: str, key: str, columns: str, changes: Sequence[tuple[str, Any]], kept: Sequence[tuple[Any, ...]]
+    ) -> None:
+        gone = [(each,) for each, value in changes if value is None]
+        if gone:
+            self.connection.executemany(f"DELETE FROM {table} WHERE {key} = ?", gone)  # noqa: S608
+        if kept:
+            marks = ",".join("?" * len(kept[0]))
+            self.connection.executemany(f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})", kept)  # noqa: S608
 
     def rollback(self) -> None:
         """Forgets the transaction, if there is one."""
@@ -222,9 +212,9 @@ class Store:
                 self._lose(event.stream, "refused")
                 log.error("event refused", stream=event.stream, rule=event.rule, why=f"{event.id} has begun already")
                 return
-            self.open.put(event.id, Open(
-                event.stream, origin, event.type, event.rule, event.label, event.track, event.epoch, event.seq,
-                event.at_ns, event.at_ns, 0, event.generation,
+            self.open.put(event.id, OpenEvent(
+                event.id, event.type, event.rule, event.label, event.track, event.epoch, event.seq, event.at_ns,
+                event.at_ns, event.stream, origin, 0, event.generation,
             ))  # fmt: skip
         elif kind != "instant":
             if known is None:
@@ -234,7 +224,7 @@ class Store:
             if kind == "end":
                 self.open.remove(event.id)
             else:
-                self.open.put(event.id, known._replace(last_ns=event.at_ns))
+                self.open.put(event.id, replace(known, last_ns=event.at_ns))
             if known.deleted:
                 self._pending_tally["deleted"] += 1
                 return
@@ -272,7 +262,7 @@ class Store:
             self.add_lost(stream, count)
         for stream, counts in lost.counts.items():
             self.raise_counters(stream, counts)
-        self.end_open(EVENTS_LOST, lambda id_, _: id_ in lost.ends, lost.ends)
+        self.end_open(EVENTS_LOST, lambda o: o.id in lost.ends, lost.ends)
 
     def _lose(self, stream: str, why: str) -> None:
         self._pending_tally[why] += 1
@@ -288,14 +278,14 @@ class Store:
         for each, known in list(self.open.items()):
             when = at_ns.get(known.stream)
             if when is not None and when > known.last_ns:
-                self.open.put(each, known._replace(last_ns=when))
+                self.open.put(each, replace(known, last_ns=when))
 
     def adopt(
         self,
         stream: str,
         event_seq: int,
         counters: Mapping[str, int],
-        orphans: Iterable[tuple[str, Open]] = (),
+        orphans: Iterable[OpenEvent] = (),
         reason: str = "",
     ) -> None:
         """A stream continues here that was in another journal.
@@ -313,28 +303,28 @@ class Store:
             old = self.counters.get((stream, name)) or CounterValue(0, self._now_ns)
             if value > old.value:
                 self.counters.put((stream, name), CounterValue(value, old.since_ns))
-        for each, o in orphans:
-            known = self.connection.execute("SELECT 1 FROM events WHERE id = ? LIMIT 1", (each,)).fetchone()
-            if known is None and self.open.get(each) is None:
-                self.open.put(each, o)
-                self.end_open(reason, lambda id_, _, each=each: id_ == each)  # type: ignore[misc]
+        for orphan in orphans:
+            known = self.connection.execute("SELECT 1 FROM events WHERE id = ? LIMIT 1", (orphan.id,)).fetchone()
+            if known is None and self.open.get(orphan.id) is None:
+                self.open.put(orphan.id, orphan)
+                self.end_open(reason, lambda o, id_=orphan.id: o.id == id_)  # type: ignore[misc]
 
-    def end_open(self, reason: str, which: Callable[[str, Open], bool], at_ns: Mapping[str, int] | None = None) -> int:
+    def end_open(self, reason: str, which: Callable[[OpenEvent], bool], at_ns: Mapping[str, int] | None = None) -> int:
         """Ends open events in place of the process that began them.
 
         Args:
             reason: stored in their details.
-            which: (id, event) -> whether to end it.
+            which: whether to end an event.
             at_ns: time of the end by id; otherwise the last time known for the event.
 
         Returns:
             The number of ended events.
         """
-        chosen = [(each, o) for each, o in self.open.items() if which(each, o)]
-        for each, o in chosen:
-            when = (at_ns or {}).get(each, o.last_ns)
+        chosen = [o for _, o in self.open.items() if which(o)]
+        for o in chosen:
+            when = (at_ns or {}).get(o.id, o.last_ns)
             self.add(Event(
-                id=each, stream=o.stream, kind="end", type=o.type, rule=o.rule, label=o.label, track=o.track,
+                id=o.id, stream=o.stream, kind="end", type=o.type, rule=o.rule, label=o.label, track=o.track,
                 epoch=o.epoch, seq=o.seq, at_ns=when, details={"reason": reason}, generation=o.generation,
             ))  # fmt: skip
         return len(chosen)

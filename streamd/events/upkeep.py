@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from msgspec.structs import replace
+
 from streamd.events.record import Media
 from streamd.events.store import CursorState, Store
 
@@ -253,7 +255,7 @@ def delete(store: Store, stream: str | None, since_ns: int, until_ns: int) -> De
         # The event is still open: whatever its last known time is, it may reach into the span.
         if (stream is None or known.stream == stream) and known.began_ns < until_ns:
             execute("INSERT OR IGNORE INTO doomed VALUES (?)", (each,))
-            store.open.put(each, known._replace(deleted=1))
+            store.open.put(each, replace(known, deleted=1))
     pending = 0
     for name, cursor in list(store.cursors.items()):
         query = "SELECT COUNT(*) FROM events WHERE position > ? AND id IN (SELECT id FROM doomed)"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from streamd.fleet.records import Account, Handover, OpenEvent, Parting, StreamReport, dropped_of
+from streamd.events.record import OpenEvent
+from streamd.fleet.records import Account, Handover, Parting, StreamReport, dropped_of
 
 NODE_LOST = "node_lost"
 """Reason for which frames are dropped that were lost with their box, and open events end."""

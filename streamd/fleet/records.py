@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from streamd.errors import ConfigError
+from streamd.events.record import OpenEvent
 from streamd.types import StreamState
 
 PROTOCOL = 1
@@ -23,21 +24,6 @@ LEASE_S = 3.0
 MOST_OPEN = 256
 """Open events of a stream that a report names; the oldest come first."""
 T = TypeVar("T")
-
-
-class OpenEvent(msgspec.Struct, frozen=True):
-    """An event that has begun and not ended, as in the journal of its box."""
-
-    id: str
-    type: str
-    rule: str | None
-    label: str | None
-    track: str | int | None
-    epoch: int
-    seq: int
-    began_ns: int
-    last_ns: int
-    """Unix nanoseconds at which it was last known to be open."""
 
 
 class Handover(msgspec.Struct, frozen=True):

@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from streamd.events.layered import Layered
 from streamd.events.place import JOURNAL
 from streamd.events.query import Filter, find
-from streamd.events.record import Event, event_id
+from streamd.events.record import Event, OpenEvent, event_id
 from streamd.events.schema import open_writer
-from streamd.events.store import Open, Store
+from streamd.events.store import Store
 from tests.events.journals import T0, event
 
 KINDS = st.sampled_from(["begin", "update", "end", "instant"])
@@ -203,7 +203,7 @@ def test_an_end_by_the_journal_is_at_the_last_known_time(store: Store) -> None:
     store.commit()
     store.begin()
     store.touch({"b": T0 + 60_000_000_000})
-    store.end_open("process_died", lambda _, o: o.rule == "gate")
+    store.end_open("process_died", lambda o: o.rule == "gate")
     ends = {r.id: r for r in store.commit()}
     assert {id_: (r.at_ns - T0) / 1e9 for id_, r in ends.items()} == {"x": 5.0, "y": 60.0}
     assert all(r.details == {"reason": "process_died"} and r.kind == "end" and r.rule == "gate" for r in ends.values())
@@ -266,10 +266,10 @@ def test_layers() -> None:
 def test_a_stream_of_another_journal_continues_and_what_it_left_open_ends(tmp_path: Path) -> None:
     connection = open_writer(tmp_path / "j")
     store = Store(connection)
-    opened = Open("gate", "", "zone_entered", "yard", "car", 3, 1, 2, 50, 60, 0, 9)
+    opened = OpenEvent("other-1", "zone_entered", "yard", "car", 3, 1, 2, 50, 60, "gate", generation=9)
     for _ in range(2):  # told twice: it happens once
         store.begin()
-        store.adopt("gate", 41, {"yard": 7}, [("other-1", opened)], "node_lost")
+        store.adopt("gate", 41, {"yard": 7}, [opened], "node_lost")
         records = store.commit()
         if records:
             (end,) = records

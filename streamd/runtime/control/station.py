@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from streamd.config import Config
 from streamd.errors import ConfigError
-from streamd.events.store import Open
+from streamd.events.record import OpenEvent
 from streamd.fleet.accounts import NODE_LOST
 from streamd.fleet.records import (
     MOST_OPEN,
@@ -21,7 +22,6 @@ from streamd.fleet.records import (
     Assignment,
     DaemonReport,
     Handover,
-    OpenEvent,
     Order,
     Parting,
     StreamReport,
@@ -146,10 +146,7 @@ class Station:
             return 0, {}, []
         standing = journal.standing(name)
         seen = self._daemon.seen().get(name, 0)
-        opened = [
-            OpenEvent(each, o.type, o.rule, o.label, o.track, o.epoch, o.seq, o.began_ns, max(o.last_ns, seen))
-            for each, o in standing.open[:MOST_OPEN]
-        ]
+        opened = [replace(o, last_ns=max(o.last_ns, seen)) for o in standing.open[:MOST_OPEN]]
         return standing.event_seq, dict(standing.counters), opened
 
     # --------------------------------------------------------------------------------------------------- main loop
@@ -224,13 +221,7 @@ class Station:
         if handover.event_seq or handover.orphans:
             daemon.events.ensure(without_streams(self._config, self._config.streams))
             if (journal := daemon.events.journal) is not None:
-                orphans = [
-                    (o.id, Open(
-                        name, "", o.type, o.rule, o.label, o.track, o.epoch, o.seq, o.began_ns, o.last_ns, 0,
-                        each.generation,
-                    ))
-                    for o in handover.orphans
-                ]  # fmt: skip
+                orphans = [replace(o, stream=name, origin="", generation=each.generation) for o in handover.orphans]
                 journal.adopt(name, handover.event_seq, handover.counters, orphans, NODE_LOST)
 
     def _part(self, now: float) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from streamd.errors import ConfigError
-from streamd.fleet.records import Assignment, Handover, OpenEvent, Order
+from streamd.events.record import OpenEvent
+from streamd.fleet.records import Assignment, Handover, Order
 from streamd.runtime.control.client import ControlClient, ControlError
 from streamd.runtime.control.server import MOST_BYTES, ControlServer
 from tests.runtime.control.boxes import ZONE, box, stream, text, until
