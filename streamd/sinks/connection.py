@@ -1,4 +1,4 @@
-"""Settings that sinks with a connection to a server share: address, TLS, login, name of the node."""
+"""Settings that sinks with a connection to a server share: address, TLS, login, what is published, name of the node."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pydantic import Field
 
 from streamd.errors import SinkError
 from streamd.settings import ConfigPath, ExternalSecret, Pattern, Problems, Settings
+from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, GLANCE, STATUS, MessageKind
+from streamd.sinks.events import EventSinkSettings
 
 ADDRESS_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:\d{1,5})?$"
 Address = Annotated[
@@ -71,6 +73,33 @@ class ClientLoginSettings(Settings):
 
     username: str = Field(min_length=1, max_length=256, description="User name.")
     password: ExternalSecret = Field(min_length=1, max_length=1024, description="Password, as ${file:PATH} or ${NAME}.")
+
+
+def tls_problems(tls: ClientTlsSettings | None) -> Problems:
+    """Problems of the field `tls`."""
+    if tls is not None:
+        yield from ((("tls", *path), message) for path, message in tls.problems())
+
+
+class ServerSinkSettings(EventSinkSettings):
+    """Settings common to sinks that publish events, state and counts through a server."""
+
+    tls: ClientTlsSettings | None = Field(None, description="TLS; `{}` verifies by the system's authorities.")
+    events: bool = Field(True, description="Publish events.")
+    detections: bool = Field(False, description="Publish the detections of each frame.")
+    glances: bool = Field(
+        False, description="Publish a message for each frame that the network did not look at (look.when: motion)."
+    )
+
+    @property
+    def wants(self) -> frozenset[MessageKind]:
+        """See `SinkSettings.wants`."""
+        frames = ((DETECTIONS, CLASSIFIED), self.detections), ((GLANCE,), self.glances)
+        return frozenset({STATUS, COUNTS, *(kind for kinds, wanted in frames if wanted for kind in kinds)})
+
+    def check(self) -> Problems:
+        """See `KindSettings.check`."""
+        yield from tls_problems(self.tls)
 
 
 def node_name(configured: str | None) -> str:

@@ -54,6 +54,8 @@ CLASSIFIED = MessageKind("classified", CLASSIFIED_PREFIX)
 """What classifiers say of boxes without a track, some time after the frame."""
 GLANCE = MessageKind("glance", GLANCE_PREFIX)
 """Frames that the network did not look at."""
+FRAME_KINDS = frozenset({DETECTIONS, CLASSIFIED, GLANCE})
+"""Kinds that tell of one frame: nothing tells it again if a message of them is lost."""
 KINDS: Mapping[str, MessageKind] = {kind.name: kind for kind in (DETECTIONS, STATUS, EVENT, COUNTS, CLASSIFIED, GLANCE)}
 
 

@@ -32,11 +32,11 @@ from streamd.errors import SinkError
 from streamd.events.record import Media
 from streamd.events.upkeep import Outcome
 from streamd.flow.settings import StreamSettings
-from streamd.settings import FieldPath, Name, Problems
+from streamd.settings import FieldPath, Name
 from streamd.sinks import SINKS, Sink
-from streamd.sinks.connection import Address, ClientLoginSettings, ClientTlsSettings, host_port, node_name
-from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, GLANCE, STATUS, Message, MessageKind
-from streamd.sinks.events import EventSink, EventSinkSettings, JournalEvent
+from streamd.sinks.connection import Address, ClientLoginSettings, ServerSinkSettings, host_port, node_name
+from streamd.sinks.envelope import DETECTIONS, FRAME_KINDS, STATUS, Message
+from streamd.sinks.events import EventSink, JournalEvent
 from streamd.sinks.homeassistant import (
     OFFLINE,
     ONLINE,
@@ -62,12 +62,11 @@ MAX_PICTURE_BYTES = 4 << 20
 
 
 @SINKS.register
-class MqttSettings(EventSinkSettings):
-    """MQTT client (`pip install streamd[mqtt]`): events, state and counts, on request detections."""
+class MqttSettings(ServerSinkSettings):
+    """MQTT client (`pip install streamd[mqtt]`): events, state and counts, on request detections at QoS 0."""
 
     kind: Literal["mqtt"] = "mqtt"
     broker: Address = Field(description="HOST or HOST:PORT. The default port is 1883, with TLS 8883.")
-    tls: ClientTlsSettings | None = Field(None, description="TLS; `{}` verifies by the system's authorities.")
     login: ClientLoginSettings | None = Field(None, description="Login at the broker.")
     protocol: Literal["5", "3.1.1"] = Field("5", description="Version of MQTT.")
     prefix: str = Field("streamd", pattern=TOPIC_PATTERN, max_length=128, description="Start of all topics.")
@@ -76,27 +75,10 @@ class MqttSettings(EventSinkSettings):
         description="Name of this daemon in topics, in the client id (`streamd-NODE`) and in Home Assistant; unique at "
         "the broker. Default: the host name.",
     )
-    events: bool = Field(True, description="Publish events.")
-    detections: bool = Field(False, description="Publish the detections of each frame, at QoS 0.")
-    glances: bool = Field(
-        False,
-        description="Publish a message for each frame that the network did not look at (look.when: motion), at QoS 0.",
-    )
     home_assistant: HomeAssistantSettings | None = Field(None, description="Discovery by Home Assistant. Default: off.")
     keepalive_s: int = Field(
         15, ge=5, le=3600, description="A broker that is silent for twice as long is considered lost, in seconds."
     )
-
-    @property
-    def wants(self) -> frozenset[MessageKind]:
-        """See `SinkSettings.wants`."""
-        frames = ((DETECTIONS, CLASSIFIED), self.detections), ((GLANCE,), self.glances)
-        return frozenset({STATUS, COUNTS, *(kind for kinds, wanted in frames if wanted for kind in kinds)})
-
-    def check(self) -> Problems:
-        """See `KindSettings.check`."""
-        if self.tls is not None:
-            yield from ((("tls", *path), message) for path, message in self.tls.problems())
 
     @property
     def address(self) -> str:
@@ -176,7 +158,7 @@ class MqttSink(EventSink):
     def send(self, message: Message) -> str | None:
         """See `Sink.send`."""
         stream, kind = message.stream, message.kind
-        if kind in (DETECTIONS, CLASSIFIED, GLANCE):
+        if kind in FRAME_KINDS:
             if not self._link.publish_now(f"{self.base}/streams/{stream}/{kind.name}", message.payload):
                 why = self.unreachable or f"mqtt sink: {self._link.address} does not keep up"
                 raise SinkError(f"{why}; {'detections are' if kind is DETECTIONS else 'a message is'} lost")

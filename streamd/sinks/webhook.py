@@ -33,7 +33,7 @@ from streamd.events.retry import RetryPolicy
 from streamd.events.upkeep import Outcome
 from streamd.settings import ExternalSecret, FieldPath, Pattern, Problems, Seconds
 from streamd.sinks import SINKS, Sink
-from streamd.sinks.connection import ClientTlsSettings, HostPort
+from streamd.sinks.connection import ClientTlsSettings, HostPort, tls_problems
 from streamd.sinks.envelope import Message, MessageKind
 from streamd.sinks.events import CONTENT_TYPE, EventSink, EventSinkSettings, JournalEvent
 
@@ -93,7 +93,7 @@ class WebhookSettings(EventSinkSettings):
         if self.tls is not None:
             if urlsplit(self.url).scheme != "https":
                 yield ("tls",), "is for https only"
-            yield from ((("tls", *path), message) for path, message in self.tls.problems())
+            yield from tls_problems(self.tls)
         if self.signing_key is not None:
             try:
                 key_of(self.signing_key.get_secret_value())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -16,6 +17,7 @@ from streamd.sinks import SinkSettings, open_sink
 from streamd.sinks.thread import SinkThread
 from streamd.telemetry.metrics import Metrics
 from tests.events.journals import event, journal, until
+from tests.sinks.brokers import in_order
 
 
 class Rig:
@@ -78,3 +80,43 @@ def rig(folder: Path, settings: SinkSettings, streams: Sequence[StreamSettings] 
             yield made
         finally:
             made.close()
+
+
+def interrupted(
+    running: Rig,
+    times: int,
+    events: int,
+    *,
+    down: Callable[[], Any],
+    up: Callable[[], Any],
+    arrived: Callable[[], int] | None = None,
+    noticed: Callable[[str], bool] = bool,
+) -> None:
+    """Submits so many events while the receiver goes down so often, each time in mid-delivery; all are delivered.
+
+    Args:
+        running: the sink, and nothing submitted yet.
+        times: how often.
+        events: a multiple of twice as much, and of the four streams.
+        down: takes the receiver down.
+        up: brings it back.
+        arrived: the number of events that have reached it; by default those that the journal counts as delivered.
+        noticed: whether the sink's words for what keeps its receiver mean that it is down.
+    """
+    each = events // (2 * times)
+    for round_ in range(times):
+        running.submit(each)
+        some = round_ * 2 * each + each // 4
+        until(lambda wanted=some: (arrived() if arrived else running.counts().delivered) >= wanted, 120)  # type: ignore[misc]
+        down()
+        running.submit(each)
+        until(lambda: noticed(running.thread.unreachable or ""), 30)
+        up()
+    running.wait_delivered(events, 240)
+    until(lambda: running.value("streamd_sink_up") == 1)
+    assert running.counts() == (events, 0, events, 0, 0, 0)
+
+
+def assert_in_order(found: list[dict[str, Any]], events: int) -> None:
+    """All events of `interrupted` have arrived, those of each stream in order by their first arrival."""
+    assert in_order(found) == {f"s{i}": list(range(1, events // 4 + 1)) for i in range(4)}

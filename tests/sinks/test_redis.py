@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import redis
 
-from streamd.sinks.envelope import COUNTS, DETECTIONS, EVENT, STATUS, Outgoing
+from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, EVENT, GLANCE, STATUS, Outgoing, OutgoingGlance
 from streamd.sinks.redis import RedisSettings, key
-from tests.events.journals import event, until
+from streamd.types import Glanced, Look
+from tests.events.journals import T0, event, until
 from tests.frames import detections, status
 from tests.messages import checked
-from tests.sinks.brokers import Server, certificate, in_order, redis_server
-from tests.sinks.delivery import rig
+from tests.sinks.brokers import Server, certificate, redis_server
+from tests.sinks.delivery import assert_in_order, interrupted, rig
 
 
 def settings(server: Server, **more: Any) -> RedisSettings:
@@ -91,23 +92,22 @@ def test_keys_are_the_topics_with_colons() -> None:
     assert key("streamd", EVENT, "gate.1") == "streamd:event:1:gate.1"
     assert key("site:box", STATUS, "gate") == "site:box:1:gate:status"
     assert [key("s", kind, "a") for kind in (COUNTS, DETECTIONS)] == ["s:counts:1:a", "s:1:a:detections"]
+    assert [key("s", kind, "a") for kind in (CLASSIFIED, GLANCE)] == ["s:classified:1:a", "s:glance:1:a"]
 
 
-def test_events_arrive_once_and_in_order_whatever_happens_to_the_server(tmp_path: Path, server: Server) -> None:
-    with rig(tmp_path / "j", settings(server)) as running:
-        for round_ in range(3):
-            running.submit(60)
-            until(lambda wanted=60 * round_ + 5: running.counts().delivered >= wanted)  # type: ignore[misc]
-            server.kill()
-            running.submit(40)
-            until(lambda: running.thread.unreachable is not None)
-            server.start()
-            running.wait_delivered(100 * (round_ + 1))
-        assert running.thread.unreachable is None
+def killed(folder: Path, server: Server, times: int, events: int) -> list[dict[str, Any]]:
+    """Delivers so many events to a server that is killed so often in mid-delivery; each is there once, and in order."""
+    with rig(folder, settings(server)) as running:
+        interrupted(running, times, events, down=server.kill, up=server.start)
     with contextlib.closing(client(server.port)) as connection:
         found = stored(connection)
-    assert len(found) == 300
-    assert in_order(found) == {f"s{n}": list(range(1, 76)) for n in range(4)}
+    assert_in_order(found, events)
+    assert len(found) == events, "what was sent twice is there once"
+    return found
+
+
+def test_a_server_that_is_killed_again_and_again_has_each_event_once(tmp_path: Path, server: Server) -> None:
+    killed(tmp_path / "j", server, 3, 600)
 
 
 def test_what_a_stalled_server_added_without_an_answer_is_not_added_again(
@@ -183,3 +183,32 @@ def test_an_event_of_another_type_of_key_is_told(tmp_path: Path, server: Server)
             until(lambda: "wrong kind of value" in (running.thread.unreachable or ""))
             connection.delete("streamd:event:1:s0")
             running.wait_delivered(1)
+
+
+def test_events_that_wait_behind_a_refused_one_are_added_once(tmp_path: Path, server: Server) -> None:
+    with contextlib.closing(client(server.port)) as connection:
+        connection.set("streamd:event:1:s1", "taken")
+        with rig(tmp_path / "j", settings(server)) as running:
+            running.submit(20, streams=2)
+            until(lambda: "wrong kind of value" in (running.thread.unreachable or ""))
+            until(lambda: connection.xlen("streamd:event:1:s0") == 10)
+            until(lambda: running.counts().delivered == 1)  # the second event of all is in the way
+            connection.delete("streamd:event:1:s1")
+            running.wait_delivered(20)
+        assert [connection.xlen(f"streamd:event:1:s{n}") for n in range(2)] == [10, 10]
+
+
+def test_frames_that_the_network_did_not_look_at_are_published_on_request(tmp_path: Path, server: Server) -> None:
+    with contextlib.closing(client(server.port)) as connection, contextlib.closing(connection.pubsub()) as channels:
+        channels.psubscribe("streamd:glance:1:*")
+        assert channels.get_message(timeout=5)["type"] == "psubscribe"
+        assert GLANCE not in settings(server).wants
+        still = Look(False, "still")
+        with rig(tmp_path / "j", settings(server, glances=True)) as running:
+            until(lambda: running.thread._sink.takes_events())
+            running.thread.put_glance(
+                OutgoingGlance(Glanced("s", 0, 7, None, T0, 64, 48, "arrival", still, 3, T0, 4), "b")
+            )
+            told = channels.get_message(timeout=20)
+        assert told["channel"] == b"streamd:glance:1:s"
+        assert json.loads(told["data"])["seq"] == 7

@@ -19,7 +19,7 @@ from streamd.sinks.webhook import WebhookSettings, WebhookSink, judge, key_of, s
 from tests.events.journals import until
 from tests.events.test_record import RECORD
 from tests.sinks.brokers import certificate, in_order
-from tests.sinks.delivery import rig
+from tests.sinks.delivery import assert_in_order, interrupted, rig
 from tests.sinks.receivers import Answer, Receiver, Request
 
 
@@ -118,10 +118,10 @@ def test_retry_after_is_a_number_or_a_date(header: str | None, seconds: float | 
 
 
 def test_a_receiver_that_is_down_again_and_again_gets_everything_in_order(tmp_path: Path, receiver: Receiver) -> None:
-    interrupted(tmp_path, receiver, 2, 80)
+    killed(tmp_path, receiver, 2, 80)
 
 
-def interrupted(folder: Path, receiver: Receiver, outages: int, events: int) -> list[dict[str, Any]]:
+def killed(folder: Path, receiver: Receiver, outages: int, events: int) -> list[dict[str, Any]]:
     """So many events, while the receiver goes down so often; it also hangs up without an answer now and then."""
     seen = 0
 
@@ -131,19 +131,12 @@ def interrupted(folder: Path, receiver: Receiver, outages: int, events: int) -> 
         return Answer(hang_up=seen % 37 == 0)
 
     receiver.answer = answer
-    each = events // (2 * outages)
     with rig(folder, settings(receiver)) as running:
-        for round_ in range(outages):
-            running.submit(each)
-            some = round_ * 2 * each + each // 4
-            until(lambda wanted=some: len(receiver.accepted) >= wanted, 120)  # type: ignore[misc]
-            receiver.down()
-            running.submit(each)
-            until(lambda: "is down" in (running.thread.unreachable or ""), 30)
-            receiver.up()
-        running.wait_delivered(events, 240)
-        assert running.counts() == (events, 0, events, 0, 0, 0)
-    assert in_order(receiver.accepted) == {f"s{i}": list(range(1, events // 4 + 1)) for i in range(4)}
+        interrupted(
+            running, outages, events, down=receiver.down, up=receiver.up, arrived=lambda: len(receiver.accepted),
+            noticed=lambda why: "is down" in why,
+        )  # fmt: skip
+    assert_in_order(receiver.accepted, events)
     return receiver.accepted
 
 
