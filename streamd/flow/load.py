@@ -7,7 +7,7 @@ from collections import deque
 from itertools import pairwise
 from typing import Literal
 
-from streamd.telemetry.metrics import StreamMetrics
+from streamd.telemetry.streams import StreamMetrics
 
 WINDOW_S = 10
 DROPPED = 0.05

@@ -21,7 +21,7 @@ from streamd.flow.ring import Closed, Ring
 from streamd.flow.settings import StreamSettings
 from streamd.flow.threads import NamedThread
 from streamd.security.redact import redact
-from streamd.telemetry.metrics import StreamMetrics
+from streamd.telemetry.streams import StreamMetrics
 from streamd.types import DEGRADED, Frame, StreamPast, StreamState, StreamStatus
 
 log = structlog.get_logger(__name__)

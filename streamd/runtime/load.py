@@ -8,7 +8,7 @@ import structlog
 
 from streamd.flow.load import LoadGauge
 from streamd.flow.runner import StreamRunner
-from streamd.telemetry.metrics import StreamMetrics
+from streamd.telemetry.streams import StreamMetrics
 
 log = structlog.get_logger(__name__)
 

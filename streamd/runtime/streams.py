@@ -29,7 +29,8 @@ from streamd.runtime.instance import ModelInstance
 from streamd.runtime.load import LoadWatch
 from streamd.runtime.reload import Difference
 from streamd.sources import SourceSettings, open_source
-from streamd.telemetry.metrics import Metrics, StreamMetrics
+from streamd.telemetry.metrics import Metrics
+from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Box, Detections, Frame, Glanced, StreamPast, StreamStatus
 
 log = structlog.get_logger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streamd.flow.load import WINDOW_S, LoadGauge
-from streamd.telemetry.metrics import StreamMetrics
+from streamd.telemetry.streams import StreamMetrics
 
 
 def play(gauge: LoadGauge, counters: StreamMetrics, *seconds: tuple[int, int], reason: str = "ring_full") -> str:

@@ -24,7 +24,8 @@ from streamd.flow.stream import StreamOutput
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
-from streamd.telemetry.metrics import Metrics, StreamMetrics
+from streamd.telemetry.metrics import Metrics
+from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Detections, Frame, Letterbox
 from tests.frames import MODEL, frames
 

@@ -17,7 +17,7 @@ from streamd.flow.ring import Ring
 from streamd.flow.runner import TRANSITIONS, StreamRunner
 from streamd.flow.settings import StreamSettings
 from streamd.sources.clock import StreamClock
-from streamd.telemetry.metrics import StreamMetrics
+from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Frame, StreamStatus
 from tests.frames import frames
 

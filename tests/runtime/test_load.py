@@ -12,7 +12,8 @@ from streamd.flow.runner import StreamRunner
 from streamd.runtime.health import health_of
 from streamd.runtime.load import LoadWatch
 from streamd.runtime.service import condition_of, status_line
-from streamd.telemetry.metrics import Metrics, StreamMetrics
+from streamd.telemetry.metrics import Metrics
+from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Frame, StreamStatus
 
 

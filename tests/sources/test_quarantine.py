@@ -20,7 +20,7 @@ from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
 from streamd.sources.quarantine import HOLD_NS, PacketLossListener, Quarantine
 from streamd.sources.synthetic import SyntheticSource, SyntheticStreamSettings
-from streamd.telemetry.metrics import StreamMetrics
+from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Frame, StreamStatus
 from tests.clips import write_clip
 from tests.conftest import shared

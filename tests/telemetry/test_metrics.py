@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from streamd.analysis.glance.health import STATES as FAULTS
 from streamd.errors import SOURCE_REASONS
 from streamd.events.cursors import CursorCounts
-from streamd.telemetry.metrics import HEALTH_STATES, STATES, Metrics
+from streamd.telemetry.metrics import Metrics
+from streamd.telemetry.streams import HEALTH_STATES, STATES
 
 WANTED = {
     "streamd_frames_received", "streamd_frames_dropped", "streamd_frames_published", "streamd_frames_skipped",

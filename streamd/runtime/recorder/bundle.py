@@ -20,7 +20,7 @@ from streamd.runtime.recorder import facts
 from streamd.runtime.recorder.memory import LOG, PROCESS, STATUS, Record
 from streamd.runtime.recorder.summary import STAGES, milliseconds, summary
 from streamd.telemetry.logs import Redactor
-from streamd.telemetry.metrics import STATES
+from streamd.telemetry.streams import STATES
 
 _clean = Redactor().clean
 _PART = ".part"

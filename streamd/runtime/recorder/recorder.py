@@ -28,7 +28,8 @@ from streamd.runtime.recorder.memory import LOG, PROCESS, STATUS, Memory, left_b
 from streamd.runtime.recorder.place import config_name, default_folder, pid_file
 from streamd.runtime.recorder.request import PATIENCE_S, written
 from streamd.telemetry import logs
-from streamd.telemetry.metrics import STATES, Metrics
+from streamd.telemetry.metrics import Metrics
+from streamd.telemetry.streams import STATES
 from streamd.types import Detections, StreamStatus
 
 log = structlog.get_logger(__name__)

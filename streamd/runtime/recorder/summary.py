@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.runtime.recorder.memory import LOG, PROCESS, STATUS, Note, Record
-from streamd.telemetry.metrics import STATES
+from streamd.telemetry.streams import STATES
 
 STAGES = (
     ("decode", "captured", "decoded"),
