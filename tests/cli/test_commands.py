@@ -12,109 +12,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import msgspec
-import numpy as np
 import pytest
 from rich.console import Console
 
 from streamd.cli import parser
 from streamd.cli.board import MAX_ROWS, Board, table
 from streamd.sinks.message import Detection, DetectionsMessage, Latency, Model
+from tests.cli.commands import config, null, one_message, streamd
 from tests.clips import write_clip
-from tests.conftest import shared
-from tests.engine.onnx_models import constant_output
-
-SMALL = "models/yolov5lite_e_relu_320.onnx"
-
-
-def streamd(*arguments: str | Path, timeout: float = 60, **kw: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "streamd", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **kw)
-
-
-def config(folder: Path, text: str, name: str = "c.yaml") -> Path:
-    path = folder / name
-    path.write_text(text)
-    return path
-
-
-def null(streams: str = "[{id: a, kind: synthetic, fps: 100, count: 20}]", more: str = "") -> str:
-    return f"model: {{path: none}}\nengine: {{kind: 'null'}}\nmetrics: {{listen: null}}\nstreams: {streams}\n{more}\n"
-
-
-def one_message(text: str) -> str:
-    """The single line in which the command said what was wrong."""
-    lines = [line for line in text.splitlines() if not line.startswith("{")]
-    assert len(lines) == 1, text
-    assert "Traceback" not in text
-    return lines[0]
-
-
-def test_check_tells_everything_and_says_good(tmp_path: Path) -> None:
-    good = config(tmp_path, null())
-    done = streamd("check", good)
-    assert (done.returncode, done.stdout) == (0, f"{good}: valid: 1 stream, 0 sinks\n")
-    bad = config(tmp_path, null("[{id: a}, {id: a b, url: x}]"), "bad.yaml")
-    done = streamd("check", bad)
-    assert done.returncode == 2
-    assert "bad.yaml:4: streams[0].url: is required" in done.stdout
-    assert "bad.yaml:4: streams[1].id: expected at most" in done.stdout
-    assert done.stderr == ""
-    absent = config(tmp_path, null("[{id: a, url: none.mp4}]"), "absent.yaml")
-    done = streamd("check", absent)
-    assert done.returncode == 2
-    assert f"streams[0].url: {tmp_path}/none.mp4 is not a file" in done.stdout
-
-
-def test_check_finds_everything_at_once(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    text = """\
-model: {path: none}
-engine: {kind: 'null'}
-metrics: {listen: 9188}
-events: {state_dir: file/state}
-streams:
-  - {id: gate, url: x.mp4, max_fps: fast}
-  - {id: gate, url: none.mp4}
-  - {id: yard, url: "rtps://cam/1"}
-  - {id: dock, url: "rtsp://cam/2", pace: asap}
-  - {id: roof, url: "rtsp://cam/3"}
-sinks:
-  - {kind: jsonl, path: absent/out.jsonl}
-  - {kind: zmq, bind: "ipc://file/z", hwm: 0}
-  - {kind: zmq, bind: "ipc:///nonexistent/z"}
-"""
-    path = config(tmp_path, text)
-    done = streamd("check", path)
-    assert (done.returncode, done.stderr) == (2, "")
-    place, told = str(path), done.stdout
-    assert told.splitlines() == [
-        f"{place}:3: metrics.listen: expected text; YAML reads this as a number: put it in quotes",
-        f"{place}:6: streams[0].id: gate is the id of 2 streams; ids must be unique",
-        f"{place}:6: streams[0].max_fps: Input should be a valid number, unable to parse string as a number",
-        f"{place}:7: streams[1].id: gate is the id of 2 streams; ids must be unique",
-        f"{place}:8: streams[2].url: rtps:// is no protocol that FFmpeg knows; did you mean rtsp?",
-        f"{place}:9: streams[3].pace: only files, HLS and HTTP have a pace of their own; remove it",
-        f"{place}:13: sinks[1].hwm: Input should be greater than or equal to 1",
-        f"{place}: streams[1].url: {tmp_path}/none.mp4 is not a file",
-        f"{place}: sinks[0].path: {tmp_path}/absent is not a folder; create it",
-        f"{place}: sinks[2].bind: /nonexistent is not a folder; create it",
-    ]
-
-
-def test_check_looks_at_the_places_that_are_written(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    more = "events: {state_dir: file/state}\nrecorder: {folder: bundles}\nsinks: [{kind: jsonl, path: '.'}]"
-    path = config(tmp_path, null(more=more))
-    done = streamd("check", path)
-    assert done.stdout.splitlines() == [
-        f"{path}: sinks[0].path: {tmp_path} is a folder; expected a file",
-        f"{path}: events.state_dir: {tmp_path}/file is not a folder; expected one",
-    ]
-    assert not (tmp_path / "bundles").exists()  # nothing is made
 
 
 @pytest.mark.parametrize(
@@ -204,125 +112,6 @@ def test_a_hang_does_not_outlast_the_drain_limit(tmp_path: Path) -> None:
     assert "drain timed out" in done.stderr
 
 
-def test_detect_images_folder_and_video(tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "clip.mp4", frames=6, fps=10)
-    folder = shared("images/coco_val128/images")
-    image = sorted(folder.iterdir())[3]
-    saved = tmp_path / "out"
-    done = streamd("detect", image, clip, "--model", shared(SMALL), "--head", "yolov5_sigmoid", "--save", saved)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 7
-    for word in ("mean", "p50", "p99", "decode", "preprocess", "infer", "postprocess", "frames/s"):
-        assert word in done.stderr
-    import av
-    import cv2
-
-    drawn, original = cv2.imread(str(saved / image.name)), cv2.imread(str(image))
-    assert drawn is not None
-    assert original is not None
-    assert drawn.shape == original.shape
-    assert np.abs(drawn.astype(int) - original).max() > 60
-    with av.open(str(saved / "clip.mp4")) as container:
-        assert container.streams.video[0].average_rate == 10
-        assert sum(1 for _ in container.decode(video=0)) == 6
-
-
-def test_keypoints_keep_to_their_boxes_through_tracks_and_classes(tmp_path: Path) -> None:
-    """A weak box of the first class is left out; a sure one of the other class goes to the end with its points."""
-    columns = np.zeros((1, 4 + 2 + 2 * 3, 84), np.float32)
-    columns[0, :, 3] = [20, 30, 10, 12, 0.1, 0, 20, 30, 0.9, 25, 33, 0.8]
-    columns[0, :, 40] = [40, 32, 16, 20, 0, 0.8, 40, 32, 0.7, 44, 28, 0.6]
-    metadata = {"task": "pose", "kpt_shape": "[2, 3]", "names": "{0: 'cat', 1: 'dog'}"}
-    model = constant_output(tmp_path / "pose.onnx", columns, metadata)
-    clip = write_clip(tmp_path / "clip.mp4", frames=6, fps=10)
-    saved = tmp_path / "out"
-    done = streamd("detect", clip, "--model", model, "--track", "--json", "--save", saved)
-    assert done.returncode == 0, done.stderr
-    messages = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(messages) == 6
-    for message in messages:
-        (found,) = message["detections"]
-        scale = message["width"] / 64
-        left, top = 0, (64 * scale - message["height"]) / 2
-        assert found["label"] == "dog"
-        want = [[40 * scale - left, 32 * scale - top, 0.7], [44 * scale - left, 28 * scale - top, 0.6]]
-        np.testing.assert_allclose(found["keypoints"], want, atol=2)
-    assert messages[-1]["detections"][0]["track"]["id"] > 0
-    assert (saved / "clip.mp4").stat().st_size > 0
-
-
-def test_detect_json_is_the_message_and_nothing_else(tmp_path: Path) -> None:
-    folder = shared("images/coco_val128/images")
-    images = sorted(folder.iterdir())[:3]
-    done = streamd(
-        "detect",
-        *images,
-        "--model",
-        shared(SMALL),
-        "--head",
-        "yolov5_sigmoid",
-        "--json",
-        "--conf",
-        "0.3",
-        "--classes",
-        "person",
-        "2",
-    )
-    assert done.returncode == 0, done.stderr
-    messages = [json.loads(line) for line in done.stdout.splitlines()]
-    schema = json.loads(streamd("schema", "message").stdout)
-    for message, image in zip(messages, images, strict=True):
-        jsonschema.validate(message, schema)
-        assert message["source"] == str(image)
-        assert {d["label"] for d in message["detections"]} <= {"person", "car"}
-        assert all(d["score"] >= 0.3 for d in message["detections"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["none.mp4"], 4, "none.mp4: No such file"),
-        (["x.jpg", "--model", "none.onnx"], 3, "none.onnx: does not exist"),
-        (["x.jpg", "--conf", "7"], 2, "--conf"),
-        (["x.jpg", "--classes", "persn"], 2, "no class 'persn'; near: person"),
-    ],
-)
-def test_detect_names_what_is_wrong(arguments: list[str], code: int, message: str) -> None:
-    if "--model" not in arguments:
-        arguments = [*arguments, "--model", str(shared(SMALL)), "--head", "yolov5_sigmoid"]
-    done = streamd("detect", *arguments)
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_failing_stage_ends_detect_promptly_whatever_waits() -> None:
-    """The model's head is not declared: its first frame is refused while a hundred images wait."""
-    done = streamd("detect", shared("images/coco_val128/images"), "--model", shared(SMALL), timeout=40)
-    assert done.returncode == 3, done.stderr
-    assert "yolov5_sigmoid" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_one_bad_input_does_not_cost_the_others(tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    clip = write_clip(tmp_path / "clip.mp4", frames=3)
-    done = streamd(
-        "detect",
-        tmp_path / "broken.jpg",
-        tmp_path / "none.mp4",
-        clip,
-        "--model",
-        shared(SMALL),
-        "--head",
-        "yolov5_sigmoid",
-    )
-    assert done.returncode == 4
-    assert len(done.stdout.splitlines()) == 3
-    assert "broken.jpg" in done.stderr
-    assert "none.mp4" in done.stderr
-
-
 def test_watch_shows_what_is_published(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/z"
     middle = "{name: middle, anchor: center, points: [[0.3, 0.3], [0.7, 0.3], [0.7, 0.7], [0.3, 0.7]]}"
@@ -382,33 +171,6 @@ def test_watch_obeys_no_stranger(tmp_path: Path) -> None:
     assert "[b]hall ? (stale)" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_check_looks_at_keys_and_certificates(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("short\n")
-    path = config(
-        tmp_path, null(more="sinks: [{kind: zmq, bind: 'ipc://z', curve: {secret_key: '${file:key}', clients: none}}]")
-    )
-    path.write_text(path.read_text().replace("{listen: null}", "{tls: {certificate: c.pem, key: k.pem}}"))
-    done = streamd("check", path)
-    assert done.returncode == 2
-    assert done.stdout.splitlines() == [
-        f"{path}: sinks[0].curve.secret_key: expected a key of 40 characters, as generated by `streamd keygen`",
-        f"{path}: metrics.tls: {tmp_path}/c.pem cannot be read: No such file or directory; expected a PEM file",
-    ]
-    (tmp_path / "key").unlink()
-    assert streamd("check", path).returncode == 2
-    assert streamd("check", "--no-secrets", path).returncode == 0
-
-
-def test_passwords_in_a_file_for_all_to_read_are_warned_of(tmp_path: Path) -> None:
-    path = config(tmp_path, null("[{id: a, url: 'rtsp://u:geheim@h/x'}]"))
-    path.chmod(0o644)
-    done = streamd("check", path)
-    assert (done.returncode, "geheim" in done.stdout + done.stderr) == (0, False)
-    assert "warning: the file contains passwords and others can read it (mode 0644); chmod 600 it" in done.stdout
-    path.chmod(0o600)
-    assert "warning" not in streamd("check", path).stdout
-
-
 def test_watch_refuses_what_is_no_endpoint() -> None:
     done = streamd("watch", "localhost:5555", "--for", "1")
     assert done.returncode == 2
@@ -433,33 +195,6 @@ def test_help_names_every_command_and_a_closed_pipe_is_no_error() -> None:
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert pipe.stderr == ""
-
-
-@pytest.mark.parametrize(("character", "written"), [("/", "%2F"), ("?", "%3F"), ("#", "%23")])
-def test_check_names_what_a_password_must_not_have(tmp_path: Path, character: str, written: str) -> None:
-    path = config(tmp_path, null(f"[{{id: a, url: 'rtsp://admin:gehe{character}im1@cam/x'}}]"))
-    done = streamd("check", str(path))
-    assert done.returncode == 2
-    assert f"streams[0].url: there is a raw {character} in the password" in done.stdout
-    assert written in done.stdout
-    assert "gehe" not in done.stdout + done.stderr
-
-
-def test_detect_reads_folders_below_and_overwrites_nothing(tmp_path: Path) -> None:
-    images = sorted(shared("images/coco_val128/images").iterdir())[:2]
-    for name, image in zip((b"a.jpg", b"below/a.jpg", b"below/\xff.jpg"), (*images, images[0]), strict=True):
-        target = tmp_path / "in" / os.fsdecode(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(image.read_bytes())
-    arguments = ("detect", tmp_path / "in", "--model", "builtin:road6", "--recursive", "--save")
-    refused = streamd(*arguments, tmp_path / "in")
-    assert refused.returncode == 2
-    assert one_message(refused.stderr).startswith("streamd: --save")
-    done = streamd(*arguments, tmp_path / "out", "--json")
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3
-    assert f"saved: 3 images in {tmp_path / 'out'}" in done.stderr
-    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == [b"a-2.jpg", b"a.jpg", b"\xff.jpg"]
 
 
 def test_demo_does_not_overwrite_its_input(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from streamd.analysis.rules import RuleEvent
 from tests.analysis.rules import synthetic
-from tests.analysis.rules.synthetic import STEP, WIDTH, ZONES, Seen, Verdict, Walk
+from tests.analysis.rules.paths import HEIGHT, LINES, STEP, WIDTH, ZONES, Walk
+from tests.analysis.rules.synthetic import Seen, Verdict
 
 PATHS = 2016
 SEED = 1
@@ -56,7 +57,7 @@ def test_counters_equal_events() -> None:
     for name, seen in outcome()[1]:
         if name == "restart":
             continue
-        for line in synthetic.LINES:
+        for line in LINES:
             told = [e for e in seen.events if e.kind == "line" and e.rule == line.name]
             before_close = seen.counters["lines"][line.name]
             for certain, field in ((True, "crossings"), (False, "uncertain")):
@@ -82,7 +83,7 @@ def test_every_event_begins_and_ends_once() -> None:
 
 def stays(walk: Walk, zone: int) -> list[tuple[float, float]] | None:
     """When the walk is in the zone, or None where it touches its border in a way that frames may miss."""
-    corners = np.array(ZONES[zone].points) * (WIDTH, synthetic.HEIGHT)
+    corners = np.array(ZONES[zone].points) * (WIDTH, HEIGHT)
     x, y = walk.xy[:, :1], walk.xy[:, 1:]
     (x1, y1), (x2, y2) = corners.T, np.roll(corners, -1, axis=0).T
     cut = ((y1 > y) != (y2 > y)) & (x < (x2 - x1) * (y - y1) / np.where(y2 == y1, 1, y2 - y1) + x1)
