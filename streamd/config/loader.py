@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from streamd.config import Config, is_url
 from streamd.config.checks import check_each, check_secrets, cross_check, duplicate_ids
-from streamd.config.problems import dotted, validation_problems
+from streamd.config.problems import dotted, misread_numbers, validation_problems
 from streamd.config.yamlfile import MAX_BYTES, Document, read_yaml
 from streamd.engine import BUILTIN
 from streamd.errors import ConfigError
@@ -22,6 +22,8 @@ from streamd.security.redact import redact, remember
 from streamd.security.trust import read_text
 from streamd.settings import FieldPath, with_paths
 
+MOST_PROBLEMS = 200
+"""That are told of one file: all of them may be megabytes, in one line of the log."""
 LOAD_LIMIT_S = 30.0
 """Longest time for reading and checking a configuration."""
 
@@ -102,6 +104,7 @@ def load(
     partial: Partial | None = None
     try:
         config = Config.model_validate(document.values if document.values is not None else {})
+        problems += misread_numbers(document)
     except ValidationError as error:
         problems += validation_problems(error, document)
         partial = _salvage(error, document, folder)
@@ -120,7 +123,10 @@ def load(
         found += duplicate_ids(_raw_ids(document))
     problems += [(document.line(path) or 1, f"{dotted(path)}: {message}") for path, message in found]
     if problems or config is None:
-        text = "\n".join(f"{file}:{line}: {redact(message)}" for line, message in sorted(set(problems)))
+        told = sorted(set(problems))
+        text = "\n".join(f"{file}:{line}: {redact(message)}" for line, message in told[:MOST_PROBLEMS])
+        if len(told) > MOST_PROBLEMS:
+            text += f"\n{file}: and {len(told) - MOST_PROBLEMS} more problems"
         raise InvalidConfig(text, partial)
     return Loaded(config, file, frozenset(document.secrets | document.inline), _warnings(file, document), document.line)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Union
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -13,6 +13,11 @@ from streamd.config import Config
 from streamd.config.yamlfile import Document
 from streamd.settings import FieldPath, Pattern, Settings, marks_of
 from streamd.settings.registry import OneOf
+
+_NUMBERS = ("float_type", "float_parsing", "int_type", "int_parsing", "int_from_float")
+_UNITS = {"_s": "seconds", "_ms": "milliseconds", "_mb": "megabytes", "fps": "frames a second"}
+MOST_SUGGESTIONS = 100
+"""After so many unknown fields, no similar name is looked for: that takes a millisecond each."""
 
 
 def dotted(path: FieldPath) -> str:
@@ -57,13 +62,19 @@ def validation_problems(error: ValidationError, document: Document) -> Iterator[
     Yields:
         The line of each problem, and its field with the message.
     """
+    unknown = 0
     for item in error.errors(include_url=False, include_input=False):
         path = _in_file(item["loc"], document.values)
         message = item["msg"]
         if item["type"] == "extra_forbidden":
-            message = f"unknown field{_suggestion(path, document.values)}"
+            unknown += 1
+            message = f"unknown field{_suggestion(path, document.values) if unknown <= MOST_SUGGESTIONS else ''}"
         elif item["type"] == "missing":
             message = "is required"
+        elif item["type"] == "tuple_type":
+            message = "expected a list: one item a line, each after a dash and a blank"
+        elif item["type"] in _NUMBERS:
+            message = f"expected a {'whole ' if item['type'].startswith('int') else ''}number{_unit(path)}"
         elif item["type"] == "string_type":
             message = f"expected text{_read_as(_value_at(document.values, path))}"
         elif item["type"] == "string_pattern_mismatch":
@@ -72,6 +83,42 @@ def validation_problems(error: ValidationError, document: Document) -> Iterator[
         elif item["type"] in ("unknown_kind", "broken_plugin"):
             path = (*path, "kind")
         yield document.line(path) or 1, f"{dotted(path)}: {message}"
+
+
+def _unit(path: FieldPath) -> str:
+    name = str(path[-1]) if path else ""
+    return next((f" of {unit}, without the unit" for end, unit in _UNITS.items() if name.endswith(end)), "")
+
+
+def misread_numbers(document: Document) -> Iterator[tuple[int, str]]:
+    """Numbers for which YAML has read true or false, which would count as 1 and 0.
+
+    Yields:
+        The line of each problem, and its field with the message.
+    """
+    for path in document.switches:
+        field = _field_at(path, document.values)
+        if field is None or not isinstance(path[-1], str):
+            continue
+        types = set(_members(field.annotation))
+        if types & {int, float} and bool not in types:
+            yield (
+                document.line(path) or 1,
+                f"{dotted(path)}: expected a number{_unit(path)}; YAML reads on, off, yes and no as true or false",
+            )
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types of a union, without what is inside of them."""
+    if hasattr(annotation, "__metadata__"):
+        annotation = annotation.__origin__
+    arguments = getattr(annotation, "__args__", ())
+    origin = getattr(annotation, "__origin__", None)
+    if arguments and (origin is None or origin is Union):
+        for each in arguments:
+            yield from _members(each)
+    else:
+        yield origin or annotation
 
 
 def _read_as(value: Any) -> str:

@@ -49,6 +49,8 @@ class Document:
     """Values that came from the environment or from files: never to be logged."""
     inline: set[str] = field(default_factory=set)
     """Passwords written in the file itself, in URLs or under names such as `password`: never to be logged."""
+    switches: list[FieldPath] = field(default_factory=list)
+    """Where YAML has read true or false."""
     problems: list[tuple[int, str]] = field(default_factory=list)
     """(line, message) of values that could not be read."""
 
@@ -102,7 +104,10 @@ class _Reader:
         if node.tag in _NUMBERS and ":" in node.value:
             return str(node.value)  # YAML 1.1 takes 22:22 for a number of base 60, which nobody means
         try:
-            return self._loader.construct_object(node)
+            value = self._loader.construct_object(node)
+            if isinstance(value, bool):
+                self.document.switches.append(path)
+            return value
         except Exception:  # noqa: BLE001 - a tag that does not fit (`!!timestamp x`, `!!bool x`) raises anything
             # Show neither the value nor the error, which contains it: an unquoted password can look like a bad date.
             core, _, kind = str(node.tag).rpartition(":")
@@ -121,6 +126,9 @@ class _Reader:
             key = str(key_node.value)
             if key_node.tag == _MERGE:
                 merged.append(value_node)
+                continue
+            if not is_encodable(key):
+                self.problem(key_node, "a name holds half a surrogate pair; write it as UTF-8")
                 continue
             if not path and key.startswith("x-"):
                 continue  # a place for what is used elsewhere by anchors, as in Compose files
@@ -177,6 +185,9 @@ class _Reader:
             return found
 
         out = _SUBSTITUTION.sub(value, str(node.value))
+        if "${" in _SUBSTITUTION.sub("", str(node.value)):
+            # What follows may be a password: it is not shown.
+            self.problem(node, "${ that begins no ${NAME}, ${NAME:-default} or ${file:PATH}; write $${ for the text")
         if "\0" in out:
             self.problem(node, "contains a NUL character, which is not allowed in a path, name or address")
             return ""
@@ -222,7 +233,10 @@ def read_yaml(text: str, environment: Mapping[str, str], folder: Path = Path(), 
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
         # An unquoted password that begins with * is an alias in YAML, and errors would name it.
-        problem = re.sub(r"'.{4,}'", "'…'", str(getattr(error, "problem", None) or "not text"))
+        problem = str(getattr(error, "problem", None) or "not text")
+        if problem == "second occurrence":
+            problem = "the name of an anchor (&) is given twice"
+        problem = re.sub(r"'.{4,}'", "'…'", problem)
         raise ConfigError(f"{where}not valid YAML: {problem}") from error
     except RecursionError as error:
         raise ConfigError("nested too deeply to be a configuration") from error

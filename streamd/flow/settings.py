@@ -22,7 +22,9 @@ DEFAULT_MAX_AGE_S = 1.0
 class ReconnectSettings(Settings):
     """What to do when a stream fails."""
 
-    initial_s: Seconds = Field(0.5, description="Delay before the first reconnection attempt, in seconds.")
+    initial_s: float = Field(
+        0.5, ge=0.01, le=86_400, description="Delay before the first reconnection attempt, in seconds."
+    )
     max_s: Seconds = Field(30.0, description="Longest delay between attempts, in seconds.")
     attempts: int | None = Field(
         None, ge=0, description="Consecutive attempts before the stream becomes FAILED. Default: no limit."

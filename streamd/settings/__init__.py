@@ -51,7 +51,7 @@ class Pattern:
     expected: str
 
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 Milliseconds = Annotated[float, Field(ge=0, le=60_000)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
@@ -74,7 +74,8 @@ class PathMark:
     """Values that are not paths."""
 
 
-LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}$"
+PORT_PATTERN = r"(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+LISTEN_PATTERN = rf"^(\[[0-9A-Fa-f:.]+\]|[^:\s\[\]/]+):{PORT_PATTERN}$"
 """HOST:PORT to listen on."""
 ConfigPath = Annotated[str, PathMark()]
 """A path relative to the configuration file; absolute once the configuration is loaded."""

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import socket as sockets
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +25,7 @@ from streamd.settings import FieldPath, Problems
 from streamd.settings.places import unwritable_file
 from streamd.sinks import SINKS, Readers, Sink, SinkSettings
 from streamd.sinks.curve import CurveSettings, ZapAuthenticator
+from streamd.sinks.endpoint import EXPECTED, LONGEST, check_socket_file, endpoint_problem
 from streamd.sinks.envelope import GLANCE, Message, MessageKind
 from streamd.sinks.message import send_now
 from streamd.sinks.peers import HANDSHAKE_MS, Peers
@@ -94,6 +92,8 @@ class ZmqSettings(SinkSettings):
         """See `KindSettings.check`."""
         if (self.bind is None) == (self.connect is None):
             yield (), "give either bind (subscribers connect to us) or connect (the subscriber binds)"
+        elif (problem := endpoint_problem(self.address, bind=self.bind is not None)) is not None:
+            yield ("bind" if self.bind is not None else "connect",), problem
 
     @property
     def address(self) -> str:
@@ -114,34 +114,6 @@ class ZmqSettings(SinkSettings):
     def open(self) -> Sink:
         """See `SinkSettings.open`."""
         return ZmqSink(self)
-
-
-def check_socket_file(path: str) -> None:
-    """Checks that no file or process has the path of an ipc:// endpoint: libzmq would replace it without a word.
-
-    Raises:
-        SinkError: what has it, and what to do.
-    """
-    if path.startswith("@"):
-        return  # no file: the kernel refuses a name in use
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError:
-        return  # none, or the error that bind gives
-    if not stat.S_ISSOCK(mode):
-        raise SinkError(f"zmq sink: cannot bind ipc://{path}: it is not a socket, and would be replaced; remove it, "
-                        "or choose another path")  # fmt: skip
-    with sockets.socket(sockets.AF_UNIX) as asking:
-        asking.setblocking(False)
-        try:
-            asking.connect(path)
-        except ConnectionRefusedError:
-            return  # left behind by a process that was killed
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EPROTOTYPE):
-                return
-    raise SinkError(f"zmq sink: cannot bind ipc://{path}: another process uses that address; stop it or choose another "
-                    "path")  # fmt: skip
 
 
 class ZmqSink(Sink):
@@ -225,9 +197,9 @@ class ZmqSink(Sink):
             advice_of: dict[int | None, str] = {
                 zmq.EADDRINUSE: "another process uses that address; stop it or choose another port",
                 zmq.EADDRNOTAVAIL: "the host part is not an address of this machine; check it",
-                zmq.EPROTONOSUPPORT: "expected tcp://HOST:PORT or ipc://PATH",
-                zmq.EINVAL: "expected tcp://HOST:PORT or ipc://PATH",
-                errno.ENAMETOOLONG: "the path of a socket has at most 107 bytes; choose a shorter one",
+                zmq.EPROTONOSUPPORT: EXPECTED,
+                zmq.EINVAL: EXPECTED,
+                errno.ENAMETOOLONG: LONGEST,
             }
             advice = advice_of.get(error.errno, error.strerror or "check the endpoint")
             verb = "bind" if self._settings.bind is not None else "connect to"

@@ -13,6 +13,7 @@ from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
 from streamd.settings import ConfigPath, Problems, Seconds
 from streamd.sources import SOURCES, SourceSettings
+from streamd.sources.authority import WITH_HOST, authority_problem
 
 _URL = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 SCHEMES = frozenset(
@@ -122,6 +123,12 @@ class AvStreamSettings(SourceSettings):
             return True
         return self.ring <= other.ring and bool(self.clip_ring_s) == bool(other.clip_ring_s)
 
+    @property
+    def _listens(self) -> bool:
+        """Whether it is the camera that connects."""
+        told = (self.url.partition("?")[2], *self.options, *self.options.values())
+        return any("listen" in each for each in told)
+
     def check(self) -> Problems:
         """See `KindSettings.check`."""
         yield from super().check()
@@ -134,6 +141,8 @@ class AvStreamSettings(SourceSettings):
                 f"did you mean {close[0]}?" if close else "expected rtsp, http, rtmp, srt, udp or another one of FFmpeg"
             )
             yield ("url",), f"{scheme}:// is no protocol that FFmpeg knows; {hint}"
+        elif scheme in WITH_HOST and (problem := authority_problem(self.url, listens=self._listens)) is not None:
+            yield ("url",), problem
         elif self.pace != "auto" and (self.url.startswith("/dev/") or (url and scheme not in _PACEABLE)):
             yield ("pace",), "only files, HLS and HTTP have a pace of their own; remove it"
         if self.loop and url and not self.url.startswith("file:"):

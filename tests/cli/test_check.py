@@ -50,7 +50,7 @@ sinks:
     assert told.splitlines() == [
         f"{place}:3: metrics.listen: expected text; YAML reads this as a number: put it in quotes",
         f"{place}:6: streams[0].id: gate is the id of 2 streams; ids must be unique",
-        f"{place}:6: streams[0].max_fps: Input should be a valid number, unable to parse string as a number",
+        f"{place}:6: streams[0].max_fps: expected a number of frames a second, without the unit",
         f"{place}:7: streams[1].id: gate is the id of 2 streams; ids must be unique",
         f"{place}:8: streams[2].url: rtps:// is no protocol that FFmpeg knows; did you mean rtsp?",
         f"{place}:9: streams[3].pace: only files, HLS and HTTP have a pace of their own; remove it",

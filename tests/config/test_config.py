@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import textwrap
+import time
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from streamd.config import Config
-from streamd.config.loader import InvalidConfig, load, load_in_time
+from streamd.config.loader import MOST_PROBLEMS, InvalidConfig, load, load_in_time
 from streamd.errors import ConfigError
 from streamd.security.redact import redact
 from streamd.sinks import SINKS
@@ -78,7 +79,7 @@ def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
         "4: streams[1].transprot: unknown field; did you mean transport?",
         "5: streams[2].ring: Input should be greater than or equal to 1",
         f"7: sinks[0].kind: expected one of {', '.join(map(repr, SINKS.names()))}",
-        "8: drain_s: Input should be a valid number, unable to parse string as a number",
+        "8: drain_s: expected a number of seconds, without the unit",
     ]
 
 
@@ -110,6 +111,29 @@ def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
         ("engine: {kind: cuda}", "engine.kind: expected one of"),
         ("model: {path: m.onnx, detect: {conf: 2}}", "model.detect.conf"),
         ("streams: [{id: off, url: x.mp4}]", "streams[0].id: expected text; YAML reads on, off"),
+        ("streams: {id: a, url: x.mp4}", "streams: expected a list: one item a line"),
+        ("workers: two", "workers: expected a whole number"),
+        ("stall_s: 60 s", "stall_s: expected a number of seconds, without the unit"),
+        (
+            "streams: [{id: a, url: x.mp4, max_fps: yes}]",
+            "frames a second, without the unit; YAML reads on, off, yes and no as true or false",
+        ),
+        ("streams: [{id: a, url: x.mp4, reconnect: {max_s: on}}]", "reconnect.max_s: expected a number of seconds"),
+        ("streams: [{id: a, url: x.mp4, reconnect: {initial_s: 0.005}}]", "greater than or equal to 0.01"),
+        ("stall_s: 1e-300", "greater than or equal to 0.001"),
+        ("metrics: {listen: '127.0.0.1:65536'}", "metrics.listen: expected HOST:PORT"),
+        ("metrics: {listen: '127.0.0.1:９１'}", "metrics.listen: expected HOST:PORT"),
+        ("sinks: [{kind: zmq, bind: 'tcp://127.0.0.1'}]", "sinks[0].bind: expected tcp://HOST:PORT or ipc://PATH"),
+        ("sinks: [{kind: zmq, bind: ' tcp://*:5555'}]", "sinks[0].bind: expected tcp://HOST:PORT or ipc://PATH"),
+        ("sinks: [{kind: zmq, bind: 'tcp://*:65536'}]", "sinks[0].bind: expected tcp://HOST:PORT or ipc://PATH"),
+        ("sinks: [{kind: zmq, bind: 'udp://*:5555'}]", "sinks[0].bind: expected tcp://HOST:PORT or ipc://PATH"),
+        ("sinks: [{kind: zmq, connect: 'tcp://h:*'}]", "sinks[0].connect: names no port"),
+        ("sinks: [{kind: zmq, bind: 'ipc://'}]", "sinks[0].bind: names no path"),
+        (f"sinks: [{{kind: zmq, bind: 'ipc:///{'ä' * 53}b'}}]", "sinks[0].bind: the path of a socket has at most 107"),
+        ("sinks: [{kind: jsonl, path: '${OUT-out}.jsonl'}]", "${ that begins no ${NAME}"),
+        ("sinks: [{kind: jsonl, path: '$${A} ${'}]", "${ that begins no ${NAME}"),
+        ('"\\ud800": 1', "a name holds half a surrogate pair"),
+        ("x: &a 1\ny: &a 2", "the name of an anchor (&) is given twice"),
         ("unknown: 1", "unknown: unknown field"),
     ],
 )
@@ -118,6 +142,48 @@ def test_single_mistakes(tmp_path: Path, change: str, message: str) -> None:
     base[change.split(":", 1)[0]] = change
     found = problems(tmp_path, "\n".join(base.values()))
     assert any(message in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("rtsp://", "names no host after the ://"),
+        ("http:///x", "names no host after the ://"),
+        ("rtsp://:554/x", "names no host after the ://"),
+        ("rtsp://u:p@/x", "names no host after the ://"),
+        ("rtsp://h:0/x", "its port is no number from 1 to 65535"),
+        ("rtsp://h:65536/x", "its port is no number from 1 to 65535"),
+        ("rtsp://u:p@h:55a/x", "its port is no number from 1 to 65535"),
+        ("rtsp://admin:forgotten", "if that is a password, an @ and the host follow it"),
+        ("rtsp://ho st/x", "its host cannot be read"),
+        ("rtsp://fe80::1/x", "IPv6 in brackets"),
+        ("rtsp://[::1/x", "IPv6 in brackets"),
+        ("rtsp://[::1]:554/x", None),
+        ("rtsp://h:/x", None),
+        ("rtsp://u:p@h@h:554/x", None),
+        ("http://h:80/x?mail=a@b:c", None),
+        ("srt://:9000?mode=listener", None),
+        ("http://:8080/x?listen=1", None),
+        ("udp://@:1234", None),
+    ],
+)
+def test_hosts_and_ports_of_cameras(tmp_path: Path, url: str, message: str | None) -> None:
+    text = f"model: {{path: m.onnx}}\nstreams: [{{id: a, url: '{url}'}}]"
+    if message is None:
+        assert load(write(tmp_path, text), {}).config.streams
+    else:
+        (line,) = problems(tmp_path, text)
+        assert line.startswith("2: streams[0].url: ")
+        assert message in line
+        assert "forgotten" not in line
+
+
+def test_of_very_many_problems_some_are_told(tmp_path: Path) -> None:
+    began = time.process_time()
+    found = problems(tmp_path, "".join(f"k{n}: 1\n" for n in range(20_000)))
+    assert time.process_time() - began < 5, "all of them are compared with what is known"
+    assert len(found) == MOST_PROBLEMS + 1
+    assert found[-1].endswith(f"and {20_002 - MOST_PROBLEMS} more problems")
 
 
 def test_substitution(tmp_path: Path) -> None:
