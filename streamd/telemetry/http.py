@@ -2,7 +2,8 @@
 
 No client can block it: a request must arrive within ten seconds and 16 KiB, a response must be accepted within ten
 seconds, and if every worker is busy, the oldest connection that has not sent its request yet is closed, or the one that
-has not accepted its response for longest. Routes whose handlers take time leave workers to /metrics and the checks.
+has not accepted its response for longest. Routes whose handlers take time leave workers to /metrics and the checks,
+which are answered also where no thread can be started.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from email.message import Message
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -28,12 +27,11 @@ from prometheus_client.exposition import choose_encoder
 
 from streamd.errors import SinkError, is_passing
 from streamd.telemetry.access import Login, Tls
+from streamd.telemetry.reserve import ReserveThread
+from streamd.telemetry.routes import Check, Handler, Request, Response
 from streamd.telemetry.shared import SharedAnswer
 
 log = structlog.get_logger(__name__)
-
-Check = Callable[[], tuple[bool, dict[str, Any]]]
-"""(healthy, response text)"""
 
 REQUEST_TIMEOUT_S = 10.0
 """Time limit for the TLS handshake and the whole request, and again for each piece of the response."""
@@ -50,35 +48,6 @@ NO_ROOM_S = 0.1
 """Between two attempts to accept a connection for which there is no descriptor or memory."""
 ACCEPT_S = 1.0
 """A connection that has had its response for this long without accepting it is closed if every worker is busy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A GET or HEAD request; there is no body."""
-
-    path: str
-    """Percent-decoded path, without the query."""
-    query: Mapping[str, str]
-    """The last value of each query parameter."""
-    headers: Message[str, str]
-    """Header names are case-insensitive."""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A handler's response."""
-
-    body: bytes | Iterable[bytes]
-    """Bytes, or an iterator of pieces, which is closed (as generators are) when the client has gone."""
-    kind: str = "text/plain; charset=utf-8"
-    """The media type."""
-    code: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """Further headers."""
-
-
-Handler = Callable[[Request], Response]
-"""Called by the workers, several at once."""
 
 
 class _TooLarge(Exception):
@@ -144,6 +113,7 @@ class _Server(ThreadingHTTPServer):
         self._accepting: collections.OrderedDict[int, tuple[float, socket.socket]] = collections.OrderedDict()
         """Connections that are being sent their response, and since when."""
         self._waiting_lock = threading.Lock()
+        self.reserve = ReserveThread(self.process_request_thread)
         super().__init__(address, _Handler)
 
     def find(self, path: str) -> Handler | None:
@@ -176,7 +146,11 @@ class _Server(ThreadingHTTPServer):
                 request = self.tls.wrap(request)  # no handshake yet: the worker does it
             with self._waiting_lock:
                 self._waiting[id(request)] = request
-            super().process_request(request, client_address)
+            try:
+                super().process_request(request, client_address)
+            except RuntimeError as error:  # no further thread is allowed
+                if not is_passing(error) or not self.reserve.take(request, client_address):
+                    raise
         except BaseException:
             self.asked(request)
             self.slots.release()
@@ -267,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(Response(f"not found; available: {known}\n".encode(), code=404))
             return
         own = path in self.server.own
-        if not own and not self.server.handlers.acquire(blocking=False):
+        if not own and (self.server.reserve.here or not self.server.handlers.acquire(blocking=False)):
             self._answer(Response(b"too many requests; try again later\n", code=503, headers={"Retry-After": "2"}))
             return
         try:
@@ -386,6 +360,7 @@ class HttpServer:
 
     def start(self) -> None:
         """Starts answering."""
+        self._server.reserve.start()
         self._thread.start()
 
     def close(self) -> None:
@@ -393,4 +368,5 @@ class HttpServer:
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join(5)
+        self._server.reserve.close()
         self._server.server_close()

@@ -16,7 +16,7 @@ from streamd.errors import SinkError
 from streamd.events.journal import Journal
 from streamd.events.query import Filter
 from streamd.events.record import Record, data
-from streamd.telemetry.http import Request, Response
+from streamd.telemetry.routes import Request, Response
 
 MAX_LIMIT = 1000
 PIECE = 256 << 10

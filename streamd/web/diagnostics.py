@@ -13,8 +13,8 @@ import structlog
 import yaml
 
 from streamd.errors import SinkError
-from streamd.telemetry.http import Request, Response
 from streamd.telemetry.logs import Redactor
+from streamd.telemetry.routes import Request, Response
 from streamd.telemetry.shared import SharedAnswer
 from streamd.telemetry.tail import MAX_LINES, Tail
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import replace
 
-from streamd.telemetry.http import Handler, Request, Response
+from streamd.telemetry.routes import Handler, Request, Response
 
 GUARDS = {
     # No external and no inline code: a name from a configuration can never be executed.

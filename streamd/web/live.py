@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 
-from streamd.telemetry.http import Request, Response
+from streamd.telemetry.routes import Request, Response
 from streamd.web.tap import MAX_FPS, MAX_WIDTH, Passed, Snapshot, Tap
 
 FRESH_S = 1.0

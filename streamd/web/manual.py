@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 import streamd
-from streamd.telemetry.http import Request, Response
+from streamd.telemetry.routes import Request, Response
 
 
 def folder() -> Path | None:

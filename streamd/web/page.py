@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from streamd.telemetry.http import Request, Response
+from streamd.telemetry.routes import Request, Response
 from streamd.types import Details, Detections
 from streamd.web.guard import GUARDS, known_host
 from streamd.web.state import State

@@ -15,8 +15,9 @@ from streamd.errors import SinkError
 from streamd.events.journal import Journal
 from streamd.flow.settings import StreamSettings
 from streamd.telemetry.access import Login, Tls
-from streamd.telemetry.http import Check, HttpServer
+from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import recent
+from streamd.telemetry.routes import Check
 from streamd.types import StreamStatus
 from streamd.web.archive import Archive
 from streamd.web.diagnostics import Diagnostics

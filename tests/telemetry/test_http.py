@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -23,16 +24,8 @@ from prometheus_client import CollectorRegistry, Counter
 from streamd.errors import SinkError
 from streamd.telemetry import http as module
 from streamd.telemetry.access import Login, Tls
-from streamd.telemetry.http import (
-    ACCEPT_S,
-    MAX_HANDLERS,
-    MAX_STREAMS,
-    MAX_THREADS,
-    REQUEST_TIMEOUT_S,
-    HttpServer,
-    Request,
-    Response,
-)
+from streamd.telemetry.http import ACCEPT_S, MAX_HANDLERS, MAX_STREAMS, MAX_THREADS, REQUEST_TIMEOUT_S, HttpServer
+from streamd.telemetry.routes import Request, Response
 
 
 class State:
@@ -245,6 +238,45 @@ def test_answers_that_nobody_takes_make_room(server: tuple[HttpServer, State]) -
     assert ACCEPT_S / 2 < time.monotonic() - began < REQUEST_TIMEOUT_S / 2
     for connection in stalled:
         connection.close()
+
+
+_NO_THREADS = """
+import re, resource, sys, threading
+from prometheus_client import CollectorRegistry
+from streamd.telemetry.http import HttpServer
+from streamd.telemetry.routes import Response
+http = HttpServer("127.0.0.1:0", CollectorRegistry(), lambda: (True, {}), lambda: (True, {}))
+http.route("/picture", lambda _: Response(b"x"))
+http.start()
+size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (size + (4 << 20),) * 2)  # the stack of a thread takes more
+try:
+    threading.Thread(target=print).start()
+except RuntimeError:
+    print(http.port, flush=True)
+sys.stdin.read()
+http.close()
+"""
+
+
+def test_the_checks_are_answered_where_no_thread_can_be_started() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", _NO_THREADS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with child:
+        assert child.stdout is not None
+        port = int(child.stdout.readline())
+        idle = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(2)]
+        for path in ("/healthz", "/metrics", "/readyz"):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
+                assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/picture", timeout=20)
+        for connection in idle:
+            assert connection.recv(1) == b"", "it has kept the others waiting"
+            connection.close()
+        child.stdin.close()  # type: ignore[union-attr]
+        assert child.wait(20) == 0
 
 
 def test_an_answer_that_nobody_takes_is_cut(server: tuple[HttpServer, State], quick: None) -> None:

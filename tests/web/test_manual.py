@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from streamd.telemetry.http import Request
+from streamd.telemetry.routes import Request
 from streamd.web.manual import Manual, folder
 from tests.conftest import ROOT
 from tests.web import seeded

@@ -24,7 +24,8 @@ from streamd.fleet.coordinator import Coordinator
 from streamd.fleet.placement import Demand
 from streamd.fleet.plan import demands_of, single_sessions
 from streamd.fleet.records import BoxReport, FleetStatus, Order, encode
-from streamd.telemetry.http import HttpServer, Request, Response
+from streamd.telemetry.http import HttpServer
+from streamd.telemetry.routes import Request, Response
 from streamd.workers.fleet.box import Configuration
 from streamd.workers.fleet.metrics import FleetMetrics
 
