@@ -216,7 +216,7 @@ class Daemon:
         downloads = {each.decoder_device: each.thumbnail for each in self.instances if each.decoder_device is not None}
         self._classification = Classification(
             config.classifiers, engine, first.model.labels, self.registry, self._publish_classes, self.boot_id,
-            downloads,
+            downloads, self.generations,
         )  # fmt: skip
         if self._analytics is not None:
             self._analytics.said = self._classification

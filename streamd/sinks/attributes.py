@@ -53,6 +53,8 @@ class ClassifiedMessage(msgspec.Struct, frozen=True):
     width: int
     height: int
     objects: list[ClassifiedObject]
+    generation: int | msgspec.UnsetType = msgspec.UNSET
+    """Only in a fleet: as in the detections of the frame."""
 
 
 def attributes_of(said: Sequence[Said]) -> Any:
@@ -66,9 +68,12 @@ def _attribute(said: Said) -> Attribute:
 
 
 def classified_message(
-    d: Detections, boxes: Sequence[int], attributes: Sequence[Said], boot_id: str
+    d: Detections, boxes: Sequence[int], attributes: Sequence[Said], boot_id: str, generation: int = 0
 ) -> ClassifiedMessage:
-    """The message of some boxes of one frame, with what a classifier says of each."""
+    """The message of some boxes of one frame, with what a classifier says of each.
+
+    `generation` is 0 outside a fleet.
+    """
     objects = []
     for box, said in zip(boxes, attributes, strict=True):
         x1, y1, x2, y2 = (round(v, 2) for v in d.xyxy[box].tolist())
@@ -79,5 +84,6 @@ def classified_message(
             )
         )
     return ClassifiedMessage(
-        1, boot_id, d.stream, d.epoch, d.seq, d.wall_ns / 1e9, time.time(), d.width, d.height, objects
-    )
+        1, boot_id, d.stream, d.epoch, d.seq, d.wall_ns / 1e9, time.time(), d.width, d.height, objects,
+        generation or msgspec.UNSET,
+    )  # fmt: skip

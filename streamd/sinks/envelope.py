@@ -164,21 +164,26 @@ class OutgoingClasses:
         boxes: numbers of the boxes.
         attributes: of each of them.
         boot_id: identity of this process in every message.
+        generation: of the stream's box when the frame was published; 0 outside a fleet.
     """
 
-    __slots__ = ("_attributes", "_boot_id", "_boxes", "_payloads", "detections")
+    __slots__ = ("_attributes", "_boot_id", "_boxes", "_generation", "_payloads", "detections")
 
     def __init__(
-        self, detections: Detections, boxes: Sequence[int], attributes: Sequence[Attribute], boot_id: str
-    ) -> None:
+        self, detections: Detections, boxes: Sequence[int], attributes: Sequence[Attribute], boot_id: str,
+        generation: int = 0,
+    ) -> None:  # fmt: skip
         self.detections, self._boxes, self._attributes, self._boot_id = detections, boxes, attributes, boot_id
+        self._generation = generation
         self._payloads: dict[str, bytes] = {}
 
     def payload(self, encoding: Encoding) -> bytes:
         """The whole payload."""
         payload = self._payloads.get(encoding)
         if payload is None:
-            message = classified_message(self.detections, self._boxes, self._attributes, self._boot_id)
+            message = classified_message(
+                self.detections, self._boxes, self._attributes, self._boot_id, self._generation
+            )
             payload = self._payloads[encoding] = encoder(encoding)(message)
         return payload
 

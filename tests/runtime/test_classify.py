@@ -75,8 +75,16 @@ class Made:
     def __init__(self, *classifiers: ClassifierSettings, downloads: Any = None, start: bool = True) -> None:
         self.registry = CollectorRegistry()
         self.published: list[Message] = []
+        self.generations: dict[str, int] = {}
         self.all = Classification(
-            classifiers, NullSettings(), DETECTOR.labels, self.registry, self._publish, "boot", downloads or {}
+            classifiers,
+            NullSettings(),
+            DETECTOR.labels,
+            self.registry,
+            self._publish,
+            "boot",
+            downloads or {},
+            self.generations,
         )
         for stream in ("s", "t"):
             self.all.add(stream)
@@ -210,6 +218,35 @@ def test_without_tracks_there_is_a_message_for_each_frame(make: Any, model: Path
         assert [(o.label, o.attribute.label) for o in told.objects] == [("car", "red"), ("car", "blue")]
         assert told.objects[1].box == (101, 71, 151, 111)
         assert isinstance(told.objects[0].attribute.others, list)
+
+
+def test_a_message_has_the_generation_of_its_frame(make: Any, model: Path) -> None:
+    """A box of a fleet loses the stream and has it again while crops wait."""
+    made = make(settings(model), start=False)
+    frame = picture((PLACES[0], "red"))
+    for seq, generation in enumerate((0, 1_796_000_000_123, 1_796_000_000_130)):
+        if generation:
+            made.generations["s"] = generation
+        made.all.take(frame, detected(frame, PLACES[:1], None, seq))
+    made.all.start()
+    wait(lambda: len(made.published) == 3)
+    found = [json.loads(message.payload) for message in made.published]
+    assert [m.get("generation") for m in found] == [None, 1_796_000_000_123, 1_796_000_000_130]
+    for message in found:
+        jsonschema.Draft202012Validator(json_schema()).validate(message)
+
+
+def test_a_stream_that_begins_again_learns_nothing_of_its_earlier_tracks(make: Any, model: Path) -> None:
+    made = make(settings(model), start=False)
+    frame = picture((PLACES[0], "red"))
+    made.all.take(frame, detected(frame, PLACES[:1], [1]))
+    made.all.remove("s")
+    made.all.add("s")
+    frame = picture()
+    made.all.take(frame, detected(frame, [Box(0, 0, 4, 4)], [1]))  # another object, too small for a crop
+    made.all.start()
+    wait(lambda: made.value("classified_total", stream="s", label="red") == 1)
+    assert made.labels("s", 1) == [""]
 
 
 def test_a_reload_changes_what_is_told_and_what_is_taken(make: Any, model: Path) -> None:
@@ -384,7 +421,7 @@ def test_a_part_is_the_box_in_whole_pixels_inside_the_picture(
 
 
 def opened(path: Path, **more: Any) -> Classifier:
-    return Classifier(settings(path, **more), NullSettings(), DETECTOR.labels, lambda *_: None, {})
+    return Classifier(settings(path, **more), NullSettings(), DETECTOR.labels, lambda *_: None, {}, {})
 
 
 def test_what_is_no_classifier_is_refused(tmp_path: Path, model: Path) -> None:

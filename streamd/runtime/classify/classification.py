@@ -37,6 +37,7 @@ class Classification:
         publish: receives what is said of objects without tracks; must not block.
         boot_id: identity of this process in every message.
         downloads: by CUDA ordinal: what brings a picture from the device.
+        generations: by stream, in a fleet; may change.
 
     Raises:
         StreamdError: a model cannot be used, or the detector has no such class; nothing stays open.
@@ -45,7 +46,7 @@ class Classification:
     def __init__(
         self, classifiers: Sequence[ClassifierSettings], engine: EngineSettings, labels: Sequence[str],
         registry: CollectorRegistry, publish: Callable[[OutgoingClasses], None], boot_id: str,
-        downloads: Mapping[int, Download],
+        downloads: Mapping[int, Download], generations: Mapping[str, int],
     ) -> None:  # fmt: skip
         self._publish, self._boot_id = publish, boot_id
         self._lock = threading.Lock()
@@ -59,7 +60,7 @@ class Classification:
         self.classifiers: list[Classifier] = []
         try:
             for settings in classifiers:
-                self.classifiers.append(Classifier(settings, engine, labels, self._told, downloads))
+                self.classifiers.append(Classifier(settings, engine, labels, self._told, downloads, generations))
         except BaseException:
             self.close(1.0)
             raise
@@ -120,7 +121,9 @@ class Classification:
             if crop.known is not None:
                 crop.known.vote(probabilities, d.seq)
                 told = crop.known.attribute(classifier.name, labels, settings.threshold, settings.top_k)
-                self._note(classifier, d.stream, crop.track, told)
+                # The stream may have ended, and begun again with other tracks of the same numbers.
+                if classifier.objects.get(d.stream, {}).get(crop.track) is crop.known:
+                    self._note(classifier, d.stream, crop.track, told)
             else:
                 told = attribute_of(
                     classifier.name, labels, probabilities, settings.threshold, settings.top_k, d.seq
@@ -131,10 +134,9 @@ class Classification:
         for _, group in groupby(alone, key=lambda each: id(each[0].detections)):
             found = [(crop, told) for crop, told in group if told is not None]
             if found:
-                boxes = [crop.box for crop, _ in found]
-                self._publish(
-                    OutgoingClasses(found[0][0].detections, boxes, [told for _, told in found], self._boot_id)
-                )
+                first, boxes = found[0][0], [crop.box for crop, _ in found]
+                said = [told for _, told in found]
+                self._publish(OutgoingClasses(first.detections, boxes, said, self._boot_id, first.generation))
 
     def _note(self, classifier: Classifier, stream: str, track: int, told: Attribute | None) -> None:
         with self._lock:

@@ -51,6 +51,7 @@ class Classifier:
         labels: of the detector.
         tell: receives results, on the classifier's thread.
         downloads: by CUDA ordinal: what brings a picture from the device.
+        generations: by stream, in a fleet; may change.
 
     Raises:
         StreamdError: the model cannot be used, or the detector has no such class.
@@ -58,12 +59,12 @@ class Classifier:
 
     def __init__(
         self, settings: ClassifierSettings, engine: EngineSettings, labels: Sequence[str],
-        tell: Callable[[Classifier, Results], None], downloads: Mapping[int, Download],
+        tell: Callable[[Classifier, Results], None], downloads: Mapping[int, Download], generations: Mapping[str, int],
     ) -> None:  # fmt: skip
         self.name = settings.name
         self.counts = ClassifierCounts(settings.name)
         self._detector_labels = labels
-        self._tell, self._downloads = tell, downloads
+        self._tell, self._downloads, self._generations = tell, downloads, generations
         self.objects: dict[str, dict[int, Known]] = {}
         """By stream and track."""
         self.lock = threading.Lock()
@@ -170,6 +171,8 @@ class Classifier:
                 reason = refusal.reason
             else:
                 crop.box, crop.detections, crop.known, crop.track = box, detections, known, track
+                # The box may lose the stream and have it again before the crop is classified.
+                crop.generation = self._generations.get(frame.stream, 0)
                 if known is not None:
                     known.taken(quality, now, settings.refresh_s)
                 self._put(crop)

@@ -29,6 +29,8 @@ class Crop:
     known: Known | None
     """The object's track; None without tracking."""
     track: int = 0
+    generation: int = 0
+    """Of the stream's box when the crop was taken; 0 outside a fleet."""
 
 
 Results = Sequence[tuple[Crop, npt.NDArray[np.float64]]]
