@@ -12,6 +12,7 @@ from typing import Any
 
 from streamd.cli import fleetrun
 from streamd.cli.console import output_console
+from streamd.cli.fleetrun import not_apart
 from streamd.config.loader import load_in_time
 from streamd.errors import ConfigError
 from streamd.fleet import BOX_VARIABLES
@@ -78,6 +79,7 @@ def _json(plan: Plan, demands: list[Demand], needed: int | None, after: Placemen
         "streams": {d.name: plan.placement.box_of.get(d.name) for d in demands},
         "unplaced": list(plan.placement.unplaced),
         "without": {name: list(streams) for name, streams in plan.without.items()},
+        "together": dict(plan.together),
         "spare": plan.spare,
         "boxes_needed": needed,
     }
@@ -114,11 +116,13 @@ def _print(plan: Plan, demands: list[Demand], needed: int | None) -> None:
     console.print(f"\n{len(demands)} streams, {total:,.0f} frames/s; {len(plan.placement.box_of)} served")
     if plan.placement.unplaced:
         console.print(f"no room for {len(plan.placement.unplaced)}: {_names(plan.placement.unplaced)}")
+    for group, streams in plan.together.items():
+        console.print(not_apart(group, streams))
     if plan.spare:
         console.print("Whichever box is lost, the others serve every stream (N+1).")
-    for name, streams in plan.without.items():
-        if streams:
-            console.print(f"Losing {name} would leave {len(streams)} without a box: {_names(streams)}")
+    for name, lost in plan.without.items():
+        if lost:
+            console.print(f"Losing {name} would leave {len(lost)} without a box: {_names(lost)}")
     if plan.single:
         console.print(f"{len(plan.single)} are reached by a single box, and are lost with it in any case")
     beside = ", beside the nodes" if any(not b.name.startswith("box-") for b in plan.boxes) else ""

@@ -246,7 +246,15 @@ def show(status: FleetStatus) -> None:
         console.print(_streams(odd[:MOST_STREAMS]))
     if len(odd) > MOST_STREAMS:
         console.print(f"and {len(odd) - MOST_STREAMS} more; --json lists them")
+    for group, streams in status.together.items():
+        console.print(not_apart(group, streams))
     console.print(_margin(status))
+
+
+def not_apart(group: str, streams: list[str]) -> str:
+    """Says that streams of an entry of `spread` share a machine."""
+    shown = ", ".join(streams[:MOST_STREAMS]) + (" …" if len(streams) > MOST_STREAMS else "")
+    return f"Not apart, for want of room elsewhere ({group}): {shown}"
 
 
 def _streams(streams: list[FleetStream]) -> Any:

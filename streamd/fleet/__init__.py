@@ -65,6 +65,14 @@ class ReachSettings(Settings):
     )
 
 
+class SpreadSettings(Settings):
+    """Streams that are kept on different boxes, so that not all of them are lost with one."""
+
+    streams: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
+        min_length=1, max_length=1000, description="Ids of the streams; `*` and `?` stand for other characters."
+    )
+
+
 class RateSettings(Settings):
     """Frame rate of some streams, where it is not that of the others."""
 
@@ -82,6 +90,12 @@ class FleetSettings(Settings):
     nodes: tuple[NodeSettings, ...] = Field((), max_length=1000, description="Boxes with a name of their own.")
     reach: tuple[ReachSettings, ...] = Field(
         (), max_length=1000, description="Streams that only some boxes can reach; the first entry that fits applies."
+    )
+    spread: tuple[SpreadSettings, ...] = Field(
+        (),
+        max_length=1000,
+        description="Streams that are kept apart as far as there is room: on different machines, else on different "
+        "boxes; the first entry that fits a stream applies.",
     )
     most: int = Field(1000, ge=1, le=1000, description="Most boxes, however many nodes the cluster has.")
     listen: (
@@ -107,7 +121,7 @@ class FleetSettings(Settings):
         ge=1,
         le=100_000,
         description="Most streams that move in a minute although they could stay: to a box that joins, away from one "
-        "that is drained or has too much. Streams of a lost box move at once.",
+        "that is drained or has too much, or apart (`spread`). Streams of a lost box move at once.",
     )
     single_session: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
         (),

@@ -40,6 +40,6 @@ class Margin:
         if not self._left:
             return False
         lost = self._left.pop(0)
-        after = place(self._demands, [b for b in self._boxes if b.name != lost], self._where)
+        after = place(self._demands, [b for b in self._boxes if b.name != lost], self._where, most=0)
         self.without[lost] = [name for name in after.unplaced if name in self._where]
         return bool(self._left)

@@ -66,7 +66,7 @@ class Member:
         """
         fps = self.meter.fps
         capacity = fps if strict else max(fps, min(self.load, self.meter.stated))
-        return Box(self.name, capacity, self.most, self.labels)
+        return Box(self.name, capacity, self.most, self.labels, self.report.node)
 
     @property
     def takes(self) -> bool:

@@ -9,14 +9,19 @@ the same come to the same result.
 
 A stream stays where it is while its box can serve it. When a box is lost, only its own streams move. A box that joins
 takes at most its fair share, of streams that rank it above their present one.
+
+Streams of one group are kept apart as far as there is room: on different machines, and where a machine has several,
+on different boxes. That goes before an even load, but no stream waits for it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +41,13 @@ class Box:
     streams: int
     """Most streams."""
     labels: frozenset[str] = frozenset()
+    node: str = ""
+    """Its machine, with which it is lost; empty: it has one of its own."""
+
+    @property
+    def machine(self) -> str:
+        """Tells boxes of one machine from those of others."""
+        return self.node or "box " + self.name
 
     def reaches(self, demand: Demand) -> bool:
         """Whether it can serve the stream at all."""
@@ -53,6 +65,8 @@ class Demand:
     """A stream of higher priority takes the place of lower ones where there is not enough for all."""
     reach: frozenset[str] = frozenset()
     """Labels of boxes that reach it, one of which a box must have; empty: any box does."""
+    group: str = ""
+    """Streams of the same group are kept apart; empty: it belongs to none."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,8 @@ class Placement:
     """Streams that no box has room for, those of highest priority first."""
     moved: tuple[str, ...]
     """Streams that had a box and now have another one or none, in the order of their names."""
+    parted: frozenset[str] = frozenset()
+    """Those that could have stayed, and move away from others of their group."""
 
 
 def place(
@@ -82,7 +98,8 @@ def place(
         boxes: those that are alive, with names of their own.
         current: box by stream, as it is now; boxes and streams that no longer exist are ignored.
         joined: boxes that take streams from others until they have their fair share.
-        most: most streams that move for that reason; None for no limit. Streams without a box are always placed.
+        most: most streams that move although they could stay, to these boxes or away from others of their group; None
+            for no limit. Streams without a box are always placed.
 
     Returns:
         The placement. No box is above its capacity or its number of streams.
@@ -90,7 +107,9 @@ def place(
     table = _Table(sorted(demands, key=lambda d: d.name), sorted(boxes, key=lambda b: b.name))
     table.keep(current or {})
     table.fill()
-    table.join(joined, len(demands) if most is None else most)
+    left = table.part(len(demands) if most is None else most)
+    table.join(joined, left)
+    table.refill()
     return table.placement(current or {})
 
 
@@ -115,6 +134,14 @@ class _Table:
         self._load = [0.0] * len(boxes)
         self._members: list[set[int]] = [set() for _ in boxes]
         self._unplaced: set[int] = set()
+        self._kept: list[int | None] = [None] * len(demands)
+        """The box of each stream before, if it could stay there."""
+        self._parted: set[int] = set()
+        machines = {name: i for i, name in enumerate(sorted({b.machine for b in boxes}))}
+        self._machine = [machines[b.machine] for b in boxes]
+        self._on_machine: Counter[tuple[str, int]] = Counter()
+        self._on_box: Counter[tuple[str, int]] = Counter()
+        """Streams by group and machine, and by group and box."""
         self._rank = self._ranking()
         """Of each stream, the boxes that reach it, best first."""
         self._place_of = [{box: place for place, box in enumerate(row)} for row in self._rank]
@@ -150,9 +177,11 @@ class _Table:
                 if self._fits(box, 0.0, 0):
                     break
                 self._take(stream)
+        self._kept = list(self._box)
 
     def fill(self) -> None:
         """Gives a box to each stream without one: high priorities first, then those with the smallest choice."""
+        self._unplaced.clear()
         waiting = [(self._urgency(s), s) for s, box in enumerate(self._box) if box is None]
         heapq.heapify(waiting)
         while waiting:
@@ -176,22 +205,40 @@ class _Table:
 
     def _settle(self, stream: int) -> bool:
         load = self._demands[stream].load
-        for bound in (self._bound, self._capacity):
-            for box in self._rank[stream]:
-                if self._fits(box, load, 1, bound(box)):
-                    self._put(stream, box)
-                    return True
+        for tier in self._tiers(stream):
+            for bound in (self._bound, self._capacity):
+                for box in tier:
+                    if self._fits(box, load, 1, bound(box)):
+                        self._put(stream, box)
+                        return True
         return False
+
+    def _crowd(self, group: str, box: int) -> tuple[int, int]:
+        """How many streams of the group the box's machine has, and the box itself."""
+        return self._on_machine[group, self._machine[box]], self._on_box[group, box]
+
+    def _tiers(self, stream: int) -> Iterator[list[int]]:
+        """The boxes that reach it by its ranking, those with the fewest streams of its group first."""
+        group = self._demands[stream].group
+        if not group:
+            yield self._rank[stream]
+            return
+        crowds = {box: self._crowd(group, box) for box in self._rank[stream]}
+        for _, tier in groupby(sorted(crowds, key=crowds.__getitem__), crowds.__getitem__):
+            yield list(tier)
+
+    def _choices(self, stream: int) -> list[int]:
+        return [box for tier in self._tiers(stream) for box in tier]
 
     def _make_way(self, stream: int) -> bool:
         """Moves one stream with another choice out of a box that `stream` needs."""
         load = self._demands[stream].load
-        for box in self._rank[stream]:
+        for box in self._choices(stream):
             for other in sorted(self._members[box], key=lambda s: (self._demands[s].priority, s)):
                 freed = self._demands[other].load
                 if not self._fits(box, load - freed, 0):
                     continue
-                for target in self._rank[other]:
+                for target in self._choices(other):
                     if target != box and self._fits(target, freed, 1):
                         self._take(other)
                         self._put(other, target)
@@ -218,6 +265,55 @@ class _Table:
                     best = key, box, out
         return None if best is None else (best[1], best[2])
 
+    def _gain(self, stream: int, own: int, box: int) -> tuple[int, int]:
+        """How much farther apart its group is, on machines and on boxes, if it moves; above (0, 0): it is."""
+        group = self._demands[stream].group
+        if not group:
+            return 0, 0
+        (machine, here), (there, occupied) = self._crowd(group, own), self._crowd(group, box)
+        # The sums of squares fall by twice as much, so moves that gain come to an end.
+        return (machine - there - 1 if self._machine[own] != self._machine[box] else 0), here - occupied - 1
+
+    def part(self, most: int) -> int:
+        """Moves streams away from others of their group, to boxes with room; returns what is left of `most`."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        for stream, demand in enumerate(self._demands):
+            if demand.group:
+                groups[demand.group].append(stream)
+        for _, streams in sorted(groups.items()):
+            # Those that move in any case go first: they cost nothing.
+            order = sorted(streams, key=lambda s: (self._kept[s] is not None, s))
+            again = True
+            while again:
+                again = False
+                for stream in order:
+                    own = self._box[stream]
+                    stays = own is not None and own == self._kept[stream]
+                    if own is None or (stays and most <= 0) or (box := self._apart(stream, own)) is None:
+                        continue
+                    self._take(stream)
+                    self._put(stream, box)
+                    most -= stays
+                    self._parted.add(stream)
+                    again = True
+        return most
+
+    def _apart(self, stream: int, own: int) -> int | None:
+        """A box with room on which it is farther apart from its group."""
+        load = self._demands[stream].load
+        for tier in self._tiers(stream):
+            better = [box for box in tier if self._gain(stream, own, box) > (0, 0)]
+            for bound in (self._bound, self._capacity):
+                for box in better:
+                    if self._fits(box, load, 1, bound(box)):
+                        return box
+        return None
+
+    def refill(self) -> None:
+        """Tries again what waits: there may be room that others have left."""
+        if self._unplaced:
+            self.fill()
+
     def join(self, joined: Collection[str], most: int) -> None:
         """Moves streams that rank a joined box above their own to it, up to its fair share."""
         hungry = {i for i, b in enumerate(self._boxes) if b.name in joined and self._load[i] < self._fair[i]}
@@ -237,7 +333,7 @@ class _Table:
             left = (self._load[own] - load) / self._boxes[own].capacity
             if own in hungry or left < self._load[box] / self._boxes[box].capacity:
                 continue
-            if self._fits(box, load, 1, self._fair[box]):
+            if self._gain(stream, own, box) >= (0, 0) and self._fits(box, load, 1, self._fair[box]):
                 self._take(stream)
                 self._put(stream, box)
                 most -= 1
@@ -251,7 +347,10 @@ class _Table:
         }
         unplaced = sorted(self._unplaced, key=lambda s: (-self._demands[s].priority, s))
         moved = (d.name for d in self._demands if d.name in current and current[d.name] != box_of.get(d.name))
-        return Placement(box_of, tuple(self._demands[s].name for s in unplaced), tuple(moved))
+        parted = frozenset(
+            self._demands[s].name for s in self._parted if self._kept[s] is not None and self._box[s] is not None
+        )
+        return Placement(box_of, tuple(self._demands[s].name for s in unplaced), tuple(moved), parted)
 
     def _bound(self, box: int) -> float:
         return min(self._boxes[box].capacity, self._fair[box] * (1 + SLACK))
@@ -271,6 +370,7 @@ class _Table:
         self._box[stream] = box
         self._members[box].add(stream)
         self._load[box] += self._demands[stream].load
+        self._count(stream, box, 1)
 
     def _take(self, stream: int) -> None:
         box = self._box[stream]
@@ -278,3 +378,9 @@ class _Table:
         self._box[stream] = None
         self._members[box].discard(stream)
         self._load[box] = sum(self._demands[s].load for s in sorted(self._members[box]))
+        self._count(stream, box, -1)
+
+    def _count(self, stream: int, box: int, more: int) -> None:
+        if group := self._demands[stream].group:
+            self._on_machine[group, self._machine[box]] += more
+            self._on_box[group, box] += more

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from streamd.errors import ConfigError
@@ -37,6 +38,8 @@ class Plan:
     """By box: streams without a box once this one is lost, those of highest priority first."""
     single: frozenset[str]
     """Streams that only one box reaches."""
+    together: Mapping[str, list[str]]
+    """By entry of `spread`: the streams that are not apart, see `together`."""
 
     @property
     def spare(self) -> bool:
@@ -52,8 +55,14 @@ def demands_of(fleet: FleetSettings, streams: Sequence[StreamSettings]) -> list[
         reach = next((r.labels for r in fleet.reach if fnmatch.fnmatchcase(stream.id, r.streams)), ())
         limit = getattr(stream, "max_fps", None)  # most kinds have it
         load = min(fps, limit) if limit else fps
-        found.append(Demand(stream.id, load, stream.priority, frozenset(reach)))
+        found.append(Demand(stream.id, load, stream.priority, frozenset(reach), _group(fleet, stream.id)))
     return found
+
+
+def _group(fleet: FleetSettings, stream: str) -> str:
+    """The entry of `spread` that the stream belongs to, as people would name it."""
+    fits = (s.streams for s in fleet.spread if any(fnmatch.fnmatchcase(stream, p) for p in s.streams))
+    return ", ".join(next(fits, ()))
 
 
 def single_sessions(fleet: FleetSettings, streams: Sequence[StreamSettings]) -> frozenset[str]:
@@ -85,11 +94,35 @@ def reached_once(demands: Sequence[Demand], boxes: Sequence[Box]) -> frozenset[s
     return frozenset(d.name for d in demands if d.reach and sum(b.reaches(d) for b in boxes) == 1)
 
 
+def together(demands: Collection[Demand], boxes: Collection[Box], box_of: Mapping[str, str]) -> dict[str, list[str]]:
+    """By group: the streams on machines that have more of the group than an even division over all would give them.
+
+    Args:
+        demands: all streams.
+        boxes: those that can be given streams.
+        box_of: box by stream.
+    """
+    by_name = {b.name: b for b in boxes}
+    members: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    able: dict[str, set[str]] = defaultdict(set)
+    for demand in sorted((d for d in demands if d.group), key=lambda d: d.name):
+        able[demand.group].update(b.machine for b in boxes if b.reaches(demand))
+        if (box := by_name.get(box_of.get(demand.name, ""))) is not None:
+            members[demand.group][box.machine].append(demand.name)
+    found: dict[str, list[str]] = {}
+    for group, machines in sorted(members.items()):
+        even = -(-sum(map(len, machines.values())) // max(1, len(able[group])))
+        if crowd := sorted(name for names in machines.values() if len(names) > even for name in names):
+            found[group] = crowd
+    return found
+
+
 def make_plan(demands: Sequence[Demand], boxes: Sequence[Box]) -> Plan:
     """Places the streams, and tries the loss of each box."""
     placement = place(demands, boxes)
     without = dict(_losses(demands, boxes, placement))
-    return Plan(placement, used(demands, boxes, placement), without, reached_once(demands, boxes))
+    shared = together(demands, boxes, placement.box_of)
+    return Plan(placement, used(demands, boxes, placement), without, reached_once(demands, boxes), shared)
 
 
 def _losses(
@@ -97,7 +130,7 @@ def _losses(
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """By name of the box that is lost, the streams without a box then."""
     for lost in boxes:
-        yield lost.name, place(demands, [b for b in boxes if b is not lost], placement.box_of).unplaced
+        yield lost.name, place(demands, [b for b in boxes if b is not lost], placement.box_of, most=0).unplaced
 
 
 def used(demands: Sequence[Demand], boxes: Sequence[Box], placement: Placement) -> tuple[BoxUse, ...]:

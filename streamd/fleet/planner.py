@@ -12,7 +12,7 @@ from streamd.fleet.members import Member, own_label
 from streamd.fleet.placement import Demand, place
 from streamd.fleet.records import Happening
 
-VOLUNTARY = frozenset({"joined", "drain", "overload"})
+VOLUNTARY = frozenset({"joined", "drain", "overload", "spread"})
 """Reasons of the moves that `fleet.moves_per_minute` limits: the stream could stay."""
 
 
@@ -87,15 +87,16 @@ class Planner:
         hungry = {m.name for m in boxes if m.hungry}
         # Even a box that is above its measured capacity keeps what it has ...
         as_they_are = [m.box() for m in boxes]
-        wanted = place(demands.values(), as_they_are, known, joined=hungry, most=max(0, budget - len(leaving))).box_of
+        placed = place(demands.values(), as_they_are, known, joined=hungry, most=max(0, budget - len(leaving)))
+        wanted, parted = placed.box_of, placed.parted
         able = sorted((n for n in leaving if n in wanted), key=lambda n: (-demands[n].priority, n))
         if len(able) > budget:
             # No box has to make room yet for those that wait for their turn.
             leaving -= set(able[:budget])
             rest = [d for n, d in demands.items() if n not in leaving]
-            wanted = place(rest, as_they_are, known).box_of
+            wanted, parted = place(rest, as_they_are, known, most=0).box_of, frozenset()
             able = able[:budget]
-        self._carry_out(now, wanted, where, leaving - set(able), hungry)
+        self._carry_out(now, wanted, where, leaving - set(able), hungry, parted)
         if self._budget(now):
             moving = {s.move.to for s in self.streams.values() if s.move is not None and s.move.reason == "joined"}
             for member in boxes:
@@ -110,7 +111,7 @@ class Planner:
         if not full:
             return
         where = self.where()
-        wanted = place(demands, [m.box(strict=True) for m in boxes], where).box_of
+        wanted = place(demands, [m.box(strict=True) for m in boxes], where, most=0).box_of
         for name, box in wanted.items():
             own = where.get(name)
             stream = self.streams[name]
@@ -124,6 +125,7 @@ class Planner:
         where: Mapping[str, str],
         staying: Collection[str],
         hungry: Collection[str],
+        parted: Collection[str],
     ) -> None:
         takes = {m.name for m in self.boxes()}
         for name, stream in self.streams.items():
@@ -144,7 +146,8 @@ class Planner:
             elif own not in takes:
                 self._begin(now, stream, box, "drain")
             else:
-                self._begin(now, stream, box, "joined" if box in hungry else "make_way")
+                why = "spread" if name in parted else "joined" if box in hungry else "make_way"
+                self._begin(now, stream, box, why)
 
     def _why_waiting(self, stream: Placed) -> str:
         able = [m for m in self.members.values() if m.up and m.box().reaches(stream.demand)]

@@ -205,6 +205,8 @@ class FleetStatus(msgspec.Struct, frozen=True):
     without: dict[str, list[str]]
     """By box: the streams without a box if this one were lost."""
     rebuilding: bool
+    together: dict[str, list[str]] = {}
+    """By entry of `spread`: the streams that are not apart, see `plan.together`."""
 
     @property
     def spare(self) -> bool:

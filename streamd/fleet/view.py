@@ -8,6 +8,7 @@ from typing import Any
 
 from streamd.fleet.assigned import Placed
 from streamd.fleet.members import Member
+from streamd.fleet.plan import together
 from streamd.fleet.records import FleetStatus
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
@@ -24,6 +25,7 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "streamd_fleet_capacity_left_fps": ("gauge", "Frames per second that the boxes have left."),
     "streamd_fleet_spare": ("gauge", "1 if every stream is served, whichever single box is lost (N+1)."),
     "streamd_fleet_unserved_without": ("gauge", "Streams that would have no box if this one were lost."),
+    "streamd_fleet_streams_together": ("gauge", "Streams of `spread` that share a machine for want of room elsewhere."),
     "streamd_fleet_frames_total": ("counter", "Frames of all streams over all boxes, by what became of them."),
     "streamd_fleet_inexact_streams": ("gauge", "Streams that a lost box may have captured more of than it reported."),
     "streamd_fleet_rebuilding": ("gauge", "1 while a new coordinator waits for the first reports."),
@@ -56,7 +58,10 @@ def status_of(
     boxes = [m.shown(now, len(mine[n]), reason_of(m, mine[n])) for n, m in sorted(members.items())]
     left = sum(max(0.0, m.meter.fps - m.load) for m in members.values() if m.takes)
     shown = [streams[name].shown() for name in sorted(streams)]
-    return FleetStatus(boxes, shown, dict(moves), left, dict(without), rebuilding)
+    holds = {name: s.hold.box for name, s in streams.items() if s.hold is not None}
+    able = [m.box() for m in members.values() if m.takes]
+    shared = together([s.demand for s in streams.values()], able, holds)
+    return FleetStatus(boxes, shown, dict(moves), left, dict(without), rebuilding, shared)
 
 
 def metrics_of(status: FleetStatus, boxes_lost: int) -> Samples:
@@ -80,6 +85,7 @@ def metrics_of(status: FleetStatus, boxes_lost: int) -> Samples:
         "streamd_fleet_capacity_left_fps": [({}, status.capacity_left)],
         "streamd_fleet_spare": [({}, float(status.spare))],
         "streamd_fleet_unserved_without": [({"box": b}, len(s)) for b, s in sorted(status.without.items())],
+        "streamd_fleet_streams_together": [({}, sum(map(len, status.together.values())))],
         "streamd_fleet_frames_total": [({"result": r}, n) for r, n in frames.items()],
         "streamd_fleet_inexact_streams": [({}, sum(not s.account.exact for s in status.streams))],
         "streamd_fleet_rebuilding": [({}, float(status.rebuilding))],

@@ -14,12 +14,15 @@ from streamd.fleet import BoxSettings, FleetSettings
 from streamd.fleet.records import BoxReport, Order, decode, encode
 from streamd.telemetry.logs import configure
 from streamd.workers.fleet.box import BoxHost, Configuration, Place
-from streamd.workers.fleet.host import CoordinatorHost, Node, Wanted
+from streamd.workers.fleet.host import CoordinatorHost
+from streamd.workers.fleet.roster import Node, Wanted
 
 NAMESPACE = "streamd"
 COORDINATOR = "coordinator"
 BOXES_LABEL = "streamd-boxes"
 """Label of a node: how many boxes it is to have, 0 for none."""
+HEAD = "node:__internal_head__"
+"""Resource that every head has, also one that was started again."""
 ANSWER_S = 1.0
 """Longest time that a box waits for the coordinator's answer."""
 CALLS = 64
@@ -215,17 +218,14 @@ def _node(found: Mapping[str, Any], box: BoxSettings) -> Node:
 
 
 def start_coordinator(configuration: Configuration) -> Any:
-    """The coordinator's actor, started if there is none; prefers the head, whose address others know."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    """The coordinator's actor, started if there is none.
 
-    head = next(
-        (n["NodeID"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" in n["Resources"]), None
-    )  # fmt: skip
-    options: dict[str, Any] = {}
-    if head is not None:
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(head, soft=True)
+    It is on the head, whose address others know, and without which Ray restarts nothing. Ray puts an actor with a mere
+    preference for a node on another one whenever the node is busy.
+    """
+    import ray
+
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=CALLS)(CoordinatorActor)
     return actor.options(
-        name=COORDINATOR, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, **options
+        name=COORDINATOR, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, resources={HEAD: 0.001}
     ).remote(configuration.text, configuration.base)

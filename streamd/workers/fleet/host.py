@@ -28,6 +28,7 @@ from streamd.telemetry.http import HttpServer
 from streamd.telemetry.routes import Request, Response
 from streamd.workers.fleet.box import Configuration
 from streamd.workers.fleet.metrics import FleetMetrics
+from streamd.workers.fleet.roster import Node, Roster, Wanted
 
 log = structlog.get_logger(__name__)
 
@@ -38,34 +39,6 @@ MOST_SAID = 1000
 """Happenings that are kept for `happenings`."""
 FORGET_S = 600.0
 """A box is forgotten once its node has been gone for so long."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node that can have boxes."""
-
-    id: str
-    name: str
-    address: str
-    labels: tuple[str, ...]
-    boxes: int
-    """How many it is to have."""
-    gpus: bool = False
-    """Whether each takes a share of a GPU."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A box that is to be there."""
-
-    name: str
-    node: Node
-    index: int
-
-    @property
-    def actor(self) -> str:
-        """A node that has come back is another one: its box needs another actor, and finds its daemon by the name."""
-        return f"box:{self.name}:{self.node.id[:12]}"
 
 
 class Cluster(Protocol):
@@ -119,18 +92,6 @@ def read_fleet(configuration: Configuration, environment: Mapping[str, str] = os
     return Fleet(config.fleet, demands_of(config.fleet, config.streams), single)
 
 
-def wanted(nodes: Sequence[Node], most: int) -> list[Wanted]:
-    """The boxes that there are to be: by the names of the nodes, each box with a name of its own."""
-    found: list[Wanted] = []
-    names: set[str] = set()
-    for node in sorted(nodes, key=lambda n: (n.name, n.id)):
-        name = node.name if node.name not in names else f"{node.name}-{node.id[:6]}"
-        names.add(name)
-        own = [name] if node.boxes == 1 else [f"{name}-{i + 1}" for i in range(node.boxes)]
-        found += [Wanted(each, node, i) for i, each in enumerate(own, 1)]
-    return found[:most]
-
-
 class CoordinatorHost:
     """Runs the coordinator. Methods may be called by any thread.
 
@@ -154,6 +115,7 @@ class CoordinatorHost:
             fleet.settings, fleet.demands, now=time.monotonic(), start_generation=int(time.time() * 1000),
             revision=configuration.revision, single_session=fleet.single_session,
         )  # fmt: skip
+        self._roster = Roster()
         self._known: set[str] = set()
         self._node_of: dict[str, str] = {}
         self._gone: dict[str, float] = {}
@@ -302,8 +264,8 @@ class CoordinatorHost:
         with contextlib.suppress(SinkError):
             self._open_http()
         settings = self._settings
-        boxes = wanted(self._cluster.nodes(settings.box), settings.most)
         there = self._cluster.boxes()
+        boxes = self._roster.wanted(self._cluster.nodes(settings.box), there, settings.most)
         for box in boxes:
             if box.actor not in there and not self._stopping.is_set():
                 log.info("box started", box=box.name, node=box.node.name)

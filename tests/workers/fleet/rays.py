@@ -21,6 +21,7 @@ import nats
 import psutil
 
 from streamd.cli import main
+from streamd.fleet.coordinator import REPLAN_S
 from streamd.fleet.records import FleetStatus, decode
 from streamd.workers.fleet import keeper
 from streamd.workers.fleet.place import BoxFolder
@@ -28,6 +29,7 @@ from tests.events.journals import until
 from tests.sinks.brokers import free_port, nats_server
 
 PATIENCE_S = 60.0
+STEADY_S = REPLAN_S + 1.0
 STORE_BYTES = 80 << 20
 
 
@@ -163,11 +165,13 @@ class Rays:
 
     def close(self) -> None:
         """Ends everything."""
+        for name in self._nodes:  # a stopped process does not see that its parent has ended
+            self.signal(name, signal.SIGCONT)
         # First those that would start a keeper again.
         for node in (*self._nodes.values(), self._cluster.head_node):
             node.kill_all_processes(check_alive=False, allow_graceful=False)
-        for name in self._nodes:
-            keeper.stop(self.box(name), grace_s=1.0)
+        for folder in sorted((self.folder / "boxes").iterdir()):
+            keeper.stop(BoxFolder(folder), grace_s=1.0)
 
 
 @dataclass
@@ -203,6 +207,21 @@ class Running:
         except OSError:
             return False
         return {b.state for b in status.boxes} <= {"UP"} and {s.state for s in status.streams} == {"RUNNING"}
+
+    def wait_steady(self, timeout_s: float = 2 * PATIENCE_S) -> None:
+        """Waits until every stream runs and nothing will move: a box that has just come takes streams of others."""
+        before: dict[str, int] | None = None
+        since = 0.0
+
+        def steady() -> bool:
+            nonlocal before, since
+            now = time.monotonic()
+            found = {s.stream: s.generation for s in self.status().streams} if self.whole() else None
+            if found is None or found != before:
+                before, since = found, now
+            return found is not None and now - since > STEADY_S
+
+        until(steady, timeout_s)
 
     def wait_published(self, streams: set[str], since: float, *, generation: dict[str, int] | None = None) -> float:
         """Waits until each has published after `since`, above its `generation`; returns when the last one did."""
@@ -243,6 +262,6 @@ def fleet(nodes: int, streams: int, *, fps: float = 5.0, more: str = "") -> Iter
         stack.callback(rays.close)
         running = Running(rays, file, f"127.0.0.1:{port}", listener)
         assert running.command("run", str(file)) == 0
-        until(running.whole, 2 * PATIENCE_S)
+        running.wait_steady()
         until(lambda: len(running.listener.streams()) == streams, PATIENCE_S)
         yield running

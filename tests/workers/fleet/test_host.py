@@ -14,7 +14,8 @@ from streamd.fleet import BoxSettings, FleetSettings
 from streamd.fleet.records import BoxReport
 from streamd.workers.fleet.actors import BOXES_LABEL, _node
 from streamd.workers.fleet.box import Configuration
-from streamd.workers.fleet.host import CoordinatorHost, Node, Wanted, read_fleet, wanted
+from streamd.workers.fleet.host import CoordinatorHost, read_fleet
+from streamd.workers.fleet.roster import Node, Roster, Wanted
 from tests.events.journals import until
 from tests.sinks.brokers import free_port
 
@@ -70,10 +71,42 @@ def host(cluster: Nodes, given: Configuration) -> Iterator[CoordinatorHost]:
 def test_boxes_are_named_after_their_nodes() -> None:
     nodes = [Node("b" * 40, "yard", "10.0.0.2", (), 2), Node("a" * 40, "gate", "10.0.0.1", (), 1),
              Node("c" * 40, "gate", "10.0.0.3", (), 1), Node("d" * 40, "head", "10.0.0.4", (), 0)]  # fmt: skip
-    found = wanted(nodes, 10)
+    found = Roster().wanted(nodes, [], 10)
     assert [(w.name, w.index) for w in found] == [("gate", 1), ("gate-cccccc", 1), ("yard-1", 1), ("yard-2", 2)]
-    assert [w.name for w in wanted(nodes, 2)] == ["gate", "gate-cccccc"]
+    assert [w.name for w in Roster().wanted(nodes, [], 2)] == ["gate", "gate-cccccc"]
     assert found[0].actor == "box:gate:aaaaaaaaaaaa"
+
+
+def names(found: list[Wanted]) -> dict[str, str]:
+    return {w.name: w.node.id[0] for w in found}
+
+
+def test_names_stay_whatever_ray_thinks_of_other_nodes() -> None:
+    def node(letter: str, name: str, address: str = "10.0.0.1", boxes: int = 1) -> Node:
+        return Node(letter * 40, name, address, (), boxes)
+
+    old, new, other = node("a", "gate"), node("b", "gate"), node("c", "gate", "10.0.0.9")
+    for again in (old, new), (new, old):
+        roster = Roster()
+        there: set[str] = set()
+        first = roster.wanted([old], there, 9)
+        there |= {w.actor for w in first}
+        assert names(first) == {"gate": "a"}
+        for _ in range(3):  # it has been started again, and Ray still takes the old one for alive
+            found = roster.wanted(again, there, 9)
+            there |= {w.actor for w in found}
+            assert names(found) == {"gate": "b"}
+        assert names(roster.wanted([new], there, 9)) == {"gate": "b"}
+        assert names(Roster().wanted(again, {w.actor for w in first}, 9)) == {"gate": "b"}, "a new coordinator"
+    roster = Roster()
+    assert names(roster.wanted([old, other], [], 9)) == {"gate": "a", "gate-cccccc": "c"}
+    both = {w.actor for w in roster.wanted([old, other], [], 9)}
+    assert names(roster.wanted([other], both, 9)) == {"gate-cccccc": "c"}, "its daemon has this name"
+    assert names(Roster().wanted([other], {"box:gate-cccccc:cccccccccccc"}, 9)) == {"gate-cccccc": "c"}
+    assert names(roster.wanted([other, new], both, 9)) == {"gate": "b", "gate-cccccc": "c"}
+    two = node("d", "yard", boxes=2)
+    assert names(Roster().wanted([two], {"box:yard-2:dddddddddddd"}, 9)) == {"yard-1": "d", "yard-2": "d"}
+    assert Roster().wanted([node("e", "head", boxes=0)], [], 9) == []
 
 
 @pytest.mark.parametrize(
