@@ -355,7 +355,8 @@ class Coordinator:
         """The whole fleet, for display."""
         self._planner.measure()
         return status_of(
-            now, self._members, self._streams, self._planner.moves, self._margin.without, self.rebuilding(now)
+            now, self._members, self._streams, self._planner.moves, self._margin.without, self.rebuilding(now),
+            self._planner.stuck,
         )  # fmt: skip
 
     def metrics(self, now: float) -> Samples:

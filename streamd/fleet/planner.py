@@ -35,6 +35,8 @@ class Planner:
         self.streams = {d.name: Placed(d, reason="rebuilding") for d in demands}
         self.moves: Counter[str] = Counter()
         """Streams given to another box, by reason."""
+        self.stuck: frozenset[str] = frozenset()
+        """Streams that are to leave their box, and that no other one has room for."""
         self.happenings: list[Happening] = []
         self.dirty, self.planned = True, now
         """Whether something has happened since `plan`, and when that was."""
@@ -89,6 +91,7 @@ class Planner:
         as_they_are = [m.box() for m in boxes]
         placed = place(demands.values(), as_they_are, known, joined=hungry, most=max(0, budget - len(leaving)))
         wanted, parted = placed.box_of, placed.parted
+        self.stuck = frozenset(leaving - wanted.keys())
         able = sorted((n for n in leaving if n in wanted), key=lambda n: (-demands[n].priority, n))
         if len(able) > budget:
             # No box has to make room yet for those that wait for their turn.

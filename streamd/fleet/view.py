@@ -33,9 +33,15 @@ METRICS: Mapping[str, tuple[str, str]] = {
 """By name: the type and the help text."""
 
 
-def reason_of(member: Member, streams: Collection[Placed]) -> str:
-    """Why a box is as it is; empty where there is nothing to say."""
-    if member.draining and any(s.hold is not None and s.hold.box == member.name and s.move is None for s in streams):
+def reason_of(member: Member, streams: Collection[Placed], stuck: Collection[str]) -> str:
+    """Why a box is as it is; empty where there is nothing to say.
+
+    Args:
+        member: the box.
+        streams: what it has.
+        stuck: see `Planner`; others only wait for their turn.
+    """
+    if member.draining and any(s.demand.name in stuck for s in streams):
         return "no_room"
     if member.up and member.load > member.meter.fps * (1 + 1e-9):
         return "overload"
@@ -49,13 +55,14 @@ def status_of(
     moves: Mapping[str, int],
     without: Mapping[str, list[str]],
     rebuilding: bool,
+    stuck: Collection[str] = (),
 ) -> FleetStatus:
     """The whole fleet."""
     mine: dict[str, list[Placed]] = {name: [] for name in members}
     for stream in streams.values():
         if stream.hold is not None and stream.hold.box in mine:
             mine[stream.hold.box].append(stream)
-    boxes = [m.shown(now, len(mine[n]), reason_of(m, mine[n])) for n, m in sorted(members.items())]
+    boxes = [m.shown(now, len(mine[n]), reason_of(m, mine[n], stuck)) for n, m in sorted(members.items())]
     left = sum(max(0.0, m.meter.fps - m.load) for m in members.values() if m.takes)
     shown = [streams[name].shown() for name in sorted(streams)]
     holds = {name: s.hold.box for name, s in streams.items() if s.hold is not None}

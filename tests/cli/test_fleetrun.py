@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from streamd.cli import main
 from streamd.cli.fleetrun import settled, show
 from streamd.fleet.records import Account, FleetBox, FleetStatus, FleetStream
+from tests.sinks.brokers import free_port
 
 
 def box(name: str, state: str = "UP", reason: str = "") -> FleetBox:
@@ -63,6 +65,15 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["fleet", "status"]) == 2
     assert "pip install 'streamd[fleet]'" in capsys.readouterr().err
+
+
+def test_a_cluster_that_has_died_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    address = f"127.0.0.1:{free_port()}"
+    began = time.monotonic()
+    assert main(["fleet", "status", "--address", address]) == 1
+    assert time.monotonic() - began < 20, "Ray itself tries for minutes"
+    assert f"no Ray cluster at {address}: [Errno 111] Connection refused; " in capsys.readouterr().err
 
 
 def test_nothing_runs_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,6 +142,7 @@ def test_moves_that_need_not_be_are_limited_per_minute() -> None:
     had = len(w.boxes["b0"].streams)
     w.seconds(20)
     assert len(w.boxes["b0"].streams) == had - 5
+    assert [b.reason for b in w.coordinator.status(w.now).boxes] == ["", "", ""], "the rest waits for its turn"
     w.seconds(60)
     assert len(w.boxes["b0"].streams) == max(0, had - 10)
     # A death waits for no limit.
@@ -149,6 +150,20 @@ def test_moves_that_need_not_be_are_limited_per_minute() -> None:
     w.seconds(LEASE_S + 1)
     assert all("b1" not in boxes and boxes for boxes in w.where().values())
     assert len(w.where()) == 30
+
+
+def test_a_drained_box_says_that_the_others_have_no_room_until_they_have() -> None:
+    w = world(boxes=2, streams=8, fps=50.0)
+    w.coordinator.drain(w.now, "b0")
+    w.seconds(20)
+    left = {n for n, boxes in w.where().items() if boxes == ["b0"]}
+    assert len(left) == 3
+    assert [b.reason for b in w.coordinator.status(w.now).boxes] == ["no_room", ""]
+    served(w)
+    w.add("b2")
+    w.seconds(10)
+    assert next((b.state, b.reason) for b in w.coordinator.status(w.now).boxes) == ("DRAINED", "")
+    assert all(w.where()[n] == ["b2"] for n in left)
 
 
 def test_a_camera_with_one_session_is_released_before_another_box_connects() -> None:

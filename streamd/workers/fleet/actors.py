@@ -140,7 +140,7 @@ class BoxActor:
 def node_environment() -> dict[str, str]:
     """The environment that the node was started with, from its parent process (the raylet).
 
-    What Ray sets for its own processes, such as OMP_NUM_THREADS, is not for the daemon.
+    What Ray sets for its own processes, such as OMP_NUM_THREADS or another allocator, is not for the daemon.
     """
     try:
         with open(f"/proc/{os.getppid()}/environ", "rb") as file:
@@ -148,7 +148,17 @@ def node_environment() -> dict[str, str]:
             found = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
     except OSError:
         found = dict(os.environ)
-    return {name: value for name, value in found.items() if not name.startswith("RAY_")}
+    return without_rays(found)
+
+
+def without_rays(environment: Mapping[str, str]) -> dict[str, str]:
+    """A raylet's environment as it was before Ray added to it."""
+    # Ray loads jemalloc into a raylet unless something is to be loaded already. OpenVINO aborts with it.
+    loaded = environment.get("LD_PRELOAD", "")
+    if loaded and (loaded == environment.get("RAY_JEMALLOC_LIB_PATH") or loaded.endswith("/ray/core/libjemalloc.so")):
+        drop = {"LD_PRELOAD"} | ({"MALLOC_CONF"} if "RAY_JEMALLOC_CONF" in environment else set())
+        environment = {name: value for name, value in environment.items() if name not in drop}
+    return {name: value for name, value in environment.items() if not name.startswith("RAY_")}
 
 
 class RayCluster:

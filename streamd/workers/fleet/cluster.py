@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from streamd.workers.fleet.box import GRACE_S, Configuration
 from streamd.workers.fleet.place import BoxFolder, fleet_folder, write_whole
 
 CALL_S = 30.0
+KNOCK_S = 5.0
+"""Longest time that a head takes to accept a connection."""
 LOCAL_NODE = "box"
 _OBJECT_STORE = 80 << 20
 """Bytes; nothing is kept in it, and this is about the least that Ray accepts."""
@@ -67,6 +70,7 @@ def connected(address: str | None) -> Iterator[Any]:
         with contextlib.suppress(OSError):
             found = address_file().read_text().strip()
     try:
+        _knock(found or "auto")
         ray.init(address=found or "auto", **_quiet(ray))
     except Exception as error:  # Ray raises plain ones
         where = found or "this machine"
@@ -79,6 +83,23 @@ def connected(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray remembers the address of a cluster that has died, and tries to reach it for minutes.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    try:
+        from ray._private.services import canonicalize_bootstrap_address
+
+        head = canonicalize_bootstrap_address(address)
+        host, port = head.rsplit(":", 1)
+        where = host.strip("[]"), int(port)
+    except Exception:  # noqa: BLE001 - another version of Ray, another kind of address, no cluster: Ray says what it is
+        return
+    socket.create_connection(where, KNOCK_S).close()
 
 
 def _hush() -> None:

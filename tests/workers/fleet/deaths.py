@@ -10,11 +10,13 @@ streams and many deaths.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 import urllib.request
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from streamd.workers.fleet import keeper
@@ -44,9 +46,8 @@ def generations(running: Running) -> dict[str, int]:
 
 def check_untouched(running: Running, streams: set[str], since: float) -> None:
     """Same daemon, same connection, no gap."""
-    heard = running.listener.streams()
     for stream in streams:
-        frames = [h for h in heard[stream] if h.at > since]
+        frames = running.listener.since(stream, since)
         assert len({(h.boot_id, h.epoch, h.generation) for h in frames}) == 1, stream
         assert [h.seq for h in frames] == list(range(frames[0].seq, frames[0].seq + len(frames))), stream
 
@@ -62,6 +63,10 @@ def test_prometheus_and_people_see_it(running: Running, capsys: pytest.CaptureFi
     status = running.status()
     assert {b.box: b.state for b in status.boxes} == {"n1": "UP", "n2": "UP", "n3": "UP"}
     assert all(s.box is not None and s.generation > 0 for s in status.streams)
+    daemon = keeper.read_notes(running.rays.box("n1")).daemon
+    assert daemon is not None
+    environment = psutil.Process(daemon.pid).environ()
+    assert not [n for n in environment if n.startswith("RAY_") or (n, os.environ.get(n)) == ("LD_PRELOAD", None)]
     with urllib.request.urlopen(f"http://{running.http}/sd", timeout=10) as answer:
         targets = json.load(answer)
     assert {t["labels"]["box"] for t in targets} == {"n1", "n2", "n3"}

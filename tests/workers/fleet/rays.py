@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import json
 import os
@@ -73,6 +74,11 @@ class Listener:
     def streams(self) -> dict[str, list[Heard]]:
         """By stream, in the order of arrival."""
         return {stream: list(heard) for stream, heard in list(self._heard.items())}
+
+    def since(self, stream: str, at: float) -> list[Heard]:
+        """What came in after this moment, monotonic seconds."""
+        heard = self._heard.get(stream, [])
+        return heard[bisect.bisect_right(heard, at, key=lambda h: h.at) :]
 
     def close(self) -> None:
         """Leaves."""
@@ -228,13 +234,12 @@ class Running:
         found: dict[str, float] = {}
 
         def all_there() -> bool:
-            for stream, heard in self.listener.streams().items():
-                first = next(
-                    (h.at for h in heard if h.at > since and h.generation > (generation or {}).get(stream, 0)), None
-                )  # fmt: skip
-                if stream in streams and first is not None:
-                    found.setdefault(stream, first)
-            return streams <= set(found)
+            for stream in streams - found.keys():
+                least = (generation or {}).get(stream, 0)
+                first = next((h.at for h in self.listener.since(stream, since) if h.generation > least), None)
+                if first is not None:
+                    found[stream] = first
+            return streams <= found.keys()
 
         until(all_there, PATIENCE_S)
         return max(found[s] for s in streams)

@@ -12,7 +12,7 @@ import pytest
 from streamd.errors import ConfigError, SinkError
 from streamd.fleet import BoxSettings, FleetSettings
 from streamd.fleet.records import BoxReport
-from streamd.workers.fleet.actors import BOXES_LABEL, _node
+from streamd.workers.fleet.actors import BOXES_LABEL, _node, without_rays
 from streamd.workers.fleet.box import Configuration
 from streamd.workers.fleet.host import CoordinatorHost, read_fleet
 from streamd.workers.fleet.roster import Node, Roster, Wanted
@@ -128,6 +128,21 @@ def test_a_node_has_a_box_for_each_gpu(
              "Labels": {**labels, "ray.io/node-id": "x", "site": "yard", "net": "b"}}  # fmt: skip
     node = _node(found, BoxSettings(fps=1, gpus=gpus))
     assert (node.boxes, node.gpus, node.labels, node.name) == (boxes, takes_gpu, ("b", "yard"), "fe80--1")
+
+
+@pytest.mark.parametrize(
+    ("own", "rays"),
+    [
+        ({}, {"LD_PRELOAD": "/opt/venv/lib/python3.11/site-packages/ray/core/libjemalloc.so"}),
+        ({}, {"LD_PRELOAD": "/opt/j.so", "RAY_JEMALLOC_LIB_PATH": "/opt/j.so"}),
+        ({}, {"LD_PRELOAD": "/j.so", "MALLOC_CONF": "a", "RAY_JEMALLOC_LIB_PATH": "/j.so", "RAY_JEMALLOC_CONF": "a"}),
+        ({"LD_PRELOAD": "/opt/mine.so", "MALLOC_CONF": "c:d"}, {"RAY_ADDRESS": "h:1"}),
+    ],
+)  # fmt: skip
+def test_a_daemon_has_the_environment_of_its_node_without_what_ray_added(
+    own: dict[str, str], rays: dict[str, str]
+) -> None:
+    assert without_rays({"PATH": "/bin", **own, **rays}) == {"PATH": "/bin", **own}
 
 
 def test_the_file_is_read_for_no_box_in_particular_and_its_mistakes_are_named() -> None:
