@@ -82,7 +82,18 @@ class Picture:
 
 
 Why = Literal[
-    "motion", "light", "tracks", "faint", "hold", "interval", "learning", "unreadable", "still", "rate", "busy"
+    "motion",
+    "light",
+    "tracks",
+    "faint",
+    "hold",
+    "interval",
+    "learning",
+    "unreadable",
+    "still",
+    "rate",
+    "busy",
+    "followed",
 ]
 """Why the network looks at a frame (up to `unreadable`), or does not. docs/glance.md describes each."""
 
@@ -95,6 +106,13 @@ class Look:
     why: Why
     moved: Any = None
     """What the small picture shows (`analysis.glance.motion.Moved`); None where it could not be read."""
+    at_ns: int = 0
+    """Its time on the clock of the gate."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the network does not look because nothing moves, so that time stands still for what it knows."""
+        return not self.wanted and self.why in ("still", "busy")
 
 
 @dataclass(slots=True)

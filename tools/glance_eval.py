@@ -11,18 +11,17 @@ With --day, each clip is cut into a working day of that many seconds and encoded
 a still scene (its first frame) with sensor noise, rain, slow and sudden changes of light, and shaking, all from a seed.
 
 Columns: `looked`: share of frames that the network had to process. `events`: crossings and entries of the run that
-looks always, how many are there with the gate too (same rule, within half a second), and how many only there. `tracks`:
-the same for tracks that were confirmed for half a second (a box of the other run overlaps by half). `late`: worst and
-99th percentile of how many frames later a track is found. `boxes`: share of all boxes that the last look shows in place
-(overlap by half)."""
+looks always, how many are there with the gate too (same rule, within half a second; `soon`: at most one frame later),
+and how many only there. `tracks`: the same for tracks that were confirmed for half a second (a box of the other run
+overlaps by half). Of a day, both count where the clip plays: in a still picture, only boxes that tremble cross a line.
+`late`: worst and 99th percentile of how many frames later a track is found. `boxes`: share of all boxes that the last
+look shows in place (overlap by half)."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import json
-import math
 import sys
 import tempfile
 from collections import Counter, deque
@@ -35,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 from compare_detections import overlaps
+from glance_day import ACTIVE, make_day, parts_of
 from prometheus_client import CollectorRegistry
 
 from streamd.analysis.glance.gate import Gate
@@ -131,14 +131,15 @@ def _rules() -> dict[str, Any]:
 class Run:
     """What one way of looking found."""
 
-    events: list[tuple[str, str, float]] = field(default_factory=list)
-    """Rule and what happened, label, seconds."""
+    events: list[tuple[str, str, int]] = field(default_factory=list)
+    """Rule and what happened, label, number of the frame."""
     tracks: dict[int, dict[int, npt.NDArray[np.float32]]] = field(default_factory=dict)
     """Of each track its box in each frame."""
     looked: list[bool] = field(default_factory=list)
     boxes: list[npt.NDArray[np.float32]] = field(default_factory=list)
     """(N, 4) published, or those of the last look."""
-    why: Counter[str] = field(default_factory=Counter)
+    why: list[str] = field(default_factory=list)
+    """Of each frame, why it was looked at, or not."""
 
 
 class Way:
@@ -168,7 +169,7 @@ class Way:
     def _event(self, event: Event, moment: object) -> None:
         if event.kind in ("begin", "instant"):
             what = event.details.get("direction", "")
-            self.run.events.append((f"{event.rule}{what}", event.label or "", event.at_ns / 1e9))
+            self.run.events.append((f"{event.rule}{what}", event.label or "", event.seq))
 
     def frame(self, frame: Frame, boxes: Boxes) -> None:
         """Takes the next frame."""
@@ -178,7 +179,7 @@ class Way:
                 self._gate.answer(*self._answers.popleft()[1])
             self._glimpse.frame(frame)
             assert frame.view is not None
-            self.run.why[frame.view.why] += 1
+            self.run.why.append(frame.view.why)
         xyxy, score, class_id = boxes
         result = Result(self._output, frame, xyxy.copy(), score.copy(), class_id.copy())
         looked = result.looked
@@ -195,7 +196,7 @@ class Way:
                 if number:
                     self.run.tracks.setdefault(number, {})[frame.seq] = box
             if frame.view is not None:
-                self._answers.append((frame.seq, (frame.view, result.xyxy, result.tracks.velocity)))
+                self._answers.append((frame.seq, (frame.view, result.xyxy, result.tracks)))
 
 
 @dataclass(slots=True)
@@ -209,24 +210,35 @@ class Outcome:
     why: dict[str, int]
     events: int
     events_found: int
+    events_soon: int
+    """Of these, at most one frame later."""
     events_more: int
     tracks: int
     tracks_found: int
+    tracks_soon: int
     late_p99: float
     late_worst: int
     boxes: float
+    parts: dict[str, dict[str, float]]
+    """Of a day, for each kind of part: its frames, share of them looked at, and reasons."""
 
 
-def compare(clip: str, rate: float, always: Run, gated: Run) -> Outcome:
-    """The outcome of one clip whose frames come at `rate` a second."""
+def compare(clip: str, rate: float, always: Run, gated: Run, parts: Sequence[str] | None = None) -> Outcome:
+    """The outcome of one clip whose frames come at `rate` a second and show `parts`, if it is a day."""
+
+    def counts(seq: int) -> bool:
+        return not parts or parts[min(seq, len(parts) - 1)] == ACTIVE
+
     left = list(gated.events)
-    found = 0
-    for name, label, at in always.events:
-        near = [e for e in left if e[0] == name and e[1] == label and abs(e[2] - at) <= SAME_S]
+    delays = []
+    wanted = [event for event in always.events if counts(event[2])]
+    for name, label, at in wanted:
+        near = [e for e in left if e[0] == name and e[1] == label and abs(e[2] - at) <= SAME_S * rate]
         if near:
-            left.remove(min(near, key=lambda e: abs(e[2] - at)))
-            found += 1
-    lasting = {n: t for n, t in always.tracks.items() if max(t) - min(t) >= SHORTEST_S * rate}
+            best = min(near, key=lambda e: abs(e[2] - at))
+            left.remove(best)
+            delays.append(best[2] - at)
+    lasting = {n: t for n, t in always.tracks.items() if max(t) - min(t) >= SHORTEST_S * rate and counts(min(t))}
     by_frame: dict[int, list[npt.NDArray[np.float32]]] = {}
     for track in gated.tracks.values():
         for seq, box in track.items():
@@ -243,75 +255,27 @@ def compare(clip: str, rate: float, always: Run, gated: Run) -> Outcome:
         shown += sum(1 for box in mine if _covered(box, theirs))
     return Outcome(
         clip, len(gated.looked), len(gated.looked) / rate, sum(gated.looked) / max(len(gated.looked), 1),
-        dict(gated.why.most_common()), len(always.events), found, len(left), len(lasting), len(late),
+        dict(Counter(gated.why).most_common()), len(wanted), len(delays), sum(delay <= 1 for delay in delays),
+        sum(counts(event[2]) for event in left), len(lasting), len(late), sum(each <= 1 for each in late),
         float(np.percentile(late, 99)) if late else 0.0, max(late, default=0), shown / max(every, 1),
+        _by_part(gated, parts or ()),
     )  # fmt: skip
+
+
+def _by_part(run: Run, parts: Sequence[str]) -> dict[str, dict[str, float]]:
+    out: dict[str, dict[str, float]] = {}
+    for part in dict.fromkeys(parts):
+        where = [i for i, each in enumerate(parts[: len(run.looked)]) if each == part]
+        reasons = Counter(run.why[i] for i in where if run.looked[i])
+        looked = sum(reasons.values()) / max(len(where), 1)
+        out[part] = {"frames": len(where), "looked": round(looked, 4), **dict(reasons.most_common())}
+    return out
 
 
 def _covered(box: npt.NDArray[np.float32], others: Sequence[npt.NDArray[np.float32]] | npt.NDArray[np.float32]) -> bool:
     if not len(others):
         return False
     return bool(overlaps(box[None].astype(float), np.array(others, float)).max() >= SAME_IOU)
-
-
-# ------------------------------------------------------------------------------------------------------ a working day
-
-TROUBLES = ("noise", "rain", "slow light", "switch", "shaking")
-
-
-def _troubled(image: npt.NDArray[np.uint8], trouble: str, i: int, n: int, rng: Any) -> npt.NDArray[np.uint8]:
-    """A picture (height, width, 3) of a still scene with the trouble's frame `i` of `n`."""
-    level = image.astype(np.float32)
-    if trouble == "rain":
-        height, width = image.shape[:2]
-        for _ in range(height // 12):
-            x, y = rng.integers(0, width), rng.integers(0, height)
-            level[y : y + height // 30, x : x + 1] += 50
-    elif trouble == "slow light":
-        level *= 1 + 0.3 * math.sin(math.pi * i / n)
-    elif trouble == "switch":
-        level *= 0.75 if n // 3 <= i < 2 * n // 3 else 1.0
-    elif trouble == "shaking":
-        dx, dy = (round(3 * math.sin(2 * math.pi * i / period)) for period in (11, 17))
-        level = np.roll(level, (dy, dx), axis=(0, 1))
-    level += rng.normal(0, 4 if trouble == "noise" else 1.5, (*image.shape[:2], 1)).astype(np.float32)
-    return np.clip(level, 0, 255).astype(np.uint8)
-
-
-def make_day(clip: Path, seconds: float, still: float, seed: int, into: Path) -> Path:
-    """Cuts a clip into a day: pieces of it with still scenes between them, encoded again."""
-    import av
-
-    rng = np.random.default_rng(seed)
-    with av.open(str(clip)) as source:
-        stream = source.streams.video[0]
-        rate = stream.average_rate
-        assert rate is not None
-        pictures = [frame.to_ndarray(format="bgr24") for frame in source.decode(stream)]
-    total = round(seconds * float(rate))
-    piece = max(round(4 * float(rate)), 1)
-    scene = pictures[0]
-    path = into / f"day_{clip.stem}_{seed}.mp4"
-    with av.open(str(path), "w") as out:
-        track: Any = out.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "26"})
-        track.height, track.width = scene.shape[0] // 2 * 2, scene.shape[1] // 2 * 2
-        track.pix_fmt, track.gop_size = "yuv420p", 50
-        written, at = 0, 0
-        troubles = itertools.cycle(rng.permutation(TROUBLES).tolist())
-        while written < total:
-            pause = round(piece * still / (1 - still))
-            trouble = next(troubles)
-            parts: list[Any] = [_troubled(scene, trouble, i, pause, rng) for i in range(pause)]
-            parts += [pictures[(at + i) % len(pictures)] for i in range(piece)]
-            at, scene = at + piece, pictures[(at + piece - 1) % len(pictures)]
-            for image in parts[: total - written]:
-                frame = av.VideoFrame.from_ndarray(
-                    np.ascontiguousarray(image[: track.height, : track.width]), format="bgr24"
-                )
-                out.mux(track.encode(frame))
-                written += 1
-        out.mux(track.encode(None))
-    return path
 
 
 # ------------------------------------------------------------------------------------------------------------- running
@@ -329,7 +293,7 @@ def evaluate(clip: Path, network: Network, look: LookSettings, lag: int) -> Outc
         frame.picture = picture
         gated.frame(frame, found)
     rate = 1e9 / float(np.median(np.diff(times))) if len(times) > 1 else 25.0
-    return compare(clip.name, rate, always.run, gated.run)
+    return compare(clip.name, rate, always.run, gated.run, parts_of(clip))
 
 
 def main() -> int:
@@ -345,6 +309,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, help="folder that keeps the network's boxes")
     parser.add_argument("--day", type=float, metavar="SECONDS", help="make a working day of each clip")
     parser.add_argument("--still", type=float, default=0.8, help="share of it in which nothing happens (default: 0.8)")
+    parser.add_argument("--height", type=int, metavar="ROWS", help="scale larger pictures of a day to this height")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="keep the days there")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -357,7 +322,7 @@ def main() -> int:
             if args.day is not None:
                 into = args.write or Path(folder)
                 into.mkdir(parents=True, exist_ok=True)
-                clip = make_day(clip, args.day, args.still, args.seed, into)
+                clip = make_day(clip, args.day, args.still, args.seed, into, args.height)
             outcomes.append(evaluate(clip, network, look, args.lag))
             if not args.json:
                 _print(outcomes[-1])
@@ -369,9 +334,13 @@ def main() -> int:
 def _print(o: Outcome) -> None:
     print(
         f"{o.clip}: {o.frames} frames, {o.seconds:.0f} s; looked {100 * o.looked:.1f} %; events {o.events_found} of "
-        f"{o.events}, {o.events_more} more; tracks {o.tracks_found} of {o.tracks}, late p99 {o.late_p99:.0f}, worst "
+        f"{o.events} ({o.events_soon} soon), {o.events_more} more; tracks {o.tracks_found} of {o.tracks} "
+        f"({o.tracks_soon} soon), late p99 {o.late_p99:.0f}, worst "
         f"{o.late_worst} frames; boxes in place {100 * o.boxes:.2f} %\n    {o.why}"
     )
+    for part, said in o.parts.items():
+        why = ", ".join(f"{key} {value}" for key, value in said.items() if key not in ("frames", "looked"))
+        print(f"    {part}: {100 * said['looked']:.1f} % of {said['frames']} frames looked at: {why}")
 
 
 if __name__ == "__main__":

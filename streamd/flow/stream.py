@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 
 from streamd.telemetry.metrics import Metrics
@@ -43,7 +41,7 @@ class Tap(Protocol):
 class Learner(Protocol):
     """Told what the network found in the frames of a stream whose frames are not all looked at."""
 
-    def answer(self, look: Look, boxes: Float32Array, velocity: npt.NDArray[np.float64] | None) -> None:
+    def answer(self, look: Look, boxes: Float32Array, tracks: Tracks | None) -> None:
         """See `analysis.glance.gate.Gate.answer`."""
         ...
 
@@ -100,8 +98,7 @@ class StreamOutput:
             self._looked, self._since = (frame.seq, frame.wall_ns), 0
             self._counters.look(view.why)
             if self.learner is not None:
-                velocity = detections.tracks.velocity if detections.tracks is not None else None
-                self.learner.answer(view, detections.xyxy, velocity)
+                self.learner.answer(view, detections.xyxy, detections.tracks)
         self._publish(detections)
         counters, times, seen = self._counters, detections.times, self._seen
         counters.published += 1

@@ -147,10 +147,11 @@ class StreamAnalysis:
         )  # fmt: skip
 
     def pass_over(self, frame: Frame) -> None:
-        """A frame that the network did not look at: what stood still is taken to stand where it stood."""
+        """A frame that the network did not look at: what stood still is taken to stand where it stood, and what moves
+        to go on."""
         self.last_seq, self.last_frame_s = frame.seq, time.monotonic()
         now_ns = self.clock.time(frame)
-        if self.now_ns:
+        if self.now_ns and frame.view is not None and frame.view.paused:
             self.paused_ns += now_ns - self.now_ns
             self.tracks.pause((now_ns - self.now_ns) / 1e9)
         self.now_ns = now_ns

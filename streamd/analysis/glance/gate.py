@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
-from streamd.analysis.glance.motion import Cells, Motion, Moved
+from streamd.analysis.glance.cells import Cells, near
+from streamd.analysis.glance.motion import Motion, Moved
 from streamd.analysis.glance.settings import LookSettings
 from streamd.analysis.rules.geometry import inside, pad_polygons
-from streamd.types import Box, Frame, Look, Rotation, Why
+from streamd.types import Box, Frame, Look, Rotation, Tracks, Why
 
 MOVING: frozenset[Why] = frozenset({"motion", "light", "tracks"})
 """Reasons for which a frame goes before others when there are more than the network can take."""
@@ -23,6 +25,16 @@ ANSWERS = 8
 """Answers of the network that may wait; of more, the oldest are of no use any more."""
 ENLARGED = 0.15
 """Of a box, on each side: what moves with an object, such as its shadow."""
+NOTHING = 3
+"""Cells around motion in which the network found nothing that may belong to the same."""
+FRESH_NS = 500_000_000
+"""What the network found so long ago says nothing of what moves now."""
+RETRIES = 1
+"""Looks for an object that the last look did not find."""
+FEW = 3
+"""Objects whose paths are known without looking at every frame, if they are apart."""
+FASTEST = 0.5
+"""Widths or heights of its box that an object may go in two frames, for its place to be known without a look."""
 JITTER_NS = 2_000_000
 """By which a frame may come too early for a rate."""
 JUMP_NS = 60_000_000_000
@@ -42,17 +54,26 @@ class Gate:
 
     def __init__(self, settings: LookSettings, crop: Box | None = None, *, live: bool = True) -> None:
         self._settings, self._crop, self._live = settings, crop, live
-        self._now_ns = 0
+        self._now_ns = self._frame_ns = 0
         self._before: tuple[int, int | None] = (0, None)
         """Capture and time stamp of the last frame."""
         self._motion: Motion | None = None
         self._shape: tuple[int, int, Rotation, bool] | None = None
-        self._answers: deque[tuple[Look, npt.NDArray[np.float32], bool]] = deque(maxlen=ANSWERS)
-        self._looked_ns = self._moved_ns = -(10**15)
+        self._answers: deque[_Answer] = deque(maxlen=ANSWERS)
+        self._known: _Answer | None = None
+        """The last one."""
+        self._nothing_ns = np.full((ROWS, COLUMNS), -(10**15), np.int64)
+        """When something last moved near each cell where the network found nothing."""
+        self._missing: set[int] = set()
+        """Tracks that were not found again, and have been looked for."""
+        self._retries = 0
+        """Looks left for an object that was not found."""
+        self._skipped = True
+        """The last frame was not looked at."""
+        self._looked_ns = self._moved_ns = self._found_ns = -(10**15)
+        """When it last looked, when something last moved, and when something last moved where the network found it."""
         self._owed = True
         """The next frame is to be looked at, whatever it shows."""
-        self._following = False
-        """A track moved when the network last looked."""
         self._epoch = -1
         self.looks: Counter[str] = Counter()
         """Frames that were, by reason."""
@@ -93,7 +114,8 @@ class Gate:
         if wanted:
             self.looks[why] += 1
             self._looked_ns, self._owed = now, False
-        frame.view = Look(wanted, why, moved)
+        self._skipped = not wanted
+        frame.view = Look(wanted, why, moved, now)
         return moved
 
     def _time(self, frame: Frame) -> int:
@@ -105,7 +127,8 @@ class Gate:
             if 0 < media < JUMP_NS:
                 passed = media
         self._before = frame.captured_ns, frame.pts_ns
-        self._now_ns += max(passed, 1)
+        self._frame_ns = max(passed, 1)
+        self._now_ns += self._frame_ns
         return self._now_ns
 
     def _prepared(self, glance: Glance, frame: Frame) -> Motion:
@@ -122,12 +145,25 @@ class Gate:
 
     def _learn(self, motion: Motion) -> None:
         while self._answers:
-            look, boxes, following = self._answers.popleft()
-            self._following = following
-            if isinstance(look.moved, Moved) and self._shape is not None:
-                motion.answer(look.moved, cells_of(boxes, self._shape))
+            before, known = self._known, self._answers.popleft()
+            self._known = known
+            if before is not None:
+                known.since(before)
+                missing = before.numbers.keys() - known.numbers.keys()
+                if not missing <= self._missing:
+                    self._retries = RETRIES
+                self._missing = (self._missing | missing) - known.numbers.keys()
+            moved = known.look.moved
+            if isinstance(moved, Moved) and self._shape is not None:
+                boxes = cells_of(known.boxes, self._shape)
+                moving = known.boxes[known.speed > SPEED] if known.speed is not None else None
+                if moved.moving and boxes.flat[moved.place]:
+                    self._found_ns = max(self._found_ns, known.look.at_ns)
+                motion.answer(moved, boxes, None if moving is None else cells_of(moving, self._shape))
                 if self.glance is not None:
-                    motion.absorb(self.glance, look.moved)
+                    motion.absorb(self.glance, moved)
+                if self._settings.skip_followed and moved.share:
+                    self._nothing_ns[near(moved.cells & ~boxes, NOTHING)] = known.look.at_ns
 
     def _judge(self, moved: Moved, now: int, motion: Motion) -> tuple[bool, Why]:
         """Whether to look, and why."""
@@ -139,17 +175,43 @@ class Gate:
         if moved.moving:
             begins = now - self._moved_ns > settings.hold_s * 1e9
             self._moved_ns = now
+            if moved.light:
+                self._found_ns = now
+            if not (begins or moved.light or self._skipped) and self._followed(moved, now, motion):
+                return False, "followed"
             if begins or settings.max_fps is None or passed >= 1e9 / settings.max_fps - JITTER_NS:
                 return True, "light" if moved.light else "motion"
             return False, "rate"
-        if self._following and (settings.max_fps is None or passed >= 1e9 / settings.max_fps - JITTER_NS):
-            return True, "tracks"
+        if self._known is not None and self._known.moving and not moved.shaken and (moved.faint or rare):
+            if not self._skipped and not rare and self._followed(moved, now, motion):
+                return False, "followed"
+            if settings.max_fps is None or passed >= 1e9 / settings.max_fps - JITTER_NS:
+                return True, "tracks"
         if rare and moved.faint:
             return True, "faint"
-        if rare and now - self._moved_ns <= settings.hold_s * 1e9:
+        if rare and now - self._found_ns <= settings.hold_s * 1e9:
             return True, "hold"
+        if self._retries:
+            self._retries -= 1
+            return True, "tracks"
         due = self._owed or passed >= settings.at_least_every_s * 1e9 - JITTER_NS
         return (True, "interval") if due else (False, "still")
+
+    def _followed(self, moved: Moved, now: int, motion: Motion) -> bool:
+        """Whether all that moves is what the network has just seen, so that it may pass over this one frame."""
+        known, shape = self._known, self._shape
+        if not self._settings.skip_followed or known is None or shape is None:
+            return False
+        passed = now - known.look.at_ns
+        if passed > FRESH_NS or known.speed is None or not known.clear:
+            return False
+        if known.fastest * 2 * self._frame_ns / 1e9 > FASTEST:
+            return False
+        if not moved.share:
+            return True
+        explained = now - self._nothing_ns < FRESH_NS
+        explained |= cells_of(known.swept(passed / 1e9), shape)
+        return not motion.beyond(moved, explained)
 
     def _warm(self, moved: Moved, now: int) -> None:
         """Ten times a second are enough for people."""
@@ -163,19 +225,83 @@ class Gate:
         """A frame that was to be looked at was not, because others went first. Any thread."""
         self._owed = True
 
-    def answer(self, look: Look, boxes: npt.NDArray[np.float32], velocity: npt.NDArray[np.float64] | None) -> None:
+    def answer(self, look: Look, boxes: npt.NDArray[np.float32], tracks: Tracks | None) -> None:
         """What the network found in a frame. Any thread; returns at once.
 
         Args:
             look: the frame's `view`.
             boxes: (N, 4) corners in upright pixels.
-            velocity: (N, 2) pixels per second; None without tracking.
+            tracks: those of the boxes; None without tracking.
         """
-        following = False
-        if velocity is not None and len(boxes):
-            size = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
-            following = bool((np.abs(velocity) > SPEED * size).any())
-        self._answers.append((look, boxes, following))
+        if tracks is None:
+            self._answers.append(_Answer(look, boxes, None, None, {}))
+            return
+        speed = (np.abs(tracks.velocity) / np.maximum(boxes[:, 2:] - boxes[:, :2], 1)).max(axis=1)
+        numbers = {number: i for i, number in enumerate(tracks.number.tolist()) if number}
+        self._answers.append(_Answer(look, boxes, tracks.velocity, speed, numbers))
+
+
+@dataclass(slots=True, frozen=True)
+class _Answer:
+    """What the network found in a frame."""
+
+    look: Look
+    boxes: npt.NDArray[np.float32]
+    """(N, 4) corners in upright pixels."""
+    velocity: npt.NDArray[np.float64] | None
+    """(N, 2) pixels per second; None without tracking."""
+    speed: npt.NDArray[np.float64] | None
+    """(N,) widths or heights of its box that each goes in a second; None without tracking."""
+
+    numbers: dict[int, int]
+    """The row of each confirmed track."""
+
+    def since(self, before: _Answer) -> None:
+        """Slows down tracks that have hardly moved since the look before. While nothing moves, looks are rare and the
+        tracker's clock stands still: it takes a box that trembles for one that moves fast."""
+        passed_s = (self.look.at_ns - before.look.at_ns) / 1e9
+        if self.speed is None or passed_s <= 0:
+            return
+        for number, i in self.numbers.items():
+            if (j := before.numbers.get(number)) is not None:
+                left, top, right, bottom = self.boxes[i].tolist()
+                a, b, c, d = before.boxes[j].tolist()
+                across = abs(left + right - a - c) / max(right - left, 1)
+                down = abs(top + bottom - b - d) / max(bottom - top, 1)
+                self.speed[i] = min(self.speed[i], max(across, down) / 2 / passed_s)
+
+    @property
+    def fastest(self) -> float:
+        """The highest speed."""
+        return float(self.speed.max()) if self.speed is not None and len(self.speed) else 0.0
+
+    @property
+    def clear(self) -> bool:
+        """Whether none can be taken for another: there are few objects, all apart, or all stand."""
+        n = len(self.boxes)
+        if n < 2 or not self.moving:
+            return True
+        if n > FEW:
+            return False
+        margin = ENLARGED * (self.boxes[:, 2:] - self.boxes[:, :2])
+        low, high = self.boxes[:, :2] - margin, self.boxes[:, 2:] + margin
+        meet = ((low[:, None] < high[None]) & (low[None] < high[:, None])).all(axis=2)
+        return int(np.count_nonzero(meet)) == n
+
+    @property
+    def moving(self) -> bool:
+        """Whether a track moves."""
+        return self.fastest > SPEED
+
+    def swept(self, passed_s: float) -> npt.NDArray[np.float32]:
+        """(N, 4) what the boxes have covered so many seconds later, if they go on as they did."""
+        if self.velocity is None or not len(self.boxes):
+            return self.boxes
+        way = (self.velocity * passed_s).astype(np.float32)
+        out: npt.NDArray[np.float32] = self.boxes.copy()
+        out[:, :2] += np.minimum(way, 0)
+        out[:, 2:] += np.maximum(way, 0)
+        return out
 
 
 Shape = tuple[int, int, Rotation, bool]

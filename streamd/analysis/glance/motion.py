@@ -2,10 +2,11 @@
 
 Each cell has a background (a running mean), a past (the same before something came to stand there) and a level of
 noise: a running quantile of how far it strays from the background, which takes in sensor noise, the breathing of a
-codec at its key frames and flicker. What strays further, from the background and from the past, is moving. What the
-whole picture does at once is taken out first: a change of exposure or light (gain and offset) and a shift of less
-than a cell (a shaking pole), by least squares on the background, its gradients and its Laplacian (Lucas and Kanade,
-"An Iterative Image Registration Technique", 1981, with one reweighting).
+codec at its key frames and flicker. What strays further, from the background and from the past, is moving, as long as
+it changes: what has stopped becomes background at once. What the whole picture does is taken out first (`whole`): a
+change of exposure or light, and a shift of about a cell (a shaking pole). While the picture shakes, what the
+neighbours of a cell show, or showed half a second ago, does not move. Rain and snow are sparks all over the picture:
+then only what is solid, or lasts and stands out, moves.
 
 The network's answers teach it: where something strays and no box is found, it becomes background sooner and its noise
 grows (rain, a burnt-in clock, leaves); where boxes are found, noise shrinks.
@@ -13,19 +14,22 @@ grows (rain, a burnt-in clock, leaves); where boxes are found, noise shrinks.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
-
-Cells = npt.NDArray[np.bool_]
-Levels = npt.NDArray[np.float32]
+from streamd.analysis.glance.cells import TILE, Cells, Levels, around, beyond, reach, tiles
+from streamd.analysis.glance.whole import Shots, whole
 
 STILL_S, STRAY_S = 1.5, 3.0
 """Time constants of the background, where a cell does not stray and where it does."""
+SHIFT_S = 8.0
+"""That of a shift of the whole picture."""
+STAND_S = 0.4
+"""What strays and has not changed for so long has stopped: it is background from then on."""
 PAST_S = 20.0
 """Time constant of the past, where something covers it."""
 PAST_EVERY = 4
@@ -50,12 +54,32 @@ FIRST_SCORE, LEAST_SCORE, MOST_SCORE = 3.0, 2.5, 8.0
 """The score at which something moves. 3 is one cell far beyond its limit or three just beyond it."""
 FALSE_STEP, TRUE_STEP, CALM_STEP = 0.05, 0.02, 0.0005
 """How it changes with a look that found nothing where something moved, one that did, and a still frame."""
+SURE = 2.0
+"""A look that finds something does not make more sensitive where the score was so many times the least anyway."""
 ABSORB = np.float32(0.1)
 LEARN_NOISE = np.float32(0.15)
 RECENT_S = 5.0
 """Where a box was found so shortly ago, the network may only have missed it since."""
 SCALE = 15.0
 """The product of sensitivity and score."""
+LIGHT_ERROR = np.float32(0.25)
+"""By which part of itself a change of light may be estimated wrongly in a cell,"""
+BRIGHT, SPAN = np.float32(180), np.float32(40)
+"""and from which level on by more: all of it so many levels higher."""
+WHITE, BLACK = 225, 20
+"""Levels that do not follow the light."""
+SHAKE = 0.12
+"""Cells; the picture shakes if it was shifted by more than that, and for `SHAKE_S` after."""
+SHAKE_S = 2.0
+CLUTTER_TILES = 8
+"""Where something strays in so many tiles, it is as likely to be rain: tiles in which no box was found lately, or"""
+SPARK = 6
+"""in which no more cells than this stray."""
+SOLID = 8
+"""So many straying cells of 3 × 3 are motion even then, and so is"""
+LASTS = 3
+"""what was there in so many pictures before and changes, if its score is so many times that of the fourth tile."""
+USUAL, STANDS_OUT = 4, 1.5
 
 
 @dataclass(slots=True, frozen=True)
@@ -74,6 +98,10 @@ class Moved:
     """The whole picture has changed."""
     shift: tuple[float, float] = (0.0, 0.0)
     """By how much it was shifted to the right and down, in cells; 0 where that was not asked."""
+    place: int = 0
+    """The cell in the middle of those of `score`, counted row by row."""
+    shaken: bool = False
+    """The picture shakes."""
 
     @property
     def moving(self) -> bool:
@@ -108,9 +136,16 @@ class Motion:
         self._noise = np.full((ROWS, COLUMNS), FIRST_NOISE, np.float32)
         self._limit = np.full((ROWS, COLUMNS), LEAST + PER_NOISE * FIRST_NOISE, np.float32)
         self._distance = np.empty((ROWS, COLUMNS), np.float32)
-        self._now_ns = 0
+        self._now_ns = self._passed_ns = 0
         self._learned_s = 0.0
         self._number = 0
+        self._before: deque[Cells] = deque([_STILL] * LASTS, LASTS)
+        """What strayed in the last pictures, the latest first."""
+        self._stand = np.zeros((ROWS, COLUMNS), np.float32)
+        """What each straying cell showed when it last changed, and when that was."""
+        self._stand_ns = np.zeros(ROWS * COLUMNS, np.int64)
+        self._shaken_ns = -(10**15)
+        self._shots = Shots()
         self._boxed_ns = np.full((ROWS, COLUMNS), -(10**15), np.int64)
         """When a box was last found in a cell."""
 
@@ -123,6 +158,11 @@ class Motion:
     def learning(self) -> bool:
         """Whether the noise is not known yet."""
         return self._learned_s < LEARN_S
+
+    @property
+    def shaken(self) -> bool:
+        """Whether the picture shakes."""
+        return self._now_ns - self._shaken_ns < SHAKE_S * 1e9
 
     def reset(self) -> None:
         """The next picture is unrelated to those before. Noise and sensitivity are kept."""
@@ -138,59 +178,113 @@ class Motion:
         now_ns = glance.captured_ns if now_ns is None else now_ns
         luma = glance.luma.astype(np.float32)
         if self._background is None:
-            self._background, self._past, self._now_ns = luma, luma.copy(), now_ns
+            self._now_ns = now_ns
+            self._begin(luma)
             return Moved(0.0, self.threshold, _STILL, 0.0, light=True)
         passed_s = min(max((now_ns - self._now_ns) / 1e9, 1e-3), 1.0)
-        self._now_ns = now_ns
+        self._passed_ns, self._now_ns = now_ns - self._now_ns, now_ns
         self._number += 1
-        away = luma - self._background
-        away -= np.median(away[::5, ::7])
-        distance = np.abs(away, out=self._distance)
+        away, light, shifted, shift = self._compared(luma)
+        distance = self._distance
         stray = distance > self._limit
         count = int(np.count_nonzero(stray))
-        shift = (0.0, 0.0)
-        if count > FIT_SHARE * stray.size:
-            away, shift = self._settled(away)
-            distance = np.abs(away, out=self._distance)
-            stray = distance > self._limit
-            count = int(np.count_nonzero(stray))
         if count > LIGHT_SHARE * stray.size:
-            self._background, self._past = luma, luma.copy()
+            self._begin(luma)
             return Moved(0.0, self.threshold, stray, count / stray.size, True, shift)
         if count:
-            count = self._uncover(luma, away, stray)
+            count = self._settle(away, stray, distance)
         if self._number % PAST_EVERY == 0:
             self._remember(stray, PAST_EVERY * passed_s)
         self._learn(distance, passed_s)
         if self._learned_s < LEARN_S:
             self._learned_s += passed_s
-        # The background follows what was taken out, too: that is where the picture is now.
-        gain = np.float32(1 - np.exp(-passed_s / STILL_S))
-        if count == 0:
-            self._background += gain * (luma - self._background)
-            self._calm()
-            return Moved(0.0, self.threshold, _STILL, 0.0, shift=shift)
-        gains = np.where(stray, np.float32(1 - np.exp(-passed_s / STRAY_S)), gain)
-        self._background += gains * (luma - self._background)
+        self._follow(away, light, shifted, stray if count else None, passed_s)
         if self._wanted is not None:
             stray &= self._wanted
             count = int(np.count_nonzero(stray))
-        score = self._score(distance, stray) if count else 0.0
+        score, place = self._score(distance, stray) if count else (0.0, 0)
+        self._before.appendleft(stray)
         if score < self.threshold:
             self._calm()
-        return Moved(score, self.threshold, stray, count / stray.size, shift=shift)
+        return Moved(score, self.threshold, stray, count / stray.size, shift=shift, place=place, shaken=self.shaken)
 
-    def _uncover(self, luma: Levels, away: Levels, stray: Cells) -> int:
-        """Takes cells out of `stray` that show the past again; returns how many are left."""
+    def _begin(self, luma: Levels) -> None:
+        """The background begins with a picture."""
+        self._background, self._past = luma, luma.copy()
+        self._before.extend([_STILL] * LASTS)
+        self._shots = Shots()
+
+    def _compared(self, luma: Levels) -> tuple[Levels, Any, Any, tuple[float, float]]:
+        """Sets `_distance`.
+
+        Returns:
+            How far each cell is from the background, without what the whole picture does; what light does in each cell,
+            or in all; what a shift does; and the shift.
+        """
+        background = self._background
+        assert background is not None
+        away = luma - background
+        light: Any = np.median(away[::5, ::7])
+        away -= light
+        distance = np.abs(away, out=self._distance)
+        if np.count_nonzero(distance > self._limit) <= FIT_SHARE * distance.size:
+            return away, light, 0, (0.0, 0.0)
+        bright, shifted, shift = whole(away, background, self._limit)
+        steady = away - bright
+        light = bright + light
+        away = steady - shifted
+        # What is white or black already cannot follow the light, and less so does what is nearly white.
+        away[((away < 0) & (luma >= WHITE)) | ((away > 0) & (luma <= BLACK))] = 0
+        np.abs(away, out=distance)
+        distance -= np.clip((np.maximum(luma, background) - BRIGHT) / SPAN, LIGHT_ERROR, 1) * np.abs(light)
+        if max(abs(shift[0]), abs(shift[1])) > SHAKE:
+            self._shaken_ns = self._now_ns
+        if self.shaken:
+            steady += background
+            np.minimum(distance, beyond(steady, *reach(background)), out=distance)
+            self._shots.take(luma, self._now_ns)
+            if self._shots.range is not None:
+                np.minimum(distance, beyond(luma, *self._shots.range), out=distance)
+        return away, light, shifted, shift
+
+    def _follow(self, away: Levels, light: Any, shifted: Any, stray: Cells | None, passed_s: float) -> None:
+        """Lets the background follow the picture: also the light, and slowly a shift, so that it stays sharp where a
+        pole shakes."""
+        background = self._background
+        assert background is not None
+        gain = np.float32(1 - np.exp(-passed_s / STILL_S))
+        lit = light * gain
+        if self.shaken:
+            gain = np.float32(1 - np.exp(-passed_s / PAST_S))
+        if stray is None:
+            away *= gain
+        else:
+            away *= np.where(stray, np.float32(1 - np.exp(-passed_s / STRAY_S)), gain)
+            self._stand += lit
+        away += lit
+        background += away
+        self._past += lit
+        background += np.float32(1 - np.exp(-passed_s / SHIFT_S)) * shifted
+
+    def _settle(self, away: Levels, stray: Cells, distance: Levels) -> int:
+        """Takes cells out of `stray` that show the past again, or do not change any more; returns how many are left."""
         background = self._background
         assert background is not None
         where = np.flatnonzero(stray)
-        flat, past = background.ravel(), self._past.ravel()[where]
-        again = np.abs(away.ravel()[where] + flat[where] - past) <= self._limit.ravel()[where]
-        shown = where[again]
-        stray.ravel()[shown] = False
-        flat[shown] = luma.ravel()[shown]
-        return len(where) - len(shown)
+        level = background.ravel()[where] + away.ravel()[where]
+        limit = self._limit.ravel()[where]
+        stand, stand_ns = self._stand.ravel(), self._stand_ns
+        changed = np.abs(level - stand[where]) > limit
+        changed |= ~self._before[0].ravel()[where]
+        moving = where[changed]
+        stand[moving], stand_ns[moving] = level[changed], self._now_ns
+        gone = np.abs(level - self._past.ravel()[where]) <= limit
+        gone |= self._now_ns - stand_ns[where] > STAND_S * 1e9
+        settled = where[gone]
+        background.ravel()[settled] = level[gone]
+        stray.ravel()[settled] = False
+        away.ravel()[settled] = distance.ravel()[settled] = 0
+        return len(where) - len(settled)
 
     def _remember(self, stray: Cells, passed_s: float) -> None:
         """Lets the past follow the background: soon where they agree, slowly where something stands in front."""
@@ -199,36 +293,6 @@ class Motion:
         covered = np.abs(apart) > self._limit
         near, far = (np.float32(1 - np.exp(-passed_s / tau)) for tau in (STILL_S, PAST_S))
         self._past += np.where(stray, np.float32(0), np.where(covered, far, near)) * apart
-
-    def _settled(self, away: Levels) -> tuple[Levels, tuple[float, float]]:
-        """`away` without what the whole picture does: gain, offset, and a shift, which is the second result."""
-        background = self._background
-        assert background is not None
-        across, down = np.zeros_like(background), np.zeros_like(background)
-        across[:, 1:-1] = (background[:, 2:] - background[:, :-2]) * np.float32(0.5)
-        down[1:-1] = (background[2:] - background[:-2]) * np.float32(0.5)
-        level = background - background.mean()
-        # A shift by part of a cell mixes neighbours: the picture is softer, too.
-        softer = np.zeros_like(background)
-        softer[1:-1, 1:-1] = background[:-2, 1:-1] + background[2:, 1:-1]
-        softer[1:-1, 1:-1] += background[1:-1, :-2] + background[1:-1, 2:] - 4 * background[1:-1, 1:-1]
-        # Every second cell of every second row is enough for five unknowns.
-        parts = [each[::2, ::2].ravel() for each in (level, across, down, softer)]
-        basis = np.stack((*parts, np.ones_like(parts[0])))
-        target, limit = away[::2, ::2].ravel(), self._limit[::2, ::2].ravel()
-        weight = np.minimum(1, limit / np.maximum(np.abs(target), np.float32(0.1)))
-        found = _least_squares(basis, target, weight)
-        if found is None:
-            return away, (0.0, 0.0)
-        left = np.abs(target - found @ basis)
-        again = _least_squares(basis, target, weight * (left < 2 * limit))
-        found = found if again is None else again
-        before = np.minimum(np.abs(target), limit).sum()
-        if np.minimum(np.abs(target - found @ basis), limit).sum() >= before:
-            return away, (0.0, 0.0)
-        gain, right, below, soft, offset = found
-        away = away - (gain * level + right * across + below * down + soft * softer + offset)
-        return away, (-float(right), -float(below))
 
     def _learn(self, distance: Levels, passed_s: float) -> None:
         """The noise from this picture. Two of seven are enough; seven, as the distance of key frames rarely is."""
@@ -248,27 +312,53 @@ class Motion:
         np.multiply(self._noise, np.float32(PER_NOISE), out=self._limit)
         self._limit += np.float32(LEAST)
 
-    def _score(self, distance: Levels, stray: Cells) -> float:
-        """Of the 3 × 3 cells that stray most."""
+    def _score(self, distance: Levels, stray: Cells) -> tuple[float, int]:
+        """Of the 3 × 3 cells that stray most, and which cell is in the middle. Where sparks are all over the picture,
+        of those that last and are not like the others."""
         rows = np.flatnonzero(stray.any(axis=1))
-        top, bottom = max(int(rows[0]) - 1, 0), int(rows[-1]) + 2
-        part = np.zeros((min(bottom, ROWS) - top + 2, COLUMNS + 2), np.float32)
+        top, bottom = int(rows[0]) // TILE * TILE, (int(rows[-1]) // TILE + 1) * TILE
         ratio = distance[top:bottom] / self._limit[top:bottom]
         np.minimum(ratio, np.float32(MOST_RATIO), out=ratio)
-        part[1:-1, 1:-1] = ratio * stray[top:bottom]
-        lines = part[:, :-2] + part[:, 1:-1] + part[:, 2:]
-        return float((lines[:-2] + lines[1:-1] + lines[2:]).max())
+        ratio *= stray[top:bottom]
+        sums = around(ratio)
+        best = int(sums.argmax())
+        score, place = float(sums.flat[best]), top * COLUMNS + best
+        if score < self.threshold / 2:
+            return score, place
+        unboxed = sums * (self._now_ns - self._boxed_ns[top:bottom] > RECENT_S * 1e9)
+        cells = tiles(stray[top:bottom].view(np.uint8)).sum(axis=(1, 3))
+        peaks = np.where(cells <= SPARK, tiles(sums).max(axis=(1, 3)), tiles(unboxed).max(axis=(1, 3)))
+        if np.count_nonzero(peaks >= self.threshold / 2) < CLUTTER_TILES or around(stray[top:bottom]).max() >= SOLID:
+            return score, place
+        usual = float(np.partition(peaks, -USUAL, axis=None)[-USUAL])
+        for before in self._before:
+            ratio *= around(before[top:bottom]) > 0
+        # What a codec has not yet repaired does not change.
+        ratio *= self._stand_ns.reshape(ROWS, COLUMNS)[top:bottom] > self._now_ns - (LASTS - 0.5) * self._passed_ns
+        sums = around(ratio)
+        best = int(sums.argmax())
+        lasting, place = float(sums.flat[best]), top * COLUMNS + best
+        return (lasting, place) if lasting >= max(self.threshold, STANDS_OUT * usual) else (0.0, place)
+
+    def beyond(self, moved: Moved, explained: Cells) -> bool:
+        """Whether something moves outside of `explained` (ROWS, COLUMNS), in the picture of the last `step`."""
+        left = moved.cells & ~explained
+        if not left.any():
+            return False
+        ratio = np.minimum(self._distance / self._limit, np.float32(MOST_RATIO)) * left
+        return float(around(ratio).max()) >= self.threshold
 
     def _calm(self) -> None:
         if self._auto and self.threshold > FIRST_SCORE:
             self.threshold -= CALM_STEP
 
-    def answer(self, moved: Moved, boxes: Cells) -> None:
+    def answer(self, moved: Moved, boxes: Cells, moving: Cells | None = None) -> None:
         """What the network found in a frame.
 
         Args:
             moved: what `step` said of the frame.
             boxes: (ROWS, COLUMNS) cells with boxes, somewhat enlarged.
+            moving: those of objects that move; None where that is not known.
         """
         if self._background is None:
             return
@@ -285,9 +375,11 @@ class Motion:
         self._noise[idle] += LEARN_NOISE
         self._settle_noise()
         if self._auto and moved.score >= moved.threshold:
-            nothing = not (moved.cells & boxes).any() and bool(idle.any())
-            step = FALSE_STEP if nothing else -TRUE_STEP
-            self.threshold = min(max(self.threshold + step, LEAST_SCORE), MOST_SCORE)
+            found = bool((boxes if moving is None else moving).flat[moved.place])
+            if found and moved.score < SURE * moved.threshold:
+                self.threshold = max(self.threshold - TRUE_STEP, LEAST_SCORE)
+            elif not found and not boxes.flat[moved.place]:
+                self.threshold = min(self.threshold + FALSE_STEP, MOST_SCORE)
 
     def absorb(self, glance: Glance, moved: Moved) -> None:
         """Takes what strays where no box was found into the background sooner."""
@@ -296,14 +388,3 @@ class Motion:
             return
         idle = moved.cells & (self._now_ns - self._boxed_ns > RECENT_S * 1e9)
         background[idle] += ABSORB * (glance.luma[idle] - background[idle])
-
-
-def _least_squares(basis: Levels, target: Levels, weight: Levels) -> Any:
-    """(K,) factors of the rows of `basis` (K, N) that come closest to `target` (N,); None where there are none."""
-    weighted = basis * weight
-    normal = (weighted @ basis.T).astype(np.float64)
-    normal[np.diag_indices(len(normal))] += 1e-3 * (np.trace(normal) / len(normal) + 1)
-    try:
-        return np.linalg.solve(normal, (weighted @ target).astype(np.float64)).astype(np.float32)
-    except np.linalg.LinAlgError:
-        return None

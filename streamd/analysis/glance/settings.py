@@ -28,7 +28,7 @@ class LookSettings(Settings):
         2.0, ge=0, le=300, description="Time after the last motion in which frames are still processed, in seconds."
     )
     min_fps: float = Field(
-        5.0,
+        2.0,
         gt=0,
         le=1000,
         description="Frames processed per second during hold_s, and while it is not certain that something moves.",
@@ -39,6 +39,11 @@ class LookSettings(Settings):
         le=1000,
         description="Most frames processed per second while something moves; the first one is processed at once. "
         "Default: every frame.",
+    )
+    skip_followed: bool = Field(
+        True,
+        description="Process only every second frame while everything that moves belongs to tracked objects whose path "
+        "is known, or is what the network has just found to be nothing. Needs `tracking`.",
     )
     masks: tuple[MaskPolygon, ...] = Field(
         (),

@@ -96,7 +96,7 @@ def test_what_crosses_the_picture_is_seen_in_every_frame() -> None:
 
 def test_what_stands_still_becomes_background() -> None:
     camera = Camera().learned()
-    camera.show(12, put(50, 50, 6, 10, 40))
+    assert moving(camera.show(1, put(50, 50, 6, 10, 40))) >= 0.3 * RATE
     assert moving(camera.show(3, put(50, 50, 6, 10, 40))) == 0
     assert camera.show(1 / RATE, put(50.6, 50, 6, 10, 40))[0].moving, "and is seen when it goes on"
 
@@ -120,13 +120,19 @@ def shaking(picture: Picture, i: int, rng: np.random.Generator) -> Picture:
     return shaken
 
 
+def dazzling(picture: Picture, i: int, rng: np.random.Generator) -> Picture:
+    """It becomes lighter, and much of the picture is white then."""
+    lit: Picture = np.minimum((picture + 60) * (1 + 0.4 * np.sin(i / 100)), 235)
+    return lit
+
+
 def exposure(picture: Picture, i: int, rng: np.random.Generator) -> Picture:
     """A camera that cannot make up its mind."""
     gain = float(np.sin(i / 6))
     return picture * (1 + 0.06 * gain) + 3 * gain
 
 
-@pytest.mark.parametrize("trouble", [breathing, slow_light, exposure])
+@pytest.mark.parametrize("trouble", [breathing, slow_light, exposure, dazzling])
 def test_troubles_are_no_motion(trouble: Change) -> None:
     camera = Camera().learned()
     moved = camera.show(30, trouble)
@@ -134,6 +140,40 @@ def test_troubles_are_no_motion(trouble: Change) -> None:
     assert moving(moved) <= 0.02 * len(moved), (moving(moved), max(m.score for m in moved))
     seen = camera.show(0.2, lambda p, i, rng: put(70, 40, 3, 6, 45)(trouble(p, i + 30 * RATE, rng), i, rng))
     assert all(m.moving for m in seen), "what moves meanwhile is seen"
+
+
+def test_what_stops_while_the_camera_shakes_is_still() -> None:
+    camera = Camera().learned()
+
+    def shaken(place: float) -> Change:
+        return lambda p, i, rng: shaking(put(place, 45, 5, 9, 50)(p, i, rng), i, rng)
+
+    camera.show(4, lambda p, i, rng: shaking(put(10 + 0.3 * i, 45, 5, 9, 50)(p, i, rng), i, rng))
+    camera.show(1.5, shaken(40.0))
+    stopped = camera.show(10, shaken(40.0))
+    assert stopped[-1].shaken
+    assert moving(stopped) <= 0.05 * len(stopped)
+    goes_on = camera.show(3, lambda p, i, rng: shaking(put(40 + 0.4 * i, 45, 5, 9, 50)(p, i, rng), i, rng))
+    assert moving(goes_on) >= 0.9 * len(goes_on)
+
+
+def downpour(picture: Picture, i: int, rng: np.random.Generator) -> Picture:
+    """Streaks three rows long, all over."""
+    for y, x in zip(rng.integers(0, ROWS - 3, 40), rng.integers(0, COLUMNS, 40), strict=True):
+        picture[y : y + 3, x] += 12
+    return picture
+
+
+def test_rain_is_no_motion_before_the_network_says_so() -> None:
+    camera = Camera().learned()
+    moved = camera.show(20, downpour)
+    assert moving(moved) <= 0.02 * len(moved)
+    walks = camera.show(2, lambda p, i, rng: downpour(put(30 + 0.3 * i, 40, 2, 4, 35)(p, i, rng), i, rng))
+    assert not walks[0].moving, "a small thing is one more spark at first"
+    assert walks[4].moving
+    assert moving(walks[4:]) >= 0.7 * len(walks[4:])
+    large = camera.show(1 / RATE, lambda p, i, rng: downpour(put(100, 40, 4, 8, 35)(p, i, rng), i, rng))
+    assert large[0].moving, "a large one is not"
 
 
 def rain(picture: Picture, i: int, rng: np.random.Generator) -> Picture:
