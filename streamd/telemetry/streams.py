@@ -278,7 +278,8 @@ _ROWS = (
         lambda s: s.of.looked.copy(), "why",
     ),
     _Row(
-        counter, "streamd_frames_glanced", "Published frames that it did not look at, by reason (still, rate, busy, followed).",
+        counter, "streamd_frames_glanced",
+        "Published frames that it did not look at, by reason (still, rate, busy, followed).",
         lambda s: s.of.passed.copy(), "why",
     ),
     _Row(
