@@ -20,8 +20,9 @@ from streamd.sources.admission import Admission
 from streamd.sources.av_errors import describe, translate
 from streamd.sources.av_open import InputKind, kind_of, open_container, sound_beside, video_stream
 from streamd.sources.clock import StreamClock
-from streamd.sources.closing import deferred
+from streamd.sources.closing import deferred, shelf
 from streamd.sources.files import begin_at, check_file, too_short
+from streamd.sources.hardware import HardwareDecoder, video_of
 from streamd.sources.holdback import Holdback
 from streamd.sources.no_picture import NoPictureWatch
 from streamd.sources.pacing import MediaClock, Pacer, RateLimit
@@ -94,6 +95,10 @@ class AvSource:
         self._closed = threading.Event()
         self._container: InputContainer | None = None
         self._stream: VideoStream | None = None
+        self._decoder: HardwareDecoder | None = None
+        """None for software."""
+        self._broke = False
+        """The connection has ended, and the decoder is as good as before."""
         self._limit = RateLimit(settings.max_fps) if settings.max_fps else None
         self._skipper: PacketSkipper | None = None
         crop = settings.crop
@@ -154,16 +159,35 @@ class AvSource:
 
     def _open(self, device: int | None) -> SourceInfo:
         settings = self._settings
-        self._admission.enter(device)
+        kept = shelf.take(settings.id, device) if device is not None else None
+        info = self._connect(device, kept)
+        if kept is None or self._decoder is kept:
+            return info
+        # Another video than before: it needs a decoder of its own.
+        self._release()
+        return self._connect(device, None)
+
+    def _connect(self, device: int | None, kept: HardwareDecoder | None) -> SourceInfo:
+        """Opens the input.
+
+        Args:
+            device: see `__init__`.
+            kept: a decoder for it, if it still shows the same video.
+        """
+        settings = self._settings
+        created = device if kept is None else None
+        self._admission.enter(created)
         started = time.monotonic()
         ear = PacketLossListener(self._rtp)
         # The limit applies to connecting and to probing separately.
         self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self._network else FILE_LIMIT_S)
         try:
             with ear:
-                container = open_container(settings, live=self._network, device=device)
+                container = open_container(settings, live=self._network, device=created)
         except Exception as error:  # noqa: BLE001 - PyAV raises many kinds, which are translated in one place
             self._admission.leave()
+            if kept is not None and device is not None:
+                shelf.put(settings.id, kept, device)
             raise self._translate(error, started, opening=True, device=device) from None
         finally:
             self.deadline = math.inf
@@ -174,15 +198,24 @@ class AvSource:
         self.lost = self._lost_before = self.lost + lost
         self._quarantine.opened(time.monotonic_ns(), int(waited * 1e9), lost)
         try:
-            return self._probe(container, device, waited)
+            return self._probe(container, device, waited, kept)
         except BaseException:
             self._release()
             raise
 
-    def _probe(self, container: InputContainer, device: int | None, waited: float) -> SourceInfo:
+    def _probe(
+        self, container: InputContainer, device: int | None, waited: float, kept: HardwareDecoder | None
+    ) -> SourceInfo:
         settings = self._settings
         stream = video_stream(container, settings, live=self._network, waited_s=waited)
         context = stream.codec_context
+        if kept is not None and kept.video == video_of(context):
+            kept.context.flush_buffers()
+            self._decoder = kept
+        elif kept is not None:
+            deferred.close(kept)
+        elif device is not None:
+            self._decoder = HardwareDecoder(context)
         # A hardware decoder needs no threads; FFmpeg would start one for each core, up to sixteen a stream.
         context.thread_count = settings.decoder_threads if device is None else 1
         if settings.frames == "key":
@@ -269,6 +302,7 @@ class AvSource:
         if self._begin_ns:
             raise too_short(url, self._settings.start_s)
         if not self._pictures and not self._left_out and not self._live:
+            self._check_decoder("corrupt")
             text = f"{describe(url, 'corrupt')}; it ended without a decodable picture"
             raise SourceError("corrupt", text, permanent=not self._network)
         if self._unknown >= UNKNOWN_LIMIT and not self._network:
@@ -317,6 +351,7 @@ class AvSource:
                 with ear:
                     packet = next(packets)
             except StopIteration:
+                self._broke = True
                 return
             except IndexError:
                 # A damaged table can make FFmpeg report a stream that PyAV does not know: ignore its packets.
@@ -327,6 +362,7 @@ class AvSource:
             except Exception as error:  # noqa: BLE001
                 from av.error import InvalidDataError
 
+                self._broke = True
                 if self._timed_out(last):
                     raise self._silent(last) from None
                 if isinstance(error, InvalidDataError):
@@ -448,9 +484,11 @@ class AvSource:
     def _decode(self, packet: Packet[Any]) -> list[VideoFrame]:
         self.deadline = time.monotonic() + DECODE_LIMIT_S
         try:
-            natives: list[VideoFrame] = packet.decode()
+            decoder = self._decoder
+            natives: list[VideoFrame] = packet.decode() if decoder is None else decoder.decode(packet)
             if self._skipper is not None and self._skipper.level == "keys" and packet.size:
-                natives += held_back(natives, self._holdback.fed, packet.stream.codec_context)
+                context = packet.stream.codec_context if decoder is None else decoder.context
+                natives += held_back(natives, self._holdback.fed, context)
             return natives
         except Exception as error:
             from av.error import FFmpegError
@@ -530,6 +568,14 @@ class AvSource:
     def _release(self) -> None:
         self._admission.leave()
         container, self._container, self._stream = self._container, None, None
+        decoder, self._decoder = self._decoder, None
+        if decoder is not None and self._device is not None:
+            if self._network and self._broke and not self._closed.is_set():
+                shelf.put(self._settings.id, decoder, self._device)
+            else:
+                deferred.close(decoder)
+        self._broke = False
+        del decoder
         if container is not None and self._closed.is_set() and self._device is not None:
             deferred.close(container)
         elif container is not None:

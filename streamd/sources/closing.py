@@ -13,9 +13,14 @@ import time
 from typing import TYPE_CHECKING
 
 from streamd.flow.threads import NamedThread
+from streamd.sources.hardware import Shelf
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+
+    from streamd.sources.hardware import HardwareDecoder
+
+    Closable = InputContainer | HardwareDecoder
 
 PATIENCE_S = 1.0
 FEW = 8
@@ -23,15 +28,15 @@ FEW = 8
 
 
 class DeferredClose:
-    """Closes containers one after another in its own thread, which ends when none is left. Any thread."""
+    """Closes containers and decoders one after another in its own thread, which ends when none is left. Any thread."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[InputContainer] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Closable] = queue.SimpleQueue()
         self._changed = threading.Condition()
-        self._held: list[InputContainer] | None = None
+        self._held: list[Closable] | None = None
         self._pending = 0
 
-    def close(self, container: InputContainer) -> None:
+    def close(self, container: Closable) -> None:
         """Closes `container` soon."""
         with self._changed:
             if self._held is not None:
@@ -65,6 +70,7 @@ class DeferredClose:
         Returns:
             False if some are not closed: a process must then leave without finalisers, and the system frees them.
         """
+        shelf.clear()
         with self._changed:
             held, self._held = self._held or [], None
             if len(held) + self._pending > FEW:
@@ -78,7 +84,9 @@ class DeferredClose:
             return self._changed.wait_for(lambda: not self._pending, timeout)
 
 
-_left: list[InputContainer] = []
+_left: list[Closable] = []
 """Kept to the end of the process: their last reference would destroy them."""
 deferred = DeferredClose()
 """Of this process."""
+shelf = Shelf(deferred.close)
+"""Decoders of this process that wait for their cameras."""

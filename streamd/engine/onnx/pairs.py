@@ -25,6 +25,8 @@ _STEPS = 127
 """Of symmetric INT8, on either side of zero."""
 _BOUNDED = {"Relu": 0.0, "Clip": 0.0, "HardSwish": 3.0}
 """Activations, and how far below zero their input matters: no larger range than their output's is needed otherwise."""
+_MOVERS = ("MaxPool", "Resize", "Reshape", "Transpose", "Slice", "Split", "Concat")
+"""Operators that invent no value: they keep their inputs' range."""
 _SILU_DEPTH = 8.0
 """x·sigmoid(x) is closer to zero than 0.003 below -8."""
 
@@ -100,6 +102,12 @@ def _follow(graph: _Graph, ranges: dict[str, float]) -> None:
     """Adds the ranges of tensors that have none, where they follow from the operator that reads them."""
     readers = Counter(graph.root(name) for i, n in graph.nodes.items() if i not in graph.pairs for name in n.inputs)
     makers = {name: node for node in graph.nodes.values() for name in node.outputs}
+    for _, node in sorted(graph.nodes.items()):
+        known = [ranges.get(graph.root(name)) for name in node.inputs] if node.operator in _MOVERS else []
+        first = known if node.operator == "Concat" else known[:1]
+        if first and None not in first:
+            for name in node.outputs:
+                ranges.setdefault(name, max(value for value in first if value is not None))
     for i, node in sorted(graph.nodes.items(), reverse=True):
         value = ranges.get(node.outputs[0]) if node.outputs and i not in graph.pairs else None
         if value is None:
