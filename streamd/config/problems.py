@@ -73,6 +73,8 @@ def validation_problems(error: ValidationError, document: Document) -> Iterator[
             message = "is required"
         elif item["type"] == "tuple_type":
             message = "expected a list: one item a line, each after a dash and a blank"
+        elif item["type"] == "too_long" and "actual_length" in (context := item.get("ctx", {})):
+            message = f"expected at most {context['max_length']}, not {context['actual_length']}"
         elif item["type"] in _NUMBERS:
             message = f"expected a {'whole ' if item['type'].startswith('int') else ''}number{_unit(path)}"
         elif item["type"] == "string_type":

@@ -55,12 +55,14 @@ def model_file(path: str) -> Path:
     file = _builtin(path.removeprefix(BUILTIN)) if path.startswith(BUILTIN) else Path(os.path.expanduser(path))
     try:
         if not file.is_file():
-            what = "is a folder" if file.is_dir() else "does not exist"
+            what = "is a folder" if file.is_dir() else "is no file" if file.exists() else "does not exist"
             raise ModelError(
                 f"model {file}: {what}; give the path of an ONNX model, an OpenVINO .xml or a TensorRT plan, or "
                 f"{BUILTIN}road6"
             )
         for part in parts_of(file):
+            if part.exists() and not part.is_file():  # to open a pipe would wait for its writer
+                raise ModelError(f"model {part}: is no file; export or copy the model again")
             with part.open("rb") as handle:
                 found = os.fstat(handle.fileno())
                 doubt = distrust(found) or distrust_acl(handle.fileno())

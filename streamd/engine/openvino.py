@@ -144,8 +144,11 @@ class OpenVinoBackend(Backend[OpenVinoSlot]):
             )
             self._build_input(spec)
         except Exception as error:
+            reason = _first_line(error)
+            if "bad_alloc" in reason:
+                reason = "there is not enough memory for it"
             raise ModelError(
-                f"model {path}: cannot be prepared for input {list(spec.input.shape)}: {_first_line(error)}"
+                f"model {path}: cannot be prepared for input {list(spec.input.shape)}: {reason}"
             ) from error
         self.spec = replace(spec, outputs=outputs)
         self._slots: list[OpenVinoSlot] = []

@@ -161,6 +161,27 @@ def _at_most(file: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
+def check_file(path: Path, *, what: str, expected: str) -> None:
+    """Checks a file that a library is to open by its name: it is trusted, can be read, and is no pipe, which would
+    keep the library waiting.
+
+    Raises:
+        ConfigError: see `read_bytes`.
+    """
+    try:
+        with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            doubt = distrust(found) or distrust_acl(file.fileno())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        reason = "is a folder" if path.is_dir() else f"cannot be read: {why}"
+        raise ConfigError(f"{what} {reason}; expected {expected}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{what} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no file'}; expected {expected}")
+    if doubt is not None:
+        raise ConfigError(f"{what}: {doubt}")
+
+
 def read_text(path: Path, limit: int, *, what: str, expected: str) -> str:
     """See `read_bytes`; the file is UTF-8 text, with or without a byte order mark.
 

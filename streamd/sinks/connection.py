@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from streamd.errors import SinkError
-from streamd.settings import ConfigPath, ExternalSecret, Pattern, Problems, Settings
+from streamd.errors import ConfigError, SinkError
+from streamd.security.trust import check_file
+from streamd.settings import PORT_PATTERN, ConfigPath, ExternalSecret, Pattern, Problems, Settings
 from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, GLANCE, STATUS, MessageKind
 from streamd.sinks.events import EventSinkSettings
 
-ADDRESS_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:\d{1,5})?$"
+ADDRESS_PATTERN = rf"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:{PORT_PATTERN})?$"
 Address = Annotated[
     str,
     Field(pattern=ADDRESS_PATTERN),
@@ -57,6 +59,11 @@ class ClientTlsSettings(Settings):
         Raises:
             SinkError: a file cannot be used; `what` names the sink.
         """
+        for path in filter(None, (self.ca, self.certificate, self.key)):
+            try:
+                check_file(Path(path), what=path, expected="a PEM file")
+            except ConfigError as error:
+                raise SinkError(f"{what}: {error}") from error
         try:
             context = ssl.create_default_context(cafile=self.ca)
             if self.certificate is not None:

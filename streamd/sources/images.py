@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import stat
 import time
 from pathlib import Path
 
@@ -57,7 +58,11 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
     file = Path(path)
     started = time.monotonic_ns()
     try:
-        if file.stat().st_size > MAX_BYTES:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would keep us waiting for whoever writes it
+            kind = "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
+            raise SourceError("unsupported", f"image {file}: {kind}; expected an image", permanent=True)
+        if status.st_size > MAX_BYTES:
             raise SourceError(
                 "unsupported", f"image {file}: larger than {MAX_BYTES} bytes; expected a smaller file", permanent=True
             )

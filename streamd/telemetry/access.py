@@ -6,15 +6,14 @@ import base64
 import binascii
 import hashlib
 import hmac
-import os
 import socket
 import ssl
 from pathlib import Path
 
 import structlog
 
-from streamd.errors import SinkError
-from streamd.security.trust import distrust, distrust_acl
+from streamd.errors import ConfigError, SinkError
+from streamd.security.trust import check_file
 
 log = structlog.get_logger(__name__)
 
@@ -45,12 +44,9 @@ class Tls:
         certificate, key = self._files
         for file in self._files:
             try:
-                with file.open("rb") as handle:
-                    doubt = distrust(os.fstat(handle.fileno())) or distrust_acl(handle.fileno())
-                if doubt is not None:
-                    raise SinkError(f"metrics.tls: {file}: {doubt}")
-            except OSError as error:
-                raise SinkError(f"metrics.tls: {file} cannot be read: {error.strerror}; expected a PEM file") from error
+                check_file(file, what=str(file), expected="a PEM file")
+            except ConfigError as error:
+                raise SinkError(f"metrics.tls: {error}") from error
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:

@@ -112,6 +112,7 @@ def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
         ("model: {path: m.onnx, detect: {conf: 2}}", "model.detect.conf"),
         ("streams: [{id: off, url: x.mp4}]", "streams[0].id: expected text; YAML reads on, off"),
         ("streams: {id: a, url: x.mp4}", "streams: expected a list: one item a line"),
+        ("streams: [" + "{id: a, kind: synthetic}, " * 1025 + "]", "streams: expected at most 1024, not 1025"),
         ("workers: two", "workers: expected a whole number"),
         ("stall_s: 60 s", "stall_s: expected a number of seconds, without the unit"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,12 @@ def test_files(tmp_path: Path) -> None:
     first = sha256_of(xml)
     weights.write_bytes(b"2")
     assert sha256_of(xml) != first
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(ModelError, match=r"m\.bin: is no file"):
+        model_file(str(xml))
+    with pytest.raises(ModelError, match="model /dev/zero: is no file"):
+        model_file("/dev/zero")
 
 
 def test_dynamic_layouts(path: Path) -> None:

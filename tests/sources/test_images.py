@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -52,3 +53,16 @@ def test_folders_below(tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(SourceError, match="contains no image"):
         list_images(empty)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(SourceError, match="is a folder" if kind == "folder" else "is not a regular file"):
+        read_image(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -401,6 +402,9 @@ def test_tls_and_a_certificate_renewed_in_place(tmp_path: Path) -> None:
     first.write_bytes(b"not a certificate")
     (tmp_path / "kept.pem").write_bytes(kept)
     assert named(http, tmp_path / "kept.pem") == "first"
+    first.unlink()
+    os.mkfifo(first)  # who opens it would wait for a writer, and the port with them
+    assert named(http, tmp_path / "kept.pem") == "first"
     second.replace(first)
     second_key.replace(key)
     assert named(http, first) == "second"
@@ -412,6 +416,10 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, certificate:
     _, other = make_certificate(tmp_path, "other")
     with pytest.raises(SinkError, match=r"none\.pem cannot be read: No such file"):
         Tls(str(tmp_path / "none.pem"), str(key))
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in ((tmp_path / "pipe", "no file"), (Path("/dev/zero"), "no file"), (tmp_path, "a folder")):
+        with pytest.raises(SinkError, match=f"metrics.tls: {path} is {what}; expected a PEM file"):
+            Tls(str(good), str(path))
     with pytest.raises(SinkError, match=r"metrics\.tls: .*KEY_VALUES_MISMATCH"):
         Tls(str(good), str(other))
     locked = tmp_path / "locked.key"
