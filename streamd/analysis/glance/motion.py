@@ -64,6 +64,8 @@ SCALE = 15.0
 """The product of sensitivity and score."""
 LIGHT_ERROR = np.float32(0.25)
 """By which part of itself a change of light may be estimated wrongly in a cell,"""
+LIGHT_LEAST = 1.0
+"""A change by less does not matter."""
 BRIGHT, SPAN = np.float32(180), np.float32(40)
 """and from which level on by more: all of it so many levels higher."""
 WHITE, BLACK = 225, 20
@@ -112,6 +114,12 @@ class Moved:
     def faint(self) -> bool:
         """Whether something may be moving."""
         return self.score >= self.threshold / 2
+
+
+def _solid(stray: Cells, place: int) -> bool:
+    """Whether most of the 3 × 3 cells around one stray."""
+    y, x = divmod(place, COLUMNS)
+    return np.count_nonzero(stray[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]) >= SOLID
 
 
 _STILL = np.zeros((ROWS, COLUMNS), np.bool_)
@@ -236,7 +244,9 @@ class Motion:
         # What is white or black already cannot follow the light, and less so does what is nearly white.
         away[((away < 0) & (luma >= WHITE)) | ((away > 0) & (luma <= BLACK))] = 0
         np.abs(away, out=distance)
-        distance -= np.clip((np.maximum(luma, background) - BRIGHT) / SPAN, LIGHT_ERROR, 1) * np.abs(light)
+        change = np.abs(light)
+        if change.max() > LIGHT_LEAST:
+            distance -= np.clip((np.maximum(luma, background) - BRIGHT) / SPAN, LIGHT_ERROR, 1) * change
         if max(abs(shift[0]), abs(shift[1])) > SHAKE:
             self._shaken_ns = self._now_ns
         if self.shaken:
@@ -323,7 +333,7 @@ class Motion:
         sums = around(ratio)
         best = int(sums.argmax())
         score, place = float(sums.flat[best]), top * COLUMNS + best
-        if score < self.threshold / 2:
+        if score < self.threshold / 2 or _solid(stray, place):
             return score, place
         unboxed = sums * (self._now_ns - self._boxed_ns[top:bottom] > RECENT_S * 1e9)
         cells = tiles(stray[top:bottom].view(np.uint8)).sum(axis=(1, 3))

@@ -9,6 +9,9 @@ import numpy as np
 
 from streamd.analysis.glance.cells import Levels, reach
 
+LEAST = 0.01
+"""A smaller shift, in cells, is none."""
+
 
 def whole(away: Levels, background: Levels, limits: Levels) -> tuple[Any, Any, tuple[float, float]]:
     """What of the distance from the background the whole picture explains, by least squares on the background, its
@@ -24,17 +27,8 @@ def whole(away: Levels, background: Levels, limits: Levels) -> tuple[Any, Any, t
         What light changes in each cell, what a shift does, and the shift to the right and down in cells; zeros where
         neither explains anything.
     """
-    across, down = np.zeros_like(background), np.zeros_like(background)
-    across[:, 1:-1] = (background[:, 2:] - background[:, :-2]) * np.float32(0.5)
-    down[1:-1] = (background[2:] - background[:-2]) * np.float32(0.5)
-    level = background - background.mean()
-    # A shift by part of a cell mixes neighbours: the picture is softer, too.
-    softer = np.zeros_like(background)
-    softer[1:-1, 1:-1] = background[:-2, 1:-1] + background[2:, 1:-1]
-    softer[1:-1, 1:-1] += background[1:-1, :-2] + background[1:-1, 2:] - 4 * background[1:-1, 1:-1]
     # Every second cell of every second row is enough for five unknowns.
-    parts = [each[::2, ::2].ravel() for each in (level, across, down, softer)]
-    basis = np.stack((*parts, np.ones_like(parts[0])))
+    basis = _basis(background, 2)
     target, limit = away[::2, ::2].ravel(), limits[::2, ::2].ravel()
     weight = np.minimum(1, limit / np.maximum(np.abs(target), np.float32(0.1)))
     found = _least_squares(basis, target, weight)
@@ -46,9 +40,39 @@ def whole(away: Levels, background: Levels, limits: Levels) -> tuple[Any, Any, t
     before = np.minimum(np.abs(target), limit).sum()
     if np.minimum(np.abs(target - found @ basis), limit).sum() >= before:
         return 0, 0, (0.0, 0.0)
-    gain, right, below, soft, offset = found
-    shifted = right * across + below * down + soft * softer
-    return gain * level + offset, shifted, (-float(right), -float(below))
+    gain, right, below, soft, offset = found.tolist()
+    light = background * np.float32(gain)
+    light += np.float32(offset - gain * float(background.mean()))
+    shift = -right, -below
+    if max(abs(right), abs(below), abs(soft)) < LEAST:
+        return light, 0, shift
+    return light, (found[1:4] @ _basis(background, 1)[1:4]).reshape(background.shape), shift
+
+
+def _basis(background: Levels, step: int) -> Levels:
+    """(5, cells) what gain, a shift to the left and up, softness, and an offset add to every `step`-th cell and row."""
+    # Without the outermost cells, which have no neighbours to one side: they repeat their own.
+    around = np.pad(background, 1, mode="edge")
+    rows, columns = background.shape
+    at = [
+        around[1 + y : 1 + y + rows : step, 1 + x : 1 + x + columns : step]
+        for y, x in ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
+    ]
+    here, left, right, above, below = at
+    out = np.empty((5, here.size), np.float32)
+    shape = here.shape
+    np.subtract(here, background.mean(), out=out[0].reshape(shape))
+    np.subtract(right, left, out=out[1].reshape(shape))
+    np.subtract(below, above, out=out[2].reshape(shape))
+    out[1:3] *= np.float32(0.5)
+    # A shift by part of a cell mixes neighbours: the picture is softer, too.
+    softer = out[3].reshape(shape)
+    np.add(left, right, out=softer)
+    softer += above
+    softer += below
+    softer -= 4 * here
+    out[4] = 1
+    return out
 
 
 def _least_squares(basis: Levels, target: Levels, weight: Levels) -> Any:
