@@ -229,15 +229,22 @@ def compare(clip: str, rate: float, always: Run, gated: Run, parts: Sequence[str
     def counts(seq: int) -> bool:
         return not parts or parts[min(seq, len(parts) - 1)] == ACTIVE
 
-    left = list(gated.events)
-    delays = []
     wanted = [event for event in always.events if counts(event[2])]
-    for name, label, at in wanted:
-        near = [e for e in left if e[0] == name and e[1] == label and abs(e[2] - at) <= SAME_S * rate]
-        if near:
-            best = min(near, key=lambda e: abs(e[2] - at))
-            left.remove(best)
-            delays.append(best[2] - at)
+    # The nearest pairs first, so that one that is missing does not take the next one's.
+    pairs = sorted(
+        (abs(theirs[2] - mine[2]), i, j)
+        for i, mine in enumerate(wanted)
+        for j, theirs in enumerate(gated.events)
+        if theirs[:2] == mine[:2] and abs(theirs[2] - mine[2]) <= SAME_S * rate
+    )
+    partner: dict[int, int] = {}
+    taken: set[int] = set()
+    for _, i, j in pairs:
+        if i not in partner and j not in taken:
+            partner[i] = j
+            taken.add(j)
+    delays = [gated.events[j][2] - wanted[i][2] for i, j in partner.items()]
+    left = [event for j, event in enumerate(gated.events) if j not in taken]
     lasting = {n: t for n, t in always.tracks.items() if max(t) - min(t) >= SHORTEST_S * rate and counts(min(t))}
     by_frame: dict[int, list[npt.NDArray[np.float32]]] = {}
     for track in gated.tracks.values():

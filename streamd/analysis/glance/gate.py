@@ -31,7 +31,7 @@ FRESH_NS = 500_000_000
 """What the network found so long ago says nothing of what moves now."""
 RETRIES = 1
 """Looks for an object that the last look did not find."""
-FEW = 3
+FEW = 6
 """Objects whose paths are known without looking at every frame, if they are apart."""
 FASTEST = 0.5
 """Widths or heights of its box that an object may go in two frames, for its place to be known without a look."""

@@ -90,7 +90,7 @@ def test_what_appears_besides_is_looked_at_at_once() -> None:
     ("starts", "values"),
     [
         ([(20, 40), (22, 46)], {}),
-        ([(20, 10), (20, 25), (20, 40), (20, 55)], {}),
+        ([(20, 5 + 10 * i) for i in range(7)], {}),
         ([(20, 40)], {"skip_followed": False}),
         ([(20, 40)], {"tracking": False}),
     ],
