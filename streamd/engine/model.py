@@ -105,9 +105,13 @@ def read_labels(path: str, what: str = "model.labels") -> tuple[str, ...]:
     """Class names from a text file, one per line. `what` names the setting in an error."""
     file = Path(os.path.expanduser(path))
     text = read_text(file, MAX_LABELS_BYTES, what=f"{what}: {file}", expected="a text file with one name per line")
-    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
+    labels = tuple(line.strip() for line in text.rstrip().splitlines())
     if not labels:
         raise ConfigError(f"{what}: {file} contains no names; expected one per line")
+    if not all(labels):
+        raise ConfigError(
+            f"{what}: {file}: line {labels.index('') + 1} is empty; expected the name of each class, in order"
+        )
     return labels
 
 
@@ -133,7 +137,10 @@ def _metadata_labels(metadata: Mapping[str, str], path: Path) -> tuple[str, ...]
         names = [by_number[n] for n in range(len(names))]
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, (str, int, float)) for name in names):
         raise ModelError(f"{problem} is neither a list nor a dict of class names: {text[:40]!a}; {_GIVE_LABELS}")
-    return tuple(printable(str(name)) for name in names)
+    labels = tuple(printable(str(name)) for name in names)
+    if (blank := next((i for i, label in enumerate(labels) if not label.strip()), None)) is not None:
+        raise ModelError(f"{problem} has an empty name for class {blank}; {_GIVE_LABELS}")
+    return labels
 
 
 def _literal(text: str) -> Any:

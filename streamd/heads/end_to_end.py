@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
+import structlog
 
 from streamd.errors import ModelError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.common import EMPTY, NORMALIZED_MAX, as_float32, check_single
-from streamd.heads.validate import largest_finite, mostly_outside_unit, span
+from streamd.heads.validate import ROUNDING, largest_finite, mostly_outside_unit, span
 from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec, Outputs
 
+log = structlog.get_logger(__name__)
+
+MOST_CLASSES = 1 << 20
+"""A number beyond this is padding, or none."""
 MOST_ROWS = 1000
 """With more rows, they are undecoded cells, not the boxes kept by NMS."""
 
@@ -54,7 +59,7 @@ class EndToEnd(Head):
 
     def __init__(self, spec: ModelSpec, options: DecodeOptions) -> None:
         check_single("end_to_end", "(B, N, 6)", spec, lambda shape: shape[2] == 6)
-        self._conf, self._path, self._checked = options.conf, spec.path, False
+        self._conf, self._path, self._checked, self._named = options.conf, spec.path, False, True
         self.classes = len(spec.labels) or 80
         self.plan = DecodePlan("final_boxes", self.classes, *options)
 
@@ -73,15 +78,33 @@ class EndToEnd(Head):
                 f"model {self._path}: its output has the shape of end_to_end, but what should be scores is "
                 f"{span(rows[:, 4])}, not 0 to 1: its rows are not x1 y1 x2 y2 score class"
             )
+        numbers = rows[:, 5]
+        if np.mean(np.abs(numbers - np.rint(numbers)) > ROUNDING) > 0.5:
+            raise ModelError(
+                f"model {self._path}: its output has the shape of end_to_end, but what should be class numbers is "
+                f"{span(numbers)}: its rows are not x1 y1 x2 y2 score class"
+            )
         self._checked = True
 
+    def _unnamed(self, rows: Float32Array) -> None:
+        """Says once which class has no label: its boxes are left out."""
+        self._named = False
+        log.warning(
+            "boxes of a class without a label are left out; give model.labels for all classes", model=self._path,
+            class_id=int(rows[:, 5].max()), labels=self.classes,
+        )  # fmt: skip
+
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
-        """See `Head.candidates`. Rows with a class beyond the labels are padding and are left out."""
-        values = detected(as_float32(outputs[0][index]), self._conf, self.classes)
+        """See `Head.candidates`. A class below 0 is padding; one beyond the labels is left out."""
+        values = detected(as_float32(outputs[0][index]), self._conf, MOST_CLASSES)
         if not len(values):
             return EMPTY
         if not self._checked:
             self._check(values)
+        if not (known := values[:, 5] < self.classes).all():
+            if self._named:
+                self._unnamed(values)
+            values = values[known]
         return Candidates(
             np.ascontiguousarray(values[:, :4]), np.ascontiguousarray(values[:, 4]), values[:, 5].astype(np.int32)
         )

@@ -13,7 +13,17 @@ from pydantic import ValidationError
 
 from streamd.config.loader import load
 from streamd.engine import BUILTIN, ModelSettings
-from streamd.engine.model import image_input, model_file, parts_of, settle_spec, sha256_of, size_input, size_value
+from streamd.engine.model import (
+    _metadata_labels,
+    image_input,
+    model_file,
+    parts_of,
+    read_labels,
+    settle_spec,
+    sha256_of,
+    size_input,
+    size_value,
+)
 from streamd.engine.onnx.reader import read_onnx
 from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.errors import ConfigError, ModelError
@@ -84,7 +94,7 @@ def test_an_input_that_cannot_be_is_refused(path: Path, field: dict[str, Any]) -
 
 def test_labels_from_a_file(path: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
-    names.write_text("one\n\ntwo\n")
+    names.write_text("one\n  two \n\n")
     assert settle(path, labels=str(names)).labels == ("one", "two")
     for content in (b"", b"\xff\xfe\x00"):
         names.write_bytes(content)
@@ -303,3 +313,16 @@ def test_weights_outside_the_folder_are_refused(tmp_path: Path) -> None:
     model.write_bytes(model.read_bytes().replace(b"m.onnx.data", b"../onnx.dat"))
     with pytest.raises(ModelError, match="not a file below its folder"):
         model_file(str(model))
+
+
+def test_an_empty_name_is_refused(path: Path, tmp_path: Path) -> None:
+    """To leave it out would give every later class the name of another."""
+    names = tmp_path / "names.txt"
+    names.write_text("person\n\ncar\n")
+    with pytest.raises(ConfigError, match=r"names\.txt: line 2 is empty"):
+        read_labels(str(names))
+    names.write_text("person\ncar\n\n\n")
+    assert read_labels(str(names)) == ("person", "car")
+    for text in ("{0: 'person', 1: ' '}", '["", "car"]'):
+        with pytest.raises(ModelError, match="has an empty name for class"):
+            _metadata_labels({"names": text}, path)
