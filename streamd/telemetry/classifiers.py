@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+
+from streamd.telemetry.families import counter, gauge
 
 _BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -48,32 +50,30 @@ class ClassifierMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """See `Collector`."""
-        classified = CounterMetricFamily(
-            "streamd_classified",
-            "Crops that were classified, by the object's label after it; the label is empty while no score reaches the "
-            "threshold.",
-            labels=["stream", "classifier", "label"],
-        )
-        missed = CounterMetricFamily(
-            "streamd_classifier_missed",
-            "Crops that were wanted but not classified, by reason.",
-            labels=["stream", "classifier", "reason"],
-        )
-        waiting = GaugeMetricFamily(
-            "streamd_classifier_waiting", "Crops that wait for the classifier.", labels=["classifier"]
-        )
-        held = GaugeMetricFamily(
-            "streamd_classifier_bytes", "Memory of the crops that wait or are being classified.", labels=["classifier"]
-        )
-        busy = CounterMetricFamily(
-            "streamd_classifier_busy_seconds", "Time that the classifier was at work.", labels=["classifier"]
-        )
-        for each in self._counts():
-            for (stream, label), value in each.classified.copy().items():
-                classified.add_metric([stream, each.name, label], value)
-            for (stream, reason), value in each.missed.copy().items():
-                missed.add_metric([stream, each.name, reason], value)
-            waiting.add_metric([each.name], each.waiting)
-            held.add_metric([each.name], each.held_bytes)
-            busy.add_metric([each.name], each.busy_s)
-        return classified, missed, waiting, held, busy
+        counts = self._counts()
+        return (
+            counter(
+                "streamd_classified",
+                "Crops that were classified, by the object's label after it; the label is empty while no score reaches "
+                "the threshold.",
+                "stream classifier label",
+                {(stream, c.name, label): n for c in counts for (stream, label), n in c.classified.copy().items()},
+            ),
+            counter(
+                "streamd_classifier_missed", "Crops that were wanted but not classified, by reason.",
+                "stream classifier reason",
+                {(stream, c.name, reason): n for c in counts for (stream, reason), n in c.missed.copy().items()},
+            ),
+            gauge(
+                "streamd_classifier_waiting", "Crops that wait for the classifier.", "classifier",
+                {c.name: c.waiting for c in counts},
+            ),
+            gauge(
+                "streamd_classifier_bytes", "Memory of the crops that wait or are being classified.", "classifier",
+                {c.name: c.held_bytes for c in counts},
+            ),
+            counter(
+                "streamd_classifier_busy_seconds", "Time that the classifier was at work.", "classifier",
+                {c.name: c.busy_s for c in counts},
+            ),
+        )  # fmt: skip

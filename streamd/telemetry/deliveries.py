@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+
+from streamd.telemetry.families import counter, gauge
+
+_OUTCOMES = ("delivered", "refused", "expired", "deleted")
 
 
 class Counts(Protocol):
@@ -44,20 +48,21 @@ class Deliveries(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """See `Collector`."""
-        accepted = CounterMetricFamily(
-            "streamd_sink_events_accepted", "Events committed for a sink with a cursor.", labels=["sink"]
-        )
-        settled = CounterMetricFamily(
-            "streamd_sink_events_settled",
-            "Events that no longer wait for a sink: delivered, refused by its receiver, expired, or deleted by "
-            "request. Together with those that wait, exactly the accepted ones.",
-            labels=["sink", "outcome"],
-        )
-        queued = GaugeMetricFamily("streamd_sink_events_queued", "Events that wait for a sink.", labels=["sink"])
-        for sink, read in self._shown.items():
-            counts = read()
-            accepted.add_metric([sink], counts.accepted)
-            queued.add_metric([sink], counts.queued)
-            for outcome in ("delivered", "refused", "expired", "deleted"):
-                settled.add_metric([sink, outcome], getattr(counts, outcome))
-        return accepted, settled, queued
+        shown = {sink: read() for sink, read in self._shown.items()}
+        return (
+            counter(
+                "streamd_sink_events_accepted", "Events committed for a sink with a cursor.", "sink",
+                {sink: counts.accepted for sink, counts in shown.items()},
+            ),
+            counter(
+                "streamd_sink_events_settled",
+                "Events that no longer wait for a sink: delivered, refused by its receiver, expired, or deleted by "
+                "request. Together with those that wait, exactly the accepted ones.",
+                "sink outcome",
+                {(sink, each): getattr(counts, each) for sink, counts in shown.items() for each in _OUTCOMES},
+            ),
+            gauge(
+                "streamd_sink_events_queued", "Events that wait for a sink.", "sink",
+                {sink: counts.queued for sink, counts in shown.items()},
+            ),
+        )  # fmt: skip

@@ -7,7 +7,13 @@ from typing import TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-Values = Mapping[str, float] | Mapping[tuple[str, str], float] | Mapping[tuple[str, ...], float] | float
+Values = (
+    Mapping[str, float]
+    | Mapping[tuple[str, str], float]
+    | Mapping[tuple[str, str, str], float]
+    | Mapping[tuple[str, ...], float]
+    | float
+)
 """By the value of the only label, by the values of all labels, or without labels."""
 F = TypeVar("F", CounterMetricFamily, GaugeMetricFamily)
 
