@@ -198,9 +198,9 @@ def _capacity(args: argparse.Namespace) -> Capacity | None:
 def _introduce(daemon: Daemon, inputs: Sequence[str], endpoint: str, capacity: Capacity | None) -> None:
     instance, port = daemon.instances[0], daemon.http.port if daemon.http else 0
     what = ", ".join(redact(name) for name in inputs) or "a street traffic clip"
-    backend = {"OpenVinoBackend": "OpenVINO", "TensorRtBackend": "TensorRT"}[type(instance.backend).__name__]
     number = len(daemon.config.streams)
-    print(f"streamd {__version__}: {number} stream{'s' * (number > 1)} of {what}; {instance.model.name} on {backend}")
+    network = f"{instance.model.name} on {instance.backend.title}"
+    print(f"streamd {__version__}: {number} stream{'s' * (number > 1)} of {what}; {network}")
     if capacity is not None:
         more = "" if capacity.streams == STREAMS else "; --streams N for more"
         print(f"machine   {capacity.told}{more}")

@@ -54,6 +54,8 @@ class NullBackend(Backend[NullSlot]):
     The simulated device processes batches one after the other, `latency_ms` each, whatever their size.
     """
 
+    title = "null"
+
     def __init__(self, settings: NullSettings, model: ModelSettings, *, batch: BatchSettings) -> None:
         height, width = model.input_size or (640, 640)
         self.spec = ModelSpec(

@@ -97,6 +97,8 @@ class OpenVinoBackend(Backend[OpenVinoSlot]):
         live: a single live stream is the whole load (for the hint `auto`).
     """
 
+    title = "OpenVINO"
+
     def __init__(
         self, settings: OpenVinoSettings, model: ModelSettings, *, batch: BatchSettings, live: bool = False
     ) -> None:

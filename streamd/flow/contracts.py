@@ -126,6 +126,8 @@ class Backend(ABC, Generic[SlotT]):
 
     spec: ModelSpec
     """Known once the backend is open; dimensions other than the batch are fixed."""
+    title = "backend"
+    """Its name for people: in the log, on the page and in `streamd_build_info`."""
 
     @property
     @abstractmethod

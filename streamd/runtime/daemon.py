@@ -469,7 +469,7 @@ class Daemon:
         first = self.instances[0]
         log.info(
             "running", streams=len(self.streams), sinks=len(self.sinks), model=first.model.name, boot_id=self.boot_id,
-            backend=type(first.backend).__name__, devices=len(self.instances),
+            backend=first.backend.title, devices=len(self.instances),
             metrics_port=self.http.port if self.http else None, outputs=outputs_of(self.config),
             **urls_of(self.config.metrics, self.http),
         )  # fmt: skip

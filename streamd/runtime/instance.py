@@ -69,7 +69,7 @@ class ModelInstance:
         """CUDA ordinal whose decoders hand frames over without a copy; None for software."""
         if tap is not None and self.decoder_device is not None:
             tap.downloads[self.decoder_device] = self.thumbnail
-        metrics.build_info.labels(version=__version__, backend=type(backend).__name__, model=backend.spec.name).set(1)
+        metrics.build_info.labels(version=__version__, backend=backend.title, model=backend.spec.name).set(1)
         for kind in backend.memory:
             gauge = metrics.device_memory.labels(device=str(ordinal), kind=kind)
             gauge.set_function(partial(self._memory, backend, kind))

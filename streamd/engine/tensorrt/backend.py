@@ -54,6 +54,8 @@ class TensorRtBackend(Backend[TensorRtSlot]):
         BackendError: no GPU, driver, TensorRT or pycuda, or the device refused.
     """
 
+    title = "TensorRT"
+
     def __init__(self, settings: TensorRtSettings, model: ModelSettings, *, batch: BatchSettings) -> None:
         path = model_file(model.path)
         from streamd.engine.tensorrt.version import load_trt, vendor_logger
