@@ -65,12 +65,19 @@ def shown(path: Path) -> list[tuple[float, npt.NDArray[Any]]]:
 
 
 def write_heard(
-    path: Path, *, frames: int, beep: int, sound: str = "aac", gop: int = 10, options: dict[str, str] | None = None
+    path: Path,
+    *,
+    frames: int,
+    beep: int,
+    sound: str = "aac",
+    codec: str = "libx264",
+    gop: int = 10,
+    options: dict[str, str] | None = None,
 ) -> Path:
-    """Marked pictures in H.264, 25 a second, with sound that is silent until a tone begins with picture `beep`."""
+    """Marked pictures, 25 a second, with sound that is silent until a tone begins with picture `beep`."""
     rate = 48_000
     with av.open(str(path), "w") as out:
-        video: Any = out.add_stream("libx264", rate=25, options=options or {"bf": "0"})
+        video: Any = out.add_stream(codec, rate=25, options=options or {"bf": "0"})
         video.width, video.height, video.pix_fmt, video.gop_size = *SIZE, "yuv420p", gop
         audio: Any = out.add_stream(sound, rate=8_000 if sound.startswith("pcm_") else rate)
         audio.layout = "mono"

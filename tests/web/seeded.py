@@ -19,8 +19,10 @@ from streamd.events.record import Media
 from streamd.flow.status import StatusBoard
 from streamd.web.port import open_port
 from tests.clips import write_clip
+from tests.events.evidence.stage import Stage
 from tests.events.journals import event, journal
 from tests.frames import status
+from tests.marked import write_heard
 
 CAMERAS = {"gate": ("driveway", "pavement"), "yard": ("loading bay",), "dock": ("ramp", "fence"), "hall": ("entrance",)}
 LABELS = ("person", "car", "bicycle", "truck")
@@ -46,14 +48,26 @@ def snapshots(folder: Path, number: int = 8) -> list[Path]:
 
 
 def clips(folder: Path) -> dict[str, Path]:
-    """Clips of two seconds, by codec; `hevc` and `mpeg4` are those that browsers may or may not play."""
+    """Clips of two seconds, by codec, and where the name has more words, by container or sound."""
     kinds = {"h264": ("libx264", {}), "av1": ("libsvtav1", {"preset": "12"}), "mpeg4": ("mpeg4", {})}
     made = {
         name: write_clip(folder / f"{name}.mp4", codec=codec, frames=50, options=options, gop=25)
         for name, (codec, options) in kinds.items()
     }
-    made["mkv"] = write_clip(folder / "mkv.mkv", codec="msmpeg4v3", frames=10)
+    made["msmpeg4 mkv"] = write_clip(folder / "msmpeg4.mkv", codec="msmpeg4v3", frames=10)
+    made["h264 mkv"] = write_clip(folder / "h264.mkv", codec="libx264", frames=50, gop=25)
+    made["h264 alaw"] = recorded(folder, "libx264", "pcm_alaw")
+    made["mpeg4 alaw"] = recorded(folder, "mpeg4", "pcm_alaw")
+    made["mpeg4 aac"] = recorded(folder, "mpeg4", "aac")
     return made
+
+
+def recorded(folder: Path, codec: str, sound: str) -> Path:
+    """A clip with sound, as the daemon records it from a stream with these codecs."""
+    video = write_heard(folder / f"{codec}-{sound}.mov", frames=75, beep=40, codec=codec, sound=sound, gop=25)
+    stage = Stage(folder / f"{codec}-{sound}", audio=True)
+    stage.play(video, lambda frame, index: stage.event("instant", frame) if index == 30 else None)
+    return stage.clip()[0]
 
 
 def fill(one: Journal, number: int, shots: Sequence[Path], films: Sequence[Path], *, span_s: float = 90_000) -> None:

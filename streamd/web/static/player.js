@@ -104,11 +104,13 @@ export class Player {
       }),
     );
     if (!role.startsWith("clip")) this.stage.append(el("img", { src: media.url, alt: `Snapshot: ${event.title} at ${event.stream}` }));
-    else if (media.name.endsWith(".mkv")) this.#cannot(event, media);
     else {
+      // What a browser plays depends on the codecs more than on the kind of file, so it may try each.
       const video = el("video", { src: media.url, controls: true, autoplay: true, playsinline: true });
-      video.muted = true; // or browsers may not begin by themselves; clips have no sound
+      video.muted = true; // or browsers may not begin by themselves
       video.addEventListener("error", () => video.isConnected && this.#cannot(event, media));
+      // Of pictures that it does not know, beside sound that it does, it would play the sound alone.
+      video.addEventListener("loadedmetadata", () => video.isConnected && !video.videoWidth && this.#cannot(event, media));
       this.stage.append(video);
     }
   }
