@@ -83,6 +83,27 @@ def test_every_reason_has_words_for_people() -> None:
     assert [reason for reason in SOURCE_REASONS if f"  {reason}: " not in words] == []
 
 
+def test_the_pages_begin_alike() -> None:
+    """Each file is whole, so that it can be read alone; what is the same in all of them must stay so."""
+    heads = set()
+    pages = sorted(STATIC.glob("*.html"))
+    for page in pages:
+        own = f'<link rel="stylesheet" href="{page.stem}.css">' if page.stem != "index" else ""
+        script = "main" if page.stem == "index" else page.stem
+        text = page.read_text()
+        title = re.findall("<title>(.*)</title>", text)
+        head = text.partition("</head>")[0].replace(f"<title>{title[0]}</title>", "").replace(own, "")
+        heads.add("".join(head.replace(f'src="{script}.js"', "").split()))
+        assert title == (["streamd"] if page.stem == "index" else [f"{title[0].split(' · ')[0]} · streamd"])
+        (skip,) = re.findall('<a class="skip" href="#(.+?)">', text)
+        assert f'id="{skip}"' in text
+        assert text.count('<p class="banner" id="banner" role="alert" hidden></p>') == 1
+        others = {each.name for each in pages} - {page.name, "index.html", "docs.html"}
+        links = re.findall('<a class="quiet" href="(.+?)">', text)
+        assert set(links) == others | ({"./"} if page.stem != "index" else set()), "each leads to the others"
+    assert len(heads) == 1
+
+
 def test_the_files_ask_nobody_else_and_hold_nothing_inline() -> None:
     for file in STATIC.iterdir():
         text = file.read_text()
