@@ -73,6 +73,8 @@ class NullBackend(Backend[NullSlot]):
         self._started = 0
         self._collected = 0
         self._closed = threading.Event()
+        self._letterboxes: dict[Box, Letterbox] = {}
+        """By what was scaled, as the other backends keep theirs."""
 
     @property
     def slots(self) -> Sequence[NullSlot]:
@@ -92,15 +94,15 @@ class NullBackend(Backend[NullSlot]):
     def preprocess(self, slot: NullSlot, frames: Sequence[Frame]) -> Sequence[Letterbox]:
         """See `Backend.preprocess`."""
         slot.count = len(frames)
-        return [
-            Letterbox.fit(
-                f.roi or Box(0, 0, f.width, f.height),
-                self.spec.input_width,
-                self.spec.input_height,
-                self.spec.placement,
-            )
-            for f in frames
-        ]
+        return [self._letterbox(f.roi or Box(0, 0, f.width, f.height)) for f in frames]
+
+    def _letterbox(self, roi: Box) -> Letterbox:
+        found = self._letterboxes.get(roi)
+        if found is None:
+            spec = self.spec
+            found = Letterbox.fit(roi, spec.input_width, spec.input_height, spec.placement)
+            self._letterboxes[roi] = found
+        return found
 
     def infer(self, slot: NullSlot) -> None:
         """See `Backend.infer`."""

@@ -55,14 +55,8 @@ class GatedRing(Ring[Frame]):
         gone: list[Frame] = []
         record = is_record(item)
         with self._lock:
-            if (
-                not record
-                and self.policy == "block"
-                and not self._not_full.wait_for(
-                    lambda: self._closed or self.policy != "block" or self.pictures < self.capacity, timeout
-                )
-            ):
-                raise TimeoutError
+            if not record and self.policy == "block" and self.pictures >= self.capacity:
+                self._wait_for_room(lambda: self.pictures < self.capacity, timeout)
             if self._closed:
                 raise Closed
             if not record:
@@ -72,7 +66,8 @@ class GatedRing(Ring[Frame]):
                         gone.append(self._oldest())
                 self.pictures += 1
             self._items.append(item)
-            self._not_empty.notify()
+            if self._getting:
+                self._not_empty.notify()
         if self._bell is not None:
             self._bell.ring()
         if self._on_drop is not None:
@@ -109,26 +104,23 @@ class GatedRing(Ring[Frame]):
     def take(self) -> Frame | None:
         """See `Ring.take`."""
         with self._lock:
-            if not self._items:
-                return None
-            item = self._items.popleft()
-            if not is_record(item):
-                self.pictures -= 1
-                self._not_full.notify()
-            return item
+            return self._first() if self._items else None
 
     def get(self, timeout: float | None = None) -> Frame:
         """See `Ring.get`."""
         with self._lock:
-            if not self._not_empty.wait_for(lambda: self._items or self._closed, timeout):
-                raise TimeoutError
             if not self._items:
-                raise Closed
-            item = self._items.popleft()
-            if not is_record(item):
-                self.pictures -= 1
+                self._wait_for_item(timeout)
+            return self._first()
+
+    def _first(self) -> Frame:
+        """Removes the first frame. Called with the lock."""
+        item = self._items.popleft()
+        if not is_record(item):
+            self.pictures -= 1
+            if self._putting:
                 self._not_full.notify()
-            return item
+        return item
 
     def records(self) -> list[Frame]:
         """Takes the frames at its beginning that are not to be looked at."""

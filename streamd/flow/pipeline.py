@@ -264,10 +264,10 @@ class Pipeline:
                 self._analysis.step(results)
                 self._track_time.observe((time.monotonic_ns() - inferred_ns) / 1e9, len(results))
             for result in results:
-                if result.looked:
-                    self._publish(work, result, inferred_ns)
-                else:
+                if work.order and not result.looked:
                     result.output.pass_over(result.frame, result.counts)
+                else:
+                    self._publish(work, result, inferred_ns)
                 published += 1
         except BaseException:
             self._drop(work.all[published:], "stage_failed")
@@ -279,11 +279,14 @@ class Pipeline:
         """What the network found in each frame of a batch. The slot is free afterwards."""
         outputs = self._engine.collect(work.slot)
         inferred_ns = time.monotonic_ns()
-        decoded = []
+        postprocess, outputs_of = self._postprocess, self._outputs
+        results: list[Result] = []
         for i, (frame, box) in enumerate(zip(work.frames, work.boxes, strict=True)):
-            decoded.append((*self._postprocess(outputs, i, box), self._postprocess.details))
-            if rejected := self._postprocess.rejected:
-                self._outputs[frame.stream].reject(rejected)
+            xyxy, score, class_id = postprocess(outputs, i, box)
+            output = outputs_of[frame.stream]
+            if rejected := postprocess.rejected:
+                output.reject(rejected)
+            results.append(Result(output, frame, xyxy, score, class_id, None, None, postprocess.details))
         for name, seconds in self._engine.device_times(work.slot).items():
             self._device_time[name].observe(seconds)
         # The outputs are views of the slot's buffers: it is free only now. If another stage has failed, nobody takes
@@ -291,11 +294,7 @@ class Pipeline:
         with contextlib.suppress(Closed):
             self._free.put(work.slot)
         work.inferred_ns = inferred_ns
-        outputs_of = self._outputs
-        return [
-            Result(outputs_of[frame.stream], frame, xyxy, score, class_id, details=details)
-            for frame, (xyxy, score, class_id, details) in zip(work.frames, decoded, strict=True)
-        ]
+        return results
 
     def _in_order(self, work: _Work, results: list[Result]) -> list[Result]:
         """The results with those of the frames that were not looked at, which have no boxes."""

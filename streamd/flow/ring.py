@@ -20,14 +20,18 @@ class Bell:
     """Wakes one consumer that waits on many rings."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
         self._rings = 0
+        self._waiting = 0
+        """Threads in `wait`: a condition without any takes time to find that out."""
 
     def ring(self) -> None:
         """Signals that one of the rings has changed."""
-        with self._condition:
+        with self._lock:
             self._rings += 1
-            self._condition.notify()
+            if self._waiting:
+                self._condition.notify()
 
     @property
     def count(self) -> int:
@@ -36,8 +40,12 @@ class Bell:
 
     def wait(self, seen: int, timeout: float | None) -> bool:
         """Waits until the count differs from `seen`; False after `timeout` seconds."""
-        with self._condition:
-            return self._condition.wait_for(lambda: self._rings != seen, timeout)
+        with self._lock:
+            self._waiting += 1
+            try:
+                return self._condition.wait_for(lambda: self._rings != seen, timeout)
+            finally:
+                self._waiting -= 1
 
 
 class Ring(Generic[T]):
@@ -67,6 +75,8 @@ class Ring(Generic[T]):
         self._lock = threading.Lock()
         self._not_empty = threading.Condition(self._lock)
         self._not_full = threading.Condition(self._lock)
+        self._getting = self._putting = 0
+        """Threads that wait on each of them: a condition without any takes time to find that out."""
         self._closed = False
         self._on_drop = on_drop
         self._bell = bell
@@ -106,10 +116,8 @@ class Ring(Generic[T]):
         """
         gone: list[T] | None = None
         with self._lock:
-            if self.policy == "block" and not self._not_full.wait_for(
-                lambda: self._closed or self.policy != "block" or len(self._items) < self.capacity, timeout
-            ):
-                raise TimeoutError
+            if self.policy == "block" and len(self._items) >= self.capacity:
+                self._wait_for_room(lambda: len(self._items) < self.capacity, timeout)
             if self._closed:
                 raise Closed
             if self.policy == "latest":
@@ -119,7 +127,8 @@ class Ring(Generic[T]):
             elif len(self._items) >= self.capacity:
                 gone = [self._items.popleft()]
             self._items.append(item)
-            self._not_empty.notify()
+            if self._getting:
+                self._not_empty.notify()
         if self._bell is not None:
             self._bell.ring()
         if gone is not None and self._on_drop is not None:
@@ -134,13 +143,41 @@ class Ring(Generic[T]):
             TimeoutError: no item arrived within `timeout` seconds.
         """
         with self._lock:
+            if not self._items:
+                self._wait_for_item(timeout)
+            item = self._items.popleft()
+            if self._putting:
+                self._not_full.notify()
+            return item
+
+    def _wait_for_room(self, room: Callable[[], bool], timeout: float | None) -> None:
+        """Waits until there is `room`, the ring is closed, or its policy is no longer block. Called with the lock.
+
+        Raises:
+            TimeoutError: none of it within `timeout` seconds.
+        """
+        self._putting += 1
+        try:
+            if not self._not_full.wait_for(lambda: self._closed or self.policy != "block" or room(), timeout):
+                raise TimeoutError
+        finally:
+            self._putting -= 1
+
+    def _wait_for_item(self, timeout: float | None) -> None:
+        """Waits for an item. Called with the lock.
+
+        Raises:
+            Closed: the ring is closed and empty.
+            TimeoutError: no item arrived within `timeout` seconds.
+        """
+        self._getting += 1
+        try:
             if not self._not_empty.wait_for(lambda: self._items or self._closed, timeout):
                 raise TimeoutError
-            if not self._items:
-                raise Closed
-            item = self._items.popleft()
-            self._not_full.notify()
-            return item
+        finally:
+            self._getting -= 1
+        if not self._items:
+            raise Closed
 
     def take(self) -> T | None:
         """Takes the oldest item, or returns None immediately if there is none."""
@@ -148,7 +185,8 @@ class Ring(Generic[T]):
             if not self._items:
                 return None
             item = self._items.popleft()
-            self._not_full.notify()
+            if self._putting:
+                self._not_full.notify()
             return item
 
     def refuse(self, item: T, reason: str) -> None:

@@ -36,6 +36,11 @@ class StatusBoard:
         with self._lock:
             self._retired.add(stream)
 
+    @property
+    def changes(self) -> int:
+        """The newest change number, without a lock."""
+        return self._changes
+
     def since(self, change: int) -> tuple[int, list[StreamStatus]]:
         """The newest change number, and the statuses newer than `change`, oldest first."""
         with self._lock:

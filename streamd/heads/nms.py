@@ -31,7 +31,7 @@ def nms(
     Returns:
         Indices of the kept boxes in descending order of score.
     """
-    order = np.argsort(-score, kind="stable")[:MAX_CANDIDATES]
+    order = (-score).argsort(kind="stable")[:MAX_CANDIDATES]
     boxes: npt.NDArray[np.floating] = xyxy[order]
     if not agnostic and len(order) > 1:
         # Classes are shifted so far apart that their boxes cannot touch; float64 keeps the corners exact.

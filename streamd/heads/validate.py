@@ -56,14 +56,15 @@ def _all_possible(found: Candidates) -> bool:
     xyxy, score, class_id = found.xyxy, found.score, found.class_id
     if len(score) <= FEW:
         # One NumPy call takes as long as this does for eight boxes. All comparisons with NaN are false.
-        values = zip(xyxy.tolist(), score.tolist(), class_id.tolist(), strict=True)
-        return all(
-            LEAST_SIDE < x2 - x1 < FARTHEST
-            and LEAST_SIDE < y2 - y1 < FARTHEST
-            and 0 <= share <= MOST_SCORE
-            and number >= 0
-            for (x1, y1, x2, y2), share, number in values
-        )
+        for (x1, y1, x2, y2), share, number in zip(xyxy.tolist(), score.tolist(), class_id.tolist(), strict=True):
+            if not (
+                LEAST_SIDE < x2 - x1 < FARTHEST
+                and LEAST_SIDE < y2 - y1 < FARTHEST
+                and 0 <= share <= MOST_SCORE
+                and number >= 0
+            ):
+                return False
+        return True
     # Five reductions over all values cost half as much as masks.
     with np.errstate(invalid="ignore", over="ignore"):
         size = xyxy[:, 2:] - xyxy[:, :2]
@@ -96,8 +97,12 @@ def _reasons(xyxy: Float32Array, score: Float32Array, class_id: npt.NDArray[np.i
 
 def inside(xyxy: Float32Array) -> npt.NDArray[np.bool_] | None:
     """Which boxes still have an area after clipping to the picture; None if all have."""
-    if len(xyxy) <= FEW and all(x2 > x1 and y2 > y1 for x1, y1, x2, y2 in xyxy.tolist()):
-        return None
+    if len(xyxy) <= FEW:
+        for x1, y1, x2, y2 in xyxy.tolist():
+            if not (x2 > x1 and y2 > y1):
+                break
+        else:
+            return None
     there: npt.NDArray[np.bool_] = xyxy[:, 2:] > xyxy[:, :2]
     return None if there.all() else np.asarray(np.all(there, axis=1))
 

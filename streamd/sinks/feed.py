@@ -32,22 +32,20 @@ class EventQueue:
 
     def __init__(self, name: str, metrics: Metrics) -> None:
         self._lost = metrics.sink_dropped.labels(sink=name, reason="events_full")
-        self._waiting: deque[OutgoingEvent] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+        self.waiting: deque[OutgoingEvent] = deque()
+        """The oldest first."""
 
     def put(self, event: OutgoingEvent) -> None:
         """Queues an event. Any thread."""
-        if len(self._waiting) >= MOST_EVENTS:
+        if len(self.waiting) >= MOST_EVENTS:
             self._lost.inc()
             return
-        self._waiting.append(event)
+        self.waiting.append(event)
 
     def send(self, sink: GuardedSink, builder: MessageBuilder) -> None:
         """Sends what waits, in order, until the sink does not take one. One thread."""
-        while self._waiting and sink.send(builder.event(self._waiting[0]), counted=False):
-            self._waiting.popleft()
+        while self.waiting and sink.send(builder.event(self.waiting[0]), counted=False):
+            self.waiting.popleft()
 
 
 class EventFeed:
@@ -98,7 +96,7 @@ class EventFeed:
             if not more:
                 self._rest_until = now + REST_S
             return more
-        if self._queue:
+        if self._queue.waiting:
             self._queue.send(sink, builder)
         return False
 

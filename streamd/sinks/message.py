@@ -210,8 +210,8 @@ class Gaps:
         self._next[stream] = seq - missing
 
 
-_STEPS = np.array([100.0, 100.0, 100.0, 100.0, 10_000.0])
-"""Precision of corners and score, as fractions of 1."""
+_STEPS = np.array([[100.0, 100.0, 100.0, 100.0, 10_000.0]])
+"""Precision of corners and score, as fractions of 1; (1, 5), so that NumPy need not broadcast for a single box."""
 
 
 def _rounded(d: Detections) -> list[Detection]:

@@ -74,6 +74,8 @@ class SinkThread:
     ) -> None:
         self.name = name
         self._wants = wants
+        # Asked for every frame, and a kind's hash is that of five fields.
+        self._wants_detections, self._wants_counts = DETECTIONS in wants, COUNTS in wants
         self._sink = GuardedSink(name, sink, metrics)
         self._board = board
         self._metrics = metrics
@@ -114,7 +116,7 @@ class SinkThread:
 
     def put(self, outgoing: Outgoing) -> None:
         """Queues one frame's detections; never waits."""
-        if DETECTIONS not in self._wants and (COUNTS not in self._wants or outgoing.detections.counts is None):
+        if not self._wants_detections and (not self._wants_counts or outgoing.detections.counts is None):
             return
         try:
             self._ring.put(outgoing)
@@ -181,8 +183,9 @@ class SinkThread:
                     self._streams = None
                     self._counts.keep({each.id for each in streams})
                     self._sink.set_streams(streams)
-                self._statuses()
                 now = time.monotonic()
+                if now >= self._beat_at or self._board.changes != self._change:
+                    self._statuses(now)
                 more = self._events.send(self._sink, self._builder)
                 if now >= next_poll:
                     self._sink.poll()
@@ -193,7 +196,7 @@ class SinkThread:
                     continue
         except Closed:
             self._events.finish(self._sink, self._builder, self._close_by)
-            self._statuses()
+            self._statuses(time.monotonic())
         finally:
             self._sink.close()
 
@@ -204,10 +207,12 @@ class SinkThread:
             if self._sink.send(message):
                 self._sent.inc()
             return
-        counts, stream = outgoing.detections.counts, outgoing.detections.stream
-        if COUNTS in self._wants and counts is not None and self._counts.changed(stream, counts):
-            self._sink.send(self._builder.counts(stream, counts))
-        if DETECTIONS not in self._wants:
+        detections = outgoing.detections
+        if self._wants_counts and (counts := detections.counts) is not None:
+            stream = detections.stream
+            if self._counts.changed(stream, counts):
+                self._sink.send(self._builder.counts(stream, counts))
+        if not self._wants_detections:
             return
         message = self._builder.detections(outgoing)
         if self._sink.send(message):
@@ -215,8 +220,8 @@ class SinkThread:
         else:
             self._builder.not_sent(message)
 
-    def _statuses(self) -> None:
-        now = time.monotonic()
+    def _statuses(self, now: float) -> None:
+        """Sends what has changed, and at the time of the heartbeat everything. `now`: monotonic seconds."""
         self._change, statuses = self._board.since(self._change)
         if now >= self._beat_at:
             self._beat_at = now + self._heartbeat_s

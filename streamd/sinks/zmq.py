@@ -144,7 +144,8 @@ class ZmqSink(Sink):
         self._context: Any = None
         self._socket: Any = None
         self._door: ZapAuthenticator | None = None
-        self._topics: dict[tuple[str, str], bytes] = {}
+        self._topics: dict[str, dict[str, bytes]] = {}
+        """By kind and stream."""
 
     @property
     def endpoint(self) -> str:
@@ -212,23 +213,32 @@ class ZmqSink(Sink):
             name, payload = message.topic, message.payload
             self._retained[name] = payload
             return self._send(name, payload)
-        name = self._topics.get((kind.name, stream), b"")
-        if not name:
-            name = self._topics[kind.name, stream] = message.topic
-        return self._send(name, message.payload)
+        topics = self._topics.get(kind.name)
+        if topics is None:
+            topics = self._topics[kind.name] = {}
+        topic = topics.get(stream)
+        if topic is None:
+            topic = topics[stream] = message.topic
+        return self._send(topic, message.payload)
 
     def _send(self, name: bytes, payload: bytes) -> str | None:
-        import zmq
-
-        socket = self._socket
         if len(payload) > self._larger:
             self._larger = len(payload)
             if self._larger > self._largest:
                 self._largest = self._larger
                 self._limit_queues()
         try:
-            send_now(socket, name, payload)
-        except zmq.Again:
+            send_now(self._socket, name, payload)
+        except Exception as error:  # noqa: BLE001 - told apart there, so that no frame pays for an import
+            return self._not_sent(error, name, payload)
+        return None
+
+    def _not_sent(self, error: Exception, name: bytes, payload: bytes) -> str | None:
+        """Sends a message again after an error of the first try."""
+        import zmq
+
+        socket = self._socket
+        if isinstance(error, zmq.Again):
             socket.setsockopt(zmq.XPUB_NODROP, 0)
             try:
                 with contextlib.suppress(zmq.Again):
@@ -236,9 +246,9 @@ class ZmqSink(Sink):
             finally:
                 socket.setsockopt(zmq.XPUB_NODROP, 1)
             return SLOW_SUBSCRIBER
-        except zmq.ZMQError as error:
+        if isinstance(error, zmq.ZMQError):
             raise SinkError(f"zmq sink: cannot send to {self._endpoint}: {error.strerror}") from error
-        return None
+        raise error
 
     def _limit_queues(self) -> None:
         """libzmq counts messages only: so many as fit into the megabytes by the largest one of late."""

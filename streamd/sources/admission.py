@@ -196,7 +196,8 @@ class Admission:
 
     def __init__(self, stream: str, live: bool, closed: threading.Event) -> None:
         self._stream, self._live, self._closed = stream, live, closed
-        self._ticket: Ticket | None = None
+        self.ticket: Ticket | None = None
+        """The place that is held."""
         self._device: int | None = None
         self._connected_at = 0.0
         self.waiting = False
@@ -214,7 +215,7 @@ class Admission:
         self._device = device
         self.waiting = False
         gate = connect_gate() if self._live else cpu_gate() if device is None else device_gate(device)
-        self._ticket = gate.enter(self._closed, self._stream, CONNECT_S if self._live else FILE_S)
+        self.ticket = gate.enter(self._closed, self._stream, CONNECT_S if self._live else FILE_S)
 
     def connected(self) -> None:
         """After opening."""
@@ -243,12 +244,12 @@ class Admission:
             if waited_s < TURN_S:
                 return False
             ticket = gate.enter(self._closed, self._stream, FILE_S)
-        self._ticket, self.waiting = ticket, False
+        self.ticket, self.waiting = ticket, False
         return True
 
     def leave(self) -> None:
         """The decoder exists, or never will. Idempotent, any thread."""
-        ticket = self._ticket
+        ticket = self.ticket
         if ticket is not None:
             ticket.leave()
-            self._ticket = None
+            self.ticket = None

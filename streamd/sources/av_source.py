@@ -31,7 +31,7 @@ from streamd.sources.quarantine import PacketLossListener, Quarantine
 from streamd.sources.recording import PacketFeed
 from streamd.sources.second_opinion import NO_DECODER, is_external, plays_in_software
 from streamd.sources.skipping import PacketSkipper, held_back
-from streamd.sources.slices import SliceJoiner
+from streamd.sources.slices import SLICED, SliceJoiner
 from streamd.sources.wire import heard_since
 from streamd.types import Box, Clock, Frame, Rotation, rotated_size
 
@@ -227,7 +227,7 @@ class AvSource:
         if settings.pixel_aspect == "display":
             self._pixel_aspect = aspect_of(stream.sample_aspect_ratio)
         self._stream = stream
-        self._slices = SliceJoiner(context)
+        self._slices = SliceJoiner(context) if context.codec.canonical_name in SLICED else None
         if self._feed is not None:
             self._sound = sound_beside(container, stream) if settings.clip_audio else None
             self._feed.opened(stream, live=kind_of(container, settings).live, sound=self._sound)
@@ -337,7 +337,6 @@ class AvSource:
     def _packets(self) -> Iterator[Packet[Any]]:
         slices = self._slices
         assert self._container is not None
-        assert slices is not None
         # All streams of a live input are read: otherwise PyAV would block inside on one that has gone silent.
         wanted = () if self._network else (self._stream, *([self._sound] if self._sound is not None else []))
         packets = self._container.demux(*wanted)
@@ -368,7 +367,8 @@ class AvSource:
                 if isinstance(error, InvalidDataError):
                     self.corrupt += 1
                     if not self._network:
-                        yield from slices.flush()
+                        if slices is not None:
+                            yield from slices.flush()
                         return  # a truncated file ends here; everything before it is valid
                 raise self._translate(error, started, opening=False, device=self._device) from None
             finally:
@@ -376,7 +376,10 @@ class AvSource:
             late = self._timed_out(last)
             if packet.stream is self._stream:
                 self.lost += ear.take()
-                yield from slices.put(packet)
+                if slices is None:
+                    yield packet
+                else:
+                    yield from slices.put(packet)
                 last = time.monotonic()
             elif self._sound is not None and packet.stream is self._sound and self._feed is not None and packet.size:
                 self._feed.put_sound(packet, time.monotonic_ns(), time.time_ns())
@@ -410,7 +413,7 @@ class AvSource:
             now_ns, wall_ns = held or (time.monotonic_ns(), time.time_ns())
             if self._feed is not None and packet.size:
                 self._feed.put(packet, now_ns, wall_ns)
-            if packet.size and self._passes_over(packet):
+            if (self._skipper is not None or self._admission.waiting) and packet.size and self._passes_over(packet):
                 continue
             packet.opaque = self._arrived(packet, now_ns, wall_ns)
             refused = self.corrupt
@@ -503,7 +506,8 @@ class AvSource:
             return []
         finally:
             self.deadline = math.inf
-            self._admission.leave()
+            if self._admission.ticket is not None:
+                self._admission.leave()
 
     def _frame(self, native: VideoFrame) -> Frame | None:
         decoded_ns = time.monotonic_ns()
@@ -548,7 +552,9 @@ class AvSource:
         picture = picture_of(
             native, rotation=rotation, mirrored=mirrored, pixel_aspect=self._pixel_aspect, device=self._device
         )
-        width, height = rotated_size(picture.width, picture.height, picture.rotation)
+        width, height = picture.width, picture.height
+        if rotation:
+            width, height = rotated_size(width, height, rotation)
         begins, self._again = self._again, False
         return Frame(
             self._settings.id,

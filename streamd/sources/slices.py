@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.codeccontext import VideoCodecContext
 
+SLICED = ("h264", "hevc")
+"""Codecs whose pictures may come in several packets."""
 _START = b"\x00\x00\x01"
 _HEAD = 1024
 """Bytes of a packet in which its first slice begins, except for rare packets."""
@@ -62,13 +64,12 @@ class SliceJoiner:
     FFmpeg has probed it.
 
     Args:
-        context: of the video.
+        context: of the video, whose codec is one of `SLICED`.
     """
 
     def __init__(self, context: VideoCodecContext) -> None:
         self._codec = context.codec.canonical_name  # a decoder may have a name of its own
-        self._parsed = self._codec in ("h264", "hevc")
-        self._length_size = nal_length_size(self._codec, context.extradata) if self._parsed else 0
+        self._length_size = nal_length_size(self._codec, context.extradata)
         self._pieces: list[Packet[Any]] = []
         """Held back, and what continues it."""
         self._read_ns = (0, 0)
@@ -86,8 +87,6 @@ class SliceJoiner:
             What is whole now. The `opaque` of a packet that was held back is when it was read: monotonic and Unix time,
             nanoseconds.
         """
-        if not self._parsed:
-            return (packet,)
         key = packet.is_keyframe
         if packet.size and self._continues(packet):
             self._keys_split = True
