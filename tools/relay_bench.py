@@ -22,8 +22,8 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from streamd.sinks import open_sink
+from streamd.sinks.encoding import split_detections
 from streamd.sinks.envelope import DETECTIONS, Message
-from streamd.sinks.message import split_detections
 from streamd.sinks.zmq import ZmqSettings
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Detections, ModelInfo, StageTimes

@@ -33,7 +33,8 @@ from streamd.heads.detector import open_detector
 from streamd.runtime.analytics import Analytics
 from streamd.security.redact import credentials, redact, remember
 from streamd.security.text import plain
-from streamd.sinks.message import Gaps, detections_message, encoder
+from streamd.sinks.encoding import detections_message, encoder
+from streamd.sinks.envelope import Gaps
 from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.images import SUFFIXES, list_images, read_image

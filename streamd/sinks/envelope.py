@@ -11,17 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from streamd.sinks.attributes import classified_message
-from streamd.sinks.message import (
-    CLASSIFIED_PREFIX,
-    GLANCE_PREFIX,
-    TOPIC_PREFIX,
-    Gaps,
-    encoded_number,
-    encoder,
-    glance_message,
-    split_detections,
-    status_message,
-)
+from streamd.sinks.encoding import encoded_number, encoder, glance_message, split_detections, status_message
+from streamd.sinks.message import CLASSIFIED_PREFIX, GLANCE_PREFIX, TOPIC_PREFIX
 from streamd.types import Attribute, Detections, Glanced, StreamCounts, StreamStatus
 
 Encoding = Literal["json", "msgpack"]
@@ -210,6 +201,36 @@ class OutgoingEvent:
         if payload is None:
             payload = self._payloads[encoding] = encoder(encoding)(self._body)
         return payload
+
+
+class Gaps:
+    """Frames lost before each message, from the gaps in `seq`. One per sink, as its own losses count, too."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, int] = {}
+        self._unlooked: dict[str, int] = {}
+        """`Detections.unlooked` of the last message of streams that are not always looked at."""
+
+    def before(self, stream: str, seq: int, unlooked: int = 0) -> int:
+        """The number of frames of `stream` missing between the last message and this one.
+
+        Args:
+            stream: of the message.
+            seq: of the message.
+            unlooked: see `Detections.unlooked`: these frames are not missing.
+        """
+        missing = seq - self._next.get(stream, 0)
+        self._next[stream] = seq + 1
+        if unlooked:
+            known = self._unlooked.get(stream, 0)
+            # A smaller number is that of another process, which counts from the start.
+            missing -= unlooked - known if unlooked >= known else unlooked
+            self._unlooked[stream] = unlooked
+        return max(0, missing)
+
+    def take_back(self, stream: str, seq: int, missing: int) -> None:
+        """The message of `seq`, preceded by `missing` frames, was not sent: the next one accounts for both."""
+        self._next[stream] = seq - missing
 
 
 class MessageBuilder:

@@ -19,7 +19,7 @@ from streamd.events.journal import Journal
 from streamd.events.record import Media, Record, envelope, event_id
 from streamd.events.upkeep import Limits, Outcome
 from streamd.sinks import Sink, SinkSettings
-from streamd.sinks.message import encoder
+from streamd.sinks.encoding import encoder
 from streamd.telemetry.deliveries import Deliveries
 
 WINDOW = 100

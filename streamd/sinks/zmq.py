@@ -27,7 +27,6 @@ from streamd.sinks import SINKS, Readers, Sink, SinkSettings
 from streamd.sinks.curve import CurveSettings, ZapAuthenticator
 from streamd.sinks.endpoint import EXPECTED, LONGEST, check_socket_file, endpoint_problem
 from streamd.sinks.envelope import GLANCE, Message, MessageKind
-from streamd.sinks.message import send_now
 from streamd.sinks.peers import HANDSHAKE_MS, Peers
 
 SLOW_SUBSCRIBER = "subscriber_slow"
@@ -45,6 +44,19 @@ _REPEAT_S = 1.0
 """A status is repeated for late subscribers this often at most: all other subscribers receive it, too."""
 _FORGET_S = 10.0
 """Message sizes older than this do not limit the queues."""
+
+
+_NOW, _MORE_NOW = 1, 3
+"""ZMQ_DONTWAIT, alone and with ZMQ_SNDMORE."""
+
+
+def send_now(socket: Any, name: bytes, payload: bytes) -> None:
+    """Sends a message on a ZeroMQ socket; raises zmq.Again and sends nothing if the socket is full.
+
+    pyzmq's send_multipart checks the parts and combines enum flags for each message: 1.4 µs more.
+    """
+    socket.send(name, _MORE_NOW)
+    socket.send(payload, _NOW)
 
 
 @SINKS.register

@@ -12,7 +12,7 @@ from typing import Any
 from streamd.errors import SinkError
 from streamd.sinks import Sink
 from streamd.sinks.envelope import KINDS, Encoding, Message
-from streamd.sinks.message import send_now
+from streamd.sinks.zmq import send_now
 
 RELAY_FULL = "relay_full"
 HWM = 4096

@@ -16,20 +16,9 @@ from hypothesis.extra import numpy as hnp
 
 from streamd.errors import SinkError
 from streamd.sinks import attributes
-from streamd.sinks.envelope import DETECTIONS, STATUS
-from streamd.sinks.message import (
-    Detection,
-    DetectionsMessage,
-    Gaps,
-    Track,
-    decode,
-    detections_message,
-    encoded_number,
-    encoder,
-    json_schema,
-    split_detections,
-    status_message,
-)
+from streamd.sinks.encoding import detections_message, encoded_number, encoder, split_detections, status_message
+from streamd.sinks.envelope import DETECTIONS, STATUS, Gaps
+from streamd.sinks.message import Detection, DetectionsMessage, Track, decode, json_schema
 from streamd.types import Attribute, Details, Detections, ModelInfo, StreamCounts, Tracks
 from tests.frames import MODEL, detections, status
 

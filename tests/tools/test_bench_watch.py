@@ -12,7 +12,7 @@ import pytest
 from bench_watch import GilWatch, PageViewer, Tree, Window, held_by, means, sums
 from prometheus_client import CollectorRegistry, start_http_server
 
-from streamd.sinks.message import detections_message
+from streamd.sinks.encoding import detections_message
 from streamd.telemetry.metrics import Metrics
 from tests.behaviour.daemon import until
 from tests.frames import detections, status

@@ -101,8 +101,8 @@ class Messages(Target):
 
     @classmethod
     def seeds(cls, folder: Path) -> list[bytes]:
+        from streamd.sinks.encoding import detections_message, encoder, status_message
         from streamd.sinks.envelope import DETECTIONS, STATUS
-        from streamd.sinks.message import detections_message, encoder, status_message
         from streamd.types import Detections, ModelInfo, StageTimes, StreamCounts, StreamStatus
 
         seen = Detections(
