@@ -1,0 +1,86 @@
+"""The data that flows through the daemon. Imports no third-party library except NumPy, and no type here depends on a
+source or backend."""
+
+from __future__ import annotations
+
+from streamd.types.detections import (
+    Attribute,
+    Candidates,
+    Details,
+    Detections,
+    Glanced,
+    ModelInfo,
+    StageTimes,
+    Tracks,
+)
+from streamd.types.models import (
+    DecodePlan,
+    DeviceLayout,
+    ElementType,
+    ModelSpec,
+    Outputs,
+    TensorSpec,
+)
+from streamd.types.pictures import (
+    CENTERED,
+    Box,
+    Clock,
+    ColorMatrix,
+    Float32Array,
+    FloatArray,
+    ForeignPicture,
+    Frame,
+    Int32Array,
+    Letterbox,
+    Look,
+    Picture,
+    Placement,
+    Rotation,
+    Why,
+    rotated_size,
+)
+from streamd.types.streams import (
+    DEGRADED,
+    StreamCounts,
+    StreamPast,
+    StreamState,
+    StreamStatus,
+)
+
+__all__ = [
+    "CENTERED",
+    "DEGRADED",
+    "Attribute",
+    "Box",
+    "Candidates",
+    "Clock",
+    "ColorMatrix",
+    "DecodePlan",
+    "Details",
+    "Detections",
+    "DeviceLayout",
+    "ElementType",
+    "Float32Array",
+    "FloatArray",
+    "ForeignPicture",
+    "Frame",
+    "Glanced",
+    "Int32Array",
+    "Letterbox",
+    "Look",
+    "ModelInfo",
+    "ModelSpec",
+    "Outputs",
+    "Picture",
+    "Placement",
+    "Rotation",
+    "StageTimes",
+    "StreamCounts",
+    "StreamPast",
+    "StreamState",
+    "StreamStatus",
+    "TensorSpec",
+    "Tracks",
+    "Why",
+    "rotated_size",
+]
