@@ -73,6 +73,8 @@ class GuardedSink:
         self._retry_at = 0.0
         self.problem: str | None = "not open yet"
         """Why the sink is not open; None while it is. Any thread reads it."""
+        self._refuses: str | None = None
+        """Why the open sink has not taken the latest message: a full disk, for example."""
 
     def open(self) -> None:
         """Opens the sink for the first time.
@@ -84,7 +86,7 @@ class GuardedSink:
         self._opened()
 
     def _opened(self) -> None:
-        self.problem = None
+        self.problem = self._refuses = None
         self._up.set(1)
         if not self._tells_readers and self._sink.readers is not None:
             self._tells_readers = True
@@ -103,8 +105,11 @@ class GuardedSink:
 
     @property
     def unreachable(self) -> str | None:
-        """Why the sink, although open, cannot reach its receiver; None while it can. Any thread."""
-        return self._event_sink.unreachable if self._event_sink is not None and self.problem is None else None
+        """Why the sink, although open, cannot reach its receiver or write; None while it can. Any thread."""
+        if self.problem is not None:
+            return None
+        away = self._event_sink.unreachable if self._event_sink is not None else None
+        return away if away is not None else self._refuses
 
     def lost(self, reason: str) -> None:
         """Counts a message that some or all readers did not receive."""
@@ -121,8 +126,14 @@ class GuardedSink:
         except Exception as error:  # noqa: BLE001 - whatever a sink does, its thread continues
             if counted:
                 self.lost("error")
+            if isinstance(error, StreamdError):
+                self._refuses = str(error)
+                self._up.set(0)
             self._failed(error)
             return False
+        if self._refuses is not None:
+            self._refuses = None
+            self._up.set(self.unreachable is None)
         if reason is not None:
             self.lost(reason)
         return True
@@ -133,7 +144,7 @@ class GuardedSink:
             if self.problem is None:
                 self._sink.poll()
                 if self._event_sink is not None:
-                    self._up.set(self._event_sink.unreachable is None)
+                    self._up.set(self.unreachable is None)
                 self._count_refused()
             elif time.monotonic() >= self._retry_at:
                 self._sink.open()

@@ -172,6 +172,9 @@ class JsonlSink(Sink):
             fd = self._opened(following, new=True)
             # Up to the first free number only: a rotation that is tried again finds .1 free, and moves nothing.
             last = next((i for i, archive in enumerate(archives) if not os.path.lexists(archive)), keep - 1)
+            for archive in archives[: last + 1]:
+                if archive.is_dir() and not archive.is_symlink():
+                    raise IsADirectoryError(errno.EISDIR, f"{archive} is a folder; move it away")
             for i in range(last, 0, -1):
                 archives[i - 1].replace(archives[i])
             path.replace(archives[0])

@@ -104,7 +104,7 @@ class Metrics:
         )
         self.sink_up = Gauge(
             "streamd_sink_up",
-            "1 while the sink is open, 0 while it is broken or its receiver cannot be reached.",
+            "1 while the sink is open, 0 while it is broken, cannot write, or its receiver cannot be reached.",
             ["sink"],
             registry=registry,
         )

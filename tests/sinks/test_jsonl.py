@@ -114,6 +114,25 @@ def test_rotation_that_is_refused_is_an_error_and_the_sink_recovers(tmp_path: Pa
     assert seqs(path)[-1] == 20
 
 
+def test_a_folder_among_the_archives_is_named_and_stays_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    sink = sink_at(path, rotate_mb=0.001, keep=3)
+    for i in range(20):
+        sink.publish(detections(seq=i, boxes=5))
+    archive = tmp_path / "o.jsonl.2"
+    archive.unlink()
+    archive.mkdir()
+    before = {file.name: file.stat().st_ino for file in tmp_path.iterdir()}
+    with pytest.raises(SinkError, match=r"cannot rotate .*o\.jsonl\.2 is a folder; move it away"):
+        for i in range(20, 40):
+            sink.publish(detections(seq=i, boxes=5))
+    assert {file.name: file.stat().st_ino for file in tmp_path.iterdir()} == before
+    archive.rmdir()
+    sink.publish(detections(seq=50))
+    sink.close()
+    assert seqs(path)[-1] == 50
+
+
 def test_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
     sink = sink_at("-")
     sink.publish(detections(seq=3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
@@ -138,3 +139,29 @@ def test_a_sink_that_fails_in_an_undeclared_way_is_closed_and_opened_again() -> 
     assert [(m.seq, m.dropped) for m in recorder.messages] == [(1, 1)], "what was lost is told"
     assert [s.stream for s in recorder.statuses] == ["a"]
     assert dropped(registry, "error") == 1
+
+
+def test_a_sink_that_takes_no_message_is_not_up_until_it_does() -> None:
+    """A full disk: the sink is open, and loses everything."""
+    recorder, thread, _, registry = rig(capacity=64)
+    recorder.broken, recorder.error = True, SinkError("cannot write to o.jsonl: no space")
+
+    def up() -> float | None:
+        return registry.get_sample_value("streamd_sink_up", {"sink": "out"})
+
+    assert up() == 1
+    thread.put(Outgoing(detections(seq=0), "b"))
+    until(lambda: up() == 0)
+    assert (thread.problem, thread.unreachable) == (None, "cannot write to o.jsonl: no space")
+    recorder.broken = False
+    thread.put(Outgoing(detections(seq=1), "b"))
+    until(lambda: up() == 1)
+    assert thread.unreachable is None
+    assert thread.close(5)
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
