@@ -6,6 +6,12 @@ WINDOW_S = 10.0
 """Seconds that one measurement covers."""
 MISSED = 0.01
 """A box that misses the objective for a larger part of its frames is at its limit."""
+SUSTAINED = 3
+"""Windows in a row with misses that make a measurement: a hiccup is no limit."""
+PAUSE_S = 2.0
+"""A longer time between two reports is a pause, of the box or of what is between: nothing can be measured over it."""
+GRACE_S = 5.0
+"""Nothing is measured for so long after a start or a pause, while what has piled up comes late."""
 RECOVERY = 1.02
 """Factor by which a measured limit rises in a window without misses: what slowed the box may be over."""
 
@@ -21,6 +27,9 @@ class CapacityMeter:
         self.stated = stated
         self._measured: float | None = None
         self._began: tuple[float, int, int] | None = None
+        self._seen = self._quiet_until = float("-inf")
+        self._misses = 0
+        """Windows with misses so far, in a row."""
 
     @property
     def fps(self) -> float:
@@ -44,7 +53,11 @@ class CapacityMeter:
             published: frames of all streams.
             missed: those published too late, and those dropped for lack of capacity.
         """
-        if self._began is None or published < self._began[1] or missed < self._began[2]:
+        pause = now - self._seen > PAUSE_S
+        self._seen = now
+        if self._began is None or pause or published < self._began[1] or missed < self._began[2]:
+            self._quiet_until, self._misses = now + GRACE_S, 0
+        if self._began is None or now <= self._quiet_until:
             self._began = (now, published, missed)
             return
         began, published_then, missed_then = self._began
@@ -53,8 +66,10 @@ class CapacityMeter:
         self._began = (now, published, missed)
         frames, misses = published - published_then, missed - missed_then
         rate = frames / (now - began)
-        if misses > MISSED * (frames + misses):
-            if rate > 0:
+        late = misses > MISSED * (frames + misses)
+        self._misses = self._misses + 1 if late else 0
+        if late:
+            if rate > 0 and self._misses >= SUSTAINED:
                 self._measured = rate if self._measured is None else (self._measured + rate) / 2
         elif rate > self.fps:
             self._measured = rate

@@ -198,15 +198,20 @@ class Coordinator:
         streams: dict[str, Assignment] = {}
         told = member.daemon.streams if member.daemon is not None else {}
         partings = member.daemon.partings if member.daemon is not None else {}
+        held = False
         for name, stream in self._streams.items():
             hold, move = stream.hold, stream.move
-            if hold is not None and hold.box == member.name and not (move is not None and move.parting):
+            mine = hold is not None and hold.box == member.name
+            held = held or mine
+            if hold is not None and mine and not (move is not None and move.parting):
                 streams[name] = Assignment(hold.generation, handover=hold.handover)
             elif move is not None and move.to == member.name and (not move.parting or name in told):
                 streams[name] = Assignment(move.generation, standby=True)
         settled = {name: p.generation for name, p in partings.items()}
         self._number += 1
-        drained = member.draining and not streams and not settled
+        # Not before it has told how far every stream came, outdated ones as well: its daemon ends at once.
+        busy = held or streams or (member.up and (told or partings))
+        drained = member.draining and not busy
         return Order(self._number, member.name, self._generation, streams, settled, self._revision, drained)
 
     # ------------------------------------------------------------------------------------------------------- time

@@ -77,5 +77,6 @@ def test_a_cluster_that_has_died_is_told_at_once(capsys: pytest.CaptureFixture[s
 
 
 def test_nothing_runs_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "address").write_text("127.0.0.1:1")  # of a fleet on this machine
     assert main(["fleet", "stop", "--here", "--state-dir", str(tmp_path)]) == 0
     assert "no box runs on this machine" in capsys.readouterr().out

@@ -268,12 +268,13 @@ def test_a_refused_stream_goes_to_another_box() -> None:
 
 
 def test_an_overloaded_box_is_relieved_but_nothing_is_cut_off_for_a_measurement() -> None:
-    w = World(fleet(1000.0), demands(20))
+    # Each stream asks for 15 frames a second; what is seen to be possible is 10.
+    w = World(fleet(1000.0), [Demand(f"s{i}", 15.0) for i in range(20)])
     w.add("a", "b")
     w.begin()
     slow = w.boxes["a"]
     had = len(slow.streams)
-    for _ in range(240):
+    for _ in range(480):
         slow.late += 1 + slow.published // 1000
         slow.published -= 0
         w.step()

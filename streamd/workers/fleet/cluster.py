@@ -278,7 +278,7 @@ def stop_here(state_dir: str | None = None) -> list[str]:
     """
     stopped = []
     folder = fleet_folder(state_dir)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ():
         box = BoxFolder(path)
         notes = keeper.read_notes(box)
         if keeper.kept(box) or (notes.daemon is not None and notes.daemon.alive):
