@@ -27,7 +27,7 @@ class Allowance:
         self._left, self._at = burst, time.monotonic()
 
     def use(self, amount: float) -> bool:
-        """Uses `amount`; False if that is more than is left."""
+        """Uses `amount`, more than is left if need be; False in that case."""
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._at) * self._rate) - amount
         self._at = now
@@ -71,8 +71,8 @@ class Hosts:
         return self._of(host).take(1)
 
     def abused(self, host: str) -> None:
-        """A connection of the host was closed for what it sent."""
-        self._of(host).take(ABUSE_COSTS)
+        """A connection of the host was closed for what it sent. It may owe connections for it, but not for ever."""
+        self._of(host).use(ABUSE_COSTS, least=-self._burst)
 
     def _of(self, host: str) -> Allowance:
         found = self._used.get(host)
