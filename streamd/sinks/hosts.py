@@ -26,10 +26,16 @@ class Allowance:
         self._burst, self._rate = burst, rate
         self._left, self._at = burst, time.monotonic()
 
-    def use(self, amount: float) -> bool:
-        """Uses `amount`, more than is left if need be; False in that case."""
+    def use(self, amount: float, *, least: float = float("-inf")) -> bool:
+        """Uses `amount`, more than is left if need be; False in that case.
+
+        Args:
+            amount: what is used.
+            least: what is left is not below this, as far as this use goes.
+        """
         now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate) - amount
+        left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._left = max(left - amount, min(left, least))
         self._at = now
         return self._left >= 0
 

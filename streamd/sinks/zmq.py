@@ -299,9 +299,13 @@ class ZmqSink(Sink):
         taken = 0
         deadline = began + (_LONG_POLL_S if self._behind else _POLL_S)
         self._behind = False
+        deserted = False
         while True:
+            if peers is not None and not taken % _LOOK_AFTER:
+                deserted = not peers.count
             try:
-                frame = socket.recv(zmq.DONTWAIT, copy=False)
+                # A frame tells its sender, and costs as much again: it is of no use if nobody is left.
+                frame = socket.recv(zmq.DONTWAIT, copy=deserted)
             except zmq.Again:
                 if not prefixes or time.monotonic() > deadline or not socket.poll(_MORE_MS):
                     if peers is not None:
@@ -314,6 +318,10 @@ class ZmqSink(Sink):
             if not taken % _LOOK_AFTER and time.monotonic() > deadline:
                 self._behind = True
                 break
+            if deserted:
+                if frame[:1] == b"\x01":
+                    prefixes.add(frame[1:])  # of one who has just connected, it may be
+                continue
             event = frame.bytes
             try:
                 descriptor = frame.get(zmq.SRCFD)

@@ -121,6 +121,10 @@ def test_a_host_that_connects_again_and_again_has_to_wait() -> None:
     assert hosts.connected("b")
     time.sleep(1.1 / CONNECTIONS_A_SECOND)
     assert hosts.connected("a")
+    for _ in range(10):
+        hosts.abused("c")
+    assert -2 * ABUSE_COSTS - 2 <= hosts._of("c")._left < -2 * ABUSE_COSTS, "it owes, but not for ever"
+    assert not hosts.connected("c")
     for n in range(MOST_HOSTS + 10):
         hosts.connected(f"2001:db8:0:{n:x}::/64")
     assert len(hosts._used) == MOST_HOSTS
