@@ -43,8 +43,10 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("yard") / "yard.mp4", frames=FRAMES, size=(320, 180), gop=50, draw=yard)
 
 
-@pytest.mark.parametrize("isolation", ["thread", "process"])
-def test_motion_is_looked_at_and_everything_is_accounted_for(clip: Path, tmp_path: Path, isolation: str) -> None:
+@pytest.mark.parametrize(("isolation", "skip"), [("thread", False), ("process", False), ("thread", True)])
+def test_motion_is_looked_at_and_everything_is_accounted_for(
+    clip: Path, tmp_path: Path, isolation: str, skip: bool
+) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(f"""
 model: {{path: none}}
@@ -58,7 +60,7 @@ streams:
     url: {clip}
     pace: asap
     isolation: {isolation}
-    look: {{when: motion, at_least_every_s: 1, hold_s: 1, min_fps: 5}}
+    look: {{when: motion, at_least_every_s: 1, hold_s: 1, min_fps: 5, skip_followed: {str(skip).lower()}}}
     zones: [{{name: all, points: [[0, 0], [1, 0], [1, 1], [0, 1]]}}]
 sinks: [{{kind: jsonl, path: out.jsonl, glances: true, ring: 4096}}]
 """)
@@ -77,7 +79,11 @@ sinks: [{{kind: jsonl, path: out.jsonl, glances: true, ring: 4096}}]
     assert (sum(counters.looked.values()), sum(counters.passed.values())) == (len(looked), len(glanced))
     assert all(line["dropped"] == 0 for line in looked.values())
     for seq in range(BEGINS, ENDS):
-        assert seq in looked, "every frame with motion, the first one included"
+        if not skip:
+            assert seq in looked, "every frame with motion, the first one included"
+        elif seq not in looked:
+            assert glanced[seq]["why"] == "followed"
+            assert seq - 1 in looked, "at most every second frame is passed over"
     assert looked[BEGINS]["look"]["why"] in ("motion", "light")
     still = [seq for seq in range(255, BEGINS) if seq in looked]
     assert 1 <= len(still) <= 8, "once a second"
