@@ -37,7 +37,7 @@ class SinkErrorLog:
         self._errors = metrics.sink_errors.labels(sink=name)
         self._throttle = Throttle(_ERROR_LOG_S)
 
-    def tell(self, error: Exception) -> None:
+    def tell(self, error: BaseException) -> None:
         """Counts an error."""
         self._errors.inc()
         held = self._throttle.take()
@@ -123,7 +123,7 @@ class GuardedSink:
             return False
         try:
             reason = self._sink.send(message)
-        except Exception as error:  # noqa: BLE001 - whatever a sink does, its thread continues
+        except BaseException as error:  # noqa: BLE001 - whatever a sink does, its thread continues: asyncio's CancelledError
             if counted:
                 self.lost("error")
             if isinstance(error, StreamdError):
@@ -151,7 +151,7 @@ class GuardedSink:
                 self._opened()
                 self._backoff.reset()
                 log.info("sink reopened", sink=self._name)
-        except Exception as error:  # noqa: BLE001 - see `send`
+        except BaseException as error:  # noqa: BLE001 - see `send`
             self._failed(error)
 
     def _count_refused(self) -> None:
@@ -162,11 +162,15 @@ class GuardedSink:
             self._metrics.sink_refused.labels(sink=self._name, reason=reason).inc(count - self._refused.get(reason, 0))
         self._refused = dict(readers.refused)
 
+    def failed_outside(self, error: BaseException) -> None:
+        """Counts and logs an error of what is around the sink: the thread goes on."""
+        self._errors.tell(error)
+
     def set_streams(self, streams: Sequence[StreamSettings]) -> None:
         """See `Sink.set_streams`."""
         try:
             self._sink.set_streams(streams)
-        except Exception as error:  # noqa: BLE001 - see `send`
+        except BaseException as error:  # noqa: BLE001 - see `send`
             self._failed(error)
 
     def takes_events(self) -> bool:
@@ -178,7 +182,7 @@ class GuardedSink:
         assert self._event_sink is not None
         try:
             return self._event_sink.deliver(events)
-        except Exception as error:  # noqa: BLE001 - see `send`
+        except BaseException as error:  # noqa: BLE001 - see `send`
             self._failed(error)
             return []
 
@@ -187,7 +191,7 @@ class GuardedSink:
         assert self._event_sink is not None
         try:
             self._event_sink.media(stream, role, media)
-        except Exception as error:  # noqa: BLE001 - see `send`
+        except BaseException as error:  # noqa: BLE001 - see `send`
             self._failed(error)
 
     def interrupt(self) -> None:
@@ -195,7 +199,7 @@ class GuardedSink:
         if self._event_sink is not None:
             self._event_sink.interrupt()
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         self._errors.tell(error)
         if self.problem is None and isinstance(error, StreamdError):
             return  # it has reported the problem, and keeps trying
@@ -207,12 +211,12 @@ class GuardedSink:
     def _close(self) -> None:
         try:
             self._count_refused()
-        except Exception as error:  # noqa: BLE001 - see `send`
+        except BaseException as error:  # noqa: BLE001 - see `send`
             self._errors.tell(error)
         self._refused = {}  # a sink that is opened again counts from 0
         try:
             self._sink.close()
-        except Exception as error:  # noqa: BLE001 - see `send`
+        except BaseException as error:  # noqa: BLE001 - see `send`
             self._errors.tell(error)
 
     def close(self) -> None:

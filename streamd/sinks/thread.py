@@ -176,29 +176,45 @@ class SinkThread:
         counter.inc()
 
     def _run(self) -> None:
-        next_poll = 0.0
         try:
             while True:
-                if (streams := self._streams) is not None:
-                    self._streams = None
-                    self._counts.keep({each.id for each in streams})
-                    self._sink.set_streams(streams)
-                now = time.monotonic()
-                if now >= self._beat_at or self._board.changes != self._change:
-                    self._statuses(now)
-                more = self._events.send(self._sink, self._builder)
-                if now >= next_poll:
-                    self._sink.poll()
-                    next_poll = now + POLL_S
                 try:
-                    self._publish(self._ring.get(0.0 if more else POLL_S))
-                except TimeoutError:
-                    continue
+                    self._turns()
+                except Closed:
+                    raise
+                except Exception as error:  # noqa: BLE001 - one message that cannot be made must not cost all others
+                    self._sink.failed_outside(error)
+                    time.sleep(POLL_S)
         except Closed:
             self._events.finish(self._sink, self._builder, self._close_by)
             self._statuses(time.monotonic())
         finally:
             self._sink.close()
+
+    def _turns(self) -> None:
+        """Raises Closed when the ring is closed and empty."""
+        next_poll = 0.0
+        while True:
+            if (streams := self._streams) is not None:
+                self._streams = None
+                self._counts.keep({each.id for each in streams})
+                self._sink.set_streams(streams)
+            now = time.monotonic()
+            if now >= self._beat_at or self._board.changes != self._change:
+                self._statuses(now)
+            more = self._events.send(self._sink, self._builder)
+            if now >= next_poll:
+                self._sink.poll()
+                next_poll = now + POLL_S
+            try:
+                outgoing = self._ring.get(0.0 if more else POLL_S)
+            except TimeoutError:
+                continue
+            try:
+                self._publish(outgoing)
+            except Exception:
+                self._on_drop(outgoing, "error")
+                raise
 
     def _publish(self, outgoing: Outgoing | OutgoingClasses | OutgoingGlance) -> None:
         if not isinstance(outgoing, Outgoing):

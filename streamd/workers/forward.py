@@ -200,7 +200,11 @@ class Forwarder:
                     if self._stopping and (not more or time.monotonic() > self._close_by):
                         return
                     continue
-                pass_on(head, receive())
+                payload = receive()
+                try:
+                    pass_on(head, payload)
+                except Exception as error:  # noqa: BLE001 - one message that cannot be read must not cost all others
+                    self._sink.failed_outside(error)
         finally:
             self._housekeep()
             self._events.finish(self._sink, self._builder, self._close_by)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from streamd.errors import SinkError
@@ -27,7 +30,7 @@ class Recorder(Sink):
         self.go = threading.Event()
         self.go.set()
         self.broken = False
-        self.error: Exception = SinkError("broken")
+        self.error: BaseException = SinkError("broken")
         self.opened = 0
         self.closed = False
 
@@ -165,3 +168,29 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), asyncio.CancelledError(), MemoryError(), KeyboardInterrupt()])
+def test_no_error_of_a_sink_ends_its_thread(error: BaseException) -> None:
+    """Also those that `except Exception` lets through: asyncio cancels, a plug-in may exit."""
+    recorder, thread, _, registry = rig(capacity=64)
+    recorder.broken, recorder.error = True, error
+    thread.put(Outgoing(detections(seq=0), "b"))
+    until(lambda: thread.problem is not None)
+    recorder.broken = False
+    until(lambda: thread.problem is None)
+    thread.put(Outgoing(detections(seq=1), "b"))
+    assert thread.close(5)
+    assert [(m.seq, m.dropped) for m in recorder.messages] == [(1, 1)]
+    assert dropped(registry, "error") == 1
+
+
+def test_a_message_that_cannot_be_made_costs_no_other() -> None:
+    recorder, thread, _, registry = rig(capacity=64)
+    thread.put(Outgoing(detections(seq=0), "b"))
+    thread.put(Outgoing(replace(detections(seq=1), score=None), "b"))  # type: ignore[arg-type]
+    thread.put(Outgoing(detections(seq=2), "b"))
+    assert thread.close(5)
+    assert [m.seq for m in recorder.messages] == [0, 2]
+    assert dropped(registry, "error") == 1
+    assert registry.get_sample_value("streamd_sink_errors_total", {"sink": "out"}) == 1
