@@ -119,7 +119,7 @@ class Moved:
 def _solid(stray: Cells, place: int) -> bool:
     """Whether most of the 3 × 3 cells around one stray."""
     y, x = divmod(place, COLUMNS)
-    return np.count_nonzero(stray[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]) >= SOLID
+    return bool(np.count_nonzero(stray[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]) >= SOLID)
 
 
 _STILL = np.zeros((ROWS, COLUMNS), np.bool_)
