@@ -1,4 +1,6 @@
-"""ByteTrack's step as compiled code, where it was compiled: `bytetrack.c`, called without the interpreter lock.
+"""ByteTrack's step as compiled code, where it was compiled: `bytetrack.c`.
+
+A step of a common scene takes a few microseconds and keeps the interpreter lock; one of a crowd lets go of it.
 
 Installing streamd builds it if there is a C compiler. Without it the NumPy implementation runs, with the same results.
 """
@@ -24,41 +26,47 @@ if TYPE_CHECKING:
 _POINTER, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
+CROWD = 64 * 64
+"""Pairs of tracks and boxes from which on a step lets go of the interpreter lock."""
+
+
 @functools.cache
-def library(path: str | None = None) -> Any:
-    """The compiled step; None where there is none.
+def library(path: str | None = None) -> tuple[Any, Any] | None:
+    """The compiled step: with the interpreter lock, and without; None where there is none.
 
     Args:
         path: of the file; the one that was built with the package by default.
     """
-    functions = compiled(Path(__file__).with_name("_bytetrack"), ("bytetrack_step",), path)
-    if functions is None:
+    built = Path(__file__).with_name("_bytetrack")
+    found = [compiled(built, ("bytetrack_step",), path, hold=hold) for hold in (True, False)]
+    steps = [functions[0] for functions in found if functions is not None]
+    if len(steps) < len(found):
         return None
-    (step,) = functions
-    step.argtypes = [
-        _POINTER, _POINTER, _COUNT, _COUNT, _REAL, _REAL, _POINTER, _POINTER, _POINTER, _COUNT,
-        _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER,
-    ]  # fmt: skip
-    step.restype = ctypes.c_int
-    return step
+    for step in steps:
+        step.argtypes = [
+            _POINTER, _POINTER, _COUNT, _COUNT, _REAL, _REAL, _POINTER, _POINTER, _POINTER, _COUNT,
+            _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER,
+        ]  # fmt: skip
+        step.restype = ctypes.c_int
+    return steps[0], steps[1]
 
 
 class NativeStep:
     """Steps one stream at a time.
 
     Args:
-        step: see `library`.
+        steps: see `library`.
         gates: low, high, gate, weak_gate and new_gate of the settings, and whether the camera's motion is compensated.
         life: how long tracks live.
         motion: the filter's constants.
     """
 
     def __init__(
-        self, step: Any, gates: tuple[float, float, float, float, float, bool], life: Life, motion: Motion
+        self, steps: tuple[Any, Any], gates: tuple[float, float, float, float, float, bool], life: Life, motion: Motion
     ) -> None:
         low, high, gate, weak_gate, new_gate, camera = gates
         m = motion
-        self._step = step
+        self._quick, self._long = steps
         values = (
             low, high, life.certain, gate, weak_gate, new_gate, life.lost_s, life.wall_s, life.most, camera,
             m.center_noise, m.size_noise, m.box_noise, m.first_speed, m.tau,
@@ -96,7 +104,8 @@ class NativeStep:
         velocity, ids, labels, fresh, ended = age + n, age + 3 * n, age + 4 * n, age + 5 * n, age + 7 * n
         block = np.empty(ended + 4 * known)
         base = _address(block)
-        if self._step(
+        step = self._quick if known * n < CROWD else self._long
+        if step(
             self._address, _address(tracks), tracks.strides[0] // 8, known, dt, observed,
             _address(xyxy), _address(score), _address(class_id), n,
             base, base + 8 * age, base + 8 * velocity, base + 8 * labels, base + 8 * ids,
