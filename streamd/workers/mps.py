@@ -1,7 +1,9 @@
 """NVIDIA's Multi-Process Service for the workers of one daemon: their kernels run concurrently instead of in turns.
 
 One control daemon, our child process, listens in our own folder and starts servers as workers connect. It changes no
-setting of the GPU. By the driver's own rule, a worker that cannot reach it runs without: a dead MPS only costs speed.
+setting of the GPU. If a server dies, so does the work of its clients: the workers end and are started again, and the
+control daemon starts another server. If the control daemon dies, it is started again with the next worker. By the
+driver's own rule, a worker that cannot reach one runs without: a dead MPS only costs speed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ CONTROL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 START_S = 10.0
 """Longest time from its start until it responds."""
+AGAIN_S = 2.0
+"""The same while a daemon is running that has other things to do."""
+WAIT_S = 30.0
+"""After it could not be started again."""
 _ASK_S = 5.0
 _ADVICE = "it is part of the NVIDIA driver (not on Jetson); see docs/tuning.md, or omit engine.mps"
 
@@ -37,7 +43,10 @@ class Mps:
 
     def __init__(self, folder: Path, *, wanted: bool) -> None:
         self._wanted = wanted
+        self._base = folder
         self._folder = folder / "mps"
+        self._starts = 0
+        self._not_before = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self.environment: Mapping[str, str] = {}
         """Environment variables for the workers."""
@@ -53,6 +62,25 @@ class Mps:
         if os.environ.get(PIPES):
             log.info("workers use an existing MPS server", pipes=os.environ[PIPES])
             return
+        self._start(START_S)
+
+    def revive(self) -> None:
+        """Starts it again if it has ended. Where that fails, the next workers run without it."""
+        process = self._process
+        if not self._starts or (process is not None and process.poll() is None) or time.monotonic() < self._not_before:
+            return
+        log.warning("MPS ended prematurely; starting it again", code=process.returncode if process else None)
+        try:
+            self._start(AGAIN_S)
+        except (BackendError, OSError) as error:
+            self.environment = {}
+            self._not_before = time.monotonic() + WAIT_S
+            log.error("MPS cannot be started again; workers run without it", error=str(error), retry_in_s=WAIT_S)
+
+    def _start(self, limit_s: float) -> None:
+        self._starts += 1
+        # A folder of its own: what the last one has left in there would be taken for a running server.
+        self._folder = self._base / ("mps" if self._starts == 1 else f"mps{self._starts}")
         self._folder.mkdir(mode=0o700)
         self.environment = {PIPES: str(self._folder), LOGS: str(self._folder)}
         environment = os.environ | self.environment
@@ -64,11 +92,11 @@ class Mps:
             )  # fmt: skip
         except OSError as error:
             raise BackendError(f"engine.mps: {CONTROL} cannot be started: {error.strerror}; {_ADVICE}") from error
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + limit_s
         while not self._ask("get_server_list"):
             code = self._process.poll()
             if code is not None or time.monotonic() > deadline:
-                how = f"ended with code {code}" if code is not None else f"did not respond within {START_S:g} s"
+                how = f"ended with code {code}" if code is not None else f"did not respond within {limit_s:g} s"
                 said = self._said()
                 self.kill()
                 raise BackendError(f"engine.mps: {CONTROL} {how}{said}; {_ADVICE}")

@@ -224,6 +224,7 @@ class WorkerSupervisor:
 
     def _launch(self, worker: WorkerProcess) -> None:
         try:
+            self._mps.revive()
             worker.start(self._order(worker, self.config, next(self._lives)), self._mps.environment)
         except OSError as error:
             if not self._started:

@@ -108,3 +108,47 @@ def test_a_machine_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv(PIPES, raising=False)
     with pytest.raises(BackendError, match="nvidia-cuda-mps-control cannot be started: No such file or directory"):
         Mps(tmp_path, wanted=True).open()
+
+
+def test_one_that_dies_is_started_again_for_the_next_worker(control: Path, tmp_path: Path) -> None:
+    install(control, "touch ready")
+    server = Mps(tmp_path, wanted=True)
+    server.revive()
+    assert not server.environment, "it was never started"
+    server.open()
+    first = Path(server.environment[PIPES])
+    server.revive()
+    assert Path(server.environment[PIPES]) == first, "it is alive"
+    pid = int((first / "pid").read_text())
+    psutil.Process(pid).kill()
+    assert server._process is not None
+    server._process.wait(5)
+    server.revive()
+    again = Path(server.environment[PIPES])
+    assert again != first
+    assert psutil.pid_exists(int((again / "pid").read_text()))
+    server.close(5)
+    assert not psutil.pid_exists(int((again / "pid").read_text()))
+
+
+def test_workers_run_without_it_until_it_can_be_started_again(
+    control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(control, "touch ready")
+    server = Mps(tmp_path, wanted=True)
+    server.open()
+    pid = int((Path(server.environment[PIPES]) / "pid").read_text())
+    control.rename(control.with_name("away"))
+    psutil.Process(pid).kill()
+    assert server._process is not None
+    server._process.wait(5)
+    server.revive()
+    assert server.environment == {}
+    control.with_name("away").rename(control)
+    server.revive()
+    assert server.environment == {}, "not at every start of a worker"
+    monkeypatch.setattr(mps, "WAIT_S", 0.0)
+    server._not_before = 0.0
+    server.revive()
+    assert psutil.pid_exists(int((Path(server.environment[PIPES]) / "pid").read_text()))
+    server.close(5)
