@@ -27,7 +27,7 @@ from streamd.sources.holdback import Holdback
 from streamd.sources.no_picture import NoPictureWatch
 from streamd.sources.pacing import MediaClock, Pacer, RateLimit
 from streamd.sources.picture import aspect_of, orientation_of, picture_of, top_down
-from streamd.sources.quarantine import PacketLossListener, Quarantine
+from streamd.sources.quarantine import JpegListener, PacketLossListener, Quarantine
 from streamd.sources.recording import PacketFeed
 from streamd.sources.second_opinion import NO_DECODER, is_external, plays_in_software
 from streamd.sources.skipping import PacketSkipper, held_back
@@ -134,6 +134,7 @@ class AvSource:
         self._admission = Admission(settings.id, self._network, self._closed)
         self._lost_before = 0
         self._quarantine = Quarantine()
+        self._jpeg = JpegListener("")
         self._holdback = Holdback()
         self._withhold = settings.on_corruption == "quarantine"
 
@@ -209,6 +210,7 @@ class AvSource:
         settings = self._settings
         stream = video_stream(container, settings, live=self._network, waited_s=waited)
         context = stream.codec_context
+        self._jpeg = JpegListener(context.name)
         if kept is not None and kept.video == video_of(context):
             kept.context.flush_buffers()
             self._decoder = kept
@@ -488,7 +490,8 @@ class AvSource:
         self.deadline = time.monotonic() + DECODE_LIMIT_S
         try:
             decoder = self._decoder
-            natives: list[VideoFrame] = packet.decode() if decoder is None else decoder.decode(packet)
+            with self._jpeg:
+                natives: list[VideoFrame] = packet.decode() if decoder is None else decoder.decode(packet)
             if self._skipper is not None and self._skipper.level == "keys" and packet.size:
                 context = packet.stream.codec_context if decoder is None else decoder.context
                 natives += held_back(natives, self._holdback.fed, context)
@@ -529,7 +532,7 @@ class AvSource:
                 text = f"damage made the decoder delay its output by {late} more pictures; reconnecting restores it"
                 raise SourceError("corrupt", redact(f"{self._settings.url}: {text}"))
         quarantined = self._quarantine.frame(
-            tainted=tainted, corrupt=native.is_corrupt, key=native.key_frame, now_ns=decoded_ns
+            tainted=tainted, corrupt=native.is_corrupt or self._jpeg.damaged(), key=native.key_frame, now_ns=decoded_ns
         )
         if kind.invented_clock:
             pts_ns = None

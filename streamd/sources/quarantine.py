@@ -1,15 +1,17 @@
 """Identifies pictures that must not pass as intact: those after a loss, up to the next clean key frame.
 
-A damaged picture corrupts all pictures predicted from it, and no decoder marks those. There are three signs of damage:
+A damaged picture corrupts all pictures predicted from it, and no decoder marks those. There are four signs of damage:
 the decoder's own flags (software decoders of H.264 and older codecs, which know what they concealed), packets that the
-demuxer marks or the decoder rejects, and lost RTP packets. Loss is the only sign for H.265 and for GPU decoders, which
-conceal silently; FFmpeg reports it in its log only.
+demuxer marks or the decoder rejects, lost RTP packets, and what the decoder of JPEG says of a picture that is cut off
+or overwritten. Loss is the only sign for H.265 and for GPU decoders, which conceal silently. FFmpeg reports it, and
+damaged JPEGs, in its log only.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,21 +21,23 @@ HOLD_NS = 30_000_000_000
 """How long pictures are withheld without a new sign of damage: some cameras never send a second key frame."""
 
 _MISSED = re.compile(r"RTP: missed (\d+) packets")
+_BROKEN_JPEG = re.compile(r"overread \d|error (?:count|y=|dc)|mjpeg_decode_dc: bad vlc|bad vlc")
+"""Not all errors: that it cannot read a camera's own fields, the decoder says, too."""
 
 
-class PacketLossListener:
-    """Reads the number of lost RTP packets from FFmpeg's log. For one thread; enter it around each read.
+class _LogListener:
+    """Collects lines of FFmpeg's log. For one thread; enter it around each call.
 
     PyAV's log hook is process-wide: every line of level WARNING and above then takes the GIL. This is safe because
     PyAV's decoders use slice threading: no decoder thread can still be logging while a decoder is freed.
 
     Args:
-        rtp: False for inputs without RTP: nothing is hooked.
+        wanted: False: nothing is hooked.
     """
 
-    def __init__(self, rtp: bool) -> None:
+    def __init__(self, wanted: bool) -> None:
         self._capture: Capture | None = None
-        if not rtp:
+        if not wanted:
             return
         import av.logging
 
@@ -52,14 +56,48 @@ class PacketLossListener:
         if self._capture is not None:
             self._capture.__exit__(None, None, None)
 
+    def _lines(self) -> Iterator[str]:
+        """The lines since the last call; they are forgotten."""
+        if self._capture is not None and self._capture.logs:
+            lines = [line for _, _, line in self._capture.logs]
+            self._capture.logs.clear()
+            yield from lines
+
+
+class PacketLossListener(_LogListener):
+    """Reads the number of lost RTP packets from FFmpeg's log, around each read.
+
+    Args:
+        rtp: False for inputs without RTP.
+    """
+
+    def __init__(self, rtp: bool) -> None:
+        super().__init__(rtp)
+
     def take(self) -> int:
         """RTP packets lost since the last call."""
-        if self._capture is None or not self._capture.logs:
-            return 0
-        found = (_MISSED.match(line) for _, _, line in self._capture.logs)
-        lost = sum(int(match[1]) for match in found if match)
-        self._capture.logs.clear()
-        return lost
+        return sum(int(match[1]) for line in self._lines() if (match := _MISSED.match(line)) is not None)
+
+
+class JpegListener(_LogListener):
+    """Reads from FFmpeg's log whether a JPEG is damaged, around each decoding.
+
+    Args:
+        codec: of the stream; for others than JPEG nothing is hooked.
+    """
+
+    def __init__(self, codec: str) -> None:
+        super().__init__(codec == "mjpeg")
+
+    def __enter__(self) -> None:
+        if self._capture is not None:
+            self._capture.logs.clear()  # of a packet without a picture
+            self._capture.__enter__()
+
+    def damaged(self) -> bool:
+        """Whether the picture that was decoded last is cut off or overwritten."""
+        capture = self._capture
+        return capture is not None and any(_BROKEN_JPEG.match(line) for _, _, line in capture.logs)
 
 
 class Quarantine:
