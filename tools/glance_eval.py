@@ -14,8 +14,9 @@ Columns: `looked`: share of frames that the network had to process. `events`: cr
 looks always, how many are there with the gate too (same rule, within half a second; `soon`: at most one frame later),
 and how many only there. `tracks`: the same for tracks that were confirmed for half a second (a box of the other run
 overlaps by half). Of a day, both count where the clip plays: in a still picture, only boxes that tremble cross a line.
-`late`: worst and 99th percentile of how many frames later a track is found. `boxes`: share of all boxes that the last
-look shows in place (overlap by half)."""
+With --repeat, a second line compares looking always with the same without one frame in fifty: what is missing there is
+chance. `late`: worst and 99th percentile of how many frames later a track is found. `boxes`: share of all boxes that the
+last look shows in place (overlap by half)."""
 
 from __future__ import annotations
 
@@ -58,6 +59,8 @@ from streamd.types import Frame, ModelInfo
 
 SAME_S, SAME_IOU = 0.5, 0.5
 SHORTEST_S = 0.5
+LEFT_OUT = 50
+"""With --repeat, one frame in so many is left out: what that changes is chance."""
 Boxes = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
 
@@ -171,6 +174,12 @@ class Way:
             what = event.details.get("direction", "")
             self.run.events.append((f"{event.rule}{what}", event.label or "", event.seq))
 
+    def leave_out(self) -> None:
+        """The next frame is lost."""
+        self.run.looked.append(False)
+        self.run.why.append("")
+        self.run.boxes.append(self.run.boxes[-1] if self.run.boxes else np.empty((0, 4), np.float32))
+
     def frame(self, frame: Frame, boxes: Boxes) -> None:
         """Takes the next frame."""
         frame.view = None
@@ -179,7 +188,7 @@ class Way:
                 self._gate.answer(*self._answers.popleft()[1])
             self._glimpse.frame(frame)
             assert frame.view is not None
-            self.run.why.append(frame.view.why)
+        self.run.why.append(frame.view.why if frame.view is not None else "")
         xyxy, score, class_id = boxes
         result = Result(self._output, frame, xyxy.copy(), score.copy(), class_id.copy())
         looked = result.looked
@@ -288,19 +297,23 @@ def _covered(box: npt.NDArray[np.float32], others: Sequence[npt.NDArray[np.float
 # ------------------------------------------------------------------------------------------------------------- running
 
 
-def evaluate(clip: Path, network: Network, look: LookSettings, lag: int) -> Outcome:
-    """Both ways on one clip."""
+def evaluate(clip: Path, network: Network, look: LookSettings, lag: int, *, repeat: bool = False) -> Outcome:
+    """Both ways on one clip; with `repeat`, instead of gating, all frames but one in `LEFT_OUT` are looked at."""
     boxes = network.boxes(clip)
-    always, gated = Way(network, None, lag), Way(network, look, lag)
+    always, other = Way(network, None, lag), Way(network, None if repeat else look, lag)
     times: list[int] = []
     for frame, found in zip(frames_of(clip), boxes, strict=False):
         times.append(frame.captured_ns)
         picture = frame.picture
         always.frame(frame, found)
         frame.picture = picture
-        gated.frame(frame, found)
+        if repeat and frame.seq % LEFT_OUT == LEFT_OUT // 2:
+            other.leave_out()
+        else:
+            other.frame(frame, found)
     rate = 1e9 / float(np.median(np.diff(times))) if len(times) > 1 else 25.0
-    return compare(clip.name, rate, always.run, gated.run, parts_of(clip))
+    name = f"{clip.name}, one frame in {LEFT_OUT} left out" if repeat else clip.name
+    return compare(name, rate, always.run, other.run, parts_of(clip))
 
 
 def main() -> int:
@@ -313,6 +326,7 @@ def main() -> int:
     parser.add_argument("--model", default="builtin:road6", help="path, or builtin:NAME (default: builtin:road6)")
     parser.add_argument("--look", default="{}", help="settings of the section `look`, as YAML")
     parser.add_argument("--lag", type=int, default=2, help="frames until an answer reaches the gate (default: 2)")
+    parser.add_argument("--repeat", action="store_true", help="also tell what leaving out a few frames changes")
     parser.add_argument("--cache", type=Path, help="folder that keeps the network's boxes")
     parser.add_argument("--day", type=float, metavar="SECONDS", help="make a working day of each clip")
     parser.add_argument("--still", type=float, default=0.8, help="share of it in which nothing happens (default: 0.8)")
@@ -330,9 +344,10 @@ def main() -> int:
                 into = args.write or Path(folder)
                 into.mkdir(parents=True, exist_ok=True)
                 clip = make_day(clip, args.day, args.still, args.seed, into, args.height)
-            outcomes.append(evaluate(clip, network, look, args.lag))
-            if not args.json:
-                _print(outcomes[-1])
+            for repeat in (False, True) if args.repeat else (False,):
+                outcomes.append(evaluate(clip, network, look, args.lag, repeat=repeat))
+                if not args.json:
+                    _print(outcomes[-1])
     if args.json:
         print(json.dumps([asdict(each) for each in outcomes], indent=2))
     return 0

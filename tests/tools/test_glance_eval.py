@@ -64,6 +64,13 @@ def test_what_is_saved_and_missed(clip: Path) -> None:
     assert sum(outcome.why.values()) == FRAMES
 
 
+def test_what_is_chance_is_told(clip: Path) -> None:
+    network: Any = Truth()
+    outcome = tool.evaluate(clip, network, LookSettings(when="motion"), 2, repeat=True)
+    assert outcome.looked == pytest.approx(0.98, abs=0.001)
+    assert outcome.events_found == outcome.events
+
+
 def test_what_is_missed_is_told(clip: Path) -> None:
     """A mask over everything: only the interval finds the object."""
     network: Any = Truth()

@@ -29,8 +29,8 @@ NOTHING = 3
 """Cells around motion in which the network found nothing that may belong to the same."""
 FRESH_NS = 500_000_000
 """What the network found so long ago says nothing of what moves now."""
-RETRIES = 1
-"""Looks for an object that the last look did not find."""
+RETRY_NS = 1_000_000_000
+"""Least time between two looks for an object that the last look did not find: boxes may flicker all the time."""
 FEW = 6
 """Objects whose paths are known without looking at every frame, if they are apart."""
 FASTEST = 0.5
@@ -66,8 +66,8 @@ class Gate:
         """When something last moved near each cell where the network found nothing."""
         self._missing: set[int] = set()
         """Tracks that were not found again, and have been looked for."""
-        self._retries = 0
-        """Looks left for an object that was not found."""
+        self._retry, self._retried_ns = False, -(10**15)
+        """The next frame is to be looked at for an object that was not found; and when one was so the last time."""
         self._skipped = True
         """The last frame was not looked at."""
         self._looked_ns = self._moved_ns = self._found_ns = -(10**15)
@@ -113,7 +113,7 @@ class Gate:
         self.last, self.glance = moved, glance
         if wanted:
             self.looks[why] += 1
-            self._looked_ns, self._owed = now, False
+            self._looked_ns, self._owed, self._retry = now, False, False
         self._skipped = not wanted
         frame.view = Look(wanted, why, moved, now)
         return moved
@@ -150,8 +150,8 @@ class Gate:
             if before is not None:
                 known.since(before)
                 missing = before.numbers.keys() - known.numbers.keys()
-                if not missing <= self._missing:
-                    self._retries = RETRIES
+                if not missing <= self._missing and self._now_ns - self._retried_ns > RETRY_NS:
+                    self._retry, self._retried_ns = True, self._now_ns
                 self._missing = (self._missing | missing) - known.numbers.keys()
             moved = known.look.moved
             if isinstance(moved, Moved) and self._shape is not None:
@@ -191,8 +191,7 @@ class Gate:
             return True, "faint"
         if rare and now - self._found_ns <= settings.hold_s * 1e9:
             return True, "hold"
-        if self._retries:
-            self._retries -= 1
+        if self._retry:
             return True, "tracks"
         due = self._owed or passed >= settings.at_least_every_s * 1e9 - JITTER_NS
         return (True, "interval") if due else (False, "still")
