@@ -15,8 +15,8 @@ looks always, how many are there with the gate too (same rule, within half a sec
 and how many only there. `tracks`: the same for tracks that were confirmed for half a second (a box of the other run
 overlaps by half). Of a day, both count where the clip plays: in a still picture, only boxes that tremble cross a line.
 With --repeat, a second line compares looking always with the same without one frame in fifty: what is missing there is
-chance. `late`: worst and 99th percentile of how many frames later a track is found. `boxes`: share of all boxes that the
-last look shows in place (overlap by half)."""
+chance. `late`: worst and 99th percentile of how many frames later a track is found. `boxes`: share of all boxes that
+the last look shows in place (overlap by half)."""
 
 from __future__ import annotations
 
