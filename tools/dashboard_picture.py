@@ -11,7 +11,7 @@ import math
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 CELL = 60, 28
@@ -30,7 +30,8 @@ h2 { margin: 0 0 4px; font-size: 12px; font-weight: 600; white-space: nowrap; }
 .stat { margin: 14px 0 0; font-size: min(28px, 20cqw); font-weight: 600; text-align: center;
   white-space: nowrap; }
 svg { display: block; overflow: visible; } text { fill: #9aa0aa; font-size: 10px; }
-.legend { line-height: 15px; color: #b4b8c0; font-size: 10px; white-space: nowrap; overflow: hidden; }
+.legend { line-height: 15px; max-height: 30px; color: #b4b8c0; font-size: 10px; overflow: hidden; }
+.legend span { display: inline-block; white-space: nowrap; }
 .legend i { display: inline-block; width: 10px; height: 3px; margin: 0 4px 3px 8px; }
 """
 Series = tuple[str, list[tuple[float, float]]]
@@ -105,10 +106,20 @@ def _clock(span: Prometheus, left: int, size: tuple[int, int]) -> str:
 
 
 def _legend(names: Sequence[str]) -> str:
-    marks = (
-        f'<i style="background: {COLORS[i % len(COLORS)]}"></i>{html.escape(name)}' for i, name in enumerate(names)
-    )
-    return f'<div class="legend">{"".join(marks)}</div>'
+    return _key((COLORS[i % len(COLORS)], name) for i, name in enumerate(names))
+
+
+def _key(entries: Iterable[tuple[str, str]]) -> str:
+    """Colours and what they stand for."""
+    marks = (f'<span><i style="background: {color}"></i>{html.escape(name)}</span>' for color, name in entries)
+    return f'<div class="legend">{" ".join(marks)}</div>'
+
+
+def step_of(top: float, most: int = 4) -> float:
+    """The distance of an axis's marks: a round number, so that at most so many of them reach `top`."""
+    least = top / most or 1.0
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(round_ * power for round_ in (1, 2, 2.5, 5, 10) if round_ * power >= least * 0.999)
 
 
 def lines(panel: Mapping[str, Any], series: Sequence[Series], span: Prometheus, size: tuple[int, int]) -> str:
@@ -122,12 +133,15 @@ def lines(panel: Mapping[str, Any], series: Sequence[Series], span: Prometheus, 
         line = [(at, v + base.get(at, 0.0)) if stacked else (at, v) for at, v in points]
         base |= dict(line)
         drawn.append(line)
-    top = max((v for line in drawn for _, v in line), default=0.0) * 1.1 or 1.0
+    top = max((v for line in drawn for _, v in line), default=0.0)
+    step = step_of(top)
+    marks = max(1, math.ceil(top / step - 0.001))
+    top = step * marks
     out = []
-    for i in range(4):
-        y = 8 + (height - 22) * (1 - i / 3)
+    for i in range(marks + 1):
+        y = 8 + (height - 22) * (1 - i / marks)
         out.append(f'<path d="M{left} {y:.1f}H{width}" stroke="#2a2d33"/><text x="{left - 6}" y="{y + 3:.1f}" '
-                   f'text-anchor="end">{shown(top * i / 3, unit)}</text>')  # fmt: skip
+                   f'text-anchor="end">{shown(step * i, unit)}</text>')  # fmt: skip
     for i, line in enumerate(drawn):
         at = [(_axis(span, t, left, width), 8 + (height - 22) * (1 - v / top)) for t, v in line]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
@@ -154,9 +168,8 @@ def states(panel: Mapping[str, Any], series: Sequence[Series], span: Prometheus,
             x, end = _axis(span, at, left, width), _axis(span, then, left, width)
             out.append(f'<rect x="{x:.1f}" y="{row * i + 2:.1f}" width="{end - x + 0.5:.1f}" height="{row - 4:.1f}" '
                        f'fill="{NAMED[word["color"]]}"/>')  # fmt: skip
-    marks = (f'<i style="background: {NAMED[w["color"]]}"></i>{w["text"]}' for w in words.values())
     picture = f'<svg width="{width}" height="{height}">{"".join(out)}{_clock(span, left, (width, height))}</svg>'
-    return f'{picture}<div class="legend">{"".join(marks)}</div>'
+    return picture + _key((NAMED[word["color"]], word["text"]) for word in words.values())
 
 
 def heatmap(_: Mapping[str, Any], series: Sequence[Series], span: Prometheus, size: tuple[int, int]) -> str:

@@ -137,7 +137,11 @@ def main() -> int:
             with prometheus(Path(name), port) as storage, sync_playwright() as driver:
                 browser = driver.chromium.launch(executable_path=browser_path, args=list(FLAGS))
                 desk = browser.new_page(viewport={"width": 1440, "height": 710}, color_scheme="dark")
-                desk.goto(address)
+                phone = browser.new_page(
+                    viewport={"width": 390, "height": 844}, device_scale_factor=1.5, color_scheme="light"
+                )
+                for page in (desk, phone):  # both from the beginning: the curves are of what a page has seen
+                    page.goto(address)
                 time.sleep(args.wait)
                 save(desk, args.out / "wall.webp")
                 desk.set_viewport_size({"width": 1440, "height": 860})
@@ -151,11 +155,8 @@ def main() -> int:
                 time.sleep(1)
                 save(desk, args.out / "editor.webp")
                 desk.close()
-                phone = browser.new_page(
-                    viewport={"width": 390, "height": 844}, device_scale_factor=1.5, color_scheme="light"
-                )
-                phone.goto(address)
-                time.sleep(12)
+                phone.bring_to_front()
+                time.sleep(3)
                 save(phone, args.out / "phone.webp")
                 phone.close()
                 past = browser.new_page(viewport={"width": 1440, "height": 800}, color_scheme="dark")
