@@ -122,6 +122,16 @@ def test_filters_by_camera_zone_class_and_time(look: Any, full: seeded.Seeded) -
     expect(page.locator("#empty")).to_have_text("No events match these filters.")
 
 
+def test_the_timeline_of_a_few_seconds_has_its_last_event_at_its_end(look: Any, empty: seeded.Seeded) -> None:
+    for n, at in enumerate((0, 4, 20)):
+        empty.journal.submit(event(f"e/{n}", stream="gate", at_s=at))
+    assert empty.journal.flush()
+    page = look(empty)
+    bars = page.locator("#timeline rect[data-bar]")
+    expect(bars).to_have_count(3)
+    assert [bars.nth(n).get_attribute("data-bar") for n in range(3)] == ["0", "19", "95"]
+
+
 def test_the_keyboard_reaches_everything(look: Any, full: seeded.Seeded) -> None:
     page = look(full)
     cards = page.locator(".event button")

@@ -76,7 +76,7 @@ export class Timeline {
     if (this.node.hidden) return;
     const last = events[0].began;
     this.#begin = events.at(-1).began;
-    this.#width = Math.max(1, (last - this.#begin) / (BARS - 0.001));
+    this.#width = Math.max(0.001, (last - this.#begin) / (BARS - 0.001)); // the last event is in the last bar
     this.#counts = new Array(BARS).fill(0);
     for (const event of events) this.#counts[Math.min(BARS - 1, Math.floor((event.began - this.#begin) / this.#width))] += 1;
     const top = Math.max(...this.#counts);
