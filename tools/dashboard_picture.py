@@ -27,13 +27,14 @@ section { position: absolute; box-sizing: border-box; background: #181b1f; borde
   border-radius: 3px; padding: 8px 10px; overflow: hidden; container-type: inline-size; }
 h1 { position: absolute; margin: 0; font-size: 14px; font-weight: 600; }
 h2 { margin: 0 0 4px; font-size: 12px; font-weight: 600; white-space: nowrap; }
-.stat { margin: 14px 0 0; font-size: min(28px, 20cqw); font-weight: 600; text-align: center;
+.stat { margin: 14px 0 0; font-size: min(28px, 15cqw); font-weight: 600; text-align: center;
   white-space: nowrap; }
 svg { display: block; overflow: visible; } text { fill: #9aa0aa; font-size: 10px; }
 .legend { line-height: 15px; max-height: 30px; color: #b4b8c0; font-size: 10px; overflow: hidden; }
 .legend span { display: inline-block; white-space: nowrap; }
 .legend i { display: inline-block; width: 10px; height: 3px; margin: 0 4px 3px 8px; }
 """
+RATES = {"fps": "fps", "cps": "c/s", "pps": "p/s"}
 Series = tuple[str, list[tuple[float, float]]]
 
 
@@ -78,7 +79,7 @@ def shown(value: float, unit: str) -> str:
     if unit == "dateTimeFromNow":
         return f"{max(0, time.time() - value / 1000) / 60:.0f} min ago"
     text = f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
-    return f"{text} fps" if unit in ("fps", "cps") else text
+    return f"{text} {RATES[unit]}" if unit in RATES else text
 
 
 def stat(panel: Mapping[str, Any], series: Sequence[Series], _: Prometheus, __: tuple[int, int]) -> str:

@@ -141,7 +141,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 f"sum by (reason) (increase(streamd_stream_failures_total{{{_THESE}}}[5m]))", "{{reason}}")),
             _lines("Hanging threads", "short", (f"streamd_stream_threads_stuck{{{_THESE}}}", "{{stream}}")),
             _lines("Detections", "cps", (
-                f"sum by (label) ({_rate('streamd_detections_total')})", "{{label}}"), stack=True, w=16),
+                f"sum by (label) ({_rate('streamd_detections_total')})", "{{label}}"), stack=True),
         ),
     ),
     (
