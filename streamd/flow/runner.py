@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,30 +16,14 @@ from streamd.flow.backoff import Backoff
 from streamd.flow.camera import CameraWatch
 from streamd.flow.contracts import Source, SourceInfo
 from streamd.flow.glimpse import Glimpse
+from streamd.flow.reporter import Event, StatusReporter
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.settings import StreamSettings
 from streamd.flow.threads import NamedThread
-from streamd.security.redact import redact
 from streamd.telemetry.streams import StreamMetrics
-from streamd.types import DEGRADED, Frame, StreamPast, StreamState, StreamStatus
+from streamd.types import Frame, StreamPast, StreamStatus
 
 log = structlog.get_logger(__name__)
-
-Event = Literal["opened", "broke", "retry", "ended", "gave_up"]
-
-TRANSITIONS: dict[tuple[StreamState, Event], StreamState] = {
-    ("CONNECTING", "opened"): "LIVE",
-    ("CONNECTING", "broke"): "BACKOFF",
-    ("CONNECTING", "ended"): "ENDED",
-    ("CONNECTING", "gave_up"): "FAILED",
-    ("LIVE", "broke"): "BACKOFF",
-    ("LIVE", "ended"): "ENDED",
-    ("LIVE", "gave_up"): "FAILED",
-    ("BACKOFF", "retry"): "CONNECTING",
-    ("BACKOFF", "ended"): "ENDED",
-    ("BACKOFF", "gave_up"): "FAILED",
-}
-"""Every allowed transition between the states of a stream."""
 
 TELL_QUARANTINE_NS = 1_000_000_000
 """Pictures are withheld for this long before a status reports it: one lost packet in a short GOP is not worth
@@ -51,18 +34,8 @@ CHECK_NS = 1_000_000_000
 """Interval of the check whether all frames fail in the stages."""
 FEW_ERRORS = 2
 """Frames that may fail in that time without a status."""
-CALM_NS = 5_000_000_000
-"""A problem of a live stream is over if it has not recurred for this long."""
-DOWN: tuple[StreamState, ...] = ("CONNECTING", "BACKOFF", "FAILED")
-"""`since` tells how long a stream has been in these, whichever of them it is in now."""
-STILL_DOWN_S = 600.0
-"""A stream that stays down for the same reason is logged this often."""
 ABANDONED_LIMIT = 4
 """Number of hanging threads after which their stream is FAILED: each holds memory and a connection."""
-
-
-_KEPT = ("codec", "decoder", "width", "height", "fps", "camera_health")
-"""Fields of a status that outlast a change of state."""
 
 
 class _Abandoned(Exception):
@@ -124,25 +97,16 @@ class StreamRunner:
         self._glimpse = glimpse
         self._make_source = make_source
         self._metrics = metrics
-        self._on_status = on_status
         self._backoff = Backoff(initial_s, max_s)
         self._attempts = attempts
         self._connected = before is None
         """Whether the next connection counts as a reconnect, unless it is the stream's first."""
         self._stop = threading.Event()
-        self._lock = threading.RLock()
         self._epoch: int = before._epoch if before is not None else past.epoch if past is not None else -1
         self._seq: int = before._seq if before is not None else past.counts.received if past is not None else 0
-        self._troubles: dict[SourceReason, int] = {}
-        """When each problem of the live stream is considered over, monotonic nanoseconds."""
-        self._load = ("", "")
-        """Reason and detail if the live stream is degraded; reported while it has no other problem."""
-        self._told: dict[str, float] = {}
-        """When each reason for being down was last logged, monotonic seconds; empty while the stream is live."""
-        self.status = StreamStatus(stream, "CONNECTING", "", "", max(self._epoch, 0), time.time_ns())
+        self._reporter = StatusReporter(stream, metrics, on_status, self._epoch, watched=health is not None)
+        self._lock = self._reporter.lock
         self._reader = _ReaderThread()
-        if health is not None:
-            self.status = replace(self.status, camera_health=())
         self._health = health
         self._start_at: float | None = None
         """When to try again to start a thread, monotonic seconds."""
@@ -166,8 +130,7 @@ class StreamRunner:
 
     def start(self) -> None:
         """Starts the thread."""
-        self._metrics.state = self.status.state
-        self._on_status(self.status)
+        self._reporter.start()
         self._begin(self._too_many() if len(self._abandoned) >= ABANDONED_LIMIT else None)
 
     def _too_many(self) -> SourceError:
@@ -254,22 +217,17 @@ class StreamRunner:
             self._abandon(reader)
 
     def degrade(self, reason: SourceReason | Literal[""], detail: str) -> None:
-        """Reports how load affects the live stream; an empty reason means not at all. Any thread."""
-        with self._lock:
-            if self.status.state != "LIVE" or reason == self._load[0]:
-                return
-            self._load = (reason, detail)
-            self._metrics.degraded = reason
-            if reason:
-                self._metrics.fail(reason)
-            if not self._troubles:
-                self._annotate(reason, detail)
+        """See `StatusReporter.degrade`. Any thread."""
+        self._reporter.degrade(reason, detail)
 
     def report_health(self, states: tuple[str, ...]) -> None:
-        """Reports why the camera cannot see; no states if it can. Any thread."""
-        with self._lock:
-            self.status = replace(self.status, camera_health=states, at_wall_ns=time.time_ns())
-            self._on_status(self.status)
+        """See `StatusReporter.report_health`. Any thread."""
+        self._reporter.report_health(states)
+
+    @property
+    def status(self) -> StreamStatus:
+        """The last one that was reported."""
+        return self._reporter.status
 
     @property
     def epoch(self) -> int:
@@ -287,39 +245,7 @@ class StreamRunner:
         with self._lock:
             if reader.abandoned:
                 raise _Abandoned
-            was, state, now = self.status, TRANSITIONS[self.status.state, event], time.time_ns()
-            keep = {k: getattr(was, k) for k in _KEPT}
-            since = was.since_wall_ns if was.state in DOWN and state in DOWN else now
-            attempts = 0 if state == "LIVE" else was.attempts + (event in ("broke", "gave_up"))
-            self.status = StreamStatus(
-                self.stream, state, reason, redact(detail), max(self._epoch, 0), since, attempts=attempts,
-                at_wall_ns=now, **(keep | extra),
-            )  # fmt: skip
-            self._metrics.state = state
-            self._load, self._metrics.degraded = ("", ""), ""
-            self._log(**extra)
-            self._on_status(self.status)
-
-    def _log(self, **extra: Any) -> None:
-        """Logs the state: one line when a stream goes down, another for each new reason, then rarely."""
-        status, now = self.status, time.monotonic()
-        level = log.warning if status.state in ("BACKOFF", "FAILED") else log.info
-        if status.state == "LIVE":
-            self._told.clear()
-        elif status.state == "CONNECTING":
-            level = log.debug
-        elif status.state == "BACKOFF":
-            if now - self._told.get(status.reason, -STILL_DOWN_S) < STILL_DOWN_S:
-                level = log.debug
-            else:
-                self._told[status.reason] = now
-                if status.attempts > 1:
-                    extra["attempts"] = status.attempts
-                    extra["down_s"] = round((status.at_wall_ns - status.since_wall_ns) / 1e9)
-        level(
-            "stream " + status.state.lower(), stream=self.stream, reason=status.reason or None,
-            detail=status.detail or None, **extra,
-        )  # fmt: skip
+            self._reporter.transition(event, self._epoch, reason, detail, **extra)
 
     def _run(self, reader: _ReaderThread, error: SourceError | None) -> None:
         try:
@@ -388,14 +314,7 @@ class StreamRunner:
 
     def _opened(self, reader: _ReaderThread, info: SourceInfo, frame: Frame) -> None:
         """The first picture of a connection has arrived."""
-        before = self.status.codec
-        reason: SourceReason | Literal[""] = ""
-        detail = ""
-        self._troubles.clear()
-        if before and before != info.codec:
-            reason, detail = "codec_changed", f"was {before}, is {info.codec}"
-            self._metrics.fail(reason)
-            self._troubles[reason] = frame.captured_ns + CALM_NS
+        reason, detail = self._reporter.opened(info.codec, frame.captured_ns)
         self._epoch += 1
         if self._epoch > 0 and self._connected:
             self._metrics.reconnects += 1
@@ -408,7 +327,7 @@ class StreamRunner:
         )  # fmt: skip
 
     def _pump(self, reader: _ReaderThread, source: Source, info: SourceInfo) -> None:
-        metrics, ring, glimpse = self._metrics, self.ring, self._glimpse
+        metrics, ring, glimpse, reporter = self._metrics, self.ring, self._glimpse, self._reporter
         before = (metrics.corrupt, metrics.skipped, metrics.lost, metrics.clock_jumps)
         held_since: int | None = None
         check_ns, published, errors = 0, metrics.published, metrics.dropped.get("frame_error", 0)
@@ -427,30 +346,27 @@ class StreamRunner:
             metrics.received += 1
             metrics.last_frame_wall = time.time()  # not frame.wall_ns: a camera's clock may be wrong
             self._count(source, before)
-            if self._troubles and max(self._troubles.values()) <= now:
-                with self._lock:
-                    self._troubles.clear()
-                    self._annotate(*self._load)
+            if reporter.troubles:
+                reporter.calm(now)
             if source.clock.jumps != jumps:
                 jumps = source.clock.jumps
-                self._report_trouble("clock_jump", "the camera's clock jumped or stood still", now)
+                reporter.trouble("clock_jump", "the camera's clock jumped or stood still", now)
             if (frame.width, frame.height) != size:
                 was, size = size, (frame.width, frame.height)
-                with self._lock:
-                    self.status = replace(self.status, width=size[0], height=size[1])
+                reporter.resized(*size)
                 detail = f"was {was[0]} x {was[1]}, is {size[0]} x {size[1]} pixels"
-                self._report_trouble("size_changed", detail, now)
+                reporter.trouble("size_changed", detail, now)
             if now >= check_ns:
                 failed = metrics.dropped.get("frame_error", 0) - errors
                 if failed >= FEW_ERRORS and metrics.published == published:
-                    self._report_trouble("unsupported", f"no picture can be processed: {metrics.frame_error}", now)
+                    reporter.trouble("unsupported", f"no picture can be processed: {metrics.frame_error}", now)
                 check_ns, published, errors = now + CHECK_NS, metrics.published, errors + failed
             if frame.quarantined:
                 metrics.drop("quarantine")
                 if held_since is None:
                     held_since = now
                 elif now - held_since >= TELL_QUARANTINE_NS:
-                    self._report_trouble("corrupt", "damaged pictures are withheld until the next clean key frame", now)
+                    reporter.trouble("corrupt", "damaged pictures are withheld until the next clean key frame", now)
                 del frame
                 continue
             held_since = None
@@ -476,21 +392,3 @@ class StreamRunner:
         metrics.lost = before[2] + source.lost
         metrics.clock_jumps = before[3] + clock.jumps
         metrics.clock_offset_s, metrics.clock_drift = clock.offset_s, clock.drift
-
-    def _report_trouble(self, reason: SourceReason, detail: str, now_ns: int) -> None:
-        """Reports a problem of a stream that stays live; counted once until it is over."""
-        fresh = self._troubles.get(reason, 0) <= now_ns
-        self._troubles[reason] = now_ns + CALM_NS
-        if fresh:
-            self._metrics.fail(reason)
-            self._annotate(reason, detail)
-
-    def _annotate(self, reason: str, detail: str) -> None:
-        """Changes the reason and detail, not the state."""
-        with self._lock:
-            before = self.status
-            self.status = replace(before, reason=reason, detail=detail, at_wall_ns=time.time_ns())
-            # Load affects many streams at once; `runtime/load` logs one line for all of them.
-            level = log.debug if {reason, before.reason} <= DEGRADED | {""} else log.info
-            level("stream status", stream=self.stream, reason=reason or None, detail=detail or None)
-            self._on_status(self.status)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from streamd.flow.runner import DOWN
+from streamd.flow.reporter import DOWN
 from streamd.types import StreamCounts, StreamPast, StreamStatus
 from streamd.workers.forward import Forwarder
 from streamd.workers.report import Report

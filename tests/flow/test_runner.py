@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 
 from streamd.errors import SourceError
 from streamd.flow.contracts import SourceInfo
+from streamd.flow.reporter import TRANSITIONS
 from streamd.flow.ring import Ring
-from streamd.flow.runner import TRANSITIONS, StreamRunner
+from streamd.flow.runner import StreamRunner
 from streamd.flow.settings import StreamSettings
 from streamd.sources.clock import StreamClock
 from streamd.telemetry.streams import StreamMetrics

@@ -25,7 +25,7 @@ class Stream:
         self.counters: StreamMetrics = metrics.stream(name)
         ring: Ring[Frame] = Ring(1)
         self.runner = StreamRunner(name, lambda: cast("object", None), ring, self.counters, self.statuses.append)  # type: ignore[arg-type,return-value]
-        self.runner.status = StreamStatus(name, "LIVE", "", "", 0, 1)
+        self.runner._reporter.status = StreamStatus(name, "LIVE", "", "", 0, 1)
 
     def second(self, published: int, dropped: int) -> None:
         self.counters.received += published + dropped
