@@ -9,19 +9,12 @@ check that it is still the same connection: libzmq then sees its end, and frees 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import fcntl
-import os
 import resource
 import socket
 import struct
-import sys
-import termios
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,6 +23,7 @@ import structlog
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Readers
 from streamd.sinks.hosts import Allowance, Hosts, host_of
+from streamd.sinks.sockets import Duplicates, is_at, name_of, received_by, unread_of
 from streamd.telemetry.logs import Throttle
 
 log = structlog.get_logger(__name__)
@@ -59,11 +53,13 @@ between two checks. The shorter time holds while a peer has just connected or is
 _BUSY_S = 0.2
 _BUSY_BYTES = 2048
 """More than this between two checks is sending; heartbeats are less."""
+_AUDIT_S = 1.0
+"""Between two looks at whether the connections still exist."""
+_MISSING_S = 2.0
+"""A connection that has not existed for so long has ended, whether libzmq has said so or not."""
 _SETTLED_S = 0.05
 """After the end of a connection, libzmq has passed on what it had received by then."""
 _LOG_S = 10.0
-_RECEIVED_AT = 128
-"""Offset of tcpi_bytes_received in Linux's struct tcp_info."""
 
 Reason = Literal["limit", "host", "descriptors", "again", "topics", "rate", "input"]
 _ABUSE = ("topics", "rate", "input")
@@ -81,87 +77,12 @@ class Peer:
     """It was shut down, and libzmq has yet to see it."""
     topics: set[bytes] = field(default_factory=set)
     topic_bytes: int = 0
+    missing_since: float = 0.0
+    """When its descriptor was first found to be none of this connection any more, monotonic seconds."""
     received: int = 0
     """Bytes, as last seen; for ipc those that waited to be read."""
     messages: Allowance = field(default_factory=lambda: Allowance(MESSAGES, MESSAGES_A_SECOND))
     input: Allowance = field(default_factory=lambda: Allowance(INPUT_BYTES, INPUT_BYTES_A_SECOND))
-
-
-class _Duplicates:
-    """Duplicates of connections, one at a time, also where the process has no descriptor left: one is kept for that."""
-
-    def __init__(self) -> None:
-        self._spare = -1
-        self._renew()
-
-    def _renew(self) -> None:
-        if self._spare < 0:
-            with contextlib.suppress(OSError):
-                self._spare = os.open(os.devnull, os.O_RDONLY)
-
-    @contextlib.contextmanager
-    def of(self, descriptor: int) -> Iterator[socket.socket | None]:
-        """A duplicate of the descriptor; None if it is no socket (any more)."""
-        own = -1
-        try:
-            try:
-                own = socket.dup(descriptor)
-            except OSError as error:
-                if error.errno != errno.EMFILE or self._spare < 0:
-                    raise
-                own, self._spare = self._spare, -1
-                os.dup2(descriptor, own, inheritable=False)
-            found = socket.socket(fileno=own)
-        except OSError:
-            if own >= 0:
-                os.close(own)
-            self._renew()
-            yield None
-            return
-        with found:
-            yield found
-        self._renew()
-
-    def close(self) -> None:
-        """Gives the spare descriptor back."""
-        if self._spare >= 0:
-            os.close(self._spare)
-            self._spare = -1
-
-
-_getsockopt = ctypes.PyDLL(None).getsockopt
-_info = (ctypes.c_uint64 * 32)()
-_length = ctypes.c_uint32()
-
-
-def _received(descriptor: int) -> int:
-    """Bytes received by a TCP connection; 0 if it is none. A microsecond, where a duplicate takes five."""
-    _length.value = ctypes.sizeof(_info)
-    failed = _getsockopt(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, ctypes.byref(_info), ctypes.byref(_length))
-    return 0 if failed or _length.value < _RECEIVED_AT + 8 else _info[_RECEIVED_AT // 8]
-
-
-def _unread(descriptor: int) -> int:
-    """Bytes that were sent to a connection and not read yet; 0 if it is none."""
-    try:
-        return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
-    except OSError:
-        return 0
-
-
-def _name_of(connection: socket.socket) -> Any:
-    with contextlib.suppress(OSError):
-        return connection.getpeername()
-    return None
-
-
-def _is_at(connection: socket.socket, endpoint: str) -> bool:
-    """Whether `connection` was accepted at a socket's endpoint, as libzmq writes it; True while that is not known."""
-    own = connection.getsockname()
-    if isinstance(own, tuple):
-        return not endpoint or endpoint.endswith(f":{own[1]}")
-    path = own.decode("utf-8", "surrogateescape").replace("\0", "@", 1) if isinstance(own, bytes) else own
-    return not endpoint or endpoint == f"ipc://{path}"
 
 
 class Peers:
@@ -189,7 +110,7 @@ class Peers:
         self._refused: Counter[str] = Counter()
         self._throttle = Throttle(_LOG_S)
         self._lock = threading.Lock()
-        self._duplicates = _Duplicates()
+        self._duplicates = Duplicates()
         self._hosts = Hosts(self._host_limit)
         self._socket = socket
         Peers._serial += 1
@@ -276,7 +197,7 @@ class Peers:
         import zmq
 
         monitor = self._monitor
-        next_check = 0.0
+        next_check = next_audit = 0.0
         with contextlib.closing(monitor):
             while True:
                 now = time.monotonic()
@@ -284,6 +205,9 @@ class Peers:
                 if every is not None and now >= next_check:
                     self._check_input(now)
                     next_check = now + every / 1000
+                    if now >= next_audit:
+                        self._audit(now)
+                        next_audit = now + _AUDIT_S
                 try:
                     event, value = struct.unpack("=hi", monitor.recv(zmq.DONTWAIT))
                     monitor.recv()
@@ -310,9 +234,10 @@ class Peers:
 
     def _accepted(self, descriptor: int) -> None:
         self._busy_until = time.monotonic() + _BUSY_S
+        self._gone(descriptor)
         with self._duplicates.of(descriptor) as connection:
-            name = connection and _name_of(connection)
-            if connection is None or name is None or not _is_at(connection, self.endpoint):
+            name = connection and name_of(connection)
+            if connection is None or name is None or not is_at(connection, self.endpoint):
                 return  # over already; its descriptor may be a camera's by now
             peer = self._peers[descriptor] = Peer(name, host_of(name))
             hosts = [p.host for p in self._peers.values() if not p.closed]
@@ -333,6 +258,24 @@ class Peers:
             self._all_topic_bytes -= peer.topic_bytes
             self._ended[descriptor] = time.monotonic()
 
+    def _audit(self, now: float) -> None:
+        """Forgets connections that exist no more: the limits would count them for ever."""
+        with self._lock:
+            missing = []
+            for descriptor, peer in self._peers.items():
+                with self._duplicates.of(descriptor) as connection:
+                    there = connection is not None and name_of(connection) == peer.name
+                if there:
+                    peer.missing_since = 0.0
+                elif not peer.missing_since:
+                    peer.missing_since = now
+                elif now - peer.missing_since > _MISSING_S:
+                    missing.append(descriptor)
+            for descriptor in missing:
+                self._gone(descriptor)
+        if missing:
+            log.warning("zmq sink: connections had ended unnoticed", connections=len(missing))
+
     def _check_input(self, now: float) -> None:
         """Bytes received are counted by the kernel for TCP, and estimated for ipc."""
         with self._lock:
@@ -340,10 +283,10 @@ class Peers:
                 if peer.closed:
                     continue
                 if peer.host:
-                    received = _received(descriptor)
+                    received = received_by(descriptor)
                     new = received - peer.received
                 else:
-                    received = _unread(descriptor)
+                    received = unread_of(descriptor)
                     # The same number again may be the same bytes: libzmq's thread has not run meanwhile.
                     new = (
                         received + min((UNREAD_WEIGHT - 1) * received, UNREAD_BYTES) if received != peer.received else 0
@@ -360,7 +303,7 @@ class Peers:
             self._hosts.abused(peer.host)
         with self._duplicates.of(descriptor) as connection:
             # Between the check and the end of the block, the duplicate keeps its connection: it cannot be another's.
-            if connection is None or _name_of(connection) != peer.name:
+            if connection is None or name_of(connection) != peer.name:
                 return
             with contextlib.suppress(OSError):
                 # Once libzmq closes it, the other side is told at once, also one that waits for room to send more.

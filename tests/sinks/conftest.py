@@ -1,17 +1,16 @@
-"""What several test files of sinks need."""
+"""Fixtures of the sinks' tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.sinks.brokers import Server, mosquitto
+from tests.sinks.scene import Scene
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Server]:
-    """A running mosquitto."""
-    with mosquitto(tmp_path) as running:
-        yield running
+def scene() -> Iterator[Scene]:
+    made = Scene()
+    yield made
+    made.close()

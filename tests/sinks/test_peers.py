@@ -3,88 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
-from prometheus_client import CollectorRegistry
 
-from streamd.sinks.guard import GuardedSink
-from streamd.sinks.hosts import ABUSE_COSTS, CONNECTIONS_A_SECOND, MOST_HOSTS, Allowance, Hosts, host_of
+from streamd.sinks.hosts import Allowance, host_of
 from streamd.sinks.peers import INPUT_BYTES, MESSAGES, TOPIC_BYTES, TOPICS
-from streamd.sinks.zmq import ZmqSettings, ZmqSink
-from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamCounts
 from tests.conftest import ROOT
 from tests.frames import detections, status
+from tests.sinks.scene import Scene, connected, refused, until
 from tests.sinks.sender import Sender
 from tests.sinks.zmtp import GREETING, RawPeer, frame
-
-
-class Scene:
-    """A sink with peers, all closed at the end."""
-
-    def __init__(self) -> None:
-        self._open: list[Any] = []
-        self.context = zmq.Context()
-
-    def sink(self, **settings: Any) -> Sender:
-        sink = Sender(ZmqSink(ZmqSettings(**{"bind": "tcp://127.0.0.1:*", "linger_s": 0.1} | settings)))
-        sink.open()
-        self._open.append(sink)
-        return sink
-
-    def peer(self, sink: Sender, **options: Any) -> RawPeer:
-        peer = RawPeer(sink.endpoint, **options)
-        self._open.append(peer)
-        return peer
-
-    def subscriber(self, sink: Sender, *topics: bytes) -> Any:
-        subscriber = self.context.socket(zmq.SUB)
-        subscriber.setsockopt(zmq.RCVHWM, 0)
-        for topic in topics:
-            subscriber.subscribe(topic)
-        before = connected(sink)
-        subscriber.connect(sink.endpoint)
-        until(lambda: connected(sink) == before + 1, sink)
-        return subscriber
-
-    def close(self) -> None:
-        for part in reversed(self._open):
-            part.close()
-        self.context.destroy(linger=0)
-
-
-@pytest.fixture
-def scene() -> Iterator[Scene]:
-    made = Scene()
-    yield made
-    made.close()
-
-
-def connected(sink: Sender) -> int:
-    return int(sink.readers.connected)
-
-
-def refused(sink: Sender) -> dict[str, int]:
-    return dict(sink.readers.refused)
-
-
-def until(condition: Any, sink: Sender | GuardedSink, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        sink.poll()
-        time.sleep(0.005)
 
 
 def streams(subscriber: Any, sink: Sender, seconds: float) -> list[str]:
@@ -110,24 +48,6 @@ def test_an_allowance_is_a_burst_and_a_rate() -> None:
     assert allowance.whole
     assert allowance.take(10)
     assert not allowance.whole
-
-
-def test_a_host_that_connects_again_and_again_has_to_wait() -> None:
-    hosts = Hosts(2 * ABUSE_COSTS + 2)
-    assert all(hosts.connected("a") for _ in range(2))
-    hosts.abused("a")
-    hosts.abused("a")
-    assert not hosts.connected("a")
-    assert hosts.connected("b")
-    time.sleep(1.1 / CONNECTIONS_A_SECOND)
-    assert hosts.connected("a")
-    for _ in range(10):
-        hosts.abused("c")
-    assert -2 * ABUSE_COSTS - 2 <= hosts._of("c")._left < -2 * ABUSE_COSTS, "it owes, but not for ever"
-    assert not hosts.connected("c")
-    for n in range(MOST_HOSTS + 10):
-        hosts.connected(f"2001:db8:0:{n:x}::/64")
-    assert len(hosts._used) == MOST_HOSTS
 
 
 @pytest.mark.parametrize(
@@ -169,85 +89,6 @@ def test_one_host_does_not_take_all_places(scene: Scene) -> None:
     assert refused(sink) == {"host": 1}
     for peer in (*mine, one_more, other):
         peer.close()
-
-
-def test_a_host_may_not_connect_and_leave_in_a_loop(scene: Scene) -> None:
-    sink = scene.sink(bind="tcp://0.0.0.0:*", max_subscribers=20)
-    deadline = time.monotonic() + 20
-    while "again" not in refused(sink):
-        assert time.monotonic() < deadline
-        with contextlib.suppress(OSError):
-            RawPeer(sink.endpoint, handshake=False).close()
-        until(lambda: connected(sink) == 0, sink)
-    other = RawPeer(sink.endpoint, source="127.0.0.2")
-    assert not other.closed(sink, 0.3)
-    other.close()
-
-
-def _leave(sink: Sender, peer: RawPeer, topics: int) -> None:
-    """The peer subscribes while the sink does not look, and leaves."""
-    letters = b"abcdefghijklmnopqrstuvwxyz0123456789"
-    with contextlib.suppress(OSError):
-        peer.subscribe(*(bytes(letters[n // 36**k % 36] for k in range(3)) for n in range(topics)))
-    peer.close()
-    deadline = time.monotonic() + 20
-    while connected(sink):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def test_what_a_peer_leaves_behind_does_not_pile_up(scene: Scene) -> None:
-    """libzmq keeps each subscription until it is read, and adds a cancellation when the peer leaves."""
-    sink = scene.sink()
-    _leave(sink, scene.peer(sink), 40_000)
-    polls = 0
-    while sink._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-        sink.poll()
-        polls += 1
-    assert 0 < polls < 60, "80,000 are to be read"
-    assert not refused(sink) or refused(sink) == {"input": 1}
-
-
-def test_a_peer_does_not_answer_for_the_one_that_had_its_descriptor_before(scene: Scene) -> None:
-    sink = scene.sink()
-    sink.status(status("a"), StreamCounts())
-    first = scene.peer(sink)
-    until(lambda: connected(sink) == 1, sink)
-    (descriptor,) = sink._peers._peers
-    _leave(sink, first, 2 * MESSAGES)
-    second = scene.peer(sink)
-    second.subscribe(b"streamd/")
-    assert not second.closed(sink, 0.5)
-    assert set(sink._peers._peers) == {descriptor}, "else this test has shown nothing"
-    assert not refused(sink)
-    # Its own subscriptions count once those have been read.
-    with contextlib.suppress(OSError):
-        for n in range(10):
-            second.subscribe(*(b"%d" % (1000 * n + k) for k in range(1000)))
-    assert second.closed(sink)
-
-
-def test_a_peer_is_closed_also_where_no_descriptor_is_left(scene: Scene) -> None:
-    sink = scene.sink()
-    peer = scene.peer(sink)
-    until(lambda: connected(sink) == 1, sink)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with socket.socket() as newest:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (newest.fileno() + 8, hard))
-    taken = []
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(open(os.devnull))  # noqa: SIM115 - it is to be left open
-        with contextlib.suppress(OSError):
-            for _ in range(1000):
-                peer.send(frame(b"x" * 1000, 1) * 100)
-        assert peer.closed(sink)
-        assert refused(sink) == {"input": 1}
-    finally:
-        for file in taken:
-            file.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_connections_leave_descriptors_for_the_rest_of_the_daemon(scene: Scene) -> None:
@@ -423,58 +264,6 @@ def test_it_ends_with_peers_in_every_state(scene: Scene) -> None:
     sink.open()
     assert connected(sink) == 0
     assert silent.socket.recv(100) is not None
-
-
-class Failing(ZmqSink):
-    fail = False
-
-    def poll(self) -> None:
-        if self.fail:
-            self.fail = False
-            raise RuntimeError("a bug")
-        super().poll()
-
-
-def test_the_metrics_tell_who_is_connected_now(scene: Scene) -> None:
-    """Also while the sink's thread does not come to tell it, is broken, or has opened the sink again."""
-    metrics = Metrics(CollectorRegistry())
-    sink = Failing(ZmqSettings(bind="tcp://127.0.0.1:*", max_subscribers=2, linger_s=0))
-    guarded = GuardedSink("open", sink, metrics)
-
-    def told() -> float | None:
-        return metrics.registry.get_sample_value("streamd_sink_subscribers", {"sink": "open"})
-
-    def refusals() -> float:
-        return metrics.registry.get_sample_value("streamd_sink_refused_total", {"sink": "open", "reason": "limit"}) or 0
-
-    assert told() is None
-    guarded.open()
-    endpoint = Sender(sink)
-    peers = [scene.peer(endpoint) for _ in range(2)]
-    until(lambda: told() == 2, endpoint)
-    for peer in peers:
-        peer.close()
-    deadline = time.monotonic() + 20
-    while told():  # nobody polls the sink meanwhile
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    peers = [scene.peer(endpoint) for _ in range(2)]
-    with contextlib.suppress(OSError):
-        scene.peer(endpoint, handshake=False)
-    until(lambda: refused(endpoint) == {"limit": 1} and told() == 2, endpoint)
-    sink.fail = True
-    guarded.poll()
-    assert guarded.problem is not None
-    assert told() == 0
-    assert refusals() == 1, "told before it was closed"
-    until(lambda: guarded.problem is None, guarded)
-    assert told() == 0
-    peers = [scene.peer(endpoint) for _ in range(2)]
-    with contextlib.suppress(OSError):
-        scene.peer(endpoint, handshake=False)
-    until(lambda: refusals() == 2, guarded)
-    guarded.close()
-    assert told() == 0
 
 
 def test_peers_at_an_ipc_address_are_limited_too(scene: Scene, tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""Peers that leave and come again: what they leave behind, who answers for it, and who is counted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import time
+
+import zmq
+from prometheus_client import CollectorRegistry
+
+from streamd.sinks.guard import GuardedSink
+from streamd.sinks.hosts import ABUSE_COSTS, CONNECTIONS_A_SECOND, MOST_HOSTS, Hosts
+from streamd.sinks.peers import MESSAGES, Peer
+from streamd.sinks.zmq import ZmqSettings, ZmqSink
+from streamd.telemetry.metrics import Metrics
+from streamd.types import StreamCounts
+from tests.frames import status
+from tests.sinks.scene import Scene, connected, refused, until
+from tests.sinks.sender import Sender
+from tests.sinks.zmtp import RawPeer, frame
+
+
+def test_a_host_that_connects_again_and_again_has_to_wait() -> None:
+    hosts = Hosts(2 * ABUSE_COSTS + 2)
+    assert all(hosts.connected("a") for _ in range(2))
+    hosts.abused("a")
+    hosts.abused("a")
+    assert not hosts.connected("a")
+    assert hosts.connected("b")
+    time.sleep(1.1 / CONNECTIONS_A_SECOND)
+    assert hosts.connected("a")
+    for _ in range(10):
+        hosts.abused("c")
+    assert -2 * ABUSE_COSTS - 2 <= hosts._of("c")._left < -2 * ABUSE_COSTS, "it owes, but not for ever"
+    assert not hosts.connected("c")
+    for n in range(MOST_HOSTS + 10):
+        hosts.connected(f"2001:db8:0:{n:x}::/64")
+    assert len(hosts._used) == MOST_HOSTS
+
+
+def test_a_host_may_not_connect_and_leave_in_a_loop(scene: Scene) -> None:
+    sink = scene.sink(bind="tcp://0.0.0.0:*", max_subscribers=20)
+    deadline = time.monotonic() + 20
+    while "again" not in refused(sink):
+        assert time.monotonic() < deadline
+        with contextlib.suppress(OSError):
+            RawPeer(sink.endpoint, handshake=False).close()
+        until(lambda: connected(sink) == 0, sink)
+    other = RawPeer(sink.endpoint, source="127.0.0.2")
+    assert not other.closed(sink, 0.3)
+    other.close()
+
+
+def _leave(sink: Sender, peer: RawPeer, topics: int) -> None:
+    """The peer subscribes while the sink does not look, and leaves."""
+    letters = b"abcdefghijklmnopqrstuvwxyz0123456789"
+    with contextlib.suppress(OSError):
+        peer.subscribe(*(bytes(letters[n // 36**k % 36] for k in range(3)) for n in range(topics)))
+    peer.close()
+    deadline = time.monotonic() + 20
+    while connected(sink):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_what_a_peer_leaves_behind_does_not_pile_up(scene: Scene) -> None:
+    """libzmq keeps each subscription until it is read, and adds a cancellation when the peer leaves."""
+    sink = scene.sink()
+    _leave(sink, scene.peer(sink), 40_000)
+    polls = 0
+    while sink._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        sink.poll()
+        polls += 1
+    assert 0 < polls < 60, "80,000 are to be read"
+    assert not refused(sink) or refused(sink) == {"input": 1}
+
+
+def test_a_peer_does_not_answer_for_the_one_that_had_its_descriptor_before(scene: Scene) -> None:
+    sink = scene.sink()
+    sink.status(status("a"), StreamCounts())
+    first = scene.peer(sink)
+    until(lambda: connected(sink) == 1, sink)
+    (descriptor,) = sink._peers._peers
+    _leave(sink, first, 2 * MESSAGES)
+    second = scene.peer(sink)
+    second.subscribe(b"streamd/")
+    assert not second.closed(sink, 0.5)
+    assert set(sink._peers._peers) == {descriptor}, "else this test has shown nothing"
+    assert not refused(sink)
+    # Its own subscriptions count once those have been read.
+    with contextlib.suppress(OSError):
+        for n in range(10):
+            second.subscribe(*(b"%d" % (1000 * n + k) for k in range(1000)))
+    assert second.closed(sink)
+
+
+def test_a_peer_is_closed_also_where_no_descriptor_is_left(scene: Scene) -> None:
+    sink = scene.sink()
+    peer = scene.peer(sink)
+    until(lambda: connected(sink) == 1, sink)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as newest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (newest.fileno() + 8, hard))
+    taken = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(open(os.devnull))  # noqa: SIM115 - it is to be left open
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                peer.send(frame(b"x" * 1000, 1) * 100)
+        assert peer.closed(sink)
+        assert refused(sink) == {"input": 1}
+    finally:
+        for file in taken:
+            file.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_connection_whose_end_was_not_heard_of_is_not_counted_for_ever(scene: Scene) -> None:
+    sink = scene.sink()
+    peer = scene.peer(sink)
+    until(lambda: connected(sink) == 1, sink)
+    watched = sink._peers
+    # As if libzmq had not told of the ends of two: one's descriptor is free, the other's is another connection's now.
+    (descriptor,) = watched._peers
+    with socket.socket() as other, watched._lock:
+        watched._peers[99_999] = Peer(("127.0.0.1", 1), "127.0.0.1", topic_bytes=7)
+        watched._peers[other.fileno()] = Peer(("127.0.0.1", 2), "127.0.0.1")
+        watched._all_topic_bytes += 7
+    assert connected(sink) == 3
+    until(lambda: connected(sink) == 1, sink)
+    assert set(watched._peers) == {descriptor}
+    assert watched._all_topic_bytes == 0
+    assert not peer.closed(sink, 0.1)
+
+
+class Failing(ZmqSink):
+    fail = False
+
+    def poll(self) -> None:
+        if self.fail:
+            self.fail = False
+            raise RuntimeError("a bug")
+        super().poll()
+
+
+def test_the_metrics_tell_who_is_connected_now(scene: Scene) -> None:
+    """Also while the sink's thread does not come to tell it, is broken, or has opened the sink again."""
+    metrics = Metrics(CollectorRegistry())
+    sink = Failing(ZmqSettings(bind="tcp://127.0.0.1:*", max_subscribers=2, linger_s=0))
+    guarded = GuardedSink("open", sink, metrics)
+
+    def told() -> float | None:
+        return metrics.registry.get_sample_value("streamd_sink_subscribers", {"sink": "open"})
+
+    def refusals() -> float:
+        return metrics.registry.get_sample_value("streamd_sink_refused_total", {"sink": "open", "reason": "limit"}) or 0
+
+    assert told() is None
+    guarded.open()
+    endpoint = Sender(sink)
+    peers = [scene.peer(endpoint) for _ in range(2)]
+    until(lambda: told() == 2, endpoint)
+    for peer in peers:
+        peer.close()
+    deadline = time.monotonic() + 20
+    while told():  # nobody polls the sink meanwhile
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    peers = [scene.peer(endpoint) for _ in range(2)]
+    with contextlib.suppress(OSError):
+        scene.peer(endpoint, handshake=False)
+    until(lambda: refused(endpoint) == {"limit": 1} and told() == 2, endpoint)
+    sink.fail = True
+    guarded.poll()
+    assert guarded.problem is not None
+    assert told() == 0
+    assert refusals() == 1, "told before it was closed"
+    until(lambda: guarded.problem is None, guarded)
+    assert told() == 0
+    peers = [scene.peer(endpoint) for _ in range(2)]
+    with contextlib.suppress(OSError):
+        scene.peer(endpoint, handshake=False)
+    until(lambda: refusals() == 2, guarded)
+    guarded.close()
+    assert told() == 0
