@@ -60,9 +60,12 @@ _KEY = re.compile(r"[A-Za-z][\w.-]{0,39}")
 _LOGIN_SEGMENT = re.compile(r"(?=[^:]*[A-Za-z])(?P<name>[\w.@-]{1,64})(?::|%(?:25)*3[Aa])(?P<rest>.+)")
 """`/0/admin:PASSWORD/main`."""
 _USER_SEGMENT = re.compile(
-    r"(?i:admin|administrator|root|user|username|guest|operator|viewer|supervisor|service|default)"
+    r"(?i:admin|administrator|root|user|username|guest|operator|viewer|supervisor|service|default|"
+    r"password|passwd|pwd|token|key|api_?key|stream_?key|secret)"
 )
 """`/live/admin/PASSWORD/1`: what follows such a segment is a password unless it looks like a file or a known word."""
+_HOOK_SEGMENT = re.compile(r"(?i:web_?hooks?|hooks?)")
+"""`/api/webhook/ID`: whoever knows the rest may call it."""
 _FILE_OR_WORD = re.compile(rf"[\w-]*\.[A-Za-z][A-Za-z0-9]{{1,4}}|{_HARMLESS_VALUE}|(?i:{'|'.join(_HARMLESS)})\d{{0,4}}")
 
 _RUNS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
@@ -170,6 +173,8 @@ def secrets_of(url: str) -> tuple[str, set[str]]:
         secret = name in SECRET_KEYS or _SECRET_PART.search(name) is not None
         if looks_random(value) or (secret and _worth(value)) or (_is_unknown(name) and _worth(value, _LEAST_UNKNOWN)):
             secrets.add(value)
+        if not name:  # a word without a name, or a name that is none: `q[password]=`
+            secrets.update(v for v in (value.rpartition("=")[2], unquote(value)) if _worth(v, _LEAST_UNKNOWN))
         secrets.update(piece for piece in re.split(r"[_&=~]", value) if looks_random(piece))
     tail = url[host or begin :]
     for match in _ASSIGNS_SECRET.finditer(tail):
@@ -286,6 +291,7 @@ def _parts(text: str, scheme: str, host: int, end: int) -> Iterator[tuple[int, i
             tainted = True  # a raw slash may be part of it
         elif after_user and not _FILE_OR_WORD.fullmatch(segment[0]):
             yield segment.start(), segment.end(), "password"
+        tainted = tainted or _HOOK_SEGMENT.fullmatch(segment[0]) is not None
         after_user = _USER_SEGMENT.fullmatch(segment[0]) is not None
     for part in re.compile(r"[^?&;#]+").finditer(text, path_end, end):
         spans = [*_value(part, tainted)]

@@ -58,6 +58,10 @@ from streamd.security.redact import redact
         ("rtsp://h/0/usr:pa/ss:word/av0: 404", "rtsp://h/0/usr:***/***/***: 404"),
         ("rtsp://h/live/admin/secretword/1", "rtsp://h/live/admin/***/1"),
         ("http://h/User/secretword/media.mjpg", "http://h/User/***/media.mjpg"),
+        ("https://h:8123/api/webhook/the-gate-at-home: 404", "https://h:8123/api/webhook/***: 404"),
+        ("https://h/api/webhooks/17/some-words/x", "https://h/api/webhooks/***/***/***"),
+        ("https://h/bot123456:abc-def/sendMessage", "https://h/bot123456:***/***"),
+        ("https://h/live/key/mykey", "https://h/live/key/***"),
         # what stays
         (
             "http://h/admin/media.mjpg and http://h/root/live/ch01",
