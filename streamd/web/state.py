@@ -26,6 +26,7 @@ _COUNTERS = {
     "streamd_last_frame_timestamp_seconds": "last_frame",
     "streamd_stream_max_fps": "max_fps",
 }
+_LOOKS = {"streamd_frames_looked_total": "looked", "streamd_frames_glanced_total": "glanced"}
 _LATENCY = "streamd_capture_to_publish_seconds"
 _STAGE = "streamd_stage_duration_seconds"
 _WHERE = re.compile(r"^\S+: |[a-z][a-z0-9+.-]*://\S+")
@@ -77,6 +78,7 @@ class State:
                 "codec": s.codec, "decoder": s.decoder,
                 "width": s.width, "height": s.height, "fps": s.fps,
                 "camera_health": s.camera_health, "dropped": {}, "latency": {"buckets": []},
+                "looked": {}, "glanced": {},
             }
             for s in self._statuses()
         }  # fmt: skip
@@ -100,6 +102,8 @@ class State:
                     stream[_COUNTERS[name]] = value
                 elif name == "streamd_frames_dropped_total":
                     stream["dropped"][labels["reason"]] = value
+                elif name in _LOOKS:
+                    stream[_LOOKS[name]][labels["why"]] = value
                 elif name == f"{_LATENCY}_sum":
                     stream["latency"]["sum"] = value
                 elif name == f"{_LATENCY}_bucket":

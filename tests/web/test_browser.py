@@ -185,6 +185,27 @@ def test_the_scale_of_latencies_fits_each_of_them(visit: Any) -> None:
     expect(page.locator(".scale span").first).to_have_text("20 ms")
 
 
+def test_what_the_network_looks_at_is_told(visit: Any) -> None:
+    page = visit("#/gate")
+    frames = page.locator(".camera .card").filter(has_text="Captured")
+    expect(frames).to_contain_text("Published")
+    expect(frames).not_to_contain_text("Looked at")  # the network looks at every frame
+    times = itertools.count(1)
+
+    def gated(route: Route) -> None:
+        state = route.fetch().json()
+        state["now"] = n = next(times)
+        for stream in state["streams"]:
+            stream["looked"] = {"motion": 2 * n, "learning": 100}
+            stream["glanced"] = {"still": 5 * n, "followed": n}
+        route.fulfill(json=state)
+
+    page.route("**/state", gated)
+    page.reload()
+    expect(frames).to_contain_text("Looked at25 % in the last minute")
+    expect(frames).to_contain_text("At presentnothing moves; something moves")
+
+
 def test_the_size_of_tiles_can_be_chosen_and_is_kept(visit: Any) -> None:
     page = visit()
     tile = page.locator(".tile[data-stream=gate]")

@@ -185,6 +185,20 @@ def test_a_bad_question_is_told(served: Served, query: str) -> None:
     assert served.code(f"/pictures?streams=a&{query}") == 400
 
 
+def test_the_state_tells_what_the_network_looks_at(served: Served) -> None:
+    for name in "ab":
+        served.board.post(StreamStatus(name, "LIVE", "", "", 0, time.time_ns()))
+    counters = served.metrics.stream("a")
+    for why in ("motion", "motion", "hold"):
+        counters.look(why)
+    counters.pass_over("still")
+    served.metrics.stream("b")
+    with served.open("/state") as answer:
+        a, b = json.load(answer)["streams"]
+    assert (a["looked"], a["glanced"]) == ({"motion": 2, "hold": 1}, {"still": 1})
+    assert (b["looked"], b["glanced"]) == ({}, {})
+
+
 def test_the_state_holds_counters_and_no_address(served: Served) -> None:
     counters = served.metrics.stream("gate")
     counters.received, counters.published = 10, 7

@@ -1,7 +1,7 @@
 // One camera: its picture, its latency by stage, its counters.
 
 import { Counts } from "./counts.js";
-import { condition, count, el, fps, milliseconds, pill, setAttribute, setText, span, svg } from "./dom.js";
+import { condition, count, el, fps, milliseconds, pill, setAttribute, setText, span, svg, whyText } from "./dom.js";
 import { Editor } from "./editor.js";
 import { path } from "./history.js";
 import { colorOf, Pictures, Shot, told } from "./pictures.js";
@@ -290,6 +290,7 @@ export class Camera {
     this.chart.update(this.name, history);
     this.stages.update();
     this.tallies.update(this.shot.counts, now);
+    const gate = history.gate(this.name);
     const drops = Object.entries(stream.dropped).sort((a, b) => b[1] - a[1]);
     this.counts.set([
       ["Captured", count(stream.received)],
@@ -297,6 +298,7 @@ export class Camera {
       ["Dropped", count(drops.reduce((sum, [, n]) => sum + n, 0))],
       ...drops.map(([reason, n]) => [`… ${DROPS[reason] ?? reason.replaceAll("_", " ")}`, count(n)]),
       ...(stream.skipped ? [["Skipped by max_fps", count(stream.skipped)]] : []),
+      ...(gate ? [["Looked at", `${Math.round(100 * gate.share)} % in the last minute`], ["At present", gate.now.slice(0, 2).map(whyText).join("; ")]] : []),
       ["Rejected by the decoder", count(stream.corrupt)],
       ...(stream.lost ? [["RTP packets lost", count(stream.lost)]] : []),
     ]);

@@ -68,6 +68,23 @@ const REASONS = {
   internal: "Internal error",
   worker_died: "Its worker process died",
 };
+// Why the network looks at a frame, or does not: docs/glance.md.
+const WHYS = {
+  motion: "something moves",
+  light: "the light has changed",
+  tracks: "an object moved",
+  faint: "something may move",
+  hold: "something moved a moment ago",
+  interval: "nothing moves: a look now and then",
+  learning: "learning what is usual",
+  unreadable: "every frame: motion cannot be found",
+  still: "nothing moves",
+  rate: "max_fps is reached",
+  busy: "other frames go first",
+  followed: "tracked objects move",
+};
+export const whyText = (why) => WHYS[why] ?? why.replaceAll("_", " ");
+
 export const reasonText = (reason) => REASONS[reason] ?? reason.replaceAll("_", " ");
 
 const SILENT_S = 10;

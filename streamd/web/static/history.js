@@ -2,6 +2,12 @@
 
 const KEPT_S = 61;
 
+// Counters by reason that have grown between two samples, and by how much.
+const grown = ([first, last], what) =>
+  Object.entries(last[what] ?? {})
+    .map(([why, n]) => [why, n - (first[what]?.[why] ?? 0)])
+    .filter(([, n]) => n > 0);
+
 export class History {
   #boot = "";
   #samples = new Map();
@@ -23,6 +29,8 @@ export class History {
         published: stream.published ?? 0,
         received: stream.received ?? 0,
         dropped: Object.values(stream.dropped).reduce((a, b) => a + b, 0),
+        looked: stream.looked,
+        glanced: stream.glanced,
         sum: stream.latency.sum ?? 0,
         count: buckets.at(-1) ?? 0,
         buckets,
@@ -51,6 +59,19 @@ export class History {
     if (!ends) return null;
     const received = ends[1].received - ends[0].received;
     return received > 0 ? Math.min(1, (ends[1].dropped - ends[0].dropped) / received) : 0;
+  }
+
+  // Share of the frames of the last minute that the network has looked at, and for which reasons it did, or did not, in
+  // the last seconds: the most frequent one first. Null where it looks at all of them.
+  gate(name, seconds = 5) {
+    const minute = this.#ends(name, 60);
+    if (!minute) return null;
+    const looked = grown(minute, "looked").reduce((sum, [, n]) => sum + n, 0);
+    const glanced = grown(minute, "glanced").reduce((sum, [, n]) => sum + n, 0);
+    if (!looked && !glanced) return null;
+    const ends = this.#ends(name, seconds);
+    const now = [...grown(ends, "looked"), ...grown(ends, "glanced")].sort((a, b) => b[1] - a[1]);
+    return { share: looked / (looked + glanced), now: now.map(([why]) => why) };
   }
 
   latency(name, seconds = 5) {
