@@ -9,14 +9,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hypothesis
 import pytest
 import structlog
 
 from streamd.security.redact import forget
-from tests import contracts, launch
+from tests import beside, contracts, launch
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("STREAMD_TEST_DATA", ROOT.parent / "shared"))
@@ -60,25 +60,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def _take_own_processors() -> None:
-    """Gives this process of pytest-xdist processors of its own, and with them the daemons that its tests start.
-
-    Quantising a model would otherwise starve the cameras of the tests beside it.
-    """
-    name, number = os.environ.get("PYTEST_XDIST_WORKER", ""), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
-    processors = sorted(os.sched_getaffinity(0))
-    if name.startswith("gw") and name[2:].isdigit() and len(processors) >= int(number) > 1:
-        os.sched_setaffinity(0, processors[int(name[2:]) % int(number) :: int(number)])
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    _take_own_processors()
+    if (workerinput := getattr(config, "workerinput", None)) is not None:
+        beside.take_place(workerinput)
     launch.install()
     for given in config.getoption("--case"):
         kind, _, module = given.partition("=")
         if not module:
             raise pytest.UsageError(f"--case {given}: expected KIND=MODULE")
         contracts.external[kind] = module
+
+
+@pytest.hookimpl(optionalhook=True)  # there is none with -p no:xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    from tests.distribution import Scheduling
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)

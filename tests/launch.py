@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests import beside
+
 _PREFIXES = ("PYTHON", "LD_", "MALLOC", "OMP_", "OPENBLAS_", "MKL_", "STREAMD_TEST_EXEC")
 """Variables that act when a process begins."""
 
@@ -95,6 +97,8 @@ def _main() -> NoReturn:
 
     from streamd import cli
 
+    if sys.argv[1:] == ["low"]:
+        beside.lower_session()
     for name in ("streamd.runtime.daemon", "streamd.config.loader", *(f"streamd.cli.{c}" for c in cli.COMMANDS)):
         importlib.import_module(name)
     gc.collect()
@@ -126,7 +130,7 @@ class Server:
             if self._control is None:
                 self._control, end = socket.socketpair()
                 with end:
-                    command = [sys.executable, "-m", "tests.launch"]
+                    command = [sys.executable, "-m", "tests.launch", *(["low"] if beside.low else [])]
                     _execute(
                         command, stdin=end.fileno(), stdout=subprocess.DEVNULL, cwd=_ROOT, env=_BEGIN,
                         start_new_session=True,

@@ -1,0 +1,101 @@
+"""More workers of pytest-xdist than processors: which files each takes, and at what priority."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.beside import CALCULATE, NICE
+from tests.conftest import ROOT
+
+TEST = """
+import json, os, time
+from pathlib import Path
+
+def test_it():
+    group = Path("/proc/self/autogroup")
+    seen = {
+        "worker": os.environ["PYTEST_XDIST_WORKER"], "nice": os.nice(0), "processors": sorted(os.sched_getaffinity(0)),
+        "session": int(group.read_text().split()[-1]) if group.exists() else None,
+    }
+    time.sleep(SECONDS)
+    Path("FILE.json").write_text(json.dumps(seen))
+"""
+CONFTEST = """
+import pytest
+from tests import beside
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        beside.take_place(config.workerinput)
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from tests.distribution import Scheduling
+    return Scheduling(config, log)
+"""
+WITHIN = """
+import os, sys
+os.sched_setaffinity(0, range(os.cpu_count()))  # the process that starts this one may have one processor only
+usable = sorted(os.sched_getaffinity(0))[:int(sys.argv[1])]
+if len(usable) < int(sys.argv[1]):
+    sys.exit("too few processors")
+os.sched_setaffinity(0, usable)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+"""Executes Python with so many processors."""
+
+
+def distribute(folder: Path, files: dict[str, float], workers: int, processors: int) -> dict[str, dict[str, Any]]:
+    """What the test of each file saw; it takes so many seconds."""
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "conftest.py").write_text(CONFTEST)
+    for file, seconds in files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        name = Path(file).stem
+        (folder / file).write_text(TEST.replace("FILE", name).replace("SECONDS", str(seconds)))
+    command = [sys.executable, "-c", WITHIN, str(processors), "-m", "pytest", "-q", "-p", "xdist"]
+    command += ["-p", "no:cacheprovider"]
+    command += ["--import-mode=importlib", "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder", *files]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment.pop("PYTEST_ADDOPTS", None)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+    if "too few processors" in done.stderr:
+        pytest.skip(f"there are no {processors} processors")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(files)} passed" in done.stdout
+    return {file: json.loads((folder / f"{Path(file).stem}.json").read_text()) for file in files}
+
+
+def test_files_that_look_at_a_clock_have_a_processor_and_the_others_run_beside_them(tmp_path: Path) -> None:
+    waits = [f"tests/flow/test_waits{i}.py" for i in range(2)]
+    calculates = [f"{CALCULATE[0]}test_calculates{i}.py" for i in range(4)]
+    seen = distribute(tmp_path, dict.fromkeys(waits, 1.0) | dict.fromkeys(calculates, 0.2), workers=2, processors=1)
+    base = os.nice(0)
+    for file in waits:
+        assert (seen[file]["worker"], seen[file]["nice"]) == ("gw0", base), file
+        assert len(seen[file]["processors"]) == 1
+    beside = [seen[file] for file in calculates if seen[file]["worker"] == "gw1"]
+    assert len(beside) >= 3
+    assert {each["nice"] for each in beside} == {min(base + NICE, 19)}
+    assert {each["session"] for each in beside} <= {NICE, None}
+
+
+def test_with_a_processor_for_each_worker_all_take_files_in_their_order(tmp_path: Path) -> None:
+    files = [f"tests/flow/test_waits{i}.py" for i in range(4)]
+    seen = distribute(tmp_path, dict.fromkeys(files, 0.3), workers=2, processors=2)
+    assert {each["worker"] for each in seen.values()} == {"gw0", "gw1"}
+    assert {each["nice"] for each in seen.values()} == {os.nice(0)}
+    places = {tuple(each["processors"]) for each in seen.values()}
+    assert len(places) == 2
+    assert all(len(place) == 1 for place in places)
+
+
+def test_every_name_of_what_calculates_is_there() -> None:
+    assert [name for name in CALCULATE if not (ROOT / name).exists()] == []
