@@ -10,7 +10,7 @@ from xdist.workermanage import WorkerController
 from tests.beside import CALCULATE, runs_beside
 
 
-class Scheduling(LoadFileScheduling):
+class Scheduling(LoadFileScheduling):  # type: ignore[misc]
     """Files in their order, to each worker those that it may take."""
 
     def _beside(self, node: WorkerController) -> bool:

@@ -366,6 +366,8 @@ class HttpServer:
     def close(self) -> None:
         """Stops the server. Idempotent."""
         if self._thread.is_alive():
+            with contextlib.suppress(OSError):
+                self._server.socket.shutdown(socket.SHUT_RDWR)  # its thread does not wait out its 0.2 s
             self._server.shutdown()
             self._thread.join(5)
         self._server.reserve.close()

@@ -19,6 +19,7 @@ from typing import Any
 
 import zmq
 from prometheus_client.parser import text_string_to_metric_families
+from zmq.utils.monitor import recv_monitor_message
 
 from streamd.sinks.message import DetectionsMessage, StatusMessage
 from tests.messages import checked
@@ -35,13 +36,22 @@ class Subscriber:
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.subscribe(b"")
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
+        self._connected = 0
         self._socket.connect(endpoint)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def _more(self) -> bool:
+        """Whether something may still be under way: where the daemon has ended, all of it has arrived by then."""
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            self._connected += 1 if event == zmq.EVENT_CONNECTED else -1
+        return bool(self._socket.poll(300 if self._connected else 0))
+
     def _run(self) -> None:
-        while not self._stop.is_set() or self._socket.poll(300):
+        while not self._stop.is_set() or self._more():
             if not self._socket.poll(100):
                 continue
             parts = self._socket.recv_multipart()

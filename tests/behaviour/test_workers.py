@@ -138,7 +138,7 @@ def test_a_worker_that_is_killed_takes_only_its_streams_down_and_comes_back(tmp_
 
 def test_a_worker_whose_engine_fails_is_started_again(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/z"
-    text = config(endpoint, *map(drawn, ("a", "b"))).replace('kind: "null"', 'kind: "null", fail_after: 250')
+    text = config(endpoint, *map(drawn, ("a", "b"))).replace('kind: "null"', 'kind: "null", fail_after: 100')
     with fleet(tmp_path, text) as running:
         subscriber = Subscriber(endpoint)
         until(lambda: subscriber.state("a")[0] == "LIVE", START_S)
@@ -153,7 +153,7 @@ def test_a_worker_whose_engine_fails_is_started_again(tmp_path: Path) -> None:
 def test_a_worker_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/z"
     text = config(endpoint, *map(drawn, ("a", "b")), more="stall_s: 1\ndrain_s: 1\n")
-    with fleet(tmp_path, text.replace('kind: "null"', 'kind: "null", hang_after: 250')) as running:
+    with fleet(tmp_path, text.replace('kind: "null"', 'kind: "null", hang_after: 100')) as running:
         subscriber = Subscriber(endpoint)
         until(lambda: subscriber.state("a")[0] == "LIVE", START_S)
         until(lambda: running.value("streamd_worker_restarts_total", worker="1") >= 1, 30)
@@ -261,14 +261,14 @@ def test_a_stream_that_is_given_another_device_goes_to_another_worker(tmp_path: 
 
 def test_the_end_of_all_streams_is_the_end(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/z"
-    with fleet(tmp_path, config(endpoint, drawn("a", ", count: 100"), drawn("b", ", count: 400"))) as running:
+    with fleet(tmp_path, config(endpoint, drawn("a", ", count: 100"), drawn("b", ", count: 300"))) as running:
         subscriber = Subscriber(endpoint)
         until(lambda: subscriber.state("a") == ("ENDED", "eof"), START_S)
         until(lambda: sum(s.state == "ENDED" for s in subscriber.statuses["a"]) > 2, 5, "it is told on")
         until(lambda: running.process.poll() is not None, START_S, "the daemon ends by itself")
         assert running.process.returncode == 0
         subscriber.close()
-    assert subscriber.frames["b"][-1].seq == 399
+    assert subscriber.frames["b"][-1].seq == 299
     assert {m.epoch for s in ("a", "b") for m in subscriber.frames[s]} == {0}
 
 

@@ -71,7 +71,7 @@ def test_an_iou_of_exactly_the_threshold_keeps_both() -> None:
 
 def test_a_frame_full_of_boxes_is_bounded() -> None:
     xyxy, score, class_id = boxes(30_000, 2, classes=80)
-    started = time.monotonic()
+    started = time.process_time()
     kept = nms(xyxy, score, class_id, 0.99, 30_000)
     assert len(kept) <= MAX_CANDIDATES
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
