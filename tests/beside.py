@@ -1,8 +1,8 @@
-"""More files at a time than there are processors: most tests wait, and a few calculate.
+"""More files at a time than there are processors, since most tests wait more than they calculate.
 
 pytest-xdist starts as many workers as pyproject.toml says. As many of them as there are processors have one each, or a
-share of them, and take files in their order. The others run beside them with what those leave of the processors: they
-have a low priority, and take files only from the folders in `CALCULATE`, whose tests look at no clock.
+share of them, and take any file, those first that only they take. The others run beside them with what those leave of
+the processors: they have a low priority, and take the files that `BESIDE` names.
 """
 
 from __future__ import annotations
@@ -11,15 +11,20 @@ import contextlib
 import os
 from typing import Any
 
-CALCULATE = (
-    "tests/analysis/", "tests/engine/", "tests/fleet/", "tests/heads/", "tests/imaging/", "tests/models/",
-    "tests/security/", "tests/settings/", "tests/cli/test_annotate.py", "tests/cli/test_build.py",
-    "tests/cli/test_count.py", "tests/cli/test_overlay.py", "tests/configs/test_kubernetes.py",
-    "tests/docs/test_documents.py", "tests/events/evidence/test_real_videos.py", "tests/test_floors.py",
-    "tests/test_newest.py", "tests/test_units.py", "tests/tools/test_demo_model.py", "tests/tools/test_glance_eval.py",
-    "tests/tools/test_health_eval.py", "tests/tools/test_lock.py", "tests/tools/test_track_eval.py",
+BESIDE = (
+    "tests/analysis/", "tests/config/", "tests/configs/", "tests/docs/", "tests/engine/", "tests/fleet/",
+    "tests/heads/", "tests/imaging/", "tests/models/", "tests/security/", "tests/settings/", "tests/test_",
+    *(f"tests/behaviour/test_{name}.py" for name in (
+        "bundle", "evidence", "evidence_hardship", "events", "integrations", "journal", "port", "secrets")),
+    *(f"tests/cli/test_{name}.py" for name in (
+        "annotate", "board", "build", "check", "count", "demo", "detect", "events", "fleetrun", "overlay", "run")),
+    *(f"tests/events/test_{name}.py" for name in ("place", "query", "record", "retry", "schema", "store", "upkeep")),
+    *(f"tests/events/evidence/test_{name}.py" for name in ("real_videos", "sound")),
+    *(f"tests/tools/test_{name}.py" for name in (
+        "bench_journal", "demo_model", "glance_eval", "health_eval", "lock", "track_eval")),
 )  # fmt: skip
-"""Folders and files whose tests pass on a busy machine, only later: nothing in them has a limit of time."""
+"""How the paths of those files begin whose tests pass on a busy machine, only later: they measure neither a rate nor a
+delay, and what they wait for has ten seconds and more."""
 
 NICE = 10
 """A tenth of a processor that somebody else wants."""

@@ -7,7 +7,7 @@ import os
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-from tests.beside import CALCULATE, runs_beside
+from tests.beside import BESIDE, runs_beside
 
 
 class Scheduling(LoadFileScheduling):  # type: ignore[misc]
@@ -20,9 +20,9 @@ class Scheduling(LoadFileScheduling):  # type: ignore[misc]
     def _next(self, node: WorkerController) -> str | None:
         """The file that `node` takes next."""
         if self._beside(node) and not all(n.shutting_down or self._beside(n) for n in self.nodes):
-            return next((file for file in self.workqueue if file.startswith(CALCULATE)), None)
+            return next((file for file in self.workqueue if file.startswith(BESIDE)), None)
         # First what only these workers take.
-        waits = (file for file in self.workqueue if not file.startswith(CALCULATE))
+        waits = (file for file in self.workqueue if not file.startswith(BESIDE))
         return next(waits, next(iter(self.workqueue), None))
 
     def _assign_work_unit(self, node: WorkerController) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.beside import CALCULATE, NICE
+from tests.beside import BESIDE, NICE
 from tests.conftest import ROOT
 
 TEST = """
@@ -73,18 +73,18 @@ def distribute(folder: Path, files: dict[str, float], workers: int, processors: 
     return {file: json.loads((folder / f"{Path(file).stem}.json").read_text()) for file in files}
 
 
-def test_files_that_look_at_a_clock_have_a_processor_and_the_others_run_beside_them(tmp_path: Path) -> None:
+def test_files_that_measure_have_a_processor_and_others_run_beside_them(tmp_path: Path) -> None:
     waits = [f"tests/flow/test_waits{i}.py" for i in range(2)]
-    calculates = [f"{CALCULATE[0]}test_calculates{i}.py" for i in range(4)]
-    seen = distribute(tmp_path, dict.fromkeys(waits, 1.0) | dict.fromkeys(calculates, 0.2), workers=2, processors=1)
+    beside = [f"{BESIDE[0]}test_beside{i}.py" for i in range(4)]
+    seen = distribute(tmp_path, dict.fromkeys(waits, 1.0) | dict.fromkeys(beside, 0.2), workers=2, processors=1)
     base = os.nice(0)
     for file in waits:
         assert (seen[file]["worker"], seen[file]["nice"]) == ("gw0", base), file
         assert len(seen[file]["processors"]) == 1
-    beside = [seen[file] for file in calculates if seen[file]["worker"] == "gw1"]
-    assert len(beside) >= 3
-    assert {each["nice"] for each in beside} == {min(base + NICE, 19)}
-    assert {each["session"] for each in beside} <= {NICE, None}
+    low = [seen[file] for file in beside if seen[file]["worker"] == "gw1"]
+    assert len(low) >= 3
+    assert {each["nice"] for each in low} == {min(base + NICE, 19)}
+    assert {each["session"] for each in low} <= {NICE, None}
 
 
 def test_with_a_processor_for_each_worker_all_take_files_in_their_order(tmp_path: Path) -> None:
@@ -97,5 +97,6 @@ def test_with_a_processor_for_each_worker_all_take_files_in_their_order(tmp_path
     assert all(len(place) == 1 for place in places)
 
 
-def test_every_name_of_what_calculates_is_there() -> None:
-    assert [name for name in CALCULATE if not (ROOT / name).exists()] == []
+def test_what_runs_beside_is_there() -> None:
+    files = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in BESIDE if not any(file.startswith(name) for file in files)] == []
