@@ -15,7 +15,7 @@ BESIDE = (
     "tests/analysis/", "tests/config/", "tests/configs/", "tests/docs/", "tests/engine/", "tests/fleet/",
     "tests/heads/", "tests/imaging/", "tests/models/", "tests/security/", "tests/settings/", "tests/test_",
     *(f"tests/behaviour/test_{name}.py" for name in (
-        "bundle", "evidence", "evidence_hardship", "events", "integrations", "journal", "port", "secrets")),
+        "bundle", "evidence", "events", "integrations", "port", "secrets")),
     *(f"tests/cli/test_{name}.py" for name in (
         "annotate", "board", "build", "check", "count", "demo", "detect", "events", "fleetrun", "overlay", "run")),
     *(f"tests/events/test_{name}.py" for name in ("place", "query", "record", "retry", "schema", "store", "upkeep")),

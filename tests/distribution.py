@@ -32,6 +32,23 @@ class Scheduling(LoadFileScheduling):  # type: ignore[misc]
             super()._assign_work_unit(node)
 
     def _reschedule(self, node: WorkerController) -> None:
-        if self.workqueue and self._next(node) is None:
-            node.shutdown()
-        super()._reschedule(node)
+        if node not in self.registered_collections:
+            return  # a new one in place of one that died: it is still collecting
+        # A worker begins with its last test only when it knows what comes then.
+        while not node.shutting_down and self._pending_of(self.assigned_work[node]) <= 2:
+            if self._next(node) is None:
+                node.shutdown()
+            else:
+                self._assign_work_unit(node)
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """The test that `node` died of, which is not run again; others take the rest of its files."""
+        files = self.assigned_work.pop(node)
+        died_of: str | None = next((test for tests in files.values() for test, done in tests.items() if not done), None)
+        if died_of is None:
+            return None
+        files[self._split_scope(died_of)][died_of] = True
+        self.workqueue.update({file: tests for file, tests in files.items() if not all(tests.values())})
+        for other in self.nodes:
+            self._reschedule(other)
+        return died_of

@@ -52,14 +52,16 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """Executes Python with so many processors."""
 
 
-def distribute(folder: Path, files: dict[str, float], workers: int, processors: int) -> dict[str, dict[str, Any]]:
-    """What the test of each file saw; it takes so many seconds."""
+def run(
+    folder: Path, files: dict[str, float], workers: int, processors: int, test: str = TEST
+) -> subprocess.CompletedProcess[str]:
+    """Tests of files, which take so many seconds."""
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "conftest.py").write_text(CONFTEST)
     for file, seconds in files.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         name = Path(file).stem
-        (folder / file).write_text(TEST.replace("FILE", name).replace("SECONDS", str(seconds)))
+        (folder / file).write_text(test.replace("FILE", name).replace("SECONDS", str(seconds)))
     command = [sys.executable, "-c", WITHIN, str(processors), "-m", "pytest", "-q", "-p", "xdist"]
     command += ["-p", "no:cacheprovider"]
     command += ["--import-mode=importlib", "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder", *files]
@@ -68,6 +70,12 @@ def distribute(folder: Path, files: dict[str, float], workers: int, processors: 
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
     if "too few processors" in done.stderr:
         pytest.skip(f"there are no {processors} processors")
+    return done
+
+
+def distribute(folder: Path, files: dict[str, float], workers: int, processors: int) -> dict[str, dict[str, Any]]:
+    """What the test of each file saw."""
+    done = run(folder, files, workers, processors)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(files)} passed" in done.stdout
     return {file: json.loads((folder / f"{Path(file).stem}.json").read_text()) for file in files}
@@ -95,6 +103,27 @@ def test_with_a_processor_for_each_worker_all_take_files_in_their_order(tmp_path
     places = {tuple(each["processors"]) for each in seen.values()}
     assert len(places) == 2
     assert all(len(place) == 1 for place in places)
+
+
+DIES = """
+import os
+import pytest
+
+@pytest.mark.parametrize("number", range(3))
+def test_it(number):
+    with open("log", "a") as log:
+        print("FILE", number, file=log)
+    if (number, "FILE") == (1, "test_dies"):
+        os._exit(SECONDS)
+"""
+
+
+def test_a_test_that_ends_its_process_is_run_once_and_the_others_go_on(tmp_path: Path) -> None:
+    files = ["tests/flow/test_dies.py", "tests/flow/test_waits.py", f"{BESIDE[0]}test_beside.py"]
+    done = run(tmp_path, dict.fromkeys(files, 3), workers=2, processors=1, test=DIES)
+    assert "1 failed, 8 passed" in done.stdout, done.stdout
+    log = (tmp_path / "log").read_text().splitlines()
+    assert sorted(log) == sorted(f"{Path(file).stem} {number}" for file in files for number in range(3))
 
 
 def test_what_runs_beside_is_there() -> None:
