@@ -8,6 +8,7 @@ import faulthandler
 import os
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -18,6 +19,7 @@ from streamd.runtime.descriptors import raise_limit
 from streamd.runtime.recorder.recorder import ignore_request
 from streamd.runtime.reload import Reread
 from streamd.telemetry.logs import configure, drain
+from streamd.workers.auto import settle, settle_like
 
 if TYPE_CHECKING:
     from streamd.runtime.daemon import Daemon
@@ -47,15 +49,17 @@ def run(args: argparse.Namespace) -> int:
     configure(logging.level, logging.format)
     for text in loaded.warnings:
         structlog.get_logger(__name__).warning("configuration", config=str(loaded.path), advice=text)
+    config = settle(loaded.config)
+    reread.settle = partial(settle_like, running=config)
     daemon: Daemon | WorkerSupervisor
-    if loaded.config.workers > 1:
+    if config.workers != 1:
         from streamd.workers.supervisor import WorkerSupervisor
 
-        daemon = WorkerSupervisor(loaded.config, reread=reread)
+        daemon = WorkerSupervisor(config, reread=reread)
     else:
         from streamd.runtime.daemon import Daemon
 
-        daemon = Daemon(loaded.config, reread=reread)
+        daemon = Daemon(config, reread=reread)
     code = daemon.run(args.seconds)
     ignore_signals()
     drain()

@@ -6,7 +6,8 @@ import ipaddress
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from streamd.analysis.tracking import TrackingConfig, TrackingSettings
 from streamd.analysis.tracking.bytetrack import ByteTrackSettings
@@ -21,6 +22,7 @@ from streamd.sources import StreamConfig
 
 USER_PATTERN = r"^[^:\x00-\x1f]+$"
 ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"
+MOST_WORKERS = 64
 
 
 class DetectorSettings(ModelSettings):
@@ -159,6 +161,12 @@ class MediaSettings(Settings):
     )
 
 
+def _number_or_auto(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_WORKERS):
+        return value
+    raise PydanticCustomError("workers", f"expected a whole number from 1 to {MOST_WORKERS}, or auto")
+
+
 class Config(Settings):
     """The whole configuration. Relative paths are relative to the configuration file."""
 
@@ -177,12 +185,13 @@ class Config(Settings):
     media: MediaSettings = Field(MediaSettings(), description="Clips and snapshots of events.")
     engine: EngineConfig = Field(AutoSettings(), description="Inference backend.")
     batch: BatchSettings = Field(BatchSettings(), description="How frames are collected into batches.")
-    workers: int = Field(
-        1,
-        ge=1,
-        le=64,
+    workers: Annotated[
+        Annotated[int, Field(ge=1, le=MOST_WORKERS)] | Literal["auto"], BeforeValidator(_number_or_auto)
+    ] = Field(
+        "auto",
         description="Number of processes that share the streams, each with its own engine. More than one helps if one "
-        "process cannot keep a GPU busy.",
+        "process cannot keep a GPU busy. auto: one; with a GPU and more than 16 streams, one for every 16, at most "
+        "eight per GPU, as far as cores and device memory go.",
     )
     share: ShareSettings | None = Field(
         None, description="This daemon serves one share of the streams, others the rest. Default: all of them."

@@ -74,10 +74,10 @@ def _check_claims(config: Config) -> Problems:
 
 def _check_devices(config: Config) -> Problems:
     known = config.engine.devices
-    if 1 < config.workers < len(known):
+    if config.workers != "auto" and 1 < config.workers < len(known):
         message = f"{config.workers} processes cannot use {len(known)} devices; set {len(known)} or more, or 1"
         yield ("workers",), f"{message} (one process with them all)"
-    if config.engine.shares_gpu and config.workers == 1:
+    if config.engine.shares_gpu is True and config.workers == 1:
         yield ("engine", "mps"), "only useful with several processes; set workers to 2 or more, or omit mps"
     yield from ((("engine", *path), message) for path, message in config.engine.check())
     for i, stream in enumerate(config.streams):

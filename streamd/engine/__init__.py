@@ -92,8 +92,8 @@ class EngineSettings(KindSettings):
         return False
 
     @property
-    def shares_gpu(self) -> bool:
-        """True if worker processes share the GPU through the daemon's own NVIDIA MPS server."""
+    def shares_gpu(self) -> bool | Literal["auto"]:
+        """True if worker processes share the GPU through the daemon's own NVIDIA MPS server; auto if that may fail."""
         return False
 
     def for_device(self, ordinal: int) -> EngineSettings:

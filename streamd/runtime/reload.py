@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -188,6 +188,8 @@ class Reread:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
+        self.settle: Callable[[Config], Config] = lambda config: config
+        """What `auto` stands for in the running configuration."""
         self._asked = False
         self.wake: Callable[[], None] = lambda: None
         """Called by the signal handler: it must hold no lock."""
@@ -211,4 +213,5 @@ class Reread:
         Raises:
             ConfigError: see `config.loader.load`.
         """
-        return load(self.path)
+        loaded = load(self.path)
+        return replace(loaded, config=self.settle(loaded.config))

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -38,10 +39,10 @@ class Mps:
 
     Args:
         folder: the daemon's folder, private to its user; MPS writes to `mps` in it.
-        wanted: if False, nothing is started.
+        wanted: if False, nothing is started. If `auto`, workers run without it where it does not start.
     """
 
-    def __init__(self, folder: Path, *, wanted: bool) -> None:
+    def __init__(self, folder: Path, *, wanted: bool | Literal["auto"]) -> None:
         self._wanted = wanted
         self._base = folder
         self._folder = folder / "mps"
@@ -55,14 +56,17 @@ class Mps:
         """Starts it if it is wanted and the environment names no other server.
 
         Raises:
-            BackendError: it is not installed, or does not start.
+            BackendError: it is not installed, or does not start, and is wanted without condition.
         """
         if not self._wanted:
             return
         if os.environ.get(PIPES):
             log.info("workers use an existing MPS server", pipes=os.environ[PIPES])
             return
-        self._start(START_S)
+        if self._wanted is True:
+            self._start(START_S)
+        else:
+            self._try(START_S)
 
     def revive(self) -> None:
         """Starts it again if it has ended. Where that fails, the next workers run without it."""
@@ -70,12 +74,15 @@ class Mps:
         if not self._starts or (process is not None and process.poll() is None) or time.monotonic() < self._not_before:
             return
         log.warning("MPS ended prematurely; starting it again", code=process.returncode if process else None)
+        self._try(AGAIN_S)
+
+    def _try(self, limit_s: float) -> None:
         try:
-            self._start(AGAIN_S)
+            self._start(limit_s)
         except (BackendError, OSError) as error:
             self.environment = {}
             self._not_before = time.monotonic() + WAIT_S
-            log.error("MPS cannot be started again; workers run without it", error=str(error), retry_in_s=WAIT_S)
+            log.error("MPS cannot be started; workers run without it", error=str(error), retry_in_s=WAIT_S)
 
     def _start(self, limit_s: float) -> None:
         self._starts += 1

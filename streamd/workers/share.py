@@ -12,6 +12,7 @@ from streamd.runtime.drain import WORKER_SHARE
 def devices_of(config: Config) -> list[int | None]:
     """The device of each worker in turn; None if the engine has no devices."""
     known: list[int | None] = list(config.engine.devices) if config.engine.names_devices else [None]
+    assert config.workers != "auto", "see `auto.settle`"
     return [known[i % len(known)] for i in range(config.workers)]
 
 

@@ -92,7 +92,7 @@ class WorkerSupervisor:
         self._service = Service(
             self._notifier, self._problem, self._status_line, reread=reread, at_once=self._leave_at_once
         )
-        self.workers = [WorkerProcess(number) for number in range(config.workers)]
+        self.workers = [WorkerProcess(number) for number in range(len(devices_of(config)))]
         for worker in self.workers:
             self.metrics.worker_restarts.labels(worker=str(worker.number))
             self.metrics.worker_up.labels(worker=str(worker.number)).set_function(partial(getattr, worker, "up"))

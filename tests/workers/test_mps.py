@@ -152,3 +152,17 @@ def test_workers_run_without_it_until_it_can_be_started_again(
     server.revive()
     assert psutil.pid_exists(int((Path(server.environment[PIPES]) / "pid").read_text()))
     server.close(5)
+
+
+def test_where_it_was_only_chosen_its_failure_is_no_reason_not_to_start(control: Path, tmp_path: Path) -> None:
+    install(control, "exit 3")
+    server = Mps(tmp_path, wanted="auto")
+    server.open()
+    assert server.environment == {}
+    server.revive()
+    assert server.environment == {}, "it is tried again later"
+    server._not_before = 0.0
+    install(control, "touch ready")
+    server.revive()
+    assert server.environment
+    server.close(5)

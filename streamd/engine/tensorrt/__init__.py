@@ -34,8 +34,10 @@ class TensorRtSettings(DeviceSettings):
         description="auto: INT8 if the ONNX model has Q/DQ nodes, FP16 otherwise. mixed: INT8 or FP16 by layer of a "
         "model with Q/DQ nodes, whichever is faster here (up to TensorRT 10).",
     )
-    mps: bool = Field(
-        False, description="Workers share the GPU through the daemon's own NVIDIA MPS server (needs workers)."
+    mps: bool | Literal["auto"] = Field(
+        "auto",
+        description="Workers share the GPU through the daemon's own NVIDIA MPS server (needs workers). auto: if "
+        "several share one, and MPS is installed.",
     )
     cache_dir: str | None = Field(
         None,
@@ -43,7 +45,7 @@ class TensorRtSettings(DeviceSettings):
     )
 
     @property
-    def shares_gpu(self) -> bool:
+    def shares_gpu(self) -> bool | Literal["auto"]:
         """See `EngineSettings.shares_gpu`."""
         return self.mps
 

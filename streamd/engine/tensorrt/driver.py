@@ -82,6 +82,16 @@ def find_gpu(ordinal: int = 0) -> Gpu | None:
     return Gpu(ordinal, name.value.decode(errors="replace"), (capability[0], capability[1]), _driver_version(cuda))
 
 
+def memory_mib(ordinal: int) -> int:
+    """The GPU's memory in MiB; 0 if there is no such GPU. Needs no context."""
+    cuda = _library()
+    device, size = ctypes.c_int(), ctypes.c_size_t()
+    if cuda is None or cuda.cuDeviceGet(ctypes.byref(device), ordinal) != 0:
+        return 0
+    _check(cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device), "cuDeviceTotalMem")
+    return size.value >> 20
+
+
 @functools.cache
 def _primary(ordinal: int) -> ctypes.c_void_p:
     """The device's primary context, kept for the life of the process: TensorRT's runtime library keeps using it."""

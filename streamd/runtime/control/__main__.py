@@ -59,7 +59,7 @@ class Box:
         revision = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
         loaded = load(file, share=False, base=Path(args.base) if args.base else None)
         config = loaded.config
-        if config.workers != 1:
+        if config.workers not in (1, "auto"):
             raise ConfigError(f"{file}: workers: a box of a fleet is one process; expected 1, run more boxes instead")
         metrics, events = config.metrics, config.events
         if metrics.listen is not None:
