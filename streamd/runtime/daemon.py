@@ -16,7 +16,7 @@ import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from streamd.config import Config, sink_names
+from streamd.config import Config
 from streamd.config.loader import Loaded
 from streamd.config.problems import dotted
 from streamd.errors import BackendError, ConfigError, SinkError, SourceError, StreamdError
@@ -34,16 +34,15 @@ from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
+from streamd.runtime.publisher import Publisher
 from streamd.runtime.recorder.place import config_name
 from streamd.runtime.recorder.recorder import Recorder, Watched, open_recorder
 from streamd.runtime.recorder.request import NOT_RECORDING
-from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
+from streamd.runtime.reload import Reloads, Reread, check, difference
 from streamd.runtime.service import Service, condition_of, outputs_of, status_line
 from streamd.runtime.streams import Streams
 from streamd.settings import FieldPath
-from streamd.sinks import Sink, open_sink
-from streamd.sinks.envelope import Outgoing, OutgoingClasses, OutgoingGlance
-from streamd.sinks.thread import SinkThread
+from streamd.sinks import Sink
 from streamd.sources.closing import deferred
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.evidence import EvidenceMetrics, MediaMetrics
@@ -51,7 +50,7 @@ from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
-from streamd.types import Detections, Glanced, ModelInfo, StreamPast
+from streamd.types import ModelInfo, StreamPast
 from streamd.web.port import open_port, urls_of
 from streamd.web.tap import Tap
 
@@ -113,16 +112,15 @@ class Daemon:
         self.metrics = Metrics(self.registry)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        self.sinks: list[SinkThread] = []
+        self.generations: dict[str, int] = {}
+        """In a fleet: the generation of each stream of this box. Empty otherwise, and then in no message."""
+        self._publisher = Publisher(self.boot_id, self.board, self.metrics, self.generations)
+        self.sinks = self._publisher.sinks
         self.instances: list[ModelInstance] = []
         self.http: HttpServer | None = None
         self.recorder: Recorder | None = None
         self._tap = tap
         self._notifier = notifier or Notifier()
-        self._watchers: tuple[Callable[[Detections], None], ...] = ()
-        """Shown each published frame; must be quick."""
-        self.generations: dict[str, int] = {}
-        """In a fleet: the generation of each stream of this box. Empty otherwise, and then in no message."""
         self.companion: Callable[[], None] | None = None
         """Called by the main loop a few times a second, and after `wake`; must be quick."""
         self._otlp: OtlpExporter | None = None
@@ -133,11 +131,9 @@ class Daemon:
         self._lock = threading.Lock()
         self._next: tuple[Config, int] | None = None
         """Accepted, with its number, to be applied by the main loop."""
-        self._loading: Loading | None = None
-        """The configuration file while a thread reads it."""
         self.applied = 0
         """Number of the running configuration, as passed to `reload`; 0 for the first."""
-        self._reloads = ReloadOutcome(self.metrics)
+        self._reloads = Reloads(self.metrics)
         name = config_name(self._record_as) if self._record_as is not None else "streamd"
         self._events = EventLog(name, self.boot_id, lambda: self.sinks)
         self._gate, self._life = events or (self._events, 0)
@@ -152,9 +148,9 @@ class Daemon:
             evidence=self._evidence,
         )  # fmt: skip
         self.streams = Streams(
-            self.instances, self.metrics, self.board, self._look, self._publish, tap=lambda: self._tap,
+            self.instances, self.metrics, self.board, self._look, self._publisher.frame, tap=lambda: self._tap,
             analytics=self._analytics, evidence=self._evidence, classification=lambda: self._classification,
-            publish_glance=self._publish_glance,
+            publish_glance=self._publisher.glance,
             cameras=self._cameras,
         )  # fmt: skip
         self.streams.remember(past or {})
@@ -181,16 +177,7 @@ class Daemon:
         )  # fmt: skip
         self._tap = self._tap or tap
         self._open_otlp()
-        for settings, name in zip(config.sinks, sink_names(config), strict=True):
-            sink = self._relays.get(name) or open_sink(settings)
-            thread = SinkThread(
-                name, sink, settings.ring, self.board, self.metrics, settings.heartbeat_s, boot_id=self.boot_id,
-                encoding=settings.payload_encoding, wants=settings.wants, owed=settings.owed,
-                generations=self.generations,
-            )  # fmt: skip
-            thread.set_streams(config.streams)
-            thread.open()
-            self.sinks.append(thread)
+        self._publisher.open(config, self._relays)
         if self._own_events:
             self._events.ensure(config)
         live = len(config.streams) == 1 and (config.streams[0].live or config.streams[0].paced)
@@ -215,7 +202,7 @@ class Daemon:
         engine = config.engine.for_device(first.ordinal)
         downloads = {each.decoder_device: each.thumbnail for each in self.instances if each.decoder_device is not None}
         self._classification = Classification(
-            config.classifiers, engine, first.model.labels, self.registry, self._publish_classes, self.boot_id,
+            config.classifiers, engine, first.model.labels, self.registry, self._publisher.classes, self.boot_id,
             downloads, self.generations,
         )  # fmt: skip
         if self._analytics is not None:
@@ -235,7 +222,7 @@ class Daemon:
 
         evidence = Evidence(media_dir(config, name), config.media, self._gate, model, self._settings)
         EvidenceMetrics(self.registry, evidence.counts)
-        self._watchers += (evidence.frame,)
+        self._publisher.watchers += (evidence.frame,)
         return evidence
 
     def _submit(self, event: Event, moment: Moment) -> None:
@@ -252,7 +239,7 @@ class Daemon:
             watchdog_s=self._notifier.watchdog_s,
         )  # fmt: skip
         if self.recorder is not None:
-            self._watchers += (self.recorder.frame,)
+            self._publisher.watchers += (self.recorder.frame,)
 
     def _open_otlp(self) -> None:
         if self.config.otlp is None:
@@ -261,7 +248,7 @@ class Daemon:
         registry = self.registry if self._own_events else None
         self._otlp = OtlpExporter(self.config.otlp, self.boot_id, registry, self.metrics.otlp_exports)
         if self._otlp.traces:
-            self._watchers += (self._otlp.frame,)
+            self._publisher.watchers += (self._otlp.frame,)
 
     def _settings(self) -> Any:
         return self.config.model_dump(mode="json")
@@ -276,22 +263,6 @@ class Daemon:
         expected = isinstance(error, StreamdError) and not isinstance(error, BackendError)
         if self.recorder is not None and isinstance(error, Exception) and not expected:
             self.recorder.trigger("exception", f"{type(error).__name__}: {error}", error)
-
-    def _publish(self, detections: Detections) -> None:
-        for watch in self._watchers:
-            watch(detections)
-        outgoing = Outgoing(detections, self.boot_id, self.generations.get(detections.stream, 0))
-        for sink in self.sinks:
-            sink.put(outgoing)
-
-    def _publish_classes(self, found: OutgoingClasses) -> None:
-        for sink in self.sinks:
-            sink.put_classes(found)
-
-    def _publish_glance(self, glanced: Glanced) -> None:
-        outgoing = OutgoingGlance(glanced, self.boot_id, self.generations.get(glanced.stream, 0))
-        for sink in self.sinks:
-            sink.put_glance(outgoing)
 
     @property
     def started(self) -> bool:
@@ -399,13 +370,10 @@ class Daemon:
         """One step of a reload; a new one starts only after the current one is complete."""
         if self.streams.changing:
             return
-        if self._loading is None and (reread := self._service.reload_asked()) is not None:
-            self._loading = Loading(reread)
-        if self._loading is not None:
-            if (found := self._loading.result()) is None:
-                return
-            self._loading = None
+        if (found := self._reloads.read(self._service)) is not None:
             self._read_again(found)
+        if self._reloads.reading:
+            return
         with self._lock:
             accepted, self._next = self._next, None
         if accepted is not None and not self.streams.sealed:
@@ -423,12 +391,7 @@ class Daemon:
         self._set_switch_interval()
         for sink in self.sinks:
             sink.set_streams(config.streams)
-        self._reloads.apply()
-        log.info(
-            "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,
-            changed=[s.id for s in found.changed] or None, adapted=[s.id for s in found.adapted] or None,
-            tried_again=failed or None, streams=len(config.streams),
-        )  # fmt: skip
+        self._reloads.apply(found, len(config.streams), failed=failed)
 
     def _set_switch_interval(self) -> None:
         many = len(self.config.streams) > MANY_STREAMS

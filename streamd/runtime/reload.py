@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -21,6 +21,9 @@ from streamd.security.redact import redact
 from streamd.settings import FieldPath, Settings
 from streamd.sources import SourceSettings
 from streamd.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from streamd.runtime.service import Service
 
 log = structlog.get_logger(__name__)
 
@@ -120,8 +123,9 @@ def check(found: Difference, name: Callable[[FieldPath], str] = dotted) -> None:
         raise ConfigError("\n".join(f"{name(path)}: {what}" for path in found.fixed))
 
 
-class ReloadOutcome:
-    """Reports the result of each reload.
+class Reloads:
+    """Reads the configuration file when SIGHUP asks for it, and reports the result of each reload. Main thread only,
+    except `refuse` and `refused`.
 
     Args:
         metrics: counts them.
@@ -129,8 +133,24 @@ class ReloadOutcome:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._loading: Loading | None = None
+        """The configuration file while a thread reads it."""
         self.refused = ""
         """Why the latest one was rejected."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether a thread reads the file."""
+        return self._loading is not None
+
+    def read(self, service: Service) -> Loaded | Exception | None:
+        """Begins to read the file if `service` was asked to; the result, or the error, once it is there."""
+        if self._loading is None and (reread := service.reload_asked()) is not None:
+            self._loading = Loading(reread)
+        if self._loading is None or (found := self._loading.result()) is None:
+            return None
+        self._loading = None
+        return found
 
     def refuse(self, error: Exception) -> None:
         """The configuration is invalid; the old one is kept."""
@@ -141,11 +161,23 @@ class ReloadOutcome:
         self._metrics.last_reload_success.set(0)
         log.error("new configuration rejected; keeping the old one", problems=problems)
 
-    def apply(self) -> None:
-        """The configuration is now running."""
+    def apply(self, found: Difference, streams: int, *, failed: Sequence[str] = (), moved: Iterable[str] = ()) -> None:
+        """The configuration is now running.
+
+        Args:
+            found: what has changed.
+            streams: number of all its streams.
+            failed: ids of FAILED streams that are tried again.
+            moved: ids of streams that another worker runs now.
+        """
         self.refused = ""
         self._metrics.reloads.labels(result="applied").inc()
         self._metrics.last_reload_success.set(1)
+        log.info(
+            "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,
+            changed=[s.id for s in found.changed] or None, adapted=[s.id for s in found.adapted] or None,
+            moved=sorted(moved) or None, tried_again=failed or None, streams=streams,
+        )  # fmt: skip
 
 
 class Loading:

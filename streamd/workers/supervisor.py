@@ -25,7 +25,7 @@ from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.recorder.place import config_name
 from streamd.runtime.recorder.request import of_workers
-from streamd.runtime.reload import Loading, ReloadOutcome, Reread, check, difference
+from streamd.runtime.reload import Reloads, Reread, check, difference
 from streamd.runtime.service import Service, condition_of, outputs_of, status_line
 from streamd.security.redact import known
 from streamd.sinks import open_sink
@@ -88,7 +88,7 @@ class WorkerSupervisor:
             collector(registry=own)
         self._notifier = notifier or Notifier()
         self._name = config_name(reread.path) if reread is not None else "streamd"
-        self._reloads = ReloadOutcome(self.metrics)
+        self._reloads = Reloads(self.metrics)
         self._service = Service(
             self._notifier, self._problem, self._status_line, reread=reread, at_once=self._leave_at_once
         )
@@ -111,8 +111,6 @@ class WorkerSupervisor:
         self._numbers, self._lives = itertools.count(1), itertools.count(1)
         self._next: Config | None = None
         """The second half of a reload: streams that have left one worker and move to another."""
-        self._loading: Loading | None = None
-        """The configuration file while a thread reads it."""
         self._failed_with: int | None = None
         """The exit code of the worker that ended the daemon."""
         self._socket_folder = SocketFolder()
@@ -259,13 +257,7 @@ class WorkerSupervisor:
         self._take_on(new, {s: number for s, number in shares.items() if s not in moved})
         for forwarder in self._forwarders:
             forwarder.set_streams(new.streams)
-        self._reloads.apply()
-        log.info(
-            "configuration applied", added=[s.id for s in found.added] or None, removed=found.removed or None,
-            changed=[s.id for s in found.changed] or None, adapted=[s.id for s in found.adapted] or None,
-            moved=sorted(moved) or None, tried_again=failed or None,
-            streams=len(new.streams),
-        )  # fmt: skip
+        self._reloads.apply(found, len(new.streams), failed=failed, moved=moved)
 
     def _take_on(self, config: Config, shares: dict[str, int]) -> None:
         streams = tuple(s for s in config.streams if s.id in shares)
@@ -285,12 +277,9 @@ class WorkerSupervisor:
             config, self._next = self._next, None
             self._take_on(config, share_out(config.streams, devices_of(config), self._shares))
             return
-        if self._loading is None:
+        if not self._reloads.reading:
             self._service.reload_done()
-            if (reread := self._service.reload_asked()) is not None:
-                self._loading = Loading(reread)
-        if self._loading is not None and (found := self._loading.result()) is not None:
-            self._loading = None
+        if (found := self._reloads.read(self._service)) is not None:
             self._read_again(found)
 
     # ------------------------------------------------------------------------------------------------------- run
