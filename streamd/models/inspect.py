@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from streamd.errors import ModelError, StreamdError
 from streamd.heads import HEADS, DetectSettings
 from streamd.heads.detector import open_detector
 from streamd.heads.select import declared, recognise
+from streamd.models.counting import asymmetric, gflops, int8_convolutions, parameters, shapes, silus
 from streamd.models.graph import Graph, load, opset, vendor
 from streamd.types import ModelSpec, TensorSpec
 
@@ -74,112 +74,6 @@ def _tensor(value: Any) -> dict[str, Any]:
     return {"name": value.name, "shape": shape, "dtype": dtype}
 
 
-def _parameters(model: Any, graph: Graph) -> int:
-    """Number of elements in all float constants: weights and biases. Q/DQ scales are not parameters."""
-    onnx = vendor()
-    scales = {name for n in graph.nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear") for name in n.input[1:]}
-    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8)
-    return sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type in kinds and t.name not in scales)
-
-
-def _shapes(model: Any, size: tuple[int, int]) -> dict[str, list[int]]:
-    """Shapes of all tensors at batch 1 and the given input size, as far as ONNX can infer them."""
-    import copy
-
-    onnx = vendor()
-    fixed = copy.deepcopy(model)
-    constants = {t.name for t in fixed.graph.initializer}
-    for value in fixed.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name not in constants and len(dims) == 4:
-            for i, dim in enumerate(dims):
-                if not dim.dim_value:
-                    dim.dim_value = 1 if i == 0 else size[0] if i == 2 else size[1]
-    for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    del fixed.graph.value_info[:]
-    try:
-        fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
-    except Exception:  # noqa: BLE001 - shape inference is optional; without it the cost is unknown
-        return {}
-    return {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*fixed.graph.value_info, *fixed.graph.input, *fixed.graph.output)
-    }
-
-
-def _gflops(graph: Graph, shapes: dict[str, list[int]]) -> float | None:
-    """10^9 operations in convolutions and matrix products, two per multiply-add; None if a shape is unknown."""
-    total = 0
-    for node in graph.nodes:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            continue
-        out, weight = shapes.get(node.output[0]), _weight_shape(graph, node.input[1], shapes)
-        if not out or not weight or 0 in out:
-            return None
-        if node.op_type == "Conv":
-            each = math.prod(weight[1:])
-        elif node.op_type == "ConvTranspose":
-            into = shapes.get(node.input[0])
-            if not into or 0 in into:
-                return None
-            total += 2 * math.prod(into) * math.prod(weight[1:])
-            continue
-        else:
-            transposed = node.op_type == "Gemm" and graph.attribute(node, "transB", 0)
-            each = weight[-1] if transposed else weight[-2]
-        total += 2 * math.prod(out) * each
-    return total / 1e9
-
-
-def _weight_shape(graph: Graph, name: str, shapes: dict[str, list[int]]) -> list[int] | None:
-    node = graph.producer.get(name)
-    # Look through the Q/DQ pair of a quantized weight.
-    while node is not None and node.op_type in ("DequantizeLinear", "QuantizeLinear"):
-        name = node.input[0]
-        node = graph.producer.get(name)
-    return list(graph.constant(name).shape) if graph.is_constant(name) else shapes.get(name)
-
-
-def _int8_convolutions(graph: Graph) -> tuple[int, int]:
-    """(convolutions with quantized inputs and weights, all convolutions)."""
-    convolutions = [n for n in graph.nodes if n.op_type in ("Conv", "QLinearConv", "ConvInteger")]
-    int8 = 0
-    for node in convolutions:
-        made = [graph.producer.get(name) for name in node.input[:2]]
-        pairs = all(p is not None and p.op_type == "DequantizeLinear" for p in made)
-        int8 += pairs or node.op_type != "Conv"
-    return int8, len(convolutions)
-
-
-def _silus(graph: Graph) -> int:
-    """Number of multiplications of a tensor by its own sigmoid."""
-    return sum(
-        any(
-            (maker := graph.producer.get(name)) is not None
-            and maker.op_type == "Sigmoid"
-            and maker.input[0] in node.input
-            for name in node.input
-        )
-        for node in graph.nodes
-        if node.op_type == "Mul"
-    )
-
-
-def _zero_points(graph: Graph) -> bool:
-    """True if a pair is not symmetric INT8, which TensorRT rejects."""
-    for node in graph.nodes:
-        if node.op_type == "QuantizeLinear":
-            if len(node.input) < 3:
-                # Without a zero point, the type is uint8.
-                return True
-            if graph.is_constant(node.input[2]):
-                zero = graph.constant(node.input[2])
-                if zero.dtype.name != "int8" or zero.any():
-                    return True
-    return False
-
-
 def _warnings(path: Path, graph: Graph, found: Inspection) -> list[str]:
     operators, out = found.operators or {}, []
     if count := operators.get("LeakyRelu", 0):
@@ -187,10 +81,10 @@ def _warnings(path: Path, graph: Graph, found: Inspection) -> list[str]:
             f"{count} LeakyReLU: half of a symmetric INT8 range is spent on negative values, which carry a tenth of "
             "the signal; ReLU avoids this. Check the accuracy with `streamd quantize --labels`"
         )
-    silus = _silus(graph) + operators.get("HardSwish", 0)
-    if silus:
+    count = silus(graph) + operators.get("HardSwish", 0)
+    if count:
         out.append(
-            f"{silus} SiLU: its output starts at -0.28, so a symmetric INT8 range uses little more than half of its "
+            f"{count} SiLU: its output starts at -0.28, so a symmetric INT8 range uses little more than half of its "
             "256 steps, and an exponential per value is computed in float; ReLU avoids both. Check the accuracy with "
             "`streamd quantize --labels`"
         )
@@ -211,7 +105,7 @@ def _warnings(path: Path, graph: Graph, found: Inspection) -> list[str]:
         out.append(f"opset {version}: quantizing needs 13 (per-channel scales); `streamd quantize` converts it")
     elif version > NEWEST_OPSET:
         out.append(f"opset {version} is newer than {NEWEST_OPSET}, the last that TensorRT 8.5 (JetPack 5) reads")
-    if found.quantized and _zero_points(graph):
+    if found.quantized and asymmetric(graph):
         out.append(
             "some Q/DQ pairs are not symmetric INT8 (zero point 0), which TensorRT rejects; quantize the model again"
         )
@@ -300,7 +194,7 @@ def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection
     graph = Graph(model)
     constants = {t.name for t in model.graph.initializer}
     operators = Counter(node.op_type for node in graph.nodes)
-    int8, convolutions = _int8_convolutions(graph)
+    int8, convolutions = int8_convolutions(graph)
     found = replace(
         found,
         inputs=[_tensor(v) for v in model.graph.input if v.name not in constants],
@@ -308,14 +202,14 @@ def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection
         operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
         opset=opset(model),
         producer=" ".join(filter(None, (model.producer_name, model.producer_version))) or None,
-        parameters=_parameters(model, graph),
+        parameters=parameters(model, graph),
         quantized="QuantizeLinear" in operators or "DequantizeLinear" in operators or int8 > 0,
         int8_convolutions=int8,
         convolutions=convolutions,
     )
     _judge(path, found, head)
     size = found.input_size = found.input_size or (640, 640)
-    found.gflops = _gflops(graph, _shapes(model, size))
+    found.gflops = gflops(graph, shapes(model, size))
     if found.gflops is None:
         found.unknown.append("GFLOPs: ONNX cannot infer every shape of this model")
     found.warnings += _warnings(path, graph, found)
