@@ -108,6 +108,8 @@ class Look:
     """What the small picture shows (`analysis.glance.motion.Moved`); None where it could not be read."""
     at_ns: int = 0
     """Its time on the clock of the gate."""
+    heat: Any = None
+    """(rows, columns) of the upright picture: how often something moved there lately, 0 to 1, as float32. Changes."""
 
     @property
     def paused(self) -> bool:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from streamd.flow.threads import NamedThread
@@ -32,11 +34,15 @@ _CLOSE_S = 2.0
 class Snapshot:
     """One frame's detections and its small picture."""
 
-    def __init__(self, serial: int, detections: Detections, image: Image | None) -> None:
+    def __init__(
+        self, serial: int, detections: Detections, image: Image | None, heat: npt.NDArray[np.uint8] | None = None
+    ) -> None:
         self.serial = serial
         """Increases across all streams."""
         self.stream = detections.stream
         self.detections = detections
+        self.heat = heat
+        """(rows, columns) where something moved lately, 0 to 255; None where the network looks at every frame."""
         self._image = image
         self._jpeg = b""
         self._lock = threading.Lock()
@@ -51,6 +57,17 @@ class Snapshot:
                 self._jpeg = data.tobytes() if good else b""
                 self._image = None
             return self._jpeg
+
+
+def heat_of(frame: Frame) -> npt.NDArray[np.uint8] | None:
+    """A small copy of where something moved lately: the most of 2 × 2 cells each. What moves seldom shows, too."""
+    heat = frame.view.heat if frame.view is not None else None
+    if heat is None:
+        return None
+    rows, columns = (length // 2 for length in heat.shape)
+    most = heat[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2).max(axis=(1, 3))
+    out: npt.NDArray[np.uint8] = np.rint(255 * np.sqrt(np.clip(most, 0, 1))).astype(np.uint8)
+    return out
 
 
 class Passed(Snapshot):
@@ -230,7 +247,7 @@ class Tap:
         with self._changed:
             if frame.stream in self.wanted:
                 self._serial += 1
-                self._last[frame.stream] = Snapshot(self._serial, detections, image)
+                self._last[frame.stream] = Snapshot(self._serial, detections, image, heat_of(frame))
                 self._changed.notify_all()
 
     def put(self, stream: str, record: bytes) -> None:

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Route, expect
 
 from tests.behaviour.daemon import Running, daemon
 from tests.clips import write_clip
+from tests.runtime.test_glance_daemon import FRAMES, yard
 from tests.web.browsing import CONTRAST, PATIENCE_MS, painted
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -312,6 +313,49 @@ def test_keypoints_outlines_and_rotated_boxes_are_drawn(visit: Any) -> None:
     assert (got[1] != left, got[2] == middle, got[3] != right) == (True, True, True)
     got = page.evaluate(_SHAPES, {"polygon": [[50, 50], [150, 50], [150, 150], [50, 150]]})
     assert (got[1] != left, got[2] != middle, got[4] == low, got[0] == upper) == (True, True, True, True)
+
+
+_HEAT = """async () => {
+  const { drawHeat } = await import('./overlay.js');
+  const canvas = Object.assign(document.createElement('canvas'), { width: 200, height: 100 });
+  const pen = canvas.getContext('2d');
+  pen.imageSmoothingEnabled = false;
+  const cells = btoa(String.fromCharCode(0, 255, 32, 0));
+  drawHeat(pen, { rows: 2, columns: 2, cells }, { left: 0, top: 0, width: 200, height: 100 });
+  return [[50, 25], [150, 25], [50, 75]].map(([x, y]) => [...pen.getImageData(x, y, 1, 1).data]);
+}"""
+
+
+def test_motion_is_drawn_from_blue_to_yellow(visit: Any) -> None:
+    none, much, little = visit().evaluate(_HEAT)
+    assert none[3] == 0
+    assert much[0] > 240
+    assert much[1] > 240
+    assert much[2] < 15
+    assert little[2] > little[0] > little[1]
+    assert much[3] > little[3] > 0
+
+
+def test_where_something_moves_is_shown_on_demand(tmp_path: Path, browser: Browser) -> None:
+    clip = write_clip(tmp_path / "yard.mp4", frames=FRAMES, size=(320, 180), gop=50, draw=yard)
+    config = (
+        "model: {path: none}\nengine: {kind: 'null'}\nstreams:\n"
+        f"  - {{id: yard, url: {clip}, loop: true, start_s: 10, look: {{when: motion}}}}\n"
+        "  - {id: gate, kind: synthetic}\n"
+    )
+    with daemon(tmp_path, config, metrics="page: true") as running:
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(f"http://127.0.0.1:{running.port}/#/yard")
+        button = page.get_by_role("button", name="Motion")
+        expect(button).to_have_attribute("aria-pressed", "false")
+        button.click()
+        expect(button).to_have_attribute("aria-pressed", "true")
+        painted(page, ".camera canvas")
+        page.goto(f"http://127.0.0.1:{running.port}/#/gate")
+        painted(page, ".camera canvas")
+        expect(button).to_be_hidden()  # the network looks at every frame
+        page.close()
 
 
 def test_a_daemon_that_is_gone_is_told_and_found_again(tmp_path: Path, browser: Browser) -> None:

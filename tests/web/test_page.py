@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import struct
@@ -22,7 +23,7 @@ from streamd.errors import SOURCE_REASONS, ConfigError
 from streamd.flow.status import StatusBoard
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Attribute, Details, StreamStatus, Tracks
+from streamd.types import Attribute, Details, Look, StreamStatus, Tracks
 from streamd.web.page import STATIC, Page, describe
 from streamd.web.state import State, without_addresses
 from streamd.web.tap import Tap
@@ -183,6 +184,32 @@ def test_what_is_drawn_besides_boxes_goes_with_each_box() -> None:
 @pytest.mark.parametrize("query", ["fps=x", "fps=0", "fps=-1", "fps=nan", "width=1e3", "width="])
 def test_a_bad_question_is_told(served: Served, query: str) -> None:
     assert served.code(f"/pictures?streams=a&{query}") == 400
+
+
+def test_a_picture_says_where_something_moved(served: Served) -> None:
+    heat = np.zeros((90, 160), np.float32)
+    heat[20, 100] = 0.25
+    (frame,) = frames("a", 1)
+    served.board.post(status("a"))
+    with served.open("/pictures?streams=a") as answer:
+        assert read_record(answer) == (None, b"")
+        found = {}
+        for view in (None, Look(True, "motion", heat=heat)):
+            frame.view = view
+            until(lambda: bool(served.tap.wanted))
+            served.tap._due.clear()
+            served.tap.take(frame, detections("a"))
+            while (got := read_record(answer))[0] is None:
+                pass
+            found[view is None] = got[0]
+    assert found[True] is not None
+    assert "heat" not in found[True], "the network looks at every frame"
+    assert found[False] is not None
+    told = found[False]["heat"]
+    cells = np.frombuffer(base64.b64decode(told["cells"]), np.uint8).reshape(told["rows"], told["columns"])
+    assert cells.shape == (45, 80)
+    assert cells[10, 50] == 128
+    assert np.count_nonzero(cells) == 1
 
 
 def test_the_state_tells_what_the_network_looks_at(served: Served) -> None:

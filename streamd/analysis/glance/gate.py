@@ -80,6 +80,8 @@ class Gate:
         self.heat = np.zeros((ROWS, COLUMNS), np.float32)
         """How often each cell strays lately, 0 to 1. Changed in place by the source's thread."""
         self._heat_ns = 0
+        self._upright: npt.NDArray[np.generic] | None = None
+        """A view of it as the picture is to be seen."""
         self.last: Moved | None = None
         self.glance: Glance | None = None
 
@@ -115,7 +117,7 @@ class Gate:
             self.looks[why] += 1
             self._looked_ns, self._owed, self._retry = now, False, False
         self._skipped = not wanted
-        frame.view = Look(wanted, why, moved, now)
+        frame.view = Look(wanted, why, moved, now, self._upright)
         return moved
 
     def _time(self, frame: Frame) -> int:
@@ -135,6 +137,8 @@ class Gate:
         shape = (frame.width, frame.height, glance.rotation, glance.mirrored)
         if self._motion is None or shape != self._shape:
             self._shape = shape
+            self.heat[:] = 0
+            self._upright = glance.upright(self.heat)
             sensitivity = self._settings.sensitivity
             ignored = ignored_cells(self._settings.masks, self._crop, shape)
             self._motion = Motion(ignored, None if sensitivity == "auto" else sensitivity)

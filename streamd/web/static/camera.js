@@ -144,6 +144,8 @@ export class Camera {
     this.edit = el("button", { type: "button", class: "quiet", text: "Edit zones and lines" });
     this.edit.addEventListener("click", () => this.#openEditor());
     this.past = el("a", { class: "quiet", href: `events.html?stream=${encodeURIComponent(name)}`, text: "Events" });
+    this.warm = el("button", { type: "button", class: "quiet", text: "Motion", title: "Where something moved in the last minute", "aria-pressed": "false", hidden: true });
+    this.warm.addEventListener("click", () => this.#setWarm(this.warm.getAttribute("aria-pressed") !== "true"));
     this.full = el("button", { type: "button", class: "quiet", text: "Full screen", "aria-keyshortcuts": "f" });
     this.full.addEventListener("click", () => this.fullscreen());
     this.full.hidden = !document.fullscreenEnabled;
@@ -151,7 +153,7 @@ export class Camera {
     this.after = el("a", { class: "step", role: "link", hidden: true, "aria-keyshortcuts": "ArrowRight" }, "›");
     this.shotBox = el("div", { class: "shot" }, this.canvas, this.over);
     this.detail = el("p", { class: "detail", hidden: true });
-    this.picture = el("section", { class: "card picture", "aria-label": "Picture" }, this.shotBox, el("div", { class: "under" }, this.seen, el("div", { class: "row" }, this.past, this.edit, this.full)));
+    this.picture = el("section", { class: "card picture", "aria-label": "Picture" }, this.shotBox, el("div", { class: "under" }, this.seen, el("div", { class: "row" }, this.past, this.warm, this.edit, this.full)));
     this.node = el(
       "article",
       { class: "camera" },
@@ -195,6 +197,7 @@ export class Camera {
       this.editor?.resize(...size);
     }
     this.shot.draw(description, jpeg);
+    this.warm.hidden = !description.heat;
     this.stages.add(description.stages);
     this.tallies.update(description.counts, description.at);
     setAttribute(this.canvas, "aria-label", `in the picture: ${told(description.boxes)}`);
@@ -211,6 +214,11 @@ export class Camera {
       }),
       ...(chips.length ? [] : [el("li", { class: "muted", text: "Nothing in the picture" })]),
     );
+  }
+
+  #setWarm(warm) {
+    setAttribute(this.warm, "aria-pressed", String(warm));
+    this.shot.warm = warm;
   }
 
   setRules(rules) {

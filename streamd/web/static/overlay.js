@@ -68,6 +68,18 @@ export function arrow([ax, ay], [bx, by], length) {
   return { from: [mx, my], tip: [tx, ty], wings: [back(1), back(-1)] };
 }
 
+const HEAT_ALPHA = 0.75;
+
+// Where something moved lately: from nothing over blue and red to yellow.
+export function drawHeat(pen, { rows, columns, cells }, place) {
+  const levels = Uint8Array.from(atob(cells), (character) => character.charCodeAt(0));
+  const image = new ImageData(columns, rows);
+  levels.forEach((level, i) => image.data.set([Math.min(255, 2 * level), Math.max(0, 2 * level - 255), Math.max(0, 255 - 2 * level), HEAT_ALPHA * Math.min(255, 2 * level)], 4 * i));
+  const small = new OffscreenCanvas(columns, rows);
+  small.getContext("2d").putImageData(image, 0, 0);
+  pen.drawImage(small, place.left, place.top, place.width, place.height);
+}
+
 export function drawRules(pen, rules, place, density, detailed) {
   const at = ([x, y]) => [place.left + x * place.width, place.top + y * place.height];
   const width = (detailed ? 2 : 1.25) * density;

@@ -1,6 +1,6 @@
 // All pictures in one endless response: browsers allow six connections to a host, and a wall may have forty cameras.
 
-import { drawCounts, drawRules, fit, Trails } from "./overlay.js";
+import { drawCounts, drawHeat, drawRules, fit, Trails } from "./overlay.js";
 
 const RETRY_MS = 3000;
 
@@ -93,6 +93,7 @@ export class Shot {
   #last = null;
   #trails = new Trails();
   #rules = null;
+  #warm = false;
 
   constructor(canvas, { detailed = false } = {}) {
     this.canvas = canvas;
@@ -103,6 +104,12 @@ export class Shot {
   // Zones and lines to draw over the pictures; null for none.
   set rules(rules) {
     this.#rules = rules;
+    this.redraw();
+  }
+
+  // Whether to draw where something moved lately.
+  set warm(warm) {
+    this.#warm = warm;
     this.redraw();
   }
 
@@ -138,6 +145,7 @@ export class Shot {
     const { left, top, scale } = place;
     if (bitmap) pen.drawImage(bitmap, left, top, description.width * scale, description.height * scale);
     else this.#blank(pen, left, top, description, scale, density);
+    if (this.#warm && description.heat) drawHeat(pen, description.heat, place);
     if (this.#rules) drawRules(pen, this.#rules, place, density, this.detailed);
     if (this.detailed) this.#trails.draw(pen, description.at, place, density, colorOf);
     description.boxes.forEach((box, i) => this.#box(pen, box, description.shapes?.[i], left, top, scale, density));
