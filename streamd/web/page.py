@@ -41,7 +41,11 @@ def record(snapshot: Snapshot) -> bytes:
     described = describe(snapshot.detections)
     if snapshot.heat is not None:
         rows, columns = snapshot.heat.shape
-        described["heat"] = {"rows": rows, "columns": columns, "cells": base64.b64encode(snapshot.heat.tobytes()).decode()}
+        described["heat"] = {
+            "rows": rows,
+            "columns": columns,
+            "cells": base64.b64encode(snapshot.heat.tobytes()).decode(),
+        }
     head, jpeg = msgspec.json.encode(described), snapshot.jpeg()
     return b"".join((_RECORD.pack(len(head), len(jpeg)), head, jpeg))
 
