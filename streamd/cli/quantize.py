@@ -60,6 +60,14 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument(
         "--float-layers", nargs="+", default=[], metavar="LAYER", help="layers to keep in float; * matches anything"
     )
+    p.add_argument(
+        "--float-share",
+        type=share,
+        default=0.05,
+        metavar="SHARE",
+        help="share of the multiplications that may stay in float, in the layers that cause most of the noise at the "
+        "outputs (default 0.05; 0: all in INT8)",
+    )
     p.add_argument("--labels", metavar="DIR|JSON", help="labels of the evaluation images; enables measuring mAP")
     p.add_argument(
         "--eval-images",
@@ -143,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
         method=args.method,
         rounding=args.rounding,
         float_layers=tuple(args.float_layers),
+        float_share=args.float_share,
         labels=args.labels,
         eval_images=args.eval_images,
         max_drop=args.max_drop,

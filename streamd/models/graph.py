@@ -242,6 +242,18 @@ def name_nodes(model: Any) -> None:
         taken.add(node.name)
 
 
+def _constants_are_no_inputs(model: Any) -> None:
+    """Takes constants off the list of inputs, where exporters of ONNX's first years put them. In place.
+
+    One that the quantized model no longer reads would be an input without a value.
+    """
+    constants = {t.name for t in model.graph.initializer}
+    for value in [v for v in model.graph.input if v.name in constants]:
+        model.graph.input.remove(value)
+        # The first version of the format that allows it.
+        model.ir_version = max(model.ir_version, 4)
+
+
 def prepare(path: str | os.PathLike[str]) -> Any:
     """Loads a model for quantization: with named nodes, and an opset that supports per-channel scales.
 
@@ -260,6 +272,7 @@ def prepare(path: str | os.PathLike[str]) -> Any:
                 f"model {path}: opset {opset(model)} cannot be converted to {MIN_OPSET}, the first with scales per "
                 f"channel ({str(error).splitlines()[0][:160]}); export it again with opset {MIN_OPSET} or later"
             ) from error
+    _constants_are_no_inputs(model)
     name_nodes(model)
     return model
 

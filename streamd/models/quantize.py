@@ -25,12 +25,14 @@ from streamd.models.gate import MAX_DROP, MIN_AGREEMENT, Gate, Verdict
 from streamd.models.graph import check_writable, chosen, fix_size_input, has_size_input, prepare, write_whole
 from streamd.models.pictures import KEPT_FRAMES, Feeder, Pictures, refuse_shared
 from streamd.models.qdq import Sites, find_sites, quantized
-from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, fewest
+from streamd.models.sensitivity import FLOAT_SHARE, LayerHarm, by_accuracy, by_noise, dominant, fewest
 from streamd.models.tune import ROUNDINGS, Rounding, safe_weights, tuned
 from streamd.types import Float32Array, Frame, ModelSpec
 
 AGREEMENT_PICTURES = 128
 NOISE_PICTURES = 8
+FEW_PICTURES = 4
+"""Pictures for finding the layers that do most of the harm; they stand out."""
 Report = Callable[[str, int, int], None]
 """Called with (description, done, total); total 0 if unknown."""
 
@@ -47,6 +49,9 @@ class Request:
     every: int = 10
     method: Method = "mse"
     float_layers: tuple[str, ...] = ()
+    float_share: float = FLOAT_SHARE
+    """Share of the multiplications that may stay in float where that takes most of the noise away; see
+    `sensitivity.dominant`."""
     labels: str | None = None
     eval_images: str | None = None
     max_drop: float = MAX_DROP
@@ -180,6 +185,12 @@ class Quantizer:
             self.weights = tuned(
                 self.model, self.sites, self.thresholds, self.weights, peaks, self.inputs, report, self.float_layers
             )
+        if request.float_share > 0:
+            samples = list(self.inputs(FEW_PICTURES))
+            self.float_layers += dominant(
+                self.model, self.sites, self.thresholds, samples, report, self.weights,
+                always=self.float_layers, share=request.float_share,
+            )  # fmt: skip
         self.calibration_seconds = time.monotonic() - started
 
     def _check_head(self) -> None:

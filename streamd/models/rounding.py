@@ -1,10 +1,11 @@
 """Rounding weights so that each convolution's output stays what it was, rather than each weight.
 
-For every convolution the calibration pictures give two matrices: of its inputs in INT8 with themselves, and of these
-with its outputs in float. They say all that matters about the squared error of the layer's output. The best
-real-valued weights for the inputs as they are in INT8 follow by least squares, drawn towards the float weights; then
-they are rounded one input after the other, and what rounding one costs is made good by those that are still to come
-(E. Frantar et al., "Optimal Brain Compression", 2022, in the order of "GPTQ", 2023). The bias is fitted last.
+For every convolution, or each group of a grouped one, the calibration pictures give two matrices: of its inputs in INT8
+with themselves, and of these with its outputs in float. They say all that matters about the squared error of the
+layer's output. The best real-valued weights for the inputs as they are in INT8 follow by least squares, drawn towards
+the float weights; then they are rounded one input after the other, and what rounding one costs is made good by those
+that are still to come (E. Frantar et al., "Optimal Brain Compression", 2022, in the order of "GPTQ", 2023). The bias is
+fitted last.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ class Convolution:
 
     layer: Layer
     weight: Float32Array
-    """(O, C, kh, kw)"""
+    """(O, C/G, kh, kw)"""
     bias: Float32Array
     """(O,)"""
     strides: tuple[int, int]
     pads: tuple[int, int, int, int]
     """Above, left, below, right."""
     dilations: tuple[int, int]
+    groups: int = 1
 
     @property
     def inputs(self) -> int:
@@ -55,7 +57,7 @@ class Convolution:
 
 
 def convolutions(model: Any, layers: Sequence[Layer]) -> list[Convolution]:
-    """Those of `layers` that can be rounded together: two dimensions, one group, weights of their own."""
+    """Those of `layers` that can be rounded together: two dimensions, weights of their own."""
     graph = Graph(model)
     nodes = {node.name: node for node in graph.nodes}
     found = []
@@ -65,7 +67,6 @@ def convolutions(model: Any, layers: Sequence[Layer]) -> list[Convolution]:
         biased = len(node.input) > 2 and bool(node.input[2])
         if (
             weight.ndim != 4
-            or int(graph.attribute(node, "group", 1)) != 1
             or str(graph.attribute(node, "auto_pad", "NOTSET")) != "NOTSET"
             or len(graph.consumers[layer.weight]) != 1
             or (biased and not graph.is_constant(node.input[2]))
@@ -76,7 +77,8 @@ def convolutions(model: Any, layers: Sequence[Layer]) -> list[Convolution]:
         top, left, bottom, right = graph.attribute(node, "pads", [0, 0, 0, 0])
         down, across = graph.attribute(node, "dilations", [1, 1])
         convolution = Convolution(
-            layer, weight, bias, (vertical, horizontal), (top, left, bottom, right), (down, across)
+            layer, weight, bias, (vertical, horizontal), (top, left, bottom, right), (down, across),
+            int(graph.attribute(node, "group", 1)),
         )  # fmt: skip
         if convolution.inputs <= MAX_INPUTS:
             found.append(convolution)
@@ -99,23 +101,26 @@ class Moments:
     """Second moments of a layer's inputs, with a constant 1 as the last of them, and of these with its outputs."""
 
     inputs: Float64Array
-    """(K+1, K+1)"""
+    """(G, K+1, K+1) for each group of channels."""
     outputs: Float64Array
-    """(K+1, O)"""
+    """(G, K+1, O/G)"""
     count: int = 0
 
     @classmethod
     def of(cls, c: Convolution) -> Moments:
         """Empty ones."""
         size = c.inputs + 1
-        return cls(np.zeros((size, size)), np.zeros((size, len(c.weight))))
+        return cls(np.zeros((c.groups, size, size)), np.zeros((c.groups, size, len(c.weight) // c.groups)))
 
     def add(self, x: Float32Array, y: Float32Array) -> None:
-        """Counts (P, K) inputs and (P, O) outputs."""
-        x = np.concatenate([x, np.ones((len(x), 1), np.float32)], axis=1)
-        self.inputs += x.T @ x
-        self.outputs += x.T @ y
-        self.count += len(x)
+        """Counts (P, G·K) inputs and (P, O) outputs."""
+        groups, positions = len(self.inputs), len(x)
+        x = x.reshape(positions, groups, -1).transpose(1, 0, 2)
+        x = np.concatenate([x, np.ones((groups, positions, 1), np.float32)], axis=2)
+        transposed = x.transpose(0, 2, 1)
+        self.inputs += transposed @ x
+        self.outputs += transposed @ y.reshape(positions, groups, -1).transpose(1, 0, 2)
+        self.count += positions
 
 
 def turns(found: Sequence[Convolution]) -> Iterable[list[Convolution]]:
@@ -123,7 +128,7 @@ def turns(found: Sequence[Convolution]) -> Iterable[list[Convolution]]:
     part: list[Convolution] = []
     used = 0
     for c in found:
-        size = 8 * (c.inputs + 1) * (c.inputs + 1 + len(c.weight))
+        size = 8 * (c.inputs + 1) * (c.groups * (c.inputs + 1) + len(c.weight))
         if part and used + size > MEMORY:
             yield part
             part, used = [], 0
@@ -181,40 +186,43 @@ def solve(
         c: the layer.
         m: its moments.
         scales: (O,) of the steps.
-        unsigned: (C,) by `weights.unsigned_peaks`: no two neighbours may overflow with these. None does not care.
+        unsigned: (C,) by `weights.unsigned_peaks`: no two neighbours may overflow with these. None does not care, as
+            in a layer of several groups, which is computed otherwise.
     """
-    size, channels = c.inputs, len(c.weight)
+    size, groups = c.inputs, c.groups
     gram, cross = m.inputs / m.count, m.outputs / m.count
-    flat = c.weight.reshape(channels, -1).astype(np.float64)
+    flat = c.weight.reshape(groups, -1, size).astype(np.float64)
     # Without the means, which the bias takes care of.
-    mean, wanted = gram[:size, size], cross[size]
-    covariance = gram[:size, :size] - np.outer(mean, mean)
-    ridge = RIDGE * float(np.trace(covariance)) / size + 1e-12
-    covariance[np.diag_indices(size)] += ridge
-    best = np.linalg.solve(covariance, cross[:size] - np.outer(mean, wanted) + ridge * flat.T).T
+    mean, wanted = gram[:, :size, size], cross[:, size]
+    covariance = gram[:, :size, :size] - mean[:, :, None] * mean[:, None]
+    ridge = (RIDGE * np.trace(covariance, axis1=1, axis2=2) / size + 1e-12)[:, None, None]
+    covariance += ridge * np.eye(size)
+    moment = cross[:, :size] - mean[:, :, None] * wanted[:, None]
+    best = np.linalg.solve(covariance, moment + ridge * flat.transpose(0, 2, 1)).transpose(0, 2, 1).copy()
     # Row j of the inverse's triangle is how the rest makes good for an error of input j.
-    factor = np.linalg.cholesky(np.linalg.inv(covariance)).T
-    steps = np.zeros((channels, size))
-    scale, taps = scales.astype(np.float64), int(np.prod(c.weight.shape[2:]))
+    factor = np.linalg.cholesky(np.linalg.inv(covariance)).transpose(0, 2, 1)
+    steps = np.zeros(best.shape)
+    scale, taps = scales.astype(np.float64).reshape(groups, -1), int(np.prod(c.weight.shape[2:]))
     for j in range(size):
-        value = best[:, j]
+        value = best[:, :, j]
         step = np.clip(np.rint(value / scale), -QMAX, QMAX)
         channel = j // taps
         if unsigned is not None and channel % 2:
             # The first of the pair is settled; this one has what is left of 16 bits.
-            taken = unsigned[channel - 1] * steps[:, j - taps]
+            taken = unsigned[channel - 1] * steps[:, :, j - taps]
             most = np.floor((SUM_MAX - np.maximum(taken, 0)) / unsigned[channel])
             least = -np.floor((SUM_MAX - np.maximum(-taken, 0)) / unsigned[channel])
             step = np.clip(step, np.minimum(least, 0), np.maximum(most, 0))
-        steps[:, j] = step
-        error = (value - step * scale) / factor[j, j]
-        best[:, j + 1 :] -= np.outer(error, factor[j, j + 1 :])
-    bias = wanted - (steps * scale[:, None]) @ mean
-    return Int8Weights(steps.reshape(c.weight.shape).astype(np.int8), scales, bias.astype(np.float32))
+        steps[:, :, j] = step
+        error = (value - step * scale) / factor[:, None, j, j]
+        best[:, :, j + 1 :] -= error[:, :, None] * factor[:, None, j, j + 1 :]
+    bias = wanted - ((steps * scale[:, :, None]) @ mean[:, :, None])[:, :, 0]
+    return Int8Weights(steps.reshape(c.weight.shape).astype(np.int8), scales, bias.reshape(-1).astype(np.float32))
 
 
 def error(c: Convolution, m: Moments, weights: Int8Weights) -> float:
     """The mean squared error of the layer's output, up to what no weights can change."""
     bias = c.bias if weights.bias is None else weights.bias
     flat = np.concatenate([weights.values().reshape(len(bias), -1), bias[:, None]], axis=1).astype(np.float64)
-    return float((flat @ m.inputs * flat).sum() - 2 * (flat * m.outputs.T).sum()) / m.count
+    flat = flat.reshape(c.groups, -1, c.inputs + 1)
+    return float((flat @ m.inputs * flat).sum() - 2 * (flat * m.outputs.transpose(0, 2, 1)).sum()) / m.count

@@ -102,7 +102,8 @@ def tuned(
     for part in turns(found):
         moment = moments(model, part, steps, seen())
         for c in part:
-            largest = unsigned_peaks(peaks[c.layer.input], _threshold(sites, thresholds, c.layer))
+            threshold = _threshold(sites, thresholds, c.layer)
+            largest = unsigned_peaks(peaks[c.layer.input], threshold) if c.groups == 1 else None
             made[c.layer.weight] = solve(c, moment[c.layer.name], weights[c.layer.weight].scales, largest)
     observer = Observer(model, sites.outputs)
     clean = [observer.run(x) for x in held_out]

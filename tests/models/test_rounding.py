@@ -24,9 +24,10 @@ def layer(
     strides: tuple[int, int] = (1, 1),
     pads: tuple[int, int, int, int] = (0, 0, 0, 0),
     dilations: tuple[int, int] = (1, 1),
+    groups: int = 1,
 ) -> Convolution:
     bias = np.zeros(len(weight), np.float32) if bias is None else bias
-    return Convolution(Layer("c", "x", "w", "y"), weight, bias, strides, pads, dilations)
+    return Convolution(Layer("c", "x", "w", "y"), weight, bias, strides, pads, dilations, groups)
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
@@ -76,9 +77,9 @@ def test_the_output_is_nearer_than_with_the_nearest_steps(seed: int) -> None:
     plain, made = nearest(c.weight, scales), solve(c, moments, scales)
     # Of the error that rounding adds to what the best weights leave, half is gone.
     size = c.inputs
-    best = np.linalg.lstsq(moments.inputs, moments.outputs, rcond=None)[0]
-    floor = float((best.T @ moments.inputs * best.T).sum() - 2 * (best * moments.outputs).sum()) / moments.count
-    assert moments.inputs.shape == (size + 1, size + 1)
+    best = np.linalg.lstsq(moments.inputs[0], moments.outputs[0], rcond=None)[0]
+    floor = float((best.T @ moments.inputs[0] * best.T).sum() - 2 * (best * moments.outputs[0]).sum()) / moments.count
+    assert moments.inputs.shape == (1, size + 1, size + 1)
     assert error(c, moments, made) - floor < 0.5 * (error(c, moments, plain) - floor)
     assert np.abs(made.steps).max() <= 127
     assert made.bias is not None
@@ -88,8 +89,8 @@ def test_the_bias_leaves_no_mean_error() -> None:
     c, moments = sample()
     made = solve(c, moments, weight_scales(c.weight))
     assert made.bias is not None
-    mean = moments.inputs[-1, :-1] / moments.count
-    wanted = moments.outputs[-1] / moments.count
+    mean = moments.inputs[0, -1, :-1] / moments.count
+    wanted = moments.outputs[0, -1] / moments.count
     assert made.values().reshape(6, -1) @ mean + made.bias == pytest.approx(wanted, abs=1e-4)
 
 
@@ -126,8 +127,9 @@ def test_which_layers_can_be_rounded_together() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     layers = [Layer(n.name, n.input[0], n.input[1], n.output[0]) for n in nodes]
     found = convolutions(model, layers)
-    assert [c.layer.name for c in found] == ["plain"]
-    assert (found[0].pads, found[0].strides, found[0].inputs) == ((1, 1, 1, 1), (1, 1), 27)
+    assert [c.layer.name for c in found] == ["plain", "depthwise"]
+    assert (found[0].pads, found[0].strides, found[0].inputs, found[0].groups) == ((1, 1, 1, 1), (1, 1), 27, 1)
+    assert (found[1].inputs, found[1].groups) == (9, 4)
 
 
 def test_moments_are_of_rounded_inputs_and_float_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,11 +151,38 @@ def test_moments_are_of_rounded_inputs_and_float_outputs(monkeypatch: pytest.Mon
     x = np.clip(np.rint(x / 0.125), -128, 127) * 0.125
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     assert made.count == len(x) == 2048
-    assert made.inputs == pytest.approx(x.T @ x, rel=1e-5)
-    assert made.outputs == pytest.approx(x.T @ y, rel=1e-4, abs=1e-3)
+    assert made.inputs[0] == pytest.approx(x.T @ x, rel=1e-5)
+    assert made.outputs[0] == pytest.approx(x.T @ y, rel=1e-4, abs=1e-3)
 
 
 def test_matrices_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     c = layer(np.zeros((4, 4, 3, 3), np.float32))
     monkeypatch.setattr("streamd.models.rounding.MEMORY", 2 * 8 * 37 * 41)
     assert [len(part) for part in turns([c] * 5)] == [2, 2, 1]
+
+
+def test_a_grouped_layer_is_its_groups_side_by_side() -> None:
+    """Each group has its own inputs and outputs, so it comes out as a layer of its own would."""
+    random = rng(4)
+    weight = random.standard_normal((6, 2, 3, 3)).astype(np.float32)
+    bias = random.standard_normal(6).astype(np.float32)
+    whole = layer(weight, bias, groups=3)
+    image = random.standard_normal((6, 40, 40)).astype(np.float32)
+    rows, columns = (a.reshape(-1) for a in np.indices((38, 38)))
+    clean = patches(whole, image, rows, columns).reshape(-1, 3, 18)
+    rough = np.rint(clean / 0.05) * np.float32(0.05)
+    y = np.einsum("pgk,gok->pgo", clean, weight.reshape(3, 2, 18)).reshape(-1, 6) + bias
+    together = Moments.of(whole)
+    together.add(rough.reshape(-1, 54), y)
+    made = solve(whole, together, weight_scales(weight))
+    for g in range(3):
+        part = slice(2 * g, 2 * g + 2)
+        single = layer(weight[part], bias[part])
+        alone = Moments.of(single)
+        alone.add(rough[:, g], y[:, part])
+        wanted = solve(single, alone, weight_scales(weight[part]))
+        assert (made.steps[part] == wanted.steps).all()
+        assert made.bias is not None
+        assert wanted.bias is not None
+        assert made.bias[part] == pytest.approx(wanted.bias, abs=1e-4)
+    assert error(whole, together, made) < error(whole, together, nearest(weight, weight_scales(weight)))

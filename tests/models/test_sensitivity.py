@@ -1,0 +1,71 @@
+"""Which layers do most of the harm, and what they cost in float."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamd.models.calibrate import Observer, observe, thresholds
+from streamd.models.qdq import find_sites
+from streamd.models.sensitivity import by_noise, dominant, multiplications
+from streamd.models.weights import nearest
+from tests.models.nets import branches
+
+IMAGES = np.random.default_rng(1).random((3, 1, 3, 64, 64), np.float32)
+
+
+def silent(*_: object) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def ready() -> tuple[Any, ...]:
+    """A model in which layer "a" alone has weights forty times as coarse as the others'."""
+    model = branches()
+    sites = find_sites(model)
+    limits = thresholds(observe(Observer(model, sites.watched), IMAGES)[0], sites.sources, "mse")
+    weight = next(layer for layer in sites.layers if layer.name == "a").weight
+    value = next(
+        np.frombuffer(t.raw_data, np.float32).reshape(t.dims) for t in model.graph.initializer if t.name == weight
+    )
+    scales = np.abs(value.reshape(len(value), -1)).max(axis=1) / np.float32(3)
+    return model, sites, limits, {weight: nearest(value, scales)}
+
+
+def test_shares_of_the_multiplications(ready: tuple[Any, ...]) -> None:
+    model, sites, *_ = ready
+    counts = {"stem": 27 * 8, "a": 8 * 8, "b": 72 * 8, "c": 16 * 8, "d": 144 * 8}
+    total = sum(counts.values()) + 8 * 6
+    found = multiplications(model, sites, IMAGES[0])
+    assert found == {name: pytest.approx(count / total) for name, count in counts.items()}
+
+
+def test_the_layer_that_makes_the_noise_stays_in_float(ready: tuple[Any, ...]) -> None:
+    model, sites, limits, weights = ready
+    assert by_noise(model, sites, limits, IMAGES, silent, weights)[0].layer == "a"
+    assert dominant(model, sites, limits, IMAGES, silent, weights) == ["a"]
+
+
+def test_none_is_kept_beyond_its_share_or_twice(ready: tuple[Any, ...]) -> None:
+    model, sites, limits, weights = ready
+    assert dominant(model, sites, limits, IMAGES, silent, weights, share=0.02) == []
+    assert "a" not in dominant(model, sites, limits, IMAGES, silent, weights, always=["a"])
+
+
+def test_layers_are_kept_while_one_stands_out_and_the_share_lasts(ready: tuple[Any, ...]) -> None:
+    """Without a coarse layer, the noise of a net of five is spread over all of them, each above a tenth."""
+    model, sites, limits, _ = ready
+    kept = dominant(model, sites, limits, IMAGES, silent, share=0.2)
+    cost = multiplications(model, sites, IMAGES[0])
+    assert kept
+    assert sum(cost[name] for name in kept) <= 0.2
+
+
+def test_noise_that_does_no_harm_keeps_nothing_in_float(
+    ready: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sites, limits, weights = ready
+    monkeypatch.setattr("streamd.models.sensitivity.QUIET", 1.0)
+    assert dominant(model, sites, limits, IMAGES, silent, weights, share=1.0) == []
