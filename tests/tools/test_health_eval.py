@@ -39,6 +39,12 @@ def test_nothing_is_told_of_a_still_scene_and_of_a_night(scenes: list[Scene]) ->
         assert health_eval.night(scene, 0.08, 2) == {}
 
 
+def test_a_fast_dusk_is_not_another_scene() -> None:
+    """A plain scene, whose few edges soon drown in noise."""
+    scene = health_eval.load_clip(shared("videos/person-bicycle-car-detection.mp4"))
+    assert health_eval.night(scene, 0.1, 3) == {}
+
+
 def test_another_scene_becomes_the_scene() -> None:
     rng = np.random.default_rng(1)
     core = HealthCore(CameraHealthSettings(accept_moved_s=60))
