@@ -25,7 +25,11 @@ class LookSettings(Settings):
         2.0, gt=0, le=3600, description="The longest time between two frames that are processed, in seconds."
     )
     hold_s: float = Field(
-        2.0, ge=0, le=300, description="Time after the last motion in which frames are still processed, in seconds."
+        2.0,
+        ge=0,
+        le=300,
+        description="Time after the last motion of an object, or of the light, in which frames are still processed, in "
+        "seconds.",
     )
     min_fps: float = Field(
         2.0,
