@@ -181,13 +181,13 @@ class Gate:
             self._moved_ns = now
             if moved.light:
                 self._found_ns = now
-            if not (begins or moved.light or self._skipped) and self._followed(moved, now, motion):
+            if not (begins or moved.light or self._skipped or self._owed) and self._followed(moved, now, motion):
                 return False, "followed"
             if begins or settings.max_fps is None or passed >= 1e9 / settings.max_fps - JITTER_NS:
                 return True, "light" if moved.light else "motion"
             return False, "rate"
         if self._known is not None and self._known.moving and not moved.shaken and (moved.faint or rare):
-            if not self._skipped and not rare and self._followed(moved, now, motion):
+            if not (self._skipped or self._owed or rare) and self._followed(moved, now, motion):
                 return False, "followed"
             if settings.max_fps is None or passed >= 1e9 / settings.max_fps - JITTER_NS:
                 return True, "tracks"
@@ -255,7 +255,6 @@ class _Answer:
     """(N, 2) pixels per second; None without tracking."""
     speed: npt.NDArray[np.float64] | None
     """(N,) widths or heights of its box that each goes in a second; None without tracking."""
-
     numbers: dict[int, int]
     """The row of each confirmed track."""
 

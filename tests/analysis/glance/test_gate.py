@@ -128,3 +128,13 @@ def test_an_object_that_is_not_found_again_is_looked_for() -> None:
     whys = [yard.show((20, 40, 0.0), known=0) for _ in range(2 * RATE + 2)]
     assert whys[whys.index("interval") + 1] == "tracks"
     assert whys.count("tracks") == 1
+
+
+def test_a_look_that_had_to_stand_back_is_made_up_for() -> None:
+    yard = Yard()
+    whys = yard.walk(30, (20, 40))
+    assert "followed" in whys
+    x = 20 + 8 * 30 / RATE
+    for i in range(6):
+        yard.gate.yielded()
+        assert yard.show((x + 8 * i / RATE, 40, 8.0)) == "motion"
