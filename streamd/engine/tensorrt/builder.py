@@ -103,7 +103,7 @@ def _converted(job: Job) -> tuple[bytes, Mapping[str, float]]:
             f"model {job.onnx.path}: precision {job.recipe.precision}: its Q/DQ nodes are not pairs of symmetric INT8 "
             "as `streamd quantize` writes them; use precision int8, or build from the float model"
         )
-    return found.model, found.ranges if job.recipe.precision == "mixed" else {}
+    return found.model, found.ranges
 
 
 def _takes_halves(job: Job) -> bool:

@@ -6,7 +6,6 @@ How a precision is reached depends on the builder and on the model:
 |---|---|---|
 | Q/DQ nodes, int8 | INT8 and FP16 flags: INT8 where the nodes say so, otherwise the fastest | the file's own types |
 | Q/DQ nodes, mixed | ranges instead of the nodes (see `pairs`): INT8 or FP16 by layer, whatever is fastest | rejected |
-| Q/DQ nodes, fp16 | FP16 flag, without the nodes | rejected |
 | float, fp16 | FP16 flag | the file is converted (see `half`) |
 | float, int8 | entropy calibrator (see `calibrator`) | rejected: `streamd quantize` makes a Q/DQ model |
 """
@@ -121,13 +120,17 @@ def settle_precision(trt: Trt, onnx: OnnxFile, options: BuildOptions) -> tuple[P
                 f"model {onnx.path}: has Q/DQ nodes, so it is calibrated already; omit the calibration "
                 "options, or build from the float model"
             )
-        if asked == "fp32" or (asked in ("fp16", "mixed") and not trt.has_precision_flags):
+        if asked in ("fp32", "fp16"):
+            # Without its pairs, a quantized model is worse than with them: its weights and biases were fitted to
+            # quantized activations.
             raise ConfigError(
                 f"model {onnx.path}: has Q/DQ nodes, which make it INT8; precision {asked} needs the float model"
-                + (f", as {trt} takes precisions from the file" if asked != "fp32" else "")
             )
-        if asked == "fp16":
-            return "fp16", "FP16 flag, without the Q/DQ nodes"
+        if asked == "mixed" and not trt.has_precision_flags:
+            raise ConfigError(
+                f"model {onnx.path}: precision mixed: {trt} takes precisions from the file; use int8, or the float "
+                "model for fp16"
+            )
         if asked == "mixed":
             return "mixed", "INT8 or FP16 by layer, by measured time"
         return "int8", "explicit Q/DQ"
