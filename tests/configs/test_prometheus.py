@@ -3,81 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-import socket
-import subprocess
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from tests.behaviour.daemon import Running, daemon, until
-from tests.configs.test_observability import CONFIGS, ELSEWHERE, STREAMS, panels
-from tests.conftest import program
+from tests.behaviour.daemon import daemon, until
+from tests.configs.prometheus import Prometheus, prometheus, shown
+from tests.configs.test_observability import ELSEWHERE, STREAMS, panels
 
 DEAD = "  - {id: dead, url: 'rtsp://127.0.0.1:9/', reconnect: {initial_s: 0.2, max_s: 0.2}}\n"
-
-
-class Prometheus:
-    """Its HTTP API."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    def ask(self, path: str, **parameters: str) -> Any:
-        url = f"{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)["data"]
-
-    def values(self, expression: str) -> list[float]:
-        """What an expression is now, each series's finite value."""
-        found = self.ask("query", query=expression)["result"]
-        return [value for series in found if math.isfinite(value := float(series["value"][1]))]
-
-
-@contextlib.contextmanager
-def prometheus(folder: Path, running: Running) -> Iterator[Prometheus]:
-    found = program("prometheus", "prometheus")
-    values = yaml.safe_load((CONFIGS / "prometheus.yml").read_text())
-    values["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    values["rule_files"] = [str(CONFIGS / name) for name in values["rule_files"]]
-    values["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{running.port}"]}]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(values))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    command = [
-        found, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'tsdb'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]  # fmt: skip
-    with (folder / "prometheus.log").open("w") as log:
-        process = subprocess.Popen(command, stderr=log)
-    try:
-        yield Prometheus(f"http://127.0.0.1:{port}")
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that has scraped a daemon in trouble for some seconds."""
     folder = tmp_path_factory.mktemp("prometheus")
-    with daemon(folder, STREAMS.replace("sinks:", f"{DEAD}sinks:")) as running, prometheus(folder, running) as server:
+    with contextlib.ExitStack() as stack:
+        running = stack.enter_context(daemon(folder, STREAMS.replace("sinks:", f"{DEAD}sinks:")))
+        job = {"job_name": "streamd", "static_configs": [{"targets": [f"127.0.0.1:{running.port}"]}]}
+        server = stack.enter_context(prometheus(folder, [job]))
         until(lambda: server.values('count_over_time(up{job="streamd"}[1m])') >= [5.0], 60, "five scrapes")
         # An average of seconds in which everything has happened at least once.
         until(lambda: server.values("increase(streamd_stream_reconnects_total[1m]) > 0"), 30, "a reconnect was seen")
         yield server
-
-
-def shown(expression: str) -> str:
-    """The expression as Grafana sends it, with every stream chosen."""
-    return expression.replace("$__rate_interval", "10s").replace('"$instance"', '".*"').replace('"$stream"', '".*"')
 
 
 @pytest.mark.parametrize(("title", "expression"), panels())
@@ -110,10 +59,7 @@ def test_the_variables_of_the_dashboard_are_filled(scraped: Prometheus) -> None:
 
 def test_the_rules_are_evaluated_and_see_the_trouble(scraped: Prometheus) -> None:
     def pending() -> set[tuple[str, str]]:
-        return {
-            (alert["labels"]["alertname"], alert["labels"].get("stream") or alert["labels"].get("sink", ""))
-            for alert in scraped.ask("alerts")["alerts"]
-        }
+        return {(labels["alertname"], labels.get("stream") or labels.get("sink", "")) for labels in scraped.alerts()}
 
     wanted = {
         ("StreamdCameraDown", "dead"), ("StreamdFramesDropped", "busy"), ("StreamdObjectiveBurning", "busy"),
