@@ -210,8 +210,11 @@ class FleetStatus(msgspec.Struct, frozen=True):
 
     @property
     def spare(self) -> bool:
-        """Whether every stream is served, whichever single box is lost (N+1)."""
-        return not any(self.without.values()) and all(s.box is not None for s in self.streams)
+        """Whether every stream is served, whichever single box is lost (N+1).
+
+        Not while a stream is on a box whose loss has not been worked out, such as one that is drained.
+        """
+        return not any(self.without.values()) and all(s.box in self.without for s in self.streams)
 
 
 class Happening(msgspec.Struct, frozen=True):

@@ -159,6 +159,11 @@ def test_a_drained_box_says_that_the_others_have_no_room_until_they_have() -> No
     left = {n for n, boxes in w.where().items() if boxes == ["b0"]}
     assert len(left) == 3
     assert [b.reason for b in w.coordinator.status(w.now).boxes] == ["no_room", ""]
+    w.coordinator.drain(w.now, "b1")
+    w.seconds(2)
+    assert not w.coordinator.status(w.now).spare, "no box is left that would serve them"
+    w.coordinator.undrain(w.now, "b1")
+    w.seconds(2)
     served(w)
     w.add("b2")
     w.seconds(10)
@@ -308,6 +313,8 @@ def test_a_coordinator_that_was_stopped_itself_blames_no_box() -> None:
 
 def test_metrics_and_targets_tell_what_they_promise() -> None:
     w = world()
+    w.seconds(2)
+    assert w.coordinator.status(w.now).spare
     found = w.coordinator.metrics(w.now)
     assert set(found) == set(METRICS)
     assert {tuple(labels.values()): v for labels, v in found["streamd_fleet_boxes"]}[("UP",)] == 3

@@ -10,12 +10,17 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import structlog
+
 from streamd.fleet import BoxSettings, FleetSettings
 from streamd.fleet.records import BoxReport, Order, decode, encode
 from streamd.telemetry.logs import configure
 from streamd.workers.fleet.box import BoxHost, Configuration, Place
 from streamd.workers.fleet.host import CoordinatorHost
+from streamd.workers.fleet.process import as_nice_as
 from streamd.workers.fleet.roster import Node, Wanted
+
+log = structlog.get_logger(__name__)
 
 NAMESPACE = "streamd"
 COORDINATOR = "coordinator"
@@ -39,6 +44,7 @@ class CoordinatorActor:
 
     def __init__(self, text: str, base: str) -> None:
         configure("info", "json")
+        _as_nice_as_the_node()
         self._host = CoordinatorHost(Configuration(text, base), RayCluster())
         self._host.start()
 
@@ -95,6 +101,7 @@ class BoxActor:
         import ray
 
         configure("info", "json")
+        _as_nice_as_the_node()
         environment = node_environment()
         gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         if gpus:
@@ -135,6 +142,15 @@ class BoxActor:
     def _configuration(self) -> Configuration | None:
         answer = self._ask("configuration")
         return None if answer is None else Configuration(*answer)
+
+
+def _as_nice_as_the_node() -> None:
+    """Ray gives its workers the least priority but a few; a daemon that one starts would inherit it."""
+    if not as_nice_as(os.getppid()):
+        log.warning(
+            "low priority", niceness=os.getpriority(os.PRIO_PROCESS, 0),
+            hint="start Ray with RAY_worker_niceness=0: only root may take back what it does to its workers",
+        )  # fmt: skip
 
 
 def node_environment() -> dict[str, str]:

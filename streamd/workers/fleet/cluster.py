@@ -53,6 +53,7 @@ def address_file() -> Path:
 
 def _quiet(ray: Any) -> dict[str, Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else every daemon has the priority of Ray's workers, 15
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else each start prints a warning about it
     return {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
 

@@ -72,3 +72,21 @@ class Process:
             self.send(signal.SIGKILL)
             with contextlib.suppress(OSError):
                 self.wait(10.0)
+
+
+def as_nice_as(pid: int) -> bool:
+    """Gives every thread of this process, and so what it starts, the niceness of another one, if that is lower.
+
+    Returns:
+        False if that is not allowed.
+    """
+    wanted = os.getpriority(os.PRIO_PROCESS, pid)
+    for thread in map(int, os.listdir("/proc/self/task")):
+        try:
+            if os.getpriority(os.PRIO_PROCESS, thread) > wanted:
+                os.setpriority(os.PRIO_PROCESS, thread, wanted)
+        except ProcessLookupError:  # the thread has ended
+            continue
+        except PermissionError:
+            return False
+    return True

@@ -65,6 +65,8 @@ def test_prometheus_and_people_see_it(running: Running, capsys: pytest.CaptureFi
     assert all(s.box is not None and s.generation > 0 for s in status.streams)
     daemon = keeper.read_notes(running.rays.box("n1")).daemon
     assert daemon is not None
+    [raylet] = [p for p in running.rays.processes("n1") if p.name() == "raylet"]
+    assert psutil.Process(daemon.pid).nice() == raylet.nice(), "Ray's workers have less"
     environment = psutil.Process(daemon.pid).environ()
     assert not [n for n in environment if n.startswith("RAY_") or (n, os.environ.get(n)) == ("LD_PRELOAD", None)]
     with urllib.request.urlopen(f"http://{running.http}/sd", timeout=10) as answer:
@@ -131,6 +133,7 @@ def test_a_coordinator_that_dies_stops_no_stream(running: Running) -> None:
 def test_a_node_that_is_drained_leaves_nothing(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
     until(lambda: mine(running, "n1"), PATIENCE_S)
     moved, before, began = mine(running, "n1"), generations(running), time.monotonic()
+    lost = {s.stream: s.account.lost for s in running.status().streams}
     daemon = keeper.read_notes(running.rays.box("n1")).daemon
     assert daemon is not None
     assert running.command("drain", "n1") == 0
@@ -139,6 +142,7 @@ def test_a_node_that_is_drained_leaves_nothing(running: Running, capsys: pytest.
     check_untouched(running, set(before) - moved, began - 2)
     until(lambda: not daemon.alive and not keeper.kept(running.rays.box("n1")), PATIENCE_S)
     check_once(running)
+    assert {s.stream: s.account.lost for s in running.status().streams} == lost, "it has told how far they came"
     assert running.command("drain", "n1", "--undo") == 0
     running.wait_steady()
 
