@@ -134,7 +134,8 @@ class AvSource:
         self._admission = Admission(settings.id, self._network, self._closed)
         self._lost_before = 0
         self._quarantine = Quarantine()
-        self._jpeg = JpegListener("")
+        self._jpeg: JpegListener | None = None
+        """None for other codecs."""
         self._holdback = Holdback()
         self._withhold = settings.on_corruption == "quarantine"
 
@@ -210,7 +211,7 @@ class AvSource:
         settings = self._settings
         stream = video_stream(container, settings, live=self._network, waited_s=waited)
         context = stream.codec_context
-        self._jpeg = JpegListener(context.name)
+        self._jpeg = JpegListener() if context.name == "mjpeg" else None
         if kept is not None and kept.video == video_of(context):
             kept.context.flush_buffers()
             self._decoder = kept
@@ -490,8 +491,12 @@ class AvSource:
         self.deadline = time.monotonic() + DECODE_LIMIT_S
         try:
             decoder = self._decoder
-            with self._jpeg:
-                natives: list[VideoFrame] = packet.decode() if decoder is None else decoder.decode(packet)
+            natives: list[VideoFrame]
+            if self._jpeg is None:
+                natives = packet.decode() if decoder is None else decoder.decode(packet)
+            else:
+                with self._jpeg:
+                    natives = packet.decode() if decoder is None else decoder.decode(packet)
             if self._skipper is not None and self._skipper.level == "keys" and packet.size:
                 context = packet.stream.codec_context if decoder is None else decoder.context
                 natives += held_back(natives, self._holdback.fed, context)
@@ -531,9 +536,8 @@ class AvSource:
             if late:
                 text = f"damage made the decoder delay its output by {late} more pictures; reconnecting restores it"
                 raise SourceError("corrupt", redact(f"{self._settings.url}: {text}"))
-        quarantined = self._quarantine.frame(
-            tainted=tainted, corrupt=native.is_corrupt or self._jpeg.damaged(), key=native.key_frame, now_ns=decoded_ns
-        )
+        corrupt = native.is_corrupt or (self._jpeg is not None and self._jpeg.damaged())
+        quarantined = self._quarantine.frame(tainted=tainted, corrupt=corrupt, key=native.key_frame, now_ns=decoded_ns)
         if kind.invented_clock:
             pts_ns = None
         if self._live and pts_ns is not None:

@@ -80,14 +80,10 @@ class PacketLossListener(_LogListener):
 
 
 class JpegListener(_LogListener):
-    """Reads from FFmpeg's log whether a JPEG is damaged, around each decoding.
+    """Reads from FFmpeg's log whether a JPEG is damaged, around each decoding."""
 
-    Args:
-        codec: of the stream; for others than JPEG nothing is hooked.
-    """
-
-    def __init__(self, codec: str) -> None:
-        super().__init__(codec == "mjpeg")
+    def __init__(self) -> None:
+        super().__init__(True)
 
     def __enter__(self) -> None:
         if self._capture is not None:
