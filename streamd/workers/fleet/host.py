@@ -86,7 +86,7 @@ def read_fleet(configuration: Configuration, environment: Mapping[str, str] = os
             raise ConfigError(str(error).replace(f"{folder}/", "")) from error
     if config.fleet is None:
         raise ConfigError("there is no section `fleet`; it says what a box can do: fleet: {box: {fps: 2000}}")
-    if config.workers != 1:
+    if config.workers not in (1, "auto"):
         raise ConfigError("workers: a box of a fleet has one process; remove it, and give a node several boxes")
     single = frozenset(single_sessions(config.fleet, config.streams))
     return Fleet(config.fleet, demands_of(config.fleet, config.streams), single)
