@@ -31,9 +31,11 @@ MOST_PEERS, MOST_SCRAPERS = 4, 2
 _SET_PIPE_SIZE = 1031
 """F_SETPIPE_SZ, which Python 3.10 has no name for in all builds."""
 PEER = """
-import contextlib, sys, time
+import contextlib, os, sys, time
+from functools import partial
 from tests.sinks.zmtp import RawPeer, frame
 kind, endpoint = sys.argv[1:]
+RawPeer = partial(RawPeer, source=f"127.0.0.{2 + os.getpid() % 250}")  # a host each: one of them is soon refused
 peers = []
 while True:
     with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ from typing import Any
 
 CONNECTIONS_A_SECOND = 2.0
 """In the long run, of one host. Each connection may bring as many subscriptions as one may send at once."""
-ABUSE_COSTS = 8
+ABUSE_COSTS = 32
 """A connection that was closed for what it sent counts as this many more."""
 MOST_HOSTS = 4096
 """Of which the recent connections are known."""

@@ -22,6 +22,7 @@ import structlog
 
 from streamd.flow.threads import NamedThread
 from streamd.sinks import Readers
+from streamd.sinks.curve import DOMAIN, ZAP_ENDPOINT
 from streamd.sinks.hosts import Allowance, Hosts, host_of
 from streamd.sinks.sockets import Duplicates, is_at, name_of, received_by, unread_of
 from streamd.telemetry.logs import Throttle
@@ -50,6 +51,8 @@ LEAST_OF_HOST = 16
 _CHECK_MS, _BUSY_CHECK_MS = 50, 5
 """libzmq stores subscriptions as fast as they come, and publishes nothing meanwhile: at a gigabyte a second, 5 MB come
 between two checks. The shorter time holds while a peer has just connected or is sending."""
+_EVENTS, _ALL_EVENTS = 64, 10_000
+"""Events taken at a time."""
 _BUSY_S = 0.2
 _BUSY_BYTES = 2048
 """More than this between two checks is sending; heartbeats are less."""
@@ -92,11 +95,12 @@ class Peers:
         context: of the socket.
         socket: not bound yet.
         limit: most connections.
+        asked: libzmq asks here, before it takes anything of a connection; False where it asks another (CURVE).
     """
 
     _serial = 0
 
-    def __init__(self, context: Any, socket: Any, limit: int) -> None:
+    def __init__(self, context: Any, socket: Any, limit: int, *, asked: bool) -> None:
         import zmq
 
         self.endpoint = ""
@@ -112,6 +116,9 @@ class Peers:
         self._lock = threading.Lock()
         self._duplicates = Duplicates()
         self._hosts = Hosts(self._host_limit)
+        self._granted: Counter[str] = Counter()
+        """Connections by host about which libzmq has yet to ask."""
+        self._over = False
         self._socket = socket
         Peers._serial += 1
         endpoint = f"inproc://peers-{Peers._serial}"
@@ -123,6 +130,13 @@ class Peers:
             endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_MONITOR_STOPPED
         )
         self._monitor.connect(endpoint)
+        self._questions = context.socket(zmq.REP) if asked else None
+        if self._questions is not None:
+            # What a connection sends before its end is noticed is stored, and freed by a search of everything stored,
+            # for minutes: a connection that is refused must not come so far.
+            socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
+            self._questions.setsockopt(zmq.LINGER, 0)
+            self._questions.bind(ZAP_ENDPOINT)
         self._thread = NamedThread(self._watch, "zmq-peers")
         self._thread.start()
 
@@ -196,30 +210,72 @@ class Peers:
     def _watch(self) -> None:
         import zmq
 
-        monitor = self._monitor
+        monitor, questions = self._monitor, self._questions
+        poller = zmq.Poller()
+        poller.register(monitor, zmq.POLLIN)
+        if questions is not None:
+            poller.register(questions, zmq.POLLIN)
         next_check = next_audit = 0.0
-        with contextlib.closing(monitor):
-            while True:
+        with contextlib.closing(monitor), contextlib.closing(questions) if questions else contextlib.nullcontext():
+            while not self._over:
                 now = time.monotonic()
-                every = (_BUSY_CHECK_MS if now < self._busy_until else _CHECK_MS) if self._peers else None
-                if every is not None and now >= next_check:
+                if self._peers and now >= next_check:
                     self._check_input(now)
-                    next_check = now + every / 1000
+                    next_check = now + (_BUSY_CHECK_MS if now < self._busy_until else _CHECK_MS) / 1000
                     if now >= next_audit:
                         self._audit(now)
                         next_audit = now + _AUDIT_S
-                try:
-                    event, value = struct.unpack("=hi", monitor.recv(zmq.DONTWAIT))
-                    monitor.recv()
-                except zmq.Again:
-                    monitor.poll(every)
-                    continue
-                if event == zmq.EVENT_MONITOR_STOPPED:
-                    return
-                try:
-                    self._happened(event, value)
-                except Exception as error:  # noqa: BLE001 - nobody would count or limit the peers any more
-                    log.error("zmq sink: a connection was not looked at", error=repr(error))
+                self._hear(_EVENTS)
+                if questions is not None:
+                    self._answer(questions)
+                if self._busy_until > now:
+                    next_check = min(next_check, now + _BUSY_CHECK_MS / 1000)
+                if not self._over:
+                    poller.poll(max(1, int((next_check - time.monotonic()) * 1000)) if self._peers else None)
+
+    def _hear(self, most: int) -> None:
+        """Takes events of the monitor, as far as there are any."""
+        import zmq
+
+        for _ in range(most):
+            try:
+                event, value = struct.unpack("=hi", self._monitor.recv(zmq.DONTWAIT))
+                self._monitor.recv()
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_MONITOR_STOPPED:
+                self._over = True
+                return
+            try:
+                self._happened(event, value)
+            except Exception as error:  # noqa: BLE001 - nobody would count or limit the peers any more
+                log.error("zmq sink: a connection was not looked at", error=repr(error))
+
+    def _answer(self, questions: Any) -> None:
+        """Answers libzmq's questions (ZAP) about new connections: it takes no subscription before."""
+        import zmq
+
+        for _ in range(_EVENTS):
+            try:
+                version, request, _domain, address, *_ = questions.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            self._hear(_ALL_EVENTS)  # the connection is among them
+            may = self._may_enter(address.decode("ascii", "replace"))
+            answer = (b"200", b"OK") if may else (b"400", b"too many connections")
+            questions.send_multipart([version, request, *answer, b"", b""])
+
+    def _may_enter(self, address: str) -> bool:
+        """Whether a connection from there was accepted and not closed, for which nobody has asked yet."""
+        try:
+            host = host_of((address,))
+        except ValueError:
+            host = ""  # ipc: localhost:UID:GID:PID
+        with self._lock:
+            if self._granted[host] <= 0:
+                return False
+            self._granted[host] -= 1
+            return True
 
     def _happened(self, event: int, value: int) -> None:
         import zmq
@@ -251,12 +307,20 @@ class Peers:
                 self._close(descriptor, peer, "host")
             elif not self._hosts.connected(peer.host):
                 self._close(descriptor, peer, "again")
+            else:
+                self._granted[peer.host] += 1
 
     def _gone(self, descriptor: int) -> None:
         peer = self._peers.pop(descriptor, None)
         if peer is not None:
             self._all_topic_bytes -= peer.topic_bytes
             self._ended[descriptor] = time.monotonic()
+            if granted := self._granted[peer.host]:
+                # Whether it had been asked about is not known: there are at most as many as connections.
+                there = sum(p.host == peer.host and not p.closed for p in self._peers.values())
+                self._granted[peer.host] = min(granted, there)
+            if not self._granted[peer.host]:
+                del self._granted[peer.host]
 
     def _audit(self, now: float) -> None:
         """Forgets connections that exist no more: the limits would count them for ever."""

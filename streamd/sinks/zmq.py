@@ -197,7 +197,7 @@ class ZmqSink(Sink):
             if self._settings.bind is not None:
                 if self._settings.bind.startswith("ipc://"):
                     check_socket_file(self._settings.bind.removeprefix("ipc://"))
-                self._peers = Peers(self._context, socket, self._settings.max_subscribers)
+                self._peers = Peers(self._context, socket, self._settings.max_subscribers, asked=self._door is None)
                 socket.bind(self._settings.bind)
                 self._peers.endpoint = self.endpoint
             else:
