@@ -96,7 +96,9 @@ while True:
 def test_killing_the_subscriber_loses_nothing_but_what_it_was_away_for(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    config = f"{NULL}sinks: [{{kind: zmq, bind: '{endpoint}'}}]\nstreams: [{{id: a, kind: synthetic, fps: 200}}]\n"
+    # The ring lasts for a third of a second in which a busy machine does something else.
+    stream = "{id: a, kind: synthetic, fps: 200, ring: 64}"
+    config = f"{NULL}sinks: [{{kind: zmq, bind: '{endpoint}'}}]\nstreams: [{stream}]\n"
 
     def subscribe() -> subprocess.Popen[str]:
         return subprocess.Popen([sys.executable, "-c", SUBSCRIBE, endpoint], stdout=subprocess.PIPE, text=True)
