@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from streamd.config import MetricsSettings
@@ -65,6 +66,24 @@ class Place:
 
 Report = Callable[[BoxReport], "Order | None"]
 """Tells the coordinator; None if it did not answer."""
+
+
+def under_way(before: Order | None, order: Order, told: DaemonReport | None) -> bool:
+    """Whether something changes, so that the next report is not to wait: its streams would wait as well.
+
+    Args:
+        before: the last order.
+        order: the new one; every order has another number.
+        told: what the daemon said before it was given the new one.
+    """
+    if before is None or msgspec.structs.replace(before, number=0, highest=0) != msgspec.structs.replace(
+        order, number=0, highest=0
+    ):
+        return True
+    if told is None:
+        return False
+    moves = any(each.standby or each.handover is not None for each in order.streams.values())
+    return moves or bool(told.partings) or not told.streams.keys() <= order.streams.keys()
 
 
 class BoxHost:
@@ -149,7 +168,7 @@ class BoxHost:
         order = self._report(report)
         if order is None:
             return False
-        new = self._order is None or order.number != self._order.number
+        again = under_way(self._order, order, told)
         self._order = order
         if order.revision and order.revision != self._revision:
             self._take_configuration()
@@ -163,7 +182,7 @@ class BoxHost:
                 self._ending.start()
         if not self._drained and not (self._ending is not None and self._ending.is_alive()):
             self._keep()
-        return new
+        return again
 
     def _why(self, told: DaemonReport | None) -> str:
         if told is not None:

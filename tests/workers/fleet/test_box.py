@@ -7,12 +7,22 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from streamd.fleet.records import BoxReport, FleetStream, Order
+from streamd.fleet.records import (
+    Assignment,
+    BoxReport,
+    DaemonReport,
+    FleetStream,
+    Handover,
+    Order,
+    Parting,
+    StreamReport,
+)
 from streamd.workers.fleet import keeper
-from streamd.workers.fleet.box import BoxHost, Configuration, Place
+from streamd.workers.fleet.box import BoxHost, Configuration, Place, under_way
 from streamd.workers.fleet.host import CoordinatorHost
 from streamd.workers.fleet.place import BoxFolder
 from tests.events.journals import until
@@ -78,6 +88,24 @@ class Fleet:
         """Ends everything."""
         self.box.stop()
         self.coordinator.close()
+
+
+def test_only_what_changes_is_reported_at_once() -> None:
+    def order(number: int, **streams: Assignment) -> Order:
+        return Order(number, "n1", number, streams)
+
+    def told(*streams: str, **more: Any) -> DaemonReport:
+        return DaemonReport(1, "boot", 1, streams={s: StreamReport(5, "LIVE") for s in streams}, **more)
+
+    runs, past = Assignment(5), Handover(0, 9, 9, {}, 0)
+    assert under_way(None, order(1), None)
+    assert under_way(order(1), order(2, gate=runs), told())
+    assert not under_way(order(1, gate=runs), order(2, gate=runs), told("gate")), "another number alone is no news"
+    assert not under_way(order(1, gate=runs), order(2, gate=runs), None)
+    assert under_way(order(1), order(2), told("gate")), "it is still leaving"
+    assert under_way(order(1), order(2), told(partings={"gate": Parting(5, past)}))
+    for arriving in (Assignment(7, standby=True), Assignment(7, handover=past)):
+        assert under_way(order(1, gate=arriving), order(2, gate=arriving), told("gate"))
 
 
 @pytest.fixture
