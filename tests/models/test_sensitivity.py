@@ -13,7 +13,7 @@ from streamd.models.sensitivity import by_noise, dominant, multiplications
 from streamd.models.weights import nearest
 from tests.models.nets import branches
 
-IMAGES = np.random.default_rng(1).random((3, 1, 3, 64, 64), np.float32)
+IMAGES = list(np.random.default_rng(1).random((3, 1, 3, 64, 64), np.float32))
 
 
 def silent(*_: object) -> None:

@@ -89,7 +89,7 @@ def test_the_shelf(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf.put("a", two, 0)
     assert gone == [one, one]
     now = time.monotonic()
-    monkeypatch.setattr(hardware.time, "monotonic", lambda: now + hardware.KEEP_S + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + hardware.KEEP_S + 1)
     shelf.put("b", three, 0)
     assert gone == [one, one, two], "nobody came for it"
     shelf.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,8 @@ def config(streams: int, **more: Any) -> Config:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a large GPU, many cores and MPS, as far as the choice asks for them."""
     monkeypatch.setattr(driver, "memory_mib", lambda _: 80_000)
-    monkeypatch.setattr(auto.os, "sched_getaffinity", lambda _: set(range(16)))
-    monkeypatch.setattr(auto.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(auto, "tensorrt_unavailable", lambda: None)
 
 
@@ -74,7 +76,7 @@ def test_many_streams_on_a_gpu(gpu: None) -> None:
 
 
 def test_mps_that_is_not_installed_is_not_chosen(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     found = settle(config(64, engine={"kind": "tensorrt"}))
     assert (found.workers, found.engine.shares_gpu) == (4, False)
 
