@@ -131,8 +131,11 @@ class FakeCamera:
         """When the fault began."""
         self._server: asyncio.Server | None = None
         self._open: set[Connection] = set()
-        with socket.create_server(("127.0.0.1", port)) as probe:
-            self.port: int = probe.getsockname()[1]
+        # Bound as long as the camera is there, but never listening: nobody else gets the port while it refuses.
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", port))
+        self.port: int = self._held.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fakecam", daemon=True)
 
@@ -163,6 +166,7 @@ class FakeCamera:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._held.close()
 
     def __enter__(self) -> FakeCamera:
         return self.start()
@@ -208,7 +212,7 @@ class FakeCamera:
 
     async def _listen(self) -> None:
         if self._server is None and self._fault[0] != "refuse":
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, reuse_address=True)
 
     async def _unlisten(self) -> None:
         server, self._server = self._server, None

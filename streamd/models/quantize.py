@@ -25,7 +25,7 @@ from streamd.models.gate import MAX_DROP, MIN_AGREEMENT, Gate, Verdict
 from streamd.models.graph import check_writable, chosen, fix_size_input, has_size_input, prepare, write_whole
 from streamd.models.pictures import KEPT_FRAMES, Feeder, Pictures, refuse_shared
 from streamd.models.qdq import Sites, find_sites, quantized
-from streamd.models.sensitivity import FLOAT_SHARE, LayerHarm, by_accuracy, by_noise, dominant, fewest
+from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, dominant, fewest
 from streamd.models.tune import ROUNDINGS, Rounding, safe_weights, tuned
 from streamd.types import Float32Array, Frame, ModelSpec
 
@@ -49,7 +49,7 @@ class Request:
     every: int = 10
     method: Method = "mse"
     float_layers: tuple[str, ...] = ()
-    float_share: float = FLOAT_SHARE
+    float_share: float = 0.0
     """Share of the multiplications that may stay in float where that takes most of the noise away; see
     `sensitivity.dominant`."""
     labels: str | None = None

@@ -23,7 +23,7 @@ DOMINANT = 0.1
 QUIET = 3e-5
 """Noise over signal at every output below which no layer is kept in float: 45 dB, which is that of bfloat16 itself."""
 FLOAT_SHARE = 0.05
-"""Default for the share of a model's multiplications that `dominant` may leave in float."""
+"""What was measured: the share of a model's multiplications that `dominant` may leave in float."""
 
 
 @dataclass(frozen=True)

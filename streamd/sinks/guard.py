@@ -144,6 +144,9 @@ class GuardedSink:
             if self.problem is None:
                 self._sink.poll()
                 if self._event_sink is not None:
+                    if self._event_sink.unreachable is None:
+                        # What it refused while its server was away is past, even if nothing was sent since.
+                        self._refuses = None
                     self._up.set(self.unreachable is None)
                 self._count_refused()
             elif time.monotonic() >= self._retry_at:

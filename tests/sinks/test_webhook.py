@@ -274,7 +274,7 @@ def test_settings_that_do_not_fit_are_named(fields: dict[str, Any], problem: str
 
 def test_a_missing_authority_is_named(tmp_path: Path) -> None:
     sink = WebhookSettings(url="https://host/", tls={"ca": str(tmp_path / "none.pem")}).open()
-    with pytest.raises(SinkError, match=r"none\.pem.*expected PEM files"):
+    with pytest.raises(SinkError, match=r"none\.pem.*expected a PEM file"):
         sink.open()
 
 
