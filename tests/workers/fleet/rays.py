@@ -61,6 +61,8 @@ class Listener:
 
         async def take(message: Any) -> None:
             m = json.loads(message.data)
+            if "generation" not in m:
+                return  # of a daemon that is in no fleet: see `overhead`
             heard = Heard(time.monotonic(), m["generation"], m["epoch"], m["seq"], m["boot_id"])
             self._heard[m["stream"]].append(heard)
 
