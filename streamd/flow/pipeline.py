@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import structlog
 
-from streamd.errors import FrameError
+from streamd.errors import FrameError, StreamdError
 from streamd.flow.batcher import Batcher
 from streamd.flow.contracts import Backend
 from streamd.flow.ring import Closed, Ring
@@ -185,7 +185,9 @@ class Pipeline:
         """A failed stage ends the pipeline: every ring is closed, so that no other thread waits forever."""
         if self.error is None:
             self.error = error
-        log.error("stage failed", stage=stage, error=str(error), kind=type(error).__name__)
+        # What is no error of ours is a fault of code, a plugin's perhaps: only the stack says whose.
+        trace = None if isinstance(error, StreamdError) else error
+        log.error("stage failed", stage=stage, error=str(error), kind=type(error).__name__, exc_info=trace)
         for ring in (self._ready, self._running):
             ring.close(discard=True, reason="stage_failed")
         self._free.close()

@@ -133,7 +133,10 @@ class Registry(Generic[SettingsT]):
         point = self.plugins().get(kind)
         if point is None:
             raise PydanticCustomError(
-                "unknown_kind", "expected one of {names}", {"names": ", ".join(map(repr, self.names()))}
+                "unknown_kind",
+                "expected one of {names}; another package's kind needs the package in this environment, with an entry "
+                "point in the group {group}",
+                {"names": ", ".join(map(repr, self.names())), "group": self.group},
             )
         self._loaded[kind] = self._load(point)
         return self._loaded[kind]

@@ -339,7 +339,10 @@ class HttpServer:
             self._server = _Server((host, int(port)), family, tls, login)
         except (OSError, OverflowError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no such port"
-            raise SinkError(f"metrics.listen: cannot listen on {listen}: {reason}; choose another address") from error
+            raise SinkError(
+                f"metrics.listen: cannot listen on {listen}: {reason}; choose another address, or port 0 "
+                "for any (does another streamd run here?)"
+            ) from error
         self.route("/metrics", metrics)
         self.route("/healthz", verdict(health))
         self.route("/readyz", verdict(ready))

@@ -212,6 +212,23 @@ def test_a_backend_that_fails_at_the_second_try_of_a_batch_with_a_bad_frame(wher
     assert rig.balance("a") == 0
 
 
+@pytest.mark.parametrize("error", [KeyError("boom"), BackendError("gone")], ids=["a fault of code", "an error of ours"])
+def test_a_stage_that_fails_unexpectedly_leaves_its_stack(error: Exception) -> None:
+    class Failing(NullBackend):
+        def infer(self, slot: Any) -> None:
+            raise error
+
+    rig = Rig(Failing(NullSettings(), ModelSettings(path="x"), batch=BatchSettings(max=4)))
+    with capture_logs() as lines:
+        rig.feed(1)
+        rig.pipeline.start()
+        assert rig.pipeline.done.wait(5)
+    rig.finish()
+    [line] = [line for line in lines if line["event"] == "stage failed"]
+    assert (line["stage"], line["kind"]) == ("infer", type(error).__name__)
+    assert line["exc_info"] is (error if isinstance(error, KeyError) else None)
+
+
 def test_frames_are_counted_when_nobody_takes_their_detections_any_more() -> None:
     rig = Rig()
 
