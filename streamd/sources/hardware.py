@@ -1,6 +1,6 @@
 """Hardware decoders: whose thread frees their pictures, and how long they live.
 
-PyAV frees a picture with the interpreter lock held (`VideoFrame.__dealloc__`, PyAV 18). FFmpeg then takes the lock of
+PyAV frees a picture with the interpreter lock held (`VideoFrame.__dealloc__`, PyAV 17 and 18). FFmpeg then takes the lock of
 the decoder's pool of pictures, and the decoder's own thread holds that lock while it asks the driver for the memory of
 one more picture. The driver answers when it has created the decoders of all other processes. Whoever dropped the last
 reference to a picture, the stage behind the network for instance, waited for that with the interpreter lock, and with
