@@ -1,10 +1,10 @@
 """Hardware decoders: whose thread frees their pictures, and how long they live.
 
-PyAV frees a picture with the interpreter lock held (`VideoFrame.__dealloc__`, PyAV 17 and 18). FFmpeg then takes the lock of
-the decoder's pool of pictures, and the decoder's own thread holds that lock while it asks the driver for the memory of
-one more picture. The driver answers when it has created the decoders of all other processes. Whoever dropped the last
-reference to a picture, the stage behind the network for instance, waited for that with the interpreter lock, and with
-it the whole process: workers with hundreds of cameras were taken for hung and killed.
+PyAV frees a picture with the interpreter lock held (`VideoFrame.__dealloc__`, PyAV 17 and 18). FFmpeg then takes the
+lock of the decoder's pool of pictures, and the decoder's own thread holds that lock while it asks the driver for the
+memory of one more picture. The driver answers when it has created the decoders of all other processes. Whoever dropped
+the last reference to a picture, the stage behind the network for instance, waited for that with the interpreter lock,
+and with it the whole process: workers with hundreds of cameras were taken for hung and killed.
 
 So the thread that decodes keeps a reference to every picture until nobody else has one. It frees them itself between
 two packets, when the pool's lock is free.
