@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.behaviour.daemon import daemon
+from tests.behaviour.daemon import daemon, until
 from tests.conftest import ROOT
 from tests.docs.plugins import install
 from tests.messages import checked
@@ -53,7 +53,8 @@ sinks: [{{kind: udp, host: 127.0.0.1, port: {reader.getsockname()[1]}}}]
 """
         with daemon(tmp_path, config) as running:
             received = [reader.recv(65_536) for _ in range(20)]
-            assert running.value("streamd_sink_messages_total", sink="udp0") >= 20
+            # A message is counted after it was sent.
+            until(lambda: running.value("streamd_sink_messages_total", sink="udp0") >= 20)
     messages = [checked([b"streamd/1/a/detections", payload]) for payload in received]
     assert [getattr(m, "seq", None) for m in messages] == list(range(20))
     assert json.loads(received[0])["detections"]

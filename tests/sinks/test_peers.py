@@ -102,6 +102,9 @@ def test_connections_leave_descriptors_for_the_rest_of_the_daemon(scene: Scene) 
         for _ in range(60):  # each takes two of ours
             with contextlib.suppress(OSError):
                 peers.append(RawPeer(sink.endpoint, handshake=False))
+            # One after the other: else our own ends take what libzmq needs to accept a connection at all.
+            sink.poll()
+            time.sleep(0.005)
         until(lambda: refused(sink).get("descriptors", 0) > 0, sink)
         while peers:
             peers.pop().close()
@@ -171,11 +174,16 @@ def test_a_message_without_an_end_ends_the_connection(scene: Scene, tmp_path: Pa
     peer = scene.peer(sink)
     part = frame(b"x" * 1000, 1) * 100
     sent = 0
-    with contextlib.suppress(OSError):
-        while sent < 1 << 30:
+    # What goes through before the sink's thread has its turn is a matter of the machine: gigabytes a second over ipc.
+    deadline, ended = time.monotonic() + 20, False
+    try:
+        while time.monotonic() < deadline:
             peer.send(part)
             sent += len(part)
-    assert INPUT_BYTES < sent < 1 << 30
+    except OSError:
+        ended = True
+    assert ended
+    assert sent > INPUT_BYTES
     assert peer.closed(sink)
     assert refused(sink) == {"input": 1}
 
