@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from streamd.errors import ConfigError, ModelError
+from streamd.errors import ConfigError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import EMPTY, as_float32, check_single, label_boxes, listed
 from streamd.heads.picodet import mean_distances
-from streamd.heads.validate import check_numbers, mostly_outside_unit, span
+from streamd.heads.validate import check_class_scores
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 STRIDES = (8, 16, 32, 64)
@@ -77,21 +77,13 @@ class Nanodet(Head):
         self._size = np.array([spec.input_width, spec.input_height], np.float32)
         self._options, self._path, self._checked = options, spec.path, False
 
-    def _check(self, scores: Float32Array) -> None:
-        check_numbers(self._path, scores)
-        if mostly_outside_unit(scores):
-            raise ModelError(
-                f"model {self._path}: declared or recognised as nanodet, but its class scores are {span(scores)}, not "
-                "0 to 1: export the model with the sigmoid of its classes"
-            )
-        self._checked = True
-
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`. Only the distances of cells with a class above the threshold are decoded."""
         rows = as_float32(outputs[0][index])
         scores = rows[:, : self.classes]
         if not self._checked:
-            self._check(scores)
+            check_class_scores(self._path, "nanodet", scores)
+            self._checked = True
         (keep,) = np.nonzero(scores.max(axis=1) >= self._options.conf)
         if not len(keep):
             return EMPTY

@@ -6,17 +6,16 @@ R−1 cells; the distance is its mean (Li et al. 2020, Generalized Focal Loss). 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from streamd.errors import ConfigError, ModelError
+from streamd.errors import ConfigError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import EMPTY, as_float32, label_boxes, listed
-from streamd.heads.validate import check_numbers, mostly_outside_unit, span
+from streamd.heads.validate import check_class_scores
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -120,21 +119,12 @@ class Picodet(Head):
         ]
         self.classes = spec.outputs[self._levels[0].classes].shape[2]
 
-    def _check(self, scores: Sequence[Float32Array]) -> None:
-        rows = np.concatenate(scores)
-        check_numbers(self._path, rows)
-        if mostly_outside_unit(rows):
-            raise ModelError(
-                f"model {self._path}: declared or recognised as picodet, but its class scores are {span(rows)}, not 0 "
-                "to 1: export the model with the sigmoid of its classes"
-            )
-        self._checked = True
-
     def candidates(self, outputs: Outputs, index: int) -> Candidates:
         """See `Head.candidates`. Only the distances of cells with a class above the threshold are decoded."""
         scores = [as_float32(outputs[v.classes][index]) for v in self._levels]
         if not self._checked:
-            self._check(scores)
+            check_class_scores(self._path, "picodet", np.concatenate(scores))
+            self._checked = True
         boxes, kept = [], []
         for level, centres, score in zip(self._levels, self._centres, scores, strict=True):
             (keep,) = np.nonzero(score.max(axis=1) >= self._options.conf)

@@ -126,6 +126,20 @@ def mostly_outside_unit(rows: FloatArray) -> bool:
     return bool(within.all(axis=-1).mean() < 0.5)
 
 
+def check_class_scores(path: str, kind: str, scores: FloatArray) -> None:
+    """Checks a first frame's class scores, (N, C), of a head whose exports end in a sigmoid.
+
+    Raises:
+        ModelError: they are no numbers, or not between 0 and 1.
+    """
+    check_numbers(path, scores)
+    if mostly_outside_unit(scores):
+        raise ModelError(
+            f"model {path}: declared or recognised as {kind}, but its class scores are {span(scores)}, not 0 to 1: "
+            "export the model with the sigmoid of its classes"
+        )
+
+
 def largest_finite(values: FloatArray) -> float:
     """The greatest finite number of all; 0 if none is above 0."""
     return float(values[np.isfinite(values)].max(initial=0))

@@ -213,7 +213,7 @@ class AvSource:
         context = stream.codec_context
         self._jpeg = JpegListener() if context.name == "mjpeg" else None
         if kept is not None and kept.video == video_of(context):
-            kept.context.flush_buffers()
+            kept.flush_buffers()
             self._decoder = kept
         elif kept is not None:
             deferred.close(kept)
@@ -498,8 +498,7 @@ class AvSource:
                 with self._jpeg:
                     natives = packet.decode() if decoder is None else decoder.decode(packet)
             if self._skipper is not None and self._skipper.level == "keys" and packet.size:
-                context = packet.stream.codec_context if decoder is None else decoder.context
-                natives += held_back(natives, self._holdback.fed, context)
+                natives += held_back(natives, self._holdback.fed, decoder or packet.stream.codec_context)
             return natives
         except Exception as error:
             from av.error import FFmpegError

@@ -58,8 +58,8 @@ class HardwareDecoder:
         self.video = video_of(context)
         self._issued: list[VideoFrame] = []
 
-    def decode(self, packet: Packet[Any]) -> list[VideoFrame]:
-        """The pictures that come out for `packet`. Frees those that are no longer used.
+    def decode(self, packet: Packet[Any] | None) -> list[VideoFrame]:
+        """The pictures that come out for `packet`, or all that are left for None. Frees those no longer used.
 
         Raises:
             FFmpegError: the decoder rejects it.
@@ -69,6 +69,10 @@ class HardwareDecoder:
         natives: list[VideoFrame] = self.context.decode(packet)
         self._issued += natives
         return natives
+
+    def flush_buffers(self) -> None:
+        """Forgets what was decoded, before packets that do not follow."""
+        self.context.flush_buffers()
 
     @property
     def held(self) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
 
+    from streamd.sources.hardware import HardwareDecoder
     from streamd.sources.pacing import RateLimit
 
 Level = Literal["all", "references", "keys"]
@@ -146,17 +147,17 @@ class PacketSkipper:
             self.level = "all"
 
 
-def held_back(natives: list[VideoFrame], number: int, context: VideoCodecContext) -> list[VideoFrame]:
+def held_back(natives: list[VideoFrame], number: int, decoder: VideoCodecContext | HardwareDecoder) -> list[VideoFrame]:
     """Key frames that a decoder would output seconds later, together with later ones, as it waits to reorder them.
 
     Args:
         natives: what it has given out for the last packet.
         number: of that packet.
-        context: the decoder's.
+        decoder: gave them out.
     """
     carried: Any = natives[-1].opaque if natives else None
     if carried and carried[-1] == number:
         return []
-    held = context.decode(None)
-    context.flush_buffers()
+    held = decoder.decode(None)
+    decoder.flush_buffers()
     return held

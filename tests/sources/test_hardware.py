@@ -29,6 +29,34 @@ def clip(tmp_path: Path) -> Path:
     return write_clip(tmp_path / "a.mp4", frames=30)
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """The devices on which decoders were asked for; all of them are software."""
+    found: list[int | None] = []
+
+    def software(settings: AvStreamSettings, *, live: bool, device: int | None) -> Any:
+        found.append(device)
+        return open_container(settings, live=live, device=None)
+
+    monkeypatch.setattr(av_source, "open_container", software)
+    return found
+
+
+def lost(camera: FakeCamera, stream: str) -> tuple[HardwareDecoder, int]:
+    """Decoder and width of a connection that is cut after its first picture."""
+    source = AvSource(AvStreamSettings(id=stream, url=camera.url), device=0)
+    source.open()
+    frames = source.frames()
+    first = next(frames)
+    assert source._decoder is not None
+    decoder = source._decoder
+    camera.cut()
+    with pytest.raises(SourceError):
+        list(frames)
+    source.close()
+    return decoder, first.picture.width
+
+
 def opened(clip: Path) -> tuple[HardwareDecoder, Iterator[Any]]:
     container = av.open(str(clip))
     stream = container.streams.video[0]
@@ -73,6 +101,17 @@ def test_the_next_connection_decodes_with_it(clip: Path) -> None:
         assert times == [frame.pts for frame in fresh.decode(video=0)]
 
 
+def test_pictures_that_are_left_at_the_end_are_kept_and_freed_as_well(clip: Path) -> None:
+    decoder, packets = opened(clip)
+    frames = [frame for _ in range(5) for frame in decoder.decode(next(packets))]
+    frames += decoder.decode(None)
+    assert decoder.held == len(frames) == 5
+    decoder.flush_buffers()
+    frames.clear()
+    decoder.decode(None)
+    assert decoder.held == 0
+
+
 def test_the_shelf(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone: list[HardwareDecoder] = []
     shelf = Shelf(gone.append)
@@ -97,58 +136,25 @@ def test_the_shelf(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shelf.take("b", 0) is None
 
 
-def test_a_camera_that_comes_back_finds_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int | None] = []
-
-    def software(settings: AvStreamSettings, *, live: bool, device: int | None) -> Any:
-        asked.append(device)
-        return open_container(settings, live=live, device=None)
-
-    monkeypatch.setattr(av_source, "open_container", software)
-    seen: list[tuple[HardwareDecoder, int]] = []
+def test_a_camera_that_comes_back_finds_its_decoder(asked: list[int | None]) -> None:
     with FakeCamera(Clip(str(shared("videos/4ku_traffic.mp4")))) as camera:
-        for _ in range(2):
-            source = AvSource(AvStreamSettings(id="back", url=camera.url), device=0)
-            source.open()
-            frames = source.frames()
-            first = next(frames)
-            assert source._decoder is not None
-            seen.append((source._decoder, first.picture.width))
-            camera.cut()
-            with pytest.raises(SourceError):
-                list(frames)
-            source.close()
+        seen = [lost(camera, "back") for _ in range(2)]
     assert seen[0] == seen[1], "the same decoder shows the same camera"
     assert asked == [0, None], "the second connection creates none"
     assert closing.shelf.take("back", 0) is seen[0][0]
 
 
-def test_a_camera_that_shows_something_else_gets_another_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        av_source, "open_container", lambda settings, *, live, device: open_container(settings, live=live, device=None)
-    )
+def test_a_camera_that_shows_something_else_gets_another_decoder(asked: list[int | None]) -> None:
     seen: list[tuple[HardwareDecoder, int]] = []
     for name in ("4ku_traffic.mp4", "rknn_people-walking.mp4", "ped_amir.mp4"):
         with FakeCamera(Clip(str(shared(f"videos/{name}")))) as camera:
-            source = AvSource(AvStreamSettings(id="other", url=camera.url), device=0)
-            source.open()
-            frames = source.frames()
-            first = next(frames)
-            assert source._decoder is not None
-            seen.append((source._decoder, first.picture.width))
-            camera.cut()
-            with pytest.raises(SourceError):
-                list(frames)
-            source.close()
+            seen.append(lost(camera, "other"))
     assert len({id(decoder) for decoder, _ in seen}) == 3
     assert [width for _, width in seen] == [1280, 1280, 1920]
     assert closing.shelf.take("other", 0) is seen[2][0]
 
 
-def test_a_stream_that_is_stopped_keeps_no_decoder(monkeypatch: pytest.MonkeyPatch, clip: Path) -> None:
-    monkeypatch.setattr(
-        av_source, "open_container", lambda settings, *, live, device: open_container(settings, live=live, device=None)
-    )
+def test_a_stream_that_is_stopped_keeps_no_decoder(asked: list[int | None], clip: Path) -> None:
     source = AvSource(AvStreamSettings(id="file", url=str(clip), pace="asap"), device=0)
     source.open()
     assert len(list(source.frames())) == 30

@@ -64,13 +64,16 @@ def _driver_version(cuda: Any) -> str:
     return f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
 
 
+def _device(ordinal: int) -> ctypes.c_int | None:
+    """The driver's handle of a GPU, or None if there is no NVIDIA driver or no such GPU."""
+    cuda, device = _library(), ctypes.c_int()
+    return device if cuda is not None and cuda.cuDeviceGet(ctypes.byref(device), ordinal) == 0 else None
+
+
 def find_gpu(ordinal: int = 0) -> Gpu | None:
     """The GPU, or None if there is no NVIDIA driver or no such GPU."""
-    cuda = _library()
-    if cuda is None:
-        return None
-    device = ctypes.c_int()
-    if cuda.cuDeviceGet(ctypes.byref(device), ordinal) != 0:
+    cuda, device = _library(), _device(ordinal)
+    if device is None:
         return None
     name = ctypes.create_string_buffer(256)
     _check(cuda.cuDeviceGetName(name, len(name), device), "cuDeviceGetName")
@@ -84,11 +87,10 @@ def find_gpu(ordinal: int = 0) -> Gpu | None:
 
 def memory_mib(ordinal: int) -> int:
     """The GPU's memory in MiB; 0 if there is no such GPU. Needs no context."""
-    cuda = _library()
-    device, size = ctypes.c_int(), ctypes.c_size_t()
-    if cuda is None or cuda.cuDeviceGet(ctypes.byref(device), ordinal) != 0:
+    device, size = _device(ordinal), ctypes.c_size_t()
+    if device is None:
         return 0
-    _check(cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device), "cuDeviceTotalMem")
+    _check(_library().cuDeviceTotalMem_v2(ctypes.byref(size), device), "cuDeviceTotalMem")
     return size.value >> 20
 
 
