@@ -34,8 +34,15 @@ def add_parser(subparsers: Any) -> None:
         "--precision",
         choices=("auto", "fp32", "fp16", "int8", "mixed"),
         default="auto",
-        help="auto (default): int8 if the model has Q/DQ nodes or calibration images are given, otherwise fp16; mixed: "
-        "int8 or fp16 by layer of a model with Q/DQ nodes, whichever is faster (up to TensorRT 10)",
+        help="auto (default): int8 with calibration images; for a model with Q/DQ nodes int8 or fp16, whichever is "
+        "faster here (int8 without the float model); otherwise fp16; mixed: int8 or fp16 by layer of a model with "
+        "Q/DQ nodes, whichever is faster (up to TensorRT 10)",
+    )
+    p.add_argument(
+        "--float-model",
+        metavar="MODEL",
+        help="the float model that a quantized MODEL was made from (default: the one that quantize noted, if it is in "
+        "the same folder)",
     )
     p.add_argument(
         "--batch",
@@ -181,6 +188,7 @@ def _options(args: argparse.Namespace, calibration: Calibration | None) -> Build
         device=args.device,
         input_size=_pair(args.input_size),
         calibration=calibration,
+        float_model=model_file(args.float_model) if args.float_model is not None else None,
     )
 
 
@@ -229,8 +237,14 @@ def _summary(job: Job, out: Path, sidecar: Sidecar, verdict: str) -> None:
     made = sidecar.provenance
     assert made is not None
     assert made.profile is not None
+    if made.compared_ms:
+        from streamd.engine.tensorrt.fastest import verdict as compared
+
+        print(f"{compared(made.compared_ms)}: {made.precision} is kept")
+    elif job.onnx.quantized and job.floating is None and made.precision == "int8":
+        print("FP16 was not compared: the float model is not at hand (--float-model)")
     print(
-        f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {made.precision} ({job.method}), batches "
+        f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {made.precision} ({made.method}), batches "
         f"{'/'.join(map(str, made.profile))}, TensorRT {made.tensorrt}, for {made.gpu}, built in "
         f"{made.build_seconds:.1f} s"
     )

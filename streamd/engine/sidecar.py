@@ -30,7 +30,12 @@ class Provenance(Settings):
     accuracy: dict[str, float] = Field(default_factory=dict, description="What was measured, e.g. map, map_float.")
     agreement: float | None = Field(None, description="Fraction of the float model's boxes that were found again.")
     float_layers: tuple[str, ...] = Field((), description="Layers left in float.")
-    precision: str | None = Field(None, description="fp32, fp16 or int8.")
+    precision: str | None = Field(None, description="fp32, fp16, int8 or mixed (INT8 or FP16 by layer).")
+    compared_ms: dict[str, dict[str, float]] = Field(
+        default_factory=dict,
+        description="Milliseconds per batch by precision and batch size, where precisions were "
+        "compared and the faster one was kept.",
+    )
     tensorrt: str | None = Field(None, description="TensorRT version that built the engine.")
     driver: str | None = Field(None, description="NVIDIA driver version at build time.")
     gpu: str | None = Field(None, description="GPU name and compute capability the engine was built for.")

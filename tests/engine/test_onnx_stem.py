@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from streamd.engine.model import model_file
 from streamd.engine.onnx.stem import float_stem
 from streamd.engine.onnx.weights import in_float
-from streamd.engine.tensorrt import builder
+from streamd.engine.tensorrt import builder, network
 from streamd.engine.tensorrt.job import BuildOptions, prepare
 from streamd.engine.tensorrt.version import Trt
 from tests.engine.test_builder import outputs
@@ -104,15 +104,15 @@ def test_the_builder_asks_for_it_where_it_chooses_precisions(monkeypatch: pytest
         asked.append(len(content))
         return float_stem(content)
 
-    monkeypatch.setattr(builder, "float_stem", counted)
+    monkeypatch.setattr(network, "float_stem", counted)
     job = prepare(ROAD6, BuildOptions())
     assert job.trt.always_strongly_typed, "RTX is"
-    assert builder._load(job)[0] == ROAD6.read_bytes()
+    assert network._load(job)[0] == ROAD6.read_bytes()
     monkeypatch.setattr(Trt, "has_precision_flags", True)
-    loaded, ranges = builder._load(job)
+    loaded, ranges = network._load(job)
     assert not ranges
     assert asked == [len(in_float(ROAD6.read_bytes()))]
     assert loaded == float_stem(in_float(ROAD6.read_bytes()))
     monkeypatch.undo()
-    monkeypatch.setattr(builder, "_load", lambda _: (loaded, ranges))
+    monkeypatch.setattr(network, "_load", lambda _: (loaded, ranges))
     builder.build_into(job, tmp_path / "a.plan")

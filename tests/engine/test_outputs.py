@@ -13,7 +13,7 @@ from onnx import helper
 
 from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.sidecar import Sidecar, read_sidecar, write_sidecar
-from streamd.engine.tensorrt import TensorRtSettings, builder, outputs
+from streamd.engine.tensorrt import TensorRtSettings, network, outputs
 from streamd.engine.tensorrt.builder import build, plan_for
 from streamd.engine.tensorrt.job import BuildOptions, prepare
 from streamd.engine.tensorrt.outputs import DECLARED, give_convolutions
@@ -34,11 +34,11 @@ def given(path: Path, precision: Any) -> tuple[bool, list[tuple[str, tuple[int, 
     """What the builder does with the network: whether all outputs changed, and the outputs afterwards."""
     job = prepare(path, BuildOptions(precision=precision))
     made = job.trt.module.Builder(vendor_logger())
-    network, parser = builder._parse(job, made, vendor_logger())
-    changed = give_convolutions(job.trt, network, half=precision != "fp32")
-    found = [network.get_output(i) for i in range(network.num_outputs)]
+    parsed, parser = network._parse(job, made, vendor_logger())
+    changed = give_convolutions(job.trt, parsed, half=precision != "fp32")
+    found = [parsed.get_output(i) for i in range(parsed.num_outputs)]
     out = [(t.name, tuple(t.shape), str(t.dtype).rsplit(".", 1)[-1]) for t in found]
-    del found, network, parser, made
+    del found, parsed, parser, made
     return changed, out
 
 

@@ -58,7 +58,7 @@ def test_every_part_of_a_recipe_is_in_its_key() -> None:
     changed: dict[str, Any] = {
         "model_sha256": "b" * 64, "precision": "int8", "profile": (1, 8, 32), "tensorrt": "8.6.1.6", "gpu": "T4",
         "input_size": (640, 480), "profiles": 2, "workspace_mb": 512, "calibration_sha256": "c" * 64,
-        "revision": 0,
+        "revision": 0, "float_sha256": "d" * 64,
     }  # fmt: skip
     assert set(changed) == set(RECIPE.__dataclass_fields__)
     keys = {replace(RECIPE, **{name: value}).key for name, value in changed.items()}

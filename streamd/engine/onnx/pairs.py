@@ -38,10 +38,12 @@ class Unpaired:
     Attributes:
         model: the file's bytes.
         ranges: largest absolute value by tensor, for those that were quantized and those that follow from them.
+        float_ranges: the same by the names of the float model that `streamd quantize` started from.
     """
 
     model: bytes
     ranges: Mapping[str, float]
+    float_ranges: Mapping[str, float]
 
 
 class _Graph:
@@ -160,7 +162,7 @@ def without_pairs(model: bytes) -> Unpaired | None:
     Returns:
         None if there are no pairs, or not only pairs of symmetric INT8 with float weights.
     """
-    found: list[dict[str, float]] = []
+    found: list[tuple[dict[str, float], dict[str, float]]] = []
 
     def change(data: memoryview) -> bytes | None:
         graph = _Graph(data)
@@ -174,8 +176,10 @@ def without_pairs(model: bytes) -> Unpaired | None:
                 continue
             out.append(field(_NODE, _node(body, graph)) if tag == _NODE else whole)
         out += [field(_NODE, _identity(graph.root(name), name)) for name in graph.outputs if name in graph.alias]
-        found.append(ranges)
+        # What an operator computes in INT8 is called X_q, and its dequantized copy X, as in the float model.
+        copies = {name: ranges[root] for name in graph.alias if (root := graph.root(name)) in ranges}
+        found.append((ranges, copies | ranges))
         return b"".join(out)
 
     changed = change_graph(model, change)
-    return Unpaired(changed, found[0]) if found else None
+    return Unpaired(changed, *found[0]) if found else None

@@ -31,8 +31,14 @@ class TensorRtSettings(DeviceSettings):
     workspace_mb: int = Field(1024, ge=16, description="Builder workspace when an ONNX model is built, in MiB.")
     precision: Literal["auto", "fp32", "fp16", "int8", "mixed"] = Field(
         "auto",
-        description="auto: INT8 if the ONNX model has Q/DQ nodes, FP16 otherwise. mixed: INT8 or FP16 by layer of a "
-        "model with Q/DQ nodes, whichever is faster here (up to TensorRT 10).",
+        description="auto: FP16; for an ONNX model with Q/DQ nodes INT8, or FP16 if that is faster here and the float "
+        "model is at hand. mixed: INT8 or FP16 by layer of a model with Q/DQ nodes, whichever is faster here (up to "
+        "TensorRT 10).",
+    )
+    float_model: str | None = Field(
+        None,
+        description="The float model that a quantized one was made from, for FP16. Default: the file that `streamd "
+        "quantize` noted, in the folder of the quantized model.",
     )
     mps: bool | Literal["auto"] = Field(
         "auto",

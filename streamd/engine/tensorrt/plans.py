@@ -43,7 +43,7 @@ class Recipe:
 
     model_sha256: str
     precision: str
-    """fp32, fp16 or int8, never auto."""
+    """fp32, fp16, int8, mixed, or fastest (the faster of INT8 and FP16), never auto."""
     profile: tuple[int, int, int]
     """Batch: minimum, optimum, maximum."""
     tensorrt: str
@@ -54,22 +54,27 @@ class Recipe:
     workspace_mb: int = 1024
     calibration_sha256: str | None = None
     revision: int = REVISION
+    float_sha256: str | None = None
+    """SHA-256 of the float model that a quantized one was made from, where it is used."""
 
     @property
     def key(self) -> str:
         """Hex SHA-256 over all of it."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        # Plans that no float model was used for keep the key that they had before this field existed.
+        values = {k: v for k, v in asdict(self).items() if k != "float_sha256" or v is not None}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def differs(self, other: Provenance) -> str:
         """Why a plan with that provenance does not match, in words."""
+        theirs = "fastest" if other.compared_ms else other.precision
         pairs: Sequence[tuple[str, object, object]] = (
             ("the model has changed", other.source_sha256, self.model_sha256),
             (f"built by TensorRT {other.tensorrt}, installed is {self.tensorrt}", other.tensorrt, self.tensorrt),
             (f"built for {other.gpu}, this GPU is {self.gpu}", other.gpu, self.gpu),
-            (f"precision {other.precision}, wanted {self.precision}", other.precision, self.precision),
+            (f"precision {theirs}, wanted {self.precision}", theirs, self.precision),
             (f"batches of {_batches(other.profile)}, wanted {_batches(self.profile)}", other.profile, self.profile),
         )
-        reasons = [text for text, theirs, ours in pairs if theirs != ours]
+        reasons = [text for text, its, ours in pairs if its != ours]
         return "; ".join(reasons) or "built with other options or by another version of streamd"
 
 
