@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from streamd.analysis.rules.checks import check_rules
 from streamd.config import Config
 from streamd.config.loader import InvalidConfig, load_in_time, shared
 from streamd.config.problems import dotted
@@ -86,7 +87,7 @@ def problems(
         if (tls := config.metrics.tls) is not None:
             _try(found, partial(Tls, tls.certificate, tls.key))
     if model:
-        _try(found, lambda: _check_model(config))
+        _try(found, lambda: _check_model(config, told))
     return found
 
 
@@ -104,7 +105,7 @@ def _try(found: list[StreamdError], call: Callable[[], Any]) -> None:
         found.append(error)
 
 
-def _check_model(config: Config) -> None:
+def _check_model(config: Config, told: Callable[[FieldPath, str], None]) -> None:
     from streamd.engine import open_backend
     from streamd.heads.detector import open_detector
     from streamd.heads.postprocess import class_numbers
@@ -115,6 +116,9 @@ def _check_model(config: Config) -> None:
         labels = open_detector(backend.spec, config.model.head, config.model.detect).labels
     finally:
         backend.close()
+    for i, stream in enumerate(config.streams):
+        for path, message in check_rules(stream.zones, stream.lines, labels):
+            told(("streams", i, *path), message)
     for classifier in config.classifiers:
         opened, _ = open_classifier(classifier, config.engine.for_device(config.engine.devices[0]))
         opened.close()

@@ -19,7 +19,7 @@ import structlog
 
 from streamd.errors import SinkError
 from streamd.events.losses import Losses, Lost
-from streamd.events.record import Event, Media
+from streamd.events.record import Event, Media, RuleStates
 
 log = structlog.get_logger(__name__)
 
@@ -50,10 +50,12 @@ class Burst(msgspec.Struct, frozen=True, array_like=True):
     first: int
     """The number of the first event."""
     events: list[Event | None]
-    """None: a loss with no event after it, or a link."""
+    """None: a loss with no event after it, a link, or states of rules."""
     lost: dict[int, Lost] = {}
     """Events that the sender had no room for, by the number of the event after them."""
     links: dict[int, Link] = {}
+    """By number."""
+    states: dict[int, RuleStates] = {}
     """By number."""
 
 
@@ -79,6 +81,9 @@ class EventSink(Protocol):
     def link(self, event_id: str, role: str, media: Media) -> None:
         """See `Journal.link`."""
 
+    def keep(self, told: RuleStates) -> None:
+        """See `Journal.keep`."""
+
 
 class Outbox:
     """The sender's side. Any thread adds events, one thread sends.
@@ -93,7 +98,7 @@ class Outbox:
         self.origin = origin
         self._bound, self._clock = bound, clock
         self._lock = threading.Lock()
-        self._kept: deque[tuple[Event | Link | None, Lost | None]] = deque()
+        self._kept: deque[tuple[Event | Link | RuleStates | None, Lost | None]] = deque()
         self._base = 1
         """Number of the first event that is kept."""
         self._next = 1
@@ -128,12 +133,12 @@ class Outbox:
             self._kept.append((event, self._losses.take()))
         return True
 
-    def link(self, link: Link) -> bool:
-        """Keeps a link until it is committed, behind the event that it belongs to; False where there is no room."""
+    def note(self, note: Link | RuleStates) -> bool:
+        """Keeps what is no event until it is committed, behind the events before it; False where there is no room."""
         with self._lock:
             if len(self._kept) >= self._bound:
                 return False
-            self._kept.append((link, None))
+            self._kept.append((note, None))
         return True
 
     def burst(self) -> Burst | None:
@@ -158,7 +163,8 @@ class Outbox:
             lost = {n: each for n, (_, each) in enumerate(chosen, first) if each is not None}
             events = [each if isinstance(each, Event) else None for each, _ in chosen]
             links = {n: each for n, (each, _) in enumerate(chosen, first) if isinstance(each, Link)}
-            return Burst(self.origin, self._base, first, events, lost, links)
+            states = {n: each for n, (each, _) in enumerate(chosen, first) if isinstance(each, RuleStates)}
+            return Burst(self.origin, self._base, first, events, lost, links, states)
 
     def acknowledge(self, ack: Ack) -> None:
         """Releases committed events. For the sending thread."""
@@ -209,6 +215,8 @@ class Inbox:
             if (link := burst.links.get(n)) is not None:
                 # Before its number is acknowledged. It may be noted again if the number is refused.
                 sink.link(link.event, link.role, link.media)
+            if (told := burst.states.get(n)) is not None:
+                sink.keep(told)
             if not sink.submit(event, origin, n, burst.lost.get(n)):
                 return
             expected += 1

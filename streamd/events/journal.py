@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from streamd.errors import ConfigError, SinkError
-from streamd.events import query, upkeep
+from streamd.events import query, rulestates, upkeep
 from streamd.events.cursors import Cursor
 from streamd.events.losses import Lost
 from streamd.events.place import StateDir
-from streamd.events.record import Event, Media, OpenEvent, Record
+from streamd.events.record import Event, Media, OpenEvent, Record, RuleStates
 from streamd.events.store import CounterValue, Store
 from streamd.events.upkeep import Deletion, Limits
 from streamd.events.writer import Listener, Writer
@@ -202,6 +202,16 @@ class Journal:
             at_ns: Unix time in nanoseconds, by stream.
         """
         self._writer.chores.alive = {**self._writer.chores.alive, **at_ns}
+
+    def keep(self, told: RuleStates) -> None:
+        """Keeps what rules have counted without an event, for the process that continues. Never waits."""
+        self._writer.waiting.keep(told)
+
+    def rules(self, stream: str) -> dict[str, Any] | None:
+        """What the rules of a stream have counted, as of `RuleEngine.state`; None if nothing is known of them."""
+        store, latest = self._writer.store, self._writer.waiting.rules
+        committed = store.rules.committed if store is not None else {}
+        return rulestates.assembled({**committed, **latest}, stream)
 
     def link(self, event_id: str, role: str, media: Media) -> None:
         """Records a file of an event; its role is clip, snapshot, or another."""

@@ -15,7 +15,7 @@ import structlog
 
 from streamd.errors import SinkError
 from streamd.events.channel import BOUND, Inbox, Link, Outbox, decode_ack, decode_burst, encode
-from streamd.events.record import Event, Media
+from streamd.events.record import Event, Media, RuleStates
 from streamd.flow.threads import NamedThread
 
 if TYPE_CHECKING:
@@ -84,7 +84,13 @@ class EventSender:
 
     def link(self, event_id: str, role: str, media: Media) -> bool:
         """Hands over a file of an event that was submitted before; see `Journal.link`. Never waits. Any thread."""
-        kept = self.outbox.link(Link(event_id, role, media))
+        kept = self.outbox.note(Link(event_id, role, media))
+        self._waker.wake()
+        return kept
+
+    def keep(self, told: RuleStates) -> bool:
+        """Hands over what rules have counted without an event; see `Journal.keep`. Never waits. Any thread."""
+        kept = self.outbox.note(told)
         self._waker.wake()
         return kept
 

@@ -43,6 +43,22 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How much this event increases each of the stream's counters. They are increased even if the event is lost."""
     generation: int = 0
     """Of the box that has the stream; 0 outside a fleet."""
+    state: dict[str, Any] = {}
+    """What its rule has counted, this event included, as plain JSON values: a successor's rule continues from it. Kept
+    with the event's commit, but not part of the record."""
+
+
+class RuleStates(msgspec.Struct, frozen=True):
+    """What rules of one stream have counted without an event to tell it."""
+
+    stream: str
+    seen_ns: int | None
+    """Unix time of the stream's last frame in nanoseconds, where the process ends its work on it; None while it goes
+    on."""
+    rules: list[dict[str, Any]]
+    """See `Event.state`."""
+    memory: list[Any] | None = None
+    """Presences that a successor may resume; None while the process goes on."""
 
 
 class OpenEvent(msgspec.Struct, frozen=True, omit_defaults=True):

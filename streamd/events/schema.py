@@ -57,6 +57,11 @@ STEPS = [
     ALTER TABLE events ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE open ADD COLUMN generation INTEGER NOT NULL DEFAULT 0
     """,
+    """
+    -- what each rule has counted, as JSON. The rule with an empty name is the stream as its last process left it
+    CREATE TABLE rules (
+        stream TEXT NOT NULL, rule TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY (stream, rule)) WITHOUT ROWID
+    """,
 ]
 """The statements that lead from each version to the next. Never change a released step: append another one.
 A semicolon ends a statement."""

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 from msgspec.structs import astuple, replace
 
+from streamd.events import rulestates
 from streamd.events.layered import Layered
 from streamd.events.losses import Lost
 from streamd.events.record import MAX_DETAILS_BYTES, Event, Kind, OpenEvent, Record
@@ -90,6 +91,10 @@ class Store:
         self.cursors: Layered[str, CursorState] = Layered(
             {row[0]: CursorState(*row[1:]) for row in rows("SELECT * FROM cursors")}
         )
+        self.rules: Layered[tuple[str, str], dict[str, Any]] = Layered(
+            {(s, rule): msgspec.json.decode(state) for s, rule, state in rows("SELECT * FROM rules")}
+        )
+        """By stream and rule: see `rulestates`."""
         self.tally: Counter[str] = Counter()
         """Committed since this object was made: events, duplicates, orphans, refused, deleted."""
         self._pending_tally: Counter[str] = Counter()
@@ -138,6 +143,9 @@ class Store:
         numbers = [(origin, n, self._now_ns) for origin, n in self.origins.changes() if n is not None]
         if numbers:
             many("INSERT OR REPLACE INTO origins VALUES (?, ?, ?)", numbers)
+        counted_by = [(*key, msgspec.json.encode(state).decode()) for key, state in self.rules.changes()]
+        if counted_by:
+            many("INSERT OR REPLACE INTO rules VALUES (?, ?, ?)", counted_by)
         opened = self.open.changes()
         self._write("open", "id", _OPEN, opened, [astuple(o) for _, o in opened if o is not None])
         moved = self.cursors.changes()
@@ -150,7 +158,7 @@ class Store:
         for key, value in self.counters.changes():
             assert value is not None
             self.by_stream[key[0]] = {**self.by_stream.get(key[0], {}), key[1]: value}
-        for each in (self.streams, self.counters, self.open, self.origins, self.cursors):
+        for each in (self.streams, self.counters, self.open, self.origins, self.cursors, self.rules):
             each.keep()
         self.tally += self._pending_tally
         self._pending_tally.clear()
@@ -172,7 +180,7 @@ class Store:
         with contextlib.suppress(sqlite3.Error):
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
-        for each in (self.streams, self.counters, self.open, self.origins, self.cursors):
+        for each in (self.streams, self.counters, self.open, self.origins, self.cursors, self.rules):
             each.drop()
         self._pending_tally.clear()
         self.last = self.position
@@ -198,6 +206,8 @@ class Store:
             self._settle(lost)
         if event is None:
             return
+        if event.state:
+            rulestates.put(self.rules, event.stream, event.state)
         try:
             details = _checked(event)
         except (ValueError, TypeError, OverflowError, AttributeError, RecursionError) as error:

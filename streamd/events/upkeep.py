@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
+from streamd.events import rulestates
 from streamd.events.record import Media
 from streamd.events.store import CursorState, Store
 
@@ -272,4 +273,5 @@ def delete(store: Store, stream: str | None, since_ns: int, until_ns: int) -> De
     # Events that this same transaction has added are not released, either.
     store.records = [record for record in store.records if record.id not in gone]
     execute("DELETE FROM doomed")
+    rulestates.forget_memory(store.rules, stream)
     return Deletion(count, pending, paths)

@@ -10,7 +10,8 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, TypeVar
 
 from streamd.events.losses import Losses, Lost
-from streamd.events.record import Event
+from streamd.events.record import Event, RuleStates
+from streamd.events.rulestates import Latest, forget_memory, put, put_all
 from streamd.events.store import Store
 
 T = TypeVar("T")
@@ -88,6 +89,8 @@ class Waiting:
         self.wake = threading.Event()
         """Set when the writer has something to do."""
         self.duplicates = 0
+        self.rules = Latest()
+        """What rules have counted, as submitted: the newest, committed or not."""
 
     @property
     def events(self) -> int:
@@ -112,11 +115,15 @@ class Waiting:
                 self._taken[origin] = n
             elif event is not None and full:
                 self._losses.add(event, open_=self._is_open(event.id, store))
+                if event.state:
+                    put(self.rules, event.stream, event.state)
                 return False
             if self._losses and not n:
                 lost = self._losses.take()
             if event is not None and event.kind == "begin":
                 self._begun.add(event.id)
+            if event is not None and event.state:
+                put(self.rules, event.stream, event.state)
             self._entries.append(Submission(event, origin, n, lost))
             self._events += 1
         if not self.wake.is_set():
@@ -142,6 +149,18 @@ class Waiting:
         if wake:
             self.wake.set()
         return entry.future
+
+    def keep(self, told: RuleStates) -> None:
+        """See `Journal.keep`."""
+        with self._lock:
+            put_all(self.rules, told)
+            self._entries.append(Call(lambda store: put_all(store.rules, told)))
+        self.wake.set()
+
+    def forget_memory(self, stream: str | None) -> None:
+        """See `rulestates.forget_memory`."""
+        with self._lock:
+            forget_memory(self.rules, stream)
 
     def take(self, most: int) -> list[Entry]:
         """The next entries, for one transaction. To be followed by `committed` or `refused`."""

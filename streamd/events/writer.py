@@ -118,6 +118,7 @@ class Writer:
 
         def delete(store: Store) -> Deletion:
             self.chores.wipe = self.chores.sweep = True
+            self.waiting.forget_memory(stream)
             return upkeep.delete(store, stream, since_ns, until_ns)
 
         return self.waiting.call(delete)

@@ -14,15 +14,19 @@ import numpy as np
 import structlog
 
 from streamd.analysis.rules import RuleEvent
+from streamd.analysis.rules.checks import check_rules
 from streamd.analysis.rules.engine import RuleEngine
 from streamd.analysis.tracking import Observation, Tracked, TrackingSettings
+from streamd.config.problems import dotted
+from streamd.errors import ConfigError
 from streamd.events.evidence.clips import Moment
-from streamd.events.record import Event
+from streamd.events.record import Event, RuleStates
 from streamd.flow.settings import StreamSettings
 from streamd.flow.stream import Result
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import class_numbers
 from streamd.runtime.stream_analysis import MediaClock, StreamAnalysis
+from streamd.settings import FieldPath
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.types import Attribute, Float32Array, ModelInfo, Tracks
 
@@ -41,6 +45,8 @@ log = structlog.get_logger(__name__)
 
 IDS_PER_LIFE = 1 << 32
 """Tracks of one process; ids stay below 2^53, which JavaScript represents exactly, for two million processes."""
+KEEP_S = 10.0
+"""How often it is handed over for how long lines were not observed; counts without an event are at once."""
 DOWN_S = 1.0
 """A stream without a picture for this long is down: occupancy is stale."""
 
@@ -78,8 +84,13 @@ class Analytics:
         """What classifiers say of tracks; None without classifiers."""
         self._states: dict[str, Mapping[str, Any]] = {}
         """Of streams that come from another box, or are to go to one."""
+        self.keep: Callable[[RuleStates], object] | None = None
+        """Receives what rules have counted without an event; must not block. None where nobody continues from it."""
+        self.past: Callable[[str], Mapping[str, Any] | None] = lambda _: None
+        """What the rules of a stream had counted in an earlier process; a worker's parent tells it with `resume`."""
+        self._keep_at = 0.0
         self.keep_states = False
-        """Whether the rules' state of a removed stream is kept, for `state_of`."""
+        """In a fleet: the rules' state of a removed stream is kept for `state_of`, and not with this box's events."""
 
     def resume(self, stream: str, state: Mapping[str, Any] | None) -> None:
         """Sets the state from which the rules of a stream continue when it is added; None: they start from zero."""
@@ -103,11 +114,31 @@ class Analytics:
         self._labels = model.labels
         return AnalysisStep(self, model, self._detect)
 
+    def check(self, streams: Sequence[StreamSettings], where: Callable[[FieldPath], str] = dotted) -> None:
+        """Checks the classes of zones and lines. Only once there is a step.
+
+        Args:
+            streams: of a configuration.
+            where: names a field in the error.
+
+        Raises:
+            ConfigError: names each class that the model does not have, one per line: such a rule would never count.
+        """
+        problems = [
+            f"{where(('streams', i, *path))}: {message}"
+            for i, stream in enumerate(streams)
+            for path, message in check_rules(stream.zones, stream.lines, self._labels)
+        ]
+        if problems:
+            raise ConfigError("\n".join(problems))
+
     def add(self, settings: StreamSettings) -> None:
         """A stream starts, or restarts with other settings."""
         known = self.streams.get(settings.id)
         if known is None:
             state = self._states.pop(settings.id, None)
+            if state is None and not self.keep_states:
+                state = self.past(settings.id)
             known = StreamAnalysis(settings, self._labels, self._ids, self._new_id, state)
             self.streams = {**self.streams, settings.id: known}
             self._metrics.show(known)
@@ -139,10 +170,11 @@ class Analytics:
             return
         self.streams = {name: each for name, each in self.streams.items() if name != stream}
         self._metrics.hide(stream)
+        self._close(known)
         if self.keep_states and known.rules is not None:
+            # After the end of its presences: all of them are counted, and the successor may resume them.
             with known.lock:
                 self._states[stream] = known.rules.state()
-        self._close(known)
 
     def close(self) -> None:
         """Ends the open events of every stream. To be called after the last frame."""
@@ -150,9 +182,16 @@ class Analytics:
             self._close(known)
 
     def _close(self, known: StreamAnalysis) -> None:
+        if known.rules is None:
+            return
         with known.lock:
-            events = known.rules.close() if known.rules is not None else []
+            events = known.rules.close()
+            known.rules.unsaved()
+            left = known.rules.state()
         self.tell(known, events)
+        if self.keep is not None and not self.keep_states:
+            rules = [*left["lines"], *left["zones"]]
+            self.keep(RuleStates(known.stream, known.last_wall_ns or left["wall_ns"], rules, left["memory"]))
 
     def seen(self) -> dict[str, int]:
         """Unix time of the last frame, in nanoseconds, of each stream with rules. Any thread."""
@@ -174,6 +213,19 @@ class Analytics:
                     known.last_frame_s = math.inf
                     events = known.rules.down()
                 self.tell(known, events)
+        if self.keep is not None and now_s >= self._keep_at:
+            self._keep_at = now_s + KEEP_S
+            for known in self.streams.values():
+                self.keep_counts(known)
+
+    def keep_counts(self, known: StreamAnalysis) -> None:
+        """Hands over what has been counted without an event."""
+        if known.rules is None or self.keep is None:
+            return
+        with known.lock:
+            changed = known.rules.unsaved()
+        if changed:
+            self.keep(RuleStates(known.stream, None, changed))
 
     def tell(
         self, known: StreamAnalysis, events: Iterable[RuleEvent], captured_ns: int | None = None, now_ns: int = 0
@@ -211,6 +263,7 @@ def event_of(stream: str, e: RuleEvent) -> Event:
     return Event(
         id=e.id, stream=stream, kind=e.phase, type=f"{e.kind}_{e.change}", rule=e.rule, label=e.label, track=e.track,
         epoch=e.epoch, seq=e.seq, at_ns=e.wall_ns, details=details, counts=dict(e.counts),
+        state=dict(e.state),
     )  # fmt: skip
 
 
@@ -295,6 +348,8 @@ class AnalysisStep:
                 events = each.rules.reset("failed")
         if events:
             self._analytics.tell(each, events, result.frame.captured_ns, now_ns)
+        if each.rules.silent:
+            self._analytics.keep_counts(each)
 
     def _failed(self, each: StreamAnalysis, what: str, error: Exception) -> None:
         self._metrics.failed(each.stream)

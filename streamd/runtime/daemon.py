@@ -191,6 +191,8 @@ class Daemon:
             self.instances.append(instance)
             if self._evidence is not None and instance.decoder_device is not None:
                 self._evidence.downloads[instance.decoder_device] = instance.thumbnail
+        if self._analytics is not None:
+            self._analytics.check(config.streams)
         self._open_classification(config)
         for stream in config.streams:
             self.streams.add(stream)
@@ -211,10 +213,14 @@ class Daemon:
     def _open_analytics(self, config: Config) -> Analytics | None:
         if config.tracker is None:
             return None
-        return Analytics(
+        analytics = Analytics(
             config.tracker, config.model.detect, AnalyticsMetrics(self.registry), self._submit, boot_id=self.boot_id,
             life=self._life,
         )  # fmt: skip
+        analytics.keep = self._gate.keep
+        if self._own_events:
+            analytics.past = self._events.rules
+        return analytics
 
     def _open_evidence(self, config: Config, name: str) -> Evidence:
         def model() -> ModelInfo | None:
@@ -346,6 +352,8 @@ class Daemon:
         """
         try:
             check(difference(self.config, config), where)
+            if self._analytics is not None:
+                self._analytics.check(config.streams, where)
             if self._classification is not None:
                 self._classification.check(config.classifiers)
             if self._own_events:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -13,11 +13,14 @@ from streamd.config import Config
 from streamd.events.evidence.keeper import MediaCounts, MediaKeeper, MediaLimits
 from streamd.events.journal import Journal
 from streamd.events.place import default_state_dir, user_folder
-from streamd.events.record import Event, Media, Record, data
+from streamd.events.record import Event, Media, Record, RuleStates, data
 from streamd.events.upkeep import Limits
 from streamd.sinks.envelope import OutgoingEvent
 
 log = structlog.get_logger(__name__)
+
+_READ_S = 3.0
+"""How long the start waits for the journal, in which the counts of the rules are."""
 
 
 class Outlet(Protocol):
@@ -109,6 +112,8 @@ class EventLog:
         for outlet in self._outlets():
             outlet.attach(journal, self._name)
         journal.end_open("process_died")
+        if not journal.flush(_READ_S):
+            log.warning("event journal cannot be read yet: rules count from zero", problem=journal.status().problem)
         self.journal = journal
         log.info("event journal", folder=str(folder))
 
@@ -120,6 +125,15 @@ class EventLog:
         """See `Journal.alive`."""
         if self.journal is not None and at_ns:
             self.journal.alive(at_ns)
+
+    def keep(self, told: RuleStates) -> None:
+        """Keeps what rules have counted without an event. Never waits. Any thread."""
+        if self.journal is not None:
+            self.journal.keep(told)
+
+    def rules(self, stream: str) -> Mapping[str, Any] | None:
+        """What the rules of a stream had counted before, see `Journal.rules`; None if nothing is known of them."""
+        return self.journal.rules(stream) if self.journal is not None else None
 
     def link(self, event_id: str, role: str, media: Media) -> None:
         """Notes a file of an event. Never waits. Any thread."""

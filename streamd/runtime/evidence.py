@@ -17,7 +17,7 @@ from streamd.config import MediaSettings
 from streamd.events.evidence.clips import ClipWriter, Moment, StreamEvidence, Wanted
 from streamd.events.evidence.files import Room
 from streamd.events.evidence.snapshots import UNDER_WAY, SnapshotMaker
-from streamd.events.record import Event, Media
+from streamd.events.record import Event, Media, RuleStates
 from streamd.flow.packets import PacketRing
 from streamd.flow.settings import StreamSettings
 from streamd.imaging.upright import Download, UprightScaler
@@ -40,6 +40,9 @@ class EventGate(Protocol):
 
     def link(self, event_id: str, role: str, media: Media) -> object:
         """Notes a file of an event that was submitted before."""
+
+    def keep(self, told: RuleStates) -> object:
+        """Keeps what rules have counted without an event. False where it must be told again."""
 
 
 def config_sha256(settings: Any) -> str:

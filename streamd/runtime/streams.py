@@ -152,6 +152,8 @@ class Streams:
         for name, each in past.items():
             self._gone.pop(name, None)
             self._past[name] = each
+            if self._analytics is not None and each.rules is not None:
+                self._analytics.resume(name, each.rules)
             counters = self._metrics.stream(name)
             counters.resume(each.counts)
             counters.removed = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 StreamState = Literal["CONNECTING", "LIVE", "BACKOFF", "ENDED", "FAILED"]
 
@@ -27,6 +27,8 @@ class StreamPast:
     """Epoch of its last connection; -1 if there was none."""
     counts: StreamCounts
     """`received` is also the next frame's seq."""
+    rules: Mapping[str, Any] | None = None
+    """What its rules had counted, as of `RuleEngine.state`; None if nothing is known of them."""
 
 
 DEGRADED = frozenset({"overload", "late"})

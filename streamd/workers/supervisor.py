@@ -7,6 +7,7 @@ import itertools
 import os
 import time
 import uuid
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,7 @@ from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure, recent
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
-from streamd.types import StreamPast, StreamStatus
+from streamd.types import StreamCounts, StreamPast, StreamStatus
 from streamd.web.port import open_port, urls_of
 from streamd.web.tap import Tap
 from streamd.workers.folder import SocketFolder
@@ -209,7 +210,7 @@ class WorkerSupervisor:
             mine = {s for s, n in self._shares.items() if n == number and self._homes.get(s) != number}
         else:
             mine = {s for s, n in {**self._homes, **self._shares}.items() if n == number}
-        past: dict[str, StreamPast] = {s: p for s in mine if (p := self._ledger.past(s)) is not None}
+        past: dict[str, StreamPast] = {s: p for s in mine if (p := self._past(s)) is not None}
         relays = [Relay(f.name, f.endpoint) for f in self._forwarders]
         share = config_of(config, number, self._shares, without=worker.over)
         media = config.media.model_copy(update={"folder": str(media_dir(config, self._name))})
@@ -219,6 +220,13 @@ class WorkerSupervisor:
             f"ipc://{self._folder}/reports", f"ipc://{self._folder}/pictures", f"{self._name}-worker{number}", past,
             f"ipc://{self._folder}/events",
         )  # fmt: skip
+
+    def _past(self, stream: str) -> StreamPast | None:
+        """Where the stream and its rules continue; None if nothing is known of either."""
+        past, rules = self._ledger.past(stream), self._events.rules(stream)
+        if rules is None:
+            return past
+        return replace(past or StreamPast(-1, StreamCounts()), rules=rules)
 
     def _launch(self, worker: WorkerProcess) -> None:
         try:

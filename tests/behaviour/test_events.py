@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from streamd.events.journal import Journal
+from streamd.events.place import JOURNAL
 from streamd.events.query import Filter
 from tests.behaviour.daemon import Subscriber, daemon, until
 
@@ -126,3 +128,67 @@ def test_two_daemons_cannot_share_a_journal(tmp_path: Path) -> None:
     assert f"is in use by process {os.getpid()}" in (tmp_path / "log").read_text()
     journal.start()
     assert journal.close()
+
+
+def counts_of(subscriber: Subscriber) -> tuple[float, int, int]:
+    """Since when, how many presences began, and how many ended, as the last message of stream a says."""
+    counts = subscriber.frames["a"][-1].counts
+    assert isinstance(counts, dict)
+    zone = counts["zones"]["middle"]
+    return zone["since"], sum(zone["begun"].values()), sum(zone["ended"].values())
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+def test_counts_in_messages_continue_in_the_next_daemon(tmp_path: Path, end: str) -> None:
+    """With cooldown_s, which goes on over the restart: only the first presence has an event, and all are counted."""
+    told = []
+    for life in range(3):
+        with daemon(
+            tmp_path, config(tmp_path, f"id: a, {MIDDLE.replace('anchor', 'cooldown_s: 3600, anchor')}")
+        ) as running:
+            subscriber = Subscriber(f"ipc://{tmp_path}/z")
+            until(lambda: counts_of(subscriber)[1] > life if subscriber.frames["a"] else False, 60)  # noqa: B023
+            told.append(counts_of(subscriber))
+            frames = len(subscriber.frames["a"])
+            until(lambda: len(subscriber.frames["a"]) > frames + 10, 20, "long enough for a commit")  # noqa: B023
+            if end == "killed":
+                running.process.kill()
+                running.process.wait()
+            else:
+                assert running.stop() == 0
+            subscriber.close()
+    since = told[0][0]
+    assert told == [(since, 1, 0), (since, 2, 1), (since, 3, 2)]
+    connection = sqlite3.connect(tmp_path / "state" / JOURNAL)
+    begun = connection.execute("SELECT COUNT(*) FROM events WHERE kind = 'begin'").fetchone()
+    connection.close()
+    assert begun == (1,)
+
+
+def test_counts_in_messages_continue_after_the_death_of_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    text = config(tmp_path, f"id: a, {MIDDLE}", f"id: b, {MIDDLE}", more="workers: 2\n")
+    with daemon(tmp_path, text) as running:
+        subscriber = Subscriber(f"ipc://{tmp_path}/z")
+        until(lambda: counts_of(subscriber)[1] == 1 if subscriber.frames["a"] else False, 60)
+        since = counts_of(subscriber)[0]
+        pid = next(e["pid"] for e in running.log() if e["event"] == "worker started" and e["worker"] == 0)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: subscriber.frames["a"][-1].epoch == 1 and counts_of(subscriber)[1] == 2, 60)
+        assert counts_of(subscriber) == (since, 2, 1)
+        assert running.stop() == 0
+        subscriber.close()
+
+
+def test_a_class_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
+    wrong = MIDDLE.replace("anchor", "classes: [think], anchor")
+    with daemon(tmp_path, config(tmp_path, f"id: a, {MIDDLE}")) as running:
+        running.reload(config(tmp_path, f"id: a, {wrong}"), "refused")
+        log = (tmp_path / "log").read_text()
+        assert "streams[0].zones[0].classes[0]: the model has no class think; it has thing" in log
+        assert running.stop() == 0
+    with daemon(tmp_path, config(tmp_path, f"id: a, {wrong}")) as running:
+        assert running.process.wait(30) == 2
+        assert "the model has no class think; it has thing" in (tmp_path / "log").read_text()

@@ -108,3 +108,18 @@ def test_check_names_what_a_password_must_not_have(tmp_path: Path, character: st
     assert f"streams[0].url: there is a raw {character} in the password" in done.stdout
     assert written in done.stdout
     assert "gehe" not in done.stdout + done.stderr
+
+
+def test_check_names_classes_of_rules_that_the_model_does_not_have(tmp_path: Path) -> None:
+    points = "points: [[0.1, 0.1], [0.9, 0.1], [0.5, 0.9]]"
+    rules = f"zones: [{{name: yard, {points}, classes: [thing, thnig, 7]}}], "
+    rules += "lines: [{name: gate, points: [[0, 0.5], [1, 0.5]], classes: [cat]}]"
+    path = config(tmp_path, null(f"[{{id: a}}, {{id: b, {rules}}}]".replace("id:", "kind: synthetic, id:")))
+    done = streamd("check", path)
+    assert done.returncode == 2
+    assert done.stdout.splitlines() == [
+        f"{path}: streams[1].zones[0].classes[1]: the model has no class thnig; it has thing",
+        f"{path}: streams[1].zones[0].classes[2]: there is no class 7; expected a number that is 0 to 0",
+        f"{path}: streams[1].lines[0].classes[0]: the model has no class cat; it has thing",
+    ]
+    assert streamd("check", "--no-model", path).returncode == 0

@@ -24,7 +24,7 @@ from streamd.events.channel import (
 )
 from streamd.events.losses import Lost
 from streamd.events.query import Filter
-from streamd.events.record import Event, Media
+from streamd.events.record import Event, Media, RuleStates
 from tests.events.journals import T0, event, journal, rows
 
 
@@ -53,6 +53,9 @@ class Journal:
 
     def link(self, event_id: str, role: str, media: Media) -> None:
         self.links.append((event_id, role, media))
+
+    def keep(self, told: RuleStates) -> None:
+        raise AssertionError(told)
 
     def commit(self) -> None:
         self.committed += self.waiting
@@ -193,9 +196,9 @@ def test_what_is_no_message_is_an_error(data: bytes) -> None:
 def test_a_file_of_an_event_follows_it(tmp_path: Path) -> None:
     outbox = Outbox("w")
     outbox.put(event("1", "begin"))
-    outbox.link(Link("1", "clip", Media("/m/1.mp4", "pending")))
+    outbox.note(Link("1", "clip", Media("/m/1.mp4", "pending")))
     outbox.put(event("1", "end", 1))
-    outbox.link(Link("1", "clip", Media("/m/1.mp4")))
+    outbox.note(Link("1", "clip", Media("/m/1.mp4")))
     with journal(tmp_path) as one:
         inbox = Inbox(one)
         sent = outbox.burst()
@@ -209,5 +212,5 @@ def test_a_file_of_an_event_follows_it(tmp_path: Path) -> None:
         assert [r.kind for r in records] == ["begin", "end"]
         assert records[0].media == {"clip": Media("/m/1.mp4")}
     full = Outbox("w", bound=1)
-    assert full.link(Link("1", "clip", Media("x")))
-    assert not full.link(Link("1", "clip", Media("x")))
+    assert full.note(Link("1", "clip", Media("x")))
+    assert not full.note(Link("1", "clip", Media("x")))

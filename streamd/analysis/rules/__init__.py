@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -109,3 +109,5 @@ class RuleEvent:
     counts: Mapping[str, int] = field(default_factory=dict)
     """The counters that this increases: line/NAME/DIRECTION/LABEL, line/NAME/DIRECTION/uncertain/LABEL,
     zone/NAME/begin/LABEL; including what `cooldown_s` has held back since the rule's last event."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What the rule has counted, this event included; see `Rule.state`. Empty for an update, which counts nothing."""

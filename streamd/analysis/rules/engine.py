@@ -35,7 +35,8 @@ class RuleEngine:
         labels: the model's classes in order.
         new_id: creates the id of each event.
         wall_ns: Unix time at which new counters start.
-        state: the predecessor's `state`. Rules that have changed since then start from zero.
+        state: the predecessor's `state`. Rules that have changed since then start from zero. Its `wall_ns` may be None:
+            it is not known how long the stream was unobserved.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class RuleEngine:
     def _unobserved(self, missed: float) -> None:
         for line in self._lines:
             line.unobserved_s += missed
+            line.unsaved = True
         self._report = None
         self._looked = None
 
@@ -225,9 +227,12 @@ class RuleEngine:
         counted[direction][label] += 1
         self._report = None
         counts = {f"line/{rule.name}/{direction}/{'' if crossing.certain else 'uncertain/'}{label}": 1}
-        if not rule.may_tell(moment.now):
+        if not rule.may_tell(moment.now, moment.wall_ns):
             rule.kept_back.update(counts)
+            self._presences.silent = True
             return
+        rule.unsaved = False
+        counts = rule.settle(counts)
         (width, height), (x, y), sight = self._size, crossing.at, crossing.sight
         wall_ns = sight.wall_ns - round((sight.t - crossing.t) * 1e9)
         self._presences.events.append(
@@ -250,7 +255,8 @@ class RuleEngine:
                 direction=direction,
                 certain=crossing.certain,
                 point=(round(x / width, 4), round(y / height, 4)),
-                counts=rule.settle(counts),
+                counts=counts,
+                state=rule.state(),
             )
         )
 
@@ -396,17 +402,33 @@ class RuleEngine:
             "memory": [list(memory) for memory in self._presences.remember(self._moment)],
         }
 
+    @property
+    def silent(self) -> bool:
+        """Whether something was counted without an event since the last call of `unsaved`."""
+        return self._presences.silent
+
+    def unsaved(self) -> list[dict[str, Any]]:
+        """States of the rules whose counts have changed since the last call without an event that tells them."""
+        self._presences.silent = False
+        at_ns, changed = self._moment.wall_ns, [rule for rule in (*self._lines, *self._zones) if rule.unsaved]
+        for rule in changed:
+            rule.unsaved = False
+        return [rule.state(at_ns) for rule in changed]
+
     def _restore(self, state: Mapping[str, Any]) -> None:
         kept = {each["fingerprint"]: each for each in (*state["lines"], *state["zones"])}
-        away_s = max(self._moment.wall_ns - int(state["wall_ns"]), 0) / 1e9
+        seen_ns = state["wall_ns"]
+        away_s = max(self._moment.wall_ns - int(seen_ns), 0) / 1e9 if seen_ns is not None else 0.0
         for rule in (*self._zones, *self._lines):
             if each := kept.get(rule.fingerprint):
-                rule.restore(each)
+                rule.restore(each, self._moment.wall_ns)
                 if isinstance(rule, LineRule):
                     rule.unobserved_s += away_s
         names = {rule.name for rule in self._zones if rule.fingerprint in kept}
         memories = (Memory(*each) for each in state["memory"])
-        self._presences.memory = [m for m in memories if m.zone in names]
+        # After a while, only what stood there can still be the same.
+        recent_ns = self._moment.wall_ns - REMEMBER_S * 1e9
+        self._presences.memory = [m for m in memories if m.zone in names and (m.stationary or m.wall_ns >= recent_ns)]
 
     def _take(self) -> list[RuleEvent]:
         events = self._presences.events

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from streamd.analysis.rules import Change, Phase, RuleEvent
 from streamd.analysis.rules.crossing import Sight
@@ -107,6 +107,8 @@ class Presences:
         self.events: list[RuleEvent] = []
         self.changed = False
         """Whether counts have changed."""
+        self.silent = False
+        """Whether something was counted without an event; see `RuleEngine.silent`."""
         self.size = (1, 1)
         """Size of the picture, in pixels."""
         self._tracks, self._new_id = tracks, new_id
@@ -210,11 +212,12 @@ class Presences:
         rule.begun[fresh.label] += 1
         rule.inside[fresh.label] += 1
         counts = {f"zone/{rule.name}/begin/{fresh.label}": 1}
-        if rule.may_tell(moment.now):
+        if rule.may_tell(moment.now, moment.wall_ns):
             fresh.id = self._new_id()
             self._tell("begin", fresh, fresh.how, slot, moment, fresh.came, rule.settle(counts))
         else:
             rule.kept_back.update(counts)
+            self.silent = True
         return fresh
 
     def _resume(self, presence: Presence, box: Sequence[float], moment: Moment) -> None:
@@ -299,6 +302,8 @@ class Presences:
             self.memory = [*self.memory[1 - REMEMBERED :], self._memory(presence, sight, observed_s)]
         if presence.id is not None:
             self._event("end", presence, change, sight, observed_s, moment)
+        else:
+            rule.unsaved = self.silent = True
 
     def _memory(self, presence: Presence, sight: Sight, observed_s: float) -> Memory:
         (width, height), (x1, y1, x2, y2) = self.size, sight.box
@@ -342,6 +347,10 @@ class Presences:
         dwell_s = sight.t - presence.came.t + presence.before_s
         # A begin reports the time at which the object entered, which is before the current frame.
         observed_s = min(observed_s, dwell_s)
+        state: Mapping[str, Any] = {}
+        if phase != "update":
+            presence.rule.unsaved = False
+            state = presence.rule.state(moment.wall_ns)
         self.events.append(
             RuleEvent(
                 id=presence.id,
@@ -364,5 +373,6 @@ class Presences:
                 unseen_s=round(dwell_s - observed_s, 3),
                 previous=presence.previous,
                 counts=counts or {},
+                state=state,
             )
         )

@@ -42,18 +42,31 @@ class Rule:
             names = {label: i for i, label in enumerate(labels)}
             self._wanted = frozenset(names.get(c, -1) if isinstance(c, str) else c for c in settings.classes)
         self._quiet_until = float("-inf")
+        self._quiet_until_ns = 0
+        """The same as Unix time."""
+        self.fingerprint = settings.model_dump_json()
+        """Equal for identical rules."""
+        self.unsaved = True
+        """Whether counts have changed since the last event with a state; see `RuleEngine.unsaved`."""
 
     def wants(self, class_id: int) -> bool:
         """True for objects of the rule's classes."""
         return self._wanted is None or class_id in self._wanted
 
-    def may_tell(self, now: float) -> bool:
-        """True if an event may begin; the next one then has to wait for cooldown_s."""
+    def may_tell(self, now: float, wall_ns: int) -> bool:
+        """True if an event may begin; the next one then has to wait for cooldown_s.
+
+        Args:
+            now: seconds.
+            wall_ns: the same as Unix time.
+        """
         if now < self._quiet_until:
             self.suppressed += 1
+            self.unsaved = True
             return False
         if self.settings.cooldown_s:
             self._quiet_until = now + self.settings.cooldown_s
+            self._quiet_until_ns = wall_ns + round(self.settings.cooldown_s * 1e9)
         return True
 
     def settle(self, counts: Counts) -> Counts:
@@ -64,23 +77,23 @@ class Rule:
         self.kept_back.clear()
         return total
 
-    @property
-    def fingerprint(self) -> str:
-        """Equal for identical rules."""
-        return self.settings.model_dump_json()
-
-    def state(self) -> dict[str, Any]:
-        """The counters from which a successor continues."""
+    def state(self, at_ns: int = 0) -> dict[str, Any]:
+        """The counters from which a successor continues; `at_ns` is the Unix time of the last frame."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
             "since_ns": self.since_ns,
             "kept_back": dict(self.kept_back),
             "suppressed": self.suppressed,
+            "quiet_until_ns": self._quiet_until_ns,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state` returned."""
+    def restore(self, state: Mapping[str, Any], wall_ns: int) -> None:
+        """Restores what `state` returned, at second 0 of the new engine, which is this Unix time."""
+        left_s = (int(state.get("quiet_until_ns", 0)) - wall_ns) / 1e9
+        # A clock that was stepped back must not silence the rule for longer.
+        self._quiet_until = min(left_s, self.settings.cooldown_s)
+        self._quiet_until_ns = wall_ns + round(self._quiet_until * 1e9)
         self.since_ns = int(state["since_ns"])
         self.kept_back = Counter({str(k): int(v) for k, v in state["kept_back"].items()})
         self.suppressed = int(state["suppressed"])
@@ -114,17 +127,17 @@ class LineRule(Rule):
             "suppressed": self.suppressed,
         }
 
-    def state(self) -> dict[str, Any]:
+    def state(self, at_ns: int = 0) -> dict[str, Any]:
         """See `Rule`."""
-        return super().state() | {
+        return super().state(at_ns) | {
             "crossings": {way: dict(n) for way, n in self.crossings.items()},
             "uncertain": {way: dict(n) for way, n in self.uncertain.items()},
             "unobserved_s": self.unobserved_s,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], wall_ns: int) -> None:
         """See `Rule`."""
-        super().restore(state)
+        super().restore(state, wall_ns)
         self.crossings = {way: _counts(state["crossings"][way]) for way in self.settings.directions}
         self.uncertain = {way: _counts(state["uncertain"][way]) for way in self.settings.directions}
         self.unobserved_s = float(state["unobserved_s"])
@@ -183,8 +196,8 @@ class ZoneRule(Rule):
         return out
 
     def state(self, at_ns: int = 0) -> dict[str, Any]:
-        """See `Rule`; `at_ns` is the Unix time of the last frame."""
-        return super().state() | {
+        """See `Rule`."""
+        return super().state(at_ns) | {
             "begun": dict(self.begun),
             "ended": dict(self.ended),
             "dwell": dict(self.dwell),
@@ -192,10 +205,11 @@ class ZoneRule(Rule):
             "known_ns": self.known_ns if self.stale else at_ns,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], wall_ns: int) -> None:
         """See `Rule`."""
-        super().restore(state)
-        self.begun, self.ended = _counts(state["begun"]), _counts(state["ended"])
+        super().restore(state, wall_ns)
+        # Whatever the predecessor left open has ended with it.
+        self.begun, self.ended = _counts(state["begun"]), _counts(state["begun"])
         self.dwell = {str(label): float(s) for label, s in state["dwell"].items()}
         self.known = None if state["known"] is None else dict(_counts(state["known"]))
         self.known_ns = int(state["known_ns"])

@@ -204,3 +204,74 @@ def test_the_order_of_boxes_in_a_frame_means_nothing(film: Any) -> None:
         return Counter((e.phase, e.rule, e.change, e.direction, e.certain, e.t_ns) for e in events)
 
     assert facts(one.events) == facts(other.events)
+
+
+@settings(max_examples=60, deadline=None)
+@given(films(), st.sampled_from((0.0, 2.0, 1e4)))
+def test_whenever_a_process_dies_its_successor_continues_the_counts(film: Any, cooldown_s: float) -> None:
+    """From the states that went with the events, or without one where cooldown_s kept it back."""
+    quiet = {"cooldown_s": cooldown_s}
+    zones, lines = [YARD.model_copy(update=quiet), DOOR], [GATE.model_copy(update=quiet)]
+    s = Scene(zones, lines)
+    kept: dict[str, Any] = {}
+    for t, seen, ended, down in film:
+        if down:
+            s.events += s.engine.down()
+        before = len(s.events)
+        s.frame(seen, t, ended=ended)
+        told = [e.state for e in s.events[before:] if e.state] + (s.engine.unsaved() if s.engine.silent else [])
+        kept |= {each["name"]: each for each in json.loads(json.dumps(told))}
+        assert all(bool(e.state) == (e.phase != "update") for e in s.events[before:])
+        state = {
+            "version": 1, "wall_ns": None, "memory": [],
+            "lines": [kept["gate"]] if "gate" in kept else [],
+            "zones": [kept[name] for name in ("yard", "door") if name in kept],
+        }  # fmt: skip
+        was = s.engine.counters()
+        now = Scene(zones, lines, wall_ns=WALL + round(t * 1e9), state=state).engine.counters()
+        for key in ("crossings", "uncertain"):
+            assert now["lines"]["gate"][key] == was["lines"]["gate"][key]
+        for name in ("yard", "door"):
+            assert now["zones"][name]["begun"] == now["zones"][name]["ended"] == was["zones"][name]["begun"]
+            assert now["zones"][name]["dwell_s"] == was["zones"][name]["dwell_s"]
+        for name, kind in (("gate", "lines"), ("yard", "zones")):
+            assert now[kind][name]["suppressed"] == was[kind][name]["suppressed"]
+            if name in kept:
+                assert now[kind][name]["since"] == was[kind][name]["since"]
+
+
+def test_a_cooldown_goes_on_in_a_successor() -> None:
+    def cross(s: Scene, track: int) -> list[tuple[str | None, bool]]:
+        s.walk(track, (400, 500), (600, 500), (600, 500))
+        return s.lines()
+
+    quiet = GATE.model_copy(update={"cooldown_s": 60.0})
+    s = Scene([], [quiet])
+    assert cross(s, 1) == [("east", True)]
+    state = json.loads(json.dumps(s.engine.state()))
+    assert cross(Scene([], [quiet], wall_ns=WALL + 30 * 10**9, state=state), 1) == []
+    assert cross(Scene([], [quiet], wall_ns=WALL + 70 * 10**9, state=state), 1) == [("east", True)]
+    # The clock was stepped back by a day: the rule is silent for a minute, not for a day.
+    stepped = Scene([], [quiet], wall_ns=WALL - 86_400 * 10**9, state=state)
+    assert cross(stepped, 1) == []
+    stepped.t += 61
+    assert cross(stepped, 2) == [("east", True)]
+
+
+def test_only_what_stood_is_resumed_after_a_long_time() -> None:
+    yard = YARD.model_copy(update={"stationary_s": 1.0})
+
+    def resumed(away_s: int, *, standing: bool) -> bool:
+        s = Scene([yard])
+        for k in range(30):
+            s.frame({1: (500 if standing else 420 + 4 * k, 500)})
+        s.engine.close()
+        later = Scene([yard], wall_ns=WALL + away_s * 10**9, state=json.loads(json.dumps(s.engine.state())))
+        for _ in range(15):
+            later.frame({9: (500 if standing else 540, 500)})
+        return later.events[0].previous is not None
+
+    assert resumed(20, standing=True)
+    assert resumed(20, standing=False)
+    assert resumed(3600, standing=True)
+    assert not resumed(3600, standing=False)
