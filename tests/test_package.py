@@ -71,7 +71,8 @@ def test_the_wheel_holds_what_is_needed_and_the_sdist_builds_the_same(dist: Path
     # One for all versions of Python: the compiled part uses nothing of it.
     assert re.fullmatch(rf"streamd-{__version__}-cp310-abi3-linux_\w+\.whl", name)
     held = content(dist / name)
-    assert "streamd/analysis/tracking/_bytetrack.abi3.so" in held
+    for built in ("analysis/tracking/_bytetrack", "analysis/glance/_glance", "engine/tensorrt/_glance"):
+        assert f"streamd/{built}.abi3.so" in held
     share = f"streamd-{__version__}.data/data/share/streamd/"
     missing = {*SHIPPED, *(share + name for name in BESIDE)} - set(held)
     assert not missing

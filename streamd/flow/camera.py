@@ -13,7 +13,7 @@ import structlog
 from streamd.analysis.glance import Glance
 from streamd.analysis.glance.health import HealthCore
 from streamd.analysis.glance.health_settings import CameraHealthSettings
-from streamd.analysis.glance.picture import Glancer
+from streamd.analysis.glance.picture import Glancer, SurfaceReader
 from streamd.types import Frame
 
 log = structlog.get_logger(__name__)
@@ -43,11 +43,18 @@ class CameraWatch:
         stream: the stream's id.
         settings: with `on`.
         on_change: called with every change; must not block.
+        surfaces: see `Glancer`.
     """
 
-    def __init__(self, stream: str, settings: CameraHealthSettings, on_change: Callable[[HealthChange], None]) -> None:
+    def __init__(
+        self,
+        stream: str,
+        settings: CameraHealthSettings,
+        on_change: Callable[[HealthChange], None],
+        surfaces: SurfaceReader | None = None,
+    ) -> None:
         self._stream, self._settings, self._on_change = stream, settings, on_change
-        self._glancer = Glancer()
+        self._glancer = Glancer(surfaces=surfaces)
         self._core = HealthCore(settings)
         self._every_ns = round(1e9 / settings.rate)
         self._due_ns = 0

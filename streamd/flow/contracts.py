@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from streamd.analysis.glance.picture import SurfaceReader
 from streamd.flow.settings import StreamSettings
 from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Outputs
 
@@ -201,6 +202,16 @@ class Backend(ABC, Generic[SlotT]):
             BackendError: the device failed.
         """
         raise NotImplementedError
+
+    def surface_reader(self) -> SurfaceReader | None:
+        """What makes small pictures of frames in the memory of `device`; None where nothing does.
+
+        The same object at every call, closed with the backend. For one thread.
+
+        Raises:
+            BackendError: the device refused (memory, driver).
+        """
+        return None
 
     def device_times(self, slot: SlotT) -> Mapping[str, float]:
         """Seconds that the device spent on the slot's last collected batch, by stage: preprocess, infer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from streamd.analysis.glance.gate import Gate
-from streamd.analysis.glance.picture import Glancer
+from streamd.analysis.glance.picture import Glancer, SurfaceReader
 from streamd.types import ForeignPicture, Frame, Look, Picture
 
 log = structlog.get_logger(__name__)
@@ -26,11 +26,12 @@ class Glimpse:
     Args:
         stream: the stream's id.
         gate: decides whether the network looks.
+        surfaces: see `Glancer`.
     """
 
-    def __init__(self, stream: str, gate: Gate) -> None:
+    def __init__(self, stream: str, gate: Gate, surfaces: SurfaceReader | None = None) -> None:
         self._stream = stream
-        self._glancer = Glancer()
+        self._glancer = Glancer(surfaces=surfaces)
         self.gate = gate
         self._told = ""
         self._failed = False

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from streamd import __version__
+from streamd.analysis.glance.picture import SurfaceReader
 from streamd.config import Config
 from streamd.engine import EngineSettings, open_backend
 from streamd.flow.batcher import Batcher
@@ -86,6 +87,10 @@ class ModelInstance:
         backend: Any = self.backend
         with self._downloading:
             return backend.thumbnail(frame, width, height)
+
+    def surface_reader(self) -> SurfaceReader | None:
+        """See `Backend.surface_reader`."""
+        return self.backend.surface_reader()
 
     def _memory(self, backend: Any, kind: str) -> float:
         """Bytes of device memory. May be read at any time: a worker's last report is made after the device was

@@ -226,7 +226,7 @@ class Streams:
         self._metrics.queue_depth.labels(queue=f"stream-{name}").set_function(ring.__len__)
         if self._evidence is not None:
             self._evidence.change(settings)
-        health = self._watch(settings)
+        health = self._watch(settings, instance)
         reconnect = settings.reconnect
         runner = StreamRunner(
             name,
@@ -239,7 +239,7 @@ class Streams:
             attempts=reconnect.attempts,
             before=before.runner if before is not None else None,
             past=self._past.pop(name, None),
-            glimpse=Glimpse(name, gate) if gate is not None else None,
+            glimpse=Glimpse(name, gate, instance.surface_reader()) if gate is not None else None,
             health=health,
         )
         if before is not None:
@@ -259,7 +259,7 @@ class Streams:
         self._streams[name] = _Stream(settings, instance, output, ring, runner, counters, health)
         return runner
 
-    def _watch(self, settings: SourceSettings) -> CameraWatch | None:
+    def _watch(self, settings: SourceSettings, instance: ModelInstance) -> CameraWatch | None:
         cameras, name = self._cameras, settings.id
         if cameras is None:
             return None
@@ -270,13 +270,14 @@ class Streams:
         def changed(change: HealthChange) -> None:
             cameras.changed(change, self._streams[name].runner)
 
-        return CameraWatch(name, settings.camera_health, changed)
+        return CameraWatch(name, settings.camera_health, changed, instance.surface_reader())
 
     def _opener(self, settings: SourceSettings, instance: ModelInstance) -> Callable[[], Source]:
         packets = self._evidence.ring(settings.id) if self._evidence is not None else None
         held = instance.pictures + (SNAPSHOTS_HELD if settings.has_snapshots else 0)
-        # Motion is found in pictures on the host.
-        device = None if settings.look.gated else instance.decoder_device
+        device = instance.decoder_device
+        if settings.look.gated and device is not None and instance.surface_reader() is None:
+            device = None  # where frames on the GPU cannot be glanced at, `decode: auto` means the host
         classification = self._classification()
         if classification is not None and device is not None:
             held += classification.frames_held

@@ -154,9 +154,6 @@ class AvStreamSettings(SourceSettings):
         if self.isolation == "process" and self.decode == "nvdec":
             message = "pictures in GPU memory cannot be handed over by a decoder process"
             yield ("decode",), f"{message}; set decode: software or isolation: thread"
-        if self.look.gated and self.decode == "nvdec":
-            message = "motion is found in pictures on the host; the GPU's decoder leaves them in its own memory"
-            yield ("look", "when"), f"{message}; set decode: software, or look.when: always"
         if self.isolation == "thread" and self.max_rss_mb is not None:
             yield ("max_rss_mb",), "only a decoder process has a limit of its own; set isolation: process"
 

@@ -15,7 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from streamd.analysis.glance import COLUMNS, ROWS
+from streamd.analysis.glance.picture import Grid, Layout, mean_of
 from streamd.engine.tensorrt import decode as dec
+from streamd.engine.tensorrt import glance as gla
 from streamd.engine.tensorrt import kernels as ker
 from streamd.engine.tensorrt import suppress as sup
 from streamd.errors import BackendError, FrameError
@@ -26,19 +29,24 @@ from tests.gpu.kernel_cases import (
     DECODE_KINDS,
     DETECTS,
     GEOMETRIES,
+    GLANCE_FORMATS,
+    GLANCE_SIZES,
     INPUT,
     INPUTS,
     REFERENCE_FORMATS,
+    SURFACE,
     boxes_case,
     check_bad_boxes,
     check_decode,
     check_detect,
+    check_glance,
     check_overflow,
     check_preprocess,
     check_suppress,
     decode_case,
     input_spec,
     noise_frame,
+    surface_of,
 )
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -109,6 +117,13 @@ class Host:
         assert (scratch[layout.scratch_bytes :] == 0xA5).all(), "written past the scratch block"
         return sup.Boxes(result, layout).candidates(frames)
 
+    def glance(self, frames: Sequence[tuple[Frame, Layout]]) -> npt.NDArray[np.uint8]:
+        out = np.full((len(frames) + 1, ROWS, COLUMNS), 0xA5, np.uint8)
+        table = b"".join(surface_of(frame, layout) for frame, layout in frames)
+        self.library.glance(out.ctypes.data_as(ctypes.c_void_p), table, len(frames))
+        assert (out[-1] == 0xA5).all(), "written past the cells"
+        return out[:-1]
+
     def detect(
         self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
     ) -> list[Candidates]:
@@ -147,6 +162,7 @@ def test_structures_have_the_size_that_python_packs(library: ctypes.CDLL) -> Non
     assert library.size_of_decode() == dec.DECODE_BYTES
     assert library.size_of_candidate() == dec.CANDIDATE.itemsize
     assert library.size_of_suppress() == sup.SUPPRESS_BYTES
+    assert library.size_of_surfaces() == gla.MOST * gla.SURFACE_BYTES
     assert library.most_candidates() == sup.BEST == MAX_CANDIDATES
 
 
@@ -324,6 +340,39 @@ def test_suppression_is_the_hosts(host: Host, kind: str, iou: float, agnostic: b
     frames = [boxes_case(n, seed, kind=kind, classes=1 + seed * 20) for seed, n in enumerate(counts)]
     kept = check_suppress(host, frames, iou=iou, agnostic=agnostic)
     assert kept[:2] == [0, 1]
+
+
+@pytest.mark.parametrize("size", GLANCE_SIZES)
+@pytest.mark.parametrize("fmt", GLANCE_FORMATS)
+def test_small_pictures_are_the_hosts(host: Host, fmt: str, size: tuple[int, int]) -> None:
+    check_glance(host, [noise_frame(fmt, *size)])
+
+
+def test_one_launch_reads_frames_of_all_kinds(host: Host) -> None:
+    kinds = zip(GLANCE_FORMATS * 2, GLANCE_SIZES, strict=True)
+    check_glance(host, [noise_frame(fmt, *size, seed=i) for i, (fmt, size) in enumerate(kinds)])
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_rows_that_begin_anywhere(library: ctypes.CDLL, offset: int) -> None:
+    """Neither the first sample nor the pitch is a multiple of a word."""
+    width, height, pitch = 323, 187, 325
+    raw = np.full(offset + pitch * height, 255, np.uint8)
+    plane = np.lib.stride_tricks.as_strided(raw[offset:], (height, width), (pitch, 1))
+    plane[:] = np.random.default_rng(offset).integers(0, 255, plane.shape)
+    out = np.zeros((ROWS, COLUMNS), np.uint8)
+    surface = SURFACE.pack(raw.ctypes.data + offset, pitch, width, height, 1, 0, 0)
+    library.glance(out.ctypes.data_as(ctypes.c_void_p), surface, 1)
+    np.testing.assert_array_equal(out, mean_of(plane, Grid(width, height), 0))
+
+
+def test_white_of_sixteen_bits_does_not_wrap(library: ctypes.CDLL) -> None:
+    width, height = 7680, 720
+    plane = np.full((height, width), 0xFFFF, np.uint16)
+    out = np.zeros((ROWS, COLUMNS), np.uint8)
+    surface = SURFACE.pack(plane.ctypes.data, 2 * width, width, height, 2, 8, 0)
+    library.glance(out.ctypes.data_as(ctypes.c_void_p), surface, 1)
+    assert (out == 255).all()
 
 
 def test_the_threads_of_a_block_wait_for_each_other(tmp_path: Path, library: ctypes.CDLL) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from streamd.analysis.glance import COLUMNS, ROWS
+from streamd.analysis.glance.picture import LAYOUTS, Glancer, Layout
 from streamd.engine.tensorrt.decode import CANDIDATE
 from streamd.engine.tensorrt.kernels import FORMATS
 from streamd.heads import DetectSettings
@@ -51,6 +54,10 @@ class Machine(Protocol):
         self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int
     ) -> list[Candidates]:
         """Decoding, then NMS."""
+        ...
+
+    def glance(self, frames: Sequence[tuple[Frame, Layout]]) -> npt.NDArray[np.uint8]:
+        """(frames, ROWS, COLUMNS): the small picture of each frame, all from one launch."""
         ...
 
 
@@ -410,3 +417,33 @@ def check_detect(machine: Machine, kind: str, dtype: str, **detect: Any) -> int:
         assert not any(np.shares_memory(a, b) for a in (score, class_id) for b in (found[i].score, found[i].class_id))
         total += len(score)
     return total
+
+
+GLANCE_SIZES = [
+    (1920, 1080), (3840, 2160), (640, 360), (704, 576), (322, 241), (161, 91), (160, 90), (96, 64), (2, 2),
+    (1080, 1920),
+]  # fmt: skip
+"""Pixels; cells of whole words, of broken ones, of fewer rows than four, and of less than a pixel."""
+GLANCE_FORMATS = ["nv12", "p010le", "p016le", "yuv444p", "gray"]
+
+
+SURFACE = struct.Struct("<Q6i")
+"""kernels.cu's `Surface`."""
+
+
+def surface_of(frame: Frame, layout: Layout) -> bytes:
+    """A frame's `Surface`."""
+    plane: Any = frame.picture.native.planes[0]
+    size = frame.picture.width, frame.picture.height
+    return SURFACE.pack(plane.buffer_ptr, plane.line_size, *size, layout.size, layout.shift, 0)
+
+
+def check_glance(machine: Machine, frames: Sequence[Frame]) -> None:
+    """The small pictures are those of the reference in NumPy, to the level, whatever else the launch reads."""
+    got = machine.glance([(frame, LAYOUTS[frame.picture.format]) for frame in frames])
+    assert got.shape == (len(frames), ROWS, COLUMNS)
+    reference = Glancer(None)
+    for i, frame in enumerate(frames):
+        want = reference.take(frame)
+        assert want is not None
+        np.testing.assert_array_equal(got[i], want.luma, err_msg=f"frame {i}")

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamd.analysis.glance import COLUMNS, ROWS
+from streamd.analysis.glance.picture import Layout
 from streamd.engine.tensorrt import decode as dec
+from streamd.engine.tensorrt import glance as gla
 from streamd.engine.tensorrt import kernels as ker
 from streamd.engine.tensorrt import suppress as sup
 from streamd.engine.tensorrt.backend import KERNELS
 from streamd.engine.tensorrt.cuda import Device, DeviceBuffer
 from streamd.types import Candidates, DecodePlan, Frame, Letterbox, ModelSpec, Picture, TensorSpec
-from tests.gpu.kernel_cases import INPUT
+from tests.gpu.kernel_cases import INPUT, surface_of
 
 
 class Gpu:
@@ -115,6 +118,20 @@ class Gpu:
         counts, records = self._decode(plan, specs, outputs, capacity)
         assert plan.suppress
         return self.suppress(plan, records, counts.tolist())
+
+    def glance(self, frames: Sequence[tuple[Frame, Layout]]) -> npt.NDArray[np.uint8]:
+        on_device = [(self.on_device(frame), layout) for frame, layout in frames]
+        table = b"".join(surface_of(frame, layout) for frame, layout in on_device)
+        out = self.device.allocate_pinned(len(frames) * gla.CELLS)
+        with self.device:
+            self.kernels[gla.KERNEL].launch(
+                self.stream, (ROWS, len(frames), 1), (COLUMNS, 1, 1), out.address,
+                table.ljust(gla.MOST * gla.SURFACE_BYTES, b"\0"),
+            )  # fmt: skip
+            self.stream.synchronize()
+        made: npt.NDArray[np.uint8] = out.bytes.reshape(len(frames), ROWS, COLUMNS).copy()
+        self.device.free(out)
+        return made
 
     def _decode(
         self, plan: DecodePlan, specs: Sequence[TensorSpec], outputs: Sequence[npt.NDArray[Any]], capacity: int

@@ -15,12 +15,15 @@ from tests.gpu.kernel_cases import (
     DECODE_KINDS,
     DETECTS,
     GEOMETRIES,
+    GLANCE_FORMATS,
+    GLANCE_SIZES,
     INPUTS,
     REFERENCE_FORMATS,
     boxes_case,
     check_bad_boxes,
     check_decode,
     check_detect,
+    check_glance,
     check_overflow,
     check_preprocess,
     check_suppress,
@@ -166,3 +169,15 @@ def test_suppression_of_a_frame_full_of_boxes(machine: Gpu, capacity: int) -> No
 @pytest.mark.parametrize("detect", DETECTS, ids=lambda d: "+".join(d) or "default")
 def test_detections_are_the_hosts(machine: Gpu, kind: str, dtype: str, detect: dict[str, Any]) -> None:
     assert check_detect(machine, kind, dtype, **detect) > 5
+
+
+@pytest.mark.parametrize("size", GLANCE_SIZES)
+@pytest.mark.parametrize("fmt", GLANCE_FORMATS)
+def test_small_pictures_are_the_hosts(machine: Gpu, fmt: str, size: tuple[int, int]) -> None:
+    check_glance(machine, [noise_frame(fmt, *size)])
+
+
+def test_one_launch_reads_64_frames_of_all_kinds(machine: Gpu) -> None:
+    kinds = [(fmt, size) for size in GLANCE_SIZES for fmt in GLANCE_FORMATS]
+    kinds += kinds[: 64 - len(kinds)]
+    check_glance(machine, [noise_frame(fmt, *size, seed=i) for i, (fmt, size) in enumerate(kinds)])

@@ -11,7 +11,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from streamd.config import Config
+from streamd.engine.null import NullBackend
+from streamd.errors import SourceError
 from streamd.flow.status import StatusBoard
+from streamd.runtime import instance as instance_module
+from streamd.runtime import streams as streams_module
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.reload import difference
 from streamd.runtime.streams import Streams
@@ -205,3 +209,37 @@ def test_the_end_of_all_streams_seals_them(closing: list[Made], good: int) -> No
     assert made.streams.all_failed == (not good)
     for instance in made.instances:
         assert instance.pipeline.join(5)
+
+
+class OnGpu(NullBackend):
+    """Hardware decoders hand their frames over to it."""
+
+    device = 3
+    reader: Any = None
+
+    def surface_reader(self) -> Any:
+        return self.reader
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_frames_stay_on_the_gpu_where_what_needs_a_glance_can_have_it(
+    monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    monkeypatch.setattr(
+        instance_module, "open_backend", lambda engine, model, *, batch, live: OnGpu(engine, model, batch=batch)
+    )
+    monkeypatch.setattr(OnGpu, "reader", object() if reads else None)
+    opened: dict[str, int | None] = {}
+
+    def open_source(settings: Any, *, device: int | None, held: int, packets: Any) -> Any:
+        opened[settings.id] = device
+        raise SourceError("internal", "no need of one", permanent=True)
+
+    monkeypatch.setattr(streams_module, "open_source", open_source)
+    made = Made({"id": "a"}, {"id": "b", "look": {"when": "motion"}}, {"id": "c", "camera_health": {"enabled": True}})
+    try:
+        made.start()
+        made.until("a:FAILED:0", "b:FAILED:0", "c:FAILED:0")
+    finally:
+        made.close()
+    assert opened == {"a": 3, "b": 3 if reads else None, "c": 3}

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import itertools
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance, Luma
 from streamd.analysis.glance.native import library
+from streamd.errors import BackendError
 from streamd.types import Frame, Picture
 
 MOST_ROWS = 4
@@ -52,6 +53,23 @@ LAYOUTS: dict[str, Layout] = {
     "uyvy422": Layout(1, 2, 1),
 }
 """Pixel formats whose luma can be read, by FFmpeg's names."""
+
+
+class SurfaceReader(Protocol):
+    """Reads frames in the memory of a GPU."""
+
+    @property
+    def device(self) -> int:
+        """CUDA ordinal of the GPU."""
+        ...
+
+    def read(self, picture: Picture, layout: Layout) -> Luma:
+        """The small picture of one in the memory of `device`; see `Glance.luma`. Any thread; waits for the GPU.
+
+        Raises:
+            BackendError: the GPU failed.
+        """
+        ...
 
 
 class Grid:
@@ -112,10 +130,12 @@ class Glancer:
 
     Args:
         native: see `native.library`; what was built with the package by default, None for NumPy.
+        surfaces: reads frames in the memory of a GPU; None where there is no such reader.
     """
 
-    def __init__(self, native: tuple[Any, Any] | bool | None = True) -> None:
+    def __init__(self, native: tuple[Any, Any] | bool | None = True, surfaces: SurfaceReader | None = None) -> None:
         self._native = library() if native is True else (native or None)
+        self._surfaces = surfaces
         self._grid: Grid | None = None
         self.unreadable = ""
         """Why the last frame could not be read; empty if it could."""
@@ -124,24 +144,43 @@ class Glancer:
         """The small picture of a frame, or None where its luma cannot be read (`unreadable` says why)."""
         picture = frame.picture
         layout = LAYOUTS.get(picture.format)
-        if picture.device is not None:
-            self.unreadable = "the picture is in the memory of a GPU"
-            return None
+        luma: Luma | None
         if layout is None or sys.byteorder != "little":
             self.unreadable = f"the luma of pixel format {picture.format} cannot be read"
+            luma = None
+        elif picture.device is None:
+            luma = self._luma(picture, layout)
+        else:
+            luma = self._luma_there(picture, layout)
+        if luma is None:
             return None
         self.unreadable = ""
-        grid = self._grid
-        if grid is None or grid.size != (picture.width, picture.height):
-            grid = self._grid = Grid(picture.width, picture.height)
-        luma = self._luma(picture, layout, grid)
         key = bool(getattr(picture.native, "key_frame", False))
         return Glance(
             luma, frame.captured_ns, frame.wall_ns, frame.pts_ns, picture.width, picture.height, picture.rotation,
             picture.mirrored, picture.full_range, frame.epoch, frame.seq, key,
         )  # fmt: skip
 
-    def _luma(self, picture: Picture, layout: Layout, grid: Grid) -> Luma:
+    def _luma_there(self, picture: Picture, layout: Layout) -> Luma | None:
+        """Of a picture in the memory of a GPU."""
+        reader = self._surfaces
+        if reader is None:
+            self.unreadable = "the picture is in the memory of a GPU"
+        elif reader.device != picture.device:
+            self.unreadable = f"the picture is on GPU {picture.device}, the model on GPU {reader.device}"
+        elif layout.step != 1:
+            self.unreadable = f"the luma of pixel format {picture.format} cannot be read on a GPU"
+        else:
+            try:
+                return reader.read(picture, layout)
+            except BackendError as error:
+                self.unreadable = str(error)
+        return None
+
+    def _luma(self, picture: Picture, layout: Layout) -> Luma:
+        grid = self._grid
+        if grid is None or grid.size != (picture.width, picture.height):
+            grid = self._grid = Grid(picture.width, picture.height)
         plane = picture.native.planes[0]
         address, pitch = plane.buffer_ptr, plane.line_size
         if self._native is None or grid.repeats:

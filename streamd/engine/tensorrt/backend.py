@@ -19,7 +19,7 @@ import structlog
 from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.model import model_file, settle_spec, sha256_of
 from streamd.engine.sidecar import read_sidecar
-from streamd.engine.tensorrt import decode, kernels, suppress
+from streamd.engine.tensorrt import decode, glance, kernels, suppress
 from streamd.engine.tensorrt.cuda import Device
 from streamd.engine.tensorrt.enqueue import Kernel
 from streamd.engine.tensorrt.replay import Replay
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 _WARN_EVERY_S = 10.0
 THUMBNAIL = "preprocess_uint8"
 KERNELS = {f"preprocess_{kind}": kernels.PREPROCESS_ARGUMENTS for kind in kernels.INPUT_TYPES}
-KERNELS |= {kernel.name: "P" for kernel in decode.KERNELS.values()} | {"suppress": "P"}
+KERNELS |= {kernel.name: "P" for kernel in decode.KERNELS.values()} | {"suppress": "P", glance.KERNEL: glance.ARGUMENTS}
 
 
 class TensorRtBackend(Backend[TensorRtSlot]):
@@ -64,6 +64,8 @@ class TensorRtBackend(Backend[TensorRtSlot]):
         self._slots: list[TensorRtSlot] = []
         self._plan: DecodePlan | None = None
         self._network: Network | None = None
+        self._surface_reader: glance.SurfaceGlances | None = None
+        self._reads_surfaces: bool | None = None
         self._graph_sizes: tuple[int, ...] = ()
         self._warned_at = -_WARN_EVERY_S
         self.overflows = 0
@@ -309,6 +311,16 @@ class TensorRtBackend(Backend[TensorRtSlot]):
             self._thumbnailer = Thumbnailer(self._device, self._kernels[THUMBNAIL])
         return self._thumbnailer.make(frame, width, height)
 
+    def surface_reader(self) -> glance.SurfaceGlances | None:
+        """See `Backend.surface_reader`."""
+        if self._reads_surfaces is None:
+            try:
+                self._surface_reader = glance.SurfaceGlances(self._device, self._kernels[glance.KERNEL])
+            except BackendError as error:
+                log.warning("motion is found in pictures on the host only: decode: auto is software", why=str(error))
+            self._reads_surfaces = self._surface_reader is not None
+        return self._surface_reader
+
     # ----------------------------------------------------------------------------------------------------- figures
 
     def device_times(self, slot: TensorRtSlot) -> dict[str, float]:
@@ -338,6 +350,8 @@ class TensorRtBackend(Backend[TensorRtSlot]):
     def close(self) -> None:
         """See `Backend.close`."""
         slots, self._slots = self._slots, []
+        if self._surface_reader is not None:
+            self._surface_reader.close()
         try:
             if slots:
                 with self._device:

@@ -258,6 +258,22 @@ class Device:
                 "capability 6.0 or later"
             ) from error
 
+    def check(self, status: int, what: str) -> None:
+        """See `Calls.check`."""
+        self._calls.check(status, what)
+
+    def addresses(self, names: Sequence[str]) -> list[int]:
+        """Where the driver's functions are, for compiled code that calls them."""
+        return [ctypes.cast(getattr(self._api, name), ctypes.c_void_p).value or 0 for name in names]
+
+    @property
+    def context(self) -> int:
+        """CUcontext: what `with device:` makes current."""
+        current = ctypes.c_void_p()
+        with self:
+            self.check(self._api.cuCtxGetCurrent(ctypes.byref(current)), "cuCtxGetCurrent")
+        return current.value or 0
+
     def to_device(self, stream: Stream, target: int, source: npt.NDArray[np.uint8]) -> None:
         """Enqueues a copy of pinned bytes to a device address."""
         self._cuda.memcpy_htod_async(target, source, stream.raw)

@@ -174,7 +174,7 @@ class Kernel:
 
     def __init__(self, calls: Calls, handle: int | None, arguments: str) -> None:
         self._calls = calls
-        self._handle = handle
+        self.handle = handle
         layout = struct.Struct(arguments)
         self._pack_into = layout.pack_into
         self._values = ctypes.create_string_buffer(layout.size)
@@ -189,7 +189,7 @@ class Kernel:
         """Enqueues the kernel."""
         with self._lock:
             self._pack_into(self._values, 0, *values)
-            status = self._calls.api.cuLaunchKernel(self._handle, *grid, *block, 0, stream.handle, None, self._extra)
+            status = self._calls.api.cuLaunchKernel(self.handle, *grid, *block, 0, stream.handle, None, self._extra)
         self._calls.check(status, "cuLaunchKernel")
 
 

@@ -1,8 +1,10 @@
-// The device code of streamd: letterboxing before the network, box decoding and non-maximum suppression after it.
+// The device code of streamd: letterboxing before the network, box decoding and non-maximum suppression after it, and the
+// small pictures in which motion is found.
 //
 // Everything is written as plain functions of one pixel, one output row or one thread of a block, so that a C++ compiler
 // builds the same code for the host, where tests compare it with the NumPy reference: see the two sections at the end.
-// The structures are filled by kernels.py, decode.py and suppress.py, field by field; a change here is a change there.
+// The structures are filled by kernels.py, decode.py, suppress.py and glance.c, field by field; a change here is a change
+// there.
 
 typedef unsigned char u8;
 typedef signed char i8;
@@ -17,11 +19,13 @@ typedef unsigned long long u64;
 #define SYNC() __syncthreads()
 #define FN __device__ __forceinline__
 #define FN_MEMBER __device__ __forceinline__
+#define ROLLED _Pragma("unroll 1")
 #else
 #include <math.h>
 #include <string.h>
 #define FN static inline
 #define FN_MEMBER inline
+#define ROLLED
 #ifndef SYNC
 #define SYNC()  // a block of one thread waits for nobody
 #endif
@@ -551,6 +555,81 @@ FN void suppress_frame(const Suppress *s, Workspace *w, u32 frame, u32 thread, u
   if (thread == 0) ((u32 *)s->kept)[frame] = kept;
 }
 
+// ------------------------------------------------------------------------------------------------------------ glance
+
+// analysis/glance/picture.py has the same numbers, and the reference in NumPy.
+enum { CELL_ROWS = 90, CELL_COLUMNS = 160, MOST_ROWS = 4, MOST_SURFACES = 64 };
+
+// The luma of one frame where the decoder left it; glance.c has the same.
+struct Surface {
+  u64 luma;
+  i32 pitch;  // bytes
+  i32 width, height;
+  i32 sample;  // bytes of one, 1 or 2
+  i32 shift;   // bits by which one exceeds 8
+  i32 unused;
+};
+struct Surfaces {
+  Surface of[MOST_SURFACES];
+};
+
+// The sum of the samples in a word.
+FN u32 samples_of(u32 word, u8) {
+  word = (word & 0x00ff00ffu) + (word >> 8 & 0x00ff00ffu);
+  return (word & 0xffffu) + (word >> 16);
+}
+FN u32 samples_of(u32 word, u16) { return (word & 0xffffu) + (word >> 16); }
+
+// The sum of the samples of a cell: columns [left, right) of the middle rows of `n` equal parts of `tall` rows; of
+// MOST_ROWS rows where FULL. No sample outside the cell is read.
+template <class T, bool FULL>
+FN u32 sum_cell(const Surface &s, i32 top, i32 tall, i32 n, i32 left, i32 right) {
+  const i32 each = 4 / (i32)sizeof(T);
+  const i32 rows = FULL ? (i32)MOST_ROWS : n;
+  const T *row[MOST_ROWS];
+  for (i32 i = 0; i < MOST_ROWS; i++)
+    row[i] = (const T *)(s.luma + (u64)(top + (2 * i + 1) * tall / (2 * rows)) * (u64)s.pitch);
+  bool aligned = ((s.luma | (u64)s.pitch) & 3) == 0;
+  i32 begin = aligned ? (left + each - 1) / each * each : right;
+  if (begin > right) begin = right;
+  i32 end = right / each * each;
+  if (end < begin) end = begin;
+  u32 sum = 0;
+  // Of all rows at once: none of these loads waits for another one.
+  for (i32 x = begin; x < end; x += each)
+    for (i32 i = 0; i < MOST_ROWS; i++)
+      if (FULL || i < rows) sum += samples_of(*(const u32 *)(row[i] + x), T());
+  ROLLED
+  for (i32 x = left; x < begin; x++)
+    for (i32 i = 0; i < MOST_ROWS; i++)
+      if (FULL || i < rows) sum += row[i][x];
+  ROLLED
+  for (i32 x = end; x < right; x++)
+    for (i32 i = 0; i < MOST_ROWS; i++)
+      if (FULL || i < rows) sum += row[i][x];
+  return sum;
+}
+
+template <class T>
+FN u32 sum_cell(const Surface &s, i32 top, i32 tall, i32 n, i32 left, i32 right) {
+  if (n == MOST_ROWS) return sum_cell<T, true>(s, top, tall, n, left, right);
+  return sum_cell<T, false>(s, top, tall, n, left, right);
+}
+
+// One cell of a frame's small picture: the rounded mean of its area. 32 bits hold the sum of a cell of up to 8,000 columns.
+FN void glance_cell(const Surface &s, u8 *cells, i32 r, i32 c) {
+  i32 top = r * s.height / CELL_ROWS, tall = (r + 1) * s.height / CELL_ROWS - top;
+  i32 left = c * s.width / CELL_COLUMNS, right = (c + 1) * s.width / CELL_COLUMNS;
+  // A frame of fewer pixels than cells repeats them.
+  if (tall < 1) tall = 1;
+  if (right <= left) right = left + 1;
+  i32 n = tall < MOST_ROWS ? tall : MOST_ROWS;
+  u32 sum = s.sample == 1 ? sum_cell<u8>(s, top, tall, n, left, right) : sum_cell<u16>(s, top, tall, n, left, right);
+  u32 count = (u32)(n * (right - left)) << s.shift;
+  u32 mean = (2 * sum + count) / (2 * count);
+  cells[r * CELL_COLUMNS + c] = (u8)(mean < 255 ? mean : 255);
+}
+
 // ------------------------------------------------------------------------------------------- entry points, both homes
 
 #ifdef STREAMD_DEVICE
@@ -574,6 +653,11 @@ extern "C" __global__ void suppress(const Suppress *s) {
   __shared__ Workspace workspace;
   suppress_frame(s, &workspace, blockIdx.x, threadIdx.x, blockDim.x);
 }
+// Grid: rows of cells in x, frames in y; a thread for each column of cells.
+extern "C" __global__ void glance(u8 *cells, const Surfaces surfaces) {
+  const Surface s = surfaces.of[blockIdx.y];
+  glance_cell(s, cells + (u64)blockIdx.y * (CELL_ROWS * CELL_COLUMNS), blockIdx.x, threadIdx.x);
+}
 
 #else
 
@@ -594,12 +678,19 @@ extern "C" void suppress(const Suppress *s, i32 frames) {
   Workspace workspace;
   for (i32 f = 0; f < frames; f++) suppress_frame(s, &workspace, f, 0, 1);
 }
+extern "C" void glance(u8 *cells, const Surface *surfaces, i32 frames) {
+  for (i32 f = 0; f < frames; f++)
+    for (i32 r = 0; r < CELL_ROWS; r++)
+      for (i32 c = 0; c < CELL_COLUMNS; c++)
+        glance_cell(surfaces[f], cells + (u64)f * (CELL_ROWS * CELL_COLUMNS), r, c);
+}
 extern "C" u16 host_float_to_half(float f) { return float_to_half(f); }
 extern "C" float host_half_to_float(u16 h) { return half_to_float(h); }
 extern "C" i32 size_of_picture(void) { return (i32)sizeof(Picture); }
 extern "C" i32 size_of_decode(void) { return (i32)sizeof(Decode); }
 extern "C" i32 size_of_candidate(void) { return (i32)sizeof(Candidate); }
 extern "C" i32 most_candidates(void) { return BEST; }
+extern "C" i32 size_of_surfaces(void) { return (i32)sizeof(Surfaces); }
 extern "C" i32 size_of_suppress(void) { return (i32)sizeof(Suppress); }
 
 #endif

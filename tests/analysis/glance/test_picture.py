@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from streamd.analysis.glance import COLUMNS, ROWS
+from streamd.analysis.glance import COLUMNS, ROWS, Luma
 from streamd.analysis.glance import native as module
 from streamd.analysis.glance.native import library
-from streamd.analysis.glance.picture import LAYOUTS, MOST_ROWS, Glancer
+from streamd.analysis.glance.picture import LAYOUTS, MOST_ROWS, Glancer, Layout
+from streamd.errors import BackendError
 from streamd.sources.picture import picture_of
-from streamd.types import Frame
+from streamd.types import Frame, Picture
 
 SOURCE = Path(module.__file__).with_name("glance.c")
 DEEP = [name for name, layout in LAYOUTS.items() if layout.size == 2]
@@ -134,6 +135,40 @@ def test_a_picture_on_a_gpu_is_not_touched() -> None:
     picture = picture_of(av.VideoFrame(64, 64, "nv12"), device=0)
     assert glancer.take(Frame("cam", picture, 64, 64, 0, 0, 0)) is None
     assert "GPU" in glancer.unreadable
+
+
+class OnGpu:
+    """Reads pictures on GPU 0, or fails as that may."""
+
+    device = 0
+    fails = ""
+
+    def read(self, picture: Picture, layout: Layout) -> Luma:
+        if self.fails:
+            raise BackendError(self.fails)
+        return np.full((ROWS, COLUMNS), layout.shift, np.uint8)
+
+
+def test_a_picture_on_a_gpu_is_read_there() -> None:
+    reader = OnGpu()
+    glancer = Glancer(surfaces=reader)
+
+    def take(device: int | None) -> Any:
+        return glancer.take(Frame("cam", picture_of(av.VideoFrame(320, 180, "nv12"), device=device), 320, 180, 1, 2, 3))
+
+    glance = take(0)
+    assert (glance.luma == 0).all()
+    assert (glance.width, glance.height, glance.captured_ns) == (320, 180, 1)
+    assert take(1) is None
+    assert glancer.unreadable == "the picture is on GPU 1, the model on GPU 0"
+    reader.fails = "it is broken"
+    assert take(0) is None
+    assert glancer.unreadable == "it is broken"
+    assert take(None) is not None, "pictures on the host do not depend on it"
+    assert glancer.unreadable == ""
+    packed = Picture(av.VideoFrame(64, 64, "yuyv422"), "yuyv422", 64, 64, device=0)
+    assert glancer.take(Frame("cam", packed, 64, 64, 0, 0, 0)) is None
+    assert glancer.unreadable == "the luma of pixel format yuyv422 cannot be read on a GPU"
 
 
 def _drawn(x: int, y: int, width: int, height: int) -> Any:
