@@ -115,16 +115,22 @@ class Outlet:
         poll.poll(timeout * 1000)
         with self._lock:
             while self._backlog:
-                data = self._backlog.popleft()
-                self._waiting -= len(data)
+                # Counted as waiting until it is written: drain looks without the lock.
+                data = self._backlog[0]
                 rest = self._put(data)
                 if rest:
-                    self._backlog.appendleft(rest)
-                    self._waiting += len(rest)
+                    self._backlog[0] = rest
+                else:
+                    self._backlog.popleft()
+                self._waiting -= len(data) - len(rest)
+                if rest:
                     return
             if self._unsaid:
                 lost, self._unsaid = self._unsaid, 0
-                self._put(f'{{"event": "log lines lost", "level": "warning", "lines": {lost}}}\n'.encode())
+                rest = self._put(f'{{"event": "log lines lost", "level": "warning", "lines": {lost}}}\n'.encode())
+                if rest:
+                    self._backlog.append(rest)
+                    self._waiting += len(rest)
 
     def _put(self, data: bytes) -> bytes:
         """Writes what can be written now; returns the rest, of which nothing where the reader has gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import os
@@ -113,3 +114,30 @@ def test_an_end_that_nobody_reads_is_not_waited_for(pipe: tuple[int, Outlet]) ->
     began = time.monotonic()
     outlet.drain(0.3)
     assert time.monotonic() - began < 1
+
+
+def test_the_end_waits_for_a_line_that_is_just_being_written(
+    pipe: tuple[int, Outlet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, outlet = pipe
+    put, writing = Outlet._put, threading.Event()
+
+    def slowly(self: Outlet, data: bytes) -> bytes:
+        if threading.current_thread().name == "log" and not writing.is_set():
+            writing.set()
+            time.sleep(0.3)
+        return put(self, data)
+
+    monkeypatch.setattr(Outlet, "_put", slowly)
+    line = "y" * 100_000 + "\n"
+    outlet.write(line)
+    assert writing.wait(5)
+    os.set_blocking(reader, False)
+    got, deadline = b"", time.monotonic() + 10
+    while outlet._waiting and time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            got += os.read(reader, 1 << 20)
+        outlet.drain(0.01)
+    with contextlib.suppress(BlockingIOError):
+        got += os.read(reader, 1 << 20)
+    assert (len(got), got == line.encode()) == (len(line), True)
