@@ -28,10 +28,11 @@ _known: tuple[str, ...] = ()
 def _encodings(secret: str) -> set[str]:
     raw = to_bytes(secret)
     encoded = (quote(raw), quote(raw, safe=""), quote_plus(raw))
-    return {
+    forms = {
         secret, *encoded, *map(_lower, encoded), quote(quote(raw, safe=""), safe=""), unquote(secret),
         repr(secret)[1:-1], json.dumps(secret)[1:-1], printable(secret),  # escaped as in exceptions and JSON
     }  # fmt: skip
+    return forms | set(map(visible, forms))
 
 
 def _lower(encoded: str) -> str:
@@ -79,7 +80,7 @@ def redact(text: str) -> str:
 
     It replaces all known secrets and what `streamd.security.address.hidden` finds.
     """
-    text = printable(text)
+    text = visible(printable(text))  # first: a ? in place of a control character begins a query
     spans = [span for secret in _known if secret in text for span in _places(secret, text)]
     if _MAY_TELL.search(text):
         spans += hidden(text)
@@ -90,7 +91,7 @@ def redact(text: str) -> str:
                 pieces += [text[at:begin], "***"]
             at = max(at, end)
         text = "".join([*pieces, text[at:]])
-    return visible(text)
+    return text
 
 
 def _places(secret: str, text: str) -> Iterator[Span]:

@@ -90,6 +90,10 @@ _LACKS: dict[int, tuple[SourceReason, str]] = {
 }
 
 
+MAX_TRACKS = 128
+"""FFmpeg opens each variant of an HLS playlist, with connections of its own, and says ENOMEM beyond this number."""
+
+
 def lack(number: int | None) -> tuple[SourceReason, str] | None:
     """Reason and advice for an error of the system that may pass: it is tried again. None for any other."""
     return _LACKS.get(number) if number is not None else None
@@ -106,8 +110,8 @@ def _not_an_address(url: str) -> str:
     if (character := unencoded(url)) is not None:
         return f"the address cannot be used: there is a raw {character} in the password; percent-encode it"
     return (
-        "the address or its answer cannot be used; check scheme and port (1 to 65535), and that / ? # and % in the "
-        "password are percent-encoded"
+        "the address or its answer cannot be used; check scheme and port (1 to 65535), that / ? # and % in the "
+        "password are percent-encoded, and that it is no list of files (ffconcat), which is read from a disk only"
     )
 
 
@@ -146,10 +150,16 @@ def translate(
         reason = "disconnected" if live else "corrupt"
     detail = getattr(error, "strerror", None) or name
     ours = not live or number not in (errno.EIO, errno.ESTALE)  # a network's I/O error is no disk's
+    if number == errno.ENOMEM and opening:
+        text = f"it has more than {MAX_TRACKS} tracks or variants, or there is not enough memory ({detail})"
+        return SourceError("internal", redact(f"{url}: {text}"))
     if reason not in (timed_out, "dns") and ours and (lacking := lack(number)) is not None:
         return SourceError(lacking[0], redact(f"{url}: {lacking[1]} ({detail})"))
     if number == errno.EINVAL and opening and is_network(url):
         return SourceError("unsupported", redact(f"{url}: {_not_an_address(url)} ({detail})"))
+    if number == errno.EPERM and opening and not live:
+        text = "a list of files may name only those below its folder, with letters, digits, . _ and -; see also"
+        return SourceError("permission", redact(f"{url}: {text} options: {{safe: 0}} ({detail})"), permanent=True)
     if reason == timed_out:
         detail = f"after {limit_s:g} s"
     if name == "ProtocolNotFoundError":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from streamd.errors import SourceError, SourceReason
 from streamd.security.redact import redact
-from streamd.sources.av_errors import describe
+from streamd.sources.av_errors import MAX_TRACKS, describe
+from streamd.sources.files import is_list
 from streamd.sources.wire import heard_since
 
 if TYPE_CHECKING:
@@ -21,17 +23,30 @@ if TYPE_CHECKING:
 
 
 def _options(settings: AvStreamSettings) -> dict[str, str]:
-    # A recorder that starts a new transport stream in mid-file gives its video another PID: the same track goes on.
-    options = {} if settings.url.startswith(("rtsp", "rtmp", "/dev/")) else {"merge_pmt_versions": "1"}
+    options = {"max_streams": str(MAX_TRACKS)}
     if settings.url.startswith("rtsp"):
         # Nobody decodes audio: it is read where clips are to have it.
         options["allowed_media_types"] = "video+audio" if settings.clip_audio else "video"
-    if settings.url.startswith("rtsp") and settings.transport != "auto":
-        options["rtsp_transport"] = settings.transport
+        if settings.transport != "auto":
+            options["rtsp_transport"] = settings.transport
         if settings.transport == "tcp":
             # Cameras drop whole pictures when TCP stalls. Without a reorder queue, FFmpeg does not detect the gap.
             options["reorder_queue_size"] = "2"
+    elif not settings.url.startswith("/dev/"):
+        if not settings.url.startswith("rtmp"):
+            # A recorder that starts a new transport stream in mid-file gives its video another PID: one track goes on.
+            options["merge_pmt_versions"] = "1"
+        if settings.live or not is_list(settings.url.removeprefix("file:")):
+            options["format_whitelist"] = _no_lists()
     return options | settings.options
+
+
+@cache
+def _no_lists() -> str:
+    """Every format but ffconcat: FFmpeg opens a list that names itself in itself, until no descriptor is left."""
+    import av
+
+    return ",".join(sorted(av.formats_available - {"concat"}))
 
 
 def open_container(settings: AvStreamSettings, *, live: bool, device: int | None) -> InputContainer:

@@ -29,6 +29,7 @@ from streamd.sources.pacing import MediaClock, Pacer, RateLimit
 from streamd.sources.picture import aspect_of, orientation_of, picture_of, top_down
 from streamd.sources.quarantine import JpegListener, PacketLossListener, Quarantine
 from streamd.sources.recording import PacketFeed
+from streamd.sources.redirects import OpeningListener
 from streamd.sources.second_opinion import NO_DECODER, is_external, plays_in_software
 from streamd.sources.skipping import PacketSkipper, held_back
 from streamd.sources.slices import SLICED, SliceJoiner
@@ -180,7 +181,7 @@ class AvSource:
         created = device if kept is None else None
         self._admission.enter(created)
         started = time.monotonic()
-        ear = PacketLossListener(self._rtp)
+        ear = OpeningListener(self._network, settings.open_timeout_s)
         # The limit applies to connecting and to probing separately.
         self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self._network else FILE_LIMIT_S)
         try:
@@ -190,6 +191,7 @@ class AvSource:
             self._admission.leave()
             if kept is not None and device is not None:
                 shelf.put(settings.id, kept, device)
+            ear.check(settings.url)
             raise self._translate(error, started, opening=True, device=device) from None
         finally:
             self.deadline = math.inf
@@ -203,6 +205,7 @@ class AvSource:
             return self._probe(container, device, waited, kept)
         except BaseException:
             self._release()
+            ear.check(settings.url)
             raise
 
     def _probe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shlex
 import stat
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,11 @@ from streamd.sources.av_errors import describe, lack
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-
+_LIST = b"ffconcat version"
+_LONGEST_LIST = 1 << 20
+"""Characters of a list that are looked at for other lists."""
+_DEEPEST = 4
+"""Lists in lists."""
 PROBED = 100
 """Packets from which a clip's reordering is read."""
 LEAD_S = 12
@@ -36,12 +41,44 @@ def check_file(path: str) -> None:
             raise SourceError("unsupported", f"{path}: is empty; expected a video file", permanent=True)
         with open(path, "rb"):
             pass
+        _check_list(path, ())
     except PermissionError as error:
         raise SourceError("permission", describe(path, "permission"), permanent=True) from error
     except OSError as error:
         if (lacking := lack(error.errno)) is not None:
             raise SourceError(lacking[0], f"{path}: {lacking[1]} ({error.strerror})") from error
         raise SourceError("not_found", f"{path}: {error.strerror}; check the path", permanent=True) from error
+
+
+def is_list(path: str) -> bool:
+    """Whether FFmpeg takes the file for a list of files (ffconcat). False for what cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_LIST)) == _LIST
+    except OSError:
+        return False
+
+
+def _check_list(path: str, inside: tuple[str, ...]) -> None:
+    """Raises SourceError for a list that contains itself, which FFmpeg would open without end."""
+    if not is_list(path):
+        return
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        lines = file.read(_LONGEST_LIST).splitlines()
+    inside = (*inside, os.path.realpath(path))
+    for line in dict.fromkeys(lines):
+        keyword, _, name = line.strip().partition(" ")
+        if keyword != "file":
+            continue
+        with contextlib.suppress(ValueError):  # FFmpeg has its own word about quotes that do not match
+            name = shlex.split(name)[0] if name.strip() else ""
+        named = os.path.join(os.path.dirname(path), name)
+        if not os.path.isfile(named) or not is_list(named):
+            continue
+        if os.path.realpath(named) in inside or len(inside) >= _DEEPEST:
+            text = f"{path}: the list contains itself, by way of {name}; name videos in it"
+            raise SourceError("unsupported", text, permanent=True)
+        _check_list(named, inside)
 
 
 def _length_s(container: InputContainer) -> float:
