@@ -6,7 +6,11 @@
 `streamd run` is started `--times` times with `--streams` paced streams: of the file itself, or with `--rtsp` of fake
 cameras (tools/fakecam.py; `--cameras` processes share the streams). With cameras, all of them then disconnect and
 refuse connections for `--outage` seconds, as if a switch restarted. At the end the daemon is drained. Times come from
-the daemon's own log, which also reports errors."""
+the daemon's own log, which also reports errors. During a `--rest` of 20 s or more, memory and what is served are
+sampled: slopes are MiB a minute and their standard error.
+
+Without a GPU, `--create-ms 55` has a stand-in for the driver (tests/nvdec_double): decoding is done in software, and
+the creation of a decoder holds a lock of the whole machine for this long."""
 
 from __future__ import annotations
 
@@ -26,8 +30,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from startup_rest import rest
+
 from tests.behaviour.daemon import Running, daemon
 
+LEAST_REST_S = 20.0
 BAD_LINES = (
     "worker died", "killing a hanging worker", "worker did not drain in time", "stage failed",
     "source did not stop in time", "drain timed out; frames in flight are lost",
@@ -65,12 +72,13 @@ def configuration(args: argparse.Namespace, urls: list[str]) -> str:
     if args.mps:
         engine["mps"] = True
     stream: dict[str, Any] = {"loop": not args.rtsp, "isolation": args.isolation}
-    if args.decode:
-        stream["decode"] = args.decode
+    decode = args.decode or ("nvdec" if args.create_ms else "")
+    if decode:
+        stream["decode"] = decode
     streams = [stream | {"id": f"s{i}", "url": urls[i % len(urls)]} for i in range(args.streams)]
     sections = {
         "model": {"path": args.model}, "engine": engine, "streams": streams, "workers": args.workers,
-        "logging": {"level": "info", "format": "json"},
+        "logging": {"level": "debug", "format": "json"},
     }  # fmt: skip
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in sections.items())
 
@@ -103,9 +111,54 @@ class Log:
         quarters = [round(times[max(0, len(times) * k // 4 - 1)] - since, 2) for k in (1, 2, 3, 4)] if times else []
         return {"up": len(times), "quarters_s": quarters, "first_s": round(times[0] - since, 2) if times else None}
 
+    def failures(self, since: float) -> dict[str, int]:
+        """Failed attempts after `since`, by reason."""
+        found: Counter[str] = Counter()
+        for line in self._running.log():
+            if line["event"] == "stream backoff" and _at(line) > since:
+                found[str(line.get("reason"))] += 1
+        return dict(found)
+
+    def decoders(self, since: float) -> dict[str, Any]:
+        """How decoders were created after `since`. Each list is the median, the ninth decile and the largest."""
+        lines = [line for line in self._running.log() if line["event"] == "decoder created" and _at(line) > since]
+        if not lines:
+            return {"created": 0}
+        ends = [_at(line) for line in lines]
+        span = max(ends) - min(end - line["create_s"] for end, line in zip(ends, lines, strict=True))
+        found: dict[str, Any] = {
+            "created": len(lines),
+            "first_s": round(min(ends) - since, 2),
+            "span_s": round(span, 2),
+        }
+        found["at_a_time"] = round(sum(line["create_s"] for line in lines) / span, 2) if span else None
+        for name in ("queued_s", "connect_s", "waited_s", "create_s"):
+            values = sorted(line[name] for line in lines)
+            found[name] = [values[int(share * (len(values) - 1))] for share in (0.5, 0.9, 1)]
+        return found
+
+    def slowest(self, since: float, count: int = 3) -> list[str]:
+        """What happened to the streams that came up last after `since`, with seconds from then."""
+        up: dict[str, float] = {}
+        of: dict[str, list[str]] = {}
+        for line in self._running.log():
+            stream, at = line.get("stream"), _at(line)
+            if stream is None or at <= since or stream in up:
+                continue
+            if line["event"] == "stream live":
+                up[stream] = at
+            of.setdefault(stream, []).append(f"{at - since:.2f} {line['event']} {line.get('reason', '')}".strip())
+        return [f"{stream}: {'; '.join(of[stream])}" for stream in sorted(up, key=lambda s: -up[s])[:count]]
+
     def event(self, name: str) -> float | None:
         """Time of the first such line."""
         return next((_at(line) for line in self._running.log() if line["event"] == name), None)
+
+    def running(self, since: float) -> list[float]:
+        """When the first and the last worker (or the daemon) ran, seconds from `since`."""
+        found = [_at(line) - since for line in self._running.log() if line["event"] == "running" and "worker" in line]
+        found = found or [_at(line) - since for line in self._running.log() if line["event"] == "running"]
+        return [round(min(found), 2), round(max(found), 2)] if found else []
 
     def trouble(self) -> dict[str, int]:
         """Errors, with their numbers."""
@@ -126,32 +179,63 @@ class Log:
         ] + [f"all at {line['seconds']} s" for line in self._running.log() if line["event"] == "all streams opened"]
 
 
+def stand_in(create_ms: float, log: Path) -> list[str]:
+    """The command within which a daemon has a stand-in for NVDEC's driver."""
+    double = Path(__file__).resolve().parent.parent / "tests" / "nvdec_double"
+    path = os.pathsep.join([str(double), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return ["env", f"PYTHONPATH={path}", f"STREAMD_CREATE_S={create_ms / 1e3}", f"STREAMD_CREATE_LOG={log}"]
+
+
+def rested(running: Running, seconds: float) -> dict[str, Any] | None:
+    """Waits; a report if that is long enough for one."""
+    if seconds >= LEAST_REST_S:
+        return rest(running, seconds)
+    time.sleep(seconds)
+    return None
+
+
 def once(args: argparse.Namespace, cams: list[subprocess.Popen[str]], urls: list[str]) -> dict[str, Any]:
     """One start, one outage if there are cameras, one drain."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
-        with daemon(Path(folder), configuration(args, urls)) as running:
+        created = Path(folder) / "created"
+        within = stand_in(args.create_ms, created) if args.create_ms else []
+        with daemon(Path(folder), configuration(args, urls), within=within) as running:
             log = Log(running)
             found["start"] = log.wait(args.streams, began, args.limit)
             if (at := log.event("worker started" if args.workers > 1 else "running")) is not None:
                 found["start"]["process_s"] = round(at - began, 2)
-            time.sleep(args.rest)
+            found["start"] |= {"running_s": log.running(began), "decoders": log.decoders(began)}
+            found["start"]["slowest"] = log.slowest(began)
+            found["rest"] = rested(running, args.rest)
             if cams:
+                away = time.time()
                 say(cams, "refuse")
                 time.sleep(args.outage)
                 back = time.time()
                 say(cams, "none")
                 found["reconnect"] = log.wait(args.streams, back, args.limit)
-                time.sleep(args.rest)
+                found["reconnect"] |= {"failures": log.failures(back), "decoders": log.decoders(away)}
+                found["reconnect"]["slowest"] = log.slowest(back)
+                found["rest_after"] = rested(running, min(args.rest, 60.0))
             threads = _threads(running.process.pid)
             began = time.monotonic()
             code = running.stop(60)
             found["drain"] = {"s": round(time.monotonic() - began, 2), "code": code, "threads_before": threads}
             found |= {"trouble": log.trouble(), "progress": log.progress()}
+            if created.exists():
+                found["start"]["driver"] = driver(created)
             if args.keep_log:
                 args.keep_log.write_bytes((Path(folder) / "log").read_bytes())
     return found
+
+
+def driver(created: Path) -> dict[str, float]:
+    """What the stand-in says: its decoders, seconds of work, and from the first creation to the last."""
+    times = [tuple(map(float, line.split())) for line in created.read_text().splitlines()]
+    work = sum(end - begin for begin, end in times)
+    return {"decoders": len(times), "work_s": round(work, 2), "span_s": round(times[-1][1] - times[0][0], 2)}
 
 
 def _threads(pid: int) -> int:
@@ -173,6 +257,7 @@ def main() -> None:
     p.add_argument("--model", default="none")
     p.add_argument("--mps", action="store_true")
     p.add_argument("--decode", default="", help="of the streams; the default is the daemon's")
+    p.add_argument("--create-ms", type=float, default=0.0, help="milliseconds; see above")
     p.add_argument("--isolation", default="thread")
     p.add_argument("--times", type=int, default=1)
     p.add_argument("--rest", type=float, default=3.0, help="seconds of work between two steps")

@@ -30,10 +30,9 @@ FILE_S = 5.0
 """The same for a file: its file system hangs."""
 PROCESS_S = 10.0
 """The same for a decoder process that has not sent anything yet."""
-KEY_WAIT_S = 5.0
-"""A stream that marks no key frame for this long is decoded from any packet on."""
 TURN_S = 20.0
-"""A live stream that has found no free place at a key frame for this long waits for one."""
+"""A live stream that has found no free place for this long waits for one: others that wait, such as files, look for one
+more often than its packets come."""
 _POLL_S = 0.005
 _LOOK_S = 0.25
 """How soon a waiting stream notices that it was closed."""
@@ -186,7 +185,7 @@ class Admission:
     """The passage of one source through the gates. For the source's thread, except `leave`.
 
     A file holds its place from before it is opened until its decoder exists. A camera may take long to respond: it
-    holds one place while it connects, and one of the GPU's once its first key frame has arrived.
+    holds one place while it connects, and one of the GPU's once a key frame has arrived (see `backlog`).
 
     Args:
         stream: id of the stream, for errors.
@@ -199,7 +198,8 @@ class Admission:
         self.ticket: Ticket | None = None
         """The place that is held."""
         self._device: int | None = None
-        self._connected_at = 0.0
+        self._times = [0.0] * 4
+        """Monotonic seconds of the latest connection: asked for a place, got it, connected, got one of the GPU's."""
         self.waiting = False
         """True while `may_decode` has to be called."""
 
@@ -215,37 +215,51 @@ class Admission:
         self._device = device
         self.waiting = False
         gate = connect_gate() if self._live else cpu_gate() if device is None else device_gate(device)
+        asked = time.monotonic()
         self.ticket = gate.enter(self._closed, self._stream, CONNECT_S if self._live else FILE_S)
+        now = time.monotonic()
+        self._times = [asked, now, now, now]
 
     def connected(self) -> None:
         """After opening."""
+        self._times[2] = self._times[3] = time.monotonic()
         if self._live:
             self.leave()
             self.waiting = self._device is not None
-            self._connected_at = time.monotonic()
 
-    def may_decode(self, *, key: bool) -> bool:
-        """Whether a camera's decoder may be created by this packet. Where not, the packet is to be let go and the next
-        one read: a camera that is kept waiting drops pictures or hangs up.
+    def may_decode(self, *, wait: bool = False) -> bool:
+        """Whether a camera's decoder may be created now. Where not, the packet is to be kept and the next one read: a
+        camera that is kept waiting drops pictures or hangs up. So a free place is looked for with every packet.
 
         Args:
-            key: it holds a key frame.
+            wait: wait for a place; there is nothing more to read.
 
         Raises:
             SourceError: closed while waiting.
         """
         assert self._device is not None
-        waited_s = time.monotonic() - self._connected_at
-        if not key and waited_s < KEY_WAIT_S:
-            return False
         gate = device_gate(self._device)
         ticket = gate.try_enter(FILE_S)
         if ticket is None:
-            if waited_s < TURN_S:
+            if not wait and time.monotonic() - self._times[2] < TURN_S:
                 return False
             ticket = gate.enter(self._closed, self._stream, FILE_S)
         self.ticket, self.waiting = ticket, False
+        self._times[3] = time.monotonic()
         return True
+
+    def created(self) -> None:
+        """The decoder has been created by a first packet, or has rejected it."""
+        self.leave()
+        if self._device is not None:
+            import structlog
+
+            asked, entered, connected, admitted = self._times
+            structlog.get_logger(__name__).debug(
+                "decoder created", stream=self._stream, device=self._device, queued_s=round(entered - asked, 3),
+                connect_s=round(connected - entered, 3), waited_s=round(admitted - connected, 3),
+                create_s=round(time.monotonic() - admitted, 3),
+            )  # fmt: skip
 
     def leave(self) -> None:
         """The decoder exists, or never will. Idempotent, any thread."""

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +19,7 @@ from streamd.security.redact import redact
 from streamd.sources.admission import Admission
 from streamd.sources.av_errors import describe, translate
 from streamd.sources.av_open import InputKind, kind_of, open_container, sound_beside, video_stream
+from streamd.sources.backlog import Arrived, Backlog
 from streamd.sources.clock import StreamClock
 from streamd.sources.closing import deferred, shelf
 from streamd.sources.files import begin_at, check_file, too_short
@@ -133,6 +134,9 @@ class AvSource:
         self.clock = StreamClock(settings.clock_max_offset_s)
         self._slices: SliceJoiner | None = None
         self._admission = Admission(settings.id, self._network, self._closed)
+        self._backlog = Backlog(settings.frames == "key")
+        self._served_ns = 0
+        """Pictures of packets that arrived earlier are decoded for the sake of later ones only; monotonic."""
         self._lost_before = 0
         self._quarantine = Quarantine()
         self._jpeg: JpegListener | None = None
@@ -197,6 +201,7 @@ class AvSource:
             self.deadline = math.inf
         self._container = container
         self._admission.connected()
+        self._backlog.opened(time.monotonic_ns())
         waited = time.monotonic() - started
         lost = ear.take()
         self.lost = self._lost_before = self.lost + lost
@@ -419,26 +424,33 @@ class AvSource:
             now_ns, wall_ns = held or (time.monotonic_ns(), time.time_ns())
             if self._feed is not None and packet.size:
                 self._feed.put(packet, now_ns, wall_ns)
-            if (self._skipper is not None or self._admission.waiting) and packet.size and self._passes_over(packet):
+            ready: Iterable[Arrived]
+            if self._admission.waiting:
+                ready = self._admitted(Arrived(packet, now_ns, wall_ns, self._damaged(packet)))
+            elif self._skipper is not None and packet.size and self._passes_over(packet):
                 continue
-            packet.opaque = self._arrived(packet, now_ns, wall_ns)
-            refused = self.corrupt
-            self._packet = packet if packet.size else self._packet
-            natives = self._decode(packet)
-            if natives:
-                self._pictures += len(natives)
-                barren.picture()
-            elif packet.size and self._settings.frames == "all":
-                reason = barren.packet(refused=self.corrupt > refused, now=time.monotonic())
-                if reason is not None:
-                    self._check_decoder(reason)
-                    text = describe(self._settings.url, reason, f"{barren.packets} packets without a picture")
-                    raise SourceError(reason, text, permanent=not self._network)
-            for native in natives:
-                frame = self._frame(native)
-                if frame is not None:
-                    yield frame
-            natives = []
+            else:
+                ready = (Arrived(packet, now_ns, wall_ns, self._damaged(packet)),)
+            for arrived in ready:
+                packet = arrived[0]
+                packet.opaque = self._arrived(*arrived)
+                refused = self.corrupt
+                self._packet = packet if packet.size else self._packet
+                natives = self._decode(packet)
+                if natives:
+                    self._pictures += len(natives)
+                    barren.picture()
+                elif packet.size and self._settings.frames == "all":
+                    reason = barren.packet(refused=self.corrupt > refused, now=time.monotonic())
+                    if reason is not None:
+                        self._check_decoder(reason)
+                        text = describe(self._settings.url, reason, f"{barren.packets} packets without a picture")
+                        raise SourceError(reason, text, permanent=not self._network)
+                for native in natives:
+                    frame = self._frame(native)
+                    if frame is not None:
+                        yield frame
+                natives = []
         if pacer is not None and (end := pacer.end()) is not None:
             self._closed.wait(max(0.0, (end - time.monotonic_ns()) / 1e9))  # the last picture is seen as long as others
 
@@ -462,11 +474,28 @@ class AvSource:
         """True if the frame only precedes the first frame wanted."""
         return self._begin_ns > 0 and packet.pts is not None and packet.pts * self._time_base_ns < self._begin_ns
 
+    def _admitted(self, arrived: Arrived) -> Iterator[Arrived]:
+        """What is to be decoded while the decoder may not be created yet: nothing, and then all that was kept."""
+        if arrived.packet.size:
+            if not (self._backlog.put(arrived) and self._admission.may_decode()):
+                return
+        elif len(self._backlog):
+            self._admission.may_decode(wait=True)
+        found = self._backlog.take()
+        if found:
+            self._served_ns = found[-1].now_ns
+        while found and not self._closed.is_set():
+            yield found.popleft()
+        if not arrived.packet.size:
+            yield arrived
+
+    def _damaged(self, packet: Packet[Any]) -> bool:
+        """Whether data is missing in or before the packet that was read last. To be asked once for each."""
+        lost, self._lost_before = self._lost_before, self.lost
+        return self.lost > lost or packet.is_corrupt
+
     def _passes_over(self, packet: Packet[Any]) -> bool:
-        """Whether `packet` is not decoded: the decoder may not be created yet, or fewer pictures are asked for."""
-        if self._admission.waiting and not self._admission.may_decode(key=packet.is_keyframe):
-            self._lost_before = self.lost
-            return True
+        """Whether `packet` is not decoded: fewer pictures are asked for."""
         if self._skipper is None or self._begin_ns:
             return False
         clock = self._packet_clock
@@ -479,14 +508,12 @@ class AvSource:
             self._lost_before = self.lost  # no picture to come is predicted from what was lost
         return True
 
-    def _arrived(self, packet: Packet[Any], now_ns: int, wall_ns: int) -> _Arrival:
+    def _arrived(self, packet: Packet[Any], now_ns: int, wall_ns: int, damaged: bool) -> _Arrival:
         if self._limit is not None:
             self._arrivals.append(now_ns)
         clock: Clock = "arrival"
         if self._live:
             wall_ns, clock = self.clock.stamp(packet, wall_ns, self._time_base_ns)
-        damaged = self.lost > self._lost_before or packet.is_corrupt
-        self._lost_before = self.lost
         tainted = self._quarantine.packet(key=packet.is_keyframe, damaged=damaged, now_ns=now_ns)
         return now_ns, wall_ns, clock, tainted, self._holdback.packet()
 
@@ -517,7 +544,7 @@ class AvSource:
         finally:
             self.deadline = math.inf
             if self._admission.ticket is not None:
-                self._admission.leave()
+                self._admission.created()
 
     def _frame(self, native: VideoFrame) -> Frame | None:
         decoded_ns = time.monotonic_ns()
@@ -548,6 +575,8 @@ class AvSource:
             if pts_ns is not None and pts_ns < self._begin_ns:
                 return None
             self._begin_ns = 0
+        if captured_ns < self._served_ns:
+            return None
         limit = None if self._skipper is not None and self._skipper.level == "keys" else self._limit
         if limit is not None and not limit.admit(arrived_ns if self._media is None else self._media.at(pts_ns)):
             self.skipped += 1
@@ -582,6 +611,8 @@ class AvSource:
 
     def _release(self) -> None:
         self._admission.leave()
+        self._backlog.clear()
+        self._served_ns = 0
         container, self._container, self._stream = self._container, None, None
         decoder, self._decoder = self._decoder, None
         if decoder is not None and self._device is not None:

@@ -132,37 +132,38 @@ def test_a_file_keeps_its_place_on_the_gpu_until_its_decoder_exists(device: Gate
     assert device.try_enter(1) is not None
 
 
-def test_a_camera_needs_no_place_on_the_gpu_before_its_first_key_frame(device: Gate) -> None:
+def test_a_camera_needs_no_place_on_the_gpu_before_it_could_decode(device: Gate) -> None:
     camera = Admission("c", True, OPEN)
     camera.enter(0)
     camera.connected()
     assert camera.waiting
-    assert not camera.may_decode(key=False)
     other = device.try_enter(10)
     assert other is not None
-    assert not camera.may_decode(key=True)
+    assert not camera.may_decode()
     other.leave()
-    assert camera.may_decode(key=True)
+    assert camera.may_decode()
     assert not camera.waiting
     assert device.try_enter(1) is None
-    camera.leave()
+    camera.created()
     assert device.try_enter(1) is not None
 
 
-def test_a_camera_without_key_frames_and_one_that_finds_no_place_go_on(
+def test_a_camera_that_finds_no_place_for_long_or_has_nothing_more_to_read_waits_for_one(
     device: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "KEY_WAIT_S", 0.01)
     monkeypatch.setattr(admission, "TURN_S", 0.05)
-    camera = Admission("c", True, OPEN)
-    camera.enter(0)
-    camera.connected()
-    other = device.try_enter(10)
-    assert other is not None
-    assert not camera.may_decode(key=False)
-    time.sleep(0.06)
-    threading.Timer(0.05, other.leave).start()
-    assert camera.may_decode(key=False)  # waits for the place now
+    for wait in (False, True):
+        camera = Admission("c", True, OPEN)
+        camera.enter(0)
+        camera.connected()
+        other = device.try_enter(10)
+        assert other is not None
+        if not wait:
+            assert not camera.may_decode()
+            time.sleep(0.06)
+        threading.Timer(0.05, other.leave).start()
+        assert camera.may_decode(wait=wait)
+        camera.leave()
 
 
 def test_software_decoding_waits_for_no_gpu() -> None:

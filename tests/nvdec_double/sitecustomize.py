@@ -1,0 +1,42 @@
+"""A stand-in for NVDEC in every Python process that has this folder in PYTHONPATH: FFmpeg's software decoders, of which
+only one at a time can be created on the whole machine, as the driver does it.
+
+STREAMD_CREATE_S is how long that takes, STREAMD_CREATE_LOG a file: the lock, and a line for every decoder with the
+monotonic seconds at which its creation began and ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from typing import Any
+
+from streamd.sources import av_source
+from streamd.sources.hardware import HardwareDecoder
+
+CREATE_S, LOG = float(os.environ["STREAMD_CREATE_S"]), os.environ["STREAMD_CREATE_LOG"]
+open_real = vars(av_source)["open_container"]
+
+
+class SlowDecoder(HardwareDecoder):
+    """Is created by its first packet, as FFmpeg creates NVDEC's."""
+
+    created = False
+
+    def decode(self, packet: Any) -> list[Any]:
+        if not self.created and packet is not None and packet.size:
+            self.created = True
+            with open(LOG, "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                began = time.monotonic()
+                time.sleep(CREATE_S)
+                lock.write(f"{began} {time.monotonic()}\n")
+        return super().decode(packet)
+
+
+def open_software(settings: Any, *, live: bool, device: int | None) -> Any:
+    return open_real(settings, live=live, device=None)
+
+
+vars(av_source).update(open_container=open_software, HardwareDecoder=SlowDecoder)

@@ -1,0 +1,123 @@
+"""What a daemon of many streams needs and serves while nothing happens to it: memory, rate, latency, drops."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gauge import held, slope
+
+from tests.behaviour.daemon import Running
+
+EVERY_S = 10.0
+SETTLE_S = 60.0
+"""Does not count for the slopes of a long rest: pools and queues fill."""
+_LATENCY = "streamd_capture_to_publish_seconds_bucket"
+
+
+def device_mib() -> float | None:
+    """Memory in use on all GPUs of this machine, by nvidia-smi; None without one."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return sum(float(line) for line in told.split())
+    return None
+
+
+def quantile(buckets: Mapping[float, int], share: float) -> float | None:
+    """The upper bound of the bucket in which it lies, seconds; None without observations.
+
+    Args:
+        buckets: observations at or below each upper bound.
+        share: 0 to 1.
+    """
+    total = buckets.get(math.inf, 0.0)
+    return next((bound for bound in sorted(buckets) if buckets[bound] >= share * total), None) if total else None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look at the daemon."""
+
+    at: float
+    """Monotonic seconds."""
+    rss: float
+    """MiB of all its processes together; what they share counts several times."""
+    device: float | None
+    """MiB."""
+    frames: Counter[str]
+    """Frames by what became of them: received, published, "dropped REASON"."""
+    received: Counter[str]
+    """Frames by stream."""
+    latency: Counter[float]
+    """Frames by the upper bound of their latency, seconds; cumulative."""
+
+
+def look(running: Running) -> Sample:
+    """Takes a sample."""
+    frames: Counter[str] = Counter()
+    received: Counter[str] = Counter()
+    latency: Counter[float] = Counter()
+    for (name, labels), value in running.metrics().items():
+        told = dict(labels)
+        if name == _LATENCY:
+            latency[float(told["le"])] += int(value)
+        elif name in ("streamd_frames_received_total", "streamd_frames_published_total"):
+            kind = name.split("_")[2]
+            frames[kind] += int(value)
+            if kind == "received":
+                received[told["stream"]] += int(value)
+        elif name == "streamd_frames_dropped_total":
+            frames[f"dropped {told['reason']}"] += int(value)
+    return Sample(time.monotonic(), held(running.process.pid).rss / 2**20, device_mib(), frames, received, latency)
+
+
+def rest(running: Running, seconds: float, every_s: float = EVERY_S) -> dict[str, Any]:
+    """Samples for `seconds`, and reports."""
+    until, samples = time.monotonic() + seconds, [look(running)]
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(every_s, left))
+        samples.append(look(running))
+    return told(samples)
+
+
+def told(samples: list[Sample]) -> dict[str, Any]:
+    """Rates and drops between the first and the last sample, and slopes.
+
+    The daemon's metrics may be 5 s old, so that rates over a short time are coarse; drops and latencies are exact.
+    """
+    first, last = samples[0], samples[-1]
+    seconds = last.at - first.at
+    frames, latency = last.frames - first.frames, last.latency - first.latency
+    rates = [(last.received[s] - first.received[s]) / seconds for s in last.received]
+    found: dict[str, Any] = {
+        "seconds": round(seconds, 1),
+        "received_per_s": round(frames["received"] / seconds, 1),
+        "published_per_s": round(frames["published"] / seconds, 1),
+        "slowest_and_fastest_per_s": [round(min(rates), 2), round(max(rates), 2)] if rates else None,
+        "dropped": {name.removeprefix("dropped "): n for name, n in frames.items() if name.startswith("dropped ")},
+        "p50_below_ms": _ms(quantile(latency, 0.5)),
+        "p99_below_ms": _ms(quantile(latency, 0.99)),
+        "rss_mib": [round(first.rss, 1), round(last.rss, 1)],
+    }
+    settled = [s for s in samples if s.at - first.at >= (SETTLE_S if seconds >= 3 * SETTLE_S else 0)]
+    minutes = [(s.at - first.at) / 60 for s in settled]
+    line = slope(minutes, [s.rss for s in settled])
+    found["rss_mib_per_min"] = [round(line.per, 3), round(line.error, 3)]
+    device = [s.device for s in settled if s.device is not None]
+    if len(device) == len(settled):
+        line = slope(minutes, device)
+        found |= {"device_mib": [device[0], device[-1]]}
+        found["device_mib_per_min"] = [round(line.per, 3), round(line.error, 3)]
+    found["rss_mib_samples"] = [round(s.rss, 1) for s in samples]
+    return found
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 2)
