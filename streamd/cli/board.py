@@ -195,7 +195,7 @@ class Board:
 
 
 def table(board: Board, endpoint: str, problem: str = "", width: int = 80) -> Any:
-    """The board as a table for a terminal.
+    """The board as a table for a terminal, and below it what zones and lines have counted, on the whole width.
 
     Args:
         board: what to show.
@@ -204,13 +204,15 @@ def table(board: Board, endpoint: str, problem: str = "", width: int = 80) -> An
         width: of the terminal. Each column has a width of its own, so that none moves when a number changes.
     """
     from rich import box
+    from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
 
     rows, now = board.sorted(), time.monotonic()
-    wide = width >= WIDE
     shown = Table(title=f"streamd at {endpoint}", box=box.SIMPLE_HEAD, show_edge=False, padding=0, width=width)
     name_width = max([6, *(len(row.stream) for row in rows)])
+    # With long names, all numbers would leave no room for the boxes.
+    wide = width >= max(WIDE, min(name_width, 32) + WIDE - 12)
 
     def column(title: str, wanted: int | None, *, right: bool = False) -> None:
         shown.add_column(
@@ -219,15 +221,13 @@ def table(board: Board, endpoint: str, problem: str = "", width: int = 80) -> An
         )  # fmt: skip
 
     column("stream", min(name_width, 32 if wide else 14))
-    column("state", 24 if wide else 19)
+    column("state", 24 if wide else 20)
     numbers = [("fps", "fps", 5), ("p50 ms", "p50_ms", 6), ("dropped", "dropped", 7), ("missed", "missed", 6)]
     if wide:
         numbers[2:2] = [("p99 ms", "p99_ms", 6), ("frames", "frames", 8)]
     for title, _, wanted in numbers:
         column(title, wanted, right=True)
-    column("boxes in the last frame", None)
-    if counting := any(row.counts for row in rows):
-        column("zones and lines", None)
+    column("boxes in the last frame" if wide else "last frame", None)
     for row in rows:
         view = row.view(now)
         why = row.blind if row.condition == "BLIND" else row.reason
@@ -237,7 +237,6 @@ def table(board: Board, endpoint: str, problem: str = "", width: int = 80) -> An
             f"[{_COLORS.get(row.condition, 'white')}]{state}[/]",
             *("-" if view[key] is None else _number(view[key]) for _, key, _ in numbers),
             escape(row.note(now)),
-            *([escape(row.counts)] * counting),
         )
     if problem:
         shown.caption = problem
@@ -245,7 +244,15 @@ def table(board: Board, endpoint: str, problem: str = "", width: int = 80) -> An
         shown.caption = "waiting for the first message…"
     elif board.bad:
         shown.caption = f"{board.bad} messages could not be parsed"
-    return shown
+    if not any(row.counts for row in rows):
+        return shown
+    counted = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, width=width)
+    counted.add_column("stream", no_wrap=True, overflow="ellipsis", width=min(name_width, 32 if wide else 14))
+    counted.add_column("zones and lines", ratio=1)
+    for row in rows:
+        if row.counts:
+            counted.add_row(escape(row.stream), escape(row.counts))
+    return Group(shown, "", counted)
 
 
 def _number(value: float) -> str:

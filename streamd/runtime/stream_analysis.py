@@ -21,7 +21,12 @@ from streamd.types import Frame
 BoolArray = npt.NDArray[np.bool_]
 
 LATEST_MEDIA_S = 0.5
-"""A media clock is ignored if its step since the previous frame differs from that of the arrival by more than this."""
+"""A media clock is ignored if its step since the previous frame differs from that of the arrival by more than this, or
+all its steps together fall behind by more than this."""
+AHEAD_MEDIA_S = 5.0
+"""They may run ahead by so much: after a time without frames, all those arrive at once that the camera had kept."""
+RETURN_S = 30.0
+"""Time constant with which the time of arrival is returned to."""
 LONGEST_MEDIA_S = 60.0
 """A longer step of a file's media clock is a jump."""
 
@@ -30,7 +35,8 @@ class MediaClock:
     """When frames were captured, in nanoseconds on a monotonic clock.
 
     The sender's media clock has no jitter; it is followed from frame to frame while it agrees with the time of
-    arrival. For a file, the time of arrival means nothing: only its media clock counts, except for jumps.
+    arrival. A clock that runs fast or slow, and frames that were held up, can thus shift it by a few seconds only. For
+    a file, the time of arrival means nothing: only its media clock counts, except for jumps.
 
     Args:
         live: the sender sets the pace.
@@ -41,6 +47,8 @@ class MediaClock:
         self._now_ns = 0
         self._pts_ns: int | None = None
         self._captured_ns = 0
+        self._ahead_ns = 0
+        """Of the time of arrival."""
 
     def time(self, frame: Frame) -> int:
         """The time of the stream's next frame."""
@@ -48,13 +56,20 @@ class MediaClock:
         passed = arrived
         if frame.pts_ns is not None and self._pts_ns is not None:
             media = frame.pts_ns - self._pts_ns
-            off, limit_s = (abs(media - arrived), LATEST_MEDIA_S) if self._live else (media, LONGEST_MEDIA_S)
-            if media > 0 and off < limit_s * 1e9:
+            if media > 0 and not self._live and media < LONGEST_MEDIA_S * 1e9:
                 passed = media
+            elif media > 0 and self._live and self._agrees(media, arrived):
+                ahead = self._ahead_ns + media - arrived
+                back = round(ahead * min(media / (RETURN_S * 1e9), 1.0))
+                self._ahead_ns, passed = ahead - back, media - back
         first = self._captured_ns == 0
         self._pts_ns, self._captured_ns = frame.pts_ns, frame.captured_ns
         self._now_ns = frame.captured_ns if first else self._now_ns + max(passed, 1)
         return self._now_ns
+
+    def _agrees(self, media: int, arrived: int) -> bool:
+        ahead = self._ahead_ns + media - arrived
+        return abs(media - arrived) < LATEST_MEDIA_S * 1e9 and -LATEST_MEDIA_S * 1e9 < ahead < AHEAD_MEDIA_S * 1e9
 
 
 class StreamAnalysis:

@@ -94,6 +94,27 @@ def test_what_is_down_comes_first_then_what_is_degraded_and_says_since_when() ->
     assert (board.rows["c"].urgency, board.rows["c"].note(65.0)) == (0, "down for 6 min")
 
 
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_what_is_counted_is_shown_in_full(width: int) -> None:
+    """Each stream's counts have the whole width, and as many lines as they need."""
+    line = {"crossings": {"left_to_right": {"person": 12, "car": 3}, "right_to_left": {}}}
+    zones: dict[str, Any] = {f"parking-level-{n}": {"occupancy": n, "stale": n == 2} for n in range(4)}
+    zones["hall"] = {"occupancy": None, "stale": True}
+    board = Board()
+    frames(board, 0.0, 1.0, 10, stream="front-gate-of-the-building", counts={"zones": zones, "lines": {"gate": line}})
+    frames(board, 0.0, 1.0, 10)
+    shown = printed(board, width)
+    assert max(map(len, shown)) <= width
+    head = next(i for i, text in enumerate(shown) if "zones and lines" in text)
+    column = shown[head].index("zones and lines")
+    below = [text[column:].strip() for text in shown[head + 2 :]]
+    assert " ".join(below).split(", ") == [
+        "parking-level-0 0", "parking-level-1 1", "parking-level-2 2 (stale)", "parking-level-3 3", "hall ? (stale)",
+        "gate left_to_right 15", "right_to_left 0",
+    ]  # fmt: skip
+    assert sum("1 person (0.91)" in text for text in shown) == 2, "the boxes keep their column"
+
+
 @pytest.mark.parametrize("width", [80, 100, 132, 200])
 def test_it_fits_and_its_columns_stay_where_they_are(width: int) -> None:
     board = Board()

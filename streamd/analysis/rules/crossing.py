@@ -123,6 +123,9 @@ class Passage:
     beyond: int = 0
     """Boxes beyond the line within settle_s of the first one. (The intersection lies between two boxes: what is within
     settle_s of it is also within settle_s of the box on its side.)"""
+    stood: bool = False
+    """Whether the box before the intersection was not clear of the line. Who stands there goes at the end of a gap, not
+    where a straight path would have crossed: such a track has to be seen beyond the line for longer."""
     gap: float = 0.0
     """Longest time between the boxes around an intersection."""
     clear: bool = False
@@ -152,7 +155,13 @@ class Passage:
     @property
     def settled(self) -> bool:
         """True if the boxes so far show that the track stayed beyond the line and got clear of it."""
-        return self.side == -self.home and self.clear and self.last - self.held_from >= self.settle_s
+        if self.side != -self.home or not self.clear or self.last - self.held_from < self.settle_s:
+            return False
+        if self.gap <= self.settle_s or self.first is None:
+            return True
+        # Further boxes may still make the crossing certain.
+        seen_s = self.last - self.first.t
+        return seen_s >= self.settle_s or (self.beyond >= 2 and (not self.stood or seen_s >= self.settle_s / 2))
 
     @property
     def over(self) -> bool:
@@ -164,7 +173,15 @@ class Passage:
         return self.clear and cut_t - self.held_from >= self.settle_s
 
     def leave(
-        self, cut_t: float, cut_at: tuple[float, float], within: bool, before: float, t: float, sight: Sight | None
+        self,
+        cut_t: float,
+        cut_at: tuple[float, float],
+        within: bool,
+        before: float,
+        t: float,
+        sight: Sight | None,
+        *,
+        stood: bool = False,
     ) -> None:
         """The path intersects the line away from the home side.
 
@@ -175,8 +192,10 @@ class Passage:
             before: time of the previous box.
             t: time of the current box.
             sight: the current box, if known.
+            stood: see `Passage.stood`.
         """
         self.net += within
+        self.stood = stood
         self.side, self.cut_t, self.cut_at, self.first = -self.home, cut_t, cut_at, sight
         self.beyond, self.clear = 0, False
         self.home_seen |= self.home_last - self.home_second <= min(self.settle_s, MAX_GAP_S)

@@ -137,8 +137,7 @@ class Lines:
             x, y = anchor[i].tolist()
             last = Position(float(then[T]), float(then[X]), float(then[Y]), float(then[PATH + line]))
             now = Position(t, x, y, float(off[i, line]))
-            clear = bool(abs(now.off) > height[i] * self._band[line])
-            self._advance(key, passage, last, now, clear, state[i], sights, i, found)
+            self._advance(key, passage, last, now, float(height[i] * self._band[line]), state[i], sights, i, found)
         return found
 
     def _bridges(self, t: float, slots: Sequence[int], off: Array, height: Array, sights: Sights) -> list[Crossing]:
@@ -182,13 +181,14 @@ class Lines:
         passage: Passage,
         before: Position,
         now: Position,
-        clear: bool,
+        band: float,
         row: Array,
         sights: Sights,
         i: int,
         found: list[Crossing],
     ) -> None:
-        line = key[1]
+        """Processes one box. `band` is the distance in pixels from which on it is clear of the line."""
+        line, clear = key[1], abs(now.off) > band
         side = passage.side if now.off == 0 else 1 if now.off > 0 else -1
         if side != passage.side:
             cut_t, x, y = cut(before, now)
@@ -209,7 +209,8 @@ class Lines:
                 passage.come_back(cut_t, within)
             else:
                 passage.active = sights.active[line]
-                passage.leave(cut_t, (x, y), within, before.t, now.t, sights.sight(i))
+                stood = abs(before.off) <= band
+                passage.leave(cut_t, (x, y), within, before.t, now.t, sights.sight(i), stood=stood)
                 passage.blind |= cut_t - passage.settle_s < self.woke
         if side == passage.home:
             passage.at_home(now.t, clear)

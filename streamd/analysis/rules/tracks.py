@@ -24,8 +24,8 @@ STEP_S = 0.1
 """How often that is checked."""
 LINK_S = 2.0
 """Longest time after which a new track may continue one that is no longer seen."""
-SURE_S = 0.4
-"""Up to this time, that is not a guess."""
+SURE_S, SURE_OFF, SURE_SIZE = 0.4, 0.2, 0.8
+"""Up to this time, this distance in heights, and from this ratio of heights on, that is not a guess."""
 
 
 class Moment(NamedTuple):
@@ -189,4 +189,5 @@ class Tracks:
         best = found[np.argmin(off[found])]
         # Another track that fits makes it a guess, unless that one is much farther away.
         rivals = off[found] < 2 * off[best] + 0.3
-        return unseen[best], bool(rivals.sum() == 1 and elapsed[best] <= SURE_S and off[best] <= 0.5)
+        alike = min(height, heights[best]) >= SURE_SIZE * max(height, heights[best])
+        return unseen[best], bool(rivals.sum() == 1 and elapsed[best] <= SURE_S and off[best] <= SURE_OFF and alike)

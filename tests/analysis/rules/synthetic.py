@@ -213,6 +213,8 @@ def is_observable(crossing: TrueCrossing, sights: list[tuple[float, Floats]], wa
     end = crossing.t + clear_after[0] * STEP
     # A jittering box may cut the line a little earlier or later than its object.
     begin, end = min(begin, crossing.t - SETTLE) - 0.1, max(end, crossing.t + SETTLE) + 0.1
+    if times[-1] < end - 0.1:
+        return False  # an outage until the end of the film
     if begin < times[0] or any(later - t > 1 and t < end and later > begin for t, later in itertools.pairwise(times)):
         return False
     a, b = (np.array(p) * (WIDTH, HEIGHT) for p in line.points)
