@@ -58,7 +58,9 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 Name = Annotated[
     str,
     Field(pattern=NAME_PATTERN),
-    Pattern("expected at most 63 letters a to z, digits, dots, dashes and underscores, first no dot or dash"),
+    Pattern(
+        "expected at most 63 letters (a to z), digits, dots, dashes and underscores, not beginning with a dot or dash"
+    ),
 ]
 """A name that is safe in a topic, a metric label and a file name."""
 

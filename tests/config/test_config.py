@@ -19,7 +19,8 @@ from streamd.security.redact import redact
 from streamd.sinks import SINKS
 from streamd.sources.av import AvStreamSettings
 
-NAME_RULE = "expected at most 63 letters a to z, digits, dots, dashes and underscores, first no dot or dash"
+NAME_RULE = "expected at most 63 letters (a to z), digits, dots, dashes and underscores, not beginning with a dot or"
+NAME_RULE += " dash"
 LEAST = """
 model: {path: yolov5n_heads.onnx}
 streams:

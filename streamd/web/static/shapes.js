@@ -58,11 +58,11 @@ const distance = ([ax, ay], [bx, by]) => Math.hypot(ax - bx, ay - by);
 
 // What `streamd check` would say of a shape among others; empty if it is sound.
 export function problemOf(shape, shapes) {
-  if (!NAME.test(shape.name)) return "The name has to be 1 to 63 letters from a to z, digits, dots, dashes or underscores.";
+  if (!NAME.test(shape.name)) return "The name has to be 1 to 63 letters (a to z), digits, dots, dashes or underscores.";
   if (shapes.some((other) => other !== shape && other.name === shape.name)) return "Another zone or line has this name.";
   if (shape.kind === "line") {
     if (distance(...shape.points) < CLOSEST) return "Both ends are in the same place.";
-    if (!shape.directions.every((direction) => NAME.test(direction))) return "Directions are named like lines: letters from a to z, digits, dots, dashes or underscores.";
+    if (!shape.directions.every((direction) => NAME.test(direction))) return "Directions are named like lines: letters (a to z), digits, dots, dashes or underscores.";
     if (shape.directions[0] === shape.directions[1]) return "Both directions have the same name.";
     return "";
   }
