@@ -29,6 +29,12 @@ class Backoff:
         self.attempts += 1
         return bound * (0.5 + 0.5 * self._random.random())
 
+    def shorten(self) -> float:
+        """The latest wait was cut short: how long to wait still, at most the first wait. The attempt that follows does
+        not count."""
+        self.attempts = max(0, self.attempts - 1)
+        return min(self._initial, self._max) * self._random.random()
+
     def reset(self) -> None:
         """Starts over."""
         self.attempts = 0

@@ -16,6 +16,7 @@ from streamd.flow.backoff import Backoff
 from streamd.flow.camera import CameraWatch
 from streamd.flow.contracts import Source, SourceInfo
 from streamd.flow.glimpse import Glimpse
+from streamd.flow.outages import NETWORK, outages
 from streamd.flow.reporter import Event, StatusReporter
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.settings import StreamSettings
@@ -102,6 +103,12 @@ class StreamRunner:
         self._connected = before is None
         """Whether the next connection counts as a reconnect, unless it is the stream's first."""
         self._stop = threading.Event()
+        self._wake = threading.Event()
+        """Ends a wait between two attempts: set by `stop`, and when streams come back that were lost together."""
+        self._lost_at = time.monotonic()
+        """When the latest connection ended; before the first one, when this runner was made."""
+        self._tried_at = self._lost_at
+        """When the latest attempt began."""
         self._epoch: int = before._epoch if before is not None else past.epoch if past is not None else -1
         self._seq: int = before._seq if before is not None else past.counts.received if past is not None else 0
         self._reporter = StatusReporter(stream, metrics, on_status, self._epoch, watched=health is not None)
@@ -159,6 +166,7 @@ class StreamRunner:
         """Asks the stream to end. Sleeping and waiting for the ring end immediately, a read at its timeout. Any
         thread."""
         self._stop.set()
+        self._wake.set()
         with self._lock:
             source = self._reader.source
             if self._start_at is not None:
@@ -265,6 +273,7 @@ class StreamRunner:
         error: SourceError | None = None
         source: Source | None = None
         reader.live_since = None
+        self._tried_at = time.monotonic()
         try:
             source = self._make_source()
             with self._lock:
@@ -293,8 +302,10 @@ class StreamRunner:
                 reader.source = None
         if self._stop.is_set():
             return False
-        if reader.live_since is not None and time.monotonic() - reader.live_since >= STEADY_S:
-            self._backoff.reset()
+        if reader.live_since is not None:
+            self._lost_at = time.monotonic()
+            if self._lost_at - reader.live_since >= STEADY_S:
+                self._backoff.reset()
         return self._wait(reader, error)
 
     def _wait(self, reader: _ReaderThread, error: SourceError) -> bool:
@@ -307,10 +318,23 @@ class StreamRunner:
         # Cameras lock an account after a few wrong passwords.
         delay = self._backoff.next(longest=error.reason == "auth")
         self._transition(reader, "broke", error.reason, str(error), retry_in_s=round(delay, 3))
-        if self._stop.wait(delay):
+        if not self._pause(delay, error.reason):
             return False
         self._transition(reader, "retry")
         return True
+
+    def _pause(self, delay_s: float, reason: SourceReason) -> bool:
+        """Waits between two attempts. False if the stream is stopped meanwhile."""
+        if reason not in NETWORK:
+            return not self._stop.wait(delay_s)
+        self._wake.clear()
+        if self._stop.is_set():
+            return False
+        began = time.monotonic()
+        if outages.wait(self._wake, self._lost_at, self._tried_at, delay_s) and not self._stop.is_set():
+            left_s = delay_s - (time.monotonic() - began)
+            self._stop.wait(max(0.0, min(left_s, self._backoff.shorten())))
+        return not self._stop.is_set()
 
     def _opened(self, reader: _ReaderThread, info: SourceInfo, frame: Frame) -> None:
         """The first picture of a connection has arrived."""
@@ -321,6 +345,7 @@ class StreamRunner:
         self._connected = True
         self._metrics.codec, self._metrics.decoder = info.codec, info.decoder
         reader.live_since = time.monotonic()
+        outages.back(self._lost_at)
         self._transition(
             reader, "opened", reason, detail,
             codec=info.codec, decoder=info.decoder, width=info.width, height=info.height, fps=info.fps,

@@ -27,6 +27,8 @@ def _options(settings: AvStreamSettings) -> dict[str, str]:
     if settings.url.startswith("rtsp"):
         # Nobody decodes audio: it is read where clips are to have it.
         options["allowed_media_types"] = "video+audio" if settings.clip_audio else "video"
+        # FFmpeg reads twenty pictures to find the rate, 0.8 s at 25 frames/s. It serves information only.
+        options["fpsprobesize"] = str(RATE_PICTURES)
         if settings.transport != "auto":
             options["rtsp_transport"] = settings.transport
         if settings.transport == "tcp":
@@ -104,6 +106,8 @@ class InputKind:
     """Longest silence, if it is not `read_timeout_s`."""
 
 
+RATE_PICTURES = 3
+"""Distances between pictures from which FFmpeg finds a camera's rate where its parameters do not tell."""
 HLS_TARGETS = 4
 """A playlist that brings nothing new for so many target durations is dead (RFC 8216, 6.3.4: clients ask after one)."""
 _TARGET_S = 10.0
