@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -87,6 +87,12 @@ def _at(line: dict[str, Any]) -> float:
     return datetime.fromisoformat(line["timestamp"].replace("Z", "+00:00")).timestamp()
 
 
+def _course(values: Iterable[float]) -> list[float]:
+    """Median, ninth decile, largest."""
+    found = sorted(values)
+    return [found[int(share * (len(found) - 1))] for share in (0.5, 0.9, 1)] if found else []
+
+
 class Log:
     """The daemon's log so far."""
 
@@ -133,9 +139,21 @@ class Log:
         }
         found["at_a_time"] = round(sum(line["create_s"] for line in lines) / span, 2) if span else None
         for name in ("queued_s", "connect_s", "waited_s", "create_s"):
-            values = sorted(line[name] for line in lines)
-            found[name] = [values[int(share * (len(values) - 1))] for share in (0.5, 0.9, 1)]
+            found[name] = _course(line[name] for line in lines)
+        found["then_live_s"] = _course(self._then_live(lines))
         return found
+
+    def _then_live(self, created: list[dict[str, Any]]) -> Iterator[float]:
+        """Seconds from a decoder to the first picture that is served."""
+        lives: dict[str, list[float]] = {}
+        for line in self._running.log():
+            if line["event"] == "stream live":
+                lives.setdefault(line["stream"], []).append(_at(line))
+        for line in created:
+            # The line is written after the picture if decoding gives it at once.
+            later = [at - _at(line) for at in lives.get(line["stream"], ()) if at > _at(line) - 0.1]
+            if later:
+                yield round(max(0.0, later[0]), 3)
 
     def slowest(self, since: float, count: int = 3) -> list[str]:
         """What happened to the streams that came up last after `since`, with seconds from then."""
@@ -218,7 +236,7 @@ def once(args: argparse.Namespace, cams: list[subprocess.Popen[str]], urls: list
                 found["reconnect"] = log.wait(args.streams, back, args.limit)
                 found["reconnect"] |= {"failures": log.failures(back), "decoders": log.decoders(away)}
                 found["reconnect"]["slowest"] = log.slowest(back)
-                found["rest_after"] = rested(running, min(args.rest, 60.0))
+                found["rest_after"] = rested(running, args.rest_after)
             threads = _threads(running.process.pid)
             began = time.monotonic()
             code = running.stop(60)
@@ -260,7 +278,8 @@ def main() -> None:
     p.add_argument("--create-ms", type=float, default=0.0, help="milliseconds; see above")
     p.add_argument("--isolation", default="thread")
     p.add_argument("--times", type=int, default=1)
-    p.add_argument("--rest", type=float, default=3.0, help="seconds of work between two steps")
+    p.add_argument("--rest", type=float, default=3.0, help="seconds of work before the outage")
+    p.add_argument("--rest-after", type=float, default=3.0, help="seconds of work after it")
     p.add_argument("--limit", type=float, default=120.0, help="seconds to wait for the streams")
     p.add_argument("--json", type=Path)
     p.add_argument("--keep-log", type=Path)
