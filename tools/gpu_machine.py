@@ -29,7 +29,7 @@ def _decode(clip: Path, streams: int, seconds: float, owned: bool, barrier: Any,
 
     device = Device(0)  # the primary context with FFmpeg's own flags, as in the daemon
     counts, failed = [0] * streams, [0]
-    stop = threading.Event()
+    go, stop = threading.Event(), threading.Event()
 
     def work(index: int) -> None:
         try:
@@ -39,6 +39,8 @@ def _decode(clip: Path, streams: int, seconds: float, owned: bool, barrier: Any,
             while not stop.is_set():
                 for packet in container.demux(stream):
                     counts[index] += len(packet.decode())
+                    if counts[index] > FIRST:
+                        go.wait()
                     if stop.is_set():
                         break
                 else:
@@ -49,12 +51,16 @@ def _decode(clip: Path, streams: int, seconds: float, owned: bool, barrier: Any,
             failed[0] += 1
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(streams)]
+    barrier.wait(OPEN_LIMIT_S)
+    asked = time.monotonic()
     for thread in threads:
         thread.start()
     # Decoders take 50 ms and more each to be created, one after another: the output of all of them together is counted.
     while sum(count > FIRST for count in counts) < streams - failed[0]:
         time.sleep(0.01)
+    opened = time.monotonic() - asked
     barrier.wait(OPEN_LIMIT_S)
+    go.set()
     while begin.value == 0:
         time.sleep(0.002)
     time.sleep(max(0.0, begin.value - time.monotonic()))
@@ -65,11 +71,12 @@ def _decode(clip: Path, streams: int, seconds: float, owned: bool, barrier: Any,
     for thread in threads:
         thread.join()
     device.close()
-    out.put((done / elapsed, failed[0]))
+    out.put((done / elapsed, failed[0], opened))
 
 
 def decode_alone(clip: Path, streams: int, seconds: float, *, owned: bool = True, processes: int = 1) -> Table:
-    """Frames per second of decoders that are opened once and kept, without further processing.
+    """Frames per second of decoders that are opened at once and kept, without further processing, and the seconds until
+    each of them has given its first pictures.
 
     Args:
         clip: what all of them decode, in a loop.
@@ -88,7 +95,8 @@ def decode_alone(clip: Path, streams: int, seconds: float, *, owned: bool = True
     for child in children:
         child.start()
     try:
-        barrier.wait(OPEN_LIMIT_S)
+        barrier.wait(OPEN_LIMIT_S)  # all processes have their context
+        barrier.wait(OPEN_LIMIT_S)  # and all their decoders
         with Gpu([0]) as gpu:
             begin.value = time.monotonic() + 0.5
             found = [out.get(timeout=OPEN_LIMIT_S) for _ in children]
@@ -97,7 +105,8 @@ def decode_alone(clip: Path, streams: int, seconds: float, *, owned: bool = True
             child.join(30)
             child.kill()
     return {
-        "fps": round(sum(fps for fps, _ in found)), "failed": sum(failed for _, failed in found),
+        "fps": round(sum(fps for fps, _, _ in found)), "failed": sum(failed for _, failed, _ in found),
+        "opened_s": round(max(opened for _, _, opened in found), 2),
         "gpu_decoder_mib": gpu.means,
     }  # fmt: skip
 
