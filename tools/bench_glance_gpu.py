@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,7 +72,8 @@ def kernel(_: argparse.Namespace) -> None:
     device = Device(0)
     function, stream = _kernel(device), device.stream()
     begin, end = device.event(), device.event()
-    out = {"host": device.allocate_pinned(MOST * glance.CELLS), "device": device.allocate(MOST * glance.CELLS)}
+    size = MOST * glance.CELLS
+    out = {"host": device.allocate_pinned(size).address, "device": device.allocate(size).address}
     print(f"{device.name}: microseconds of the GPU a frame, {WIDTH} x {HEIGHT}")
     print(f"{'':<8}{'frames':>8}{'cells to':>10}{'in a row':>10}{'alone, median':>15}{'p99':>8}")
     for name, pitch in PITCHES.items():
@@ -82,15 +83,13 @@ def kernel(_: argparse.Namespace) -> None:
             + np.array([pitch, WIDTH, HEIGHT, layout.size, layout.shift, 0], np.int32).tobytes()
             for p in _pictures(device, name, MOST)
         ]
-        for count, (where, memory) in itertools.product((1, 16, MOST), out.items()):
+        for count, (where, cells) in itertools.product((1, 16, MOST), out.items()):
             tables = [
                 b"".join(surfaces[(at + i) % MOST] for i in range(count)).ljust(MOST * glance.SURFACE_BYTES, b"\0")
                 for at in range(0, MOST, count)
             ]
 
-            def launch(
-                table: bytes, grid: tuple[int, int, int] = (ROWS, count, 1), address: int = memory.address
-            ) -> None:
+            def launch(table: bytes, grid: tuple[int, int, int] = (ROWS, count, 1), address: int = cells) -> None:
                 function.launch(stream, grid, (COLUMNS, 1, 1), address, table)
 
             rounds = max(10, 2000 // count)
@@ -187,11 +186,11 @@ def clip(args: argparse.Namespace) -> None:
     print(f"{args.out}: {(PLAYS_S + STANDS_S) * fps} frames, {fps} a second, {PLAYS_S} s of {PLAYS_S + STANDS_S} move")
 
 
-def _read(port: int) -> Counter[str]:
+def _read(port: int) -> dict[str, float]:
     """Sums over all streams; of what has reasons or stages, by those, too."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    out: Counter[str] = Counter()
+    out: dict[str, float] = defaultdict(float)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.endswith(("_total", "_sum", "_count")):
@@ -253,7 +252,7 @@ def _measure(args: argparse.Namespace, port: int, tree: Tree) -> None:
         before, cpu, began = _read(port), tree.cpu(), time.monotonic()
         time.sleep(args.seconds)
         after, spent, elapsed = _read(port), tree.cpu() - cpu, time.monotonic() - began
-    d = Counter({k: v - before[k] for k, v in after.items()})
+    d = defaultdict(float, {k: v - before[k] for k, v in after.items()})
     received = d["streamd_frames_received_total"]
     looked = received if args.look == "always" else d["streamd_frames_looked_total"]
     batches = d["streamd_batch_size_count"]
