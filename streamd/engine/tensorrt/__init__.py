@@ -2,7 +2,7 @@
 
 `cuda` is the only file that uses pycuda, `runtime` the only one that runs TensorRT; `kernels` and `decode` fill the
 structures of kernels.cu; `slot` is one batch in flight and `replay` its CUDA graphs; `backend` combines them;
-`version` and `builder` make plans.
+`version`, `network`, `fastest` and `builder` make plans.
 """
 
 from __future__ import annotations
