@@ -216,15 +216,20 @@ class Annotator:
         folder: created if it does not exist.
         inputs: the files that are read.
         beneath: draws into a picture before its boxes are drawn.
+        above: draws into it afterwards.
 
     Raises:
         SinkError: the folder cannot be created or written.
     """
 
     def __init__(
-        self, folder: Path, inputs: Iterable[Path] = (), beneath: Callable[[Image, Detections], None] | None = None
+        self,
+        folder: Path,
+        inputs: Iterable[Path] = (),
+        beneath: Callable[[Image, Detections], None] | None = None,
+        above: Callable[[Image, Detections], None] | None = None,
     ) -> None:
-        self._folder, self._beneath = folder, beneath
+        self._folder, self._beneath, self._above = folder, beneath, above
         self._videos: dict[str, Video] = {}
         self._targets: dict[str, Path] = {}
         self._taken: set[Path] = set()
@@ -242,6 +247,8 @@ class Annotator:
         if self._beneath is not None:
             self._beneath(image, detections)
         draw(image, detections)
+        if self._above is not None:
+            self._above(image, detections)
         if fps is not None:
             if name not in self._videos:
                 self._videos[name] = Video(self._target(name, ".mp4"), fps)

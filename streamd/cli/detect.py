@@ -313,7 +313,11 @@ def _annotator(folder: str, inputs: Sequence[_Input], overlay: Overlay | None = 
         if not item.is_video and same_file(folder, item.given):
             raise ConfigError(f"--save {folder}: is the folder of the images; choose another")
     files = [path for item in inputs for path in (item.images or ([Path(item.given)] if item.is_video else []))]
-    return Annotator(Path(folder), files, overlay.draw if overlay is not None else None)
+    return (
+        Annotator(Path(folder), files)
+        if overlay is None
+        else Annotator(Path(folder), files, overlay.draw, overlay.write)
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,11 +30,10 @@ class Overlay:
         """By track: (seq of the frame, x, y) of the middle of the box's lower side, oldest first."""
 
     def draw(self, image: Image, detections: Detections) -> None:
-        """Draws into `image` (H, W, 3), in place. To be called with every frame, in order, before the boxes."""
+        """Draws shapes into `image` (H, W, 3), in place. To be called with every frame, in order, before the boxes."""
         import cv2
 
-        scale, line = widths(image)
-        counts = detections.counts or {}
+        _, line = widths(image)
         for zone in self._zones:
             self._outline(image, zone.points, color_of(zone.name), closed=True)
         for rule in self._lines:
@@ -43,6 +42,11 @@ class Overlay:
             if len(path) > 1:
                 points = np.array([point[1:] for point in path], np.int32)
                 cv2.polylines(image, [points], False, color, line, cv2.LINE_AA)
+
+    def write(self, image: Image, detections: Detections) -> None:
+        """Writes the counts of zones and lines, after the boxes: no label of an object may cover them."""
+        scale, _ = widths(image)
+        counts = detections.counts or {}
         for zone in self._zones:
             text = _zone_text(zone.name, counts.get("zones", {}).get(zone.name))
             tag(image, text, self._top(image, zone.points), color_of(zone.name), scale)

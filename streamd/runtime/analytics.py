@@ -49,6 +49,8 @@ KEEP_S = 10.0
 """How often it is handed over for how long lines were not observed; counts without an event are at once."""
 DOWN_S = 1.0
 """A stream without a picture for this long is down: occupancy is stale."""
+DOWN_FRAMES = 2.5
+"""But not a slow one (`max_fps: 1`) before so many frames are missing."""
 
 
 class Analytics:
@@ -208,7 +210,9 @@ class Analytics:
             now_s: monotonic seconds.
         """
         for known in self.streams.values():
-            if known.rules is not None and now_s - known.last_frame_s > DOWN_S:
+            if known.rules is None:
+                continue
+            if now_s - known.last_frame_s > max(DOWN_S, DOWN_FRAMES * known.rules.pace_s):
                 with known.lock:
                     known.last_frame_s = math.inf
                     events = known.rules.down()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from streamd.analysis.rules.settings import LineSettings
 from streamd.cli import detect, main
-from streamd.cli.annotate import color_of
+from streamd.cli.annotate import Annotator, color_of
 from streamd.cli.overlay import PATH_FRAMES, Overlay, _line_text, _zone_text
 from streamd.types import Detections, Tracks
 from tests.cli.walker import FPS, HEIGHT, WIDTH, Walker, clip_for
-from tests.frames import detections
+from tests.frames import detections, frames
 
 LINE = "[{name: gate, points: [[0.5, 0], [0.5, 1]]}]"
 
@@ -85,6 +86,24 @@ def test_a_line_is_drawn_where_it_is() -> None:
     row = round(0.5 * (HEIGHT - 1))
     assert colored[row, round(0.25 * WIDTH) + 2 : round(0.75 * WIDTH) - 2].all()
     assert not colored[row + 3 :].any()
+
+
+def test_no_box_covers_the_counts(tmp_path: Path) -> None:
+    """The label of an object at the upper end of a line is written below that of the line."""
+    line = LineSettings(name="gate", points=((0.5, 0.5), (0.5, 0.9)))
+    overlay = Overlay(lines=[line])
+    expected = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    overlay.write(expected, detections(boxes=0))
+    written = np.nonzero(expected.any(axis=2))
+    frame, found = frames("s", 1, WIDTH, HEIGHT)[0], detections(boxes=1)
+    found.xyxy[0] = (0.5 * WIDTH, 0.5 * HEIGHT, WIDTH, HEIGHT)
+    annotator = Annotator(tmp_path, [], overlay.draw, overlay.write)
+    annotator.add(frame, found, "s.png", fps=None)
+    (path,) = tmp_path.iterdir()
+    image = cv2.imread(str(path))
+    assert image is not None
+    assert len(written[0]) > 50
+    assert np.abs(image[written].astype(int) - expected[written]).max() < 60
 
 
 def test_counts_in_words() -> None:

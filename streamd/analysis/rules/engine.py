@@ -101,7 +101,7 @@ class RuleEngine:
             self._expire(moment)
         if self._presences.waiting:
             self._presences.expire(moment)
-        if self._presences.memory and now - self._watch.woke > REMEMBER_S:
+        if self._presences.memory and now - self._watch.seen_since > REMEMBER_S:
             self._presences.memory.clear()
         return self._take()
 
@@ -135,7 +135,8 @@ class RuleEngine:
             line.unobserved_s += missed
             line.unsaved = True
         self._report = None
-        self._looked = None
+        if self._watch.blind or not self._watch.usual:
+            self._looked = None
 
     def _observe(self, frame: TrackedFrame, moment: Moment, before: float | None) -> None:
         now = moment.now
@@ -174,7 +175,7 @@ class RuleEngine:
         """How a track got into a zone."""
         if row[FIRST] < now:
             return "resumed" if rule.started == now else "entered"
-        if now - max(self._watch.woke, rule.started) <= WAKE_S:
+        if now - max(self._watch.seen_since, rule.started) <= WAKE_S:
             return "resumed"
         return "entered" if row[CUT] else "appeared"
 
@@ -262,6 +263,11 @@ class RuleEngine:
 
     # ------------------------------------------------------------------------------------------------ outages and
     # resets
+
+    @property
+    def pace_s(self) -> float:
+        """How far apart frames usually are, in seconds; 0 before there were two. Any thread."""
+        return self._watch.pace_s
 
     def down(self) -> list[RuleEvent]:
         """The camera is down: occupancy is stale from its last frame until frames have arrived for a second.

@@ -45,6 +45,9 @@ class Lines:
         """Time since which a track continues one that may be a different object's."""
         self._own_since: dict[tuple[int, int], float] = {}
         """For tracks and lines with a bridge: earlier boxes are those of the lost track."""
+        self._doubted: dict[tuple[int, int], Passage] = {}
+        """For tracks and lines: the passage of the lost track that it may continue, which was observed but did not last
+        for settle_s. If this one comes back, or is back, before then, there were two objects or nobody has crossed."""
         self._band = np.array([line.hysteresis for line in self.settings])
         self.scale(width, height)
 
@@ -212,6 +215,9 @@ class Lines:
                 stood = abs(before.off) <= band
                 passage.leave(cut_t, (x, y), within, before.t, now.t, sights.sight(i), stood=stood)
                 passage.blind |= cut_t - passage.settle_s < self.woke
+                doubted = self._doubted.pop(key, None)
+                if doubted is not None and side == doubted.home and cut_t - doubted.held_from < doubted.settle_s:
+                    passage.guess = doubted.guess = True
         if side == passage.home:
             passage.at_home(now.t, clear)
             if passage.over:
@@ -274,7 +280,7 @@ class Lines:
         self.state[slot] = 0
         self.state[slot, T : T2 + 1] = NEVER
         self.guessed.pop(slot, None)
-        for kept in (self.passages, self.bridges, self._own_since):
+        for kept in (self.passages, self.bridges, self._own_since, self._doubted):
             for key in [k for k in kept if k[0] == slot]:
                 del kept[key]
 
@@ -306,7 +312,9 @@ class Lines:
                 heirs.guess |= not sure
             elif passage is not None:
                 # It is known what the lost track did; the new one may be another object that comes the other way.
+                passage.guess = bool(off[line] * passage.home > 0) and t - passage.held_from < passage.settle_s
                 self._meet(heir, line, t, float(off[line]))
+                self._doubted[heir, line] = passage
             elif away < -height * self._band[line]:
                 bridge = self._begin(slot, line, row)
                 before = Position(float(row[T]), float(row[X]), float(row[Y]), float(row[PATH + line]))
@@ -337,6 +345,8 @@ class Lines:
                 passage.handed_on = False
         for key in [k for k in self.bridges if k[0] == heir]:
             del self.bridges[key]
+        for key in [k for k in self._doubted if k[0] == heir]:
+            self._doubted.pop(key).guess = False
         kept = {}
         for key in [k for k in self.passages if k[0] == heir]:
             passage = self.passages.pop(key)

@@ -11,6 +11,8 @@ WAKE_S = 1.0
 """For this long after frames start to arrive (start, outage, gap), it is unknown which objects were there before."""
 HOLE_S = 2.0
 """A gap of this length counts as an outage, unless the stream is so slow that frames are always that far apart."""
+USUAL = 1.5
+"""A gap of up to so many usual ones is one of a stream that is slow: it is observed at its own rate."""
 
 
 class Watch:
@@ -25,12 +27,18 @@ class Watch:
         """Whether the stream is down."""
         self.woke = 0.0
         """Time since which frames have arrived without a gap of more than MAX_GAP_S."""
+        self.seen_since = 0.0
+        """The same, but a stream whose frames are always that far apart has no gaps."""
+        self.usual = False
+        """Whether the last gap was of such a stream."""
         self.blind = False
         """Whether frames arrive in which the camera cannot see."""
         self.changed = False
         """Occupancy of a zone became known, or stale; for the engine to clear."""
         self._gaps: list[float] = []
         self._pace = 0.0
+        self._paced = 0
+        """Gaps that it is the mean of, at first."""
         self._zones = list(zones)
         self._starting = list(zones)
         self._waking: list[ZoneRule] = []
@@ -41,6 +49,11 @@ class Watch:
         for rule in self._zones:
             rule.lose(wall_ns)
         self._waking.clear()
+
+    @property
+    def pace_s(self) -> float:
+        """How far apart frames are, in seconds; 0 before there were two."""
+        return self._pace
 
     def see(self, seeing: bool, now: float, wall_ns: int) -> None:
         """The camera can no longer see, or can see again, since the frame at `now` of this Unix time."""
@@ -69,12 +82,17 @@ class Watch:
         if gap > max(HOLE_S, 4 * self._pace):
             # The outage was not reported, or earlier frames arrived after the report.
             self.sleep(wall_ns)
-        self._pace += 0.1 * (min(gap, 10.0) - self._pace)
+        self.usual = gap <= USUAL * self._pace
+        if gap > 0:
+            self._paced += 1
+            self._pace += max(0.1, 1 / self._paced) * (min(gap, 10.0) - self._pace)
         missed = gap if gap > MAX_GAP_S or self.blind else 0.0
         if missed and not self.blind:
             self._gaps = [*self._gaps[-7:], before]
         if missed or self.asleep:
             self.woke = now
+            if self.blind or self.asleep or not self.usual:
+                self.seen_since = now
         if self.blind:
             return missed
         if self.asleep:

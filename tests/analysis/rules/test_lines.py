@@ -172,6 +172,33 @@ def test_an_id_that_changes_among_several_objects_is_uncertain() -> None:
     assert len(s.lines()) == 2
 
 
+def test_an_excursion_in_which_the_id_changes_is_not_counted_as_certain() -> None:
+    """Somebody is lost just behind the line, and somebody comes from there before settle_s is over."""
+    for beyond, back in (((515, 535), (530, 510, 480, 450, 430)), ((512, 516), (488, 470, 450, 430, 400))):
+        s = scene()
+        for x in (*range(300, 400, 10), 400, 430, 460, 490, *beyond):
+            s.frame({1: (x, 500)})
+        for x in back:
+            s.frame({2: (x, 500)})
+        for k in range(40):
+            s.frame({2: (back[-1], 500)}, ended=[(1, "lost")] if k == 15 else [])
+        assert s.lines()
+        assert not any(certain for _, certain in s.lines())
+
+
+def test_who_is_beyond_the_line_with_another_id_has_crossed_it() -> None:
+    s = scene()
+    for x in (*range(300, 400, 10), 400, 430, 460, 490, 515, 535):
+        s.frame({1: (x, 500)})
+    for x in range(560, 700, 20):
+        s.frame({2: (x, 500)})
+    for x in range(700, 400, -20):
+        s.frame({2: (x, 500)})
+    for k in range(20):
+        s.frame({2: (400, 500)}, ended=[(1, "lost")] if k == 0 else [])
+    assert sorted(s.lines()) == [("east", True), ("west", True)]
+
+
 def test_a_lost_track_that_comes_back_does_not_count_again_after_its_heir() -> None:
     s = scene()
     s.walk(1, (400, 500), (490, 500))

@@ -272,3 +272,30 @@ def test_a_schedule_ends_and_resumes_presences() -> None:
         s.frame({1: (500, 500)})
     assert s.told()[3:] == [("begin", "resumed"), ("update", "stationary")]
     assert (yard(s)["occupancy"], yard(s)["stale"]) == (1, False)
+
+
+@pytest.mark.parametrize("apart", [0.1, 1.04, 2.0, 5.0])
+def test_a_slow_stream_is_observed_at_its_own_rate(apart: float) -> None:
+    """Every frame of `max_fps: 1` or less is a gap of a second or more: objects loiter and appear there, too."""
+    s = Scene([YARD.model_copy(update={"loiter_s": 20.0})])
+    for k in range(40):
+        s.t += apart * (1.03 if k % 2 else 0.97)
+        feet = {1: (500.0, 500.0)} | ({2: (400.0, 500.0)} if k >= 5 else {})
+        s.frame(feet, s.t)
+    told = [(e.track, e.change) for e in s.events]
+    assert (1, "resumed") in told
+    assert ((1, "loitering") in told) == (40 * apart > 25)
+    assert (2, "appeared") in told or apart * 5 < 1
+    loitering = [e for e in s.events if e.change == "loitering" and e.track == 1]
+    for e in loitering:
+        # The first gap counts as unseen: nobody knows yet that it is the usual one.
+        assert 20 <= e.observed_s <= e.dwell_s <= 20 + 2.2 * apart + 0.1
+    assert s.engine.counters()["zones"]["yard"]["stale"] is False
+
+
+def test_a_gap_of_a_fast_stream_is_unseen() -> None:
+    s = Scene([YARD.model_copy(update={"loiter_s": 20.0})])
+    for k in range(100):
+        s.frame({1: (500, 500)}, s.t + (1.5 if k % 20 == 19 else 0.1))
+    s.events += s.engine.close()
+    assert s.events[-1].unseen_s == pytest.approx(5 * 1.5, abs=0.01)
