@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
 from streamd.analysis.glance.cells import Cells, near
-from streamd.analysis.glance.motion import Motion, Moved
+from streamd.analysis.glance.motion import Motion
+from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.settings import LookSettings
 from streamd.analysis.rules.geometry import inside, pad_polygons
 from streamd.types import Box, Frame, Look, Rotation, Tracks, Why
@@ -161,9 +162,10 @@ class Gate:
             if isinstance(moved, Moved) and self._shape is not None:
                 boxes = cells_of(known.boxes, self._shape)
                 moving = known.boxes[known.speed > SPEED] if known.speed is not None else None
-                if moved.moving and boxes.flat[moved.place]:
+                moves = boxes if moving is None else cells_of(moving, self._shape)
+                if moved.moving and moves.flat[moved.place]:
                     self._found_ns = max(self._found_ns, known.look.at_ns)
-                motion.answer(moved, boxes, None if moving is None else cells_of(moving, self._shape))
+                motion.answer(moved, boxes, None if moving is None else moves)
                 if self.glance is not None:
                     motion.absorb(self.glance, moved)
                 if self._settings.skip_followed and moved.share:
@@ -191,7 +193,7 @@ class Gate:
                 return False, "followed"
             if settings.max_fps is None or passed >= 1e9 / settings.max_fps - JITTER_NS:
                 return True, "tracks"
-        if rare and moved.faint:
+        if rare and moved.faint and not moved.shaken:
             return True, "faint"
         if rare and now - self._found_ns <= settings.hold_s * 1e9:
             return True, "hold"

@@ -15,13 +15,13 @@ grows (rain, a burnt-in clock, leaves); where boxes are found, noise shrinks.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
 from streamd.analysis.glance.cells import TILE, Cells, Levels, around, beyond, reach, tiles
+from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.whole import Shots, whole
 
 STILL_S, STRAY_S = 1.5, 3.0
@@ -73,6 +73,8 @@ WHITE, BLACK = 225, 20
 SHAKE = 0.12
 """Cells; the picture shakes if it was shifted by more than that, and for `SHAKE_S` after."""
 SHAKE_S = 2.0
+SWITCH = 8.0
+"""Levels by which half of the picture becomes lighter or darker from one frame to the next if a light is switched."""
 CLUTTER_TILES = 8
 """Where something strays in so many tiles, it is as likely to be rain: tiles in which no box was found lately, or"""
 SPARK = 6
@@ -82,38 +84,6 @@ SOLID = 8
 LASTS = 3
 """what was there in so many pictures before and changes, if its score is so many times that of the fourth tile."""
 USUAL, STANDS_OUT = 4, 1.5
-
-
-@dataclass(slots=True, frozen=True)
-class Moved:
-    """What one small picture shows."""
-
-    score: float
-    """Of the 3 × 3 cells that stray most: the sum of distances, each as a multiple of its cell's limit."""
-    threshold: float
-    """The score at which something moves."""
-    cells: Cells
-    """(ROWS, COLUMNS) which ones stray."""
-    share: float
-    """Fraction of the cells that do."""
-    light: bool = False
-    """The whole picture has changed."""
-    shift: tuple[float, float] = (0.0, 0.0)
-    """By how much it was shifted to the right and down, in cells; 0 where that was not asked."""
-    place: int = 0
-    """The cell in the middle of those of `score`, counted row by row."""
-    shaken: bool = False
-    """The picture shakes."""
-
-    @property
-    def moving(self) -> bool:
-        """Whether something moves."""
-        return self.light or self.score >= self.threshold
-
-    @property
-    def faint(self) -> bool:
-        """Whether something may be moving."""
-        return self.score >= self.threshold / 2
 
 
 def _solid(stray: Cells, place: int) -> bool:
@@ -141,6 +111,10 @@ class Motion:
         self._background: Levels | None = None
         self._past: Levels
         """The background without what stands still for a while: what comes to light when it leaves is no motion."""
+        self._level = 0.0
+        """By how much half of the last picture was lighter than the background."""
+        self._switched = False
+        """Whether that has just changed by more than `SWITCH`."""
         self._noise = np.full((ROWS, COLUMNS), FIRST_NOISE, np.float32)
         self._limit = np.full((ROWS, COLUMNS), LEAST + PER_NOISE * FIRST_NOISE, np.float32)
         self._distance = np.empty((ROWS, COLUMNS), np.float32)
@@ -196,7 +170,7 @@ class Motion:
         distance = self._distance
         stray = distance > self._limit
         count = int(np.count_nonzero(stray))
-        if count > LIGHT_SHARE * stray.size:
+        if count > LIGHT_SHARE * stray.size or self._switched:
             self._begin(luma)
             return Moved(0.0, self.threshold, stray, count / stray.size, True, shift)
         if count:
@@ -207,6 +181,10 @@ class Motion:
         if self._learned_s < LEARN_S:
             self._learned_s += passed_s
         self._follow(away, light, shifted, stray if count else None, passed_s)
+        if count and self.shaken:
+            # What comes into a shaking picture at its edge was outside of it before.
+            stray[:1] = stray[-1:] = stray[:, :1] = stray[:, -1:] = False
+            count = int(np.count_nonzero(stray))
         if self._wanted is not None:
             stray &= self._wanted
             count = int(np.count_nonzero(stray))
@@ -218,7 +196,7 @@ class Motion:
 
     def _begin(self, luma: Levels) -> None:
         """The background begins with a picture."""
-        self._background, self._past = luma, luma.copy()
+        self._background, self._past, self._level = luma, luma.copy(), 0.0
         self._before.extend([_STILL] * LASTS)
         self._shots = Shots()
 
@@ -233,6 +211,8 @@ class Motion:
         assert background is not None
         away = luma - background
         light: Any = np.median(away[::5, ::7])
+        self._switched = bool(abs(light - self._level) > SWITCH)
+        self._level = float(light)
         away -= light
         distance = np.abs(away, out=self._distance)
         if np.count_nonzero(distance > self._limit) <= FIT_SHARE * distance.size:
@@ -375,8 +355,9 @@ class Motion:
         found = bool(boxes.any())
         if found:
             self._boxed_ns[boxes] = self._now_ns
-            noise = self._noise[boxes]
-            self._noise[boxes] = np.where(noise > 2 * LEAST_NOISE, noise * np.float32(0.97), noise)
+            where = boxes if moving is None else moving
+            noise = self._noise[where]
+            self._noise[where] = np.where(noise > 2 * LEAST_NOISE, noise * np.float32(0.97), noise)
         if moved.light or not moved.share:
             if found:
                 self._settle_noise()

@@ -45,9 +45,10 @@ class LookSettings(Settings):
         "Default: every frame.",
     )
     skip_followed: bool = Field(
-        True,
+        False,
         description="Process only every second frame while everything that moves belongs to tracked objects whose path "
-        "is known, or is what the network has just found to be nothing. Needs `tracking`.",
+        "is known, or is what the network has just found to be nothing. Needs `tracking`. Saves up to half of the "
+        "frames where few objects move, but tracks may break and events may come a frame or two later.",
     )
     masks: tuple[MaskPolygon, ...] = Field(
         (),

@@ -25,11 +25,12 @@ class Yard:
 
     Args:
         tracking: whether boxes have tracks.
+        skip_followed: see `LookSettings`.
         look: see `LookSettings`.
     """
 
-    def __init__(self, tracking: bool = True, **look: Any) -> None:
-        self.gate = Gate(LookSettings(when="motion", **look))
+    def __init__(self, tracking: bool = True, skip_followed: bool = True, **look: Any) -> None:
+        self.gate = Gate(LookSettings(when="motion", skip_followed=skip_followed, **look))
         self.rng = np.random.default_rng(1)
         y, x = np.mgrid[0:ROWS, 0:COLUMNS]
         self.scene: npt.NDArray[np.float64] = 90 + 30 * np.sin(x / 9.0) + 20 * (y > 50)
@@ -113,12 +114,27 @@ def test_motion_in_which_nothing_is_found_is_looked_at_in_every_second_frame() -
     assert whys.count("followed") >= 0.3 * len(whys)
 
 
+def test_by_default_every_frame_in_which_an_object_moves_is_looked_at() -> None:
+    assert not LookSettings(when="motion").skip_followed
+
+
 def test_no_hold_where_nothing_was_found() -> None:
     for known in (0, 1):
         yard = Yard(min_fps=5)
         yard.walk(20, (20, 40), known=known)
         after = [yard.show() for _ in range(45)]
         assert ("hold" in after) == bool(known), after
+
+
+def test_no_hold_where_only_rain_moved_in_front_of_an_object_that_stands() -> None:
+    yard = Yard(min_fps=5)
+    for _ in range(3 * RATE):
+        yard.show((20, 40, 0.0))
+    drops = yard.thing.copy()
+    yard.thing = drops - 60
+    assert yard.show((20, 40, 0.0)) == "motion"
+    yard.thing = drops
+    assert "hold" not in [yard.show((20, 40, 0.0)) for _ in range(45)]
 
 
 def test_an_object_that_is_not_found_again_is_looked_for() -> None:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
-from streamd.analysis.glance.motion import LEARN_S, Motion, Moved
+from streamd.analysis.glance.motion import LEARN_S, Motion
+from streamd.analysis.glance.moved import Moved
 
 RATE = 25
 PART = 25 * RATE
@@ -142,6 +143,24 @@ def test_troubles_are_no_motion(trouble: Change) -> None:
     assert all(m.moving for m in seen), "what moves meanwhile is seen"
 
 
+def test_what_comes_in_at_the_edge_of_a_shaking_picture_is_no_motion() -> None:
+    camera = Camera().learned()
+    beyond = np.random.default_rng(5).uniform(20, 230, ROWS)
+
+    def shaken(picture: Picture, i: int, rng: np.random.Generator) -> Picture:
+        """Up to 0.6 cells; what is beyond the edge comes in, and is another thing after each gust."""
+        dx = 0.6 * np.sin(2 * np.pi * i / 11) * np.sin(2 * np.pi * i / 170)
+        out: Picture = (1 - abs(dx)) * picture + abs(dx) * np.roll(picture, int(np.sign(dx)), axis=1)
+        out[:, -1] = (1 - abs(dx)) * picture[:, -1] + abs(dx) * np.roll(beyond, i // 85)
+        return out
+
+    moved = camera.show(10, shaken)
+    assert moved[-1].shaken
+    assert not [m.score for m in moved if m.shaken and m.moving and m.place % COLUMNS >= COLUMNS - 2]
+    seen = camera.show(0.2, lambda p, i, rng: shaken(put(COLUMNS - 6, 40, 5, 9, 60)(p, i, rng), i, rng))
+    assert all(m.moving for m in seen), "what has come in is seen"
+
+
 def test_what_stops_while_the_camera_shakes_is_still() -> None:
     camera = Camera().learned()
 
@@ -216,6 +235,16 @@ def test_a_switched_light_is_looked_at_and_then_still() -> None:
     moved = camera.show(4)
     assert moved[0].moving
     assert moving(moved[50:]) == 0
+
+
+@pytest.mark.parametrize("gain", [0.75, 1.3])
+def test_a_lamp_is_looked_at_once(gain: float) -> None:
+    camera = Camera().learned()
+    camera.scene = camera.scene * gain
+    moved = camera.show(8)
+    assert moved[0].light
+    assert moving(moved) == 1
+    assert camera.show(1 / RATE, put(50, 50, 3, 6, 45))[0].moving, "and what moves then is seen"
 
 
 def test_ignored_cells_do_not_count() -> None:
