@@ -12,7 +12,7 @@ Modes: `full`; `everyN`, each Nth frame; `dropP`, P % of the frames left out at 
 seconds left out.
 
 `--speed` needs no folder: it times 10 and 50 synthetic objects in microseconds per frame: one stream alone, 16 streams
-in a batch, and for comparison the ByteTrack in `trackers`."""
+in a batch, and for comparison ByteTrack, OC-SORT and BoT-SORT (without camera motion) of `trackers`."""
 
 from __future__ import annotations
 
@@ -212,15 +212,24 @@ def speed(tracker: Tracker, objects: int, streams: int, frames: int = 300) -> fl
     return min(medians)
 
 
-def open_speed(objects: int, frames: int = 300) -> float:
-    """The same for the ByteTrack in roboflow's `trackers`, one stream alone, for comparison."""
-    import supervision
-    from trackers import ByteTrackTracker
+OPEN = {
+    "bytetrack": ("ByteTrackTracker", {}),
+    "ocsort": ("OCSORTTracker", {}),
+    "botsort": ("BoTSORTTracker", {"enable_cmc": False}),
+}
+"""The open trackers to compare with: columns, and classes of roboflow's `trackers` with their options."""
 
+
+def open_speed(kind: str, objects: int, frames: int = 300) -> float:
+    """The same for one of the open trackers, one stream alone."""
+    import supervision
+    import trackers
+
+    name, options = OPEN[kind]
     material = crowd(objects, frames, 0)
     medians = []
     for _ in range(3):
-        tracker, taken = ByteTrackTracker(frame_rate=25), []
+        tracker, taken = getattr(trackers, name)(frame_rate=25, **options), []
         for boxes, scores, classes in material:
             found = supervision.Detections(boxes, confidence=scores, class_id=classes)
             begun = time.perf_counter()
@@ -234,7 +243,7 @@ def _speeds(make: Callable[[], Tracker], objects: int) -> dict[str, float]:
     return {
         "single": round(speed(make(), objects, 1), 1),
         "batch16": round(speed(make(), objects, 16), 1),
-        "trackers": round(open_speed(objects), 1),
+        **{kind: round(open_speed(kind, objects), 1) for kind in OPEN},
     }
 
 

@@ -21,19 +21,21 @@ from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Frame, ModelInfo
 
-MODEL = ModelInfo("m", "0" * 64, ("thing",))
+MODEL = ModelInfo("m", "0" * 64, ("thing", "other"))
 YARD = ZoneSettings(name="yard", points=((0.1, 0.1), (0.9, 0.1), (0.9, 0.9), (0.1, 0.9)))
 
 
 class Stream:
     """One stream, in the middle of which something stands from time to time."""
 
-    def __init__(self, zone: ZoneSettings) -> None:
+    def __init__(
+        self, zone: ZoneSettings, detect: DetectSettings | None = None, tracking: ByteTrackSettings | None = None
+    ) -> None:
         self.events: list[Event] = []
         self.kept: list[RuleStates] = []
         registry = CollectorRegistry()
         self.analytics = Analytics(
-            ByteTrackSettings(), DetectSettings(), AnalyticsMetrics(registry),
+            tracking or ByteTrackSettings(), detect or DetectSettings(), AnalyticsMetrics(registry),
             lambda event, _: self.events.append(event), boot_id="test",
         )  # fmt: skip
         self.analytics.keep = self.kept.append
@@ -42,13 +44,14 @@ class Stream:
         self.output = StreamOutput("a", Metrics(registry), MODEL, lambda _: None)
         self.seq = 0
 
-    def frame(self, at_s: float, boxes: int = 1, left: float = 300) -> None:
+    def frame(self, at_s: float, boxes: int = 1, score: float = 0.9, class_id: int = 0) -> Result:
         at = 10**9 + round(at_s * 1e9)
         frame = Frame("a", NO_PICTURE, 640, 480, pts_ns=None, captured_ns=at, decoded_ns=at, wall_ns=at, seq=self.seq)
         self.seq += 1
-        box = np.array([[left, 100, left + 40, 200]], np.float32)[:boxes]
-        score, class_id = np.full(1, 0.9, np.float32)[:boxes], np.zeros(1, np.int32)[:boxes]
-        self.step.step([Result(self.output, frame, box, score, class_id)])
+        box = np.array([[300, 100, 340, 200]], np.float32)[:boxes]
+        result = Result(self.output, frame, box, np.full(boxes, score, np.float32), np.full(boxes, class_id, np.int32))
+        self.step.step([result])
+        return result
 
     @property
     def stale(self) -> bool:
@@ -74,11 +77,11 @@ def test_a_stream_is_down_without_frames_for_a_second_or_some_of_its_own(
 def test_what_cooldown_keeps_back_is_handed_over_at_once() -> None:
     stream = Stream(YARD.model_copy(update={"cooldown_s": 600.0}))
     for k in range(100):
-        stream.frame(k / 10, boxes=k >= 20)
+        stream.frame(k / 10, boxes=int(k >= 20))
     assert [event.kind for event in stream.events] == ["begin"]
     assert stream.kept == []
     for k in range(100, 200):
-        stream.frame(k / 10, boxes=k >= 150)
+        stream.frame(k / 10, boxes=int(k >= 150))
     assert [event.kind for event in stream.events] == ["begin", "end"]
     assert [told.rules[0]["begun"] for told in stream.kept] == [{"thing": 2}]
     assert stream.kept[0].seen_ns is None
@@ -95,3 +98,47 @@ def test_a_class_that_the_model_does_not_have() -> None:
     with pytest.raises(ConfigError, match=r"^streams\[0\]\.zones\[0\]\.classes\[0\]: the model has no class cat"):
         stream.analytics.check([wrong])
     stream.analytics.check([AvStreamSettings(id="b", url="rtsp://b", zones=(YARD,))])
+
+
+def published(stream: Stream, scores: list[float], classes: list[int] | None = None) -> list[tuple[int, int]]:
+    """Of each frame, how many boxes are published, and the class of the last one (-1: none)."""
+    out = []
+    for k, score in enumerate(scores):
+        result = stream.frame(k / 10, score=score, class_id=0 if classes is None else classes[k])
+        assert result.tracks is not None
+        assert len(result.tracks.number) == len(result.score) == len(result.xyxy)
+        out.append((len(result.score), int(result.class_id[-1]) if len(result.class_id) else -1))
+    return out
+
+
+SCORES = [0.9, 0.9, 0.15, 0.15, 0.3, 0.9]
+
+
+def test_weak_boxes_are_tracked_and_not_published() -> None:
+    stream = Stream(YARD, DetectSettings(conf=0.25))
+    assert stream.analytics.detect.conf == 0.1, "what the decoding has to leave"
+    assert [n for n, _ in published(stream, SCORES)] == [1, 1, 0, 0, 1, 1]
+    assert [event.kind for event in stream.events] == ["begin"], "the presence goes on in weak boxes"
+    again = Stream(YARD, DetectSettings(conf=0.25), ByteTrackSettings(publish_weak=True))
+    assert [n for n, _ in published(again, SCORES)] == [1] * 6
+    nothing = Stream(YARD, DetectSettings(conf=0.25), ByteTrackSettings(publish_weak=True))
+    assert [n for n, _ in published(nothing, [0.2] * 6)] == [0] * 6, "weak boxes of no track"
+
+
+@pytest.mark.parametrize("weak", [False, True])
+def test_thresholds_of_classes_apply_after_tracking(weak: bool) -> None:
+    """To the class of the track: a single box that is taken for something else changes nothing."""
+    tracking = ByteTrackSettings(publish_weak=weak)
+    conf = DetectSettings(conf=0.25, class_conf={"other": 0.8})
+    assert published(Stream(YARD, conf, tracking), [0.5] * 6, [0, 0, 0, 1, 0, 0])[2:] == [(1, 0)] * 4
+    low = published(Stream(YARD, conf, tracking), [0.9, 0.9, 0.5, 0.9], [1, 1, 1, 1])
+    assert low == [(1, 1), (1, 1), (int(weak), 1 if weak else -1), (1, 1)]
+
+
+@pytest.mark.parametrize("weak", [False, True])
+def test_unwanted_classes_are_tracked_and_neither_published_nor_counted(weak: bool) -> None:
+    wanted = DetectSettings(classes=["thing"])
+    assert published(Stream(YARD, wanted), [0.9] * 6, [0, 0, 0, 1, 0, 0]) == [(1, 0)] * 6
+    other = Stream(YARD, wanted, ByteTrackSettings(publish_weak=weak))
+    assert published(other, [0.9] * 6, [1] * 6) == [(0, -1)] * 6
+    assert other.events == []
