@@ -32,7 +32,7 @@ from tests.behaviour.daemon import daemon
 from tests.clips import write_clip
 from tests.conftest import shared
 
-CLIPS = ["ped_amir.mp4", "4ku_traffic.mp4", "finite_car.mp4", "person-bicycle-car-detection.mp4"]
+CLIPS = ["ped_amir.mp4", "4ku_traffic.mp4", "finite_car.mp4", "intel_one-by-one-person-detection.mp4"]
 FPS, GOOD_S, COVERED_S = 5, 25, 12
 START_S = 120
 
@@ -127,7 +127,7 @@ def test_many_streams_at_once_get_their_own_cells(reader: SurfaceGlances) -> Non
 @pytest.mark.gpu
 def test_the_same_frames_are_looked_at_for_the_same_reasons(reader: SurfaceGlances) -> None:
     """Without a network, whose answers come when they come: every decision is the same."""
-    path = shared("videos/person-bicycle-car-detection.mp4")
+    path = shared("videos/intel_one-by-one-person-detection.mp4")
     whys: dict[str, list[Any]] = {}
     for decode in ("software", "nvdec"):
         gate = Gate(LookSettings(when="motion"), live=False)
@@ -188,7 +188,7 @@ def test_a_daemon_looks_where_something_moves(gpu: None, tmp_path: Path) -> None
     plan = os.environ.get("STREAMD_TEST_PLAN")
     if plan is None:
         pytest.skip("STREAMD_TEST_PLAN names no plan")
-    clip = shared("videos/person-bicycle-car-detection.mp4")
+    clip = shared("videos/intel_one-by-one-person-detection.mp4")
     with av.open(str(clip)) as container:
         count = sum(1 for _ in container.decode(video=0))
     looked: dict[str, list[int]] = {}
