@@ -63,6 +63,8 @@ class Station:
         self._lock = threading.Lock()
         self._config, self._revision = config, revision
         self._order = Order(0, "", 0, {})
+        self._due = False
+        """Whether `look` has something to do: most orders repeat the last one."""
         self._highest = 0
         self._running: dict[str, int] = {}
         self._begun: dict[str, Handover] = {}
@@ -91,10 +93,12 @@ class Station:
             if order is not None and order.number > self._order.number:
                 if self._order.box and order.box != self._order.box:
                     raise ConfigError(f"this is box {self._order.box}, and the order is for box {order.box}")
-                self._order = order
+                changed, self._order = order.streams != self._order.streams, order
                 self._highest = max(self._highest, order.highest)
                 self._partings = {n: p for n, p in self._partings.items() if order.settled.get(n) != p.generation}
-                self._daemon.wake()
+                if changed:
+                    self._due = True
+                    self._daemon.wake()
             return self._report()
 
     def configure(self, config: Config, revision: str) -> None:
@@ -106,6 +110,7 @@ class Station:
         check(difference(without_streams(self._config), without_streams(config)))
         with self._lock:
             self._config, self._revision = config, revision
+            self._due = True
         self._daemon.wake()
 
     def _report(self) -> DaemonReport:
@@ -154,10 +159,11 @@ class Station:
     def look(self) -> None:
         """One step towards the order."""
         with self._lock:
-            if self._order.number:
-                self._step()
+            if self._due and self._order.number:
+                self._due = self._step()
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Returns whether something is left to do."""
         self._part(time.monotonic())
         wanted = self._order.streams
         known = {s.id: s for s in self._config.streams}
@@ -181,20 +187,22 @@ class Station:
                 self._daemon.streams.warm(known[name])
         streams = tuple(known[name] for name in sorted(self._running))
         target = without_streams(self._config, streams)
-        if target.streams != self._given or target.logging != self._daemon.config.logging:
-            self._give(target)
+        given = target.streams == self._given and target.logging == self._daemon.config.logging
+        return not (given or self._give(target)) or bool(self._leaving)
 
     _given: tuple[Any, ...] = ()
     """The streams that the daemon was last told to run."""
 
-    def _give(self, target: Config) -> None:
+    def _give(self, target: Config) -> bool:
         try:
             self._daemon.reload(target)
-            self._given = target.streams
         except ConfigError as error:
             log.error("order cannot be carried out", error=str(error))
             for stream in set(target.streams) - set(self._given):
                 self._refused[stream.id] = "failed_to_start"
+            return False
+        self._given = target.streams
+        return True
 
     def _refusal(self, settings: Any) -> str | None:
         if settings is None:

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from tests.sinks.brokers import free_port, nats_server
 PATIENCE_S = 60.0
 STEADY_S = REPLAN_S + 1.0
 STORE_BYTES = 80 << 20
+NULL = "model: {path: none}\nengine: {kind: 'null'}\n"
 
 
 @dataclass(frozen=True)
@@ -248,17 +249,28 @@ class Running:
 
 
 @contextlib.contextmanager
-def fleet(nodes: int, streams: int, *, fps: float = 5.0, more: str = "") -> Iterator[Running]:
-    """A cluster of `nodes` nodes beside the head, with a fleet that serves `streams` generated streams."""
+def fleet(
+    nodes: int, streams: int, *, fps: float = 5.0, more: str = "", rates: Sequence[float] = (), model: str = NULL
+) -> Iterator[Running]:
+    """A cluster with a fleet that serves generated streams.
+
+    Args:
+        nodes: beside the head.
+        streams: how many.
+        fps: of each.
+        more: lines of the section `fleet`.
+        rates: of the streams, where they differ.
+        model: sections of the configuration.
+    """
     with tempfile.TemporaryDirectory(prefix="fl-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         server = stack.enter_context(nats_server(folder))
         port = free_port()
         file = folder / "FLEET.yaml"
-        listed = "\n".join(f"  - {{id: s{i:02}, kind: synthetic, fps: {fps}}}" for i in range(streams))
+        rates = rates or [fps] * streams
+        listed = "\n".join(f"  - {{id: s{i:02}, kind: synthetic, fps: {rate:.4f}}}" for i, rate in enumerate(rates))
         file.write_text(
-            "model: {path: none}\nengine: {kind: 'null'}\n"
-            f"fleet:\n  box: {{fps: 1000}}\n  stream_fps: {fps}\n  boxes: {nodes}\n  listen: 127.0.0.1:{port}\n"
+            f"{model}fleet:\n  box: {{fps: 1000}}\n  stream_fps: {fps}\n  boxes: {nodes}\n  listen: 127.0.0.1:{port}\n"
             f"  state_dir: {folder}/boxes\n{more}"
             f"sinks:\n  - {{kind: nats, servers: ['127.0.0.1:{server.port}'], prefix: streamd, detections: true}}\n"
             f"streams:\n{listed}\n"
