@@ -108,6 +108,8 @@ class Coordinator:
         # The last report of a daemon that does not answer is kept: whether it is the same one is seen from it later.
         member.report = report if daemon is not None else msgspec.structs.replace(report, daemon=before)
         member.heard = now
+        # A fleet that starts again has only this if its clock was set back meanwhile.
+        self._planner.generation = max(self._generation, report.highest)
         member.state_capacity(self._planner.fleet)
         if daemon is not None:
             member.alive_at = now

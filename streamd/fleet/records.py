@@ -141,6 +141,8 @@ class BoxReport(msgspec.Struct, frozen=True):
     """HOST:PORT of its metrics."""
     problem: str = ""
     """Why it has no daemon."""
+    highest: int = 0
+    """Highest generation that the box knows of, also from earlier daemons and earlier fleets."""
 
 
 class Account(msgspec.Struct, frozen=True):

@@ -63,7 +63,7 @@ class SimBox:
         self.alive = True
         self.cut = False
         """Its reports do not arrive, nor do the answers."""
-        self.boots = 0
+        self.boots = self.highest = 0
         self.boot()
 
     def boot(self) -> None:
@@ -73,6 +73,11 @@ class SimBox:
         self.partings: dict[str, Parting] = {}
         self.order = Order(0, self.name, 0, {})
         self.published = self.late = 0
+
+    def forget(self) -> None:
+        """The daemon ends with its fleet, and another one starts, which is told of the highest generation."""
+        self.highest = self.order.highest
+        self.boot()
 
     def report(self) -> BoxReport:
         told = {
@@ -86,7 +91,7 @@ class SimBox:
             1, f"{self.name}-{self.boots}", 1, self.order.number, self.order.highest, streams=told,
             partings=self.partings, published=self.published, late=self.late, metrics_port=1,
         )  # fmt: skip
-        report = BoxReport(self.name, "n-" + self.name, self.labels, daemon, metrics="h:1")
+        report = BoxReport(self.name, "n-" + self.name, self.labels, daemon, metrics="h:1", highest=self.highest)
         return decode(encode(report), BoxReport)
 
     @staticmethod

@@ -214,6 +214,20 @@ def test_generations_grow_over_a_new_coordinator_that_cannot_hear_who_had_the_hi
     served(w)
 
 
+def test_generations_grow_over_a_whole_fleet_that_starts_again_with_its_clock_set_back() -> None:
+    w = world(boxes=2, streams=6)
+    before = {name: w.stream(name).generation for name in w.where()}
+    for box in w.boxes.values():
+        box.forget()
+    w.started -= 86_400_000
+    w.new_coordinator()
+    w.captured.clear()
+    w.begin()
+    for name, generation in before.items():
+        assert w.stream(name).generation > generation
+    served(w)
+
+
 def test_a_daemon_that_started_again_continues_with_a_new_generation() -> None:
     w = world()
     mine = [n for n, boxes in w.where().items() if boxes == ["b0"]]

@@ -119,6 +119,9 @@ class BoxHost:
         self._thread = threading.Thread(target=self._run, name="box", daemon=True)
         if self._folder.config.exists():
             self._revision = hashlib.sha256(self._folder.config.read_bytes()).hexdigest()
+        self._highest = 0
+        with contextlib.suppress(OSError, ValueError):
+            self._highest = int(self._folder.highest.read_bytes())
 
     def start(self) -> None:
         """Starts the thread that does everything."""
@@ -163,13 +166,14 @@ class BoxHost:
         port = told.metrics_port if told is not None else None
         report = BoxReport(
             self.place.name, self.place.node, list(self.place.labels), told,
-            metrics=f"{self._host}:{port}" if port else None, problem=self._why(told),
+            metrics=f"{self._host}:{port}" if port else None, problem=self._why(told), highest=self._highest,
         )  # fmt: skip
         order = self._report(report)
         if order is None:
             return False
         again = under_way(self._order, order, told)
         self._order = order
+        self._remember(order.highest)
         if order.revision and order.revision != self._revision:
             self._take_configuration()
         if order.drained != self._drained:
@@ -183,6 +187,13 @@ class BoxHost:
         if not self._drained and not (self._ending is not None and self._ending.is_alive()):
             self._keep()
         return again
+
+    def _remember(self, highest: int) -> None:
+        """Subscribers remember it, too, and it is beyond what a clock that was set back would begin with."""
+        if highest > self._highest:
+            self._highest = highest
+            with contextlib.suppress(OSError):  # a full disk: the daemons know it as long as they live
+                write_whole(self._folder.highest, b"%d" % highest)
 
     def _why(self, told: DaemonReport | None) -> str:
         if told is not None:

@@ -231,6 +231,7 @@ class Fleet:
         actors = {name: self._box(name) for name in self._call("stop")}
         tasks = {actor.stop.remote(): name for name, actor in actors.items() if actor is not None}
         left = {name for name, actor in actors.items() if actor is None}
+        stopped: set[str] = set()
         waiting, end = list(tasks), time.monotonic() + _STOP_S
         while waiting and time.monotonic() < end:
             ready, waiting = ray.wait(waiting, timeout=1.0)
@@ -239,6 +240,7 @@ class Fleet:
                 try:
                     ray.get(task)
                     told(_box_of(name))
+                    stopped.add(_box_of(name))
                 except ray.exceptions.RayError:
                     left.add(name)
         left.update(tasks[task] for task in waiting)
@@ -247,7 +249,8 @@ class Fleet:
                 ray.kill(actor, no_restart=True)
         self._actor = None
         RayCluster().forget()
-        return sorted(map(_box_of, left))
+        # A node that died and came back has two actors of the same box, and the one that answers ends its daemon.
+        return sorted(set(map(_box_of, left)) - stopped)
 
     def _box(self, name: str) -> Any:
         try:

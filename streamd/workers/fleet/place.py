@@ -55,6 +55,11 @@ class BoxFolder:
         return self.path / "keeper.json"
 
     @property
+    def highest(self) -> Path:
+        """The highest generation that the box knows of, as a decimal number."""
+        return self.path / "generation"
+
+    @property
     def state(self) -> Path:
         """State folder of the daemon: its event journal."""
         return self.path / "state"

@@ -102,7 +102,7 @@ Daemon = tuple[psutil.Process, str]
 
 def _others(running: Running) -> dict[str, psutil.Process]:
     """The actors."""
-    found = {}
+    found: dict[str, psutil.Process] = {}
     for process in (*running.rays.processes("n1"), *running.rays.head()):
         name = " ".join(process.cmdline()[:1])
         found |= {each: process for each in ("BoxActor", "CoordinatorActor") if name.startswith(f"ray::{each}")}

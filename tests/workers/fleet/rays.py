@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ import psutil
 
 from streamd.cli import main
 from streamd.fleet.coordinator import REPLAN_S
-from streamd.fleet.records import FleetStatus, decode
+from streamd.fleet.records import FleetStatus, FleetStream, decode
 from streamd.workers.fleet import keeper
 from streamd.workers.fleet.place import BoxFolder
 from tests.events.journals import until
-from tests.sinks.brokers import free_port, nats_server
+from tests.sinks.brokers import Server, free_port, nats_server
 
 PATIENCE_S = 60.0
 STEADY_S = REPLAN_S + 1.0
@@ -106,9 +106,17 @@ class Rays:
     Args:
         folder: short, since sockets are in it.
         nodes: names.
+        labels: of nodes that have any.
+        environments: of nodes that have variables of their own; the head is called `head`.
     """
 
-    def __init__(self, folder: Path, nodes: list[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        nodes: list[str],
+        labels: Mapping[str, Mapping[str, str]] | None = None,
+        environments: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         os.environ |= {
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -117,9 +125,11 @@ class Rays:
         from ray.cluster_utils import Cluster
 
         self.folder = folder
+        self._labels, self._environments = labels or {}, environments or {}
         self._options = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
         head = {**self._options, "node_name": "head", "labels": {"streamd-boxes": "0"}}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        with self._environment("head"):
+            self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes: dict[str, Any] = {}
         for name in nodes:
             self.add(name)
@@ -131,7 +141,19 @@ class Rays:
 
     def add(self, name: str) -> None:
         """Starts a node."""
-        self._nodes[name] = self._cluster.add_node(**self._options, node_name=name, wait=False)
+        labels = dict(self._labels.get(name, {}))
+        with self._environment(name):
+            self._nodes[name] = self._cluster.add_node(**self._options, node_name=name, labels=labels, wait=False)
+
+    @contextlib.contextmanager
+    def _environment(self, name: str) -> Iterator[None]:
+        before = dict(os.environ)
+        os.environ |= self._environments.get(name, {})
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ |= before
 
     def box(self, name: str) -> BoxFolder:
         """The box of a node."""
@@ -161,10 +183,19 @@ class Rays:
         roots = [psutil.Process(info.process.pid) for kind in head.all_processes.values() for info in kind]
         return [each for root in roots for each in (root, *root.children(recursive=True))]
 
+    def coordinator(self) -> psutil.Process:
+        """Its actor's process."""
+        [found] = [p for p in self.head() if _title(p).startswith("ray::Coordinator")]
+        return found
+
+    def actor(self, name: str) -> psutil.Process:
+        """The process of the box's actor on a node."""
+        [found] = [p for p in self.processes(name) if _title(p).startswith("ray::BoxActor")]
+        return found
+
     def kill_coordinator(self) -> None:
         """As a crash would."""
-        [found] = [p for p in self.head() if " ".join(p.cmdline()).startswith("ray::Coordinator")]
-        found.kill()
+        self.coordinator().kill()
 
     def kill_head(self) -> None:
         """All of it, at once."""
@@ -183,6 +214,13 @@ class Rays:
             keeper.stop(BoxFolder(folder), grace_s=1.0)
 
 
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 @dataclass
 class Running:
     """A fleet with a NATS server, and what it publishes."""
@@ -191,6 +229,7 @@ class Running:
     file: Path
     http: str
     listener: Listener
+    nats: Server | None = None
 
     def status(self) -> FleetStatus:
         """As the coordinator's port tells it."""
@@ -209,15 +248,20 @@ class Running:
         """The box of each stream."""
         return {s.stream: s.box for s in self.status().streams}
 
-    def whole(self) -> bool:
-        """Whether every stream runs and every box is up."""
+    def stream(self, name: str) -> FleetStream:
+        """One of them."""
+        return next(s for s in self.status().streams if s.stream == name)
+
+    def whole(self, drained: Collection[str] = ()) -> bool:
+        """Whether every stream runs and every box is up, or drained if it is one of `drained`."""
         try:
             status = self.status()
         except OSError:
             return False
-        return {b.state for b in status.boxes} <= {"UP"} and {s.state for s in status.streams} == {"RUNNING"}
+        boxes = all(b.state == ("DRAINED" if b.box in drained else "UP") for b in status.boxes)
+        return boxes and {s.state for s in status.streams} == {"RUNNING"}
 
-    def wait_steady(self, timeout_s: float = 2 * PATIENCE_S) -> None:
+    def wait_steady(self, timeout_s: float = 2 * PATIENCE_S, *, drained: Collection[str] = ()) -> None:
         """Waits until every stream runs and nothing will move: a box that has just come takes streams of others."""
         before: dict[str, int] | None = None
         since = 0.0
@@ -225,7 +269,7 @@ class Running:
         def steady() -> bool:
             nonlocal before, since
             now = time.monotonic()
-            found = {s.stream: s.generation for s in self.status().streams} if self.whole() else None
+            found = {s.stream: s.generation for s in self.status().streams} if self.whole(drained) else None
             if found is None or found != before:
                 before, since = found, now
             return found is not None and now - since > STEADY_S
@@ -250,7 +294,16 @@ class Running:
 
 @contextlib.contextmanager
 def fleet(
-    nodes: int, streams: int, *, fps: float = 5.0, more: str = "", rates: Sequence[float] = (), model: str = NULL
+    nodes: int,
+    streams: int,
+    *,
+    fps: float = 5.0,
+    box_fps: float = 1000.0,
+    more: str = "",
+    rates: Sequence[float] = (),
+    model: str = NULL,
+    labels: Mapping[str, Mapping[str, str]] | None = None,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Iterator[Running]:
     """A cluster with a fleet that serves generated streams.
 
@@ -258,9 +311,12 @@ def fleet(
         nodes: beside the head.
         streams: how many.
         fps: of each.
+        box_fps: capacity of a box.
         more: lines of the section `fleet`.
         rates: of the streams, where they differ.
         model: sections of the configuration.
+        labels: see `Rays`.
+        environments: see `Rays`.
     """
     with tempfile.TemporaryDirectory(prefix="fl-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
@@ -270,16 +326,16 @@ def fleet(
         rates = rates or [fps] * streams
         listed = "\n".join(f"  - {{id: s{i:02}, kind: synthetic, fps: {rate:.4f}}}" for i, rate in enumerate(rates))
         file.write_text(
-            f"{model}fleet:\n  box: {{fps: 1000}}\n  stream_fps: {fps}\n  boxes: {nodes}\n  listen: 127.0.0.1:{port}\n"
-            f"  state_dir: {folder}/boxes\n{more}"
+            f"{model}fleet:\n  box: {{fps: {box_fps}}}\n  stream_fps: {fps}\n  boxes: {nodes}\n"
+            f"  listen: 127.0.0.1:{port}\n  state_dir: {folder}/boxes\n{more}"
             f"sinks:\n  - {{kind: nats, servers: ['127.0.0.1:{server.port}'], prefix: streamd, detections: true}}\n"
             f"streams:\n{listed}\n"
         )
         listener = Listener(server.port)
         stack.callback(listener.close)
-        rays = Rays(folder, [f"n{i + 1}" for i in range(nodes)])
+        rays = Rays(folder, [f"n{i + 1}" for i in range(nodes)], labels, environments)
         stack.callback(rays.close)
-        running = Running(rays, file, f"127.0.0.1:{port}", listener)
+        running = Running(rays, file, f"127.0.0.1:{port}", listener, server)
         assert running.command("run", str(file)) == 0
         running.wait_steady()
         until(lambda: len(running.listener.streams()) == streams, PATIENCE_S)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,7 +154,7 @@ def test_a_daemon_outlives_its_box_and_its_coordinator(fleet: Fleet) -> None:
 
 
 @pytest.mark.slow  # two starts of a daemon
-def test_a_changed_file_and_a_drain_reach_the_daemon(fleet: Fleet) -> None:
+def test_a_changed_file_and_a_drain_reach_the_daemon(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     until(fleet.runs, PATIENCE_S)
     first = fleet.boot_id()
     fleet.coordinator.apply(Configuration(MORE, str(fleet.folder)))
@@ -160,6 +162,8 @@ def test_a_changed_file_and_a_drain_reach_the_daemon(fleet: Fleet) -> None:
     assert fleet.boot_id() == first
     assert fleet.box_folder.config.read_text() == MORE
     assert fleet.box_folder.config.stat().st_mode & 0o077 == 0
+    highest = max(s.generation for s in fleet.coordinator.status().streams)
+    until(lambda: int(fleet.box_folder.highest.read_text()) >= highest, PATIENCE_S)
     daemon = keeper.read_notes(fleet.box_folder).daemon
     assert daemon is not None
     # With nothing but a stream that it does not reach, a drain is over at once, and ends the daemon.
@@ -169,3 +173,14 @@ def test_a_changed_file_and_a_drain_reach_the_daemon(fleet: Fleet) -> None:
     fleet.coordinator.drain("n1")
     until(lambda: fleet.state() == "DRAINED" and not daemon.alive, PATIENCE_S)
     until(lambda: not keeper.kept(fleet.box_folder), PATIENCE_S)
+    # The fleet is started again at a time before it began, and subscribers are not to drop what it sends.
+    fleet.box.leave()
+    fleet.coordinator.close()
+    fleet.nodes, now = Nodes(), time.time()
+    monkeypatch.setattr(
+        "streamd.workers.fleet.host.time", SimpleNamespace(time=lambda: now - 86400, monotonic=time.monotonic)
+    )
+    fleet.begin(Configuration(TEXT, str(fleet.folder)))
+    fleet.attach()
+    until(fleet.runs, PATIENCE_S)
+    assert fleet.stream().generation > highest  # type: ignore[union-attr]
