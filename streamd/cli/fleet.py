@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from typing import Any
 
 from streamd.cli import fleetrun
@@ -17,7 +18,7 @@ from streamd.config.loader import load_in_time
 from streamd.errors import ConfigError
 from streamd.fleet import BOX_VARIABLES
 from streamd.fleet.placement import Demand, Placement, place
-from streamd.fleet.plan import Plan, boxes_needed, boxes_of, demands_of, make_plan, used
+from streamd.fleet.plan import Plan, boxes_needed, boxes_of, demands_of, idle_entries, make_plan, used
 
 MOST_NAMES = 12
 """Streams that a line of the table names; `--json` names all."""
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_json(plan, demands, needed, after)))
         return 0
     _print(plan, demands, needed)
+    for each in idle_entries(fleet, loaded.config.streams):
+        print(each, file=sys.stderr)
     if after is not None:
         _print_loss(args.lose, after, used(demands, left, after))
     return 0

@@ -82,7 +82,10 @@ def _configuration(path: str) -> tuple[Configuration, FleetSettings]:
     text = read_text(file, MAX_BYTES, what=str(file), expected="a YAML file with streamd's configuration")
     found = Configuration(text, str(file.parent.absolute()))
     try:
-        return found, read_fleet(found).settings
+        read = read_fleet(found)
+        for each in read.idle:
+            print(_named(each, file), file=sys.stderr)
+        return found, read.settings
     except ConfigError as error:
         raise ConfigError("\n".join(_named(line, file) for line in str(error).splitlines())) from error
 
@@ -235,9 +238,12 @@ def show(status: FleetStatus) -> None:
     console = output_console(highlight=False, markup=False)
     boxes = _table(("box", "left"), ("state", "left"), ("streams", "right"), ("frames/s", "right"), ("node", "left"))
     for b in status.boxes:
-        state = f"{b.state} ({b.reason})" if b.reason else b.state
+        state = f"{b.state} ({b.reason})" if b.reason and " " not in b.reason else b.state
         boxes.add_row(b.box, state, str(b.streams), f"{b.load:,.0f} of {b.capacity:,.0f}", b.node)
     console.print(boxes)
+    for b in status.boxes:
+        if " " in b.reason:  # in words: why it has no daemon
+            console.print(f"{b.box}: {b.reason}")
     counts = Counter(s.state for s in status.streams)
     parts = ", ".join(f"{counts[state]} {state.lower()}" for state in sorted(counts)) or "none"
     console.print(f"\n{len(status.streams)} streams: {parts}")

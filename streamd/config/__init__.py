@@ -23,6 +23,8 @@ from streamd.sources import StreamConfig
 USER_PATTERN = r"^[^:\x00-\x1f]+$"
 ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"
 MOST_WORKERS = 64
+MOST_STREAMS = 1024
+"""Of one daemon, or of the workers behind one address."""
 
 
 class DetectorSettings(ModelSettings):
@@ -171,7 +173,11 @@ class Config(Settings):
     """The whole configuration. Relative paths are relative to the configuration file."""
 
     model: DetectorSettings = Field(description="The detector.")
-    streams: tuple[StreamConfig, ...] = Field(max_length=1024, description="Video streams; at least one.")
+    streams: tuple[StreamConfig, ...] = Field(
+        max_length=10_000,
+        description=f"Video streams; at least one, and at most {MOST_STREAMS} unless several boxes divide them "
+        "(`fleet` or `share`).",
+    )
     sinks: tuple[SinkConfig, ...] = Field((), max_length=64, description="Outputs for detections.")
     tracking: TrackingConfig | None = Field(
         None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from streamd.config import Config, MetricsSettings, is_loopback, sink_names
+from streamd.config import MOST_STREAMS, Config, MetricsSettings, is_loopback, sink_names
 from streamd.config.classifiers import check_classifiers
 from streamd.config.yamlfile import Document
 from streamd.settings import ExternalMark, FieldPath, KindSettings, Problems, marked
@@ -18,6 +18,9 @@ def cross_check(config: Config) -> Problems:
     """Problems that involve several fields."""
     if not config.streams:
         yield ("streams",), "expected at least one stream"
+    if len(config.streams) > MOST_STREAMS and config.fleet is None and config.share is None:
+        several = "divide them among several boxes by `fleet` or `share`"
+        yield ("streams",), f"expected at most {MOST_STREAMS}, not {len(config.streams)}; {several}"
     yield from duplicate_ids([s.id for s in config.streams])
     yield from check_each(config)
     for i, stream in enumerate(config.streams):

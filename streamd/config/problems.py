@@ -73,6 +73,10 @@ def validation_problems(error: ValidationError, document: Document) -> Iterator[
             message = "is required"
         elif item["type"] == "tuple_type":
             message = "expected a list: one item a line, each after a dash and a blank"
+        elif item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            message = "expected fields below it, as in NAME: VALUE, and not a single value or a list"
+        elif item["type"] == "too_short" and (context := item.get("ctx", {})).get("field_type") == "Tuple":
+            message = f"expected at least {context['min_length']}, not {context['actual_length']}"
         elif item["type"] == "too_long" and "actual_length" in (context := item.get("ctx", {})):
             message = f"expected at most {context['max_length']}, not {context['actual_length']}"
         elif item["type"] in _NUMBERS:

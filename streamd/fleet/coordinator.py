@@ -107,6 +107,9 @@ class Coordinator:
         daemon, before = report.daemon, member.daemon
         # The last report of a daemon that does not answer is kept: whether it is the same one is seen from it later.
         member.report = report if daemon is not None else msgspec.structs.replace(report, daemon=before)
+        if report.problem not in ("", member.told, "starting", DRAINED):
+            self._planner.happen("box_problem", member.name, detail=report.problem)
+            member.told = report.problem
         member.heard = now
         # A fleet that starts again has only this if its clock was set back meanwhile.
         self._planner.generation = max(self._generation, report.highest)
@@ -124,7 +127,7 @@ class Coordinator:
 
     def _alive(self, now: float, member: Member, daemon: DaemonReport) -> None:
         if not member.up:
-            member.up = member.hungry = True
+            member.up, member.hungry, member.told = True, True, ""
             self._planner.dirty = True
             self._planner.happen("box_up", member.name, detail=daemon.boot_id)
         self._planner.generation = max(self._generation, daemon.highest)

@@ -36,6 +36,8 @@ class Member:
         self.hungry = False
         """It takes streams of others until it has its fair share."""
         self.load = 0.0
+        self.told = ""
+        """The problem of the box that was told last."""
         self.owes: set[tuple[str, int]] = set()
         """Streams and generations that it had when it was lost: it has yet to tell how far they came."""
         self.meter = CapacityMeter(1.0)

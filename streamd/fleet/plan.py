@@ -70,11 +70,23 @@ def single_sessions(fleet: FleetSettings, streams: Sequence[StreamSettings]) -> 
     return frozenset(s.id for s in streams if any(fnmatch.fnmatchcase(s.id, p) for p in fleet.single_session))
 
 
+def idle_entries(fleet: FleetSettings, streams: Sequence[StreamSettings]) -> list[str]:
+    """Says of each entry that names streams which of its patterns fit none: most often, one is misspelt."""
+    patterns = [
+        *((f"reach[{i}]", r.streams) for i, r in enumerate(fleet.reach)),
+        *((f"rates[{i}]", r.streams) for i, r in enumerate(fleet.rates)),
+        *((f"spread[{i}]", p) for i, s in enumerate(fleet.spread) for p in s.streams),
+        *(("single_session", p) for p in fleet.single_session),
+    ]
+    ids = [s.id for s in streams]
+    return [f"fleet.{where}: {p} fits no stream" for where, p in patterns if not fnmatch.filter(ids, p)]
+
+
 def boxes_of(fleet: FleetSettings, count: int | None = None) -> list[Box]:
     """The boxes of a fleet, `count` of those that are alike (default: as configured).
 
     Raises:
-        ConfigError: two have the same name.
+        ConfigError: two have the same name, or `boxes` is more than `most`.
     """
     own = [
         Box(n.name, n.fps or fleet.box.fps, n.streams or fleet.box.streams, frozenset(n.labels)) for n in fleet.nodes
@@ -86,6 +98,8 @@ def boxes_of(fleet: FleetSettings, count: int | None = None) -> list[Box]:
         if box.name not in names:
             raise ConfigError(f"fleet.nodes: two boxes are named {box.name}; box-1, box-2 … are those of fleet.boxes")
         names.discard(box.name)
+    if count is None and fleet.boxes > fleet.most:
+        raise ConfigError(f"fleet.most: {fleet.most} is less than fleet.boxes, which is {fleet.boxes}")
     return boxes
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from streamd.cli import main
 from streamd.cli.fleetrun import settled, show
+from streamd.errors import ConfigError
 from streamd.fleet.records import Account, FleetBox, FleetStatus, FleetStream
+from streamd.workers.fleet.cluster import only_one
 from tests.sinks.brokers import free_port
 
 
@@ -37,6 +39,19 @@ def test_a_status_fits_a_terminal_and_names_what_needs_attention(capsys: pytest.
     assert "Losing box-1 would leave 2 streams without a box." in shown
     show(status([box("box-1")], [stream("gate")]))
     assert "(N+1)" in capsys.readouterr().out
+
+
+def test_why_a_box_has_no_daemon_is_shown_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    show(status([box("box-1", "JOINING", "the daemon exited with code 3: model m.onnx: does not exist")], []))
+    assert "\nbox-1: the daemon exited with code 3: model m.onnx: does not exist\n" in capsys.readouterr().out
+
+
+def test_there_is_one_fleet_of_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    for _ in range(2):
+        with only_one(), pytest.raises(ConfigError, match="a fleet runs on this machine already"), only_one():
+            pass
 
 
 def test_a_fleet_is_settled_once_nothing_is_under_way() -> None:

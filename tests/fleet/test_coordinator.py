@@ -325,6 +325,20 @@ def test_a_coordinator_that_was_stopped_itself_blames_no_box() -> None:
     served(w)
 
 
+def test_why_a_box_has_no_daemon_is_told_once() -> None:
+    w = World(fleet(), [Demand("gate", 10.0)])
+    for problem in ("starting", "exited with code 3", "exited with code 3", ""):
+        w.coordinator.report(w.now, BoxReport("a", "n", problem=problem))
+    assert w.coordinator.status(w.now).boxes[0].reason == ""
+    told = [(h.kind, h.detail) for h in w.coordinator.tick(w.now)]
+    assert told == [("box_joined", "n"), ("box_problem", "exited with code 3")]
+    w.add("a")
+    w.seconds(1)
+    w.coordinator.tick(w.now)
+    w.coordinator.report(w.now, BoxReport("a", "n", problem="exited with code 3"))
+    assert [h.kind for h in w.coordinator.tick(w.now)] == ["box_problem"], "it was up meanwhile"
+
+
 def test_metrics_and_targets_tell_what_they_promise() -> None:
     w = world()
     w.seconds(2)

@@ -12,7 +12,7 @@ import pytest
 
 from streamd.errors import ConfigError
 from streamd.fleet import FleetSettings
-from streamd.fleet.plan import boxes_needed, boxes_of, demands_of, make_plan
+from streamd.fleet.plan import boxes_needed, boxes_of, demands_of, idle_entries, make_plan
 from streamd.sources.synthetic import SyntheticStreamSettings
 
 
@@ -78,6 +78,19 @@ def test_streams_with_a_single_box_are_told_apart() -> None:
 def test_no_number_of_boxes_is_enough_for_a_stream_larger_than_a_box() -> None:
     demands = demands_of(fleet(stream_fps=101), streams(1))
     assert boxes_needed(fleet(), demands) is None
+
+
+def test_what_names_no_stream_is_told() -> None:
+    settings = fleet(
+        reach=[{"streams": "cam-*", "labels": ["x"]}, {"streams": "cma-1", "labels": ["x"]}],
+        rates=[{"streams": "fast-*", "fps": 50}], spread=[{"streams": ["cam-0", "cam-9"]}], single_session=["yard"],
+    )  # fmt: skip
+    assert idle_entries(settings, streams(3)) == [
+        "fleet.reach[1]: cma-1 fits no stream",
+        "fleet.rates[0]: fast-* fits no stream",
+        "fleet.spread[0]: cam-9 fits no stream",
+        "fleet.single_session: yard fits no stream",
+    ]
 
 
 @pytest.mark.parametrize("names", [("a", "a"), ("box-1", "b")])

@@ -106,9 +106,9 @@ class BoxHost:
         self.place = place
         self._report, self._configuration = report, configuration
         self._folder = BoxFolder(fleet_folder(state_dir, place.environment) / place.name)
-        self._folder.make()
+        self._made = False
         self._order: Order | None = None
-        self._revision = ""
+        self._revision, self._highest = "", 0
         self._metrics = MetricsSettings()
         self._drain_s = 5.0
         self._client: ControlClient | None = None
@@ -117,11 +117,6 @@ class BoxHost:
         self._problem = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="box", daemon=True)
-        if self._folder.config.exists():
-            self._revision = hashlib.sha256(self._folder.config.read_bytes()).hexdigest()
-        self._highest = 0
-        with contextlib.suppress(OSError, ValueError):
-            self._highest = int(self._folder.highest.read_bytes())
 
     def start(self) -> None:
         """Starts the thread that does everything."""
@@ -156,12 +151,29 @@ class BoxHost:
                 again = self.step()
             except Exception as error:  # noqa: BLE001 - a box that cannot be run now is tried again
                 self._trouble(str(error))
+                self._report_problem()
                 again = False
             wait = LEAST_S if again else REPORT_S
             self._stopping.wait(max(0.0, wait - (time.monotonic() - began)))
 
+    def _report_problem(self) -> None:
+        """Else nobody would learn of it but those who read the log of the actor."""
+        place = self.place
+        with contextlib.suppress(Exception):
+            self._report(BoxReport(place.name, place.node, list(place.labels), problem=self._problem))
+
+    def _open_folder(self) -> None:
+        self._folder.make()
+        if self._folder.config.exists():
+            self._revision = hashlib.sha256(self._folder.config.read_bytes()).hexdigest()
+        with contextlib.suppress(OSError, ValueError):
+            self._highest = int(self._folder.highest.read_bytes())
+        self._made = True
+
     def step(self) -> bool:
         """One exchange with the daemon and one with the coordinator; True if the next is due at once."""
+        if not self._made:
+            self._open_folder()
         told = None if self._drained else self._exchange()
         port = told.metrics_port if told is not None else None
         report = BoxReport(

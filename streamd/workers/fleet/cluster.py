@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import time
@@ -118,6 +119,36 @@ def local(boxes: int) -> Iterator[Any]:
     Args:
         boxes: how many boxes the node is to have.
     """
+    with only_one(), _local(boxes) as ray:
+        yield ray
+
+
+@contextlib.contextmanager
+def only_one() -> Iterator[None]:
+    """Of several clusters on this machine, all would find the same daemons, and `status` only the last one.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    file = address_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file.with_name("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{file.parent}: {error.strerror}; choose another folder with $XDG_STATE_HOME") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = "a fleet runs on this machine already: `streamd fleet stop` ends it, `apply` changes it"
+            raise ConfigError(message) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _local(boxes: int) -> Iterator[Any]:
     ray = _ray()
     options: dict[str, Any] = {"labels": {BOXES_LABEL: str(boxes)}, "_node_name": LOCAL_NODE}
     for last in (False, True):

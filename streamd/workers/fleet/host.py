@@ -22,7 +22,7 @@ from streamd.errors import ConfigError, SinkError
 from streamd.fleet import BOX_VARIABLES, BoxSettings, FleetSettings
 from streamd.fleet.coordinator import Coordinator
 from streamd.fleet.placement import Demand
-from streamd.fleet.plan import demands_of, single_sessions
+from streamd.fleet.plan import boxes_of, demands_of, idle_entries, single_sessions
 from streamd.fleet.records import BoxReport, FleetStatus, Order, encode
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.routes import Request, Response
@@ -67,6 +67,8 @@ class Fleet:
     settings: FleetSettings
     demands: Sequence[Demand]
     single_session: frozenset[str]
+    idle: Sequence[str] = ()
+    """See `idle_entries`."""
 
 
 def read_fleet(configuration: Configuration, environment: Mapping[str, str] = os.environ) -> Fleet:
@@ -88,8 +90,12 @@ def read_fleet(configuration: Configuration, environment: Mapping[str, str] = os
         raise ConfigError("there is no section `fleet`; it says what a box can do: fleet: {box: {fps: 2000}}")
     if config.workers not in (1, "auto"):
         raise ConfigError("workers: a box of a fleet has one process; remove it, and give a node several boxes")
+    if config.share is not None:
+        raise ConfigError("share: the coordinator divides the streams of a fleet; remove it")
+    boxes_of(config.fleet)
     single = frozenset(single_sessions(config.fleet, config.streams))
-    return Fleet(config.fleet, demands_of(config.fleet, config.streams), single)
+    idle = idle_entries(config.fleet, config.streams)
+    return Fleet(config.fleet, demands_of(config.fleet, config.streams), single, idle)
 
 
 class CoordinatorHost:

@@ -31,6 +31,9 @@ HEALTHY_S = 60.0
 """A daemon that ran for so long starts again without a wait that its predecessors have earned."""
 LOG_BYTES = 16 << 20
 """Size at which the log begins anew; one older file is kept."""
+LAST_BYTES = 4096
+MOST_SAID = 300
+"""Characters of the log that are told to others."""
 _LOOK_S = 10.0
 _START_S = 20.0
 
@@ -79,7 +82,7 @@ def kept(folder: BoxFolder) -> bool:
     """Whether a keeper lives in the folder."""
     try:
         descriptor = os.open(folder.lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -164,7 +167,10 @@ class Keeper:
             code = self._attend(daemon)
             if self._stopping or code == 0:
                 break
-            self._ended = _said(code) if daemon is not None or self._child is not None else "cannot be started"
+            if daemon is None and self._child is None:
+                self._ended = "cannot be started"
+            else:
+                self._ended = _said(code) + (f": {why}" if code and code > 0 and (why := self._last_words()) else "")
             self._wait_s = FIRST_WAIT_S if time.monotonic() - began > HEALTHY_S else self._wait_s
             self._say(f"{self._ended}; starting again in {self._wait_s:g} s")
             self._note(None)
@@ -217,6 +223,17 @@ class Keeper:
     def _forget_wakes(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._woken, 64)
+
+    def _last_words(self) -> str:
+        """The last line of the log, in which a daemon that ends by itself says why; empty if it is a log record."""
+        with contextlib.suppress(OSError), self._folder.log.open("rb") as log:
+            log.seek(-min(LAST_BYTES, log.seek(0, os.SEEK_END)), os.SEEK_END)
+            lines = log.read().decode(errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+            from streamd.security.redact import redact  # not while there is nothing to say: a keeper is to be small
+
+            return "" if last.startswith(("{", "keeper: ")) else redact(last)[:MOST_SAID]
+        return ""
 
     def _note(self, daemon: Process | None) -> None:
         notes = Notes(Process.of(os.getpid()), daemon, self._restarts, self._ended)

@@ -110,6 +110,23 @@ def test_only_what_changes_is_reported_at_once() -> None:
         assert under_way(order(1, gate=arriving), order(2, gate=arriving), told("gate"))
 
 
+def test_a_box_without_a_folder_says_why(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    told: list[str] = []
+
+    def report(report: BoxReport) -> Order | None:
+        told.append(report.problem)
+        return None
+
+    place = Place("n1", "n1", "127.0.0.1", 1, (), dict(os.environ))
+    box = BoxHost(place, report, lambda: None, str(tmp_path / "file"))
+    box.start()
+    until(lambda: told, PATIENCE_S)
+    box.stop()
+    assert told[0].startswith("fleet.state_dir: ")
+    assert "Not a directory" in told[0]
+
+
 @pytest.fixture
 def fleet() -> Iterator[Fleet]:
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder:

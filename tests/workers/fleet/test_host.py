@@ -154,9 +154,21 @@ def test_the_file_is_read_for_no_box_in_particular_and_its_mistakes_are_named() 
         (TEXT.replace("fps: 100", "fps: none").replace("LISTEN", "null"), r"FLEET\.yaml:3: fleet\.box\.fps: "),
         (TEXT.replace("fleet:", "workers: 2\nfleet:").replace("LISTEN", "null"), "workers: a box of a fleet has one"),
         ("model: {path: m}\nstreams: [{id: a, kind: synthetic}]\n", "there is no section `fleet`"),
+        (
+            TEXT.replace("fleet:", "share: {count: 2, index: 0}\nfleet:").replace("LISTEN", "null"),
+            "share: the coordinator",
+        ),
+        (TEXT.replace("LISTEN", "null, nodes: [{name: a}, {name: a}]"), "two boxes are named a"),
+        (TEXT.replace("LISTEN", "null, boxes: 3, most: 2"), r"fleet\.most: 2 is less than fleet\.boxes, which is 3"),
     ):
         with pytest.raises(ConfigError, match=message):
             read_fleet(Configuration(text, "/base"), {})
+
+
+def test_a_file_with_two_thousand_cameras() -> None:
+    listed = "".join(f"  - {{id: camera-{i}, url: 'rtsp://10.1.{i // 250}.{i % 250}/main'}}\n" for i in range(2000))
+    text = f"model: {{path: m}}\nfleet: {{box: {{fps: 1200}}, boxes: 50, listen: null}}\nstreams:\n{listed}"
+    assert len(read_fleet(Configuration(text, "/base"), {}).demands) == 2000
 
 
 def test_a_box_for_each_node_and_again_for_one_that_comes_back() -> None:

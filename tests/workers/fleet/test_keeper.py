@@ -100,6 +100,20 @@ def test_one_that_cannot_be_started_is_said(box: BoxFolder) -> None:
     assert "No such file" in box.log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ("model m.onnx: does not exist", ": model m.onnx: does not exist"),
+        ("rtsp://user:secret@camera/1: refused", ": rtsp://***@camera/1: refused"),
+        ('{"event": "running"}', ""),
+    ],
+)
+def test_a_daemon_that_ends_by_itself_says_why(box: BoxFolder, last: str, said: str) -> None:
+    keeper.start(box, ["/bin/sh", "-c", 'echo "$1"; exit 3', "sh", last], os.environ, grace_s=1.0)
+    until(lambda: keeper.read_notes(box).ended, 30)
+    assert keeper.read_notes(box).ended == f"the daemon exited with code 3{said}"
+
+
 def test_a_number_that_another_process_has_now_is_not_the_daemon(box: BoxFolder) -> None:
     _, daemon = begin(box, FOREVER)
     other = Process(daemon.pid, daemon.started - 1)
