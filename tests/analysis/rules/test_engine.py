@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -275,3 +277,31 @@ def test_only_what_stood_is_resumed_after_a_long_time() -> None:
     assert resumed(20, standing=False)
     assert resumed(3600, standing=True)
     assert not resumed(3600, standing=False)
+
+
+def test_short_tracks_leave_nothing_behind() -> None:
+    """Tracks that cross, enter and are lost, each for four frames only."""
+    rng = np.random.default_rng(3)
+    s = Scene([YARD.model_copy(update={"cooldown_s": 5.0}), DOOR], [GATE])
+    marks: list[int] = []
+    tracemalloc.start()
+    try:
+        for k in range(1600):
+            if k % 4 == 0:
+                where, speed = rng.uniform(250, 750, (20, 2)), rng.normal(0, 30, (20, 2))
+                lost = [(20 * (k // 4 - 1) + n, "lost") for n in range(20)] if k else []
+            s.frame(
+                {20 * (k // 4) + n: tuple(where[n] + k % 4 * speed[n]) for n in range(20)},
+                ended=lost if k % 4 == 0 else [],
+            )
+            s.events.clear()
+            if k in (799, 1599):
+                gc.collect()
+                marks.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    counted = s.engine.counters()
+    assert sum(counted["zones"]["yard"]["begun"].values()) > 600
+    assert sum(sum(way.values()) for way in counted["lines"]["gate"]["uncertain"].values()) > 60
+    # 2,500 tracks more: an integer that each one leaves behind would be 80 kB.
+    assert marks[1] - marks[0] < 8_000
