@@ -9,6 +9,7 @@ is taken.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import stat
@@ -160,8 +161,19 @@ def device_gate(ordinal: int) -> Gate:
     """The gate for creating decoders on a GPU, for all processes of this user."""
     folder = None
     with contextlib.suppress(OSError):
-        folder = _folder(f"cuda{ordinal}")
+        folder = _folder(f"cuda-{_identity(ordinal)}")
     return Gate(DEVICE_PLACES, folder)
+
+
+def _identity(ordinal: int) -> str:
+    """Which GPU it is, the same in all processes, however they number it: its UUID, or the number where it has none."""
+    device, uuid = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+        failed = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), ordinal) or cuda.cuDeviceGetUuid(uuid, device)
+    except (OSError, AttributeError):
+        return str(ordinal)
+    return str(ordinal) if failed else bytes(uuid).hex()
 
 
 def _folder(name: str) -> Path:

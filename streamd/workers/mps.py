@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 
 CONTROL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 START_S = 10.0
 """Longest time from its start until it responds."""
 AGAIN_S = 2.0
@@ -32,6 +33,21 @@ WAIT_S = 30.0
 """After it could not be started again."""
 _ASK_S = 5.0
 _ADVICE = "it is part of the NVIDIA driver (not on Jetson); see docs/tuning.md, or omit engine.mps"
+
+
+def visible_to_clients(visible: str | None) -> dict[str, str]:
+    """What clients of an MPS server need in their environment, where the server itself sees only some GPUs.
+
+    The server numbers the GPUs that it sees from 0, and its clients choose among those: with the server's own list they
+    would find none. Names (UUIDs) mean the same to both.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES of the server.
+    """
+    listed = visible.split(",") if visible else []
+    if not listed or not all(each.strip().isdecimal() for each in listed):
+        return {}
+    return {VISIBLE: ",".join(map(str, range(len(listed))))}
 
 
 class Mps:
@@ -89,8 +105,7 @@ class Mps:
         # A folder of its own: what the last one has left in there would be taken for a running server.
         self._folder = self._base / ("mps" if self._starts == 1 else f"mps{self._starts}")
         self._folder.mkdir(mode=0o700)
-        self.environment = {PIPES: str(self._folder), LOGS: str(self._folder)}
-        environment = os.environ | self.environment
+        environment = os.environ | {PIPES: str(self._folder), LOGS: str(self._folder)}
         try:
             # In its own session: at a Ctrl-C the workers drain first.
             self._process = subprocess.Popen(  # noqa: S603 - NVIDIA's program and our own words
@@ -99,6 +114,9 @@ class Mps:
             )  # fmt: skip
         except OSError as error:
             raise BackendError(f"engine.mps: {CONTROL} cannot be started: {error.strerror}; {_ADVICE}") from error
+        self.environment = {PIPES: str(self._folder), LOGS: str(self._folder)} | visible_to_clients(
+            environment.get(VISIBLE)
+        )
         deadline = time.monotonic() + limit_s
         while not self._ask("get_server_list"):
             code = self._process.poll()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -120,3 +123,18 @@ def test_a_camera_is_read_on_until_its_decoder_may_be_created(machine: Gpu) -> N
         assert abs(first[0].captured_ns - freed_ns) < 200_000_000
         source.close()
     assert gate.try_enter(0) is not None
+
+
+def test_a_gpu_is_known_by_the_same_name_however_it_is_numbered(gpu: None) -> None:
+    code = "from streamd.sources.admission import _identity; print(_identity(0))"
+    named = subprocess.run(
+        ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], check=True, capture_output=True, text=True
+    ).stdout.split()
+    seen = [
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": uuid},
+        ).stdout.strip()
+        for uuid in named
+    ]  # fmt: skip
+    assert seen == [uuid.removeprefix("GPU-").replace("-", "") for uuid in named]

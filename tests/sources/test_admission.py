@@ -171,3 +171,7 @@ def test_software_decoding_waits_for_no_gpu() -> None:
     camera.enter(None)
     camera.connected()
     assert not camera.waiting
+
+
+def test_without_a_driver_a_gpu_is_known_by_its_number() -> None:
+    assert admission._identity(4096) == "4096"

@@ -11,7 +11,7 @@ import pytest
 
 from streamd.errors import BackendError
 from streamd.workers import mps
-from streamd.workers.mps import LOGS, PIPES, Mps
+from streamd.workers.mps import LOGS, PIPES, VISIBLE, Mps, visible_to_clients
 from tests.behaviour.daemon import until
 
 FOREGROUND = """#!/bin/sh
@@ -36,6 +36,7 @@ def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.delenv(PIPES, raising=False)
+    monkeypatch.delenv(VISIBLE, raising=False)
     return folder / mps.CONTROL
 
 
@@ -166,3 +167,33 @@ def test_where_it_was_only_chosen_its_failure_is_no_reason_not_to_start(control:
     server.revive()
     assert server.environment
     server.close(5)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, {}),
+        ("", {}),
+        ("1", {VISIBLE: "0"}),
+        ("3, 1", {VISIBLE: "0,1"}),
+        ("GPU-221d464e", {}),
+        ("0,GPU-221d464e", {}),
+    ],
+)
+def test_workers_see_the_gpus_by_the_servers_numbers(visible: str | None, expected: dict[str, str]) -> None:
+    assert visible_to_clients(visible) == expected
+
+
+def test_the_server_sees_the_gpus_that_the_daemon_sees(
+    control: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VISIBLE, "1")
+    install(control, f'echo "${VISIBLE}" > visible; touch ready')
+    server = Mps(tmp_path, wanted=True)
+    server.open()
+    folder = Path(server.environment[PIPES])
+    try:
+        assert (folder / "visible").read_text() == "1\n"
+        assert server.environment == {PIPES: str(folder), LOGS: str(folder), VISIBLE: "0"}
+    finally:
+        server.close(5)

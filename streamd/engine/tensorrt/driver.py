@@ -1,7 +1,5 @@
-"""What the builder needs from the CUDA driver, through ctypes: the GPU's name, a current context, calibration memory.
-
-Only the builder uses it, so that building needs no package besides TensorRT's own.
-"""
+"""What is needed from the CUDA driver without pycuda, through ctypes: which GPU it is, a current context, calibration
+memory. Building thus needs no package besides TensorRT's own."""
 
 from __future__ import annotations
 
