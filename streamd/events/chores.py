@@ -1,4 +1,4 @@
-"""What the journal's writer does besides committing: retention, removing files, requests, checking the clock."""
+"""What the journal's writer does besides committing: retention, removing files, requests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import structlog
 
 from streamd.events import upkeep
 from streamd.events.store import Store
+from streamd.events.wallclock import Clock
 from streamd.flow.threads import NamedThread
 
 if TYPE_CHECKING:
@@ -21,31 +22,6 @@ log = structlog.get_logger(__name__)
 ALIVE_S = 10.0
 RETAIN_S = 30.0
 SWEEP_S = 60.0
-STEADY_S = 600.0
-"""Nothing is deleted for its age until the clock has run for this long without a step: after a boot, it may be years
-off until it is synchronized."""
-STEP_S = 5.0
-
-
-class Clock:
-    """Whether the wall clock can be trusted.
-
-    Args:
-        now: monotonic seconds.
-        wall: Unix seconds.
-    """
-
-    def __init__(self, now: float, wall: float) -> None:
-        self._steady_since = now
-        self._offset = wall - now
-
-    def look(self, now: float, wall: float) -> bool:
-        """True if it has not been stepped recently. Called about once a second."""
-        offset = wall - now
-        if abs(offset - self._offset) > STEP_S:
-            self._steady_since = now
-        self._offset = offset
-        return now - self._steady_since >= STEADY_S
 
 
 class Chores:
@@ -75,7 +51,8 @@ class Chores:
     def tick(self, now: float) -> None:
         """Called once a second, before a transaction: adds what is due to it."""
         writer = self._writer
-        self._ages = self._clock.look(now, time.time())
+        kept = (writer.retention, *(cursor.owed for cursor in list(writer.cursors.values())))
+        self._ages = self._clock.look(now, time.time(), max(each.max_age_s for each in kept))
         writer.answer_requests()
         if now >= self._alive_at + ALIVE_S:
             self._alive_at = now
@@ -85,6 +62,10 @@ class Chores:
             writer.do(self._retain, wake=False)
         if now >= self._sweep_at + SWEEP_S:
             self.sweep = True
+
+    def opened(self, store: Store) -> None:
+        """The journal was opened for the first time."""
+        self._clock.newest = store.newest_ns() / 1e9
 
     def _note_alive(self) -> None:
         store = self._writer.store

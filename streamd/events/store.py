@@ -108,6 +108,11 @@ class Store:
         self.unwanted: dict[str, None] = {}
         """The newest files that were deleted on request: other events may still name them."""
 
+    def newest_ns(self) -> int:
+        """When the newest event was committed, Unix nanoseconds; 0 if there is none."""
+        row = self.connection.execute("SELECT committed_ns FROM events ORDER BY position DESC LIMIT 1").fetchone()
+        return int(row[0]) if row is not None else 0
+
     # ------------------------------------------------------------------------------------------------- transaction
 
     def begin(self) -> None:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from streamd.events import rulestates
 from streamd.events.record import Media
 from streamd.events.store import CursorState, Store
+from streamd.events.wallclock import EARLIEST_S, LEAP_S
 
 _NO_ROWS = "NOT EXISTS (SELECT 1 FROM events WHERE events.id = media.id)"
 Outcome = Literal["delivered", "refused"]
@@ -96,12 +97,15 @@ def _beyond(store: Store, limits: Limits, now_ns: int, ages: bool) -> int:
     """The last position that exceeds the limits; 0 for none."""
     bound: int = store.last - limits.max_events
     if ages:
-        oldest = now_ns - int(limits.max_age_s * 1e9)
-        # The search starts at the oldest row and ends at the first that is young enough. A clock step can only make
-        # rows stay longer.
-        query = "SELECT position FROM events WHERE committed_ns >= ? ORDER BY position LIMIT 1"
-        found = store.connection.execute(query, (oldest,)).fetchone()
-        bound = max(bound, int(found[0]) - 1 if found is not None else store.last)
+        oldest, latest = now_ns - int(limits.max_age_s * 1e9), now_ns + int(LEAP_S * 1e9)
+        # The search starts at the oldest row and ends at the first that is young enough. What a wrong clock has stamped
+        # (in the future, or before there was a streamd) is as old as the row behind it.
+        query = "SELECT position FROM events WHERE committed_ns BETWEEN ? AND ? ORDER BY position LIMIT 1"
+        young = store.connection.execute(query, (oldest, latest)).fetchone()
+        query = "SELECT MAX(position) FROM events WHERE position < ? AND committed_ns BETWEEN ? AND ?"
+        end = store.last + 1 if young is None else young[0]
+        (old,) = store.connection.execute(query, (end, int(EARLIEST_S * 1e9), oldest - 1)).fetchone()
+        bound = max(bound, old or 0)
     return max(0, bound)
 
 

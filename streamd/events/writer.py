@@ -236,7 +236,9 @@ class Writer:
             return self._open()
         found = os.stat(self.path)
         self._identity = (found.st_dev, found.st_ino)
-        if self.store is not None:
+        if self.store is None:
+            self.chores.opened(store)
+        else:
             self.tally += self.store.tally
             if self.store.log_id != store.log_id:
                 for cursor in list(self.cursors.values()):

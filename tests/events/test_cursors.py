@@ -132,20 +132,6 @@ def test_age_counts_only_where_the_clock_can_be_believed(tmp_path: Path) -> None
     assert [(r.position, r.event_seq) for r in store.commit()] == [(11, 11)], "numbers are not given again"
 
 
-def test_a_clock_is_believed_ten_minutes_after_its_last_step() -> None:
-    from streamd.events.chores import Clock
-
-    clock = Clock(0.0, 1000.0)
-    wall = 1000.0
-    believed = []
-    for second in range(1, 2000):
-        wall += 1.0 + (3600 if second == 1000 else 0) - (3600 if second == 1100 else 0)
-        believed.append(clock.look(float(second), wall))
-    assert believed.index(True) + 1 == 600
-    assert not any(believed[999:1699])
-    assert all(believed[1699:])
-
-
 ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.integers(1, 8)),

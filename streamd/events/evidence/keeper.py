@@ -14,10 +14,10 @@ from typing import NamedTuple
 import structlog
 
 from streamd.errors import SinkError
-from streamd.events.chores import Clock
 from streamd.events.evidence.files import INCOMPLETE, PARTIAL, VIDEO, reason_of
 from streamd.events.journal import Journal
 from streamd.events.record import Media
+from streamd.events.wallclock import Clock, plausible
 from streamd.flow.threads import NamedThread
 
 log = structlog.get_logger(__name__)
@@ -77,6 +77,8 @@ class MediaKeeper:
         self._lost: list[tuple[float, Collection[str] | None, str]] = [(0.0, None, "process_died")]
         """Whose pending clips are to be settled: when (monotonic seconds), which streams, and the reason."""
         self._clock = Clock(time.monotonic(), time.time())
+        self._looked = False
+        """At what earlier runs have left."""
         self.counts = MediaCounts()
         self._thread = NamedThread(self._run, "media")
 
@@ -99,9 +101,12 @@ class MediaKeeper:
         next_scan = time.monotonic() + FIRST_S
         while True:
             now = time.monotonic()
-            trusted = self._clock.look(now, time.time())
+            trusted = self._clock.look(now, time.time(), self._limits.max_age_s)
             self._settle(now)
             try:
+                if not self._looked:
+                    self._looked = True
+                    self._clock.newest = max((group.newest for group in self._groups(ages=False)), default=0.0)
                 missing = self._missing()
                 if now >= next_scan or missing:
                     next_scan = now + SCAN_S
@@ -138,7 +143,7 @@ class MediaKeeper:
         Raises:
             OSError: the folder cannot be read, or a file not removed.
         """
-        groups = sorted(self._groups())
+        groups = sorted(self._groups(ages=ages))
         total = sum(group.size for group in groups)
         files = sum(len(group.paths) for group in groups)
         too_much = max(total - self._limits.max_bytes, missing)
@@ -171,21 +176,30 @@ class MediaKeeper:
             self.counts = self.counts._replace(problem=was.problem)
             self._fail(problem)
 
-    def _groups(self) -> list[_Group]:
+    def _groups(self, *, ages: bool) -> list[_Group]:
+        """What is in the folder. A file whose time a wrong clock has set (in the future, or decades ago) counts as new;
+        as soon as the clock can be trusted, it is given the time at which it was found."""
         found: dict[Path, _Group] = {}
-        stale = time.time() - STALE_S
+        now = time.time()
         for folder, _, names in os.walk(self._folder):
             for name in names:
                 path = Path(folder, name)
                 with contextlib.suppress(FileNotFoundError):
                     status = os.lstat(path)
-                    if not stat.S_ISREG(status.st_mode) or (name.endswith(PARTIAL) and status.st_mtime > stale):
+                    modified = status.st_mtime
+                    if not stat.S_ISREG(status.st_mode):
                         continue
+                    if name.endswith(PARTIAL) and (not ages or modified > now - STALE_S):
+                        continue
+                    if not plausible(modified, now):
+                        modified = now
+                        if ages:
+                            os.utime(path)
                     key = Path(folder, _stem(name))
                     group = found.get(key, _Group(0.0, 0, []))
                     group.paths.append(path)
                     size = status.st_blocks * 512
-                    found[key] = _Group(max(group.newest, status.st_mtime), group.size + size, group.paths)
+                    found[key] = _Group(max(group.newest, modified), group.size + size, group.paths)
         return list(found.values())
 
     # -------------------------------------------------------------------------------------------- after a death

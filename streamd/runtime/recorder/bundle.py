@@ -36,16 +36,33 @@ def bundles(folder: Path, config: str, reason: str | None = None) -> list[Path]:
     for path in folder.glob("*.tar.gz"):
         match = _NAME.match(path.name)
         if match and match["config"] == config and reason in (None, match["reason"]):
-            with contextlib.suppress(OSError):
-                found.append((path.stat().st_mtime_ns, path))
+            found.append((modified_ns(path), path))
     return [path for _, path in sorted(found)]
 
 
-def tidy(folder: Path, config: str, keep: int) -> None:
-    """Removes all but the newest `keep` bundles: first those that somebody asked for, as they can be had again."""
+def modified_ns(path: Path) -> int:
+    """Unix nanoseconds; 0 if it is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def tidy(folder: Path, config: str, keep: int, newest: Path) -> None:
+    """Removes all but the newest `keep` bundles: first those that somebody asked for, as they can be had again, then
+    those from the future, which a wrong clock has stamped.
+
+    Args:
+        folder: of the bundles.
+        config: the configuration's name.
+        keep: how many stay.
+        newest: the one just written, which stays whatever the clock said.
+    """
     found = bundles(folder, config)
     asked = set(bundles(folder, config, "request")[:-1])  # the newest may not have been fetched yet
-    found.sort(key=lambda path: path not in asked)
+    tomorrow_ns = time.time_ns() + 86_400 * 10**9
+    late = {path for path in found if modified_ns(path) > tomorrow_ns}
+    found.sort(key=lambda path: (path == newest, path not in asked, path not in late))
     for path in found[:-keep]:
         with contextlib.suppress(OSError):
             path.unlink()

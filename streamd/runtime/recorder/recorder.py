@@ -335,10 +335,9 @@ class Recorder:
                 self._write(self._triggers.get_nowait())
 
     def _recent(self, reason: Reason) -> bool:
-        last = bundle.bundles(self._folder, self._config, reason)[-1:]
-        with contextlib.suppress(OSError):
-            return bool(last) and abs(time.time() - last[0].stat().st_mtime) < GAP_S
-        return False
+        now_ns = time.time_ns()  # the newest may be of a wrong clock
+        found = bundle.bundles(self._folder, self._config, reason)
+        return any(abs(now_ns - bundle.modified_ns(path)) < GAP_S * 1e9 for path in found)
 
     def _write(self, trigger: _Trigger, record: Any = None) -> None:
         """Writes one bundle, unless it is too soon."""
@@ -369,7 +368,7 @@ class Recorder:
             self._failed = True
             return
         self._failed = False
-        bundle.tidy(self._folder, self._config, self._keep)
+        bundle.tidy(self._folder, self._config, self._keep, path)
         self._watched.metrics.bundles.labels(reason=trigger.reason).inc()
         told = log.info if trigger.reason == "request" else log.warning
         took = round(time.monotonic() - begin, 3)

@@ -70,6 +70,27 @@ def test_age_counts_only_with_a_clock_that_can_be_trusted(tmp_path: Path) -> Non
         assert len(files(media)) == 2
 
 
+@pytest.mark.parametrize("wrong", [-5 * 365 * DAY, 40 * 365 * DAY])
+def test_what_a_wrong_clock_has_stamped_is_as_old_as_its_discovery(tmp_path: Path, wrong: float) -> None:
+    media = tmp_path / "media"
+    with journal(tmp_path / "state") as one:
+        make(one, media, "wrong", wrong)
+        make(one, media, "right", 29 * DAY)
+        keeper = MediaKeeper(media, NO_LIMITS._replace(max_age_s=30 * DAY), one)
+        keeper.keep(ages=False)
+        first = [path for path in media.rglob("*wrong*") if path.is_file()]
+        assert first
+        assert all(abs(path.stat().st_mtime - (time.time() - wrong)) < 60 for path in first), (
+            "not while it may be wrong"
+        )
+        keeper.keep()
+        assert all(abs(path.stat().st_mtime - time.time()) < 60 for path in first)
+        # The oldest goes first where there is no room.
+        keeper = MediaKeeper(media, NO_LIMITS._replace(max_bytes=sum(p.stat().st_blocks * 512 for p in first)), one)
+        keeper.keep(ages=False)
+        assert states(one) == {"wrong": "written", "right": "deleted"}
+
+
 def test_what_is_being_written_stays_and_what_nobody_writes_goes(tmp_path: Path) -> None:
     media = tmp_path / "media"
     with journal(tmp_path / "state") as one:

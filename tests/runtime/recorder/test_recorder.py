@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -268,3 +269,20 @@ def test_a_bundle_forgets_streams_that_were_removed_before_its_time() -> None:
     assert record.names == ["stays", "new"]
     assert [record.names[i] for i in record.streams["stream"][-2:]] == ["stays", "new"]
     assert len(record.streams) == 2 * 61
+
+
+def test_a_wrong_clock_costs_no_new_bundle(tmp_path: Path) -> None:
+    def made(name: str, days: float) -> Path:
+        path = tmp_path / f"cams-{name}.tar.gz"
+        path.write_bytes(b"x")
+        at = time.time() + days * 86_400
+        os.utime(path, (at, at))
+        return path
+
+    future = [made(f"2099010{n}T000000Z-killed-{n}", 26_000 + n) for n in range(3)]
+    new = made("20270101T000000Z-killed-9", 0)
+    bundle.tidy(tmp_path, "cams", 3, new)
+    assert sorted(tmp_path.iterdir()) == sorted([*future[1:], new])
+    older = made("19700101T000000Z-killed-8", -20_000)
+    bundle.tidy(tmp_path, "cams", 2, older)
+    assert sorted(tmp_path.iterdir()) == sorted([new, older]), "what has just been written stays"
