@@ -47,6 +47,16 @@ class Allowance:
         return False
 
     @property
+    def short(self) -> bool:
+        """Whether more has been used than there was."""
+        return self._left + (time.monotonic() - self._at) * self._rate < 0
+
+    @property
+    def used(self) -> float:
+        """What is used at present."""
+        return self._burst - self._left - (time.monotonic() - self._at) * self._rate
+
+    @property
     def whole(self) -> bool:
         """Whether nothing is used at present."""
         return self._left + (time.monotonic() - self._at) * self._rate >= self._burst

@@ -41,6 +41,11 @@ MESSAGES, MESSAGES_A_SECOND = 2_000, 50.0
 INPUT_BYTES, INPUT_BYTES_A_SECOND = 256 << 10, 4096.0
 """Bytes received from one peer: at once, and in the long run. Subscriptions and heartbeats are far less; parts of a
 message that never ends would be stored by libzmq without a limit."""
+ALL_INPUT_BYTES, ALL_INPUT_BYTES_A_SECOND = 1 << 20, 64_000.0
+"""The same of all peers of a socket, from however many hosts: beyond it, none is let in, and those that have sent more
+than FAIR_BYTES are closed."""
+FAIR_BYTES = 16 << 10
+"""Also what a connection is taken to have sent that ends before it is looked at."""
 UNREAD_WEIGHT, UNREAD_BYTES = 50, 16 << 10
 """The kernel does not count what a local (ipc) peer has sent; it tells what of it waits to be read. Bytes that are seen
 waiting stand for this many times as many that were read between two looks, but for no more than UNREAD_BYTES: a burst
@@ -64,7 +69,7 @@ _SETTLED_S = 0.05
 """After the end of a connection, libzmq has passed on what it had received by then."""
 _LOG_S = 10.0
 
-Reason = Literal["limit", "host", "descriptors", "again", "topics", "rate", "input"]
+Reason = Literal["limit", "host", "descriptors", "again", "busy", "topics", "rate", "input"]
 _ABUSE = ("topics", "rate", "input")
 
 
@@ -116,6 +121,7 @@ class Peers:
         self._lock = threading.Lock()
         self._duplicates = Duplicates()
         self._hosts = Hosts(self._host_limit)
+        self._all_input = Allowance(ALL_INPUT_BYTES, ALL_INPUT_BYTES_A_SECOND)
         self._granted: Counter[str] = Counter()
         """Connections by host about which libzmq has yet to ask."""
         self._over = False
@@ -305,6 +311,8 @@ class Peers:
                 self._close(descriptor, peer, "limit")
             elif peer.host and hosts.count(peer.host) > self._host_limit:
                 self._close(descriptor, peer, "host")
+            elif self._all_input.short:
+                self._close(descriptor, peer, "busy")
             elif not self._hosts.connected(peer.host):
                 self._close(descriptor, peer, "again")
             else:
@@ -315,6 +323,8 @@ class Peers:
         if peer is not None:
             self._all_topic_bytes -= peer.topic_bytes
             self._ended[descriptor] = time.monotonic()
+            if not peer.received and not peer.closed:
+                self._all_input.use(FAIR_BYTES, least=-ALL_INPUT_BYTES)
             if granted := self._granted[peer.host]:
                 # Whether it had been asked about is not known: there are at most as many as connections.
                 there = sum(p.host == peer.host and not p.closed for p in self._peers.values())
@@ -352,13 +362,16 @@ class Peers:
                 else:
                     received = unread_of(descriptor)
                     # The same number again may be the same bytes: libzmq's thread has not run meanwhile.
-                    new = (
-                        received + min((UNREAD_WEIGHT - 1) * received, UNREAD_BYTES) if received != peer.received else 0
-                    )
+                    new = received + min((UNREAD_WEIGHT - 1) * received, UNREAD_BYTES)
+                    new *= received != peer.received
                 peer.received = received
                 if new > _BUSY_BYTES:
                     self._busy_until = now + _BUSY_S
-                if new > 0 and not peer.input.use(new):
+                if new <= 0:
+                    continue
+                self._all_input.use(new, least=-ALL_INPUT_BYTES)
+                within = peer.input.use(new)
+                if not within or (self._all_input.short and peer.input.used > FAIR_BYTES):
                     self._close(descriptor, peer, "input")
 
     def _close(self, descriptor: int, peer: Peer, reason: Reason) -> None:

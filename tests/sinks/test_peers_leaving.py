@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import socket
+import threading
 import time
 
 import pytest
@@ -18,7 +20,7 @@ from streamd.sinks.peers import MESSAGES, Peer
 from streamd.sinks.zmq import ZmqSettings, ZmqSink
 from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamCounts
-from tests.frames import status
+from tests.frames import detections, status
 from tests.sinks.scene import Scene, connected, refused, until
 from tests.sinks.sender import Sender
 from tests.sinks.zmtp import RawPeer, frame
@@ -196,3 +198,45 @@ def test_the_metrics_tell_who_is_connected_now(scene: Scene) -> None:
     until(lambda: refusals() == 2, guarded)
     guarded.close()
     assert told() == 0
+
+
+def test_hundreds_of_hosts_do_not_keep_messages_from_those_who_are_there(scene: Scene) -> None:
+    sink = scene.sink(bind="tcp://0.0.0.0:*")
+    good = scene.subscriber(sink, b"streamd/1/good")
+    over = threading.Event()
+    last = [0]
+
+    def attack(first: int) -> None:
+        for n in itertools.count(first, 2):
+            if over.is_set():
+                return
+            last[0] = n
+            with contextlib.suppress(OSError):
+                peer = RawPeer(sink.endpoint, source=f"127.{1 + n // 250 % 200}.{1 + n % 250}.9")
+                peer.subscribe(*(b"%d/%d" % (n, k) for k in range(900)))
+                peer.close()
+
+    attackers = [threading.Thread(target=attack, args=(first,)) for first in range(2)]
+    for attacker in attackers:
+        attacker.start()
+    sent = got = 0
+    deadline = time.monotonic() + 30
+    try:
+        while sent < 300 or refused(sink).get("busy", 0) < 20:
+            assert time.monotonic() < deadline, (sent, refused(sink))
+            sink.publish(detections("good", seq=sent))
+            sent += 1
+            sink.poll()
+            while good.poll(5):
+                good.recv_multipart()
+                got += 1
+    finally:
+        over.set()
+        for attacker in attackers:
+            attacker.join()
+    while got < sent and good.poll(2000):
+        good.recv_multipart()
+        got += 1
+    assert got == sent
+    assert last[0] > 100, "each from an address of its own"
+    assert connected(sink) >= 1
