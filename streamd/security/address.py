@@ -15,6 +15,7 @@ from streamd.security.names import SECRET_KEYS, USER_KEYS
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}\Z")
 _NEXT_URL = re.compile(r"(?<=[\s\"'(\[<,])[A-Za-z][A-Za-z0-9+.-]{0,30}://")
+_JOINED = re.compile(r"[:=,;&{}\"'\s]+")
 _SPACE = re.compile(r"\s")
 _LINE_END = re.compile(r"[\r\n]")
 _LAST_AT = re.compile(r"@(?=[\w\[*.])")
@@ -173,6 +174,10 @@ def secrets_of(url: str) -> tuple[str, set[str]]:
         secret = name in SECRET_KEYS or _SECRET_PART.search(name) is not None
         if looks_random(value) or (secret and _worth(value)) or (_is_unknown(name) and _worth(value, _LEAST_UNKNOWN)):
             secrets.add(value)
+        if not name or value in secrets:  # `login=admin:password`, `streamid=publish:cam:admin:password`
+            plain = unquote(value)
+            if _JOINED.search(plain):
+                secrets.update(v for v in _JOINED.split(plain) if _worth(v, _LEAST_UNKNOWN))
         if not name:  # a word without a name, or a name that is none: `q[password]=`
             secrets.update(v for v in (value.rpartition("=")[2], unquote(value)) if _worth(v, _LEAST_UNKNOWN))
         secrets.update(piece for piece in re.split(r"[_&=~]", value) if looks_random(piece))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 
 from streamd.errors import SourceError, SourceReason
@@ -150,6 +151,9 @@ def translate(
         reason = "disconnected" if live else "corrupt"
     detail = getattr(error, "strerror", None) or name
     ours = not live or number not in (errno.EIO, errno.ESTALE)  # a network's I/O error is no disk's
+    if reason == "corrupt" and opening and re.search(r"\.mpd(?:[?#]|$)", url):
+        text = "PyAV's builds of FFmpeg do not read DASH; give an RTSP or HLS address"
+        return SourceError("unsupported", redact(f"{url}: {text} ({detail})"))
     if number == errno.ENOMEM and opening:
         text = f"it has more than {MAX_TRACKS} tracks or variants, or there is not enough memory ({detail})"
         return SourceError("internal", redact(f"{url}: {text}"))

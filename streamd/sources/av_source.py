@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import threading
 import time
@@ -375,6 +376,8 @@ class AvSource:
                 self._broke = True
                 if self._timed_out(last):
                     raise self._silent(last) from None
+                if self._is_whole(error):
+                    return
                 if isinstance(error, InvalidDataError):
                     self.corrupt += 1
                     if not self._network:
@@ -397,6 +400,19 @@ class AvSource:
             if late:
                 # A packet that arrives when the time is up was still held by FFmpeg's parser: it is no sign of life.
                 raise self._silent(started)
+
+    def _is_whole(self, error: Exception) -> bool:
+        """Whether the input is complete although FFmpeg reports an I/O error: so it calls the end of an answer over
+        HTTP/1.0 that has no length."""
+        kind, packet, container = self._kind, self._packet, self._container
+        if getattr(error, "errno", None) != errno.EIO or not self._network or kind is None or kind.live:
+            return False
+        if kind.still:
+            return self._pictures > 0
+        stamp = self._stamp_ns(packet) if packet is not None else None
+        if stamp is None or container is None or not container.duration:
+            return False
+        return stamp / 1e3 - (container.start_time or 0) + 1e6 > container.duration
 
     def _silent(self, since: float) -> SourceError:
         """No video has arrived since `since`."""

@@ -61,9 +61,12 @@ class Outlet:
 
     def write(self, text: str) -> None:
         """Writes `text`, which ends a line, or keeps it for later, or loses it."""
+        global _lost
         if self._descriptor is None:
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 self._out.write(text)
+            except (OSError, ValueError):  # a file on a full disk
+                _lost += 1
             return
         data = text.encode("utf-8", "backslashreplace")
         with self._lock:

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from streamd.errors import SourceError
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
 from streamd.types import Frame
@@ -51,6 +52,13 @@ class Answer(http.server.BaseHTTPRequestHandler):
             elif path == "/snapshot":
                 self.server.snapshots += 1
                 self._whole(self.server.jpeg, "image/jpeg")
+            elif path.startswith("/old/"):  # HTTP/1.0 without a length: the answer ends with the connection
+                snapshot = path == "/old/snapshot"
+                self.server.snapshots += snapshot
+                self.protocol_version = "HTTP/1.0"
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(self.server.jpeg if snapshot else (self.server.folder / path[5:]).read_bytes())
             elif path == "/live.m3u8":
                 self._whole(self._playlist(), "application/vnd.apple.mpegurl")
             elif (self.server.folder / path[1:]).is_file():
@@ -111,6 +119,11 @@ def read(source: AvSource, count: int | None = None) -> list[Frame]:
         source.close()
 
 
+def frames_of(source: AvSource) -> Iterator[Frame]:
+    source.open()
+    return source.frames()
+
+
 def gaps(frames: list[Frame]) -> list[float]:
     return [(b.captured_ns - a.captured_ns) / 1e9 for a, b in pairwise(frames)]
 
@@ -143,7 +156,23 @@ def test_a_file_over_http_is_played_and_ends(camera: Camera, tmp_path: Path, suf
     assert len(read(opened(f"{camera.url}/clip{suffix}", pace="asap"))) == 12
 
 
-@pytest.mark.parametrize("path", ["/snapshot", "/snapshot?channel=1"])
+def test_a_file_without_a_length_ends_with_its_connection(camera: Camera, tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mkv", frames=12, fps=FPS, options={"bf": "0"})
+    assert len(list(islice(frames_of(opened(f"{camera.url}/old/clip.mkv")), 20))) == 12
+    write_clip(tmp_path / "long.mkv", frames=60, fps=FPS, options={"bf": "0"})
+    data = (tmp_path / "long.mkv").read_bytes()
+    (tmp_path / "long.mkv").write_bytes(data[: len(data) // 3])
+    with pytest.raises(SourceError, match="closed the connection"):  # two thirds of it are missing
+        list(frames_of(opened(f"{camera.url}/old/long.mkv", pace="asap")))
+
+
+def test_dash_is_named(camera: Camera, tmp_path: Path) -> None:
+    (tmp_path / "a.mpd").write_text('<?xml version="1.0"?><MPD/>')
+    with pytest.raises(SourceError, match="do not read DASH"):
+        opened(f"{camera.url}/a.mpd").open()
+
+
+@pytest.mark.parametrize("path", ["/snapshot", "/snapshot?channel=1", "/old/snapshot"])
 def test_a_snapshot_url_is_polled(camera: Camera, path: str) -> None:
     frames = read(opened(camera.url + path, every_s=0.3), 4)
     assert len(frames) == 4

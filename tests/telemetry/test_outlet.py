@@ -141,3 +141,15 @@ def test_the_end_waits_for_a_line_that_is_just_being_written(
     with contextlib.suppress(BlockingIOError):
         got += os.read(reader, 1 << 20)
     assert (len(got), got == line.encode()) == (len(line), True)
+
+
+def test_a_full_disk_costs_lines_which_are_counted() -> None:
+    lost = lines_lost()
+    out = io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True)
+    outlet = Outlet(out)
+    for _ in range(3):
+        outlet.write(LINE)
+    outlet.flush()
+    assert lines_lost() == lost + 3
+    with contextlib.suppress(OSError):
+        out.close()
