@@ -79,12 +79,18 @@ def look(running: Running) -> Sample:
 
 
 def rest(running: Running, seconds: float, every_s: float = EVERY_S) -> dict[str, Any]:
-    """Samples for `seconds`, and reports."""
-    until, samples = time.monotonic() + seconds, [look(running)]
-    while (left := until - time.monotonic()) > 0:
+    """Samples for `seconds`, and reports. A busy daemon may be too slow for a sample, which is then missing."""
+    until, samples, missing = time.monotonic() + seconds, list[Sample](), 0
+    while True:
+        try:
+            samples.append(look(running))
+        except OSError:
+            missing += 1
+        left = until - time.monotonic()
+        if left <= 0:
+            break
         time.sleep(min(every_s, left))
-        samples.append(look(running))
-    return told(samples)
+    return (told(samples) if len(samples) > 1 else {"samples": len(samples)}) | {"missing_samples": missing}
 
 
 def told(samples: list[Sample]) -> dict[str, Any]:

@@ -79,6 +79,23 @@ def test_the_log_tells_how_decoders_were_created_and_what_the_slowest_streams_we
     assert log.decoders(startup._at(line(30, ""))) == {"created": 0}
 
 
+def test_a_sample_that_cannot_be_taken_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [sample(0, 1, None, 10), None, sample(2, 1, None, 20)]
+
+    def look(running: Any) -> Sample:
+        taken = found.pop(0)
+        if taken is None:
+            raise TimeoutError
+        return taken
+
+    monkeypatch.setattr(startup_rest, "look", look)
+    monkeypatch.setattr("time.sleep", lambda s: None)
+    at = iter((0.0, 0.5, 1.0, 2.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(at))
+    report = startup_rest.rest(SimpleNamespace(), 1.5)  # type: ignore[arg-type]
+    assert (report["missing_samples"], report["received_per_s"]) == (1, 10)
+
+
 def test_a_rest_of_a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup_rest, "device_mib", lambda: None)
     clip = write_clip(tmp_path / "clip.mp4", frames=50, fps=10, size=(64, 64))
