@@ -230,7 +230,9 @@ def _stop(args: argparse.Namespace) -> int:
 def settled(status: FleetStatus) -> bool:
     """Whether nothing is about to change: every stream runs, or has a reason not to."""
     busy = status.rebuilding or not status.boxes or any(b.state == "JOINING" for b in status.boxes)
-    return not busy and not any(s.state in ("STARTING", "MOVING") for s in status.streams)
+    # A camera that cannot be reached has a reason; one without is still being opened.
+    opening = any(s.state in ("STARTING", "MOVING") or (s.state, s.reason) == ("DOWN", "") for s in status.streams)
+    return not busy and not opening
 
 
 def show(status: FleetStatus) -> None:

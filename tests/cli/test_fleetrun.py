@@ -56,6 +56,8 @@ def test_there_is_one_fleet_of_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_a_fleet_is_settled_once_nothing_is_under_way() -> None:
     assert settled(status([box("box-1")], [stream("a"), stream("b", "WAITING", "no_room", None)]))
+    assert settled(status([box("box-1")], [stream("a", "DOWN", "unreachable")]))
+    assert not settled(status([box("box-1")], [stream("a", "DOWN")])), "its camera is being opened"
     assert not settled(status([], []))
     assert not settled(status([box("box-1", "JOINING")], []))
     assert not settled(status([box("box-1")], [stream("a", "MOVING")]))
