@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 LEAST_S = 0.05
 """Shortest time between two reports."""
+MOST_GENERATION = 1 << 53
+"""What is above is a damaged file. JavaScript's numbers end here, too."""
 GRACE_S = 15.0
 """On top of `drain_s`, before a daemon that does not end is killed."""
 
@@ -167,7 +169,8 @@ class BoxHost:
         if self._folder.config.exists():
             self._revision = hashlib.sha256(self._folder.config.read_bytes()).hexdigest()
         with contextlib.suppress(OSError, ValueError):
-            self._highest = int(self._folder.highest.read_bytes())
+            found = int(self._folder.highest.read_bytes())
+            self._highest = found if 0 <= found < MOST_GENERATION else 0
         self._made = True
 
     def step(self) -> bool:
