@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, Union
@@ -133,6 +134,8 @@ def _read_as(value: Any) -> str:
         return "; YAML reads on, off, yes and no as true or false: put it in quotes"
     if isinstance(value, (int, float)):
         return "; YAML reads this as a number: put it in quotes"
+    if isinstance(value, datetime.date):
+        return "; YAML reads this as a date: put it in quotes"
     return ""
 
 

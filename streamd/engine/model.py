@@ -22,6 +22,8 @@ from streamd.security.text import is_encodable, printable
 from streamd.security.trust import distrust, distrust_acl, read_text
 from streamd.types import CENTERED, ModelSpec, Placement, TensorSpec
 
+MAX_NAME = 200
+"""Characters of a class name."""
 MAX_LABELS_BYTES = 1 << 20
 MAX_MODEL_BYTES = 4 << 30
 SIZE_INPUTS = ("orig_target_sizes",)
@@ -262,13 +264,19 @@ def settle_spec(
     for given in (*(labels or ()), settings.name or ""):
         if not is_encodable(given):
             raise ConfigError(f"model {path}: the name {given!a} cannot be written as UTF-8; rename it")
+    names = labels or sidecar.labels or _metadata_labels(metadata, path)
+    if (long := next((name for name in names if len(name) > MAX_NAME), None)) is not None:
+        raise ModelError(
+            f"model {path}: the class name {long[:20]!a}… has {len(long)} characters; expected at most {MAX_NAME}, as it is "
+            f"part of every message; {_GIVE_LABELS}"
+        )
     return ModelSpec(
         path=str(path),
         sha256=sha256,
         name=settings.name or re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem),
         input=TensorSpec(image.name, fixed, image.dtype),
         outputs=tuple(outputs),
-        labels=labels or sidecar.labels or _metadata_labels(metadata, path),
+        labels=names,
         layout="NCHW" if layout == "NCHW" else "NHWC",
         color=settings.color or sidecar.color or "RGB",
         scale=scale,

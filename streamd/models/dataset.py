@@ -83,7 +83,8 @@ def read_yolo(path: Path, classes: int) -> Truth:
         if not (fields := line.split()):
             continue
         try:
-            values = [float(f) for f in fields]
+            # float also takes 1_0 and the digits of every script.
+            values = [float(f) for f in fields] if line.isascii() and "_" not in line else []
         except ValueError:
             values = []
         if len(values) != 5 or not values[0].is_integer():

@@ -150,6 +150,16 @@ def test_names_that_cannot_be_encoded(path: Path) -> None:
         settle(path, name="a\udce4")
 
 
+def test_a_class_name_as_long_as_a_page(path: Path, tmp_path: Path) -> None:
+    long = "x" * 100_000
+    with pytest.raises(ModelError, match="has 100000 characters; expected at most 200"):
+        settle(path, metadata={"names": f"['{long}', 'b']"})
+    (tmp_path / "names.txt").write_text(f"a\n{long}\n")
+    with pytest.raises(ModelError, match="expected at most 200"):
+        settle(path, labels=str(tmp_path / "names.txt"))
+    assert settle(path, labels=("x" * 200, "b")).labels[1] == "b"
+
+
 def test_a_byte_order_mark_is_no_part_of_a_name(path: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_bytes(b"\xef\xbb\xbfperson\r\ncar\r\n")

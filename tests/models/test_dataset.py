@@ -36,6 +36,8 @@ def test_yolo_text_is_relative_to_the_image(images: Path, tmp_path: Path) -> Non
     [
         ("0 0.5 0.5 0.5", r":1: expected `class cx cy w h`"),
         ("0 0.5 0.5 0.5 0.5\ncat 0 0 0 0", r":2: expected"),
+        ("1_0 0.5 0.5 0.5 0.5", r":1: expected"),
+        ("\u0661 0.5 0.5 0.5 0.5", r":1: expected"),
         ("2 0.5 0.5 0.5 0.5", r"class 2 is not one of 0\.\.1"),
         ("0 50 50 20 20", r"outside 0\.\.1"),
         ("0 nan 0.5 0.5 0.5", r"outside 0\.\.1"),
@@ -43,7 +45,7 @@ def test_yolo_text_is_relative_to_the_image(images: Path, tmp_path: Path) -> Non
 )
 def test_a_wrong_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "p0.txt"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message) as caught:
         read_yolo(file, 2)
     assert str(file) in str(caught.value)
