@@ -57,6 +57,7 @@ def check_each(config: Config) -> Problems:
     yield from _each("streams", config.streams)
     yield from _each("sinks", config.sinks)
     yield from _check_claims(config)
+    yield from _check_ports(config)
 
 
 def _each(section: str, settings: Sequence[KindSettings]) -> Problems:
@@ -73,6 +74,31 @@ def _check_claims(config: Config) -> Problems:
     for (what, which), paths in claims.items():
         for path in paths[1:]:
             yield path, f"{which} is used by another sink; give another {what}"
+
+
+_ANY = ("*", "0.0.0.0", "::")  # noqa: S104 - nothing is bound here
+
+
+def _check_ports(config: Config) -> Problems:
+    """Two listeners on one TCP port. One on all addresses takes it from one on any."""
+    taken: list[tuple[str, str, str]] = []
+    listens: list[tuple[FieldPath, str, str]] = []
+    if config.metrics.listen is not None:
+        listens.append((("metrics", "listen"), "metrics.listen", config.metrics.listen))
+    for i, sink in enumerate(config.sinks):
+        for path, what, which in sink.claims():
+            if what == "endpoint" and which.startswith("tcp://"):
+                field = ".".join(map(str, path))
+                listens.append((("sinks", i, *path), f"sinks[{i}].{field}", which.removeprefix("tcp://")))
+    for place, name, address in listens:
+        host, _, port = address.rpartition(":")
+        host = host.strip("[]")
+        other = next((n for n, h, p in taken if p == port and h != host and (h in _ANY or host in _ANY)), None)
+        if other is None and place[0] == "sinks":
+            other = next((n for n, h, p in taken if n == "metrics.listen" and (h, p) == (host, port)), None)
+        if other is not None and port != "0":
+            yield place, f"port {port} is taken by {other}; give another one"
+        taken.append((name, host, port))
 
 
 def _check_devices(config: Config) -> Problems:

@@ -267,8 +267,8 @@ def settle_spec(
     names = labels or sidecar.labels or _metadata_labels(metadata, path)
     if (long := next((name for name in names if len(name) > MAX_NAME), None)) is not None:
         raise ModelError(
-            f"model {path}: the class name {long[:20]!a}… has {len(long)} characters; expected at most {MAX_NAME}, as it is "
-            f"part of every message; {_GIVE_LABELS}"
+            f"model {path}: the class name {long[:20]!a}… has {len(long)} characters; expected at most {MAX_NAME}: "
+            f"it is part of every message; {_GIVE_LABELS}"
         )
     return ModelSpec(
         path=str(path),

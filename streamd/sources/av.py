@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from typing import Literal
 
@@ -24,6 +25,8 @@ SCHEMES = frozenset(
      "srt", "srtp", "subfile", "tcp", "tls", "udp", "udplite", "unix", "whep", "zmq")
 )  # fmt: skip
 """Every protocol of FFmpeg, whether a build has it or not. Its builds offer no list of theirs to PyAV."""
+_NEARLY = re.compile(r"(?:^|/)\s*(?P<scheme>rtsps?|rtmps?|https?|srt|udp|rtp|tcp):(?![/\\]{0,2}$)", re.IGNORECASE)
+"""What was meant for a URL, and became a path."""
 _PACEABLE = ("file", "http", "https", "ftp", "sftp", "smb", "hls")
 """Schemes behind which there may be a file or a playlist."""
 
@@ -135,7 +138,14 @@ class AvStreamSettings(SourceSettings):
         match = _URL.match(self.url)
         url = match is not None
         scheme = match["scheme"].lower() if match else ""
-        if url and scheme not in SCHEMES:
+        if not url and (nearly := _NEARLY.search(self.url)) is not None and not os.path.exists(self.url):
+            yield (
+                ("url",),
+                f"is read as the path of a file; a URL begins with {nearly['scheme'].lower()}://, without a blank",
+            )
+        elif url and self.url != self.url.strip():
+            yield ("url",), "ends with a blank or a line break"
+        elif url and scheme not in SCHEMES:
             close = difflib.get_close_matches(scheme, ("rtsp", "rtmp", "http", "https", "srt", "udp"), n=1)
             hint = (
                 f"did you mean {close[0]}?" if close else "expected rtsp, http, rtmp, srt, udp or another one of FFmpeg"

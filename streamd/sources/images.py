@@ -17,7 +17,7 @@ MAX_BYTES = 256 << 20
 
 
 def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
-    """The image files directly in `folder`, and with `recursive` in folders below it, sorted by name.
+    """The image files directly in `folder`, and with `recursive` in folders below it, sorted by name; no hidden ones.
 
     Raises:
         SourceError: the folder does not exist or contains no image.
@@ -26,7 +26,8 @@ def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
     if not path.is_dir():
         raise SourceError("not_found", f"image folder {path}: does not exist", permanent=True)
     inside = path.rglob("*") if recursive else path.iterdir()
-    found = sorted(p for p in inside if p.suffix.lower() in SUFFIXES and p.is_file())
+    # macOS puts a ._a.jpg beside each a.jpg, which is none.
+    found = sorted(p for p in inside if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
     if not found:
         raise SourceError(
             "no_video",

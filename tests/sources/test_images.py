@@ -43,7 +43,7 @@ def test_exif_orientations(tmp_path: Path, tag: int | None, found: tuple[int, bo
 
 
 def test_folders_below(tmp_path: Path) -> None:
-    for name in ("b.jpg", "below/a.jpg", "below/deeper/c.PNG", "below/text.txt"):
+    for name in ("b.jpg", "below/a.jpg", "below/deeper/c.PNG", "below/text.txt", "._b.jpg", "below/._a.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     assert list_images(tmp_path) == [tmp_path / "b.jpg"]
