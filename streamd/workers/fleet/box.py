@@ -21,7 +21,7 @@ import structlog
 from streamd.config import MetricsSettings
 from streamd.config.loader import load
 from streamd.errors import StreamdError
-from streamd.fleet.records import REPORT_S, BoxReport, DaemonReport, Order
+from streamd.fleet.records import LEASE_S, REPORT_S, BoxReport, DaemonReport, Order
 from streamd.runtime.control.client import ControlClient, ControlError
 from streamd.workers.fleet import keeper
 from streamd.workers.fleet.place import BoxFolder, fleet_folder, write_whole
@@ -114,6 +114,8 @@ class BoxHost:
         self._metrics = MetricsSettings()
         self._drain_s = 5.0
         self._client: ControlClient | None = None
+        self._unknown_since: float | None = None
+        """Since when there is a daemon that the last order may not be for; see `_exchange`."""
         self._drained = False
         self._ending: threading.Thread | None = None
         self._problem = ""
@@ -185,7 +187,11 @@ class BoxHost:
         )  # fmt: skip
         order = self._report(report)
         if order is None:
+            if self._unknown_since is not None and time.monotonic() - self._unknown_since > LEASE_S:
+                self._unknown_since = None  # there is no coordinator: it goes on with what the last one had
             return False
+        if told is not None:
+            self._unknown_since = None
         again = under_way(self._order, order, told)
         self._order = order
         self._remember(order.highest)
@@ -283,9 +289,15 @@ class BoxHost:
         return True
 
     def _exchange(self) -> DaemonReport | None:
+        """Gives the last order to the daemon, but to one that has just started only what the coordinator answers.
+
+        The last order has generations of its predecessor, whose frames would have the same numbers.
+        """
         try:
-            self._client = self._client or ControlClient(self._folder.socket)
-            told = self._client.exchange(self._order)
+            if self._client is None:
+                self._client = ControlClient(self._folder.socket)
+                self._unknown_since = time.monotonic()
+            told = self._client.exchange(self._order if self._unknown_since is None else None)
         except (FileNotFoundError, ConnectionRefusedError):
             self._close()  # it is starting
             return None

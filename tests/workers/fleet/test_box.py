@@ -23,6 +23,7 @@ from streamd.fleet.records import (
     Parting,
     StreamReport,
 )
+from streamd.runtime.control.client import ControlClient
 from streamd.workers.fleet import keeper
 from streamd.workers.fleet.box import BoxHost, Configuration, Place, under_way
 from streamd.workers.fleet.host import CoordinatorHost
@@ -138,7 +139,16 @@ def fleet() -> Iterator[Fleet]:
 
 
 @pytest.mark.slow  # three starts of a daemon
-def test_a_daemon_outlives_its_box_and_its_coordinator(fleet: Fleet) -> None:
+def test_a_daemon_outlives_its_box_and_its_coordinator(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, int]] = []
+    exchange = ControlClient.exchange
+
+    def record(client: ControlClient, order: Order | None) -> DaemonReport:
+        told = exchange(client, order)
+        given.extend((told.boot_id, a.generation) for a in (order.streams.values() if order is not None else ()))
+        return told
+
+    monkeypatch.setattr(ControlClient, "exchange", record)
     until(fleet.runs, PATIENCE_S)
     first, generation = fleet.boot_id(), fleet.stream().generation  # type: ignore[union-attr]
     # The actor dies, and another one attaches to the same daemon.
@@ -167,6 +177,7 @@ def test_a_daemon_outlives_its_box_and_its_coordinator(fleet: Fleet) -> None:
     daemon.send(signal.SIGKILL)
     until(lambda: fleet.boot_id() not in ("", first) and fleet.runs(), PATIENCE_S)
     assert fleet.stream().generation > generation  # type: ignore[union-attr]
+    assert min(g for boot, g in given if boot != first) > generation, "not even for a moment"
     assert "killed by signal 9" in fleet.box_folder.log.read_text()
 
 
