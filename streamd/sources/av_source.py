@@ -352,15 +352,18 @@ class AvSource:
         # All streams of a live input are read: otherwise PyAV would block inside on one that has gone silent.
         wanted = () if self._network else (self._stream, *([self._sound] if self._sound is not None else []))
         packets = self._container.demux(*wanted)
-        ear = PacketLossListener(self._rtp)
+        ear = PacketLossListener(True) if self._rtp else None
         limit_s = self._silence_s + HUNG_S if self._network else FILE_LIMIT_S
         last = time.monotonic()
         while not self._closed.is_set():
             started = time.monotonic()
             self.deadline = started + limit_s
             try:
-                with ear:
+                if ear is None:
                     packet = next(packets)
+                else:
+                    with ear:
+                        packet = next(packets)
             except StopIteration:
                 self._broke = True
                 return
@@ -387,9 +390,10 @@ class AvSource:
                 raise self._translate(error, started, opening=False, device=self._device) from None
             finally:
                 self.deadline = math.inf
-            late = self._timed_out(last)
+            late = self._network and self._timed_out(last)
             if packet.stream is self._stream:
-                self.lost += ear.take()
+                if ear is not None:
+                    self.lost += ear.take()
                 if slices is None:
                     yield packet
                 else:

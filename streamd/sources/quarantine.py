@@ -76,6 +76,8 @@ class PacketLossListener(_LogListener):
 
     def take(self) -> int:
         """RTP packets lost since the last call."""
+        if self._capture is None or not self._capture.logs:
+            return 0
         return sum(int(match[1]) for line in self._lines() if (match := _MISSED.match(line)) is not None)
 
 
