@@ -135,7 +135,7 @@ def _accuracy(args: argparse.Namespace, plan: Path) -> Table:
     from streamd.models.dataset import open_dataset
     from streamd.models.evaluate import COCO_DETECT, Detector, evaluate
 
-    with Detector(ModelSettings(path=str(plan)), COCO_DETECT, {"kind": "tensorrt", "max_candidates": 32768}) as d:
+    with Detector(ModelSettings(path=str(plan)), COCO_DETECT, {"kind": "tensorrt"}) as d:
         accuracy = evaluate(d, open_dataset(args.images, args.labels, d.labels))
     return {k: v for k, v in accuracy.as_json().items() if isinstance(v, (int, float))}
 

@@ -16,6 +16,7 @@ from streamd.engine.onnx.weights import in_float
 from streamd.engine.tensorrt import builder, network
 from streamd.engine.tensorrt.job import BuildOptions, prepare
 from streamd.engine.tensorrt.version import Trt
+from tests.engine.onnx_models import qdq
 from tests.engine.test_builder import outputs
 from tests.engine.trt import trt_here
 
@@ -116,3 +117,13 @@ def test_the_builder_asks_for_it_where_it_chooses_precisions(monkeypatch: pytest
     monkeypatch.undo()
     monkeypatch.setattr(network, "_load", lambda _: (loaded, ranges))
     builder.build_into(job, tmp_path / "a.plan")
+
+
+def test_a_model_that_is_a_stem_only_keeps_its_pairs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trt_here()
+    path = qdq(tmp_path / "q.onnx")
+    job = prepare(path, BuildOptions())
+    monkeypatch.setattr(Trt, "has_precision_flags", True)
+    loaded, _ = network._load(job)
+    assert "QuantizeLinear" in {kind for kind, _ in nodes(loaded)}
+    assert loaded == in_float(path.read_bytes())

@@ -25,8 +25,12 @@ class TensorRtSettings(DeviceSettings):
     )
     slots: int = Field(3, ge=1, le=16, description="Batches in flight.")
     graphs: Literal["auto", "on", "off"] = Field("auto", description="Replay CUDA graphs, one per batch size.")
-    max_candidates: int = Field(
-        1024, ge=16, le=32768, description="Largest number of boxes per frame on the device before NMS."
+    max_candidates: int | None = Field(
+        None,
+        ge=16,
+        le=32768,
+        description="Largest number of boxes per frame on the device before NMS. Default: 1024, or 32768 if boxes of "
+        "scores below 0.05 or several classes for each box are asked for, as for measuring accuracy.",
     )
     workspace_mb: int = Field(1024, ge=16, description="Builder workspace when an ONNX model is built, in MiB.")
     precision: Literal["auto", "fp32", "fp16", "int8", "mixed"] = Field(

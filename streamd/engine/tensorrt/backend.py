@@ -68,8 +68,10 @@ class TensorRtBackend(Backend[TensorRtSlot]):
         self._reads_surfaces: bool | None = None
         self._graph_sizes: tuple[int, ...] = ()
         self._warned_at = -_WARN_EVERY_S
+        self._capacity = 0
+        """Room for candidates of a frame."""
         self.overflows = 0
-        """Number of frames so far with more candidates than `max_candidates`."""
+        """Number of frames so far with more candidates than there was room for."""
         trt = load_trt()
         # Before TensorRT or FFmpeg touch the GPU: the context's flags can be set only now.
         self._device = Device(settings.ordinal)
@@ -139,10 +141,11 @@ class TensorRtBackend(Backend[TensorRtSlot]):
                 log.warning("boxes are decoded on the host", reason=str(error))
                 plan = None
         self._plan = plan
+        self._capacity = 0 if plan is None else decode.capacity(plan, self._settings.max_candidates)
         assert self._network is not None
         batch = max(self.spec.max_batch, self._network.plan.min_batch)
         for index in range(self._settings.slots):
-            self._slots.append(TensorRtSlot(index, self._device, self.spec, batch, plan, self._settings.max_candidates))
+            self._slots.append(TensorRtSlot(index, self._device, self.spec, batch, plan, self._capacity))
         for slot in self._slots:
             self._warm(slot)
         if self._settings.graphs != "off":
@@ -282,7 +285,7 @@ class TensorRtBackend(Backend[TensorRtSlot]):
         if self._plan is None:
             return slot.raw_outputs()
         counts = slot.counts()
-        over = [c for c in counts if c > self._settings.max_candidates]
+        over = [c for c in counts if c > self._capacity]
         if over:
             self._overflowed(over)
         return slot.candidates(counts)
@@ -294,7 +297,7 @@ class TensorRtBackend(Backend[TensorRtSlot]):
             self._warned_at = now
             log.warning(
                 "more candidates than fit; the rest of these frames' boxes is lost", candidates=max(counts),
-                max_candidates=self._settings.max_candidates, frames_so_far=self.overflows,
+                max_candidates=self._capacity, frames_so_far=self.overflows,
                 advice="raise model.detect.conf or engine.max_candidates",
             )  # fmt: skip
 

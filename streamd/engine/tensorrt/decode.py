@@ -32,6 +32,9 @@ CANDIDATE = np.dtype(
 _HEAD = struct.Struct("<2Q5i2fi")
 _OUTPUT = struct.Struct(f"<Q7if{MAX_ANCHORS * 2}f")
 DECODE_BYTES = _HEAD.size + MAX_OUTPUTS * _OUTPUT.size
+CANDIDATES, MANY_CANDIDATES = 1024, 32768
+"""Room for the boxes of a frame before NMS, where the settings do not say."""
+_LOW_CONF = 0.05
 
 
 class _Level(NamedTuple):
@@ -194,6 +197,18 @@ def pack(
 def decode_grid(plan: DecodePlan, outputs: Outputs, frames: int) -> tuple[int, int, int]:
     """Number of blocks that cover every row of this many frames."""
     return -(-total_rows(plan, outputs) // BLOCK[0]), frames, 1
+
+
+def capacity(plan: DecodePlan, given: int | None) -> int:
+    """Room for the boxes of a frame before NMS.
+
+    Args:
+        plan: asks for boxes of a least score.
+        given: `TensorRtSettings.max_candidates`.
+    """
+    if given is not None:
+        return given
+    return MANY_CANDIDATES if plan.multi_label or plan.conf < _LOW_CONF else CANDIDATES
 
 
 def candidates_of(records: npt.NDArray[np.void]) -> Candidates:
