@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from health_faults import FAULTS, SIZE, SLOW_S, Fault, Scene, Simulation, another, daylight
+from health_faults import FAULTS, SIZE, SLOW_S, Fault, Scene, Simulation, another, daylight, twilight
 
 from streamd.analysis.glance.health import HealthCore
 from streamd.analysis.glance.health_settings import CameraHealthSettings
 
 RATE = 2.0
 WARM_S, LIMIT_S, AFTER_S = 60.0, 10.0, 30.0
+DUSKS_S = (5.0, 10.0, 20.0, 40.0, 60.0, 120.0)
 
 
 def load_clip(path: Path, rate: float = RATE) -> Scene:
@@ -126,11 +127,20 @@ def false_alarms(scene: Scene, hours: float, seed: int) -> Counter[str]:
 
 def night(scene: Scene, hours: float, seed: int) -> Counter[str]:
     """Reports over dusk, night and dawn."""
+    return _under(scene, daylight(hours, RATE), seed)
+
+
+def dusk(scene: Scene, seconds: float, seed: int) -> Counter[str]:
+    """The same with a dusk and a dawn of so many seconds."""
+    return _under(scene, twilight(seconds, RATE), seed)
+
+
+def _under(scene: Scene, lights: Iterable[tuple[float, float]], seed: int) -> Counter[str]:
     simulation, core = Simulation(scene, seed, RATE), HealthCore(CameraHealthSettings())
     rng = np.random.default_rng(seed)
     told: Counter[str] = Counter()
     before: tuple[str, ...] = ()
-    for n, (light, noise) in enumerate(daylight(hours, RATE)):
+    for n, (light, noise) in enumerate(lights):
         picture = (simulation.picture().astype(np.float32) - 16) * light + 16
         picture += rng.normal(0, noise, picture.shape).astype(np.float32)
         states = core.step(np.clip(np.rint(picture), 0, 255).astype(np.uint8), n / RATE)
@@ -180,7 +190,8 @@ def main(argv: list[str] | None = None) -> int:
         for scene in clips:
             print(f"  {scene.name}: as it is {dict(false_alarms(scene, args.hours, 1))}", end="; ")
             still, hours = still_hour(scene, args.hours, 1)
-            print(f"still {dict(false_alarms(still, hours, 2))}; night {dict(night(scene, args.hours, 3))}")
+            print(f"still {dict(false_alarms(still, hours, 2))}; night {dict(night(scene, args.hours, 3))}", end="; ")
+            print(*(f"dusk of {t:.0f} s {dict(dusk(scene, t, 4))}" for t in DUSKS_S), sep=", ")
     return 0
 
 

@@ -14,6 +14,8 @@ Floats = npt.NDArray[np.float32]
 Luma = npt.NDArray[np.uint8]
 SIZE = (160, 90)
 BLACK, WHITE = 16, 235
+NIGHT = 0.18
+"""What is left of the light at night."""
 SLOW_S = 20.0
 """How long a slow fault takes to come."""
 
@@ -264,8 +266,17 @@ class Simulation:
 
 def daylight(hours: float, rate: float) -> Sequence[tuple[float, float]]:
     """Gain and noise of each picture over a dusk, a night and a dawn of `hours` together."""
-    steps = int(hours * 3600 * rate)
-    phase = np.linspace(0, 1, steps)
-    light = np.interp(phase, (0, 0.1, 0.4, 0.6, 0.9, 1), (1.0, 1.0, 0.18, 0.18, 1.0, 1.0))
-    noise = np.interp(light, (0.18, 1.0), (2.0, 0.4))
+    return _lit(np.array((0, 0.1, 0.4, 0.6, 0.9, 1)) * hours * 3600, rate)
+
+
+def twilight(seconds: float, rate: float) -> Sequence[tuple[float, float]]:
+    """The same of a dusk and a dawn of so many seconds each, with two minutes of night between them."""
+    return _lit(np.cumsum((0, 90, seconds, 120, seconds, 60)), rate)
+
+
+def _lit(times_s: npt.NDArray[np.float64], rate: float) -> Sequence[tuple[float, float]]:
+    """Gain and noise of each picture, where dusk and dawn begin and end at the inner ones of six times."""
+    at = np.linspace(0, times_s[-1], int(times_s[-1] * rate))
+    light = np.interp(at, times_s, (1.0, 1.0, NIGHT, NIGHT, 1.0, 1.0))
+    noise = np.interp(light, (NIGHT, 1.0), (2.0, 0.4))
     return list(itertools.starmap(lambda a, b: (float(a), float(b)), zip(light, noise, strict=True)))

@@ -45,6 +45,24 @@ def test_a_fast_dusk_is_not_another_scene() -> None:
     assert health_eval.night(scene, 0.1, 3) == {}
 
 
+@pytest.mark.parametrize("seconds", [5, 10, 20, 40])
+@pytest.mark.parametrize("clip", ["person-bicycle-car-detection.mp4", "intel_car-detection.mp4"])
+def test_a_dusk_of_less_than_a_minute_is_not_another_scene(clip: str, seconds: float) -> None:
+    """What moves and what is lit decides more of what is left then."""
+    assert health_eval.dusk(health_eval.load_clip(shared(f"videos/{clip}")), seconds, 3) == {}
+
+
+@pytest.mark.parametrize("name", ["000000000143", "000000002923", "000000011051"])
+def test_what_grows_white_slowly_is_overexposed_and_not_blurred(name: str) -> None:
+    """Scenes of which much is light: what is white has no texture left, whatever the lens does."""
+    path = next(shared("images").glob(f"coco_*128/images/{name}.jpg"))
+    overexposed = next(fault for fault in FAULTS if fault.name == "overexposed")
+    for slow in (False, True):
+        found = health_eval.trial(health_eval.load_image(path), overexposed, slow, 0)
+        assert found.after_s is not None
+        assert (found.early, found.others) == ((), ())
+
+
 def test_another_scene_becomes_the_scene() -> None:
     rng = np.random.default_rng(1)
     core = HealthCore(CameraHealthSettings(accept_moved_s=60))

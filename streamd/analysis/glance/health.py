@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from streamd.analysis.glance.health_measures import Floats, Luma, Measures, changed_blocks, measure
-from streamd.analysis.glance.health_reference import Match, Reference, Stillness
+from streamd.analysis.glance.health_reference import FULL_S, Match, Reference, Stillness
 from streamd.analysis.glance.health_settings import CameraHealthSettings
 
 HealthState = Literal["covered", "dark", "overexposed", "blurred", "frozen", "moved", "no_signal_picture"]
@@ -67,8 +67,8 @@ class HealthCore:
         self._light = -1
         self._still = Stillness(settings.frozen_s)
         self._doubt_s = self._moved_s = self._exact_s = 0.0
-        self._flat = self._bright = 0.0
-        """Usual shares of pixels of one level, and of saturated cells."""
+        self._flat = self._bright = self._usual_s = 0.0
+        """Usual shares of pixels of one level, and of saturated cells; and for how long they have been learned."""
         self.evidence: Evidence | None = None
 
     def step(self, picture: Luma, t: float) -> tuple[HealthState, ...]:
@@ -131,7 +131,7 @@ class HealthCore:
             found = ("no_signal_picture",)
         elif dark:
             found = ("dark",)
-        elif bright > max(0.65, self._bright + 0.25):
+        elif bright > max(0.65, min(self._bright + 0.25, (1 + self._bright) / 2)):
             found = ("overexposed",)
         elif np.count_nonzero(m.coarse < 2.0) > 0.97 * cells:
             found = ("covered",)
@@ -176,8 +176,9 @@ class HealthCore:
             return ("covered",)
         if match.blunt > 0.33 and match.similar > 0.5 and (not lost or (match.dull < 0.25 and match.similar > 0.7)):
             return ("blurred",)
-        # Where it grows dark, edges drown in noise; what is light and what is dark stays where it was.
-        dimmed = match.contrast < 0.6 and match.similar > 0.9
+        # Where it grows dark, edges drown in noise; what is light and what is dark stays where it was. The less contrast is
+        # left, the more do lamps and what moves count.
+        dimmed = match.contrast < 0.6 and match.similar > 0.5 + match.contrast * 2 / 3
         if lost and reference.kept > 0.4 and not dimmed:
             return ("moved",)
         return ()
@@ -190,7 +191,9 @@ class HealthCore:
         self._doubt_s = self._doubt_s + dt if doubt else 0.0
         if doubt and self._doubt_s < DOUBT_S:
             return
-        share = min(1.0, dt / 20.0)
+        # As slowly as references: a fault that comes within half a minute is not to be what is usual by then.
+        self._usual_s += dt
+        share = dt / min(self._usual_s, FULL_S)
         self._flat += share * (flat - self._flat)
         self._bright += share * (bright - self._bright)
         level = float(m.mean.mean())

@@ -23,6 +23,8 @@ PLAIN = 2.0
 LOG_PLAIN = math.log(PLAIN + NOISE)
 STRUCTURED = 0.02
 """Energy of compressed edges from which a cell has some."""
+WHITE, LIGHTER = 210.0, 20.0
+"""Mean level of a cell of which most is white, and by how much more that is than before if it is overexposed now."""
 KEPT = 0.45
 """Correlation from which a cell still shows what it showed."""
 LONGEST_STILL_S = 600.0
@@ -31,7 +33,8 @@ FADE_S = 21_600.0
 
 
 class Match(NamedTuple):
-    """A picture compared with a reference. Shares are of the cells that have texture or edges in the reference."""
+    """A picture compared with a reference. Shares are of the cells that have texture or edges in the reference,
+    and are not overexposed."""
 
     kept: float
     """Share of cells whose edges are where they were."""
@@ -91,8 +94,10 @@ class Reference:
         """Compares a picture."""
         shape = m.mean.shape
         correlation, energy = agreement(m.edges, self.edges, (shape[0], shape[1]))
-        structured = energy > STRUCTURED
-        textured = self.log_coarse > LOG_TEXTURED
+        # A cell that has become white has lost its texture and its edges to the light, and tells nothing of the lens.
+        readable = (m.mean < WHITE) | (m.mean < self.mean + LIGHTER)
+        structured = (energy > STRUCTURED) & readable
+        textured = (self.log_coarse > LOG_TEXTURED) & readable
         some, of = int(np.count_nonzero(structured)), int(np.count_nonzero(textured))
         kept = float(np.count_nonzero(correlation[structured] > KEPT)) / max(some, 1)
         # Less light makes less contrast.
