@@ -176,8 +176,8 @@ class HealthCore:
             return ("covered",)
         if match.blunt > 0.33 and match.similar > 0.5 and (not lost or (match.dull < 0.25 and match.similar > 0.7)):
             return ("blurred",)
-        # Where it grows dark, edges drown in noise; what is light and what is dark stays where it was. The less contrast is
-        # left, the more do lamps and what moves count.
+        # Where it grows dark, edges drown in noise; what is light and what is dark stays where it was.
+        # The less contrast is left, the more do lamps and what moves count.
         dimmed = match.contrast < 0.6 and match.similar > 0.5 + match.contrast * 2 / 3
         if lost and reference.kept > 0.4 and not dimmed:
             return ("moved",)
