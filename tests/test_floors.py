@@ -38,7 +38,7 @@ FLOORS = {
     for room in rooms
 }
 VENDORS = ("av", "cv2", "openvino", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "zmq", "rich",
-           "pycocotools", "paho", "nats", "ray")  # fmt: skip
+           "pycocotools", "paho", "nats", "ray", "torch")  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -21,7 +21,8 @@ from streamd.engine import ModelSettings
 from streamd.models.bootstrap import Drop, paired_drop
 from streamd.models.dataset import open_dataset
 from streamd.models.evaluate import COCO_DETECT, Accuracy, Detector, evaluate
-from streamd.models.quantize import Request, quantize
+from streamd.models.quantize import quantize
+from streamd.models.request import Request
 
 ROUNDS = 10
 

@@ -20,7 +20,7 @@ from streamd.cli.console import (
 from streamd.telemetry.logs import configure
 
 if TYPE_CHECKING:
-    from streamd.models.quantize import Result
+    from streamd.models.request import Result
 
 
 def add_parser(subparsers: Any) -> None:
@@ -56,6 +56,23 @@ def add_parser(subparsers: Any) -> None:
         default="layer",
         help="how weights are rounded: together, so that each layer's output stays what it was (default), or each to "
         "the nearest step",
+    )
+    p.add_argument(
+        "--ranges",
+        choices=("centred", "symmetric"),
+        default="centred",
+        help="centred: activations that are hardly ever negative (SiLU, ReLU) are moved to the middle of their range "
+        "where that is exact, which halves their steps (default); symmetric: they are not",
+    )
+    p.add_argument(
+        "--finetune",
+        nargs="?",
+        type=positive,
+        const=500,
+        default=0,
+        metavar="STEPS",
+        help="train weights, biases and scales on the calibration images to come near the float model's outputs, "
+        "without labels (default 500 steps; minutes; needs the extra finetune)",
     )
     p.add_argument(
         "--float-layers", nargs="+", default=[], metavar="LAYER", help="layers to keep in float; * matches anything"
@@ -118,6 +135,10 @@ def _print(result: Result) -> None:
     print(f"calibrated {source}; {result.layers - len(result.float_layers)} of {result.layers} convolutions in INT8")
     if result.float_layers:
         print(f"in float: {', '.join(result.float_layers)}")
+    if result.finetuning is not None:
+        before, after = result.finetuning
+        gained = f"{1 - after / before:.0%} nearer to the float model" if after < before else "no nearer, not used"
+        print(f"fine-tuned: {gained} on calibration images left out of it")
     verdict = result.verdict
     if verdict.accuracy:
         a = verdict.accuracy
@@ -139,7 +160,8 @@ def _print(result: Result) -> None:
 def run(args: argparse.Namespace) -> int:
     """Quantizes. Images that cannot be read are named on standard error and skipped."""
     configure("warning")
-    from streamd.models.quantize import Request, quantize
+    from streamd.models.quantize import quantize
+    from streamd.models.request import Request
 
     request = Request(
         model=args.model,
@@ -150,6 +172,8 @@ def run(args: argparse.Namespace) -> int:
         every=args.every,
         method=args.method,
         rounding=args.rounding,
+        ranges=args.ranges,
+        finetune=args.finetune,
         float_layers=tuple(args.float_layers),
         float_share=args.float_share,
         labels=args.labels,

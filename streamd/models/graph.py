@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,20 @@ def constant_weight(graph: Graph, node: Any) -> npt.NDArray[np.float32] | None:
         return None
     value = graph.constant(node.input[1])
     return value if value.dtype == np.float32 else None
+
+
+def with_constants(model: Any, values: Mapping[str, npt.NDArray[Any]]) -> Any:
+    """A copy of the model in which these constants have other values."""
+    made, numpy_helper = copy.deepcopy(model), vendor().numpy_helper
+    for tensor in made.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
+    for node in made.graph.node:
+        if node.op_type == "Constant" and node.output[0] in values:
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    attribute.t.CopyFrom(numpy_helper.from_array(values[node.output[0]]))
+    return made
 
 
 def chosen(names: Sequence[str], available: Sequence[str], field: str) -> list[str]:

@@ -7,7 +7,6 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,29 @@ from streamd.engine.onnx.reader import read_onnx
 from streamd.engine.openvino import OpenVinoSettings
 from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
-from streamd.heads.select import declared, recognise
+from streamd.heads import DetectSettings
+from streamd.heads.select import declared, open_head, recognise
 from streamd.models import cache
-from streamd.models.calibrate import METHODS, Histogram, Method, Observer, Peaks, observe, thresholds
-from streamd.models.gate import MAX_DROP, MIN_AGREEMENT, Gate, Verdict
-from streamd.models.graph import check_writable, chosen, fix_size_input, has_size_input, prepare, write_whole
+from streamd.models.calibrate import METHODS, Histogram, Observer, Peaks, observe, thresholds
+from streamd.models.centre import RANGES, Centred, centred
+from streamd.models.finetune.operators import vendor as torch_package
+from streamd.models.finetune.parameters import Tuned
+from streamd.models.finetune.train import PICTURES, Input, finetuned
+from streamd.models.gate import Gate, Verdict
+from streamd.models.graph import (
+    check_writable,
+    chosen,
+    fix_size_input,
+    has_size_input,
+    prepare,
+    with_constants,
+    write_whole,
+)
 from streamd.models.pictures import KEPT_FRAMES, Feeder, Pictures, refuse_shared
 from streamd.models.qdq import Sites, find_sites, quantized
+from streamd.models.request import Request, Result
 from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, dominant, fewest
-from streamd.models.tune import ROUNDINGS, Rounding, safe_weights, tuned
+from streamd.models.tune import ROUNDINGS, safe_weights, tuned
 from streamd.types import Float32Array, Frame, ModelSpec
 
 AGREEMENT_PICTURES = 128
@@ -35,89 +48,6 @@ FEW_PICTURES = 4
 """Pictures for finding the layers that do most of the harm; they stand out."""
 Report = Callable[[str, int, int], None]
 """Called with (description, done, total); total 0 if unknown."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request to `streamd quantize`."""
-
-    model: str
-    images: str
-    out: Path
-    batch: int = 8
-    batches: int = 16
-    every: int = 10
-    method: Method = "mse"
-    float_layers: tuple[str, ...] = ()
-    float_share: float = 0.0
-    """Share of the multiplications that may stay in float where that takes most of the noise away; see
-    `sensitivity.dominant`."""
-    labels: str | None = None
-    eval_images: str | None = None
-    max_drop: float = MAX_DROP
-    prove: bool = False
-    """Refuse unless the whole interval of the loss is within `max_drop`."""
-    classes: tuple[str, ...] | None = None
-    """Classes that accuracy is measured on. Default: those that the labels have."""
-    min_agreement: float = MIN_AGREEMENT
-    auto: bool = False
-    sensitivity: str | None = None
-    """noise, map, or None."""
-    force: bool = False
-    cache: Path | None = None
-    """Calibration cache file. Default: in the user's cache folder."""
-    use_cache: bool = True
-    rounding: Rounding = "layer"
-    """How weights are rounded: so that each layer's output stays what it was, or each to the nearest step."""
-    compact: bool = False
-    """Store weights as INT8; see `qdq.quantized`."""
-    residuals: bool = True
-    head: str | None = None
-    """Kind of the head; the INT8 model's sidecar then declares it. Default: from the sidecar, otherwise the shapes."""
-    engine: dict[str, Any] = field(default_factory=lambda: {"kind": "openvino"})
-    """Backend that measures accuracy."""
-
-
-@dataclass
-class Result:
-    """The outcome."""
-
-    out: Path
-    sha256: str
-    layers: int
-    """Convolutions that could be quantized."""
-    float_layers: tuple[str, ...]
-    pictures: int
-    unreadable: list[str]
-    cached: bool
-    """True if the calibration came from the cache."""
-    calibration_seconds: float
-    """Time for reading, letterboxing, running the float model, building histograms and choosing thresholds."""
-    calibration_sha256: str
-    verdict: Verdict
-    forced: bool
-    sensitivity: list[LayerHarm]
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "out": str(self.out),
-            "sha256": self.sha256,
-            "layers": self.layers,
-            "float_layers": list(self.float_layers),
-            "pictures": self.pictures,
-            "unreadable": self.unreadable,
-            "cached": self.cached,
-            "calibration_seconds": round(self.calibration_seconds, 3),
-            "calibration_sha256": self.calibration_sha256,
-            "accuracy": self.verdict.accuracy,
-            "interval": None if self.verdict.interval is None else self.verdict.interval.as_json(),
-            "undecided": self.verdict.undecided,
-            "agreement": self.verdict.agreement,
-            "refusal": self.verdict.refusal,
-            "forced": self.forced,
-            "sensitivity": [vars(h) for h in self.sensitivity],
-        }
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:
@@ -131,6 +61,14 @@ def input_spec(model: str) -> ModelSpec:
         return backend.spec
     finally:
         backend.close()
+
+
+def class_count(spec: ModelSpec, head: str | None) -> int | None:
+    """How many classes the model tells apart; None if its head is not known."""
+    try:
+        return open_head(declared(head, spec), spec, DetectSettings()).classes
+    except ConfigError:
+        return None
 
 
 class Quantizer:
@@ -152,6 +90,10 @@ class Quantizer:
             raise ConfigError(f"--method {request.method}: expected one of {', '.join(METHODS)}")
         if request.rounding not in ROUNDINGS:
             raise ConfigError(f"--rounding {request.rounding}: expected one of {', '.join(ROUNDINGS)}")
+        if request.ranges not in RANGES:
+            raise ConfigError(f"--ranges {request.ranges}: expected one of {', '.join(RANGES)}")
+        if request.finetune:
+            torch_package()  # rather an error now than after calibration
         self.source = model_file(request.model)
         if request.out.exists() and self.source.exists() and request.out.samefile(self.source):
             raise ConfigError(f"--out {request.out}: is the float model itself; give another name")
@@ -180,7 +122,16 @@ class Quantizer:
         started = time.monotonic()
         self._histograms, peaks, self.pictures_sha256 = self._calibrate()
         self.thresholds = thresholds(self._histograms, self.sites.sources, request.method)
+        self._moved: Centred | None = None
+        if request.ranges == "centred":
+            moved = self._moved = centred(
+                self.model, self.sites, self._histograms, self.thresholds, peaks,
+                search=request.method == "mse", float_layers=self.float_layers,
+            )  # fmt: skip
+            self.model, self.sites, self.thresholds, peaks = moved.model, moved.sites, moved.thresholds, moved.peaks
         self.weights = safe_weights(self.model, self.sites, self.thresholds, peaks)
+        if self._moved is not None:
+            self.weights = self._moved.corrected(self.weights)
         if request.rounding == "layer":
             self.weights = tuned(
                 self.model, self.sites, self.thresholds, self.weights, peaks, self.inputs, report, self.float_layers
@@ -192,6 +143,26 @@ class Quantizer:
                 always=self.float_layers, share=request.float_share,
             )  # fmt: skip
         self.calibration_seconds = time.monotonic() - started
+        if self._moved is not None:
+            self.model = self._moved.in_float(self.model, self.float_layers)
+        self.rounded = self.thresholds, self.weights
+        """Before fine-tuning."""
+        self.finetuning: Tuned | None = None
+        self._written = self.model
+        if request.finetune:
+            self._finetune(peaks)
+
+    def _finetune(self, peaks: Peaks) -> None:
+        gain, offset = self.spec.normalization()
+        padding = tuple(float(v) for v in self.spec.pad_value * gain + offset)
+        made = Input(padding, self.spec.layout == "NCHW", self.feeder.fixed_batch)
+        tuned = self.finetuning = finetuned(
+            self.model, self.sites, self.thresholds, self.weights, peaks, self.inputs(PICTURES), made, self._report,
+            classes=class_count(self.spec, self.request.head), steps=self.request.finetune,
+            float_layers=self.float_layers, residuals=self.request.residuals,
+        )  # fmt: skip
+        self.thresholds, self.weights = tuned.thresholds, tuned.weights
+        self._written = with_constants(self.model, tuned.constants)
 
     def _check_head(self) -> None:
         """Rejects, before the long work, undecoded rows in the shape of decoded ones: they cannot be measured."""
@@ -266,8 +237,9 @@ class Quantizer:
 
     def candidate(self, float_layers: Collection[str]) -> bytes:
         """The quantized model as file content: byte-identical for identical inputs."""
+        model = self._written if self._moved is None else self._moved.in_float(self._written, float_layers)
         made = quantized(
-            self.model, self.sites, self.thresholds, float_layers=float_layers, residuals=self.request.residuals,
+            model, self.sites, self.thresholds, float_layers=float_layers, residuals=self.request.residuals,
             compact=self.request.compact, weights=self.weights,
         )  # fmt: skip
         content: bytes = made.SerializeToString(deterministic=True)
@@ -322,9 +294,8 @@ def quantize(request: Request, report: Report = _silent) -> Result:
             if request.sensitivity == "map":
                 harms = by_accuracy(job.layer_names, lambda layers: job.measure(gate, layers, folder).score, report)
             elif request.sensitivity or request.auto:
-                harms = by_noise(
-                    job.model, job.sites, job.thresholds, list(job.inputs(NOISE_PICTURES)), report, job.weights
-                )
+                limits, weights = job.rounded
+                harms = by_noise(job.model, job.sites, limits, list(job.inputs(NOISE_PICTURES)), report, weights)
             if request.auto:
                 float_layers, verdict = fewest(
                     [h.layer for h in harms],
@@ -346,6 +317,18 @@ def quantize(request: Request, report: Report = _silent) -> Result:
     return _write(job, float_layers, verdict, harms)
 
 
+def _method(job: Quantizer) -> str:
+    """What the sidecar says of how the model was made."""
+    steps: list[str] = [job.request.method]
+    if job.request.ranges == "centred":
+        steps.append("centred")
+    if job.request.rounding != "nearest":
+        steps.append("rounded by layer")
+    if job.finetuning is not None and job.finetuning.helped:
+        steps.append(f"fine-tuned in {job.request.finetune} steps")
+    return ", ".join(steps)
+
+
 def _write(job: Quantizer, float_layers: Sequence[str], verdict: Verdict, harms: list[LayerHarm]) -> Result:
     request = job.request
     forced = not verdict.passed
@@ -356,7 +339,7 @@ def _write(job: Quantizer, float_layers: Sequence[str], verdict: Verdict, harms:
     provenance = Provenance(
         source=job.source.name,
         source_sha256=job.spec.sha256,
-        method=request.method if request.rounding == "nearest" else f"{request.method}, rounded by layer",
+        method=_method(job),
         calibration_sha256=job.pictures_sha256,
         accuracy=verdict.accuracy,
         agreement=verdict.agreement,
@@ -385,4 +368,5 @@ def _write(job: Quantizer, float_layers: Sequence[str], verdict: Verdict, harms:
         verdict=verdict,
         forced=forced,
         sensitivity=harms,
+        finetuning=None if job.finetuning is None else (job.finetuning.before, job.finetuning.after),
     )

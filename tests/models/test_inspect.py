@@ -14,7 +14,8 @@ from streamd.cli import main
 from streamd.engine.sidecar import Provenance, Sidecar, write_sidecar
 from streamd.errors import ModelError
 from streamd.models.inspect import inspect
-from streamd.models.quantize import Request, quantize
+from streamd.models.quantize import quantize
+from streamd.models.request import Request
 from tests.conftest import shared
 from tests.models.nets import Net, detector, pictures
 

@@ -27,6 +27,8 @@ _BOUNDED = {"Relu": 0.0, "Clip": 0.0, "HardSwish": 3.0}
 """Activations, and how far below zero their input matters: no larger range than their output's is needed otherwise."""
 _MOVERS = ("MaxPool", "Resize", "Reshape", "Transpose", "Slice", "Split", "Concat")
 """Operators that invent no value: they keep their inputs' range."""
+_CENTRED = "_centred"
+"""What `quantize` adds to the name of an activation that it moved to the middle of its range."""
 _SILU_DEPTH = 8.0
 """x·sigmoid(x) is closer to zero than 0.003 below -8."""
 
@@ -118,8 +120,12 @@ def _follow(graph: _Graph, ranges: dict[str, float]) -> None:
         if node.operator in _BOUNDED:
             wanted = {inputs[0]: max(value, _BOUNDED[node.operator])}
         elif node.operator == "Add":
-            # A summand is hardly larger than the sum: what follows an activation is bounded below.
-            wanted = {name: value for name in inputs if readers[name] == 1}
+            # A summand is hardly larger than the sum: what follows an activation is bounded below. It may be by the
+            # constant that `quantize` subtracts from one-sided activations.
+            moved = sum(
+                abs(float(t.item())) for name in inputs if (t := graph.tensors.get(name)) is not None and t.size == 1
+            )
+            wanted = {name: value + moved for name in inputs if readers[name] == 1 or moved}
         else:
             wanted = _silu(graph, node, inputs, makers, value)
         for name, most in wanted.items():
@@ -178,6 +184,9 @@ def without_pairs(model: bytes) -> Unpaired | None:
         out += [field(_NODE, _identity(graph.root(name), name)) for name in graph.outputs if name in graph.alias]
         # What an operator computes in INT8 is called X_q, and its dequantized copy X, as in the float model.
         copies = {name: ranges[root] for name in graph.alias if (root := graph.root(name)) in ranges}
+        # X_centred is the float model's X without its middle, which is as large as what remains.
+        for name in [name for name in (*copies, *ranges) if name.endswith(_CENTRED)]:
+            copies.setdefault(name.removesuffix(_CENTRED), 2 * (copies | ranges)[name])
         found.append((ranges, copies | ranges))
         return b"".join(out)
 
