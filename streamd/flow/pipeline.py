@@ -23,11 +23,9 @@ from streamd.flow.stage import StageThread
 from streamd.flow.stream import Analysis, Result, StreamOutput
 from streamd.telemetry.metrics import Metrics
 from streamd.types import (
-    Details,
     Detections,
-    Float32Array,
+    Found,
     Frame,
-    Int32Array,
     Letterbox,
     ModelInfo,
     StageTimes,
@@ -37,20 +35,10 @@ log = structlog.get_logger(__name__)
 
 
 class Postprocess(Protocol):
-    """Decodes one frame of a collected batch."""
+    """Decodes a collected batch."""
 
-    @property
-    def rejected(self) -> Mapping[str, int]:
-        """Invalid boxes of the last frame that were left out, by reason."""
-
-    @property
-    def details(self) -> Details | None:
-        """Of the boxes of the last frame; None where the model gives none."""
-
-    def __call__(
-        self, outputs: Any, index: int, letterbox: Letterbox, /
-    ) -> tuple[Float32Array, Float32Array, Int32Array]:
-        """xyxy (N, 4) in source pixels, score (N,), class (N,) of frame `index` of a batch's outputs."""
+    def batch(self, outputs: Any, letterboxes: Sequence[Letterbox], /) -> Sequence[Found]:
+        """What is in each frame of a batch's outputs."""
 
 
 @dataclass(slots=True)
@@ -85,7 +73,7 @@ class Pipeline:
     Args:
         engine: a started backend.
         batcher: source of the batches; when it ends, the pipeline ends.
-        postprocess: decodes one frame of a collected batch.
+        postprocess: decodes a collected batch.
         model: identity of the model, part of every message.
         metrics: counters and times.
         name: tells the queues of several pipelines apart in the metrics.
@@ -281,14 +269,15 @@ class Pipeline:
         """What the network found in each frame of a batch. The slot is free afterwards."""
         outputs = self._engine.collect(work.slot)
         inferred_ns = time.monotonic_ns()
-        postprocess, outputs_of = self._postprocess, self._outputs
+        outputs_of = self._outputs
         results: list[Result] = []
-        for i, (frame, box) in enumerate(zip(work.frames, work.boxes, strict=True)):
-            xyxy, score, class_id = postprocess(outputs, i, box)
+        for frame, found in zip(work.frames, self._postprocess.batch(outputs, work.boxes), strict=True):
             output = outputs_of[frame.stream]
-            if rejected := postprocess.rejected:
-                output.reject(rejected)
-            results.append(Result(output, frame, xyxy, score, class_id, None, None, postprocess.details))
+            if found.rejected:
+                output.reject(found.rejected)
+            results.append(
+                Result(output, frame, found.xyxy, found.score, found.class_id, None, None, found.details)
+            )  # fmt: skip
         for name, seconds in self._engine.device_times(work.slot).items():
             self._device_time[name].observe(seconds)
         # The outputs are views of the slot's buffers: it is free only now. If another stage has failed, nobody takes

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings, Head
-from streamd.heads.validate import NONE, inside, possible
-from streamd.types import Candidates, DecodePlan, Details, Float32Array, Int32Array, Letterbox, Outputs
+from streamd.heads.validate import NONE, all_possible, inside, possible
+from streamd.types import Candidates, DecodePlan, Details, Float32Array, Found, Int32Array, Letterbox, Outputs
 
 
 def class_numbers(names: Sequence[str | int], labels: Sequence[str], field: str) -> list[int]:
@@ -127,6 +127,45 @@ class Postprocess:
             if first is None and len(kept.score):
                 self.details = self._head.details(outputs, index, kept, letterbox)  # type: ignore[arg-type]
         return xyxy, score, class_id
+
+    def batch(self, outputs: Outputs | Sequence[Candidates], letterboxes: Sequence[Letterbox]) -> list[Found]:
+        """Decodes all frames of a batch.
+
+        What a device has suppressed is processed together: a few calls of NumPy for the batch, not for each frame.
+
+        Args:
+            outputs: of the batch.
+            letterboxes: of each frame.
+        """
+        if len(letterboxes) > 1 and isinstance(outputs[0], Candidates):
+            found = self._together(outputs[: len(letterboxes)], letterboxes)  # type: ignore[arg-type]
+            if found is not None:
+                return found
+        each = []
+        for i, letterbox in enumerate(letterboxes):
+            xyxy, score, class_id = self(outputs, i, letterbox)
+            each.append(Found(xyxy, score, class_id, self.rejected, self.details))
+        return each
+
+    def _together(self, given: Sequence[Candidates], letterboxes: Sequence[Letterbox]) -> list[Found] | None:
+        """The frames of a device that suppresses; None if a box is to be left out, or the device does not suppress."""
+        if not all(found.suppressed for found in given):
+            return None
+        counts = [len(found.score) for found in given]
+        score, class_id = np.concatenate([f.score for f in given]), np.concatenate([f.class_id for f in given])
+        joined = Candidates(np.concatenate([f.xyxy for f in given]), score, class_id, True)
+        if not len(score) or not all_possible(joined):
+            return None
+        xyxy = Letterbox.all_to_source(letterboxes, counts, joined.xyxy)
+        if inside(xyxy) is not None:
+            return None
+        np.minimum(score, _ONE, out=score)
+        each, begin = [], 0
+        for n in counts:
+            end = begin + n
+            each.append(Found(xyxy[begin:end], score[begin:end], class_id[begin:end], NONE))
+            begin = end
+        return each
 
     def _in_picture(
         self, xyxy: Float32Array, score: Float32Array, class_id: Int32Array

@@ -42,7 +42,7 @@ def possible(found: Candidates) -> tuple[Candidates, Mapping[str, int]]:
 
     The position of a box is not checked: a device suppresses without knowing where the picture is.
     """
-    if _all_possible(found):
+    if all_possible(found):
         return found, NONE
     xyxy, score, class_id = found.xyxy, found.score, found.class_id
     can = which_can(found)
@@ -52,7 +52,8 @@ def possible(found: Candidates) -> tuple[Candidates, Mapping[str, int]]:
     return found.take(can), _reasons(xyxy[bad], score[bad], class_id[bad])
 
 
-def _all_possible(found: Candidates) -> bool:
+def all_possible(found: Candidates) -> bool:
+    """Whether `possible` leaves none out."""
     xyxy, score, class_id = found.xyxy, found.score, found.class_id
     if len(score) <= FEW:
         # One NumPy call takes as long as this does for eight boxes. All comparisons with NaN are false.

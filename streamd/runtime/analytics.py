@@ -10,25 +10,22 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import structlog
 
 from streamd.analysis.rules import RuleEvent
 from streamd.analysis.rules.checks import check_rules
-from streamd.analysis.rules.engine import RuleEngine
-from streamd.analysis.tracking import Observation, Tracked, TrackingSettings
+from streamd.analysis.tracking import TrackingSettings
 from streamd.config.problems import dotted
 from streamd.errors import ConfigError
 from streamd.events.evidence.clips import Moment
 from streamd.events.record import Event, RuleStates
 from streamd.flow.settings import StreamSettings
-from streamd.flow.stream import Result
 from streamd.heads import DetectSettings
-from streamd.heads.postprocess import class_numbers
+from streamd.runtime.analysis_step import AnalysisStep
 from streamd.runtime.stream_analysis import MediaClock, StreamAnalysis
 from streamd.settings import FieldPath
 from streamd.telemetry.analytics import AnalyticsMetrics
-from streamd.types import Attribute, Float32Array, ModelInfo, Tracks
+from streamd.types import Attribute, ModelInfo
 
 
 class Said(Protocol):
@@ -269,110 +266,3 @@ def event_of(stream: str, e: RuleEvent) -> Event:
         epoch=e.epoch, seq=e.seq, at_ns=e.wall_ns, details=details, counts=dict(e.counts),
         state=dict(e.state),
     )  # fmt: skip
-
-
-class AnalysisStep:
-    """See `streamd.flow.stream.Analysis`. For one thread.
-
-    Args:
-        analytics: the state of the streams.
-        model: the model that provides the labels.
-        detect: thresholds of published boxes.
-    """
-
-    def __init__(self, analytics: Analytics, model: ModelInfo, detect: DetectSettings) -> None:
-        self._analytics = analytics
-        self._tracker = analytics.tracking.open()
-        self._metrics = analytics._metrics
-        floor = np.full(len(model.labels), detect.conf, np.float32)
-        if detect.class_conf:
-            numbers = class_numbers(list(detect.class_conf), model.labels, "model.detect.class_conf")
-            floor[numbers] = list(detect.class_conf.values())
-        if detect.classes is not None:
-            wanted = class_numbers(detect.classes, model.labels, "model.detect.classes")
-            unwanted = np.ones(len(model.labels), np.bool_)
-            unwanted[wanted] = False
-            floor[unwanted] = np.inf
-        self._floor: Float32Array = floor
-        self._weak = analytics.tracking.publish_weak
-
-    def step(self, batch: Sequence[Result]) -> None:
-        """See `Analysis.step`."""
-        streams = self._analytics.streams
-        known = [streams[result.output.name] for result in batch]
-        seen: list[tuple[Observation | None, int]] = []
-        for each, result in zip(known, batch, strict=True):
-            observation = None
-            if result.looked:
-                observation = each.observation(result)
-            else:
-                each.pass_over(result.frame)
-            seen.append((observation, each.now_ns))
-        observations = [observation for observation, _ in seen if observation is not None]
-        tracked_of = iter(self._tracker.step(observations))
-        for each, result, (observation, now_ns) in zip(known, batch, seen, strict=True):
-            if observation is None:
-                if each.rules is not None:
-                    self._pass_over(each, result, now_ns)
-                continue
-            tracked = next(tracked_of)
-            if tracked.error is not None:
-                self._failed(each, "tracker", tracked.error)
-            if each.rules is not None:
-                self._judge(each, observation, tracked, result, now_ns)
-            self._publishable(result, tracked)
-            said = self._analytics.said
-            if said is not None and result.tracks is not None:
-                result.attributes = said.of(each.stream, result.tracks.number.tolist())
-
-    def _judge(
-        self, each: StreamAnalysis, observation: Observation, tracked: Tracked, result: Result, now_ns: int
-    ) -> None:
-        def judged(rules: RuleEngine) -> list[RuleEvent]:
-            return each.judge(observation, tracked, self._floor[tracked.class_id] < np.inf, result.frame, now_ns)
-
-        self._apply(each, result, now_ns, judged)
-
-    def _pass_over(self, each: StreamAnalysis, result: Result, now_ns: int) -> None:
-        wall_ns = each.last_wall_ns = result.frame.wall_ns
-        self._apply(each, result, now_ns, lambda rules: rules.pass_over(now_ns, wall_ns))
-
-    def _apply(
-        self, each: StreamAnalysis, result: Result, now_ns: int, rule: Callable[[RuleEngine], list[RuleEvent]]
-    ) -> None:
-        try:
-            with each.lock:
-                assert each.rules is not None
-                events = rule(each.rules)
-                result.counts = each.rules.counters()
-        except Exception as error:  # noqa: BLE001 - a rule that fails costs no frame
-            self._failed(each, "rules", error)
-            with each.lock:
-                assert each.rules is not None
-                events = each.rules.reset("failed")
-        if events:
-            self._analytics.tell(each, events, result.frame.captured_ns, now_ns)
-        if each.rules.silent:
-            self._analytics.keep_counts(each)
-
-    def _failed(self, each: StreamAnalysis, what: str, error: Exception) -> None:
-        self._metrics.failed(each.stream)
-        log.error(
-            "analysis failed; its state is reset", stream=each.stream, what=what, error=str(error), exc_info=error
-        )
-
-    def _publishable(self, result: Result, tracked: Tracked) -> None:
-        """Selects the boxes to publish: by score, class and, if configured, by track."""
-        class_id = tracked.class_id
-        floor = self._floor[class_id]
-        keep = result.score >= floor
-        if self._weak:
-            keep |= tracked.confirmed & (floor < np.inf)
-        if keep.all():
-            result.class_id = class_id
-            result.tracks = Tracks(tracked.id, tracked.age_s, tracked.velocity)
-            return
-        result.xyxy, result.score, result.class_id = result.xyxy[keep], result.score[keep], class_id[keep]
-        result.tracks = Tracks(tracked.id[keep], tracked.age_s[keep], tracked.velocity[keep])
-        if result.details is not None:
-            result.details = result.details.take(keep)

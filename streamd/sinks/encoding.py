@@ -22,10 +22,12 @@ from streamd.sinks.message import (
     StatusMessage,
     Track,
 )
-from streamd.types import Details, Detections, Float32Array, Glanced, StreamCounts, StreamStatus, Tracks
+from streamd.types import Details, Detections, Float32Array, Glanced, StreamCounts, StreamStatus
 
 _STEPS = np.array([[100.0, 100.0, 100.0, 100.0, 10_000.0]])
 """Precision of corners and score, as fractions of 1; (1, 5), so that NumPy need not broadcast for a single box."""
+_TRACK_STEPS = np.array([[100.0, 100.0, 100.0, 100.0, 10_000.0, 1000.0, 10.0, 10.0]])
+"""The same, then age and velocity of the track."""
 
 
 def _rounded(d: Detections) -> list[Detection]:
@@ -33,32 +35,46 @@ def _rounded(d: Detections) -> list[Detection]:
 
     The product of a float32 and a step is exact in float64, so these are the very floats that round() gives.
     """
-    if not len(d.score):
+    n = len(d.score)
+    if not n:
         return []
-    rows = np.empty((len(d.score), 5))
+    tracks = d.tracks
+    steps = _STEPS if tracks is None else _TRACK_STEPS
+    rows = np.empty((n, steps.size))
     rows[:, :4], rows[:, 4] = d.xyxy, d.score
-    rows *= _STEPS
+    if tracks is not None:
+        rows[:, 5], rows[:, 6:] = tracks.age_s, tracks.velocity
+    rows *= steps
     np.rint(rows, rows)
-    rows /= _STEPS
+    rows /= steps
     labels = d.model.labels
     if d.details is not None or d.attributes is not None:
         return _detailed(d, d.details or Details(), rows)
-    if d.tracks is not None:
-        tracks = _tracks(d.tracks)
+    if tracks is None:
         return [
-            Detection(class_id, labels[class_id], score, (x1, y1, x2, y2), track)
-            for class_id, (x1, y1, x2, y2, score), track in zip(d.class_id.tolist(), rows.tolist(), tracks, strict=True)
+            Detection(class_id, labels[class_id], score, (x1, y1, x2, y2))
+            for class_id, (x1, y1, x2, y2, score) in zip(d.class_id.tolist(), rows.tolist(), strict=True)
         ]
     return [
-        Detection(class_id, labels[class_id], score, (x1, y1, x2, y2))
-        for class_id, (x1, y1, x2, y2, score) in zip(d.class_id.tolist(), rows.tolist(), strict=True)
-    ]
+        Detection(
+            class_id, labels[class_id], score, (x1, y1, x2, y2),
+            Track(number, age, True, (vx, vy)) if number else None,
+        )
+        for class_id, number, (x1, y1, x2, y2, score, age, vx, vy) in zip(
+            d.class_id.tolist(), tracks.number.tolist(), rows.tolist(), strict=True
+        )
+    ]  # fmt: skip
 
 
 def _detailed(d: Detections, details: Details, rows: npt.NDArray[np.float64]) -> list[Detection]:
-    """The boxes with what a model says of them besides; `rows` (N, 5) are rounded corners and scores."""
+    """The boxes with what a model says of them besides; `rows` are rounded, in the columns of `_TRACK_STEPS`."""
     nothing = [msgspec.UNSET] * len(rows)
-    tracks: Any = nothing if d.tracks is None else _tracks(d.tracks)
+    tracks: Any = nothing
+    if d.tracks is not None:
+        tracks = [
+            Track(number, age, True, (vx, vy)) if number else None
+            for number, (age, vx, vy) in zip(d.tracks.number.tolist(), rows[:, 5:].tolist(), strict=True)
+        ]
     keypoints: Any = nothing
     if details.keypoints is not None:
         steps = np.array([100.0, 100.0, 1000.0])
@@ -69,7 +85,7 @@ def _detailed(d: Detections, details: Details, rows: npt.NDArray[np.float64]) ->
     return [
         Detection(class_id, d.model.labels[class_id], score, (x1, y1, x2, y2), *more)
         for class_id, (x1, y1, x2, y2, score), *more in zip(
-            d.class_id.tolist(), rows.tolist(), tracks, keypoints, oriented, polygons, attributes, strict=True
+            d.class_id.tolist(), rows[:, :5].tolist(), tracks, keypoints, oriented, polygons, attributes, strict=True
         )
     ]
 
@@ -77,15 +93,6 @@ def _detailed(d: Detections, details: Details, rows: npt.NDArray[np.float64]) ->
 def _points(xy: Float32Array) -> Any:
     """Nested lists of points (…, 2), rounded to a tenth of a pixel."""
     return (np.rint(xy.astype(np.float64) * 10) / 10).tolist()
-
-
-def _tracks(t: Tracks) -> list[Track | None]:
-    """Of each box. Ages and velocities are rounded to a thousandth and a tenth."""
-    ages, speeds = np.round(t.age_s, 3).tolist(), np.round(t.velocity, 1).tolist()
-    return [
-        Track(number, age, True, (vx, vy)) if number else None
-        for number, age, (vx, vy) in zip(t.number.tolist(), ages, speeds, strict=True)
-    ]
 
 
 def _counts(d: Detections) -> Any:

@@ -39,7 +39,7 @@ class Latency(msgspec.Struct, frozen=True):
     total: float
 
 
-class Track(msgspec.Struct, frozen=True):
+class Track(msgspec.Struct, frozen=True, gc=False):
     """The object that a box belongs to, confirmed by more than one look or by a sure one."""
 
     id: int
@@ -51,7 +51,7 @@ class Track(msgspec.Struct, frozen=True):
     """To the right and down, in pixels a second."""
 
 
-class Detection(msgspec.Struct, frozen=True):
+class Detection(msgspec.Struct, frozen=True, gc=False):
     """One box: corners x1, y1, x2, y2 in pixels of the upright picture."""
 
     class_id: int

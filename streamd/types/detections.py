@@ -68,6 +68,21 @@ class Details:
         )
 
 
+class Found(NamedTuple):
+    """What the network found in one frame. Arrays may share memory with those of other frames; never modified."""
+
+    xyxy: Float32Array
+    """(N, 4) in upright source pixels."""
+    score: Float32Array
+    """(N,) descending."""
+    class_id: Int32Array
+    """(N,)"""
+    rejected: Mapping[str, int]
+    """Invalid boxes that were left out, by reason."""
+    details: Details | None = None
+    """Of the boxes; None where the model gives none."""
+
+
 @dataclass(slots=True, frozen=True)
 class ModelInfo:
     """Who made the detections."""
@@ -77,9 +92,8 @@ class ModelInfo:
     labels: tuple[str, ...]
 
 
-@dataclass(slots=True, frozen=True)
-class Tracks:
-    """The track of each box of one frame."""
+class Tracks(NamedTuple):
+    """The track of each box of one frame. Never modified."""
 
     number: npt.NDArray[np.int64]
     """(N,) Unique within the process; 0 if the box has no confirmed track."""

@@ -163,6 +163,17 @@ class Placement:
 CENTERED = Placement()
 
 
+def _mapped_back(
+    xyxy: Float32Array, pad: Float32Array, gain: Float32Array, size: Float32Array, origin: Float32Array
+) -> Float32Array:
+    out: Float32Array = xyxy - pad
+    out *= gain
+    np.maximum(out, 0, out=out)
+    np.minimum(out, size, out=out)
+    out += origin
+    return out
+
+
 @dataclass(slots=True, frozen=True)
 class Letterbox:
     """The mapping between upright source pixels and network-input pixels.
@@ -215,15 +226,17 @@ class Letterbox:
 
         Returns a new array; `xyxy` is not modified.
         """
-        pad, gain, size, origin = self._mapping or self._mapped()
-        # Called once per frame, mostly with a few boxes: all corners at once take 2 µs, one axis after the other took
-        # three times as long.
-        out: Float32Array = xyxy - pad
-        out *= gain
-        np.maximum(out, 0, out=out)
-        np.minimum(out, size, out=out)
-        out += origin
-        return out
+        # All corners at once take a third of the time of one axis after the other.
+        return _mapped_back(xyxy, *(self._mapping or self._mapped()))
+
+    @staticmethod
+    def all_to_source(boxes: Sequence[Letterbox], counts: Sequence[int], xyxy: Float32Array) -> Float32Array:
+        """The same for the boxes of several frames, (N, 4): `counts` of each, one frame after the other."""
+        first = boxes[0]
+        if all(box is first for box in boxes):
+            return first.to_source(xyxy)
+        rows = zip(*(box._mapping or box._mapped() for box in boxes), strict=True)
+        return _mapped_back(xyxy, *(np.concatenate(row).repeat(counts, axis=0) for row in rows))
 
     def _mapped(self) -> tuple[Float32Array, ...]:
         """Padding, gain, size and origin, (1, 4) each. Frames share them, since backends keep their letterboxes."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess, with_suppression
 from streamd.heads.select import open_head
-from streamd.types import DecodePlan
+from streamd.types import Box, Candidates, DecodePlan, Letterbox
 from tests.heads import test_yolov8
 from tests.heads.cases import LABELS
 
@@ -39,3 +40,34 @@ def test_a_head_whose_labels_are_wrong_leaves_suppression_to_the_host() -> None:
     plan = open_head(None, model, DetectSettings(classes=("clas_3",))).plan
     assert plan is not None
     assert not plan.suppress
+
+
+WIDE, PART = Letterbox.fit(Box(0, 0, 1920, 1080), 640, 640), Letterbox.fit(Box(100, 50, 300, 300), 640, 640)
+
+
+@pytest.mark.parametrize("letterboxes", [(WIDE, WIDE, WIDE, WIDE), (WIDE, PART, PART, WIDE)])
+@pytest.mark.parametrize("wrong", [None, (5, 5, 5, 9), (0, 0, 100, 90)], ids=["none", "no size", "outside"])
+def test_frames_of_a_batch_are_what_each_is_alone(
+    letterboxes: tuple[Letterbox, ...], wrong: tuple[float, ...] | None
+) -> None:
+    rng, outputs = np.random.default_rng(3), []
+    for n in (3, 0, 20, 1):
+        corners = rng.uniform(150, 400, (n, 4)).astype(np.float32)
+        corners[:, 2:] += 260
+        if wrong is not None and n == 20:
+            corners[7] = wrong
+        score = np.sort(rng.uniform(0.3, 1.0005, n).astype(np.float32))[::-1]
+        outputs.append(Candidates(corners, score, rng.integers(0, 6, n).astype(np.int32), True))
+    model, _ = test_yolov8.encode()
+    post = Postprocess(open_head(None, model, DetectSettings()), DetectSettings(), LABELS)
+    together = post.batch(outputs, letterboxes)
+    left_out = 0
+    for i, found in enumerate(together):
+        alone = post(outputs, i, letterboxes[i])
+        for one, other in zip(alone, found, strict=False):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+            assert not any(np.shares_memory(other, part) for part in (outputs[i].xyxy, outputs[i].class_id))
+        assert found.rejected == post.rejected
+        left_out += sum(found.rejected.values())
+    assert (left_out > 0) == (wrong is not None)

@@ -15,7 +15,8 @@ from streamd.events.record import Event, RuleStates
 from streamd.flow.glimpse import NO_PICTURE
 from streamd.flow.stream import Result, StreamOutput
 from streamd.heads import DetectSettings
-from streamd.runtime.analytics import AnalysisStep, Analytics
+from streamd.runtime.analysis_step import AnalysisStep
+from streamd.runtime.analytics import Analytics
 from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics

@@ -6,7 +6,6 @@ import threading
 import time
 import weakref
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 import av
@@ -24,7 +23,7 @@ from streamd.flow.ring import Bell, Ring
 from streamd.flow.stream import StreamOutput
 from streamd.sources.picture import picture_of
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Box, Detections, Frame, ModelInfo, StageTimes
+from streamd.types import Box, Detections, Found, Frame, ModelInfo, StageTimes
 from streamd.web import tap as module
 from streamd.web.tap import Tap
 
@@ -264,12 +263,9 @@ def test_the_pipeline_asks_the_tap_for_wanted_streams_only() -> None:
     published: list[Detections] = []
 
     class Decode:
-        rejected = MappingProxyType[str, int]({})
-        details = None
-
-        def __call__(self, outputs: Any, index: int, box: Any) -> Any:
-            row = outputs[0][index]
-            return row[:, :4], row[:, 4], row[:, 5].astype(np.int32)
+        def batch(self, outputs: Any, boxes: Any) -> list[Found]:
+            rows = outputs[0][: len(boxes)]
+            return [Found(row[:, :4], row[:, 4], row[:, 5].astype(np.int32), {}) for row in rows]
 
     metrics = Metrics(CollectorRegistry())
     pipeline = Pipeline(backend, batcher, Decode(), MODEL, metrics)

@@ -9,17 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from streamd.analysis.tracking.boxes import Boxes, boxes_of
 from streamd.analysis.tracking.native import NativeStep
-from streamd.analysis.tracking.observation import EndedTrack, EndReason, Observation, Tracked
-from streamd.analysis.tracking.pairs import Indices, Rectangles
+from streamd.analysis.tracking.observation import EndedTrack, EndReason, Observation, Tracked, TrackedBatch
+from streamd.analysis.tracking.pairs import Indices
 from streamd.analysis.tracking.tracks import (
     AGE,
     BOX,
-    HALF,
     ID,
     LEADER,
     ONE,
@@ -31,10 +31,7 @@ from streamd.analysis.tracking.tracks import (
     Matrix,
 )
 from streamd.analysis.tracking.votes import first_votes, vote
-from streamd.types import Float32Array
 
-_LARGEST = np.array([1e6])
-"""Pixels; a larger box is invalid."""
 FRAME_S = 0.1
 """Longest time that one frame counts as observed: what happened between frames further apart was not seen."""
 
@@ -55,25 +52,6 @@ class Life:
     """A gap between two frames that ends all tracks."""
     most: int
     """Largest number of tracks per stream."""
-
-
-class Boxes(NamedTuple):
-    """The boxes of a batch's frames, one frame after the other."""
-
-    place: Matrix
-    """(4, B) centre and size in pixels."""
-    corners: Float32Array
-    """(4, B) the same as left, top, right, bottom; including NaN."""
-    score: Matrix
-    """(B,); -1 for an invalid box (no area, not finite)."""
-    class_id: Matrix
-    """(B,)"""
-    counts: tuple[int, ...]
-    """Number of boxes of each frame."""
-
-    def rectangles(self) -> Rectangles:
-        """Their corners."""
-        return Rectangles(self.corners[:2], self.corners[2:], self.counts)
 
 
 class Dynamics(Protocol):
@@ -105,7 +83,7 @@ class Tracker(ABC):
         self._life = life
         self._motion = motion
         self._native: NativeStep | None = None
-        """What takes the place of everything below for one stream, where it was compiled."""
+        """What takes the place of everything below, where it was compiled."""
         self._birth = np.array([life.birth])
         # A sum of intervals is exact to a microsecond at best: the tolerance of comparisons.
         self._limits = np.array([[life.lost_s + 1e-6], [life.wall_s + 1e-6]])
@@ -126,15 +104,13 @@ class Tracker(ABC):
         May move `tracks` (ROWS, T).
         """
 
-    def step(self, observations: Sequence[Observation]) -> list[Tracked]:
+    def step(self, observations: Sequence[Observation]) -> TrackedBatch:
         """Processes one frame for each observation.
 
         Frames of the same stream may be in one call, in the order of their capture. A stream on which the tracker fails
         loses its tracks (`Tracked.error`); the others are not affected."""
-        if self._native is not None:
-            return [self._guarded([observation])[0] for observation in observations]
         if len(observations) < 2 or len({id(o.tracks) for o in observations}) == len(observations):
-            return self._guarded(observations)
+            return TrackedBatch.of(self._guarded(observations))
         out: list[Tracked | None] = [None] * len(observations)
         waves: list[list[int]] = []
         turn: dict[int, int] = {}
@@ -147,9 +123,9 @@ class Tracker(ABC):
         for wave in waves:
             for i, tracked in zip(wave, self._guarded([observations[i] for i in wave]), strict=True):
                 out[i] = tracked
-        return [tracked for tracked in out if tracked is not None]
+        return TrackedBatch.of([tracked for tracked in out if tracked is not None])
 
-    def _guarded(self, batch: Sequence[Observation]) -> list[Tracked]:
+    def _guarded(self, batch: Sequence[Observation]) -> Sequence[Tracked]:
         if not batch:
             return []
         try:
@@ -157,12 +133,9 @@ class Tracker(ABC):
         except Exception as error:  # noqa: BLE001 — whatever failed, it costs a stream's tracks and never a frame
             if len(batch) > 1:
                 return [self._guarded([observation])[0] for observation in batch]
-            tracks = batch[0].tracks
-            ended = _ends(tracks.matrix, "failed")
-            tracks.forget()
-            return [Tracked.nothing(batch[0].class_id, ended, error)]
+            return [_failed(batch[0], error)]
 
-    def _step(self, batch: Sequence[Observation]) -> list[Tracked]:
+    def _step(self, batch: Sequence[Observation]) -> Sequence[Tracked]:
         ended: list[tuple[EndedTrack, ...]] = [()] * len(batch)
         parts, passed, observed = [], [], []
         for i, o in enumerate(batch):
@@ -173,15 +146,33 @@ class Tracker(ABC):
             parts.append(part)
             passed.append(dt)
             observed.append(min(dt / (1 + max(o.missed, 0)), FRAME_S))
-        if self._native is not None and len(batch) == 1:
-            done = self._native(batch[0], parts[0], passed[0], observed[0])
-            if done is not None:
-                matrix, tracked = done
-                _remember(batch[0], matrix, passed[0])
-                tracked.ended = ended[0] + tracked.ended
-                return [tracked]
+        if self._native is None:
+            return self._joined(batch, parts, passed, observed, ended)
+        matrices, found = self._native(batch, parts, passed, observed)
+        for i, (o, matrix) in enumerate(zip(batch, matrices, strict=True)):
+            if matrix is not None:
+                _remember(o, matrix, passed[i])
+                if ended[i]:
+                    found.end(i, ended[i])
+        if all(matrix is not None for matrix in matrices):
+            return found
+        results = list(found)
+        for i, (o, matrix) in enumerate(zip(batch, matrices, strict=True)):
+            if matrix is None:
+                one = slice(i, i + 1)
+                try:
+                    results[one] = self._joined(batch[one], parts[one], passed[one], observed[one], ended[one])
+                except Exception as error:  # noqa: BLE001 — the other frames have been processed: not to be repeated
+                    results[i] = _failed(o, error)
+        return results
+
+    def _joined(
+        self, batch: Sequence[Observation], parts: Sequence[Matrix], passed: Sequence[float], observed: Sequence[float],
+        ended: list[tuple[EndedTrack, ...]],
+    ) -> list[Tracked]:  # fmt: skip
+        """The step in NumPy: see `NativeStep.__call__` for the arguments; `ended` has the tracks that ended before."""
         counts = tuple([part.shape[1] for part in parts])
-        tracks, boxes = self._motion.advance(parts, passed, observed), _boxes(batch)
+        tracks, boxes = self._motion.advance(parts, passed, observed), boxes_of(batch)
         n_tracks, n_boxes = tracks.shape[1], len(boxes.score)
         # The stream of each track and box; not needed with one stream.
         stream = frame = None
@@ -303,6 +294,13 @@ class Tracker(ABC):
 _FIRST = np.zeros(1, np.intp)
 
 
+def _failed(o: Observation, error: Exception) -> Tracked:
+    """Ends the tracks of a stream on which the tracker failed."""
+    ended = _ends(o.tracks.matrix, "failed")
+    o.tracks.forget()
+    return Tracked.nothing(o.class_id, ended, error)
+
+
 def _remember(o: Observation, matrix: Matrix, dt: float) -> None:
     """Makes the frame the last one of its stream."""
     state = o.tracks
@@ -319,29 +317,6 @@ def _interval(o: Observation) -> float:
         return 0.0
     dt = (o.time_ns - tracks.time_ns) / 1e9
     return dt if dt >= 0 else tracks.step_s
-
-
-def _boxes(batch: Sequence[Observation]) -> Boxes:
-    if len(batch) == 1:
-        corners, score, class_id = batch[0].xyxy, batch[0].score, batch[0].class_id
-    else:
-        corners = np.concatenate([o.xyxy for o in batch])
-        score = np.concatenate([o.score for o in batch])
-        class_id = np.concatenate([o.class_id for o in batch])
-    place = np.empty((4, len(score)))
-    low, high = corners.T[:2], corners.T[2:]
-    np.subtract(high, low, out=place[2:], dtype=np.float64)
-    np.add(high, low, out=place[:2], dtype=np.float64)
-    place[:2] *= HALF
-    scores = score.astype(np.float64)
-    sizes = place[2:]
-    sound = sizes > ZERO
-    sound &= sizes < _LARGEST
-    if np.count_nonzero(sound) < sound.size:
-        broken = ~sound.all(axis=0)
-        # Neither NaN nor infinity passes.
-        place[:, broken], scores[broken] = 1.0, -1.0
-    return Boxes(place, corners.T, scores, class_id.astype(np.float64), tuple([len(o.score) for o in batch]))
 
 
 def _numbers(batch: Sequence[Observation], of: Indices | None, tracks: Matrix) -> Matrix:

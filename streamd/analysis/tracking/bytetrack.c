@@ -1,4 +1,4 @@
-/* One frame of one stream for ByteTrack, as in batch.py, bytetrack.py, pairs.py, motion.py, votes.py and camera.py.
+/* ByteTrack on the frames of a batch, each of another stream, as in batch.py, bytetrack.py, pairs.py, motion.py, votes.py and camera.py.
  *
  * Those are the reference, and what runs where this file was not compiled; tests/analysis/tracking/test_native.py holds
  * both to the same results. It uses nothing of Python, so that building it takes a C compiler and no headers, and it is
@@ -38,14 +38,14 @@ static double least(double a, double b) { return a < b ? a : b; }
 static double most(double a, double b) { return a > b ? a : b; }
 
 /* motion.py: Motion.advance. */
-static void advance(const Settings *s, double *out, const double *in, int64_t in_stride, int64_t stride, int64_t n,
-                    double dt, double observed)
+static void advance(const Settings *s, double *out, const double *in, int64_t stride, int64_t n, double dt,
+                    double observed)
 {
     double decay = exp(-dt / s->tau), travel = s->tau * (1 - decay);
     double noise[2] = {s->center_noise * s->center_noise, s->size_noise * s->size_noise};
     double place = dt * dt * dt / 3, mixed = dt * dt / 2;
     for (int row = 0; row < ROWS; row++)
-        memcpy(out + row * stride, in + row * in_stride, (size_t)n * sizeof(double));
+        memcpy(out + row * stride, in + row * n, (size_t)n * sizeof(double));
     for (int i = 0; i < 4; i++) {
         double *where = out + i * stride, *speed = out + (SPEED + i) * stride;
         for (int64_t t = 0; t < n; t++) {
@@ -71,7 +71,7 @@ static void advance(const Settings *s, double *out, const double *in, int64_t in
     }
 }
 
-/* batch.py: _boxes. */
+/* boxes.py: boxes_of. */
 static void read_boxes(Detection *boxes, const float *xyxy, const float *score, const int32_t *class_id, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
@@ -318,23 +318,14 @@ static int before(const double *tracks, int64_t stride, int64_t a, int64_t b)
     return a < b;
 }
 
-/* One frame.
- *
- * tracks, in_stride, n_tracks: of the stream, left alone.
- * dt, observed: seconds since its last frame, and how many of them count as observed.
- * xyxy, score, class_id, n_boxes: of the frame.
- * out: room for ROWS rows of `n_tracks + n_boxes`; gets the tracks that live on.
- * track_age, velocity, track_class, track_id: by box, of its track (ids of new tracks are 0 still).
- * fresh: by new id, the column in `out` and the box, in the order of the ids. Room for n_boxes pairs.
- * ended: by track that has ended: id, leader, observed age, seconds unseen. Room for n_tracks times 4.
- * counts: how many tracks live on, new ids, ended tracks.
+/* One frame; see bytetrack_batch. `stride` is n_tracks + n_boxes. `ids` of new tracks are 0 still.
  *
  * Returns 0; 1 where there is no memory or too many tracks for this way: nothing is to be used then.
  */
-int bytetrack_step(const Settings *s, const double *tracks, int64_t in_stride, int64_t n_tracks, double dt,
-                   double observed, const float *xyxy, const float *score, const int32_t *class_id, int64_t n_boxes,
-                   double *out, double *track_age, double *velocity, int32_t *track_class, int64_t *track_id,
-                   int64_t *fresh, double *ended, int64_t *counts)
+static int step(const Settings *s, const double *tracks, int64_t n_tracks, double dt, double observed,
+                const float *xyxy, const float *score, const int32_t *class_id, int64_t n_boxes, double *out,
+                double *track_age, double *velocity, int32_t *track_class, int64_t *track_id, int64_t *fresh,
+                double *ended, int64_t *counts)
 {
     int64_t stride = n_tracks + n_boxes, failed = 1;
     Detection few_boxes[ON_STACK], *boxes = few_boxes;
@@ -354,7 +345,7 @@ int bytetrack_step(const Settings *s, const double *tracks, int64_t in_stride, i
     if (boxes == NULL || track_of == NULL || taken == NULL)
         goto end;
     if (stride)
-        advance(s, out, tracks, in_stride, stride, n_tracks, dt, observed);
+        advance(s, out, tracks, stride, n_tracks, dt, observed);
     read_boxes(boxes, xyxy, score, class_id, n_boxes);
     for (int64_t i = 0; i < n_boxes; i++)
         track_of[i] = -1;
@@ -458,4 +449,46 @@ end:
     free(order);
     free(spare);
     return (int)failed;
+}
+
+/* All frames of a batch; no stream has two.
+ *
+ * frames: how many. Whatever is by box holds the values of the first frame's boxes, then those of the second, and so on.
+ * facts: seven by frame: the address of its stream's tracks, that of the room for those that live on, the number of its
+ *     stream's tracks and that of its boxes are given. How many tracks live on, new ids and ended tracks are returned, -1
+ *     of each where the frame was not processed: there is no memory, or too many tracks for this way.
+ *     The tracks are ROWS rows of doubles, left alone; there is room for ROWS rows of tracks and boxes together, whose
+ *     beginning gets ROWS rows of the tracks that live on.
+ * passed: by frame, seconds since its stream's last frame, and how many of them count as observed.
+ * xyxy, score, class_id: by box.
+ * age, velocity, track_class, track_id: by box, of its track; 0 in `track_id` where the track has no id yet.
+ * fresh: room for two by box. By new id, in the order of the ids: the track's column and the box, both counted within the
+ *     frame. Those of a frame begin at twice its first box.
+ * ended: room for four by track. By confirmed track that has ended: id, leader, observed age, seconds unseen. Those of a
+ *     frame begin at four times its stream's first track.
+ */
+void bytetrack_batch(const Settings *s, int64_t frames, int64_t *facts, const double *passed, const float *xyxy,
+                     const float *score, const int32_t *class_id, double *age, double *velocity, int32_t *track_class,
+                     int64_t *track_id, int64_t *fresh, double *ended)
+{
+    for (int64_t i = 0; i < frames; i++, facts += 7, passed += 2) {
+        const double *tracks = (const double *)(intptr_t)facts[0];
+        double *out = (double *)(intptr_t)facts[1];
+        int64_t known = facts[2], boxes = facts[3], *counts = facts + 4, stride = known + boxes;
+        if (step(s, tracks, known, passed[0], passed[1], xyxy, score, class_id, boxes, out, age, velocity, track_class,
+                 track_id, fresh, ended, counts))
+            counts[0] = counts[1] = counts[2] = -1;
+        else if (counts[0] < stride)
+            for (int64_t row = 1; row < ROWS; row++)
+                memmove(out + row * counts[0], out + row * stride, (size_t)counts[0] * sizeof *out);
+        xyxy += 4 * boxes;
+        score += boxes;
+        class_id += boxes;
+        age += boxes;
+        velocity += 2 * boxes;
+        track_class += boxes;
+        track_id += boxes;
+        fresh += 2 * boxes;
+        ended += 4 * known;
+    }
 }

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from streamd.analysis.tracking import TRACKERS, TrackingSettings
-from streamd.analysis.tracking.batch import Boxes, Life, Tracker
+from streamd.analysis.tracking.batch import Life, Tracker
+from streamd.analysis.tracking.boxes import Boxes
 from streamd.analysis.tracking.camera import FEWEST, common_shift
 from streamd.analysis.tracking.motion import Motion
 from streamd.analysis.tracking.native import NativeStep, library

@@ -13,7 +13,8 @@ import numpy as np
 from pydantic import Field
 
 from streamd.analysis.tracking import TRACKERS, TrackingSettings
-from streamd.analysis.tracking.batch import Boxes, Life, Tracker
+from streamd.analysis.tracking.batch import Life, Tracker
+from streamd.analysis.tracking.boxes import Boxes
 from streamd.analysis.tracking.pairs import Indices, Pairs, Rectangles, match, meeting
 from streamd.analysis.tracking.tracks import AGE, BOX, ID, LEADER, ONE, SPEED, UNSEEN, WALL, Matrix
 from streamd.settings import Seconds, Unit

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -87,4 +89,70 @@ class Tracked:
         return cls(
             np.zeros(n, np.int64), np.zeros(n, np.bool_), np.zeros(n), np.zeros((n, 2)),
             class_id, ended, error,
+        )  # fmt: skip
+
+
+class TrackedBatch(Sequence[Tracked]):
+    """The results of a step: by frame, and of the boxes of all frames together.
+
+    Args:
+        joined: the boxes of all frames, one frame after the other.
+        bounds: the first box of each frame, and the end.
+        ended: by number of a frame the tracks that ended with it.
+        errors: by number of a frame see `Tracked.error`.
+    """
+
+    __slots__ = ("_bounds", "_ended", "errors", "joined")
+
+    def __init__(
+        self,
+        joined: Tracked,
+        bounds: Sequence[int],
+        ended: dict[int, tuple[EndedTrack, ...]] | None = None,
+        errors: dict[int, Exception] | None = None,
+    ) -> None:
+        self.joined = joined
+        self._bounds = bounds
+        self._ended, self.errors = ended or {}, errors or {}
+
+    @classmethod
+    def of(cls, frames: Sequence[Tracked]) -> TrackedBatch:
+        """From the results of each frame."""
+        if isinstance(frames, cls):
+            return frames
+        bounds = [0, *itertools.accumulate([len(frame.id) for frame in frames])]
+        joined = frames[0] if len(frames) == 1 else Tracked.nothing(np.empty(0, np.int32))
+        if len(frames) > 1:
+            joined = Tracked(
+                np.concatenate([frame.id for frame in frames]), np.concatenate([frame.confirmed for frame in frames]),
+                np.concatenate([frame.age_s for frame in frames]), np.concatenate([frame.velocity for frame in frames]),
+                np.concatenate([frame.class_id for frame in frames]),
+            )  # fmt: skip
+        ended = {i: frame.ended for i, frame in enumerate(frames) if frame.ended}
+        errors = {i: frame.error for i, frame in enumerate(frames) if frame.error is not None}
+        return cls(joined, bounds, ended, errors)
+
+    def end(self, frame: int, ended: tuple[EndedTrack, ...]) -> None:
+        """Adds tracks that had ended before the frame."""
+        self._ended[frame] = ended + self._ended.get(frame, ())
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, frame: int) -> Tracked: ...
+
+    @overload
+    def __getitem__(self, frame: slice) -> list[Tracked]: ...
+
+    def __getitem__(self, frame: int | slice) -> Tracked | list[Tracked]:
+        """The results of one frame, or of some."""
+        if isinstance(frame, slice):
+            return [self[i] for i in range(*frame.indices(len(self)))]
+        i, j = range(len(self))[frame], self.joined
+        cut = slice(self._bounds[i], self._bounds[i + 1])
+        return Tracked(
+            j.id[cut], j.confirmed[cut], j.age_s[cut], j.velocity[cut], j.class_id[cut], self._ended.get(i, ()),
+            self.errors.get(i),
         )  # fmt: skip

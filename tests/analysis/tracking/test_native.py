@@ -82,6 +82,71 @@ def test_wild_scenes(step: Any, seed: int, objects: int, passed: list[float], sh
         both(at, frame, missed=int(rng.integers(0, 3)))
 
 
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 30), min_size=2, max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_frames_of_many_streams_in_one_call(step: Any, seed: int, objects: list[int]) -> None:
+    films = [wild(seed + k, 12, n) for k, n in enumerate(objects)]
+    both = ByteTrack(ByteTrackSettings()), ByteTrack(ByteTrackSettings(), step)
+    states = [[StreamTracks() for _ in films] for _ in both]
+    for i in range(12):
+        # Every third time a stream has no frame, and the first one two.
+        shown = [k for k in range(len(films)) if (i + k) % 3] + ([0] if i % 4 == 0 else [])
+        at_ns = [(i * 2 + (j > 0 and k == 0)) * 40_000_000 for j, k in enumerate(shown)]
+        found = [
+            tracker.step(
+                [Observation(own[k], at, *films[k][i], *SIZE) for k, at in zip(shown, at_ns, strict=True)]
+            )
+            for tracker, own in zip(both, states, strict=True)
+        ]  # fmt: skip
+        assert not found[1].errors
+        for one, other in zip(*found, strict=True):
+            assert (one.id.tolist(), one.class_id.tolist()) == (other.id.tolist(), other.class_id.tolist())
+            assert other.confirmed.tolist() == (other.id > 0).tolist()
+            assert [e.id for e in one.ended] == [e.id for e in other.ended]
+            np.testing.assert_allclose(one.age_s, other.age_s, rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(one.velocity, other.velocity, rtol=1e-6, atol=1e-6)
+        assert found[1].joined.id.tolist() == [number for each in found[1] for number in each.id.tolist()]
+        for a, b in zip(*states, strict=True):
+            np.testing.assert_allclose(a.matrix, b.matrix, rtol=1e-6, atol=1e-6)
+
+
+def test_a_stream_with_too_many_tracks_does_not_affect_the_others(step: Any) -> None:
+    few, many = boxes((100, 100, 40, 100, 0.9)), boxes(*((50 * n, 100, 40, 100, 0.9) for n in range(9)))
+    both = ByteTrack(ByteTrackSettings(max_tracks=5)), ByteTrack(ByteTrackSettings(max_tracks=5), step)
+    states = [[StreamTracks() for _ in range(3)] for _ in both]
+    for i in range(4):
+        found = [
+            tracker.step(
+                [Observation(own[k], i * 40_000_000, *frame, *SIZE) for k, frame in enumerate((few, many, few))]
+            )
+            for tracker, own in zip(both, states, strict=True)
+        ]  # fmt: skip
+        assert [each.id.tolist() for each in found[0]] == [each.id.tolist() for each in found[1]]
+        assert not found[1].errors
+    assert [len(state) for state in states[1]] == [1, 5, 1]
+
+
+def test_numpy_failing_on_one_stream_does_not_step_the_others_twice(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = boxes((100, 100, 40, 100, 0.9)), boxes(*((50 * n, 100, 40, 100, 0.9) for n in range(9)))
+    tracker, states = ByteTrack(ByteTrackSettings(max_tracks=5), step), [StreamTracks() for _ in range(2)]
+
+    def broken(*_: Any) -> Any:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(tracker, "_born", broken)
+    for i in range(3):
+        fine, failed = tracker.step(
+            [
+                Observation(state, i * 10**9 // 10, *frame, *SIZE)
+                for state, frame in zip(states, (few, many), strict=True)
+            ]
+        )
+        assert fine.error is None
+        assert fine.age_s.tolist() == [pytest.approx(i / 10)]
+        assert str(failed.error) == "broken"
+        assert failed.id.tolist() == [0] * 9
+
+
 def test_boxes_that_are_none_and_frames_without_any(step: Any) -> None:
     both = Twins(step)
     person = (100, 100, 40, 100)

@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""What tracking costs between the network and the sinks: microseconds of CPU a frame with `tracking: {}` and without.
+
+    streamd detect VIDEO --model MODEL --conf 0.1 --json > BOXES.jsonl
+    python tools/bench_tracking.py BOXES.jsonl [--streams 16] [--conf 0.25] [--threads N] [--numpy] [--json]
+
+Runs the daemon's own postprocess stage on the boxes of the recorded frames as a GPU hands them over (suppressed on the
+device, above the threshold of the row), a batch of one frame of each stream at a time, and then encodes the messages as
+the thread of a sink does. Each stream begins elsewhere in the recording. `--threads` start as many threads that take
+the interpreter lock whenever they can get it, as the decoders' do; `ms` is then how long a batch takes on the clock."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from streamd.analysis.tracking import open_tracker
+from streamd.analysis.tracking.bytetrack import ByteTrack, ByteTrackSettings
+from streamd.engine import BatchSettings, ModelSettings
+from streamd.engine.null import NullBackend, NullSettings
+from streamd.flow.batcher import Batcher
+from streamd.flow.pipeline import Pipeline, _Work
+from streamd.flow.ring import Bell
+from streamd.flow.settings import StreamSettings
+from streamd.flow.stream import StreamOutput
+from streamd.heads import DetectSettings
+from streamd.heads.postprocess import Postprocess
+from streamd.heads.select import open_head
+from streamd.runtime.analytics import Analytics
+from streamd.sinks.envelope import MessageBuilder, Outgoing
+from streamd.telemetry.analytics import AnalyticsMetrics
+from streamd.telemetry.metrics import Metrics
+from streamd.types import Box, Candidates, Detections, Frame, Letterbox, ModelInfo, Picture
+
+INPUT = 640
+"""Width and height of the network's input."""
+PERIOD_NS = 40_000_000
+"""Between two frames of a stream."""
+
+
+class Recording:
+    """The boxes of recorded messages, in pixels of the network's input.
+
+    Args:
+        path: one detections message a line.
+
+    Raises:
+        ValueError: no line of the file is one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        messages = [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")]
+        messages = [message for message in messages if "detections" in message]
+        if not messages:
+            raise ValueError(f"{path}: no detections message; expected the output of streamd detect --json, one a line")
+        self.width, self.height = messages[0]["width"], messages[0]["height"]
+        self.letterbox = Letterbox.fit(Box(0, 0, self.width, self.height), INPUT, INPUT)
+        box = self.letterbox
+        scale, pad = box.content_width / self.width, np.array([box.pad_x, box.pad_y] * 2, np.float32)
+        named = {each["class_id"]: each["label"] for message in messages for each in message["detections"]}
+        self.labels = tuple(named.get(i, f"class {i}") for i in range(max(named, default=0) + 1))
+        self.frames: list[Candidates] = []
+        for message in messages:
+            found = message["detections"]
+            corners = np.array([each["box"] for each in found], np.float32).reshape(-1, 4)
+            self.frames.append(
+                Candidates(
+                    corners * np.float32(scale) + pad,
+                    np.array([each["score"] for each in found], np.float32),
+                    np.array([each["class_id"] for each in found], np.int32),
+                    True,
+                )
+            )
+
+    def above(self, conf: float) -> list[Candidates]:
+        """The boxes that the device hands over at this threshold."""
+        return [found.take(found.score >= conf) for found in self.frames]
+
+
+class _Device(NullBackend):
+    """Hands over recorded boxes."""
+
+    found: Sequence[Candidates] = ()
+
+    def collect(self, slot: Any) -> Any:
+        """See `Backend.collect`."""
+        return self.found
+
+    def device_times(self, slot: Any) -> dict[str, float]:
+        """See `Backend.device_times`."""
+        return {}
+
+
+class Row:
+    """One pipeline from the network to the sinks, called by hand.
+
+    Args:
+        recording: what the network finds.
+        streams: how many; a batch has one frame of each.
+        conf: lowest score that is published.
+        tracking: whether boxes are tracked.
+        numpy: the tracker does without its compiled step.
+    """
+
+    def __init__(self, recording: Recording, streams: int, conf: float, *, tracking: bool, numpy: bool) -> None:
+        detect, model = DetectSettings(conf=conf), ModelInfo("bench", "0" * 64, recording.labels)
+        metrics, self.out = Metrics(CollectorRegistry()), list[Detections]()
+        self._device = _Device(NullSettings(), ModelSettings(path="x"), batch=BatchSettings(max=streams))
+        self._device.start()
+        analytics = step = None
+        if tracking:
+            analytics = Analytics(
+                ByteTrackSettings(), detect, AnalyticsMetrics(CollectorRegistry()), lambda *_: None, boot_id="bench"
+            )
+            step, detect = analytics.step(model), analytics.detect
+            step._tracker = ByteTrack(ByteTrackSettings()) if numpy else open_tracker(ByteTrackSettings())
+        post = Postprocess(open_head(None, self._device.spec, detect), detect, recording.labels)
+        self._pipeline = Pipeline(
+            self._device, Batcher(streams, 0, Bell()), post, model, metrics, analysis=step
+        )  # fmt: skip
+        self._names = [f"s{i}" for i in range(streams)]
+        for name in self._names:
+            if analytics is not None:
+                analytics.add(StreamSettings(id=name, kind="bench"))
+            self._pipeline.add(StreamOutput(name, metrics, model, self.out.append))
+        self._found = recording.above(detect.conf)
+        self._letterboxes, self._size = [recording.letterbox] * streams, (recording.width, recording.height)
+        self._seq = 0
+
+    def batch(self) -> _Work:
+        """The next frame of each stream, with what the device says of it."""
+        count, seq, every = len(self._found), self._seq, len(self._names)
+        at = [(seq + i * count // every) % count for i in range(every)]
+        self._device.found = [self._found[i] for i in at]
+        self._seq += 1
+        now, then = time.monotonic_ns(), 1 + seq * PERIOD_NS
+        picture = Picture(None, "nv12", *self._size)  # type: ignore[arg-type]
+        frames = [
+            Frame(name, picture, *self._size, then, then, now, then, seq=seq, begins=seq > 0 and i == 0)
+            for name, i in zip(self._names, at, strict=True)
+        ]
+        return _Work(self._device.slots[0], frames, [], self._letterboxes, now, now, now)
+
+    def post(self, work: _Work) -> None:
+        """What the postprocess thread does with a batch."""
+        self._pipeline._free.get()  # the slot, which the stage gives back
+        self._pipeline._do_postprocess(work)
+
+
+def measure(row: Row, batches: int, streams: int) -> dict[str, float]:
+    """Medians: microseconds of CPU a frame of the postprocess stage and of encoding, milliseconds a batch."""
+    builder, post, sink, wall = MessageBuilder("bench"), [], [], []
+    size = boxes = 0
+    for i in range(batches + batches // 4):
+        work = row.batch()
+        row.out.clear()
+        clock, cpu = time.perf_counter(), time.thread_time()
+        row.post(work)
+        middle, clock = time.thread_time(), time.perf_counter() - clock
+        made = [builder.detections(Outgoing(detections, "bench")) for detections in row.out]
+        done = time.thread_time()
+        if i >= batches // 4:
+            post.append(middle - cpu)
+            sink.append(done - middle)
+            wall.append(clock)
+            size += sum(len(message.payload) for message in made)
+            boxes += sum(len(detections.score) for detections in row.out)
+    frames = batches * streams
+    return {
+        "postprocess": round(float(np.median(post)) / streams * 1e6, 1),
+        "sink": round(float(np.median(sink)) / streams * 1e6, 1),
+        "ms": round(float(np.median(wall)) * 1e3, 2),
+        "boxes": round(boxes / frames, 1),
+        "bytes": round(size / frames),
+    }
+
+
+def main() -> int:
+    """Measures and prints."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("boxes", type=Path, help="the output of streamd detect --json with --conf 0.1")
+    p.add_argument("--streams", type=int, default=16)
+    p.add_argument("--conf", type=float, default=0.25, help="lowest score that is published")
+    p.add_argument("--batches", type=int, default=150, help="of each row in each round")
+    p.add_argument("--rounds", type=int, default=3, help="the best counts: everything else only adds")
+    p.add_argument("--threads", type=int, default=0, help="others that want the interpreter lock")
+    p.add_argument("--numpy", action="store_true", help="without the tracker's compiled step")
+    p.add_argument("--json", action="store_true")
+    args = p.parse_args()
+    try:
+        recording = Recording(args.boxes)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"bench_tracking: {error}", file=sys.stderr)
+        return 2
+    stop = threading.Event()
+
+    def compete() -> None:
+        while not stop.is_set():
+            for _ in range(2000):
+                pass
+            time.sleep(0.0002)
+
+    for _ in range(args.threads):
+        threading.Thread(target=compete, daemon=True).start()
+    rows = {
+        name: Row(recording, args.streams, args.conf, tracking=name == "with", numpy=args.numpy)
+        for name in ("without", "with")
+    }
+    found: dict[str, dict[str, float]] = {}
+    for _ in range(args.rounds):
+        for name, row in rows.items():
+            now = measure(row, args.batches, args.streams)
+            found[name] = {key: min(value, found.get(name, now)[key]) for key, value in now.items()}
+    stop.set()
+    found["more"] = {key: round(value - found["without"][key], 2) for key, value in found["with"].items()}
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    columns = list(found["with"])
+    print(f"{'tracking':10}" + "".join(f"{column:>13}" for column in columns))
+    for name, values in found.items():
+        print(f"{name:10}" + "".join(f"{values[column]:>13}" for column in columns))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
