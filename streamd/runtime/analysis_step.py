@@ -13,6 +13,7 @@ import structlog
 from streamd.analysis.rules import RuleEvent
 from streamd.analysis.rules.engine import RuleEngine
 from streamd.analysis.tracking import Observation, Tracked
+from streamd.analysis.tracking.observation import TrackedBatch
 from streamd.flow.stream import Result
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import class_numbers
@@ -63,7 +64,7 @@ class AnalysisStep:
                 each.pass_over(result.frame)
             seen.append((observation, each.now_ns))
         observations = [observation for observation, _ in seen if observation is not None]
-        found = self._tracker.step(observations)
+        found = TrackedBatch.of(self._tracker.step(observations))
         looked = batch if len(observations) == len(batch) else [result for result in batch if result.looked]
         at = 0
         for each, result, (observation, now_ns) in zip(known, batch, seen, strict=True):

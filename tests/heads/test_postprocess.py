@@ -46,7 +46,7 @@ WIDE, PART = Letterbox.fit(Box(0, 0, 1920, 1080), 640, 640), Letterbox.fit(Box(1
 
 
 @pytest.mark.parametrize("letterboxes", [(WIDE, WIDE, WIDE, WIDE), (WIDE, PART, PART, WIDE)])
-@pytest.mark.parametrize("wrong", [None, (5, 5, 5, 9), (0, 0, 100, 90)], ids=["none", "no size", "outside"])
+@pytest.mark.parametrize("wrong", [None, (5, 5, 5, 9), (-90, -90, -5, -5)], ids=["none", "no size", "outside"])
 def test_frames_of_a_batch_are_what_each_is_alone(
     letterboxes: tuple[Letterbox, ...], wrong: tuple[float, ...] | None
 ) -> None:

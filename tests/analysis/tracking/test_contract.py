@@ -152,7 +152,7 @@ def test_frames_of_one_stream_in_one_batch_go_in_order(kind: str) -> None:
     expected = [alone(i / 25, frame).id.tolist() for i, frame in enumerate(film)]
     batch = [observation(state, frame, i) for i, frame in enumerate(film)]
     batch.insert(3, observation(other, PERSON, 0))
-    found = tracker.step(batch)
+    found = list(tracker.step(batch))
     assert found.pop(3).id.tolist() == [1]
     assert [tracked.id.tolist() for tracked in found] == expected
 
