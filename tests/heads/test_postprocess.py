@@ -64,7 +64,7 @@ def test_frames_of_a_batch_are_what_each_is_alone(
     left_out = 0
     for i, found in enumerate(together):
         alone = post(outputs, i, letterboxes[i])
-        for one, other in zip(alone, found, strict=False):
+        for one, other in zip(alone, (found.xyxy, found.score, found.class_id), strict=True):
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
             assert not any(np.shares_memory(other, part) for part in (outputs[i].xyxy, outputs[i].class_id))
