@@ -31,6 +31,8 @@ from tests.sinks.brokers import Server, free_port, nats_server
 
 PATIENCE_S = 60.0
 STEADY_S = REPLAN_S + 1.0
+NODE_STARTS = 3
+"""Ray gives a raylet 30 s to start, which is too short for a busy machine."""
 STORE_BYTES = 80 << 20
 NULL = "model: {path: none}\nengine: {kind: 'null'}\n"
 
@@ -141,9 +143,21 @@ class Rays:
 
     def add(self, name: str) -> None:
         """Starts a node."""
-        labels = dict(self._labels.get(name, {}))
-        with self._environment(name):
-            self._nodes[name] = self._cluster.add_node(**self._options, node_name=name, labels=labels, wait=False)
+        options = {**self._options, "node_name": name, "labels": dict(self._labels.get(name, {})), "wait": False}
+        for i in range(NODE_STARTS):
+            before = set(psutil.Process().children())
+            try:
+                with self._environment(name):
+                    self._nodes[name] = self._cluster.add_node(**options)
+                return
+            except Exception as error:  # Ray raises plain ones
+                if "timed out during startup" not in str(error) or i == NODE_STARTS - 1:
+                    raise
+            # What has been started is known to nobody, and would be another node of this name.
+            for process in set(psutil.Process().children()) - before:
+                for each in (*process.children(recursive=True), process):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.kill()
 
     @contextlib.contextmanager
     def _environment(self, name: str) -> Iterator[None]:
