@@ -127,7 +127,10 @@ class Coordinator:
 
     def _alive(self, now: float, member: Member, daemon: DaemonReport) -> None:
         if not member.up:
-            member.up, member.hungry, member.told = True, True, ""
+            # One that a new coordinator finds with streams has not just come, unless it is still to have its share.
+            has = any(not told.standby for told in daemon.streams.values())
+            settled = has and self.rebuilding(now) and not member.report.joining
+            member.up, member.hungry, member.told = True, not settled, ""
             self._planner.dirty = True
             self._planner.happen("box_up", member.name, detail=daemon.boot_id)
         self._planner.generation = max(self._generation, daemon.highest)
@@ -217,7 +220,9 @@ class Coordinator:
         # Not before it has told how far every stream came, outdated ones as well: its daemon ends at once.
         busy = held or streams or (member.up and (told or partings))
         drained = member.draining and not busy
-        return Order(self._number, member.name, self._generation, streams, settled, self._revision, drained)
+        return Order(
+            self._number, member.name, self._generation, streams, settled, self._revision, drained, member.hungry
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------- time
 

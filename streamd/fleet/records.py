@@ -72,6 +72,8 @@ class Order(msgspec.Struct, frozen=True):
     """Of the configuration to run."""
     drained: bool = False
     """The box is being drained and has nothing left."""
+    joining: bool = False
+    """The box has come and is still to be given its share; it tells the next coordinator."""
 
 
 class StreamReport(msgspec.Struct, frozen=True):
@@ -143,6 +145,8 @@ class BoxReport(msgspec.Struct, frozen=True):
     """Why it has no daemon."""
     highest: int = 0
     """Highest generation that the box knows of, also from earlier daemons and earlier fleets."""
+    joining: bool = False
+    """As in its last order."""
 
 
 class Account(msgspec.Struct, frozen=True):

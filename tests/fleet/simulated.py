@@ -91,7 +91,10 @@ class SimBox:
             1, f"{self.name}-{self.boots}", 1, self.order.number, self.order.highest, streams=told,
             partings=self.partings, published=self.published, late=self.late, metrics_port=1,
         )  # fmt: skip
-        report = BoxReport(self.name, "n-" + self.name, self.labels, daemon, metrics="h:1", highest=self.highest)
+        report = BoxReport(
+            self.name, "n-" + self.name, self.labels, daemon, metrics="h:1", highest=self.highest,
+            joining=self.order.joining,
+        )  # fmt: skip
         return decode(encode(report), BoxReport)
 
     @staticmethod

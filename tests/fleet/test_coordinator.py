@@ -200,6 +200,30 @@ def test_a_new_coordinator_learns_everything_from_the_boxes_and_stops_no_stream(
         assert w.stream(name).account.received == w.captured[name]
 
 
+def test_a_new_coordinator_moves_nothing_where_shares_are_uneven() -> None:
+    w = world(boxes=3, streams=40)
+    gone = [n for n, boxes in w.where().items() if boxes == ["b1"]][2:]
+    w.demands = [d for d in w.demands if d.name not in gone]
+    w.coordinator.apply(w.now, w.settings, w.demands, "")
+    w.seconds(20)
+    begun, before = len(w.starts), w.where()
+    w.new_coordinator()
+    w.seconds(20)
+    assert len(w.starts) == begun
+    assert w.where() == before
+
+
+def test_a_box_that_was_being_given_its_share_gets_it_from_a_new_coordinator() -> None:
+    w = world(boxes=2, streams=30, moves=2)
+    w.add("b2")
+    w.seconds(10)
+    assert len(w.boxes["b2"].streams) == 2
+    w.new_coordinator()
+    w.seconds(400)
+    assert len(w.boxes["b2"].streams) >= 8
+    served(w)
+
+
 def test_generations_grow_over_a_new_coordinator_that_cannot_hear_who_had_the_highest() -> None:
     w = world(boxes=2, streams=6)
     mine = [n for n, boxes in w.where().items() if boxes == ["b0"]]

@@ -184,6 +184,7 @@ class BoxHost:
         report = BoxReport(
             self.place.name, self.place.node, list(self.place.labels), told,
             metrics=f"{self._host}:{port}" if port else None, problem=self._why(told), highest=self._highest,
+            joining=self._order is not None and self._order.joining,
         )  # fmt: skip
         order = self._report(report)
         if order is None:
