@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
 from streamd.analysis.glance.cells import Cells, near
 from streamd.analysis.glance.motion import Motion
+from streamd.analysis.glance.motion_native import warm
 from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.settings import LookSettings
 from streamd.analysis.rules.geometry import inside, pad_polygons
@@ -224,7 +226,7 @@ class Gate:
         if passed < 0.1:
             return
         self._heat_ns = now
-        self.heat += np.float32(1 - np.exp(-min(passed, HEAT_S) / HEAT_S)) * (moved.cells - self.heat)
+        warm(self.heat, moved.cells, 1 - math.exp(-min(passed, HEAT_S) / HEAT_S))
 
     def yielded(self) -> None:
         """A frame that was to be looked at was not, because others went first. Any thread."""

@@ -10,17 +10,21 @@ then only what is solid, or lasts and stands out, moves.
 
 The network's answers teach it: where something strays and no box is found, it becomes background sooner and its noise
 grows (rain, a burnt-in clock, leaves); where boxes are found, noise shrinks.
+
+Where it was compiled, `motion.c` does the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
 import numpy as np
 
-from streamd.analysis.glance import COLUMNS, ROWS, Glance
+from streamd.analysis.glance import COLUMNS, ROWS, Glance, Luma
 from streamd.analysis.glance.cells import TILE, Cells, Levels, around, beyond, reach, tiles
+from streamd.analysis.glance.motion_native import Functions, NativeMotion, library
 from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.whole import Shots, whole
 
@@ -102,14 +106,19 @@ class Motion:
     Args:
         ignored: (ROWS, COLUMNS) cells that do not matter.
         sensitivity: fixed, from 1 to 10; None to find it.
+        native: see `motion_native.library`; what was built with the package by default, None for NumPy.
     """
 
-    def __init__(self, ignored: Cells | None = None, sensitivity: float | None = None) -> None:
+    def __init__(
+        self, ignored: Cells | None = None, sensitivity: float | None = None, native: Functions | bool | None = True
+    ) -> None:
         self._wanted = None if ignored is None or not ignored.any() else ~ignored
         self._auto = sensitivity is None
         self.threshold = FIRST_SCORE if sensitivity is None else SCALE / sensitivity
-        self._background: Levels | None = None
-        self._past: Levels
+        self._begun = False
+        """Whether there is a background."""
+        self._background = np.zeros((ROWS, COLUMNS), np.float32)
+        self._past = np.zeros((ROWS, COLUMNS), np.float32)
         """The background without what stands still for a while: what comes to light when it leaves is no motion."""
         self._level = 0.0
         """By how much half of the last picture was lighter than the background."""
@@ -117,7 +126,7 @@ class Motion:
         """Whether that has just changed by more than `SWITCH`."""
         self._noise = np.full((ROWS, COLUMNS), FIRST_NOISE, np.float32)
         self._limit = np.full((ROWS, COLUMNS), LEAST + PER_NOISE * FIRST_NOISE, np.float32)
-        self._distance = np.empty((ROWS, COLUMNS), np.float32)
+        self._distance = np.zeros((ROWS, COLUMNS), np.float32)
         self._now_ns = self._passed_ns = 0
         self._learned_s = 0.0
         self._number = 0
@@ -130,6 +139,8 @@ class Motion:
         self._shots = Shots()
         self._boxed_ns = np.full((ROWS, COLUMNS), -(10**15), np.int64)
         """When a box was last found in a cell."""
+        functions = library() if native is True else (native or None)
+        self._native = None if functions is None else NativeMotion(functions, self, float(UP), float(DOWN))
 
     @property
     def sensitivity(self) -> float:
@@ -148,7 +159,7 @@ class Motion:
 
     def reset(self) -> None:
         """The next picture is unrelated to those before. Noise and sensitivity are kept."""
-        self._background = None
+        self._begun = False
 
     def step(self, glance: Glance, now_ns: int | None = None) -> Moved:
         """Compares the next picture with the background, and takes it in.
@@ -158,14 +169,16 @@ class Motion:
             now_ns: its time, if it is not that of its capture.
         """
         now_ns = glance.captured_ns if now_ns is None else now_ns
-        luma = glance.luma.astype(np.float32)
-        if self._background is None:
+        if not self._begun:
             self._now_ns = now_ns
-            self._begin(luma)
+            self._begin(glance.luma)
             return Moved(0.0, self.threshold, _STILL, 0.0, light=True)
         passed_s = min(max((now_ns - self._now_ns) / 1e9, 1e-3), 1.0)
         self._passed_ns, self._now_ns = now_ns - self._now_ns, now_ns
         self._number += 1
+        if self._native is not None:
+            return self._native.step(self, glance.luma, passed_s)
+        luma = glance.luma.astype(np.float32)
         away, light, shifted, shift = self._compared(luma)
         distance = self._distance
         stray = distance > self._limit
@@ -194,11 +207,19 @@ class Motion:
             self._calm()
         return Moved(score, self.threshold, stray, count / stray.size, shift=shift, place=place, shaken=self.shaken)
 
-    def _begin(self, luma: Levels) -> None:
+    def _begin(self, luma: Levels | Luma) -> None:
         """The background begins with a picture."""
-        self._background, self._past, self._level = luma, luma.copy(), 0.0
+        self._background[:] = self._past[:] = luma
+        self._begun = True
+        self._unrelated()
+
+    def _unrelated(self) -> None:
+        """What was seen before says nothing of the pictures to come."""
+        self._level = 0.0
         self._before.extend([_STILL] * LASTS)
         self._shots = Shots()
+        if self._native is not None:
+            self._native.begin(_STILL)
 
     def _compared(self, luma: Levels) -> tuple[Levels, Any, Any, tuple[float, float]]:
         """Sets `_distance`.
@@ -208,7 +229,6 @@ class Motion:
             or in all; what a shift does; and the shift.
         """
         background = self._background
-        assert background is not None
         away = luma - background
         light: Any = np.median(away[::5, ::7])
         self._switched = bool(abs(light - self._level) > SWITCH)
@@ -241,25 +261,23 @@ class Motion:
         """Lets the background follow the picture: also the light, and slowly a shift, so that it stays sharp where a
         pole shakes."""
         background = self._background
-        assert background is not None
-        gain = np.float32(1 - np.exp(-passed_s / STILL_S))
+        gain = np.float32(1 - math.exp(-passed_s / STILL_S))
         lit = light * gain
         if self.shaken:
-            gain = np.float32(1 - np.exp(-passed_s / PAST_S))
+            gain = np.float32(1 - math.exp(-passed_s / PAST_S))
         if stray is None:
             away *= gain
         else:
-            away *= np.where(stray, np.float32(1 - np.exp(-passed_s / STRAY_S)), gain)
+            away *= np.where(stray, np.float32(1 - math.exp(-passed_s / STRAY_S)), gain)
             self._stand += lit
         away += lit
         background += away
         self._past += lit
-        background += np.float32(1 - np.exp(-passed_s / SHIFT_S)) * shifted
+        background += np.float32(1 - math.exp(-passed_s / SHIFT_S)) * shifted
 
     def _settle(self, away: Levels, stray: Cells, distance: Levels) -> int:
         """Takes cells out of `stray` that show the past again, or do not change any more; returns how many are left."""
         background = self._background
-        assert background is not None
         where = np.flatnonzero(stray)
         level = background.ravel()[where] + away.ravel()[where]
         limit = self._limit.ravel()[where]
@@ -278,10 +296,9 @@ class Motion:
 
     def _remember(self, stray: Cells, passed_s: float) -> None:
         """Lets the past follow the background: soon where they agree, slowly where something stands in front."""
-        assert self._background is not None
         apart = self._background - self._past
         covered = np.abs(apart) > self._limit
-        near, far = (np.float32(1 - np.exp(-passed_s / tau)) for tau in (STILL_S, PAST_S))
+        near, far = (np.float32(1 - math.exp(-passed_s / tau)) for tau in (STILL_S, PAST_S))
         self._past += np.where(stray, np.float32(0), np.where(covered, far, near)) * apart
 
     def _learn(self, distance: Levels, passed_s: float) -> None:
@@ -350,12 +367,25 @@ class Motion:
             boxes: (ROWS, COLUMNS) cells with boxes, somewhat enlarged.
             moving: those of objects that move; None where that is not known.
         """
-        if self._background is None:
+        if not self._begun:
             return
         found = bool(boxes.any())
+        where = boxes if moving is None else moving
+        if self._native is not None:
+            told = not moved.light and moved.share > 0
+            self._native.answer(boxes, where, moved.cells if told else None, self._now_ns)
+        else:
+            self._answer(moved, boxes, where, found)
+        if self._auto and not moved.light and moved.share and moved.score >= moved.threshold:
+            known = bool(where.flat[moved.place])
+            if known and moved.score < SURE * moved.threshold:
+                self.threshold = max(self.threshold - TRUE_STEP, LEAST_SCORE)
+            elif not known and not boxes.flat[moved.place]:
+                self.threshold = min(self.threshold + FALSE_STEP, MOST_SCORE)
+
+    def _answer(self, moved: Moved, boxes: Cells, where: Cells, found: bool) -> None:
         if found:
             self._boxed_ns[boxes] = self._now_ns
-            where = boxes if moving is None else moving
             noise = self._noise[where]
             self._noise[where] = np.where(noise > 2 * LEAST_NOISE, noise * np.float32(0.97), noise)
         if moved.light or not moved.share:
@@ -365,17 +395,14 @@ class Motion:
         idle = moved.cells & (self._now_ns - self._boxed_ns > RECENT_S * 1e9)
         self._noise[idle] += LEARN_NOISE
         self._settle_noise()
-        if self._auto and moved.score >= moved.threshold:
-            found = bool((boxes if moving is None else moving).flat[moved.place])
-            if found and moved.score < SURE * moved.threshold:
-                self.threshold = max(self.threshold - TRUE_STEP, LEAST_SCORE)
-            elif not found and not boxes.flat[moved.place]:
-                self.threshold = min(self.threshold + FALSE_STEP, MOST_SCORE)
 
     def absorb(self, glance: Glance, moved: Moved) -> None:
         """Takes what strays where no box was found into the background sooner."""
         background = self._background
-        if background is None or not moved.share:
+        if not self._begun or not moved.share:
+            return
+        if self._native is not None:
+            self._native.absorb(moved.cells, glance.luma, self._now_ns)
             return
         idle = moved.cells & (self._now_ns - self._boxed_ns > RECENT_S * 1e9)
         background[idle] += ABSORB * (glance.luma[idle] - background[idle])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from streamd.analysis.glance import Luma
 from streamd.analysis.glance.cells import Levels, reach
 
 LEAST = 0.01
@@ -27,29 +28,39 @@ def whole(away: Levels, background: Levels, limits: Levels) -> tuple[Any, Any, t
         What light changes in each cell, what a shift does, and the shift to the right and down in cells; zeros where
         neither explains anything.
     """
-    # Every second cell of every second row is enough for five unknowns.
-    basis = _basis(background, 2)
+    # Every second cell of every second row is enough for five unknowns. Sums are doubles, so that their order does not
+    # matter to what comes out.
+    mean = np.float32(background.mean(dtype=np.float64))
+    basis = _basis(background, 2, mean)
     target, limit = away[::2, ::2].ravel(), limits[::2, ::2].ravel()
     weight = np.minimum(1, limit / np.maximum(np.abs(target), np.float32(0.1)))
     found = _least_squares(basis, target, weight)
     if found is None:
         return 0, 0, (0.0, 0.0)
-    left = np.abs(target - found @ basis)
+    left = np.abs(target - _sum(found, basis))
     again = _least_squares(basis, target, weight * (left < 2 * limit))
     found = found if again is None else again
-    before = np.minimum(np.abs(target), limit).sum()
-    if np.minimum(np.abs(target - found @ basis), limit).sum() >= before:
+    before = np.minimum(np.abs(target), limit).sum(dtype=np.float64)
+    if np.minimum(np.abs(target - _sum(found, basis)), limit).sum(dtype=np.float64) >= before:
         return 0, 0, (0.0, 0.0)
     gain, right, below, soft, offset = found.tolist()
     light = background * np.float32(gain)
-    light += np.float32(offset - gain * float(background.mean()))
+    light += np.float32(offset - gain * float(mean))
     shift = -right, -below
     if max(abs(right), abs(below), abs(soft)) < LEAST:
         return light, 0, shift
-    return light, (found[1:4] @ _basis(background, 1)[1:4]).reshape(background.shape), shift
+    return light, _sum(found[1:4], _basis(background, 1, mean)[1:4]).reshape(background.shape), shift
 
 
-def _basis(background: Levels, step: int) -> Levels:
+def _sum(factors: Levels, rows: Levels) -> Levels:
+    """(N,) `factors` (K,) times `rows` (K, N), added up in the order of the rows."""
+    out: Levels = factors[0] * rows[0]
+    for factor, row in zip(factors[1:], rows[1:], strict=True):
+        out += factor * row
+    return out
+
+
+def _basis(background: Levels, step: int, mean: np.float32) -> Levels:
     """(5, cells) what gain, a shift to the left and up, softness, and an offset add to every `step`-th cell and row."""
     # Without the outermost cells, which have no neighbours to one side: they repeat their own.
     around = np.pad(background, 1, mode="edge")
@@ -61,7 +72,7 @@ def _basis(background: Levels, step: int) -> Levels:
     here, left, right, above, below = at
     out = np.empty((5, here.size), np.float32)
     shape = here.shape
-    np.subtract(here, background.mean(), out=out[0].reshape(shape))
+    np.subtract(here, mean, out=out[0].reshape(shape))
     np.subtract(right, left, out=out[1].reshape(shape))
     np.subtract(below, above, out=out[2].reshape(shape))
     out[1:3] *= np.float32(0.5)
@@ -77,11 +88,11 @@ def _basis(background: Levels, step: int) -> Levels:
 
 def _least_squares(basis: Levels, target: Levels, weight: Levels) -> Any:
     """(K,) factors of the rows of `basis` (K, N) that come closest to `target` (N,); None where there are none."""
-    weighted = basis * weight
-    normal = (weighted @ basis.T).astype(np.float64)
+    weighted = basis.astype(np.float64) * weight
+    normal = weighted @ basis.T.astype(np.float64)
     normal[np.diag_indices(len(normal))] += 1e-3 * (np.trace(normal) / len(normal) + 1)
     try:
-        return np.linalg.solve(normal, (weighted @ target).astype(np.float64)).astype(np.float32)
+        return np.linalg.solve(normal, weighted @ target.astype(np.float64)).astype(np.float32)
     except np.linalg.LinAlgError:
         return None
 
@@ -97,7 +108,7 @@ class Shots:
         self.range: tuple[Levels, Levels] | None = None
         """The same of all shots that are old enough; None if there are none."""
 
-    def take(self, luma: Levels, now_ns: int) -> None:
+    def take(self, luma: Levels | Luma, now_ns: int) -> None:
         """Takes a picture if one is due."""
         shots = self._shots
         if shots and now_ns - shots[-1][0] < self.EVERY_NS:
@@ -113,4 +124,4 @@ class Shots:
             self.range = low, high
         else:
             self.range = None
-        shots.append((now_ns, *reach(luma)))
+        shots.append((now_ns, *reach(luma.astype(np.float32))))
