@@ -32,6 +32,12 @@ def tiles(cells: Any) -> Any:
     return cells.reshape(-1, TILE, COLUMNS // TILE, TILE)
 
 
+def crowd(cells: Cells, place: int) -> int:
+    """How many of the 3 × 3 cells around one are set."""
+    y, x = divmod(place, COLUMNS)
+    return int(np.count_nonzero(cells[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]))
+
+
 def near(cells: Cells, distance: int) -> Cells:
     """Those and all that are at most `distance` rows and columns away."""
     out: Cells = cells.copy()

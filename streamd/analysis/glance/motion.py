@@ -9,9 +9,7 @@ neighbours of a cell show, or showed half a second ago, does not move. Rain and 
 then only what is solid, or lasts and stands out, moves.
 
 The network's answers teach it: where something strays and no box is found, it becomes background sooner and its noise
-grows (rain, a burnt-in clock, leaves); where boxes are found, noise shrinks.
-
-Where it was compiled, `motion.c` does the same.
+grows (rain, a burnt-in clock, leaves); where boxes are found, noise shrinks. `motion.c` does the same, if compiled.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance, Luma
-from streamd.analysis.glance.cells import TILE, Cells, Levels, around, beyond, reach, tiles
+from streamd.analysis.glance.cells import TILE, Cells, Levels, around, beyond, crowd, reach, tiles
 from streamd.analysis.glance.motion_native import Functions, NativeMotion, library
 from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.whole import Shots, whole
@@ -90,12 +88,6 @@ LASTS = 3
 USUAL, STANDS_OUT = 4, 1.5
 
 
-def _solid(stray: Cells, place: int) -> bool:
-    """Whether most of the 3 × 3 cells around one stray."""
-    y, x = divmod(place, COLUMNS)
-    return bool(np.count_nonzero(stray[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]) >= SOLID)
-
-
 _STILL = np.zeros((ROWS, COLUMNS), np.bool_)
 _STILL.setflags(write=False)
 
@@ -106,7 +98,7 @@ class Motion:
     Args:
         ignored: (ROWS, COLUMNS) cells that do not matter.
         sensitivity: fixed, from 1 to 10; None to find it.
-        native: see `motion_native.library`; what was built with the package by default, None for NumPy.
+        native: see `motion_native.library`; None for NumPy.
     """
 
     def __init__(
@@ -116,10 +108,9 @@ class Motion:
         self._auto = sensitivity is None
         self.threshold = FIRST_SCORE if sensitivity is None else SCALE / sensitivity
         self._begun = False
-        """Whether there is a background."""
         self._background = np.zeros((ROWS, COLUMNS), np.float32)
         self._past = np.zeros((ROWS, COLUMNS), np.float32)
-        """The background without what stands still for a while: what comes to light when it leaves is no motion."""
+        """The background without what stands still for a while."""
         self._level = 0.0
         """By how much half of the last picture was lighter than the background."""
         self._switched = False
@@ -330,7 +321,7 @@ class Motion:
         sums = around(ratio)
         best = int(sums.argmax())
         score, place = float(sums.flat[best]), top * COLUMNS + best
-        if score < self.threshold / 2 or _solid(stray, place):
+        if score < self.threshold / 2 or crowd(stray, place) >= SOLID:
             return score, place
         unboxed = sums * (self._now_ns - self._boxed_ns[top:bottom] > RECENT_S * 1e9)
         cells = tiles(stray[top:bottom].view(np.uint8)).sum(axis=(1, 3))
@@ -369,13 +360,12 @@ class Motion:
         """
         if not self._begun:
             return
-        found = bool(boxes.any())
         where = boxes if moving is None else moving
         if self._native is not None:
             told = not moved.light and moved.share > 0
             self._native.answer(boxes, where, moved.cells if told else None, self._now_ns)
         else:
-            self._answer(moved, boxes, where, found)
+            self._answer(moved, boxes, where)
         if self._auto and not moved.light and moved.share and moved.score >= moved.threshold:
             known = bool(where.flat[moved.place])
             if known and moved.score < SURE * moved.threshold:
@@ -383,8 +373,8 @@ class Motion:
             elif not known and not boxes.flat[moved.place]:
                 self.threshold = min(self.threshold + FALSE_STEP, MOST_SCORE)
 
-    def _answer(self, moved: Moved, boxes: Cells, where: Cells, found: bool) -> None:
-        if found:
+    def _answer(self, moved: Moved, boxes: Cells, where: Cells) -> None:
+        if found := boxes.any():
             self._boxed_ns[boxes] = self._now_ns
             noise = self._noise[where]
             self._noise[where] = np.where(noise > 2 * LEAST_NOISE, noise * np.float32(0.97), noise)

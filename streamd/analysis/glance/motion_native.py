@@ -1,7 +1,7 @@
 """A step of `motion.Motion` as compiled code, where it was compiled: `motion.c`, `whole.c` and `score.c`.
 
-A step takes a few microseconds and keeps the interpreter lock. One that asks what the whole picture does takes longer and
-lets go of it.
+A step takes a few microseconds and keeps the interpreter lock. One that asks what the whole picture does takes longer
+and lets go of it.
 """
 
 from __future__ import annotations
@@ -147,9 +147,7 @@ class NativeMotion:
         motion._before.appendleft(stray)
         if s.score < motion.threshold:
             motion._calm()
-        return Moved(
-            s.score, motion.threshold, stray, share, shift=(right, down), place=s.place, shaken=motion.shaken
-        )
+        return Moved(s.score, motion.threshold, stray, share, shift=(right, down), place=s.place, shaken=motion.shaken)
 
     def answer(self, boxes: Cells, moving: Cells, cells: Cells | None, now_ns: int) -> None:
         """What an answer says of the noise; see `Motion.answer`.
