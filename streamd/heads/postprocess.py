@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,23 @@ def with_suppression(plan: DecodePlan, labels: Sequence[str], detect: DetectSett
 
 _ONE = np.ones((), np.float32)
 """An array: NumPy takes half the time that it takes with a Python number."""
+
+
+FEW = 120
+"""Boxes that are processed together: NumPy lets go of the interpreter lock in each operation on more than 500 values,
+and a thread that does so in a busy process waits for it."""
+
+
+def groups(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Cuts the frames of a batch, with so many boxes each, into groups of at most `FEW` boxes, or one frame: the first
+    frame of each, and the one after its last."""
+    cuts, begin, n = [], 0, 0
+    for i, count in enumerate(counts):
+        if n + count > FEW and i > begin:
+            cuts.append((begin, i))
+            begin, n = i, 0
+        n += count
+    return [*cuts, (begin, len(counts))]
 
 
 class Postprocess:
@@ -137,10 +155,16 @@ class Postprocess:
             outputs: of the batch.
             letterboxes: of each frame.
         """
+        each: list[Found] = []
         if len(letterboxes) > 1 and isinstance(outputs[0], Candidates):
-            found = self._together(outputs[: len(letterboxes)], letterboxes)  # type: ignore[arg-type]
-            if found is not None:
-                return found
+            given: Any = outputs[: len(letterboxes)]
+            for begin, end in groups([len(found.score) for found in given]):
+                found = self._together(given[begin:end], letterboxes[begin:end])
+                each += self._each(given[begin:end], letterboxes[begin:end]) if found is None else found
+            return each
+        return self._each(outputs, letterboxes)
+
+    def _each(self, outputs: Outputs | Sequence[Candidates], letterboxes: Sequence[Letterbox]) -> list[Found]:
         each = []
         for i, letterbox in enumerate(letterboxes):
             xyxy, score, class_id = self(outputs, i, letterbox)

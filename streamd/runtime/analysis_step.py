@@ -16,7 +16,7 @@ from streamd.analysis.tracking import Observation, Tracked
 from streamd.analysis.tracking.observation import TrackedBatch
 from streamd.flow.stream import Result
 from streamd.heads import DetectSettings
-from streamd.heads.postprocess import class_numbers
+from streamd.heads.postprocess import class_numbers, groups
 from streamd.runtime.stream_analysis import StreamAnalysis
 from streamd.types import Float32Array, ModelInfo, Tracks
 
@@ -77,8 +77,12 @@ class AnalysisStep:
             if each.rules is not None:
                 self._judge(each, observation, found[at], result, now_ns)
             at += 1
-        if looked:
-            self._publishable(looked, found.joined)
+        first = 0
+        for begin, end in groups([len(result.score) for result in looked]):
+            few = looked[begin:end]
+            last = first + sum([len(result.score) for result in few])
+            self._publishable(few, found.joined, slice(first, last))
+            first = last
         said = self._analytics.said
         if said is not None:
             for result in looked:
@@ -121,19 +125,22 @@ class AnalysisStep:
             "analysis failed; its state is reset", stream=each.stream, what=what, error=str(error), exc_info=error
         )
 
-    def _publishable(self, results: Sequence[Result], found: Tracked) -> None:
+    def _publishable(self, results: Sequence[Result], found: Tracked, which: slice) -> None:
         """Selects the boxes to publish, by score, class and, if configured, by track.
 
         Args:
             results: of frames with boxes.
-            found: what is known of the boxes of all of them, one frame after the other.
+            found: what is known of the boxes of a batch, one frame after the other.
+            which: those of these frames.
         """
-        class_id, score = found.class_id, _joined([r.score for r in results])
+        if not results:
+            return
+        class_id, score = found.class_id[which], _joined([r.score for r in results])
         floor = self._floor[class_id]
         keep = score >= floor
         if self._weak:
-            keep |= found.confirmed & (floor < np.inf)
-        xyxy, number, age_s, velocity = None, found.id, found.age_s, found.velocity
+            keep |= found.confirmed[which] & (floor < np.inf)
+        xyxy, number, age_s, velocity = None, found.id[which], found.age_s[which], found.velocity[which]
         bounds = kept = [0, *itertools.accumulate([len(r.score) for r in results])]
         if np.count_nonzero(keep) < len(keep):
             xyxy, score, class_id = _joined([r.xyxy for r in results])[keep], score[keep], class_id[keep]

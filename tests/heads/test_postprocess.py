@@ -9,7 +9,7 @@ import pytest
 
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings
-from streamd.heads.postprocess import Postprocess, with_suppression
+from streamd.heads.postprocess import FEW, Postprocess, groups, with_suppression
 from streamd.heads.select import open_head
 from streamd.types import Box, Candidates, DecodePlan, Letterbox
 from tests.heads import test_yolov8
@@ -51,7 +51,7 @@ def test_frames_of_a_batch_are_what_each_is_alone(
     letterboxes: tuple[Letterbox, ...], wrong: tuple[float, ...] | None
 ) -> None:
     rng, outputs = np.random.default_rng(3), []
-    for n in (3, 0, 20, 1):
+    for n in (3, 0, 20, 110):
         corners = rng.uniform(150, 400, (n, 4)).astype(np.float32)
         corners[:, 2:] += 260
         if wrong is not None and n == 20:
@@ -71,3 +71,9 @@ def test_frames_of_a_batch_are_what_each_is_alone(
         assert found.rejected == post.rejected
         left_out += sum(found.rejected.values())
     assert (left_out > 0) == (wrong is not None)
+
+
+def test_groups_have_few_boxes() -> None:
+    assert groups([]) == [(0, 0)]
+    assert groups([5, 0, 7]) == [(0, 3)]
+    assert groups([FEW, 1, FEW + 1, FEW - 1, 1, 1]) == [(0, 1), (1, 2), (2, 3), (3, 5), (5, 6)]
