@@ -130,14 +130,19 @@ WIDE_VECTORS static void near_background(Motion *m, const float *steady)
     }
 }
 
+/* The last cell of those from `i` on, eight at a time, in which none is set. */
+static inline int skip(const uint8_t *cells, int i)
+{
+    static const uint8_t none[8];
+    return i % 8 == 0 && memcmp(cells + i, none, 8) == 0 ? i + 7 : i;
+}
+
 /* motion.py: _settle. Returns how many cells are left. */
 static int64_t settle(Motion *m, uint8_t *stray, int64_t count)
 {
-    static const uint8_t none[8];
     for (int i = 0; i < CELLS; i++) {
         if (!stray[i]) {
-            if (i % 8 == 0 && memcmp(stray + i, none, 8) == 0)
-                i += 7;
+            i = skip(stray, i);
             continue;
         }
         const float level = m->background[i] + m->away[i], limit = m->limit[i];
@@ -330,18 +335,25 @@ int motion_shaken(Motion *m, const uint8_t *restrict luma, uint8_t *stray)
 
 /* motion.py: answer. `boxes` are cells with boxes, `moving` those in which they move (or `boxes`), `cells` what strayed
  * (NULL: that says nothing). */
-void motion_answer(Motion *m, const uint8_t *restrict boxes, const uint8_t *restrict moving,
+WIDE_VECTORS void motion_answer(Motion *m, const uint8_t *restrict boxes, const uint8_t *restrict moving,
                    const uint8_t *restrict cells)
 {
-    for (int i = 0; i < CELLS; i++) {
+    float *restrict noise = m->noise;
+    for (int i = 0; i < CELLS; i++)
         if (boxes[i])
             m->boxed_ns[i] = m->now_ns;
-        if (moving[i] && m->noise[i] > 1.0f)
-            m->noise[i] *= 0.97f;
+        else
+            i = skip(boxes, i);
+    for (int i = 0; i < CELLS; i++) {
+        float less = noise[i] * 0.97f;
+        less = noise[i] > 1.0f ? less : noise[i];
+        noise[i] = moving[i] ? less : noise[i];
     }
     for (int i = 0; cells != NULL && i < CELLS; i++)
-        if (cells[i] && m->now_ns - m->boxed_ns[i] > 5000000000)
-            m->noise[i] += 0.15f;
+        if (!cells[i])
+            i = skip(cells, i);
+        else if (m->now_ns - m->boxed_ns[i] > 5000000000)
+            noise[i] += 0.15f;
     settle_noise(m);
 }
 
@@ -349,12 +361,14 @@ void motion_answer(Motion *m, const uint8_t *restrict boxes, const uint8_t *rest
 void motion_absorb(Motion *m, const uint8_t *restrict cells, const uint8_t *restrict luma)
 {
     for (int i = 0; i < CELLS; i++)
-        if (cells[i] && m->now_ns - m->boxed_ns[i] > 5000000000)
+        if (!cells[i])
+            i = skip(cells, i);
+        else if (m->now_ns - m->boxed_ns[i] > 5000000000)
             m->background[i] += 0.1f * (luma[i] - m->background[i]);
 }
 
 /* gate.py: Gate._warm. */
-void motion_warm(float *restrict heat, const uint8_t *restrict cells, float by)
+WIDE_VECTORS void motion_warm(float *restrict heat, const uint8_t *restrict cells, float by)
 {
     for (int i = 0; i < CELLS; i++)
         heat[i] += by * (cells[i] - heat[i]);
