@@ -27,11 +27,12 @@ from tests.conftest import program
 from tests.events.journals import until
 from tests.sinks.brokers import free_port, nats_server
 from tests.workers.fleet.deaths import check_once, check_untouched, generations
-from tests.workers.fleet.rays import PATIENCE_S, STORE_BYTES, Listener, Running
+from tests.workers.fleet.rays import NODE_STARTS, PATIENCE_S, STORE_BYTES, Listener, Running
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 STREAMS = 6
+STARTED = b"Ray runtime started"
 
 
 class Started:
@@ -61,19 +62,29 @@ class Started:
                 command, env={**self._environment, **more}, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
 
+    def _start_up(self, name: str, *options: str, **more: str) -> None:
+        """Until it runs: on a busy machine, a raylet may not do so in the 30 s that Ray gives it."""
+        for i in range(NODE_STARTS):
+            self._start(name, *options, **more)
+            process, log = self._processes[name], self.folder / f"{name}.log"
+            until(lambda p=process, f=log: p.poll() is not None or STARTED in f.read_bytes(), 2 * PATIENCE_S)  # type: ignore[misc]
+            if process.poll() is None:
+                return
+            log.rename(self.folder / f"{name}-failed-{i}.log")
+        raise AssertionError(f"{name} has not started {NODE_STARTS} times")
+
     def head(self) -> None:
         """Starts the head."""
         # Ray takes the nodes of the same machine, which still look for the old head, for a head that runs.
         (self.folder / "ray" / "ray" / "ray_current_cluster").unlink(missing_ok=True)
-        self._start(
+        self._start_up(
             "head", "--head", "--port", str(self.port), "--labels", "streamd-boxes=0", "--include-dashboard", "false",
             RAY_REDIS_ADDRESS=self._redis,
         )  # fmt: skip
-        until(lambda: b"Ray runtime started" in (self.folder / "head.log").read_bytes(), PATIENCE_S)
 
     def node(self, name: str) -> None:
         """Starts a node."""
-        self._start(name, "--address", self.address)
+        self._start_up(name, "--address", self.address)
 
     def kill(self, name: str) -> None:
         """All of a node's processes, at once."""
