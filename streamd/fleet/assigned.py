@@ -30,6 +30,8 @@ class Move:
     since: float
     parting: bool
     """The old box has been told to release it; False: the new one is still connecting beside it."""
+    left_out: int = 0
+    """Number of the first order of the old box without the stream."""
 
 
 @dataclass

@@ -18,7 +18,7 @@ import msgspec
 
 from streamd.errors import ConfigError
 from streamd.fleet import FleetSettings
-from streamd.fleet.assigned import Hold, Placed
+from streamd.fleet.assigned import Hold, Move, Placed
 from streamd.fleet.margin import Margin
 from streamd.fleet.members import DRAINED, Member
 from streamd.fleet.placement import Demand
@@ -213,7 +213,10 @@ class Coordinator:
             held = held or mine
             if hold is not None and mine and not (move is not None and move.parting):
                 streams[name] = Assignment(hold.generation, handover=hold.handover)
-            elif move is not None and move.to == member.name and (not move.parting or name in told):
+                continue
+            if mine and move is not None and not move.left_out:
+                move.left_out = self._number + 1
+            if move is not None and move.to == member.name and (not move.parting or name in told):
                 streams[name] = Assignment(move.generation, standby=True)
         settled = {name: p.generation for name, p in partings.items()}
         self._number += 1
@@ -300,11 +303,25 @@ class Coordinator:
         if not move.parting and now - move.since > WARM_S:
             move.parting, move.since = True, now
             self._planner.happen("standby_failed", move.to or "", stream.demand.name, move.reason)
+        elif move.parting and self._never_ran(now, stream, move):
+            assert stream.hold is not None
+            stream.book.lose(stream.hold.generation)
+            # If it did run it after all, it tells so.
+            self._members[stream.hold.box].owes.add((stream.demand.name, stream.hold.generation))
+            self._released(now, stream)
         elif move.parting and now - move.since > WARM_S + PART_S:
             assert stream.hold is not None
             self._planner.happen("parting_failed", stream.hold.box, stream.demand.name, move.reason)
             stream.book.lose(stream.hold.generation)
             self._released(now, stream)
+
+    def _never_ran(self, now: float, stream: Placed, move: Move) -> bool:
+        """Whether the old box has nothing to release: the order that gave it the stream did not reach it in time."""
+        member = self._members.get(stream.hold.box) if stream.hold is not None else None
+        daemon = member.daemon if member is not None and member.up else None
+        if daemon is None or not 0 < move.left_out <= daemon.order or now - move.since <= LEASE_S:
+            return False
+        return stream.demand.name not in daemon.streams and stream.demand.name not in daemon.partings
 
     # ------------------------------------------------------------------------------------------------- operators
 

@@ -449,3 +449,28 @@ def test_over_moves_and_partitions_the_account_is_exact_once_all_have_reported(
         account = w.stream(demand.name).account
         assert account.exact
         assert account.received == w.captured[demand.name]
+
+
+def test_a_stream_that_is_to_leave_a_box_before_its_order_came_is_not_away_for_long() -> None:
+    w = world(2, 12)
+    mine = [n for n, boxes in w.where().items() if boxes == ["b1"]]
+    w.boxes["b1"].alive = False
+    w.seconds(LEASE_S - 1)
+    w.boxes["b0"].cut = True
+    while {b.box: b.state for b in w.coordinator.status(w.now).boxes}["b1"] != "LOST":
+        w.step()
+    # b0 has been given its streams, has not heard of it yet, and is to give some back.
+    w.boxes["b1"].boot()
+    w.boxes["b1"].alive = True
+    w.step(2)
+    moving = [n for n in mine if w.stream(n).state == "MOVING"]
+    assert moving
+    w.boxes["b0"].cut = False
+    w.seconds(2 * LEASE_S)
+    served(w)
+    assert {w.stream(n).box for n in moving} == {"b1"}
+    w.seconds(1)
+    for name in moving:
+        account = w.stream(name).account
+        assert account.received + account.lost >= account.published + account.dropped
+        assert name not in {n for n, _, box in w.starts if box == "b0" and n in moving}, "b0 never ran it"
