@@ -80,16 +80,17 @@ def build_fastest(job: Job, build: Build = build_one, measure: Measure | None = 
         times = (measure or batch_times)(job, {name: plan for name, (plan, _) in made.items()})
     chosen = choose(times, job.recipe.profile[1]) if times else next(iter(made))
     plan, sidecar = made[chosen]
+    compared = {name: {str(n): ms for n, ms in each.items()} for name, each in times.items()}
     log.info(
         "precision chosen by measured time", model=str(job.onnx.path), precision=chosen, gpu=str(job.gpu),
-        ms_per_batch={name: {str(n): ms for n, ms in each.items()} for name, each in times.items()},
+        ms_per_batch=compared,
     )  # fmt: skip
     assert sidecar.provenance is not None
     seconds = [each.provenance.build_seconds or 0.0 for _, each in made.values() if each.provenance is not None]
     provenance = sidecar.provenance.model_copy(
         update={
             "key": job.recipe.key, "build_seconds": round(sum(seconds), 3),
-            "compared_ms": {name: {str(n): ms for n, ms in each.items()} for name, each in times.items()},
+            "compared_ms": compared,
         }
     )  # fmt: skip
     return plan, sidecar.model_copy(update={"provenance": provenance})
@@ -213,12 +214,12 @@ def _runner(job: Job, device: Device, path: Path, plan: Any) -> _Runner:
         return _Runner(job, device, path)
 
 
-def _medians(runners: Mapping[str, _Runner], batch: int, rounds: int = ROUNDS) -> dict[str, float]:
+def _medians(runners: Mapping[str, _Runner], batch: int) -> dict[str, float]:
     for runner in runners.values():
         runner.prepare(batch)
         runner.run()
     samples: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for name, runner in runners.items():
             samples[name].append(runner.run())
     return {name: statistics.median(values) for name, values in samples.items()}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
@@ -24,9 +24,6 @@ from streamd.engine.tensorrt.files import write_whole
 from streamd.engine.tensorrt.job import Job
 from streamd.engine.tensorrt.version import tidy, vendor_logger
 from streamd.errors import BackendError, ConfigError, ModelError
-
-if TYPE_CHECKING:
-    pass
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +91,7 @@ def _converted(job: Job) -> tuple[bytes, Mapping[str, float]]:
     if job.recipe.precision == "int8":
         stem_in_float = float_stem(data)
         # Without any pair, a builder of INT8 asks for a calibrator.
-        return (stem_in_float if b"QuantizeLinear" in stem_in_float.replace(b"DequantizeLinear", b"") else data), {}
+        return (stem_in_float if b"QuantizeLinear" in stem_in_float else data), {}
     found = without_pairs(data)
     if found is None:
         raise ModelError(
