@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gauge import held, slope
+from gauge import slope
+from memory_parts import Parts, columns, family, growth, mappings, parts
 
 from tests.behaviour.daemon import Running
 
@@ -47,8 +48,8 @@ class Sample:
 
     at: float
     """Monotonic seconds."""
-    rss: float
-    """MiB of all its processes together; what they share counts several times."""
+    parts: Mapping[str, Parts]
+    """By process."""
     device: float | None
     """MiB."""
     frames: Counter[str]
@@ -57,6 +58,11 @@ class Sample:
     """Frames by stream."""
     latency: Counter[float]
     """Frames by the upper bound of their latency, seconds; cumulative."""
+
+    @property
+    def rss(self) -> float:
+        """MiB of all its processes together; what they share counts several times."""
+        return sum(part.sum for part in self.parts.values())
 
 
 def look(running: Running) -> Sample:
@@ -75,13 +81,29 @@ def look(running: Running) -> Sample:
                 received[told["stream"]] += int(value)
         elif name == "streamd_frames_dropped_total":
             frames[f"dropped {told['reason']}"] += int(value)
-    return Sample(time.monotonic(), held(running.process.pid).rss / 2**20, device_mib(), frames, received, latency)
+    memory: dict[str, Parts] = {}
+    for name, pid in family(running.process.pid).items():
+        with contextlib.suppress(OSError):
+            memory[name] = parts(pid)
+    return Sample(time.monotonic(), memory, device_mib(), frames, received, latency)
+
+
+def mapped(running: Running) -> dict[str, Counter[str]]:
+    """The mappings of each of its processes."""
+    found = {}
+    for name, pid in family(running.process.pid).items():
+        with contextlib.suppress(OSError):
+            found[name] = mappings(pid)
+    return found
 
 
 def rest(running: Running, seconds: float, every_s: float = EVERY_S) -> dict[str, Any]:
     """Samples for `seconds`, and reports. A busy daemon may be too slow for a sample, which is then missing."""
     until, samples, missing = time.monotonic() + seconds, list[Sample](), 0
+    settled, before = time.monotonic() + _settle(seconds), None
     while True:
+        if before is None and time.monotonic() >= settled:
+            before = mapped(running)
         try:
             samples.append(look(running))
         except OSError:
@@ -90,7 +112,14 @@ def rest(running: Running, seconds: float, every_s: float = EVERY_S) -> dict[str
         if left <= 0:
             break
         time.sleep(min(every_s, left))
-    return (told(samples) if len(samples) > 1 else {"samples": len(samples)}) | {"missing_samples": missing}
+    after = mapped(running)
+    grown = {name: growth(of, after[name]) for name, of in (before or {}).items() if name in after}
+    report = told(samples) if len(samples) > 1 else {"samples": len(samples)}
+    return report | {"mappings_grown_mib": grown, "missing_samples": missing}
+
+
+def _settle(seconds: float) -> float:
+    return SETTLE_S if seconds >= 3 * SETTLE_S else 0.0
 
 
 def told(samples: list[Sample]) -> dict[str, Any]:
@@ -112,7 +141,7 @@ def told(samples: list[Sample]) -> dict[str, Any]:
         "p99_below_ms": _ms(quantile(latency, 0.99)),
         "rss_mib": [round(first.rss, 1), round(last.rss, 1)],
     }
-    settled = [s for s in samples if s.at - first.at >= (SETTLE_S if seconds >= 3 * SETTLE_S else 0)]
+    settled = [s for s in samples if s.at - first.at >= _settle(seconds)]
     minutes = [(s.at - first.at) / 60 for s in settled]
     line = slope(minutes, [s.rss for s in settled])
     found["rss_mib_per_min"] = [round(line.per, 3), round(line.error, 3)]
@@ -122,6 +151,22 @@ def told(samples: list[Sample]) -> dict[str, Any]:
         found |= {"device_mib": [device[0], device[-1]]}
         found["device_mib_per_min"] = [round(line.per, 3), round(line.error, 3)]
     found["rss_mib_samples"] = [round(s.rss, 1) for s in samples]
+    found["processes"] = {name: _process(minutes, [s.parts[name] for s in settled]) for name in _lasting(settled)}
+    return found
+
+
+def _lasting(samples: list[Sample]) -> list[str]:
+    """Processes that every sample has."""
+    return [name for name in samples[0].parts if all(name in s.parts for s in samples)] if samples else []
+
+
+def _process(minutes: list[float], samples: list[Parts]) -> dict[str, list[float]]:
+    """By kind of memory: MiB at first and at last, least and most, MiB a minute and its standard error."""
+    found = {}
+    for kind, values in columns(samples):
+        line = slope(minutes, values)
+        numbers = (values[0], values[-1], min(values), max(values), line.per, line.error)
+        found[kind] = [round(number, 2) for number in numbers]
     return found
 
 

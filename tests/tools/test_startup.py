@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import startup
 import startup_rest
+from memory_parts import Parts
 from startup_rest import Sample, quantile, told
 
 from tests.behaviour.daemon import daemon, until
@@ -21,7 +22,8 @@ from tests.clips import write_clip
 def sample(at: float, rss: float, device: float | None, frames: int, late: int = 0, dropped: int = 0) -> Sample:
     of = Counter({"received": 2 * frames, "published": 2 * frames - dropped, "dropped ring_full": dropped})
     latency = Counter({0.01: 2 * frames - late, 0.05: 2 * frames, math.inf: 2 * frames})
-    return Sample(at, rss, device, of, Counter({"a": frames, "b": frames}), latency)
+    memory = {"daemon": Parts(50.0, 5.0, 0.0), "child 1": Parts(rss - 60, 3.0, 2.0)}
+    return Sample(at, memory, device, of, Counter({"a": frames, "b": frames}), latency)
 
 
 def test_slopes_are_per_minute_and_do_not_count_the_first_minute() -> None:
@@ -31,6 +33,8 @@ def test_slopes_are_per_minute_and_do_not_count_the_first_minute() -> None:
     assert found["rss_mib_per_min"] == [1.0, 0.0]
     assert found["device_mib_per_min"] == [-2.0, 0.0]
     assert found["rss_mib"] == [500, 108]
+    assert found["processes"]["daemon"]["anon"] == [50, 50, 50, 50, 0, 0]
+    assert found["processes"]["child 1"]["anon"] == [41, 48, 41, 48, 1, 0]
 
 
 def test_rates_drops_and_latencies_are_those_of_the_rest_alone() -> None:
@@ -89,8 +93,9 @@ def test_a_sample_that_cannot_be_taken_is_missing(monkeypatch: pytest.MonkeyPatc
         return taken
 
     monkeypatch.setattr(startup_rest, "look", look)
+    monkeypatch.setattr(startup_rest, "mapped", lambda running: {})
     monkeypatch.setattr("time.sleep", lambda s: None)
-    at = iter((0.0, 0.5, 1.0, 2.0))
+    at = iter((0.0, 0.0, 0.0, 0.5, 1.0, 2.0))
     monkeypatch.setattr("time.monotonic", lambda: next(at))
     report = startup_rest.rest(SimpleNamespace(), 1.5)  # type: ignore[arg-type]
     assert (report["missing_samples"], report["received_per_s"]) == (1, 10)
@@ -108,3 +113,4 @@ def test_a_rest_of_a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["p99_below_ms"] is not None
     assert len(found["rss_mib_samples"]) == 4
     assert found["rss_mib"][0] > 20
+    assert found["processes"]["daemon"]["anon"][0] > 10
