@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 NTP_EPOCH = 2_208_988_800
 """Seconds from 1900 to 1970."""
+PER_PACKET = ("loss", "reorder", "truncate", "flip", "drip")
+"""Faults of single packets; without one of them, a picture is one write."""
 JUMP_EVERY_S = 5.0
 """Time between two jumps of the time stamps."""
 REALM, NONCE = "fakecam", "5ccc069c403ebaf9f0171e9517f40e41"
@@ -126,8 +128,22 @@ class Connection:
             with contextlib.suppress(ConnectionError, BlockingIOError):
                 self._sockets[channel].send(data)
             return
-        self.write(b"$" + struct.pack(">BH", channel, len(data)) + data)
+        self.write(_interleaved(channel, data))
         await self._writer.drain()
+
+    async def send_all(self, packets: list[bytes]) -> None:
+        """Several RTP packets, over TCP in one write."""
+        if self._sockets:
+            for packet in packets:
+                await self.send(0, packet)
+            return
+        self.write(b"".join([_interleaved(0, packet) for packet in packets]))
+        await self._writer.drain()
+
+
+def _interleaved(channel: int, data: bytes) -> bytes:
+    """A packet as RTSP carries it over TCP (RFC 2326, 10.12)."""
+    return b"$" + struct.pack(">BH", channel, len(data)) + data
 
 
 class Player:
@@ -213,12 +229,19 @@ class Player:
         if name != "repeat" or self._camera.random.random() >= float(argument):
             ticks = self._last = self._stamped(stamp)
         last = len(picture.payloads) - 1
+        whole = None if name in PER_PACKET or self._held is not None else list[bytes]()
         for k, payload in enumerate(picture.payloads):
             head = struct.pack(">BBHII", 0x80, 96 | (0x80 if k == last else 0), self._sequence, ticks, self._ssrc)
             self._sequence = (self._sequence + 1) & 0xFFFF
             self._packets += 1
             self._octets += len(payload)
-            await self._packet(head, payload)
+            if whole is None:
+                await self._packet(head, payload)
+            else:
+                whole.append(head + payload)
+        if whole is not None:
+            self._camera.packets["sent"] += len(whole)
+            await self._connection.send_all(whole)
 
     async def _packet(self, head: bytes, payload: bytes) -> None:
         camera = self._camera
