@@ -111,7 +111,13 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="store weights as INT8: a quarter of the size with identical values",
     )
-    p.add_argument("--auto", action="store_true", help="keep the fewest layers in float that pass the gate")
+    p.add_argument(
+        "--auto",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="keep the fewest layers in float that pass the gate, searched with the gate itself. Default: only where "
+        "the gate refuses the model, searched on other pictures, up to half of the multiplications; --no-auto: refuse",
+    )
     p.add_argument(
         "--force", action="store_true", help="write the model even if the gate refuses it; the sidecar records this"
     )
@@ -135,6 +141,9 @@ def _print(result: Result) -> None:
     print(f"calibrated {source}; {result.layers - len(result.float_layers)} of {result.layers} convolutions in INT8")
     if result.float_layers:
         print(f"in float: {', '.join(result.float_layers)}")
+    for step in result.escalation:
+        outcome = "passed" if step.verdict.passed else f"refused, {step.verdict.refusal}"
+        print(f"tried: {len(step.float_layers)} in float, {step.share:.1%} of the multiplications: {outcome}")
     if result.finetuning is not None:
         before, after = result.finetuning
         gained = f"{1 - after / before:.0%} nearer to the float model" if after < before else "no nearer, not used"
@@ -182,7 +191,8 @@ def run(args: argparse.Namespace) -> int:
         prove=args.prove,
         classes=tuple(args.classes) if args.classes else None,
         min_agreement=args.min_agreement,
-        auto=args.auto,
+        auto=bool(args.auto),
+        escalate=args.auto is not False,
         compact=args.compact,
         sensitivity=args.sensitivity,
         force=args.force,

@@ -3,264 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import tempfile
-import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from streamd import __version__
-from streamd.engine import ModelSettings, open_backend
-from streamd.engine.model import model_file, sha256_of
-from streamd.engine.onnx.reader import read_onnx
-from streamd.engine.openvino import OpenVinoSettings
-from streamd.engine.sidecar import Provenance, Sidecar, read_sidecar, sidecar_path, write_sidecar
+from streamd.engine.model import sha256_of
+from streamd.engine.sidecar import Provenance, sidecar_path, write_sidecar
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
-from streamd.heads import DetectSettings
-from streamd.heads.select import declared, open_head, recognise
-from streamd.models import cache
-from streamd.models.calibrate import METHODS, Histogram, Observer, Peaks, observe, thresholds
-from streamd.models.centre import RANGES, Centred, centred
-from streamd.models.finetune.operators import vendor as torch_package
-from streamd.models.finetune.parameters import Tuned
-from streamd.models.finetune.train import PICTURES, Input, finetuned
+from streamd.models.escalate import Step, best, escalated
 from streamd.models.gate import Gate, Verdict
-from streamd.models.graph import (
-    check_writable,
-    chosen,
-    fix_size_input,
-    has_size_input,
-    prepare,
-    with_constants,
-    write_whole,
-)
-from streamd.models.pictures import KEPT_FRAMES, Feeder, Pictures, refuse_shared
-from streamd.models.qdq import Sites, find_sites, quantized
+from streamd.models.graph import write_whole
+from streamd.models.quantizer import FEW_PICTURES, NOISE_PICTURES, Quantizer, Report, silent
 from streamd.models.request import Request, Result
-from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, dominant, fewest
-from streamd.models.tune import ROUNDINGS, safe_weights, tuned
-from streamd.types import Float32Array, Frame, ModelSpec
-
-AGREEMENT_PICTURES = 128
-NOISE_PICTURES = 8
-FEW_PICTURES = 4
-"""Pictures for finding the layers that do most of the harm; they stand out."""
-Report = Callable[[str, int, int], None]
-"""Called with (description, done, total); total 0 if unknown."""
+from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, fewest
 
 
-def _silent(_what: str, _done: int, _total: int) -> None:
-    pass
-
-
-def input_spec(model: str) -> ModelSpec:
-    """The model's input as the daemon sees it, including its sidecar."""
-    backend = open_backend(OpenVinoSettings(), ModelSettings(path=model))
-    try:
-        return backend.spec
-    finally:
-        backend.close()
-
-
-def class_count(spec: ModelSpec, head: str | None) -> int | None:
-    """How many classes the model tells apart; None if its head is not known."""
-    try:
-        return open_head(declared(head, spec), spec, DetectSettings()).classes
-    except ConfigError:
-        return None
-
-
-class Quantizer:
-    """One model with its calibration, from which any number of candidates can be built.
-
-    Args:
-        request: what to do.
-        report: progress callback.
-
-    Raises:
-        ConfigError: an invalid option or folder, or a missing package.
-        ModelError: the model cannot be used.
-        SourceError: a video or stream cannot be read.
-    """
-
-    def __init__(self, request: Request, report: Report = _silent) -> None:
-        self.request, self._report = request, report
-        if request.method not in METHODS:
-            raise ConfigError(f"--method {request.method}: expected one of {', '.join(METHODS)}")
-        if request.rounding not in ROUNDINGS:
-            raise ConfigError(f"--rounding {request.rounding}: expected one of {', '.join(ROUNDINGS)}")
-        if request.ranges not in RANGES:
-            raise ConfigError(f"--ranges {request.ranges}: expected one of {', '.join(RANGES)}")
-        if request.finetune:
-            torch_package()  # rather an error now than after calibration
-        self.source = model_file(request.model)
-        if request.out.exists() and self.source.exists() and request.out.samefile(self.source):
-            raise ConfigError(f"--out {request.out}: is the float model itself; give another name")
-        check_writable(request.out)
-        self.model = prepare(self.source)
-        if has_size_input(self.model):
-            fix_size_input(self.model, input_spec(str(self.source)))
-        self.sites: Sites = find_sites(self.model)
-        if not self.sites.layers:
-            raise ModelError(
-                f"model {self.source}: nothing to quantize: no convolution with constant weights before its outputs"
-            )
-        self.layer_names = [layer.name for layer in self.sites.layers]
-        self.float_layers = chosen(request.float_layers, self.layer_names, "--float-layers")
-        self.spec = input_spec(str(self.source))
-        self._check_head()
-        self.feeder = Feeder(self.spec)
-        limit = request.batch * request.batches
-        self.pictures = Pictures(request.images, limit, request.every, keep_back=request.eval_images is None)
-        if request.eval_images is not None:
-            judged = Pictures(request.eval_images, 1 << 20, request.every)
-            refuse_shared(self.pictures, judged, "--images", "--eval-images")
-        self.cached = False
-        self.seen = 0
-        self._frames: list[tuple[str, Frame]] = []
-        started = time.monotonic()
-        self._histograms, peaks, self.pictures_sha256 = self._calibrate()
-        self.thresholds = thresholds(self._histograms, self.sites.sources, request.method)
-        self._moved: Centred | None = None
-        if request.ranges == "centred":
-            moved = self._moved = centred(
-                self.model, self.sites, self._histograms, self.thresholds, peaks,
-                search=request.method == "mse", float_layers=self.float_layers,
-            )  # fmt: skip
-            self.model, self.sites, self.thresholds, peaks = moved.model, moved.sites, moved.thresholds, moved.peaks
-        self.weights = safe_weights(self.model, self.sites, self.thresholds, peaks)
-        if self._moved is not None:
-            self.weights = self._moved.corrected(self.weights)
-        if request.rounding == "layer":
-            self.weights = tuned(
-                self.model, self.sites, self.thresholds, self.weights, peaks, self.inputs, report, self.float_layers
-            )
-        if request.float_share > 0:
-            samples = list(self.inputs(FEW_PICTURES))
-            self.float_layers += dominant(
-                self.model, self.sites, self.thresholds, samples, report, self.weights,
-                always=self.float_layers, share=request.float_share,
-            )  # fmt: skip
-        self.calibration_seconds = time.monotonic() - started
-        if self._moved is not None:
-            self.model = self._moved.in_float(self.model, self.float_layers)
-        self.rounded = self.thresholds, self.weights
-        """Before fine-tuning."""
-        self.finetuning: Tuned | None = None
-        self._written = self.model
-        if request.finetune:
-            self._finetune(peaks)
-
-    def _finetune(self, peaks: Peaks) -> None:
-        gain, offset = self.spec.normalization()
-        padding = tuple(float(v) for v in self.spec.pad_value * gain + offset)
-        made = Input(padding, self.spec.layout == "NCHW", self.feeder.fixed_batch)
-        tuned = self.finetuning = finetuned(
-            self.model, self.sites, self.thresholds, self.weights, peaks, self.inputs(PICTURES), made, self._report,
-            classes=class_count(self.spec, self.request.head), steps=self.request.finetune,
-            float_layers=self.float_layers, residuals=self.request.residuals,
-        )  # fmt: skip
-        self.thresholds, self.weights = tuned.thresholds, tuned.weights
-        self._written = with_constants(self.model, tuned.constants)
-
-    def _check_head(self) -> None:
-        """Rejects, before the long work, undecoded rows in the shape of decoded ones: they cannot be measured."""
-        if read_onnx(self.source).ends_in_sigmoid:
-            try:
-                kind = (declared(self.request.head, self.spec) or recognise(self.spec)).kind
-            except ConfigError:
-                # Not for calibration to judge: the gate will, if requested.
-                return
-            if kind == "yolov5_cat":
-                raise ModelError(
-                    f"model {self.source}: its output ends in a sigmoid, so its rows are not decoded, although the "
-                    "shape is that of yolov5_cat; for a YOLOv5 model, give --head yolov5_sigmoid"
-                )
-
-    def _calibrate(self) -> tuple[dict[str, Histogram], Peaks, str]:
-        inputs = list(dict.fromkeys(layer.input for layer in self.sites.layers))
-        pictures_sha = self.pictures.sha256()
-        path, key = None, ""
-        if pictures_sha is not None and self.request.use_cache:
-            key = cache.key_of(self.spec, pictures_sha, self.sites.watched)
-            path = self.request.cache or cache.default_folder() / f"{key[:32]}.json"
-            found = cache.load(path, key)
-            if found is not None and set(found[0]) >= set(self.sites.watched) and set(found[1]) >= set(inputs):
-                self.cached = True
-                return *found, pictures_sha
-        observer = Observer(self.model, list(dict.fromkeys([*self.sites.watched, *inputs])))
-        total = len(self.pictures.images) or self.pictures.limit
-
-        def batches() -> Iterable[Float32Array]:
-            for batch in self.feeder.batches(self._watch(), self.request.batch, self.pictures.unreadable):
-                yield batch
-                self.seen += len(batch)
-                self._report("calibrate", min(self.seen, total), total)
-
-        histograms, peaks = observe(observer, batches(), self.sites.watched, inputs)
-        if not self.seen:
-            reason = self.pictures.unreadable[0] if self.pictures.unreadable else "it ended before the first frame"
-            raise ConfigError(f"--images {self.request.images}: no image could be read: {reason}")
-        if pictures_sha is None:
-            import hashlib
-            import json
-
-            seen = json.dumps([h.as_json() for h in histograms.values()])
-            pictures_sha = hashlib.sha256(seen.encode()).hexdigest()
-        elif path is not None and not self.pictures.unreadable:
-            cache.save(path, key, self.spec, pictures_sha, histograms, peaks)
-        return histograms, peaks, pictures_sha
-
-    def frames(self) -> Iterable[tuple[str, Frame]]:
-        """Pictures for measuring agreement: those of --eval-images, else those kept back from calibration."""
-        if self.request.eval_images is not None:
-            return Pictures(self.request.eval_images, AGREEMENT_PICTURES, self.request.every).frames()
-        return self.pictures.judged(AGREEMENT_PICTURES)
-
-    def _watch(self) -> Iterable[tuple[str, Frame]]:
-        """The calibration pictures; some of a stream's are remembered, for it cannot be read again."""
-        step = max(1, self.pictures.limit // KEPT_FRAMES)
-        for i, (name, frame) in enumerate(self.pictures.frames()):
-            if self.pictures.live and i % step == 0:
-                self._frames.append((name, frame))
-            yield name, frame
-
-    def inputs(self, count: int) -> Iterable[Float32Array]:
-        """Network inputs of at most `count` of the calibration pictures, one picture (or the model's batch) each."""
-        frames: Iterable[tuple[str, Frame]] = self._frames[:count]
-        if not self.pictures.live:
-            few = Pictures(self.request.images, self.pictures.limit, self.request.every, self.pictures.keep_back)
-            few.images = few.images[:: max(1, -(-len(few.images) // count))]
-            frames = itertools.islice(few.frames(), count)
-        return self.feeder.batches(frames, 1, [])
-
-    def candidate(self, float_layers: Collection[str]) -> bytes:
-        """The quantized model as file content: byte-identical for identical inputs."""
-        model = self._written if self._moved is None else self._moved.in_float(self._written, float_layers)
-        made = quantized(
-            model, self.sites, self.thresholds, float_layers=float_layers, residuals=self.request.residuals,
-            compact=self.request.compact, weights=self.weights,
-        )  # fmt: skip
-        content: bytes = made.SerializeToString(deterministic=True)
-        return content
-
-    def sidecar(self, **more: Any) -> Sidecar:
-        """The float model's sidecar, updated for the INT8 model."""
-        found, kind = read_sidecar(self.source), self.request.head
-        if kind is not None and (found.head or {}).get("kind") != kind:
-            more["head"] = {"kind": kind}
-        return found.model_copy(update={"sha256": None, "provenance": None} | more)
-
-    def measure(self, gate: Gate, float_layers: Collection[str], folder: Path) -> Verdict:
-        """Judges a candidate, which is written to `folder` for the purpose."""
-        path = folder / "candidate.onnx"
-        write_whole(path, self.candidate(float_layers))
-        write_sidecar(path, self.sidecar())
-        return gate.judge(path, lambda done, total: self._report("measure int8", done, total))
-
-
-def quantize(request: Request, report: Report = _silent) -> Result:
+def quantize(request: Request, report: Report = silent) -> Result:
     """Quantizes a model and writes both it and its sidecar, or neither.
 
     Raises:
@@ -286,6 +45,7 @@ def quantize(request: Request, report: Report = _silent) -> Result:
         classes=request.classes,
     )
     harms: list[LayerHarm] = []
+    steps: list[Step] = []
     float_layers: Sequence[str] = job.float_layers
     with tempfile.TemporaryDirectory(prefix="streamd-") as temporary:
         folder = Path(temporary)
@@ -294,8 +54,7 @@ def quantize(request: Request, report: Report = _silent) -> Result:
             if request.sensitivity == "map":
                 harms = by_accuracy(job.layer_names, lambda layers: job.measure(gate, layers, folder).score, report)
             elif request.sensitivity or request.auto:
-                limits, weights = job.rounded
-                harms = by_noise(job.model, job.sites, limits, list(job.inputs(NOISE_PICTURES)), report, weights)
+                harms = by_noise(job.noise(NOISE_PICTURES), report)
             if request.auto:
                 float_layers, verdict = fewest(
                     [h.layer for h in harms],
@@ -305,16 +64,50 @@ def quantize(request: Request, report: Report = _silent) -> Result:
                 )
             else:
                 verdict = job.measure(gate, float_layers, folder)
+                if not verdict.passed and request.escalate and not request.force:
+                    steps = _escalate(job, gate, verdict, folder, report)
+                    if (found := best(steps)) is not None:
+                        float_layers, verdict = found.float_layers, found.verdict
         except StreamdError as error:
             if not request.force or isinstance(error, ModelError):
                 raise
             verdict = Verdict(refusal=f"it could not be measured: {error}")
     if not verdict.passed and not request.force:
-        raise GateError(
-            f"model {request.out} was not written: {verdict.refusal}; keep more layers in float (--auto), try another "
-            "--method or more pictures, or --force"
-        )
-    return _write(job, float_layers, verdict, harms)
+        raise GateError(_refusal(job, verdict, steps))
+    return _write(job, float_layers, verdict, harms, steps)
+
+
+def _escalate(job: Quantizer, gate: Gate, refused: Verdict, folder: Path, report: Report) -> list[Step]:
+    """Looks for the layers that have to stay in float; [] if there is nothing to search by."""
+    near = Gate(job.request.engine, min_agreement=0.0, frames=job.searched, head=job.request.head)
+    try:
+        near.open(job.source)
+    except GateError:
+        return []  # the float model finds nothing on these pictures
+
+    def agreement(layers: Collection[str]) -> float:
+        return 1 - job.measure(near, layers, folder).score
+
+    return escalated(
+        job.noise(FEW_PICTURES), refused, job.float_layers, agreement,
+        lambda layers: job.measure(gate, layers, folder), report,
+    )  # fmt: skip
+
+
+def _refusal(job: Quantizer, verdict: Verdict, steps: Sequence[Step]) -> str:
+    """Why nothing was written, what was tried, and what else there is."""
+    said = f"model {job.request.out} was not written: {verdict.refusal}"
+    if not steps:
+        return f"{said}; keep layers in float (--auto), try another --method or more pictures, or --force"
+    tried = "; ".join(
+        f"with {len(s.float_layers)} of {len(job.layer_names)} layers in float ({s.share:.0%} of the multiplications): "
+        f"{s.verdict.refusal}"
+        for s in steps
+    )
+    return (
+        f"{said}; {tried}; more in float would leave little of INT8: use the float model, give other or more pictures, "
+        "a larger limit, or --force"
+    )
 
 
 def _method(job: Quantizer) -> str:
@@ -329,7 +122,9 @@ def _method(job: Quantizer) -> str:
     return ", ".join(steps)
 
 
-def _write(job: Quantizer, float_layers: Sequence[str], verdict: Verdict, harms: list[LayerHarm]) -> Result:
+def _write(
+    job: Quantizer, float_layers: Sequence[str], verdict: Verdict, harms: list[LayerHarm], steps: list[Step]
+) -> Result:
     request = job.request
     forced = not verdict.passed
     tools = {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime", "openvino")}
@@ -368,5 +163,6 @@ def _write(job: Quantizer, float_layers: Sequence[str], verdict: Verdict, harms:
         verdict=verdict,
         forced=forced,
         sensitivity=harms,
+        escalation=steps,
         finetuning=None if job.finetuning is None else (job.finetuning.before, job.finetuning.after),
     )

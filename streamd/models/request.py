@@ -8,6 +8,7 @@ from typing import Any
 
 from streamd.models.calibrate import Method
 from streamd.models.centre import Ranges
+from streamd.models.escalate import Step
 from streamd.models.gate import MAX_DROP, MIN_AGREEMENT, Verdict
 from streamd.models.sensitivity import LayerHarm
 from streamd.models.tune import Rounding
@@ -37,6 +38,8 @@ class Request:
     """Classes that accuracy is measured on. Default: those that the labels have."""
     min_agreement: float = MIN_AGREEMENT
     auto: bool = False
+    escalate: bool = True
+    """Where the gate refuses the model, keep as many layers in float as it takes; see `escalate`."""
     sensitivity: str | None = None
     """noise, map, or None."""
     force: bool = False
@@ -77,6 +80,8 @@ class Result:
     verdict: Verdict
     forced: bool
     sensitivity: list[LayerHarm]
+    escalation: list[Step] = field(default_factory=list)
+    """What was tried after the gate had refused the model as asked for."""
     finetuning: tuple[float, float] | None = None
     """Distance to the float model before and after, on calibration pictures left out of fine-tuning."""
 
@@ -99,6 +104,7 @@ class Result:
             "refusal": self.verdict.refusal,
             "forced": self.forced,
             "sensitivity": [vars(h) for h in self.sensitivity],
+            "escalation": [step.as_json() for step in self.escalation],
             "finetuning": None
             if self.finetuning is None
             else dict(zip(("before", "after"), self.finetuning, strict=True)),

@@ -37,8 +37,16 @@ class LayerHarm:
     """Loss in the gate's measure (mAP, or share of agreeing boxes)."""
 
 
-class _Noise:
-    """The noise that quantizing some layers causes at the output convolutions of one model."""
+class Noise:
+    """The noise that quantizing some layers causes at the output convolutions of one model.
+
+    Args:
+        model: the float model.
+        sites: of it.
+        thresholds: of its activations.
+        samples: network inputs to measure on.
+        weights: by name of the weight tensor, its INT8 form.
+    """
 
     def __init__(
         self,
@@ -46,12 +54,27 @@ class _Noise:
         sites: Sites,
         thresholds: Mapping[str, float],
         samples: Sequence[Float32Array],
-        weights: Mapping[str, Int8Weights] | None,
+        weights: Mapping[str, Int8Weights] | None = None,
     ) -> None:
         self._model, self._sites, self._thresholds = model, sites, thresholds
         self._samples, self._weights = samples, weights
-        self._names = [layer.name for layer in sites.layers]
+        self.names = [layer.name for layer in sites.layers]
         self._clean = self._outputs(model)
+        self._alone: dict[str, dict[str, float]] = {}
+        self._costs: dict[str, float] = {}
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """By layer, its share of the multiplications."""
+        if not self._costs:
+            self._costs = multiplications(self._model, self._sites, self._samples[0])
+        return self._costs
+
+    def alone(self, name: str) -> dict[str, float]:
+        """As `of`, with nothing but this layer in INT8; measured once."""
+        if name not in self._alone:
+            self._alone[name] = self.of([name])
+        return self._alone[name]
 
     def _outputs(self, of: Any) -> list[dict[str, Float32Array]]:
         observer = Observer(of, self._sites.outputs)
@@ -61,7 +84,7 @@ class _Noise:
         """By output, the power of the noise over that of the signal with these layers in INT8."""
         noisy = self._outputs(
             quantized(
-                self._model, self._sites, self._thresholds, float_layers=[n for n in self._names if n not in int8],
+                self._model, self._sites, self._thresholds, float_layers=[n for n in self.names if n not in int8],
                 residuals=False, weights=self._weights,
             )
         )  # fmt: skip
@@ -73,21 +96,13 @@ class _Noise:
         return out
 
 
-def by_noise(
-    model: Any,
-    sites: Sites,
-    thresholds: Mapping[str, float],
-    samples: Sequence[Float32Array],
-    report: Report,
-    weights: Mapping[str, Int8Weights] | None = None,
-) -> list[LayerHarm]:
+def by_noise(noise: Noise, report: Report) -> list[LayerHarm]:
     """Layers in order of decreasing harm, measured as noise at the output convolutions."""
-    noise = _Noise(model, sites, thresholds, samples, weights)
     harms = []
-    for i, layer in enumerate(sites.layers):
-        worst = max(noise.of([layer.name]).values(), default=0.0)
-        harms.append(LayerHarm(layer.name, round(-10 * math.log10(worst), 2) if worst > 0 else None))
-        report("sensitivity", i + 1, len(sites.layers))
+    for i, name in enumerate(noise.names):
+        worst = max(noise.alone(name).values(), default=0.0)
+        harms.append(LayerHarm(name, round(-10 * math.log10(worst), 2) if worst > 0 else None))
+        report("sensitivity", i + 1, len(noise.names))
     return sorted(harms, key=lambda h: math.inf if h.sqnr_db is None else h.sqnr_db)
 
 
@@ -104,49 +119,33 @@ def multiplications(model: Any, sites: Sites, sample: Float32Array) -> dict[str,
     return {layer.name: counts[layer.name] / total for layer in sites.layers}
 
 
-def dominant(
-    model: Any,
-    sites: Sites,
-    thresholds: Mapping[str, float],
-    samples: Sequence[Float32Array],
-    report: Report,
-    weights: Mapping[str, Int8Weights] | None = None,
-    *,
-    always: Collection[str] = (),
-    share: float = FLOAT_SHARE,
-) -> list[str]:
+def dominant(noise: Noise, report: Report, *, always: Collection[str] = (), share: float = FLOAT_SHARE) -> list[str]:
     """The layers that cause most of the noise at the outputs and cost little in float, worst first; often none.
 
     Networks have few such layers, early ones whose errors all others build on: in YOLOv5n one of 57 makes half of the
     noise with a 160th of the multiplications.
 
     Args:
-        model: the float model.
-        sites: of it.
-        thresholds: of its activations.
-        samples: network inputs.
+        noise: of the model.
         report: is told about progress.
-        weights: by name of the weight tensor, its INT8 form.
         always: layers that stay in float anyway.
         share: of the multiplications that may stay in float, besides those of `always`.
     """
-    cost = multiplications(model, sites, samples[0])
-    cheap = [layer.name for layer in sites.layers if layer.name not in always and cost[layer.name] <= share]
+    cost = noise.costs
+    cheap = [name for name in noise.names if name not in always and cost[name] <= share]
     if not cheap:
         return []
-    noise = _Noise(model, sites, thresholds, samples, weights)
-    rest = [layer.name for layer in sites.layers if layer.name not in always]
+    rest = [name for name in noise.names if name not in always]
     total = noise.of(rest)
     if max(total.values(), default=0.0) <= QUIET:
         return []
-    alone = {}
     for i, name in enumerate(cheap):
-        alone[name] = noise.of([name])
+        noise.alone(name)
         report("find float layers", i + 1, len(cheap))
     kept: list[str] = []
     left = share
     while max(total.values(), default=0.0) > QUIET:
-        harm = {n: max(v / max(total[o], QUIET) for o, v in alone[n].items()) for n in cheap if n not in kept}
+        harm = {n: max(v / max(total[o], QUIET) for o, v in noise.alone(n).items()) for n in cheap if n not in kept}
         worst = max((n for n in harm if cost[n] <= left), key=lambda n: harm[n], default=None)
         if worst is None or harm[worst] < DOMINANT:
             break

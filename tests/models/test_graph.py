@@ -11,7 +11,7 @@ import pytest
 from streamd.models.calibrate import Observer, observe, thresholds
 from streamd.models.graph import fix_size_input, has_size_input, load, prepare
 from streamd.models.qdq import find_sites, quantized
-from streamd.models.quantize import input_spec
+from streamd.models.quantizer import input_spec
 from tests.engine.onnx_models import detr_final
 from tests.models.nets import branches
 

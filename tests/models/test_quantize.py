@@ -26,6 +26,7 @@ from streamd.models.finetune.train import finetuned
 from streamd.models.gate import Verdict
 from streamd.models.graph import write_whole
 from streamd.models.inspect import inspect
+from streamd.models.quantizer import Quantizer
 from streamd.models.request import Request
 from streamd.models.sensitivity import fewest
 from streamd.sources.images import read_image
@@ -127,6 +128,66 @@ def test_the_gate_refuses_and_force_is_recorded(request_: Request) -> None:
     assert read_sidecar(request_.out).provenance.forced  # type: ignore[union-attr]
 
 
+def lopsided(path: Path) -> None:
+    """Makes one channel between two layers thousands of times as large, and what reads it as much smaller:
+    the same detector in float, of which little is left in INT8."""
+    model = onnx.load(str(path))
+    for t in model.graph.initializer:
+        value = numpy_helper.to_array(t).copy()
+        if t.name.endswith(".w") and not t.name.startswith("head"):
+            value *= 1.5  # so that what is seen depends on the picture
+        if t.name in ("body2.w", "body2.b"):
+            value[0] *= 4096
+        elif t.name == "mix2.w":
+            value[:, 0] /= 4096
+        t.CopyFrom(numpy_helper.from_array(value, t.name))
+    onnx.save(model, str(path))
+
+
+def test_layers_that_do_not_bear_int8_stay_in_float(request_: Request, capsys: pytest.CaptureFixture[str]) -> None:
+    lopsided(detector(Path(request_.model), act="relu"))
+    with pytest.raises(GateError, match=r"was not written: its detections agree .*; keep layers in float \(--auto\)"):
+        quantize.quantize(replace(request_, escalate=False))
+    assert left(request_) == []
+    found = quantize.quantize(request_)
+    assert "mix2" in found.float_layers
+    assert len(found.float_layers) <= 3
+    assert found.verdict.passed
+    assert found.escalation[-1].float_layers == found.float_layers
+    assert read_sidecar(request_.out).provenance.float_layers == found.float_layers  # type: ignore[union-attr]
+    options = ["quantize", request_.model, "--images", request_.images, "--out", str(request_.out), "--batches", "1"]
+    options += ["--eval-images", str(request_.eval_images)]
+    assert main([*options, "--no-auto"]) == 7
+    capsys.readouterr()
+    assert main(options) == 0
+    said = capsys.readouterr().out
+    assert f"tried: {len(found.float_layers)} in float, {found.escalation[-1].share:.1%} of the multiplic" in said
+    assert main([*options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["escalation"][0]["refusal"] is None
+
+
+def test_what_was_tried_is_told_where_nothing_passes(request_: Request) -> None:
+    request_ = replace(request_, min_agreement=1.01)
+    with pytest.raises(
+        GateError, match=r"boxes, .*; with \d+ of 10 layers in float \(\d+% of the multiplications\): its"
+    ):
+        quantize.quantize(request_)
+    assert left(request_) == []
+
+
+def test_float_layers_are_searched_on_pictures_of_their_own(request_: Request, tmp_path: Path) -> None:
+    images = str(pictures(tmp_path / "more", 100, seed=9))
+    job = Quantizer(replace(request_, images=images, batch=8, batches=16))
+    searched = [name for name, _ in job.searched()]
+    assert len(searched) == 50
+    # Rounding saw every second picture: the first, the third...
+    assert searched[:2] == [p.name for p in job.pictures.images[1:4:2]]
+    job = Quantizer(replace(request_, images=images, batch=8, batches=16, eval_images=None))
+    searched = [name for name, _ in job.searched()]
+    assert searched
+    assert not {name for name, _ in job.frames()}.intersection(searched)
+
+
 def test_labels_that_do_not_fit_say_nothing(request_: Request, tmp_path: Path) -> None:
     labels = tmp_path / "labels"
     labels.mkdir()
@@ -151,7 +212,7 @@ def test_without_images_to_judge_on_some_are_kept_back(request_: Request) -> Non
     assert quantize.quantize(request_).pictures == 5
     copy = Path(request_.images, "z.png")
     copy.write_bytes(Path(request_.images, "p0.png").read_bytes())
-    job = quantize.Quantizer(replace(request_, batch=3, batches=1))
+    job = Quantizer(replace(request_, batch=3, batches=1))
     assert [p.name for p in job.pictures.images] == ["p0.png", "p2.png", "p4.png"]
     # A copy of a picture that was calibrated with is none to judge on.
     assert [p.name for p in job.pictures.others] == ["p1.png", "p3.png", "p5.png"]
@@ -206,7 +267,7 @@ def test_a_video(request_: Request, tmp_path: Path) -> None:
     video = str(shared("videos/vtest.avi"))
     found = quantize.quantize(replace(request_, images=video, every=100, batches=1))
     assert found.pictures == 4
-    alone = quantize.Quantizer(replace(request_, images=video, every=100, batches=1, eval_images=None))
+    alone = Quantizer(replace(request_, images=video, every=100, batches=1, eval_images=None))
     assert alone.seen == 4
     assert [name for name, _ in alone.frames()] == ["frame 300"]
     with pytest.raises(ConfigError, match="is also among"):
@@ -400,7 +461,7 @@ def test_what_fine_tuning_found_is_written(
         better = {name: value + np.float32(0.5) for name, value in made.constants.items()}
         return replace(made, constants=better if helped else made.constants, before=1.0, after=0.75 if helped else 1.0)
 
-    monkeypatch.setattr("streamd.models.quantize.finetuned", found)
+    monkeypatch.setattr("streamd.models.quantizer.finetuned", found)
     write_sidecar(request_.model, Sidecar(pad_value=51))
     images = str(pictures(tmp_path / "more", 16, seed=9))
     options = ["quantize", request_.model, "--images", images, "--out", str(request_.out), "--batch", "4", "--force"]

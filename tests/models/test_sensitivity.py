@@ -9,7 +9,7 @@ import pytest
 
 from streamd.models.calibrate import Observer, observe, thresholds
 from streamd.models.qdq import find_sites
-from streamd.models.sensitivity import by_noise, dominant, multiplications
+from streamd.models.sensitivity import Noise, by_noise, dominant, multiplications
 from streamd.models.weights import nearest
 from tests.models.nets import branches
 
@@ -44,20 +44,20 @@ def test_shares_of_the_multiplications(ready: tuple[Any, ...]) -> None:
 
 def test_the_layer_that_makes_the_noise_stays_in_float(ready: tuple[Any, ...]) -> None:
     model, sites, limits, weights = ready
-    assert by_noise(model, sites, limits, IMAGES, silent, weights)[0].layer == "a"
-    assert dominant(model, sites, limits, IMAGES, silent, weights) == ["a"]
+    assert by_noise(Noise(model, sites, limits, IMAGES, weights), silent)[0].layer == "a"
+    assert dominant(Noise(model, sites, limits, IMAGES, weights), silent) == ["a"]
 
 
 def test_none_is_kept_beyond_its_share_or_twice(ready: tuple[Any, ...]) -> None:
     model, sites, limits, weights = ready
-    assert dominant(model, sites, limits, IMAGES, silent, weights, share=0.02) == []
-    assert "a" not in dominant(model, sites, limits, IMAGES, silent, weights, always=["a"])
+    assert dominant(Noise(model, sites, limits, IMAGES, weights), silent, share=0.02) == []
+    assert "a" not in dominant(Noise(model, sites, limits, IMAGES, weights), silent, always=["a"])
 
 
 def test_layers_are_kept_while_one_stands_out_and_the_share_lasts(ready: tuple[Any, ...]) -> None:
     """Without a coarse layer, the noise of a net of five is spread over all of them, each above a tenth."""
     model, sites, limits, _ = ready
-    kept = dominant(model, sites, limits, IMAGES, silent, share=0.2)
+    kept = dominant(Noise(model, sites, limits, IMAGES), silent, share=0.2)
     cost = multiplications(model, sites, IMAGES[0])
     assert kept
     assert sum(cost[name] for name in kept) <= 0.2
@@ -68,4 +68,4 @@ def test_noise_that_does_no_harm_keeps_nothing_in_float(
 ) -> None:
     model, sites, limits, weights = ready
     monkeypatch.setattr("streamd.models.sensitivity.QUIET", 1.0)
-    assert dominant(model, sites, limits, IMAGES, silent, weights, share=1.0) == []
+    assert dominant(Noise(model, sites, limits, IMAGES, weights), silent, share=1.0) == []

@@ -67,6 +67,8 @@ class Network:
         self._input = self.graph.inputs[0]
         self._steps = self._needed()
         self._cached: dict[str, Any] = {}
+        self._placed: dict[str, Any] = {}
+        """Constants that are on the device."""
 
     def _needed(self) -> list[_Step]:
         graph = self.graph
@@ -116,6 +118,14 @@ class Network:
         found: npt.NDArray[Any] = self._cached[name]
         return found
 
+    def _tensor(self, name: str, value: npt.NDArray[Any]) -> Any:
+        if name in self._placed:
+            return self._placed[name]
+        made = vendor().from_numpy(np.array(value)).to(self.device)
+        if name in self._cached:
+            self._placed[name] = made
+        return made
+
     def __call__(self, x: Any, given: Mapping[str, Any] | None = None, rounded: Rounded | None = None) -> list[Any]:
         """The outputs for one (B, …) input.
 
@@ -161,7 +171,10 @@ class Network:
                 f"--finetune: node {step.node.name!r}: operator {kind} is not one that fine-tuning computes (it knows "
                 f"{', '.join(sorted(OPERATORS))}); leave --finetune out"
             )
-        call = Call(step.node.name, step.attributes, inputs, self.device, len(step.outputs))
+        call = Call(
+            step.node.name, step.attributes, inputs, self.device, len(step.outputs),
+            lambda i: self._tensor(step.inputs[i], inputs[i]),
+        )  # fmt: skip
         try:
             made = operator(call)
         except (RuntimeError, IndexError, TypeError) as error:

@@ -41,6 +41,8 @@ class Call:
     """Tensors, arrays, and None for optional inputs that are left out."""
     device: str
     outputs: int = 1
+    placed: Callable[[int], Any] | None = None
+    """Gives a constant input as a tensor. Default: a copy."""
 
     @property
     def x(self) -> Any:
@@ -59,7 +61,9 @@ class Call:
     def tensor(self, index: int) -> Any:
         """An input as a tensor; a constant is copied to the device."""
         value = self.inputs[index]
-        return vendor().from_numpy(np.array(value)).to(self.device) if isinstance(value, np.ndarray) else value
+        if not isinstance(value, np.ndarray):
+            return value
+        return self.placed(index) if self.placed is not None else vendor().from_numpy(np.array(value)).to(self.device)
 
     def tensors(self) -> list[Any]:
         """All of them."""
@@ -193,6 +197,9 @@ def _reshape(call: Call) -> Any:
     shape = [int(n) for n in call.array(1)]
     if not call.get("allowzero", 0):
         shape = [x.shape[i] if n == 0 else n for i, n in enumerate(shape)]
+    if -1 not in shape and len(shape) >= 4 and x.numel() != np.prod(shape):
+        # Channels are regrouped, in a model of one input size and batch: it does the same with others.
+        shape = [x.shape[0], *shape[1:-2], *x.shape[-2:]]
     return x.reshape(shape)
 
 

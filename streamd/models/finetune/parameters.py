@@ -139,33 +139,38 @@ class Tuned:
         return self.after < self.before
 
 
+@dataclass(frozen=True)
+class Start:
+    """What is fine-tuned: an INT8 model by its parts."""
+
+    model: Any
+    """The float model."""
+    sites: Sites
+    """Of it."""
+    thresholds: Mapping[str, float]
+    """Of its activations."""
+    weights: Mapping[str, Int8Weights]
+    """In INT8, by weight tensor."""
+    peaks: Peaks
+    """Of the layers' inputs."""
+    float_layers: Collection[str] = ()
+    """Layers that stay in float; their weights are trained, too."""
+
+
 class Parameters:
     """All parameters of one INT8 model.
 
     Args:
-        model: the float model.
-        sites: of it.
-        thresholds: of its activations.
-        weights: in INT8, by weight tensor.
-        peaks: of the layers' inputs.
-        float_layers: layers that stay in float.
+        start: what they are at first.
         device: where they are trained.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        sites: Sites,
-        thresholds: Mapping[str, float],
-        weights: Mapping[str, Int8Weights],
-        peaks: Peaks,
-        float_layers: Collection[str],
-        device: str,
-    ) -> None:
+    def __init__(self, start: Start, device: str) -> None:
         torch = vendor()
+        model, sites, peaks, thresholds = start.model, start.sites, start.peaks, start.thresholds
         self._sites, self._device = sites, device
-        self._kept, self._limits = dict(weights), dict(thresholds)
-        active = {layer.name: layer for layer in sites.layers if layer.name not in float_layers}
+        self._kept, self._limits = dict(start.weights), dict(thresholds)
+        active = {layer.name: layer for layer in sites.layers if layer.name not in start.float_layers}
         self._weights: dict[str, _Weight] = {}
         self._biases: dict[str, _Offset] = {}
         """By weight tensor of a layer in INT8."""

@@ -8,21 +8,20 @@ was there before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from streamd.errors import ConfigError, StreamdError
-from streamd.models.calibrate import Peaks
 from streamd.models.finetune.distance import Distance
 from streamd.models.finetune.network import Network
 from streamd.models.finetune.operators import vendor
-from streamd.models.finetune.parameters import Parameters, Tuned
+from streamd.models.finetune.parameters import Parameters, Start, Tuned
 from streamd.models.graph import Graph
-from streamd.models.qdq import Sites, quantized
-from streamd.models.weights import Int8Weights
+from streamd.models.qdq import quantized
 from streamd.types import Float32Array
 
 STEPS = 500
@@ -88,8 +87,9 @@ class Windows:
 class _Pair:
     """The float model and its INT8 form, both in PyTorch."""
 
-    def __init__(self, model: Any, int8: Any, sites: Sites, parameters: Parameters, device: str) -> None:
-        self._float = Network(model, sites.outputs, device)
+    def __init__(self, start: Start, int8: Any, parameters: Parameters, device: str) -> None:
+        sites = start.sites
+        self._float = Network(start.model, sites.outputs, device)
         self._int8 = Network(int8, sites.outputs, device)
         self._parameters, self._device = parameters, device
         nodes = {node.name: node for node in Graph(int8).nodes}
@@ -112,54 +112,65 @@ class _Pair:
         return self._int8(given, self._parameters.given(self._names), self._parameters.rounded), self.wanted(x)
 
 
+def _takes(
+    wanted: Callable[[Float32Array], list[Any]], picture: Float32Array, changed: Float32Array, nchw: bool
+) -> bool:
+    """Whether the layers take an input of another size or batch, and what they make of it follows from its shape."""
+    try:
+        full, other = wanted(picture), wanted(changed)
+    except (StreamdError, RuntimeError):
+        return False
+    return all(
+        f.ndim == o.ndim == 4
+        and f.shape[0] * len(changed) == o.shape[0] * len(picture)
+        and all(
+            f.shape[i] * changed.shape[axis] == o.shape[i] * picture.shape[axis]
+            for i, axis in (((2, 2), (3, 3)) if nchw else ((2, 1), (3, 2)))
+        )
+        for f, o in zip(full, other, strict=True)
+    )
+
+
 def _size(wanted: Callable[[Float32Array], list[Any]], picture: Float32Array, nchw: bool) -> tuple[int, int]:
     """Height and width to train at: half of the input's, a quarter of the work, where the layers take any size."""
     high, wide = picture.shape[2:] if nchw else picture.shape[1:3]
     half = (-(-high // 2 // STRIDE) * STRIDE, -(-wide // 2 // STRIDE) * STRIDE)
     part = picture[:, :, : half[0], : half[1]] if nchw else picture[:, : half[0], : half[1]]
-    try:
-        full, small = wanted(picture), wanted(np.ascontiguousarray(part))
-    except (StreamdError, RuntimeError):
-        return high, wide
-    shrunk = all(
-        f.ndim == s.ndim == 4
-        and f.shape[2] * half[0] == s.shape[2] * high
-        and f.shape[3] * half[1] == s.shape[3] * wide
-        for f, s in zip(full, small, strict=True)
-    )
-    return half if shrunk else (high, wide)
+    return half if _takes(wanted, picture, np.ascontiguousarray(part), nchw) else (high, wide)
+
+
+def _batches(draw: Callable[[], Float32Array]) -> Generator[Float32Array, None, None]:
+    """What `draw` gives, the next one while the last is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(draw)
+        while True:
+            made = coming.result()
+            coming = thread.submit(draw)
+            yield made
 
 
 def finetuned(
-    model: Any,
-    sites: Sites,
-    thresholds: Mapping[str, float],
-    weights: Mapping[str, Int8Weights],
-    peaks: Peaks,
+    start: Start,
     inputs: Iterable[Float32Array],
     made: Input,
     report: Report,
     *,
     classes: int | None = None,
     steps: int = STEPS,
-    float_layers: Collection[str] = (),
+    batch: int = BATCH,
     residuals: bool = True,
     device: str | None = None,
 ) -> Tuned:
     """Weights, biases and scales that bring an INT8 model's outputs near the float model's.
 
     Args:
-        model: the float model.
-        sites: of it.
-        thresholds: of its activations.
-        weights: in INT8, which is what it has to be better than.
-        peaks: of the layers' inputs.
+        start: the INT8 model, which is what it has to be better than.
         inputs: network inputs of calibration pictures.
         made: how these are made.
         report: is told about progress.
         classes: that the model tells apart; None if that is not known.
         steps: changes to make.
-        float_layers: layers that stay in float; their weights are trained, too.
+        batch: parts of pictures that are looked at for each.
         residuals: as for `quantized`.
         device: of PyTorch. Default: a GPU if there is one.
 
@@ -179,25 +190,32 @@ def finetuned(
     held_out = [x.astype(np.float32) for x in pictures[HELD_OUT - 1 :: HELD_OUT]]
     training = [x for i, x in enumerate(pictures) if i % HELD_OUT != HELD_OUT - 1]
     # Every layer gets a bias of its own, which can then be trained, unless it shares its weights.
-    readers = Graph(model).consumers
+    readers = Graph(start.model).consumers
     biased = {
         name: w if w.bias is not None or len(readers[name]) > 1 else replace(w, bias=np.zeros(len(w.steps), np.float32))
-        for name, w in weights.items()
+        for name, w in start.weights.items()
     }
-    int8 = quantized(model, sites, thresholds, float_layers=float_layers, residuals=residuals, weights=biased)
-    parameters = Parameters(model, sites, thresholds, weights, peaks, float_layers, device)
+    int8 = quantized(
+        start.model, start.sites, start.thresholds, float_layers=start.float_layers, residuals=residuals, weights=biased
+    )
+    parameters = Parameters(start, device)
     kept = parameters.tuned()
-    pair, distance = _Pair(model, int8, sites, parameters, device), Distance(classes)
+    pair, distance = _Pair(start, int8, parameters, device), Distance(classes)
 
-    def batch(parts: Sequence[Float32Array]) -> Float32Array:
-        return np.concatenate([parts[i % len(parts)] for i in range(made.batch or len(parts))])
+    def repeated(x: Float32Array) -> Float32Array:
+        return np.repeat(x, made.batch or 1, axis=0)
 
     def judged() -> float:
         with torch.no_grad():
-            return float(np.mean([float(distance(*pair(batch([x])))) for x in held_out]))
+            return float(np.mean([float(distance(*pair(repeated(x)))) for x in held_out]))
 
     best = before = judged()
-    windows = Windows(training, _size(pair.wanted, batch(held_out[:1]), made.nchw), made)
+    first = repeated(held_out[0])
+    windows = Windows(training, _size(pair.wanted, first, made.nchw), made)
+    free = made.batch is None or _takes(pair.wanted, first, np.repeat(first, 2, axis=0), made.nchw)
+    at_once = batch if free else made.batch or 1
+    parts = -(-batch // at_once)
+    drawn = _batches(lambda: np.concatenate([windows.draw() for _ in range(at_once)]))
     optimizer = torch.optim.Adam(parameters.groups(), betas=(0.9, 0.99))
 
     def rate(step: int) -> float:
@@ -205,12 +223,10 @@ def finetuned(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     looks = {steps * (i + 1) // LOOKS for i in range(LOOKS)}
-    at_once = made.batch or BATCH
     for step in range(1, steps + 1):
         optimizer.zero_grad()
-        parts = -(-BATCH // at_once)
         for _ in range(parts):
-            loss = distance(*pair(batch([windows.draw() for _ in range(at_once)]))) / parts
+            loss = distance(*pair(next(drawn))) / parts
             loss.backward()
         optimizer.step()
         schedule.step()
@@ -219,4 +235,5 @@ def finetuned(
             if now < best:  # never for NaN
                 best, kept = now, parameters.tuned()
         report("fine-tune", step, steps)
+    drawn.close()
     return Tuned(*kept, before, best)

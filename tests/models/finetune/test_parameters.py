@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from streamd.models.calibrate import Observer, observe, thresholds
 from streamd.models.finetune import parameters
-from streamd.models.finetune.parameters import Parameters
-from streamd.models.qdq import find_sites
-from streamd.models.tune import safe_weights
+from streamd.models.finetune.parameters import Parameters, Start
 from streamd.models.weights import SUM_MAX, unsigned_peaks
 from tests.models.nets import branches
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs PyTorch")
-IMAGES = np.random.default_rng(1).random((8, 1, 3, 64, 64), np.float32)
 
 
-@pytest.fixture(scope="module")
-def ready() -> tuple[Any, ...]:
-    model = branches()
-    sites = find_sites(model)
-    layers = list(dict.fromkeys(layer.input for layer in sites.layers))
-    histograms, peaks = observe(
-        Observer(model, list(dict.fromkeys([*sites.watched, *layers]))), IMAGES, sites.watched, layers
-    )
-    limits = thresholds(histograms, sites.sources, "mse")
-    return model, sites, limits, safe_weights(model, sites, limits, peaks), peaks
-
-
-def opened(ready: tuple[Any, ...], float_layers: tuple[str, ...] = ()) -> Parameters:
-    model, sites, limits, weights, peaks = ready
-    return Parameters(model, sites, limits, weights, peaks, float_layers, "cpu")
+def opened(ready: Start, float_layers: tuple[str, ...] = ()) -> Parameters:
+    return Parameters(replace(ready, float_layers=float_layers), "cpu")
 
 
 def test_rounding_and_its_gradients() -> None:
@@ -47,8 +31,8 @@ def test_rounding_and_its_gradients() -> None:
     assert float(scale.grad) == pytest.approx((1 - 0.52) + (0 + 0.2) + 127 - 128)
 
 
-def test_nothing_is_changed_before_training(ready: tuple[Any, ...]) -> None:
-    _, _, limits, weights, _ = ready
+def test_nothing_is_changed_before_training(ready: Start) -> None:
+    limits, weights = ready.thresholds, ready.weights
     found, thresholds_, constants = opened(ready).tuned()
     assert thresholds_ == pytest.approx(limits)
     assert set(constants) == {"out.w", "out.b"}
@@ -67,14 +51,14 @@ def branches_bias(weight: str) -> Any:
     return next(numpy_helper.to_array(t) for t in branches().graph.initializer if t.name == name)
 
 
-def test_layers_in_float_are_trained_in_float(ready: tuple[Any, ...]) -> None:
+def test_layers_in_float_are_trained_in_float(ready: Start) -> None:
     found, _, constants = opened(ready, ("a",)).tuned()
     assert set(constants) == {"out.w", "out.b", "a.w", "a.b"}
-    assert found["a.w"] is ready[3]["a.w"]
+    assert found["a.w"] is ready.weights["a.w"]
 
 
-def test_no_trained_weights_overflow(ready: tuple[Any, ...]) -> None:
-    _, sites, _, _, peaks = ready
+def test_no_trained_weights_overflow(ready: Start) -> None:
+    sites, peaks = ready.sites, ready.peaks
     trained = opened(ready)
     random = np.random.default_rng(2)
     with torch.no_grad():

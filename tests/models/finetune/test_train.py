@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 
 from streamd.errors import ConfigError
-from streamd.models.calibrate import Observer, observe, thresholds
+from streamd.models.calibrate import Observer
 from streamd.models.finetune import train
-from streamd.models.finetune.parameters import Parameters, Tuned
+from streamd.models.finetune.parameters import Parameters, Start, Tuned
 from streamd.models.finetune.train import Input, Windows, finetuned
 from streamd.models.graph import with_constants
-from streamd.models.qdq import find_sites, quantized
-from streamd.models.tune import output_noise, safe_weights
-from tests.models.nets import branches
+from streamd.models.qdq import quantized
+from streamd.models.tune import output_noise
+from tests.models.finetune.conftest import IMAGES
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs PyTorch")
-IMAGES = np.random.default_rng(1).random((24, 1, 3, 64, 64), np.float32)
 UNSEEN = np.random.default_rng(2).random((4, 1, 3, 64, 64), np.float32)
 GREY = Input((0.4, 0.4, 0.4))
 
@@ -29,36 +28,22 @@ def silent(*_: object) -> None:
     pass
 
 
-@pytest.fixture(scope="module")
-def ready() -> tuple[Any, ...]:
-    model = branches()
-    sites = find_sites(model)
-    layers = list(dict.fromkeys(layer.input for layer in sites.layers))
-    histograms, peaks = observe(
-        Observer(model, list(dict.fromkeys([*sites.watched, *layers]))), IMAGES, sites.watched, layers
-    )
-    limits = thresholds(histograms, sites.sources, "mse")
-    return model, sites, limits, safe_weights(model, sites, limits, peaks), peaks
+def tuned(ready: Start, report: Callable[[str, int, int], None] = silent, **options: Any) -> Tuned:
+    return finetuned(ready, options.pop("images", IMAGES), options.pop("made", GREY), report, **options)
 
 
-def tuned(ready: tuple[Any, ...], report: Callable[[str, int, int], None] = silent, **options: Any) -> Tuned:
-    model, sites, limits, weights, peaks = ready
-    images, made = options.pop("images", IMAGES), options.pop("made", GREY)
-    return finetuned(model, sites, limits, weights, peaks, images, made, report, **options)
-
-
-def noise(ready: tuple[Any, ...], found: Tuned | None) -> float:
+def noise(ready: Start, found: Tuned | None) -> float:
     """At the output of unseen pictures, by ONNX Runtime."""
-    model, sites, limits, weights, _ = ready
+    model, sites = ready.model, ready.sites
     clean = [Observer(model, sites.outputs).run(x) for x in UNSEEN]
     if found is None:
-        int8 = quantized(model, sites, limits, weights=weights)
+        int8 = quantized(model, sites, ready.thresholds, weights=ready.weights)
     else:
         int8 = quantized(with_constants(model, found.constants), sites, found.thresholds, weights=found.weights)
     return output_noise(clean, int8, UNSEEN)
 
 
-def test_the_outputs_of_unseen_pictures_are_nearer(ready: tuple[Any, ...]) -> None:
+def test_the_outputs_of_unseen_pictures_are_nearer(ready: Start) -> None:
     told: list[tuple[str, int, int]] = []
     found = tuned(ready, lambda *said: told.append(said), steps=60)
     assert found.helped
@@ -70,7 +55,7 @@ def test_the_outputs_of_unseen_pictures_are_nearer(ready: tuple[Any, ...]) -> No
     assert again.thresholds == found.thresholds
 
 
-def test_what_makes_it_worse_is_not_taken(ready: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_makes_it_worse_is_not_taken(ready: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(self: Parameters) -> list[dict[str, Any]]:
         return [{"params": list(self._growth.values()), "lr": 0.3, "maximize": True}]
 
@@ -78,21 +63,21 @@ def test_what_makes_it_worse_is_not_taken(ready: tuple[Any, ...], monkeypatch: p
     found = tuned(ready, steps=10)
     assert not found.helped
     assert found.after == found.before
-    assert found.thresholds == pytest.approx(ready[2])
+    assert found.thresholds == pytest.approx(ready.thresholds)
 
 
-def test_layers_in_float_stay_there(ready: tuple[Any, ...]) -> None:
-    found = tuned(ready, steps=5, float_layers=["a"])
-    assert found.weights["a.w"] is ready[3]["a.w"]
+def test_layers_in_float_stay_there(ready: Start) -> None:
+    found = tuned(replace(ready, float_layers=["a"]), steps=5)
+    assert found.weights["a.w"] is ready.weights["a.w"]
     assert "a.w" in found.constants
 
 
-def test_pictures_are_needed(ready: tuple[Any, ...]) -> None:
+def test_pictures_are_needed(ready: Start) -> None:
     with pytest.raises(ConfigError, match="--finetune: 5 calibration images are too few"):
         tuned(ready, images=IMAGES[:5])
 
 
-def test_models_with_a_fixed_batch_and_other_layouts(ready: tuple[Any, ...]) -> None:
+def test_models_with_a_fixed_batch_and_other_layouts(ready: Start) -> None:
     """A batch of two that the model asks for."""
     images = np.repeat(IMAGES[:16], 2, axis=1)
     found = tuned(ready, images=images, made=replace(GREY, batch=2), steps=20)
