@@ -455,7 +455,7 @@ def test_what_fine_tuning_found_is_written(
     trained = finetuned
 
     def found(*args: Any, **options: Any) -> Tuned:
-        given.update(options, padding=args[6].padding)
+        given.update(options, padding=args[2].padding)
         made = trained(*args, **options)
         # Random weights have little to gain: these stand for what trained ones would.
         better = {name: value + np.float32(0.5) for name, value in made.constants.items()}
