@@ -7,9 +7,7 @@ import errno
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
 from streamd.errors import SourceError, SourceReason
@@ -21,22 +19,20 @@ from streamd.sources.admission import Admission
 from streamd.sources.av_errors import describe, translate
 from streamd.sources.av_open import InputKind, kind_of, open_container, sound_beside, video_stream
 from streamd.sources.backlog import Arrived, Backlog
-from streamd.sources.clock import StreamClock
 from streamd.sources.closing import deferred, shelf
 from streamd.sources.files import begin_at, check_file, too_short
+from streamd.sources.frame_maker import FrameMaker
 from streamd.sources.hardware import HardwareDecoder, video_of
-from streamd.sources.holdback import Holdback
 from streamd.sources.no_picture import NoPictureWatch
-from streamd.sources.pacing import MediaClock, Pacer, RateLimit
-from streamd.sources.picture import aspect_of, orientation_of, picture_of, top_down
-from streamd.sources.quarantine import JpegListener, PacketLossListener, Quarantine
+from streamd.sources.pacing import Pacer
+from streamd.sources.quarantine import PacketLossListener
 from streamd.sources.recording import PacketFeed
 from streamd.sources.redirects import OpeningListener
 from streamd.sources.second_opinion import NO_DECODER, is_external, plays_in_software
-from streamd.sources.skipping import PacketSkipper, held_back
+from streamd.sources.skipping import held_back
 from streamd.sources.slices import SLICED, SliceJoiner
 from streamd.sources.wire import heard_since
-from streamd.types import Box, Clock, Frame, Rotation, rotated_size
+from streamd.types import Frame
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -47,11 +43,6 @@ if TYPE_CHECKING:
 
     from streamd.sources.av import AvStreamSettings
 
-_Arrival = tuple[int, int, Clock, bool, int]
-"""Passed through the decoder with a packet: monotonic arrival, wall time of capture and its origin, whether the picture
-is damaged or predicted from a damaged one, and the packet's number."""
-REORDERED = 64
-"""More pictures than any decoder holds back."""
 HUNG_S = 5.0
 """A call that FFmpeg has not ended this long after its limit will never end."""
 DECODE_LIMIT_S = 10.0
@@ -90,7 +81,6 @@ class AvSource:
         """The sender sets the pace; known for certain once it is open."""
         self._kind: InputKind | None = None
         self._pacer: Pacer | None = None
-        self._media: MediaClock | None = None
         self._silence_s = settings.read_timeout_s
         self._pictures = self._unknown = 0
         """Of this pass: pictures decoded, and packets of tracks that appeared in mid-stream."""
@@ -102,29 +92,7 @@ class AvSource:
         """None for software."""
         self._broke = False
         """The connection has ended, and the decoder is as good as before."""
-        self._limit = RateLimit(settings.max_fps) if settings.max_fps else None
-        self._skipper: PacketSkipper | None = None
-        crop = settings.crop
-        self._roi = Box(crop.x, crop.y, crop.width, crop.height) if crop else None
-        self._time_base_ns = 0.0
-        self._tick_ns = (0, 1)
-        """One unit of the stream's time stamps in nanoseconds, as a fraction."""
-        self._again = False
-        """The next frame is the first of another pass."""
-        self._begin_ns = 0
-        """Time stamp of the first frame wanted, until it has been reached."""
-        self._pixel_aspect = 1.0
-        self._arrivals: deque[int] = deque(maxlen=REORDERED)
-        """Of packets whose pictures have not come out yet, where a limit needs them."""
-        self._reorders = False
-        """Packets come in another order than pictures."""
-        self._left_out = 0
-        """Packets of this pass that were not decoded because of max_fps."""
-        self._packet_clock: MediaClock | None = None
-        self._packet: Packet[Any] | None = None
-        """The latest one that was decoded."""
-        self._orientation: tuple[Rotation, bool] | None = None
-        self._raw = False  # raw video's rows may be stored bottom-up
+        self._maker = FrameMaker(settings, self._device)
         self.corrupt = 0
         """Packets that the decoder has rejected so far."""
         self.skipped = 0
@@ -132,18 +100,11 @@ class AvSource:
         self.lost = 0
         """Lost RTP packets."""
         self.deadline = math.inf
-        self.clock = StreamClock(settings.clock_max_offset_s)
+        self.clock = self._maker.clock
         self._slices: SliceJoiner | None = None
         self._admission = Admission(settings.id, self._network, self._closed)
         self._backlog = Backlog(settings.frames == "key")
-        self._served_ns = 0
-        """Pictures of packets that arrived earlier are decoded for the sake of later ones only; monotonic."""
         self._lost_before = 0
-        self._quarantine = Quarantine()
-        self._jpeg: JpegListener | None = None
-        """None for other codecs."""
-        self._holdback = Holdback()
-        self._withhold = settings.on_corruption == "quarantine"
 
     def open(self) -> SourceInfo:
         """See `Source.open`."""
@@ -162,7 +123,7 @@ class AvSource:
             log.warning(
                 "hardware decoder not available; decoding in software", stream=self._settings.id, error=str(error)
             )
-            self._device = None
+            self._device = self._maker.device = None
             return self._open(None)
 
     def _open(self, device: int | None) -> SourceInfo:
@@ -206,7 +167,7 @@ class AvSource:
         waited = time.monotonic() - started
         lost = ear.take()
         self.lost = self._lost_before = self.lost + lost
-        self._quarantine.opened(time.monotonic_ns(), int(waited * 1e9), lost)
+        self._maker.quarantine.opened(time.monotonic_ns(), int(waited * 1e9), lost)
         try:
             return self._probe(container, device, waited, kept)
         except BaseException:
@@ -220,7 +181,6 @@ class AvSource:
         settings = self._settings
         stream = video_stream(container, settings, live=self._network, waited_s=waited)
         context = stream.codec_context
-        self._jpeg = JpegListener() if context.name == "mjpeg" else None
         if kept is not None and kept.video == video_of(context):
             kept.flush_buffers()
             self._decoder = kept
@@ -232,35 +192,22 @@ class AvSource:
         context.thread_count = settings.decoder_threads if device is None else 1
         if settings.frames == "key":
             context.skip_frame = "NONKEY"
-        elif self._limit is not None:
-            self._skipper = PacketSkipper(context.name, context.extradata, self._limit)
         context.copy_opaque = True
-        self._raw = context.name == "rawvideo"
-        if settings.pixel_aspect == "display":
-            self._pixel_aspect = aspect_of(stream.sample_aspect_ratio)
         self._stream = stream
         self._slices = SliceJoiner(context) if context.codec.canonical_name in SLICED else None
         if self._feed is not None:
             self._sound = sound_beside(container, stream) if settings.clip_audio else None
             self._feed.opened(stream, live=kind_of(container, settings).live, sound=self._sound)
-        base = stream.time_base or Fraction(0)
-        self._time_base_ns = float(base) * 1e9
-        self._tick_ns = (base.numerator * 10**9, base.denominator)
         if settings.start_s and not self._network:
-            self._begin_ns = begin_at(container, settings.url, settings.start_s)
+            self._maker.begin_ns = begin_at(container, settings.url, settings.start_s)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-        self._reorders = bool(stream.codec_context.has_b_frames)
         kind = self._kind = kind_of(container, settings)
         self._live = kind.live
         self._silence_s = kind.silence_s or settings.read_timeout_s
         frame_ns = int(1e9 / (rate or 25))
         if kind.paced and not kind.still:
             self._pacer = self._pacer or Pacer(frame_ns)
-        elif not kind.live and not kind.still:
-            self._media = self._media or MediaClock(frame_ns)
-            self._packet_clock = self._packet_clock or MediaClock(frame_ns)
-        if self._limit is not None:
-            self._limit.jittery = kind.live
+        self._maker.opened(stream, kind, frame_ns)
         return SourceInfo(
             codec=context.name,
             decoder="software" if device is None else "nvdec",
@@ -291,14 +238,14 @@ class AvSource:
         try:
             while not self._closed.is_set():
                 began = time.monotonic()
-                self._pictures = self._unknown = self._left_out = 0
+                self._pictures = self._unknown = self._maker.left_out = 0
                 yield from self._play()
                 if self._closed.is_set():
                     break
                 self._check_pass()
                 if not self._begin_again(began):
                     break
-                self._again = True
+                self._maker.again = True
         finally:
             self._release()
         if self._live and not self._closed.is_set():
@@ -311,9 +258,9 @@ class AvSource:
             SourceError: it was not a complete pass.
         """
         url = self._settings.url
-        if self._begin_ns:
+        if self._maker.begin_ns:
             raise too_short(url, self._settings.start_s)
-        if not self._pictures and not self._left_out and not self._live:
+        if not self._pictures and not self._maker.left_out and not self._live:
             self._check_decoder("corrupt")
             text = f"{describe(url, 'corrupt')}; it ended without a decodable picture"
             raise SourceError("corrupt", text, permanent=not self._network)
@@ -344,7 +291,7 @@ class AvSource:
         except Exception:  # noqa: BLE001 - a container that cannot seek is reopened
             self._release()
             self._open(self._device)
-            self._begin_ns = 0
+            self._maker.begin_ns = 0
 
     def _packets(self) -> Iterator[Packet[Any]]:
         slices = self._slices
@@ -408,12 +355,12 @@ class AvSource:
     def _is_whole(self, error: Exception) -> bool:
         """Whether the input is complete although FFmpeg reports an I/O error: so it calls the end of an answer over
         HTTP/1.0 that has no length."""
-        kind, packet, container = self._kind, self._packet, self._container
+        kind, packet, container = self._kind, self._maker.packet, self._container
         if getattr(error, "errno", None) != errno.EIO or not self._network or kind is None or kind.live:
             return False
         if kind.still:
             return self._pictures > 0
-        stamp = self._stamp_ns(packet) if packet is not None else None
+        stamp = self._maker.stamp_ns(packet) if packet is not None else None
         if stamp is None or container is None or not container.duration:
             return False
         return stamp / 1e3 - (container.start_time or 0) + 1e6 > container.duration
@@ -431,11 +378,11 @@ class AvSource:
     def _play(self) -> Iterator[Frame]:
         """One pass over the input."""
         assert self._stream is not None
-        pacer = self._pacer
+        pacer, maker = self._pacer, self._maker
         barren = NoPictureWatch(self._network, self._silence_s)
         for packet in self._packets():
-            if pacer is not None and packet.size and not self._before(packet):
-                due = pacer.due(self._stamp_ns(packet), time.monotonic_ns())
+            if pacer is not None and packet.size and not maker.before(packet):
+                due = pacer.due(maker.stamp_ns(packet), time.monotonic_ns())
                 delay = (due - time.monotonic_ns()) / 1e9
                 if delay > 0 and self._closed.wait(delay):
                     return
@@ -447,15 +394,17 @@ class AvSource:
             ready: Iterable[Arrived]
             if self._admission.waiting:
                 ready = self._admitted(Arrived(packet, now_ns, wall_ns, self._damaged(packet)))
-            elif self._skipper is not None and packet.size and self._passes_over(packet):
+            elif maker.passes_over(packet):
+                self.skipped = maker.skipped
+                if maker.keys_only:
+                    self._lost_before = self.lost  # no picture to come is predicted from what was lost
                 continue
             else:
                 ready = (Arrived(packet, now_ns, wall_ns, self._damaged(packet)),)
             for arrived in ready:
                 packet = arrived[0]
-                packet.opaque = self._arrived(*arrived)
+                packet.opaque = maker.arrived(*arrived)
                 refused = self.corrupt
-                self._packet = packet if packet.size else self._packet
                 natives = self._decode(packet)
                 if natives:
                     self._pictures += len(natives)
@@ -467,9 +416,11 @@ class AvSource:
                         text = describe(self._settings.url, reason, f"{barren.packets} packets without a picture")
                         raise SourceError(reason, text, permanent=not self._network)
                 for native in natives:
-                    frame = self._frame(native)
+                    frame = maker.frame(native)
                     if frame is not None:
                         yield frame
+                    else:
+                        self.skipped = maker.skipped
                 natives = []
         if pacer is not None and (end := pacer.end()) is not None:
             self._closed.wait(max(0.0, (end - time.monotonic_ns()) / 1e9))  # the last picture is seen as long as others
@@ -480,19 +431,9 @@ class AvSource:
         Raises:
             SourceError: it is the GPU that has none to give, not the file; a later attempt may succeed.
         """
-        never = self._device is not None and not self._network and not self._pictures and not self._again
+        never = self._device is not None and not self._network and not self._pictures and not self._maker.again
         if reason == "corrupt" and never and plays_in_software(self._settings):
             raise SourceError("decoder", redact(f"{self._settings.url}: {NO_DECODER}"))
-
-    def _stamp_ns(self, packet: Packet[Any]) -> int | None:
-        """When the packet is to be decoded, by the file. Matroska does not tell it of the first packets. If there are
-        B-frames, their presentation time is no substitute: it may be later than that of packets behind them."""
-        stamp = packet.pts if packet.dts is None and not self._reorders else packet.dts
-        return None if stamp is None else int(stamp * self._time_base_ns)
-
-    def _before(self, packet: Packet[Any]) -> bool:
-        """True if the frame only precedes the first frame wanted."""
-        return self._begin_ns > 0 and packet.pts is not None and packet.pts * self._time_base_ns < self._begin_ns
 
     def _admitted(self, arrived: Arrived) -> Iterator[Arrived]:
         """What is to be decoded while the decoder may not be created yet: nothing, and then all that was kept."""
@@ -503,7 +444,7 @@ class AvSource:
             self._admission.may_decode(wait=True)
         found = self._backlog.take()
         if found:
-            self._served_ns = found[-1].now_ns
+            self._maker.served_ns = found[-1].now_ns
         while found and not self._closed.is_set():
             yield found.popleft()
         if not arrived.packet.size:
@@ -514,41 +455,19 @@ class AvSource:
         lost, self._lost_before = self._lost_before, self.lost
         return self.lost > lost or packet.is_corrupt
 
-    def _passes_over(self, packet: Packet[Any]) -> bool:
-        """Whether `packet` is not decoded: fewer pictures are asked for."""
-        if self._skipper is None or self._begin_ns:
-            return False
-        clock = self._packet_clock
-        time_ns = time.monotonic_ns() if clock is None else clock.at(self._stamp_ns(packet))
-        if not self._skipper.skip(packet, time_ns):
-            return False
-        self.skipped += 1
-        self._left_out += 1
-        if self._skipper.level == "keys":
-            self._lost_before = self.lost  # no picture to come is predicted from what was lost
-        return True
-
-    def _arrived(self, packet: Packet[Any], now_ns: int, wall_ns: int, damaged: bool) -> _Arrival:
-        if self._limit is not None:
-            self._arrivals.append(now_ns)
-        clock: Clock = "arrival"
-        if self._live:
-            wall_ns, clock = self.clock.stamp(packet, wall_ns, self._time_base_ns)
-        tainted = self._quarantine.packet(key=packet.is_keyframe, damaged=damaged, now_ns=now_ns)
-        return now_ns, wall_ns, clock, tainted, self._holdback.packet()
-
     def _decode(self, packet: Packet[Any]) -> list[VideoFrame]:
         self.deadline = time.monotonic() + DECODE_LIMIT_S
         try:
             decoder = self._decoder
             natives: list[VideoFrame]
-            if self._jpeg is None:
+            jpeg = self._maker.jpeg
+            if jpeg is None:
                 natives = packet.decode() if decoder is None else decoder.decode(packet)
             else:
-                with self._jpeg:
+                with jpeg:
                     natives = packet.decode() if decoder is None else decoder.decode(packet)
-            if self._skipper is not None and self._skipper.level == "keys" and packet.size:
-                natives += held_back(natives, self._holdback.fed, decoder or packet.stream.codec_context)
+            if self._maker.keys_only and packet.size:
+                natives += held_back(natives, self._maker.holdback.fed, decoder or packet.stream.codec_context)
             return natives
         except Exception as error:
             from av.error import FFmpegError
@@ -559,80 +478,17 @@ class AvSource:
                 return []
             # One bad packet never ends a stream: the decoder resumes at the next decodable picture.
             self.corrupt += 1
-            self._quarantine.refused(time.monotonic_ns())
+            self._maker.quarantine.refused(time.monotonic_ns())
             return []
         finally:
             self.deadline = math.inf
             if self._admission.ticket is not None:
                 self._admission.created()
 
-    def _frame(self, native: VideoFrame) -> Frame | None:
-        decoded_ns = time.monotonic_ns()
-        # Integers: a Fraction takes 2 µs more, as much as the clock and the quarantine together.
-        stamp, (ticks, per) = native.pts, self._tick_ns
-        pts_ns = stamp * ticks // per if stamp is not None and ticks else None
-        kind = self._kind
-        assert kind is not None
-        carried: Any = native.opaque
-        told: _Arrival = carried or (decoded_ns, time.time_ns(), "arrival", False, 0)
-        captured_ns, wall_ns, clock, tainted, number = told
-        # With B-frames, pictures come out in another order than their packets came in. The n-th picture is limited by
-        # the arrival of the n-th packet, which is even.
-        arrived_ns = self._arrivals.popleft() if self._arrivals else captured_ns
-        if self._live and number and self._settings.frames == "all":
-            self._holdback.size(native.width, native.height)
-            late = self._holdback.picture(number, decoded_ns)
-            if late:
-                text = f"damage made the decoder delay its output by {late} more pictures; reconnecting restores it"
-                raise SourceError("corrupt", redact(f"{self._settings.url}: {text}"))
-        corrupt = native.is_corrupt or (self._jpeg is not None and self._jpeg.damaged())
-        quarantined = self._quarantine.frame(tainted=tainted, corrupt=corrupt, key=native.key_frame, now_ns=decoded_ns)
-        if kind.invented_clock:
-            pts_ns = None
-        if self._live and pts_ns is not None:
-            self.clock.tick(pts_ns, captured_ns)
-        if self._begin_ns:
-            if pts_ns is not None and pts_ns < self._begin_ns:
-                return None
-            self._begin_ns = 0
-        if captured_ns < self._served_ns:
-            return None
-        limit = None if self._skipper is not None and self._skipper.level == "keys" else self._limit
-        if limit is not None and not limit.admit(arrived_ns if self._media is None else self._media.at(pts_ns)):
-            self.skipped += 1
-            return None
-        if native.key_frame or self._orientation is None:
-            # Cameras do not turn between key frames, and asking takes time.
-            self._orientation = orientation_of(native, self._packet)
-        rotation, mirrored = self._orientation
-        if self._raw:
-            native = top_down(native)
-        picture = picture_of(
-            native, rotation=rotation, mirrored=mirrored, pixel_aspect=self._pixel_aspect, device=self._device
-        )
-        width, height = picture.width, picture.height
-        if rotation:
-            width, height = rotated_size(width, height, rotation)
-        begins, self._again = self._again, False
-        return Frame(
-            self._settings.id,
-            picture,
-            width,
-            height,
-            captured_ns,
-            wall_ns,
-            decoded_ns,
-            pts_ns,
-            self._roi,
-            clock=clock,
-            begins=begins,
-            quarantined=quarantined and self._withhold,
-        )
-
     def _release(self) -> None:
         self._admission.leave()
         self._backlog.clear()
-        self._served_ns = 0
+        self._maker.served_ns = 0
         container, self._container, self._stream = self._container, None, None
         decoder, self._decoder = self._decoder, None
         if decoder is not None and self._device is not None:
@@ -653,16 +509,8 @@ class AvSource:
         new = cast("AvStreamSettings", settings)
         if new.max_fps != self._settings.max_fps:
             self._settings = new
-            if self._limit is not None:
-                self._limit.change(new.max_fps)
-                return
-            limit = RateLimit(new.max_fps or math.inf)
-            limit.jittery = self._live
-            self._limit = limit
             stream = self._stream
-            if stream is not None and new.frames != "key":
-                context = stream.codec_context
-                self._skipper = PacketSkipper(context.name, context.extradata, self._limit)
+            self._maker.change_limit(new, stream.codec_context if stream is not None else None)
 
     def close(self) -> None:
         """See `Source.close`."""
