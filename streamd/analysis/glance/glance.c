@@ -11,6 +11,14 @@
  *   out: (cell_rows, columns), contiguous
  */
 #include <stdint.h>
+#include <string.h>
+
+/* Twice as fast where the processor has wider vectors; chosen when the library is loaded. The results are the same. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
+#define WIDE_VECTORS __attribute__((target_clones("avx2", "default")))
+#else
+#define WIDE_VECTORS
+#endif
 
 /* A division takes 25 cycles, and there are 14,400 cells. (x + 1/2) / (2 * count) is never a whole number for a whole x,
  * and so far from the next one that the error of a double does not matter: the result is exact. */
@@ -20,23 +28,25 @@ static inline uint8_t rounded(uint64_t sum, uint64_t count, double by)
     return mean < 255.0 ? (uint8_t)mean : 255;
 }
 
-/* Cells that all are `wide` samples wide; with a constant, the loop is unrolled. */
-static inline void even(const uint16_t *restrict sums, int64_t wide, int64_t n, int64_t columns, uint8_t *restrict out)
+/* Cells that all are `wide` samples wide; with a constant, the loop is unrolled. These are at most 24 * 4 samples of 8
+ * bits, for which a float is exact, too: it is wrong by less than 256 / 2^22, and 1 / 384 would matter. */
+static inline void even(const uint16_t *restrict sums, int32_t wide, int64_t n, int64_t columns, uint8_t *restrict out)
 {
-    const uint64_t count = (uint64_t)(n * wide);
-    const double by = 1.0 / (double)(2 * count);
+    const int32_t count = (int32_t)n * wide;
+    const float by = 1.0f / (float)(2 * count);
     for (int64_t c = 0; c < columns; c++) {
-        uint32_t sum = 0;
-        for (int64_t x = 0; x < wide; x++)
+        int32_t sum = 0;
+        for (int32_t x = 0; x < wide; x++)
             sum += sums[c * wide + x];
-        out[c] = rounded(sum, count, by);
+        out[c] = (uint8_t)(int32_t)(((float)(2 * sum + count) + 0.5f) * by);
     }
 }
 
-static void columns_of(const uint16_t *sums, int64_t step, const int64_t *edges, int64_t n, int64_t columns, uint8_t *out)
+static inline void columns_of(const uint16_t *sums, int64_t step, const int64_t *edges, int64_t n, int64_t columns, uint8_t *out)
 {
     const int64_t wide = step == 1 && edges[columns] % columns == 0 ? edges[columns] / columns : 0;
     switch (wide) {
+    case 1: even(sums, 1, n, columns, out); return;
     case 2: even(sums, 2, n, columns, out); return;
     case 4: even(sums, 4, n, columns, out); return;
     case 8: even(sums, 8, n, columns, out); return;
@@ -54,12 +64,16 @@ static void columns_of(const uint16_t *sums, int64_t step, const int64_t *edges,
 }
 
 /* Pictures of 8 bits a sample, `step` bytes apart. */
-void glance_8(const uint8_t *plane, int64_t pitch, int64_t step, const int64_t *rows, const int64_t *taken,
-              int64_t cell_rows, const int64_t *edges, int64_t columns, uint16_t *restrict sums, uint8_t *out)
+WIDE_VECTORS void glance_8(const uint8_t *plane, int64_t pitch, int64_t step, const int64_t *rows, const int64_t *taken,
+                           int64_t cell_rows, const int64_t *edges, int64_t columns, uint16_t *restrict sums, uint8_t *out)
 {
     const int64_t width = (edges[columns] - 1) * step + 1; /* ends with the last sample, not after it */
     for (int64_t r = 0; r < cell_rows; r++, out += columns) {
         const int64_t n = taken[r];
+        if (n == 1 && step == 1 && width == columns) { /* a sample is a cell */
+            memcpy(out, plane + *rows++ * pitch, (size_t)columns);
+            continue;
+        }
         if (n == 4) { /* as good as always: one pass over the sums instead of four */
             const uint8_t *restrict a = plane + rows[0] * pitch, *restrict b = plane + rows[1] * pitch;
             const uint8_t *restrict c = plane + rows[2] * pitch, *restrict d = plane + rows[3] * pitch;

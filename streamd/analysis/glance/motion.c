@@ -137,27 +137,44 @@ static inline int skip(const uint8_t *cells, int i)
     return i % 8 == 0 && memcmp(cells + i, none, 8) == 0 ? i + 7 : i;
 }
 
-/* motion.py: _settle. Returns how many cells are left. */
-static int64_t settle(Motion *m, uint8_t *stray, int64_t count)
+/* motion.py: _settle. Returns how many cells are left. A row with straying cells is processed as a whole. */
+WIDE_VECTORS static int64_t settle(Motion *m, uint8_t *restrict cells)
 {
-    for (int i = 0; i < CELLS; i++) {
-        if (!stray[i]) {
-            i = skip(stray, i);
+    const int64_t now_ns = m->now_ns;
+    int32_t left = 0;
+    for (int y = 0; y < ROWS; y++) {
+        uint8_t *restrict stray = cells + y * COLUMNS;
+        if (memchr(stray, 1, COLUMNS) == NULL)
             continue;
+        float *restrict background = m->background + y * COLUMNS, *restrict stand = m->stand + y * COLUMNS;
+        float *restrict away = m->away + y * COLUMNS, *restrict distance = m->distance + y * COLUMNS;
+        const float *restrict limit = m->limit + y * COLUMNS, *restrict past = m->past + y * COLUMNS;
+        const uint8_t *restrict before = m->before[0] + y * COLUMNS;
+        int64_t *restrict stand_ns = m->stand_ns + y * COLUMNS;
+        float level[COLUMNS];
+        int32_t changed[COLUMNS], gone[COLUMNS];
+        for (int x = 0; x < COLUMNS; x++) {
+            level[x] = background[x] + away[x];
+            changed[x] = ((fabsf(level[x] - stand[x]) > limit[x]) | (before[x] == 0)) & stray[x];
+            gone[x] = fabsf(level[x] - past[x]) <= limit[x];
         }
-        const float level = m->background[i] + m->away[i], limit = m->limit[i];
-        if (fabsf(level - m->stand[i]) > limit || !m->before[0][i]) {
-            m->stand[i] = level;
-            m->stand_ns[i] = m->now_ns;
+        for (int x = 0; x < COLUMNS; x++)
+            stand[x] = changed[x] ? level[x] : stand[x];
+        for (int x = 0; x < COLUMNS; x++)
+            stand_ns[x] = changed[x] ? now_ns : stand_ns[x];
+        for (int x = 0; x < COLUMNS; x++)
+            gone[x] = (gone[x] | (now_ns - stand_ns[x] > 400000000)) & stray[x];
+        for (int x = 0; x < COLUMNS; x++) {
+            background[x] = gone[x] ? level[x] : background[x];
+            away[x] = gone[x] ? 0 : away[x];
+            distance[x] = gone[x] ? 0 : distance[x];
         }
-        if (fabsf(level - m->past[i]) <= limit || m->now_ns - m->stand_ns[i] > 400000000) {
-            m->background[i] = level;
-            m->away[i] = m->distance[i] = 0;
-            stray[i] = 0;
-            count--;
+        for (int x = 0; x < COLUMNS; x++) {
+            stray[x] = (uint8_t)(stray[x] & (gone[x] == 0));
+            left += stray[x];
         }
     }
-    return count;
+    return left;
 }
 
 /* motion.py: _remember. */
@@ -246,7 +263,7 @@ WIDE_VECTORS static int finish(Motion *m, const uint8_t *restrict luma, uint8_t 
         return ANEW;
     }
     if (count)
-        count = settle(m, stray, count);
+        count = settle(m, stray);
     if (m->number % 4 == 0)
         remember(m, stray, 4 * m->passed_s);
     learn(m);

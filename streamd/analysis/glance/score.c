@@ -66,24 +66,55 @@ static int solid(const uint8_t *cells, int y, int x)
     return count;
 }
 
+/* Whether `SOLID` of 3 x 3 cells stray anywhere. No cell strays above `top` or from `bottom` on. */
+WIDE_VECTORS static int any_solid(const uint8_t *stray, int top, int bottom)
+{
+    static const uint8_t none[COLUMNS];
+    for (int y = top; y < bottom; y++) {
+        const uint8_t *restrict above = y > top ? stray + (y - 1) * COLUMNS : none;
+        const uint8_t *restrict here = stray + y * COLUMNS;
+        const uint8_t *restrict below = y + 1 < bottom ? stray + (y + 1) * COLUMNS : none;
+        uint8_t lines[COLUMNS], found = 0;
+        for (int x = 0; x < COLUMNS; x++)
+            lines[x] = (uint8_t)(above[x] + here[x] + below[x]);
+        for (int x = 1; x < COLUMNS - 1; x++)
+            found |= (uint8_t)(lines[x - 1] + lines[x] + lines[x + 1]) >= SOLID;
+        if (found)
+            return 1;
+    }
+    return 0;
+}
+
 /* Whether sparks are all over the picture, and what is usual among them. */
-static int cluttered(const float *sums, const uint8_t *stray, const int64_t *boxed_ns, int64_t now_ns, int top,
-                     int bottom, float least, float *usual)
+WIDE_VECTORS static int cluttered(const float *sums, const uint8_t *stray, const int64_t *boxed_ns, int64_t now_ns,
+                                  int top, int bottom, float least, float *usual)
 {
     float highest[USUAL] = {0};
     int many = 0;
-    for (int ty = top; ty < bottom; ty += TILE)
+    if (any_solid(stray, top, bottom))
+        return 0;
+    for (int ty = top; ty < bottom; ty += TILE) {
+        float all[COLUMNS] = {0}, unboxed[COLUMNS] = {0};
+        int32_t counts[COLUMNS] = {0};
+        for (int y = ty; y < ty + TILE; y++) {
+            const float *restrict sum = sums + y * COLUMNS;
+            const uint8_t *restrict strays = stray + y * COLUMNS;
+            const int64_t *restrict boxed = boxed_ns + y * COLUMNS;
+            for (int x = 0; x < COLUMNS; x++) {
+                counts[x] += strays[x];
+                all[x] = most(all[x], sum[x]);
+                unboxed[x] = most(unboxed[x], now_ns - boxed[x] > 5000000000 ? sum[x] : 0);
+            }
+        }
         for (int tx = 0; tx < COLUMNS; tx += TILE) {
-            float all = 0, unboxed = 0;
+            float any = 0, empty = 0;
             int count = 0;
-            for (int y = ty; y < ty + TILE; y++)
-                for (int i = y * COLUMNS + tx; i < y * COLUMNS + tx + TILE; i++) {
-                    count += stray[i];
-                    all = most(all, sums[i]);
-                    if (now_ns - boxed_ns[i] > 5000000000)
-                        unboxed = most(unboxed, sums[i]);
-                }
-            float peak = count <= SPARK ? all : unboxed;
+            for (int x = tx; x < tx + TILE; x++) {
+                count += counts[x];
+                any = most(any, all[x]);
+                empty = most(empty, unboxed[x]);
+            }
+            float peak = count <= SPARK ? any : empty;
             many += peak >= least;
             for (int k = 0; k < USUAL; k++)
                 if (peak > highest[k]) {
@@ -92,19 +123,9 @@ static int cluttered(const float *sums, const uint8_t *stray, const int64_t *box
                     peak = lower;
                 }
         }
+    }
     *usual = highest[USUAL - 1];
-    if (many < CLUTTER_TILES)
-        return 0;
-    for (int y = top; y < bottom; y++)
-        for (int x = 0; x < COLUMNS; x++)
-            if (stray[y * COLUMNS + x] && solid(stray, y, x) >= SOLID)
-                return 0;
-    /* Eight of nine stray around a cell that does not, too. */
-    for (int y = top; y < bottom; y++)
-        for (int x = 1; x < COLUMNS - 1; x++)
-            if (!stray[y * COLUMNS + x] && stray[y * COLUMNS + x - 1] && solid(stray, y, x) >= SOLID)
-                return 0;
-    return 1;
+    return many >= CLUTTER_TILES;
 }
 
 /* Whether one of the 3 x 3 cells around, of the rows between `top` and `bottom`, is set. */
