@@ -11,6 +11,9 @@ from streamd.flow.gated import GatedRing, is_record
 from streamd.flow.ring import Bell, Closed, Ring
 from streamd.types import Frame
 
+RECORDS_S = 0.025
+"""Frames that are not looked at are taken together so often, unless one to look at comes sooner. Each time wakes four
+threads, which costs more than the frames themselves."""
 TURN = 8
 """Every eighth frame goes to the stream that was served longest ago, whatever its priority."""
 
@@ -73,6 +76,8 @@ class Batcher:
         self._sealed = False
         self._gated = False
         """Whether any stream's frames are not all looked at."""
+        self._records_at = 0.0
+        """When frames that are not looked at are due, if alone; monotonic seconds."""
         self._order: list[Frame] = []
         self.order: list[Frame] = []
         """All frames of the last batch with those that are not to be looked at, in the order of capture of each stream;
@@ -119,13 +124,17 @@ class Batcher:
         """
         deadline: float | None = None
         while True:
+            rest = self._rest()
             seen = self._bell.count
             inputs = self._inputs
             ready = [i for i in inputs if len(i.ring)]
             if not ready:
                 if self._sealed and all(i.ring.exhausted for i in inputs):
                     raise Closed
-                self._bell.wait(seen, None)
+                self._bell.wait(seen, rest)
+                continue
+            if rest is not None and not any(i.waiting or i.ring.closed for i in ready):
+                self._bell.wait(seen, rest)
                 continue
             if self.age_s > 0 and self._may_wait(ready) and not all(i.ring.closed for i in inputs):
                 now = time.monotonic()
@@ -139,6 +148,14 @@ class Batcher:
                 return batch
             deadline = None  # a ring was emptied since it was checked, or all its frames were too old
 
+    def _rest(self) -> float | None:
+        """Seconds until frames that are not looked at are due; None if they are, or if there are no such streams."""
+        if not self._gated:
+            return None
+        rest = self._records_at - time.monotonic()
+        self._bell.patient = rest > 0
+        return rest if rest > 0 else None
+
     def _may_wait(self, ready: list[_Input]) -> bool:
         """Whether more frames are worth waiting for."""
         return 0 < sum(i.waiting for i in ready) < self.max_batch
@@ -146,6 +163,7 @@ class Batcher:
     def _gather_all(self, ready: list[_Input]) -> list[Frame]:
         """See `order`."""
         self._order = []
+        self._records_at = time.monotonic() + RECORDS_S
         for item in ready:
             if item.gated is not None:
                 self._order += item.gated.records()

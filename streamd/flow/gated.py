@@ -19,8 +19,9 @@ class GatedRing(Ring[Frame]):
     """A ring in which only frames to be looked at take up room.
 
     The others wait in it for their turn as records without a picture, so that everything is published in the order of
-    capture; they are never dropped for lack of room. If the ring is full of frames to be looked at, the oldest that is
-    wanted for another reason than motion becomes such a record (`busy`); only if all show motion, the policy drops one.
+    capture; they are never dropped for lack of room, and do not wake a consumer that comes back soon by itself. If the
+    ring is full of frames to be looked at, the oldest that is wanted for another reason than motion becomes such a
+    record (`busy`); only if all show motion, the policy drops one.
 
     Args:
         capacity: see `Ring`.
@@ -52,7 +53,7 @@ class GatedRing(Ring[Frame]):
 
     def put(self, item: Frame, timeout: float | None = None) -> None:
         """See `Ring.put`."""
-        gone: list[Frame] = []
+        gone: list[Frame] | None = None
         record = is_record(item)
         with self._lock:
             if not record and self.policy == "block" and self.pictures >= self.capacity:
@@ -63,14 +64,14 @@ class GatedRing(Ring[Frame]):
                 room = 1 if self.policy == "latest" else self.capacity
                 while self.pictures >= room:
                     if not self._yield():
-                        gone.append(self._oldest())
+                        gone = [*(gone or ()), self._oldest()]
                 self.pictures += 1
             self._items.append(item)
             if self._getting:
                 self._not_empty.notify()
-        if self._bell is not None:
+        if self._bell is not None and not (record and self._bell.patient):
             self._bell.ring()
-        if self._on_drop is not None:
+        if gone and self._on_drop is not None:
             for old in gone:
                 self._on_drop(old, "ring_full")
 

@@ -25,6 +25,9 @@ class Bell:
         self._rings = 0
         self._waiting = 0
         """Threads in `wait`: a condition without any takes time to find that out."""
+        self.patient = False
+        """The consumer comes back soon by itself: what can wait needs no signal. Set by the consumer, before it looks
+        at the rings."""
 
     def ring(self) -> None:
         """Signals that one of the rings has changed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from typing import Any
 
@@ -12,7 +14,7 @@ from streamd.analysis.glance.gate import Gate
 from streamd.analysis.glance.settings import LookSettings
 from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.null import NullBackend, NullSettings
-from streamd.flow.batcher import Batcher
+from streamd.flow.batcher import RECORDS_S, Batcher
 from streamd.flow.gated import GatedRing, is_record
 from streamd.flow.glimpse import NO_PICTURE
 from streamd.flow.pipeline import Pipeline
@@ -151,6 +153,77 @@ def test_everything_is_published_in_order_and_counted() -> None:
     text = generate_latest(rig.metrics.registry).decode()
     assert 'streamd_frames_looked_total{stream="a",why="motion"} 3.0' in text
     assert 'streamd_frames_glanced_total{stream="a",why="rate"} 1.0' in text
+
+
+def test_frames_that_are_not_looked_at_are_taken_together() -> None:
+    bell = Bell()
+    batcher = Batcher(4, 0, bell)
+    rings = {name: _ring(4, bell=bell)[0] for name in "ab"}
+    for name, ring in rings.items():
+        batcher.add(name, ring)
+    taken: list[tuple[float, list[Frame], list[Frame]]] = []
+
+    def take() -> None:
+        with contextlib.suppress(Closed):
+            while True:
+                batch = batcher.take()
+                taken.append((time.monotonic(), batch, batcher.order))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    quiet: list[Why] = ["still"] * 40
+    still = {name: _frames(name, *quiet) for name in rings}
+    signals = bell.count
+    began = time.monotonic()
+    for pair in zip(*still.values(), strict=True):
+        for frame in pair:
+            rings[frame.stream].put(frame)
+        time.sleep(0.005)
+    lasted = time.monotonic() - began
+    (urgent,) = _frames("a", "motion")
+    (early,) = _frames("b", "still")
+    rings["b"].put(early)
+    rings["a"].put(urgent)
+    at = time.monotonic()
+    while not taken[-1][1] and time.monotonic() < at + 5:
+        time.sleep(0.001)
+    assert taken[-1][1] == [urgent]
+    assert early in taken[-1][2], "what waits comes along with a frame to look at"
+    (last,) = _frames("a", "still")
+    rings["a"].put(last)
+    until = time.monotonic() + 5
+    while taken[-1][2] != [last] and time.monotonic() < until:
+        time.sleep(0.001)
+    assert taken[-1][2] == [last], "nothing else has to come for it"
+    batcher.seal()
+    for ring in rings.values():
+        ring.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    order = [f for _, _, order in taken for f in order]
+    for name, mine in still.items():
+        assert [f for f in order if f.stream == name][:40] == mine
+    times = [t for t, batch, _ in taken if not batch]
+    assert len(times) <= lasted / RECORDS_S + 3
+    assert bell.count - signals < 80, "most of them do not wake the batcher"
+
+
+def test_the_end_of_a_stream_does_not_wait() -> None:
+    bell = Bell()
+    batcher = Batcher(4, 0, bell)
+    ring, _ = _ring(4, bell=bell)
+    batcher.add("a", ring)
+    batcher.seal()
+    first, second = _frames("a", "still", "still")
+    ring.put(first)
+    batcher.take()
+    batcher._records_at = time.monotonic() + 60
+    ring.put(second)
+    ring.close()
+    batcher.take()
+    assert batcher.order == [second]
+    with pytest.raises(Closed):
+        batcher.take()
 
 
 def test_a_stream_in_which_nothing_is_looked_at_still_says_so() -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
 from streamd.analysis.glance.cells import Cells, near
 from streamd.analysis.glance.motion import Motion
-from streamd.analysis.glance.motion_native import warm
+from streamd.analysis.glance.motion_native import Functions, address, library, warm
 from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.settings import LookSettings
 from streamd.analysis.rules.geometry import inside, pad_polygons
@@ -336,8 +336,18 @@ def _upright(x: Any, y: Any, rotation: Rotation, mirrored: bool) -> tuple[Any, A
     return (1 - x if mirrored else x), y
 
 
-def cells_of(boxes: npt.NDArray[np.float32], shape: Shape) -> Cells:
+def cells_of(boxes: npt.NDArray[np.float32], shape: Shape, functions: Functions | bool | None = True) -> Cells:
     """(ROWS, COLUMNS) of the coded picture: which cells lie in one of the boxes (N, 4), each a little enlarged."""
+    functions = library() if functions is True else functions
+    if not functions or not len(boxes):
+        return _cells_of(boxes, shape)
+    out: Cells = np.empty((ROWS, COLUMNS), np.bool_)
+    boxes = np.ascontiguousarray(boxes, np.float32)
+    functions.boxes(address(boxes), len(boxes), *shape, address(out))
+    return out
+
+
+def _cells_of(boxes: npt.NDArray[np.float32], shape: Shape) -> Cells:
     out = np.zeros((ROWS, COLUMNS), np.bool_)
     if not len(boxes):
         return out

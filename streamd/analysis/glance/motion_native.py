@@ -1,4 +1,5 @@
-"""A step of `motion.Motion` as compiled code, where it was compiled: `motion.c`, `whole.c` and `score.c`.
+"""A step of `motion.Motion` and what goes with it as compiled code, where it was compiled: `motion.c`, `whole.c`,
+`score.c` and `boxes.c`.
 
 A step takes a few microseconds and keeps the interpreter lock. One that asks what the whole picture does takes longer
 and lets go of it.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _POINTER, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _FIT, _SHAKEN, _ANEW = 1, 2, 3
 """What a step returns; see motion.c."""
+_SHORT = ("motion_step", "motion_answer", "motion_absorb", "motion_warm", "glance_boxes")
 _ARRAYS = ("background", "past", "noise", "limit", "distance", "stand")
 _ROOM = ("away", "light", "shifted", "steady", "basis")
 
@@ -37,6 +39,7 @@ class Functions(NamedTuple):
     answer: Any
     absorb: Any
     warm: Any
+    boxes: Any
 
 
 @functools.cache
@@ -47,18 +50,20 @@ def library(path: str | None = None) -> Functions | None:
         path: of the file; the one that was built with the package by default.
     """
     built = Path(__file__).with_name("_glance")
-    short = compiled(built, ("motion_step", "motion_answer", "motion_absorb", "motion_warm"), path, hold=True)
+    short = compiled(built, _SHORT, path, hold=True)
     long = compiled(built, ("motion_fit", "motion_shaken"), path)
     if short is None or long is None:
         return None
-    (step, answer, absorb, warm), (fit, shaken) = short, long
+    (step, answer, absorb, warm, boxes), (fit, shaken) = short, long
     for function in (step, fit, shaken):
         function.argtypes = [_POINTER, _POINTER, _POINTER]
         function.restype = ctypes.c_int
     answer.argtypes, answer.restype = [_POINTER] * 4, None
     absorb.argtypes, absorb.restype = [_POINTER] * 3, None
     warm.argtypes, warm.restype = [_POINTER, _POINTER, ctypes.c_float], None
-    return Functions(step, fit, shaken, answer, absorb, warm)
+    boxes.argtypes = [_POINTER, _COUNT, _COUNT, _COUNT, ctypes.c_int, ctypes.c_int, _POINTER]
+    boxes.restype = None
+    return Functions(step, fit, shaken, answer, absorb, warm, boxes)
 
 
 def warm(heat: Levels, cells: Cells, by: float, functions: Functions | bool | None = True) -> None:

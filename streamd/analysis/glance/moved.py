@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from streamd.analysis.glance.cells import Cells
 
 
-@dataclass(slots=True, frozen=True)
-class Moved:
+class Moved(NamedTuple):
     """What one small picture shows."""
 
     score: float

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance, Luma
 from streamd.analysis.glance import motion_native as module
+from streamd.analysis.glance.gate import cells_of
 from streamd.analysis.glance.motion import Motion
 from streamd.analysis.glance.motion_native import Functions, library, warm
 from streamd.analysis.glance.moved import Moved
@@ -38,7 +39,7 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> Functions:
     assert compiler is not None, "a C compiler is needed, such as Debian's gcc"
     built = tmp_path_factory.mktemp("native") / "motion.so"
     flags = ["-O3", "-ffp-contract=off", "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    sources = [str(FOLDER / f"{name}.c") for name in ("motion", "whole", "score")]
+    sources = [str(FOLDER / f"{name}.c") for name in ("motion", "whole", "score", "boxes")]
     subprocess.run([compiler, *flags, "-o", str(built), *sources, "-lm"], check=True)
     found = library(str(built))
     assert found is not None
@@ -167,3 +168,21 @@ def test_a_library_of_another_kind_is_left_alone(tmp_path: Path) -> None:
     other.write_bytes(b"not a library")
     assert library(str(other)) is None
     assert library(str(tmp_path / "none.so")) is None
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(-500, 5000, width=32)] * 4), max_size=12),
+    st.tuples(st.integers(1, 4096), st.integers(1, 4096)),
+    st.sampled_from([0, 90, 180, 270]),
+    st.booleans(),
+)
+def test_cells_of_boxes(
+    functions: Functions, boxes: list[tuple[float, ...]], size: tuple[int, int], rotation: Any, mirrored: bool
+) -> None:
+    """Also of boxes that reach beyond the picture, and of columns of a larger array."""
+    corners = np.array(boxes, np.float32).reshape(-1, 4)
+    shape = (*size, rotation, mirrored)
+    wanted = cells_of(corners, shape, None)
+    assert (cells_of(corners, shape, functions) == wanted).all()
+    wide = np.concatenate((corners, corners), axis=1)
+    assert (cells_of(wide[:, 4:], shape, functions) == wanted).all()
