@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings, Head
+from streamd.heads.native import library, to_source
 from streamd.heads.validate import NONE, all_possible, inside, possible
 from streamd.types import Candidates, DecodePlan, Details, Float32Array, Found, Int32Array, Letterbox, Outputs
 
@@ -60,23 +61,6 @@ _ONE = np.ones((), np.float32)
 """An array: NumPy takes half the time that it takes with a Python number."""
 
 
-FEW = 120
-"""Boxes that are processed together: NumPy lets go of the interpreter lock in each operation on more than 500 values,
-and a thread that does so in a busy process waits for it."""
-
-
-def groups(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """Cuts the frames of a batch, with so many boxes each, into groups of at most `FEW` boxes, or one frame: the first
-    frame of each, and the one after its last."""
-    cuts, begin, n = [], 0, 0
-    for i, count in enumerate(counts):
-        if n + count > FEW and i > begin:
-            cuts.append((begin, i))
-            begin, n = i, 0
-        n += count
-    return [*cuts, (begin, len(counts))]
-
-
 class Postprocess:
     """Decodes outputs, leaves out invalid boxes, filters, suppresses, and maps to source pixels. For one thread.
 
@@ -94,6 +78,7 @@ class Postprocess:
         """Invalid boxes of the last frame that were left out, by one of `validate.REASONS`."""
         self.details: Details | None = None
         """Details of the last frame's boxes; None if the head has none."""
+        self._native = library()
         self._head = head
         self._detect = detect
         self._wanted: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
@@ -149,32 +134,29 @@ class Postprocess:
     def batch(self, outputs: Outputs | Sequence[Candidates], letterboxes: Sequence[Letterbox]) -> list[Found]:
         """Decodes all frames of a batch.
 
-        What a device has suppressed is processed together: a few calls of NumPy for the batch, not for each frame.
+        What a device has suppressed is processed together: by one compiled call, or a few of NumPy, for the batch.
 
         Args:
             outputs: of the batch.
             letterboxes: of each frame.
         """
-        each: list[Found] = []
-        if len(letterboxes) > 1 and isinstance(outputs[0], Candidates):
+        if isinstance(outputs[0], Candidates):
             given: Any = outputs[: len(letterboxes)]
-            for begin, end in groups([len(found.score) for found in given]):
-                found = self._together(given[begin:end], letterboxes[begin:end])
-                each += self._each(given[begin:end], letterboxes[begin:end]) if found is None else found
-            return each
-        return self._each(outputs, letterboxes)
+            if all(found.suppressed for found in given):
+                if self._native is not None:
+                    each = to_source(self._native, given, letterboxes)
+                    return [self._one(outputs, i, letterboxes[i]) if one is None else one for i, one in enumerate(each)]
+                together = self._together(given, letterboxes) if len(letterboxes) > 1 else None
+                if together is not None:
+                    return together
+        return [self._one(outputs, i, letterbox) for i, letterbox in enumerate(letterboxes)]
 
-    def _each(self, outputs: Outputs | Sequence[Candidates], letterboxes: Sequence[Letterbox]) -> list[Found]:
-        each = []
-        for i, letterbox in enumerate(letterboxes):
-            xyxy, score, class_id = self(outputs, i, letterbox)
-            each.append(Found(xyxy, score, class_id, self.rejected, self.details))
-        return each
+    def _one(self, outputs: Outputs | Sequence[Candidates], index: int, letterbox: Letterbox) -> Found:
+        xyxy, score, class_id = self(outputs, index, letterbox)
+        return Found(xyxy, score, class_id, self.rejected, self.details)
 
     def _together(self, given: Sequence[Candidates], letterboxes: Sequence[Letterbox]) -> list[Found] | None:
-        """The frames of a device that suppresses; None if a box is to be left out, or the device does not suppress."""
-        if not all(found.suppressed for found in given):
-            return None
+        """The frames of a device that suppresses; None if a box is to be left out."""
         counts = [len(found.score) for found in given]
         score, class_id = np.concatenate([f.score for f in given]), np.concatenate([f.class_id for f in given])
         joined = Candidates(np.concatenate([f.xyxy for f in given]), score, class_id, True)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
+import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 
 from streamd.analysis.rules import RuleEvent
 from streamd.analysis.rules.engine import RuleEngine
 from streamd.analysis.tracking import Observation, Tracked
 from streamd.analysis.tracking.observation import TrackedBatch
+from streamd.analysis.tracking.selection import Selection, library
 from streamd.flow.stream import Result
 from streamd.heads import DetectSettings
-from streamd.heads.postprocess import class_numbers, groups
+from streamd.heads.postprocess import class_numbers
 from streamd.runtime.stream_analysis import StreamAnalysis
-from streamd.types import Float32Array, ModelInfo, Tracks
+from streamd.types import ModelInfo, Tracks
 
 if TYPE_CHECKING:
     from streamd.runtime.analytics import Analytics
@@ -48,52 +48,54 @@ class AnalysisStep:
             unwanted = np.ones(len(model.labels), np.bool_)
             unwanted[wanted] = False
             floor[unwanted] = np.inf
-        self._floor: Float32Array = floor
-        self._weak = analytics.tracking.publish_weak
+        self._selection = Selection(floor, analytics.tracking.publish_weak, library())
 
     def step(self, batch: Sequence[Result]) -> None:
         """See `Analysis.step`."""
-        streams = self._analytics.streams
-        known = [streams[result.output.name] for result in batch]
-        seen: list[tuple[Observation | None, int]] = []
-        for each, result in zip(known, batch, strict=True):
-            observation = None
-            if result.looked:
-                observation = each.observation(result)
+        streams, now_s = self._analytics.streams, time.monotonic()
+        observations, times, plain = [], [], True
+        for result in batch:
+            each, view = streams[result.output.name], result.frame.view
+            if view is None or view.wanted:
+                observations.append(each.observation(result, now_s))
             else:
-                each.pass_over(result.frame)
-            seen.append((observation, each.now_ns))
-        observations = [observation for observation, _ in seen if observation is not None]
+                each.pass_over(result.frame, now_s)
+            times.append(each.now_ns)
+            plain = plain and each.rules is None
         found = TrackedBatch.of(self._tracker.step(observations))
         looked = batch if len(observations) == len(batch) else [result for result in batch if result.looked]
-        at = 0
-        for each, result, (observation, now_ns) in zip(known, batch, seen, strict=True):
-            if observation is None:
-                if each.rules is not None:
-                    self._pass_over(each, result, now_ns)
-                continue
-            if (error := found.errors.get(at)) is not None:
-                self._failed(each, "tracker", error)
-            if each.rules is not None:
-                self._judge(each, observation, found[at], result, now_ns)
-            at += 1
-        first = 0
-        for begin, end in groups([len(result.score) for result in looked]):
-            few = looked[begin:end]
-            last = first + sum([len(result.score) for result in few])
-            self._publishable(few, found.joined, slice(first, last))
-            first = last
+        for i, error in found.errors.items():
+            self._failed(streams[looked[i].output.name], "tracker", error)
+        if not plain:
+            self._apply_rules(batch, times, observations, found)
+        self._publishable(looked, found.joined)
         said = self._analytics.said
         if said is not None:
             for result in looked:
                 assert result.tracks is not None
                 result.attributes = said.of(result.output.name, result.tracks.number.tolist())
 
+    def _apply_rules(
+        self, batch: Sequence[Result], times: Sequence[int], observations: Sequence[Observation], found: TrackedBatch
+    ) -> None:
+        """Judges the frames of streams with rules: (B,) the frames, their times; what was seen in those looked at."""
+        at = 0
+        for result, now_ns in zip(batch, times, strict=True):
+            each = self._analytics.streams[result.output.name]
+            if not result.looked:
+                if each.rules is not None:
+                    self._pass_over(each, result, now_ns)
+                continue
+            if each.rules is not None:
+                self._judge(each, observations[at], found[at], result, now_ns)
+            at += 1
+
     def _judge(
         self, each: StreamAnalysis, observation: Observation, tracked: Tracked, result: Result, now_ns: int
     ) -> None:
         def judged(rules: RuleEngine) -> list[RuleEvent]:
-            return each.judge(observation, tracked, self._floor[tracked.class_id] < np.inf, result.frame, now_ns)
+            wanted = self._selection.floor[tracked.class_id] < np.inf
+            return each.judge(observation, tracked, wanted, result.frame, now_ns)
 
         self._apply(each, result, now_ns, judged)
 
@@ -125,40 +127,26 @@ class AnalysisStep:
             "analysis failed; its state is reset", stream=each.stream, what=what, error=str(error), exc_info=error
         )
 
-    def _publishable(self, results: Sequence[Result], found: Tracked, which: slice) -> None:
-        """Selects the boxes to publish, by score, class and, if configured, by track.
+    def _publishable(self, results: Sequence[Result], found: Tracked) -> None:
+        """Leaves the boxes to publish, with their tracks.
 
         Args:
             results: of frames with boxes.
-            found: what is known of the boxes of a batch, one frame after the other.
-            which: those of these frames.
+            found: what is known of their boxes, one frame after the other.
         """
-        if not results:
-            return
-        class_id, score = found.class_id[which], _joined([r.score for r in results])
-        floor = self._floor[class_id]
-        keep = score >= floor
-        if self._weak:
-            keep |= found.confirmed[which] & (floor < np.inf)
-        xyxy, number, age_s, velocity = None, found.id[which], found.age_s[which], found.velocity[which]
-        bounds = kept = [0, *itertools.accumulate([len(r.score) for r in results])]
-        if np.count_nonzero(keep) < len(keep):
-            xyxy, score, class_id = _joined([r.xyxy for r in results])[keep], score[keep], class_id[keep]
-            number, age_s, velocity = number[keep], age_s[keep], velocity[keep]
-            # How many are kept before each frame's boxes, and before the end.
-            kept = np.concatenate((_NONE, keep.cumsum()))[bounds].tolist()
-        for i, result in enumerate(results):
-            begin, end = kept[i], kept[i + 1]
-            result.class_id = class_id[begin:end]
-            result.tracks = Tracks(number[begin:end], age_s[begin:end], velocity[begin:end])
-            if xyxy is not None:
-                result.xyxy, result.score = xyxy[begin:end], score[begin:end]
+        scores = [result.score for result in results]
+        details = [result.details for result in results]
+        chosen = self._selection([result.xyxy for result in results], scores, found)
+        _, xyxy, score, class_id, number, age_s, velocity, kept = chosen
+        begin = 0
+        for result, end in zip(results, chosen.ends, strict=True):
+            of = slice(begin, end)
+            result.xyxy, result.score, result.class_id = xyxy[of], score[of], class_id[of]
+            result.tracks = Tracks(number[of], age_s[of], velocity[of])
+            begin = end
+        if any(details):
+            begin = 0
+            for result, given in zip(results, scores, strict=True):
                 if result.details is not None:
-                    result.details = result.details.take(keep[bounds[i] : bounds[i + 1]])
-
-
-_NONE = np.zeros(1, np.intp)
-
-
-def _joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+                    result.details = result.details.take(kept[begin : begin + len(given)])
+                begin += len(given)

@@ -123,21 +123,22 @@ class StreamAnalysis:
             self.rules.unreliable(self.unreliable)
         return []
 
-    def observation(self, result: Result) -> Observation:
-        """The tracker's input for one frame."""
-        frame = result.frame
-        missed = frame.seq - self.last_seq - 1 if self.last_seq >= 0 else 0
-        self.last_seq, self.last_frame_s = frame.seq, time.monotonic()
-        self.now_ns = self.clock.time(frame)
+    def observation(self, result: Result, now_s: float) -> Observation:
+        """The tracker's input for one frame; `now_s`: monotonic seconds."""
+        frame, last = result.frame, self.last_seq
+        seq = self.last_seq = frame.seq
+        missed = seq - last - 1 if seq > last >= 0 else 0
+        self.last_frame_s = now_s
+        now_ns = self.now_ns = self.clock.time(frame)
         return Observation(
-            self.tracks, self.now_ns - self.paused_ns, result.xyxy, result.score, result.class_id, frame.width,
-            frame.height, frame.roi, max(0, missed), "loop" if frame.begins else None,
+            self.tracks, now_ns - self.paused_ns, result.xyxy, result.score, result.class_id, frame.width,
+            frame.height, frame.roi, missed, "loop" if frame.begins else None,
         )  # fmt: skip
 
-    def pass_over(self, frame: Frame) -> None:
+    def pass_over(self, frame: Frame, now_s: float) -> None:
         """A frame that the network did not look at: what stood still is taken to stand where it stood, and what moves
         to go on."""
-        self.last_seq, self.last_frame_s = frame.seq, time.monotonic()
+        self.last_seq, self.last_frame_s = frame.seq, now_s
         now_ns = self.clock.time(frame)
         if self.now_ns and frame.view is not None and frame.view.paused:
             self.paused_ns += now_ns - self.now_ns

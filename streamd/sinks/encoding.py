@@ -22,6 +22,7 @@ from streamd.sinks.message import (
     StatusMessage,
     Track,
 )
+from streamd.sinks.native import BoxEncoder, library
 from streamd.types import Details, Detections, Float32Array, Glanced, StreamCounts, StreamStatus
 
 _STEPS = np.array([[100.0, 100.0, 100.0, 100.0, 10_000.0]])
@@ -147,6 +148,11 @@ _ENCODERS: dict[str, Callable[[Any], bytes]] = {
     "json": msgspec.json.Encoder().encode,
     "msgpack": msgspec.msgpack.Encoder().encode,
 }
+_COMPILED = library()
+_NATIVE: dict[str, BoxEncoder | None] = {
+    "json": None if _COMPILED is None else BoxEncoder("json", _COMPILED),
+    "msgpack": None if _COMPILED is None else BoxEncoder("msgpack", _COMPILED),
+}
 _KEY = {"json": b',"dropped":', "msgpack": _ENCODERS["msgpack"]("dropped")}
 _MAP_16 = 0xDE
 
@@ -154,7 +160,7 @@ _MAP_16 = 0xDE
 class _After(msgspec.Struct, frozen=True):
     """All fields of a frame's message after `dropped`."""
 
-    detections: list[Detection]
+    detections: list[Detection] | msgspec.Raw
     counts: Any
     look: Any
     generation: Any
@@ -169,7 +175,10 @@ def split_detections(
     """
     encode = _ENCODERS[encoding]
     before = encode(_Before(*_fields(d, boot_id)))
-    after = encode(_After(_rounded(d), _counts(d), _look(d), generation or msgspec.UNSET))
+    made = None
+    if d.details is None and d.attributes is None and (native := _NATIVE[encoding]) is not None:
+        made = native(d)
+    after = encode(_After(_rounded(d) if made is None else made, _counts(d), _look(d), generation or msgspec.UNSET))
     if encoding == "json":
         return before[:-1] + _KEY["json"], b"," + after[1:]
     # Both are maps of fewer than 16 fields, whose first byte contains their number.

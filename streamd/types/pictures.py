@@ -190,6 +190,7 @@ class Letterbox:
     """The part of the upright source that was scaled."""
     _mapping: tuple[Float32Array, ...] | None = field(default=None, init=False, repr=False, compare=False)
     """See `_mapped`; made at first use."""
+    _packed: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def fit(
@@ -254,8 +255,17 @@ class Letterbox:
             np.float32,
         )
         mapping = tuple(rows[:, None])
+        object.__setattr__(self, "_packed", rows.tobytes())
         object.__setattr__(self, "_mapping", mapping)
         return mapping
+
+    @property
+    def packed(self) -> bytes:
+        """Padding, gain, size and origin of x1, y1, x2, y2: sixteen float32, for compiled code."""
+        if self._packed is None:
+            self._mapped()
+        assert self._packed is not None
+        return self._packed
 
     def points_to_source(self, xy: Float32Array, *, clip: bool) -> Float32Array:
         """Maps (…, 2) points from network-input pixels to upright source pixels, on request clipped to the roi.

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streamd.errors import ConfigError
 from streamd.heads import DetectSettings
-from streamd.heads.postprocess import FEW, Postprocess, groups, with_suppression
+from streamd.heads import native as module
+from streamd.heads.native import library
+from streamd.heads.postprocess import Postprocess, with_suppression
 from streamd.heads.select import open_head
 from streamd.types import Box, Candidates, DecodePlan, Letterbox
+from tests.compiler import shared_library
 from tests.heads import test_yolov8
 from tests.heads.cases import LABELS
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    found = library(shared_library(tmp_path_factory.mktemp("native"), [Path(module.__file__).with_name("boxes.c")]))
+    assert found is not None
+    return found
+
 
 PLAN = DecodePlan("class_columns", 6, 0.1, False)
 
@@ -47,8 +62,9 @@ WIDE, PART = Letterbox.fit(Box(0, 0, 1920, 1080), 640, 640), Letterbox.fit(Box(1
 
 @pytest.mark.parametrize("letterboxes", [(WIDE, WIDE, WIDE, WIDE), (WIDE, PART, PART, WIDE)])
 @pytest.mark.parametrize("wrong", [None, (5, 5, 5, 9), (-90, -90, -5, -5)], ids=["none", "no size", "outside"])
+@pytest.mark.parametrize("compiled", [True, False])
 def test_frames_of_a_batch_are_what_each_is_alone(
-    letterboxes: tuple[Letterbox, ...], wrong: tuple[float, ...] | None
+    letterboxes: tuple[Letterbox, ...], wrong: tuple[float, ...] | None, compiled: bool, native: Any
 ) -> None:
     rng, outputs = np.random.default_rng(3), []
     for n in (3, 0, 20, 110):
@@ -60,6 +76,7 @@ def test_frames_of_a_batch_are_what_each_is_alone(
         outputs.append(Candidates(corners, score, rng.integers(0, 6, n).astype(np.int32), True))
     model, _ = test_yolov8.encode()
     post = Postprocess(open_head(None, model, DetectSettings()), DetectSettings(), LABELS)
+    post._native = native if compiled else None
     together = post.batch(outputs, letterboxes)
     left_out = 0
     for i, found in enumerate(together):
@@ -73,7 +90,35 @@ def test_frames_of_a_batch_are_what_each_is_alone(
     assert (left_out > 0) == (wrong is not None)
 
 
-def test_groups_have_few_boxes() -> None:
-    assert groups([]) == [(0, 0)]
-    assert groups([5, 0, 7]) == [(0, 3)]
-    assert groups([FEW, 1, FEW + 1, FEW - 1, 1, 1]) == [(0, 1), (1, 2), (2, 3), (3, 5), (5, 6)]
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_batch_without_boxes(compiled: bool, native: Any) -> None:
+    model, _ = test_yolov8.encode()
+    post = Postprocess(open_head(None, model, DetectSettings()), DetectSettings(), LABELS)
+    post._native = native if compiled else None
+    none = Candidates(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32), True)
+    assert [len(found.score) for found in post.batch([none, none], [WIDE, PART])] == [0, 0]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 1, 400, 2e6]))
+@settings(max_examples=60, deadline=None)
+def test_compiled_boxes_are_numpys_to_the_bit(native: Any, seed: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    given_, letterboxes = [], []
+    for n in rng.integers(0, 30, 6).tolist():
+        corners = rng.uniform(-spread, 640, (n, 4)).astype(np.float32)
+        corners[:, 2:] = corners[:, :2] + rng.uniform(0, spread, (n, 2)).astype(np.float32)
+        corners[rng.random(corners.shape) < 0.002] = rng.choice([np.nan, np.inf, -np.inf])
+        score = rng.choice([0, 0.3, 1, 1.0005, 1.01, -0.1], n, p=[0.05, 0.5, 0.3, 0.13, 0.01, 0.01])
+        given_.append(Candidates(corners, score.astype(np.float32), rng.integers(0, 6, n).astype(np.int32), True))
+        letterboxes.append(WIDE if rng.random() < 0.5 else PART)
+    model, _ = test_yolov8.encode()
+    post = Postprocess(open_head(None, model, DetectSettings()), DetectSettings(), LABELS)
+    post._native = native
+    for i, found in enumerate(post.batch(given_, letterboxes)):
+        for one, other in zip(post(given_, i, letterboxes[i]), found, strict=False):
+            np.testing.assert_array_equal(one, other)
+        assert found.rejected == post.rejected
+
+
+def test_without_the_library_numpy_does_it(tmp_path: Path) -> None:
+    assert library(str(tmp_path / "none.so")) is None

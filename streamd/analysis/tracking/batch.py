@@ -136,6 +136,20 @@ class Tracker(ABC):
             return [_failed(batch[0], error)]
 
     def _step(self, batch: Sequence[Observation]) -> Sequence[Tracked]:
+        if self._native is None:
+            return self._in_numpy(batch)
+        found, left = self._native(batch)
+        if not left:
+            return found
+        results = list(found)
+        for i in left:
+            try:
+                results[i] = self._in_numpy(batch[i : i + 1])[0]
+            except Exception as error:  # noqa: BLE001 — the other frames have been processed: not to be repeated
+                results[i] = _failed(batch[i], error)
+        return results
+
+    def _in_numpy(self, batch: Sequence[Observation]) -> list[Tracked]:
         ended: list[tuple[EndedTrack, ...]] = [()] * len(batch)
         parts, passed, observed = [], [], []
         for i, o in enumerate(batch):
@@ -146,31 +160,21 @@ class Tracker(ABC):
             parts.append(part)
             passed.append(dt)
             observed.append(min(dt / (1 + max(o.missed, 0)), FRAME_S))
-        if self._native is None:
-            return self._joined(batch, parts, passed, observed, ended)
-        matrices, found = self._native(batch, parts, passed, observed)
-        for i, (o, matrix) in enumerate(zip(batch, matrices, strict=True)):
-            if matrix is not None:
-                _remember(o, matrix, passed[i])
-                if ended[i]:
-                    found.end(i, ended[i])
-        if all(matrix is not None for matrix in matrices):
-            return found
-        results = list(found)
-        for i, (o, matrix) in enumerate(zip(batch, matrices, strict=True)):
-            if matrix is None:
-                one = slice(i, i + 1)
-                try:
-                    results[one] = self._joined(batch[one], parts[one], passed[one], observed[one], ended[one])
-                except Exception as error:  # noqa: BLE001 — the other frames have been processed: not to be repeated
-                    results[i] = _failed(o, error)
-        return results
+        return self._joined(batch, parts, passed, observed, ended)
 
     def _joined(
         self, batch: Sequence[Observation], parts: Sequence[Matrix], passed: Sequence[float], observed: Sequence[float],
         ended: list[tuple[EndedTrack, ...]],
     ) -> list[Tracked]:  # fmt: skip
-        """The step in NumPy: see `NativeStep.__call__` for the arguments; `ended` has the tracks that ended before."""
+        """The step in NumPy.
+
+        Args:
+            batch: the frames; their state is replaced at the end.
+            parts: of each stream its tracks, (ROWS, T).
+            passed: seconds since its last frame.
+            observed: how many of them count as observed.
+            ended: its tracks that ended before the frame.
+        """
         counts = tuple([part.shape[1] for part in parts])
         tracks, boxes = self._motion.advance(parts, passed, observed), boxes_of(batch)
         n_tracks, n_boxes = tracks.shape[1], len(boxes.score)
@@ -205,7 +209,7 @@ class Tracker(ABC):
             return None
         if o.begin is not None:
             return o.begin
-        if (o.width, o.height) != (tracks.width, tracks.height):
+        if (o.width, o.height) != tracks.size:
             return "size"
         if o.roi != tracks.roi:
             return "crop"
@@ -272,13 +276,9 @@ class Tracker(ABC):
             tracks = tracks.take(order, axis=1)
         at = 0
         for o, n, dt in zip(batch, counts, passed, strict=True):
-            state = o.tracks
-            # A copy: a view would keep the whole batch's tracks alive until this stream's next frame.
-            state.matrix = tracks if stream is None else tracks[:, at : at + n].copy()
-            state.time_ns, state.width, state.height, state.roi = o.time_ns, o.width, o.height, o.roi
+            o.tracks.matrix = tracks if stream is None else tracks[:, at : at + n]
+            o.tracks.remember(o.time_ns, o.width, o.height, o.roi, dt)
             at += n
-            if dt > 0:
-                state.step_s = dt
 
     def _too_many(self, tracks: Matrix, stream: Indices | None, streams: int) -> np.ndarray:
         """Tracks beyond a stream's limit: unconfirmed ones first, then those unseen for longest."""
@@ -301,21 +301,13 @@ def _failed(o: Observation, error: Exception) -> Tracked:
     return Tracked.nothing(o.class_id, ended, error)
 
 
-def _remember(o: Observation, matrix: Matrix, dt: float) -> None:
-    """Makes the frame the last one of its stream."""
-    state = o.tracks
-    state.matrix = matrix
-    state.time_ns, state.width, state.height, state.roi = o.time_ns, o.width, o.height, o.roi
-    if dt > 0:
-        state.step_s = dt
-
-
 def _interval(o: Observation) -> float:
     """Seconds since the stream's previous frame. If the clock steps back, the previous interval is used."""
     tracks = o.tracks
-    if tracks.time_ns is None:
+    time_ns = tracks.time_ns
+    if time_ns is None:
         return 0.0
-    dt = (o.time_ns - tracks.time_ns) / 1e9
+    dt = (o.time_ns - time_ns) / 1e9
     return dt if dt >= 0 else tracks.step_s
 
 

@@ -1,41 +1,18 @@
-/* ByteTrack on the frames of a batch, each of another stream, as in batch.py, bytetrack.py, pairs.py, motion.py, votes.py and camera.py.
+/* ByteTrack on the frames of a batch, each of another stream, as in batch.py, bytetrack.py, motion.py and votes.py; pairs.py and
+ * camera.py are in associate.c.
  *
  * Those are the reference, and what runs where this file was not compiled; tests/analysis/tracking/test_native.py holds
  * both to the same results. It uses nothing of Python, so that building it takes a C compiler and no headers, and it is
- * called through ctypes, which lets the interpreter lock go.
+ * called through ctypes.
  *
  * Tracks are columns of a matrix of doubles, one row a quantity (tracks.py); a row has `stride` places.
  */
 
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { X, Y, WIDTH, HEIGHT, SPEED = 4, VARIANCE = 8, UNSEEN = 14, WALL, ONE, AGE, ID, CLASS, VOTES = 4, WEIGHT = 23, ROWS = 27 };
-
-enum { FEW = 200, FEWEST = 4, ON_STACK = 256 };
-
-/* In the order of native.py. */
-typedef struct {
-    double low, high, certain, gate, weak_gate, new_gate;
-    double lost_s, wall_s, most, camera;
-    double center_noise, size_noise, box_noise, first_speed, tau;
-} Settings;
-
-typedef struct {
-    double offset[2], smaller[2], sum[2];
-    double areas, ratio, weight, gate, round, key;
-    int32_t row, column;
-    int able;
-} Pair;
-
-typedef struct {
-    double x, y, width, height, score, class_id;
-} Detection;
-
-static double least(double a, double b) { return a < b ? a : b; }
-static double most(double a, double b) { return a > b ? a : b; }
+#include "bytetrack.h"
 
 /* motion.py: Motion.advance. */
 static void advance(const Settings *s, double *out, const double *in, int64_t stride, int64_t n, double dt,
@@ -72,7 +49,7 @@ static void advance(const Settings *s, double *out, const double *in, int64_t st
 }
 
 /* boxes.py: boxes_of. */
-static void read_boxes(Detection *boxes, const float *xyxy, const float *score, const int32_t *class_id, int64_t n)
+static void read_boxes(Scratch *room, const float *xyxy, const float *score, const int32_t *class_id, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
         const float *c = xyxy + 4 * i;
@@ -82,160 +59,11 @@ static void read_boxes(Detection *boxes, const float *xyxy, const float *score, 
             box.x = box.y = box.width = box.height = 1;
             box.score = -1;
         }
-        boxes[i] = box;
+        room->found[i] = box;
+        Boxes *r = &room->boxes;
+        r->left[i] = c[0], r->top[i] = c[1], r->right[i] = c[2], r->bottom[i] = c[3];
+        r->x[i] = (float)box.x, r->y[i] = (float)box.y, r->width[i] = (float)box.width, r->height[i] = (float)box.height;
     }
-}
-
-static int by_key(const void *a, const void *b)
-{
-    const Pair *p = *(Pair *const *)a, *q = *(Pair *const *)b;
-    if (p->key != q->key)
-        return p->key > q->key ? -1 : 1;
-    return p < q ? -1 : p > q;
-}
-
-/* pairs.py: Pairs.alike and match. Fills `track_of` (-1: none) by box; returns how many were matched. */
-static int64_t match(Pair *pairs, int64_t n_pairs, Pair **order, int32_t *track_of, char *taken, int64_t n_tracks,
-                     int64_t n_boxes)
-{
-    int64_t able = 0, matched = 0;
-    for (int64_t i = 0; i < n_pairs; i++) {
-        Pair *p = pairs + i;
-        double a = most(least(p->sum[0] - fabs(p->offset[0]), p->smaller[0]), 0);
-        double b = most(least(p->sum[1] - fabs(p->offset[1]), p->smaller[1]), 0);
-        double common = a * b;
-        double worth = common / (p->areas - common) * p->ratio * p->weight;
-        if (worth >= p->gate) {
-            p->key = worth + p->round;
-            order[able++] = p;
-        }
-    }
-    qsort(order, (size_t)able, sizeof *order, by_key);
-    memset(taken, 0, (size_t)n_tracks);
-    for (int64_t i = 0; i < n_boxes; i++)
-        track_of[i] = -1;
-    for (int64_t i = 0; i < n_pairs; i++)
-        pairs[i].able = 0;
-    for (int64_t i = 0; i < able; i++) {
-        Pair *p = order[i];
-        if (!taken[p->row] && track_of[p->column] < 0) {
-            taken[p->row] = 1;
-            track_of[p->column] = p->row;
-            p->able = 1;
-            matched++;
-        }
-    }
-    return matched;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double p = *(const double *)a, q = *(const double *)b;
-    return p < q ? -1 : p > q;
-}
-
-static double median(double *values, int64_t n)
-{
-    qsort(values, (size_t)n, sizeof *values, by_value);
-    return (values[n / 2] + values[(n - 1) / 2]) / 2;
-}
-
-static double spread(const double *values, double *spare, int64_t n, double center)
-{
-    for (int64_t i = 0; i < n; i++)
-        spare[i] = fabs(values[i] - center);
-    return median(spare, n);
-}
-
-/* bytetrack.py: _shifts, and camera.py: common_shift. `spare` has room for three numbers a pair. */
-static int camera_shift(const Pair *pairs, int64_t n_pairs, const double *tracks, int64_t stride, double dt,
-                        double *spare, double shift[2])
-{
-    double *x = spare, *y = spare + n_pairs, *sorted = spare + 2 * n_pairs, height = 0;
-    int64_t n = 0;
-    for (int64_t i = 0; i < n_pairs; i++) {
-        const Pair *p = pairs + i;
-        if (p->able && p->round == 2 && tracks[WALL * stride + p->row] <= dt) {
-            x[n] = p->offset[0];
-            y[n] = p->offset[1];
-            height += tracks[HEIGHT * stride + p->row];
-            n++;
-        }
-    }
-    if (n < FEWEST)
-        return 0;
-    double still = 0.02 * height / (double)n;
-    memcpy(sorted, x, (size_t)n * sizeof *x);
-    shift[0] = median(sorted, n);
-    memcpy(sorted, y, (size_t)n * sizeof *y);
-    shift[1] = median(sorted, n);
-    if (fabs(shift[0]) < still && fabs(shift[1]) < still)
-        return 0;
-    if (!(fabs(shift[0]) > spread(x, sorted, n, shift[0]) || fabs(shift[1]) > spread(y, sorted, n, shift[1])))
-        return 0;
-    return shift[0] != 0 || shift[1] != 0;
-}
-
-/* pairs.py: meeting and Pairs.__init__. Returns the number of pairs, or -1 where there is no memory. */
-static int64_t find_pairs(const Settings *s, const double *tracks, int64_t stride, int64_t n_tracks,
-                          const Detection *boxes, const float *xyxy, int64_t n_boxes, Pair **found)
-{
-    int all = n_tracks * n_boxes <= FEW;
-    int64_t n = 0, room = all ? n_tracks * n_boxes : 4 * (n_tracks + n_boxes);
-    Pair *pairs = malloc((size_t)room * sizeof *pairs);
-    *found = pairs;
-    if (pairs == NULL)
-        return -1;
-    const double gates[6] = {INFINITY, INFINITY, most(s->new_gate, 1e-9), INFINITY, most(s->weak_gate, 1e-9),
-                             most(s->gate, 1e-9)};
-    for (int64_t t = 0; t < n_tracks; t++) {
-        double x = tracks[X * stride + t], y = tracks[Y * stride + t];
-        double width = tracks[WIDTH * stride + t], height = tracks[HEIGHT * stride + t];
-        double reach = least(sqrt(tracks[VARIANCE * stride + t]) * 2, 0.5) * height;
-        double grown = reach * 2 + height * 0.25;
-        float left = (float)(x - (width * 0.5 + grown)), right = (float)(x + (width * 0.5 + grown));
-        float top = (float)(y - (height * 0.5 + grown)), bottom = (float)(y + (height * 0.5 + grown));
-        int confirmed = tracks[ID * stride + t] > 0;
-        for (int64_t b = 0; b < n_boxes; b++) {
-            const float *c = xyxy + 4 * b;
-            if (!all) {
-                float across = (right < c[2] ? right : c[2]) - (left > c[0] ? left : c[0]);
-                float down = (bottom < c[3] ? bottom : c[3]) - (top > c[1] ? top : c[1]);
-                if (!(across > 0 && down > 0))
-                    continue;
-            }
-            const Detection *box = boxes + b;
-            int kind = (box->score >= s->low) + (box->score >= s->high) + 3 * confirmed;
-            if (gates[kind] == INFINITY)
-                continue; /* never matched */
-            if (n == room) {
-                Pair *more = realloc(pairs, (size_t)(room *= 2) * sizeof *pairs);
-                if (more == NULL)
-                    return -1;
-                *found = pairs = more;
-            }
-            Pair *p = pairs + n++;
-            double ratio = box->height / height, lower = 1 / ratio;
-            double track_width = width + 2 * reach, track_height = height + 2 * reach;
-            double box_width = box->width + 2 * reach * ratio, box_height = box->height + 2 * reach * ratio;
-            p->ratio = sqrt(least(lower, ratio));
-            p->offset[0] = box->x - x;
-            p->offset[1] = box->y - y;
-            p->smaller[0] = least(track_width, box_width);
-            p->smaller[1] = least(track_height, box_height);
-            p->areas = track_width * track_height + box_width * box_height;
-            p->sum[0] = (track_width + box_width) * 0.5;
-            p->sum[1] = (track_height + box_height) * 0.5;
-            p->gate = gates[kind];
-            p->round = kind == 5 ? 2 : kind == 4 ? 1 : 0;
-            p->weight = kind == 5 ? box->score : 1;
-            if (tracks[CLASS * stride + t] != box->class_id)
-                p->weight *= 0.5;
-            p->row = (int32_t)t;
-            p->column = (int32_t)b;
-        }
-    }
-    return n;
 }
 
 /* motion.py: Motion.correct, and votes.py: vote. */
@@ -308,7 +136,7 @@ static void begin(const Settings *s, double *tracks, int64_t stride, int64_t t, 
 }
 
 /* batch.py: _numbers: whether track `a` gets its id before track `b`. */
-static int before(const double *tracks, int64_t stride, int64_t a, int64_t b)
+static int earlier(const double *tracks, int64_t stride, int64_t a, int64_t b)
 {
     for (int row = HEIGHT; row >= X; row--) {
         double p = tracks[row * stride + a], q = tracks[row * stride + b];
@@ -318,79 +146,71 @@ static int before(const double *tracks, int64_t stride, int64_t a, int64_t b)
     return a < b;
 }
 
-/* One frame; see bytetrack_batch. `stride` is n_tracks + n_boxes. `ids` of new tracks are 0 still.
- *
- * Returns 0; 1 where there is no memory or too many tracks for this way: nothing is to be used then.
- */
-static int step(const Settings *s, const double *tracks, int64_t n_tracks, double dt, double observed,
-                const float *xyxy, const float *score, const int32_t *class_id, int64_t n_boxes, double *out,
-                double *track_age, double *velocity, int32_t *track_class, int64_t *track_id, int64_t *fresh,
-                double *ended, int64_t *counts)
-{
-    int64_t stride = n_tracks + n_boxes, failed = 1;
-    Detection few_boxes[ON_STACK], *boxes = few_boxes;
-    int32_t few_of[ON_STACK], *track_of = few_of;
-    char few_taken[ON_STACK], *taken = few_taken;
-    Pair *pairs = NULL, **order = NULL;
-    double *spare = NULL;
+/* In the order of tracks.py. */
+typedef struct {
+    double *tracks; /* ROWS rows of `count` columns */
+    int64_t room;   /* for how many columns */
+    int64_t count, active;
+    int64_t known; /* whether there was a frame; of it: */
+    int64_t time_ns, width, height, part, roi[4];
+    int64_t step_ns;
+} Stream;
 
-    if (stride > INT32_MAX)
-        return 1;
-    if (n_boxes > ON_STACK) {
-        boxes = malloc((size_t)n_boxes * sizeof *boxes);
-        track_of = malloc((size_t)n_boxes * sizeof *track_of);
-    }
-    if (n_tracks > ON_STACK)
-        taken = malloc((size_t)n_tracks);
-    if (boxes == NULL || track_of == NULL || taken == NULL)
-        goto end;
+/* In the order of native.py. */
+typedef struct {
+    Stream *stream;
+    int64_t time_ns, missed, begin, boxes;
+    int64_t width, height, part, roi[4];
+} Frame;
+
+/* What is told of a frame: whether it is left to Python, how many tracks get an id, how many confirmed ones have ended. */
+typedef struct {
+    int64_t left, named, gone;
+} Told;
+
+/* By box. */
+typedef struct {
+    double *age, *velocity;
+    int64_t *id;
+    int32_t *class_id;
+    int64_t *fresh;
+} Columns;
+
+/* One frame. Returns 0; 1 where there is no memory or too many tracks for this way: nothing has changed then. */
+static int step(const Settings *s, Scratch *room, Stream *stream, double dt, double observed, const float *xyxy,
+                const float *score, const int32_t *class_id, int64_t n_boxes, Columns by_box, double *ended, Told *told)
+{
+    int64_t n_tracks = stream->count, stride = n_tracks + n_boxes;
+    double *out = room->matrix;
+    int32_t *track_of = room->track_of;
+
     if (stride)
-        advance(s, out, tracks, stride, n_tracks, dt, observed);
-    read_boxes(boxes, xyxy, score, class_id, n_boxes);
+        advance(s, out, stream->tracks, stride, n_tracks, dt, observed);
+    read_boxes(room, xyxy, score, class_id, n_boxes);
     for (int64_t i = 0; i < n_boxes; i++)
         track_of[i] = -1;
-    if (n_tracks && n_boxes) {
-        int64_t n_pairs = find_pairs(s, out, stride, n_tracks, boxes, xyxy, n_boxes, &pairs);
-        if (n_pairs < 0)
-            goto end;
-        if (n_pairs) {
-            order = malloc((size_t)n_pairs * sizeof *order);
-            spare = malloc((size_t)n_pairs * 3 * sizeof *spare);
-            if (order == NULL || spare == NULL)
-                goto end;
-            double shift[2];
-            int64_t matched = match(pairs, n_pairs, order, track_of, taken, n_tracks, n_boxes);
-            if (s->camera != 0 && matched >= FEWEST &&
-                camera_shift(pairs, n_pairs, out, stride, dt, spare, shift)) {
-                for (int axis = 0; axis < 2; axis++) {
-                    for (int64_t t = 0; t < n_tracks; t++)
-                        out[axis * stride + t] += shift[axis];
-                    for (int64_t i = 0; i < n_pairs; i++)
-                        pairs[i].offset[axis] -= shift[axis];
-                }
-                match(pairs, n_pairs, order, track_of, taken, n_tracks, n_boxes);
-            }
-        }
-    }
+    if (n_tracks && n_boxes && associate(s, room, stride, n_tracks, n_boxes, dt))
+        return 1;
 
     /* What is seen, then what is new. The tracks that get an id of each are sorted among themselves. */
-    int64_t total = n_tracks, named = 0;
+    int64_t total = n_tracks, named = 0, *fresh = by_box.fresh;
     for (int round = 0; round < 2; round++) {
         int64_t first = named;
         for (int64_t b = 0; b < n_boxes; b++) {
+            const Detection *box = room->found + b;
             int64_t t = track_of[b];
             int names = 0;
             if (round == 0 && t >= 0) {
                 names = out[ID * stride + t] == 0;
-                take_in(s, out, stride, t, boxes + b);
-            } else if (round == 1 && t < 0 && boxes[b].score >= s->high) {
+                take_in(s, out, stride, t, box);
+            } else if (round == 1 && t < 0 && box->score >= s->high) {
                 t = track_of[b] = (int32_t)total++;
-                begin(s, out, stride, t, boxes + b);
-                names = boxes[b].score >= s->certain;
+                begin(s, out, stride, t, box);
+                names = box->score >= s->certain;
             }
             if (names) {
                 int64_t at = named++;
-                for (; at > first && before(out, stride, t, fresh[2 * at - 2]); at--) {
+                for (; at > first && earlier(out, stride, t, fresh[2 * at - 2]); at--) {
                     fresh[2 * at] = fresh[2 * at - 2];
                     fresh[2 * at + 1] = fresh[2 * at - 1];
                 }
@@ -399,20 +219,20 @@ static int step(const Settings *s, const double *tracks, int64_t n_tracks, doubl
             }
         }
     }
-    if ((double)total > s->most)
-        goto end;
+    if ((double)total > s->most || total > stream->room)
+        return 1;
 
     for (int64_t b = 0; b < n_boxes; b++) {
         int64_t t = track_of[b];
-        track_age[b] = t < 0 ? 0 : out[AGE * stride + t];
-        velocity[2 * b] = t < 0 ? 0 : out[SPEED * stride + t];
-        velocity[2 * b + 1] = t < 0 ? 0 : out[(SPEED + 1) * stride + t];
-        track_class[b] = t < 0 ? class_id[b] : (int32_t)out[CLASS * stride + t];
-        track_id[b] = t < 0 ? 0 : (int64_t)out[ID * stride + t];
+        by_box.age[b] = t < 0 ? 0 : out[AGE * stride + t];
+        by_box.velocity[2 * b] = t < 0 ? 0 : out[SPEED * stride + t];
+        by_box.velocity[2 * b + 1] = t < 0 ? 0 : out[(SPEED + 1) * stride + t];
+        by_box.class_id[b] = t < 0 ? class_id[b] : (int32_t)out[CLASS * stride + t];
+        by_box.id[b] = t < 0 ? 0 : (int64_t)out[ID * stride + t];
     }
 
     /* batch.py: Tracker._commit. */
-    int64_t alive = 0, gone = 0;
+    int64_t alive = 0, gone = 0, active = named;
     for (int64_t t = 0; t < total; t++) {
         double unseen = out[UNSEEN * stride + t], wall = out[WALL * stride + t], id = out[ID * stride + t];
         if (unseen > s->lost_s + 1e-6 || wall > s->wall_s + 1e-6) {
@@ -425,70 +245,148 @@ static int step(const Settings *s, const double *tracks, int64_t n_tracks, doubl
             }
             continue;
         }
-        if (alive < t) {
-            for (int row = 0; row < ROWS; row++)
-                out[row * stride + alive] = out[row * stride + t];
+        if (alive < t)
             for (int64_t i = 0; i < named; i++)
                 if (fresh[2 * i] == t)
                     fresh[2 * i] = alive;
-        }
-        alive++;
+        active += id > 0 && wall == 0;
+        room->alive[alive++] = (int32_t)t;
     }
-    counts[0] = alive;
-    counts[1] = named;
-    counts[2] = gone;
-    failed = 0;
-end:
-    if (boxes != few_boxes)
-        free(boxes);
-    if (track_of != few_of)
-        free(track_of);
-    if (taken != few_taken)
-        free(taken);
-    free(pairs);
-    free(order);
-    free(spare);
-    return (int)failed;
+    for (int row = 0; row < ROWS; row++) {
+        double *to = stream->tracks + row * alive;
+        const double *from = out + row * stride;
+        if (alive == total)
+            memcpy(to, from, (size_t)alive * sizeof *to);
+        else
+            for (int64_t i = 0; i < alive; i++)
+                to[i] = from[room->alive[i]];
+    }
+    stream->count = alive;
+    stream->active = active;
+    told->named = named;
+    told->gone = gone;
+    return 0;
+}
+
+static int same_place(const Stream *s, const Frame *f)
+{
+    return s->width == f->width && s->height == f->height && s->part == f->part &&
+           !memcmp(s->roi, f->roi, sizeof s->roi);
+}
+
+/* One frame, unless it ends its stream's tracks, which is left to Python. */
+static int frame(const Settings *s, Scratch *room, const Frame *f, const float *xyxy, const float *score,
+                 const int32_t *class_id, Columns by_box, double *ended, Told *told)
+{
+    Stream *stream = f->stream;
+    double dt = 0;
+    int64_t passed_ns = stream->known ? f->time_ns - stream->time_ns : 0;
+    if (stream->known) {
+        if (f->begin || !same_place(stream, f) || (double)passed_ns > s->outage_s * 1e9)
+            return 1;
+        dt = (double)(passed_ns >= 0 ? passed_ns : stream->step_ns) / 1e9;
+    }
+    double observed = least(dt / (1 + most((double)f->missed, 0)), 0.1);
+    if (step(s, room, stream, dt, observed, xyxy, score, class_id, f->boxes, by_box, ended, told))
+        return 1;
+    stream->known = 1;
+    stream->time_ns = f->time_ns;
+    stream->width = f->width;
+    stream->height = f->height;
+    stream->part = f->part;
+    memcpy(stream->roi, f->roi, sizeof stream->roi);
+    if (passed_ns > 0)
+        stream->step_ns = passed_ns;
+    return 0;
+}
+
+static int make_room(Scratch *room, const Frame *frames, int64_t n)
+{
+    int64_t stride = 0, most_boxes = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t tracks = frames[i].stream->count, boxes = frames[i].boxes;
+        most_boxes = boxes > most_boxes ? boxes : most_boxes;
+        stride = tracks + boxes > stride ? tracks + boxes : stride;
+    }
+    if (stride > INT32_MAX - EIGHT)
+        return 1;
+    size_t across = (size_t)stride + 1, boxes = (size_t)(most_boxes / EIGHT + 1) * EIGHT;
+    room->matrix = malloc(across * ROWS * sizeof *room->matrix);
+    room->found = malloc(boxes * sizeof *room->found);
+    float *rows = room->boxes.left = calloc(boxes * BOX_ROWS, sizeof *rows);
+    room->track_of = malloc(boxes * sizeof *room->track_of);
+    room->near = malloc(boxes * sizeof *room->near);
+    room->marked = malloc(boxes * sizeof *room->marked);
+    room->alive = malloc(across * sizeof *room->alive);
+    room->taken = malloc(across);
+    room->subject = malloc(across * sizeof *room->subject);
+    if (room->matrix == NULL || room->found == NULL || rows == NULL || room->track_of == NULL || room->near == NULL ||
+        room->marked == NULL || room->alive == NULL || room->taken == NULL || room->subject == NULL)
+        return 1;
+    float **row[BOX_ROWS] = {&room->boxes.left,    &room->boxes.top,     &room->boxes.right, &room->boxes.bottom,
+                             &room->boxes.x,       &room->boxes.y,       &room->boxes.width, &room->boxes.height,
+                             &room->boxes.need[0], &room->boxes.need[1]};
+    for (int i = 0; i < BOX_ROWS; i++)
+        *row[i] = rows + (size_t)i * boxes;
+    return 0;
+}
+
+static void free_room(Scratch *room)
+{
+    free(room->matrix);
+    free(room->found);
+    free(room->boxes.left);
+    free(room->track_of);
+    free(room->near);
+    free(room->marked);
+    free(room->alive);
+    free(room->taken);
+    free(room->subject);
+    free(room->pair);
+    free(room->rank);
+    free(room->spare);
 }
 
 /* All frames of a batch; no stream has two.
  *
- * frames: how many. Whatever is by box holds the values of the first frame's boxes, then those of the second, and so on.
- * facts: seven by frame: the address of its stream's tracks, that of the room for those that live on, the number of its
- *     stream's tracks and that of its boxes are given. How many tracks live on, new ids and ended tracks are returned, -1
- *     of each where the frame was not processed: there is no memory, or too many tracks for this way.
- *     The tracks are ROWS rows of doubles, left alone; there is room for ROWS rows of tracks and boxes together, whose
- *     beginning gets ROWS rows of the tracks that live on.
- * passed: by frame, seconds since its stream's last frame, and how many of them count as observed.
- * xyxy, score, class_id: by box.
- * age, velocity, track_class, track_id: by box, of its track; 0 in `track_id` where the track has no id yet.
+ * Whatever is by box holds the values of the first frame's boxes, then those of the second, and so on.
+ * frames: of streams with room for the tracks they have and as many as there are boxes.
+ * boxes: of all frames the corners, then all scores, then all classes.
+ * age, velocity, track_id, track_class: by box, of its track; 0 in `track_id` where the track has no id yet.
  * fresh: room for two by box. By new id, in the order of the ids: the track's column and the box, both counted within the
  *     frame. Those of a frame begin at twice its first box.
  * ended: room for four by track. By confirmed track that has ended: id, leader, observed age, seconds unseen. Those of a
- *     frame begin at four times its stream's first track.
+ *     frame follow those of the frame before it.
+ * told: by frame. What was left to Python has changed nothing.
+ *
+ * Returns whether anything is told of any frame.
  */
-void bytetrack_batch(const Settings *s, int64_t frames, int64_t *facts, const double *passed, const float *xyxy,
-                     const float *score, const int32_t *class_id, double *age, double *velocity, int32_t *track_class,
-                     int64_t *track_id, int64_t *fresh, double *ended)
+int64_t bytetrack_batch(const Settings *s, int64_t n, const Frame *frames, const void *boxes, double *age, double *velocity,
+                        int64_t *track_id, int32_t *track_class, int64_t *fresh, double *ended, Told *told)
 {
-    for (int64_t i = 0; i < frames; i++, facts += 7, passed += 2) {
-        const double *tracks = (const double *)(intptr_t)facts[0];
-        double *out = (double *)(intptr_t)facts[1];
-        int64_t known = facts[2], boxes = facts[3], *counts = facts + 4, stride = known + boxes;
-        if (step(s, tracks, known, passed[0], passed[1], xyxy, score, class_id, boxes, out, age, velocity, track_class,
-                 track_id, fresh, ended, counts))
-            counts[0] = counts[1] = counts[2] = -1;
-        else if (counts[0] < stride)
-            for (int64_t row = 1; row < ROWS; row++)
-                memmove(out + row * counts[0], out + row * stride, (size_t)counts[0] * sizeof *out);
-        xyxy += 4 * boxes;
-        score += boxes;
-        class_id += boxes;
-        age += boxes;
-        velocity += 2 * boxes;
-        track_class += boxes;
-        track_id += boxes;
-        fresh += 2 * boxes;
-        ended += 4 * known;
+    Scratch room = {0};
+    int64_t all = 0, any = 0, no_room = make_room(&room, frames, n);
+    for (int64_t i = 0; i < n; i++)
+        all += frames[i].boxes;
+    const float *xyxy = boxes, *score = xyxy + 4 * all;
+    const int32_t *class_id = (const int32_t *)(score + all);
+    Columns by_box = {age, velocity, track_id, track_class, fresh};
+    for (int64_t i = 0; i < n; i++) {
+        int64_t found = frames[i].boxes;
+        told[i] = (Told){0, 0, 0};
+        if (no_room || frame(s, &room, frames + i, xyxy, score, class_id, by_box, ended, told + i))
+            told[i] = (Told){1, 0, 0};
+        any |= told[i].left | told[i].named | told[i].gone;
+        xyxy += 4 * found;
+        score += found;
+        class_id += found;
+        by_box.age += found;
+        by_box.velocity += 2 * found;
+        by_box.id += found;
+        by_box.class_id += found;
+        by_box.fresh += 2 * found;
+        ended += 4 * told[i].gone;
     }
+    free_room(&room);
+    return any != 0;
 }

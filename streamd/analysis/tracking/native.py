@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from streamd.analysis.compiled import compiled
+from streamd.analysis.compiled import address_of, compiled, joined_bytes
 from streamd.analysis.tracking.observation import EndedTrack, Observation, Tracked, TrackedBatch
-from streamd.analysis.tracking.tracks import ID, ROWS, Matrix
+from streamd.analysis.tracking.tracks import COUNT, ID, ROOM, Matrix
 
 if TYPE_CHECKING:
     from streamd.analysis.tracking.batch import Life
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 
 
-CROWD = 64 * 64
-"""Pairs of tracks and boxes, of all frames together, from which on a call lets go of the interpreter lock."""
+SHORT_NS = 20_000.0
+"""A call that is expected to take longer lets go of the interpreter lock."""
+_FRAME_NS, _BOX_NS, _PAIR_NS = 700.0, 60.0, 1.5
+"""What a frame, a box or track, and a pair of both take."""
+_PER_FRAME = 12
+"""Numbers of a frame: `Frame` in bytetrack.c."""
 
 
 @functools.cache
@@ -44,9 +49,14 @@ def library(path: str | None = None) -> tuple[Any, Any] | None:
     if len(steps) < len(found):
         return None
     for step in steps:
-        step.argtypes = [_POINTER, _COUNT, *[_POINTER] * 11]
-        step.restype = None
+        step.argtypes = [_POINTER, _COUNT, *[_POINTER] * 9]
+        step.restype = _COUNT
     return steps[0], steps[1]
+
+
+@functools.lru_cache(maxsize=256)
+def _packed(frames: int) -> Callable[..., bytes]:
+    return struct.Struct(f"{_PER_FRAME * frames}q").pack
 
 
 class NativeStep:
@@ -66,95 +76,82 @@ class NativeStep:
         m = motion
         self._quick, self._long = steps
         values = (
-            low, high, life.certain, gate, weak_gate, new_gate, life.lost_s, life.wall_s, life.most, camera,
-            m.center_noise, m.size_noise, m.box_noise, m.first_speed, m.tau,
+            low, high, life.certain, gate, weak_gate, new_gate, life.lost_s, life.wall_s, life.outage_s, life.most,
+            camera, m.center_noise, m.size_noise, m.box_noise, m.first_speed, m.tau,
         )  # fmt: skip
         self._settings = np.array(values, np.float64)
         self._address = self._settings.ctypes.data
 
-    def __call__(
-        self, batch: Sequence[Observation], parts: Sequence[Matrix], passed: Sequence[float], observed: Sequence[float]
-    ) -> tuple[list[Matrix | None], TrackedBatch]:
-        """One frame of each of several streams.
-
-        Args:
-            batch: the frames; their state is left alone.
-            parts: of each stream its tracks, (ROWS, T).
-            passed: seconds since its last frame.
-            observed: how many of them count as observed.
+    def __call__(self, batch: Sequence[Observation]) -> tuple[TrackedBatch, list[int]]:
+        """One frame of each of several streams, whose state is replaced.
 
         Returns:
-            Of each stream the tracks as they are now, None where this is to be left to NumPy; and what is known of the
-            boxes.
+            What is known of the boxes; and the frames that are left to NumPy, whose streams are as they were: those
+            that end all tracks, or with too many of them.
 
         Raises:
             ValueError: boxes, scores and classes of a frame do not go together.
         """
         facts: list[int] = []
-        bounds, rooms, whole, pairs, known = [0], [], [], 0, 0
-        n = 0
-        for o, part in zip(batch, parts, strict=True):
-            found, tracks = len(o.score), part.shape[1]
-            if o.xyxy.shape != (found, 4) or o.class_id.shape != (found,):
+        corners, scores, classes, bounds = [], [], [], [0]
+        n = known = pairs = 0
+        for o in batch:
+            state, found = o.tracks, len(o.score)
+            if len(o.xyxy) != found or len(o.class_id) != found:
                 raise ValueError(
                     f"{o.xyxy.shape} boxes, {o.score.shape} scores and {o.class_id.shape} classes do not go together"
                 )
-            if not part.flags.c_contiguous:
-                part = np.ascontiguousarray(part)
-            # A stream's own: in one block for all, those of a stream that stands still would keep everything.
-            room = np.empty(ROWS * (tracks + found))
-            facts += (_address(part), _address(room), tracks, found, 0, 0, 0)
-            whole.append(part)
-            rooms.append(room)
+            count, roi = state.facts[COUNT], o.roi
+            if count + found > state.facts[ROOM]:
+                state.reserve(count + found)
+            facts += (state.address, o.time_ns, o.missed, o.begin is not None, found, o.width, o.height)
+            facts += _WHOLE if roi is None else (1, *roi)
+            corners.append(o.xyxy)
+            scores.append(o.score)
+            classes.append(o.class_id)
             n += found
             bounds.append(n)
-            known, pairs = known + tracks, pairs + found * tracks
-        numbers, times = np.array(facts, np.int64), np.array((passed, observed)).T.copy()
-        xyxy, score = _joined([o.xyxy for o in batch], np.float32), _joined([o.score for o in batch], np.float32)
-        class_id = _joined([o.class_id for o in batch], np.int32)
+            known, pairs = known + count, pairs + found * count
+        boxes = joined_bytes((*corners, *scores, *classes), 24 * n, _TYPES)
         # One block for everything that comes back: asking NumPy for an address takes long.
-        velocity, ids, labels, fresh, ended = n, 3 * n, 4 * n, 5 * n, 7 * n
+        velocity, ids, labels, fresh, told, ended = n, 3 * n, 4 * n, 5 * n, 7 * n, 7 * n + 3 * len(batch)
         block = np.empty(ended + 4 * known)
-        base = _address(block)
-        step = self._quick if pairs < CROWD else self._long
-        step(
-            self._address, len(batch), _address(numbers), _address(times), _address(xyxy), _address(score),
-            _address(class_id), base, base + 8 * velocity, base + 8 * labels, base + 8 * ids, base + 8 * fresh,
-            base + 8 * ended,
+        base = address_of(block)
+        expected_ns = _FRAME_NS * len(batch) + _BOX_NS * (n + known) + _PAIR_NS * pairs
+        step = self._quick if expected_ns < SHORT_NS else self._long
+        some = step(
+            self._address, len(batch), _packed(len(batch))(*facts), boxes, base, base + 8 * velocity, base + 8 * ids,
+            base + 8 * labels, base + 8 * fresh, base + 8 * ended, base + 8 * told,
         )  # fmt: skip
-        number, named_of = block[ids:labels].view(np.int64), block[fresh:ended].view(np.int64)
-        matrices: list[Matrix | None] = []
-        buried: dict[int, tuple[EndedTrack, ...]] = {}
-        done, track = numbers.tolist(), ended
-        for i, room in enumerate(rooms):
-            alive, named, gone = done[7 * i + 4 : 7 * i + 7]
-            if alive < 0:
-                matrices.append(None)
-            else:
-                matrix = room[: ROWS * alive].reshape(ROWS, alive)
-                if named:
-                    first, next_id = bounds[i], batch[i].tracks.ids
-                    for column, box in named_of[2 * first : 2 * (first + named)].reshape(named, 2).tolist():
-                        matrix[ID, column] = number[first + box] = next(next_id)
-                if gone:
-                    buried[i] = tuple(_buried(block[track : track + 4 * gone].reshape(gone, 4)))
-                matrices.append(matrix)
-            track += 4 * done[7 * i + 2]
-        joined = Tracked(
-            number, number > 0, block[:velocity], block[velocity:ids].reshape(n, 2),
-            block[labels:fresh].view(np.int32)[:n],
-        )  # fmt: skip
-        return matrices, TrackedBatch(joined, bounds, buried)
+        number, class_id = block[ids:labels].view(np.int64), block[labels:fresh].view(np.int32)[:n]
+        left, buried = self._told(batch, bounds, block[fresh:], number) if some else ([], {})
+        joined = Tracked(number, number > 0, block[:velocity], block[velocity:ids].reshape(n, 2), class_id)
+        return TrackedBatch(joined, bounds, buried), left
+
+    def _told(
+        self, batch: Sequence[Observation], bounds: Sequence[int], block: Matrix, number: npt.NDArray[np.int64]
+    ) -> tuple[list[int], dict[int, tuple[EndedTrack, ...]]]:
+        """What is told of frames: those that are left to NumPy, and the tracks that ended with others. Gives ids."""
+        n = bounds[-1]
+        columns, begin = block[: 2 * n].view(np.int64), 2 * n + 3 * len(batch)
+        left, buried = [], {}
+        told = block[2 * n : begin].view(np.int64).tolist()
+        for i, o in enumerate(batch):
+            is_left, named, gone = told[3 * i : 3 * i + 3]
+            if is_left:
+                left.append(i)
+            if named:
+                first, ids, matrix = bounds[i], o.tracks.ids, o.tracks.matrix
+                for column, box in columns[2 * first : 2 * (first + named)].reshape(named, 2).tolist():
+                    matrix[ID, column] = number[first + box] = next(ids)
+            if gone:
+                buried[i] = tuple(_buried(block[begin : begin + 4 * gone].reshape(gone, 4)))
+                begin += 4 * gone
+        return left, buried
 
 
-def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """One after the other, in this type and without gaps."""
-    return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), dtype)
-
-
-def _address(array: np.ndarray[Any, Any]) -> int:
-    address: int = array.__array_interface__["data"][0]  # a third of what `ctypes.data` takes
-    return address
+_WHOLE = (0, 0, 0, 0, 0)
+_TYPES = (np.dtype(np.float32), np.dtype(np.float32), np.dtype(np.int32))
 
 
 def _buried(ended: Matrix) -> Iterator[EndedTrack]:

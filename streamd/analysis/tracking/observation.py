@@ -132,10 +132,6 @@ class TrackedBatch(Sequence[Tracked]):
         errors = {i: frame.error for i, frame in enumerate(frames) if frame.error is not None}
         return cls(joined, bounds, ended, errors)
 
-    def end(self, frame: int, ended: tuple[EndedTrack, ...]) -> None:
-        """Adds tracks that had ended before the frame."""
-        self._ended[frame] = ended + self._ended.get(frame, ())
-
     def __len__(self) -> int:
         """Number of frames."""
         return len(self._bounds) - 1

@@ -5,6 +5,7 @@ rows. Everything is float64: ids stay exact up to 2**53."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from itertools import count
 
@@ -48,49 +49,108 @@ ROWS = WEIGHT.stop
 ZERO, HALF, UNIT, TWO = (np.array([value]) for value in (0.0, 0.5, 1.0, 2.0))
 """Constants as arrays: for a few dozen tracks, NumPy takes longer to convert a Python number than to add."""
 
-_NO_TRACKS = np.empty((ROWS, 0))
+_FIRST_ROOM = 16
+"""Tracks that a stream has room for at first."""
+
+ADDRESS, ROOM, COUNT, ACTIVE, KNOWN, TIME, FRAME_WIDTH, FRAME_HEIGHT, PART = range(9)
+"""Places in `StreamTracks.facts`, as in bytetrack.c: the address of the tracks, for how many there is room, how many
+there are, how many of them are active (-1: to be counted), whether there was a frame, its time, width, height, and
+whether a part of it was analysed, with x, y, width and height of that in the places after."""
+STEP = PART + 5
+"""The last valid interval in nanoseconds."""
+_FACTS = STEP + 1
 
 
 class StreamTracks:
     """The state of one stream between frames. Created by the owner of the stream, changed only by `Tracker.step`.
 
-    Not safe to use from two threads at once.
+    The compiled step reads and writes it in place. Not safe to use from two threads at once, except `active`.
     """
 
-    __slots__ = ("height", "ids", "matrix", "roi", "step_s", "time_ns", "width")
+    __slots__ = ("_block", "address", "facts", "ids")
 
     def __init__(self, ids: Iterator[int] | None = None) -> None:
         """Args: ids: source of ids, positive and unique; shared by streams whose ids must differ."""
         self.ids = count(1) if ids is None else ids
-        self.matrix: Matrix = _NO_TRACKS
-        """(ROWS, tracks)"""
-        self.time_ns: int | None = None
+        self.facts = array("q", bytes(8 * _FACTS))
+        """(`_FACTS`,) see `ADDRESS`."""
+        self.address: int = self.facts.buffer_info()[0]
+        """Of `facts`, which stay where they are."""
+        self._block = np.empty(0)
+        self.reserve(_FIRST_ROOM)
+
+    @property
+    def matrix(self) -> Matrix:
+        """(ROWS, tracks): a view, whose content changes with the next step."""
+        n = self.facts[COUNT]
+        view: Matrix = self._block[: ROWS * n].reshape(ROWS, n)
+        return view
+
+    @matrix.setter
+    def matrix(self, tracks: Matrix) -> None:
+        self.reserve(tracks.shape[1])
+        self.facts[COUNT], self.facts[ACTIVE] = tracks.shape[1], -1
+        self.matrix[:] = tracks
+
+    def reserve(self, tracks: int) -> None:
+        """Makes room for so many tracks; those that there are stay."""
+        if tracks <= self.facts[ROOM]:
+            return
+        room = max(tracks, 2 * self.facts[ROOM])
+        block, known = np.empty(ROWS * room), ROWS * self.facts[COUNT]
+        block[:known] = self._block[:known]
+        self._block = block
+        self.facts[ADDRESS], self.facts[ROOM] = block.__array_interface__["data"][0], room
+
+    def remember(self, time_ns: int, width: int, height: int, roi: Box | None, step_s: float) -> None:
+        """Makes a frame the stream's last one; `step_s` is the interval before it, if that is above 0."""
+        facts = self.facts
+        facts[KNOWN], facts[TIME], facts[FRAME_WIDTH], facts[FRAME_HEIGHT] = 1, time_ns, width, height
+        facts[PART:STEP] = array("q", (0, 0, 0, 0, 0) if roi is None else (1, *roi))
+        if step_s > 0:
+            facts[STEP] = round(step_s * 1e9)
+
+    @property
+    def time_ns(self) -> int | None:
         """Time of the last frame; None before the first."""
-        self.step_s = 0.0
+        return self.facts[TIME] if self.facts[KNOWN] else None
+
+    @property
+    def step_s(self) -> float:
         """The last valid interval between frames."""
-        self.width = 0
-        self.height = 0
-        self.roi: Box | None = None
+        return self.facts[STEP] / 1e9
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the last frame."""
+        return self.facts[FRAME_WIDTH], self.facts[FRAME_HEIGHT]
+
+    @property
+    def roi(self) -> Box | None:
+        """The analysed part of the last frame; None for all of it."""
+        return Box(*self.facts[PART + 1 : STEP]) if self.facts[PART] else None
 
     def __len__(self) -> int:
         """Number of tracks, including those not confirmed and those currently not seen."""
-        return int(self.matrix.shape[1])
+        return self.facts[COUNT]
 
     @property
     def active(self) -> int:
         """Number of confirmed tracks seen in the last frame."""
-        return int(np.count_nonzero((self.matrix[ID] > 0) & (self.matrix[WALL] == 0)))
+        known = self.facts[ACTIVE]
+        if known < 0:
+            tracks = self.matrix
+            known = int(np.count_nonzero((tracks[ID] > 0) & (tracks[WALL] == 0)))
+        return known
 
     def pause(self, seconds: float) -> None:
         """Nothing moved for a time since the last frame, so the network did not look: what was not seen then would not
         have been seen meanwhile, either; what was seen stays as it is."""
-        unseen = self.matrix[WALL] > 0
+        tracks = self.matrix
+        unseen = tracks[WALL] > 0
         if np.count_nonzero(unseen):
-            matrix = self.matrix.copy()
-            matrix[UNSEEN:ONE, unseen] += seconds
-            self.matrix = matrix
+            tracks[UNSEEN:ONE, unseen] += seconds
 
     def forget(self) -> None:
         """Drops all tracks; ids continue."""
-        self.matrix = _NO_TRACKS
-        self.time_ns = None
+        self.facts[COUNT] = self.facts[ACTIVE] = self.facts[KNOWN] = 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +15,14 @@ from streamd.analysis.tracking import native as module
 from streamd.analysis.tracking.bytetrack import ByteTrack, ByteTrackSettings
 from streamd.analysis.tracking.native import library
 from tests.analysis.tracking.scenes import SIZE, Frame, boxes, wild
+from tests.compiler import shared_library
 
-SOURCE = Path(module.__file__).with_name("bytetrack.c")
+SOURCES = [Path(module.__file__).with_name(name) for name in ("associate.c", "bytetrack.c")]
 
 
 @pytest.fixture(scope="module")
 def step(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Compiled here, whatever was installed, with every warning an error."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    assert compiler is not None, "a C compiler is needed, such as Debian's gcc"
-    built = tmp_path_factory.mktemp("native") / "bytetrack.so"
-    flags = ["-O2", "-ffp-contract=off", "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, "-o", str(built), str(SOURCE), "-lm"], check=True)
-    found = library(str(built))
+    found = library(shared_library(tmp_path_factory.mktemp("native"), SOURCES))
     assert found is not None
     return found
 

@@ -1,0 +1,153 @@
+"""Which boxes are published: by score and class and, where that is wanted, by track.
+
+A tracker sees more boxes than are published. The class of a box is its track's by then."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.analysis.compiled import address_of, compiled, joined_bytes
+from streamd.analysis.tracking.observation import BoolArray, Int64Array, Tracked
+from streamd.analysis.tracking.tracks import Matrix
+from streamd.types import Float32Array, Int32Array
+
+_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+SHORT = 2000
+"""Up to this number of boxes a call takes less than 20 µs, and keeps the interpreter lock."""
+
+
+class Chosen(NamedTuple):
+    """The boxes to publish of the frames of a batch, one frame after the other."""
+
+    ends: Sequence[int]
+    """By frame, how many there are up to its end."""
+    xyxy: Float32Array
+    """(N, 4) as given."""
+    score: Float32Array
+    """(N,)"""
+    class_id: Int32Array
+    """(N,) by the votes of the track."""
+    number: Int64Array
+    """(N,) the track; 0 without."""
+    age_s: Matrix
+    """(N,)"""
+    velocity: Matrix
+    """(N, 2)"""
+    kept: BoolArray
+    """By given box, whether it is one of these."""
+
+
+@functools.cache
+def library(path: str | None = None) -> tuple[Any, Any] | None:
+    """The compiled selection: with the interpreter lock, and without; None where there is none.
+
+    Args:
+        path: of the file; the one that was built with the package by default.
+    """
+    built = Path(__file__).with_name("_bytetrack")
+    found = [compiled(built, ("select_boxes",), path, hold=hold) for hold in (True, False)]
+    selects = [functions[0] for functions in found if functions is not None]
+    if len(selects) < len(found):
+        return None
+    for select in selects:
+        select.argtypes = [_COUNT, _COUNT, _POINTER, _POINTER, _COUNT, _COUNT, *[_POINTER] * 10]
+        select.restype = _COUNT
+    return selects[0], selects[1]
+
+
+class Selection:
+    """Chooses boxes.
+
+    Args:
+        floor: (classes,) least score of each class; infinite for classes that are not wanted.
+        weak: boxes of confirmed tracks are chosen whatever their score.
+        native: the compiled way, see `library`; None: NumPy.
+    """
+
+    def __init__(self, floor: Float32Array, weak: bool, native: Any = None) -> None:
+        self.floor = np.ascontiguousarray(floor, np.float32)
+        self._weak, self._native = weak, native
+        self._address = address_of(self.floor)
+
+    def __call__(self, xyxy: Sequence[Float32Array], score: Sequence[Float32Array], found: Tracked) -> Chosen:
+        """Of the boxes of frames.
+
+        Args:
+            xyxy: (N, 4) of each frame.
+            score: (N,) of each frame.
+            found: what is known of the boxes of all of them.
+
+        Raises:
+            IndexError: a class without a floor.
+        """
+        ends = list(itertools.accumulate([len(each) for each in score]))
+        chosen = None if self._native is None or not ends else self._compiled(ends, xyxy, score, found)
+        return self._in_numpy(ends, xyxy, score, found) if chosen is None else chosen
+
+    def _compiled(
+        self, ends: list[int], xyxy: Sequence[Float32Array], score: Sequence[Float32Array], found: Tracked
+    ) -> Chosen | None:
+        n, frames = ends[-1], len(ends)
+        boxes = joined_bytes((*xyxy, *score), 20 * n, _BOXES)
+        columns = (found.id, found.age_s, found.velocity, found.class_id)
+        tracks = joined_bytes(columns, 36 * n, _TRACKS)
+        # Numbers, ages, velocities, corners, scores, classes, ends, and by box whether it is kept.
+        last = 7 * n
+        block = np.empty(last + frames + (n + 7) // 8)
+        base = address_of(block)
+        count = self._native[n > SHORT](
+            n, frames, np.array(ends, np.int64).tobytes(), self._address, len(self.floor), self._weak, boxes, tracks,
+            base, base + 8 * n, base + 16 * n, base + 32 * n, base + 48 * n, base + 52 * n, base + 8 * (last + frames),
+            base + 8 * last,
+        )  # fmt: skip
+        if count < 0:
+            return None
+        floats = block[4 * n : last].view(np.float32)
+        return Chosen(
+            block[last : last + frames].view(np.int64).tolist(),
+            floats[: 4 * count].reshape(count, 4),
+            floats[4 * n : 4 * n + count],
+            floats[5 * n : 5 * n + count].view(np.int32),
+            block[:count].view(np.int64),
+            block[n : n + count],
+            block[2 * n : 2 * n + 2 * count].reshape(count, 2),
+            block[last + frames :].view(np.bool_)[:n],
+        )
+
+    def _in_numpy(
+        self, ends: list[int], xyxy: Sequence[Float32Array], score: Sequence[Float32Array], found: Tracked
+    ) -> Chosen:
+        if not ends:
+            corners, scores = np.empty((0, 4), np.float32), np.empty(0, np.float32)
+        else:
+            corners, scores = _joined(xyxy), _joined(score)
+        floor = self.floor[found.class_id]
+        kept = scores >= floor
+        if self._weak:
+            kept |= found.confirmed & (floor < np.inf)
+        if np.count_nonzero(kept) == len(kept):
+            return Chosen(
+                ends, corners, scores, found.class_id, found.id, found.age_s, found.velocity, kept
+            )  # fmt: skip
+        before = np.concatenate((_NONE, kept.cumsum()))
+        return Chosen(
+            before[ends].tolist(), corners[kept], scores[kept], found.class_id[kept], found.id[kept], found.age_s[kept],
+            found.velocity[kept], kept,
+        )  # fmt: skip
+
+
+_BOXES = (np.dtype(np.float32), np.dtype(np.float32))
+_TRACKS = (np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.float64), np.dtype(np.int32))
+_NONE = np.zeros(1, np.intp)
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -1,0 +1,74 @@
+"""What a device found in all frames of a batch, mapped to source pixels by compiled code, where it was compiled."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamd.analysis.compiled import address_of, compiled, joined_bytes
+from streamd.heads.validate import NONE
+from streamd.types import Candidates, Found, Letterbox
+
+_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+SHORT = 2000
+"""Up to this number of boxes a call takes less than 20 µs, and keeps the interpreter lock."""
+_TYPES = (np.dtype(np.float32), np.dtype(np.float32), np.dtype(np.int32))
+
+
+@functools.cache
+def library(path: str | None = None) -> tuple[Any, Any] | None:
+    """The compiled mapping: with the interpreter lock, and without; None where there is none.
+
+    Args:
+        path: of the file; the one that was built with the package by default.
+    """
+    built = Path(__file__).with_name("_boxes")
+    found = [compiled(built, ("boxes_to_source",), path, hold=hold) for hold in (True, False)]
+    functions = [each[0] for each in found if each is not None]
+    if len(functions) < len(found):
+        return None
+    for function in functions:
+        function.argtypes = [_COUNT, _COUNT, *[_POINTER] * 5]
+        function.restype = _COUNT
+    return functions[0], functions[1]
+
+
+def to_source(
+    functions: tuple[Any, Any], given: Sequence[Candidates], letterboxes: Sequence[Letterbox]
+) -> list[Found | None]:
+    """The boxes of a batch, with scores of at most 1.
+
+    Args:
+        functions: see `library`.
+        given: of each frame, suppressed.
+        letterboxes: of each frame.
+
+    Returns:
+        Of each frame arrays that share one block of memory; None if a box is to be left out, or may have to be.
+    """
+    counts = [len(found.score) for found in given]
+    n, frames = sum(counts), len(counts)
+    boxes = joined_bytes(
+        [*[f.xyxy for f in given], *[f.score for f in given], *[f.class_id for f in given]], 24 * n, _TYPES
+    )
+    block = np.empty(6 * n + (frames + 3) // 4, np.float32)
+    base = address_of(block)
+    mappings = b"".join([letterbox.packed for letterbox in letterboxes])
+    numbers = np.array(counts, np.int64).tobytes()
+    left = functions[n > SHORT](n, frames, numbers, mappings, boxes, base, base + 24 * n)
+    xyxy, score, class_id = block[: 4 * n].reshape(n, 4), block[4 * n : 5 * n], block[5 * n : 6 * n].view(np.int32)
+    each: list[Found | None] = []
+    begin = 0
+    for count in counts:
+        of = slice(begin, begin := begin + count)
+        each.append(Found(xyxy[of], score[of], class_id[of], NONE))
+    if left:
+        for i, out in enumerate(block[6 * n :].view(np.bool_)[:frames].tolist()):
+            if out:
+                each[i] = None
+    return each
