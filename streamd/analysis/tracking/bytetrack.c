@@ -361,7 +361,7 @@ static void free_room(Scratch *room)
  *
  * Returns whether anything is told of any frame.
  */
-int64_t bytetrack_batch(const Settings *s, int64_t n, const Frame *frames, const void *boxes, double *age, double *velocity,
+int64_t bytetrack_frames(const Settings *s, int64_t n, const Frame *frames, const void *boxes, double *age, double *velocity,
                         int64_t *track_id, int32_t *track_class, int64_t *fresh, double *ended, Told *told)
 {
     Scratch room = {0};

@@ -44,7 +44,7 @@ def library(path: str | None = None) -> tuple[Any, Any] | None:
         path: of the file; the one that was built with the package by default.
     """
     built = Path(__file__).with_name("_bytetrack")
-    found = [compiled(built, ("bytetrack_batch",), path, hold=hold) for hold in (True, False)]
+    found = [compiled(built, ("bytetrack_frames",), path, hold=hold) for hold in (True, False)]
     steps = [functions[0] for functions in found if functions is not None]
     if len(steps) < len(found):
         return None
