@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import subprocess
 import time
 from collections import Counter
@@ -23,8 +24,10 @@ _LATENCY = "streamd_capture_to_publish_seconds_bucket"
 
 
 def device_mib() -> float | None:
-    """Memory in use on all GPUs of this machine, by nvidia-smi; None without one."""
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    """Memory in use on the GPUs that CUDA_VISIBLE_DEVICES leaves, by nvidia-smi; None without one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    which = ["-i", visible] if visible else []
+    command = ["nvidia-smi", *which, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
         told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
         return sum(float(line) for line in told.split())
