@@ -3,16 +3,23 @@
 
     streamd detect VIDEO --model MODEL --conf 0.1 --json > BOXES.jsonl
     python tools/bench_tracking.py BOXES.jsonl [--streams 16] [--conf 0.25] [--threads N] [--numpy] [--json]
+    python tools/bench_tracking.py BOXES.jsonl --decoders 16 [--picture 416x240] [--seconds 4] [--short-us 20]
 
 Runs the daemon's own postprocess stage on the boxes of the recorded frames as a GPU hands them over (suppressed on the
 device, above the threshold of the row), a batch of one frame of each stream at a time, and then encodes the messages as
 the thread of a sink does. Each stream begins elsewhere in the recording. `--threads` start as many threads that take
-the interpreter lock whenever they can get it, as the decoders' do; `ms` is then how long a batch takes on the clock."""
+the interpreter lock whenever they can get it, as the decoders' do; `ms` is then how long a batch takes on the clock.
+
+With `--decoders`, so many threads decode a clip with PyAV as fast as they may, the stage takes a batch whenever there
+are enough frames, and a sink's thread encodes: frames a second of all of it together, and CPU a frame. That is where it
+shows whether a call should let go of the interpreter lock (`--short-us`: one expected to take longer does)."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import queue
 import sys
 import threading
 import time
@@ -20,10 +27,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from streamd.analysis.tracking import open_tracker
+from streamd.analysis.tracking import native, open_tracker
 from streamd.analysis.tracking.bytetrack import ByteTrack, ByteTrackSettings
 from streamd.engine import BatchSettings, ModelSettings
 from streamd.engine.null import NullBackend, NullSettings
@@ -36,6 +44,7 @@ from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
 from streamd.runtime.analytics import Analytics
+from streamd.runtime.daemon import SWITCH_INTERVAL_S
 from streamd.sinks.envelope import MessageBuilder, Outgoing
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
@@ -184,6 +193,116 @@ def measure(row: Row, batches: int, streams: int) -> dict[str, float]:
     }
 
 
+def clip(width: int, height: int, frames: int = 60) -> bytes:
+    """A clip of H.264 in which everything moves."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast", "tune": "zerolatency"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        y, x = np.mgrid[:height, :width]
+        for i in range(frames):
+            picture = np.stack([x * 2 + 5 * i, y * 2 - 3 * i, x + y + 7 * i], axis=-1).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return out.getvalue()
+
+
+class Decoders:
+    """Threads that decode a clip again and again, until `close`.
+
+    Args:
+        data: the clip.
+        threads: how many.
+    """
+
+    def __init__(self, data: bytes, threads: int) -> None:
+        self._data, self._stop = data, threading.Event()
+        self._ready, self._room = threading.Semaphore(0), threading.Semaphore(4 * threads)
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def take(self, frames: int) -> None:
+        """Waits for so many frames."""
+        for _ in range(frames):
+            self._ready.acquire()
+        self._room.release(frames)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._stop.set()
+        self._room.release(1_000_000)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with av.open(io.BytesIO(self._data)) as container:
+                container.streams.video[0].thread_count = 1
+                for _ in container.decode(video=0):
+                    self._room.acquire()
+                    self._ready.release()
+                    if self._stop.is_set():
+                        break
+
+
+def flow(row: Row, data: bytes, decoders: int, streams: int, seconds: float) -> dict[str, float]:
+    """Frames a second from the decoders to encoded messages, and microseconds of CPU a frame of the whole process."""
+    builder, made = MessageBuilder("bench"), queue.SimpleQueue[list[Detections] | None]()
+
+    def encode() -> None:
+        while (some := made.get()) is not None:
+            for detections in some:
+                builder.detections(Outgoing(detections, "bench"))
+
+    sink, source = threading.Thread(target=encode, daemon=True), Decoders(data, decoders)
+    sink.start()
+    frames, begin, cpu, spent = 0, 0.0, 0.0, 0.0
+    warm = time.perf_counter() + seconds / 4
+    while not begin or time.perf_counter() < begin + seconds:
+        source.take(streams)
+        if not begin and time.perf_counter() >= warm:
+            frames, begin, cpu, spent = 0, time.perf_counter(), time.process_time(), 0.0
+        work, now = row.batch(), time.perf_counter()
+        row.post(work)
+        spent += time.perf_counter() - now
+        made.put(row.out[:])
+        row.out.clear()
+        frames += streams
+    passed, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    source.close()
+    made.put(None)
+    sink.join()
+    return {
+        "frames/s": round(frames / passed),
+        "cpu": round(cpu / frames * 1e6, 1),
+        "ms": round(spent / frames * streams * 1e3, 2),
+    }
+
+
+def compare_flows(rows: dict[str, Row], args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The rows in turns: medians, and the median of the ratios of their rates."""
+    width, height = map(int, args.picture.split("x"))
+    data, runs = clip(width, height), list[dict[str, dict[str, float]]]()
+    for i in range(args.rounds):
+        # In one order, then in the other: a machine that becomes slower or faster affects both alike.
+        turn = list(rows.items())[:: -1 if i % 2 else 1]
+        runs.append({name: flow(row, data, args.decoders, args.streams, args.seconds) for name, row in turn})
+    found = {
+        name: {key: round(float(np.median([run[name][key] for run in runs])), 2) for key in runs[0][name]}
+        for name in rows
+    }
+    ratios = [run["with"]["frames/s"] / run["without"]["frames/s"] for run in runs]
+    more = [run["with"]["cpu"] - run["without"]["cpu"] for run in runs]
+    found["more"] = {
+        "frames/s": round(float(np.median(ratios)), 3),
+        "cpu": round(float(np.median(more)), 1),
+        "ms": round(found["with"]["ms"] - found["without"]["ms"], 2),
+    }
+    return found
+
+
 def main() -> int:
     """Measures and prints."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,6 +312,11 @@ def main() -> int:
     p.add_argument("--batches", type=int, default=150, help="of each row in each round")
     p.add_argument("--rounds", type=int, default=3, help="the best counts: everything else only adds")
     p.add_argument("--threads", type=int, default=0, help="others that want the interpreter lock")
+    p.add_argument("--decoders", type=int, default=0, help="threads that decode: measures the rate of all together")
+    p.add_argument("--picture", default="416x240", help="size of what they decode")
+    p.add_argument("--seconds", type=float, default=4.0, help="of each run with --decoders")
+    p.add_argument("--switch-ms", type=float, help="switch interval of the interpreter; with --decoders, the daemon's")
+    p.add_argument("--short-us", type=float, default=native.SHORT_NS / 1e3, help="a longer step lets go of the lock")
     p.add_argument("--numpy", action="store_true", help="without the tracker's compiled step")
     p.add_argument("--json", action="store_true")
     args = p.parse_args()
@@ -202,6 +326,9 @@ def main() -> int:
         print(f"bench_tracking: {error}", file=sys.stderr)
         return 2
     stop = threading.Event()
+    native.SHORT_NS = args.short_us * 1e3
+    if args.switch_ms or args.decoders:
+        sys.setswitchinterval((args.switch_ms or SWITCH_INTERVAL_S * 1e3) / 1e3)
 
     def compete() -> None:
         while not stop.is_set():
@@ -216,12 +343,15 @@ def main() -> int:
         for name in ("without", "with")
     }
     found: dict[str, dict[str, float]] = {}
-    for _ in range(args.rounds):
+    if args.decoders:
+        found = compare_flows(rows, args)
+    for _ in range(0 if args.decoders else args.rounds):
         for name, row in rows.items():
             now = measure(row, args.batches, args.streams)
             found[name] = {key: min(value, found.get(name, now)[key]) for key, value in now.items()}
     stop.set()
-    found["more"] = {key: round(value - found["without"][key], 2) for key, value in found["with"].items()}
+    if not args.decoders:
+        found["more"] = {key: round(value - found["without"][key], 2) for key, value in found["with"].items()}
     if args.json:
         print(json.dumps(found))
         return 0
