@@ -163,9 +163,10 @@ typedef struct {
     int64_t width, height, part, roi[4];
 } Frame;
 
-/* What is told of a frame: whether it is left to Python, how many tracks get an id, how many confirmed ones have ended. */
+/* What is told of a frame: its number, whether it is left to Python, how many tracks get an id, how many confirmed ones have
+ * ended. */
 typedef struct {
-    int64_t left, named, gone;
+    int64_t frame, left, named, gone;
 } Told;
 
 /* By box. */
@@ -357,15 +358,15 @@ static void free_room(Scratch *room)
  *     frame. Those of a frame begin at twice its first box.
  * ended: room for four by track. By confirmed track that has ended: id, leader, observed age, seconds unseen. Those of a
  *     frame follow those of the frame before it.
- * told: by frame. What was left to Python has changed nothing.
+ * told: room for one by frame. What was left to Python has changed nothing.
  *
- * Returns whether anything is told of any frame.
+ * Returns of how many frames anything is told.
  */
 int64_t bytetrack_frames(const Settings *s, int64_t n, const Frame *frames, const void *boxes, double *age, double *velocity,
                         int64_t *track_id, int32_t *track_class, int64_t *fresh, double *ended, Told *told)
 {
     Scratch room = {0};
-    int64_t all = 0, any = 0, no_room = make_room(&room, frames, n);
+    int64_t all = 0, some = 0, no_room = make_room(&room, frames, n);
     for (int64_t i = 0; i < n; i++)
         all += frames[i].boxes;
     const float *xyxy = boxes, *score = xyxy + 4 * all;
@@ -373,10 +374,11 @@ int64_t bytetrack_frames(const Settings *s, int64_t n, const Frame *frames, cons
     Columns by_box = {age, velocity, track_id, track_class, fresh};
     for (int64_t i = 0; i < n; i++) {
         int64_t found = frames[i].boxes;
-        told[i] = (Told){0, 0, 0};
-        if (no_room || frame(s, &room, frames + i, xyxy, score, class_id, by_box, ended, told + i))
-            told[i] = (Told){1, 0, 0};
-        any |= told[i].left | told[i].named | told[i].gone;
+        Told *of = told + some;
+        *of = (Told){i, 0, 0, 0};
+        if (no_room || frame(s, &room, frames + i, xyxy, score, class_id, by_box, ended, of))
+            *of = (Told){i, 1, 0, 0};
+        some += of->left || of->named || of->gone;
         xyxy += 4 * found;
         score += found;
         class_id += found;
@@ -385,8 +387,8 @@ int64_t bytetrack_frames(const Settings *s, int64_t n, const Frame *frames, cons
         by_box.id += found;
         by_box.class_id += found;
         by_box.fresh += 2 * found;
-        ended += 4 * told[i].gone;
+        ended += 4 * of->gone;
     }
     free_room(&room);
-    return any != 0;
+    return some;
 }

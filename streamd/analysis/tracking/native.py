@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from streamd.analysis.compiled import address_of, compiled, joined_bytes
-from streamd.analysis.tracking.observation import EndedTrack, Observation, Tracked, TrackedBatch
+from streamd.analysis.tracking.observation import EndedTrack, Int64Array, Observation, Tracked, TrackedBatch
 from streamd.analysis.tracking.tracks import COUNT, ID, ROOM, Matrix
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ class NativeStep:
             known, pairs = known + count, pairs + found * count
         boxes = joined_bytes((*corners, *scores, *classes), 24 * n, _TYPES)
         # One block for everything that comes back: asking NumPy for an address takes long.
-        velocity, ids, labels, fresh, told, ended = n, 3 * n, 4 * n, 5 * n, 7 * n, 7 * n + 3 * len(batch)
+        velocity, ids, labels, fresh, told, ended = n, 3 * n, 4 * n, 5 * n, 7 * n, 7 * n + 4 * len(batch)
         block = np.empty(ended + 4 * known)
         base = address_of(block)
         expected_ns = _FRAME_NS * len(batch) + _BOX_NS * (n + known) + _PAIR_NS * pairs
@@ -124,24 +123,23 @@ class NativeStep:
             base + 8 * labels, base + 8 * fresh, base + 8 * ended, base + 8 * told,
         )  # fmt: skip
         number, class_id = block[ids:labels].view(np.int64), block[labels:fresh].view(np.int32)[:n]
-        left, buried = self._told(batch, bounds, block[fresh:], number) if some else ([], {})
+        left, buried = self._told(batch, bounds, some, block[fresh:], number) if some else ([], {})
         joined = Tracked(number, number > 0, block[:velocity], block[velocity:ids].reshape(n, 2), class_id)
         return TrackedBatch(joined, bounds, buried), left
 
     def _told(
-        self, batch: Sequence[Observation], bounds: Sequence[int], block: Matrix, number: npt.NDArray[np.int64]
+        self, batch: Sequence[Observation], bounds: Sequence[int], some: int, block: Matrix, number: Int64Array
     ) -> tuple[list[int], dict[int, tuple[EndedTrack, ...]]]:
-        """What is told of frames: those that are left to NumPy, and the tracks that ended with others. Gives ids."""
+        """What is told of `some` frames: those that are left to NumPy, and the tracks that ended with others. Gives
+        ids."""
         n = bounds[-1]
-        columns, begin = block[: 2 * n].view(np.int64), 2 * n + 3 * len(batch)
+        columns, begin = block[: 2 * n].view(np.int64), 2 * n + 4 * len(batch)
         left, buried = [], {}
-        told = block[2 * n : begin].view(np.int64).tolist()
-        for i, o in enumerate(batch):
-            is_left, named, gone = told[3 * i : 3 * i + 3]
+        for i, is_left, named, gone in block[2 * n : 2 * n + 4 * some].view(np.int64).reshape(some, 4).tolist():
             if is_left:
                 left.append(i)
             if named:
-                first, ids, matrix = bounds[i], o.tracks.ids, o.tracks.matrix
+                first, ids, matrix = bounds[i], batch[i].tracks.ids, batch[i].tracks.matrix
                 for column, box in columns[2 * first : 2 * (first + named)].reshape(named, 2).tolist():
                     matrix[ID, column] = number[first + box] = next(ids)
             if gone:
