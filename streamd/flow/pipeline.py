@@ -25,6 +25,7 @@ from streamd.telemetry.metrics import Metrics
 from streamd.types import (
     Detections,
     Found,
+    FoundBatch,
     Frame,
     Letterbox,
     ModelInfo,
@@ -244,14 +245,14 @@ class Pipeline:
     def _do_postprocess(self, work: _Work) -> None:
         published = 0
         try:
-            results = self._looked(work) if work.slot is not None else []
+            results, found = self._looked(work) if work.slot is not None else ([], None)
             inferred_ns = work.inferred_ns or time.monotonic_ns()
             if results:
                 self._observe_batch(work, inferred_ns)
             if work.order:
                 results = self._in_order(work, results)
             if self._analysis is not None:
-                self._analysis.step(results)
+                self._analysis.step(results, found)
                 self._track_time.observe((time.monotonic_ns() - inferred_ns) / 1e9, len(results))
             for result in results:
                 if work.order and not result.looked:
@@ -265,13 +266,20 @@ class Pipeline:
         if work.frames:
             self._metrics.batch_size.observe(len(work.frames))
 
-    def _looked(self, work: _Work) -> list[Result]:
-        """What the network found in each frame of a batch. The slot is free afterwards."""
+    def _looked(self, work: _Work) -> tuple[list[Result], FoundBatch | None]:
+        """What the network found in each frame of a batch; or that of all frames, for the analysis to cut it. The slot
+        is free afterwards."""
         outputs = self._engine.collect(work.slot)
         inferred_ns = time.monotonic_ns()
         outputs_of = self._outputs
         results: list[Result] = []
-        for frame, found in zip(work.frames, self._postprocess.batch(outputs, work.boxes), strict=True):
+        each, batch = self._postprocess.batch(outputs, work.boxes), None
+        if self._analysis is not None and isinstance(each, FoundBatch) and not work.order:
+            batch, each = each, ()
+            results = [
+                Result(outputs_of[frame.stream], frame, _NO_BOXES, _NO_SCORES, _NO_CLASSES) for frame in work.frames
+            ]
+        for frame, found in zip(work.frames, each, strict=batch is None):
             output = outputs_of[frame.stream]
             if found.rejected:
                 output.reject(found.rejected)
@@ -285,7 +293,7 @@ class Pipeline:
         with contextlib.suppress(Closed):
             self._free.put(work.slot)
         work.inferred_ns = inferred_ns
-        return results
+        return results, batch
 
     def _in_order(self, work: _Work, results: list[Result]) -> list[Result]:
         """The results with those of the frames that were not looked at, which have no boxes."""

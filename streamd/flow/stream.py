@@ -14,6 +14,7 @@ from streamd.types import (
     Details,
     Detections,
     Float32Array,
+    FoundBatch,
     Frame,
     Glanced,
     Int32Array,
@@ -169,8 +170,12 @@ class Analysis(Protocol):
     streams, so that one pass over arrays can process them together.
     """
 
-    def step(self, batch: Sequence[Result]) -> None:
+    def step(self, batch: Sequence[Result], found: FoundBatch | None = None) -> None:
         """Changes the results in place. The slot is already free, so a slow analysis does not delay inference.
+
+        Args:
+            batch: the frames.
+            found: the boxes of all of them, which they do not have themselves then.
 
         The implementation must handle a stream whose analysis fails: any exception ends the pipeline.
         """

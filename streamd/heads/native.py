@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from streamd.analysis.compiled import address_of, compiled, joined_bytes
-from streamd.heads.validate import NONE
-from streamd.types import Candidates, Found, Letterbox
+from streamd.analysis.compiled import compiled, joined_bytes
+from streamd.types import Candidates, Found, FoundBatch, Letterbox
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 SHORT = 2000
@@ -40,7 +41,7 @@ def library(path: str | None = None) -> tuple[Any, Any] | None:
 
 def to_source(
     functions: tuple[Any, Any], given: Sequence[Candidates], letterboxes: Sequence[Letterbox]
-) -> list[Found | None]:
+) -> Sequence[Found | None]:
     """The boxes of a batch, with scores of at most 1.
 
     Args:
@@ -49,26 +50,20 @@ def to_source(
         letterboxes: of each frame.
 
     Returns:
-        Of each frame arrays that share one block of memory; None if a box is to be left out, or may have to be.
+        Of each frame what is in it; None if a box is to be left out, or may have to be. A `FoundBatch` where there is
+        no such frame.
     """
     counts = [len(found.score) for found in given]
-    n, frames = sum(counts), len(counts)
+    bounds = [0, *itertools.accumulate(counts)]
+    n, frames = bounds[-1], len(counts)
     boxes = joined_bytes(
         [*[f.xyxy for f in given], *[f.score for f in given], *[f.class_id for f in given]], 24 * n, _TYPES
     )
-    block = np.empty(6 * n + (frames + 3) // 4, np.float32)
-    base = address_of(block)
+    batch = FoundBatch(np.empty(6 * n + (frames + 3) // 4, np.float32), bounds)
     mappings = b"".join([letterbox.packed for letterbox in letterboxes])
-    numbers = np.array(counts, np.int64).tobytes()
-    left = functions[n > SHORT](n, frames, numbers, mappings, boxes, base, base + 24 * n)
-    xyxy, score, class_id = block[: 4 * n].reshape(n, 4), block[4 * n : 5 * n], block[5 * n : 6 * n].view(np.int32)
-    each: list[Found | None] = []
-    begin = 0
-    for count in counts:
-        of = slice(begin, begin := begin + count)
-        each.append(Found(xyxy[of], score[of], class_id[of], NONE))
-    if left:
-        for i, out in enumerate(block[6 * n :].view(np.bool_)[:frames].tolist()):
-            if out:
-                each[i] = None
-    return each
+    numbers = array("q", counts).tobytes()
+    out = batch.address
+    if not functions[n > SHORT](n, frames, numbers, mappings, boxes, out, out + 24 * n):
+        return batch
+    left = batch.block[6 * n :].view(np.bool_)[:frames].tolist()
+    return [None if out else found for found, out in zip(batch, left, strict=True)]

@@ -15,7 +15,17 @@ from streamd.errors import ConfigError
 from streamd.heads import DetectSettings, Head
 from streamd.heads.native import library, to_source
 from streamd.heads.validate import NONE, all_possible, inside, possible
-from streamd.types import Candidates, DecodePlan, Details, Float32Array, Found, Int32Array, Letterbox, Outputs
+from streamd.types import (
+    Candidates,
+    DecodePlan,
+    Details,
+    Float32Array,
+    Found,
+    FoundBatch,
+    Int32Array,
+    Letterbox,
+    Outputs,
+)
 
 
 def class_numbers(names: Sequence[str | int], labels: Sequence[str], field: str) -> list[int]:
@@ -131,7 +141,7 @@ class Postprocess:
                 self.details = self._head.details(outputs, index, kept, letterbox)  # type: ignore[arg-type]
         return xyxy, score, class_id
 
-    def batch(self, outputs: Outputs | Sequence[Candidates], letterboxes: Sequence[Letterbox]) -> list[Found]:
+    def batch(self, outputs: Outputs | Sequence[Candidates], letterboxes: Sequence[Letterbox]) -> Sequence[Found]:
         """Decodes all frames of a batch.
 
         What a device has suppressed is processed together: by one compiled call, or a few of NumPy, for the batch.
@@ -145,6 +155,8 @@ class Postprocess:
             if all(found.suppressed for found in given):
                 if self._native is not None:
                     each = to_source(self._native, given, letterboxes)
+                    if isinstance(each, FoundBatch):
+                        return each
                     return [self._one(outputs, i, letterboxes[i]) if one is None else one for i, one in enumerate(each)]
                 together = self._together(given, letterboxes) if len(letterboxes) > 1 else None
                 if together is not None:

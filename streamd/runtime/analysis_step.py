@@ -12,13 +12,13 @@ import structlog
 from streamd.analysis.rules import RuleEvent
 from streamd.analysis.rules.engine import RuleEngine
 from streamd.analysis.tracking import Observation, Tracked
-from streamd.analysis.tracking.observation import TrackedBatch
+from streamd.analysis.tracking.observation import BoolArray, FrameFacts, ObservationBatch, TrackedBatch
 from streamd.analysis.tracking.selection import Selection, library
 from streamd.flow.stream import Result
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import class_numbers
 from streamd.runtime.stream_analysis import StreamAnalysis
-from streamd.types import ModelInfo, Tracks
+from streamd.types import FoundBatch, ModelInfo, Tracks
 
 if TYPE_CHECKING:
     from streamd.runtime.analytics import Analytics
@@ -50,25 +50,38 @@ class AnalysisStep:
             floor[unwanted] = np.inf
         self._selection = Selection(floor, analytics.tracking.publish_weak, library())
 
-    def step(self, batch: Sequence[Result]) -> None:
+    def step(self, batch: Sequence[Result], found: FoundBatch | None = None) -> None:
         """See `Analysis.step`."""
         streams, now_s = self._analytics.streams, time.monotonic()
-        observations, times, plain = [], [], True
+        frames: list[FrameFacts] = []
+        times, plain = [], True
         for result in batch:
-            each, view = streams[result.output.name], result.frame.view
+            frame = result.frame
+            each, view = streams[result.output.name], frame.view
             if view is None or view.wanted:
-                observations.append(each.observation(result, now_s))
+                frames.append(each.facts(frame, now_s))
             else:
-                each.pass_over(result.frame, now_s)
+                each.pass_over(frame, now_s)
             times.append(each.now_ns)
             plain = plain and each.rules is None
-        found = TrackedBatch.of(self._tracker.step(observations))
-        looked = batch if len(observations) == len(batch) else [result for result in batch if result.looked]
-        for i, error in found.errors.items():
+        looked = batch if len(frames) == len(batch) else [result for result in batch if result.looked]
+        own = found is None
+        if found is None:
+            found = FoundBatch.of(
+                [result.xyxy for result in looked], [result.score for result in looked],
+                [result.class_id for result in looked],
+            )  # fmt: skip
+        seen = ObservationBatch(frames, found)
+        tracked = TrackedBatch.of(self._tracker.step(seen))
+        for i, error in tracked.errors.items():
             self._failed(streams[looked[i].output.name], "tracker", error)
         if not plain:
-            self._apply_rules(batch, times, observations, found)
-        self._publishable(looked, found.joined)
+            self._apply_rules(batch, times, seen, tracked)
+        kept = self._publishable(looked, found, tracked)
+        if own:
+            for i, result in enumerate(looked):
+                if result.details is not None:
+                    result.details = result.details.take(kept[found.bounds[i] : found.bounds[i + 1]])
         said = self._analytics.said
         if said is not None:
             for result in looked:
@@ -76,7 +89,7 @@ class AnalysisStep:
                 result.attributes = said.of(result.output.name, result.tracks.number.tolist())
 
     def _apply_rules(
-        self, batch: Sequence[Result], times: Sequence[int], observations: Sequence[Observation], found: TrackedBatch
+        self, batch: Sequence[Result], times: Sequence[int], seen: ObservationBatch, tracked: TrackedBatch
     ) -> None:
         """Judges the frames of streams with rules: (B,) the frames, their times; what was seen in those looked at."""
         at = 0
@@ -87,7 +100,7 @@ class AnalysisStep:
                     self._pass_over(each, result, now_ns)
                 continue
             if each.rules is not None:
-                self._judge(each, observations[at], found[at], result, now_ns)
+                self._judge(each, seen[at], tracked[at], result, now_ns)
             at += 1
 
     def _judge(
@@ -127,26 +140,22 @@ class AnalysisStep:
             "analysis failed; its state is reset", stream=each.stream, what=what, error=str(error), exc_info=error
         )
 
-    def _publishable(self, results: Sequence[Result], found: Tracked) -> None:
-        """Leaves the boxes to publish, with their tracks.
+    def _publishable(self, results: Sequence[Result], found: FoundBatch, tracked: TrackedBatch) -> BoolArray:
+        """Sets the boxes to publish, with their tracks.
 
         Args:
             results: of frames with boxes.
-            found: what is known of their boxes, one frame after the other.
+            found: their boxes.
+            tracked: what is known of these.
+
+        Returns:
+            (N,) which of the boxes these are.
         """
-        scores = [result.score for result in results]
-        details = [result.details for result in results]
-        chosen = self._selection([result.xyxy for result in results], scores, found)
-        _, xyxy, score, class_id, number, age_s, velocity, kept = chosen
+        ends, xyxy, score, class_id, number, age_s, velocity, kept = self._selection(found, tracked)
         begin = 0
-        for result, end in zip(results, chosen.ends, strict=True):
+        for result, end in zip(results, ends, strict=True):
             of = slice(begin, end)
             result.xyxy, result.score, result.class_id = xyxy[of], score[of], class_id[of]
             result.tracks = Tracks(number[of], age_s[of], velocity[of])
             begin = end
-        if any(details):
-            begin = 0
-            for result, given in zip(results, scores, strict=True):
-                if result.details is not None:
-                    result.details = result.details.take(kept[begin : begin + len(given)])
-                begin += len(given)
+        return kept

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,8 @@ import numpy.typing as npt
 from streamd.analysis.rules import RuleEvent, TrackedFrame
 from streamd.analysis.rules.engine import RuleEngine
 from streamd.analysis.tracking import Observation, StreamTracks, Tracked
+from streamd.analysis.tracking.observation import FrameFacts
 from streamd.flow.settings import StreamSettings
-from streamd.flow.stream import Result
 from streamd.types import Frame
 
 BoolArray = npt.NDArray[np.bool_]
@@ -123,17 +123,15 @@ class StreamAnalysis:
             self.rules.unreliable(self.unreliable)
         return []
 
-    def observation(self, result: Result, now_s: float) -> Observation:
-        """The tracker's input for one frame; `now_s`: monotonic seconds."""
-        frame, last = result.frame, self.last_seq
+    def facts(self, frame: Frame, now_s: float) -> FrameFacts:
+        """The tracker's input for one frame, without boxes; `now_s`: monotonic seconds."""
+        last = self.last_seq
         seq = self.last_seq = frame.seq
         missed = seq - last - 1 if seq > last >= 0 else 0
         self.last_frame_s = now_s
         now_ns = self.now_ns = self.clock.time(frame)
-        return Observation(
-            self.tracks, now_ns - self.paused_ns, result.xyxy, result.score, result.class_id, frame.width,
-            frame.height, frame.roi, missed, "loop" if frame.begins else None,
-        )  # fmt: skip
+        begin: Literal["loop"] | None = "loop" if frame.begins else None
+        return self.tracks, now_ns - self.paused_ns, missed, begin, frame.width, frame.height, frame.roi
 
     def pass_over(self, frame: Frame, now_s: float) -> None:
         """A frame that the network did not look at: what stood still is taken to stand where it stood, and what moves

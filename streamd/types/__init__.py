@@ -14,6 +14,7 @@ from streamd.types.detections import (
     StageTimes,
     Tracks,
 )
+from streamd.types.found import FoundBatch
 from streamd.types.models import (
     DecodePlan,
     DeviceLayout,
@@ -65,6 +66,7 @@ __all__ = [
     "FloatArray",
     "ForeignPicture",
     "Found",
+    "FoundBatch",
     "Frame",
     "Glanced",
     "Int32Array",

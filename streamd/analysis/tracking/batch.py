@@ -15,7 +15,14 @@ import numpy as np
 
 from streamd.analysis.tracking.boxes import Boxes, boxes_of
 from streamd.analysis.tracking.native import NativeStep
-from streamd.analysis.tracking.observation import EndedTrack, EndReason, Observation, Tracked, TrackedBatch
+from streamd.analysis.tracking.observation import (
+    EndedTrack,
+    EndReason,
+    Observation,
+    ObservationBatch,
+    Tracked,
+    TrackedBatch,
+)
 from streamd.analysis.tracking.pairs import Indices
 from streamd.analysis.tracking.tracks import (
     AGE,
@@ -109,7 +116,11 @@ class Tracker(ABC):
 
         Frames of the same stream may be in one call, in the order of their capture. A stream on which the tracker fails
         loses its tracks (`Tracked.error`); the others are not affected."""
-        if len(observations) < 2 or len({id(o.tracks) for o in observations}) == len(observations):
+        if type(observations) is ObservationBatch:
+            of = {id(frame[0]) for frame in observations.frames}
+        else:
+            of = {id(o.tracks) for o in observations}
+        if len(of) == len(observations):
             return TrackedBatch.of(self._guarded(observations))
         out: list[Tracked | None] = [None] * len(observations)
         waves: list[list[int]] = []
@@ -138,7 +149,7 @@ class Tracker(ABC):
     def _step(self, batch: Sequence[Observation]) -> Sequence[Tracked]:
         if self._native is None:
             return self._in_numpy(batch)
-        found, left = self._native(batch)
+        found, left = self._native(batch if type(batch) is ObservationBatch else ObservationBatch.of(batch))
         if not left:
             return found
         results = list(found)
@@ -150,6 +161,7 @@ class Tracker(ABC):
         return results
 
     def _in_numpy(self, batch: Sequence[Observation]) -> list[Tracked]:
+        batch = list(batch)
         ended: list[tuple[EndedTrack, ...]] = [()] * len(batch)
         parts, passed, observed = [], [], []
         for i, o in enumerate(batch):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamd.analysis.compiled import address_of, compiled, joined_bytes
-from streamd.analysis.tracking.observation import EndedTrack, Int64Array, Observation, Tracked, TrackedBatch
+from streamd.analysis.compiled import address_of, compiled
+from streamd.analysis.tracking.observation import EndedTrack, Int64Array, ObservationBatch, Tracked, TrackedBatch
 from streamd.analysis.tracking.tracks import COUNT, ID, ROOM, Matrix
 
 if TYPE_CHECKING:
@@ -81,57 +81,46 @@ class NativeStep:
         self._settings = np.array(values, np.float64)
         self._address = self._settings.ctypes.data
 
-    def __call__(self, batch: Sequence[Observation]) -> tuple[TrackedBatch, list[int]]:
+    def __call__(self, batch: ObservationBatch) -> tuple[TrackedBatch, list[int]]:
         """One frame of each of several streams, whose state is replaced.
 
         Returns:
             What is known of the boxes; and the frames that are left to NumPy, whose streams are as they were: those
             that end all tracks, or with too many of them.
-
-        Raises:
-            ValueError: boxes, scores and classes of a frame do not go together.
         """
         facts: list[int] = []
-        corners, scores, classes, bounds = [], [], [], [0]
-        n = known = pairs = 0
-        for o in batch:
-            state, found = o.tracks, len(o.score)
-            if len(o.xyxy) != found or len(o.class_id) != found:
-                raise ValueError(
-                    f"{o.xyxy.shape} boxes, {o.score.shape} scores and {o.class_id.shape} classes do not go together"
-                )
-            count, roi = state.facts[COUNT], o.roi
+        bounds, frames = batch.boxes.bounds, len(batch.frames)
+        known = pairs = first = 0
+        for (state, time_ns, missed, begin, width, height, roi), end in zip(batch.frames, bounds[1:], strict=True):
+            found, count = end - first, state.facts[COUNT]
+            first = end
             if count + found > state.facts[ROOM]:
                 state.reserve(count + found)
-            facts += (state.address, o.time_ns, o.missed, o.begin is not None, found, o.width, o.height)
+            facts += (state.address, time_ns, missed, begin is not None, found, width, height)
             facts += _WHOLE if roi is None else (1, *roi)
-            corners.append(o.xyxy)
-            scores.append(o.score)
-            classes.append(o.class_id)
-            n += found
-            bounds.append(n)
             known, pairs = known + count, pairs + found * count
-        boxes = joined_bytes((*corners, *scores, *classes), 24 * n, _TYPES)
         # One block for everything that comes back: asking NumPy for an address takes long.
-        velocity, ids, labels, fresh, told, ended = n, 3 * n, 4 * n, 5 * n, 7 * n, 7 * n + 4 * len(batch)
+        n = first
+        age, labels, fresh, told, ended = n, 4 * n, 5 * n, 7 * n, 7 * n + 4 * frames
         block = np.empty(ended + 4 * known)
         base = address_of(block)
-        expected_ns = _FRAME_NS * len(batch) + _BOX_NS * (n + known) + _PAIR_NS * pairs
+        expected_ns = _FRAME_NS * frames + _BOX_NS * (n + known) + _PAIR_NS * pairs
         step = self._quick if expected_ns < SHORT_NS else self._long
         some = step(
-            self._address, len(batch), _packed(len(batch))(*facts), boxes, base, base + 8 * velocity, base + 8 * ids,
+            self._address, frames, _packed(frames)(*facts), batch.boxes.address, base + 8 * age, base + 16 * n, base,
             base + 8 * labels, base + 8 * fresh, base + 8 * ended, base + 8 * told,
         )  # fmt: skip
-        number, class_id = block[ids:labels].view(np.int64), block[labels:fresh].view(np.int32)[:n]
-        left, buried = self._told(batch, bounds, some, block[fresh:], number) if some else ([], {})
-        joined = Tracked(number, number > 0, block[:velocity], block[velocity:ids].reshape(n, 2), class_id)
-        return TrackedBatch(joined, bounds, buried), left
+        number, class_id = block[:age].view(np.int64), block[labels:fresh].view(np.int32)[:n]
+        left, buried = self._told(batch, some, block[fresh:], number) if some else ([], {})
+        joined = Tracked(number, number > 0, block[age : 2 * n], block[2 * n : labels].reshape(n, 2), class_id)
+        return TrackedBatch(joined, bounds, buried, address=base), left
 
     def _told(
-        self, batch: Sequence[Observation], bounds: Sequence[int], some: int, block: Matrix, number: Int64Array
+        self, batch: ObservationBatch, some: int, block: Matrix, number: Int64Array
     ) -> tuple[list[int], dict[int, tuple[EndedTrack, ...]]]:
         """What is told of `some` frames: those that are left to NumPy, and the tracks that ended with others. Gives
         ids."""
+        bounds = batch.boxes.bounds
         n = bounds[-1]
         columns, begin = block[: 2 * n].view(np.int64), 2 * n + 4 * len(batch)
         left, buried = [], {}
@@ -139,7 +128,8 @@ class NativeStep:
             if is_left:
                 left.append(i)
             if named:
-                first, ids, matrix = bounds[i], batch[i].tracks.ids, batch[i].tracks.matrix
+                first, state = bounds[i], batch.frames[i][0]
+                ids, matrix = state.ids, state.matrix
                 for column, box in columns[2 * first : 2 * (first + named)].reshape(named, 2).tolist():
                     matrix[ID, column] = number[first + box] = next(ids)
             if gone:
@@ -149,7 +139,6 @@ class NativeStep:
 
 
 _WHOLE = (0, 0, 0, 0, 0)
-_TYPES = (np.dtype(np.float32), np.dtype(np.float32), np.dtype(np.int32))
 
 
 def _buried(ended: Matrix) -> Iterator[EndedTrack]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.analysis.tracking.tracks import Matrix, StreamTracks
-from streamd.types import Box, Float32Array, Int32Array
+from streamd.types import Box, Float32Array, FoundBatch, Int32Array
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -47,6 +47,51 @@ class Observation:
     """Frames of this stream that were captured since its previous observation but not processed."""
     begin: Literal["loop", "restart"] | None = None
     """Ends all tracks before this frame: the file started again (`loop`), or the caller requests it (`restart`)."""
+
+
+FrameFacts = tuple[StreamTracks, int, int, Literal["loop", "restart"] | None, int, int, Box | None]
+"""Of a frame, as in `Observation`: tracks, time_ns, missed, begin, width, height, roi."""
+
+
+class ObservationBatch(Sequence[Observation]):
+    """Frames with the boxes of all of them in one block of memory.
+
+    Args:
+        frames: of each frame everything but its boxes.
+        boxes: of the same frames.
+    """
+
+    __slots__ = ("boxes", "frames")
+
+    def __init__(self, frames: Sequence[FrameFacts], boxes: FoundBatch) -> None:
+        self.frames, self.boxes = frames, boxes
+
+    @classmethod
+    def of(cls, batch: Sequence[Observation]) -> ObservationBatch:
+        """Raises ValueError: boxes, scores and classes of a frame do not go together."""
+        frames: list[FrameFacts] = [
+            (o.tracks, o.time_ns, o.missed, o.begin, o.width, o.height, o.roi) for o in batch
+        ]  # fmt: skip
+        boxes = FoundBatch.of([o.xyxy for o in batch], [o.score for o in batch], [o.class_id for o in batch])
+        return cls(frames, boxes)
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.frames)
+
+    @overload
+    def __getitem__(self, frame: int) -> Observation: ...
+
+    @overload
+    def __getitem__(self, frame: slice) -> list[Observation]: ...
+
+    def __getitem__(self, frame: int | slice) -> Observation | list[Observation]:
+        """One frame, or some."""
+        if isinstance(frame, slice):
+            return [self[i] for i in range(*frame.indices(len(self)))]
+        tracks, time_ns, missed, begin, width, height, roi = self.frames[frame]
+        xyxy, score, class_id, _, _ = self.boxes[frame]
+        return Observation(tracks, time_ns, xyxy, score, class_id, width, height, roi, missed, begin)
 
 
 @dataclass(slots=True, frozen=True)
@@ -100,9 +145,11 @@ class TrackedBatch(Sequence[Tracked]):
         bounds: the first box of each frame, and the end.
         ended: by number of a frame the tracks that ended with it.
         errors: by number of a frame see `Tracked.error`.
+        address: of ids, ages, velocities and classes one after the other, in memory that `joined` refers to; 0 where
+            they are not.
     """
 
-    __slots__ = ("_bounds", "_ended", "errors", "joined")
+    __slots__ = ("_bounds", "_ended", "address", "errors", "joined")
 
     def __init__(
         self,
@@ -110,8 +157,9 @@ class TrackedBatch(Sequence[Tracked]):
         bounds: Sequence[int],
         ended: dict[int, tuple[EndedTrack, ...]] | None = None,
         errors: dict[int, Exception] | None = None,
+        address: int = 0,
     ) -> None:
-        self.joined = joined
+        self.joined, self.address = joined, address
         self._bounds = bounds
         self._ended, self.errors = ended or {}, errors or {}
 

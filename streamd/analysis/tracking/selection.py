@@ -6,18 +6,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from streamd.analysis.compiled import address_of, compiled, joined_bytes
-from streamd.analysis.tracking.observation import BoolArray, Int64Array, Tracked
+from streamd.analysis.tracking.observation import BoolArray, Int64Array, Tracked, TrackedBatch
 from streamd.analysis.tracking.tracks import Matrix
-from streamd.types import Float32Array, Int32Array
+from streamd.types import Float32Array, FoundBatch, Int32Array
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 SHORT = 2000
@@ -77,36 +76,30 @@ class Selection:
         self._weak, self._native = weak, native
         self._address = address_of(self.floor)
 
-    def __call__(self, xyxy: Sequence[Float32Array], score: Sequence[Float32Array], found: Tracked) -> Chosen:
-        """Of the boxes of frames.
-
-        Args:
-            xyxy: (N, 4) of each frame.
-            score: (N,) of each frame.
-            found: what is known of the boxes of all of them.
+    def __call__(self, boxes: FoundBatch, found: TrackedBatch) -> Chosen:
+        """Of the boxes of frames, and what is known of them.
 
         Raises:
             IndexError: a class without a floor.
         """
-        ends = list(itertools.accumulate([len(each) for each in score]))
-        chosen = None if self._native is None or not ends else self._compiled(ends, xyxy, score, found)
-        return self._in_numpy(ends, xyxy, score, found) if chosen is None else chosen
+        chosen = None if self._native is None or not len(boxes) else self._compiled(boxes, found)
+        return self._in_numpy(boxes, found.joined) if chosen is None else chosen
 
-    def _compiled(
-        self, ends: list[int], xyxy: Sequence[Float32Array], score: Sequence[Float32Array], found: Tracked
-    ) -> Chosen | None:
-        n, frames = ends[-1], len(ends)
-        boxes = joined_bytes((*xyxy, *score), 20 * n, _BOXES)
-        columns = (found.id, found.age_s, found.velocity, found.class_id)
-        tracks = joined_bytes(columns, 36 * n, _TRACKS)
+    def _compiled(self, boxes: FoundBatch, found: TrackedBatch) -> Chosen | None:
+        bounds, tracks = boxes.bounds, found.joined
+        n, frames = bounds[-1], len(bounds) - 1
+        columns: bytes | int = found.address
+        if not columns:
+            each = (tracks.id, tracks.age_s, tracks.velocity, tracks.class_id)
+            columns = joined_bytes(each, 36 * n, _TRACKS)
         # Numbers, ages, velocities, corners, scores, classes, ends, and by box whether it is kept.
         last = 7 * n
         block = np.empty(last + frames + (n + 7) // 8)
         base = address_of(block)
         count = self._native[n > SHORT](
-            n, frames, np.array(ends, np.int64).tobytes(), self._address, len(self.floor), self._weak, boxes, tracks,
-            base, base + 8 * n, base + 16 * n, base + 32 * n, base + 48 * n, base + 52 * n, base + 8 * (last + frames),
-            base + 8 * last,
+            n, frames, array("q", bounds[1:]).tobytes(), self._address, len(self.floor), self._weak, boxes.address,
+            columns, base, base + 8 * n, base + 16 * n, base + 32 * n, base + 48 * n, base + 52 * n,
+            base + 8 * (last + frames), base + 8 * last,
         )  # fmt: skip
         if count < 0:
             return None
@@ -122,21 +115,14 @@ class Selection:
             block[last + frames :].view(np.bool_)[:n],
         )
 
-    def _in_numpy(
-        self, ends: list[int], xyxy: Sequence[Float32Array], score: Sequence[Float32Array], found: Tracked
-    ) -> Chosen:
-        if not ends:
-            corners, scores = np.empty((0, 4), np.float32), np.empty(0, np.float32)
-        else:
-            corners, scores = _joined(xyxy), _joined(score)
+    def _in_numpy(self, boxes: FoundBatch, found: Tracked) -> Chosen:
+        corners, scores, ends = boxes.xyxy, boxes.score, boxes.bounds[1:]
         floor = self.floor[found.class_id]
         kept = scores >= floor
         if self._weak:
             kept |= found.confirmed & (floor < np.inf)
         if np.count_nonzero(kept) == len(kept):
-            return Chosen(
-                ends, corners, scores, found.class_id, found.id, found.age_s, found.velocity, kept
-            )  # fmt: skip
+            return Chosen(ends, corners, scores, found.class_id, found.id, found.age_s, found.velocity, kept)
         before = np.concatenate((_NONE, kept.cumsum()))
         return Chosen(
             before[ends].tolist(), corners[kept], scores[kept], found.class_id[kept], found.id[kept], found.age_s[kept],
@@ -144,10 +130,5 @@ class Selection:
         )  # fmt: skip
 
 
-_BOXES = (np.dtype(np.float32), np.dtype(np.float32))
 _TRACKS = (np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.float64), np.dtype(np.int32))
 _NONE = np.zeros(1, np.intp)
-
-
-def _joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
