@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from urllib.parse import quote
 
 from streamd.analysis.rules.checks import check_rules
 from streamd.config import Config
+from streamd.config.classifiers import ClassifierSettings
 from streamd.config.loader import InvalidConfig, load_in_time, shared
 from streamd.config.problems import dotted
-from streamd.engine.auto import AutoSettings, tensorrt_unavailable
+from streamd.engine.auto import AutoSettings, choice
 from streamd.engine.tensorrt import TensorRtSettings
 from streamd.errors import ConfigError, StreamdError
 from streamd.runtime.classify.crop import WAITING_FRAMES
@@ -25,6 +27,7 @@ from streamd.sinks.curve import CurveSettings
 from streamd.sinks.zmq import ZmqSettings
 from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.access import Tls
+from streamd.telemetry.logs import configure
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,13 +42,26 @@ def add_parser(subparsers: Any) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Something outside the file itself that is wrong."""
+
+    path: FieldPath
+    """Of the setting that it comes from."""
+    error: StreamdError
+
+    def told(self, file: str, line: Callable[[FieldPath], int | None]) -> str:
+        """As one line, with the place in the file, without secrets."""
+        return redact(f"{file}:{line(self.path) or 1}: {self.error}")
+
+
 def problems(
     config: Config,
     *,
     model: bool = True,
     secrets: bool = True,
     in_file: Callable[[FieldPath], FieldPath] = lambda path: path,
-) -> list[StreamdError]:
+) -> list[Problem]:
     """Problems outside the file itself: missing inputs, outputs that cannot be written, invalid keys, a model that
     cannot be opened.
 
@@ -55,22 +71,21 @@ def problems(
         secrets: read keys and certificates.
         in_file: translates paths of `config` to those of the file.
     """
-    found: list[StreamdError] = []
+    found: list[Problem] = []
 
     def told(path: FieldPath, message: str) -> None:
-        found.append(ConfigError(f"{dotted(in_file(path))}: {message}"))
+        where = in_file(path)
+        found.append(Problem(where, ConfigError(f"{dotted(where)}: {message}")))
+
+    def attempt(path: FieldPath, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except StreamdError as error:
+            found.append(Problem(in_file(path), error))
 
     for i, stream in enumerate(config.streams):
-        if isinstance(stream, AvStreamSettings) and not stream.live:
-            path = Path(stream.url.removeprefix("file:"))
-            if not path.is_file():
-                told(("streams", i, "url"), f"{path} is not a file")
-        if isinstance(stream, AvStreamSettings) and (character := unencoded(stream.url)):
-            told(
-                ("streams", i, "url"),
-                f"there is a raw {character} in the password, which ends the host there; "
-                f"write it as {quote(character, safe='')} (/ is %2F, ? is %3F, # is %23, % is %25)",
-            )
+        if isinstance(stream, AvStreamSettings):
+            _look_at_url(stream, partial(told, ("streams", i, "url")))
     for i, sink in enumerate(config.sinks):
         for below, message in sink.look():
             told(("sinks", i, *below), message)
@@ -83,12 +98,25 @@ def problems(
     if secrets:
         for i, sink in enumerate(config.sinks):
             if isinstance(sink, ZmqSettings) and sink.curve is not None:
-                _try(found, partial(_check_keys, dotted(in_file(("sinks", i))), sink.curve))
+                where = ("sinks", i)
+                attempt((*where, "curve"), partial(_check_keys, dotted(in_file(where)), sink.curve))
         if (tls := config.metrics.tls) is not None:
-            _try(found, partial(Tls, tls.certificate, tls.key))
+            attempt(("metrics", "tls"), partial(Tls, tls.certificate, tls.key))
     if model:
-        _try(found, lambda: _check_model(config, told))
+        _check_model(config, told, attempt)
     return found
+
+
+def _look_at_url(stream: AvStreamSettings, told: Callable[[str], None]) -> None:
+    path = Path(stream.url.removeprefix("file:"))
+    misread = any(below == ("url",) for below, _ in stream.check())  # which is told already
+    if not stream.live and not path.is_file() and not misread:
+        told(f"{path} is not a file; expected a video file, /dev/videoN, or a URL such as rtsp://HOST/PATH")
+    if character := unencoded(stream.url):
+        told(
+            f"there is a raw {character} in the password, which ends the host there; "
+            f"write it as {quote(character, safe='')} (/ is %2F, ? is %3F, # is %23, % is %25)"
+        )
 
 
 def _check_keys(where: str, curve: CurveSettings) -> None:
@@ -98,40 +126,49 @@ def _check_keys(where: str, curve: CurveSettings) -> None:
     Clients(curve.clients)
 
 
-def _try(found: list[StreamdError], call: Callable[[], Any]) -> None:
-    try:
-        call()
-    except StreamdError as error:
-        found.append(error)
-
-
-def _check_model(config: Config, told: Callable[[FieldPath, str], None]) -> None:
+def _check_model(
+    config: Config,
+    told: Callable[[FieldPath, str], None],
+    attempt: Callable[[FieldPath, Callable[[], Any]], None],
+) -> None:
     from streamd.engine import open_backend
     from streamd.heads.detector import open_detector
     from streamd.heads.postprocess import class_numbers
     from streamd.runtime.classify.opening import open_classifier
 
-    backend = open_backend(config.engine, config.model, batch=config.batch)
-    try:
-        labels = open_detector(backend.spec, config.model.head, config.model.detect).labels
-    finally:
-        backend.close()
-    for i, stream in enumerate(config.streams):
-        for path, message in check_rules(stream.zones, stream.lines, labels):
-            told(("streams", i, *path), message)
-    for classifier in config.classifiers:
+    labels: tuple[str, ...] | None = None
+
+    def open_model() -> None:
+        nonlocal labels
+        backend = open_backend(config.engine, config.model, batch=config.batch)
+        try:
+            labels = open_detector(backend.spec, config.model.head, config.model.detect).labels
+        finally:
+            backend.close()
+
+    def check_classifier(classifier: ClassifierSettings) -> None:
         opened, _ = open_classifier(classifier, config.engine.for_device(config.engine.devices[0]))
         opened.close()
-        class_numbers(classifier.classes, labels, f"classifier {classifier.name}: classes")
+        if labels is not None:
+            class_numbers(classifier.classes, labels, f"classifier {classifier.name}: classes")
+
+    attempt(("model",), open_model)
+    if labels is not None:
+        for i, stream in enumerate(config.streams):
+            for path, message in check_rules(stream.zones, stream.lines, labels):
+                told(("streams", i, *path), message)
+    for i, classifier in enumerate(config.classifiers):
+        attempt(("classifiers", i), partial(check_classifier, classifier))
 
 
 def notes(config: Config) -> list[str]:
     """What works in another way than one may expect, for people."""
     engine = config.engine
-    on_gpu = isinstance(engine, TensorRtSettings) or (
-        isinstance(engine, AutoSettings) and tensorrt_unavailable() is None
-    )
     found = []
+    if isinstance(engine, AutoSettings):
+        engine, reason = choice(config.model)
+        found.append(f"engine: {engine.kind}, since {reason}")
+    on_gpu = isinstance(engine, TensorRtSettings)
     for classifier in config.classifiers if on_gpu else ():
         streams = [
             s.id
@@ -155,13 +192,14 @@ def _number(things: Sequence[object], noun: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Prints every problem, one per line. Returns the exit code of the first, or 0 if there is none."""
+    configure("warning")
     try:
         loaded = load_in_time(args.config, secrets=not args.no_secrets, share=False)
     except InvalidConfig as error:
         print(error)
         if (rest := error.partial) is not None:
             for more in problems(rest.config, model=False, secrets=not args.no_secrets, in_file=rest.in_file):
-                print(redact(f"{args.config}: {more}"))
+                print(more.told(args.config, rest.line))
         return error.exit_code
     except ConfigError as error:
         print(redact(str(error)))
@@ -171,9 +209,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.config}: warning: {text}")
     found = problems(config, model=not args.no_model, secrets=not args.no_secrets)
     for problem in found:
-        print(redact(f"{args.config}: {problem}"))
+        print(problem.told(args.config, loaded.line))
     if found:
-        return found[0].exit_code
+        return found[0].error.exit_code
     for text in notes(config):
         print(f"{args.config}: note: {text}")
     print(f"{args.config}: valid: {_number(config.streams, 'stream')}, {_number(config.sinks, 'sink')}")

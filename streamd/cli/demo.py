@@ -170,7 +170,7 @@ def _config(args: argparse.Namespace, capacity: Capacity | None) -> Config:
     except ValidationError as error:
         raise ConfigError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
     for problem in problems(config, model=False):
-        raise problem
+        raise problem.error
     return config
 
 

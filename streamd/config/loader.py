@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from streamd.config import Config, is_url
 from streamd.config.checks import check_each, check_secrets, cross_check, duplicate_ids
 from streamd.config.problems import dotted, misread_numbers, validation_problems
-from streamd.config.yamlfile import MAX_BYTES, Document, read_yaml
+from streamd.config.yamlfile import MAX_BYTES, Document, InvalidYaml, read_yaml
 from streamd.engine import BUILTIN
 from streamd.errors import ConfigError
 from streamd.fleet.share import own_share
@@ -54,6 +54,8 @@ class Partial:
     """Its other sections are of no meaning."""
     numbers: Mapping[str, Sequence[int]]
     """By section: which stream or sink of the file each one is."""
+    line: Callable[[FieldPath], int | None]
+    """As that of `Loaded`, for paths in the file."""
 
     def in_file(self, path: FieldPath) -> FieldPath:
         """A path in `config` as a path in the file."""
@@ -111,7 +113,7 @@ def load(
     found: list[tuple[FieldPath, str]] = []
     if config is not None:
         config = _absolute(config, folder)
-        partial = Partial(config, {})
+        partial = Partial(config, {}, document.line)
         found = [*cross_check(config), *check_secrets(config, document)]
         try:
             mine = shared(config)
@@ -190,13 +192,15 @@ def _salvage(error: ValidationError, document: Document, folder: Path) -> Partia
         config = Config.model_validate({"model": {"path": "none"}, **kept})
     except ValidationError:
         return None
-    return Partial(_absolute(config, folder), numbers) if config.streams or config.sinks else None
+    return Partial(_absolute(config, folder), numbers, document.line) if config.streams or config.sinks else None
 
 
 def _parse(file: Path, folder: Path, environment: Mapping[str, str], *, secrets: bool) -> Document:
     text = read_text(file, MAX_BYTES, what=str(file), expected="a YAML file with streamd's configuration")
     try:
         document = read_yaml(text, environment, folder, secrets=secrets)
+    except InvalidYaml as error:
+        raise ConfigError(f"{file}:{error.line or 1}: {error.problem}") from error
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     # Before any message can contain the values.
@@ -229,10 +233,10 @@ def shared(config: Config) -> Config:
 
 
 def _warnings(file: Path, document: Document) -> tuple[str, ...]:
-    if not document.inline or not file.exists():
-        return ()
-    mode = stat.S_IMODE(file.stat().st_mode)
-    if not mode & (stat.S_IRGRP | stat.S_IROTH):
-        return ()
-    advice = "chmod 600 it, or use ${file:PATH} or ${NAME} instead"
-    return (f"the file contains passwords and others can read it (mode {mode:04o}); {advice}",)
+    told = [f"line {line}: {message}" for line, message in document.warnings]
+    if document.inline and file.exists():
+        mode = stat.S_IMODE(file.stat().st_mode)
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            advice = "chmod 600 it, or use ${file:PATH} or ${NAME} instead"
+            told.append(f"the file contains passwords and others can read it (mode {mode:04o}); {advice}")
+    return tuple(told)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, Union
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from streamd.config import Config
+from streamd.config import Config, expected
 from streamd.config.yamlfile import Document
 from streamd.settings import FieldPath, Pattern, Settings, marks_of
 from streamd.settings.registry import OneOf
@@ -38,7 +37,7 @@ def _in_file(location: FieldPath, values: Any) -> FieldPath:
             values = values.get(part)
         elif isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values):
             values = values[part]
-        elif not last:
+        elif not last or not isinstance(values, (dict, list, tuple)):
             continue  # a tag
         path.append(part)
     return tuple(path)
@@ -64,32 +63,54 @@ def validation_problems(error: ValidationError, document: Document) -> Iterator[
         The line of each problem, and its field with the message.
     """
     unknown = 0
-    for item in error.errors(include_url=False, include_input=False):
-        path = _in_file(item["loc"], document.values)
-        message = item["msg"]
-        if item["type"] == "extra_forbidden":
+    errors = error.errors(include_url=False, include_input=False)
+    paths = [_in_file(item["loc"], document.values) for item in errors]
+    below = {path[:i] for path in paths for i in range(len(path))}
+    found: dict[FieldPath, list[str]] = {}
+    for item, path in zip(errors, paths, strict=True):
+        kind, value = item["type"], _value_at(document.values, path)
+        if kind == "too_short" and path in below:
+            continue  # pydantic does not count the items that are invalid themselves
+        message = _in_words(item, path, value, document)
+        if kind == "extra_forbidden":
             unknown += 1
-            message = f"unknown field{_suggestion(path, document.values) if unknown <= MOST_SUGGESTIONS else ''}"
-        elif item["type"] == "missing":
-            message = "is required"
-        elif item["type"] == "tuple_type":
-            message = "expected a list: one item a line, each after a dash and a blank"
-        elif item["type"] in ("model_type", "model_attributes_type", "dict_type"):
-            message = "expected fields below it, as in NAME: VALUE, and not a single value or a list"
-        elif item["type"] == "too_short" and (context := item.get("ctx", {})).get("field_type") == "Tuple":
-            message = f"expected at least {context['min_length']}, not {context['actual_length']}"
-        elif item["type"] == "too_long" and "actual_length" in (context := item.get("ctx", {})):
-            message = f"expected at most {context['max_length']}, not {context['actual_length']}"
-        elif item["type"] in _NUMBERS:
-            message = f"expected a {'whole ' if item['type'].startswith('int') else ''}number{_unit(path)}"
-        elif item["type"] == "string_type":
-            message = f"expected text{_read_as(_value_at(document.values, path))}"
-        elif item["type"] == "string_pattern_mismatch":
-            field = _field_at(path, document.values)
-            message = next((mark.expected for mark in marks_of(field, Pattern)), message) if field else message
-        elif item["type"] in ("unknown_kind", "broken_plugin"):
+            section = _section_at(path[:-1], document.values) if unknown <= MOST_SUGGESTIONS else None
+            message = f"unknown field{expected.unknown_field(str(path[-1]), section, Config)}"
+        elif kind in ("unknown_kind", "broken_plugin"):
             path = (*path, "kind")
-        yield document.line(path) or 1, f"{dotted(path)}: {message}"
+        found.setdefault(path, []).append(message)
+    for path, messages in found.items():
+        # Of a field that takes several types, pydantic tells what is wrong for each.
+        rest = [message.removeprefix("expected ") for message in dict.fromkeys(messages[1:]) if message != messages[0]]
+        yield document.line(path) or 1, f"{dotted(path)}: {', or '.join([messages[0], *rest])}"
+
+
+def _in_words(item: Any, path: FieldPath, value: Any, document: Document) -> str:
+    """One of pydantic's errors as a sentence."""
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "missing":
+        return "is required"
+    if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
+        field = _field_at(path, document.values)
+        marks = marks_of(field, OneOf) if field is not None else []
+        return expected.section_below(path[-1], value, _section_at(path, document.values), next(iter(marks), None))
+    if kind == "tuple_type":
+        depth = next((i for i, part in enumerate(reversed(path)) if isinstance(part, str)), 0)
+        pair = expected.numbers_in_brackets(_field_at(path, document.values), depth)
+        return pair or "expected a list: one item a line, each after a dash and a space, or [one, another]"
+    if kind in _NUMBERS:
+        return f"expected a {'whole ' if kind.startswith('int') else ''}number{_unit(path)}"
+    if kind in ("bool_type", "bool_parsing"):
+        return "expected true or false"
+    if kind == "literal_error":
+        return expected.one_of(context["expected"], value)
+    if kind == "string_type":
+        return f"expected text{_read_as(value)}"
+    if kind == "string_pattern_mismatch":
+        field = _field_at(path, document.values)
+        marked = marks_of(field, Pattern) if field is not None else []
+        return next((mark.expected for mark in marked), item["msg"])
+    return expected.out_of_bounds(kind, context, value) or str(item["msg"])
 
 
 def _unit(path: FieldPath) -> str:
@@ -137,13 +158,6 @@ def _read_as(value: Any) -> str:
     if isinstance(value, datetime.date):
         return "; YAML reads this as a date: put it in quotes"
     return ""
-
-
-def _suggestion(path: FieldPath, values: Any) -> str:
-    section = _section_at(path[:-1], values)
-    known = sorted(section.model_fields) if section is not None else []
-    close = difflib.get_close_matches(str(path[-1]), known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(known)}"
 
 
 def _field_at(path: FieldPath, values: Any) -> FieldInfo | None:

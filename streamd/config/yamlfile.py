@@ -35,6 +35,7 @@ _SECRET_SECTIONS = ("headers", "cookies")
 _HEADER_VALUE = re.compile(r"(?<=[:=\s])[^\s;,=:]{8,}")
 """The part of a header or cookie that may appear on its own: `Authorization: Bearer VALUE`, `session=VALUE`."""
 _SUBSTITUTION = re.compile(r"\$(?:\$|\{(?P<name>file:[^}]+?|[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})")
+_WITHOUT_BRACES = re.compile(r"\$[A-Z][A-Z0-9_]{2,}")
 _VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
 
@@ -53,6 +54,8 @@ class Document:
     """Where YAML has read true or false."""
     problems: list[tuple[int, str]] = field(default_factory=list)
     """(line, message) of values that could not be read."""
+    warnings: list[tuple[int, str]] = field(default_factory=list)
+    """(line, message) of values that may mean something else."""
 
     def line(self, path: FieldPath) -> int | None:
         """The line of `path`, or of its nearest ancestor that is in the file."""
@@ -185,6 +188,10 @@ class _Reader:
             return found
 
         out = _SUBSTITUTION.sub(value, str(node.value))
+        if _WITHOUT_BRACES.search(_SUBSTITUTION.sub("", str(node.value))):
+            # It may be part of a password: it is not shown.
+            message = "a $ before a name is read as text; a variable is ${NAME}, and $$ is a dollar sign"
+            self.document.warnings.append((node.start_mark.line + 1, message))
         if "${" in _SUBSTITUTION.sub("", str(node.value)):
             # What follows may be a password: it is not shown.
             self.problem(node, "${ that begins no ${NAME}, ${NAME:-default} or ${file:PATH}; write $${ for the text")
@@ -216,6 +223,49 @@ class _Reader:
             return None, str(error)
 
 
+class InvalidYaml(ConfigError):
+    """A text that is not YAML.
+
+    Args:
+        problem: what is wrong.
+        line: where, counted from 1; None if that is unknown.
+    """
+
+    def __init__(self, problem: str, line: int | None) -> None:
+        super().__init__(f"not valid YAML: {problem}" if line is None else f"line {line}: not valid YAML: {problem}")
+        self.problem, self.line = f"not valid YAML: {problem}", line
+
+
+def _in_words(error: yaml.YAMLError) -> str:
+    """What PyYAML found, and what it usually means.
+
+    No part of the text is shown: an unquoted password that begins with * is an alias in YAML, which errors would name.
+    """
+    problem, context = str(getattr(error, "problem", None) or "not text"), str(getattr(error, "context", None) or "")
+    begin = getattr(error, "context_mark", None)
+    since = f" in line {begin.line + 1}" if begin is not None else ""
+    if problem == "second occurrence":
+        return "the name of an anchor (&) is given twice"
+    if "'\\t'" in problem:
+        return "a tab where YAML expects spaces; indent with spaces"
+    if problem == "mapping values are not allowed here":
+        return "a colon where none is expected; put the value that holds it in quotes, or check the indentation"
+    if problem.startswith("expected <block end>"):
+        return f"a line with another indentation than the section that begins{since}"
+    if "quoted scalar" in context and problem == "found unexpected end of stream":
+        return f"a quote that is opened{since} is not closed"
+    if problem.startswith("expected ',' or"):
+        bracket = "brace" if "mapping" in context else "bracket"
+        return f"a {bracket} that is opened{since} is not closed here, or a value in it needs quotes"
+    if problem.startswith("could not find expected ':'"):
+        return f"expected NAME: VALUE{since}; put text in quotes"
+    if problem.startswith(("found character", "found undefined alias")):
+        return "a value begins with a character that has a meaning in YAML; put it in quotes"
+    if problem.startswith("found unknown escape character"):
+        return "a backslash in double quotes begins an escape; use single quotes"
+    return re.sub(r"'.{4,}'", "'…'", problem)
+
+
 def read_yaml(text: str, environment: Mapping[str, str], folder: Path = Path(), *, secrets: bool = True) -> Document:
     """Parses `text`; `${NAME}`, `${NAME:-default}` and `${file:PATH}` in strings are substituted, `$$` is a dollar.
 
@@ -224,20 +274,15 @@ def read_yaml(text: str, environment: Mapping[str, str], folder: Path = Path(), 
     files are not read, and `UNREAD` replaces their content.
 
     Raises:
-        ConfigError: not YAML, or too large. Other problems are collected in the document.
+        InvalidYaml: not YAML.
+        ConfigError: too large. Other problems are collected in the document.
     """
     reader = _Reader(environment, folder, secrets=secrets)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark is not None else ""
-        # An unquoted password that begins with * is an alias in YAML, and errors would name it.
-        problem = str(getattr(error, "problem", None) or "not text")
-        if problem == "second occurrence":
-            problem = "the name of an anchor (&) is given twice"
-        problem = re.sub(r"'.{4,}'", "'…'", problem)
-        raise ConfigError(f"{where}not valid YAML: {problem}") from error
+        raise InvalidYaml(_in_words(error), None if mark is None else mark.line + 1) from error
     except RecursionError as error:
         raise ConfigError("nested too deeply to be a configuration") from error
     if node is not None:

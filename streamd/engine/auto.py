@@ -36,17 +36,21 @@ def tensorrt_unavailable() -> str | None:
     return None
 
 
-def resolve(model: ModelSettings) -> OpenVinoSettings | TensorRtSettings:
-    """Chooses for `kind: auto` and logs the choice with its reason."""
+def choice(model: ModelSettings) -> tuple[OpenVinoSettings | TensorRtSettings, str]:
+    """What `kind: auto` chooses, and why."""
     if Path(model.path).suffix in PLAN_SUFFIXES:
-        log.info("engine chosen", backend="tensorrt", reason="the model is a TensorRT plan")
-        return TensorRtSettings()
+        return TensorRtSettings(), "the model is a TensorRT plan"
     missing = tensorrt_unavailable()
     if missing is None:
-        log.info("engine chosen", backend="tensorrt", reason="an NVIDIA GPU and TensorRT are here")
-        return TensorRtSettings()
-    log.info("engine chosen", backend="openvino", reason=missing)
-    return OpenVinoSettings()
+        return TensorRtSettings(), "an NVIDIA GPU and TensorRT are here"
+    return OpenVinoSettings(), missing
+
+
+def resolve(model: ModelSettings) -> OpenVinoSettings | TensorRtSettings:
+    """Chooses for `kind: auto` and logs the choice with its reason."""
+    chosen, reason = choice(model)
+    log.info("engine chosen", backend=chosen.kind, reason=reason)
+    return chosen
 
 
 @ENGINES.register

@@ -67,7 +67,7 @@ def model_file(path: str) -> Path:
                 raise ModelError(f"model {part}: is no file; export or copy the model again")
             with part.open("rb") as handle:
                 found = os.fstat(handle.fileno())
-                doubt = distrust(found) or distrust_acl(handle.fileno())
+                doubt = distrust(found) or distrust_acl(handle.fileno()) or _no_model(part, handle.read(64))
             if doubt is not None:
                 raise ModelError(f"model {part}: {doubt}")
             if found.st_size == 0 and part == file:
@@ -79,6 +79,31 @@ def model_file(path: str) -> Path:
         what = f"its weights are in {error.filename}, which" if missing else "it"
         raise ModelError(f"model {file}: {what} cannot be read: {error.strerror}") from error
     return file
+
+
+_CHECKPOINTS = {
+    ".pt": "a PyTorch checkpoint",
+    ".pth": "a PyTorch checkpoint",
+    ".ckpt": "a PyTorch checkpoint",
+    ".torchscript": "a TorchScript model",
+    ".safetensors": "a file of weights only",
+    ".h5": "a Keras model",
+    ".keras": "a Keras model",
+    ".weights": "a file of weights only",
+}
+"""By suffix: what is often given for a model, but cannot be opened."""
+
+
+def _no_model(path: Path, start: bytes) -> str | None:
+    """What a file is that is often given for a model; None if it may be one."""
+    if kind := _CHECKPOINTS.get(path.suffix.lower()):
+        how = f"; with Ultralytics: yolo export model={path.name} format=onnx" if path.suffix.lower() == ".pt" else ""
+        return f"is {kind}; export the model to ONNX{how}"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the model itself; fetch it with: git lfs pull"
+    if path.suffix == ".onnx" and start.lstrip()[:1] in (b"<", b"{"):
+        return "is a web page or text, not a model; download or export it again"
+    return None
 
 
 def sha256_of(path: Path) -> str:

@@ -7,32 +7,32 @@ in `homeassistant/components/mqtt`; `tests/sinks/homeassistant.py` holds every m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
 from streamd import __version__
 from streamd.analysis.rules import Change
 from streamd.flow.settings import StreamSettings
-from streamd.settings import Settings
+from streamd.settings import Pattern, Settings
 from streamd.types import StreamState
 
 ONLINE, OFFLINE = "online", "offline"
 """Home Assistant's default payloads of availability."""
 EVENT_TYPES = [f"{'line' if change == 'crossed' else 'zone'}_{change}" for change in get_args(Change)]
-TOPIC_PATTERN = r"^[^+#\x00-\x20/]+(/[^+#\x00-\x20/]+)*$"
+Topic = Annotated[
+    str,
+    Field(pattern=r"^[^+#\x00-\x20/]+(/[^+#\x00-\x20/]+)*$", max_length=128),
+    Pattern("expected words joined by slashes, without spaces, + and #"),
+]
 
 
 class HomeAssistantSettings(Settings):
     """Home Assistant's MQTT discovery. `{}` enables it with the defaults of Home Assistant."""
 
-    prefix: str = Field(
-        "homeassistant", pattern=TOPIC_PATTERN, max_length=128, description="Discovery prefix set in Home Assistant."
-    )
-    status_topic: str = Field(
+    prefix: Topic = Field("homeassistant", description="Discovery prefix set in Home Assistant.")
+    status_topic: Topic = Field(
         "homeassistant/status",
-        pattern=TOPIC_PATTERN,
-        max_length=128,
         description="Topic of Home Assistant's birth message, at which discovery is published again.",
     )
 

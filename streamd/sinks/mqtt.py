@@ -40,9 +40,9 @@ from streamd.sinks.events import EventSink, JournalEvent
 from streamd.sinks.homeassistant import (
     OFFLINE,
     ONLINE,
-    TOPIC_PATTERN,
     Discovery,
     HomeAssistantSettings,
+    Topic,
     transition,
 )
 from streamd.sinks.mqttlink import Link
@@ -69,7 +69,7 @@ class MqttSettings(ServerSinkSettings):
     broker: Address = Field(description="HOST or HOST:PORT. The default port is 1883, with TLS 8883.")
     login: ClientLoginSettings | None = Field(None, description="Login at the broker.")
     protocol: Literal["5", "3.1.1"] = Field("5", description="Version of MQTT.")
-    prefix: str = Field("streamd", pattern=TOPIC_PATTERN, max_length=128, description="Start of all topics.")
+    prefix: Topic = Field("streamd", description="Start of all topics.")
     node: Name | None = Field(
         None,
         description="Name of this daemon in topics, in the client id (`streamd-NODE`) and in Home Assistant; unique at "

@@ -67,9 +67,12 @@ class NatsSettings(ServerSinkSettings):
         Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=128),
         Pattern("expected words of letters, digits, dashes and underscores, joined by dots"),
     ] = Field("streamd", description="Start of all subjects. Daemons with the same stream ids need different ones.")
-    jetstream: str = Field(
+    jetstream: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9_-]{1,64}$"),
+        Pattern("expected at most 64 letters, digits, dashes and underscores"),
+    ] = Field(
         "STREAMD",
-        pattern=r"^[A-Za-z0-9_-]{1,64}$",
         description="JetStream stream that is created if none takes the subjects of events: kept in files for 30 days.",
     )
 

@@ -58,7 +58,7 @@ class WebhookSettings(EventSinkSettings):
     url: Annotated[
         str,
         Field(pattern=r"^https?://[^\s/?#@]+([/?][^\s#]*)?$"),
-        Pattern("expected http(s)://HOST[:PORT]/PATH, without a login"),
+        Pattern("expected a URL that begins with http:// or https://, without a login"),
     ] = Field(description="URL of the receiver. A token in it belongs in ${file:PATH} or ${NAME}.")
     tls: ClientTlsSettings | None = Field(None, description="For https: authority, client certificate.")
     bearer_token: ExternalSecret | None = Field(None, description="Token of an Authorization header.")

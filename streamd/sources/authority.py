@@ -25,7 +25,7 @@ def authority_problem(url: str, *, listens: bool) -> str | None:
         return None  # a raw delimiter in a password: `streamd.security.address.unencoded` names it
     found = _AUTHORITY.fullmatch(authority.rpartition("@")[2])
     if found is None:
-        return "its host cannot be read; expected a name or an address without blanks, IPv6 in brackets"
+        return "its host cannot be read; expected a name or an address without spaces, IPv6 in brackets"
     if not found["host"] and not listens:
         return "names no host after the ://"
     port = found["port"]

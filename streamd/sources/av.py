@@ -141,10 +141,10 @@ class AvStreamSettings(SourceSettings):
         if not url and (nearly := _NEARLY.search(self.url)) is not None and not os.path.exists(self.url):
             yield (
                 ("url",),
-                f"is read as the path of a file; a URL begins with {nearly['scheme'].lower()}://, without a blank",
+                f"is read as the path of a file; a URL begins with {nearly['scheme'].lower()}://, without a space",
             )
         elif url and self.url != self.url.strip():
-            yield ("url",), "ends with a blank or a line break"
+            yield ("url",), "ends with a space or a line break"
         elif url and scheme not in SCHEMES:
             close = difflib.get_close_matches(scheme, ("rtsp", "rtmp", "http", "https", "srt", "udp"), n=1)
             hint = (

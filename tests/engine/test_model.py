@@ -336,3 +336,19 @@ def test_an_empty_name_is_refused(path: Path, tmp_path: Path) -> None:
     for text in ("{0: 'person', 1: ' '}", '["", "car"]'):
         with pytest.raises(ModelError, match="has an empty name for class"):
             _metadata_labels({"names": text}, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("best.pt", b"PK\x03\x04", r"a PyTorch checkpoint; export .* yolo export model=best\.pt format=onnx"),
+        ("best.pth", b"PK\x03\x04", "a PyTorch checkpoint; export the model to ONNX$"),
+        ("net.safetensors", b"{}", "a file of weights only; export the model to ONNX$"),
+        ("m.onnx", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, .* git lfs pull"),
+        ("m.onnx", b"\n<!DOCTYPE html><html>404</html>", "a web page or text, not a model; download"),
+    ],
+)
+def test_what_is_often_given_for_a_model(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        model_file(str(tmp_path / name))

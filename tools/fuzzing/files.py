@@ -114,8 +114,8 @@ class Config(Target):
         from streamd.runtime.reload import difference
 
         loaded = load(self.file("c.yaml", data), {"TOKEN": "tokentoken"})
-        for error in problems(loaded.config, model=False):
-            str(error)
+        for problem in problems(loaded.config, model=False):
+            problem.told("c.yaml", loaded.line)
         difference(self._good, loaded.config)
         loaded.config.model_dump(mode="json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -53,8 +54,12 @@ def _check_common(path: Path_, rule: RuleSettings, labels: Sequence[str] | None)
                 known = "not negative" if labels is None else f"0 to {len(labels) - 1}"
                 yield (*path, "classes", k), f"there is no class {name}; expected a number that is {known}"
         elif labels is not None and name not in labels:
-            listed = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
-            yield (*path, "classes", k), f"the model has no class {name}; it has {listed}"
+            close = difflib.get_close_matches(name, labels, n=3)
+            listed = f"did you mean {' or '.join(close)}?" if close else "it has " + ", ".join(labels[:20])
+            yield (
+                (*path, "classes", k),
+                f"the model has no class {name}; {listed}{', …' * (not close and len(labels) > 20)}",
+            )
     if rule.schedule is None:
         return
     if problem := zone_problem(rule.schedule.timezone):

@@ -6,13 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from streamd.settings import Name, Settings
+from streamd.settings import Name, Pattern, Settings
 
 Point = tuple[float, float]
 Anchor = Literal["bottom_center", "center", "top_center"]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-ClockTime = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$|^24:00$")]
+ClockTime = Annotated[
+    str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$|^24:00$"), Pattern("expected HH:MM, from 00:00 to 24:00, in quotes")
+]
 
 
 class TimesSettings(Settings):

@@ -42,7 +42,7 @@ def test_sound_rules_are_not_complained_of() -> None:
         ({"points": ((100, 100), (500, 100), (300, 400))}, ("points", 0), "fractions of the picture, not pixels"),
         ({"points": (*SQUARE, SQUARE[0])}, ("points", 4), "closes by itself"),
         ({"points": (SQUARE[0], *SQUARE)}, ("points", 1), "lies on corner 0"),
-        ({"classes": ["persn"]}, ("classes", 0), "the model has no class persn; it has person, car"),
+        ({"classes": ["persn"]}, ("classes", 0), "the model has no class persn; did you mean person?"),
         ({"classes": ["person", 7]}, ("classes", 1), "there is no class 7; expected a number that is 0 to 1"),
         ({"schedule": {"timezone": "Mars/Olympus", "times": [{}]}}, ("schedule", "timezone"), "no time zone Mars"),
         (

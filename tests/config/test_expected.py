@@ -1,0 +1,133 @@
+"""What plausible mistakes are answered with: what was expected and what to do, never the value of a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic.fields import FieldInfo
+
+from streamd.config import Config
+from streamd.config.expected import sections_of, unknown_field
+from streamd.config.loader import load
+from streamd.errors import ConfigError
+from streamd.heads import DetectSettings
+from streamd.settings import Pattern, Settings, marks_of
+
+GOOD = {"model": "model: {path: m.onnx}", "streams": "streams: [{id: a, url: x.mp4}]"}
+
+
+def problems(folder: Path, text: str) -> list[str]:
+    path = folder / "c.yaml"
+    path.write_text(text + "\n" + "\n".join(more for name, more in GOOD.items() if f"{name}:" not in text))
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    return [line.removeprefix(f"{path}:") for line in str(caught.value).splitlines()]
+
+
+def stream(more: str) -> str:
+    return f"streams: [{{id: a, url: x.mp4, {more}}}]"
+
+
+ZONE = "{name: z, points: [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]"
+NOT_ONE_VALUE = ", and not a single value or a list"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Numbers and words.
+        ("model: {path: m.onnx, detect: {conf: 25}}", "1: model.detect.conf: expected at most 1, not 25"),
+        (stream("loop: sure"), "1: streams[0].loop: expected true or false"),
+        (stream("transport: TCP"), "1: streams[0].transport: expected tcp, udp or auto; did you mean tcp?"),
+        (stream("transport: no"), "YAML reads on, off, yes and no as true or false: put it in quotes"),
+        ("logging: {level: geheim}", "1: logging.level: expected debug, info, warning or error"),
+        ("sinks: [{kind: mqtt, broker: b, protocol: 5}]", "expected 5 or 3.1.1; YAML reads this as a number"),
+        (stream("look: {when: motion, sensitivity: high}"), "look.sensitivity: expected auto, or a number"),
+        # A value or a list in place of a section.
+        ("model: m.onnx", f"1: model: expected fields below it, as in model: {{path: …}}{NOT_ONE_VALUE}"),
+        ("engine: openvino", f"1: engine: expected fields below it, as in engine: {{kind: openvino}}{NOT_ONE_VALUE}"),
+        ("engine: gpu", f"1: engine: expected fields below it, as in engine: {{kind: openvino}}{NOT_ONE_VALUE}"),
+        ("tracking: true", f"1: tracking: expected fields below it, as in tracking: {{}}{NOT_ONE_VALUE}"),
+        (stream("look: motion"), f"expected fields below it, as in look: {{when: motion}}{NOT_ONE_VALUE}"),
+        ("streams: ['rtsp://u:geheim@h/x']", f"expected fields below it, as in {{id: …, url: …}}{NOT_ONE_VALUE}"),
+        # Lists.
+        (stream("lines: [{name: l, points: [0.1, 0.2]}]"), "[1]: expected 2 numbers in brackets, as in [0.25, 0.5]"),
+        ("model: {path: m.onnx, mean: 0.5}", "1: model.mean: expected 3 numbers in brackets, as in [0.25, 0.5, 0.75]"),
+        # Unknown fields.
+        ("zones: []", "1: zones: unknown field; did you mean streams[].zones?"),
+        ("page: true", "1: page: unknown field; did you mean metrics.page?"),
+        ("model: {path: m.onnx, confidence: 0.4}", "1: model.confidence: unknown field; did you mean detect.conf?"),
+        (stream("name: gate"), "1: streams[0].name: unknown field; did you mean id?"),
+        (stream("fps: 5"), "1: streams[0].fps: unknown field; did you mean max_fps?"),
+        ("metrics: {xyz: 1}", "1: metrics.xyz: unknown field; expected one of listen, login, page, tls"),
+        # Not YAML.
+        ("model:\n\tpath: x", "2: not valid YAML: a tab where YAML expects spaces; indent with spaces"),
+        ('model: {path: "m.onnx}', "not valid YAML: a quote that is opened in line 1 is not closed"),
+        ("streams:\n  - id: a\n  url: x.mp4", "3: not valid YAML: a line with another indentation than the section"),
+        (stream("url: x: y"), "1: not valid YAML: a brace that is opened in line 1 is not closed here, or a value"),
+        ("model: a: b", "1: not valid YAML: a colon where none is expected"),
+        ("streams: [{id: a, url: *geheim}]", "1: not valid YAML: a value begins with a character that has a meaning"),
+        ("streams: [{id: a, url: @geheim}]", "1: not valid YAML: a value begins with a character that has a meaning"),
+        ('model: {path: "C:\\models"}', "1: not valid YAML: a backslash in double quotes begins an escape"),
+    ],
+)  # fmt: skip
+def test_what_is_told(tmp_path: Path, text: str, expected: str) -> None:
+    told = problems(tmp_path, text)
+    assert any(expected in line for line in told), told
+    assert "geheim" not in "".join(told)
+
+
+def test_an_invalid_item_does_not_make_its_list_too_short(tmp_path: Path) -> None:
+    schedule = "schedule: {timezone: UTC, times: [{days: [monday], start: '7:00'}]}"
+    where = "1: streams[0].zones[0].schedule.times[0]"
+    assert problems(tmp_path, stream(f"zones: [{ZONE}, {schedule}}}]")) == [
+        f"{where}.days[0]: expected mon, tue, wed, thu, fri, sat or sun; did you mean mon?",
+        f"{where}.start: expected HH:MM, from 00:00 to 24:00, in quotes",
+    ]
+
+
+def test_of_a_secret_not_even_the_length_is_told(tmp_path: Path) -> None:
+    text = "sinks: [{kind: webhook, url: 'https://h/x', signing_key: '${KEY:-abc}'}]"
+    assert problems(tmp_path, text) == ["1: sinks[0].signing_key: expected at least 16 characters"]
+
+
+def test_a_variable_without_braces_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {path: m.onnx}\nstreams:\n  - {id: a, url: 'rtsp://u:$CAM_PASSWORD@h/x'}\n")
+    path.chmod(0o600)
+    warning = "line 3: a $ before a name is read as text; a variable is ${NAME}, and $$ is a dollar sign"
+    assert load(path, {"CAM_PASSWORD": "geheim"}).warnings == (warning,)
+    path.write_text(path.read_text().replace("$CAM_PASSWORD", "$$CAM_PASSWORD"))
+    assert load(path, {}).warnings == ()
+
+
+def fields(section: type[Settings], seen: set[type[Settings]]) -> Iterator[tuple[type[Settings], str, FieldInfo]]:
+    if section in seen:
+        return
+    seen.add(section)
+    for name, field in section.model_fields.items():
+        yield section, name, field
+        for _, below in sections_of(field):
+            yield from fields(below, seen)
+
+
+def test_every_pattern_is_explained() -> None:
+    def has_pattern(annotation: Any, metadata: list[Any]) -> bool:
+        inner = [*getattr(annotation, "__metadata__", ()), *metadata]
+        inner += [m for each in inner if isinstance(each, FieldInfo) for m in each.metadata]
+        if any(getattr(each, "pattern", None) for each in inner):
+            return True
+        return any(has_pattern(argument, []) for argument in getattr(annotation, "__args__", ()))
+
+    found = [(s, n, f) for s, n, f in fields(Config, set()) if has_pattern(f.annotation, f.metadata)]
+    assert len(found) > 15
+    assert [f"{s.__name__}.{n}" for s, n, f in found if not marks_of(f, Pattern)] == []
+
+
+def test_a_field_is_looked_for_below_before_elsewhere() -> None:
+    assert unknown_field("listen", Config, Config) == "; did you mean fleet.listen or metrics.listen?"
+    assert unknown_field("labels", DetectSettings, Config) == "; did you mean model.labels?"
+    assert unknown_field("anything", None, Config) == ""
