@@ -162,7 +162,8 @@ def metrics() -> str:
     }
     rows = []
     for family in metrics.registry.collect():
-        labels = declared.get(family.name, ()) or (family.samples[0].labels if family.samples else ())
+        named = declared.get(family.name, ()) or getattr(family, "_labelnames", ())
+        labels = named or (family.samples[0].labels if family.samples else ())
         suffix = "_total" if family.type == "counter" else ""
         listed = ", ".join(f"`{label}`" for label in labels if label != "le")
         rows.append(f"| `{family.name}{suffix}` | {family.type} | {listed} | {family.documentation} |")

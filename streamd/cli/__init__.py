@@ -23,8 +23,8 @@ from streamd.security.redact import redact
 from streamd.security.text import is_encodable
 
 COMMANDS = (
-    "run", "demo", "check", "bundle", "schema", "detect", "count", "watch", "keygen", "build", "evaluate", "quantize",
-    "inspect", "events", "fleet",
+    "run", "demo", "check", "detect", "count", "inspect", "quantize", "build", "evaluate", "watch", "events", "bundle",
+    "keygen", "schema", "fleet",
 )  # fmt: skip
 """Each is a module in this package with `add_parser(subparsers)` and `run(args) -> int`."""
 
@@ -37,8 +37,9 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="streamd",
         description="Streaming video analytics: RTSP and file streams in, detections over ZeroMQ and metrics out.",
-        epilog="Exit codes: 0 done, 1 unexpected failure, 2 configuration, 3 model, 4 every stream failed, "
-        "5 inference backend, 6 sink or port, 7 accuracy gate.",
+        epilog="Try `streamd demo`. `streamd COMMAND --help` describes a command. Exit codes: 0 done, 1 unexpected "
+        "failure, 2 configuration or arguments, 3 model, 4 every stream failed, 5 inference backend, 6 sink or port, "
+        "7 accuracy gate.",
     )
     top.add_argument("--version", action="version", version=f"streamd {__version__}")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("build", help="build a TensorRT engine plan from an ONNX model")
+    p = subparsers.add_parser(
+        "build",
+        help="build a TensorRT plan from an ONNX model",
+        description="Builds a TensorRT plan for this GPU and this version of TensorRT. With --eval-images, writes "
+        "nothing (exit code 7) if the plan lost too much accuracy.",
+    )
     p.add_argument("model", metavar="MODEL", help="ONNX model, float or with Q/DQ nodes (see quantize)")
     p.add_argument("--out", required=True, metavar="PLAN", help="plan to write: .plan, .engine or .trt")
     p.add_argument(

@@ -19,7 +19,12 @@ UNIT_FOLDER = Path("/var/lib/streamd/bundles")
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("bundle", help="make a running daemon write its most recent history to a support bundle")
+    p = subparsers.add_parser(
+        "bundle",
+        help="make a running daemon write its most recent history to a support bundle",
+        description="Makes the daemon that runs CONFIG write a support bundle, and prints its path. Run it as root or "
+        "as the daemon's user. The bundle holds no credentials.",
+    )
     p.add_argument("config", metavar="CONFIG", help="configuration file that the daemon was started with")
     p.add_argument(
         "--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the bundle (default 30)"

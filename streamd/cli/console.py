@@ -32,9 +32,12 @@ def share(text: str) -> float:
     return value
 
 
+ENGINE = "inference backend. Default: auto, which is TensorRT where it finds an NVIDIA GPU, otherwise OpenVINO"
+
+
 def add_engine_options(p: argparse.ArgumentParser) -> None:
     """Adds the options that select the backend."""
-    p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="inference backend")
+    p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help=ENGINE)
 
 
 def add_head_option(p: argparse.ArgumentParser) -> None:
@@ -43,8 +46,10 @@ def add_head_option(p: argparse.ArgumentParser) -> None:
 
     p.add_argument(
         "--head",
+        metavar="HEAD",
         choices=HEADS.names(),
-        help="how to read the outputs. Default: as the sidecar declares, otherwise from their shapes",
+        help=f"how to read the outputs: {', '.join(HEADS.names())}. Default: as the sidecar declares, otherwise from "
+        "their shapes",
     )
 
 

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.analysis.tracking.bytetrack import ByteTrackSettings
 from streamd.cli.annotate import Annotator, same_file
-from streamd.cli.console import add_head_option
+from streamd.cli.console import ENGINE, add_head_option
 from streamd.cli.overlay import Overlay
 from streamd.cli.rules import add_rule_options, rules_of
 from streamd.cli.rules import check as check_rules_of
@@ -58,13 +58,17 @@ def add_detect_options(p: argparse.ArgumentParser) -> None:
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("detect", help="detect objects in images, folders, videos or URLs")
+    p = subparsers.add_parser(
+        "detect",
+        help="detect objects in images, folders, videos or URLs",
+        description="Detects objects once, as the daemon would, and prints what was found and the time of each stage.",
+    )
     p.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder of images, video file or URL")
     p.add_argument("--model", required=True, help="ONNX model, OpenVINO .xml, TensorRT plan, or builtin:road6")
     add_detect_options(p)
     p.add_argument("--labels", help="text file with one class name per line")
     add_head_option(p)
-    p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help="inference backend")
+    p.add_argument("--engine", choices=("auto", "openvino", "tensorrt"), default="auto", help=ENGINE)
     p.add_argument("--recursive", action="store_true", help="also the images in folders below a folder")
     p.add_argument("--track", action="store_true", help="give the objects of videos ids; --save also draws their paths")
     add_rule_options(p)

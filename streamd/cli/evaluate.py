@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("evaluate", help="measure a model's accuracy on labelled images")
+    p = subparsers.add_parser(
+        "evaluate",
+        help="measure a model's accuracy on labelled images",
+        description="Measures COCO mAP through the daemon's own pipeline, for one model, or for two with the "
+        "difference and its 95 % interval.",
+    )
     p.add_argument("model", metavar="MODEL", help="ONNX model, OpenVINO .xml or TensorRT plan")
     p.add_argument("other", metavar="OTHER", nargs="?", help="second model to compare with the first")
     p.add_argument("--images", required=True, metavar="DIR", help="folder of images")

@@ -26,7 +26,12 @@ MOST_NAMES = 12
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("fleet", help="run several boxes that share the streams of one configuration")
+    p = subparsers.add_parser(
+        "fleet",
+        help="run several boxes that share the streams of one configuration",
+        description="Runs several boxes that take over each other's streams, on this machine or on a Ray cluster. "
+        "docs/fleet.md is the guide.",
+    )
     actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
     plan = actions.add_parser(
         "plan",

@@ -42,7 +42,7 @@ def add_parsers(actions: Any) -> None:
     )  # fmt: skip
     run.add_argument("config", metavar="FILE", help="configuration with a section `fleet`")
     run.add_argument("--boxes", type=positive, metavar="N", help="boxes on this machine, instead of fleet.boxes")
-    apply = _action(actions, "apply", "have the running fleet take over a changed file", "")
+    apply = _action(actions, "apply", "apply a changed configuration to the running fleet", "")
     apply.add_argument("config", metavar="FILE", help="configuration with a section `fleet`")
     status = _action(actions, "status", "show boxes and streams", "")
     status.add_argument("--json", action="store_true", help="print one JSON object")

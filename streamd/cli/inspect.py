@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("inspect", help="describe a model: shapes, operators, head, cost, warnings")
+    p = subparsers.add_parser(
+        "inspect",
+        help="describe a model: shapes, operators, head, cost, warnings",
+        description="Describes a model, how the daemon would read its outputs, and likely problems.",
+    )
     p.add_argument("model", metavar="MODEL", help="ONNX model or TensorRT plan")
     add_head_option(p)
     p.add_argument("--json", action="store_true", help="print JSON on standard output")

@@ -14,7 +14,10 @@ from streamd.errors import ConfigError
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
     p = subparsers.add_parser(
-        "keygen", help="generate a key pair for an encrypted zmq sink, or for a subscriber of one"
+        "keygen",
+        help="generate a key pair for an encrypted zmq sink, or for a subscriber of one",
+        description="Generates a CURVE key pair, for the daemon or for one of its subscribers. docs/security.md shows "
+        "where each file belongs.",
     )
     p.add_argument("name", metavar="NAME", help="writes NAME.key (secret, mode 0600) and NAME.pub")
     p.add_argument("--force", action="store_true", help="overwrite existing files")

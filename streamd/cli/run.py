@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("run", help="run the daemon until it is stopped")
+    p = subparsers.add_parser(
+        "run",
+        help="run the daemon until it is stopped",
+        description="Runs the daemon in the foreground. Ctrl-C or SIGTERM drains it: frames in flight are published "
+        "first; a second one exits at once. SIGHUP reloads the configuration, SIGUSR2 writes a support bundle.",
+    )
     p.add_argument("config", metavar="CONFIG", help="YAML configuration file")
     p.add_argument("--for", dest="seconds", type=duration, metavar="SECONDS", help="stop after this many seconds")
 

@@ -9,8 +9,13 @@ from typing import Any
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("schema", help="print the JSON Schema of the configuration or of the messages")
-    p.add_argument("what", choices=("config", "message"), nargs="?", default="config")
+    p = subparsers.add_parser(
+        "schema",
+        help="print the JSON Schema of the configuration or of the messages",
+        description="Prints the JSON Schema of the configuration, for an editor that completes and checks YAML, or of "
+        "the messages.",
+    )
+    p.add_argument("what", choices=("config", "message"), nargs="?", default="config", help="default: config")
     p.add_argument(
         "--plugins", action="store_true", help="also describe the kinds of installed packages, which are imported"
     )

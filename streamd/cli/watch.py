@@ -23,7 +23,12 @@ from streamd.sinks.message import MAX_MESSAGE_BYTES, TOPIC_PREFIX, GlanceMessage
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
-    p = subparsers.add_parser("watch", help="show a live table of a daemon's streams")
+    p = subparsers.add_parser(
+        "watch",
+        help="show a live table of a daemon's streams",
+        description="Shows the state, reason, rate, latency and drops of each stream, and the counts of its zones and "
+        "lines, from the messages of a zmq sink. Press Ctrl-C to stop.",
+    )
     p.add_argument("endpoint", metavar="ENDPOINT", help="the zmq sink's address, e.g. tcp://127.0.0.1:5555")
     p.add_argument("--stream", action="append", metavar="ID", help="show only this stream (may be repeated)")
     p.add_argument("--for", dest="seconds", type=duration, metavar="SECONDS", help="stop after this many seconds")

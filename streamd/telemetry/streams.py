@@ -279,7 +279,7 @@ _ROWS = (
     ),
     _Row(
         counter, "streamd_frames_glanced",
-        "Published frames that it did not look at, by reason (still, rate, busy, followed).",
+        "Published frames that the network did not look at, by reason (still, rate, busy, followed).",
         lambda s: s.of.passed.copy(), "why",
     ),
     _Row(
