@@ -137,8 +137,9 @@ static inline int skip(const uint8_t *cells, int i)
     return i % 8 == 0 && memcmp(cells + i, none, 8) == 0 ? i + 7 : i;
 }
 
-/* motion.py: _settle. Returns how many cells are left. A row with straying cells is processed as a whole. */
-WIDE_VECTORS static int64_t settle(Motion *m, uint8_t *restrict cells)
+/* motion.py: _settle. `steady` is the distance with the light taken out only. Returns how many cells are left. A row with
+ * straying cells is processed as a whole. */
+WIDE_VECTORS static int64_t settle(Motion *m, uint8_t *restrict cells, const float *steady)
 {
     const int64_t now_ns = m->now_ns;
     int32_t left = 0;
@@ -154,7 +155,7 @@ WIDE_VECTORS static int64_t settle(Motion *m, uint8_t *restrict cells)
         float level[COLUMNS];
         int32_t changed[COLUMNS], gone[COLUMNS];
         for (int x = 0; x < COLUMNS; x++) {
-            level[x] = background[x] + away[x];
+            level[x] = background[x] + steady[y * COLUMNS + x];
             changed[x] = ((fabsf(level[x] - stand[x]) > limit[x]) | (before[x] == 0)) & stray[x];
             gone[x] = fabsf(level[x] - past[x]) <= limit[x];
         }
@@ -251,7 +252,8 @@ double glance_score(const float *distance, const float *limit, const uint8_t *st
                     double threshold, int64_t *place); /* score.c */
 
 /* motion.py: step, from what strays on. */
-WIDE_VECTORS static int finish(Motion *m, const uint8_t *restrict luma, uint8_t *restrict stray, int64_t count)
+WIDE_VECTORS static int finish(Motion *m, const uint8_t *restrict luma, uint8_t *restrict stray, int64_t count,
+                               const float *steady)
 {
     m->score = 0;
     m->place = 0;
@@ -263,7 +265,7 @@ WIDE_VECTORS static int finish(Motion *m, const uint8_t *restrict luma, uint8_t 
         return ANEW;
     }
     if (count)
-        count = settle(m, stray);
+        count = settle(m, stray, steady);
     if (m->number % 4 == 0)
         remember(m, stray, 4 * m->passed_s);
     learn(m);
@@ -297,22 +299,29 @@ int motion_step(Motion *m, const uint8_t *luma, uint8_t *stray)
 {
     compare(m, luma);
     int64_t count = straying(m->distance, m->limit, stray);
-    return count > 0.005 * CELLS ? FIT : finish(m, luma, stray, count);
+    return count > 0.005 * CELLS ? FIT : finish(m, luma, stray, count, m->away);
 }
 
 /* motion.py: _compared, from what the whole picture does on. */
 WIDE_VECTORS static void without_whole(Motion *m, const uint8_t *restrict luma)
 {
-    float *restrict away = m->away, *restrict distance = m->distance, change[8] = {0};
-    const float *restrict light = m->light, *restrict background = m->background;
+    float *restrict away = m->away, *restrict distance = m->distance, *restrict light = m->light, change[8] = {0};
+    const float *restrict background = m->background, *restrict steady = m->steady;
     m->fitted = glance_whole(background, m->limit, (float)m->lit, away, m->steady, m->light, m->shifted, m->basis,
                              m->shift);
     for (int i = 0; !m->fitted && i < CELLS; i++)
-        m->light[i] = (float)m->lit;
+        light[i] = (float)m->lit;
+    for (int i = 0; m->fitted & 2 && i < CELLS; i++) {
+        int worse = fabsf(away[i]) > fabsf(steady[i]);
+        away[i] = worse ? steady[i] : away[i];
+        m->shifted[i] = worse ? 0 : m->shifted[i];
+    }
+    m->fitted |= 1;
     for (int i = 0; i < CELLS; i++) {
         float level = luma[i], left = away[i];
         int stuck = ((left < 0) & (level >= 225)) | ((left > 0) & (level <= 20));
         away[i] = stuck ? 0 : left;
+        light[i] = stuck ? level - background[i] : light[i];
         distance[i] = fabsf(away[i]);
     }
     for (int i = 0; i < CELLS; i += 8)
@@ -335,7 +344,7 @@ int motion_fit(Motion *m, const uint8_t *luma, uint8_t *stray)
     if (fabs(m->shift[0]) > 0.12 || fabs(m->shift[1]) > 0.12)
         m->shaken_ns = m->now_ns;
     if (!shaken(m))
-        return finish(m, luma, stray, straying(m->distance, m->limit, stray));
+        return finish(m, luma, stray, straying(m->distance, m->limit, stray), m->steady);
     near_background(m, m->steady);
     return SHAKEN;
 }
@@ -347,7 +356,7 @@ int motion_shaken(Motion *m, const uint8_t *restrict luma, uint8_t *stray)
         float away = most(most(luma[i] - m->high[i], m->low[i] - luma[i]), 0);
         m->distance[i] = least(m->distance[i], away);
     }
-    return finish(m, luma, stray, straying(m->distance, m->limit, stray));
+    return finish(m, luma, stray, straying(m->distance, m->limit, stray), m->steady);
 }
 
 /* motion.py: answer. `boxes` are cells with boxes, `moving` those in which they move (or `boxes`), `cells` what strayed

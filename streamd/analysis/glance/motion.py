@@ -170,7 +170,7 @@ class Motion:
         if self._native is not None:
             return self._native.step(self, glance.luma, passed_s)
         luma = glance.luma.astype(np.float32)
-        away, light, shifted, shift = self._compared(luma)
+        away, steady, light, shifted, shift = self._compared(luma)
         distance = self._distance
         stray = distance > self._limit
         count = int(np.count_nonzero(stray))
@@ -178,7 +178,7 @@ class Motion:
             self._begin(luma)
             return Moved(0.0, self.threshold, stray, count / stray.size, True, shift)
         if count:
-            count = self._settle(away, stray, distance)
+            count = self._settle(away, steady, stray, distance)
         if self._number % PAST_EVERY == 0:
             self._remember(stray, PAST_EVERY * passed_s)
         self._learn(distance, passed_s)
@@ -212,12 +212,12 @@ class Motion:
         if self._native is not None:
             self._native.begin(_STILL)
 
-    def _compared(self, luma: Levels) -> tuple[Levels, Any, Any, tuple[float, float]]:
+    def _compared(self, luma: Levels) -> tuple[Levels, Levels, Any, Any, tuple[float, float]]:
         """Sets `_distance`.
 
         Returns:
-            How far each cell is from the background, without what the whole picture does; what light does in each cell,
-            or in all; what a shift does; and the shift.
+            How far each cell is from the background, without what the whole picture does; the same without what light
+            does; what light does in each cell, or in all; what a shift does; and the shift.
         """
         background = self._background
         away = luma - background
@@ -227,13 +227,20 @@ class Motion:
         away -= light
         distance = np.abs(away, out=self._distance)
         if np.count_nonzero(distance > self._limit) <= FIT_SHARE * distance.size:
-            return away, light, 0, (0.0, 0.0)
+            return away, away.copy(), light, 0, (0.0, 0.0)
         bright, shifted, shift = whole(away, background, self._limit)
         steady = away - bright
         light = bright + light
         away = steady - shifted
+        if shift != (0.0, 0.0):
+            # The background says nothing of a shift where something has stopped in front of it: none makes motion.
+            worse = np.abs(away) > np.abs(steady)
+            away[worse] = steady[worse]
+            shifted = np.where(worse, np.float32(0), shifted)
         # What is white or black already cannot follow the light, and less so does what is nearly white.
-        away[((away < 0) & (luma >= WHITE)) | ((away > 0) & (luma <= BLACK))] = 0
+        stuck = ((away < 0) & (luma >= WHITE)) | ((away > 0) & (luma <= BLACK))
+        away[stuck] = 0
+        light = np.where(stuck, luma - background, light)
         np.abs(away, out=distance)
         change = np.abs(light)
         if change.max() > LIGHT_LEAST:
@@ -241,12 +248,11 @@ class Motion:
         if max(abs(shift[0]), abs(shift[1])) > SHAKE:
             self._shaken_ns = self._now_ns
         if self.shaken:
-            steady += background
-            np.minimum(distance, beyond(steady, *reach(background)), out=distance)
+            np.minimum(distance, beyond(steady + background, *reach(background)), out=distance)
             self._shots.take(luma, self._now_ns)
             if self._shots.range is not None:
                 np.minimum(distance, beyond(luma, *self._shots.range), out=distance)
-        return away, light, shifted, shift
+        return away, steady, light, shifted, shift
 
     def _follow(self, away: Levels, light: Any, shifted: Any, stray: Cells | None, passed_s: float) -> None:
         """Lets the background follow the picture: also the light, and slowly a shift, so that it stays sharp where a
@@ -266,11 +272,12 @@ class Motion:
         self._past += lit
         background += np.float32(1 - math.exp(-passed_s / SHIFT_S)) * shifted
 
-    def _settle(self, away: Levels, stray: Cells, distance: Levels) -> int:
-        """Takes cells out of `stray` that show the past again, or do not change any more; returns how many are left."""
+    def _settle(self, away: Levels, steady: Levels, stray: Cells, distance: Levels) -> int:
+        """Takes cells out of `stray` that show the past again, or do not change any more; returns how many are left.
+        What shifts the background does not shift what stands in front of it: `steady` is without the light only."""
         background = self._background
         where = np.flatnonzero(stray)
-        level = background.ravel()[where] + away.ravel()[where]
+        level = background.ravel()[where] + steady.ravel()[where]
         limit = self._limit.ravel()[where]
         stand, stand_ns = self._stand.ravel(), self._stand_ns
         changed = np.abs(level - stand[where]) > limit
