@@ -12,6 +12,8 @@ from streamd.analysis.glance import COLUMNS
 Cells = npt.NDArray[np.bool_]
 Levels = npt.NDArray[np.float32]
 
+FINER = np.float32(0.15)
+"""See `beyond`."""
 TILE = 10
 """Rows and columns of a tile."""
 
@@ -68,7 +70,9 @@ def _neighbours(cells: Levels, choose: Any) -> Levels:
 
 
 def beyond(level: Levels, low: Levels, high: Levels) -> Levels:
-    """How far each level is from what lies between two others."""
+    """How far each level is from what lies between two others, and a part of their distance more: what is finer than a
+    cell may show more between two cells than in them."""
     out: Levels = np.maximum(level - high, low - level)
+    out -= FINER * (high - low)
     np.maximum(out, np.float32(0), out=out)
     return out

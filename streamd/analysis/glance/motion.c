@@ -28,12 +28,14 @@ typedef struct {
     const uint8_t *wanted; /* or NULL: all */
     const uint8_t *before[LASTS];
     const float *low, *high; /* of the shots, or NULL */
-    int64_t now_ns, passed_ns, shaken_ns, number;
+    int64_t now_ns, passed_ns, shaken_ns, number, cluttered_ns;
     double passed_s, threshold, level, learned_s, up, down;
     double score, shift[2];
     int64_t count, place, switched, fitted; /* fitted: what is filled of `light` (1) and `shifted` (2) */
     double lit;                             /* the light where `light` is not filled */
 } Motion;
+
+static const float FINER = 0.15f; /* cells.py */
 
 static float least(float a, float b) { return a < b ? a : b; }
 static float most(float a, float b) { return a > b ? a : b; }
@@ -125,7 +127,7 @@ WIDE_VECTORS static void near_background(Motion *m, const float *steady)
             float level = steady[i] + m->background[i];
             float bottom = least(least(low[left], low[x]), low[right]);
             float top = most(most(high[left], high[x]), high[right]);
-            m->distance[i] = least(m->distance[i], most(most(level - top, bottom - level), 0));
+            m->distance[i] = least(m->distance[i], most(most(level - top, bottom - level) - FINER * (top - bottom), 0));
         }
     }
 }
@@ -249,7 +251,7 @@ WIDE_VECTORS static void follow(Motion *m, const uint8_t *restrict stray, int st
 
 double glance_score(const float *distance, const float *limit, const uint8_t *stray, const uint8_t *const *before,
                     const int64_t *stand_ns, const int64_t *boxed_ns, int64_t now_ns, int64_t passed_ns,
-                    double threshold, int64_t *place); /* score.c */
+                    double threshold, int64_t *cluttered_ns, int64_t *place); /* score.c */
 
 /* motion.py: step, from what strays on. */
 WIDE_VECTORS static int finish(Motion *m, const uint8_t *restrict luma, uint8_t *restrict stray, int64_t count,
@@ -289,7 +291,7 @@ WIDE_VECTORS static int finish(Motion *m, const uint8_t *restrict luma, uint8_t 
     m->count = count;
     if (count)
         m->score = glance_score(m->distance, m->limit, stray, m->before, m->stand_ns, m->boxed_ns, m->now_ns,
-                                m->passed_ns, m->threshold, &m->place);
+                                m->passed_ns, m->threshold, &m->cluttered_ns, &m->place);
     return DONE;
 }
 
@@ -353,7 +355,7 @@ int motion_fit(Motion *m, const uint8_t *luma, uint8_t *stray)
 int motion_shaken(Motion *m, const uint8_t *restrict luma, uint8_t *stray)
 {
     for (int i = 0; m->low != NULL && i < CELLS; i++) {
-        float away = most(most(luma[i] - m->high[i], m->low[i] - luma[i]), 0);
+        float away = most(most(luma[i] - m->high[i], m->low[i] - luma[i]) - FINER * (m->high[i] - m->low[i]), 0);
         m->distance[i] = least(m->distance[i], away);
     }
     return finish(m, luma, stray, straying(m->distance, m->limit, stray), m->steady);

@@ -77,8 +77,9 @@ SHAKE = 0.12
 SHAKE_S = 2.0
 SWITCH = 8.0
 """Levels by which half of the picture becomes lighter or darker from one frame to the next if a light is switched."""
-CLUTTER_TILES = 8
-"""Where something strays in so many tiles, it is as likely to be rain: tiles in which no box was found lately, or"""
+CLUTTER_TILES, CLUTTER_AGAIN, CLUTTER_S = 8, 4, 5.0
+"""Where something strays in so many tiles, it is as likely to be rain, and in half as many if there was rain so shortly
+ago: tiles in which no box was found lately, or"""
 SPARK = 6
 """in which no more cells than this stray."""
 SOLID = 8
@@ -128,6 +129,8 @@ class Motion:
         self._stand_ns = np.zeros(ROWS * COLUMNS, np.int64)
         self._shaken_ns = -(10**15)
         self._shots = Shots()
+        self._cluttered_ns = -(10**15)
+        """When it last rained."""
         self._boxed_ns = np.full((ROWS, COLUMNS), -(10**15), np.int64)
         """When a box was last found in a cell."""
         functions = library() if native is True else (native or None)
@@ -333,8 +336,12 @@ class Motion:
         unboxed = sums * (self._now_ns - self._boxed_ns[top:bottom] > RECENT_S * 1e9)
         cells = tiles(stray[top:bottom].view(np.uint8)).sum(axis=(1, 3))
         peaks = np.where(cells <= SPARK, tiles(sums).max(axis=(1, 3)), tiles(unboxed).max(axis=(1, 3)))
-        if np.count_nonzero(peaks >= self.threshold / 2) < CLUTTER_TILES or around(stray[top:bottom]).max() >= SOLID:
+        many = np.count_nonzero(peaks >= self.threshold / 2)
+        rained = self._now_ns - self._cluttered_ns < CLUTTER_S * 1e9
+        if many < (CLUTTER_AGAIN if rained else CLUTTER_TILES) or around(stray[top:bottom]).max() >= SOLID:
             return score, place
+        if many >= CLUTTER_TILES:
+            self._cluttered_ns = self._now_ns
         usual = float(np.partition(peaks, -USUAL, axis=None)[-USUAL])
         for before in self._before:
             ratio *= around(before[top:bottom]) > 0

@@ -82,7 +82,7 @@ class _State(ctypes.Structure):
         *((name, _POINTER) for name in (*_ARRAYS, *_ROOM, "stand_ns", "boxed_ns", "wanted")),
         ("before", _POINTER * 3),
         *((name, _POINTER) for name in ("low", "high")),
-        *((name, _COUNT) for name in ("now_ns", "passed_ns", "shaken_ns", "number")),
+        *((name, _COUNT) for name in ("now_ns", "passed_ns", "shaken_ns", "number", "cluttered_ns")),
         *((name, _REAL) for name in ("passed_s", "threshold", "level", "learned_s", "up", "down", "score")),
         ("shift", _REAL * 2),
         *((name, _COUNT) for name in ("count", "place", "switched", "fitted")),
@@ -115,7 +115,7 @@ class NativeMotion:
         for name, part in zip(_ROOM, self._room, strict=True):
             setattr(state, name, address(part))
         state.wanted = None if motion._wanted is None else address(motion._wanted)
-        state.up, state.down = up, down
+        state.up, state.down, state.cluttered_ns = up, down, motion._cluttered_ns
         self._at = ctypes.addressof(state)
 
     def begin(self, cells: Cells) -> None:

@@ -3,7 +3,7 @@
 #include <string.h>
 
 enum { ROWS = 90, COLUMNS = 160, TILE = 10, ACROSS = COLUMNS / TILE, LASTS = 3 };
-enum { SPARK = 6, SOLID = 8, CLUTTER_TILES = 8, USUAL = 4 };
+enum { SPARK = 6, SOLID = 8, CLUTTER_TILES = 8, CLUTTER_AGAIN = 4, USUAL = 4 };
 
 /* Twice as fast where the processor has wider vectors; chosen when the library is loaded. The results are the same. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
@@ -85,9 +85,9 @@ WIDE_VECTORS static int any_solid(const uint8_t *stray, int top, int bottom)
     return 0;
 }
 
-/* Whether sparks are all over the picture, and what is usual among them. */
+/* Whether sparks are all over the picture, and what is usual among them. `cluttered_ns` is when they last were. */
 WIDE_VECTORS static int cluttered(const float *sums, const uint8_t *stray, const int64_t *boxed_ns, int64_t now_ns,
-                                  int top, int bottom, float least, float *usual)
+                                  int64_t *cluttered_ns, int top, int bottom, float least, float *usual)
 {
     float highest[USUAL] = {0};
     int many = 0;
@@ -125,7 +125,11 @@ WIDE_VECTORS static int cluttered(const float *sums, const uint8_t *stray, const
         }
     }
     *usual = highest[USUAL - 1];
-    return many >= CLUTTER_TILES;
+    if (many < (now_ns - *cluttered_ns < 5000000000 ? CLUTTER_AGAIN : CLUTTER_TILES))
+        return 0;
+    if (many >= CLUTTER_TILES)
+        *cluttered_ns = now_ns;
+    return 1;
 }
 
 /* Whether one of the 3 x 3 cells around, of the rows between `top` and `bottom`, is set. */
@@ -140,7 +144,7 @@ static int near(const uint8_t *cells, int y, int x, int top, int bottom)
 
 WIDE_VECTORS double glance_score(const float *distance, const float *limit, const uint8_t *stray, const uint8_t *const *before,
                     const int64_t *stand_ns, const int64_t *boxed_ns, int64_t now_ns, int64_t passed_ns,
-                    double threshold, int64_t *place)
+                    double threshold, int64_t *cluttered_ns, int64_t *place)
 {
     float ratio[ROWS * COLUMNS], sums[ROWS * COLUMNS], usual;
     int first = 0, last = ROWS - 1;
@@ -158,7 +162,7 @@ WIDE_VECTORS double glance_score(const float *distance, const float *limit, cons
     const float half = (float)(threshold / 2);
     if (score < threshold / 2 || solid(stray, (int)(*place / COLUMNS), (int)(*place % COLUMNS)) >= SOLID)
         return score;
-    if (!cluttered(sums, stray, boxed_ns, now_ns, top, bottom, half, &usual))
+    if (!cluttered(sums, stray, boxed_ns, now_ns, cluttered_ns, top, bottom, half, &usual))
         return score;
     const double since = (double)now_ns - (LASTS - 0.5) * (double)passed_ns;
     for (int y = top; y < bottom; y++)
