@@ -109,28 +109,7 @@ WIDE_VECTORS static void compare(Motion *m, const uint8_t *restrict luma)
 int64_t glance_whole(const float *background, const float *limit, float plain, float *away, float *steady, float *light,
                      float *shifted, float *basis, double shift[2]); /* whole.c */
 
-/* cells.py: beyond, to what a cell and its neighbours show in the background. */
-WIDE_VECTORS static void near_background(Motion *m, const float *steady)
-{
-    for (int y = 0; y < ROWS; y++) {
-        const int first = y > 0 ? y - 1 : 0, last = y < ROWS - 1 ? y + 1 : ROWS - 1;
-        float low[COLUMNS], high[COLUMNS];
-        for (int x = 0; x < COLUMNS; x++)
-            low[x] = high[x] = m->background[y * COLUMNS + x];
-        for (int r = first; r <= last; r++)
-            for (int x = 0; x < COLUMNS; x++) {
-                low[x] = least(low[x], m->background[r * COLUMNS + x]);
-                high[x] = most(high[x], m->background[r * COLUMNS + x]);
-            }
-        for (int x = 0; x < COLUMNS; x++) {
-            const int left = x > 0 ? x - 1 : 0, right = x < COLUMNS - 1 ? x + 1 : COLUMNS - 1, i = y * COLUMNS + x;
-            float level = steady[i] + m->background[i];
-            float bottom = least(least(low[left], low[x]), low[right]);
-            float top = most(most(high[left], high[x]), high[right]);
-            m->distance[i] = least(m->distance[i], most(most(level - top, bottom - level) - FINER * (top - bottom), 0));
-        }
-    }
-}
+void glance_near(const float *background, const float *steady, float *distance); /* whole.c */
 
 /* The last cell of those from `i` on, eight at a time, in which none is set. */
 static inline int skip(const uint8_t *cells, int i)
@@ -347,7 +326,7 @@ int motion_fit(Motion *m, const uint8_t *luma, uint8_t *stray)
         m->shaken_ns = m->now_ns;
     if (!shaken(m))
         return finish(m, luma, stray, straying(m->distance, m->limit, stray), m->steady);
-    near_background(m, m->steady);
+    glance_near(m->background, m->steady, m->distance);
     return SHAKEN;
 }
 

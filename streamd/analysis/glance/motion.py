@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance, Luma
-from streamd.analysis.glance.cells import TILE, Cells, Levels, around, beyond, crowd, reach, tiles
+from streamd.analysis.glance.cells import Cells, Levels, around, beyond, reach
 from streamd.analysis.glance.motion_native import Functions, NativeMotion, library
 from streamd.analysis.glance.moved import Moved
+from streamd.analysis.glance.score import LASTS, MOST_RATIO, RECENT_S, score
 from streamd.analysis.glance.whole import Shots, whole
 
 STILL_S, STRAY_S = 1.5, 3.0
@@ -46,8 +47,6 @@ LEARN_S = 10.0
 HURRY = 4.0
 LEAST, PER_NOISE = 1.5, 2.0
 """A cell strays beyond this many levels plus this many times its noise."""
-MOST_RATIO = 3.0
-"""What one cell may contribute: a spark in a single cell is no motion."""
 FIT_SHARE = 0.005
 """Beyond this share of straying cells, motion of the whole picture is taken out."""
 LIGHT_SHARE = 0.35
@@ -60,8 +59,6 @@ SURE = 2.0
 """A look that finds something does not make more sensitive where the score was so many times the least anyway."""
 ABSORB = np.float32(0.1)
 LEARN_NOISE = np.float32(0.15)
-RECENT_S = 5.0
-"""Where a box was found so shortly ago, the network may only have missed it since."""
 SCALE = 15.0
 """The product of sensitivity and score."""
 LIGHT_ERROR = np.float32(0.25)
@@ -77,16 +74,6 @@ SHAKE = 0.12
 SHAKE_S = 2.0
 SWITCH = 8.0
 """Levels by which half of the picture becomes lighter or darker from one frame to the next if a light is switched."""
-CLUTTER_TILES, CLUTTER_AGAIN, CLUTTER_S = 8, 4, 5.0
-"""Where something strays in so many tiles, it is as likely to be rain, and in half as many if there was rain so shortly
-ago: tiles in which no box was found lately, or"""
-SPARK = 6
-"""in which no more cells than this stray."""
-SOLID = 8
-"""So many straying cells of 3 × 3 are motion even then, and so is"""
-LASTS = 3
-"""what was there in so many pictures before and changes, if its score is so many times that of the fourth tile."""
-USUAL, STANDS_OUT = 4, 1.5
 
 
 _STILL = np.zeros((ROWS, COLUMNS), np.bool_)
@@ -195,11 +182,11 @@ class Motion:
         if self._wanted is not None:
             stray &= self._wanted
             count = int(np.count_nonzero(stray))
-        score, place = self._score(distance, stray) if count else (0.0, 0)
+        most, place = self._score(distance, stray) if count else (0.0, 0)
         self._before.appendleft(stray)
-        if score < self.threshold:
+        if most < self.threshold:
             self._calm()
-        return Moved(score, self.threshold, stray, count / stray.size, shift=shift, place=place, shaken=self.shaken)
+        return Moved(most, self.threshold, stray, count / stray.size, shift=shift, place=place, shaken=self.shaken)
 
     def _begin(self, luma: Levels | Luma) -> None:
         """The background begins with a picture."""
@@ -321,36 +308,13 @@ class Motion:
         self._limit += np.float32(LEAST)
 
     def _score(self, distance: Levels, stray: Cells) -> tuple[float, int]:
-        """Of the 3 × 3 cells that stray most, and which cell is in the middle. Where sparks are all over the picture,
-        of those that last and are not like the others."""
-        rows = np.flatnonzero(stray.any(axis=1))
-        top, bottom = int(rows[0]) // TILE * TILE, (int(rows[-1]) // TILE + 1) * TILE
-        ratio = distance[top:bottom] / self._limit[top:bottom]
-        np.minimum(ratio, np.float32(MOST_RATIO), out=ratio)
-        ratio *= stray[top:bottom]
-        sums = around(ratio)
-        best = int(sums.argmax())
-        score, place = float(sums.flat[best]), top * COLUMNS + best
-        if score < self.threshold / 2 or crowd(stray, place) >= SOLID:
-            return score, place
-        unboxed = sums * (self._now_ns - self._boxed_ns[top:bottom] > RECENT_S * 1e9)
-        cells = tiles(stray[top:bottom].view(np.uint8)).sum(axis=(1, 3))
-        peaks = np.where(cells <= SPARK, tiles(sums).max(axis=(1, 3)), tiles(unboxed).max(axis=(1, 3)))
-        many = np.count_nonzero(peaks >= self.threshold / 2)
-        rained = self._now_ns - self._cluttered_ns < CLUTTER_S * 1e9
-        if many < (CLUTTER_AGAIN if rained else CLUTTER_TILES) or around(stray[top:bottom]).max() >= SOLID:
-            return score, place
-        if many >= CLUTTER_TILES:
-            self._cluttered_ns = self._now_ns
-        usual = float(np.partition(peaks, -USUAL, axis=None)[-USUAL])
-        for before in self._before:
-            ratio *= around(before[top:bottom]) > 0
-        # What a codec has not yet repaired does not change.
-        ratio *= self._stand_ns.reshape(ROWS, COLUMNS)[top:bottom] > self._now_ns - (LASTS - 0.5) * self._passed_ns
-        sums = around(ratio)
-        best = int(sums.argmax())
-        lasting, place = float(sums.flat[best]), top * COLUMNS + best
-        return (lasting, place) if lasting >= max(self.threshold, STANDS_OUT * usual) else (0.0, place)
+        """See `score.score`."""
+        found = score(
+            distance, self._limit, stray, self._before, self._stand_ns, self._boxed_ns, self._now_ns, self._passed_ns,
+            self.threshold, self._cluttered_ns,
+        )  # fmt: skip
+        self._cluttered_ns = found[2]
+        return found[:2]
 
     def beyond(self, moved: Moved, explained: Cells) -> bool:
         """Whether something moves outside of `explained` (ROWS, COLUMNS), in the picture of the last `step`."""

@@ -1,4 +1,4 @@
-/* How much the cells of a small picture stray, and where: motion.py: _score, which is the reference. */
+/* How much the cells of a small picture stray, and where: score.py, which is the reference. */
 #include <stdint.h>
 #include <string.h>
 

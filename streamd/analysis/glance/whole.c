@@ -13,6 +13,7 @@ enum { ROWS = 90, COLUMNS = 160, CELLS = ROWS * COLUMNS, WIDE = COLUMNS / 2, SAM
 #define WIDE_VECTORS
 #endif
 
+static const float FINER = 0.15f; /* cells.py */
 
 static float least(float a, float b) { return a < b ? a : b; }
 static float most(float a, float b) { return a > b ? a : b; }
@@ -166,4 +167,27 @@ WIDE_VECTORS int64_t glance_whole(const float *background, const float *limits, 
         }
     }
     return 1 + 2 * moves;
+}
+
+/* cells.py: beyond, to what a cell and its neighbours show in the background. */
+WIDE_VECTORS void glance_near(const float *background, const float *steady, float *distance)
+{
+    for (int y = 0; y < ROWS; y++) {
+        const int first = y > 0 ? y - 1 : 0, last = y < ROWS - 1 ? y + 1 : ROWS - 1;
+        float low[COLUMNS], high[COLUMNS];
+        for (int x = 0; x < COLUMNS; x++)
+            low[x] = high[x] = background[y * COLUMNS + x];
+        for (int r = first; r <= last; r++)
+            for (int x = 0; x < COLUMNS; x++) {
+                low[x] = least(low[x], background[r * COLUMNS + x]);
+                high[x] = most(high[x], background[r * COLUMNS + x]);
+            }
+        for (int x = 0; x < COLUMNS; x++) {
+            const int left = x > 0 ? x - 1 : 0, right = x < COLUMNS - 1 ? x + 1 : COLUMNS - 1, i = y * COLUMNS + x;
+            float level = steady[i] + background[i];
+            float bottom = least(least(low[left], low[x]), low[right]);
+            float top = most(most(high[left], high[x]), high[right]);
+            distance[i] = least(distance[i], most(most(level - top, bottom - level) - FINER * (top - bottom), 0));
+        }
+    }
 }
