@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +35,9 @@ STILL = 0.03
 """Share of blocks that may change in a frozen picture: its clock runs."""
 DOUBT_S = 120.0
 """A picture that only seems to be different is learned after all, once it has been so for this long."""
+DIM, DIM_S = 0.8, 60.0
+"""Light, in relation to the reference, below which edges may be lost to the dark; and for how long they say nothing
+once that was seen: something large that passes then hides what else tells the scene."""
 LEVELS = (50.0, 90.0)
 """Mean brightness between which references are kept apart."""
 
@@ -67,6 +71,8 @@ class HealthCore:
         self._light = -1
         self._still = Stillness(settings.frozen_s)
         self._doubt_s = self._moved_s = self._exact_s = 0.0
+        self._dimmed_t = -math.inf
+        """When the scene was last seen with its edges lost to the dark."""
         self._flat = self._bright = self._usual_s = 0.0
         """Usual shares of pixels of one level, and of saturated cells; and for how long they have been learned."""
         self.evidence: Evidence | None = None
@@ -105,6 +111,7 @@ class HealthCore:
     def resume(self) -> None:
         """Pictures come again after an outage: what was learned stays, what spans time is forgotten."""
         self._still.again()
+        self._dimmed_t = -math.inf
         for state in STATES:
             self._seen_s[state] = 0.0
 
@@ -123,6 +130,8 @@ class HealthCore:
         # A black picture is that of a recorder if it has a logo, or a text that is not a running clock.
         drawn = not dark or shown > LOGO or (shown > TEXT and self._exact_s >= 2.0)
         bright = float(levels[int(BRIGHT) :].sum()) / some.size
+        # Of what can become white at all: some scenes are black for a third.
+        white = bright / (1 - float(levels[: int(DARK) + 1].sum()) / some.size) if bright > 0.5 else bright
         frozen = self._still.step(changed <= STILL, dt)
         found: tuple[HealthState, ...] = ()
         match: Match | None = None
@@ -131,7 +140,7 @@ class HealthCore:
             found = ("no_signal_picture",)
         elif dark:
             found = ("dark",)
-        elif bright > max(0.65, min(self._bright + 0.25, (1 + self._bright) / 2)):
+        elif white > max(0.65, min(self._bright + 0.25, (1 + self._bright) / 2)):
             found = ("overexposed",)
         elif np.count_nonzero(m.coarse < 2.0) > 0.97 * cells:
             found = ("covered",)
@@ -161,8 +170,7 @@ class HealthCore:
                     return (), second, False
         return found, match, True
 
-    @staticmethod
-    def _told(match: Match, reference: Reference) -> tuple[HealthState, ...]:
+    def _told(self, match: Match, reference: Reference) -> tuple[HealthState, ...]:
         if not match.enough:
             return ()
         lost = match.kept < 0.35 * reference.kept
@@ -176,12 +184,18 @@ class HealthCore:
             return ("covered",)
         if match.blunt > 0.33 and match.similar > 0.5 and (not lost or (match.dull < 0.25 and match.similar > 0.7)):
             return ("blurred",)
-        # Where it grows dark, edges drown in noise; what is light and what is dark stays where it was.
-        # The less contrast is left, the more do lamps and what moves count.
-        dimmed = match.contrast < 0.6 and match.similar > 0.5 + match.contrast * 2 / 3
-        if lost and reference.kept > 0.4 and not dimmed:
-            return ("moved",)
+        if lost and reference.kept > 0.4:
+            if self._dimmed(match):
+                self._dimmed_t = self._t
+            elif self._t - self._dimmed_t > DIM_S:
+                return ("moved",)
         return ()
+
+    @staticmethod
+    def _dimmed(match: Match) -> bool:
+        """Whether it is the scene in the dark: edges drown in noise; what is light and what is dark stays where it was.
+        The less contrast is left, the more do lamps and what moves count."""
+        return match.light < DIM and match.contrast < 0.6 and match.similar > 0.5 + match.contrast * 2 / 3
 
     @staticmethod
     def _doubtful(match: Match, reference: Reference) -> bool:

@@ -52,6 +52,8 @@ class Match(NamedTuple):
     """Correlation of the brightness of cells, -1 to 1."""
     contrast: float
     """Spread of the brightness of cells, in relation to the reference."""
+    light: float
+    """Brightness above black, in relation to the reference, 0.1 to 1."""
     enough: bool
     """Whether the reference has texture enough to judge by."""
 
@@ -101,7 +103,8 @@ class Reference:
         some, of = int(np.count_nonzero(structured)), int(np.count_nonzero(textured))
         kept = float(np.count_nonzero(correlation[structured] > KEPT)) / max(some, 1)
         # Less light makes less contrast.
-        light = min(1.0, max(0.1, (float(m.mean.mean()) - BLACK) / max(float(self.mean.mean()) - BLACK, 1.0))) ** 2
+        bright = min(1.0, max(0.1, (float(m.mean.mean()) - BLACK) / max(float(self.mean.mean()) - BLACK, 1.0)))
+        light = bright**2
         fine, coarse = m.fine[textured], m.coarse[textured]
         was_fine, was_coarse = np.exp(self.log_fine[textured]), np.exp(self.log_coarse[textured])
         faded = float(np.count_nonzero(coarse < 0.12 * light * was_coarse + NOISE)) / max(of, 1)
@@ -117,7 +120,7 @@ class Reference:
         own, other = float((mine * mine).sum()), float((theirs * theirs).sum())
         similar = float((mine * theirs).sum()) / math.sqrt(own * other + 1e-9)
         contrast = math.sqrt((own + 1e-9) / (other + 1e-9))
-        return Match(kept, faded, blunt, veiled, dull, plain, similar, contrast, some >= 12 and of >= 12)
+        return Match(kept, faded, blunt, veiled, dull, plain, similar, contrast, bright, some >= 12 and of >= 12)
 
 
 class Stillness:
