@@ -52,6 +52,27 @@ def test_a_dusk_of_less_than_a_minute_is_not_another_scene(clip: str, seconds: f
     assert health_eval.dusk(health_eval.load_clip(shared(f"videos/{clip}")), seconds, 3) == {}
 
 
+def test_what_passes_in_the_dark_is_not_another_scene() -> None:
+    scene = health_eval.load_clip(shared("videos/person-bicycle-car-detection.mp4"))
+    assert health_eval.dusk(scene, 60, 4) == {}
+
+
+def test_a_scene_of_little_contrast_is_not_the_same_in_the_dark() -> None:
+    office, street = (
+        health_eval.load_clip(shared(f"videos/{name}-detection.mp4"))
+        for name in ("intel_one-by-one-person", "person-bicycle-car")
+    )
+    for seed in (1000, 1001):
+        assert health_eval.trial(office, another(street), False, seed).after_s is not None
+
+
+def test_a_scene_that_is_black_for_a_third_can_be_overexposed() -> None:
+    path = next(shared("images").glob("coco_val128/images/000000005001.jpg"))
+    overexposed = next(fault for fault in FAULTS if fault.name == "overexposed")
+    for slow in (False, True):
+        assert health_eval.trial(health_eval.load_image(path), overexposed, slow, 47000).after_s is not None
+
+
 @pytest.mark.parametrize("name", ["000000000143", "000000002923", "000000011051"])
 def test_what_grows_white_slowly_is_overexposed_and_not_blurred(name: str) -> None:
     """Scenes of which much is light: what is white has no texture left, whatever the lens does."""

@@ -273,3 +273,55 @@ def test_another_connection_begins_with_what_was_learned() -> None:
     camera.scene = np.roll(camera.scene, 30, axis=1)
     assert [m.light for m in camera.show(3)][:2] == [True, False]
     assert not camera.motion.learning
+
+
+def test_what_stops_is_background_as_it_is_however_much_else_moves() -> None:
+    """The background says nothing of a shift where something has stopped in front of it."""
+    camera = Camera().learned()
+    camera.scene[40:70, 60:100] = 190
+    camera.learned()
+
+    def crowd(picture: Picture, i: int, rng: np.random.Generator) -> Picture:
+        moves = min(i, 15)
+        for n in range(12):
+            picture = put(62 + 3 * n + 0.2 * moves, 42 + 2 * n, 1.7, 5, -150)(picture, i, rng)
+        return (picture + np.roll(picture, 1, axis=1) * 0.04) / 1.04  # softer for a while
+
+    moved = camera.show(3, crowd)
+    assert moved[5].moving
+    assert moving(moved[35:]) == 0
+    shown = crowd(camera.scene.copy(), 74, camera.rng)
+    assert np.abs(camera.motion._background - shown)[42:66, 62:98].max() < 12
+
+
+def test_what_is_white_does_not_run_ahead_of_the_light() -> None:
+    camera = Camera()
+    camera.scene[10:40, 90:140] = 215
+    camera.scene[60:80, 20:50] = 225
+    camera.learned()
+
+    def light(picture: Picture, i: int, rng: np.random.Generator) -> Picture:
+        lit: Picture = np.minimum(picture * (1 + 0.3 * np.sin(np.pi * i / (8 * RATE))), 235)
+        return lit
+
+    moved = camera.show(8, light)
+    assert moving(moved) == 0
+    assert camera.motion._background.max() < 240
+    assert camera.motion._past.max() < 240
+
+
+def test_rain_that_thins_out_is_still_rain() -> None:
+    camera = Camera().learned()
+
+    def rain(drops: int) -> Change:
+        def change(picture: Picture, i: int, rng: np.random.Generator) -> Picture:
+            for _ in range(drops):
+                y, x = rng.integers(0, ROWS - 3), rng.integers(0, COLUMNS)
+                picture[y : y + 3, x] += 30
+            return picture
+
+        return change
+
+    camera.show(2, rain(40))
+    assert moving(camera.show(2, rain(4))) <= 2
+    assert moving(Camera().learned().show(2, rain(4))) >= 10, "a few sparks alone may be anything"
