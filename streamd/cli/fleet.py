@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
         "many boxes serve every stream even then. Connects to nothing.",
     )
     plan.add_argument("config", metavar="FILE", help="configuration with a section `fleet`")
-    plan.add_argument("--boxes", type=int, metavar="N", help="number of boxes that are alike, instead of fleet.boxes")
+    plan.add_argument("--boxes", type=int, metavar="N", help="number of equal boxes, instead of fleet.boxes")
     plan.add_argument("--lose", action="append", default=[], metavar="BOX", help="show what moves if this box is lost")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     fleetrun.add_parsers(actions)
@@ -121,7 +121,9 @@ def _print(plan: Plan, demands: list[Demand], needed: int | None) -> None:
     console = output_console(highlight=False, markup=False)
     console.print(_table(plan.boxes))
     total = sum(d.load for d in demands)
-    console.print(f"\n{len(demands)} streams, {total:,.0f} frames/s; {len(plan.placement.box_of)} served")
+    console.print(
+        f"\n{len(demands)} stream{'s' * (len(demands) != 1)}, {total:,.0f} frames/s; {len(plan.placement.box_of)} served"
+    )
     if plan.placement.unplaced:
         console.print(f"no room for {len(plan.placement.unplaced)}: {_names(plan.placement.unplaced)}")
     for group, streams in plan.together.items():
@@ -132,13 +134,14 @@ def _print(plan: Plan, demands: list[Demand], needed: int | None) -> None:
         if lost:
             console.print(f"Losing {name} would leave {len(lost)} without a box: {_names(lost)}")
     if plan.single:
-        console.print(f"{len(plan.single)} are reached by a single box, and are lost with it in any case")
-    beside = ", beside the nodes" if any(not b.name.startswith("box-") for b in plan.boxes) else ""
+        which = "1 stream is" if len(plan.single) == 1 else f"{len(plan.single)} streams are"
+        console.print(f"{which} reached by a single box only, and lost with it in any case")
+    besides = " besides the nodes" if any(not b.name.startswith("box-") for b in plan.boxes) else ""
     rest = " for all others" if plan.single else ""
     if needed is None:
         console.print("No number of boxes is enough: a stream is larger than a box, or no box reaches it.")
     else:
-        console.print(f"N+1{rest} takes {needed} boxes that are alike{beside}.")
+        console.print(f"N+1{rest} takes {needed} equal box{'es' * (needed != 1)}{besides}.")
 
 
 def _print_loss(lost: list[str], after: Placement, boxes: Any) -> None:

@@ -209,9 +209,10 @@ def show(
                     continue
                 for row in board.sorted():
                     v = row.view(now)
+                    p50, p99 = ("-" if v[key] is None else v[key] for key in ("p50_ms", "p99_ms"))
                     print(
                         f"{v['stream']:<20} {row.condition:<10} {v['reason']:<14} {v['fps']:>6} fps "
-                        f"p50 {v['p50_ms']} p99 {v['p99_ms']} ms dropped {v['dropped']} {row.note(now)}"
+                        f"p50 {p50} p99 {p99} ms dropped {v['dropped']} {row.note(now)}"
                         + (f" | {v['counts']}" if "counts" in v else ""),
                         flush=True,
                     )

@@ -126,7 +126,7 @@ def test_the_command(tmp_path: Path) -> None:
 
     done = streamd("fleet", "plan", str(file), "--lose", "box-2")
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "N+1 takes 3 boxes" in done.stdout
+    assert "N+1 takes 3 equal boxes" in done.stdout
     done = streamd("fleet", "plan", str(file), "--lose", "box-9")
     assert (done.returncode, done.stdout) == (2, "")
     assert "there is no box box-9; there are box-1, box-2" in done.stderr
