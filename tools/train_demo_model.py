@@ -3,6 +3,7 @@
 
     python tools/train_demo_model.py prepare --images DIR --teachers FILE FILE --out PACK.npz [--clips FILE ...]
     python tools/train_demo_model.py train   --pack PACK.npz --out DIR --teachers FILE FILE --minutes 9
+    python tools/train_demo_model.py bench   --pack PACK.npz --out DIR --teachers FILE FILE
     python tools/train_demo_model.py export  --weights DIR/demo.pt --out demo.onnx
 
 `prepare` reads the folders of demo_model/pack.py's FOLDERS under --images and asks the teachers (YOLOX-Nano and
@@ -25,7 +26,7 @@ STARTED = time.monotonic()
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     """One option for each field of the plan."""
-    from demo_model.train import Plan
+    from demo_model.plan import Plan
 
     hints = typing.get_type_hints(Plan)
     for field in dataclasses.fields(Plan):
@@ -53,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--every", type=float, default=1.0, help="seconds between frames of a clip")
     p.add_argument("--quality", type=int, default=60, help="of the stored WebP pictures")
     p.add_argument("--out", type=Path, required=True)
-    _plan_options(commands.add_parser("train", help="train; the options are the fields of demo_model/train.py's Plan"))
+    _plan_options(commands.add_parser("train", help="train; the options are the fields of demo_model/plan.py's Plan"))
+    _plan_options(commands.add_parser("bench", help="say how long each part of a step takes, and train nothing"))
     p = commands.add_parser("export", help="write ONNX and its sidecar")
     p.add_argument("--weights", type=Path, required=True, help="what train wrote")
     p.add_argument("--out", type=Path, required=True, help="the ONNX file; its sidecar goes beside it")
@@ -63,12 +65,14 @@ def main(arguments: list[str] | None = None) -> int:
         from demo_model.pack import prepare
 
         prepare(options.pop("images"), options.pop("clips"), options.pop("teachers"), options.pop("out"), **options)
-    elif command == "train":
-        from demo_model.train import Plan, Trainer
+    elif command in ("train", "bench"):
+        from demo_model.plan import Plan
+        from demo_model.train import Trainer
 
         options["teachers"] = tuple(options["teachers"])
         values: Any = options
-        Trainer(Plan(**values), STARTED).run()
+        trainer = Trainer(Plan(**values), STARTED)
+        trainer.run() if command == "train" else trainer.prepare()
     else:
         from demo_model.export import export
 

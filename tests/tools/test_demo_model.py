@@ -159,7 +159,8 @@ def test_training_learns_and_streamd_decodes_what_it_exports(pack: Any, tmp_path
     from demo_model.augment import Strength
     from demo_model.export import export, load
     from demo_model.net import Grid, flat
-    from demo_model.train import Plan, Trainer, decoded
+    from demo_model.plan import Plan, decoded
+    from demo_model.train import Trainer
 
     plan = Plan(Path("unused"), tmp_path, device="cpu", batch=4, compile=False, width=0.125, ema=0.5, steps=1)
     trainer = Trainer(plan, 0.0, pack)

@@ -6,6 +6,7 @@ table of fixed size: rows x1 y1 x2 y2 score class in output pixels, score 0 wher
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,15 +90,35 @@ class Store:
         factor[list(leave)] = 0
         self.drawn = torch.tensor(np.cumsum(factor / factor.sum()), dtype=torch.float32, device=device)
         self.device, self.count = device, n
-        self.generator = torch.Generator(device).manual_seed(seed)
+        # Random numbers are drawn before a batch is, so that drawing it can be recorded and replayed.
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._even, self._bell = torch.zeros(0, device=device), torch.zeros(0, device=device)
+        self._at = [0, 0]
+
+    def shake(self, batch: int) -> None:
+        """New random numbers, at the place of the last ones, for one batch."""
+        if len(self._bell) < batch * 8:
+            self._even = torch.empty(batch * 48, device=self.device)
+            self._bell = torch.empty(batch * 8, device=self.device)
+        self._even.uniform_(generator=self._generator)
+        self._bell.normal_(generator=self._generator)
+
+    def rewind(self) -> None:
+        """Goes to the first random number."""
+        self._at = [0, 0]
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Any:
-        """Random numbers on the device."""
-        return torch.rand(shape, generator=self.generator, device=self.device) * (high - low) + low
+        """The next random numbers from low to high."""
+        return self._next(0, shape) * (high - low) + low
 
     def normal(self, *shape: int) -> Any:
-        """Random numbers on the device."""
-        return torch.randn(shape, generator=self.generator, device=self.device)
+        """The next normally distributed random numbers."""
+        return self._next(1, shape)
+
+    def _next(self, which: int, shape: tuple[int, ...]) -> Any:
+        first, count = self._at[which], math.prod(shape)
+        self._at[which] += count
+        return (self._even, self._bell)[which][first : first + count].view(shape)
 
 
 def _rgb(packed: Any) -> Any:
@@ -146,35 +167,58 @@ class Augment:
 
     Args:
         store: the pictures.
-        compiled: fuse the pixel arithmetic with torch.compile.
     """
 
-    def __init__(self, store: Store, *, compiled: bool = False) -> None:
+    def __init__(self, store: Store) -> None:
         self._store, self.device = store, store.device
-        self._look_up = torch.compile(_look_up) if compiled else _look_up
+        self.look_up: Any = _look_up
+        """Finds the pixels of `draw`; can be compiled."""
         # Constants live on the device: making one there is a copy that the host waits for.
         self._second = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=store.device) == 1
         yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
         self._yiq, self._rgb = yiq.to(store.device), torch.linalg.inv(yiq).to(store.device)
+        self._levels = torch.zeros(12, device=store.device)
+
+    def use(self, strength: Strength, *, mix: bool = True) -> None:
+        """Sets the strength of what `draw` draws, on the device: a recorded one follows. `mix`: lay pictures over."""
+        s = strength
+        values = (s.mosaic, *s.mosaic_scale, *s.scale, s.aspect, s.hue, s.saturation, s.brightness, s.contrast, s.grey,
+                  float(mix))  # fmt: skip
+        self._levels.copy_(torch.tensor(values))
 
     def __call__(self, batch: int, strength: Strength) -> tuple[Any, Any]:
-        """Draws a batch.
+        """Draws a batch of one strength: see `draw`."""
+        self.use(strength)
+        self.shake(batch)
+        return self.draw(batch, int(batch * strength.mixup))
+
+    def shake(self, batch: int) -> None:
+        """Before each batch: new random numbers."""
+        self._store.shake(batch)
+
+    def draw(self, batch: int, mixed: int) -> tuple[Any, Any]:
+        """Draws a batch with the strength and the random numbers in use, without a wait for the host.
+
+        Args:
+            batch: number of pictures.
+            mixed: how many of them are laid over another.
 
         Returns:
             Pictures (B, 3, SIZE, SIZE) 0..1 and rows (B, R, 6) in output pixels.
         """
         s = self._store
+        s.rewind()
+        share_of_mosaic, a, b, c, d, deviation, *_, mix = self._levels.unbind()
         source = torch.searchsorted(s.drawn, s.uniform(batch, 4)).clamp(max=s.count - 1)
-        mosaic = s.uniform(batch) < strength.mosaic
+        mosaic = s.uniform(batch) < share_of_mosaic
         # A picture that is no mosaic is one whose centre is the lower right corner: the first tile is all there is.
         centre = torch.where(mosaic[:, None], s.uniform(batch, 2, low=0.25, high=0.75) * SIZE, float(SIZE))
         start = torch.where(self._second, centre[:, None], 0.0)
         end = torch.where(self._second, float(SIZE), centre[:, None])
         size = s.sizes[source]
         share = s.uniform(batch, 4)
-        (a, b), (c, d) = strength.mosaic_scale, strength.scale
         zoom = torch.where(mosaic[:, None], a * (b / a) ** share, c * (d / c) ** share)
-        aspect = torch.exp(s.normal(batch, 4) * (strength.aspect / 2))
+        aspect = torch.exp(s.normal(batch, 4) * (deviation / 2))
         zoom = zoom * SIZE / size.amax(-1)
         scale = torch.stack([zoom * aspect, zoom / aspect], -1)
         shift = start + s.uniform(batch, 4, 2) * (end - start - size * scale)
@@ -183,18 +227,17 @@ class Augment:
         at = torch.where(halved, s.half_at + source * (SIDE // 2) ** 2, source * SIDE**2)
         row = torch.where(halved, SIDE // 2, SIDE)
         level = torch.where(halved, 0.5, 1.0)[..., None]
-        pictures = self._look_up(
+        pictures = self.look_up(
             s.pixels, at, row, (size * level).floor().clamp(min=1), scale / level, shift, mirror, centre,
-            self._colours(batch, strength),
+            self._colours(batch),
         )  # fmt: skip
         rows = self._rows(source, size, scale, shift, mirror, start, end)
-        mixed = int(batch * strength.mixup)
         if mixed:
-            share = s.uniform(mixed, 1, 1, 1, low=0.4, high=0.6)
+            share = 1 - mix * s.uniform(mixed, 1, 1, 1, low=0.35, high=0.6)
             other = pictures[-mixed:]
             pictures = torch.cat([pictures[:mixed] * share + other * (1 - share), pictures[mixed:]])
             extra = torch.zeros_like(rows)
-            extra[:mixed] = rows[-mixed:]
+            extra[:mixed] = rows[-mixed:] * mix
             rows = torch.cat([rows, extra], 1)
         return pictures, rows
 
@@ -210,7 +253,7 @@ class Augment:
         start = torch.where(self._second, centre[:, None], 0.0)
         colour = torch.eye(3, 4, device=s.device).expand(len(source), 3, 4)
         row = torch.full_like(source, SIDE)
-        pictures = self._look_up(s.pixels, source * SIDE**2, row, size, scale, shift, mirror, centre, colour)
+        pictures = _look_up(s.pixels, source * SIDE**2, row, size, scale, shift, mirror, centre, colour)
         rows = self._rows(
             source, size, scale, shift, mirror, start, torch.where(self._second, float(SIZE), centre[:, None])
         )
@@ -232,21 +275,22 @@ class Augment:
         score = score * ((seen - 0.15) / 0.35).clamp(0, 1) * (seen > 0.25) * (x2 - x1 > 2) * (y2 - y1 > 2)
         return torch.stack([x1, y1, x2, y2, score, number], -1).flatten(1, 2)
 
-    def _colours(self, batch: int, strength: Strength) -> Any:
+    def _colours(self, batch: int) -> Any:
         """One linear map of RGB a picture (B, 3, 4): hue turned in YIQ, saturation, brightness, contrast."""
         s = self._store
-        angle = s.normal(batch) * strength.hue
+        hue, stretch, light, spread, grey = self._levels[6:11].unbind()
+        angle = s.normal(batch) * hue
         # Evenly spread around 1, both ways.
-        saturation = 1 + s.uniform(batch, low=-1) * strength.saturation
-        saturation = torch.where(s.uniform(batch) < strength.grey, torch.zeros_like(saturation), saturation)
+        saturation = 1 + s.uniform(batch, low=-1) * stretch
+        saturation = torch.where(s.uniform(batch) < grey, torch.zeros_like(saturation), saturation)
         zero, one = torch.zeros_like(angle), torch.ones_like(angle)
         turn = torch.stack([
             torch.stack([one, zero, zero], -1),
             torch.stack([zero, angle.cos() * saturation, -angle.sin() * saturation], -1),
             torch.stack([zero, angle.sin() * saturation, angle.cos() * saturation], -1),
         ], 1)  # fmt: skip
-        brightness = 1 + s.uniform(batch, low=-1) * strength.brightness
-        contrast = 1 + s.uniform(batch, low=-1) * strength.contrast
+        brightness = 1 + s.uniform(batch, low=-1) * light
+        contrast = 1 + s.uniform(batch, low=-1) * spread
         matrix = self._rgb @ turn @ self._yiq * (brightness * contrast)[:, None, None]
         offset = (0.45 * (1 - contrast) * brightness)[:, None, None].expand(-1, 3, 1)
         return torch.cat([matrix, offset], -1)

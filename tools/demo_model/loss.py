@@ -27,6 +27,12 @@ class Targets:
     """(B, N, 4) corners."""
     scores: Any
     """(B, N, 6): how likely each class is. All 0 where nothing is."""
+    placed: Any
+    """(B, N): 1 where the box was given to the cell for its place, 0 where a teacher speaks of this very cell."""
+
+    def values(self) -> tuple[Any, Any, Any]:
+        """All three."""
+        return self.boxes, self.scores, self.placed
 
 
 def assign(boxes: Any, scores: Any, drawn: Any) -> Targets:
@@ -67,7 +73,11 @@ def assign(boxes: Any, scores: Any, drawn: Any) -> Targets:
     owner.scatter_(0, torch.where(key == top[index], index, nowhere), row)
     owner, top = owner[:-1], top[:-1]
     held = scores.flatten(0, 1)[owner] * (top > 0)[:, None]
-    return Targets(boxes.flatten(0, 1)[owner].view(batch, first, 4), held.view(batch, first, -1))
+    return Targets(
+        boxes.flatten(0, 1)[owner].view(batch, first, 4),
+        held.view(batch, first, -1),
+        (top > 0).float().view(batch, first),
+    )
 
 
 def one_hot(rows: Any) -> Any:
@@ -75,12 +85,17 @@ def one_hot(rows: Any) -> Any:
     return (rows[..., 5:6] == torch.arange(len(CLASSES), device=rows.device)) * rows[..., 4:5]
 
 
+def _area(size: Any) -> Any:
+    """Width times height. The gradient of `prod` asks the device whether a factor is 0, and waits for the answer."""
+    return size[..., 0] * size[..., 1]
+
+
 def complete_iou(a: Any, b: Any) -> tuple[Any, Any]:
     """Overlap of boxes pair by pair, and the same less what centre and shape are off (CIoU, Zheng et al., 2020)."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    inter = (high - low).clamp(min=0).prod(-1)
+    inter = _area((high - low).clamp(min=0))
     sa, sb = (a[..., 2:] - a[..., :2]).clamp(min=1e-3), (b[..., 2:] - b[..., :2]).clamp(min=1e-3)
-    iou = inter / (sa.prod(-1) + sb.prod(-1) - inter + 1e-6)
+    iou = inter / (_area(sa) + _area(sb) - inter + 1e-6)
     around = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     apart = ((a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2).square().sum(-1)
     shape = (4 / math.pi**2) * (torch.atan(sa[..., 0] / sa[..., 1]) - torch.atan(sb[..., 0] / sb[..., 1])).square()
@@ -97,7 +112,8 @@ def loss(rows: Any, targets: Targets, grid: Grid, *, box: float, iou_share: floa
         targets: of the same cells.
         grid: the cells.
         box: weight of the boxes' part.
-        iou_share: how far a cell's objectness should tell how well its box fits: 0 not at all, 1 alone.
+        iou_share: how far the objectness of a cell that a box was given to should tell how well the box fits: 0 not
+            at all, 1 alone. A teacher's score of a cell tells it already.
 
     Returns:
         The loss, and its three parts (box, objectness, class) detached.
@@ -106,7 +122,7 @@ def loss(rows: Any, targets: Targets, grid: Grid, *, box: float, iou_share: floa
     norm = best.sum().clamp(min=1.0)
     iou, complete = complete_iou(grid.boxes(rows), targets.boxes)
     box_loss = ((1 - complete) * best).sum() / norm
-    fit = 1 - iou_share + iou_share * iou.detach().clamp(0, 1)
+    fit = 1 - iou_share * targets.placed * (1 - iou.detach().clamp(0, 1))
     objectness = F.binary_cross_entropy_with_logits(rows[..., 4], best * fit, reduction="sum") / norm
     share = targets.scores / best.clamp(min=1e-6)[..., None]
     kinds = F.binary_cross_entropy_with_logits(rows[..., 5:], share, reduction="none").sum(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ class Detector(nn.Module):  # type: ignore[misc]
 
     def __init__(self, width: float = 0.25, depth: float = 0.33) -> None:
         super().__init__()
+        self.width, self.depth = width, depth
         a, b, c, d, e = (max(8, round(n * width / 8) * 8) for n in (64, 128, 256, 512, 1024))
         once, twice, thrice = (max(1, round(n * depth)) for n in (3, 6, 9))
         self.stem = Conv(3, a, 6, 2, 2)
@@ -91,6 +93,7 @@ class Detector(nn.Module):  # type: ignore[misc]
         self.top4, self.top3 = C3(2 * d, d, once, shortcut=False), C3(2 * c, c, once, shortcut=False)
         self.down3, self.down4 = Conv(c, c, 3, 2), Conv(d, d, 3, 2)
         self.out4, self.out5 = C3(2 * c, d, once, shortcut=False), C3(2 * d, e, once, shortcut=False)
+        self.channels = (c, d, e)
         self.heads = nn.ModuleList(nn.Conv2d(n, ROW, 1) for n in (c, d, e))
         for head in self.heads:
             nn.init.normal_(head.weight, std=0.01)
@@ -98,8 +101,8 @@ class Detector(nn.Module):  # type: ignore[misc]
             nn.init.constant_(head.bias[4:5], -4.6)  # one cell in a hundred holds something
             nn.init.constant_(head.bias[5:], -1.6)
 
-    def forward(self, x: Any) -> list[Any]:
-        """(B, 3, SIZE, SIZE) 0..1 to the heads' logits."""
+    def neck(self, x: Any) -> tuple[Any, Any, Any]:
+        """(B, 3, SIZE, SIZE) 0..1 to what the heads read, at stride 8, 16 and 32."""
         p3 = self.p3(self.p2(self.stem(x)))
         p4 = self.p4(p3)
         lateral5 = self.lateral5(self.p5(p4))
@@ -107,7 +110,11 @@ class Detector(nn.Module):  # type: ignore[misc]
         n3 = self.top3(torch.cat([self.up(lateral4), p3], 1))
         n4 = self.out4(torch.cat([self.down3(n3), lateral4], 1))
         n5 = self.out5(torch.cat([self.down4(n4), lateral5], 1))
-        found = [head(n) for head, n in zip(self.heads, (n3, n4, n5), strict=True)]
+        return n3, n4, n5
+
+    def forward(self, x: Any) -> list[Any]:
+        """(B, 3, SIZE, SIZE) 0..1 to the heads' logits."""
+        found = [head(n) for head, n in zip(self.heads, self.neck(x), strict=True)]
         return [
             y.view(-1, 1, ROW, SIZE // s, SIZE // s).permute(0, 1, 3, 4, 2) for y, s in zip(found, STRIDES, strict=True)
         ]
@@ -127,6 +134,12 @@ class Grid:
             anchor.append(torch.full((n * n,), a))
         self.cell = torch.stack([torch.cat(x), torch.cat(y)], -1).float().to(device)
         self.stride, self.anchor = torch.cat(stride)[:, None].to(device), torch.cat(anchor)[:, None].to(device)
+
+    def part(self, first: int) -> Grid:
+        """The cells from `first` on."""
+        part = copy.copy(self)
+        part.cell, part.stride, part.anchor = self.cell[first:], self.stride[first:], self.anchor[first:]
+        return part
 
     def boxes(self, rows: Any) -> Any:
         """Decodes logits (B, N, ROW) as YOLOv5 does: corners in input pixels (B, N, 4)."""

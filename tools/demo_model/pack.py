@@ -16,7 +16,7 @@ from demo_model import SIZE
 from demo_model.boxes import Array, average_precision
 from demo_model.labels import Observer, calibrated, merge, read_labels, reliability
 
-SIDE = 448
+SIDE = 512
 """Longest side of a stored picture."""
 FULL = (0, 1, 2, 3, 4, 5)
 FOLDERS: dict[str, tuple[int, ...]] = {

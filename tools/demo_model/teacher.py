@@ -5,6 +5,8 @@ YOLOX-Nano (Megvii, Apache-2.0) and PicoDet-S 416 (PaddleDetection, Apache-2.0),
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,13 @@ from demo_model import COCO_IDS, SIZE
 # PaddleDetection normalises RGB by ImageNet's mean and deviation.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PICODET_BINS = 8
+FEATURES = {
+    True: (("input.471", 64), ("input.531", 128), ("input.591", 256)),
+    False: (("hardswish_14.tmp_0", 96), ("hardswish_22.tmp_0", 96), ("hardswish_30.tmp_0", 96)),
+}
+"""Of YOLOX-Nano (True) and PicoDet-S: the tensors of stride 8, 16 and 32 that their heads read, and their channels."""
+SHARED_CELLS = sum((SIZE // s) ** 2 for s in (8, 16, 32))
+"""Cells of stride 8, 16 and 32: the student has the same, in the same order."""
 
 
 def _scales(values: Any) -> float:
@@ -30,9 +39,10 @@ class OnnxNet:
         path: the model.
         device: where it runs.
         dtype: of the arithmetic.
+        extra: names of inner tensors that are returned after the outputs.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", dtype: Any = torch.float32) -> None:
+    def __init__(self, path: Path, device: str = "cpu", dtype: Any = torch.float32, extra: Sequence[str] = ()) -> None:
         import onnx
         from onnx import helper, numpy_helper
 
@@ -44,7 +54,7 @@ class OnnxNet:
             if node.op_type == "Constant":
                 self._constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
         self._input = next(i.name for i in graph.input if i.name not in self._constants)
-        self._outputs = [o.name for o in graph.output]
+        self._outputs = [*(o.name for o in graph.output), *extra]
         self._nodes = _fused(
             [
                 (
@@ -73,7 +83,7 @@ class OnnxNet:
         self._last = {name: i for i, (_, inputs, _, _) in enumerate(self._nodes) for name in inputs}
 
     def __call__(self, x: Any) -> list[Any]:
-        """The outputs, in the graph's order."""
+        """The outputs, in the graph's order, and the extra tensors."""
         values: dict[str, Any] = {self._input: x, **self._weights}
         for i, (op, inputs, outputs, attributes) in enumerate(self._nodes):
             found = self._run(op, [values.get(n) for n in inputs], inputs, attributes)
@@ -153,6 +163,20 @@ def _fused(nodes: list[Any], constants: dict[str, Any]) -> list[Any]:
     return out
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a teacher says about a batch, by cell."""
+
+    boxes: Any
+    """(B, N, 4) corners in pixels, float32."""
+    scores: Any
+    """(B, N, 6) of our classes, float32."""
+    all: Any
+    """(B, N, 80) of all COCO classes."""
+    features: tuple[Any, ...]
+    """What the heads read at stride 8, 16 and 32 (B, C, H, W), where it was asked for."""
+
+
 class Teacher:
     """One detector: pictures in, per cell a box and the six classes' scores out.
 
@@ -160,12 +184,18 @@ class Teacher:
         path: `yolox_nano.onnx` or `picodet_s_416_coco.onnx`; the name says which.
         device: where it runs.
         dtype: of the convolutions.
+        features: also return what its heads read.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", dtype: Any = torch.float32) -> None:
-        self._net: Any = CpuNet(path) if device == "cpu" else OnnxNet(path, device, dtype)
-        self._dtype = dtype
+    def __init__(self, path: Path, device: str = "cpu", dtype: Any = torch.float32, *, features: bool = False) -> None:
         self.yolox = "yolox" in path.name
+        self.channels = tuple(c for _, c in FEATURES[self.yolox]) if features else ()
+        if device == "cpu" and not features:
+            self._net: Any = CpuNet(path)
+        else:
+            names = [n for n, _ in FEATURES[self.yolox]] if features else []
+            self._net = OnnxNet(path, device, dtype, names)
+        self._dtype = dtype
         strides = (8, 16, 32) if self.yolox else (8, 16, 32, 64)
         cells, steps = [], []
         for stride in strides:
@@ -181,27 +211,30 @@ class Teacher:
         self._bins = torch.arange(_PICODET_BINS, dtype=torch.float32, device=device)
 
     def __call__(self, pictures: Any) -> tuple[Any, Any]:
-        """Asks about a batch.
+        """As `look`, but boxes and our classes' scores alone."""
+        seen = self.look(pictures)
+        return seen.boxes, seen.scores
 
-        Args:
-            pictures: (B, 3, 416, 416) RGB, 0..1.
-
-        Returns:
-            Boxes x1 y1 x2 y2 in pixels (B, N, 4), and scores (B, N, 6), both float32.
-        """
+    def look(self, pictures: Any) -> Seen:
+        """Asks about a batch of pictures (B, 3, 416, 416) RGB, 0..1."""
         x = pictures.flip(1) * 255 if self.yolox else (pictures - self._mean) / self._deviation
         x = x.to(self._dtype).contiguous(memory_format=torch.channels_last)
-        outputs = self._net(x)
+        found = self._net(x)
+        outputs, features = (found, ()) if not self.channels else (found[:-3], tuple(found[-3:]))
         if self.yolox:
-            rows = outputs[0].float()
-            centre = (rows[..., :2] + self._cell) * self._stride
-            half = rows[..., 2:4].clamp(max=6).exp() * self._stride / 2
-            return torch.cat([centre - half, centre + half], -1), rows[..., 4:5] * rows[..., 5:][..., self._ids]
-        scores = torch.cat(outputs[:4], 1).float()[..., self._ids]
-        sides = torch.cat(outputs[4:], 1).float()
-        sides = (sides.unflatten(-1, (4, _PICODET_BINS)).softmax(-1) * self._bins).sum(-1) * self._stride
-        centre = (self._cell + 0.5) * self._stride
-        return torch.cat([centre - sides[..., :2], centre + sides[..., 2:]], -1), scores
+            rows = outputs[0]
+            every = rows[..., 4:5].float() * rows[..., 5:].float()
+            place = rows[..., :4].float()
+            centre = (place[..., :2] + self._cell) * self._stride
+            half = place[..., 2:].clamp(max=6).exp() * self._stride / 2
+            boxes = torch.cat([centre - half, centre + half], -1)
+        else:
+            every = torch.cat(outputs[:4], 1).float()
+            sides = torch.cat(outputs[4:], 1).float()
+            sides = (sides.unflatten(-1, (4, _PICODET_BINS)).softmax(-1) * self._bins).sum(-1) * self._stride
+            centre = (self._cell + 0.5) * self._stride
+            boxes = torch.cat([centre - sides[..., :2], centre + sides[..., 2:]], -1)
+        return Seen(boxes, every[..., self._ids], every, features)
 
 
 def best_cells(teacher: Teacher, pictures: Any, count: int) -> tuple[Any, Any]:
