@@ -164,9 +164,12 @@ def test_training_learns_and_streamd_decodes_what_it_exports(pack: Any, tmp_path
 
     plan = Plan(Path("unused"), tmp_path, device="cpu", batch=4, compile=False, width=0.125, ema=0.5, steps=1)
     trainer = Trainer(plan, 0.0, pack)
-    parts = [trainer.advance(Strength.mild(), 2e-3) for _ in range(20)]
-    first, last = (torch.stack(p).sum(1).mean() for p in (parts[:3], parts[-3:]))
-    assert last < 0.75 * first
+    trainer.augment.use(Strength.mild())
+    losses = []
+    for _ in range(20):
+        trainer.advance(2e-3)
+        losses.append(sum(trainer.parts(1)))
+    assert sum(losses[-3:]) < 0.75 * sum(losses[:3])
     weights = trainer.save()
     again = dataclasses.replace(plan, resume=tmp_path / "demo.pt")
     assert Trainer(again, 0.0, pack).step == 20
@@ -186,10 +189,101 @@ def test_training_learns_and_streamd_decodes_what_it_exports(pack: Any, tmp_path
     cell, number = np.nonzero(score[0] >= conf)
     ours = np.column_stack([boxes[0][cell], score[0][cell, number], number])
     theirs = np.column_stack([found.xyxy, found.score, found.class_id])
-    assert len(ours) > 100
-    order = [np.lexsort((np.round(v[:, 0], 2), np.round(v[:, 1], 2), v[:, 5])) for v in (ours, theirs)]
-    np.testing.assert_allclose(ours[order[0]], theirs[order[1]], rtol=1e-3, atol=1e-2)
+    assert len(ours) == len(theirs) > 100
+    near = np.isclose(ours[:, None], theirs[None], rtol=1e-3, atol=1e-2).all(-1)
+    near &= np.isclose(ours[:, None, 4], theirs[None, :, 4], rtol=1e-3, atol=1e-6)
+    assert near.any(0).all()
+    assert near.any(1).all()
     assert decoded(torch.from_numpy(boxes), torch.from_numpy(score))
+
+
+def test_a_teachers_cells_are_the_students_where_it_can_give_their_boxes() -> None:
+    torch = pytest.importorskip("torch", reason="training needs PyTorch")
+    from demo_model.distill import cell_targets
+    from demo_model.net import Grid
+    from demo_model.teacher import Seen
+
+    boxes, scores = torch.zeros(1, 3598, 4), torch.zeros(1, 3598, 6)
+
+    def say(cell: int, box: tuple[float, ...], number: int, score: float) -> None:
+        boxes[0, cell] = torch.tensor(box)
+        scores[0, cell, number] = score
+
+    say(53, (0, 0, 24, 24), PERSON, 0.9)  # stride 8, second row, second column: its centre is that of the box
+    say(60, (200, 200, 230, 230), PERSON, 0.9)  # far from its box
+    say(70, (100, 0, 250, 30), BUS, 0.9)  # wider than a cell of stride 8 can say
+    say(
+        3549 + 8, (64, 64, 320, 128 + 64), TRUCK, 0.8
+    )  # stride 64: of its four cells of stride 32, the two near the centre
+    targets = cell_targets(Seen(boxes, scores, scores, ()), Grid("cpu"), 1.0, 0.0)
+    held = targets.scores[0].amax(-1).nonzero().flatten().tolist()
+    first = 52**2 + 26**2
+    assert held == [53]
+    say(3549 + 8, (64, 64, 192, 192), TRUCK, 0.8)
+    targets = cell_targets(Seen(boxes, scores, scores, ()), Grid("cpu"), 1.0, 0.0)
+    held = targets.scores[0].amax(-1).nonzero().flatten().tolist()
+    assert held == [53, *(first + 13 * y + x for y in (3,) for x in (3,))]
+    assert targets.scores[0, held[1], TRUCK].item() == pytest.approx(0.8, abs=1e-4)
+    assert targets.boxes[0, held[1]].tolist() == [64, 64, 192, 192]
+
+
+def test_a_warm_start_says_what_the_exported_model_says(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="training needs PyTorch")
+    from demo_model.export import export
+    from demo_model.net import Detector
+    from demo_model.warm import warm_start
+
+    torch.manual_seed(3)
+    taught, fresh = Detector(0.125).eval(), Detector(0.125)
+    for module in taught.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for value, low, high in ((module.weight, 0.5, 2), (module.bias, -1, 1), (module.running_mean, -0.2, 0.2)):
+                torch.nn.init.uniform_(value, low, high)
+    torch.save({"state": taught.state_dict(), "meta": {"width": 0.125, "depth": 0.33}}, tmp_path / "taught.pt")
+    export(tmp_path / "taught.pt", tmp_path / "taught.onnx")
+    pictures = torch.rand(4, 3, 416, 416)
+    warm_start(fresh, tmp_path / "taught.onnx", [pictures[:2], pictures[2:]])
+    assert fresh.training
+    with torch.no_grad():
+        learning = fresh(pictures)
+        for a, b, c in zip(taught(pictures), fresh.eval()(pictures), learning, strict=True):
+            assert a.std() > 0.01
+            torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
+            # While learning, batches are normalised by themselves; these are the ones it was measured on.
+            torch.testing.assert_close(c, a, rtol=1e-2, atol=1e-2 * float(a.abs().max()))
+    with pytest.raises(ValueError, match="convolutions"):
+        warm_start(Detector(0.25), tmp_path / "taught.onnx", [pictures])
+
+
+def test_a_step_asks_the_device_for_nothing_so_that_it_can_be_recorded(pack: Any, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="training needs PyTorch")
+    from demo_model.plan import Plan
+    from demo_model.train import Trainer
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: set[str] = set()
+
+    class Listen(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(op.overloadpacket.__name__)
+            return op(*args, **(kwargs or {}))
+
+    teachers = tuple(shared(f"models/{n}.onnx") for n in ("yolox_nano", "picodet_s_416_coco"))
+    for both in (False, True):
+        plan = Plan(
+            Path("unused"), tmp_path, device="cpu", batch=4, compile=False, width=0.125, teachers=teachers, both=both
+        )
+        trainer = Trainer(plan, 0.0, pack)
+        trainer.augment.use(plan.strength())
+        trainer.augment.shake(4)
+        with Listen():
+            pictures, rows = trainer.draw()
+            parts = trainer.learn(pictures, *trainer.ask(pictures, rows))
+        assert torch.isfinite(parts).all()
+        assert (parts > 0).all()
+    # `cumprod` is of the gradient of `prod`, which on a device looks for zeros, and waits.
+    assert not seen & {"_local_scalar_dense", "nonzero", "masked_select", "cumprod", "rand", "randn"}
+    assert {"convolution_backward", "scatter_reduce_"} <= seen
 
 
 def test_teachers_say_in_pytorch_what_they_say_in_onnxruntime() -> None:

@@ -32,6 +32,9 @@ def warm_start(model: Detector, path: Path, batches: Iterable[Any]) -> None:
 
     graph = onnx.load(path).graph
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in constants:  # two of the same value are stored once
+            constants[node.output[0]] = constants[node.input[0]]
     filters = [[torch.tensor(constants[n]) for n in node.input[1:]] for node in graph.node if node.op_type == "Conv"]
     training = model.training
     model.eval()
