@@ -1,8 +1,10 @@
 """How streamd's bundled detector is trained. The commands are in tools/train_demo_model.py; each module is a step.
 
 `teacher` runs the published detectors whose knowledge is passed on, `labels` merges their boxes with the labelled ones,
-`pack` makes and reads the one file of pictures and labels, `augment` draws training pictures, `targets` turns boxes
-into what each cell should say, `net` is the network, `loss` and `train` train it, `export` writes ONNX and its sidecar.
+`pack` makes and reads the one file of pictures and labels, `augment` draws training pictures, `net` is the network,
+`warm` gives it the weights of an exported one, `loss` turns boxes into what each cell should say and measures what it
+says, `distill` does so with the teachers' answers, `plan` describes a run, `speed` compiles and records a step, `train`
+trains, `export` writes ONNX and its sidecar.
 """
 
 CLASSES = ("person", "bicycle", "car", "motorcycle", "bus", "truck")
