@@ -1,4 +1,4 @@
-"""Where the gate refuses a model with all layers in INT8: the layers that have to stay in float, and what they cost.
+"""Where the gate refuses a model: the layers that have to stay in float, and what they cost.
 
 First come those that make most of the noise with little of the work (`sensitivity.dominant`), then the fewest more, in
 the order of their noise, until the model finds the float model's boxes again on pictures of its own: neither those that
@@ -47,17 +47,17 @@ class Step:
 
 def escalated(
     noise: Noise,
-    refused: Verdict,
+    before: Verdict,
     always: Sequence[str],
     agreement: Callable[[Collection[str]], float],
     judge: Callable[[Collection[str]], Verdict],
     report: Report,
 ) -> list[Step]:
-    """What was tried, in order; `best` is among them if the gate let any pass.
+    """What was tried, in order.
 
     Args:
         noise: of the model.
-        refused: what the gate said of it with only `always` in float.
+        before: what the gate said of it with only `always` in float.
         always: layers that stay in float anyway.
         agreement: share of boxes that a choice of float layers has in common with the float model, on pictures for this
             search.
@@ -65,7 +65,7 @@ def escalated(
         report: is told about progress.
     """
     asked: dict[frozenset[str], float] = {}
-    bar = 1 - AIM * refused.allowed * ((1 - MIN_AGREEMENT) / MAX_DROP if refused.accuracy else 1)
+    bar = 1 - AIM * before.allowed * ((1 - MIN_AGREEMENT) / MAX_DROP if before.accuracy else 1)
 
     def agrees(layers: Collection[str]) -> Verdict:
         key = frozenset(layers)

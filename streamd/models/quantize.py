@@ -11,7 +11,7 @@ from streamd import __version__
 from streamd.engine.model import sha256_of
 from streamd.engine.sidecar import Provenance, sidecar_path, write_sidecar
 from streamd.errors import ConfigError, GateError, ModelError, StreamdError
-from streamd.models.escalate import Step, best, escalated
+from streamd.models.escalate import Step, best, escalated, within_aim
 from streamd.models.gate import Gate, Verdict
 from streamd.models.graph import write_whole
 from streamd.models.quantizer import FEW_PICTURES, NOISE_PICTURES, Quantizer, Report, silent
@@ -64,9 +64,12 @@ def quantize(request: Request, report: Report = silent) -> Result:
                 )
             else:
                 verdict = job.measure(gate, float_layers, folder)
-                if not verdict.passed and request.escalate and not request.force:
+                # Where layers stand out, there are often more that do not bear INT8.
+                enough = within_aim(verdict) if job.standing_out else verdict.passed
+                if not enough and request.escalate and not request.force:
                     steps = _escalate(job, gate, verdict, folder, report)
-                    if (found := best(steps)) is not None:
+                    found = best(steps)
+                    if found is not None and (not verdict.passed or found.verdict.score < verdict.score):
                         float_layers, verdict = found.float_layers, found.verdict
         except StreamdError as error:
             if not request.force or isinstance(error, ModelError):

@@ -136,9 +136,12 @@ class Quantizer:
             self.weights = tuned(
                 self.model, self.sites, self.thresholds, self.weights, peaks, self.inputs, report, self.float_layers
             )
+        self.standing_out: list[str] = []
+        """Layers that stay in float for their noise."""
         if request.float_share > 0:
             noise = Noise(self.model, self.sites, self.thresholds, list(self.inputs(FEW_PICTURES)), self.weights)
-            self.float_layers += dominant(noise, report, always=self.float_layers, share=request.float_share)
+            self.standing_out = dominant(noise, report, always=self.float_layers, share=request.float_share)
+            self.float_layers += self.standing_out
         self.calibration_seconds = time.monotonic() - started
         if self._moved is not None:
             self.model = self._moved.in_float(self.model, self.float_layers)

