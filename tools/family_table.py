@@ -14,13 +14,16 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from streamd.engine import ModelSettings
+from streamd.errors import GateError
 from streamd.models.bootstrap import Drop, paired_drop
 from streamd.models.dataset import open_dataset
 from streamd.models.evaluate import COCO_DETECT, Accuracy, Detector, evaluate
+from streamd.models.gate import MAX_DROP
 from streamd.models.quantize import quantize
 from streamd.models.request import Request
 
@@ -72,14 +75,16 @@ def row(item: str, args: argparse.Namespace, sets: dict[str, Path]) -> dict[str,
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() and out.exists() else {}
     first = next(iter(sets.values()))
     if not found:
-        made = quantize(
-            Request(
-                model=str(model), images=args.images, out=out, eval_images=str(first / "images"),
-                labels=str(first / "labels"), head=head or None, force=True, auto=args.auto, max_drop=args.max_drop,
-                engine=engine,
-            )
+        request = Request(
+            model=str(model), images=args.images, out=out, eval_images=str(first / "images"),
+            labels=str(first / "labels"), head=head or None, auto=args.auto, max_drop=args.max_drop, engine=engine,
         )  # fmt: skip
+        try:
+            made = quantize(request)
+        except GateError:
+            made = quantize(replace(request, force=True))
         found = {"model": model.name, "layers": made.layers, "float_layers": list(made.float_layers), "sets": {}}
+        found |= {"refusal": made.verdict.refusal, "escalation": [step.as_json() for step in made.escalation]}
         kept.write_text(json.dumps(found, indent=1) + "\n")
     for label, folder in sets.items():
         if label not in found["sets"]:
@@ -100,7 +105,7 @@ def main() -> int:
     p.add_argument("--set", action="append", required=True, metavar="NAME=FOLDER", dest="sets")
     p.add_argument("--out", required=True, type=Path)
     p.add_argument("--auto", action="store_true", help="keep the fewest layers in float that pass the gate")
-    p.add_argument("--max-drop", type=float, default=0.006)
+    p.add_argument("--max-drop", type=float, default=MAX_DROP)
     p.add_argument("--speed", action="store_true")
     p.add_argument("--threads", type=int, help="OpenVINO's threads")
     args = p.parse_args()

@@ -84,7 +84,8 @@ def escalated(
     for _ in range(LOOKS):
         kept, found = fewest([name for name in order if name not in kept], kept, agrees, report)
         if not steps or len(kept) > len(steps[-1].float_layers):
-            steps.append(Step(tuple(kept), sum(noise.costs[name] for name in kept), judge(kept)))
+            verdict = judge(kept) if len(kept) > len(always) else before
+            steps.append(Step(tuple(kept), sum(noise.costs[name] for name in kept), verdict))
         if within_aim(steps[-1].verdict) or not found.passed:
             break
         bar = 1 - (1 - bar) / 2

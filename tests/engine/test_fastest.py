@@ -19,7 +19,7 @@ from streamd.engine.tensorrt.builder import build
 from streamd.engine.tensorrt.fastest import build_fastest, choose, verdict
 from streamd.engine.tensorrt.job import BuildOptions, Job, find_float, prepare, settle_precision
 from streamd.engine.tensorrt.version import Trt
-from streamd.errors import BackendError, ConfigError
+from streamd.errors import BackendError, ConfigError, ModelError
 from tests.engine.onnx_models import conv_relu
 from tests.engine.test_builder import RTX, T8, T11
 from tests.engine.trt import trt_here
@@ -246,6 +246,19 @@ def test_the_times_are_told_in_one_line() -> None:
 def test_the_size_that_plans_are_made_for_decides() -> None:
     times = {"int8": {1: 1.0, 8: 3.0}, "fp16": {1: 2.0, 8: 2.0}}
     assert (choose(times, 1), choose(times, 8)) == ("int8", "fp16")
+
+
+def test_what_cannot_be_parsed_is_the_float_model_and_it_is_named(pair: Path) -> None:
+    import onnx
+
+    trt_here()
+    made = prepare(pair, BuildOptions(precision="fp16"))
+    path = pair.with_name(ROAD6_FLOAT.name)
+    model = onnx.load(str(path))
+    next(node for node in model.graph.node if node.op_type == "Conv").input[1] = "nowhere"
+    onnx.save(model, str(path))
+    with pytest.raises(ModelError, match=rf"model .*{ROAD6_FLOAT.name}: .* cannot parse it: "):
+        build(made)
 
 
 def test_the_builder_builds_half_precision_from_the_float_model(pair: Path) -> None:

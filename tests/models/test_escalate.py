@@ -97,6 +97,15 @@ def test_the_one_that_lost_least_is_taken(noise: Noise) -> None:
     assert best(steps) is steps[0]
 
 
+def test_what_the_gate_has_seen_is_not_judged_again(noise: Noise) -> None:
+    before = Verdict({"map": 0.2}, score=0.008, allowed=0.01)
+    asked = Asked({1: 1 - AIM * 0.05}, {})
+    steps = escalated(noise, before, ["a"], asked.agreement, asked.judge, silent)
+    assert [len(s.float_layers) for s in steps] == [1, 2]
+    assert steps[0].verdict is before
+    assert asked.judged == [steps[1].float_layers]
+
+
 def test_no_choice_passes(noise: Noise) -> None:
     steps = Asked({}, dict.fromkeys(range(6), 0.5)).run(noise)
     assert steps

@@ -127,11 +127,11 @@ def _parse(job: Job, builder: Any, logger: Any) -> tuple[Any, Any]:
     data, ranges = _load(job)
     if not parser.parse(data, str(job.parsed.path)):
         # Indices point into what was parsed; a converted graph is not the one that was read.
-        same = hashlib.sha256(data).hexdigest() == job.onnx.file_sha256
-        raise _parse_errors(parser, job.onnx if same else replace(job.onnx, nodes=()), job)
+        same = hashlib.sha256(data).hexdigest() == job.parsed.file_sha256
+        raise _parse_errors(parser, job.parsed if same else replace(job.parsed, nodes=()), job)
     if network.num_inputs != 1 or network.num_outputs < 1:
         raise ModelError(
-            f"model {job.onnx.path}: {network.num_inputs} inputs and {network.num_outputs} outputs after parsing; "
+            f"model {job.parsed.path}: {network.num_inputs} inputs and {network.num_outputs} outputs after parsing; "
             "expected one image and at least one output"
         )
     image = network.get_input(0)
