@@ -106,6 +106,8 @@ def _places(place: str | None) -> list[Path]:
     if place is None:
         return roots
     path = Path(place)
+    if not path.exists():
+        raise ConfigError(f"events: {path}: does not exist; give a state folder, or the configuration of a daemon")
     if not path.is_file():
         return [path]
     configured = _configured(path)

@@ -20,6 +20,9 @@ from streamd.sinks.attributes import ClassifiedMessage
 from streamd.sinks.curve import KEY_PATTERN, read_keys, secure_client
 from streamd.sinks.message import MAX_MESSAGE_BYTES, TOPIC_PREFIX, GlanceMessage, decode
 
+SILENCE_S = 3.0
+"""After so long without a connection, it is said that nobody answers."""
+
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
@@ -70,8 +73,9 @@ class Connection:
         self.socket: Any = self._context.socket(zmq.SUB)
         self._monitor: Any = None
         self._encrypted = server_key is not None
+        self._reached, self._began = False, time.monotonic()
         self.problem = ""
-        """Why the handshake with the daemon fails; empty if it does not."""
+        """Why nothing arrives; empty if that is unknown, or the daemon was reached."""
         socket = self.socket
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.RCVHWM, 10_000)
@@ -104,7 +108,7 @@ class Connection:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self.problem = ""
+                self._reached, self.problem = True, ""
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.problem = "refused: the daemon does not know this client's key; add it to the sink's curve.clients"
                 # libzmq does not retry by itself.
@@ -115,6 +119,9 @@ class Connection:
                 self.problem = "handshake failed: --server-key is not this daemon's key, or its sink is not encrypted"
             else:
                 self.problem = "handshake failed: the sink is encrypted; give --server-key and --key"
+
+        if not self._reached and not self.problem and time.monotonic() > self._began + SILENCE_S:
+            self.problem = "no answer yet; is streamd running, with a zmq sink at this address?"
 
     def close(self) -> None:
         """Ends it."""

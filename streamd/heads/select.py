@@ -14,6 +14,8 @@ from streamd.heads.common import listed
 from streamd.heads.postprocess import with_suppression
 from streamd.types import ModelSpec
 
+MOST_CLASSES = 10_000
+"""Detectors of open vocabularies have some thousands; more are rows that are read as columns."""
 TASKS = ("detect", "segment", "pose", "obb", "classify")
 """Tasks of Ultralytics' exporter. With any other word, the task does not exclude a head."""
 
@@ -154,8 +156,13 @@ def resolve_labels(spec: ModelSpec, classes: int) -> tuple[str, ...]:
     """The class names: those of the specification, COCO's for 80 classes, or numbered ones.
 
     Raises:
-        ConfigError: the number of names differs from the model's number of classes.
+        ConfigError: the number of names differs from the model's number of classes, or no detector has so many.
     """
+    if classes > MOST_CLASSES:
+        raise ConfigError(
+            f"model {spec.path}: with the declared head, its outputs {listed(spec)} would be of {classes} classes; "
+            "declare another head, or none"
+        )
     if spec.labels:
         if len(spec.labels) != classes:
             raise ConfigError(

@@ -171,6 +171,12 @@ def test_watch_obeys_no_stranger(tmp_path: Path) -> None:
     assert "[b]hall ? (stale)" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_watch_says_that_nobody_answers(tmp_path: Path) -> None:
+    done = streamd("watch", f"ipc://{tmp_path}/nobody", "--for", "6")
+    assert done.stderr.startswith(f"streamd: watch: ipc://{tmp_path}/nobody: no answer yet; is streamd running, with")
+    assert (done.returncode, len(done.stderr.splitlines()), done.stdout) == (0, 1, "")
+
+
 def test_watch_refuses_what_is_no_endpoint() -> None:
     done = streamd("watch", "localhost:5555", "--for", "1")
     assert done.returncode == 2

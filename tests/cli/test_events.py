@@ -94,6 +94,8 @@ def test_the_journal_is_found(tmp_path: Path) -> None:
     done = streamd(tmp_path / "conf")
     assert done.returncode == 2
     assert f"no journal (events.db) in {tmp_path}/conf" in done.stderr
+    done = streamd(tmp_path / "yrad.yaml")
+    assert (done.returncode, f"{tmp_path}/yrad.yaml: does not exist; give a state folder" in done.stderr) == (2, True)
 
 
 def test_a_configuration_leads_to_its_journal(tmp_path: Path) -> None:

@@ -128,3 +128,5 @@ def test_labels() -> None:
     assert resolve_labels(spec((1, 1, 6), labels=()), 2) == ("class_0", "class_1")
     with pytest.raises(ConfigError, match="6 names for a model with 80 classes"):
         resolve_labels(spec((1, 1, 6)), 80)
+    with pytest.raises(ConfigError, match=r"with the declared head, its outputs .* would be of 25196 classes; declare"):
+        resolve_labels(spec((1, 25200, 85), labels=()), 25196)
