@@ -197,9 +197,13 @@ def _reshape(call: Call) -> Any:
     shape = [int(n) for n in call.array(1)]
     if not call.get("allowzero", 0):
         shape = [x.shape[i] if n == 0 else n for i, n in enumerate(shape)]
-    if -1 not in shape and len(shape) >= 4 and x.numel() != np.prod(shape):
-        # Channels are regrouped, in a model of one input size and batch: it does the same with others.
-        shape = [x.shape[0], *shape[1:-2], *x.shape[-2:]]
+    if shape and x.ndim >= 4 and len(shape) >= 4:
+        # Channels are regrouped, in a model of one batch and input size: it does the same with others.
+        if shape[0] == 1 < x.shape[0]:
+            shape[0] = x.shape[0]
+        known = int(np.prod([n for n in shape if n != -1]))
+        if x.numel() != known and (-1 not in shape or x.numel() % known):
+            shape[-2:] = x.shape[-2:]
     return x.reshape(shape)
 
 

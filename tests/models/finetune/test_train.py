@@ -12,12 +12,14 @@ import pytest
 from streamd.errors import ConfigError
 from streamd.models.calibrate import Observer
 from streamd.models.finetune import train
+from streamd.models.finetune.network import Network
 from streamd.models.finetune.parameters import Parameters, Start, Tuned
 from streamd.models.finetune.train import Input, Windows, finetuned
 from streamd.models.graph import with_constants
 from streamd.models.qdq import quantized
 from streamd.models.tune import output_noise
 from tests.models.finetune.conftest import IMAGES
+from tests.models.nets import Net
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs PyTorch")
 UNSEEN = np.random.default_rng(2).random((4, 1, 3, 64, 64), np.float32)
@@ -119,6 +121,41 @@ def test_windows_are_half_where_the_layers_take_any_size(fixed: bool, size: tupl
         return [torch.zeros(1, 4, x.shape[2] // 8, x.shape[3] // 8)]
 
     assert train._size(wanted, np.zeros((1, 3, 256, 320), np.float32), True) == size
+
+
+def shuffled(batch: int, channels: int = 8) -> Any:
+    """Channels in two groups, exchanged, as ShuffleNet's exports for one batch and one size have it."""
+    net = Net(1)
+    x = net.relu(net.conv("images", 3, channels, name="stem", stride=2))
+    size = [32, 32]
+    grouped = net.op("Reshape", [x, net.constant(np.array([batch, 2, channels // 2, *size]))])
+    turned = net.op("Transpose", [grouped], perm=[0, 2, 1, 3, 4])
+    whole = net.op("Reshape", [turned, net.constant(np.array([batch, -1, *size]))])
+    net.op("Sigmoid", [net.conv(net.relu(net.conv(whole, channels, 8, name="deep")), 8, 6, name="out")], "decode")
+    return net.model({"decode_o": [batch, 6, *size]}, [batch, 3, 64, 64])
+
+
+def test_channels_are_exchanged_in_any_batch_and_size() -> None:
+    network = Network(shuffled(1), ["out_o"])
+
+    def wanted(x: Any) -> list[Any]:
+        with torch.no_grad():
+            return network(torch.from_numpy(x))
+
+    images = UNSEEN[:2, 0]
+    assert train._takes_more(wanted, images[:1], True)
+    for i in range(2):
+        np.testing.assert_allclose(wanted(images)[0][i], wanted(images[i : i + 1])[0][0], atol=1e-6)
+    # A part of a picture gives the same, but for what is at its edge.
+    whole, part = wanted(images[:1])[0], wanted(np.ascontiguousarray(images[:1, :, :40, :40]))[0]
+    np.testing.assert_allclose(part[:, :, :12, :12], whole[:, :, :12, :12], atol=1e-6)
+
+
+def test_layers_that_mix_the_pictures_of_a_batch_get_one() -> None:
+    def mixed(x: Any) -> list[Any]:
+        return [torch.from_numpy(x[:, :1]).cumsum(0)]
+
+    assert not train._takes_more(mixed, UNSEEN[0], True)
 
 
 def test_windows_are_whole_where_the_outputs_do_not_follow() -> None:
