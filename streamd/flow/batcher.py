@@ -54,7 +54,8 @@ class Batcher:
     `age_s` 0 it takes what is there: under load batches then grow by themselves while the engine is busy.
 
     Of a stream whose frames are not all looked at (`flow.gated`), those that are not come along without taking up room.
-    Within a priority, streams in which something moves go first.
+    Within a priority, streams in which something moves go first; if even those are too many, each is looked at less
+    often.
 
     Streams may be added and removed at any time; the thread that takes batches holds no lock for it.
 
@@ -163,9 +164,12 @@ class Batcher:
     def _gather_all(self, ready: list[_Input]) -> list[Frame]:
         """See `order`."""
         self._order = []
-        self._records_at = time.monotonic() + RECORDS_S
+        now_ns = time.monotonic_ns()
+        self._records_at = now_ns / 1e9 + RECORDS_S
         for item in ready:
             if item.gated is not None:
+                if item.gated.pictures > 1:
+                    item.gated.thin(now_ns)
                 self._order += item.gated.records()
                 item.moving = item.gated.moving
         waiting = [item for item in ready if item.waiting]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from streamd.analysis.glance.gate import MOVING, Gate
 from streamd.flow.glimpse import NO_PICTURE
 from streamd.flow.ring import Bell, Closed, Policy, Ring
 from streamd.types import Frame
+
+LATE_NS = 100_000_000
+"""If frames with motion wait for longer than this and newer ones wait behind them, the network cannot keep up."""
 
 
 def is_record(frame: Frame) -> bool:
@@ -20,8 +23,9 @@ class GatedRing(Ring[Frame]):
 
     The others wait in it for their turn as records without a picture, so that everything is published in the order of
     capture; they are never dropped for lack of room, and do not wake a consumer that comes back soon by itself. If the
-    ring is full of frames to be looked at, the oldest that is wanted for another reason than motion becomes such a
-    record (`busy`); only if all show motion, the policy drops one.
+    ring is full of frames to be looked at, or their consumer is late (`thin`), one that is wanted for another reason
+    than motion becomes such a record (`busy`), or else the oldest with motion (`overload`): then the network looks less
+    often, and its answers are as fresh as before. Only with the policy block, all of them wait.
 
     Args:
         capacity: see `Ring`.
@@ -63,7 +67,7 @@ class GatedRing(Ring[Frame]):
             if not record:
                 room = 1 if self.policy == "latest" else self.capacity
                 while self.pictures >= room:
-                    if not self._yield():
+                    if not self._yield() and not self._yield(moving=True):
                         gone = [*(gone or ()), self._oldest()]
                 self.pictures += 1
             self._items.append(item)
@@ -75,23 +79,52 @@ class GatedRing(Ring[Frame]):
             for old in gone:
                 self._on_drop(old, "ring_full")
 
-    def _yield(self) -> bool:
-        """Makes a record of the oldest frame without motion; False if there is none. Called with the lock."""
-        for frame in self._items:
-            if self.give_up(frame):
-                self.pictures -= 1
+    def _yield(self, *, moving: bool = False) -> bool:
+        """Makes a record of the oldest frame without motion, or with; False if there is none. Called with the lock."""
+        for frame in self._wanted():
+            if frame.view is not None and (frame.view.why in MOVING) is moving:
+                self._spare(frame)
                 return True
         return False
 
+    def _wanted(self) -> Iterator[Frame]:
+        """The frames to be looked at. Called with the lock."""
+        return (frame for frame in self._items if not is_record(frame))
+
+    def _spare(self, frame: Frame) -> None:
+        """Makes a record of a frame that waits here. Called with the lock."""
+        if self.give_up(frame):
+            self.pictures -= 1
+
     def give_up(self, frame: Frame) -> bool:
-        """Makes a record of a frame that is wanted for another reason than motion; False for any other one."""
+        """Makes a record of a frame that was to be looked at; False for one of which nothing is known."""
         view = frame.view
-        if view is None or not view.wanted or view.why in MOVING:
+        if view is None or not view.wanted:
             return False
-        view.wanted, view.why = False, "busy"
+        moves = view.why in MOVING
+        view.wanted, view.why = False, "overload" if moves else "busy"
         frame.picture = NO_PICTURE
-        self._gate.yielded()
+        if not moves:
+            self._gate.yielded()
         return True
+
+    def thin(self, now_ns: int) -> None:
+        """Makes records of all frames to be looked at but the newest with motion, if the oldest one waits for too long.
+
+        Args:
+            now_ns: monotonic.
+        """
+        with self._lock:
+            if self.pictures < 2 or self.policy == "block":
+                return
+            wanted = list(self._wanted())
+            if now_ns - wanted[0].decoded_ns <= LATE_NS:
+                return
+            moving = [frame for frame in wanted if frame.view is not None and frame.view.why in MOVING]
+            kept = (moving or wanted)[-1]
+            for frame in wanted:
+                if frame is not kept:
+                    self._spare(frame)
 
     def _oldest(self) -> Frame:
         """Removes the oldest frame that is to be looked at. Called with the lock."""

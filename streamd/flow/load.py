@@ -1,5 +1,5 @@
-"""Whether a live stream is degraded by load: frames are dropped because the engine is too slow, or miss the latency
-objective."""
+"""Whether a live stream is degraded by load: frames are dropped or not looked at because the engine is too slow, or
+miss the latency objective."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from streamd.telemetry.streams import StreamMetrics
 
 WINDOW_S = 10
 DROPPED = 0.05
-"""A stream is overloaded if more than this fraction of its frames is dropped because the engine is too slow."""
+"""A stream is overloaded if more than this fraction of its frames is dropped, or not looked at, because the engine is
+too slow."""
 FEW = 5
 """Fewer dropped or late frames in the window are not significant."""
 BURN = 10
@@ -48,18 +49,20 @@ class LoadGauge:
     def look(self, counters: StreamMetrics) -> None:
         """Takes the counters of this second and judges the last `WINDOW_S` seconds."""
         counts = counters.counts()
-        slow = sum(counts.dropped.get(reason, 0) for reason in _SLOW)
+        dropped = sum(counts.dropped.get(reason, 0) for reason in _SLOW)
+        slow = dropped + counters.passed.get("overload", 0)
         held, missed = counters.objective() if counters.objective_s is not None else (0, 0)
         if self._samples and held < self._samples[-1][2]:
             self._samples.clear()  # the objective was removed
-        self._samples.append((counts.published + slow, slow, held, missed))
+        self._samples.append((counts.published + dropped, slow, held, missed))
         if len(self._samples) <= WINDOW_S:
             return
         done, slow, held, missed = (b - a for a, b in zip(self._samples[0], self._samples[-1], strict=True))
         if self._overloaded(done, slow):
             self.reason = "overload"
+            what = "dropped or not looked at" if counters.passed.get("overload") else "dropped"
             self.detail = (
-                f"{_percent(slow, done)} of its frames were dropped in the last {WINDOW_S} s: streamd cannot keep up; "
+                f"{_percent(slow, done)} of its frames were {what} in the last {WINDOW_S} s: streamd cannot keep up; "
                 "lower max_fps, or see the tuning guide"
             )
         elif self._late(held, missed, counters):

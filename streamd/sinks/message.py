@@ -128,9 +128,10 @@ class GlanceMessage(msgspec.Struct, frozen=True):
     """Unix seconds."""
     width: int
     height: int
-    why: Literal["still", "rate", "busy", "followed"]
-    """still: nothing moves. rate: more frames with motion than look.max_fps. busy: others went first. followed: all
-    that moves is tracked, and the frame before was looked at."""
+    why: Literal["still", "rate", "busy", "overload", "followed"]
+    """still: nothing moves. rate: more frames with motion than look.max_fps. busy: others went first. overload:
+    something moves, but the network cannot keep up. followed: all that moves is tracked, and the frame before was
+    looked at."""
     moving: float
     """Fraction of the picture that differs from its background, 0 to 1."""
     looked_seq: int | None

@@ -146,13 +146,14 @@ class StreamMetrics:
             self.invalid_boxes[reason] = self.invalid_boxes.get(reason, 0) + count
 
     def objective(self) -> tuple[int, int]:
-        """Frames covered by the objective, and those of them that missed it: published late, or dropped by us.
+        """Frames covered by the objective, and those of them that missed it: published late, dropped by us, or not
+        looked at because of overload.
 
         Frames dropped because they were damaged or because the stream was stopped count in neither.
         """
         late = self.late  # read before published, so that the part never exceeds the whole
         dropped = sum(n for reason, n in self.counts().dropped.items() if reason not in _NO_MISS)
-        return self.published + dropped, late + dropped
+        return self.published + dropped, late + dropped + self.passed.get("overload", 0)
 
     def counts(self) -> StreamCounts:
         """A copy for a status message."""
@@ -279,7 +280,7 @@ _ROWS = (
     ),
     _Row(
         counter, "streamd_frames_glanced",
-        "Published frames that the network did not look at, by reason (still, rate, busy, followed).",
+        "Published frames that the network did not look at, by reason (still, rate, busy, overload, followed).",
         lambda s: s.of.passed.copy(), "why",
     ),
     _Row(

@@ -93,6 +93,7 @@ Why = Literal[
     "still",
     "rate",
     "busy",
+    "overload",
     "followed",
 ]
 """Why the network looks at a frame (up to `unreadable`), or does not. docs/glance.md describes each."""

@@ -55,7 +55,7 @@ def walk(why: Why | None) -> tuple[float, list[Event]]:
     return speed, events
 
 
-@pytest.mark.parametrize("why", [None, "followed", "rate"])
+@pytest.mark.parametrize("why", [None, "followed", "rate", "overload"])
 def test_time_goes_on_for_what_moves(why: Why | None) -> None:
     speed, events = walk(why)
     assert speed == pytest.approx(SPEED, rel=0.05)

@@ -15,7 +15,7 @@ from streamd.analysis.glance.settings import LookSettings
 from streamd.config import Config
 from streamd.sources.av import AvStreamSettings
 
-GOOD = tool.Trial(8, True, 90.0, 2000, 1, 400, 3, 1.0, 1.4)
+GOOD = tool.Trial(8, True, 90.0, 2000, 1, 400, 3, 8, 1.0, 1.4)
 
 
 @pytest.mark.parametrize("truth", [1, 3, 9, 10, 12, 14])
@@ -46,7 +46,7 @@ def test_the_search_ends_after_so_many_tries() -> None:
     [({}, True), ({"p99_ms": 300.0}, False), ({"dropped": 3}, False), ({"offered": 0.9}, False)],
 )
 def test_what_counts_as_served(changed: dict[str, Any], served: bool) -> None:
-    assert replace(GOOD, **changed).passed(250.0) is served
+    assert replace(GOOD, **changed).passed(250.0, 0.02) is served
 
 
 def test_the_costs_bound_the_gain() -> None:

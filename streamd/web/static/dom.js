@@ -81,6 +81,7 @@ const WHYS = {
   still: "nothing moves",
   rate: "max_fps is reached",
   busy: "other frames go first",
+  overload: "too much moves for the network",
   followed: "tracked objects move",
 };
 export const whyText = (why) => WHYS[why] ?? why.replaceAll("_", " ");
