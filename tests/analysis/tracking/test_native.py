@@ -75,6 +75,21 @@ def test_wild_scenes(step: Any, seed: int, objects: int, passed: list[float], sh
         both(at, frame, missed=int(rng.integers(0, 3)))
 
 
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e-6, 0.2, 0.5, 1.0]), st.sampled_from([0.0, 0.3, 0.9]),
+    st.sampled_from([(1.0, 0.0), (40.0, 0.0), (1.0, 60_000.0), (0.02, 300.0)]), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_any_gates_sizes_and_places(
+    step: Any, seed: int, gate: float, weak: float, scale: tuple[float, float], many: bool
+) -> None:
+    """Pairs are tried in single precision: none may be missed that the gates admit."""
+    both = Twins(step, gate=gate, weak_gate=weak, new_gate=gate)
+    for i, (corners, score, class_id) in enumerate(wild(seed, 10, 40 if many else 8)):
+        factor, away = scale
+        both(i * 0.1, (corners * np.float32(factor) + np.float32(away), score, class_id))
+
+
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 30), min_size=2, max_size=6))
 @settings(max_examples=15, deadline=None)
 def test_frames_of_many_streams_in_one_call(step: Any, seed: int, objects: list[int]) -> None:
