@@ -36,7 +36,7 @@ from streamd.telemetry.metrics import Metrics
 from streamd.types import Frame, ModelInfo, Picture
 
 WIDTH, HEIGHT = 3840, 2160
-PERIOD_NS = 200_000_000
+PERIOD_NS = 800_000_000
 """Between frames: few enough of them that millions of tracks take minutes."""
 STEPS = 6
 """Frames of an object's life."""
@@ -70,7 +70,7 @@ class Scene:
         """The next frame, with its boxes."""
         rng = self._rng
         alive = self._age < STEPS
-        born = int(rng.integers(0, 7))
+        born = int(rng.integers(0, 13))
         self.begun += born
         self._age = np.concatenate((self._age[alive] + 1, np.zeros(born)))
         self._place = np.concatenate(

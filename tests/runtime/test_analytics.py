@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from streamd.analysis.rules.settings import ZoneSettings
+from streamd.analysis.tracking import TRACKERS
 from streamd.analysis.tracking.bytetrack import ByteTrackSettings
 from streamd.errors import ConfigError
 from streamd.events.record import Event, RuleStates
@@ -20,9 +21,10 @@ from streamd.runtime.analytics import Analytics
 from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Frame, ModelInfo
+from streamd.types import FoundBatch, Frame, ModelInfo
 
 MODEL = ModelInfo("m", "0" * 64, ("thing", "other"))
+NO_BOXES, NO_CLASSES = np.empty((0, 4), np.float32), np.empty(0, np.int32)
 YARD = ZoneSettings(name="yard", points=((0.1, 0.1), (0.9, 0.1), (0.9, 0.9), (0.1, 0.9)))
 
 
@@ -143,3 +145,57 @@ def test_unwanted_classes_are_tracked_and_neither_published_nor_counted(weak: bo
     other = Stream(YARD, wanted, ByteTrackSettings(publish_weak=weak))
     assert published(other, [0.9] * 6, [1] * 6) == [(0, -1)] * 6
     assert other.events == []
+
+
+@pytest.mark.parametrize("kind", ["bytetrack", "iou"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_frames_of_one_stream_in_one_batch_are_what_they_are_one_by_one(kind: str, joined: bool) -> None:
+    """Their boxes come together in one block, or with each frame."""
+    rng = np.random.default_rng(4)
+    analytics, steps = [], []
+    for _ in range(2):
+        registry = CollectorRegistry()
+        metrics = Metrics(registry)
+        each = Analytics(
+            TRACKERS.validate({"kind": kind}),
+            DetectSettings(),
+            AnalyticsMetrics(registry),
+            lambda *_: None,
+            boot_id="t",
+        )
+        steps.append(each.step(MODEL))
+        for name in ("a", "b"):
+            each.add(AvStreamSettings(id=name, url=f"rtsp://{name}", zones=(YARD,)))
+        analytics.append((each, {n: StreamOutput(n, metrics, MODEL, lambda _: None) for n in ("a", "b")}))
+    for i in range(12):
+        shown = []
+        for j, name in enumerate("aab" if i % 2 else "ba"):
+            n = int(rng.integers(0, 6))
+            low = rng.uniform(0, 400, (n, 2)).astype(np.float32)
+            score = np.sort(rng.uniform(0.1, 1, n).astype(np.float32))[::-1].copy()
+            at = 10**9 + (3 * i + j) * 40_000_000
+            frame = Frame(name, NO_PICTURE, 640, 480, at, at, at, at, seq=3 * i + j)
+            shown.append((frame, np.hstack((low, low + 60)), score, rng.integers(0, 2, n).astype(np.int32)))
+        results = [[Result(outputs[f.stream], f, *boxes) for f, *boxes in shown] for _, outputs in analytics]
+        for result in results[0]:
+            steps[0].step([result])
+        if joined:
+            found = FoundBatch.of(*zip(*[boxes for _, *boxes in shown], strict=True))
+            results[1] = [Result(r.output, r.frame, NO_BOXES, NO_BOXES[:, 0], NO_CLASSES) for r in results[1]]
+            steps[1].step(results[1], found)
+        else:
+            steps[1].step(results[1])
+        for one, other in zip(*results, strict=True):
+            assert one.tracks is not None
+            assert other.tracks is not None
+            for a, b in zip(
+                (one.xyxy, one.score, one.class_id), (other.xyxy, other.score, other.class_id), strict=True
+            ):
+                np.testing.assert_array_equal(a, b)
+            for a, b in zip(one.tracks[1:], other.tracks[1:], strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-9)
+            assert (one.tracks.number > 0).tolist() == (other.tracks.number > 0).tolist()
+            assert one.counts is not None
+            assert other.counts is not None
+            for count in ("begun", "ended", "labels"):
+                assert one.counts["zones"]["yard"][count] == other.counts["zones"]["yard"][count]
