@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What short tracks leave behind: the memory of the process over millions of them, with zones and lines.
 
-    python tools/track_memory.py [--tracks 2000000] [--streams 4] [--no-rules] [--trace] [--json]
+    python tools/track_memory.py [--tracks 2000000] [--streams 4] [--no-rules] [--no-trim] [--trace] [--json]
 
 Objects appear, walk across lines and zones for a few frames and are gone for good. The tracker, the rules and the
 choice of boxes run as in the daemon; events are taken and dropped. RSS is read at every hundredth of the run; the
@@ -119,6 +119,7 @@ def main() -> int:
     p.add_argument("--tracks", type=int, default=2_000_000)
     p.add_argument("--streams", type=int, default=4)
     p.add_argument("--no-rules", action="store_true", help="the tracker alone")
+    p.add_argument("--no-trim", action="store_true", help="leave the C library its free memory")
     p.add_argument("--trace", action="store_true", help="name what grows")
     p.add_argument("--json", action="store_true")
     args = p.parse_args()
@@ -132,7 +133,8 @@ def main() -> int:
         if args.trace and len(readings) == 30:
             gc.collect()
             first = tracemalloc.take_snapshot()
-        heap.trim()
+        if not args.no_trim:
+            heap.trim()
         readings.append((begun, resident()))
         if not args.json and len(readings) % 10 == 0:
             print(

@@ -10,6 +10,7 @@ import pytest
 
 from streamd.analysis.rules import RuleEvent
 from tests.analysis.rules import synthetic
+from tests.analysis.rules.meetings import meet
 from tests.analysis.rules.paths import HEIGHT, LINES, STEP, WIDTH, ZONES, Walk
 from tests.analysis.rules.synthetic import Seen, Verdict
 
@@ -146,3 +147,11 @@ def test_presences_equal_the_truth() -> None:
                     assert end.unseen_s == 0
     assert checked > 300
     assert begun > 100
+
+
+def test_most_people_who_meet_on_a_line_are_both_counted() -> None:
+    rng = np.random.default_rng(5)
+    met = [meet(rng, turn=False) for _ in range(40)]
+    # The rest: the tracker exchanged their ids, and nobody seems to have crossed.
+    assert sum(pair.certain == (1, 1) for pair in met) >= 38
+    assert all(pair.exchanged and pair.certain == (0, 0) for pair in met if pair.certain != (1, 1))
