@@ -17,7 +17,7 @@ from streamd.analysis.compiled import address_of, compiled, joined_bytes
 from streamd.types import Detections
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
-SHORT = 60
+SHORT = 300
 """Up to this number of boxes a call takes less than 20 µs, and keeps the interpreter lock."""
 _FIXED = 320
 """Most bytes of a box without its label, as in encode.c."""
