@@ -121,8 +121,8 @@ def _print(plan: Plan, demands: list[Demand], needed: int | None) -> None:
     console = output_console(highlight=False, markup=False)
     console.print(_table(plan.boxes))
     total = sum(d.load for d in demands)
-    streams = f"{len(demands)} stream{'s' * (len(demands) != 1)}"
-    console.print(f"\n{streams}, {total:,.0f} frames/s; {len(plan.placement.box_of)} served")
+    number = f"{len(demands)} stream{'s' * (len(demands) != 1)}"
+    console.print(f"\n{number}, {total:,.0f} frames/s; {len(plan.placement.box_of)} served")
     if plan.placement.unplaced:
         console.print(f"no room for {len(plan.placement.unplaced)}: {_names(plan.placement.unplaced)}")
     for group, streams in plan.together.items():
