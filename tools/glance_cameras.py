@@ -30,7 +30,7 @@ import numpy as np
 import yaml
 import zmq
 from bench import bare, decode_ms, free_port
-from glance_eval import frames_of
+from glance_day import frames_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamd.analysis.glance.gate import Gate

@@ -14,6 +14,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from streamd.sources import open_source
+from streamd.sources.av import AvStreamSettings
+from streamd.types import Frame
+
 TROUBLES = ("noise", "rain", "slow light", "switch", "shaking")
 ACTIVE = "active"
 PIECE_S = 4.0
@@ -130,3 +134,17 @@ def parts_of(clip: Path) -> list[str] | None:
     """What each frame of a day shows; None of a clip that is not one."""
     beside = clip.with_suffix(".json")
     return json.loads(beside.read_text()) if beside.is_file() else None
+
+
+def frames_of(clip: Path) -> Iterator[Frame]:
+    """The frames of a clip through the daemon's own source, with the times of its media clock."""
+    source = open_source(AvStreamSettings(id="clip", url=str(clip), pace="asap", decode="software"))
+    source.open()
+    try:
+        for seq, frame in enumerate(source.frames()):
+            frame.seq, frame.epoch = seq, 0
+            frame.captured_ns = frame.decoded_ns = (frame.pts_ns or 0) + 1_000_000_000
+            frame.wall_ns = frame.captured_ns + 1_700_000_000 * 10**9
+            yield frame
+    finally:
+        source.close()

@@ -15,8 +15,10 @@ looks always, how many are there with the gate too (same rule, within half a sec
 and how many only there. `tracks`: the same for tracks that were confirmed for half a second (a box of the other run
 overlaps by half). Of a day, both count where the clip plays: in a still picture, only boxes that tremble cross a line.
 With --repeat, a second line compares looking always with the same without one frame in fifty: what is missing there is
-chance. `late`: worst and 99th percentile of how many frames later a track is found. `boxes`: share of all boxes that
-the last look shows in place (overlap by half)."""
+chance. `without pauses`: of a day, the events that looking always finds if its pauses are cut out, and how many of them
+looking always and the gate find in the day: in a pause, tracks that tremble end, begin and swap either way. `late`:
+worst and 99th percentile of how many frames later a track is found. `boxes`: share of all boxes that the last look
+shows in place (overlap by half)."""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ import json
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 from compare_detections import overlaps
-from glance_day import ACTIVE, make_day, parts_of
+from glance_day import ACTIVE, frames_of, make_day, parts_of
 from prometheus_client import CollectorRegistry
 
 from streamd.analysis.glance.gate import Gate
@@ -51,7 +53,6 @@ from streamd.flow.stream import Result, StreamOutput
 from streamd.heads import DetectSettings
 from streamd.heads.detector import open_detector
 from streamd.runtime.analytics import Analytics
-from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
@@ -61,21 +62,9 @@ SAME_S, SAME_IOU = 0.5, 0.5
 SHORTEST_S = 0.5
 LEFT_OUT = 50
 """With --repeat, one frame in so many is left out: what that changes is chance."""
+Happened = tuple[str, str, int]
+"""Rule and what happened, label, number of the frame."""
 Boxes = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
-
-
-def frames_of(clip: Path) -> Iterator[Frame]:
-    """The frames of a clip through the daemon's own source, with the times of its media clock."""
-    source = open_source(AvStreamSettings(id="clip", url=str(clip), pace="asap", decode="software"))
-    source.open()
-    try:
-        for seq, frame in enumerate(source.frames()):
-            frame.seq, frame.epoch = seq, 0
-            frame.captured_ns = frame.decoded_ns = (frame.pts_ns or 0) + 1_000_000_000
-            frame.wall_ns = frame.captured_ns + 1_700_000_000 * 10**9
-            yield frame
-    finally:
-        source.close()
 
 
 class Network:
@@ -134,8 +123,7 @@ def _rules() -> dict[str, Any]:
 class Run:
     """What one way of looking found."""
 
-    events: list[tuple[str, str, int]] = field(default_factory=list)
-    """Rule and what happened, label, number of the frame."""
+    events: list[Happened] = field(default_factory=list)
     tracks: dict[int, dict[int, npt.NDArray[np.float32]]] = field(default_factory=dict)
     """Of each track its box in each frame."""
     looked: list[bool] = field(default_factory=list)
@@ -230,6 +218,9 @@ class Outcome:
     boxes: float
     parts: dict[str, dict[str, float]]
     """Of a day, for each kind of part: its frames, share of them looked at, and reasons."""
+    without_pauses: tuple[int, int, int] | None = None
+    """Of a day: events if its pauses are cut out; those of them that looking always and the gate find, at most a frame
+    later."""
 
 
 def compare(clip: str, rate: float, always: Run, gated: Run, parts: Sequence[str] | None = None) -> Outcome:
@@ -239,19 +230,8 @@ def compare(clip: str, rate: float, always: Run, gated: Run, parts: Sequence[str
         return not parts or parts[min(seq, len(parts) - 1)] == ACTIVE
 
     wanted = [event for event in always.events if counts(event[2])]
-    # The nearest pairs first, so that one that is missing does not take the next one's.
-    pairs = sorted(
-        (abs(theirs[2] - mine[2]), i, j)
-        for i, mine in enumerate(wanted)
-        for j, theirs in enumerate(gated.events)
-        if theirs[:2] == mine[:2] and abs(theirs[2] - mine[2]) <= SAME_S * rate
-    )
-    partner: dict[int, int] = {}
-    taken: set[int] = set()
-    for _, i, j in pairs:
-        if i not in partner and j not in taken:
-            partner[i] = j
-            taken.add(j)
+    partner = _partners(wanted, gated.events, rate)
+    taken = set(partner.values())
     delays = [gated.events[j][2] - wanted[i][2] for i, j in partner.items()]
     left = [event for j, event in enumerate(gated.events) if j not in taken]
     lasting = {n: t for n, t in always.tracks.items() if max(t) - min(t) >= SHORTEST_S * rate and counts(min(t))}
@@ -278,6 +258,36 @@ def compare(clip: str, rate: float, always: Run, gated: Run, parts: Sequence[str
     )  # fmt: skip
 
 
+def _partners(wanted: Sequence[Happened], events: Sequence[Happened], rate: float) -> dict[int, int]:
+    """Which of some events each of the wanted ones is, by their places."""
+    # The nearest pairs first, so that one that is missing does not take the next one's.
+    pairs = sorted(
+        (abs(theirs[2] - mine[2]), i, j)
+        for i, mine in enumerate(wanted)
+        for j, theirs in enumerate(events)
+        if theirs[:2] == mine[:2] and abs(theirs[2] - mine[2]) <= SAME_S * rate
+    )
+    partner: dict[int, int] = {}
+    taken: set[int] = set()
+    for _, i, j in pairs:
+        if i not in partner and j not in taken:
+            partner[i] = j
+            taken.add(j)
+    return partner
+
+
+def without_pauses(cut: Run, always: Run, gated: Run, rate: float, parts: Sequence[str]) -> tuple[int, int, int]:
+    """See `Outcome.without_pauses`; `cut` has seen the active frames only."""
+    active = np.array([part == ACTIVE for part in parts])
+    number = np.cumsum(active) - 1
+    found = []
+    for run in (always, gated):
+        events = [(a, b, int(number[seq])) for a, b, seq in run.events if seq < len(parts) and active[seq]]
+        partner = _partners(cut.events, events, rate)
+        found.append(sum(events[j][2] - cut.events[i][2] <= 1 for i, j in partner.items()))
+    return len(cut.events), found[0], found[1]
+
+
 def _by_part(run: Run, parts: Sequence[str]) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {}
     for part in dict.fromkeys(parts):
@@ -301,6 +311,7 @@ def evaluate(clip: Path, network: Network, look: LookSettings, lag: int, *, repe
     """Both ways on one clip; with `repeat`, instead of gating, all frames but one in `LEFT_OUT` are looked at."""
     boxes = network.boxes(clip)
     always, other = Way(network, None, lag), Way(network, None if repeat else look, lag)
+    cut, parts, cut_ns, shown = Way(network, None, lag), parts_of(clip), 0, 0
     times: list[int] = []
     for frame, found in zip(frames_of(clip), boxes, strict=False):
         times.append(frame.captured_ns)
@@ -311,9 +322,18 @@ def evaluate(clip: Path, network: Network, look: LookSettings, lag: int, *, repe
             other.leave_out()
         else:
             other.frame(frame, found)
+        if parts and frame.seq < len(parts) and parts[frame.seq] == ACTIVE:
+            cut_ns += times[-1] - times[-2] if len(times) > 1 else 0
+            frame.wall_ns += cut_ns + 10**9 - frame.captured_ns
+            frame.seq, frame.pts_ns, frame.captured_ns, frame.picture = shown, cut_ns, 10**9 + cut_ns, picture
+            shown += 1
+            cut.frame(frame, found)
     rate = 1e9 / float(np.median(np.diff(times))) if len(times) > 1 else 25.0
     name = f"{clip.name}, one frame in {LEFT_OUT} left out" if repeat else clip.name
-    return compare(name, rate, always.run, other.run, parts_of(clip))
+    outcome = compare(name, rate, always.run, other.run, parts)
+    if parts:
+        outcome.without_pauses = without_pauses(cut.run, always.run, other.run, rate, parts)
+    return outcome
 
 
 def main() -> int:
@@ -360,6 +380,8 @@ def _print(o: Outcome) -> None:
         f"({o.tracks_soon} soon), late p99 {o.late_p99:.0f}, worst "
         f"{o.late_worst} frames; boxes in place {100 * o.boxes:.2f} %\n    {o.why}"
     )
+    if o.without_pauses is not None:
+        print("    without pauses {} events; found looking always {}, here {}".format(*o.without_pauses))
     for part, said in o.parts.items():
         why = ", ".join(f"{key} {value}" for key, value in said.items() if key not in ("frames", "looked"))
         print(f"    {part}: {100 * said['looked']:.1f} % of {said['frames']} frames looked at: {why}")

@@ -81,6 +81,15 @@ def test_what_is_missed_is_told(clip: Path) -> None:
     assert outcome.boxes < 0.2
 
 
+def test_events_of_a_day_are_those_without_its_pauses() -> None:
+    a = glance_day.ACTIVE
+    parts = ["noise"] * 10 + [a] * 10 + ["rain"] * 10 + [a] * 10
+    cut = tool.Run(events=[("x1in", "car", 3), ("z00", "car", 9), ("x2in", "car", 15)])
+    always = tool.Run(events=[("x1in", "car", 13), ("x2in", "car", 25), ("z00", "car", 30), ("x2in", "car", 38)])
+    gated = tool.Run(events=[("x1in", "car", 14), ("z00", "car", 19), ("x2in", "car", 35)])
+    assert tool.without_pauses(cut, always, gated, 10.0, parts) == (3, 2, 3)
+
+
 def test_a_day_is_mostly_still_and_the_same_for_a_seed(clip: Path, tmp_path: Path) -> None:
     pictures = [np.full((60, 80, 3), level, np.uint8) for level in range(100, 200)]
     first, again, other = (list(glance_day.pieces(pictures, 5.0, 200.0, 0.8, seed)) for seed in (1, 1, 2))
