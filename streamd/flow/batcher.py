@@ -174,6 +174,9 @@ class Batcher:
                 item.moving = item.gated.moving
         waiting = [item for item in ready if item.waiting]
         batch = self._gather(waiting) if waiting else []
+        for item in waiting:
+            if item.gated is not None and item.gated.pictures and not item.moving:
+                item.gated.let_go(now_ns)
         self.order = self._order if len(self._order) > len(batch) else []
         return batch
 

@@ -126,6 +126,23 @@ class GatedRing(Ring[Frame]):
                 if frame is not kept:
                     self._spare(frame)
 
+    def let_go(self, now_ns: int) -> None:
+        """Makes records of frames without motion that have waited for too long, while newer ones came: the next one is
+        looked at instead, if its turn comes.
+
+        Args:
+            now_ns: monotonic.
+        """
+        with self._lock:
+            wanted = list(self._wanted())
+            if not wanted or len(self._items) < 2 or self.policy == "block":
+                return
+            if now_ns - wanted[0].decoded_ns > LATE_NS and not any(
+                frame.view is None or frame.view.why in MOVING for frame in wanted
+            ):
+                for frame in wanted:
+                    self._spare(frame)
+
     def _oldest(self) -> Frame:
         """Removes the oldest frame that is to be looked at. Called with the lock."""
         for i, frame in enumerate(self._items):

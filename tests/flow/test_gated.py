@@ -290,6 +290,28 @@ def test_a_network_that_cannot_keep_up_looks_less_often_not_later() -> None:
     assert all(len(ring) <= 12 for ring in rings.values())
 
 
+def test_looks_without_motion_are_fresh_though_others_go_first() -> None:
+    bell = Bell()
+    batcher = Batcher(1, 0, bell)
+    moving, calm = "abc", "defghi"
+    rings = {name: _ring(8, bell=bell)[0] for name in moving + calm}
+    for name, ring in rings.items():
+        batcher.add(name, ring)
+    late: list[float] = []
+    for i in range(160):
+        for name, ring in rings.items():
+            due = ring._gate._owed or i % 60 == 0
+            (frame,) = _frames(name, "motion" if name in moving else "interval" if due else "still")
+            ring._gate._owed = False
+            ring.put(frame)
+        time.sleep(0.01)
+        (taken,) = batcher.take()
+        if taken.stream in calm:
+            late.append((time.monotonic_ns() - taken.decoded_ns) / 1e6)
+    assert max(late) < LATE_NS / 1e6 + 60, late
+    assert len(late) >= 10, "every eighth frame goes to whoever has waited longest"
+
+
 def test_a_file_that_waits_for_the_network_is_not_thinned_out() -> None:
     ring, _ = _ring(8, "block")
     for frame in _frames("a", "motion", "motion", "hold", "motion"):
