@@ -51,7 +51,8 @@ def family(pid: int) -> dict[str, int]:
 
 
 def mappings(pid: int) -> Counter[str]:
-    """Resident KiB by what is mapped: a file's path, [heap], "anonymous".
+    """Resident KiB by what is mapped: a file's path, [heap], "anonymous"; and, once more, what of it is in huge pages,
+    which the kernel makes of small ones without being asked.
 
     Raises:
         OSError: there is no such process.
@@ -61,6 +62,8 @@ def mappings(pid: int) -> Counter[str]:
     for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("Rss:"):
             found[name] += int(line.split()[1])
+        elif line.startswith("AnonHugePages:"):
+            found["huge pages"] += int(line.split()[1])
         elif mapping := _MAPPING.fullmatch(line):
             name = mapping[2] or "anonymous"
     return found

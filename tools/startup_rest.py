@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 from gauge import slope
 from memory_parts import Parts, columns, family, growth, mappings, parts
 
@@ -23,14 +24,20 @@ SETTLE_S = 60.0
 _LATENCY = "streamd_capture_to_publish_seconds_bucket"
 
 
-def device_mib() -> float | None:
-    """Memory in use on the GPUs that CUDA_VISIBLE_DEVICES leaves, by nvidia-smi; None without one."""
+def device() -> tuple[float, float, float] | None:
+    """Of the GPUs that CUDA_VISIBLE_DEVICES leaves, by nvidia-smi: MiB in use, and the percentages of the time in which
+    they and their decoders worked (mean); None without one."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     which = ["-i", visible] if visible else []
-    command = ["nvidia-smi", *which, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    query = "--query-gpu=memory.used,utilization.gpu,utilization.decoder"
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-        return sum(float(line) for line in told.split())
+        told = subprocess.run(
+            ["nvidia-smi", *which, query, "--format=csv,noheader,nounits"],
+            capture_output=True, text=True, timeout=10, check=True,
+        ).stdout  # fmt: skip
+        rows = [[float(value) for value in line.split(",")] for line in told.splitlines()]
+        memory, gpu, decoder = (list(column) for column in zip(*rows, strict=True))
+        return sum(memory), sum(gpu) / len(gpu), sum(decoder) / len(decoder)
     return None
 
 
@@ -54,7 +61,11 @@ class Sample:
     parts: Mapping[str, Parts]
     """By process."""
     device: float | None
-    """MiB."""
+    """MiB in use."""
+    busy: tuple[float, float] | None
+    """Percent of the time in which the GPU and its decoders worked."""
+    cpu: float
+    """Seconds that its processes have used."""
     frames: Counter[str]
     """Frames by what became of them: received, published, "dropped REASON"."""
     received: Counter[str]
@@ -85,10 +96,14 @@ def look(running: Running) -> Sample:
         elif name == "streamd_frames_dropped_total":
             frames[f"dropped {told['reason']}"] += int(value)
     memory: dict[str, Parts] = {}
+    cpu = 0.0
     for name, pid in family(running.process.pid).items():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
             memory[name] = parts(pid)
-    return Sample(time.monotonic(), memory, device_mib(), frames, received, latency)
+            cpu += sum(psutil.Process(pid).cpu_times()[:2])
+    seen = device()
+    mib, busy = (seen[0], seen[1:]) if seen is not None else (None, None)
+    return Sample(time.monotonic(), memory, mib, busy, cpu, frames, received, latency)
 
 
 def mapped(running: Running) -> dict[str, Counter[str]]:
@@ -142,6 +157,7 @@ def told(samples: list[Sample]) -> dict[str, Any]:
         "dropped": {name.removeprefix("dropped "): n for name, n in frames.items() if name.startswith("dropped ")},
         "p50_below_ms": _ms(quantile(latency, 0.5)),
         "p99_below_ms": _ms(quantile(latency, 0.99)),
+        "cpu_ms_per_frame": round((last.cpu - first.cpu) * 1e3 / max(1, frames["received"]), 3),
         "rss_mib": [round(first.rss, 1), round(last.rss, 1)],
     }
     settled = [s for s in samples if s.at - first.at >= _settle(seconds)]
@@ -153,8 +169,13 @@ def told(samples: list[Sample]) -> dict[str, Any]:
         line = slope(minutes, device)
         found |= {"device_mib": [device[0], device[-1]]}
         found["device_mib_per_min"] = [round(line.per, 3), round(line.error, 3)]
+    busy = [s.busy for s in samples if s.busy is not None]
+    if busy:
+        found["gpu_and_decoder_percent"] = [round(sum(column) / len(busy), 1) for column in zip(*busy, strict=True)]
     found["rss_mib_samples"] = [round(s.rss, 1) for s in samples]
-    found["processes"] = {name: _process(minutes, [s.parts[name] for s in settled]) for name in _lasting(settled)}
+    lasting = _lasting(settled)
+    found["processes"] = {name: _process(minutes, [s.parts[name] for s in settled]) for name in lasting}
+    found["anon_mib_samples"] = {name: [round(s.parts[name].anon, 1) for s in settled] for name in lasting}
     return found
 
 

@@ -198,6 +198,13 @@ class _Writer:
     def store(self, name: str, value: npt.NDArray[Any]) -> None:
         self.model.graph.initializer.append(self.onnx.numpy_helper.from_array(value, name))
 
+    def kernel_shape(self, node: Any, weight: str) -> None:
+        """States the size of a convolution's kernel. ONNX infers it from the weights; TensorRT 8.5 does not where they
+        come from a DequantizeLinear, and refuses the model."""
+        if not any(attribute.name == "kernel_shape" for attribute in node.attribute):
+            shape = self.graph.constant(weight).shape[2:]
+            node.attribute.append(self.onnx.helper.make_attribute("kernel_shape", list(shape)))
+
     def bias(self, node: Any, weight: str) -> None:
         """Gives a convolution the bias that belongs to its rounded weights."""
         made = self.given.get(weight)
@@ -277,6 +284,7 @@ def quantized(
                     _rewire(node, name, writer.rounded(name))
         elif node.name in active:
             layer = active[node.name]
+            writer.kernel_shape(node, layer.weight)
             node.input[0] = writer.rounded(layer.input)
             node.input[1] = writer.weights(layer.weight, i)
             writer.bias(node, layer.weight)

@@ -52,7 +52,7 @@ def qdq(path: Path) -> Path:
         helper.make_node("QuantizeLinear", ["images", "sx", "zx"], ["xq"], name="qx"),
         helper.make_node("DequantizeLinear", ["xq", "sx", "zx"], ["xd"], name="dqx"),
         helper.make_node("DequantizeLinear", ["wq", "sw", "zw"], ["wd"], name="dqw", axis=0),
-        helper.make_node("Conv", ["xd", "wd"], ["c"], name="conv", pads=[1] * 4),
+        helper.make_node("Conv", ["xd", "wd"], ["c"], name="conv", pads=[1] * 4, kernel_shape=[3, 3]),
         helper.make_node("Relu", ["c"], ["out"], name="relu"),
     ]
     weights = {

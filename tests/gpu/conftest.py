@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +31,15 @@ def device(gpu: None) -> Iterator[Device]:
     opened = Device(0)
     yield opened
     opened.close()
+
+
+@pytest.fixture(autouse=True)
+def neighbours(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests run side by side on one GPU, but for those marked `alone`, which take all of its memory or places."""
+    if tensorrt_unavailable() is not None:
+        yield
+        return
+    path = Path(tempfile.gettempdir()) / f"streamd-gpu-tests-{os.getuid()}.lock"
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -76,9 +77,11 @@ def test_surfaces_do_not_run_out_while_frames_are_held(machine: Gpu) -> None:
     assert len(pointers) == len(held), "two frames that are both alive must not share memory"
 
 
+@pytest.mark.alone
 def test_a_gpu_without_memory_is_not_a_damaged_file(machine: Gpu) -> None:
     import pycuda.driver as cuda
 
+    shared(f"videos/{CLIPS[0]}")
     held, size = [], 1 << 30
     with machine.device:
         while size >= 1 << 20:
@@ -97,12 +100,16 @@ def test_a_gpu_without_memory_is_not_a_damaged_file(machine: Gpu) -> None:
     assert next(clip(CLIPS[0], "nvdec")).picture.device == 0
 
 
+@pytest.mark.alone
 def test_a_camera_is_read_on_until_its_decoder_may_be_created(machine: Gpu) -> None:
+    video = Clip(str(shared(f"videos/{CLIPS[0]}")))
     gate = device_gate(0)
-    tickets = [gate.try_enter(60) for _ in range(DEVICE_PLACES)]
-    assert None not in tickets
     first: list[Frame] = []
-    with FakeCamera(Clip(str(shared(f"videos/{CLIPS[0]}")))) as camera:
+    with FakeCamera(video) as camera, contextlib.ExitStack() as places:
+        for _ in range(DEVICE_PLACES):
+            ticket = gate.try_enter(60)
+            assert ticket is not None
+            places.callback(ticket.leave)
         source = AvSource(AvStreamSettings(id="s", url=camera.url, decode="nvdec"), device=0)
         assert source.open().decoder == "nvdec"
         thread = threading.Thread(target=lambda: first.append(next(iter(source.frames()))))
@@ -113,16 +120,16 @@ def test_a_camera_is_read_on_until_its_decoder_may_be_created(machine: Gpu) -> N
         assert camera.pictures - before > 25
         assert camera.active == 1
         freed_ns = time.monotonic_ns()
-        for ticket in tickets:
-            assert ticket is not None
-            ticket.leave()
+        places.close()
         thread.join(5)
         assert first
         assert first[0].picture.device == 0
         # What has come since the last key frame was decoded, and the newest of it is served.
         assert abs(first[0].captured_ns - freed_ns) < 200_000_000
         source.close()
-    assert gate.try_enter(0) is not None
+    last = gate.try_enter(0)
+    assert last is not None
+    last.leave()
 
 
 def test_a_gpu_is_known_by_the_same_name_however_it_is_numbered(gpu: None) -> None:

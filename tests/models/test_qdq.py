@@ -242,3 +242,20 @@ def test_weights_in_constant_nodes_and_nodes_without_names() -> None:
     name_nodes(model)
     assert len({n.name for n in model.graph.node}) == len(model.graph.node)
     assert sqnr(run(model)[0], run(made(model))[0]) > 25
+
+
+def test_a_convolution_states_its_kernel_as_tensorrt_8_does_not_infer_it_from_pairs() -> None:
+    model = branches()
+    layers = [node for node in model.graph.node if node.op_type == "Conv"]
+    for node in layers:
+        for i, attribute in reversed(list(enumerate(node.attribute))):
+            if attribute.name == "kernel_shape":
+                del node.attribute[i]
+    found = {
+        node.name: list(attribute.ints)
+        for node in made(model).graph.node
+        for attribute in node.attribute
+        if node.op_type == "Conv" and attribute.name == "kernel_shape"
+    }
+    weights = {t.name: t.dims for t in model.graph.initializer}
+    assert found == {node.name: list(weights[node.input[1]][2:]) for node in layers if node.name != "out"}

@@ -23,7 +23,16 @@ def sample(at: float, rss: float, device: float | None, frames: int, late: int =
     of = Counter({"received": 2 * frames, "published": 2 * frames - dropped, "dropped ring_full": dropped})
     latency = Counter({0.01: 2 * frames - late, 0.05: 2 * frames, math.inf: 2 * frames})
     memory = {"daemon": Parts(50.0, 5.0, 0.0), "child 1": Parts(rss - 60, 3.0, 2.0)}
-    return Sample(at, memory, device, of, Counter({"a": frames, "b": frames}), latency)
+    return Sample(
+        at,
+        memory,
+        device,
+        (40.0, at / 10) if device else None,
+        at / 100,
+        of,
+        Counter({"a": frames, "b": frames}),
+        latency,
+    )
 
 
 def test_slopes_are_per_minute_and_do_not_count_the_first_minute() -> None:
@@ -33,6 +42,9 @@ def test_slopes_are_per_minute_and_do_not_count_the_first_minute() -> None:
     assert found["rss_mib_per_min"] == [1.0, 0.0]
     assert found["device_mib_per_min"] == [-2.0, 0.0]
     assert found["rss_mib"] == [500, 108]
+    assert found["gpu_and_decoder_percent"] == [40, 24]
+    assert found["anon_mib_samples"]["child 1"][::12] == [41, 43, 45, 47]
+    assert found["cpu_ms_per_frame"] == round(4.8 * 1e3 / (2 * 48 * 250), 3)
     assert found["processes"]["daemon"]["anon"] == [50, 50, 50, 50, 0, 0]
     assert found["processes"]["child 1"]["anon"] == [41, 48, 41, 48, 1, 0]
 
@@ -102,7 +114,7 @@ def test_a_sample_that_cannot_be_taken_is_missing(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_rest_of_a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup_rest, "device_mib", lambda: None)
+    monkeypatch.setattr(startup_rest, "device", lambda: None)
     clip = write_clip(tmp_path / "clip.mp4", frames=50, fps=10, size=(64, 64))
     streams = json.dumps([{"id": f"s{i}", "url": str(clip), "loop": True} for i in range(2)])
     with daemon(tmp_path, f'model: {{path: none}}\nengine: {{kind: "null"}}\nstreams: {streams}\n') as running:
