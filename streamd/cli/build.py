@@ -14,7 +14,7 @@ from streamd.cli.console import add_head_option, positive
 from streamd.cli.gate import PlanGate, add_gate_options, gate_of
 from streamd.engine.model import PLAN_SUFFIXES, model_file
 from streamd.engine.sidecar import Sidecar
-from streamd.errors import ConfigError, ModelError
+from streamd.errors import ConfigError
 from streamd.security.redact import redact
 from streamd.telemetry.logs import configure
 from streamd.types import Float32Array
@@ -222,19 +222,16 @@ def _with_head(job: Job, kind: str | None) -> Job:
 
     Raises:
         ConfigError: the sidecar declares a head of that kind, but it is invalid.
-        ModelError: the rows are not decoded and nothing declares it: decoding on the device could not detect that.
+        ModelError: the rows are not decoded and nothing declares it.
     """
-    from streamd.heads.select import declared
+    from streamd.heads.select import check_decoded, declared
 
+    outputs = replace(job.spec, outputs=job.onnx.output_tensors)
+    check_decoded(kind, outputs, ends_in_sigmoid=job.onnx.ends_in_sigmoid)
     head = declared(kind, job.spec)
     if head is not None:
         body = head.model_dump(mode="json", exclude_defaults=True) | {"kind": kind}
         return replace(job, spec=replace(job.spec, head=body))
-    if job.spec.head is None and job.onnx.ends_in_sigmoid:
-        raise ModelError(
-            f"model {job.onnx.path}: its output ends in a sigmoid, so its rows are not decoded; for a YOLOv5 model, "
-            "give --head yolov5_sigmoid"
-        )
     return job
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from pydantic import ValidationError
 
-from streamd.errors import ConfigError
+from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DecodeOptions, DetectSettings, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import listed
@@ -98,6 +98,30 @@ def declared(kind: str | None, spec: ModelSpec) -> HeadSettings | None:
     if spec.head is not None and spec.head.get("kind") == kind:
         return recognise(spec)
     return _validated({"kind": kind}, "")
+
+
+def check_decoded(kind: str | None, spec: ModelSpec, *, ends_in_sigmoid: bool) -> None:
+    """Rejects undecoded rows in the shape of decoded ones: nothing later would notice that boxes are relative to cells.
+
+    Args:
+        kind: the head that is declared beside the model, if any.
+        spec: the model. A single output of unknown shape may be such rows.
+        ends_in_sigmoid: so do its outputs, as rows before decoding.
+
+    Raises:
+        ModelError: they would be read as decoded.
+    """
+    decoded = "yolov5_cat"
+    if kind is not None or spec.head is not None:
+        taken = (kind or (spec.head or {}).get("kind")) == decoded
+    else:
+        unknown = len(spec.outputs) == 1 and min(spec.outputs[0].shape[1:], default=-1) <= 0
+        taken = unknown or HEADS.builtin()[decoded].recognise(spec) is not None
+    if ends_in_sigmoid and taken:
+        raise ModelError(
+            f"model {spec.path}: its output ends in a sigmoid, so its rows are not decoded, although the shape is that "
+            f"of {decoded}; for a YOLOv5 model, give --head yolov5_sigmoid"
+        )
 
 
 def reads_task(kind: type[HeadSettings], spec: ModelSpec) -> bool:

@@ -15,7 +15,7 @@ from streamd.engine.openvino import OpenVinoSettings
 from streamd.engine.sidecar import Sidecar, read_sidecar, write_sidecar
 from streamd.errors import ConfigError, ModelError
 from streamd.heads import DetectSettings
-from streamd.heads.select import declared, open_head, recognise
+from streamd.heads.select import check_decoded, declared, open_head
 from streamd.models import cache
 from streamd.models.calibrate import METHODS, Histogram, Observer, Peaks, observe, thresholds
 from streamd.models.centre import RANGES, Centred, centred
@@ -166,17 +166,7 @@ class Quantizer:
 
     def _check_head(self) -> None:
         """Rejects, before the long work, undecoded rows in the shape of decoded ones: they cannot be measured."""
-        if read_onnx(self.source).ends_in_sigmoid:
-            try:
-                kind = (declared(self.request.head, self.spec) or recognise(self.spec)).kind
-            except ConfigError:
-                # Not for calibration to judge: the gate will, if requested.
-                return
-            if kind == "yolov5_cat":
-                raise ModelError(
-                    f"model {self.source}: its output ends in a sigmoid, so its rows are not decoded, although the "
-                    "shape is that of yolov5_cat; for a YOLOv5 model, give --head yolov5_sigmoid"
-                )
+        check_decoded(self.request.head, self.spec, ends_in_sigmoid=read_onnx(self.source).ends_in_sigmoid)
 
     def _calibrate(self) -> tuple[dict[str, Histogram], Peaks, str]:
         inputs = list(dict.fromkeys(layer.input for layer in self.sites.layers))

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from streamd.engine.sidecar import Sidecar
-from streamd.errors import ConfigError
+from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DetectSettings
 from streamd.heads.end_to_end import EndToEndSettings
-from streamd.heads.select import declared, open_head, recognise, resolve_labels
+from streamd.heads.select import check_decoded, declared, open_head, recognise, resolve_labels
 from streamd.heads.yolov5_cat import Yolov5CatSettings
 from streamd.heads.yolov5_sigmoid import Yolov5SigmoidSettings
 from streamd.types import ModelSpec, TensorSpec
@@ -22,6 +22,19 @@ def test_a_kind_by_itself_keeps_what_the_sidecar_says_of_it() -> None:
     assert declared("yolov5_sigmoid", model) == Yolov5SigmoidSettings(strides=(32, 16, 8))
     assert declared("yolov5_cat", model) == Yolov5CatSettings()
     assert declared(None, model) is None
+
+
+def test_rows_that_are_not_decoded_are_refused_where_they_would_be_read_as_decoded() -> None:
+    rows, picodet = spec((1, 3 * CELLS, 11)), spec(*((1, n, c) for c in (CLASSES, 32) for n in (16, 4, 1, 1)))
+    check_decoded(None, rows, ends_in_sigmoid=False)
+    check_decoded("yolov5_sigmoid", rows, ends_in_sigmoid=True)
+    check_decoded(None, replace(rows, head={"kind": "yolov5_sigmoid"}), ends_in_sigmoid=True)
+    # Other families end in a sigmoid, too, and mean it.
+    check_decoded(None, picodet, ends_in_sigmoid=True)
+    cat = replace(rows, head={"kind": "yolov5_cat"})
+    for kind, model in ((None, rows), (None, spec((1, -1, -1))), ("yolov5_cat", rows), (None, cat)):
+        with pytest.raises(ModelError, match=r"ends in a sigmoid, so its rows are not decoded.*--head yolov5_sigmoid"):
+            check_decoded(kind, model, ends_in_sigmoid=True)
 
 
 def test_an_unknown_kind_is_told_the_known_ones() -> None:

@@ -58,6 +58,8 @@ class OnnxFile:
     metadata: dict[str, str]
     outputs: tuple[str, ...] = ()
     """Names of the output tensors."""
+    output_tensors: tuple[TensorSpec, ...] = ()
+    """What the file says of them; -1 for a dynamic dimension, no dimensions where it says nothing."""
 
     @cached_property
     def ends_in_sigmoid(self) -> bool:
@@ -295,7 +297,7 @@ def _read(path: Path, data: memoryview) -> OnnxFile:
         elif number == 11:
             inputs.append(_tensor(body))
         elif number == 12:
-            outputs.append(_tensor(body).name)
+            outputs.append(_tensor(body))
         elif number == 5:
             weights.add(_weights(body)[0])
     if not nodes:
@@ -309,5 +311,6 @@ def _read(path: Path, data: memoryview) -> OnnxFile:
         found,
         tuple(nodes),
         metadata,
+        tuple(tensor.name for tensor in outputs),
         tuple(outputs),
     )
