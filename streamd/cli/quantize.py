@@ -72,7 +72,8 @@ def add_parser(subparsers: Any) -> None:
         default=0,
         metavar="STEPS",
         help="train weights, biases and scales on the calibration images to come near the float model's outputs, "
-        "without labels (default 500 steps; minutes; needs the extra finetune)",
+        "without labels (default 500 steps; minutes; needs the extra finetune). Nearer is not always more accurate: "
+        "measure it on labelled images",
     )
     p.add_argument(
         "--float-layers", nargs="+", default=[], metavar="LAYER", help="layers to keep in float; * matches anything"
