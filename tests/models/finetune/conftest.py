@@ -14,6 +14,12 @@ from tests.models.nets import branches
 IMAGES = np.random.default_rng(1).random((24, 1, 3, 64, 64), np.float32)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """PyTorch's threads wait for each other at every operator: beside other work, small networks take minutes."""
+    pytest.importorskip("torch", reason="fine-tuning needs PyTorch").set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def ready() -> Start:
     model = branches()
