@@ -28,8 +28,9 @@ _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 
 
 SHORT_NS = 60_000.0
-"""A call that is expected to take longer lets go of the interpreter lock. Beside 16 threads that decode, a step of
-45 µs that lets go of it waits for milliseconds until it has it again (`tools/bench_tracking.py --decoders`)."""
+"""A call that is expected to take longer lets go of the interpreter lock. To get it back costs more than a step of
+45 µs: beside 16 decoding threads, batches had a median of 0.5 to 8.4 ms where it was let go, 0.3 to 0.5 where it was
+kept. Rates of whole runs on two cores did not tell (`tools/bench_tracking.py --decoders`)."""
 _FRAME_NS, _BOX_NS, _PAIR_NS = 300.0, 45.0, 1.2
 """What a frame, a box or track, and a pair of both take, measured on traffic: 20 boxes and 22 tracks a frame."""
 _PER_FRAME = 12
