@@ -187,8 +187,8 @@ def test_a_class_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None
     with daemon(tmp_path, config(tmp_path, f"id: a, {MIDDLE}")) as running:
         running.reload(config(tmp_path, f"id: a, {wrong}"), "refused")
         log = (tmp_path / "log").read_text()
-        assert "streams[0].zones[0].classes[0]: the model has no class think; it has thing" in log
+        assert "streams[0].zones[0].classes[0]: the model has no class think; did you mean thing?" in log
         assert running.stop() == 0
     with daemon(tmp_path, config(tmp_path, f"id: a, {wrong}")) as running:
         assert running.process.wait(30) == 2
-        assert "the model has no class think; it has thing" in (tmp_path / "log").read_text()
+        assert "the model has no class think; did you mean thing?" in (tmp_path / "log").read_text()
