@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 NTP_EPOCH = 2_208_988_800
 """Seconds from 1900 to 1970."""
-PER_PACKET = ("loss", "reorder", "truncate", "flip", "drip")
+HITS = ("loss", "reorder", "truncate", "flip")
+"""Faults that hit some of the packets."""
+PER_PACKET = (*HITS, "drip")
 """Faults of single packets; without one of them, a picture is one write."""
 JUMP_EVERY_S = 5.0
 """Time between two jumps of the time stamps."""
@@ -247,7 +249,7 @@ class Player:
         camera = self._camera
         name, argument = camera.fault
         chance, packets = camera.random.random(), camera.packets
-        hit = name in ("loss", "reorder", "truncate", "flip") and chance < float(argument)
+        hit = name in HITS and chance < float(argument)
         if hit and name == "loss":
             packets["lost"] += 1
             return

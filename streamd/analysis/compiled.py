@@ -35,6 +35,23 @@ def compiled(
         return None
 
 
+def either_way(built: Path, name: str, arguments: Sequence[Any], path: str | None = None) -> tuple[Any, Any] | None:
+    """A function that returns an int64, twice: called with the interpreter lock, and without; None as in `compiled`.
+
+    Args:
+        built, path: see `compiled`.
+        name: the function.
+        arguments: their types.
+    """
+    found = [compiled(built, (name,), path, hold=hold) for hold in (True, False)]
+    functions = [each[0] for each in found if each is not None]
+    if len(functions) < len(found):
+        return None
+    for function in functions:
+        function.argtypes, function.restype = [*arguments], ctypes.c_int64
+    return functions[0], functions[1]
+
+
 def joined_bytes(arrays: Sequence[npt.NDArray[Any]], size: int, types: Sequence[np.dtype[Any]]) -> bytes:
     """The content of arrays, one after the other: half the time of joining them with NumPy, and ctypes passes it on.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from streamd.analysis.compiled import compiled, joined_bytes
+from streamd.analysis.compiled import either_way, joined_bytes
 from streamd.types import Candidates, Found, FoundBatch, Letterbox
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
@@ -28,15 +28,8 @@ def library(path: str | None = None) -> tuple[Any, Any] | None:
     Args:
         path: of the file; the one that was built with the package by default.
     """
-    built = Path(__file__).with_name("_boxes")
-    found = [compiled(built, ("boxes_to_source",), path, hold=hold) for hold in (True, False)]
-    functions = [each[0] for each in found if each is not None]
-    if len(functions) < len(found):
-        return None
-    for function in functions:
-        function.argtypes = [_COUNT, _COUNT, *[_POINTER] * 5]
-        function.restype = _COUNT
-    return functions[0], functions[1]
+    arguments = (_COUNT, _COUNT, *[_POINTER] * 5)
+    return either_way(Path(__file__).with_name("_boxes"), "boxes_to_source", arguments, path)
 
 
 def to_source(

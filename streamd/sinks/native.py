@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from streamd.analysis.compiled import address_of, compiled, joined_bytes
+from streamd.analysis.compiled import address_of, either_way, joined_bytes
 from streamd.types import Detections
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
@@ -44,15 +44,8 @@ def library(path: str | None = None) -> tuple[Any, Any] | None:
     Args:
         path: of the file; the one that was built with the package by default.
     """
-    built = Path(__file__).with_name("_encode")
-    found = [compiled(built, ("encode_boxes",), path, hold=hold) for hold in (True, False)]
-    functions = [each[0] for each in found if each is not None]
-    if len(functions) < len(found):
-        return None
-    for function in functions:
-        function.argtypes = [_COUNT, _POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _COUNT, _POINTER]
-        function.restype = _COUNT
-    return functions[0], functions[1]
+    arguments = (_COUNT, _POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _COUNT, _POINTER)
+    return either_way(Path(__file__).with_name("_encode"), "encode_boxes", arguments, path)
 
 
 class BoxEncoder:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamd.analysis.compiled import address_of
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
 from streamd.analysis.glance.cells import Cells, near
 from streamd.analysis.glance.motion import Motion
-from streamd.analysis.glance.motion_native import Functions, address, library, warm
+from streamd.analysis.glance.motion_native import Functions, library, warm
 from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.settings import LookSettings
 from streamd.analysis.rules.geometry import inside, pad_polygons
@@ -343,7 +344,7 @@ def cells_of(boxes: npt.NDArray[np.float32], shape: Shape, functions: Functions 
         return _cells_of(boxes, shape)
     out: Cells = np.empty((ROWS, COLUMNS), np.bool_)
     boxes = np.ascontiguousarray(boxes, np.float32)
-    functions.boxes(address(boxes), len(boxes), *shape, address(out))
+    functions.boxes(address_of(boxes), len(boxes), *shape, address_of(out))
     return out
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from streamd.analysis.compiled import compiled
+from streamd.analysis.compiled import address_of, compiled
 from streamd.analysis.glance import COLUMNS, ROWS, Luma
 from streamd.analysis.glance.cells import Cells, Levels
 from streamd.analysis.glance.moved import Moved
@@ -70,7 +70,7 @@ def warm(heat: Levels, cells: Cells, by: float, functions: Functions | bool | No
     """Lets a map of how often each cell strays follow `cells` by this part of the distance."""
     functions = library() if functions is True else functions
     if functions:
-        functions.warm(address(heat), address(cells), by)
+        functions.warm(address_of(heat), address_of(cells), by)
     else:
         heat += np.float32(by) * (cells - heat)
 
@@ -90,12 +90,6 @@ class _State(ctypes.Structure):
     )
 
 
-def address(array: np.ndarray[Any, Any]) -> int:
-    """Where the values of an array are."""
-    at: int = array.__array_interface__["data"][0]  # a third of what `ctypes.data` takes
-    return at
-
-
 class NativeMotion:
     """What the compiled code needs of a `Motion`, whose arrays stay where they are.
 
@@ -111,16 +105,16 @@ class NativeMotion:
         self._room = np.empty((len(_ROOM), ROWS, COLUMNS), np.float32)
         state = self._state = _State()
         for name in (*_ARRAYS, "stand_ns", "boxed_ns"):
-            setattr(state, name, address(getattr(motion, f"_{name}")))
+            setattr(state, name, address_of(getattr(motion, f"_{name}")))
         for name, part in zip(_ROOM, self._room, strict=True):
-            setattr(state, name, address(part))
-        state.wanted = None if motion._wanted is None else address(motion._wanted)
+            setattr(state, name, address_of(part))
+        state.wanted = None if motion._wanted is None else address_of(motion._wanted)
         state.up, state.down, state.cluttered_ns = up, down, motion._cluttered_ns
         self._at = ctypes.addressof(state)
 
     def begin(self, cells: Cells) -> None:
         """The background begins anew: `cells` is what strayed in the pictures before."""
-        self._state.before[:] = [address(cells)] * len(self._state.before)
+        self._state.before[:] = [address_of(cells)] * len(self._state.before)
 
     def step(self, motion: Motion, luma: Luma, passed_s: float) -> Moved:
         """See `Motion.step`, from the comparison on."""
@@ -130,7 +124,7 @@ class NativeMotion:
         )  # fmt: skip
         s.passed_s, s.threshold, s.level, s.learned_s = passed_s, motion.threshold, motion._level, motion._learned_s
         stray = np.empty((ROWS, COLUMNS), np.bool_)
-        picture, cells = address(luma), address(stray)
+        picture, cells = address_of(luma), address_of(stray)
         done = self._functions.step(self._at, picture, cells)
         if done == _FIT:
             done = self._functions.fit(self._at, picture, cells)
@@ -138,7 +132,7 @@ class NativeMotion:
             if done == _SHAKEN:
                 motion._shots.take(luma, motion._now_ns)
                 found = motion._shots.range
-                s.low, s.high = (None, None) if found is None else (address(found[0]), address(found[1]))
+                s.low, s.high = (None, None) if found is None else (address_of(found[0]), address_of(found[1]))
                 done = self._functions.shaken(self._at, picture, cells)
         motion._level, motion._switched = s.level, bool(s.switched)
         right, down = s.shift
@@ -164,9 +158,11 @@ class NativeMotion:
             now_ns: of the last step.
         """
         self._state.now_ns = now_ns
-        self._functions.answer(self._at, address(boxes), address(moving), None if cells is None else address(cells))
+        self._functions.answer(
+            self._at, address_of(boxes), address_of(moving), None if cells is None else address_of(cells)
+        )
 
     def absorb(self, cells: Cells, luma: Luma, now_ns: int) -> None:
         """See `Motion.absorb`."""
         self._state.now_ns = now_ns
-        self._functions.absorb(self._at, address(cells), address(luma))
+        self._functions.absorb(self._at, address_of(cells), address_of(luma))

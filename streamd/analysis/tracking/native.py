@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamd.analysis.compiled import address_of, compiled
+from streamd.analysis.compiled import address_of, either_way
 from streamd.analysis.tracking.observation import EndedTrack, Int64Array, ObservationBatch, Tracked, TrackedBatch
 from streamd.analysis.tracking.tracks import COUNT, ID, ROOM, Matrix
 
@@ -44,15 +44,8 @@ def library(path: str | None = None) -> tuple[Any, Any] | None:
     Args:
         path: of the file; the one that was built with the package by default.
     """
-    built = Path(__file__).with_name("_bytetrack")
-    found = [compiled(built, ("bytetrack_frames",), path, hold=hold) for hold in (True, False)]
-    steps = [functions[0] for functions in found if functions is not None]
-    if len(steps) < len(found):
-        return None
-    for step in steps:
-        step.argtypes = [_POINTER, _COUNT, *[_POINTER] * 9]
-        step.restype = _COUNT
-    return steps[0], steps[1]
+    arguments = (_POINTER, _COUNT, *[_POINTER] * 9)
+    return either_way(Path(__file__).with_name("_bytetrack"), "bytetrack_frames", arguments, path)
 
 
 @functools.lru_cache(maxsize=256)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from streamd.analysis.compiled import address_of, compiled, joined_bytes
+from streamd.analysis.compiled import address_of, either_way, joined_bytes
 from streamd.analysis.tracking.observation import BoolArray, Int64Array, Tracked, TrackedBatch
 from streamd.analysis.tracking.tracks import Matrix
 from streamd.types import Float32Array, FoundBatch, Int32Array
@@ -51,15 +51,8 @@ def library(path: str | None = None) -> tuple[Any, Any] | None:
     Args:
         path: of the file; the one that was built with the package by default.
     """
-    built = Path(__file__).with_name("_bytetrack")
-    found = [compiled(built, ("select_boxes",), path, hold=hold) for hold in (True, False)]
-    selects = [functions[0] for functions in found if functions is not None]
-    if len(selects) < len(found):
-        return None
-    for select in selects:
-        select.argtypes = [_COUNT, _COUNT, _POINTER, _POINTER, _COUNT, _COUNT, *[_POINTER] * 10]
-        select.restype = _COUNT
-    return selects[0], selects[1]
+    arguments = (_COUNT, _COUNT, _POINTER, _POINTER, _COUNT, _COUNT, *[_POINTER] * 10)
+    return either_way(Path(__file__).with_name("_bytetrack"), "select_boxes", arguments, path)
 
 
 class Selection:

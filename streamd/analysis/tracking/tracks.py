@@ -12,6 +12,7 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
+from streamd.analysis.compiled import address_of
 from streamd.types import Box
 
 Matrix = npt.NDArray[np.float64]
@@ -100,7 +101,7 @@ class StreamTracks:
         block, known = np.empty(ROWS * room), ROWS * self.facts[COUNT]
         block[:known] = self._block[:known]
         self._block = block
-        self.facts[ADDRESS], self.facts[ROOM] = block.__array_interface__["data"][0], room
+        self.facts[ADDRESS], self.facts[ROOM] = address_of(block), room
 
     def remember(self, time_ns: int, width: int, height: int, roi: Box | None, step_s: float) -> None:
         """Makes a frame the stream's last one; `step_s` is the interval before it, if that is above 0."""

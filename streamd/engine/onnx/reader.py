@@ -56,10 +56,13 @@ class OnnxFile:
     """Inputs without initialisers (weights); -1 for a dynamic dimension."""
     nodes: tuple[OnnxNode, ...]
     metadata: dict[str, str]
-    outputs: tuple[str, ...] = ()
-    """Names of the output tensors."""
     output_tensors: tuple[TensorSpec, ...] = ()
     """What the file says of them; -1 for a dynamic dimension, no dimensions where it says nothing."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the output tensors."""
+        return tuple(tensor.name for tensor in self.output_tensors)
 
     @cached_property
     def ends_in_sigmoid(self) -> bool:
@@ -311,6 +314,5 @@ def _read(path: Path, data: memoryview) -> OnnxFile:
         found,
         tuple(nodes),
         metadata,
-        tuple(tensor.name for tensor in outputs),
         tuple(outputs),
     )
