@@ -269,44 +269,52 @@ class StreamRunner:
                 self.ring.close()
 
     def _attempt(self, reader: _ReaderThread) -> bool:
-        """One connection, from open to failure or end. True if another should follow."""
-        error: SourceError | None = None
-        source: Source | None = None
+        """One connection and the wait after it. True if another should follow."""
         reader.live_since = None
         self._tried_at = time.monotonic()
-        try:
-            source = self._make_source()
-            with self._lock:
-                reader.source = source
-            if self._stop.is_set():
-                return False
-            if not descriptors.room():
-                raise SourceError("internal", "too few file descriptors are left; raise LimitNOFILE or ulimit -n")
-            self._pump(reader, source, source.open())
-            if not self._stop.is_set():
-                self._transition(reader, "ended", "eof", "end of input")
-            return False
-        except _Abandoned:
-            raise
-        except SourceError as caught:
-            error = caught
-        except Closed:
-            return False
-        except Exception as caught:
-            log.exception("source failed unexpectedly", stream=self.stream)
-            error = SourceError("internal", f"{type(caught).__name__}: {caught}")
-        finally:
-            if source is not None:
-                source.close()
-            with self._lock:
-                reader.source = None
-        if self._stop.is_set():
+        error = self._connection(reader)
+        if error is None or self._stop.is_set():
             return False
         if reader.live_since is not None:
             self._lost_at = time.monotonic()
             if self._lost_at - reader.live_since >= STEADY_S:
                 self._backoff.reset()
         return self._wait(reader, error)
+
+    def _connection(self, reader: _ReaderThread) -> SourceError | None:
+        """One connection, from open to failure or end.
+
+        Returns:
+            Why it failed; None at its end. It has no traceback: the frames of one would keep the source, with its
+            decoder and pictures, all through the wait for the next attempt.
+        """
+        source: Source | None = None
+        try:
+            source = self._make_source()
+            with self._lock:
+                reader.source = source
+            if self._stop.is_set():
+                return None
+            if not descriptors.room():
+                raise SourceError("internal", "too few file descriptors are left; raise LimitNOFILE or ulimit -n")
+            self._pump(reader, source, source.open())
+            if not self._stop.is_set():
+                self._transition(reader, "ended", "eof", "end of input")
+            return None
+        except _Abandoned:
+            raise
+        except SourceError as caught:
+            return SourceError(caught.reason, str(caught), permanent=caught.permanent)
+        except Closed:
+            return None
+        except Exception as caught:
+            log.exception("source failed unexpectedly", stream=self.stream)
+            return SourceError("internal", f"{type(caught).__name__}: {caught}")
+        finally:
+            if source is not None:
+                source.close()
+            with self._lock:
+                reader.source = None
 
     def _wait(self, reader: _ReaderThread, error: SourceError) -> bool:
         if reader.abandoned:

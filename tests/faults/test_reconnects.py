@@ -14,4 +14,4 @@ def test_descriptors_and_threads_return(tmp_path: Path) -> None:
     (reconnects, before), (_, after) = found[0], found[-1]
     assert found[-1][0] - reconnects >= 60
     assert (after.fds, after.threads) == (before.fds, before.threads)
-    assert after.rss - before.rss < 5e6
+    assert after.rss - before.rss < 2e6  # it differs by 0.6 MB from look to look; a decoder has 1.1 MB

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -122,6 +125,40 @@ def test_attempts_are_bounded_where_asked() -> None:
 def test_a_defect_in_a_source_is_a_reason_and_no_crash() -> None:
     statuses, _, _, _ = play((None, 1, ValueError("boom")), (None, 1, None))
     assert ("BACKOFF", "internal") in states(statuses)
+
+
+@pytest.mark.parametrize("fail", [broke, partial(ValueError, "boom")], ids=["an error of ours", "a defect"])
+def test_a_source_is_gone_while_the_next_attempt_is_waited_for(fail: Callable[[], Exception]) -> None:
+    """With its decoder and pictures: not only once the garbage collector comes by."""
+
+    class Failing(Scripted):
+        def frames(self) -> Iterator[Frame]:
+            yield from frames("s", 1)
+            raise fail()  # kept nowhere, as a real one
+
+    made: list[weakref.ref[Scripted]] = []
+    waits = threading.Event()
+
+    def make() -> Scripted:
+        source = Failing(None, 1, None)
+        made.append(weakref.ref(source))
+        return source
+
+    def told(status: StreamStatus) -> None:
+        if status.state == "BACKOFF":
+            waits.set()
+
+    runner = StreamRunner("s", make, Ring(8), StreamMetrics("s"), told, initial_s=30, max_s=30)
+    gc.disable()
+    try:
+        with capture_logs():  # the console's traceback with local variables would keep them
+            runner.start()
+            assert waits.wait(5)
+        assert made[0]() is None
+    finally:
+        gc.enable()
+        runner.stop()
+    assert runner.join(5)
 
 
 def test_no_status_carries_credentials() -> None:
