@@ -111,3 +111,9 @@ class GateError(StreamdError):
     """A quantised model or an engine lost more accuracy than was allowed; nothing was written."""
 
     exit_code = 7
+
+
+class NoAnswerError(StreamdError):
+    """The daemon or fleet that a command asks does not run, or does not answer."""
+
+    exit_code = 8

@@ -1,8 +1,8 @@
 """The command line: `streamd COMMAND …`.
 
 Exit codes: 0 done; 1 unexpected failure; 2 wrong configuration or arguments; 3 wrong model; 4 every stream failed;
-5 the inference backend failed; 6 a sink or port could not be opened; 7 the accuracy gate refused; 130 and 143 when a
-second SIGINT or SIGTERM cut the drain short.
+5 the inference backend failed; 6 a sink or port could not be opened; 7 the accuracy gate refused; 8 what was asked does
+not run or answer; 130 and 143 when a second SIGINT or SIGTERM cut the drain short.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
         description="Streaming video analytics: RTSP and file streams in, detections over ZeroMQ and metrics out.",
         epilog="Try `streamd demo`. `streamd COMMAND --help` describes a command. Exit codes: 0 done, 1 unexpected "
         "failure, 2 configuration or arguments, 3 model, 4 every stream failed, 5 inference backend, 6 sink or port, "
-        "7 accuracy gate.",
+        "7 accuracy gate, 8 no daemon or fleet answers.",
     )
     top.add_argument("--version", action="version", version=f"streamd {__version__}")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

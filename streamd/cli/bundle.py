@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamd.config.yamlfile import MAX_BYTES, read_yaml
-from streamd.errors import ConfigError
+from streamd.errors import ConfigError, NoAnswerError
 from streamd.runtime.recorder.place import config_name, default_folder
 from streamd.runtime.recorder.request import recording, signalled, written
 from streamd.security.trust import read_text
@@ -49,7 +49,7 @@ def _processes(folder: Path, path: Path) -> dict[str, int]:
     found = recording(folder, config_name(path))
     if not found:
         advice = "start it, or set recorder.folder if it is running"
-        raise ConfigError(f"{path}: no daemon with this configuration records to {folder}; {advice}")
+        raise NoAnswerError(f"{path}: no daemon with this configuration records to {folder}; {advice}")
     return found
 
 
@@ -57,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
     """Prints the path of each bundle.
 
     Raises:
-        ConfigError: no such daemon is running.
-        SinkError: it cannot be signalled, or did not answer in time.
+        ConfigError: the configuration cannot be read.
+        NoAnswerError: no such daemon is running, or it did not answer in time.
+        SinkError: it cannot be signalled.
     """
     path = Path(args.config)
     folder = _folder(path)

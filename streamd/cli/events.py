@@ -288,6 +288,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: no such journal, or arguments that do not go together.
         SinkError: the journal cannot be read, or has not deleted anything.
+        NoAnswerError: the daemon that writes the journal does not answer.
     """
     words = list(args.words)
     deleting = words[:1] == ["delete"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamd.cli.console import output_console, positive
 from streamd.config.yamlfile import MAX_BYTES
-from streamd.errors import ConfigError
+from streamd.errors import ConfigError, NoAnswerError
 from streamd.fleet.records import FleetStatus, FleetStream, encode
 from streamd.security.trust import read_text
 
@@ -163,7 +163,7 @@ def _end(fleet: Fleet) -> int:
     left = fleet.stop(lambda box: print(f"{box} stopped", flush=True))
     for box in left:
         print(f"{box} did not answer: `streamd fleet stop --here` on its node ends its daemon", file=sys.stderr)
-    return 1 if left else 0
+    return NoAnswerError.exit_code if left else 0
 
 
 def _apply(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from streamd.errors import SinkError
+from streamd.errors import NoAnswerError, SinkError
 from streamd.events.upkeep import Deletion
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def ask(folder: Path, request: DeleteRequest, timeout: float) -> Deletion:
         timeout: seconds.
 
     Raises:
-        SinkError: the daemon cannot be asked, refuses, or does not answer in time.
+        NoAnswerError: the daemon does not answer in time.
+        SinkError: it cannot be asked, or refuses.
     """
     place, name = folder / FOLDER, uuid.uuid4().hex
     asked, answered = place / f"{name}.request", place / f"{name}.answer"
@@ -83,7 +84,7 @@ def ask(folder: Path, request: DeleteRequest, timeout: float) -> Deletion:
             with contextlib.suppress(OSError):
                 path.unlink()
     message = f"the daemon has not answered within {timeout:g} s; its log says why"
-    raise SinkError(f"{folder}: {message}")
+    raise NoAnswerError(f"{folder}: {message}")
 
 
 def prepare(folder: Path) -> None:

@@ -86,7 +86,7 @@ streams:
     parts = sum(row[f"{s}_ms"] for s in ("decode", "queue", "preprocess", "infer", "postprocess"))
     assert row["total_ms"] == pytest.approx(parts, abs=0.01)
     gone = streamd("bundle", str(tmp_path / "yard.yaml"))
-    assert gone.returncode == 2
+    assert gone.returncode == 8
     assert "no daemon with this configuration records to" in gone.stderr
 
 

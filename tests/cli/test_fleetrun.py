@@ -12,7 +12,7 @@ from streamd.cli import main
 from streamd.cli.fleetrun import settled, show
 from streamd.errors import ConfigError
 from streamd.fleet.records import Account, FleetBox, FleetStatus, FleetStream
-from streamd.workers.fleet.cluster import only_one
+from streamd.workers.fleet.cluster import address_file, only_one
 from tests.sinks.brokers import free_port
 
 
@@ -88,9 +88,36 @@ def test_a_cluster_that_has_died_is_told_at_once(capsys: pytest.CaptureFixture[s
     pytest.importorskip("ray")
     address = f"127.0.0.1:{free_port()}"
     began = time.monotonic()
-    assert main(["fleet", "status", "--address", address]) == 1
+    assert main(["fleet", "status", "--address", address]) == 8
     assert time.monotonic() - began < 20, "Ray itself tries for minutes"
     assert f"no Ray cluster at {address}: [Errno 111] Connection refused; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", [["status"], ["stop"], ["drain", "box-1"]])
+@pytest.mark.parametrize("left", [None, "127.0.0.1:1"], ids=["none was there", "one was killed"])
+def test_no_fleet_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], action: list[str],
+    left: str | None,
+) -> None:  # fmt: skip
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    if left is not None:
+        address_file().parent.mkdir(parents=True)
+        address_file().write_text(left)
+    assert main(["fleet", *action]) == 8
+    (line,) = capsys.readouterr().err.splitlines()
+    why = "" if left is None else f" ({left}: [Errno 111] Connection refused)"
+    assert line.startswith(f"streamd: no fleet runs on this machine{why}; `streamd fleet run FLEET.yaml` starts one")
+
+
+def test_what_is_no_address(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    assert main(["fleet", "status", "--address", "server"]) == 2
+    assert capsys.readouterr().err == "streamd: --address: server: expected HOST:PORT of a Ray cluster\n"
+    monkeypatch.setenv("RAY_ADDRESS", "server")
+    assert main(["fleet", "status"]) == 2
+    assert capsys.readouterr().err == "streamd: RAY_ADDRESS: server: expected HOST:PORT of a Ray cluster\n"
 
 
 def test_nothing_runs_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

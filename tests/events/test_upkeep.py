@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from streamd.errors import SinkError
+from streamd.errors import NoAnswerError, SinkError
 from streamd.events import requests, schema, upkeep
 from streamd.events.journal import Journal
 from streamd.events.place import JOURNAL
@@ -198,7 +198,7 @@ def test_the_command_line_asks_the_daemon_that_holds_the_journal(tmp_path: Path)
         assert "not a request" in (place / "bad.answer").read_text()
         (place / "bad.answer").unlink()
         assert list(place.iterdir()) == []
-    with pytest.raises(SinkError, match=r"has not answered within 0\.2 s"):
+    with pytest.raises(NoAnswerError, match=r"has not answered within 0\.2 s"):
         requests.ask(tmp_path / "state", requests.DeleteRequest("a", 0, 1), 0.2)
     assert list(place.iterdir()) == []
     with pytest.raises(SinkError, match="run this as the daemon's user"):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from streamd.errors import ConfigError, SinkError, StreamdError
+from streamd.errors import ConfigError, NoAnswerError, SinkError, StreamdError
 from streamd.fleet.records import FleetStatus, decode
 from streamd.workers.fleet import keeper
 from streamd.workers.fleet.actors import BOXES_LABEL, COORDINATOR, NAMESPACE, RayCluster, start_coordinator
@@ -29,9 +29,11 @@ TOKEN_VARIABLES = frozenset({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"})
 
 
 class FleetError(StreamdError):
-    """The cluster or its coordinator does not answer."""
+    """The cluster or its coordinator has failed."""
 
-    exit_code = 1
+
+class FleetAwayError(FleetError, NoAnswerError):
+    """There is no cluster, there is no fleet in it, or its coordinator does not answer."""
 
 
 def _ray() -> Any:
@@ -64,22 +66,28 @@ def connected(address: str | None) -> Iterator[Any]:
     """Connects to a cluster: `address`, else $RAY_ADDRESS, else the one that runs on this machine.
 
     Raises:
-        FleetError: there is none.
+        ConfigError: what is given is no address.
+        FleetAwayError: there is none.
     """
     ray = _ray()
-    found = address or os.environ.get("RAY_ADDRESS")
-    if found is None:
+    given = address or os.environ.get("RAY_ADDRESS")
+    if given is not None and ":" not in given and given not in ("auto", "local"):
+        raise ConfigError(f"{'--address' if address else 'RAY_ADDRESS'}: {given}: expected HOST:PORT of a Ray cluster")
+    found = given or "auto"
+    if given is None:
         with contextlib.suppress(OSError):
             found = address_file().read_text().strip()
     try:
-        _knock(found or "auto")
-        ray.init(address=found or "auto", **_quiet(ray))
+        _knock(found)
+        ray.init(address=found, **_quiet(ray))
     except Exception as error:  # Ray raises plain ones
-        where = found or "this machine"
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FleetError(
-            f"no Ray cluster at {where}: {text}; `ray start --address=…` joins one, --address names it"
-        ) from error
+        if given is not None:
+            advice = "check the address; `ray start --head` on that machine starts one"
+            raise FleetAwayError(f"no Ray cluster at {given}: {text}; {advice}") from error
+        why = "" if found == "auto" else f" ({found}: {text})"
+        advice = "`streamd fleet run FLEET.yaml` starts one, --address HOST:PORT or $RAY_ADDRESS names a cluster"
+        raise FleetAwayError(f"no fleet runs on this machine{why}; {advice}") from error
     _hush()
     try:
         yield ray
@@ -208,17 +216,17 @@ class Fleet:
     def _call(self, method: str, *arguments: Any, patience_s: float = CALL_S) -> Any:
         ray = self._ray
         if self._actor is None and not self.runs():
-            raise FleetError("no fleet runs in this cluster: streamd fleet run FLEET.yaml starts one")
+            raise FleetAwayError("no fleet runs in this cluster: streamd fleet run FLEET.yaml starts one")
         end = time.monotonic() + patience_s
         while True:
             try:
                 return ray.get(getattr(self._actor, method).remote(*arguments), timeout=patience_s)
             except ray.exceptions.ActorUnavailableError as error:
                 if time.monotonic() > end:
-                    raise FleetError("the coordinator is being restarted, and does not answer yet") from error
+                    raise FleetAwayError("the coordinator is being restarted, and does not answer yet") from error
                 time.sleep(0.2)
             except ray.exceptions.GetTimeoutError as error:
-                raise FleetError(f"the coordinator has not answered within {patience_s:g} s") from error
+                raise FleetAwayError(f"the coordinator has not answered within {patience_s:g} s") from error
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
                 raise cause if isinstance(cause, StreamdError) else FleetError(str(cause)) from error
