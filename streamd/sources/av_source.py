@@ -7,7 +7,7 @@ import errno
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from streamd.errors import SourceError, SourceReason
@@ -26,6 +26,7 @@ from streamd.sources.hardware import HardwareDecoder, video_of
 from streamd.sources.no_picture import NoPictureWatch
 from streamd.sources.pacing import Pacer
 from streamd.sources.quarantine import PacketLossListener
+from streamd.sources.read_limit import ReadLimit
 from streamd.sources.recording import PacketFeed
 from streamd.sources.redirects import OpeningListener
 from streamd.sources.second_opinion import NO_DECODER, is_external, plays_in_software
@@ -63,10 +64,16 @@ class AvSource:
         settings: the stream.
         device: CUDA device whose decoder `decode: auto` uses; None for software.
         packets: takes every packet before it is skipped or decoded; None where nobody ever wants them.
+        alone: no other stream is read by this process.
     """
 
     def __init__(
-        self, settings: AvStreamSettings, *, device: int | None = None, packets: PacketSink | None = None
+        self,
+        settings: AvStreamSettings,
+        *,
+        device: int | None = None,
+        packets: PacketSink | None = None,
+        alone: bool = False,
     ) -> None:
         self._settings = settings
         self._feed = PacketFeed(packets) if packets is not None else None
@@ -87,6 +94,8 @@ class AvSource:
         self._rtp = settings.url.startswith(("rtsp", "rtp:"))
         self._closed = threading.Event()
         self._container: InputContainer | None = None
+        self._alone = alone
+        self._limit: ReadLimit | None = None
         self._stream: VideoStream | None = None
         self._decoder: HardwareDecoder | None = None
         """None for software."""
@@ -162,6 +171,7 @@ class AvSource:
         finally:
             self.deadline = math.inf
         self._container = container
+        self._limit = None if self._alone else ReadLimit.of(container, started)
         self._admission.connected()
         self._backlog.opened(time.monotonic_ns())
         waited = time.monotonic() - started
@@ -298,7 +308,8 @@ class AvSource:
         assert self._container is not None
         # All streams of a live input are read: otherwise PyAV would block inside on one that has gone silent.
         wanted = () if self._network else (self._stream, *([self._sound] if self._sound is not None else []))
-        packets = self._container.demux(*wanted)
+        limit = self._limit
+        packets = self._demux(wanted)
         ear = PacketLossListener(True) if self._rtp else None
         limit_s = self._silence_s + HUNG_S if self._network else FILE_LIMIT_S
         last = time.monotonic()
@@ -318,7 +329,7 @@ class AvSource:
                 # A damaged table can make FFmpeg report a stream that PyAV does not know: ignore its packets.
                 self.corrupt += 1
                 self._unknown += 1
-                packets = self._container.demux(*wanted)
+                packets = self._demux(wanted)
                 continue
             except Exception as error:  # noqa: BLE001
                 from av.error import InvalidDataError
@@ -337,6 +348,8 @@ class AvSource:
                 raise self._translate(error, started, opening=False, device=self._device) from None
             finally:
                 self.deadline = math.inf
+            if limit is not None and limit.is_set:
+                limit.lift()
             late = self._network and self._timed_out(last)
             if packet.stream is self._stream:
                 if ear is not None:
@@ -351,6 +364,12 @@ class AvSource:
             if late:
                 # A packet that arrives when the time is up was still held by FFmpeg's parser: it is no sign of life.
                 raise self._silent(started)
+
+    def _demux(self, wanted: Sequence[AudioStream | VideoStream | None]) -> Iterator[Packet[Any]]:
+        assert self._container is not None
+        if self._limit is not None:
+            self._limit.is_set = True
+        return self._container.demux(*wanted)
 
     def _is_whole(self, error: Exception) -> bool:
         """Whether the input is complete although FFmpeg reports an I/O error: so it calls the end of an answer over
@@ -490,6 +509,9 @@ class AvSource:
         self._backlog.clear()
         self._maker.served_ns = 0
         container, self._container, self._stream = self._container, None, None
+        if self._limit is not None:
+            self._limit.end()
+            self._limit = None
         decoder, self._decoder = self._decoder, None
         if decoder is not None and self._device is not None:
             if self._network and self._broke and not self._closed.is_set():

@@ -73,7 +73,7 @@ class Decoder:
     def __init__(self, end: socket.socket, settings: AvStreamSettings, packets: socket.socket | None = None) -> None:
         self._socket = end
         self._settings = settings
-        self._source = AvSource(settings, packets=PacketSender(packets) if packets is not None else None)
+        self._source = AvSource(settings, packets=PacketSender(packets) if packets is not None else None, alone=True)
         self._changed = threading.Condition()
         self._gone = False
         self._memory = 0
