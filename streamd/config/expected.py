@@ -42,6 +42,9 @@ _ELSEWHERE = {
     "topic": "prefix",
 }
 """What other programs call a field, and its name here."""
+_ADDRESS = ("address", "broker", "endpoint", "host", "hostname", "port", "server", "servers", "uri", "url")
+_ADDRESSES = ("broker", "servers", "server", "url", "bind", "listen")
+"""Usual names for the address of a server or a port, and the fields that hold one here. A section has one of them."""
 _DEEPEST = 3
 """Sections below sections in which a field of an unknown section is looked for."""
 
@@ -149,7 +152,8 @@ def unknown_field(name: str, section: type[Settings] | None, top: type[Settings]
     """
     if section is None:
         return ""
-    usual = _ELSEWHERE.get(name.lower(), name)
+    here = next((field for field in _ADDRESSES if field in section.model_fields), None)
+    usual = here if here and name.lower() in _ADDRESS else _ELSEWHERE.get(name.lower(), name)
     if usual in section.model_fields:
         return f"; did you mean {usual}?"
     known = sorted(section.model_fields)

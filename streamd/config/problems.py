@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping
-from typing import Any, Union
+from typing import Annotated, Any, Union
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from streamd.config import Config, expected
@@ -105,12 +105,25 @@ def _in_words(item: Any, path: FieldPath, value: Any, document: Document) -> str
     if kind == "literal_error":
         return expected.one_of(context["expected"], value)
     if kind == "string_type":
+        field = _field_at(path, document.values)
+        if field is not None and type(value) in (int, float) and not _would_do(field, str(value)):
+            return next((mark.expected for mark in marks_of(field, Pattern)), "expected text")
         return f"expected text{_read_as(value)}"
     if kind == "string_pattern_mismatch":
         field = _field_at(path, document.values)
         marked = marks_of(field, Pattern) if field is not None else []
         return next((mark.expected for mark in marked), item["msg"])
     return expected.out_of_bounds(kind, context, value) or str(item["msg"])
+
+
+def _would_do(field: FieldInfo, text: str) -> bool:
+    """Whether the field takes `text`: else quotes around it would not help."""
+    annotation: Any = Annotated[field.annotation, field]  # type: ignore[name-defined]
+    try:
+        TypeAdapter(annotation).validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def _unit(path: FieldPath) -> str:

@@ -46,6 +46,9 @@ NOT_ONE_VALUE = ", and not a single value or a list"
         ("logging: {level: geheim}", "1: logging.level: expected debug, info, warning or error"),
         ("sinks: [{kind: mqtt, broker: b, protocol: 5}]", "expected 5 or 3.1.1; YAML reads this as a number"),
         (stream("look: {when: motion, sensitivity: high}"), "look.sensitivity: expected auto, or a number"),
+        ("metrics: {listen: 9188}", "1: metrics.listen: expected HOST:PORT, as in 127.0.0.1:9188"),
+        ("streams: [{id: 7, url: x.mp4}]", "1: streams[0].id: expected text; YAML reads this as a number: put it in"),
+        ("sinks: [{kind: zmq, bind: '127.0.0.1:5555'}]", "a port from 1 to 65535, as in tcp://127.0.0.1:5555"),
         # A value or a list in place of a section.
         ("model: m.onnx", f"1: model: expected fields below it, as in model: {{path: …}}{NOT_ONE_VALUE}"),
         ("engine: openvino", f"1: engine: expected fields below it, as in engine: {{kind: openvino}}{NOT_ONE_VALUE}"),
@@ -62,6 +65,10 @@ NOT_ONE_VALUE = ", and not a single value or a list"
         ("model: {path: m.onnx, confidence: 0.4}", "1: model.confidence: unknown field; did you mean detect.conf?"),
         (stream("name: gate"), "1: streams[0].name: unknown field; did you mean id?"),
         (stream("fps: 5"), "1: streams[0].fps: unknown field; did you mean max_fps?"),
+        ("sinks: [{kind: mqtt, host: b}]", "1: sinks[0].host: unknown field; did you mean broker?"),
+        ("sinks: [{kind: redis, address: b}]", "1: sinks[0].address: unknown field; did you mean server?"),
+        ("sinks: [{kind: zmq, port: 5555}]", "1: sinks[0].port: unknown field; did you mean bind?"),
+        ("metrics: {port: 9188}", "1: metrics.port: unknown field; did you mean listen?"),
         ("metrics: {xyz: 1}", "1: metrics.xyz: unknown field; expected one of listen, login, page, tls"),
         # Not YAML.
         ("model:\n\tpath: x", "2: not valid YAML: a tab where YAML expects spaces; indent with spaces"),
