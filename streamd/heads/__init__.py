@@ -117,9 +117,9 @@ class HeadSettings(KindSettings):
     Such a model must declare how its input is made: with wrong input, it merely seems to detect nothing.
     """
     sigmoid_contradicts: ClassVar[str] = ""
-    """For a model whose outputs end in a sigmoid: why this head cannot decode them, and what to do.
+    """For a model with an output of nothing but values after a sigmoid: why this head cannot decode it, and what to do.
 
-    Continues the sentence "its outputs end in a sigmoid". Empty if it can.
+    Continues the sentence "its outputs end in a sigmoid". Empty if it can, or if some of the family's outputs end so.
     """
 
     @classmethod

@@ -33,6 +33,10 @@ class EndToEndSettings(HeadSettings):
 
     kind: Literal["end_to_end"] = "end_to_end"
     form: ClassVar[str] = "(B, N, 6)"
+    sigmoid_contradicts: ClassVar[str] = (
+        ", but end_to_end expects boxes in input pixels and class numbers; export the model without it, or declare "
+        "another head"
+    )
 
     @classmethod
     def shapes(cls, height: int, width: int, classes: int) -> tuple[tuple[int, ...], ...]:

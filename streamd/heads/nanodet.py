@@ -35,6 +35,9 @@ class NanodetSettings(HeadSettings):
     kind: Literal["nanodet"] = "nanodet"
     strides: tuple[int, ...] = Field(STRIDES, min_length=1, description="Strides in the order of the rows.")
     form: ClassVar[str] = "(B, N, C+32)"
+    sigmoid_contradicts: ClassVar[str] = (
+        ", but nanodet expects distances as logits; export the model without it, or declare another head"
+    )
     usual_input: ClassVar[dict[str, Any]] = {
         "color": "BGR",
         "scale": 1,

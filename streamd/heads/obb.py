@@ -27,6 +27,9 @@ class ObbSettings(TaskSettings):
 
     kind: Literal["obb"] = "obb"
     form: ClassVar[str] = "(B, 4+C+1, N)"
+    sigmoid_contradicts: ClassVar[str] = (
+        ", but obb expects boxes in input pixels; export the model without it, or declare another head"
+    )
     tasks: ClassVar[tuple[str, ...]] = ("obb",)
     of_boxes: ClassVar[str] = "the angle"
 

@@ -28,6 +28,9 @@ class PoseSettings(TaskSettings):
         description="Keypoints, and values of each: 2 (x, y) or 3 (x, y, visibility). Default: from the metadata.",
     )
     form: ClassVar[str] = "(B, 4+C+K·D, N)"
+    sigmoid_contradicts: ClassVar[str] = (
+        ", but pose expects boxes and keypoints in input pixels; export the model without it, or declare another head"
+    )
     tasks: ClassVar[tuple[str, ...]] = ("pose",)
     of_boxes: ClassVar[str] = "keypoints"
 

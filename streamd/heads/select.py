@@ -101,27 +101,46 @@ def declared(kind: str | None, spec: ModelSpec) -> HeadSettings | None:
 
 
 def check_decoded(kind: str | None, spec: ModelSpec, *, ends_in_sigmoid: bool) -> None:
-    """Rejects undecoded rows in the shape of decoded ones: nothing later would notice that boxes are relative to cells.
+    """Rejects outputs after a sigmoid where the head reads something else: of boxes that are relative to cells, nothing
+    later would tell.
 
     Args:
         kind: the head that is declared beside the model, if any.
-        spec: the model. A single output of unknown shape may be such rows.
-        ends_in_sigmoid: so do its outputs, as rows before decoding.
+        spec: the model.
+        ends_in_sigmoid: one of its outputs is nothing but values after a sigmoid.
 
     Raises:
-        ModelError: they would be read as decoded.
+        ConfigError: the declared head does not exist, or its settings are invalid.
+        ModelError: its head, declared or recognised, cannot decode that.
     """
-    decoded = "yolov5_cat"
+    if ends_in_sigmoid and (said := sigmoid_contradicts(kind, spec)):
+        raise ModelError(f"model {spec.path}: {said}")
+
+
+def sigmoid_contradicts(kind: str | None, spec: ModelSpec) -> str:
+    """For a model with an output that ends in a sigmoid: why its head cannot decode it, what to do; empty if it can.
+
+    Args:
+        kind: the head that is declared beside the model, if any.
+        spec: the model. Outputs of unknown shape may be those of any head with as many dimensions.
+
+    Raises:
+        ConfigError: the declared head does not exist, or its settings are invalid.
+    """
+    said = [head.sigmoid_contradicts for head in _heads(kind, spec) if head.sigmoid_contradicts]
+    return f"its outputs end in a sigmoid{said[0]}" if said else ""
+
+
+def _heads(kind: str | None, spec: ModelSpec) -> list[type[HeadSettings]]:
+    """The head that is declared, otherwise those that the outputs may be of."""
     if kind is not None or spec.head is not None:
-        taken = (kind or (spec.head or {}).get("kind")) == decoded
-    else:
-        unknown = len(spec.outputs) == 1 and min(spec.outputs[0].shape[1:], default=-1) <= 0
-        taken = unknown or HEADS.builtin()[decoded].recognise(spec) is not None
-    if ends_in_sigmoid and taken:
-        raise ModelError(
-            f"model {spec.path}: its output ends in a sigmoid, so its rows are not decoded, although the shape is that "
-            f"of {decoded}; for a YOLOv5 model, give --head yolov5_sigmoid"
-        )
+        return [type(declared(kind, spec) or recognise(spec))]
+    kinds = [kind for kind in HEADS if reads_task(kind, spec)]
+    if all(min(tensor.shape[1:], default=-1) > 0 for tensor in spec.outputs):
+        return [kind for kind in kinds if kind.recognise(spec) is not None]
+    found = [len(tensor.shape) for tensor in spec.outputs]
+    height, width = spec.input_height, spec.input_width
+    return [kind for kind in kinds if [len(shape) for shape in kind.shapes(height, width, len(COCO80))] == found]
 
 
 def reads_task(kind: type[HeadSettings], spec: ModelSpec) -> bool:

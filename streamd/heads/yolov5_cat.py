@@ -22,8 +22,8 @@ class Yolov5CatSettings(HeadSettings):
     kind: Literal["yolov5_cat"] = "yolov5_cat"
     form: ClassVar[str] = "(B, N, 5+C)"
     sigmoid_contradicts: ClassVar[str] = (
-        ": boxes are relative to cells and anchors, although the shape is that of decoded rows (yolov5_cat); "
-        "declare --head yolov5_sigmoid, or model.head.kind in the configuration"
+        ", so its rows are not decoded: boxes are relative to cells and anchors, although the shape is that of "
+        "yolov5_cat; for a YOLOv5 model, declare --head yolov5_sigmoid, or model.head.kind in the configuration"
     )
 
     @classmethod

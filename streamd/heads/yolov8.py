@@ -23,6 +23,9 @@ class Yolov8Settings(HeadSettings):
 
     kind: Literal["yolov8"] = "yolov8"
     form: ClassVar[str] = "(B, 4+C, N)"
+    sigmoid_contradicts: ClassVar[str] = (
+        ", but yolov8 expects boxes in input pixels; export the model without it, or declare another head"
+    )
 
     @classmethod
     def shapes(cls, height: int, width: int, classes: int) -> tuple[tuple[int, ...], ...]:

@@ -33,6 +33,9 @@ class YoloxSettings(HeadSettings):
         STRIDES, min_length=1, description="Strides in the order of the rows: 8, 16, 32, and 64 for the P6 models."
     )
     form: ClassVar[str] = "(B, N, 5+C)"
+    sigmoid_contradicts: ClassVar[str] = (
+        ", but yolox expects boxes that are not shares of 1; export the model without it, or declare another head"
+    )
     usual_input: ClassVar[dict[str, Any]] = {"color": "BGR", "scale": 1, "align": "top_left"}
 
     @classmethod

@@ -200,6 +200,20 @@ def _unpadded(graph: Graph, node: Any) -> bool:
     )
 
 
+def one_sided(model: Any) -> tuple[int, int]:
+    """(activations that can be moved, those that have a least value): how much of a float model centring reaches.
+
+    Counts what shares a range as one. Whether moving pays is only known with the largest values, from calibration.
+
+    Args:
+        model: the float model, with named nodes.
+    """
+    graph, sites = Graph(model), find_sites(model)
+    bounds, movable = _Bounds(graph), _movable(graph, sites, {layer.name: layer for layer in sites.layers})
+    known = [group for group, names in sites.sources.items() if all(bounds.least(name) is not None for name in names)]
+    return sum(group in movable for group in known), len(known)
+
+
 class _Mover:
     """Changes a copy of the model."""
 

@@ -15,11 +15,12 @@ from streamd.engine.onnx.reader import read_onnx
 from streamd.engine.openvino import OpenVinoSettings
 from streamd.engine.sidecar import Provenance, read_sidecar
 from streamd.errors import ModelError, StreamdError
-from streamd.heads import HEADS, DetectSettings
+from streamd.heads import DetectSettings
 from streamd.heads.detector import open_detector
-from streamd.heads.select import declared, recognise
+from streamd.heads.select import declared, recognise, sigmoid_contradicts
+from streamd.models.centre import one_sided
 from streamd.models.counting import asymmetric, gflops, int8_convolutions, parameters, shapes, silus
-from streamd.models.graph import Graph, load, opset, vendor
+from streamd.models.graph import Graph, load, name_nodes, opset, vendor
 from streamd.types import ModelSpec, TensorSpec
 
 OLDEST_OPSET, NEWEST_OPSET = 11, 17
@@ -74,19 +75,19 @@ def _tensor(value: Any) -> dict[str, Any]:
     return {"name": value.name, "shape": shape, "dtype": dtype}
 
 
-def _warnings(path: Path, graph: Graph, found: Inspection) -> list[str]:
+def _warnings(model: Any, graph: Graph, found: Inspection) -> list[str]:
     operators, out = found.operators or {}, []
     if count := operators.get("LeakyRelu", 0):
         out.append(
-            f"{count} LeakyReLU: half of a symmetric INT8 range is spent on negative values, which carry a tenth of "
-            "the signal; ReLU avoids this. Check the accuracy with `streamd quantize --labels`"
+            f"{count} LeakyReLU: half of INT8's range is spent on negative values, which carry a tenth of the signal, "
+            "and cannot be centred, since no value is the least; with ReLU it can. Check the accuracy with "
+            "`streamd quantize --labels`"
         )
     count = silus(graph) + operators.get("HardSwish", 0)
     if count:
         out.append(
-            f"{count} SiLU: its output starts at -0.28, so a symmetric INT8 range uses little more than half of its "
-            "256 steps, and an exponential per value is computed in float; ReLU avoids both. Check the accuracy with "
-            "`streamd quantize --labels`"
+            f"{count} SiLU: an exponential per value is computed in float, which ReLU avoids"
+            + ("" if found.quantized else _ranges(model))
         )
     for tensor in found.inputs or []:
         dynamic = [str(d) for d in tensor["shape"] if not isinstance(d, int)]
@@ -117,10 +118,20 @@ def _warnings(path: Path, graph: Graph, found: Inspection) -> list[str]:
         out.append("contains NonMaxSuppression: output sizes depend on the image; export it without NMS")
     if operators.get("BatchNormalization", 0):
         out.append("contains BatchNormalization that was not folded into convolutions; export it in evaluation mode")
-    head = HEADS.builtin().get(found.head or "")
-    if head is not None and head.sigmoid_contradicts and read_onnx(path).ends_in_sigmoid:
-        out.append(f"its outputs end in a sigmoid{head.sigmoid_contradicts}")
     return out
+
+
+def _ranges(model: Any) -> str:
+    """What becomes of the ranges of a float model's one-sided activations; continues a sentence."""
+    moved, known = one_sided(model)
+    if not known:
+        return ""
+    said = f"; `streamd quantize` moves the ranges of {moved} of {known} one-sided activations to their middle"
+    if moved < known:
+        said += (
+            f"; the other {known - moved} use little more than half of INT8's steps, since padding needs a plain zero"
+        )
+    return said + ". Check the accuracy with `streamd quantize --labels`"
 
 
 def _trt_unsupported(path: Path) -> list[str] | None:
@@ -178,6 +189,8 @@ def _judge(path: Path, found: Inspection, head: str | None) -> ModelSpec | None:
         return None
     found.input_size = (spec.input_height, spec.input_width)
     try:
+        if read_onnx(path).ends_in_sigmoid and (said := sigmoid_contradicts(head, spec)):
+            found.warnings.append(said)
         settings = declared(head, spec) or recognise(spec)
         found.head = settings.kind
         found.labels = list(open_detector(spec, settings, DetectSettings()).labels)
@@ -191,6 +204,7 @@ def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection
     if importlib.util.find_spec("onnx") is None:
         return _inspect_without_onnx(path, found, head)
     model = load(path)
+    name_nodes(model)
     graph = Graph(model)
     constants = {t.name for t in model.graph.initializer}
     operators = Counter(node.op_type for node in graph.nodes)
@@ -212,7 +226,7 @@ def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection
     found.gflops = gflops(graph, shapes(model, size))
     if found.gflops is None:
         found.unknown.append("GFLOPs: ONNX cannot infer every shape of this model")
-    found.warnings += _warnings(path, graph, found)
+    found.warnings += _warnings(model, graph, found)
     verdict = _trt_unsupported(path)
     if verdict is None:
         found.unknown.append("whether TensorRT supports every operator: TensorRT is not installed here")

@@ -14,7 +14,7 @@ from streamd.heads.select import check_decoded, declared, open_head, recognise, 
 from streamd.heads.yolov5_cat import Yolov5CatSettings
 from streamd.heads.yolov5_sigmoid import Yolov5SigmoidSettings
 from streamd.types import ModelSpec, TensorSpec
-from tests.heads.cases import CELLS, CLASSES, LABELS, spec
+from tests.heads.cases import CELLS, CLASSES, LABELS, contract_cases_of, spec
 
 
 def test_a_kind_by_itself_keeps_what_the_sidecar_says_of_it() -> None:
@@ -33,8 +33,52 @@ def test_rows_that_are_not_decoded_are_refused_where_they_would_be_read_as_decod
     check_decoded(None, picodet, ends_in_sigmoid=True)
     cat = replace(rows, head={"kind": "yolov5_cat"})
     for kind, model in ((None, rows), (None, spec((1, -1, -1))), ("yolov5_cat", rows), (None, cat)):
-        with pytest.raises(ModelError, match=r"ends in a sigmoid, so its rows are not decoded.*--head yolov5_sigmoid"):
+        with pytest.raises(ModelError, match=r"end in a sigmoid, so its rows are not decoded.*--head yolov5_sigmoid"):
             check_decoded(kind, model, ends_in_sigmoid=True)
+    with pytest.raises(ConfigError, match="head: expected one of"):
+        check_decoded("yolov9", rows, ends_in_sigmoid=True)
+
+
+READS_SIGMOIDS = {
+    "yolov5_cat": False,
+    "detr": True,
+    "detr_final": True,
+    "end_to_end": False,
+    "nanodet": False,
+    "obb": False,
+    "picodet": True,
+    "pose": False,
+    "rf_detr": True,
+    "rtdetr": True,
+    "segment": True,
+    "yolov5_heads": False,
+    "yolov5_sigmoid": True,
+    "yolov8": False,
+    "yolox": False,
+}
+"""Whether an output of the family may be nothing but values after a sigmoid."""
+
+
+@pytest.mark.parametrize("kind", HEADS.builtin())
+def test_every_head_says_whether_its_outputs_may_end_in_a_sigmoid(kind: str) -> None:
+    """Declared in the model's sidecar or beside it, or recognised, where shapes tell the head."""
+    for case in contract_cases_of(kind):
+        model, _ = case.encode(1, 0)
+        asked = [(kind, model)] + ([(None, model)] if case.recognised or model.head is not None else [])
+        for named, each in asked:
+            check_decoded(named, each, ends_in_sigmoid=False)
+            if READS_SIGMOIDS[kind]:
+                check_decoded(named, each, ends_in_sigmoid=True)
+                continue
+            with pytest.raises(ModelError, match=rf"m\.onnx: its outputs end in a sigmoid, .*{kind}.*; "):
+                check_decoded(named, each, ends_in_sigmoid=True)
+
+
+def test_heads_of_unknown_size_are_those_of_as_many_dimensions() -> None:
+    heads = spec(*((1, 3, -1, -1, 11) for _ in range(3)))
+    with pytest.raises(ModelError, match="yolov5_heads expects logits"):
+        check_decoded(None, heads, ends_in_sigmoid=True)
+    check_decoded(None, spec((1, -1), (1, -1)), ends_in_sigmoid=True)
 
 
 def test_an_unknown_kind_is_told_the_known_ones() -> None:

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from streamd.engine.onnx.pairs import without_pairs
 from streamd.models.calibrate import Observer, observe, thresholds
-from streamd.models.centre import Centred, _Bounds, centred
+from streamd.models.centre import Centred, _Bounds, centred, one_sided
 from streamd.models.graph import Graph
 from streamd.models.qdq import find_sites, quantized
 from streamd.models.tune import output_noise, safe_weights
@@ -87,6 +87,17 @@ def test_steps_are_half_as_large_and_zero_is_one_of_them() -> None:
     for name in ("bright_o", "Relu_6_o"):
         assert found.thresholds[name] == limits[name]
     assert len(found.sites.layers) == len(sites.layers)
+
+
+@pytest.mark.parametrize("act", ["silu", "relu"])
+def test_how_many_can_be_moved_is_known_before_calibration(act: str) -> None:
+    """Of the outputs of stem, a, pre and the concatenation, b reads that of pre with padding."""
+    model = network(act)
+    assert one_sided(model) == (3, 4)
+    assert len(moved(model).model.graph.initializer) > len(model.graph.initializer)
+    centres = [t.name for t in moved(model).model.graph.initializer if t.name.endswith("_centre")]
+    # The concatenation's sources are moved one by one.
+    assert len(centres) == 4
 
 
 def test_peaks_move_along() -> None:

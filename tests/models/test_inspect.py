@@ -33,7 +33,10 @@ def test_a_small_detector(tmp_path: Path) -> None:
     operations = sum(2 * g * g * 16 * 9 * (3 if i == 0 else 16) + 2 * g * g * 16 * 9 * 16 for i, g in enumerate(grids))
     operations += sum(2 * g * g * 18 * 16 for g in grids[2:])
     assert found.gflops == pytest.approx(operations / 1e9)
-    assert any("10 SiLU" in w for w in found.warnings)
+    (silu,) = (w for w in found.warnings if "SiLU" in w)
+    assert silu.startswith("10 SiLU: an exponential per value is computed in float, which ReLU avoids; ")
+    # All its convolutions are padded; the last SiLU of each level is also read by an output convolution.
+    assert "moves the ranges of 0 of 9 one-sided activations to their middle; the other 9 use" in silu
     assert any("batch is dynamic" in w for w in found.warnings)
 
 
@@ -46,6 +49,23 @@ def test_a_quantised_one(tmp_path: Path) -> None:
     assert after.provenance is not None
     assert after.provenance.source == "m.onnx"
     assert not any("SiLU" in w or "symmetric" in w for w in after.warnings)
+
+
+def test_ranges_that_quantize_centres_are_not_warned_of(tmp_path: Path) -> None:
+    net = Net()
+    x = net.silu(net.conv("images", 3, 8))
+    x = net.silu(net.conv(x, 8, 8, kernel=1))
+    net.op("Identity", [net.conv(net.silu(net.conv(x, 8, 8, kernel=1)), 8, 6)], "y")
+    onnx.save(net.model({"y_o": [1, 6, 64, 64]}, [1, 3, 64, 64], 17), str(tmp_path / "m.onnx"))
+    (silu,) = (w for w in inspect(str(tmp_path / "m.onnx")).warnings if "SiLU" in w)
+    assert "moves the ranges of 2 of 2 one-sided activations to their middle. Check" in silu
+    out = tmp_path / "q.onnx"
+    request = Request(
+        str(tmp_path / "m.onnx"), str(pictures(tmp_path / "i")), out, batches=1, use_cache=False, force=True
+    )
+    quantize(request)
+    (silu,) = (w for w in inspect(str(out)).warnings if "SiLU" in w)
+    assert silu == "3 SiLU: an exponential per value is computed in float, which ReLU avoids"
 
 
 def test_warnings(tmp_path: Path) -> None:

@@ -417,7 +417,7 @@ def test_a_sigmoid_at_the_end_is_named_and_the_declared_head_reaches_the_sidecar
     options = ["quantize", model, "--images", request_.images, "--out", str(request_.out), "--no-cache"]
     options += ["--eval-images", str(request_.eval_images)]
     assert main([*options, "--force"]) == 3
-    assert "ends in a sigmoid, so its rows are not decoded" in capsys.readouterr().err
+    assert "end in a sigmoid, so its rows are not decoded" in capsys.readouterr().err
     assert left(request_) == []
     assert main([*options, "--head", "yolov5_sigmoid"]) == 0
     sidecar = read_sidecar(request_.out)
