@@ -144,17 +144,21 @@ def dominant(noise: Noise, report: Report, *, always: Collection[str] = (), shar
         report("find float layers", i + 1, len(cheap))
     kept: list[str] = []
     left = share
+    cancelling: set[str] = set()
+    """Layers whose noise and that of others cancel, as long as the others stay in INT8."""
     while max(total.values(), default=0.0) > QUIET:
-        harm = {n: max(v / max(total[o], QUIET) for o, v in noise.alone(n).items()) for n in cheap if n not in kept}
-        worst = max((n for n in harm if cost[n] <= left), key=lambda n: harm[n], default=None)
+        asked = [n for n in cheap if n not in kept and n not in cancelling and cost[n] <= left]
+        harm = {n: max(v / max(total[o], QUIET) for o, v in noise.alone(n).items()) for n in asked}
+        worst = max(harm, key=lambda n: harm[n], default=None)
         if worst is None or harm[worst] < DOMINANT:
             break
-        rest.remove(worst)
-        fewer = noise.of(rest)
+        fewer = noise.of([name for name in rest if name != worst])
         if sum(fewer.values()) >= sum(total.values()):
-            # Its noise and that of others cancel.
-            break
+            cancelling.add(worst)
+            continue
+        rest.remove(worst)
         kept.append(worst)
+        cancelling.clear()
         left, total = left - cost[worst], fewer
     return kept
 

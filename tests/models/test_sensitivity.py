@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,32 @@ def test_noise_that_does_no_harm_keeps_nothing_in_float(
     model, sites, limits, weights = ready
     monkeypatch.setattr("streamd.models.sensitivity.QUIET", 1.0)
     assert dominant(Noise(model, sites, limits, IMAGES, weights), silent, share=1.0) == []
+
+
+class Vectors:
+    """A model's noise at one output, where each layer adds a vector of its own."""
+
+    costs: dict[str, float]
+
+    def __init__(self, **added: tuple[float, float]) -> None:
+        self._added = added
+        self.names = list(added)
+        self.costs = dict.fromkeys(added, 0.01)
+
+    def of(self, int8: Collection[str]) -> dict[str, float]:
+        return {"out": float(np.square(np.sum([self._added[name] for name in int8], axis=0)).sum())}
+
+    def alone(self, name: str) -> dict[str, float]:
+        return self.of([name])
+
+
+def test_a_layer_whose_noise_cancels_anothers_does_not_hide_those_behind_it() -> None:
+    """Left and right are the largest, and neither makes anything better without the other."""
+    noise: Any = Vectors(left=(-3.0, 0.0), right=(2.9, 0.0), up=(0.0, 1.0), down=(0.0, -0.01))
+    assert dominant(noise, silent) == ["up"]
+
+
+def test_a_layer_whose_noise_cancelled_anothers_is_asked_again_once_another_is_in_float() -> None:
+    noise: Any = Vectors(a=(3.0, 0.0), b=(-1.0, 2.5), c=(-1.0, 0.0))
+    assert sum(noise.of(["b", "c"]).values()) > sum(noise.of(["a", "b", "c"]).values())
+    assert dominant(noise, silent) == ["b", "a", "c"]
