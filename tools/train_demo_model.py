@@ -5,10 +5,12 @@
     python tools/train_demo_model.py train   --pack PACK.npz --out DIR --teachers FILE FILE --minutes 9
     python tools/train_demo_model.py bench   --pack PACK.npz --out DIR --teachers FILE FILE
     python tools/train_demo_model.py export  --weights DIR/demo.pt --out demo.onnx
+    python tools/train_demo_model.py calibration --images DIR --out FOLDER
 
 `prepare` reads the folders of demo_model/pack.py's FOLDERS under --images and asks the teachers (YOLOX-Nano and
 PicoDet-S, both Apache-2.0) for objects that the labels lack. `train` needs a GPU and asks the teachers again about
-every augmented picture, so that training is not limited by the labels. `export` writes ONNX and its sidecar. Needs
+every augmented picture, so that training is not limited by the labels. `export` writes ONNX and its sidecar.
+`calibration` copies pictures for `streamd quantize --images FOLDER`, some of every folder but train_coco. Needs
 PyTorch, NumPy, OpenCV (or Pillow to train), onnx; prepare needs OpenVINO, and PyAV for clips."""
 
 from __future__ import annotations
@@ -59,6 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     p = commands.add_parser("export", help="write ONNX and its sidecar")
     p.add_argument("--weights", type=Path, required=True, help="what train wrote")
     p.add_argument("--out", type=Path, required=True, help="the ONNX file; its sidecar goes beside it")
+    p = commands.add_parser("calibration", help="copy pictures to calibrate INT8 with")
+    p.add_argument("--images", type=Path, required=True, help="folder that holds the image folders")
+    p.add_argument("--each", type=int, default=64, help="pictures of each folder (default 64)")
+    p.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
     if command == "prepare":
@@ -73,6 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
         values: Any = options
         trainer = Trainer(Plan(**values), STARTED)
         trainer.run() if command == "train" else trainer.prepare()
+    elif command == "calibration":
+        from demo_model.pack import calibration
+
+        print(f"{calibration(options['images'], options['out'], options['each'])} pictures")
     else:
         from demo_model.export import export
 

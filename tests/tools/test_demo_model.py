@@ -295,3 +295,16 @@ def test_teachers_say_in_pytorch_what_they_say_in_onnxruntime() -> None:
             got = OnnxNet(path)(torch.cat([x, x]))
         for a, b in zip(want, got, strict=True):
             np.testing.assert_allclose(a, b[1:].numpy(), rtol=1e-2, atol=5e-3)
+
+
+def test_pictures_to_calibrate_with_are_some_of_every_folder_but_the_one_to_judge_on(tmp_path: Path) -> None:
+    from demo_model.pack import FOLDERS, calibration
+
+    for folder in FOLDERS:
+        (tmp_path / "in" / folder / "images").mkdir(parents=True)
+        for i in range(9 if folder != "train_pennfudan" else 2):
+            (tmp_path / "in" / folder / "images" / f"{i}.jpg").write_bytes(b"%d" % i)
+    assert calibration(tmp_path / "in", tmp_path / "out", 3) == 11
+    taken = {folder: ["0", "3", "6"] for folder in FOLDERS if folder != "train_coco"} | {"train_pennfudan": ["0", "1"]}
+    names = {f"{folder}_{i}.jpg": i.encode() for folder, numbers in taken.items() for i in numbers}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == names

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,27 @@ def pictures(images: Path, clips: list[Path], every: float) -> Iterator[Picture]
     for clip in clips:
         for i, pixels in enumerate(_frames(clip, every)):
             yield Picture(f"{clip.stem}-{i}", "clips", (), pixels, None)
+
+
+def calibration(images: Path, out: Path, each: int, left_out: Sequence[str] = ("train_coco",)) -> int:
+    """Copies pictures to calibrate INT8 with: `each` of every folder, evenly spread. Returns how many.
+
+    Args:
+        images: folder that holds the image folders.
+        out: folder to write; it must not exist.
+        each: pictures of a folder, or all that it has.
+        left_out: folders to take none of, to judge on.
+    """
+    out.mkdir(parents=True)
+    count = 0
+    for folder in FOLDERS:
+        if folder not in left_out:
+            files = sorted(p for p in (images / folder / "images").iterdir() if p.suffix.lower() in (".jpg", ".png"))
+            taken = [files[i * len(files) // each] for i in range(each)] if each < len(files) else files
+            for file in taken:
+                shutil.copyfile(file, out / f"{folder}_{file.name}")
+            count += len(taken)
+    return count
 
 
 def _fit(pixels: Any, side: int, *, grow: bool) -> Any:
