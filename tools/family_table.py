@@ -175,13 +175,16 @@ def gpu_ms(gpu: Mapping[str, Any], stem: str, batch: int) -> float | None:
     return None
 
 
-def _loss(found: Found, of: str, trained: Sequence[str]) -> str:
+def _on(found: Found, of: str, form: str, trained: Sequence[str]) -> str:
+    """The mAP of a form of a model on a set, and what INT8 lost there."""
     if of not in found["sets"]:
         return "in training" if of in trained else ""
     one = found["sets"][of]
+    if form == "float":
+        return f"{one['float']['map']:.4f}"
     interval = one["interval"]
     spread = "" if interval is None else f" ({interval['low']:.4f} to {interval['high']:.4f})"
-    return f"{one['drop']:.4f}{spread}".replace("-", "−")
+    return f"{one['int8']['map']:.4f}, {one['drop']:.4f}{spread}".replace("-", "−")
 
 
 def _ms(value: float | None) -> str:
@@ -192,20 +195,17 @@ def rows(
     found: Found, title: str, sets: Sequence[str], trained: Sequence[str], gpu: Mapping[str, Any], batch: int
 ) -> list[str]:
     """Two lines of Markdown: the model in float, and in INT8."""
-    judged = [found["sets"][name] for name in sets if name in found["sets"]]
-    first, times = judged[0], found.get("speed", {})
-    mean = sum(one["drop"] for one in judged) / len(judged)
+    judged = [found["sets"][name]["drop"] for name in sets if name in found["sets"]]
+    mean, times = f"{sum(judged) / max(len(judged), 1):.4f}".replace("-", "−"), found.get("speed", {})
     kept = f"{len(found['float_layers'])} of {found['layers']}"
     if found["float_layers"]:
         kept += f", {found['float_share'] * 100:.1f} %"
     plans = {"float": found["model"], "int8": Path(found["int8"].removeprefix(BUILTIN)).stem}
     out = []
-    for form, name in (("float", f"{title}, {found['size']}"), ("int8", "INT8")):
-        lost = ["" if form == "float" else _loss(found, of, trained) for of in sets]
-        cells = [name, "" if form == "float" else kept, f"{first[form]['map']:.4f}", *lost]
-        cells.append("" if form == "float" or len(judged) < 2 else f"{mean:.4f}".replace("-", "−"))
-        cells += [_ms(times.get(f"{form}_best_ms")), _ms(gpu_ms(gpu, plans[form], batch))]
-        out.append(_line(cells))
+    for form, about in (("float", [f"{title}, {found['size']}", ""]), ("int8", ["INT8", kept])):
+        cells = [*about, *(_on(found, of, form, trained) for of in sets)]
+        cells += [mean if form == "int8" and len(judged) > 1 else "", _ms(times.get(f"{form}_best_ms"))]
+        out.append(_line([*cells, _ms(gpu_ms(gpu, plans[form], batch))]))
     return out
 
 
@@ -218,9 +218,9 @@ def table(
 ) -> str:
     """The whole table as Markdown."""
     images = {name: found["sets"][name] for found, _, _ in every for name in found["sets"]}
-    head = ["model", "layers in float, of the multiplications", f"mAP, {sets[0]}"]
-    head += [f"lost, {images[name]['images']:,} of {name}" if name in images else f"lost, {name}" for name in sets]
-    head += ["mean", "OpenVINO, ms", "H200, ms"]
+    head = ["model", "layers in float, of the multiplications"]
+    head += [f"{images[name]['images']:,} of {name}" if name in images else name for name in sets]
+    head += ["lost in the mean", "OpenVINO, ms", "H200, ms"]
     lines = [_line(head), "|" + "---|" * len(head)]
     for found, title, trained in every:
         lines += rows(found, title, sets, trained, gpu, batch)

@@ -10,7 +10,7 @@
 `prepare` reads the folders of demo_model/pack.py's FOLDERS under --images and asks the teachers (YOLOX-Nano and
 PicoDet-S, both Apache-2.0) for objects that the labels lack. `train` needs a GPU and asks the teachers again about
 every augmented picture, so that training is not limited by the labels. `export` writes ONNX and its sidecar.
-`calibration` copies pictures for `streamd quantize --images FOLDER`, some of every folder but train_coco. Needs
+`calibration` copies pictures for `streamd quantize --images FOLDER`: those of demo_model/pack.py's CALIBRATION. Needs
 PyTorch, NumPy, OpenCV (or Pillow to train), onnx; prepare needs OpenVINO, and PyAV for clips."""
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--out", type=Path, required=True, help="the ONNX file; its sidecar goes beside it")
     p = commands.add_parser("calibration", help="copy pictures to calibrate INT8 with")
     p.add_argument("--images", type=Path, required=True, help="folder that holds the image folders")
-    p.add_argument("--each", type=int, default=64, help="pictures of each folder (default 64)")
     p.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
@@ -80,9 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
         trainer = Trainer(Plan(**values), STARTED)
         trainer.run() if command == "train" else trainer.prepare()
     elif command == "calibration":
-        from demo_model.pack import calibration
+        from demo_model.pack import CALIBRATION, calibration
 
-        print(f"{calibration(options['images'], options['out'], options['each'])} pictures")
+        print(f"{calibration(options['images'], options['out'], CALIBRATION)} pictures")
     else:
         from demo_model.export import export
 

@@ -297,14 +297,14 @@ def test_teachers_say_in_pytorch_what_they_say_in_onnxruntime() -> None:
             np.testing.assert_allclose(a, b[1:].numpy(), rtol=1e-2, atol=5e-3)
 
 
-def test_pictures_to_calibrate_with_are_some_of_every_folder_but_the_one_to_judge_on(tmp_path: Path) -> None:
-    from demo_model.pack import FOLDERS, calibration
+def test_pictures_to_calibrate_with_are_spread_over_each_folder(tmp_path: Path) -> None:
+    from demo_model.pack import CALIBRATION, FOLDERS, calibration
 
-    for folder in FOLDERS:
+    assert set(CALIBRATION) < set(FOLDERS)
+    for folder, count in {"a": 9, "b": 2, "c": 5}.items():
         (tmp_path / "in" / folder / "images").mkdir(parents=True)
-        for i in range(9 if folder != "train_pennfudan" else 2):
+        for i in range(count):
             (tmp_path / "in" / folder / "images" / f"{i}.jpg").write_bytes(b"%d" % i)
-    assert calibration(tmp_path / "in", tmp_path / "out", 3) == 11
-    taken = {folder: ["0", "3", "6"] for folder in FOLDERS if folder != "train_coco"} | {"train_pennfudan": ["0", "1"]}
-    names = {f"{folder}_{i}.jpg": i.encode() for folder, numbers in taken.items() for i in numbers}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == names
+    assert calibration(tmp_path / "in", tmp_path / "out", {"a": 3, "b": 3}) == 5
+    names = {"a_0": b"0", "a_3": b"3", "a_6": b"6", "b_0": b"0", "b_1": b"1"}
+    assert {path.stem: path.read_bytes() for path in (tmp_path / "out").iterdir()} == names
