@@ -102,7 +102,7 @@ def test_undecoded_rows_need_a_declared_head(folder: Path) -> None:
     model = joined_sigmoid(detector(folder / "heads.onnx"), folder / "m.onnx")
     assert read_onnx(model).ends_in_sigmoid
     assert not read_onnx(folder / "heads.onnx").ends_in_sigmoid
-    assert "give --head yolov5_sigmoid" in message(build(model, "--out", folder / "m.plan"), 3)
+    assert "declare --head yolov5_sigmoid" in message(build(model, "--out", folder / "m.plan"), 3)
     assert not (folder / "m.plan").exists()
 
 
