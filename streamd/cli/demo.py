@@ -33,6 +33,7 @@ from streamd.engine.auto import tensorrt_unavailable
 from streamd.errors import ConfigError, SinkError
 from streamd.heads import DetectSettings
 from streamd.runtime.daemon import Daemon
+from streamd.runtime.drain import leave
 from streamd.security.redact import credentials, redact, remember
 from streamd.security.text import plain
 from streamd.sources.files import length_s, reordering_s
@@ -251,11 +252,7 @@ def _show(args: argparse.Namespace) -> int:
         background.join(config.drain_s + 2)
     except KeyboardInterrupt:
         background.code = 130
-    if background.is_alive() or daemon.left_running:
-        # A thread is blocked in a read that cannot be interrupted: exit without waiting for it.
-        sys.stdout.flush()
-        os._exit(background.code)
-    return background.code
+    return leave(background.code, left_running=background.is_alive() or daemon.left_running)
 
 
 def _length(given: str) -> int:

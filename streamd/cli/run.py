@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
-import os
 import signal
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ import structlog
 from streamd.cli.console import duration
 from streamd.config.loader import load_in_time
 from streamd.runtime.descriptors import raise_limit
+from streamd.runtime.drain import leave
 from streamd.runtime.recorder.recorder import ignore_request
 from streamd.runtime.reload import Reread
 from streamd.telemetry.logs import configure, drain
@@ -68,12 +67,7 @@ def run(args: argparse.Namespace) -> int:
     code = daemon.run(args.seconds)
     ignore_signals()
     drain()
-    if daemon.left_running:
-        # A thread is blocked in a read that cannot be interrupted: exit without waiting for it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    return leave(code, left_running=daemon.left_running)
 
 
 def ignore_signals() -> None:

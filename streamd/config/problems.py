@@ -118,7 +118,7 @@ def _in_words(item: Any, path: FieldPath, value: Any, document: Document) -> str
 
 def _would_do(field: FieldInfo, text: str) -> bool:
     """Whether the field takes `text`: else quotes around it would not help."""
-    annotation: Any = Annotated[field.annotation, field]  # type: ignore[name-defined]
+    annotation: Any = Annotated[field.annotation, field]
     try:
         TypeAdapter(annotation).validate_python(text)
     except ValidationError:

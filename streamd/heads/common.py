@@ -18,6 +18,8 @@ STRIDES = (8, 16, 32)
 """Input pixels per cell, of the three grids that most detectors have."""
 
 
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+"""The input's normalisation of models whose backbone was trained on ImageNet; RGB, 0 to 1."""
 NORMALIZED_MAX = 1.5
 """Largest box value of normalised outputs. In a whole frame, boxes in input pixels always exceed it: the centres of the
 last cells are hundreds of pixels away."""

@@ -14,7 +14,7 @@ from pydantic import Field
 from streamd.errors import ConfigError
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
-from streamd.heads.common import EMPTY, as_float32, label_boxes, listed
+from streamd.heads.common import EMPTY, IMAGENET, as_float32, label_boxes, listed
 from streamd.heads.validate import check_class_scores
 from streamd.types import Candidates, Float32Array, ModelSpec, Outputs
 
@@ -44,11 +44,7 @@ class PicodetSettings(HeadSettings):
         None, ge=1, description="Number of classes, if neither class names nor shapes tell classes from distances."
     )
     form: ClassVar[str] = "(B, N, C) and (B, N, 4·R) per stride"
-    usual_input: ClassVar[dict[str, Any]] = {
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-        "resize": "stretch",
-    }
+    usual_input: ClassVar[dict[str, Any]] = {**IMAGENET, "resize": "stretch"}
 
     @classmethod
     def shapes(cls, height: int, width: int, classes: int) -> tuple[tuple[int, ...], ...]:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from streamd.heads import HEADS, DecodeOptions, Head, HeadSettings
 from streamd.heads.coco import COCO80
+from streamd.heads.common import IMAGENET
 from streamd.heads.queries import QueryHead, check_columns, find_pair, require_pair
 from streamd.types import ModelSpec
 
@@ -37,11 +38,7 @@ class RfDetrSettings(HeadSettings):
     )
     activated: bool = Field(False, description="The model applies the sigmoid itself: its scores are probabilities.")
     form: ClassVar[str] = "dets (B, N, 4) and labels (B, N, C)"
-    usual_input: ClassVar[dict[str, Any]] = {
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-        "resize": "stretch",
-    }
+    usual_input: ClassVar[dict[str, Any]] = {**IMAGENET, "resize": "stretch"}
 
     @classmethod
     def shapes(cls, height: int, width: int, classes: int) -> tuple[tuple[int, ...], ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 
 WORKER_SHARE = 0.7
@@ -36,3 +38,20 @@ class Drain:
     def outputs_s(self) -> float:
         """Seconds left for closing outputs: never none, even past the deadline."""
         return max(_OUTPUTS_LEAST_S, self.deadline - time.monotonic())
+
+
+def leave(code: int, *, left_running: bool) -> int:
+    """What a process does at its very end.
+
+    Args:
+        code: its exit code.
+        left_running: a thread is blocked in a call that cannot be interrupted: the process exits anyway.
+
+    Returns:
+        The exit code, where the interpreter may end by itself.
+    """
+    if left_running:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

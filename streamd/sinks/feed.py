@@ -108,6 +108,24 @@ class EventFeed:
             self._queue.send(sink, builder)
 
 
+class TakesEvents:
+    """What a sink's thread has for those that bring events."""
+
+    _events: EventFeed
+
+    def put_event(self, event: OutgoingEvent) -> None:
+        """Queues one event; never waits. Any thread."""
+        self._events.put(event)
+
+    def put_media(self, stream: str, role: str, media: Media) -> None:
+        """Tells the sink of a file of an event of the stream; never waits. Any thread."""
+        self._events.put_media(stream, role, media)
+
+    def attach(self, journal: Journal, instance: str) -> None:
+        """The journal is open: the sink's cursor begins. Any thread."""
+        self._events.attach(journal, instance)
+
+
 class CountsBoard:
     """The last counts of each stream. For one thread."""
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from streamd.events.journal import Journal
-from streamd.events.record import Media
 from streamd.events.upkeep import Limits
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.settings import StreamSettings
@@ -28,10 +26,9 @@ from streamd.sinks.envelope import (
     MessageKind,
     Outgoing,
     OutgoingClasses,
-    OutgoingEvent,
     OutgoingGlance,
 )
-from streamd.sinks.feed import CountsBoard, EventFeed
+from streamd.sinks.feed import CountsBoard, EventFeed, TakesEvents
 from streamd.sinks.guard import GuardedSink
 from streamd.telemetry.metrics import Metrics
 
@@ -40,7 +37,7 @@ INTERRUPT_S = 0.5
 """Before a thread's time to close is over, a wait for its receiver is interrupted."""
 
 
-class SinkThread:
+class SinkThread(TakesEvents):
     """Runs one sink.
 
     Args:
@@ -139,18 +136,6 @@ class SinkThread:
             self._ring.put(glance)
         except Closed:
             self._on_drop(glance, "shutdown")
-
-    def put_event(self, event: OutgoingEvent) -> None:
-        """Queues one event; never waits. Any thread."""
-        self._events.put(event)
-
-    def put_media(self, stream: str, role: str, media: Media) -> None:
-        """Tells the sink of a file of an event of the stream; never waits. Any thread."""
-        self._events.put_media(stream, role, media)
-
-    def attach(self, journal: Journal, instance: str) -> None:
-        """The journal is open: the sink's cursor begins. Any thread."""
-        self._events.attach(journal, instance)
 
     def set_streams(self, streams: Sequence[StreamSettings]) -> None:
         """Tells the sink which streams are configured. Any thread."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from streamd.types.batches import ByFrame
 from streamd.types.detections import Found
 from streamd.types.pictures import Float32Array, Int32Array
 
 _NONE: Mapping[str, int] = {}
 
 
-class FoundBatch(Sequence[Found]):
+class FoundBatch(ByFrame[Found]):
     """The boxes of a batch's frames in one block of memory, one frame after the other: none was left out, and none has
     details. Never modified.
 
@@ -65,17 +66,7 @@ class FoundBatch(Sequence[Found]):
         """Number of frames."""
         return len(self.bounds) - 1
 
-    @overload
-    def __getitem__(self, frame: int) -> Found: ...
-
-    @overload
-    def __getitem__(self, frame: slice) -> list[Found]: ...
-
-    def __getitem__(self, frame: int | slice) -> Found | list[Found]:
-        """One frame, or some."""
-        if isinstance(frame, slice):
-            return [self[i] for i in range(*frame.indices(len(self)))]
-        i = range(len(self))[frame]
+    def _frame(self, i: int) -> Found:
         of = slice(self.bounds[i], self.bounds[i + 1])
         return Found(self.xyxy[of], self.score[of], self.class_id[of], _NONE)
 

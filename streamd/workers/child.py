@@ -25,6 +25,7 @@ from streamd.errors import NO_ROOM, StreamdError, is_passing
 from streamd.events.link import EventSender
 from streamd.flow.threads import NamedThread
 from streamd.runtime.daemon import Daemon
+from streamd.runtime.drain import leave
 from streamd.security.redact import remember
 from streamd.telemetry.logs import bind_everywhere, configure, recent
 from streamd.telemetry.notify import Notifier
@@ -212,11 +213,7 @@ def main() -> int:
             raise
         log.error("the system lacks resources for a worker at the moment", error=str(error))
         return NO_ROOM
-    if left_running:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    return leave(code, left_running=left_running)
 
 
 if __name__ == "__main__":

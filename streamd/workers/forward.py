@@ -9,8 +9,6 @@ from typing import Any
 
 import structlog
 
-from streamd.events.journal import Journal
-from streamd.events.record import Media
 from streamd.events.upkeep import Limits
 from streamd.flow.settings import StreamSettings
 from streamd.flow.threads import NamedThread
@@ -23,9 +21,8 @@ from streamd.sinks.envelope import (
     Encoding,
     MessageBuilder,
     MessageKind,
-    OutgoingEvent,
 )
-from streamd.sinks.feed import EventFeed
+from streamd.sinks.feed import EventFeed, TakesEvents
 from streamd.sinks.guard import GuardedSink
 from streamd.sinks.thread import INTERRUPT_S, POLL_S
 from streamd.telemetry.metrics import Metrics
@@ -35,7 +32,7 @@ from streamd.workers.relay import HEAD, HWM, Route
 log = structlog.get_logger(__name__)
 
 
-class Forwarder:
+class Forwarder(TakesEvents):
     """One sink with its thread. While the sink is busy, messages of the workers wait in the relay's bounded socket
     queue.
 
@@ -118,18 +115,6 @@ class Forwarder:
         """
         held = {status.stream: (status, counts) for status, counts in statuses}
         self._orders.put(lambda: self._hold(life, held))
-
-    def put_event(self, event: OutgoingEvent) -> None:
-        """Queues one event; never waits. Any thread."""
-        self._events.put(event)
-
-    def put_media(self, stream: str, role: str, media: Media) -> None:
-        """Tells the sink of a file of an event of the stream; never waits. Any thread."""
-        self._events.put_media(stream, role, media)
-
-    def attach(self, journal: Journal, instance: str) -> None:
-        """The journal is open: the sink's cursor begins. Any thread."""
-        self._events.attach(journal, instance)
 
     def set_streams(self, streams: Sequence[StreamSettings]) -> None:
         """Tells the sink which streams are configured. Any thread."""

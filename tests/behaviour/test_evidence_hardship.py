@@ -6,7 +6,6 @@ None of it is pretended: the disks are a small tmpfs and an ext4 image in a moun
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from tests import marked
 from tests.behaviour.daemon import Running, daemon, until
 from tests.behaviour.test_evidence import ZONE, clips, config, media, written
 from tests.behaviour.test_hardship import namespace
+from tests.behaviour.wallclock import WallClock
 from tests.conftest import program
 from tests.events.evidence.stage import ffprobe_errors
 
@@ -149,29 +149,15 @@ def test_a_disk_that_turns_read_only_costs_clips_and_nothing_else(tmp_path: Path
 
 def test_a_stepped_clock_costs_no_clip(tmp_path: Path) -> None:
     """By an hour, forward and back, while clips are being written, with a retention of a quarter of an hour."""
-    library = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None)
-    if library is None:
-        message = "libfaketime is not installed (apt-get install libfaketime)"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    offset = tmp_path / "offset"
-
-    def step(seconds: int) -> None:
-        offset.with_suffix(".new").write_text(f"{seconds:+d}\n")
-        offset.with_suffix(".new").replace(offset)
-
-    step(0)
-    faked = [
-        "env", f"LD_PRELOAD={library}", f"FAKETIME_TIMESTAMP_FILE={offset}", "FAKETIME_NO_CACHE=1",
-        "FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1",
-    ]  # fmt: skip
+    clock = WallClock(tmp_path, stat=False)
     marked.write_marked(tmp_path / "v.mp4", frames=75, gop=5)
     text = config(f"id: a, {CLIP}", more="media: {keep_days: 0.01, min_free_gb: 0}\n")
     state = tmp_path / "state"
-    with daemon(tmp_path, text, within=faked) as running:
+    with daemon(tmp_path, text, within=clock.command) as running:
         for seconds in (3600, -3600, 0):
             until(lambda: under_way(state), 60, "a clip is under way")
             before = len(clips(tmp_path))
-            step(seconds)
+            clock.step(seconds)
             until(lambda: len(clips(tmp_path)) >= before + 2, 60, "it is written, and one after it")  # noqa: B023
         assert running.stop() == 0
     assert list(state.rglob("*.partial")) == []

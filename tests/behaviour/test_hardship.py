@@ -7,7 +7,6 @@ None of it is pretended. The disk is a small tmpfs and the interface is the loop
 from __future__ import annotations
 
 import contextlib
-import glob
 import itertools
 import json
 import os
@@ -25,6 +24,7 @@ from fakecam import FakeCamera
 
 from streamd.sinks.message import DetectionsMessage
 from tests.behaviour.daemon import Subscriber, daemon, until
+from tests.behaviour.wallclock import WallClock
 from tests.clips import write_clip
 from tests.conftest import ROOT
 from tests.faults.clips import FPS, small
@@ -115,8 +115,9 @@ def test_a_full_disk_costs_lines_of_the_file_and_nothing_else(tmp_path: Path) ->
     config = f"{NULL}{sinks}streams: [{{id: a, kind: synthetic, fps: 200, width: 64, height: 64}}]\n"
     with daemon(tmp_path, config, within=mounted) as running:
         inside = Path(f"/proc/{running.process.pid}/root{disk}")
-        (inside / "filler").write_bytes(bytes(300_000))
         subscriber = Subscriber(endpoint)
+        until(lambda: subscriber.frames["a"])
+        (inside / "filler").write_bytes(bytes(300_000))
         until(lambda: running.value("streamd_sink_errors_total", sink="jsonl0") > 20, 40)
         assert running.get("/healthz")[0] == 200
         seen = len(subscriber.frames["a"])
@@ -132,7 +133,10 @@ def test_a_full_disk_costs_lines_of_the_file_and_nothing_else(tmp_path: Path) ->
     messages = [json.loads(line) for line in lines]
     gaps = [(b["seq"] - a["seq"] - 1, b["dropped"]) for a, b in itertools.pairwise(messages)]
     assert all(missing == told for missing, told in gaps), "the file itself tells what it lacks"
-    assert sum(told for _, told in gaps) == lost > 20
+    # What was published; a busy machine also drops frames before, which both are told of.
+    written = {message["seq"] for message in messages}
+    published = {frame.seq for frame in subscriber.frames["a"] if frame.seq <= max(written)}
+    assert len(published - written) == lost > 20
     assert gapless(subscriber.frames["a"])
     assert ("streamd_sink_errors_total", (("sink", "zmq1"),)) not in {k for k, v in metrics.items() if v}
     (failed, *more) = [line for line in running.log() if line["event"] == "sink failed"]
@@ -207,31 +211,18 @@ def test_a_subscriber_that_never_reads(tmp_path: Path) -> None:
 
 def test_the_clock_is_stepped_by_an_hour(tmp_path: Path) -> None:
     """Forward, then back: no latency, no wait and no stream knows of it; only what is wall time follows the clock."""
-    library = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None)
-    if library is None:
-        message = "libfaketime is not installed (apt-get install libfaketime)"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    offset, endpoint = tmp_path / "offset", f"ipc://{tmp_path}/z"
-
-    def step(seconds: int) -> None:
-        offset.with_suffix(".new").write_text(f"{seconds:+d}\n")
-        offset.with_suffix(".new").replace(offset)
-
-    step(0)
+    wall = WallClock(tmp_path)
+    endpoint = f"ipc://{tmp_path}/z"
     # The camera's reports tell the true time throughout.
-    faked = [
-        "env", f"LD_PRELOAD={library}", f"FAKETIME_TIMESTAMP_FILE={offset}", "FAKETIME_NO_CACHE=1",
-        "FAKETIME_DONT_FAKE_MONOTONIC=1",
-    ]  # fmt: skip
     with FakeCamera(small(tmp_path), report_s=0.5) as camera:
         stream = f"{{id: cam, url: '{camera.url}', read_timeout_s: 4}}"
         config = f"{NULL}sinks: [{{kind: zmq, bind: '{endpoint}', heartbeat_s: 1}}]\nstreams: [{stream}]\n"
-        with daemon(tmp_path, config, within=faked) as running:
+        with daemon(tmp_path, config, within=wall.command) as running:
             subscriber = Subscriber(endpoint)
             frames = subscriber.frames["cam"]
             until(lambda: frames[-1:] and frames[-1].clock == "camera", 30)
             for seconds in (3600, -3600, 0):
-                step(seconds)
+                wall.step(seconds)
                 until(lambda: abs(frames[-1].published_at - time.time() - seconds) < 5)  # noqa: B023
                 clock = "arrival" if seconds else "camera"
                 until(lambda: frames[-1].clock == clock and abs(frames[-1].captured_at - frames[-1].published_at) < 5)  # noqa: B023

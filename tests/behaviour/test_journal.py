@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import itertools
 import json
 import random
@@ -23,7 +22,7 @@ import pytest
 from streamd.events.place import JOURNAL
 from tests.behaviour.daemon import until
 from tests.behaviour.test_hardship import namespace
-from tests.conftest import absent
+from tests.behaviour.wallclock import WallClock
 
 CHILD = """
 import json, sys, threading, time
@@ -197,23 +196,10 @@ def test_a_failing_disk_costs_no_event(tmp_path: Path) -> None:
 
 def test_a_clock_that_is_stepped_costs_no_event(tmp_path: Path) -> None:
     """By an hour, forward and back, with a retention of a minute: order is by number, and nothing expires."""
-    library = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None)
-    if library is None:
-        absent("libfaketime is not installed (apt-get install libfaketime)")
-    offset = tmp_path / "offset"
-
-    def step(seconds: int) -> None:
-        offset.with_suffix(".new").write_text(f"{seconds:+d}\n")
-        offset.with_suffix(".new").replace(offset)
-
-    step(0)
-    faked = [
-        "env", f"LD_PRELOAD={library}", f"FAKETIME_TIMESTAMP_FILE={offset}", "FAKETIME_NO_CACHE=1",
-        "FAKETIME_DONT_FAKE_MONOTONIC=1",
-    ]  # fmt: skip
-    with child(tmp_path / "state", within=faked) as running:
+    clock = WallClock(tmp_path)
+    with child(tmp_path / "state", within=clock.command) as running:
         for seconds in (3600, -3600, 0):
-            step(seconds)
+            clock.step(seconds)
             events = running.told["events"]
             until(lambda: running.told["events"] > events + 300, 30)  # noqa: B023
         assert running.stop() == {"closed": True, "lost": 0}

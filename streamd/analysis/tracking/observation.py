@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from streamd.analysis.tracking.tracks import Matrix, StreamTracks
 from streamd.types import Box, Float32Array, FoundBatch, Int32Array
+from streamd.types.batches import ByFrame
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -53,7 +54,7 @@ FrameFacts = tuple[StreamTracks, int, int, Literal["loop", "restart"] | None, in
 """Of a frame, as in `Observation`: tracks, time_ns, missed, begin, width, height, roi."""
 
 
-class ObservationBatch(Sequence[Observation]):
+class ObservationBatch(ByFrame[Observation]):
     """Frames with the boxes of all of them in one block of memory.
 
     Args:
@@ -79,18 +80,9 @@ class ObservationBatch(Sequence[Observation]):
         """Number of frames."""
         return len(self.frames)
 
-    @overload
-    def __getitem__(self, frame: int) -> Observation: ...
-
-    @overload
-    def __getitem__(self, frame: slice) -> list[Observation]: ...
-
-    def __getitem__(self, frame: int | slice) -> Observation | list[Observation]:
-        """One frame, or some."""
-        if isinstance(frame, slice):
-            return [self[i] for i in range(*frame.indices(len(self)))]
-        tracks, time_ns, missed, begin, width, height, roi = self.frames[frame]
-        xyxy, score, class_id, _, _ = self.boxes[frame]
+    def _frame(self, i: int) -> Observation:
+        tracks, time_ns, missed, begin, width, height, roi = self.frames[i]
+        xyxy, score, class_id, _, _ = self.boxes[i]
         return Observation(tracks, time_ns, xyxy, score, class_id, width, height, roi, missed, begin)
 
 
@@ -137,7 +129,7 @@ class Tracked:
         )  # fmt: skip
 
 
-class TrackedBatch(Sequence[Tracked]):
+class TrackedBatch(ByFrame[Tracked]):
     """The results of a step: by frame, and of the boxes of all frames together.
 
     Args:
@@ -184,17 +176,8 @@ class TrackedBatch(Sequence[Tracked]):
         """Number of frames."""
         return len(self._bounds) - 1
 
-    @overload
-    def __getitem__(self, frame: int) -> Tracked: ...
-
-    @overload
-    def __getitem__(self, frame: slice) -> list[Tracked]: ...
-
-    def __getitem__(self, frame: int | slice) -> Tracked | list[Tracked]:
-        """The results of one frame, or of some."""
-        if isinstance(frame, slice):
-            return [self[i] for i in range(*frame.indices(len(self)))]
-        i, j = range(len(self))[frame], self.joined
+    def _frame(self, i: int) -> Tracked:
+        j = self.joined
         cut = slice(self._bounds[i], self._bounds[i + 1])
         return Tracked(
             j.id[cut], j.confirmed[cut], j.age_s[cut], j.velocity[cut], j.class_id[cut], self._ended.get(i, ()),

@@ -21,6 +21,7 @@ from streamd.runtime.control.server import ControlServer
 from streamd.runtime.control.station import Station, without_streams
 from streamd.runtime.daemon import Daemon
 from streamd.runtime.descriptors import raise_limit
+from streamd.runtime.drain import leave
 from streamd.runtime.recorder.recorder import ignore_request
 from streamd.telemetry.logs import bind_everywhere, configure, drain
 
@@ -99,11 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         code, left_running = error.exit_code, False
     drain()
-    if left_running:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    return leave(code, left_running=left_running)
 
 
 if __name__ == "__main__":
