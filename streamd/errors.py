@@ -34,6 +34,7 @@ SourceReason = Literal[
     "stuck",
     "overload",
     "late",
+    "behind",
     "worker_died",
     "eof",
     "internal",

@@ -142,6 +142,7 @@ def metrics() -> str:
     stream = metrics.stream("any")
     # Metrics that are only exported if their value is known.
     stream.decoder, stream.clock_offset_s, stream.clock_drift, stream.objective_s = "software", 0.0, 0.0, 1.0
+    stream.behind_s = 0.0
     stream.drop("any")
     stream.fail("any")
     stream.reject({"any": 1})

@@ -244,6 +244,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             _lines(
                 "Camera clock minus ours", "s", (f"streamd_stream_clock_offset_seconds{{{_THESE}}}", "{{stream}}")
             ),
+            _lines("Read later than sent", "s", (f"streamd_stream_behind_seconds{{{_THESE}}}", "{{stream}}")),
             _lines(
                 "Clock jumps in an hour", "short",
                 (f"increase(streamd_stream_clock_jumps_total{{{_THESE}}}[1h])", "{{stream}}"),

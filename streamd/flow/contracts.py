@@ -70,6 +70,10 @@ class Source(Protocol):
     """Frames skipped by max_fps so far."""
     lost: int = 0
     """Lost RTP packets, as reported by FFmpeg."""
+    overtaken: int = 0
+    """Frames left out so far because the stream is read too slowly; the caller numbers and counts them."""
+    behind_s: float | None = None
+    """How much later it is read than it could be, in seconds; None if unknown. Any thread."""
     deadline: float = math.inf
     """Monotonic seconds by which the current call must have returned; infinite if there is none. A source that
     misses it is considered hung and is abandoned."""

@@ -74,8 +74,8 @@ class StatusReporter:
         self._stream, self._metrics, self._on_status = stream, metrics, on_status
         self.troubles: dict[SourceReason, int] = {}
         """When each problem of the live stream is considered over, monotonic nanoseconds; for the runner's thread."""
-        self._load = ("", "")
-        """Reason and detail if the live stream is degraded; reported while it has no other problem."""
+        self._load: tuple[SourceReason | Literal[""], str, float | None] = ("", "", None)
+        """Reason, detail and `behind_s` if the live stream is degraded; reported while it has no other problem."""
         self._told: dict[str, float] = {}
         """When each reason for being down was last logged, monotonic seconds; empty while the stream is live."""
 
@@ -104,7 +104,7 @@ class StatusReporter:
                 **(keep | extra),
             )  # fmt: skip
             self._metrics.state = state
-            self._load, self._metrics.degraded = ("", ""), ""
+            self._load, self._metrics.degraded = ("", "", None), ""
             self._log(**extra)
             self._on_status(self.status)
 
@@ -164,17 +164,23 @@ class StatusReporter:
         with self.lock:
             self.status = replace(self.status, width=width, height=height)
 
-    def degrade(self, reason: SourceReason | Literal[""], detail: str) -> None:
-        """Reports how load affects the live stream; an empty reason means not at all."""
+    def degrade(self, reason: SourceReason | Literal[""], detail: str, behind_s: float | None = None) -> None:
+        """Reports how load affects the live stream.
+
+        Args:
+            reason: empty if not at all.
+            detail: for people.
+            behind_s: how many seconds later it is read than it could be, if that is the reason.
+        """
         with self.lock:
             if self.status.state != "LIVE" or reason == self._load[0]:
                 return
-            self._load = (reason, detail)
+            self._load = (reason, detail, behind_s)
             self._metrics.degraded = reason
             if reason:
                 self._metrics.fail(reason)
             if not self.troubles:
-                self._annotate(reason, detail)
+                self._annotate(*self._load)
 
     def report_health(self, states: tuple[str, ...]) -> None:
         """Reports why the camera cannot see; no states if it can."""
@@ -182,11 +188,13 @@ class StatusReporter:
             self.status = replace(self.status, camera_health=states, at_wall_ns=time.time_ns())
             self._on_status(self.status)
 
-    def _annotate(self, reason: str, detail: str) -> None:
-        """Changes the reason and detail, not the state."""
+    def _annotate(self, reason: str, detail: str, behind_s: float | None = None) -> None:
+        """Changes the reason and what belongs to it, not the state."""
         with self.lock:
             before = self.status
-            self.status = replace(before, reason=reason, detail=detail, at_wall_ns=time.time_ns())
+            self.status = replace(
+                before, reason=reason, detail=detail, behind_s=behind_s, at_wall_ns=time.time_ns()
+            )  # fmt: skip
             # Load affects many streams at once; `runtime/load` logs one line for all of them.
             level = log.debug if {reason, before.reason} <= DEGRADED | {""} else log.info
             level("stream status", stream=self._stream, reason=reason or None, detail=detail or None)

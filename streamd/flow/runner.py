@@ -193,6 +193,7 @@ class StreamRunner:
                 self._abandoned = [reader for reader in self._abandoned if reader.thread.is_alive()]
                 self._metrics.threads_stuck = len(self._abandoned)
             reader, source = self._reader, self._reader.source
+            self._metrics.behind_s = source.behind_s if source is not None else None
             if source is None or time.monotonic() < source.deadline or self._stop.is_set() or self.over:
                 return
             self._abandon(reader)
@@ -224,9 +225,9 @@ class StreamRunner:
                 self._transition(reader, "ended", "", "stopped; its thread hangs and was abandoned")
             self._abandon(reader)
 
-    def degrade(self, reason: SourceReason | Literal[""], detail: str) -> None:
+    def degrade(self, reason: SourceReason | Literal[""], detail: str, behind_s: float | None = None) -> None:
         """See `StatusReporter.degrade`. Any thread."""
-        self._reporter.degrade(reason, detail)
+        self._reporter.degrade(reason, detail, behind_s)
 
     def report_health(self, states: tuple[str, ...]) -> None:
         """See `StatusReporter.report_health`. Any thread."""
@@ -365,6 +366,7 @@ class StreamRunner:
         held_since: int | None = None
         check_ns, published, errors = 0, metrics.published, metrics.dropped.get("frame_error", 0)
         jumps = 0
+        overtaken = source.overtaken
         size = (0, 0)
         for frame in source.frames():
             if reader.abandoned:
@@ -373,6 +375,12 @@ class StreamRunner:
             if reader.live_since is None:
                 self._opened(reader, info, frame)
                 size = (frame.width, frame.height)
+            if source.overtaken != overtaken:
+                # Never decoded, but captured: subscribers see the gap in `seq`.
+                count, overtaken = source.overtaken - overtaken, source.overtaken
+                self._seq += count
+                metrics.received += count
+                metrics.drop("behind", count)
             frame.epoch = self._epoch
             frame.seq = self._seq
             self._seq += 1

@@ -81,7 +81,18 @@ class StreamSettings(KindSettings):
     )
 
     HOT: ClassVar[frozenset[str]] = frozenset(
-        {"priority", "ring", "policy", "max_age_ms", "objective", "reconnect", "max_fps", "zones", "lines"}
+        {
+            "priority",
+            "ring",
+            "policy",
+            "max_age_ms",
+            "objective",
+            "reconnect",
+            "max_fps",
+            "max_behind_ms",
+            "zones",
+            "lines",
+        }
     )
     """Fields that change between two frames, without a new connection."""
 

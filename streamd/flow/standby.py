@@ -50,6 +50,16 @@ class OpenSource(Source):
         return self._source.lost
 
     @property
+    def overtaken(self) -> int:  # type: ignore[override]
+        """See `Source`."""
+        return self._source.overtaken
+
+    @property
+    def behind_s(self) -> float | None:  # type: ignore[override]
+        """See `Source`."""
+        return self._source.behind_s
+
+    @property
     def deadline(self) -> float:  # type: ignore[override]
         """See `Source`."""
         return self._source.deadline

@@ -14,6 +14,8 @@ log = structlog.get_logger(__name__)
 
 LOOK_S = 1.0
 TELL_S = 60.0
+_WORST = ("behind", "overload", "late", "")
+"""Which reason the line gives if there are several: what comes first is the cause of the others."""
 NAMED = 8
 """Number of streams named in the line."""
 
@@ -46,10 +48,10 @@ class LoadWatch:
                 gauge.look(counters)
             else:
                 gauge.reset()
-            runner.degrade(gauge.reason, gauge.detail)
+            runner.degrade(gauge.reason, gauge.detail, gauge.behind_s)
             if gauge.reason:
                 degraded.append(runner.stream)
-                worst = worst if worst[0] == "overload" else (gauge.reason, gauge.detail)
+                worst = min(worst, (gauge.reason, gauge.detail), key=lambda each: _WORST.index(each[0]))
         self._gauges = gauges
         if not degraded:
             if self._told_at is not None:

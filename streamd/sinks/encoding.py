@@ -211,6 +211,7 @@ def status_message(s: StreamStatus, counts: StreamCounts, boot_id: str, generati
         counts.received, counts.published, dict(counts.dropped), counts.reconnects,
         msgspec.UNSET if s.camera_health is None else s.camera_health,
         generation or msgspec.UNSET,
+        msgspec.UNSET if s.behind_s is None else s.behind_s,
     )  # fmt: skip
 
 

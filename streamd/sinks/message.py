@@ -175,6 +175,8 @@ class StatusMessage(msgspec.Struct, frozen=True):
     while the camera can see."""
     generation: int | msgspec.UnsetType = msgspec.UNSET
     """As in the detections."""
+    behind_s: float | msgspec.UnsetType = msgspec.UNSET
+    """Only with the reason behind: how many seconds later the stream was read than it could be."""
 
 
 _DETECTIONS: dict[str, Any] = {

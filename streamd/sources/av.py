@@ -12,7 +12,7 @@ from pydantic import Field
 from streamd.flow.contracts import Source
 from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
-from streamd.settings import ConfigPath, Problems, Seconds
+from streamd.settings import ConfigPath, Milliseconds, Problems, Seconds
 from streamd.sources import SOURCES, SourceSettings
 from streamd.sources.authority import WITH_HOST, authority_problem
 
@@ -27,6 +27,10 @@ SCHEMES = frozenset(
 """Every protocol of FFmpeg, whether a build has it or not. Its builds offer no list of theirs to PyAV."""
 _NEARLY = re.compile(r"(?:^|/)\s*(?P<scheme>rtsps?|rtmps?|https?|srt|udp|rtp|tcp):(?![/\\]{0,2}$)", re.IGNORECASE)
 """What was meant for a URL, and became a path."""
+DEFAULT_MAX_BEHIND_NS = 2_000_000_000
+"""A short outage of the network is over before, and what is shown still counts as live."""
+LEAST_BEHIND_MS = 500
+"""Less cannot be told from jitter."""
 _PACEABLE = ("file", "http", "https", "ftp", "sftp", "smb", "hls")
 """Schemes behind which there may be a file or a playlist."""
 
@@ -97,6 +101,12 @@ class AvStreamSettings(SourceSettings):
         description="Take captured_at from the camera's wall clock (RTCP sender reports) while it is within this many "
         "seconds of the arrival time, otherwise from the arrival time. 0: always the arrival time.",
     )
+    max_behind_ms: Milliseconds | None = Field(
+        None,
+        description="Live streams: if frames are read this much later than they could be, in milliseconds, because the "
+        "machine is too slow, leave frames out up to the newest key frame (dropped with the reason behind). 0: never; "
+        "otherwise at least 500. Default: 2000, or 0 if the policy is block.",
+    )
     options: dict[str, str] = Field(
         default_factory=dict, description="Additional FFmpeg demuxer options, passed on unchanged."
     )
@@ -106,6 +116,13 @@ class AvStreamSettings(SourceSettings):
         """See `StreamSettings.live`."""
         path = self.url.removeprefix("file:")
         return "://" in path or path.startswith("/dev/video")
+
+    @property
+    def max_behind_ns(self) -> int | None:
+        """Nanoseconds from which on a live stream catches up; None: never."""
+        if self.max_behind_ms is None:
+            return None if self.ring_policy == "block" else DEFAULT_MAX_BEHIND_NS
+        return round(self.max_behind_ms * 1e6) or None
 
     @property
     def paced(self) -> bool:
@@ -161,6 +178,10 @@ class AvStreamSettings(SourceSettings):
             yield ("start_s",), "only a file has a beginning"
         if not url and self.transport == "udp":
             yield ("transport",), "a file has no transport"
+        if self.max_behind_ms is not None and 0 < self.max_behind_ms < LEAST_BEHIND_MS:
+            yield ("max_behind_ms",), f"less than {LEAST_BEHIND_MS} ms cannot be told from jitter; 0 turns it off"
+        if self.max_behind_ms and not self.live:
+            yield ("max_behind_ms",), "only a live stream can be read later than it is sent; remove it"
         if self.isolation == "process" and self.decode == "nvdec":
             message = "pictures in GPU memory cannot be handed over by a decoder process"
             yield ("decode",), f"{message}; set decode: software or isolation: thread"

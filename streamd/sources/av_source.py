@@ -19,6 +19,8 @@ from streamd.sources.admission import Admission
 from streamd.sources.av_errors import describe, translate
 from streamd.sources.av_open import InputKind, kind_of, open_container, sound_beside, video_stream
 from streamd.sources.backlog import Arrived, Backlog
+from streamd.sources.behind import JITTER_NS
+from streamd.sources.catch_up import CatchUp
 from streamd.sources.closing import deferred, shelf
 from streamd.sources.files import begin_at, check_file, too_short
 from streamd.sources.frame_maker import FrameMaker
@@ -30,7 +32,7 @@ from streamd.sources.read_limit import ReadLimit
 from streamd.sources.recording import PacketFeed
 from streamd.sources.redirects import OpeningListener
 from streamd.sources.second_opinion import NO_DECODER, is_external, plays_in_software
-from streamd.sources.skipping import held_back
+from streamd.sources.skipping import drained, held_back
 from streamd.sources.slices import SLICED, SliceJoiner
 from streamd.sources.wire import heard_since
 from streamd.types import Frame
@@ -108,6 +110,12 @@ class AvSource:
         """Frames skipped by max_fps so far."""
         self.lost = 0
         """Lost RTP packets."""
+        self.overtaken = 0
+        """Frames left out so far because the stream is read too slowly."""
+        self._catch_up: CatchUp | None = None
+        """Of a live stream with a media clock."""
+        self._read_s = 0.0
+        """When the latest read began, monotonic seconds."""
         self.deadline = math.inf
         self.clock = self._maker.clock
         self._slices: SliceJoiner | None = None
@@ -218,6 +226,8 @@ class AvSource:
         if kind.paced and not kind.still:
             self._pacer = self._pacer or Pacer(frame_ns)
         self._maker.opened(stream, kind, frame_ns)
+        if kind.live and not kind.paced and not kind.invented_clock:
+            self._catch_up = CatchUp(settings.max_behind_ns, settings.frames == "key")
         return SourceInfo(
             codec=context.name,
             decoder="software" if device is None else "nvdec",
@@ -314,7 +324,7 @@ class AvSource:
         limit_s = self._silence_s + HUNG_S if self._network else FILE_LIMIT_S
         last = time.monotonic()
         while not self._closed.is_set():
-            started = time.monotonic()
+            started = self._read_s = time.monotonic()
             self.deadline = started + limit_s
             try:
                 if ear is None:
@@ -398,6 +408,8 @@ class AvSource:
         """One pass over the input."""
         assert self._stream is not None
         pacer, maker = self._pacer, self._maker
+        catch_up = self._catch_up
+        gauge = catch_up.gauge if catch_up is not None else None
         barren = NoPictureWatch(self._network, self._silence_s)
         for packet in self._packets():
             if pacer is not None and packet.size and not maker.before(packet):
@@ -408,18 +420,32 @@ class AvSource:
             # A packet of a paced file "arrives" when it is due: its latency is measured from there.
             held: Any = packet.opaque if self._live else None
             now_ns, wall_ns = held or (time.monotonic_ns(), time.time_ns())
+            if gauge is not None and packet.size:
+                before_ns, arrived_ns = gauge.now_ns, now_ns
+                now_ns = gauge.add(maker.media_ns(packet), arrived_ns)
+                wall_ns += now_ns - arrived_ns
+                if gauge.wait_ns > JITTER_NS and catch_up is not None and not catch_up.active:
+                    catch_up.worked(int(self._read_s * 1e9) - before_ns)
             if self._feed is not None and packet.size:
                 self._feed.put(packet, now_ns, wall_ns)
             ready: Iterable[Arrived]
             if self._admission.waiting:
                 ready = self._admitted(Arrived(packet, now_ns, wall_ns, self._damaged(packet)))
-            elif maker.passes_over(packet):
-                self.skipped = maker.skipped
+            elif maker.passes_over(packet, now_ns):
+                self._count()
                 if maker.keys_only:
                     self._lost_before = self.lost  # no picture to come is predicted from what was lost
                 continue
             else:
                 ready = (Arrived(packet, now_ns, wall_ns, self._damaged(packet)),)
+                if catch_up is not None and catch_up.wanted:
+                    catch_up.limit = maker.limit
+                    ready = catch_up.take(ready[0])
+                    if catch_up.cut:
+                        yield from self._rest()
+                        catch_up.cut = False
+                    maker.served_ns = max(maker.served_ns, catch_up.served_ns)
+                    self._count()
             for arrived in ready:
                 packet = arrived[0]
                 packet.opaque = maker.arrived(*arrived)
@@ -439,10 +465,35 @@ class AvSource:
                     if frame is not None:
                         yield frame
                     else:
-                        self.skipped = maker.skipped
+                        self._count()
                 natives = []
         if pacer is not None and (end := pacer.end()) is not None:
             self._closed.wait(max(0.0, (end - time.monotonic_ns()) / 1e9))  # the last picture is seen as long as others
+
+    @property
+    def behind_s(self) -> float | None:
+        """See `Source.behind_s`."""
+        return self._catch_up.gauge.behind_s if self._catch_up is not None else None
+
+    def _count(self) -> None:
+        """Brings the counters up to date."""
+        self.skipped = self._maker.skipped
+        if self._catch_up is not None:
+            self.skipped += self._catch_up.skipped
+            self.overtaken = self._catch_up.overtaken
+
+    def _rest(self) -> Iterator[Frame]:
+        """What the decoder has kept back, before it goes on with packets that do not follow."""
+        assert self._stream is not None
+        try:
+            natives = drained(self._decoder or self._stream.codec_context)
+        except Exception:  # noqa: BLE001 - what cannot be decoded is lost, and the decoder begins anew
+            natives = []
+        for native in natives:
+            frame = self._maker.frame(native)
+            if frame is not None:
+                yield frame
+        self._maker.forget()
 
     def _check_decoder(self, reason: SourceReason) -> None:
         """A file gave no picture.
@@ -485,7 +536,8 @@ class AvSource:
             else:
                 with jpeg:
                     natives = packet.decode() if decoder is None else decoder.decode(packet)
-            if self._maker.keys_only and packet.size:
+            alone = self._maker.keys_only or (self._catch_up is not None and self._catch_up.keys_only)
+            if alone and packet.size:
                 natives += held_back(natives, self._maker.holdback.fed, decoder or packet.stream.codec_context)
             return natives
         except Exception as error:
@@ -507,6 +559,9 @@ class AvSource:
     def _release(self) -> None:
         self._admission.leave()
         self._backlog.clear()
+        if self._catch_up is not None:
+            self._catch_up.clear()
+            self._count()
         self._maker.served_ns = 0
         container, self._container, self._stream = self._container, None, None
         if self._limit is not None:
@@ -529,8 +584,10 @@ class AvSource:
     def adapt(self, settings: StreamSettings) -> None:
         """See `Source.adapt`."""
         new = cast("AvStreamSettings", settings)
-        if new.max_fps != self._settings.max_fps:
-            self._settings = new
+        before, self._settings = self._settings, new
+        if self._catch_up is not None:
+            self._catch_up.change(new.max_behind_ns)
+        if new.max_fps != before.max_fps:
             stream = self._stream
             self._maker.change_limit(new, stream.codec_context if stream is not None else None)
 

@@ -86,6 +86,11 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._packets)
 
+    @property
+    def newest(self) -> Arrived | None:
+        """The latest packet that is kept."""
+        return self._packets[-1] if self._packets else None
+
     def opened(self, now_ns: int) -> None:
         """A connection begins, monotonic nanoseconds."""
         self.clear()

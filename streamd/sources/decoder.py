@@ -87,7 +87,11 @@ class Decoder:
         source, clock = self._source, self._source.clock
         offset = math.nan if clock.offset_s is None else clock.offset_s
         drift = math.nan if clock.drift is None else clock.drift
-        head = COUNTERS.pack(kind, source.corrupt, source.skipped, source.lost, clock.jumps, offset, drift)
+        behind_s = source.behind_s
+        head = COUNTERS.pack(
+            kind, source.corrupt, source.skipped, source.lost, source.overtaken, clock.jumps, offset, drift,
+            math.nan if behind_s is None else behind_s,
+        )  # fmt: skip
         try:
             self._socket.send(head + body, flags)
         except BlockingIOError:
@@ -192,7 +196,7 @@ class Decoder:
     def _listen(self) -> bool:
         """False if the daemon has gone."""
         try:
-            message, descriptors, _, _ = socket.recv_fds(self._socket, NEW_MEMORY.size, 1)
+            message, descriptors, _, _ = socket.recv_fds(self._socket, max(NEW_MEMORY.size, NEW_RATE.size), 1)
         except OSError:
             return False
         if not message:
@@ -203,8 +207,9 @@ class Decoder:
                 if memory == self._memory and self._map is not None:
                     heapq.heappush(self._free, buffer)
             elif message[:1] == RATE:
-                _, max_fps = NEW_RATE.unpack(message)
-                self._settings = self._settings.model_copy(update={"max_fps": max_fps or None})
+                _, max_fps, max_behind_ms = NEW_RATE.unpack(message)
+                changed = {"max_fps": max_fps or None, "max_behind_ms": max_behind_ms}
+                self._settings = self._settings.model_copy(update=changed)
                 self._source.adapt(self._settings)
             else:
                 _, self._memory, size, count = NEW_MEMORY.unpack(message)

@@ -111,6 +111,10 @@ class FrameMaker:
         if self._settings.frames != "key" and self._limit is not None:
             self._skipper = PacketSkipper(context.name, context.extradata, self._limit)
 
+    def forget(self) -> None:
+        """The decoder has given out all that it had, and goes on with packets that do not follow."""
+        self._arrivals.clear()
+
     def change_limit(self, settings: AvStreamSettings, context: VideoCodecContext | None) -> None:
         """Another max_fps holds from now on. `context`: of the decoder, if the input is open."""
         self._settings = settings
@@ -128,6 +132,18 @@ class FrameMaker:
         """Only key frames are decoded now, as max_fps allows no more."""
         return self._skipper is not None and self._skipper.level == "keys"
 
+    @property
+    def limit(self) -> RateLimit | None:
+        """Chooses among decoded pictures; None if all are wanted."""
+        return None if self.keys_only else self._limit
+
+    def media_ns(self, packet: Packet[Any]) -> int | None:
+        """The packet's time on the sender's media clock, in the order of decoding where that is known."""
+        stamp, (ticks, per) = packet.dts, self._tick_ns
+        if stamp is None:
+            stamp = packet.pts
+        return stamp * ticks // per if stamp is not None and ticks else None
+
     def stamp_ns(self, packet: Packet[Any]) -> int | None:
         """When the packet is to be decoded, by the file. Matroska does not tell it of the first packets. If there are
         B-frames, their presentation time is no substitute: it may be later than that of packets behind them."""
@@ -138,12 +154,12 @@ class FrameMaker:
         """True if the frame only precedes the first frame wanted."""
         return self.begin_ns > 0 and packet.pts is not None and packet.pts * self._time_base_ns < self.begin_ns
 
-    def passes_over(self, packet: Packet[Any]) -> bool:
-        """Whether `packet` is not decoded: fewer pictures are asked for."""
+    def passes_over(self, packet: Packet[Any], now_ns: int) -> bool:
+        """Whether `packet` is not decoded: fewer pictures are asked for. `now_ns`: its arrival, monotonic."""
         if self._skipper is None or self.begin_ns or not packet.size:
             return False
         clock = self._packet_clock
-        time_ns = time.monotonic_ns() if clock is None else clock.at(self.stamp_ns(packet))
+        time_ns = now_ns if clock is None else clock.at(self.stamp_ns(packet))
         if not self._skipper.skip(packet, time_ns):
             return False
         self.skipped += 1
@@ -201,7 +217,7 @@ class FrameMaker:
             self.begin_ns = 0
         if captured_ns < self.served_ns:
             return None
-        limit = None if self.keys_only else self._limit
+        limit = self.limit
         if limit is not None and not limit.admit(arrived_ns if self._media is None else self._media.at(pts_ns)):
             self.skipped += 1
             return None

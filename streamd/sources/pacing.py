@@ -94,6 +94,10 @@ class RateLimit:
         self.max_fps = max_fps or math.inf
         self._interval = 1e9 / self.max_fps
 
+    def restart(self) -> None:
+        """The next frame passes, whenever it comes."""
+        self._next = None
+
     def admit(self, time_ns: int) -> bool:
         """True if the frame at `time_ns` may pass: its arrival, or a `MediaClock`'s time."""
         if self._next is None or abs(time_ns - self._next) > self._interval + JUMP_NS:

@@ -104,7 +104,8 @@ class ProcessSource:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._message = bytearray(LARGEST_MESSAGE)
-        self.corrupt = self.skipped = self.lost = 0
+        self.corrupt = self.skipped = self.lost = self.overtaken = 0
+        self.behind_s: float | None = None
         self.deadline = math.inf
         self.clock = StreamClock()
 
@@ -190,7 +191,10 @@ class ProcessSource:
                 return b"", b""
             if not size:
                 raise self._died()
-            kind, self.corrupt, self.skipped, self.lost, jumps, offset, drift = COUNTERS.unpack_from(self._message)
+            (
+                kind, self.corrupt, self.skipped, self.lost, self.overtaken, jumps, offset, drift, behind_s,
+            ) = COUNTERS.unpack_from(self._message)  # fmt: skip
+            self.behind_s = None if behind_s != behind_s else behind_s
             clock = self.clock
             clock.jumps = jumps
             clock.offset_s = None if offset != offset else offset
@@ -293,13 +297,13 @@ class ProcessSource:
     def adapt(self, settings: StreamSettings) -> None:
         """See `Source.adapt`."""
         new = cast("AvStreamSettings", settings)
-        if new.max_fps == self._settings.max_fps:
+        before, self._settings = self._settings, new
+        if (new.max_fps, new.max_behind_ns) == (before.max_fps, before.max_behind_ns):
             return
-        self._settings = new
         channel = self._channel
         if channel is not None:
             with contextlib.suppress(OSError):  # a child that has gone is started again, with these settings
-                channel.socket.send(NEW_RATE.pack(RATE, new.max_fps or 0.0))
+                channel.socket.send(NEW_RATE.pack(RATE, new.max_fps or 0.0, (new.max_behind_ns or 0) / 1e6))
 
     def close(self) -> None:
         """See `Source.close`."""

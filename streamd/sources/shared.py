@@ -30,14 +30,15 @@ OPENED, SHAPE, FRAME, BEAT, ERROR, END = b"O", b"S", b"F", b"B", b"E", b"Z"
 # From the daemon.
 MEMORY, FREE, RATE = b"M", b"R", b"F"
 
-COUNTERS = struct.Struct("=cQQQIdd")
-"""Kind; packets rejected, frames skipped, RTP packets lost; jumps, offset and drift of the clock (NaN: unknown)."""
+COUNTERS = struct.Struct("=cQQQQIddd")
+"""Kind; packets rejected, frames skipped, RTP packets lost, frames left out as the stream is behind; jumps, offset and
+drift of the clock; seconds that it is behind (NaN: unknown)."""
 PLACE = struct.Struct("=BHIqqqq")
 """A frame: flags; buffer and its pool; captured, wall, decoded, pts in nanoseconds."""
 FREED = struct.Struct("=cHI")
 """Kind; buffer; its pool."""
-NEW_RATE = struct.Struct("=cd")
-"""From the daemon: max_fps from now on; 0 for no limit."""
+NEW_RATE = struct.Struct("=cdd")
+"""From the daemon: max_fps and max_behind_ms from now on; 0 for no limit."""
 NEW_MEMORY = struct.Struct("=cIQH")
 """Kind; pool; bytes per buffer; number of buffers. The file descriptor is attached."""
 HAS_PTS, CAMERA_CLOCK, QUARANTINED, BEGINS = 1, 2, 4, 8

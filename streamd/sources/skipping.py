@@ -158,6 +158,11 @@ def held_back(natives: list[VideoFrame], number: int, decoder: VideoCodecContext
     carried: Any = natives[-1].opaque if natives else None
     if carried and carried[-1] == number:
         return []
-    held = decoder.decode(None)
+    return drained(decoder)
+
+
+def drained(decoder: VideoCodecContext | HardwareDecoder) -> list[VideoFrame]:
+    """What a decoder holds. It begins anew afterwards, with packets that need not follow."""
+    held: list[VideoFrame] = decoder.decode(None)
     decoder.flush_buffers()
     return held

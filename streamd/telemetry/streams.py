@@ -29,6 +29,7 @@ class StreamMetrics:
 
     __slots__ = (
         "_drop_lock",
+        "behind_s",
         "camera_health",
         "clock_drift",
         "clock_jumps",
@@ -81,6 +82,8 @@ class StreamMetrics:
         self.objective_share = 0.0
         self.late = 0
         """Published frames that missed the objective; written by the postprocess stage."""
+        self.behind_s: float | None = None
+        """How much later the live stream is read than it could be, in seconds; None if unknown."""
         self.camera_health: tuple[str, ...] | None = None
         """Why the camera cannot see; None if nobody watches. Replaced, never changed."""
         self.removed = False
@@ -217,6 +220,12 @@ _ROWS = (
         "Seconds that the camera's media clock gains per second; absent for the first two minutes.",
         lambda s: s.of.clock_drift, present=True,
     ),
+    _Row(
+        gauge, "streamd_stream_behind_seconds",
+        "How much later frames are read than when the connection was best; absent if the stream is down or its sender "
+        "tells no time.",
+        lambda s: s.of.behind_s, present=True,
+    ),
     _Row(counter, "streamd_stream_reconnects", "Number of reconnections.", lambda s: s.counts.reconnects),
     _Row(
         counter, "streamd_stream_failures", "Failures of a stream, including those it survived, by reason.",
@@ -240,8 +249,9 @@ _ROWS = (
     ),
     _Row(
         gauge, "streamd_stream_degraded",
-        "1 while the live stream suffers from load: overload (frames are dropped), late (its objective is missed).",
-        lambda s: _one_of(("overload", "late"), s.of.degraded), "reason", present=True,
+        "1 while the live stream suffers from load: overload (frames are dropped), late (its objective is missed), behind "
+        "(it is read too slowly).",
+        lambda s: _one_of(("overload", "late", "behind"), s.of.degraded), "reason", present=True,
     ),
     _Row(
         gauge, "streamd_stream_max_fps", "The stream's max_fps; absent if it has none.", lambda s: s.of.max_fps,

@@ -31,7 +31,7 @@ class StreamPast:
     """What its rules had counted, as of `RuleEngine.state`; None if nothing is known of them."""
 
 
-DEGRADED = frozenset({"overload", "late"})
+DEGRADED = frozenset({"overload", "late", "behind"})
 """Reasons of a live stream that is degraded by load."""
 
 
@@ -62,6 +62,8 @@ class StreamStatus:
     """Unix nanoseconds of this status; 0 where it does not matter."""
     camera_health: tuple[str, ...] | None = None
     """Why the camera cannot see, see `analysis.glance.health.STATES`; empty if it can, None if nobody watches."""
+    behind_s: float | None = None
+    """How many seconds later it was read than it could be, if that is the reason."""
 
     @property
     def degraded(self) -> bool:

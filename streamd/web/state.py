@@ -25,6 +25,7 @@ _COUNTERS = {
     "streamd_stream_reconnects_total": "reconnects",
     "streamd_last_frame_timestamp_seconds": "last_frame",
     "streamd_stream_max_fps": "max_fps",
+    "streamd_stream_behind_seconds": "behind_s",
 }
 _LOOKS = {"streamd_frames_looked_total": "looked", "streamd_frames_glanced_total": "glanced"}
 _LATENCY = "streamd_capture_to_publish_seconds"

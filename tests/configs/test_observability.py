@@ -23,8 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIGS = ROOT / "configs"
 GIVEN_BY_PROMETHEUS = {"job", "instance"}
 NEEDS_A_GPU = {"streamd_device_duration_seconds_bucket": {"le", "stage"}, "streamd_device_memory_bytes": {"device"}}
-NEEDS_A_CAMERA = {"streamd_stream_clock_offset_seconds": {"stream"}, "streamd_stream_clock_drift_ratio": {"stream"}}
-"""What RTCP sender reports tell; tests/sources has such cameras."""
+NEEDS_A_CAMERA = {
+    f"streamd_stream_{name}": {"stream"} for name in ("clock_offset_seconds", "clock_drift_ratio", "behind_seconds")
+}
+"""What a live stream tells; tests/sources has such cameras."""
 NEEDS_WORKERS = {
     name: {"worker"} for name in ("streamd_worker_up", "streamd_worker_restarts_total")
 }  # tests/behaviour/test_workers.py

@@ -14,10 +14,12 @@ const STAGES = [
   ["postprocess", "Postprocess"],
 ];
 const SAMPLES = 100;
+const BEHIND_S = 0.5; // less is jitter
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const DROPS = {
   ring_full: "engine too slow",
   too_old: "waited too long",
+  behind: "left out to catch up",
   quarantine: "damaged pictures",
   frame_error: "could not be processed",
   stage_failed: "engine failed",
@@ -313,6 +315,7 @@ export class Camera {
     this.about.set([
       [stream.state === "LIVE" ? "Live for" : how.kind === "down" ? "Down for" : "In this state for", span(now - stream.since)],
       ["Newest frame", stream.last_frame ? `${span(now - stream.last_frame)} ago` : "none yet"],
+      ...(stream.behind_s >= BEHIND_S ? [["Read late by", span(stream.behind_s)]] : []),
       ["Reconnects", count(stream.reconnects)],
       ["Size", stream.width ? `${stream.width} × ${stream.height}` : "–"],
       ["Codec", stream.codec || "–"],

@@ -64,6 +64,7 @@ const REASONS = {
   stuck: "Not responding",
   overload: "Overloaded",
   late: "Objective missed",
+  behind: "Read too slowly",
   eof: "End of input",
   internal: "Internal error",
   worker_died: "Its worker process died",
@@ -113,7 +114,7 @@ export function condition(stream, now) {
   if (state === "CONNECTING") return { kind: "warn", word: "Connecting", reason: "" };
   // Only a source that is over says why; without a reason, streamd stopped it: a drain or a reload.
   if (state === "ENDED") return { kind: "over", word: reason === "eof" ? "Ended" : "Stopped", reason: "" };
-  if (reason === "overload" || reason === "late") return { kind: "warn", word: "Degraded", reason: told };
+  if (reason === "overload" || reason === "late" || reason === "behind") return { kind: "warn", word: "Degraded", reason: told };
   if (reason) return { kind: "warn", word: "Disturbed", reason: told };
   if (stream.camera_health?.length) return { kind: "warn", word: "Blind", reason: stream.camera_health.map(healthText).join(", ") };
   const age = now - (stream.last_frame || stream.since);

@@ -1,0 +1,150 @@
+"""How far behind its sender a live stream is read.
+
+What is not read in time waits in the buffers of TCP, ours and the sender's, and nothing else shows it. Arrival minus
+media time ("lag") says how old a packet is, up to a constant that nobody knows. Its minimum is when the connection was
+best; what lies above it is the time that the packet has waited. Congestion control (LEDBAT, RFC 6817, 3.4.2) and
+jitter buffers (the skew estimation of GStreamer's rtpjitterbuffer) measure delays like this.
+
+Both clocks may differ: the minimum therefore rises slowly, by more than a sender's clock can be off. It does not rise
+while the stream is behind, or a wait of hours would be forgotten.
+"""
+
+from __future__ import annotations
+
+JUMP_NS = 1_000_000_000
+"""A lag that falls below its minimum by more than this, or rises by more than this while media time goes back: the media
+clock was set. It says nothing about the wait, which is taken to be what it was."""
+JITTER_NS = 250_000_000
+"""A wait of less than this is the network's jitter, reordered pictures, or the transmission of a key frame."""
+DRIFT_SHIFT = 11
+"""The minimum rises by 2**-11 (488 ppm): crystals of cameras are within 300 ppm."""
+WINDOW_NS = 500_000_000
+"""The shortest wait within one to two of these counts. Packets that an outage of the network has held up arrive together,
+the last one in time."""
+PATIENCE_NS = 60_000_000_000
+"""A stream that is a little behind for this long is suspected, too."""
+LONGEST_PATIENCE_NS = 16 * PATIENCE_NS
+REFUTED_LIMIT = 3
+"""After so many wrong suspicions in a row, the media clock is considered unfit: some cameras stamp pictures as if they
+came at the nominal rate."""
+FORGET_NS = 600_000_000_000
+"""Wrong suspicions that are further apart are not in a row."""
+_NEVER = 1 << 62
+
+
+class BehindGauge:
+    """The wait of one connection's packets. For one thread, except `behind_s`.
+
+    Args:
+        alarm_ns: from this on, the stream is suspected of being behind.
+    """
+
+    __slots__ = (
+        "_base_ns", "_captured_ns", "_least_ns", "_media_ns", "_patience_ns", "_previous_ns", "_quiet_ns", "_refuted",
+        "_refuted_ns", "_since_ns", "_turn_ns", "alarm_ns", "behind_ns", "fit", "now_ns", "suspect", "wait_ns",
+    )  # fmt: skip
+
+    def __init__(self, alarm_ns: int) -> None:
+        self.alarm_ns = alarm_ns
+        self.fit = True
+        """Whether the media clock tells anything."""
+        self.wait_ns = 0
+        """Of the latest packet."""
+        self.behind_ns = 0
+        """The shortest wait lately: how far the stream is behind."""
+        self.suspect = False
+        """It is behind, or the media clock was set: reading without decoding will show which. Call `confirm` or
+        `refute` then."""
+        self._captured_ns = 0
+        """What `add` has returned for the latest packet."""
+        self._base_ns = _NEVER
+        """The lag of a packet that has not waited."""
+        self.now_ns = 0
+        """Arrival of the latest packet, monotonic; 0 before the first."""
+        self._media_ns = -_NEVER
+        self._least_ns = self._previous_ns = _NEVER
+        self._turn_ns = 0
+        self._since_ns = 0
+        """Since when it has been behind at all."""
+        self._patience_ns, self._quiet_ns = PATIENCE_NS, 0
+        self._refuted, self._refuted_ns = 0, -_NEVER
+
+    @property
+    def behind_s(self) -> float | None:
+        """Seconds; None if unknown. Any thread."""
+        return self.behind_ns / 1e9 if self.fit and self.now_ns else None
+
+    def add(self, media_ns: int | None, now_ns: int) -> int:
+        """Takes the next packet.
+
+        Args:
+            media_ns: its time on the sender's media clock; None if it has none.
+            now_ns: its arrival, monotonic.
+
+        Returns:
+            When it would have arrived if it had not waited. Later than that of every packet before.
+        """
+        if media_ns is not None and self.fit:
+            lag_ns = now_ns - media_ns
+            wait_ns = lag_ns - self._base_ns
+            if wait_ns < -JUMP_NS or (media_ns < self._media_ns and wait_ns - self.wait_ns > JUMP_NS):
+                wait_ns = self.wait_ns
+                self._base_ns = lag_ns - wait_ns
+            elif wait_ns <= 0:
+                self._base_ns, wait_ns = lag_ns, 0
+            elif wait_ns < JITTER_NS:
+                self._base_ns += (now_ns - self.now_ns) >> DRIFT_SHIFT
+            self._media_ns, self.now_ns, self.wait_ns = media_ns, now_ns, wait_ns
+            if now_ns >= self._turn_ns:
+                self._turn(now_ns)
+            if wait_ns < self._least_ns:
+                self._least_ns = wait_ns
+        else:
+            wait_ns = self.wait_ns
+        if wait_ns > JITTER_NS:
+            # A shorter wait is left in; in between, both meet.
+            now_ns -= min(wait_ns, 2 * (wait_ns - JITTER_NS))
+        if now_ns <= self._captured_ns:
+            now_ns = self._captured_ns + 1
+        self._captured_ns = now_ns
+        return now_ns
+
+    def _turn(self, now_ns: int) -> None:
+        """A window is over."""
+        if self._least_ns != _NEVER:
+            self.behind_ns = min(self._least_ns, self._previous_ns)
+        self._previous_ns, self._least_ns = self._least_ns, _NEVER
+        self._turn_ns = now_ns + WINDOW_NS
+        if self.behind_ns < JITTER_NS:
+            self._since_ns, self._patience_ns = now_ns, PATIENCE_NS
+        late = self.behind_ns >= self.alarm_ns and now_ns >= self._quiet_ns
+        self.suspect = self.fit and (late or now_ns - self._since_ns >= self._patience_ns)
+
+    def confirm(self) -> None:
+        """Packets were waiting. The stream is not suspected again for a while."""
+        self.suspect = False
+        self._since_ns = self.now_ns
+        self._quiet_ns = self.now_ns + self._patience_ns
+        self._patience_ns = min(2 * self._patience_ns, LONGEST_PATIENCE_NS)
+        self._refuted = 0
+
+    def refute(self) -> None:
+        """Nothing was waiting: the sender itself, its clock or the way is later now than it was."""
+        now_ns = self.now_ns
+        self._refuted = self._refuted + 1 if now_ns - self._refuted_ns < FORGET_NS else 1
+        self._refuted_ns = now_ns
+        self.fit = self._refuted < REFUTED_LIMIT
+        self.settle()
+
+    def settle(self) -> None:
+        """The latest packet has not waited, whatever it looks like."""
+        self._base_ns += self.wait_ns
+        self.wait_ns = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Earlier waits no longer count."""
+        self.behind_ns = self._previous_ns = self._least_ns = self.wait_ns
+        self._turn_ns = self.now_ns + WINDOW_NS
+        self._since_ns, self._quiet_ns = self.now_ns, 0
+        self.suspect = False

@@ -1,0 +1,243 @@
+"""What a live stream does that is read too slowly: it goes on with the newest picture.
+
+A stream that seems to be behind is first read without decoding for a moment, and nothing is lost by it. If packets were
+waiting, they come faster than the sender makes them. If not, the sender has set its clock, or it or the way has become
+slower, and there is nothing to catch up with (see `behind`).
+
+To catch up, packets are read and left out up to the newest key frame. Decoding goes on with what has come since, if
+that takes less time than waiting for the next key frame; otherwise with the next key frame.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Literal
+
+from streamd.sources.backlog import Arrived, Backlog
+from streamd.sources.behind import BehindGauge
+from streamd.sources.pacing import RateLimit
+
+ALARM_NS = 2_000_000_000
+"""A stream that is behind by this much is examined, whatever its limit is."""
+PROBE_NS = 500_000_000
+"""It is read without decoding for this long at most to find out whether packets wait."""
+FALLEN_NS = 300_000_000
+"""They do if the wait falls by this much, or by half."""
+NEAR_NS = 200_000_000
+"""A stream that is behind by less has caught up."""
+STALLED_NS = 500_000_000
+"""And so has one whose wait has not fallen for this long while nothing was decoded."""
+PROGRESS_NS = 20_000_000
+"""A wait that falls by less has not fallen."""
+FAR_TOO_SLOW = 1 / 3
+"""A stream is decoded so much more slowly than it comes that key frames alone are worth decoding."""
+FAR_LIMIT = 2
+"""After so many times in a row, they are for a while."""
+HOLD_NS = 10_000_000_000
+LONGEST_HOLD_NS = 160_000_000_000
+"""How long: it doubles if decoding everything fails again within `RELAPSE_NS`."""
+RELAPSE_NS = 60_000_000_000
+BURST_NS = 500_000_000
+"""Decoding what has come since the newest key frame may take this long at once."""
+
+
+class CatchUp:
+    """The catching up of one connection. For the thread of its source.
+
+    Args:
+        limit_ns: see `change`.
+        keys_only: only key frames are decoded anyway.
+    """
+
+    def __init__(self, limit_ns: int | None, keys_only: bool = False) -> None:
+        self.gauge = BehindGauge(ALARM_NS)
+        """Every packet has to be added to it before `wanted` is asked for."""
+        self.change(limit_ns)
+        self._keys_frames = keys_only
+        self.overtaken = 0
+        """Pictures left out so far, those that max_fps leaves out not included."""
+        self.skipped = 0
+        """Those."""
+        self.active = False
+        """Every packet has to be given to `take`; if not, only where the gauge says so."""
+        self.keys_only = False
+        """Only key frames are decoded, as the machine cannot decode more."""
+        self.cut = False
+        """What is decoded next does not follow what was decoded last: set by `take`, reset by its caller."""
+        self.served_ns = 0
+        """Pictures of packets that arrived earlier are decoded for the sake of later ones only, see `FrameMaker`."""
+        self.busy_ns = 0
+        """What a packet takes from one read to the next while the stream is behind, smoothed."""
+        self.limit: RateLimit | None = None
+        """Of max_fps, if pictures are limited after decoding."""
+        self._state: Literal["reading", "probing", "skipping"] = "reading"
+        self._held: deque[Arrived] = deque()
+        self._kept = Backlog(keys_only)
+        self._due = 0
+        """Of what is kept: pictures that max_fps does not leave out."""
+        self._began_ns = self._began_wait_ns = 0
+        self._lowest_ns = self._lowest_at_ns = 0
+        """The shortest wait while skipping, and when it was reached."""
+        self._present_ns = 0
+        """Since when there is nothing more to catch up with; 0 while there is."""
+        self._resumed_ns = self._keys_until_ns = self._keys_left_ns = 0
+        self._far = 0
+        self._hold_ns = HOLD_NS // 2
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the packet that was added to the gauge last has to be given to `take`."""
+        gauge = self.gauge
+        return self.active or gauge.suspect or (self._late and gauge.fit)
+
+    def change(self, limit_ns: int | None) -> None:
+        """Packets are left out from this wait on; None: never. Any thread."""
+        self.limit_ns = limit_ns
+        self.gauge.alarm_ns = ALARM_NS if limit_ns is None else min(limit_ns, ALARM_NS)
+
+    def worked(self, busy_ns: int) -> None:
+        """A packet took `busy_ns` from one read to the next."""
+        self.busy_ns = busy_ns if not self.busy_ns else self.busy_ns + ((busy_ns - self.busy_ns) >> 3)
+
+    def take(self, arrived: Arrived) -> Iterable[Arrived]:
+        """Takes the next packet.
+
+        Returns:
+            What is to be decoded now.
+        """
+        packet = arrived.packet
+        if not packet.size:
+            return [*self._give_up(), arrived]
+        if self._keys_frames and not packet.is_keyframe:
+            return (arrived,)  # which the decoder leaves out
+        if self._state == "reading":
+            if self.keys_only and not self._late:
+                return self._key(arrived)
+            return self._begin(arrived)
+        if self._state == "probing":
+            return self._probe(arrived)
+        return self._skip(arrived)
+
+    @property
+    def _late(self) -> bool:
+        limit_ns = self.limit_ns
+        return limit_ns is not None and self.gauge.behind_ns >= limit_ns
+
+    def _key(self, arrived: Arrived) -> Iterable[Arrived]:
+        if not arrived.packet.is_keyframe:
+            self._leave_out(1, self._admits(arrived))
+            return ()
+        if self.gauge.now_ns >= self._keys_until_ns:
+            self.keys_only = self.active = False
+            self._keys_left_ns = self._resumed_ns = self.gauge.now_ns
+        return (arrived,)
+
+    def _begin(self, arrived: Arrived) -> Iterable[Arrived]:
+        gauge = self.gauge
+        self.active = True
+        self._began_ns, self._began_wait_ns = gauge.now_ns, gauge.wait_ns
+        if gauge.suspect:
+            self._state = "probing"
+            self._held.append(arrived)
+            return ()
+        return self._start_skipping((arrived,))
+
+    def _probe(self, arrived: Arrived) -> Iterable[Arrived]:
+        gauge, held = self.gauge, self._held
+        held.append(arrived)
+        if self._began_wait_ns - gauge.wait_ns >= min(FALLEN_NS, self._began_wait_ns // 2):
+            late = self._late
+            gauge.confirm()
+            if not late:
+                return self._give_up()
+            packets, self._held = held, deque()
+            return self._start_skipping(packets)
+        if gauge.now_ns - self._began_ns >= PROBE_NS:
+            gauge.refute()
+            return self._give_up()
+        return ()
+
+    def _give_up(self) -> Iterable[Arrived]:
+        """Goes on with everything that has been read."""
+        packets = self._held or self._kept.take()
+        self._held, self._state, self.active = deque(), "reading", self.keys_only
+        self._due = 0
+        return packets
+
+    def _start_skipping(self, packets: Iterable[Arrived]) -> Iterable[Arrived]:
+        gauge = self.gauge
+        self._state, self.cut = "skipping", True
+        self._lowest_ns, self._lowest_at_ns = gauge.wait_ns, gauge.now_ns
+        self._present_ns, self._due = 0, 0
+        passed_ns = self._began_ns - self._resumed_ns
+        far = self._resumed_ns and passed_ns - self._began_wait_ns < FAR_TOO_SLOW * passed_ns
+        self._far = self._far + 1 if far else 0
+        self._kept.opened(gauge.now_ns)
+        *earlier, latest = packets
+        for each in earlier:
+            self._keep(each)
+        return self._skip(latest)
+
+    def _skip(self, arrived: Arrived) -> Iterable[Arrived]:
+        gauge, kept = self.gauge, self._kept
+        complete = self._keep(arrived)
+        now_ns, wait_ns = gauge.now_ns, gauge.wait_ns
+        if not self._present_ns:
+            if wait_ns <= NEAR_NS:
+                self._present_ns = now_ns
+            elif wait_ns < self._lowest_ns - PROGRESS_NS:
+                self._lowest_ns, self._lowest_at_ns = wait_ns, now_ns
+            elif now_ns - self._lowest_at_ns >= STALLED_NS:
+                gauge.settle()
+                self._present_ns = now_ns
+        if not self._present_ns or not complete:
+            return ()
+        if len(kept) * self.busy_ns > BURST_NS + now_ns - self._present_ns and len(kept) > 1:
+            return ()
+        return self._resume()
+
+    def _resume(self) -> Iterable[Arrived]:
+        gauge, found = self.gauge, self._kept.take()
+        # Of all that is decoded now, only the newest picture is served.
+        self._leave_out(len(found) - 1, max(0, self._due - 1))
+        self.served_ns = found[-1].now_ns
+        if self.limit is not None:
+            self.limit.restart()
+        gauge.restart()
+        self._state, self._resumed_ns, self._due = "reading", gauge.now_ns, 0
+        if self._far >= FAR_LIMIT and not self.keys_only:
+            relapsed = self._keys_left_ns and gauge.now_ns - self._keys_left_ns < RELAPSE_NS
+            self._hold_ns = min(2 * self._hold_ns, LONGEST_HOLD_NS) if relapsed else HOLD_NS
+            self.keys_only, self._keys_until_ns, self._far = True, gauge.now_ns + self._hold_ns, 0
+        self.active = self.keys_only
+        return found
+
+    def _keep(self, arrived: Arrived) -> bool:
+        """Keeps what may be decoded, and counts what is not. Returns whether decoding can begin with it."""
+        kept = self._kept
+        before, due = len(kept), self._admits(arrived)
+        complete = kept.put(arrived)
+        mine = kept.newest is arrived
+        if len(kept) - mine < before:
+            self._leave_out(before, self._due)
+            self._due = 0
+        if mine:
+            self._due += due
+        else:
+            self._leave_out(1, due)
+        return complete
+
+    def _admits(self, arrived: Arrived) -> int:
+        return int(self.limit is None or self.limit.admit(arrived.now_ns))
+
+    def _leave_out(self, count: int, due: int) -> None:
+        self.overtaken += due
+        self.skipped += count - due
+
+    def clear(self) -> None:
+        """The connection is over: what is kept is left out."""
+        if self._state == "skipping":
+            self._leave_out(len(self._kept), self._due)
+        self._kept.clear()
+        self._held.clear()
