@@ -72,8 +72,6 @@ class Source(Protocol):
     """Lost RTP packets, as reported by FFmpeg."""
     overtaken: int = 0
     """Frames left out so far because the stream is read too slowly; the caller numbers and counts them."""
-    behind_s: float | None = None
-    """How much later it is read than it could be, in seconds; None if unknown. Any thread."""
     deadline: float = math.inf
     """Monotonic seconds by which the current call must have returned; infinite if there is none. A source that
     misses it is considered hung and is abandoned."""
@@ -82,6 +80,11 @@ class Source(Protocol):
     def clock(self) -> SenderClock:
         """What is known of the sender's clocks."""
         return UNKNOWN_CLOCK
+
+    @property
+    def behind_s(self) -> float | None:
+        """How much later it is read than it could be, in seconds; None if unknown. Any thread."""
+        return None
 
     def open(self) -> SourceInfo:
         """Connects, probes, and prepares the decoder.

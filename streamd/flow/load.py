@@ -26,7 +26,7 @@ BEHIND_S = 2.0
 """A stream that has been read later than this for `BEHIND_FOR_S` is behind."""
 BEHIND_FOR_S = 3
 APART_S = 3
-"""And so is one that has had to catch up twice within `BEHIND_WINDOW_S`, this far apart at least. Once may be the network."""
+"""And so is one that had to catch up twice within `BEHIND_WINDOW_S`, so far apart at least. Once may be the network."""
 
 LoadReason = Literal["behind", "overload", "late"]
 
@@ -71,11 +71,12 @@ class BehindWatch:
         self.detail = self._sentence() if self.told else ""
 
     def _sentence(self) -> str:
-        received, left_out = (self._samples[-1][k] - self._samples[0][k] for k in (0, 1))
+        first, last = self._samples[0], self._samples[-1]
+        received, left_out = last[0] - first[0], last[1] - first[1]
         share = f"; {_percent(left_out, received)} of its frames were left out in the last minute" if left_out else ""
         return (
-            f"read up to {self.worst_s:.1f} s later than it is sent{share}: this machine (decoder, CPU) is too slow for "
-            "so many cameras; use hardware decoding, smaller or slower streams of the cameras, or frames: key"
+            f"read up to {self.worst_s:.1f} s later than it is sent{share}: this machine (decoder, CPU) is too slow "
+            "for so many cameras; use hardware decoding, smaller or slower streams of the cameras, or frames: key"
         )
 
 

@@ -55,7 +55,7 @@ class OpenSource(Source):
         return self._source.overtaken
 
     @property
-    def behind_s(self) -> float | None:  # type: ignore[override]
+    def behind_s(self) -> float | None:
         """See `Source`."""
         return self._source.behind_s
 

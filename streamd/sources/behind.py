@@ -12,15 +12,15 @@ while the stream is behind, or a wait of hours would be forgotten.
 from __future__ import annotations
 
 JUMP_NS = 1_000_000_000
-"""A lag that falls below its minimum by more than this, or rises by more than this while media time goes back: the media
-clock was set. It says nothing about the wait, which is taken to be what it was."""
+"""A lag that falls below its minimum by more than this, or rises by more than this while media time goes back: the
+media clock was set. It says nothing about the wait, which is taken to be what it was."""
 JITTER_NS = 250_000_000
 """A wait of less than this is the network's jitter, reordered pictures, or the transmission of a key frame."""
 DRIFT_SHIFT = 11
 """The minimum rises by 2**-11 (488 ppm): crystals of cameras are within 300 ppm."""
 WINDOW_NS = 500_000_000
-"""The shortest wait within one to two of these counts. Packets that an outage of the network has held up arrive together,
-the last one in time."""
+"""The shortest wait within one to two of these counts. Packets that an outage of the network has held up arrive
+together, the last one in time."""
 PATIENCE_NS = 60_000_000_000
 """A stream that is a little behind for this long is suspected, too."""
 LONGEST_PATIENCE_NS = 16 * PATIENCE_NS

@@ -249,8 +249,8 @@ _ROWS = (
     ),
     _Row(
         gauge, "streamd_stream_degraded",
-        "1 while the live stream suffers from load: overload (frames are dropped), late (its objective is missed), behind "
-        "(it is read too slowly).",
+        "1 while the live stream suffers from load: overload (frames are dropped), late (its objective is missed), "
+        "behind (it is read too slowly).",
         lambda s: _one_of(("overload", "late", "behind"), s.of.degraded), "reason", present=True,
     ),
     _Row(

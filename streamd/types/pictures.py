@@ -128,7 +128,8 @@ class Frame:
     """Upright width of the whole picture in pixels; published boxes are in these coordinates."""
     height: int
     captured_ns: int
-    """Monotonic nanoseconds when the packet was read: the origin of every latency."""
+    """Monotonic nanoseconds when the packet was read, or could have been if it had not waited: the origin of every
+    latency."""
     wall_ns: int
     """Unix time of capture in nanoseconds, according to `clock`. Not used for latencies."""
     decoded_ns: int

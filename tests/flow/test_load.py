@@ -94,3 +94,57 @@ def test_reset_forgets() -> None:
     gauge.reset()
     assert (gauge.reason, gauge.detail) == ("", "")
     assert play(gauge, counters, *[(4, 21)] * WINDOW_S) == ""
+
+
+def seconds(gauge: LoadGauge, counters: StreamMetrics, *each: tuple[float | None, int]) -> list[str]:
+    """Seconds of (how far behind, frames left out); 25 frames come in each. Returns the reason after each."""
+    reasons = []
+    for behind_s, left_out in each:
+        counters.behind_s = behind_s
+        counters.received += 25
+        counters.published += 25 - left_out
+        if left_out:
+            counters.drop("behind", left_out)
+        gauge.look(counters)
+        reasons.append(gauge.reason)
+    return reasons
+
+
+def test_a_stream_that_is_behind_for_seconds_is_told_until_it_is_not() -> None:
+    gauge, counters = fresh()
+    assert set(seconds(gauge, counters, *[(0.1, 0)] * 20)) == {""}
+    assert seconds(gauge, counters, (2.5, 0), (3, 0), (3.5, 0)) == ["", "", "behind"]
+    assert gauge.behind_s == 3.5
+    assert gauge.detail.startswith(
+        "read up to 3.5 s later than it is sent: this machine (decoder, CPU) is too slow for so"
+    )
+    assert seconds(gauge, counters, (1.5, 0), (1.1, 0), (0.9, 0)) == ["behind", "behind", ""]
+    assert (gauge.detail, gauge.behind_s) == ("", None)
+
+
+def test_a_stream_that_has_to_catch_up_again_and_again_is_behind() -> None:
+    gauge, counters = fresh()
+    assert set(seconds(gauge, counters, *[(0.5, 0), (1.9, 0), (0.0, 20), (0.3, 3)])) == {""}, "once: an outage, maybe"
+    assert seconds(gauge, counters, *[(1.0, 0)] * 6, (1.9, 20))[-1] == "behind"
+    assert "; 16 % of its frames were left out in the last minute" in gauge.detail
+    assert set(seconds(gauge, counters, *[(0.1, 0)] * 59)) == {"behind"}
+    assert seconds(gauge, counters, (0.1, 0), (0.1, 0))[-1] == ""
+
+
+def test_an_outage_that_was_made_up_for_is_no_reason() -> None:
+    gauge, counters = fresh()
+    assert set(seconds(gauge, counters, (3.0, 0), (1.0, 24), (0.1, 1), *[(0.1, 0)] * 80)) == {""}
+
+
+def test_being_behind_comes_before_what_follows_from_it_and_a_break_ends_it() -> None:
+    gauge, counters = fresh()
+    counters.objective_s, counters.objective_share = 0.2, 0.9
+    for _ in range(WINDOW_S + 1):
+        counters.late += 25
+        seconds(gauge, counters, (4.0, 0))
+    assert gauge.reason == "behind"
+    counters.late += 25
+    assert seconds(gauge, counters, (0.1, 0)) == ["late"]
+    gauge.reset()
+    assert (gauge.reason, gauge.behind_s) == ("", None)
+    assert seconds(gauge, counters, (4.0, 0)) == [""]

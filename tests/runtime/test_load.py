@@ -71,3 +71,34 @@ def test_overload_is_told_by_status_metric_health_and_one_log_line_a_minute() ->
         assert [line["event"] for line in lines if line["log_level"] != "debug"] == ["streams are no longer degraded"]
     assert [s.reason for s in streams[0].statuses] == ["overload", ""]
     assert value("streamd_stream_degraded", {"stream": "cam0", "reason": "overload"}) == 0
+
+
+def test_streams_that_are_read_too_slowly_are_told_first_with_how_much() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    behind, overloaded = Stream("behind", metrics), Stream("overloaded", metrics)
+    watch = LoadWatch()
+    with capture_logs() as lines:
+        for second in range(15):
+            overloaded.second(4, 21)
+            behind.second(25, 0)
+            behind.counters.behind_s = 3.25
+            watch.look(second, ((s.runner, s.counters) for s in (overloaded, behind)))
+        status = behind.runner.status
+        assert (status.state, status.reason, status.behind_s, status.degraded) == ("LIVE", "behind", 3.2, True)
+        assert overloaded.runner.status.behind_s is None
+        value = registry.get_sample_value
+        assert value("streamd_stream_behind_seconds", {"stream": "behind"}) == 3.25
+        assert value("streamd_stream_behind_seconds", {"stream": "overloaded"}) is None
+        assert value("streamd_stream_degraded", {"stream": "behind", "reason": "behind"}) == 1
+        assert value("streamd_stream_failures_total", {"stream": "behind", "reason": "behind"}) == 1
+        behind.counters.behind_s = 0.0
+        for second in range(15, 30):
+            overloaded.second(25, 0)
+            watch.look(second, ((s.runner, s.counters) for s in (overloaded, behind)))
+    told = [(line["event"], line.get("reason")) for line in lines if line["log_level"] != "debug"]
+    assert told == [("streams degraded", "behind"), ("streams are no longer degraded", None)]
+    assert all(
+        "too slow for so many cameras" in line["detail"] for line in lines if line["event"] == "streams degraded"
+    )
+    assert (behind.runner.status.reason, behind.runner.status.behind_s) == ("", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class Reading:
     def gap_s(self) -> float:
         """The longest time without a picture."""
         times = [now for now, _ in self.served]
-        return max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
+        return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
     def latency_s(self, since_s: float = 0.0) -> float:
         """The largest age of a picture when it was served."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamd.sources.catch_up import HOLD_NS, CatchUp
-from tests.sources.slow_reader import S, Reading, camera, read
+from tests.sources.slow_reader import Reading, S, camera, read
 
 FAST = 0.002
 
