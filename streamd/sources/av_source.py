@@ -34,7 +34,7 @@ from streamd.sources.redirects import OpeningListener
 from streamd.sources.second_opinion import NO_DECODER, is_external, plays_in_software
 from streamd.sources.skipping import drained, held_back
 from streamd.sources.slices import SLICED, SliceJoiner
-from streamd.sources.wire import heard_since
+from streamd.sources.wire import Unread, heard_since
 from streamd.types import Frame
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class AvSource:
             self._pacer = self._pacer or Pacer(frame_ns)
         self._maker.opened(stream, kind, frame_ns)
         if kind.live and not kind.paced and not kind.invented_clock:
-            self._catch_up = CatchUp(settings.max_behind_ns, settings.frames == "key")
+            self._catch_up = CatchUp(settings.max_behind_ns, settings.frames == "key", Unread(settings.url).bytes)
         return SourceInfo(
             codec=context.name,
             decoder="software" if device is None else "nvdec",

@@ -1,8 +1,9 @@
 """What a live stream does that is read too slowly: it goes on with the newest picture.
 
-A stream that seems to be behind is first read without decoding for a moment, and nothing is lost by it. If packets were
-waiting, they come faster than the sender makes them. If not, the sender has set its clock, or it or the way has become
-slower, and there is nothing to catch up with (see `behind`).
+A stream that seems to be behind is first read without decoding for a moment, and nothing is lost by it. Either more
+has arrived already each time a packet has been read, which the kernel tells of a TCP connection; or, where it tells
+nothing, packets come faster than the sender makes them. If not, the sender has set its clock, or it or the way has
+become slower, and there is nothing to catch up with (see `behind`).
 
 To catch up, packets are read and left out up to the newest key frame. Decoding goes on with what has come since, if
 that takes less time than waiting for the next key frame; otherwise with the next key frame.
@@ -11,7 +12,7 @@ that takes less time than waiting for the next key frame; otherwise with the nex
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from streamd.sources.backlog import Arrived, Backlog
@@ -22,12 +23,14 @@ ALARM_NS = 2_000_000_000
 """A stream that is behind by this much is examined, whatever its limit is."""
 PROBE_NS = 500_000_000
 """It is read without decoding for this long at most to find out whether packets wait."""
+SURE = 3
+"""They do, or do not, if this was so after so many packets."""
 FALLEN_NS = 300_000_000
-"""They do if the wait falls by this much, or by half."""
+"""Where the kernel does not tell: they do if the wait falls by this much, or by half."""
 NEAR_NS = 200_000_000
 """A stream that is behind by less has caught up."""
 STALLED_NS = 500_000_000
-"""And so has one whose wait has not fallen for this long while nothing was decoded."""
+"""And so has one whose wait has not fallen for this long while nothing was decoded and nothing waited."""
 PROGRESS_NS = 20_000_000
 """A wait that falls by less has not fallen."""
 FAR_TOO_SLOW = 1 / 3
@@ -48,13 +51,18 @@ class CatchUp:
     Args:
         limit_ns: see `change`.
         keys_only: only key frames are decoded anyway.
+        unread: bytes that have arrived and were not read yet; None where that is unknown.
     """
 
-    def __init__(self, limit_ns: int | None, keys_only: bool = False) -> None:
+    def __init__(
+        self, limit_ns: int | None, keys_only: bool = False, unread: Callable[[], int | None] = lambda: None
+    ) -> None:
         self.gauge = BehindGauge(ALARM_NS)
         """Every packet has to be added to it before `wanted` is asked for."""
         self.change(limit_ns)
-        self._keys_frames = keys_only
+        self._keys_frames, self._unread = keys_only, unread
+        self._more = self._done = 0
+        """Packets of this examination after which more had arrived, and after which nothing had."""
         self.overtaken = 0
         """Pictures left out so far, those that max_fps leaves out not included."""
         self.skipped = 0
@@ -138,22 +146,29 @@ class CatchUp:
         self.active = True
         self._began_ns, self._began_wait_ns = gauge.now_ns, gauge.wait_ns
         if gauge.suspect:
-            self._state = "probing"
-            self._held.append(arrived)
-            return ()
+            self._state, self._more, self._done = "probing", 0, 0
+            return self._probe(arrived)
         return self._start_skipping((arrived,))
 
     def _probe(self, arrived: Arrived) -> Iterable[Arrived]:
         gauge, held = self.gauge, self._held
         held.append(arrived)
-        if self._began_wait_ns - gauge.wait_ns >= min(FALLEN_NS, self._began_wait_ns // 2):
+        unread = self._unread()
+        if unread is None:
+            waiting = self._began_wait_ns - gauge.wait_ns >= min(FALLEN_NS, self._began_wait_ns // 2)
+            nothing = gauge.now_ns - self._began_ns >= PROBE_NS
+        else:
+            more = unread >= arrived.packet.size
+            self._more, self._done = self._more + more, self._done + (not more)
+            waiting, nothing = self._more >= SURE, self._done >= SURE
+        if waiting:
             late = self._late
             gauge.confirm()
             if not late:
                 return self._give_up()
             packets, self._held = held, deque()
             return self._start_skipping(packets)
-        if gauge.now_ns - self._began_ns >= PROBE_NS:
+        if nothing:
             gauge.refute()
             return self._give_up()
         return ()
@@ -186,7 +201,7 @@ class CatchUp:
         if not self._present_ns:
             if wait_ns <= NEAR_NS:
                 self._present_ns = now_ns
-            elif wait_ns < self._lowest_ns - PROGRESS_NS:
+            elif wait_ns < self._lowest_ns - PROGRESS_NS or self._unread():
                 self._lowest_ns, self._lowest_at_ns = wait_ns, now_ns
             elif now_ns - self._lowest_at_ns >= STALLED_NS:
                 gauge.settle()

@@ -1,15 +1,19 @@
-"""Whether a camera whose video has stopped still sends data: the kernel knows when the connection last received any.
+"""What the kernel knows of a camera's connection, and nothing else does. This works for TCP only.
 
-Nothing else does: FFmpeg consumes sender reports silently. This works for TCP (RTSP interleaved) only.
+Whether a camera whose video has stopped still sends data: FFmpeg consumes sender reports silently. And whether anything
+has arrived that was not read yet.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import stat
 import struct
+import sys
+import termios
 from collections.abc import Iterator
 
 from streamd.security.address import host_of
@@ -20,8 +24,11 @@ _MARGIN_S = 0.3
 """A response that arrived together with the last picture is no sign of life."""
 
 
-def _connections(addresses: set[str], port: int) -> Iterator[socket.socket]:
-    """This process's TCP connections to the camera."""
+_PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
+
+
+def _connections(addresses: set[str], port: int) -> Iterator[tuple[int, socket.socket]]:
+    """This process's TCP connections to the camera: descriptors, and duplicates that are closed afterwards."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
@@ -30,7 +37,45 @@ def _connections(addresses: set[str], port: int) -> Iterator[socket.socket]:
                 if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
                     continue
                 if found.getpeername()[1] == port and found.getpeername()[0] in addresses:
-                    yield found
+                    yield int(name), found
+
+
+class Unread:
+    """What has arrived from a camera and was not read yet. For the thread that reads, while the connection is open.
+
+    Several streams of one recorder share an address: then the one with most counts.
+
+    Args:
+        url: of the camera.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._found: list[tuple[int, int]] | None = None
+        """Descriptor and inode of each connection to the camera; None before they were looked for."""
+
+    def bytes(self) -> int | None:
+        """How many; None where it is unknown. Looks for the connection at the first call, which takes milliseconds."""
+        if self._found is None:
+            self._found = list(self._find())
+        most = None
+        for descriptor, inode in self._found:
+            with contextlib.suppress(OSError):
+                if os.fstat(descriptor).st_ino == inode:
+                    told = fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0")
+                    most = max(most or 0, int.from_bytes(told, sys.byteorder))
+        return most
+
+    def _find(self) -> Iterator[tuple[int, int]]:
+        scheme = self._url.partition("://")[0].lower()
+        host, port = host_of(self._url)
+        port = port or _PORTS.get(scheme, 0)
+        if not host or not port:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+            for name, connection in _connections(addresses, port):
+                yield name, os.fstat(connection.fileno()).st_ino
 
 
 def heard_since(url: str, silence_s: float) -> bool:
@@ -49,7 +94,7 @@ def heard_since(url: str, silence_s: float) -> bool:
     try:
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         ages = []
-        for connection in _connections(addresses, port):
+        for _, connection in _connections(addresses, port):
             told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_LAST_DATA_RECV.size)
             ages.append(_TCPI_LAST_DATA_RECV.unpack(told)[0] / 1000)
     except (OSError, ValueError, struct.error):

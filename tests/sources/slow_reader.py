@@ -18,6 +18,8 @@ S = 1_000_000_000
 EPOCH = 1_000_000 * S
 """The reader's monotonic clock at the start of the camera."""
 READ_S = 0.0002
+SIZE = 10
+"""Bytes of a picture."""
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Reading:
 
 def read(
     pictures: Iterable[Sent], decode_s: Callable[[float], float], limit_s: float | None = 2.0,
-    pauses: Callable[[float], float] = lambda now: 0.0, max_fps: float | None = None,
+    pauses: Callable[[float], float] = lambda now: 0.0, max_fps: float | None = None, kernel: bool = True,
 ) -> Reading:  # fmt: skip
     """Reads a camera as `AvSource` does.
 
@@ -98,19 +100,25 @@ def read(
         decode_s: how long decoding a picture takes, given the time.
         limit_s: see `CatchUp`.
         pauses: what the reader does before a read instead, seconds, given the time.
+        kernel: tells whether more has arrived.
         max_fps: limits what is left out, not what is served.
     """
-    catch_up = CatchUp(None if limit_s is None else round(limit_s * S))
+    sent_all = list(pictures)
+    number, now_s = 0, 0.0
+
+    def unread() -> int | None:
+        return sum(SIZE for sent in sent_all[number + 1 : number + 9] if sent.at_s <= now_s) if kernel else None
+
+    catch_up = CatchUp(None if limit_s is None else round(limit_s * S), unread=unread)
     catch_up.limit = RateLimit(max_fps) if max_fps else None
     gauge, out = catch_up.gauge, Reading(catch_up)
-    now_s = 0.0
     taken: dict[int, tuple[int, Sent]] = {}
     expected: int | None = None
-    for number, sent in enumerate(pictures):
+    for number, sent in enumerate(sent_all):
         now_s += pauses(now_s)
         began_s = now_s
         now_s = max(now_s + READ_S, sent.at_s)
-        packet: Any = av.Packet(10)
+        packet: Any = av.Packet(SIZE)
         packet.is_keyframe = sent.key
         packet.pts = number
         arrived_ns, before_ns = EPOCH + round(now_s * S), gauge.now_ns
