@@ -227,7 +227,8 @@ class AvSource:
             self._pacer = self._pacer or Pacer(frame_ns)
         self._maker.opened(stream, kind, frame_ns)
         if kind.live and not kind.paced and not kind.invented_clock:
-            self._catch_up = CatchUp(settings.max_behind_ns, settings.frames == "key", Unread(settings.url).bytes)
+            unread = Unread(settings.url, tcp=settings.transport == "tcp")
+            self._catch_up = CatchUp(settings.max_behind_ns, settings.frames == "key", unread.bytes)
         return SourceInfo(
             codec=context.name,
             decoder="software" if device is None else "nvdec",
@@ -438,7 +439,7 @@ class AvSource:
                 continue
             else:
                 ready = (Arrived(packet, now_ns, wall_ns, self._damaged(packet)),)
-                if catch_up is not None and catch_up.wanted:
+                if catch_up is not None and gauge is not None and (gauge.late or gauge.suspect or catch_up.active):
                     catch_up.limit = maker.limit
                     ready = catch_up.take(ready[0])
                     if catch_up.cut:

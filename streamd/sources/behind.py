@@ -29,7 +29,7 @@ REFUTED_LIMIT = 3
 came at the nominal rate."""
 FORGET_NS = 600_000_000_000
 """Wrong suspicions that are further apart are not in a row."""
-_NEVER = 1 << 62
+NEVER = 1 << 62
 
 
 class BehindGauge:
@@ -41,11 +41,16 @@ class BehindGauge:
 
     __slots__ = (
         "_base_ns", "_captured_ns", "_least_ns", "_media_ns", "_patience_ns", "_previous_ns", "_quiet_ns", "_refuted",
-        "_refuted_ns", "_since_ns", "_turn_ns", "alarm_ns", "behind_ns", "fit", "now_ns", "suspect", "wait_ns",
+        "_refuted_ns", "_since_ns", "_turn_ns", "alarm_ns", "behind_ns", "fit", "late", "limit_ns", "now_ns", "suspect",
+        "wait_ns",
     )  # fmt: skip
 
     def __init__(self, alarm_ns: int) -> None:
         self.alarm_ns = alarm_ns
+        self.limit_ns = NEVER
+        """From this on, something has to be done."""
+        self.late = False
+        """It is behind by that much."""
         self.fit = True
         """Whether the media clock tells anything."""
         self.wait_ns = 0
@@ -57,17 +62,17 @@ class BehindGauge:
         `refute` then."""
         self._captured_ns = 0
         """What `add` has returned for the latest packet."""
-        self._base_ns = _NEVER
+        self._base_ns = NEVER
         """The lag of a packet that has not waited."""
         self.now_ns = 0
         """Arrival of the latest packet, monotonic; 0 before the first."""
-        self._media_ns = -_NEVER
-        self._least_ns = self._previous_ns = _NEVER
+        self._media_ns = -NEVER
+        self._least_ns = self._previous_ns = NEVER
         self._turn_ns = 0
         self._since_ns = 0
         """Since when it has been behind at all."""
         self._patience_ns, self._quiet_ns = PATIENCE_NS, 0
-        self._refuted, self._refuted_ns = 0, -_NEVER
+        self._refuted, self._refuted_ns = 0, -NEVER
 
     @property
     def behind_s(self) -> float | None:
@@ -111,14 +116,15 @@ class BehindGauge:
 
     def _turn(self, now_ns: int) -> None:
         """A window is over."""
-        if self._least_ns != _NEVER:
+        if self._least_ns != NEVER:
             self.behind_ns = min(self._least_ns, self._previous_ns)
-        self._previous_ns, self._least_ns = self._least_ns, _NEVER
+        self._previous_ns, self._least_ns = self._least_ns, NEVER
         self._turn_ns = now_ns + WINDOW_NS
         if self.behind_ns < JITTER_NS:
             self._since_ns, self._patience_ns = now_ns, PATIENCE_NS
-        late = self.behind_ns >= self.alarm_ns and now_ns >= self._quiet_ns
-        self.suspect = self.fit and (late or now_ns - self._since_ns >= self._patience_ns)
+        self.late = self.behind_ns >= self.limit_ns
+        alarm = self.behind_ns >= self.alarm_ns and now_ns >= self._quiet_ns
+        self.suspect = self.fit and (alarm or now_ns - self._since_ns >= self._patience_ns)
 
     def confirm(self) -> None:
         """Packets were waiting. The stream is not suspected again for a while."""
@@ -147,4 +153,4 @@ class BehindGauge:
         self.behind_ns = self._previous_ns = self._least_ns = self.wait_ns
         self._turn_ns = self.now_ns + WINDOW_NS
         self._since_ns, self._quiet_ns = self.now_ns, 0
-        self.suspect = False
+        self.suspect = self.late = False

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from streamd.sources.backlog import Arrived, Backlog
-from streamd.sources.behind import BehindGauge
+from streamd.sources.behind import NEVER, BehindGauge
 from streamd.sources.pacing import RateLimit
 
 ALARM_NS = 2_000_000_000
@@ -58,7 +58,7 @@ class CatchUp:
         self, limit_ns: int | None, keys_only: bool = False, unread: Callable[[], int | None] = lambda: None
     ) -> None:
         self.gauge = BehindGauge(ALARM_NS)
-        """Every packet has to be added to it before `wanted` is asked for."""
+        """Every packet has to be added to it; and given to `take` if it is late or suspect then, or this is active."""
         self.change(limit_ns)
         self._keys_frames, self._unread = keys_only, unread
         self._more = self._done = 0
@@ -68,7 +68,7 @@ class CatchUp:
         self.skipped = 0
         """Those."""
         self.active = False
-        """Every packet has to be given to `take`; if not, only where the gauge says so."""
+        """Every packet has to be given to `take`, whatever the gauge says."""
         self.keys_only = False
         """Only key frames are decoded, as the machine cannot decode more."""
         self.cut = False
@@ -93,15 +93,10 @@ class CatchUp:
         self._far = 0
         self._hold_ns = HOLD_NS // 2
 
-    @property
-    def wanted(self) -> bool:
-        """Whether the packet that was added to the gauge last has to be given to `take`."""
-        gauge = self.gauge
-        return self.active or gauge.suspect or (self._late and gauge.fit)
-
     def change(self, limit_ns: int | None) -> None:
         """Packets are left out from this wait on; None: never. Any thread."""
-        self.limit_ns = limit_ns
+        self.gauge.late = False  # until the end of its window
+        self.gauge.limit_ns = NEVER if limit_ns is None else limit_ns
         self.gauge.alarm_ns = ALARM_NS if limit_ns is None else min(limit_ns, ALARM_NS)
 
     def worked(self, busy_ns: int) -> None:
@@ -120,17 +115,12 @@ class CatchUp:
         if self._keys_frames and not packet.is_keyframe:
             return (arrived,)  # which the decoder leaves out
         if self._state == "reading":
-            if self.keys_only and not self._late:
+            if self.keys_only and not self.gauge.late:
                 return self._key(arrived)
             return self._begin(arrived)
         if self._state == "probing":
             return self._probe(arrived)
         return self._skip(arrived)
-
-    @property
-    def _late(self) -> bool:
-        limit_ns = self.limit_ns
-        return limit_ns is not None and self.gauge.behind_ns >= limit_ns
 
     def _key(self, arrived: Arrived) -> Iterable[Arrived]:
         if not arrived.packet.is_keyframe:
@@ -162,7 +152,7 @@ class CatchUp:
             self._more, self._done = self._more + more, self._done + (not more)
             waiting, nothing = self._more >= SURE, self._done >= SURE
         if waiting:
-            late = self._late
+            late = gauge.late
             gauge.confirm()
             if not late:
                 return self._give_up()

@@ -47,10 +47,11 @@ class Unread:
 
     Args:
         url: of the camera.
+        tcp: it sends over TCP, if the URL alone does not tell.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, *, tcp: bool) -> None:
+        self._url, self._tcp = url, tcp
         self._found: list[tuple[int, int]] | None = None
         """Descriptor and inode of each connection to the camera; None before they were looked for."""
 
@@ -70,7 +71,7 @@ class Unread:
         scheme = self._url.partition("://")[0].lower()
         host, port = host_of(self._url)
         port = port or _PORTS.get(scheme, 0)
-        if not host or not port:
+        if not host or scheme not in _PORTS or (scheme.startswith("rtsp") and not self._tcp):
             return
         with contextlib.suppress(OSError, ValueError):
             addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}

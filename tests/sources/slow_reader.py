@@ -130,7 +130,7 @@ def read(
         out.captured.append(((captured_ns - EPOCH) / S, sent.taken_s))
         taken[number] = (captured_ns, sent)
         ready: Iterable[Arrived] = (Arrived(packet, captured_ns, captured_ns, False),)
-        if catch_up.wanted:
+        if gauge.late or gauge.suspect or catch_up.active:
             ready = deque(catch_up.take(next(iter(ready))))
             if catch_up.cut:
                 catch_up.cut, expected = False, None

@@ -229,7 +229,7 @@ def _frames(reader: Reader, seconds: float, fps: float) -> None:
 def test_a_camera_that_is_odd_is_not_read_slowly(clip: Path, fault: str, fps: float) -> None:
     with FakeCamera(Clip(clip), fault, speed=1.0003) as camera, Reader(camera.url) as reader:
         until(lambda: len(reader.frames) > 5, 5)
-        _frames(reader, 7, fps)
+        _frames(reader, 6, fps)
 
 
 def test_a_camera_that_stalls_and_sends_fresh_pictures_afterwards(clip: Path) -> None:
