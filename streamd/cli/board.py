@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UnsetType
 
+from streamd.cli.console import enumerated
 from streamd.security.text import plain
 from streamd.sinks.message import Detection, DetectionsMessage, StatusMessage
 from streamd.types import DEGRADED
@@ -185,7 +186,7 @@ class Board:
         counts = Counter(_named(d) for d in message.detections)
         self.seen.update(counts)
         best = max((d.score for d in message.detections), default=0.0)
-        seen = ", ".join(f"{n} {label}" for label, n in counts.most_common(4))
+        seen = enumerated(counts, 4)
         row.last = plain(f"{seen} ({best:.2f})" if seen else "nothing")
         row.counts = _counted(message.counts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -110,3 +110,14 @@ def output_console(**options: Any) -> Any:
 
     console = Console(**options)
     return console if console.is_terminal else Console(width=80, **options)
+
+
+def enumerated(counts: Mapping[str, int], most: int | None = None) -> str:
+    """Numbers of things in words, as `3 car, 3 person, 1 bus`: the most frequent first, by name among equals.
+
+    Args:
+        counts: by name.
+        most: so many names.
+    """
+    found = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n} {name}" for name, n in found[:most])

@@ -25,7 +25,7 @@ from streamd.cli.annotate import Video, draw, same_file, upright_bgr
 from streamd.cli.board import Board
 from streamd.cli.capacity import Capacity, measure
 from streamd.cli.check import problems
-from streamd.cli.console import duration, positive, progress
+from streamd.cli.console import duration, enumerated, positive, progress
 from streamd.cli.detect import Run
 from streamd.config import Config, is_url
 from streamd.engine import BUILTIN, ModelSettings
@@ -228,7 +228,7 @@ def _sum_up(daemon: Daemon, board: Board, seconds: float) -> None:
 
 def _list(seen: Counter[str]) -> str:
     """Boxes by label: an object is counted in every frame in which it is seen."""
-    return ", ".join(f"{n} {plain(label)}" for label, n in seen.most_common()) or "none"
+    return plain(enumerated(seen)) or "none"
 
 
 def _show(args: argparse.Namespace) -> int:

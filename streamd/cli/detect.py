@@ -6,6 +6,7 @@ import argparse
 import queue
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.analysis.tracking.bytetrack import ByteTrackSettings
 from streamd.cli.annotate import Annotator, same_file
-from streamd.cli.console import ENGINE, add_head_option
+from streamd.cli.console import ENGINE, add_head_option, enumerated
 from streamd.cli.overlay import Overlay
 from streamd.cli.rules import add_rule_options, rules_of
 from streamd.cli.rules import check as check_rules_of
@@ -289,11 +290,8 @@ def _times(d: Detections) -> tuple[float, ...]:
 
 
 def _summary(d: Detections, name: str) -> str:
-    counts: dict[str, int] = {}
-    for class_id in d.class_id.tolist():
-        label = d.model.labels[class_id]
-        counts[label] = counts.get(label, 0) + 1
-    seen = ", ".join(f"{n} {plain(label)}" for label, n in counts.items()) or "nothing"
+    counts = Counter(d.model.labels[class_id] for class_id in d.class_id.tolist())
+    seen = plain(enumerated(counts)) or "nothing"
     return f"{redact(name)} #{d.seq}: {d.width}×{d.height} {seen}"
 
 
