@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
@@ -20,16 +19,12 @@ from streamd.config import Config
 from streamd.config.loader import Loaded
 from streamd.config.problems import dotted
 from streamd.errors import BackendError, ConfigError, SinkError, SourceError, StreamdError
-from streamd.events.evidence.clips import Moment
-from streamd.events.record import Event
 from streamd.flow.status import StatusBoard
 from streamd.runtime import heap
 from streamd.runtime.analytics import Analytics
-from streamd.runtime.camera import CameraHealth
-from streamd.runtime.classify.classification import Classification
 from streamd.runtime.drain import Drain
-from streamd.runtime.eventlog import EventLog, media_dir
-from streamd.runtime.evidence import EventGate, Evidence
+from streamd.runtime.eventlog import EventLog
+from streamd.runtime.evidence import EventGate
 from streamd.runtime.health import close_outputs, health_of, ready_of
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.otlp import OtlpExporter
@@ -39,18 +34,18 @@ from streamd.runtime.recorder.place import config_name
 from streamd.runtime.recorder.recorder import Recorder, Watched, open_recorder
 from streamd.runtime.recorder.request import NOT_RECORDING
 from streamd.runtime.reload import Reloads, Reread, check, difference
+from streamd.runtime.scene import open_scene
 from streamd.runtime.service import Service, condition_of, outputs_of, status_line
 from streamd.runtime.streams import Streams
 from streamd.settings import FieldPath
 from streamd.sinks import Sink
 from streamd.sources.closing import deferred
-from streamd.telemetry.analytics import AnalyticsMetrics
-from streamd.telemetry.evidence import EvidenceMetrics, MediaMetrics
+from streamd.telemetry.evidence import MediaMetrics
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
-from streamd.types import ModelInfo, StreamPast
+from streamd.types import StreamPast
 from streamd.web.port import open_port, urls_of
 from streamd.web.tap import Tap
 
@@ -136,22 +131,19 @@ class Daemon:
         self._reloads = Reloads(self.metrics)
         name = config_name(self._record_as) if self._record_as is not None else "streamd"
         self._events = EventLog(name, self.boot_id, lambda: self.sinks)
-        self._gate, self._life = events or (self._events, 0)
+        gate, life = events or (self._events, 0)
         self._own_events = events is None
         if self._own_events:
             MediaMetrics(self.registry, self._events.media_counts)
-        self._analytics = self._open_analytics(config)
-        self._evidence = self._open_evidence(config, name) if self._analytics is not None else None
-        self._classification: Classification | None = None
-        self._cameras = CameraHealth(
-            self.metrics, self._gate.submit, boot_id=self.boot_id, life=self._life, analytics=self._analytics,
-            evidence=self._evidence,
+        self._scene = open_scene(
+            config, name, registry=self.registry, metrics=self.metrics, publisher=self._publisher, gate=gate,
+            past=self._events.rules if self._own_events else None, boot_id=self.boot_id, life=life,
+            generations=self.generations, settings=self._settings,
+            model=lambda: self.instances[0].model if self.instances else None,
         )  # fmt: skip
         self.streams = Streams(
             self.instances, self.metrics, self.board, self._look, self._publisher.frame, tap=lambda: self._tap,
-            analytics=self._analytics, evidence=self._evidence, classification=lambda: self._classification,
-            publish_glance=self._publisher.glance,
-            cameras=self._cameras,
+            scene=self._scene, publish_glance=self._publisher.glance,
         )  # fmt: skip
         self.streams.remember(past or {})
         # The parent reports the streams of its workers.
@@ -184,59 +176,18 @@ class Daemon:
         engines = {ordinal: config.engine.for_device(ordinal) for ordinal in config.engine.devices}
         options: dict[str, Any] = {
             "several": len(engines) > 1, "live": live, "metrics": self.metrics, "tap": self._tap,
-            "analytics": self._analytics,
+            "analytics": self._scene.analytics,
         }  # fmt: skip
         for ordinal, engine in engines.items():
             instance = ModelInstance(config, engine, ordinal, **options)
             self.instances.append(instance)
-            if self._evidence is not None and instance.decoder_device is not None:
-                self._evidence.downloads[instance.decoder_device] = instance.thumbnail
-        if self._analytics is not None:
-            self._analytics.check(config.streams)
-        self._open_classification(config)
+            self._scene.opened(instance)
+        self._scene.check(config)
+        self._scene.open_classifiers(
+            config, self.instances, self.registry, self._publisher, self.boot_id, self.generations
+        )
         for stream in config.streams:
             self.streams.add(stream)
-
-    def _open_classification(self, config: Config) -> None:
-        if not config.classifiers:
-            return
-        first = self.instances[0]
-        engine = config.engine.for_device(first.ordinal)
-        downloads = {each.decoder_device: each.thumbnail for each in self.instances if each.decoder_device is not None}
-        self._classification = Classification(
-            config.classifiers, engine, first.model.labels, self.registry, self._publisher.classes, self.boot_id,
-            downloads, self.generations,
-        )  # fmt: skip
-        if self._analytics is not None:
-            self._analytics.said = self._classification
-
-    def _open_analytics(self, config: Config) -> Analytics | None:
-        if config.tracker is None:
-            return None
-        analytics = Analytics(
-            config.tracker, config.model.detect, AnalyticsMetrics(self.registry), self._submit, boot_id=self.boot_id,
-            life=self._life,
-        )  # fmt: skip
-        analytics.keep = self._gate.keep
-        if self._own_events:
-            analytics.past = self._events.rules
-        return analytics
-
-    def _open_evidence(self, config: Config, name: str) -> Evidence:
-        def model() -> ModelInfo | None:
-            return self.instances[0].model if self.instances else None
-
-        evidence = Evidence(media_dir(config, name), config.media, self._gate, model, self._settings)
-        EvidenceMetrics(self.registry, evidence.counts)
-        self._publisher.watchers += (evidence.frame,)
-        return evidence
-
-    def _submit(self, event: Event, moment: Moment) -> None:
-        if self.generations:
-            event = msgspec.structs.replace(event, generation=self.generations.get(event.stream, 0))
-        self._gate.submit(event)
-        if self._evidence is not None:
-            self._evidence.event(event, moment)
 
     def _open_recorder(self) -> None:
         watched = Watched(self.board, self.metrics, self._problem, self._error, self._settings)
@@ -278,14 +229,14 @@ class Daemon:
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether every stage that has work makes progress, and the health answer's body."""
         problem = self._problem()
-        media = (self._evidence.problem if self._evidence is not None else None) or self._events.media_problem
+        media = self._scene.problem or self._events.media_problem
         return problem is None, health_of(
             problem, self.boot_id, self.sinks, self._events.problem, self.board.all(), media
         )
 
     def seen(self) -> dict[str, int]:
         """See `Analytics.seen`."""
-        return self._analytics.seen() if self._analytics is not None else {}
+        return self._scene.seen()
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether a stream was live since the start (or all are over), and how each one is."""
@@ -332,7 +283,7 @@ class Daemon:
     @property
     def analytics(self) -> Analytics | None:
         """Trackers and rules; None where nothing is tracked."""
-        return self._analytics
+        return self._scene.analytics
 
     @property
     def stopping(self) -> bool:
@@ -352,10 +303,7 @@ class Daemon:
         """
         try:
             check(difference(self.config, config), where)
-            if self._analytics is not None:
-                self._analytics.check(config.streams, where)
-            if self._classification is not None:
-                self._classification.check(config.classifiers)
+            self._scene.check(config, where)
             if self._own_events:
                 self._events.ensure(config)
         except ConfigError as error:
@@ -394,8 +342,7 @@ class Daemon:
         failed = self.streams.change(found, self.config.drain_s)
         # After `change`: once `applied` has the number, `changing` must be true until the change is complete.
         self.config, self.applied = config, number
-        if self._classification is not None:
-            self._classification.adapt(config.classifiers)
+        self._scene.change(config)
         self._set_switch_interval()
         for sink in self.sinks:
             sink.set_streams(config.streams)
@@ -433,8 +380,7 @@ class Daemon:
             sink.start()
         for instance in self.instances:
             instance.pipeline.start()
-        if self._classification is not None:
-            self._classification.start()
+        self._scene.start()
         self.streams.start()
         self._started = True
         first = self.instances[0]
@@ -461,10 +407,7 @@ class Daemon:
                 self.companion()
             self._look_for_changes()
             self.streams.tick()
-            if self._analytics is not None:
-                self._analytics.tick(now)
-            if self._classification is not None:
-                self._classification.tick(now)
+            self._scene.tick(now)
             self._events.alive(self.seen())
             self._progress.look(now)
             if self.recorder is not None:
@@ -526,14 +469,7 @@ class Daemon:
 
     def _close_all(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        if self._classification is not None and not self._classification.close(timeout / 4):
-            log.error("a classifier could not be ended in time")
-            self._left_running = True
-        self._cameras.close()
-        if self._analytics is not None and not self._left_running:
-            self._analytics.close()
-        if self._evidence is not None and not self._evidence.close(max(0.1, (deadline - time.monotonic()) / 2)):
-            log.error("clips could not be ended in time")
+        self._left_running |= not self._scene.close(timeout, left_running=self._left_running)
         if self._otlp is not None:
             self._otlp.close()
         if not close_outputs(self._events if self._own_events else None, self.sinks, self._tap, self.http, deadline):

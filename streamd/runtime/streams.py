@@ -21,13 +21,10 @@ from streamd.flow.settings import StreamSettings
 from streamd.flow.standby import Standby
 from streamd.flow.status import StatusBoard
 from streamd.flow.stream import StreamOutput, Tap
-from streamd.runtime.analytics import Analytics
-from streamd.runtime.camera import CameraHealth
-from streamd.runtime.classify.classification import Classification
-from streamd.runtime.evidence import SNAPSHOTS_HELD, Evidence
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.load import LoadWatch
 from streamd.runtime.reload import Difference
+from streamd.runtime.scene import Scene
 from streamd.sources import SourceSettings, open_source
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.streams import StreamMetrics
@@ -100,11 +97,8 @@ class Streams:
         wake: called when a stream has ended. Any thread.
         publish: receives each frame's detections; must not block.
         tap: see `StreamOutput`.
-        analytics: told of streams that come and go; None where nothing is tracked.
-        evidence: takes the packets; None where no rule can ask for them.
-        classification: takes crops of published frames; None without classifiers.
+        scene: looks at published frames; told of streams that come and go.
         publish_glance: receives each frame that was not looked at; must not block.
-        cameras: told what becomes of the cameras' health.
     """
 
     def __init__(
@@ -115,20 +109,16 @@ class Streams:
         wake: Callable[[], None],
         publish: Callable[[Detections], None],
         tap: Callable[[], Tap | None] = lambda: None,
-        analytics: Analytics | None = None,
-        evidence: Evidence | None = None,
-        classification: Callable[[], Classification | None] = lambda: None,
+        scene: Scene | None = None,
         publish_glance: Callable[[Glanced], None] = lambda _: None,
-        cameras: CameraHealth | None = None,
     ) -> None:
         self._instances = instances
         self._metrics = metrics
         self._board = board
         self._wake = wake
-        self._classification = classification
         self._publish_glance = publish_glance
-        self._publish, self._tap, self._analytics, self._evidence = publish, tap, analytics, evidence
-        self._cameras = cameras
+        self._publish, self._tap = publish, tap
+        self._scene = scene or Scene()
         self._streams: dict[str, _Stream] = {}
         self._parting: list[_Parting] = []
         self._gone: dict[str, _Stream] = {}
@@ -152,8 +142,7 @@ class Streams:
         for name, each in past.items():
             self._gone.pop(name, None)
             self._past[name] = each
-            if self._analytics is not None and each.rules is not None:
-                self._analytics.resume(name, each.rules)
+            self._scene.resume(name, each.rules)
             counters = self._metrics.stream(name)
             counters.resume(each.counts)
             counters.removed = True
@@ -169,8 +158,7 @@ class Streams:
     def warm(self, settings: SourceSettings) -> None:
         """Connects to a stream that is soon to be added, and counts nothing of it."""
         instance = self._instance_for(settings)
-        if self._evidence is not None:
-            self._evidence.change(settings)
+        self._scene.expect(settings)
         reconnect = settings.reconnect
         standby = Standby(
             settings.id, self._opener(settings, instance), initial_s=reconnect.initial_s, max_s=reconnect.max_s
@@ -182,8 +170,8 @@ class Streams:
         """Ends the connection of a stream that is not going to be added after all."""
         if (found := self._standbys.pop(name, None)) is not None:
             found[0].close()
-            if self._evidence is not None and name not in self._streams:
-                self._evidence.remove(name)
+            if name not in self._streams:
+                self._scene.forget(name)
 
     def warmed(self) -> dict[str, bool]:
         """The streams with a standby, and whether it has pictures."""
@@ -224,8 +212,7 @@ class Streams:
             ring = Ring(settings.ring, settings.ring_policy, on_drop=dropped, bell=instance.bell)
         counters.sensitivity = (lambda: gate.sensitivity) if gate is not None else None
         self._metrics.queue_depth.labels(queue=f"stream-{name}").set_function(ring.__len__)
-        if self._evidence is not None:
-            self._evidence.change(settings)
+        self._scene.expect(settings)
         health = self._watch(settings, instance)
         reconnect = settings.reconnect
         runner = StreamRunner(
@@ -245,22 +232,18 @@ class Streams:
         if before is not None:
             output = before.output
         else:
-            snapshots = self._evidence.snapshots if self._evidence is not None else None
-            taps = self._tap(), snapshots, self._classification()
+            taps = self._tap(), *self._scene.taps()
             output = StreamOutput(
                 name, self._metrics, instance.model, self._publish, *taps, publish_glance=self._publish_glance
             )
         output.learner = gate
-        if self._analytics is not None:
-            self._analytics.add(settings)
-        if (classification := self._classification()) is not None:
-            classification.add(name)
+        self._scene.add(settings)
         instance.add(output, ring, settings.priority, settings.max_age_s)
         self._streams[name] = _Stream(settings, instance, output, ring, runner, counters, health)
         return runner
 
     def _watch(self, settings: SourceSettings, instance: ModelInstance) -> CameraWatch | None:
-        cameras, name = self._cameras, settings.id
+        cameras, name = self._scene.cameras, settings.id
         if cameras is None:
             return None
         cameras.watched(name, settings.camera_health.enabled)
@@ -273,15 +256,11 @@ class Streams:
         return CameraWatch(name, settings.camera_health, changed, instance.surface_reader())
 
     def _opener(self, settings: SourceSettings, instance: ModelInstance) -> Callable[[], Source]:
-        packets = self._evidence.ring(settings.id) if self._evidence is not None else None
-        held = instance.pictures + (SNAPSHOTS_HELD if settings.has_snapshots else 0)
         device = instance.decoder_device
         if settings.look.gated and device is not None and instance.surface_reader() is None:
             device = None  # where frames on the GPU cannot be glanced at, `decode: auto` means the host
-        classification = self._classification()
-        if classification is not None and device is not None:
-            held += classification.frames_held
-        return partial(open_source, settings, device=device, held=held, packets=packets)
+        held = instance.pictures + self._scene.frames_held(settings, on_device=device is not None)
+        return partial(open_source, settings, device=device, held=held, packets=self._scene.packets(settings.id))
 
     def _on_status(self, status: StreamStatus) -> None:
         if status.state == "LIVE":
@@ -336,10 +315,7 @@ class Streams:
         stream.ring.change(settings.ring, settings.ring_policy)
         stream.instance.batcher.change(settings.id, settings.priority, settings.max_age_s)
         _hold_to(stream.counters, settings)
-        if self._analytics is not None:
-            self._analytics.adapt(settings)
-        if self._evidence is not None:
-            self._evidence.change(settings)
+        self._scene.adapt(settings)
         stream.runner.adapt(settings, self._opener(settings, stream.instance))
 
     @property
@@ -375,19 +351,14 @@ class Streams:
             stream.ring.close(discard=True)
         name = stream.runner.stream
         stream.instance.remove(name)
-        if self._cameras is not None and stream.health is not None:
-            self._cameras.stop(name)
+        if self._scene.cameras is not None and stream.health is not None:
+            self._scene.cameras.stop(name)
         if parting.then is not None:
             self.add(parting.then, instance=stream.instance, before=stream).start()
             return True
         self._gone[name] = self._streams.pop(name)
         self._metrics.queue_depth.remove(f"stream-{name}")
-        if self._analytics is not None:
-            self._analytics.remove(name)
-        if self._evidence is not None:
-            self._evidence.remove(name)
-        if (classification := self._classification()) is not None:
-            classification.remove(name)
+        self._scene.remove(name)
         stream.counters.removed = True
         self._board.retire(name)
         self.live_seen.discard(name)
