@@ -13,7 +13,8 @@ from streamd.analysis.rules.geometry import Border, Boxes, Mask
 from streamd.analysis.rules.group import Group
 from streamd.analysis.rules.links import Links
 from streamd.analysis.rules.presence import Memory, Presences
-from streamd.analysis.rules.rule import LineRule, ZoneRule, label_of
+from streamd.analysis.rules.rule import ZoneRule, label_of
+from streamd.analysis.rules.ruleset import RuleSet
 from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.analysis.rules.tracks import CLASS, CONFIRMED, CUT, FIRST, LAST, LINK_S, Moment, Tracks
 from streamd.analysis.rules.watch import WAKE_S, Watch
@@ -49,12 +50,10 @@ class RuleEngine:
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self._labels = tuple(labels)
-        self._tracks = Tracks(self._grow)
+        self._rules = RuleSet(zones, lines, self._labels, wall_ns)
+        self._tracks = Tracks(self._rules.grow)
         self._presences = Presences(self._tracks, self._labels, new_id)
         self._new_id = new_id
-        self._zones = [ZoneRule(zone, self._labels, wall_ns) for zone in zones]
-        self._lines = [LineRule(line, self._labels, wall_ns) for line in lines]
-        self._groups: list[Group] = []
         self._size = (1, 1)
         self._border = Border((0.0, 0.0, 1.0, 1.0))
         self._base_ns: int | None = None
@@ -62,15 +61,13 @@ class RuleEngine:
         self._number = 0
         self._looked: float | None = 0.0
         """Time of the last frame that the network looked at; None if the stream was not observed for a while since."""
-        self._watch = Watch(self._zones)
+        self._watch = Watch(self._rules.zones)
         self._links = Links(self._tracks)
         self._ended_slots: list[int] = []
         """Ended tracks that a new one may still continue."""
-        self._report: dict[str, Any] | None = None
-        self._unreliable: tuple[str, ...] = ()
         if state is not None and state.get("version") == STATE_VERSION:
             self._restore(state)
-        self._group()
+        self._rules.regroup(self._size, len(self._tracks.ids))
 
     # ------------------------------------------------------------------------------------------------------- frames
 
@@ -90,7 +87,7 @@ class RuleEngine:
             self._unobserved(missed)
         moment = self._moment = Moment(now, frame.wall_ns, frame.t_ns - round(now * 1e9))
         self._number += 1
-        if self._scheduled:
+        if self._rules.scheduled:
             self._apply_schedules(moment)
         for track, reason in frame.ended:
             self._ended(track, reason, moment)
@@ -122,7 +119,7 @@ class RuleEngine:
         if missed := self._watch.frame(now, before, self._moment.wall_ns):
             self._unobserved(missed)
         moment = self._moment = Moment(now, wall_ns, t_ns - round(now * 1e9))
-        if self._scheduled:
+        if self._rules.scheduled:
             self._apply_schedules(moment)
         if self._ended_slots:
             self._expire(moment)
@@ -131,10 +128,7 @@ class RuleEngine:
         return self._take()
 
     def _unobserved(self, missed: float) -> None:
-        for line in self._lines:
-            line.unobserved_s += missed
-            line.unsaved = True
-        self._report = None
+        self._rules.unobserved(missed)
         if self._watch.blind or not self._watch.usual:
             self._looked = None
 
@@ -148,10 +142,10 @@ class RuleEngine:
         cut: Mask | None = None if hits is None else np.logical_or.reduce(hits, axis=1)
         slots, index, rows, born = self._tracks.step(frame, boxes, cut, now, self._number, before)
         if self._links.elder:
-            self._links.check(self._groups, self._number)
+            self._links.check(self._rules.groups, self._number)
         if born:
-            self._links.find([slots[i] for i in born], self._groups, now, self._number)
-        for group in self._groups:
+            self._links.find([slots[i] for i in born], self._rules.groups, now, self._number)
+        for group in self._rules.groups:
             group.lines.woke = self._watch.woke
             crossings, came, left = group.observe(frame, now, slots, index, boxes, hits)
             for crossing in crossings:
@@ -203,7 +197,7 @@ class RuleEngine:
         last = float(row[LAST])
         # Until the first gap after its last box, it would have been seen if it had come back.
         until = self._watch.until(last, moment.now)
-        for group in self._groups:
+        for group in self._rules.groups:
             for crossing in group.lines.finish(slot, confirmed=bool(row[CONFIRMED]), watched_until=until):
                 self._crossed(group, crossing, moment)
             for column in np.nonzero(group.zones.inside[slot])[0].tolist():
@@ -226,7 +220,7 @@ class RuleEngine:
         label = label_of(self._labels, class_id)
         counted = rule.crossings if crossing.certain else rule.uncertain
         counted[direction][label] += 1
-        self._report = None
+        self._rules.changed()
         counts = {f"line/{rule.name}/{direction}/{'' if crossing.certain else 'uncertain/'}{label}": 1}
         if not rule.may_tell(moment.now, moment.wall_ns):
             rule.kept_back.update(counts)
@@ -261,8 +255,7 @@ class RuleEngine:
             )
         )
 
-    # ------------------------------------------------------------------------------------------------ outages and
-    # resets
+    # --------------------------------------------------------------------------------------------- outages and resets
 
     @property
     def pace_s(self) -> float:
@@ -285,9 +278,9 @@ class RuleEngine:
         Args:
             why: names; none of them once the camera can see again.
         """
-        self._unreliable = tuple(why)
-        self._watch.see(not self._unreliable, self._moment.now, self._moment.wall_ns)
-        self._report = None
+        self._rules.unreliable = tuple(why)
+        self._watch.see(not self._rules.unreliable, self._moment.now, self._moment.wall_ns)
+        self._rules.changed()
 
     def reset(self, reason: str) -> list[RuleEvent]:
         """All tracks are invalid, because a file starts again, the size of the picture changes, or the tracker failed.
@@ -313,13 +306,13 @@ class RuleEngine:
         return self._take()
 
     def _apply_schedules(self, moment: Moment) -> None:
-        for group, column, rule in self._scheduled:
+        for group, column, rule in self._rules.scheduled:
             assert rule.schedule is not None
             on = rule.schedule.active(moment.wall_ns)
             if on == rule.on:
                 continue
             rule.on = on
-            self._report = None
+            self._rules.changed()
             group.switch(column, rule)
             if isinstance(rule, ZoneRule):
                 self._watch.switch(rule, moment.now, moment.wall_ns)
@@ -330,8 +323,7 @@ class RuleEngine:
         if self._size != (1, 1):
             self._reset("size")
         self._size = self._presences.size = (frame.width, frame.height)
-        for group in self._groups:
-            group.scale(*self._size)
+        self._rules.scale(self._size)
 
     # ---------------------------------------------------------------------------------------------- rules and counts
 
@@ -343,43 +335,11 @@ class RuleEngine:
             lines: all lines from now on.
             wall_ns: Unix time at which new counters start.
         """
-        old = {rule.settings: rule for rule in (*self._zones, *self._lines)}
-        kept_zones = [old.get(zone) or ZoneRule(zone, self._labels, wall_ns) for zone in zones]
-        kept_lines = [old.get(line) or LineRule(line, self._labels, wall_ns) for line in lines]
-        self._zones = [rule for rule in kept_zones if isinstance(rule, ZoneRule)]
-        self._lines = [rule for rule in kept_lines if isinstance(rule, LineRule)]
-        gone = [rule for rule in old.values() if isinstance(rule, ZoneRule) and rule not in self._zones]
+        gone = self._rules.exchange(zones, lines, wall_ns)
         self._presences.end_all("rule_changed", self._moment, gone)
-        self._watch.reload(self._zones)
-        groups = {group.anchor: group for group in self._groups}
-        self._group()
-        for group in self._groups:
-            if group.anchor in groups:
-                group.take_over(groups[group.anchor])
-        self._report = None
+        self._watch.reload(self._rules.zones)
+        self._rules.regroup(self._size, len(self._tracks.ids))
         return self._take()
-
-    def _group(self) -> None:
-        """Groups the rules by the anchor that they use."""
-        slots = len(self._tracks.ids)
-        self._groups = []
-        for anchor in dict.fromkeys(rule.settings.anchor for rule in (*self._zones, *self._lines)):
-            zones = [rule for rule in self._zones if rule.settings.anchor == anchor]
-            lines = [rule for rule in self._lines if rule.settings.anchor == anchor]
-            group = Group(anchor, zones, lines, self._size, slots)
-            for column, rule in group.rules():
-                group.switch(column, rule)
-            self._groups.append(group)
-        self._scheduled: list[tuple[Group, int, ZoneRule | LineRule]] = [
-            (group, column, rule)
-            for group in self._groups
-            for column, rule in group.rules()
-            if rule.schedule is not None
-        ]
-
-    def _grow(self, slots: int) -> None:
-        for group in self._groups:
-            group.grow(slots)
 
     def counters(self) -> dict[str, Any]:
         """All counts as plain values, for messages. Shared until something changes: the caller must not modify them.
@@ -388,14 +348,7 @@ class RuleEngine:
         occupancy with `stale` is that of `at`; any other is that of the last frame. `unreliable` says why the camera
         cannot see; it is absent while it can.
         """
-        if self._report is None:
-            self._report = {
-                "lines": {line.name: line.report() for line in self._lines},
-                "zones": {zone.name: zone.report() for zone in self._zones},
-            }
-            if self._unreliable:
-                self._report["unreliable"] = list(self._unreliable)
-        return self._report
+        return self._rules.report()
 
     def state(self) -> dict[str, Any]:
         """The state from which a successor continues, as plain values."""
@@ -403,8 +356,7 @@ class RuleEngine:
         return {
             "version": STATE_VERSION,
             "wall_ns": at_ns,
-            "lines": [line.state() for line in self._lines],
-            "zones": [zone.state(at_ns) for zone in self._zones],
+            **self._rules.state(at_ns),
             "memory": [list(memory) for memory in self._presences.remember(self._moment)],
         }
 
@@ -416,21 +368,12 @@ class RuleEngine:
     def unsaved(self) -> list[dict[str, Any]]:
         """States of the rules whose counts have changed since the last call without an event that tells them."""
         self._presences.silent = False
-        at_ns, changed = self._moment.wall_ns, [rule for rule in (*self._lines, *self._zones) if rule.unsaved]
-        for rule in changed:
-            rule.unsaved = False
-        return [rule.state(at_ns) for rule in changed]
+        return self._rules.unsaved(self._moment.wall_ns)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        kept = {each["fingerprint"]: each for each in (*state["lines"], *state["zones"])}
         seen_ns = state["wall_ns"]
         away_s = max(self._moment.wall_ns - int(seen_ns), 0) / 1e9 if seen_ns is not None else 0.0
-        for rule in (*self._zones, *self._lines):
-            if each := kept.get(rule.fingerprint):
-                rule.restore(each, self._moment.wall_ns)
-                if isinstance(rule, LineRule):
-                    rule.unobserved_s += away_s
-        names = {rule.name for rule in self._zones if rule.fingerprint in kept}
+        names = self._rules.restore(state, self._moment.wall_ns, away_s)
         memories = (Memory(*each) for each in state["memory"])
         # After a while, only what stood there can still be the same.
         recent_ns = self._moment.wall_ns - REMEMBER_S * 1e9
@@ -440,7 +383,7 @@ class RuleEngine:
         events = self._presences.events
         if self._presences.changed or self._watch.changed:
             self._presences.changed = self._watch.changed = False
-            self._report = None
+            self._rules.changed()
         if events:
             self._presences.events = []
         return events
