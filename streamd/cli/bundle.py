@@ -48,7 +48,9 @@ def _folder(path: Path) -> Path:
 def _processes(folder: Path, path: Path) -> dict[str, int]:
     found = recording(folder, config_name(path))
     if not found:
-        advice = "start it, or set recorder.folder if it is running"
+        advice = "start it"
+        if folder == UNIT_FOLDER:
+            advice = "start its service; a daemon without one records only if recorder.folder says where"
         raise NoAnswerError(f"{path}: no daemon with this configuration records to {folder}; {advice}")
     return found
 

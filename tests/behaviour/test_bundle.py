@@ -87,7 +87,7 @@ streams:
     assert row["total_ms"] == pytest.approx(parts, abs=0.01)
     gone = streamd("bundle", str(tmp_path / "yard.yaml"))
     assert gone.returncode == 8
-    assert "no daemon with this configuration records to" in gone.stderr
+    assert gone.stderr.endswith(f"no daemon with this configuration records to {tmp_path}/bundles; start it\n")
 
 
 def test_each_worker_of_several_writes_its_own(tmp_path: Path) -> None:
@@ -253,3 +253,11 @@ def test_a_full_disk_harms_nothing(tmp_path: Path) -> None:
         assert running.wait(15) == 0
     assert (tmp_path / "log").read_text().count("bundle could not be written") == 1
     assert list((tmp_path / "bundles").iterdir()) == []
+
+
+def test_a_daemon_that_is_no_service_and_has_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "plain.yaml").write_text("model: {path: none}\nstreams: [{id: a, kind: synthetic}]\n")
+    asked = streamd("bundle", str(tmp_path / "plain.yaml"))
+    assert asked.returncode == 8
+    advice = "start its service; a daemon without one records only if recorder.folder says where"
+    assert asked.stderr.endswith(f"records to /var/lib/streamd/bundles; {advice}\n")
