@@ -320,4 +320,9 @@ def centred(
             if g == group and name in peaks:
                 highest[mover.renamed.get(name, name)] = peaks[name] - np.float32(centre)
     mover.finish()
-    return Centred(made, find_sites(made), limits, highest, moved, mover.direct)
+    found = find_sites(made)
+    for first, *_ in found.sources.values():
+        if first not in limits:
+            # What a layer in float reads as it was, beside others that read it moved.
+            limits[first] = thresholds[sites.sources[sites.group[first]][0]]
+    return Centred(made, found, limits, highest, moved, mover.direct)

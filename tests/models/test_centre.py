@@ -154,6 +154,15 @@ def test_float_layers_read_what_they_did() -> None:
     assert list(nodes["a"].input[1:]) == ["a.w", "a.b"]
     for before, after in zip(outputs(model), outputs(found.model), strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+    # Both forms of what they read have a range: the float layer might be quantised after all.
+    _, _, limits, _ = calibrated(model)
+    assert found.thresholds["Mul_3_o"] == limits["Mul_3_o"] > found.thresholds["Mul_3_o_centred"]
+    assert set(found.thresholds) == {names[0] for names in found.sites.sources.values()}
+    weights = found.corrected(safe_weights(found.model, found.sites, found.thresholds, found.peaks))
+    int8 = quantized(found.model, found.sites, found.thresholds, float_layers=["a"], weights=weights)
+    inputs = {node.name: node.input[0] for node in int8.graph.node if node.op_type == "Conv"}
+    assert (inputs["a"], inputs["side"]) == ("Mul_3_o", "Mul_3_o_centred_dq")
+    assert output_noise([{"out_o": y} for y in outputs(model)], int8, IMAGES) < 0.01
 
 
 def test_layers_that_come_to_be_in_float_read_what_they_did() -> None:
