@@ -25,6 +25,7 @@ BEHIND_WINDOW_S = 60
 BEHIND_S = 2.0
 """A stream that has been read later than this for `BEHIND_FOR_S` is behind."""
 BEHIND_FOR_S = 3
+NOTABLE_S = 0.5
 APART_S = 3
 """And so is one that had to catch up twice within `BEHIND_WINDOW_S`, so far apart at least. Once may be the network."""
 
@@ -73,9 +74,10 @@ class BehindWatch:
     def _sentence(self) -> str:
         first, last = self._samples[0], self._samples[-1]
         received, left_out = last[0] - first[0], last[1] - first[1]
+        much = f"up to {self.worst_s:.1f} s " if self.worst_s >= NOTABLE_S else ""
         share = f"; {_percent(left_out, received)} of its frames were left out in the last minute" if left_out else ""
         return (
-            f"read up to {self.worst_s:.1f} s later than it is sent{share}: this machine (decoder, CPU) is too slow "
+            f"read {much}later than it is sent{share}: this machine (decoder, CPU) is too slow "
             "for so many cameras; use hardware decoding, smaller or slower streams of the cameras, or frames: key"
         )
 

@@ -537,7 +537,7 @@ class AvSource:
             else:
                 with jpeg:
                     natives = packet.decode() if decoder is None else decoder.decode(packet)
-            alone = self._maker.keys_only or (self._catch_up is not None and self._catch_up.keys_only)
+            alone = self._maker.keys_only or (self._catch_up is not None and self._catch_up.alone)
             if alone and packet.size:
                 natives += held_back(natives, self._maker.holdback.fed, decoder or packet.stream.codec_context)
             return natives

@@ -26,7 +26,7 @@ PATIENCE_NS = 60_000_000_000
 LONGEST_PATIENCE_NS = 16 * PATIENCE_NS
 REFUTED_LIMIT = 3
 """After so many wrong suspicions in a row, the media clock is considered unfit: some cameras stamp pictures as if they
-came at the nominal rate."""
+came at the nominal rate. It is given another chance after `FORGET_NS`."""
 FORGET_NS = 600_000_000_000
 """Wrong suspicions that are further apart are not in a row."""
 NEVER = 1 << 62
@@ -106,6 +106,8 @@ class BehindGauge:
                 self._least_ns = wait_ns
         else:
             wait_ns = self.wait_ns
+            if not self.fit and now_ns - self._refuted_ns > FORGET_NS:
+                self.fit, self._refuted, self._base_ns = True, 0, NEVER
         if wait_ns > JITTER_NS:
             # A shorter wait is left in; in between, both meet.
             now_ns -= min(wait_ns, 2 * (wait_ns - JITTER_NS))

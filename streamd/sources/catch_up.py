@@ -1,8 +1,8 @@
 """What a live stream does that is read too slowly: it goes on with the newest picture.
 
 A stream that seems to be behind is first read without decoding for a moment, and nothing is lost by it. Either more
-has arrived already each time a packet has been read, which the kernel tells of a TCP connection; or, where it tells
-nothing, packets come faster than the sender makes them. If not, the sender has set its clock, or it or the way has
+has arrived already when a packet has been read, which the kernel tells of a TCP connection, or packets come faster than
+the sender makes them. If not, the sender has set its clock, or it or the way has
 become slower, and there is nothing to catch up with (see `behind`).
 
 To catch up, packets are read and left out up to the newest key frame. Decoding goes on with what has come since, if
@@ -24,9 +24,11 @@ ALARM_NS = 2_000_000_000
 PROBE_NS = 500_000_000
 """It is read without decoding for this long at most to find out whether packets wait."""
 SURE = 3
-"""They do, or do not, if this was so after so many packets."""
+"""They do if more had arrived after so many packets, which the kernel tells; never unless it had not after as many."""
+ROOM = 16 << 10
+"""So many bytes are enough for that: the kernel's buffer may be smaller than a picture."""
 FALLEN_NS = 300_000_000
-"""Where the kernel does not tell: they do if the wait falls by this much, or by half."""
+"""They also do if the wait falls by this much, or by half."""
 NEAR_NS = 200_000_000
 """A stream that is behind by less has caught up."""
 STALLED_NS = 500_000_000
@@ -41,6 +43,8 @@ HOLD_NS = 10_000_000_000
 LONGEST_HOLD_NS = 160_000_000_000
 """How long: it doubles if decoding everything fails again within `RELAPSE_NS`."""
 RELAPSE_NS = 60_000_000_000
+SHOW_NS = 5_000_000_000
+"""A key frame is decoded this often while packets cannot even be read as fast as they come."""
 BURST_NS = 500_000_000
 """Decoding what has come since the newest key frame may take this long at once."""
 
@@ -90,8 +94,15 @@ class CatchUp:
         self._present_ns = 0
         """Since when there is nothing more to catch up with; 0 while there is."""
         self._resumed_ns = self._keys_until_ns = self._keys_left_ns = 0
+        self._shown_ns = 0
+        """When skipping began, or a key frame was last decoded meanwhile."""
         self._far = 0
         self._hold_ns = HOLD_NS // 2
+
+    @property
+    def alone(self) -> bool:
+        """What is decoded now is not followed by what it is needed for: it should come out of the decoder at once."""
+        return self.keys_only or self._state == "skipping"
 
     def change(self, limit_ns: int | None) -> None:
         """Packets are left out from this wait on; None: never. Any thread."""
@@ -144,21 +155,18 @@ class CatchUp:
         gauge, held = self.gauge, self._held
         held.append(arrived)
         unread = self._unread()
-        if unread is None:
-            waiting = self._began_wait_ns - gauge.wait_ns >= min(FALLEN_NS, self._began_wait_ns // 2)
-            nothing = gauge.now_ns - self._began_ns >= PROBE_NS
-        else:
-            more = unread >= arrived.packet.size
+        if unread is not None:
+            more = unread >= min(arrived.packet.size, ROOM)
             self._more, self._done = self._more + more, self._done + (not more)
-            waiting, nothing = self._more >= SURE, self._done >= SURE
-        if waiting:
+        fallen = self._began_wait_ns - gauge.wait_ns >= min(FALLEN_NS, self._began_wait_ns // 2)
+        if fallen or self._more >= SURE:
             late = gauge.late
             gauge.confirm()
             if not late:
                 return self._give_up()
             packets, self._held = held, deque()
             return self._start_skipping(packets)
-        if nothing:
+        if gauge.now_ns - self._began_ns >= PROBE_NS and (unread is None or self._done >= SURE):
             gauge.refute()
             return self._give_up()
         return ()
@@ -174,6 +182,7 @@ class CatchUp:
         gauge = self.gauge
         self._state, self.cut = "skipping", True
         self._lowest_ns, self._lowest_at_ns = gauge.wait_ns, gauge.now_ns
+        self._shown_ns = gauge.now_ns
         self._present_ns, self._due = 0, 0
         passed_ns = self._began_ns - self._resumed_ns
         far = self._resumed_ns and passed_ns - self._began_wait_ns < FAR_TOO_SLOW * passed_ns
@@ -197,6 +206,9 @@ class CatchUp:
                 gauge.settle()
                 self._present_ns = now_ns
         if not self._present_ns or not complete:
+            if arrived.packet.is_keyframe and complete and now_ns - self._shown_ns >= SHOW_NS:
+                self._shown_ns, self._due, self.served_ns = now_ns, 0, arrived.now_ns
+                return kept.take()
             return ()
         if len(kept) * self.busy_ns > BURST_NS + now_ns - self._present_ns and len(kept) > 1:
             return ()

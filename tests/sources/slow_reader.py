@@ -92,6 +92,7 @@ class Reading:
 def read(
     pictures: Iterable[Sent], decode_s: Callable[[float], float], limit_s: float | None = 2.0,
     pauses: Callable[[float], float] = lambda now: 0.0, max_fps: float | None = None, kernel: bool = True,
+    read_s: float = READ_S, room: int = 8 * SIZE,
 ) -> Reading:  # fmt: skip
     """Reads a camera as `AvSource` does.
 
@@ -101,13 +102,17 @@ def read(
         limit_s: see `CatchUp`.
         pauses: what the reader does before a read instead, seconds, given the time.
         kernel: tells whether more has arrived.
+        room: bytes of its buffer.
+        read_s: how long reading a packet takes.
         max_fps: limits what is left out, not what is served.
     """
     sent_all = list(pictures)
     number, now_s = 0, 0.0
 
     def unread() -> int | None:
-        return sum(SIZE for sent in sent_all[number + 1 : number + 9] if sent.at_s <= now_s) if kernel else None
+        if not kernel:
+            return None
+        return min(room, sum(SIZE for sent in sent_all[number + 1 : number + 9] if sent.at_s <= now_s))
 
     catch_up = CatchUp(None if limit_s is None else round(limit_s * S), unread=unread)
     catch_up.limit = RateLimit(max_fps) if max_fps else None
@@ -117,7 +122,7 @@ def read(
     for number, sent in enumerate(sent_all):
         now_s += pauses(now_s)
         began_s = now_s
-        now_s = max(now_s + READ_S, sent.at_s)
+        now_s = max(now_s + read_s, sent.at_s)
         packet: Any = av.Packet(SIZE)
         packet.is_keyframe = sent.key
         packet.pts = number

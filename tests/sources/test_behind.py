@@ -111,8 +111,12 @@ def test_a_clock_that_is_always_wrong_is_not_believed_any_more() -> None:
             gauge.refute()
     assert refuted == REFUTED_LIMIT
     assert gauge.behind_s is None
-    at = EPOCH + 1000 * S
+    at = EPOCH + 500 * S
     assert gauge.add(0, at) == at, "and corrects nothing"
+    assert gauge.behind_s is None
+    for second in range(800, 810):
+        gauge.add(second * S, EPOCH + second * S)
+    assert gauge.behind_s == 0, "it has another chance after ten minutes"
 
 
 def test_packets_without_a_time_stamp_wait_as_long_as_the_one_before() -> None:

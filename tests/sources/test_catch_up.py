@@ -152,6 +152,21 @@ def test_whatever_the_load_accounts_are_exact_and_pictures_new(
     assert got.latency_s() < limit_s + 1.6 + 10 * slowest + jitter_s, "what the examination held back is decoded, too"
 
 
+def test_a_buffer_that_is_smaller_than_a_picture_is_no_proof_that_nothing_waits() -> None:
+    got = read(camera(60), slow(0.5), room=3)
+    exact(got)
+    assert got.latency_s() < 3.5
+    assert got.catch_up.gauge.behind_s is not None
+
+
+def test_a_machine_that_cannot_even_read_shows_key_frames_and_is_known_to_be_behind() -> None:
+    got = read(camera(60), fast, read_s=0.05)
+    exact(got)
+    assert got.gap_s < 7
+    assert 8 < sum(now > 10 for now, _ in got.served) < 20
+    assert got.catch_up.gauge.behind_s == pytest.approx(got.latency_s(), abs=2.5)
+
+
 def test_frames_that_max_fps_leaves_out_count_as_such() -> None:
     got = read(camera(60), slow(0.5), max_fps=5)
     exact(got)
