@@ -108,8 +108,8 @@ def test_it_is_told_pictures_stay_new_and_accounts_are_exact(tmp_path: Path) -> 
         assert ages[len(ages) // 2] < LIMIT_S + 1.5
         # What frames say of their own latency includes the time in the buffers of TCP. A machine that was busy when the
         # connection began has never seen the camera at its best.
-        told = sorted(f.latency_ms.total / 1e3 for f in slow)
-        assert told[len(told) // 2] > ages[len(ages) // 2] / 3
+        latencies = sorted(f.latency_ms.total / 1e3 for f in slow)
+        assert latencies[len(latencies) // 2] > ages[len(ages) // 2] / 3
         until(lambda: all(running.value("streamd_stream_behind_seconds", stream=name) < 0.3 for name in names), 10)
         sent = [camera.pictures for camera in cameras]
         time.sleep(2)
