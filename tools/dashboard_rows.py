@@ -287,6 +287,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 (_rate("streamd_sink_events_accepted_total", _HERE), "{{sink}} accepted"),
                 (_rate("streamd_sink_events_settled_total", _HERE), "{{sink}} {{outcome}}"),
             ),
+            _lines("On the way to the sink", "s", (f"streamd_sink_relay_seconds{{{_HERE}}}", "{{sink}}"),
+                   note="With `workers` only."),
             _lines("Sinks up", "short", (f"streamd_sink_up{{{_HERE}}}", "{{sink}}")),
         ),
     ),

@@ -108,6 +108,12 @@ class Metrics:
             ["sink"],
             registry=registry,
         )
+        self.sink_relay = Gauge(
+            "streamd_sink_relay_seconds",
+            "How long the latest message waited on its way from its worker to the sink; 0 while none comes.",
+            ["sink"],
+            registry=registry,
+        )
         self.sink_errors = Counter("streamd_sink_errors", "Failed attempts to send.", ["sink"], registry=registry)
         self.deliveries = Deliveries(registry)
         self.sink_subscribers = Gauge(

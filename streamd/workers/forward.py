@@ -70,6 +70,9 @@ class Forwarder(TakesEvents):
         self._wants = wants
         self._events = EventFeed(name, sink, owed, metrics)
         self._close_by = float("inf")
+        self._wait = metrics.sink_relay.labels(sink=name)
+        self._sent_ns = 0
+        """When the latest message was sent by its worker, monotonic; 0 while none comes."""
         self._uncounted = 0
         """Messages that are not counted in the metrics yet."""
         self._routes: dict[bytes, Route] = {}
@@ -182,6 +185,7 @@ class Forwarder(TakesEvents):
                 try:
                     head = receive(zmq.DONTWAIT if more else 0)
                 except zmq.Again:  # nothing for POLL_S
+                    self._sent_ns = 0
                     if self._stopping and (not more or time.monotonic() > self._close_by):
                         return
                     continue
@@ -198,6 +202,7 @@ class Forwarder(TakesEvents):
     def _housekeep(self) -> None:
         self._sink.poll()
         self._take_orders()
+        self._wait.set((time.monotonic_ns() - self._sent_ns) / 1e9 if self._sent_ns else 0.0)
         if self._uncounted:
             self._sent.inc(self._uncounted)
             self._uncounted = 0
@@ -218,6 +223,7 @@ class Forwarder(TakesEvents):
         if route is None:
             return
         life, message = route.take(head, payload, self.encoding)
+        self._sent_ns = route.sent_ns
         if message.after is None:
             if route.kind is GLANCE:
                 self._uncounted += self._sink.send(message)

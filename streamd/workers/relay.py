@@ -7,6 +7,7 @@ stream's position, and where the number of dropped frames belongs, without parsi
 from __future__ import annotations
 
 import struct
+import time
 from typing import Any
 
 from streamd.errors import SinkError
@@ -17,19 +18,20 @@ from streamd.sinks.zmq import send_now
 RELAY_FULL = "relay_full"
 HWM = 4096
 """Messages in transit to the publishing process: one or two seconds of a busy worker."""
-HEAD = struct.Struct("<IIQQI")
-"""The sending worker's life, the frame's epoch and seq, how many frames of its stream were not looked at, and the
-position in the payload of the number of dropped frames (NOWHERE if a message has none). Kind and stream follow, each
-ended by a line break."""
+HEAD = struct.Struct("<IIQQIq")
+"""The sending worker's life, the frame's epoch and seq, how many frames of its stream were not looked at, the position
+in the payload of the number of dropped frames (NOWHERE if a message has none), and when it was sent (monotonic
+nanoseconds, the same clock in all processes). Kind and stream follow, each ended by a line break."""
 NOWHERE = 0xFFFFFFFF
 
 
 def pack(life: int, message: Message) -> tuple[bytes, bytes]:
     """A message as sent to the parent: head and payload."""
     name = f"{message.kind.name}\n{message.stream}\n".encode()
+    now_ns = time.monotonic_ns()
     if message.after is None:
-        return HEAD.pack(life, message.epoch, message.seq, message.unlooked, NOWHERE) + name, message.before
-    head = HEAD.pack(life, message.epoch, message.seq, message.unlooked, len(message.before)) + name
+        return HEAD.pack(life, message.epoch, message.seq, message.unlooked, NOWHERE, now_ns) + name, message.before
+    head = HEAD.pack(life, message.epoch, message.seq, message.unlooked, len(message.before), now_ns) + name
     return head, message.before + message.after
 
 
@@ -43,7 +45,7 @@ class Route:
         ValueError: the kind is unknown, or the name is invalid.
     """
 
-    __slots__ = ("epoch", "kind", "passed", "seq", "stream")
+    __slots__ = ("epoch", "kind", "passed", "sent_ns", "seq", "stream")
 
     def __init__(self, name: bytes) -> None:
         kind, stream, _ = name.decode().split("\n")
@@ -54,10 +56,12 @@ class Route:
         """Number of messages."""
         self.epoch, self.seq = -1, -1
         """Of the last one."""
+        self.sent_ns = 0
+        """When its worker sent it, monotonic."""
 
     def take(self, head: bytes, payload: bytes, encoding: Encoding) -> tuple[int, Message]:
         """Unpacks what `pack` made: the life, and the message, whose number of dropped frames is 0."""
-        life, self.epoch, self.seq, unlooked, place = HEAD.unpack_from(head)
+        life, self.epoch, self.seq, unlooked, place, self.sent_ns = HEAD.unpack_from(head)
         self.passed += 1
         before, after = (payload, None) if place == NOWHERE else (payload[:place], payload[place:])
         message = Message(

@@ -28,7 +28,8 @@ NEEDS_A_CAMERA = {
 }
 """What a live stream tells; tests/sources has such cameras."""
 NEEDS_WORKERS = {
-    name: {"worker"} for name in ("streamd_worker_up", "streamd_worker_restarts_total")
+    "streamd_sink_relay_seconds": {"sink"},
+    **{name: {"worker"} for name in ("streamd_worker_up", "streamd_worker_restarts_total")},
 }  # tests/behaviour/test_workers.py
 NEEDS_A_BREAKDOWN = {"streamd_bundles_written_total": {"reason"}}  # tests/runtime/recorder
 NEEDS_MOTION = {

@@ -129,6 +129,31 @@ def test_a_parent_that_does_not_read_costs_messages_that_are_told(line: Line) ->
     assert line.seqs()[-1] == (seq + 2, 2)
 
 
+def test_how_long_messages_wait_for_a_slow_sink_is_told(line: Line) -> None:
+    def wait_s() -> float:
+        return line.registry.get_sample_value("streamd_sink_relay_seconds", {"sink": "j"}) or 0.0
+
+    class Slow:
+        def __init__(self, sink: Any) -> None:
+            self._sink = sink
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._sink, name)
+
+        def send(self, message: Any) -> Any:
+            time.sleep(0.02)
+            return self._sink.send(message)
+
+    line.forwarder._sink._sink = Slow(line.forwarder._sink._sink)  # type: ignore[assignment]
+    line.forwarder.start()
+    relay = line.relay(1)
+    for seq in range(100):
+        relay.publish(detections(seq=seq))
+    until(lambda: wait_s() > 1.2, 10)
+    until(lambda: line.forwarder.passed("s")[0] == 100, 10)
+    until(lambda: wait_s() == 0, 5, "nothing waits any more")
+
+
 def test_a_sink_that_fails_is_counted_and_tried_again(line: Line) -> None:
     class Full:
         readers = None
