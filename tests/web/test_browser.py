@@ -250,6 +250,23 @@ def test_text_stands_out_from_its_ground(visit: Any, scheme: str, path: str) -> 
     assert page.evaluate(CONTRAST) == {}
 
 
+@pytest.mark.parametrize("width", [360, 390])
+def test_on_a_phone_a_degraded_camera_does_not_move_the_page(visit: Any, width: int) -> None:
+    page = visit("", viewport={"width": width, "height": 740}, has_touch=True)
+    page.wait_for_selector(".tile")
+    heights = page.evaluate("""() => {
+        const totals = document.getElementById("totals"), of = (key) => totals.querySelector(`.${key} b`);
+        const fill = (values) => Object.entries(values).forEach(([key, text]) => { of(key).textContent = text; });
+        fill({ live: "27", down: "1", fps: "23.3", latency: "901" });
+        totals.querySelector(".degraded").hidden = true;
+        const before = totals.clientHeight;
+        totals.querySelector(".degraded").hidden = false;
+        fill({ degraded: "7" });
+        return [before, totals.clientHeight];
+    }""")
+    assert heights[0] == heights[1]
+
+
 @pytest.mark.parametrize("path", ["", "#/gate", "#/dock"])
 def test_a_phone_needs_no_sideways_scrolling(visit: Any, path: str) -> None:
     page = visit(path, viewport={"width": 360, "height": 740}, device_scale_factor=2, has_touch=True)

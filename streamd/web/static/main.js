@@ -58,9 +58,12 @@ function showTitle() {
 
 const totals = (() => {
   const cells = {};
-  for (const [key, word, unit] of [["live", "live", ""], ["down", "down", ""], ["degraded", "degraded", ""], ["fps", "frames", "/s"], ["latency", "latency p95", " ms"]]) {
+  for (const [key, word, unit] of [["live", "live", ""], ["down", "down", ""], ["degraded", "degraded", ""], ["fps", "frames/s", ""], ["latency", "latency p95", " ms"]]) {
     const value = el("b", { text: "–" });
-    cells[key] = { value, node: el("div", { class: key }, el("dt", { text: word }), el("dd", {}, value, unit)) };
+    // On a phone, all five have one line: what is long has a short form there.
+    const short = { fps: "fps", latency: "p95" }[key];
+    const name = short ? [el("span", { class: "long", text: word }), el("span", { class: "short", text: short })] : [word];
+    cells[key] = { value, node: el("div", { class: key }, el("dt", {}, ...name), el("dd", {}, value, unit)) };
     document.getElementById("totals").append(cells[key].node);
   }
   return cells;
