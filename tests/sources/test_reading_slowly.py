@@ -20,8 +20,10 @@ from streamd.flow.contracts import Source
 from streamd.flow.packets import PacketRing
 from streamd.flow.ring import Ring
 from streamd.flow.runner import StreamRunner
-from streamd.sources import open_source
+from streamd.sources import admission, av_source, open_source
+from streamd.sources.admission import Gate
 from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_open import open_container
 from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Frame
 from tests.clips import write_clip
@@ -115,9 +117,24 @@ def behind(reader: Reader) -> float:
     return reader.source.behind_s or 0.0
 
 
-def test_the_newest_pictures_are_served_whole_and_all_again_once_there_is_time(clip: Path) -> None:
+@pytest.fixture
+def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU whose decoders are in fact FFmpeg's own."""
+
+    def software(settings: AvStreamSettings, *, live: bool, device: int | None) -> Any:
+        return open_container(settings, live=live, device=None)
+
+    monkeypatch.setattr(admission, "device_gate", lambda ordinal: Gate(4))
+    monkeypatch.setattr(av_source, "open_container", software)
+
+
+@pytest.mark.parametrize(("decode", "threads"), [("software", 1), ("software", 3), ("nvdec", 1)])
+def test_the_newest_pictures_are_served_whole_and_all_again_once_there_is_time(
+    clip: Path, hardware: None, decode: str, threads: int
+) -> None:
     truth = [luma(frame) for frame in av.open(str(clip)).decode(video=0)]
-    with FakeCamera(Clip(clip), report_s=0) as camera, Reader(camera.url, look=True) as reader:
+    settings: dict[str, Any] = {"decode": decode, "decoder_threads": threads}
+    with FakeCamera(Clip(clip), report_s=0) as camera, Reader(camera.url, look=True, **settings) as reader:
         until(lambda: len(reader.frames) > 20, 5)
         began, reader.slow_s = time.monotonic(), 0.07
         until(lambda: reader.source.overtaken > 0, 8)
