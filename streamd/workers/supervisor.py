@@ -14,14 +14,13 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from streamd.config import Config, sink_names
+from streamd.config import Config
 from streamd.config.loader import Loaded
 from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, SourceError
-from streamd.events.link import EventReceiver
 from streamd.runtime import heap
 from streamd.runtime.drain import Drain
-from streamd.runtime.eventlog import EventLog, media_dir
-from streamd.runtime.health import close_outputs, health_of, ready_of
+from streamd.runtime.eventlog import media_dir
+from streamd.runtime.health import health_of, ready_of
 from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.recorder.place import config_name
@@ -29,7 +28,6 @@ from streamd.runtime.recorder.request import of_workers
 from streamd.runtime.reload import Reloads, Reread, check, difference
 from streamd.runtime.service import Service, condition_of, outputs_of, status_line
 from streamd.security.redact import known
-from streamd.sinks import open_sink
 from streamd.telemetry.evidence import MediaMetrics
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import configure, recent
@@ -38,14 +36,12 @@ from streamd.telemetry.notify import Notifier
 from streamd.types import StreamCounts, StreamPast, StreamStatus
 from streamd.web.port import open_port, urls_of
 from streamd.web.tap import Tap
-from streamd.workers.folder import SocketFolder
-from streamd.workers.forward import Forwarder
+from streamd.workers.channels import Channels
 from streamd.workers.ledger import Ledger
 from streamd.workers.merge import Merged
 from streamd.workers.mps import Mps
-from streamd.workers.pictures import PictureReceiver
 from streamd.workers.process import WorkerProcess, ending, reap
-from streamd.workers.report import Order, Relay, ReportReceiver, origin_of
+from streamd.workers.report import Order, origin_of
 from streamd.workers.share import config_of, devices_of, share_out
 
 log = structlog.get_logger(__name__)
@@ -103,25 +99,20 @@ class WorkerSupervisor:
         Merged(
             self.registry, own, lambda: [w.report for w in self.workers if w.report is not None], lambda: self._homes
         )
-        self._forwarders: list[Forwarder] = []
-        self._ledger = Ledger(self._forwarders)
+        self._channels = Channels(self._name, self.boot_id)
+        self._events = self._channels.events
+        MediaMetrics(own, self._events.media_counts)
+        self._ledger = Ledger(self._channels.forwarders)
         self._progress = OpeningProgress(lambda: (s.state for s in self._statuses()))
         self._tap: Tap | None = None
-        self._pictures: PictureReceiver | None = None
         self._started = False
         self._numbers, self._lives = itertools.count(1), itertools.count(1)
         self._next: Config | None = None
         """The second half of a reload: streams that have left one worker and move to another."""
         self._failed_with: int | None = None
         """The exit code of the worker that ended the daemon."""
-        self._socket_folder = SocketFolder()
-        self._folder = self._socket_folder.path
-        self._reports: ReportReceiver | None = None
-        self._events = EventLog(self._name, self.boot_id, lambda: self._forwarders)
-        MediaMetrics(own, self._events.media_counts)
-        self._receiver: EventReceiver | None = None
         self._otlp: OtlpExporter | None = None
-        self._mps = Mps(self._folder, wanted=config.engine.shares_gpu)
+        self._mps = Mps(self._channels.path, wanted=config.engine.shares_gpu)
         try:
             self._open()
         except BaseException:
@@ -141,26 +132,8 @@ class WorkerSupervisor:
             # Workers trace their own frames.
             exported = config.otlp.model_copy(update={"traces_every_s": 0})
             self._otlp = OtlpExporter(exported, self.boot_id, self.registry, self.metrics.otlp_exports)
-        for i, (settings, name) in enumerate(zip(config.sinks, sink_names(config), strict=True)):
-            forwarder = Forwarder(
-                name, open_sink(settings), f"ipc://{self._folder}/sink{i}",
-                settings.payload_encoding, self.metrics, heartbeat_s=settings.heartbeat_s,
-                boot_id=self.boot_id, wants=settings.wants, owed=settings.owed,
-            )  # fmt: skip
-            forwarder.set_streams(config.streams)
-            self._forwarders.append(forwarder)
-            forwarder.open()
-        self._open_events(config)
-        if self._tap is not None:
-            self._pictures = PictureReceiver(self._tap, f"ipc://{self._folder}/pictures")
-        self._reports = ReportReceiver(f"ipc://{self._folder}/reports")
+        self._channels.open(config, self.metrics, self._tap)
         self._mps.open()
-
-    def _open_events(self, config: Config) -> None:
-        self._events.ensure(config)
-        if self._receiver is None and self._events.journal is not None:
-            self._receiver = EventReceiver(f"ipc://{self._folder}/events", self._events.journal)
-            self._receiver.start()
 
     # -------------------------------------------------------------------------------------------- health and readiness
 
@@ -180,7 +153,7 @@ class WorkerSupervisor:
         told = (worker.media_problem for worker in self.workers)
         media = next((each for each in told if each is not None), None) or self._events.media_problem
         return problem is None, health_of(
-            problem, self.boot_id, self._forwarders, self._events.problem, self._statuses(), media
+            problem, self.boot_id, self._channels.forwarders, self._events.problem, self._statuses(), media
         )
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
@@ -191,7 +164,7 @@ class WorkerSupervisor:
         seen = any(s.id in self._ledger.live_seen for s in self.config.streams) or over
         workers = {str(worker.number): "up" if worker.up else "down" for worker in self.workers if worker.running}
         ok = self._started and up and seen and self._problem() is None
-        body = ready_of(ok, statuses, self._forwarders, workers=workers)
+        body = ready_of(ok, statuses, self._channels.forwarders, workers=workers)
         return body["ready"], body
 
     def _mine(self, worker: WorkerProcess) -> list[str]:
@@ -205,20 +178,19 @@ class WorkerSupervisor:
     # ---------------------------------------------------------------------------------------------------- orders
 
     def _order(self, worker: WorkerProcess, config: Config, life: int) -> Order:
-        number = worker.number
+        number, channels = worker.number, self._channels
         if worker.running:
             mine = {s for s, n in self._shares.items() if n == number and self._homes.get(s) != number}
         else:
             mine = {s for s, n in {**self._homes, **self._shares}.items() if n == number}
         past: dict[str, StreamPast] = {s: p for s in mine if (p := self._past(s)) is not None}
-        relays = [Relay(f.name, f.endpoint) for f in self._forwarders]
         share = config_of(config, number, self._shares, without=worker.over)
         media = config.media.model_copy(update={"folder": str(media_dir(config, self._name))})
         share = share.model_copy(update={"media": media})
         return Order(
-            next(self._numbers), life, os.getpid(), self.boot_id, share.model_dump(mode="json"), list(known()), relays,
-            f"ipc://{self._folder}/reports", f"ipc://{self._folder}/pictures", f"{self._name}-worker{number}", past,
-            f"ipc://{self._folder}/events",
+            next(self._numbers), life, os.getpid(), self.boot_id, share.model_dump(mode="json"), list(known()),
+            channels.relays(), channels.endpoint("reports"), channels.endpoint("pictures"),
+            f"{self._name}-worker{number}", past, channels.endpoint("events"),
         )  # fmt: skip
 
     def _past(self, stream: str) -> StreamPast | None:
@@ -247,7 +219,7 @@ class WorkerSupervisor:
             if isinstance(loaded, Exception):
                 raise loaded
             check(difference(self.config, loaded.config), loaded.where)
-            self._open_events(loaded.config)
+            self._channels.open_events(loaded.config)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
             self._reloads.refuse(error)
             return
@@ -263,8 +235,7 @@ class WorkerSupervisor:
             worker.revive_streams(begun.union(failed, found.removed))
         self._next = new if moved else None
         self._take_on(new, {s: number for s, number in shares.items() if s not in moved})
-        for forwarder in self._forwarders:
-            forwarder.set_streams(new.streams)
+        self._channels.set_streams(new.streams)
         self._reloads.apply(found, len(new.streams), failed=failed, moved=moved)
 
     def _take_on(self, config: Config, shares: dict[str, int]) -> None:
@@ -301,15 +272,14 @@ class WorkerSupervisor:
             with contextlib.suppress(OSError):
                 worker.kill("stopped at once")
         self._mps.kill()
-        self._socket_folder.remove()
+        self._channels.remove()
 
     def run(self, for_seconds: float | None = None, *, handle_signals: bool = True) -> int:
         """See `Daemon.run`."""
         if handle_signals:
             self._service.listen()
         try:
-            for forwarder in self._forwarders:
-                forwarder.start()
+            self._channels.start()
             for worker in self.workers:
                 if self._mine(worker):
                     self._launch(worker)
@@ -342,7 +312,7 @@ class WorkerSupervisor:
     def _begun(self) -> None:
         self._started = True
         log.info(
-            "running", streams=len(self.config.streams), sinks=len(self._forwarders), boot_id=self.boot_id,
+            "running", streams=len(self.config.streams), sinks=len(self._channels.forwarders), boot_id=self.boot_id,
             workers=sum(worker.running for worker in self.workers), metrics_port=self.http.port if self.http else None,
             outputs=outputs_of(self.config), **urls_of(self.config.metrics, self.http),
         )  # fmt: skip
@@ -355,8 +325,7 @@ class WorkerSupervisor:
         return status_line(states, published, self._reloads.refused, f"{up} of {all_} workers up")
 
     def _receive(self, timeout_ms: int = _TICK_MS) -> None:
-        assert self._reports is not None
-        for report in self._reports.receive(timeout_ms):
+        for report in self._channels.receive(timeout_ms):
             if self.workers[report.worker].take(report):
                 recent.pass_on(report.life, report.log)
                 self._events.alive(report.seen)
@@ -388,10 +357,8 @@ class WorkerSupervisor:
             if self._mine(worker):
                 self._launch(worker)
             return
-        if self._receiver is not None:
-            self._receiver.finish(origin_of(self.boot_id, life), "process_died")
-        if self._events.keeper is not None:
-            self._events.keeper.lost([s for s, number in self._homes.items() if number == worker.number], "worker_died")
+        homes = [s for s, number in self._homes.items() if number == worker.number]
+        self._channels.lost(origin_of(self.boot_id, life), homes)
         worker.end_streams(s for s in mine if self._ledger.over(s))
         lost = [s for s in mine if s not in worker.over]
         how = f"worker {worker.number} {ending(code)}"
@@ -437,16 +404,10 @@ class WorkerSupervisor:
 
     def _close(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        if self._receiver is not None:
-            self._receiver.close()
         if self._otlp is not None:
             self._otlp.close()
-        if not close_outputs(self._events, self._forwarders, self._tap, self.http, deadline):
+        if not self._channels.close(self._tap, self.http, deadline):
             self.left_running = True
-        if self._pictures is not None:
-            self._pictures.close()
-        if self._reports is not None:
-            self._reports.close()
         self._mps.close(max(0.5, deadline - time.monotonic()))
-        self._socket_folder.remove()
+        self._channels.remove()
         self._notifier.close()

@@ -62,7 +62,7 @@ class Parent:
         self.code: int | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
-        self._socket.connect(f"ipc://{self.supervisor._folder}/reports")
+        self._socket.connect(self.supervisor._channels.endpoint("reports"))
         self._thread = threading.Thread(target=self._run)
 
     def write(self, *streams: str) -> None:
