@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -21,6 +21,8 @@ from streamd.types import Frame
 TROUBLES = ("noise", "rain", "slow light", "switch", "shaking")
 ACTIVE = "active"
 PIECE_S = 4.0
+MEDIAN_OF = 64
+Pauses = Literal["frozen", "empty"]
 Image = npt.NDArray[np.uint8]
 
 
@@ -63,10 +65,20 @@ def troubled(image: Image, trouble: str, i: int, n: int, rng: np.random.Generato
     return np.clip(level, 0, 255).astype(np.uint8)
 
 
-def pieces(pictures: list[Image], rate: float, seconds: float, still: float, seed: int) -> Iterator[tuple[Image, str]]:
+def empty(pictures: list[Image]) -> Image:
+    """The scene of a clip without what moves: each pixel's median over the clip."""
+    step = max(len(pictures) // MEDIAN_OF, 1)
+    out: Image = np.median(np.stack(pictures[::step]), axis=0).astype(np.uint8)
+    return out
+
+
+def pieces(
+    pictures: list[Image], rate: float, seconds: float, still: float, seed: int, plate: Image | None = None
+) -> Iterator[tuple[Image, str]]:
     """The pictures of a day, and what each shows: `active` or one of `TROUBLES`.
 
-    The scene of a pause is the last picture before it, and the clip goes on from there: nothing jumps.
+    The scene of a pause is the last picture before it, and the clip goes on from there: nothing jumps, but people are
+    frozen in mid-step. With `plate`, it is that picture: what moved is gone at once, and is back at once.
 
     Args:
         pictures: of the clip, (height, width, 3) each.
@@ -74,13 +86,14 @@ def pieces(pictures: list[Image], rate: float, seconds: float, still: float, see
         seconds: of the day.
         still: share of it in which nothing happens.
         seed: of troubles and noise.
+        plate: the picture of all pauses; None for the last one before each.
     """
     rng = np.random.default_rng(seed)
     height, width = pictures[0].shape[:2]
     noise = Noise(height, width, rng)
     piece = max(round(PIECE_S * rate), 1)
     pause = round(piece * still / (1 - still))
-    at, left, scene = 0, round(seconds * rate), pictures[0]
+    at, left, scene = 0, round(seconds * rate), pictures[0] if plate is None else plate
     for trouble in itertools.cycle(rng.permutation(TROUBLES).tolist()):
         for i in range(min(pause, left)):
             yield troubled(scene, trouble, i, pause, rng, noise), trouble
@@ -88,12 +101,17 @@ def pieces(pictures: list[Image], rate: float, seconds: float, still: float, see
         for i in range(min(piece, left)):
             yield pictures[(at + i) % len(pictures)], ACTIVE
         left -= piece
-        at, scene = at + piece, pictures[(at + piece - 1) % len(pictures)]
+        at += piece
+        if plate is None:
+            scene = pictures[(at - 1) % len(pictures)]
         if left <= 0:
             return
 
 
-def make_day(clip: Path, seconds: float, still: float, seed: int, into: Path, height: int | None = None) -> Path:
+def make_day(
+    clip: Path, seconds: float, still: float, seed: int, into: Path, height: int | None = None,
+    pauses: Pauses = "frozen",
+) -> Path:  # fmt: skip
     """Cuts a clip into a day, see `pieces`, and encodes it. What each frame shows is written beside it, see `parts_of`.
 
     Args:
@@ -103,6 +121,7 @@ def make_day(clip: Path, seconds: float, still: float, seed: int, into: Path, he
         seed: see `pieces`.
         into: folder.
         height: rows to which larger pictures are scaled; None: as they are.
+        pauses: what they show: the clip's last picture (`frozen`), or its scene without what moves (`empty`).
     """
     import av
 
@@ -115,13 +134,14 @@ def make_day(clip: Path, seconds: float, still: float, seed: int, into: Path, he
             rows, columns = height, round(columns * height / rows)
         rows, columns = rows // 2 * 2, columns // 2 * 2
         pictures = [frame.reformat(columns, rows, "bgr24").to_ndarray() for frame in source.decode(stream)]
-    path = into / f"day_{clip.stem}_{seed}.mp4"
+    path = into / f"day_{clip.stem}_{seed}{'' if pauses == 'frozen' else f'_{pauses}'}.mp4"
+    plate = empty(pictures) if pauses == "empty" else None
     parts: list[str] = []
     with av.open(str(path), "w") as out:
         track: Any = out.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "26"})
         track.height, track.width = rows, columns
         track.pix_fmt, track.gop_size = "yuv420p", 50
-        for image, part in pieces(pictures, float(rate), seconds, still, seed):
+        for image, part in pieces(pictures, float(rate), seconds, still, seed, plate):
             planes = cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420)
             out.mux(track.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
             parts.append(part)

@@ -10,15 +10,15 @@ The network runs once over every frame; both ways then see its boxes, through th
 With --day, each clip is cut into a working day of that many seconds and encoded again: pieces of the clip, between them
 a still scene (its first frame) with sensor noise, rain, slow and sudden changes of light, and shaking, all from a seed.
 
-Columns: `looked`: share of frames that the network had to process. `events`: crossings and entries of the run that
-looks always, how many are there with the gate too (same rule, within half a second; `soon`: at most one frame later),
-and how many only there. `tracks`: the same for tracks that were confirmed for half a second (a box of the other run
-overlaps by half). Of a day, both count where the clip plays: in a still picture, only boxes that tremble cross a line.
-With --repeat, a second line compares looking always with the same without one frame in fifty: what is missing there is
-chance. `without pauses`: of a day, the events that looking always finds if its pauses are cut out, and how many of them
-looking always and the gate find in the day: in a pause, tracks that tremble end, begin and swap either way. `late`:
-worst and 99th percentile of how many frames later a track is found. `boxes`: share of all boxes that the last look
-shows in place (overlap by half)."""
+Columns: `looked`: share of frames that the network had to process. `stable`: events and tracks that looking always
+finds in every one of `--runs` runs, of which all but the first are disturbed a little from a seed (noise in the
+network's input, or one frame in fifty left out), and how many of them are there with the gate, at most a frame later;
+`chance`: the same for a disturbed run, whose own part in what is stable is left out. See `glance_truth.py`. `all`: the
+same for all events of the undisturbed run, and for boxes of its tracks (one that overlaps by half is there). Of a day,
+both count where the clip plays: in a still picture, only boxes that tremble cross a line. `without pauses`: of a day,
+the events that looking always finds if its pauses are cut out, and how many of them looking always and the gate find in
+the day: in a pause, tracks that tremble end, begin and swap either way. `boxes`: share of all boxes that the last look
+shows in place. `hota`: how far the tracks agree with looking always, and those of a disturbed run (`--hota`)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 from compare_detections import overlaps
-from glance_day import ACTIVE, frames_of, make_day, parts_of
+from glance_day import ACTIVE, Pauses, frames_of, make_day, parts_of
+from glance_truth import SAME_IOU, Found, Happened, Run, Truth, hota, partners
 from prometheus_client import CollectorRegistry
 
 from streamd.analysis.glance.gate import Gate
@@ -58,12 +59,11 @@ from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Frame, ModelInfo
 
-SAME_S, SAME_IOU = 0.5, 0.5
-SHORTEST_S = 0.5
 LEFT_OUT = 50
-"""With --repeat, one frame in so many is left out: what that changes is chance."""
-Happened = tuple[str, str, int]
-"""Rule and what happened, label, number of the frame."""
+"""One frame in so many is left out of a run that is disturbed so,"""
+NOISE = 2.0
+"""or noise of this standard deviation, in levels, is added to what the network is given."""
+RUNS = 5
 Boxes = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
 
@@ -85,9 +85,10 @@ class Network:
         self.backend.start(self._detector.plan)
         self.info: ModelInfo = self._detector.model
 
-    def boxes(self, clip: Path) -> list[Boxes]:
-        """Of each frame: corners (N, 4), scores (N,), classes (N,)."""
-        digest = hashlib.sha256(clip.read_bytes() + self._model.encode()).hexdigest()[:16]
+    def boxes(self, clip: Path, seed: int | None = None) -> list[Boxes]:
+        """Of each frame: corners (N, 4), scores (N,), classes (N,). With noise in the picture, if there is a seed."""
+        salt = self.info.sha256.encode() + (b"" if seed is None else f"noise {NOISE} {seed}".encode())
+        digest = hashlib.sha256(clip.read_bytes() + salt).hexdigest()[:16]
         kept = self._cache / f"{digest}.npz" if self._cache is not None else None
         if kept is not None and kept.is_file():
             with np.load(kept) as data:
@@ -95,11 +96,17 @@ class Network:
             parts = np.split(rows, np.cumsum(counts)[:-1])
             return [(p[:, :4].copy(), p[:, 4].copy(), p[:, 5].astype(np.int32)) for p in parts]
         out: list[Boxes] = []
-        slot = self.backend.slots[0]
+        slot: Any = self.backend.slots[0]
+        rng = np.random.default_rng(seed)
         for frame in frames_of(clip):
             (letterbox,) = self.backend.preprocess(slot, [frame])
+            clean = slot.pixels.copy()
+            if seed is not None:
+                noise = rng.normal(0, NOISE, clean.shape[:3]).astype(np.float32)[..., None]
+                slot.pixels[:] = np.clip(clean + noise + 0.5, 0, 255).astype(np.uint8)
             self.backend.infer(slot)
             xyxy, score, class_id = self._detector.postprocess(self.backend.collect(slot), 0, letterbox)
+            slot.pixels[:] = clean  # of the padding, only once written
             out.append((xyxy.copy(), score.copy(), class_id.copy()))
         if kept is not None and out:
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -117,20 +124,6 @@ def _rules() -> dict[str, Any]:
         for r in range(2) for c in range(3)
     ]  # fmt: skip
     return {"lines": tuple(lines), "zones": tuple(zones)}
-
-
-@dataclass(slots=True)
-class Run:
-    """What one way of looking found."""
-
-    events: list[Happened] = field(default_factory=list)
-    tracks: dict[int, dict[int, npt.NDArray[np.float32]]] = field(default_factory=dict)
-    """Of each track its box in each frame."""
-    looked: list[bool] = field(default_factory=list)
-    boxes: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    """(N, 4) published, or those of the last look."""
-    why: list[str] = field(default_factory=list)
-    """Of each frame, why it was looked at, or not."""
 
 
 class Way:
@@ -168,8 +161,18 @@ class Way:
         self.run.why.append("")
         self.run.boxes.append(self.run.boxes[-1] if self.run.boxes else np.empty((0, 4), np.float32))
 
+    @property
+    def gate(self) -> Gate | None:
+        """What decides; None if it looks always."""
+        return self._gate
+
     def frame(self, frame: Frame, boxes: Boxes) -> None:
         """Takes the next frame."""
+        self.glance(frame)
+        self.take(frame, boxes)
+
+    def glance(self, frame: Frame) -> None:
+        """Decides whether to look at the next frame."""
         frame.view = None
         if self._glimpse is not None and self._gate is not None:
             while self._answers and self._answers[0][0] <= frame.seq - self._lag:
@@ -177,6 +180,9 @@ class Way:
             self._glimpse.frame(frame)
             assert frame.view is not None
         self.run.why.append(frame.view.why if frame.view is not None else "")
+
+    def take(self, frame: Frame, boxes: Boxes) -> None:
+        """Takes what the network finds in the next frame, if it looks."""
         xyxy, score, class_id = boxes
         result = Result(self._output, frame, xyxy.copy(), score.copy(), class_id.copy())
         looked = result.looked
@@ -205,6 +211,8 @@ class Outcome:
     seconds: float
     looked: float
     why: dict[str, int]
+    runs: int
+    """Of looking always."""
     events: int
     events_found: int
     events_soon: int
@@ -212,68 +220,56 @@ class Outcome:
     events_more: int
     tracks: int
     tracks_found: int
+    """Of which a box is there."""
     tracks_soon: int
-    late_p99: float
-    late_worst: int
+    stable_events: Found
+    chance_events: Found
+    stable_tracks: Found
+    chance_tracks: Found
+    missing: list[Happened]
+    """Stable events that are not there, or later."""
     boxes: float
     parts: dict[str, dict[str, float]]
     """Of a day, for each kind of part: its frames, share of them looked at, and reasons."""
     without_pauses: tuple[int, int, int] | None = None
     """Of a day: events if its pauses are cut out; those of them that looking always and the gate find, at most a frame
     later."""
+    hota: tuple[float, float] | None = None
+    """See `glance_truth.hota`: with the gate, and on average of the disturbed runs."""
 
 
-def compare(clip: str, rate: float, always: Run, gated: Run, parts: Sequence[str] | None = None) -> Outcome:
-    """The outcome of one clip whose frames come at `rate` a second and show `parts`, if it is a day."""
-
-    def counts(seq: int) -> bool:
-        return not parts or parts[min(seq, len(parts) - 1)] == ACTIVE
-
-    wanted = [event for event in always.events if counts(event[2])]
-    partner = _partners(wanted, gated.events, rate)
+def compare(clip: str, truth: Truth, gated: Run, parts: Sequence[str] | None = None) -> Outcome:
+    """The outcome of one clip that shows `parts`, if it is a day."""
+    always, counts, rate = truth.always, truth.counts, truth.rate
+    wanted = [always.events[i] for i in truth.wanted]
+    partner = partners(wanted, gated.events, rate)
     taken = set(partner.values())
-    delays = [gated.events[j][2] - wanted[i][2] for i, j in partner.items()]
+    late = [gated.events[j][2] - wanted[i][2] for i, j in partner.items()]
     left = [event for j, event in enumerate(gated.events) if j not in taken]
-    lasting = {n: t for n, t in always.tracks.items() if max(t) - min(t) >= SHORTEST_S * rate and counts(min(t))}
+    lasting = truth.lasting
     by_frame: dict[int, list[npt.NDArray[np.float32]]] = {}
     for track in gated.tracks.values():
         for seq, box in track.items():
             by_frame.setdefault(seq, []).append(box)
-    late = []
+    first = []
     for track in lasting.values():
-        first = min(track)
         seen = next((s for s in sorted(track) if s in by_frame and _covered(track[s], by_frame[s])), None)
         if seen is not None:
-            late.append(seen - first)
+            first.append(seen - min(track))
     every = sum(len(boxes) for boxes in always.boxes)
     shown = 0
     for mine, theirs in zip(always.boxes, gated.boxes, strict=True):
         shown += sum(1 for box in mine if _covered(box, theirs))
+    events, tracks, missing = truth.measure(gated)
+    chance = truth.chance()
     return Outcome(
-        clip, len(gated.looked), len(gated.looked) / rate, sum(gated.looked) / max(len(gated.looked), 1),
-        dict(Counter(gated.why).most_common()), len(wanted), len(delays), sum(delay <= 1 for delay in delays),
-        sum(counts(event[2]) for event in left), len(lasting), len(late), sum(each <= 1 for each in late),
-        float(np.percentile(late, 99)) if late else 0.0, max(late, default=0), shown / max(every, 1),
-        _by_part(gated, parts or ()),
+        clip=clip, frames=len(gated.looked), seconds=len(gated.looked) / rate,
+        looked=sum(gated.looked) / max(len(gated.looked), 1), why=dict(Counter(gated.why).most_common()),
+        runs=1 + len(truth.again), events=len(wanted), events_found=len(late), events_soon=sum(n <= 1 for n in late),
+        events_more=sum(counts(event[2]) for event in left), tracks=len(lasting), tracks_found=len(first),
+        tracks_soon=sum(n <= 1 for n in first), stable_events=events, chance_events=chance[0], stable_tracks=tracks,
+        chance_tracks=chance[1], missing=missing, boxes=shown / max(every, 1), parts=_by_part(gated, parts or ()),
     )  # fmt: skip
-
-
-def _partners(wanted: Sequence[Happened], events: Sequence[Happened], rate: float) -> dict[int, int]:
-    """Which of some events each of the wanted ones is, by their places."""
-    # The nearest pairs first, so that one that is missing does not take the next one's.
-    pairs = sorted(
-        (abs(theirs[2] - mine[2]), i, j)
-        for i, mine in enumerate(wanted)
-        for j, theirs in enumerate(events)
-        if theirs[:2] == mine[:2] and abs(theirs[2] - mine[2]) <= SAME_S * rate
-    )
-    partner: dict[int, int] = {}
-    taken: set[int] = set()
-    for _, i, j in pairs:
-        if i not in partner and j not in taken:
-            partner[i] = j
-            taken.add(j)
-    return partner
 
 
 def without_pauses(cut: Run, always: Run, gated: Run, rate: float, parts: Sequence[str]) -> tuple[int, int, int]:
@@ -283,7 +279,7 @@ def without_pauses(cut: Run, always: Run, gated: Run, rate: float, parts: Sequen
     found = []
     for run in (always, gated):
         events = [(a, b, int(number[seq])) for a, b, seq in run.events if seq < len(parts) and active[seq]]
-        partner = _partners(cut.events, events, rate)
+        partner = partners(cut.events, events, rate)
         found.append(sum(events[j][2] - cut.events[i][2] <= 1 for i, j in partner.items()))
     return len(cut.events), found[0], found[1]
 
@@ -307,32 +303,63 @@ def _covered(box: npt.NDArray[np.float32], others: Sequence[npt.NDArray[np.float
 # ------------------------------------------------------------------------------------------------------------- running
 
 
-def evaluate(clip: Path, network: Network, look: LookSettings, lag: int, *, repeat: bool = False) -> Outcome:
-    """Both ways on one clip; with `repeat`, instead of gating, all frames but one in `LEFT_OUT` are looked at."""
-    boxes = network.boxes(clip)
-    always, other = Way(network, None, lag), Way(network, None if repeat else look, lag)
-    cut, parts, cut_ns, shown = Way(network, None, lag), parts_of(clip), 0, 0
+def look_always(clip: Path, network: Network, lag: int = 0, runs: int = RUNS) -> Truth:
+    """Looks at every frame of a clip so often, see `glance_truth`."""
+    parts = parts_of(clip)
+    answers = [network.boxes(clip, seed if seed % 2 else None) for seed in range(runs)]
+    ways = [Way(network, None, lag) for _ in range(runs)]
+    lost = [np.random.default_rng(seed).random(len(answers[0])) < 1 / LEFT_OUT for seed in range(runs)]
     times: list[int] = []
-    for frame, found in zip(frames_of(clip), boxes, strict=False):
+    for i, frame in enumerate(frames_of(clip)):
         times.append(frame.captured_ns)
-        picture = frame.picture
-        always.frame(frame, found)
-        frame.picture = picture
-        if repeat and frame.seq % LEFT_OUT == LEFT_OUT // 2:
-            other.leave_out()
-        else:
-            other.frame(frame, found)
-        if parts and frame.seq < len(parts) and parts[frame.seq] == ACTIVE:
-            cut_ns += times[-1] - times[-2] if len(times) > 1 else 0
-            frame.wall_ns += cut_ns + 10**9 - frame.captured_ns
-            frame.seq, frame.pts_ns, frame.captured_ns, frame.picture = shown, cut_ns, 10**9 + cut_ns, picture
-            shown += 1
-            cut.frame(frame, found)
+        for seed, way in enumerate(ways):
+            if seed and seed % 2 == 0 and lost[seed][i]:
+                way.leave_out()
+            else:
+                way.frame(frame, answers[seed][i])
     rate = 1e9 / float(np.median(np.diff(times))) if len(times) > 1 else 25.0
-    name = f"{clip.name}, one frame in {LEFT_OUT} left out" if repeat else clip.name
-    outcome = compare(name, rate, always.run, other.run, parts)
+    active = None if not parts else np.array([part == ACTIVE for part in parts])
+
+    def counts(seq: int) -> bool:
+        return active is None or bool(active[min(seq, len(active) - 1)])
+
+    return Truth(rate, ways[0].run, [way.run for way in ways[1:]], counts)
+
+
+def look_cut(clip: Path, network: Network, parts: Sequence[str]) -> Run:
+    """Looks at every frame of a day's active parts, one after the other as if there were nothing between them."""
+    cut, shown, cut_ns, last_ns = Way(network, None, 0), 0, 0, 0
+    for frame, found in zip(frames_of(clip), network.boxes(clip), strict=False):
+        passed_ns, last_ns = frame.captured_ns - last_ns if last_ns else 0, frame.captured_ns
+        if frame.seq >= len(parts) or parts[frame.seq] != ACTIVE:
+            continue
+        cut_ns += passed_ns
+        frame.wall_ns += cut_ns + 10**9 - frame.captured_ns
+        frame.seq, frame.pts_ns, frame.captured_ns = shown, cut_ns, 10**9 + cut_ns
+        shown += 1
+        cut.frame(frame, found)
+    return cut.run
+
+
+def look_gated(clip: Path, network: Network, look: LookSettings, lag: int) -> Run:
+    """Looks where the gate wants to."""
+    way = Way(network, look, lag)
+    for frame, found in zip(frames_of(clip), network.boxes(clip), strict=False):
+        way.frame(frame, found)
+    return way.run
+
+
+def evaluate(
+    clip: Path, network: Network, look: LookSettings, lag: int, *, runs: int = RUNS, with_hota: bool = False
+) -> Outcome:
+    """Both ways on one clip; looking always so often."""
+    truth, gated, parts = look_always(clip, network, runs=runs), look_gated(clip, network, look, lag), parts_of(clip)
+    outcome = compare(clip.name, truth, gated, parts)
     if parts:
-        outcome.without_pauses = without_pauses(cut.run, always.run, other.run, rate, parts)
+        outcome.without_pauses = without_pauses(look_cut(clip, network, parts), truth.always, gated, truth.rate, parts)
+    if with_hota:
+        again = [hota(truth.always, run) for run in truth.again]
+        outcome.hota = hota(truth.always, gated), sum(again) / max(len(again), 1)
     return outcome
 
 
@@ -346,11 +373,13 @@ def main() -> int:
     parser.add_argument("--model", default="builtin:road6", help="path, or builtin:NAME (default: builtin:road6)")
     parser.add_argument("--look", default="{}", help="settings of the section `look`, as YAML")
     parser.add_argument("--lag", type=int, default=2, help="frames until an answer reaches the gate (default: 2)")
-    parser.add_argument("--repeat", action="store_true", help="also tell what leaving out a few frames changes")
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"of looking always, 3 or more (default: {RUNS})")
+    parser.add_argument("--hota", action="store_true", help="also tell how far the tracks agree")
     parser.add_argument("--cache", type=Path, help="folder that keeps the network's boxes")
     parser.add_argument("--day", type=float, metavar="SECONDS", help="make a working day of each clip")
     parser.add_argument("--still", type=float, default=0.8, help="share of it in which nothing happens (default: 0.8)")
     parser.add_argument("--height", type=int, metavar="ROWS", help="scale larger pictures of a day to this height")
+    parser.add_argument("--pauses", choices=get_args(Pauses), default="frozen", help="what a day's pauses show")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="keep the days there")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -363,11 +392,10 @@ def main() -> int:
             if args.day is not None:
                 into = args.write or Path(folder)
                 into.mkdir(parents=True, exist_ok=True)
-                clip = make_day(clip, args.day, args.still, args.seed, into, args.height)
-            for repeat in (False, True) if args.repeat else (False,):
-                outcomes.append(evaluate(clip, network, look, args.lag, repeat=repeat))
-                if not args.json:
-                    _print(outcomes[-1])
+                clip = make_day(clip, args.day, args.still, args.seed, into, args.height, args.pauses)
+            outcomes.append(evaluate(clip, network, look, args.lag, runs=args.runs, with_hota=args.hota))
+            if not args.json:
+                _print(outcomes[-1])
     if args.json:
         print(json.dumps([asdict(each) for each in outcomes], indent=2))
     return 0
@@ -375,11 +403,16 @@ def main() -> int:
 
 def _print(o: Outcome) -> None:
     print(
-        f"{o.clip}: {o.frames} frames, {o.seconds:.0f} s; looked {100 * o.looked:.1f} %; events {o.events_found} of "
-        f"{o.events} ({o.events_soon} soon), {o.events_more} more; tracks {o.tracks_found} of {o.tracks} "
-        f"({o.tracks_soon} soon), late p99 {o.late_p99:.0f}, worst "
-        f"{o.late_worst} frames; boxes in place {100 * o.boxes:.2f} %\n    {o.why}"
+        f"{o.clip}: {o.frames} frames, {o.seconds:.0f} s; looked {100 * o.looked:.1f} %; boxes in place "
+        f"{100 * o.boxes:.2f} %\n    {o.why}\n    stable in {o.runs} runs: events {o.stable_events}; chance "
+        f"{o.chance_events}\n        tracks {o.stable_tracks}; chance {o.chance_tracks}\n    all: events "
+        f"{o.events_soon} of {o.events} ({o.events_found} at any time), {o.events_more} more; tracks {o.tracks_soon} "
+        f"of {o.tracks} ({o.tracks_found} at any time)"
     )
+    if o.missing:
+        print("    missing:", ", ".join(f"{rule} {label} in {seq}" for rule, label, seq in o.missing))
+    if o.hota is not None:
+        print("    HOTA {:.2f}; chance {:.2f}".format(*o.hota))
     if o.without_pauses is not None:
         print("    without pauses {} events; found looking always {}, here {}".format(*o.without_pauses))
     for part, said in o.parts.items():

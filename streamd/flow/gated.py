@@ -104,7 +104,8 @@ class GatedRing(Ring[Frame]):
         moves = view.why in MOVING
         view.wanted, view.why = False, "overload" if moves else "busy"
         frame.picture = NO_PICTURE
-        if not moves:
+        if not moves or not self.pictures:
+            # No newer one is looked at instead.
             self._gate.yielded()
         return True
 

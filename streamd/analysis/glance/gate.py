@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from streamd.analysis.compiled import address_of
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
-from streamd.analysis.glance.cells import Cells, near
-from streamd.analysis.glance.motion import Motion
+from streamd.analysis.glance.cells import Cells
+from streamd.analysis.glance.motion import Motion, Seen
 from streamd.analysis.glance.motion_native import Functions, library, warm
 from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.settings import LookSettings
@@ -29,12 +29,13 @@ ANSWERS = 8
 """Answers of the network that may wait; of more, the oldest are of no use any more."""
 ENLARGED = 0.15
 """Of a box, on each side: what moves with an object, such as its shadow."""
-NOTHING = 3
-"""Cells around motion in which the network found nothing that may belong to the same."""
 FRESH_NS = 500_000_000
 """What the network found so long ago says nothing of what moves now."""
 RETRY_NS = 1_000_000_000
 """Least time between two looks for an object that the last look did not find: boxes may flicker all the time."""
+CALM = 2
+"""So many looks that find all standing, one after the other, end `hold_s`. Each further one doubles the time to the
+next."""
 FEW = 6
 """Objects whose paths are known without looking at every frame, if they are apart."""
 FASTEST = 0.5
@@ -66,14 +67,18 @@ class Gate:
         self._answers: deque[_Answer] = deque(maxlen=ANSWERS)
         self._known: _Answer | None = None
         """The last one."""
-        self._nothing_ns = np.full((ROWS, COLUMNS), -(10**15), np.int64)
-        """When something last moved near each cell where the network found nothing."""
         self._missing: set[int] = set()
         """Tracks that were not found again, and have been looked for."""
         self._retry, self._retried_ns = False, -(10**15)
         """The next frame is to be looked at for an object that was not found; and when one was so the last time."""
         self._skipped = True
         """The last frame was not looked at."""
+        self._seen: Seen | None = None
+        """The picture of the last frame that was looked at; None if it could not be read."""
+        self._settled = False
+        """All boxes of the last answer have tracks, the same as those of the one before."""
+        self._calm = 0
+        """Answers since something moved that found no track that moves, and none that is new."""
         self._looked_ns = self._moved_ns = self._found_ns = -(10**15)
         """When it last looked, when something last moved, and when something last moved where the network found it."""
         self._owed = True
@@ -114,12 +119,13 @@ class Gate:
             motion = self._prepared(glance, frame)
             self._learn(motion)
             moved = motion.step(glance, now)
-            wanted, why = self._judge(moved, now, motion)
+            wanted, why = self._judge(moved, now, motion, glance)
             self._warm(moved, now)
         self.last, self.glance = moved, glance
         if wanted:
             self.looks[why] += 1
             self._looked_ns, self._owed, self._retry = now, False, False
+            self._seen = None if glance is None or moved is None else Seen(glance.luma, moved.cells)
         self._skipped = not wanted
         frame.view = Look(wanted, why, moved, now, self._upright)
         return moved
@@ -161,6 +167,10 @@ class Gate:
                 if not missing <= self._missing and self._now_ns - self._retried_ns > RETRY_NS:
                     self._retry, self._retried_ns = True, self._now_ns
                 self._missing = (self._missing | missing) - known.numbers.keys()
+                fresh = known.numbers.keys() - before.numbers.keys()
+                self._settled = not missing and not fresh and len(known.numbers) == len(known.boxes)
+                if known.look.at_ns > self._moved_ns:
+                    self._calm = 0 if fresh or known.moving else self._calm + 1
             moved = known.look.moved
             if isinstance(moved, Moved) and self._shape is not None:
                 boxes = cells_of(known.boxes, self._shape)
@@ -171,19 +181,18 @@ class Gate:
                 motion.answer(moved, boxes, None if moving is None else moves)
                 if self.glance is not None:
                     motion.absorb(self.glance, moved)
-                if self._settings.skip_followed and moved.share:
-                    self._nothing_ns[near(moved.cells & ~boxes, NOTHING)] = known.look.at_ns
 
-    def _judge(self, moved: Moved, now: int, motion: Motion) -> tuple[bool, Why]:
+    def _judge(self, moved: Moved, now: int, motion: Motion, glance: Glance) -> tuple[bool, Why]:
         """Whether to look, and why."""
         settings = self._settings
         passed = now - self._looked_ns
         if motion.learning:
             return True, "learning"
         rare = passed >= 1e9 / settings.min_fps - JITTER_NS
-        if moved.moving:
+        moving, faint = self._news(moved, passed, motion, glance)
+        if moving:
             begins = now - self._moved_ns > settings.hold_s * 1e9
-            self._moved_ns = now
+            self._moved_ns, self._calm = now, 0
             if moved.light:
                 self._found_ns = now
             if not (begins or moved.light or self._skipped or self._owed) and self._followed(moved, now, motion):
@@ -191,35 +200,50 @@ class Gate:
             if begins or settings.max_fps is None or passed >= 1e9 / settings.max_fps - JITTER_NS:
                 return True, "light" if moved.light else "motion"
             return False, "rate"
-        if self._known is not None and self._known.moving and not moved.shaken and (moved.faint or rare):
+        if self._known is not None and self._known.moving and not moved.shaken and (faint or rare):
             if not (self._skipped or self._owed or rare) and self._followed(moved, now, motion):
                 return False, "followed"
             if settings.max_fps is None or passed >= 1e9 / settings.max_fps - JITTER_NS:
                 return True, "tracks"
-        if rare and moved.faint and not moved.shaken:
+        if rare and faint and not moved.shaken:
             return True, "faint"
-        if rare and now - self._found_ns <= settings.hold_s * 1e9:
+        if rare and self._calm < CALM and now - self._found_ns <= settings.hold_s * 1e9:
             return True, "hold"
         if self._retry:
             return True, "tracks"
-        due = self._owed or passed >= settings.at_least_every_s * 1e9 - JITTER_NS
+        due = self._owed or passed >= self._longest_s * 1e9 - JITTER_NS
         return (True, "interval") if due else (False, "still")
 
+    def _news(self, moved: Moved, passed: int, motion: Motion, glance: Glance) -> tuple[bool, bool]:
+        """Whether something moves, or may, that the last look, `passed` nanoseconds ago, has not shown as it is now."""
+        if not moved.faint or moved.light:
+            return moved.moving, moved.faint
+        if not moved.moving and motion.cluttered:
+            return False, False  # a drop
+        if moved.shaken or self._owed or self._seen is None or passed > FRESH_NS:
+            return moved.moving, moved.faint
+        # What has just stopped strays for a while, and what goes slowly may have gone too little to be seen elsewhere.
+        change = motion.changed(glance.luma, moved, self._seen)
+        return moved.moving and change >= moved.threshold, change >= moved.threshold / 2
+
+    @property
+    def _longest_s(self) -> float:
+        """The longest time between two looks at present."""
+        least, most = self._settings.at_least_every_s, self._settings.relax_to_s
+        return max(least, min(least * 2.0 ** max(min(self._calm, 30) - CALM, 0), most))
+
     def _followed(self, moved: Moved, now: int, motion: Motion) -> bool:
-        """Whether all that moves is what the network has just seen, so that it may pass over this one frame."""
-        known, shape = self._known, self._shape
-        if not self._settings.skip_followed or known is None or shape is None:
+        """Whether all that moves goes on from what the network has just seen, so that it may pass over this one frame:
+        few tracks, all known for longer than one answer, apart and slow, and nothing moves elsewhere."""
+        known, seen, shape = self._known, self._seen, self._shape
+        if not self._settings.skip_followed or known is None or seen is None or shape is None or moved.shaken:
             return False
         passed = now - known.look.at_ns
-        if passed > FRESH_NS or known.speed is None or not known.clear:
+        if passed > FRESH_NS or known.speed is None or not self._settled or not known.clear:
             return False
         if known.fastest * 2 * self._frame_ns / 1e9 > FASTEST:
             return False
-        if not moved.share:
-            return True
-        explained = now - self._nothing_ns < FRESH_NS
-        explained |= cells_of(known.swept(passed / 1e9), shape)
-        return not motion.beyond(moved, explained)
+        return not moved.share or not motion.beyond(moved, seen, cells_of(known.swept(passed / 1e9), shape))
 
     def _warm(self, moved: Moved, now: int) -> None:
         """Ten times a second are enough for people."""
@@ -284,12 +308,12 @@ class _Answer:
 
     @property
     def clear(self) -> bool:
-        """Whether none can be taken for another: there are few objects, all apart, or all stand."""
+        """Whether none can be taken for another: there are few objects, and they are all apart or all stand."""
         n = len(self.boxes)
-        if n < 2 or not self.moving:
-            return True
         if n > FEW:
             return False
+        if n < 2 or not self.moving:
+            return True
         margin = ENLARGED * (self.boxes[:, 2:] - self.boxes[:, :2])
         low, high = self.boxes[:, :2] - margin, self.boxes[:, 2:] + margin
         meet = ((low[:, None] < high[None]) & (low[None] < high[:, None])).all(axis=2)

@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance, Luma
-from streamd.analysis.glance.cells import Cells, Levels, around, beyond, reach
+from streamd.analysis.glance import score as scoring
+from streamd.analysis.glance.cells import Cells, Levels, beyond, reach
 from streamd.analysis.glance.motion_native import Functions, NativeMotion, library
 from streamd.analysis.glance.moved import Moved
-from streamd.analysis.glance.score import LASTS, MOST_RATIO, RECENT_S, score
+from streamd.analysis.glance.score import CLUTTER_S, LASTS, RECENT_S, score
 from streamd.analysis.glance.whole import Shots, whole
 
 STILL_S, STRAY_S = 1.5, 3.0
@@ -78,6 +79,14 @@ SWITCH = 8.0
 
 _STILL = np.zeros((ROWS, COLUMNS), np.bool_)
 _STILL.setflags(write=False)
+
+
+class Seen(NamedTuple):
+    """An earlier picture."""
+
+    luma: Luma
+    cells: Cells
+    """What strayed in it."""
 
 
 class Motion:
@@ -137,6 +146,12 @@ class Motion:
     def shaken(self) -> bool:
         """Whether the picture shakes."""
         return self._now_ns - self._shaken_ns < SHAKE_S * 1e9
+
+    @property
+    def cluttered(self) -> bool:
+        """Whether it rains or snows."""
+        last_ns = self._cluttered_ns if self._native is None else self._native.cluttered_ns
+        return self._now_ns - last_ns < CLUTTER_S * 1e9
 
     def reset(self) -> None:
         """The next picture is unrelated to those before. Noise and sensitivity are kept."""
@@ -316,13 +331,24 @@ class Motion:
         self._cluttered_ns = found[2]
         return found[:2]
 
-    def beyond(self, moved: Moved, explained: Cells) -> bool:
-        """Whether something moves outside of `explained` (ROWS, COLUMNS), in the picture of the last `step`."""
-        left = moved.cells & ~explained
-        if not left.any():
-            return False
-        ratio = np.minimum(self._distance / self._limit, np.float32(MOST_RATIO)) * left
-        return float(around(ratio).max()) >= self.threshold
+    def beyond(self, moved: Moved, seen: Seen, boxes: Cells) -> bool:
+        """Whether something moves, in the picture of the last `step`, outside of boxes or away from what moved in an
+        earlier one.
+
+        Args:
+            moved: what `step` said.
+            seen: the earlier one.
+            boxes: (ROWS, COLUMNS) cells in boxes.
+        """
+        if self._native is not None:
+            return self._native.beyond(moved.cells, seen.cells, boxes) >= self.threshold
+        return scoring.beyond(self._distance, self._limit, moved.cells, seen.cells, boxes) >= self.threshold
+
+    def changed(self, luma: Luma, moved: Moved, seen: Seen) -> float:
+        """How much the picture of the last `step` differs from an earlier one; see `score.changed`."""
+        if self._native is not None:
+            return self._native.changed(luma, moved.cells, *seen)
+        return scoring.changed(self._limit, luma, moved.cells, *seen)
 
     def _calm(self) -> None:
         if self._auto and self.threshold > FIRST_SCORE:

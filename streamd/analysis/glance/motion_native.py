@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 _POINTER, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _FIT, _SHAKEN, _ANEW = 1, 2, 3
 """What a step returns; see motion.c."""
-_SHORT = ("motion_step", "motion_answer", "motion_absorb", "motion_warm", "glance_boxes")
+_SHORT = (
+    "motion_step",
+    "motion_answer",
+    "motion_absorb",
+    "motion_warm",
+    "glance_boxes",
+    "glance_changed",
+    "glance_beyond",
+)
 _ARRAYS = ("background", "past", "noise", "limit", "distance", "stand")
 _ROOM = ("away", "light", "shifted", "steady", "basis")
 
@@ -40,6 +48,8 @@ class Functions(NamedTuple):
     absorb: Any
     warm: Any
     boxes: Any
+    changed: Any
+    beyond: Any
 
 
 @functools.cache
@@ -54,7 +64,7 @@ def library(path: str | None = None) -> Functions | None:
     long = compiled(built, ("motion_fit", "motion_shaken"), path)
     if short is None or long is None:
         return None
-    (step, answer, absorb, warm, boxes), (fit, shaken) = short, long
+    (step, answer, absorb, warm, boxes, changed, beyond), (fit, shaken) = short, long
     for function in (step, fit, shaken):
         function.argtypes = [_POINTER, _POINTER, _POINTER]
         function.restype = ctypes.c_int
@@ -63,7 +73,9 @@ def library(path: str | None = None) -> Functions | None:
     warm.argtypes, warm.restype = [_POINTER, _POINTER, ctypes.c_float], None
     boxes.argtypes = [_POINTER, _COUNT, _COUNT, _COUNT, ctypes.c_int, ctypes.c_int, _POINTER]
     boxes.restype = None
-    return Functions(step, fit, shaken, answer, absorb, warm, boxes)
+    for function in (changed, beyond):
+        function.argtypes, function.restype = [_POINTER] * 5, _REAL
+    return Functions(step, fit, shaken, answer, absorb, warm, boxes, changed, beyond)
 
 
 def warm(heat: Levels, cells: Cells, by: float, functions: Functions | bool | None = True) -> None:
@@ -111,6 +123,11 @@ class NativeMotion:
         state.wanted = None if motion._wanted is None else address_of(motion._wanted)
         state.up, state.down, state.cluttered_ns = up, down, motion._cluttered_ns
         self._at = ctypes.addressof(state)
+
+    @property
+    def cluttered_ns(self) -> int:
+        """See `Motion`."""
+        return int(self._state.cluttered_ns)
 
     def begin(self, cells: Cells) -> None:
         """The background begins anew: `cells` is what strayed in the pictures before."""
@@ -166,3 +183,13 @@ class NativeMotion:
         """See `Motion.absorb`."""
         self._state.now_ns = now_ns
         self._functions.absorb(self._at, address_of(cells), address_of(luma))
+
+    def changed(self, luma: Luma, cells: Cells, seen: Luma, seen_cells: Cells) -> float:
+        """See `score.changed`."""
+        arrays = (luma, cells, seen, seen_cells)
+        return float(self._functions.changed(self._state.limit, *map(address_of, arrays)))
+
+    def beyond(self, cells: Cells, seen_cells: Cells, boxes: Cells) -> float:
+        """See `score.beyond`."""
+        s = self._state
+        return float(self._functions.beyond(s.distance, s.limit, *map(address_of, (cells, seen_cells, boxes))))

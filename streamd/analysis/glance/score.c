@@ -3,7 +3,7 @@
 #include <string.h>
 
 enum { ROWS = 90, COLUMNS = 160, TILE = 10, ACROSS = COLUMNS / TILE, LASTS = 3 };
-enum { SPARK = 6, SOLID = 8, CLUTTER_TILES = 8, CLUTTER_AGAIN = 4, USUAL = 4 };
+enum { SPARK = 6, SOLID = 8, CLUTTER_TILES = 8, CLUTTER_AGAIN = 4, USUAL = 4, NEAR = 2 };
 
 /* Twice as fast where the processor has wider vectors; chosen when the library is loaded. The results are the same. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
@@ -176,4 +176,71 @@ WIDE_VECTORS double glance_score(const float *distance, const float *limit, cons
     if (lasting >= (threshold > enough ? threshold : enough))
         return lasting;
     return 0;
+}
+
+/* The sum of 3 x 3 cells of `ratio` that is highest; the rows from `top` to `bottom` are filled in, no other is set. */
+static double most_of(const float *ratio, int top, int bottom)
+{
+    int64_t place;
+    return top < bottom ? (double)highest(ratio, top, bottom, NULL, &place) : 0;
+}
+
+/* score.py: changed. */
+WIDE_VECTORS double glance_changed(const float *restrict limit, const uint8_t *restrict luma,
+                                   const uint8_t *restrict cells, const uint8_t *restrict seen,
+                                   const uint8_t *restrict seen_cells)
+{
+    float ratio[ROWS * COLUMNS];
+    int top = ROWS, bottom = 0;
+    for (int y = 0; y < ROWS; y++) {
+        const int at = y * COLUMNS;
+        const int empty = memchr(cells + at, 1, COLUMNS) == NULL && memchr(seen_cells + at, 1, COLUMNS) == NULL;
+        if (empty) {
+            memset(ratio + at, 0, COLUMNS * sizeof *ratio);
+            continue;
+        }
+        top = y < top ? y : top;
+        bottom = y + 1;
+        for (int i = at; i < at + COLUMNS; i++) {
+            const float distance = luma[i] > seen[i] ? (float)(luma[i] - seen[i]) : (float)(seen[i] - luma[i]);
+            float value = distance / limit[i];
+            value = value < 3.0f ? value : 3.0f;
+            ratio[i] = (cells[i] | seen_cells[i]) && distance > limit[i] ? value : 0;
+        }
+    }
+    return most_of(ratio, top, bottom);
+}
+
+/* Whether a cell at most NEAR rows and columns away is set. */
+static int close_by(const uint8_t *cells, int y, int x)
+{
+    for (int r = y > NEAR ? y - NEAR : 0; r <= y + NEAR && r < ROWS; r++)
+        for (int c = x > NEAR ? x - NEAR : 0; c <= x + NEAR && c < COLUMNS; c++)
+            if (cells[r * COLUMNS + c])
+                return 1;
+    return 0;
+}
+
+/* score.py: beyond. */
+double glance_beyond(const float *distance, const float *limit, const uint8_t *cells, const uint8_t *seen_cells,
+                     const uint8_t *boxes)
+{
+    float ratio[ROWS * COLUMNS];
+    int top = ROWS, bottom = 0;
+    for (int y = 0; y < ROWS; y++) {
+        const int at = y * COLUMNS;
+        memset(ratio + at, 0, COLUMNS * sizeof *ratio);
+        if (memchr(cells + at, 1, COLUMNS) == NULL)
+            continue;
+        top = y < top ? y : top;
+        bottom = y + 1;
+        for (int x = 0; x < COLUMNS; x++) {
+            const int i = at + x;
+            if (cells[i] && !(boxes[i] && close_by(seen_cells, y, x))) {
+                const float value = distance[i] / limit[i];
+                ratio[i] = value < 3.0f ? value : 3.0f;
+            }
+        }
+    }
+    return most_of(ratio, top, bottom);
 }

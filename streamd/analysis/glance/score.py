@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from streamd.analysis.glance import COLUMNS, ROWS
-from streamd.analysis.glance.cells import TILE, Cells, Levels, around, crowd, tiles
+from streamd.analysis.glance import COLUMNS, ROWS, Luma
+from streamd.analysis.glance.cells import TILE, Cells, Levels, around, crowd, near, tiles
 
 MOST_RATIO = 3.0
 """What one cell may contribute: a spark in a single cell is no motion."""
@@ -24,6 +24,8 @@ SOLID = 8
 LASTS = 3
 """what was there in so many pictures before and changes, if its score is so many times that of the fourth tile."""
 USUAL, STANDS_OUT = 4, 1.5
+NEAR = 2
+"""What moves goes on from what moved in a picture before if it is at most so many rows and columns away."""
 
 
 def score(
@@ -76,3 +78,41 @@ def score(
     best = int(sums.argmax())
     lasting, place = float(sums.flat[best]), top * COLUMNS + best
     return (lasting if lasting >= max(threshold, STANDS_OUT * usual) else 0.0), place, cluttered_ns
+
+
+def changed(limit: Levels, luma: Luma, cells: Cells, seen: Luma, seen_cells: Cells) -> float:
+    """How much a picture differs from an earlier one, where something strays in either: the highest sum of 3 × 3 cells
+    that differ by more than their limit.
+
+    Args:
+        limit: (ROWS, COLUMNS) beyond which a cell differs.
+        luma: (ROWS, COLUMNS) the picture.
+        cells: (ROWS, COLUMNS) what strays in it.
+        seen: the earlier one.
+        seen_cells: what strayed in that.
+
+    Returns:
+        The sum, comparable to a `score`.
+    """
+    distance = np.abs(luma.astype(np.float32) - seen.astype(np.float32))
+    ratio = np.minimum(distance / limit, np.float32(MOST_RATIO))
+    ratio *= (cells | seen_cells) & (distance > limit)
+    return float(around(ratio).max())
+
+
+def beyond(distance: Levels, limit: Levels, cells: Cells, seen_cells: Cells, boxes: Cells) -> float:
+    """The highest sum of 3 × 3 cells that stray outside of boxes, or away from what strayed before.
+
+    Args:
+        distance: (ROWS, COLUMNS) of each cell from the background.
+        limit: (ROWS, COLUMNS) beyond which it strays.
+        cells: (ROWS, COLUMNS) those that do.
+        seen_cells: those that did in an earlier picture.
+        boxes: (ROWS, COLUMNS) cells in boxes.
+
+    Returns:
+        The sum, comparable to a `score`.
+    """
+    ratio = np.minimum(distance / limit, np.float32(MOST_RATIO))
+    ratio *= cells & ~(near(seen_cells, NEAR) & boxes)
+    return float(around(ratio).max())

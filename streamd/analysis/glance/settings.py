@@ -22,7 +22,18 @@ class LookSettings(Settings):
         "is published (docs/glance.md).",
     )
     at_least_every_s: float = Field(
-        2.0, gt=0, le=3600, description="The longest time between two frames that are processed, in seconds."
+        2.0,
+        gt=0,
+        le=3600,
+        description="The longest time between two frames that are processed, in seconds; see relax_to_s.",
+    )
+    relax_to_s: float = Field(
+        8.0,
+        gt=0,
+        le=3600,
+        description="While looks confirm that everything stands still, each doubles the time to the next one, up to so "
+        "many seconds; with any motion, or a new object, it is at_least_every_s again. A value of at_least_every_s or "
+        "less: it is always that.",
     )
     hold_s: float = Field(
         2.0,
@@ -45,10 +56,10 @@ class LookSettings(Settings):
         "Default: every frame.",
     )
     skip_followed: bool = Field(
-        False,
-        description="Process only every second frame while everything that moves belongs to tracked objects whose path "
-        "is known, or is what the network has just found to be nothing. Needs `tracking`. Saves up to half of the "
-        "frames where few objects move, but tracks may break and events may come a frame or two later.",
+        True,
+        description="Process only every second frame while all that moves are at most six tracked objects that are "
+        "apart, slow for their size, and known for longer than a moment. Needs `tracking`. An event may come one frame "
+        "later.",
     )
     masks: tuple[MaskPolygon, ...] = Field(
         (),

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from streamd.analysis.glance import COLUMNS, ROWS, Glance, Luma
 from streamd.analysis.glance import motion_native as module
 from streamd.analysis.glance.gate import cells_of
-from streamd.analysis.glance.motion import Motion
+from streamd.analysis.glance.motion import Motion, Seen
 from streamd.analysis.glance.motion_native import Functions, library, warm
 from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.picture import Grid, mean_of
+from streamd.analysis.glance.score import beyond
 
 FOLDER = Path(module.__file__).parent
 STATE = ("_background", "_past", "_noise", "_limit", "_distance", "_stand", "_stand_ns", "_boxed_ns")
@@ -54,6 +55,7 @@ class Twins:
         self.rng = np.random.default_rng(seed)
         self.now_ns = 10**15
         self.seen: set[str] = set()
+        self.earlier: Seen | None = None
 
     def step(self, luma: Luma) -> Moved:
         """One picture, and now and then what the network says of it."""
@@ -63,6 +65,8 @@ class Twins:
         np.testing.assert_array_equal(first.cells, second.cells)
         for name in ("score", "threshold", "share", "light", "shift", "place", "shaken", "moving"):
             assert getattr(first, name) == getattr(second, name), name
+        assert self.numpy.cluttered == self.native.cluttered
+        self._compare(luma, first)
         if first.share and self.rng.random() < 0.3:
             self._answer(glance, first, second)
         for name in STATE:
@@ -73,6 +77,24 @@ class Twins:
         if any(first.shift):
             self.seen.add("shift")
         return first
+
+    def _compare(self, luma: Luma, moved: Moved) -> None:
+        """With a picture before."""
+        if self.earlier is not None:
+            both = [motion.changed(luma, moved, self.earlier) for motion in (self.numpy, self.native)]
+            assert both[0] == both[1]
+            boxes = np.zeros((ROWS, COLUMNS), np.bool_)
+            boxes[20:70, int(self.rng.integers(COLUMNS)) :] = True
+            assert self.numpy.beyond(moved, self.earlier, boxes) == self.native.beyond(moved, self.earlier, boxes)
+            functions, limit = self.native._native, self.numpy._limit
+            assert functions is not None
+            distance = self.numpy._distance
+            assert functions.beyond(moved.cells, self.earlier.cells, boxes) == beyond(
+                distance, limit, moved.cells, self.earlier.cells, boxes
+            )
+            self.seen |= {"changed"} if both[0] else set()
+        if self.rng.random() < 0.5:
+            self.earlier = Seen(luma, moved.cells)
 
     def _answer(self, glance: Glance, first: Moved, second: Moved) -> None:
         boxes = np.zeros((ROWS, COLUMNS), np.bool_)
@@ -115,7 +137,7 @@ def test_days_of_real_clips(functions: Functions, clip: str) -> None:
     twins = Twins(functions, 1)
     for luma in _day(CLIPS / clip, 40, 60):
         twins.step(luma)
-    assert twins.seen == {"light", "shaken", "moving", "shift"}
+    assert twins.seen == {"light", "shaken", "moving", "shift", "changed"}
     assert not twins.native.learning, "the rarer steps of learning, too"
 
 
