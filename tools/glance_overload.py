@@ -97,6 +97,8 @@ class Outcome:
     """Frames that were not looked at, by reason; `lost` if they were not published either."""
     events: Found
     tracks: Found
+    by_day: dict[str, Found]
+    """Events of the streams that play each day."""
 
 
 def simulate(
@@ -218,7 +220,8 @@ def main() -> int:
         print(
             f"{'gated ' if outcome.gated else 'always'} {outcome.capacity:6.1f} of {outcome.asked:.1f} frames/s asked "
             f"for: looked at {outcome.looked:.1f}; events {outcome.events}; tracks {outcome.tracks}\n"
-            f"    {outcome.given_up}", flush=True,
+            f"    {outcome.given_up}\n    " + "; ".join(f"{day}: {events}" for day, events in outcome.by_day.items()),
+            flush=True,
         )  # fmt: skip
     return 0
 
@@ -242,6 +245,7 @@ def outcomes(
             yield Outcome(
                 way is not None, share, share * asked, asked, sum(len(s.looked) for s in played) / seconds,
                 dict(passed.most_common()), merged([each[0] for each in found]), merged([each[1] for each in found]),
+                {d.stem: merged([found[i][0] for i in range(n, len(found), len(days))]) for n, d in enumerate(days)},
             )  # fmt: skip
 
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from streamd.analysis.compiled import address_of
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
-from streamd.analysis.glance.cells import Cells
 from streamd.analysis.glance.motion import Motion, Seen
-from streamd.analysis.glance.motion_native import Functions, library, warm
+from streamd.analysis.glance.motion_native import warm
 from streamd.analysis.glance.moved import Moved
+from streamd.analysis.glance.places import ENLARGED, Shape, cells_of, ignored_cells
 from streamd.analysis.glance.settings import LookSettings
-from streamd.analysis.rules.geometry import inside, pad_polygons
-from streamd.types import Box, Frame, Look, Rotation, Tracks, Why
+from streamd.types import Box, Frame, Look, Tracks, Why
 
 MOVING: frozenset[Why] = frozenset({"motion", "light", "tracks"})
 """Reasons for which a frame goes before others when there are more than the network can take."""
@@ -27,8 +23,6 @@ SPEED = 0.25
 """A track moves if it goes this many widths or heights of its box in a second."""
 ANSWERS = 8
 """Answers of the network that may wait; of more, the oldest are of no use any more."""
-ENLARGED = 0.15
-"""Of a box, on each side: what moves with an object, such as its shadow."""
 FRESH_NS = 500_000_000
 """What the network found so long ago says nothing of what moves now."""
 RETRY_NS = 1_000_000_000
@@ -46,6 +40,8 @@ JUMP_NS = 60_000_000_000
 """A longer step of a file's media clock is a jump."""
 HEAT_S = 60.0
 """Time constant of the map of where it moves."""
+_EVERYWHERE = np.ones((ROWS, COLUMNS), np.bool_)
+_EVERYWHERE.setflags(write=False)
 
 
 class Gate:
@@ -63,7 +59,7 @@ class Gate:
         self._before: tuple[int, int | None] = (0, None)
         """Capture and time stamp of the last frame."""
         self._motion: Motion | None = None
-        self._shape: tuple[int, int, Rotation, bool] | None = None
+        self._shape: Shape | None = None
         self._answers: deque[_Answer] = deque(maxlen=ANSWERS)
         self._known: _Answer | None = None
         """The last one."""
@@ -75,6 +71,9 @@ class Gate:
         """The last frame was not looked at."""
         self._seen: Seen | None = None
         """The picture of the last frame that was looked at; None if it could not be read."""
+        self._appeared = True
+        """That look shows something that the one before did not show there or close by: a track is confirmed by its
+        second box, so another look is due."""
         self._settled = False
         """All boxes of the last answer have tracks, the same as those of the one before."""
         self._calm = 0
@@ -125,10 +124,21 @@ class Gate:
         if wanted:
             self.looks[why] += 1
             self._looked_ns, self._owed, self._retry = now, False, False
-            self._seen = None if glance is None or moved is None else Seen(glance.luma, moved.cells)
+            self._see(glance, moved)
         self._skipped = not wanted
         frame.view = Look(wanted, why, moved, now, self._upright)
         return moved
+
+    def _see(self, glance: Glance | None, moved: Moved | None) -> None:
+        """Remembers what a look shows."""
+        before, self._seen = self._seen, None
+        if glance is None or moved is None or self._motion is None:
+            return
+        self._seen = Seen(glance.luma, moved.cells)
+        if before is None or moved.light:
+            self._appeared = True
+        else:
+            self._appeared = moved.faint and self._motion.beyond(moved, before, _EVERYWHERE)
 
     def _time(self, frame: Frame) -> int:
         """Nanoseconds on the clock of this gate."""
@@ -170,7 +180,8 @@ class Gate:
                 fresh = known.numbers.keys() - before.numbers.keys()
                 self._settled = not missing and not fresh and len(known.numbers) == len(known.boxes)
                 if known.look.at_ns > self._moved_ns:
-                    self._calm = 0 if fresh or known.moving else self._calm + 1
+                    calm = not (fresh or known.moving or known.look.why == "learning")
+                    self._calm = self._calm + 1 if calm else 0
             moved = known.look.moved
             if isinstance(moved, Moved) and self._shape is not None:
                 boxes = cells_of(known.boxes, self._shape)
@@ -220,7 +231,7 @@ class Gate:
             return moved.moving, moved.faint
         if not moved.moving and motion.cluttered:
             return False, False  # a drop
-        if moved.shaken or self._owed or self._seen is None or passed > FRESH_NS:
+        if moved.shaken or self._owed or self._seen is None or self._appeared or passed > FRESH_NS:
             return moved.moving, moved.faint
         # What has just stopped strays for a while, and what goes slowly may have gone too little to be seen elsewhere.
         change = motion.changed(glance.luma, moved, self._seen)
@@ -239,7 +250,7 @@ class Gate:
         if not self._settings.skip_followed or known is None or seen is None or shape is None or moved.shaken:
             return False
         passed = now - known.look.at_ns
-        if passed > FRESH_NS or known.speed is None or not self._settled or not known.clear:
+        if passed > FRESH_NS or known.speed is None or self._appeared or not self._settled or not known.clear:
             return False
         if known.fastest * 2 * self._frame_ns / 1e9 > FASTEST:
             return False
@@ -333,73 +344,3 @@ class _Answer:
         out[:, :2] += np.minimum(way, 0)
         out[:, 2:] += np.maximum(way, 0)
         return out
-
-
-Shape = tuple[int, int, Rotation, bool]
-"""Upright width and height in pixels, and how the coded picture is turned and mirrored."""
-
-
-def _coded(x: Any, y: Any, rotation: Rotation, mirrored: bool) -> tuple[Any, Any]:
-    """Where a point of the upright picture lies in the coded one; both in 0..1."""
-    if mirrored:
-        x = 1 - x
-    if rotation == 90:
-        return y, 1 - x
-    if rotation == 180:
-        return 1 - x, 1 - y
-    return (1 - y, x) if rotation == 270 else (x, y)
-
-
-def _upright(x: Any, y: Any, rotation: Rotation, mirrored: bool) -> tuple[Any, Any]:
-    """The other way round."""
-    if rotation == 90:
-        x, y = 1 - y, x
-    elif rotation == 180:
-        x, y = 1 - x, 1 - y
-    elif rotation == 270:
-        x, y = y, 1 - x
-    return (1 - x if mirrored else x), y
-
-
-def cells_of(boxes: npt.NDArray[np.float32], shape: Shape, functions: Functions | bool | None = True) -> Cells:
-    """(ROWS, COLUMNS) of the coded picture: which cells lie in one of the boxes (N, 4), each a little enlarged."""
-    functions = library() if functions is True else functions
-    if not functions or not len(boxes):
-        return _cells_of(boxes, shape)
-    out: Cells = np.empty((ROWS, COLUMNS), np.bool_)
-    boxes = np.ascontiguousarray(boxes, np.float32)
-    functions.boxes(address_of(boxes), len(boxes), *shape, address_of(out))
-    return out
-
-
-def _cells_of(boxes: npt.NDArray[np.float32], shape: Shape) -> Cells:
-    out = np.zeros((ROWS, COLUMNS), np.bool_)
-    if not len(boxes):
-        return out
-    width, height, rotation, mirrored = shape
-    margin = ENLARGED * (boxes[:, 2:] - boxes[:, :2])
-    low = (boxes[:, :2] - margin) / (width, height)
-    high = (boxes[:, 2:] + margin) / (width, height)
-    x1, y1 = _coded(low[:, 0], low[:, 1], rotation, mirrored)
-    x2, y2 = _coded(high[:, 0], high[:, 1], rotation, mirrored)
-    left, right = np.floor(np.minimum(x1, x2) * COLUMNS) - 1, np.ceil(np.maximum(x1, x2) * COLUMNS) + 1
-    top, bottom = np.floor(np.minimum(y1, y2) * ROWS) - 1, np.ceil(np.maximum(y1, y2) * ROWS) + 1
-    corners = np.stack((np.maximum(top, 0), np.maximum(bottom, 0), np.maximum(left, 0), np.maximum(right, 0)), axis=1)
-    for a, b, c, d in corners.astype(int).tolist():
-        out[a:b, c:d] = True
-    return out
-
-
-def ignored_cells(masks: Sequence[Sequence[tuple[float, float]]], crop: Box | None, shape: Shape) -> Cells:
-    """(ROWS, COLUMNS) of the coded picture: cells whose centre lies in a mask, or outside the crop."""
-    width, height, rotation, mirrored = shape
-    rows, columns = np.mgrid[0:ROWS, 0:COLUMNS]
-    x, y = _upright((columns + 0.5) / COLUMNS, (rows + 0.5) / ROWS, rotation, mirrored)
-    out = np.zeros((ROWS, COLUMNS), np.bool_)
-    if crop is not None:
-        px, py = x * width, y * height
-        out |= (px < crop.x) | (px >= crop.x + crop.width) | (py < crop.y) | (py >= crop.y + crop.height)
-    for mask in masks:
-        edges = pad_polygons([mask], width, height)
-        out |= inside(edges, x.reshape(-1, 1) * width, y.reshape(-1, 1) * height).reshape(ROWS, COLUMNS)
-    return out

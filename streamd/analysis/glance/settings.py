@@ -40,7 +40,7 @@ class LookSettings(Settings):
         ge=0,
         le=300,
         description="Time after the last motion of an object, or of the light, in which frames are still processed, in "
-        "seconds.",
+        "seconds; less, once two of them show that everything stands still.",
     )
     min_fps: float = Field(
         2.0,

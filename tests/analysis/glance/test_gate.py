@@ -140,6 +140,13 @@ def test_what_shows_as_in_the_last_look_is_not_looked_at_again() -> None:
     assert yard.show((x + 1, 40, 8.0)) == "motion", "as soon as it goes on"
 
 
+def test_what_has_just_appeared_is_looked_at_twice() -> None:
+    """A track is confirmed by its second box, also where it stands."""
+    yard = Yard()
+    assert [yard.show((20, 40, 0.0)) for _ in range(2)] == ["motion", "motion"]
+    assert yard.show((20, 40, 0.0)) != "motion"
+
+
 def test_what_moves_beside_something_that_has_stopped_is_looked_at() -> None:
     yard = Yard()
     yard.walk(20, (20, 40))

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance, Luma
 from streamd.analysis.glance import motion_native as module
-from streamd.analysis.glance.gate import cells_of
 from streamd.analysis.glance.motion import Motion, Seen
 from streamd.analysis.glance.motion_native import Functions, library, warm
 from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.picture import Grid, mean_of
+from streamd.analysis.glance.places import cells_of
 from streamd.analysis.glance.score import beyond
 
 FOLDER = Path(module.__file__).parent
