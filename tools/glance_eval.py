@@ -23,7 +23,6 @@ shows in place. `hota`: how far the tracks agree with looking always, and those 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import tempfile
@@ -38,6 +37,7 @@ import numpy.typing as npt
 import yaml
 from compare_detections import overlaps
 from glance_day import ACTIVE, Pauses, frames_of, make_day, parts_of
+from glance_network import Boxes, Network
 from glance_truth import SAME_IOU, Found, Happened, Run, Truth, hota, partners
 from prometheus_client import CollectorRegistry
 
@@ -45,76 +45,20 @@ from streamd.analysis.glance.gate import Gate
 from streamd.analysis.glance.settings import LookSettings
 from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.analysis.tracking.bytetrack import ByteTrackSettings
-from streamd.config import DetectorSettings
-from streamd.engine import BatchSettings, open_backend
-from streamd.engine.openvino import OpenVinoSettings
 from streamd.events.record import Event
 from streamd.flow.glimpse import Glimpse
 from streamd.flow.stream import Result, StreamOutput
-from streamd.heads import DetectSettings
-from streamd.heads.detector import open_detector
 from streamd.runtime.analytics import Analytics
 from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Frame, ModelInfo
+from streamd.types import Frame
 
 LEFT_OUT = 50
-"""One frame in so many is left out of a run that is disturbed so,"""
-NOISE = 2.0
-"""or noise of this standard deviation, in levels, is added to what the network is given,"""
+"""One frame in so many is left out of a run that is disturbed so."""
 NOISY = (1, 3)
-"""in these runs: each takes the network's time once more, the others do not."""
+"""In these runs, there is noise in what the network is given: each takes its time once more, the others do not."""
 RUNS = 13
-Boxes = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
-
-
-class Network:
-    """Boxes of every frame of a clip, computed once.
-
-    Args:
-        model: path or `builtin:NAME`.
-        cache: folder that keeps them; None to compute them each time.
-    """
-
-    def __init__(self, model: str, cache: Path | None) -> None:
-        self._model, self._cache = model, cache
-        settings = DetectorSettings(path=model)
-        self.backend = open_backend(OpenVinoSettings(), settings, batch=BatchSettings(max=1), live=False)
-        self.detect = DetectSettings()
-        low = self.detect.model_copy(update={"conf": 0.1})
-        self._detector = open_detector(self.backend.spec, settings.head, low)
-        self.backend.start(self._detector.plan)
-        self.info: ModelInfo = self._detector.model
-
-    def boxes(self, clip: Path, seed: int | None = None) -> list[Boxes]:
-        """Of each frame: corners (N, 4), scores (N,), classes (N,). With noise in the picture, if there is a seed."""
-        salt = self.info.sha256.encode() + (b"" if seed is None else f"noise {NOISE} {seed}".encode())
-        digest = hashlib.sha256(clip.read_bytes() + salt).hexdigest()[:16]
-        kept = self._cache / f"{digest}.npz" if self._cache is not None else None
-        if kept is not None and kept.is_file():
-            with np.load(kept) as data:
-                rows, counts = data["rows"], data["counts"]
-            parts = np.split(rows, np.cumsum(counts)[:-1])
-            return [(p[:, :4].copy(), p[:, 4].copy(), p[:, 5].astype(np.int32)) for p in parts]
-        out: list[Boxes] = []
-        slot: Any = self.backend.slots[0]
-        rng = np.random.default_rng(seed)
-        for frame in frames_of(clip):
-            (letterbox,) = self.backend.preprocess(slot, [frame])
-            clean = slot.pixels.copy()
-            if seed is not None:
-                noise = rng.normal(0, NOISE, clean.shape[:3]).astype(np.float32)[..., None]
-                slot.pixels[:] = np.clip(clean + noise + 0.5, 0, 255).astype(np.uint8)
-            self.backend.infer(slot)
-            xyxy, score, class_id = self._detector.postprocess(self.backend.collect(slot), 0, letterbox)
-            slot.pixels[:] = clean  # of the padding, only once written
-            out.append((xyxy.copy(), score.copy(), class_id.copy()))
-        if kept is not None and out:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            rows = np.concatenate([np.column_stack(each) for each in out]).astype(np.float32)
-            np.savez_compressed(kept, rows=rows, counts=[len(each[1]) for each in out])
-        return out
 
 
 def _rules() -> dict[str, Any]:

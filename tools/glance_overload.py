@@ -25,7 +25,8 @@ from unittest import mock
 import numpy as np
 import yaml
 from glance_day import frames_of
-from glance_eval import RUNS, Boxes, Network, Way, look_always
+from glance_eval import RUNS, Way, look_always
+from glance_network import Boxes, Network
 from glance_truth import Found, Truth, merged
 
 from streamd.analysis.glance.settings import LookSettings

@@ -10,7 +10,8 @@ import glance_day
 import glance_eval as tool
 import numpy as np
 import pytest
-from glance_truth import Found
+from glance_network import Boxes
+from glance_truth import Found, Run
 
 from streamd.analysis.glance.settings import LookSettings
 from streamd.heads import DetectSettings
@@ -39,7 +40,7 @@ class Truth:
     info = ModelInfo("truth", "0" * 64, ("thing",))
     detect = DetectSettings()
 
-    def boxes(self, clip: Path, seed: int | None = None) -> list[tool.Boxes]:
+    def boxes(self, clip: Path, seed: int | None = None) -> list[Boxes]:
         out = []
         for i in range(FRAMES):
             n = int(BEGINS <= i < ENDS)
@@ -84,9 +85,9 @@ def test_what_is_missed_is_told(clip: Path) -> None:
 def test_events_of_a_day_are_those_without_its_pauses() -> None:
     a = glance_day.ACTIVE
     parts = ["noise"] * 10 + [a] * 10 + ["rain"] * 10 + [a] * 10
-    cut = tool.Run(events=[("x1in", "car", 3), ("z00", "car", 9), ("x2in", "car", 15)])
-    always = tool.Run(events=[("x1in", "car", 13), ("x2in", "car", 25), ("z00", "car", 30), ("x2in", "car", 38)])
-    gated = tool.Run(events=[("x1in", "car", 14), ("z00", "car", 19), ("x2in", "car", 35)])
+    cut = Run(events=[("x1in", "car", 3), ("z00", "car", 9), ("x2in", "car", 15)])
+    always = Run(events=[("x1in", "car", 13), ("x2in", "car", 25), ("z00", "car", 30), ("x2in", "car", 38)])
+    gated = Run(events=[("x1in", "car", 14), ("z00", "car", 19), ("x2in", "car", 35)])
     assert tool.without_pauses(cut, always, gated, 10.0, parts) == (3, 2, 3)
 
 

@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance, Luma
-from streamd.analysis.glance import score as scoring
 from streamd.analysis.glance.cells import Cells, Levels, beyond, reach
 from streamd.analysis.glance.motion_native import Functions, NativeMotion, library
 from streamd.analysis.glance.moved import Moved
-from streamd.analysis.glance.score import CLUTTER_S, LASTS, RECENT_S, score
+from streamd.analysis.glance.score import CLUTTER_S, LASTS, RECENT_S, changed, elsewhere, score
 from streamd.analysis.glance.whole import Shots, whole
 
 STILL_S, STRAY_S = 1.5, 3.0
@@ -341,14 +340,14 @@ class Motion:
             boxes: (ROWS, COLUMNS) cells in boxes.
         """
         if self._native is not None:
-            return self._native.beyond(moved.cells, seen.cells, boxes) >= self.threshold
-        return scoring.beyond(self._distance, self._limit, moved.cells, seen.cells, boxes) >= self.threshold
+            return self._native.elsewhere(moved.cells, seen.cells, boxes) >= self.threshold
+        return elsewhere(self._distance, self._limit, moved.cells, seen.cells, boxes) >= self.threshold
 
     def changed(self, luma: Luma, moved: Moved, seen: Seen) -> float:
-        """How much the picture of the last `step` differs from an earlier one; see `score.changed`."""
+        """How much the picture of the last `step` differs from an earlier one, see `score.changed`."""
         if self._native is not None:
             return self._native.changed(luma, moved.cells, *seen)
-        return scoring.changed(self._limit, luma, moved.cells, *seen)
+        return changed(self._limit, luma, moved.cells, *seen)
 
     def _calm(self) -> None:
         if self._auto and self.threshold > FIRST_SCORE:

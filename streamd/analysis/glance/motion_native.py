@@ -32,7 +32,7 @@ _SHORT = (
     "motion_warm",
     "glance_boxes",
     "glance_changed",
-    "glance_beyond",
+    "glance_elsewhere",
 )
 _ARRAYS = ("background", "past", "noise", "limit", "distance", "stand")
 _ROOM = ("away", "light", "shifted", "steady", "basis")
@@ -49,7 +49,7 @@ class Functions(NamedTuple):
     warm: Any
     boxes: Any
     changed: Any
-    beyond: Any
+    elsewhere: Any
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def library(path: str | None = None) -> Functions | None:
     long = compiled(built, ("motion_fit", "motion_shaken"), path)
     if short is None or long is None:
         return None
-    (step, answer, absorb, warm, boxes, changed, beyond), (fit, shaken) = short, long
+    (step, answer, absorb, warm, boxes, changed, elsewhere), (fit, shaken) = short, long
     for function in (step, fit, shaken):
         function.argtypes = [_POINTER, _POINTER, _POINTER]
         function.restype = ctypes.c_int
@@ -73,9 +73,9 @@ def library(path: str | None = None) -> Functions | None:
     warm.argtypes, warm.restype = [_POINTER, _POINTER, ctypes.c_float], None
     boxes.argtypes = [_POINTER, _COUNT, _COUNT, _COUNT, ctypes.c_int, ctypes.c_int, _POINTER]
     boxes.restype = None
-    for function in (changed, beyond):
+    for function in (changed, elsewhere):
         function.argtypes, function.restype = [_POINTER] * 5, _REAL
-    return Functions(step, fit, shaken, answer, absorb, warm, boxes, changed, beyond)
+    return Functions(step, fit, shaken, answer, absorb, warm, boxes, changed, elsewhere)
 
 
 def warm(heat: Levels, cells: Cells, by: float, functions: Functions | bool | None = True) -> None:
@@ -189,7 +189,7 @@ class NativeMotion:
         arrays = (luma, cells, seen, seen_cells)
         return float(self._functions.changed(self._state.limit, *map(address_of, arrays)))
 
-    def beyond(self, cells: Cells, seen_cells: Cells, boxes: Cells) -> float:
-        """See `score.beyond`."""
+    def elsewhere(self, cells: Cells, seen_cells: Cells, boxes: Cells) -> float:
+        """See `score.elsewhere`."""
         s = self._state
-        return float(self._functions.beyond(s.distance, s.limit, *map(address_of, (cells, seen_cells, boxes))))
+        return float(self._functions.elsewhere(s.distance, s.limit, *map(address_of, (cells, seen_cells, boxes))))

@@ -221,8 +221,8 @@ static int close_by(const uint8_t *cells, int y, int x)
     return 0;
 }
 
-/* score.py: beyond. */
-double glance_beyond(const float *distance, const float *limit, const uint8_t *cells, const uint8_t *seen_cells,
+/* score.py: elsewhere. */
+double glance_elsewhere(const float *distance, const float *limit, const uint8_t *cells, const uint8_t *seen_cells,
                      const uint8_t *boxes)
 {
     float ratio[ROWS * COLUMNS];

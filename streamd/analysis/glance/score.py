@@ -100,7 +100,7 @@ def changed(limit: Levels, luma: Luma, cells: Cells, seen: Luma, seen_cells: Cel
     return float(around(ratio).max())
 
 
-def beyond(distance: Levels, limit: Levels, cells: Cells, seen_cells: Cells, boxes: Cells) -> float:
+def elsewhere(distance: Levels, limit: Levels, cells: Cells, seen_cells: Cells, boxes: Cells) -> float:
     """The highest sum of 3 × 3 cells that stray outside of boxes, or away from what strayed before.
 
     Args:

@@ -24,7 +24,7 @@ from streamd.analysis.glance.motion_native import Functions, library, warm
 from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.picture import Grid, mean_of
 from streamd.analysis.glance.places import cells_of
-from streamd.analysis.glance.score import beyond
+from streamd.analysis.glance.score import elsewhere
 
 FOLDER = Path(module.__file__).parent
 STATE = ("_background", "_past", "_noise", "_limit", "_distance", "_stand", "_stand_ns", "_boxed_ns")
@@ -89,7 +89,7 @@ class Twins:
             functions, limit = self.native._native, self.numpy._limit
             assert functions is not None
             distance = self.numpy._distance
-            assert functions.beyond(moved.cells, self.earlier.cells, boxes) == beyond(
+            assert functions.elsewhere(moved.cells, self.earlier.cells, boxes) == elsewhere(
                 distance, limit, moved.cells, self.earlier.cells, boxes
             )
             self.seen |= {"changed"} if both[0] else set()
