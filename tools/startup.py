@@ -204,10 +204,17 @@ def stand_in(create_ms: float, log: Path) -> list[str]:
     return ["env", f"PYTHONPATH={path}", f"STREAMD_CREATE_S={create_ms / 1e3}", f"STREAMD_CREATE_LOG={log}"]
 
 
-def rested(running: Running, seconds: float) -> dict[str, Any] | None:
+def writing_memory(folder: Path) -> list[str]:
+    """The command within which all processes of a daemon write to `folder` what memory they have in use."""
+    path = os.pathsep.join([str(Path(__file__).with_name("memory_in_use")), os.environ.get("PYTHONPATH", "")])
+    folder.mkdir()
+    return ["env", f"PYTHONPATH={path}", f"STREAMD_MEMORY_LOG={folder}"]
+
+
+def rested(running: Running, seconds: float, memory_log: Path | None) -> dict[str, Any] | None:
     """Waits; a report if that is long enough for one."""
     if seconds >= LEAST_REST_S:
-        return rest(running, seconds)
+        return rest(running, seconds, memory_log=memory_log)
     time.sleep(seconds)
     return None
 
@@ -218,7 +225,9 @@ def once(args: argparse.Namespace, cams: list[subprocess.Popen[str]], urls: list
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
         created = Path(folder) / "created"
+        memory = Path(folder) / "memory" if args.in_use else None
         within = stand_in(args.create_ms, created) if args.create_ms else []
+        within = writing_memory(memory) if memory is not None else within
         with daemon(Path(folder), configuration(args, urls), within=within) as running:
             log = Log(running)
             found["start"] = log.wait(args.streams, began, args.limit)
@@ -226,7 +235,7 @@ def once(args: argparse.Namespace, cams: list[subprocess.Popen[str]], urls: list
                 found["start"]["process_s"] = round(at - began, 2)
             found["start"] |= {"running_s": log.running(began), "decoders": log.decoders(began)}
             found["start"]["slowest"] = log.slowest(began)
-            found["rest"] = rested(running, args.rest)
+            found["rest"] = rested(running, args.rest, memory)
             if cams:
                 away = time.time()
                 say(cams, "refuse")
@@ -236,7 +245,7 @@ def once(args: argparse.Namespace, cams: list[subprocess.Popen[str]], urls: list
                 found["reconnect"] = log.wait(args.streams, back, args.limit)
                 found["reconnect"] |= {"failures": log.failures(back), "decoders": log.decoders(away)}
                 found["reconnect"]["slowest"] = log.slowest(back)
-                found["rest_after"] = rested(running, args.rest_after)
+                found["rest_after"] = rested(running, args.rest_after, memory)
             threads = _threads(running.process.pid)
             began = time.monotonic()
             code = running.stop(60)
@@ -279,6 +288,10 @@ def main() -> None:
     p.add_argument("--isolation", default="thread")
     p.add_argument("--times", type=int, default=1)
     p.add_argument("--rest", type=float, default=3.0, help="seconds of work before the outage")
+    p.add_argument(
+        "--in-use", action="store_true",
+        help="with --rest: also what malloc and Python have given out, without huge pages (not with --create-ms)",
+    )  # fmt: skip
     p.add_argument("--rest-after", type=float, default=3.0, help="seconds of work after it")
     p.add_argument("--limit", type=float, default=120.0, help="seconds to wait for the streams")
     p.add_argument("--json", type=Path)

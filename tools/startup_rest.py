@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -115,8 +116,15 @@ def mapped(running: Running) -> dict[str, Counter[str]]:
     return found
 
 
-def rest(running: Running, seconds: float, every_s: float = EVERY_S) -> dict[str, Any]:
-    """Samples for `seconds`, and reports. A busy daemon may be too slow for a sample, which is then missing."""
+def rest(running: Running, seconds: float, every_s: float = EVERY_S, memory_log: Path | None = None) -> dict[str, Any]:
+    """Samples for `seconds`, and reports. A busy daemon may be too slow for a sample, which is then missing.
+
+    Args:
+        running: the daemon.
+        seconds: how long.
+        every_s: between samples.
+        memory_log: where `memory_in_use` writes.
+    """
     until, samples, missing = time.monotonic() + seconds, list[Sample](), 0
     settled, before = time.monotonic() + _settle(seconds), None
     while True:
@@ -133,6 +141,8 @@ def rest(running: Running, seconds: float, every_s: float = EVERY_S) -> dict[str
     after = mapped(running)
     grown = {name: growth(of, after[name]) for name, of in (before or {}).items() if name in after}
     report = told(samples) if len(samples) > 1 else {"samples": len(samples)}
+    if memory_log is not None:
+        report["in_use"] = in_use(memory_log, settled)
     return report | {"mappings_grown_mib": grown, "missing_samples": missing}
 
 
@@ -176,6 +186,30 @@ def told(samples: list[Sample]) -> dict[str, Any]:
     lasting = _lasting(settled)
     found["processes"] = {name: _process(minutes, [s.parts[name] for s in settled]) for name in lasting}
     found["anon_mib_samples"] = {name: [round(s.parts[name].anon, 1) for s in settled] for name in lasting}
+    return found
+
+
+def in_use(folder: Path, since: float) -> dict[str, Any]:
+    """What `memory_in_use` wrote since `since` (monotonic): MiB that malloc had given out in all processes that lasted,
+    at first, at last, MiB a minute and its standard error; the same of Python's blocks; MiB a minute of each process.
+    """
+    logs: list[list[tuple[float, ...]]] = []
+    for path in sorted(folder.iterdir(), key=lambda path: int(path.name)):
+        lines = [tuple(map(float, line.split())) for line in path.read_text(encoding="ascii").splitlines()]
+        logs.append([line for line in lines if line[0] >= since])
+    longest = max(map(len, logs), default=0)
+    logs = [log for log in logs if len(log) > 2 and len(log) >= longest - 2]  # not the passers-by
+    if not logs:
+        return {"processes": 0}
+    count = min(map(len, logs))
+    minutes = [line[0] / 60 for line in logs[0][:count]]
+    found: dict[str, Any] = {"processes": len(logs)}
+    for name, column, unit in (("malloc_mib", 1, 2**20), ("python_blocks", 2, 1)):
+        total = [sum(log[i][column] for log in logs) / unit for i in range(count)]
+        line = slope(minutes, total)
+        found[name] = [round(number, 3) for number in (total[0], total[-1], line.per, line.error)]
+    each = (slope(minutes, [line[1] / 2**20 for line in log[:count]]) for log in logs)
+    found["malloc_mib_per_min"] = [round(line.per, 3) for line in each]
     return found
 
 
