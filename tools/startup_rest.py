@@ -140,7 +140,7 @@ def rest(running: Running, seconds: float, every_s: float = EVERY_S, memory_log:
         time.sleep(min(every_s, left))
     after = mapped(running)
     grown = {name: growth(of, after[name]) for name, of in (before or {}).items() if name in after}
-    report = told(samples) if len(samples) > 1 else {"samples": len(samples)}
+    report: dict[str, Any] = told(samples) if len(samples) > 1 else {"samples": len(samples)}
     if memory_log is not None:
         report["in_use"] = in_use(memory_log, settled)
     return report | {"mappings_grown_mib": grown, "missing_samples": missing}

@@ -29,6 +29,7 @@ RETURN_S = 30.0
 """Time constant with which the time of arrival is returned to."""
 LONGEST_MEDIA_S = 60.0
 """A longer step of a file's media clock is a jump."""
+_LONGEST_MEDIA_NS = int(LONGEST_MEDIA_S * 1e9)
 
 
 class MediaClock:
@@ -52,20 +53,24 @@ class MediaClock:
 
     def time(self, frame: Frame) -> int:
         """The time of the stream's next frame."""
-        arrived = frame.captured_ns - self._captured_ns
-        passed = arrived
-        if frame.pts_ns is not None and self._pts_ns is not None:
-            media = frame.pts_ns - self._pts_ns
-            if media > 0 and not self._live and media < LONGEST_MEDIA_S * 1e9:
-                passed = media
-            elif media > 0 and self._live and self._agrees(media, arrived):
-                ahead = self._ahead_ns + media - arrived
+        captured, pts = frame.captured_ns, frame.pts_ns
+        before, last = self._captured_ns, self._pts_ns
+        self._captured_ns, self._pts_ns = captured, pts
+        if not before:
+            self._now_ns = captured
+            return captured
+        passed = captured - before
+        if pts is not None and last is not None and pts > last:
+            media = pts - last
+            if not self._live:
+                if media < _LONGEST_MEDIA_NS:
+                    passed = media
+            elif self._agrees(media, passed):
+                ahead = self._ahead_ns + media - passed
                 back = round(ahead * min(media / (RETURN_S * 1e9), 1.0))
                 self._ahead_ns, passed = ahead - back, media - back
-        first = self._captured_ns == 0
-        self._pts_ns, self._captured_ns = frame.pts_ns, frame.captured_ns
-        self._now_ns = frame.captured_ns if first else self._now_ns + max(passed, 1)
-        return self._now_ns
+        now = self._now_ns = self._now_ns + (passed if passed > 1 else 1)
+        return now
 
     def _agrees(self, media: int, arrived: int) -> bool:
         ahead = self._ahead_ns + media - arrived

@@ -126,3 +126,16 @@ def test_a_rest_of_a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(found["rss_mib_samples"]) == 4
     assert found["rss_mib"][0] > 20
     assert found["processes"]["daemon"]["anon"][0] > 10
+
+
+def test_what_is_in_use_is_that_of_the_processes_that_lasted(tmp_path: Path) -> None:
+    for pid, blocks in ((7, 100.0), (8, 200.0)):
+        lines = [f"{10.0 * i} {2**20 * (blocks + i)} {blocks}" for i in range(13)]
+        (tmp_path / str(pid)).write_text("\n".join(lines) + "\n")
+    (tmp_path / "9").write_text("50.0 1 1\n60.0 1 1\n70.0 1 1\n")  # came and went
+    found = startup_rest.in_use(tmp_path, since=60.0)
+    assert found == {
+        "processes": 2, "malloc_mib": [312.0, 324.0, 12.0, 0.0], "python_blocks": [300.0, 300.0, 0.0, 0.0],
+        "malloc_mib_per_min": [6.0, 6.0],
+    }  # fmt: skip
+    assert startup_rest.in_use(tmp_path, since=1e9) == {"processes": 0}

@@ -352,12 +352,12 @@ def _results(batch: Sequence[Observation], tracks: Matrix, of_box: Indices, boxe
         facts[2, without] = boxes.class_id[without]
         speed[:, without] = 0.0
     age, ids, class_id = facts[0], facts[1].astype(np.int64), facts[2].astype(np.int32)
-    velocity, confirmed = speed[:2].T, facts[1] > ZERO
+    velocity = speed[:2].T
     if len(batch) == 1:
-        return [Tracked(ids, confirmed, age, velocity, class_id)]
+        return [Tracked(ids, age, velocity, class_id)]
     out, at = [], 0
     for n in boxes.counts:
         cut = slice(at, at + n)
-        out.append(Tracked(ids[cut], confirmed[cut], age[cut], velocity[cut], class_id[cut]))
+        out.append(Tracked(ids[cut], age[cut], velocity[cut], class_id[cut]))
         at += n
     return out

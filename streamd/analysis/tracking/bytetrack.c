@@ -159,14 +159,17 @@ typedef struct {
 /* In the order of native.py. */
 typedef struct {
     Stream *stream;
-    int64_t time_ns, missed, begin, boxes;
+    int64_t time_ns, missed, begin, boxes; /* begin: an End, or 0 */
     int64_t width, height, part, roi[4];
 } Frame;
 
+/* Why tracks ended; as native.py has them. */
+enum End { LOST, LOOP, RESTART, SIZE, CROP, OUTAGE };
+
 /* What is told of a frame: its number, whether it is left to Python, how many tracks get an id, how many confirmed ones have
- * ended. */
+ * ended, and why. */
 typedef struct {
-    int64_t frame, left, named, gone;
+    int64_t frame, left, named, gone, why;
 } Told;
 
 /* By box. */
@@ -177,11 +180,13 @@ typedef struct {
     int64_t *fresh;
 } Columns;
 
-/* One frame. Returns 0; 1 where there is no memory or too many tracks for this way: nothing has changed then. */
-static int step(const Settings *s, Scratch *room, Stream *stream, double dt, double observed, const float *xyxy,
-                const float *score, const int32_t *class_id, int64_t n_boxes, Columns by_box, double *ended, Told *told)
+/* One frame after `n_tracks` tracks, all of the stream's or none. Returns 0; 1 where there is no memory or too many tracks
+ * for this way: nothing has changed then. */
+static int step(const Settings *s, Scratch *room, Stream *stream, int64_t n_tracks, double dt, double observed,
+                const float *xyxy, const float *score, const int32_t *class_id, int64_t n_boxes, Columns by_box,
+                double *ended, Told *told)
 {
-    int64_t n_tracks = stream->count, stride = n_tracks + n_boxes;
+    int64_t stride = n_tracks + n_boxes;
     double *out = room->matrix;
     int32_t *track_of = room->track_of;
 
@@ -265,30 +270,56 @@ static int step(const Settings *s, Scratch *room, Stream *stream, double dt, dou
     stream->count = alive;
     stream->active = active;
     told->named = named;
-    told->gone = gone;
+    told->gone += gone;
     return 0;
 }
 
-static int same_place(const Stream *s, const Frame *f)
+/* batch.py: Tracker._break. */
+static enum End broken(const Settings *s, const Stream *stream, const Frame *f)
 {
-    return s->width == f->width && s->height == f->height && s->part == f->part &&
-           !memcmp(s->roi, f->roi, sizeof s->roi);
+    if (f->begin)
+        return (enum End)f->begin;
+    if (stream->width != f->width || stream->height != f->height)
+        return SIZE;
+    if (stream->part != f->part || memcmp(stream->roi, f->roi, sizeof stream->roi))
+        return CROP;
+    return (double)(f->time_ns - stream->time_ns) > s->outage_s * 1e9 ? OUTAGE : LOST;
 }
 
-/* One frame, unless it ends its stream's tracks, which is left to Python. */
+/* batch.py: _ends. Returns how many. */
+static int64_t end_all(const Stream *stream, double dt, double *ended)
+{
+    int64_t gone = 0, n = stream->count;
+    const double *tracks = stream->tracks;
+    for (int64_t t = 0; t < n; t++)
+        if (tracks[ID * n + t] > 0) {
+            ended[4 * gone] = tracks[ID * n + t];
+            ended[4 * gone + 1] = tracks[CLASS * n + t];
+            ended[4 * gone + 2] = tracks[AGE * n + t] - tracks[UNSEEN * n + t];
+            ended[4 * gone + 3] = tracks[WALL * n + t] + dt;
+            gone++;
+        }
+    return gone;
+}
+
 static int frame(const Settings *s, Scratch *room, const Frame *f, const float *xyxy, const float *score,
                  const int32_t *class_id, Columns by_box, double *ended, Told *told)
 {
     Stream *stream = f->stream;
     double dt = 0;
-    int64_t passed_ns = stream->known ? f->time_ns - stream->time_ns : 0;
+    int64_t passed_ns = 0, n_tracks = stream->count;
     if (stream->known) {
-        if (f->begin || !same_place(stream, f) || (double)passed_ns > s->outage_s * 1e9)
-            return 1;
+        passed_ns = f->time_ns - stream->time_ns;
         dt = (double)(passed_ns >= 0 ? passed_ns : stream->step_ns) / 1e9;
+        told->why = broken(s, stream, f);
+        if (told->why != LOST) {
+            told->gone = end_all(stream, dt, ended);
+            dt = 0;
+            passed_ns = n_tracks = 0;
+        }
     }
     double observed = least(dt / (1 + most((double)f->missed, 0)), 0.1);
-    if (step(s, room, stream, dt, observed, xyxy, score, class_id, f->boxes, by_box, ended, told))
+    if (step(s, room, stream, n_tracks, dt, observed, xyxy, score, class_id, f->boxes, by_box, ended, told))
         return 1;
     stream->known = 1;
     stream->time_ns = f->time_ns;
@@ -375,9 +406,9 @@ int64_t bytetrack_frames(const Settings *s, int64_t n, const Frame *frames, cons
     for (int64_t i = 0; i < n; i++) {
         int64_t found = frames[i].boxes;
         Told *of = told + some;
-        *of = (Told){i, 0, 0, 0};
+        *of = (Told){i, 0, 0, 0, LOST};
         if (no_room || frame(s, &room, frames + i, xyxy, score, class_id, by_box, ended, of))
-            *of = (Told){i, 1, 0, 0};
+            *of = (Told){i, 1, 0, 0, LOST};
         some += of->left || of->named || of->gone;
         xyxy += 4 * found;
         score += found;

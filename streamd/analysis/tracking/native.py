@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamd.analysis.compiled import address_of, either_way
-from streamd.analysis.tracking.observation import EndedTrack, Int64Array, ObservationBatch, Tracked, TrackedBatch
+from streamd.analysis.tracking.observation import (
+    EndedTrack,
+    EndReason,
+    Int64Array,
+    ObservationBatch,
+    Tracked,
+    TrackedBatch,
+)
 from streamd.analysis.tracking.tracks import COUNT, ID, ROOM, Matrix
 
 if TYPE_CHECKING:
@@ -81,7 +88,7 @@ class NativeStep:
 
         Returns:
             What is known of the boxes; and the frames that are left to NumPy, whose streams are as they were: those
-            that end all tracks, or with too many of them.
+            with too many tracks.
         """
         facts: list[int] = []
         bounds, frames = batch.boxes.bounds, len(batch.frames)
@@ -91,12 +98,12 @@ class NativeStep:
             first = end
             if count + found > state.facts[ROOM]:
                 state.reserve(count + found)
-            facts += (state.address, time_ns, missed, begin is not None, found, width, height)
+            facts += (state.address, time_ns, missed, 0 if begin is None else _WHY.index(begin), found, width, height)
             facts += _WHOLE if roi is None else (1, *roi)
             known, pairs = known + count, pairs + found * count
         # One block for everything that comes back: asking NumPy for an address takes long.
         n = first
-        age, labels, fresh, told, ended = n, 4 * n, 5 * n, 7 * n, 7 * n + 4 * frames
+        age, labels, fresh, told, ended = n, 4 * n, 5 * n, 7 * n, 7 * n + _TOLD * frames
         block = np.empty(ended + 4 * known)
         base = address_of(block)
         expected_ns = _FRAME_NS * frames + _BOX_NS * (n + known) + _PAIR_NS * pairs
@@ -107,7 +114,7 @@ class NativeStep:
         )  # fmt: skip
         number, class_id = block[:age].view(np.int64), block[labels:fresh].view(np.int32)[:n]
         left, buried = self._told(batch, some, block[fresh:], number) if some else ([], {})
-        joined = Tracked(number, number > 0, block[age : 2 * n], block[2 * n : labels].reshape(n, 2), class_id)
+        joined = Tracked(number, block[age : 2 * n], block[2 * n : labels].reshape(n, 2), class_id)
         return TrackedBatch(joined, bounds, buried, address=base), left
 
     def _told(
@@ -117,9 +124,10 @@ class NativeStep:
         ids."""
         bounds = batch.boxes.bounds
         n = bounds[-1]
-        columns, begin = block[: 2 * n].view(np.int64), 2 * n + 4 * len(batch)
+        columns, begin = block[: 2 * n].view(np.int64), 2 * n + _TOLD * len(batch)
         left, buried = [], {}
-        for i, is_left, named, gone in block[2 * n : 2 * n + 4 * some].view(np.int64).reshape(some, 4).tolist():
+        told = block[2 * n : 2 * n + _TOLD * some].view(np.int64).reshape(some, _TOLD)
+        for i, is_left, named, gone, why in told.tolist():
             if is_left:
                 left.append(i)
             if named:
@@ -128,7 +136,7 @@ class NativeStep:
                 for column, box in columns[2 * first : 2 * (first + named)].reshape(named, 2).tolist():
                     matrix[ID, column] = number[first + box] = next(ids)
             if gone:
-                buried[i] = tuple(_buried(block[begin : begin + 4 * gone].reshape(gone, 4)))
+                buried[i] = tuple(_buried(block[begin : begin + 4 * gone].reshape(gone, 4), _WHY[why]))
                 begin += 4 * gone
         return left, buried
 
@@ -136,6 +144,12 @@ class NativeStep:
 _WHOLE = (0, 0, 0, 0, 0)
 
 
-def _buried(ended: Matrix) -> Iterator[EndedTrack]:
+_WHY: tuple[EndReason, ...] = ("lost", "loop", "restart", "size", "crop", "lost: outage")
+"""Why tracks ended, in the order of bytetrack.c."""
+_TOLD = 5
+"""Numbers that are told of a frame: `Told` in bytetrack.c."""
+
+
+def _buried(ended: Matrix, why: EndReason) -> Iterator[EndedTrack]:
     for number, leader, age, unseen in ended.tolist():
-        yield EndedTrack(int(number), "lost", int(leader), age, unseen)
+        yield EndedTrack(int(number), why, int(leader), age, unseen)

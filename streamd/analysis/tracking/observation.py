@@ -105,8 +105,6 @@ class Tracked:
 
     id: Int64Array
     """(N,) the track; 0 if the box belongs to none or to one that is not confirmed yet."""
-    confirmed: BoolArray
-    """(N,) the same as `id` > 0."""
     age_s: Matrix
     """(N,) observed seconds since the track's first box; 0 without a track."""
     velocity: Matrix
@@ -124,9 +122,14 @@ class Tracked:
         """A result in which no box of the frame belongs to a track."""
         n = len(class_id)
         return cls(
-            np.zeros(n, np.int64), np.zeros(n, np.bool_), np.zeros(n), np.zeros((n, 2)),
-            class_id, ended, error,
+            np.zeros(n, np.int64), np.zeros(n), np.zeros((n, 2)), class_id, ended, error,
         )  # fmt: skip
+
+    @property
+    def confirmed(self) -> BoolArray:
+        """(N,) whether the box belongs to a confirmed track. Made when asked: NumPy lets go of the interpreter lock to
+        compare the ids of a whole batch, and getting it back takes longer than the batch."""
+        return self.id > 0
 
 
 class TrackedBatch(ByFrame[Tracked]):
@@ -164,7 +167,7 @@ class TrackedBatch(ByFrame[Tracked]):
         joined = frames[0] if len(frames) == 1 else Tracked.nothing(np.empty(0, np.int32))
         if len(frames) > 1:
             joined = Tracked(
-                np.concatenate([frame.id for frame in frames]), np.concatenate([frame.confirmed for frame in frames]),
+                np.concatenate([frame.id for frame in frames]),
                 np.concatenate([frame.age_s for frame in frames]), np.concatenate([frame.velocity for frame in frames]),
                 np.concatenate([frame.class_id for frame in frames]),
             )  # fmt: skip
@@ -180,6 +183,6 @@ class TrackedBatch(ByFrame[Tracked]):
         j = self.joined
         cut = slice(self._bounds[i], self._bounds[i + 1])
         return Tracked(
-            j.id[cut], j.confirmed[cut], j.age_s[cut], j.velocity[cut], j.class_id[cut], self._ended.get(i, ()),
+            j.id[cut], j.age_s[cut], j.velocity[cut], j.class_id[cut], self._ended.get(i, ()),
             self.errors.get(i),
         )  # fmt: skip

@@ -14,6 +14,7 @@ from streamd.analysis.tracking import Observation, StreamTracks, Tracked
 from streamd.analysis.tracking import native as module
 from streamd.analysis.tracking.bytetrack import ByteTrack, ByteTrackSettings
 from streamd.analysis.tracking.native import library
+from streamd.types import Box
 from tests.analysis.tracking.scenes import SIZE, Frame, boxes, wild
 from tests.compiler import shared_library
 
@@ -35,9 +36,9 @@ class Twins:
         self.numpy, self.native = ByteTrack(chosen), ByteTrack(chosen, step)
         self.states = StreamTracks(), StreamTracks()
 
-    def __call__(self, at_s: float, frame: Frame, **facts: Any) -> Tracked:
+    def __call__(self, at_s: float, frame: Frame, size: tuple[int, int] = SIZE, **facts: Any) -> Tracked:
         first, second = (
-            tracker.step([Observation(state, round(at_s * 1e9), *frame, *SIZE, **facts)])[0]
+            tracker.step([Observation(state, round(at_s * 1e9), *frame, *size, **facts)])[0]
             for tracker, state in zip((self.numpy, self.native), self.states, strict=True)
         )
         assert first.error is None
@@ -73,6 +74,40 @@ def test_wild_scenes(step: Any, seed: int, objects: int, passed: list[float], sh
         if shaking:
             frame = (frame[0] + np.tile(rng.normal(0, 30, 2), 2).astype(np.float32), *frame[1:])
         both(at, frame, missed=int(rng.integers(0, 3)))
+
+
+BREAKS: dict[str, dict[str, Any]] = {
+    "lost": {}, "loop": {"begin": "loop"}, "restart": {"begin": "restart"}, "size": {"size": (640, 360)},
+    "crop": {"roi": Box(10, 20, 400, 300)},
+}  # fmt: skip
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([1, 12, 60]),
+    st.lists(st.tuples(st.sampled_from([-0.1, 0.04, 0.04, 7.0]), st.sampled_from(sorted(BREAKS))), min_size=20, max_size=20),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_whatever_ends_all_tracks(step: Any, seed: int, objects: int, events: list[tuple[float, str]]) -> None:
+    both, at, ended = Twins(step), 10.0, set()
+    for (dt, event), frame in zip(events, wild(seed, len(events), objects), strict=True):
+        at += dt
+        # Without a frame in between, tracks would have no time to be confirmed.
+        for later, facts in (
+            (at, BREAKS[event]),
+            (at + 0.04, {k: v for k, v in BREAKS[event].items() if k != "begin"}),
+        ):
+            ended |= {each.reason for each in both(later, frame, **facts).ended}
+    assert ended <= {"lost", "loop", "restart", "size", "crop", "lost: outage"}
+
+
+@pytest.mark.parametrize("event", [*sorted(BREAKS), "lost: outage"])
+def test_why_tracks_end(step: Any, event: str) -> None:
+    both, frame = Twins(step), boxes((100, 100, 40, 100, 0.9), (300, 100, 40, 100, 0.9))
+    for i in range(5):
+        both(i * 0.04, frame)
+    outage = event == "lost: outage"
+    found = both(60.0 if outage else 0.2, boxes() if event == "lost" else frame, **BREAKS.get(event, {}))
+    assert [each.reason for each in found.ended] == ([] if event == "lost" else [event] * 2)
 
 
 @given(

@@ -35,7 +35,7 @@ def boxes(counts: list[int], seed: int = 0) -> tuple[FoundBatch, TrackedBatch]:
     score = [rng.choice(np.array([0.1, 0.25, 0.4, 0.5, 0.9, np.nan], np.float32), k) for k in counts]
     number = rng.choice([0, 0, 1, 77, 2**40], n)
     velocity = rng.random((2, n)).T
-    found = Tracked(number, number > 0, rng.random(n), velocity, rng.integers(0, 3, n).astype(np.int32))
+    found = Tracked(number, rng.random(n), velocity, rng.integers(0, 3, n).astype(np.int32))
     return FoundBatch.of(xyxy, score, [np.zeros(k, np.int32) for k in counts]), batch_of(found, counts)
 
 
@@ -61,7 +61,7 @@ def test_scores_classes_and_weak_boxes(compiled: bool, native: Any) -> None:
     score = [np.array([0.3, 0.3, 0.9, 0.1], np.float32), np.array([0.1, 0.9], np.float32)]
     given_ = FoundBatch.of(xyxy, score, [np.zeros(4, np.int32), np.zeros(2, np.int32)])
     number = np.array([0, 5, 6, 7, 0, 8])
-    found = Tracked(number, number > 0, number / 2, np.zeros((6, 2)), np.array([0, 1, 2, 0, 0, 1], np.int32))
+    found = Tracked(number, number / 2, np.zeros((6, 2)), np.array([0, 1, 2, 0, 0, 1], np.int32))
     for weak, kept in ((False, [0, 5]), (True, [0, 1, 3, 5])):
         chosen = Selection(FLOOR, weak, native if compiled else None)(given_, batch_of(found, [4, 2]))
         assert np.flatnonzero(chosen.kept).tolist() == kept
