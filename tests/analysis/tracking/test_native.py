@@ -84,7 +84,9 @@ BREAKS: dict[str, dict[str, Any]] = {
 
 @given(
     st.integers(0, 2**32 - 1), st.sampled_from([1, 12, 60]),
-    st.lists(st.tuples(st.sampled_from([-0.1, 0.04, 0.04, 7.0]), st.sampled_from(sorted(BREAKS))), min_size=20, max_size=20),
+    st.lists(
+        st.tuples(st.sampled_from([-0.1, 0.04, 0.04, 7.0]), st.sampled_from(sorted(BREAKS))), min_size=20, max_size=20
+    ),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
 def test_whatever_ends_all_tracks(step: Any, seed: int, objects: int, events: list[tuple[float, str]]) -> None:
