@@ -206,7 +206,8 @@ def stand_in(create_ms: float, log: Path) -> list[str]:
 
 def writing_memory(folder: Path) -> list[str]:
     """The command within which all processes of a daemon write to `folder` what memory they have in use."""
-    path = os.pathsep.join([str(Path(__file__).with_name("memory_in_use")), os.environ.get("PYTHONPATH", "")])
+    tools = Path(__file__).resolve().parent
+    path = os.pathsep.join([str(tools / "memory_in_use"), str(tools), *filter(None, [os.environ.get("PYTHONPATH")])])
     folder.mkdir()
     return ["env", f"PYTHONPATH={path}", f"STREAMD_MEMORY_LOG={folder}"]
 

@@ -123,7 +123,7 @@ def rest(running: Running, seconds: float, every_s: float = EVERY_S, memory_log:
         running: the daemon.
         seconds: how long.
         every_s: between samples.
-        memory_log: where `memory_in_use` writes.
+        memory_log: where `memory_log` writes.
     """
     until, samples, missing = time.monotonic() + seconds, list[Sample](), 0
     settled, before = time.monotonic() + _settle(seconds), None
@@ -190,7 +190,7 @@ def told(samples: list[Sample]) -> dict[str, Any]:
 
 
 def in_use(folder: Path, since: float) -> dict[str, Any]:
-    """What `memory_in_use` wrote since `since` (monotonic): MiB that malloc had given out in all processes that lasted,
+    """What `memory_log` wrote since `since` (monotonic): MiB that malloc had given out in all processes that lasted,
     at first, at last, MiB a minute and its standard error; the same of Python's blocks; MiB a minute of each process.
     """
     logs: list[list[tuple[float, ...]]] = []
