@@ -48,6 +48,25 @@ def _ring(capacity: int = 2, policy: Any = "drop_oldest", bell: Bell | None = No
     return ring, dropped
 
 
+def test_the_gate_hears_of_a_frame_that_was_given_up_for_no_newer_one() -> None:
+    """It would take the picture for seen, and pass over what shows the same."""
+    gate = Gate(LookSettings(when="motion"))
+    ring = GatedRing(2, "drop_oldest", gate)
+    first, second = _frames("a", "motion", "motion")
+    gate._owed = False
+    ring.put(first)
+    ring.put(second)
+    with ring._lock:
+        assert ring._yield(moving=True)
+    assert first.view is not None
+    assert first.view.why == "overload"
+    assert not gate._owed, "the newer one is looked at"
+    assert ring.take() is first
+    assert ring.take() is second
+    assert ring.give_up(second), "too old"
+    assert gate._owed
+
+
 def test_records_take_up_no_room_and_keep_their_place() -> None:
     ring, dropped = _ring()
     for frame in _frames("a", "motion", "still", "still", "still", "motion"):
