@@ -321,8 +321,8 @@ def centred(
                 highest[mover.renamed.get(name, name)] = peaks[name] - np.float32(centre)
     mover.finish()
     found = find_sites(made)
-    for first, *_ in found.sources.values():
-        if first not in limits:
+    for name, *_ in found.sources.values():
+        if name not in limits:
             # What a layer in float reads as it was, beside others that read it moved.
-            limits[first] = thresholds[sites.sources[sites.group[first]][0]]
+            limits[name] = thresholds[sites.sources[sites.group[name]][0]]
     return Centred(made, found, limits, highest, moved, mover.direct)

@@ -2,65 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from streamd.errors import SourceError, SourceReason
-from streamd.flow.contracts import SourceInfo
+from streamd.flow.contracts import Source, SourceInfo
 from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
 from streamd.security.redact import redact
-from streamd.sources.admission import Admission
-from streamd.sources.av_errors import describe, translate
-from streamd.sources.av_open import InputKind, kind_of, open_container, sound_beside, video_stream
+from streamd.sources.av_connection import AvConnection
+from streamd.sources.av_errors import describe
 from streamd.sources.backlog import Arrived, Backlog
 from streamd.sources.behind import JITTER_NS
 from streamd.sources.catch_up import CatchUp
-from streamd.sources.closing import deferred, shelf
+from streamd.sources.clock import StreamClock
 from streamd.sources.files import begin_at, check_file, too_short
 from streamd.sources.frame_maker import FrameMaker
-from streamd.sources.hardware import HardwareDecoder, video_of
 from streamd.sources.no_picture import NoPictureWatch
 from streamd.sources.pacing import Pacer
-from streamd.sources.quarantine import PacketLossListener
-from streamd.sources.read_limit import ReadLimit
+from streamd.sources.packet_reader import PacketReader
 from streamd.sources.recording import PacketFeed
-from streamd.sources.redirects import OpeningListener
-from streamd.sources.second_opinion import NO_DECODER, is_external, plays_in_software
+from streamd.sources.second_opinion import NO_DECODER, plays_in_software
 from streamd.sources.skipping import drained, held_back
-from streamd.sources.slices import SLICED, SliceJoiner
-from streamd.sources.wire import Unread, heard_since
+from streamd.sources.wire import Unread
 from streamd.types import Frame
 
 if TYPE_CHECKING:
-    from av.audio.stream import AudioStream
-    from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
 
     from streamd.sources.av import AvStreamSettings
 
-HUNG_S = 5.0
-"""A call that FFmpeg has not ended this long after its limit will never end."""
 DECODE_LIMIT_S = 10.0
 UNKNOWN_LIMIT = 25
 """Packets of tracks that were unknown when the file was opened: fewer are considered damage."""
-FILE_LIMIT_S = 60.0
-"""Timeout for reading from a file system."""
 
 
-class AvSource:
-    """See `streamd.flow.contracts.Source`.
+class AvSource(Source):
+    """See `streamd.flow.contracts.Source`. Decodes what `PacketReader` reads from its `AvConnection`, or catches up.
 
-    PyAV's `timeout` interrupts a hung open or read, which covers every network hang. `close` from another thread ends
-    sleeps at once, and a read at its next packet or its time limit, whichever comes first. A hanging resolver, file
-    system or driver cannot be interrupted: `deadline` reveals it.
+    `close` from another thread ends sleeps at once, and a read at its next packet or its time limit, whichever comes
+    first. A hanging resolver, file system or driver cannot be interrupted: `deadline` reveals it.
 
     Args:
         settings: the stream.
@@ -79,49 +64,51 @@ class AvSource:
     ) -> None:
         self._settings = settings
         self._feed = PacketFeed(packets) if packets is not None else None
-        self._sound: AudioStream | None = None
-        """Where clips are to have it."""
         self._device = device if settings.decode != "software" else None
         if settings.decode == "nvdec" and device is None:
             self._device = 0
         self._network = settings.live
-        """It has time limits and is retried; a file on a disk is not."""
+        """It is retried; a file on a disk is not."""
         self._live = settings.live
         """The sender sets the pace; known for certain once it is open."""
-        self._kind: InputKind | None = None
-        self._pacer: Pacer | None = None
-        self._silence_s = settings.read_timeout_s
-        self._pictures = self._unknown = 0
-        """Of this pass: pictures decoded, and packets of tracks that appeared in mid-stream."""
-        self._rtp = settings.url.startswith(("rtsp", "rtp:"))
         self._closed = threading.Event()
-        self._container: InputContainer | None = None
-        self._alone = alone
-        self._limit: ReadLimit | None = None
-        self._stream: VideoStream | None = None
-        self._decoder: HardwareDecoder | None = None
-        """None for software."""
-        self._broke = False
-        """The connection has ended, and the decoder is as good as before."""
+        self._connection = AvConnection(settings, self._closed, alone=alone)
+        self._reader = PacketReader(self._connection, self._closed, self._feed, self._decoded)
         self._maker = FrameMaker(settings, self._device)
-        self.corrupt = 0
+        self._pacer: Pacer | None = None
+        self._pictures = 0
+        """Decoded in this pass."""
+        self._refused = 0
         """Packets that the decoder has rejected so far."""
         self.skipped = 0
         """Frames skipped by max_fps so far."""
-        self.lost = 0
-        """Lost RTP packets."""
         self.overtaken = 0
         """Frames left out so far because the stream is read too slowly."""
         self._catch_up: CatchUp | None = None
         """Of a live stream with a media clock."""
-        self._read_s = 0.0
-        """When the latest read began, monotonic seconds."""
-        self.deadline = math.inf
-        self.clock = self._maker.clock
-        self._slices: SliceJoiner | None = None
-        self._admission = Admission(settings.id, self._network, self._closed)
+        self._admission = self._connection.admission
         self._backlog = Backlog(settings.frames == "key")
         self._lost_before = 0
+
+    @property
+    def clock(self) -> StreamClock:
+        """See `Source.clock`."""
+        return self._maker.clock
+
+    @property
+    def corrupt(self) -> int:  # type: ignore[override]
+        """Packets that the decoder has rejected so far, and those that could not be used at all."""
+        return self._reader.corrupt + self._refused
+
+    @property
+    def lost(self) -> int:  # type: ignore[override]
+        """Lost RTP packets."""
+        return self._reader.lost
+
+    @property
+    def deadline(self) -> float:  # type: ignore[override]
+        """See `Source.deadline`."""
+        return self._connection.deadline
 
     def open(self) -> SourceInfo:
         """See `Source.open`."""
@@ -144,122 +131,41 @@ class AvSource:
             return self._open(None)
 
     def _open(self, device: int | None) -> SourceInfo:
-        settings = self._settings
-        kept = shelf.take(settings.id, device) if device is not None else None
-        info = self._connect(device, kept)
-        if kept is None or self._decoder is kept:
-            return info
-        # Another video than before: it needs a decoder of its own.
-        self._release()
-        return self._connect(device, None)
-
-    def _connect(self, device: int | None, kept: HardwareDecoder | None) -> SourceInfo:
-        """Opens the input.
-
-        Args:
-            device: see `__init__`.
-            kept: a decoder for it, if it still shows the same video.
-        """
-        settings = self._settings
-        created = device if kept is None else None
-        self._admission.enter(created)
-        started = time.monotonic()
-        ear = OpeningListener(self._network, settings.open_timeout_s)
-        # The limit applies to connecting and to probing separately.
-        self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self._network else FILE_LIMIT_S)
+        info = self._connection.open(device)
         try:
-            with ear:
-                container = open_container(settings, live=self._network, device=created)
-        except Exception as error:  # noqa: BLE001 - PyAV raises many kinds, which are translated in one place
-            self._admission.leave()
-            if kept is not None and device is not None:
-                shelf.put(settings.id, kept, device)
-            ear.check(settings.url)
-            raise self._translate(error, started, opening=True, device=device) from None
-        finally:
-            self.deadline = math.inf
-        self._container = container
-        self._limit = None if self._alone else ReadLimit.of(container, started)
-        self._admission.connected()
-        self._backlog.opened(time.monotonic_ns())
-        waited = time.monotonic() - started
-        lost = ear.take()
-        self.lost = self._lost_before = self.lost + lost
-        self._maker.quarantine.opened(time.monotonic_ns(), int(waited * 1e9), lost)
-        try:
-            return self._probe(container, device, waited, kept)
+            self._opened()
         except BaseException:
             self._release()
-            ear.check(settings.url)
             raise
+        return info
 
-    def _probe(
-        self, container: InputContainer, device: int | None, waited: float, kept: HardwareDecoder | None
-    ) -> SourceInfo:
-        settings = self._settings
-        stream = video_stream(container, settings, live=self._network, waited_s=waited)
-        context = stream.codec_context
-        if kept is not None and kept.video == video_of(context):
-            kept.flush_buffers()
-            self._decoder = kept
-        elif kept is not None:
-            deferred.close(kept)
-        elif device is not None:
-            self._decoder = HardwareDecoder(context)
-        # A hardware decoder needs no threads; FFmpeg would start one for each core, up to sixteen a stream.
-        context.thread_count = settings.decoder_threads if device is None else 1
-        if settings.frames == "key":
-            context.skip_frame = "NONKEY"
-        context.copy_opaque = True
-        self._stream = stream
-        self._slices = SliceJoiner(context) if context.codec.canonical_name in SLICED else None
-        if self._feed is not None:
-            self._sound = sound_beside(container, stream) if settings.clip_audio else None
-            self._feed.opened(stream, live=kind_of(container, settings).live, sound=self._sound)
+    def _opened(self) -> None:
+        """The connection is open."""
+        settings, connection = self._settings, self._connection
+        container, stream, kind = connection.container, connection.stream, connection.kind
+        assert container is not None
+        assert stream is not None
+        self._reader.opened()
+        self._lost_before = self._reader.lost
+        self._backlog.opened(connection.opened_ns)
+        self._maker.quarantine.opened(connection.opened_ns, connection.waited_ns, connection.lost)
         if settings.start_s and not self._network:
             self._maker.begin_ns = begin_at(container, settings.url, settings.start_s)
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        kind = self._kind = kind_of(container, settings)
         self._live = kind.live
-        self._silence_s = kind.silence_s or settings.read_timeout_s
-        frame_ns = int(1e9 / (rate or 25))
+        frame_ns = int(1e9 / float(stream.average_rate or stream.guessed_rate or 25))
         if kind.paced and not kind.still:
             self._pacer = self._pacer or Pacer(frame_ns)
         self._maker.opened(stream, kind, frame_ns)
         if kind.live and not kind.paced and not kind.invented_clock:
             unread = Unread(settings.url, tcp=settings.transport == "tcp")
             self._catch_up = CatchUp(settings.max_behind_ns, settings.frames == "key", unread.bytes)
-        return SourceInfo(
-            codec=context.name,
-            decoder="software" if device is None else "nvdec",
-            width=stream.width,
-            height=stream.height,
-            fps=round(rate, 3),
-            live=self._live,
-            still=kind.still,
-        )
-
-    def _translate(self, error: BaseException, started: float, *, opening: bool, device: int | None) -> SourceError:
-        if isinstance(error, SourceError):
-            return error
-        if device is not None and opening and isinstance(error, (RuntimeError, NotImplementedError)):
-            return SourceError(
-                "decoder", redact(f"{self._settings.url}: the GPU decoder rejected it ({error})"), permanent=True
-            )
-        if device is not None and opening and is_external(error):
-            return SourceError("decoder", redact(f"{self._settings.url}: {NO_DECODER} ({error})"))
-        limit = self._settings.open_timeout_s if opening else self._settings.read_timeout_s
-        return translate(
-            error, self._settings.url, opening=opening, live=self._network,
-            waited_s=time.monotonic() - started, limit_s=limit,
-        )  # fmt: skip
 
     def frames(self) -> Iterator[Frame]:
         """See `Source.frames`."""
         try:
             while not self._closed.is_set():
                 began = time.monotonic()
-                self._pictures = self._unknown = self._maker.left_out = 0
+                self._pictures = self._maker.left_out = 0
                 yield from self._play()
                 if self._closed.is_set():
                     break
@@ -285,15 +191,15 @@ class AvSource:
             self._check_decoder("corrupt")
             text = f"{describe(url, 'corrupt')}; it ended without a decodable picture"
             raise SourceError("corrupt", text, permanent=not self._network)
-        if self._unknown >= UNKNOWN_LIMIT and not self._network:
+        if self._reader.unknown >= UNKNOWN_LIMIT and not self._network:
             text = f"{url}: its video continues in a track that starts in mid-file (another PID), which is not read"
             raise SourceError("codec_changed", redact(f"{text}; remux it: ffmpeg -i IN -c copy OUT"), permanent=True)
 
     def _begin_again(self, began: float) -> bool:
         """Prepares the next pass, if there is one. `began`: this one, monotonic seconds."""
-        kind = self._kind
+        kind = self._connection.kind
         # A GIF of one picture has the rate of an animation, which nobody meant.
-        if kind is not None and (kind.still or (kind.animation and self._pictures == 1)):
+        if kind.still or (kind.animation and self._pictures == 1):
             if not (self._settings.loop or self._network):
                 return False
             if self._closed.wait(max(0.0, began + self._settings.every_s - time.monotonic())):
@@ -306,113 +212,21 @@ class AvSource:
         return self._settings.loop
 
     def _rewind(self) -> None:
-        assert self._container is not None
+        assert self._connection.container is not None
         try:
-            self._container.seek(0)
+            self._connection.container.seek(0)
         except Exception:  # noqa: BLE001 - a container that cannot seek is reopened
             self._release()
             self._open(self._device)
             self._maker.begin_ns = 0
 
-    def _packets(self) -> Iterator[Packet[Any]]:
-        slices = self._slices
-        assert self._container is not None
-        # All streams of a live input are read: otherwise PyAV would block inside on one that has gone silent.
-        wanted = () if self._network else (self._stream, *([self._sound] if self._sound is not None else []))
-        limit = self._limit
-        packets = self._demux(wanted)
-        ear = PacketLossListener(True) if self._rtp else None
-        limit_s = self._silence_s + HUNG_S if self._network else FILE_LIMIT_S
-        last = time.monotonic()
-        while not self._closed.is_set():
-            started = self._read_s = time.monotonic()
-            self.deadline = started + limit_s
-            try:
-                if ear is None:
-                    packet = next(packets)
-                else:
-                    with ear:
-                        packet = next(packets)
-            except StopIteration:
-                self._broke = True
-                return
-            except IndexError:
-                # A damaged table can make FFmpeg report a stream that PyAV does not know: ignore its packets.
-                self.corrupt += 1
-                self._unknown += 1
-                packets = self._demux(wanted)
-                continue
-            except Exception as error:  # noqa: BLE001
-                from av.error import InvalidDataError
-
-                self._broke = True
-                if self._timed_out(last):
-                    raise self._silent(last) from None
-                if self._is_whole(error):
-                    return
-                if isinstance(error, InvalidDataError):
-                    self.corrupt += 1
-                    if not self._network:
-                        if slices is not None:
-                            yield from slices.flush()
-                        return  # a truncated file ends here; everything before it is valid
-                raise self._translate(error, started, opening=False, device=self._device) from None
-            finally:
-                self.deadline = math.inf
-            if limit is not None and limit.is_set:
-                limit.lift()
-            late = self._network and self._timed_out(last)
-            if packet.stream is self._stream:
-                if ear is not None:
-                    self.lost += ear.take()
-                if slices is None:
-                    yield packet
-                else:
-                    yield from slices.put(packet)
-                last = time.monotonic()
-            elif self._sound is not None and packet.stream is self._sound and self._feed is not None and packet.size:
-                self._feed.put_sound(packet, time.monotonic_ns(), time.time_ns())
-            if late:
-                # A packet that arrives when the time is up was still held by FFmpeg's parser: it is no sign of life.
-                raise self._silent(started)
-
-    def _demux(self, wanted: Sequence[AudioStream | VideoStream | None]) -> Iterator[Packet[Any]]:
-        assert self._container is not None
-        if self._limit is not None:
-            self._limit.is_set = True
-        return self._container.demux(*wanted)
-
-    def _is_whole(self, error: Exception) -> bool:
-        """Whether the input is complete although FFmpeg reports an I/O error: so it calls the end of an answer over
-        HTTP/1.0 that has no length."""
-        kind, packet, container = self._kind, self._maker.packet, self._container
-        if getattr(error, "errno", None) != errno.EIO or not self._network or kind is None or kind.live:
-            return False
-        if kind.still:
-            return self._pictures > 0
-        stamp = self._maker.stamp_ns(packet) if packet is not None else None
-        if stamp is None or container is None or not container.duration:
-            return False
-        return stamp / 1e3 - (container.start_time or 0) + 1e6 > container.duration
-
-    def _silent(self, since: float) -> SourceError:
-        """No video has arrived since `since`."""
-        settings = self._settings
-        silence_s = time.monotonic() - since
-        reason: SourceReason = "rtcp_only" if heard_since(settings.url, silence_s) else "timeout_read"
-        return SourceError(reason, describe(settings.url, reason, f"after {self._silence_s:g} s"))
-
-    def _timed_out(self, started: float) -> bool:
-        return self._network and time.monotonic() - started >= self._silence_s * 0.98
-
     def _play(self) -> Iterator[Frame]:
         """One pass over the input."""
-        assert self._stream is not None
-        pacer, maker = self._pacer, self._maker
+        reader, pacer, maker = self._reader, self._pacer, self._maker
         catch_up = self._catch_up
         gauge = catch_up.gauge if catch_up is not None else None
-        barren = NoPictureWatch(self._network, self._silence_s)
-        for packet in self._packets():
+        barren = NoPictureWatch(self._network, reader.silence_s)
+        for packet in reader.packets():
             if pacer is not None and packet.size and not maker.before(packet):
                 due = pacer.due(maker.stamp_ns(packet), time.monotonic_ns())
                 delay = (due - time.monotonic_ns()) / 1e9
@@ -426,7 +240,7 @@ class AvSource:
                 now_ns = gauge.add(maker.media_ns(packet), arrived_ns)
                 wall_ns += now_ns - arrived_ns
                 if gauge.wait_ns > JITTER_NS and catch_up is not None and not catch_up.active:
-                    catch_up.worked(int(self._read_s * 1e9) - before_ns)
+                    catch_up.worked(int(reader.began_s * 1e9) - before_ns)
             if self._feed is not None and packet.size:
                 self._feed.put(packet, now_ns, wall_ns)
             ready: Iterable[Arrived]
@@ -435,7 +249,7 @@ class AvSource:
             elif maker.passes_over(packet, now_ns):
                 self._count()
                 if maker.keys_only:
-                    self._lost_before = self.lost  # no picture to come is predicted from what was lost
+                    self._lost_before = reader.lost  # no picture to come is predicted from what was lost
                 continue
             else:
                 ready = (Arrived(packet, now_ns, wall_ns, self._damaged(packet)),)
@@ -450,13 +264,13 @@ class AvSource:
             for arrived in ready:
                 packet = arrived[0]
                 packet.opaque = maker.arrived(*arrived)
-                refused = self.corrupt
+                refused = self._refused
                 natives = self._decode(packet)
                 if natives:
                     self._pictures += len(natives)
                     barren.picture()
                 elif packet.size and self._settings.frames == "all":
-                    reason = barren.packet(refused=self.corrupt > refused, now=time.monotonic())
+                    reason = barren.packet(refused=self._refused > refused, now=time.monotonic())
                     if reason is not None:
                         self._check_decoder(reason)
                         text = describe(self._settings.url, reason, f"{barren.packets} packets without a picture")
@@ -485,9 +299,8 @@ class AvSource:
 
     def _rest(self) -> Iterator[Frame]:
         """What the decoder has kept back, before it goes on with packets that do not follow."""
-        assert self._stream is not None
         try:
-            natives = drained(self._decoder or self._stream.codec_context)
+            natives = drained(self._connection.using)
         except Exception:  # noqa: BLE001 - what cannot be decoded is lost, and the decoder begins anew
             natives = []
         for native in natives:
@@ -495,6 +308,11 @@ class AvSource:
             if frame is not None:
                 yield frame
         self._maker.forget()
+
+    def _decoded(self) -> tuple[int, int | None]:
+        """Pictures of this pass so far, and the time stamp of the latest packet among them; nanoseconds."""
+        packet = self._maker.packet
+        return self._pictures, self._maker.stamp_ns(packet) if packet is not None else None
 
     def _check_decoder(self, reason: SourceReason) -> None:
         """A file gave no picture.
@@ -523,13 +341,13 @@ class AvSource:
 
     def _damaged(self, packet: Packet[Any]) -> bool:
         """Whether data is missing in or before the packet that was read last. To be asked once for each."""
-        lost, self._lost_before = self._lost_before, self.lost
-        return self.lost > lost or packet.is_corrupt
+        lost, self._lost_before = self._lost_before, self._reader.lost
+        return self._lost_before > lost or packet.is_corrupt
 
     def _decode(self, packet: Packet[Any]) -> list[VideoFrame]:
-        self.deadline = time.monotonic() + DECODE_LIMIT_S
+        self._connection.deadline = time.monotonic() + DECODE_LIMIT_S
         try:
-            decoder = self._decoder
+            decoder = self._connection.decoder
             natives: list[VideoFrame]
             jpeg = self._maker.jpeg
             if jpeg is None:
@@ -549,38 +367,21 @@ class AvSource:
             if isinstance(error, EOFError):
                 return []
             # One bad packet never ends a stream: the decoder resumes at the next decodable picture.
-            self.corrupt += 1
+            self._refused += 1
             self._maker.quarantine.refused(time.monotonic_ns())
             return []
         finally:
-            self.deadline = math.inf
+            self._connection.deadline = math.inf
             if self._admission.ticket is not None:
                 self._admission.created()
 
     def _release(self) -> None:
-        self._admission.leave()
         self._backlog.clear()
         if self._catch_up is not None:
             self._catch_up.clear()
             self._count()
         self._maker.served_ns = 0
-        container, self._container, self._stream = self._container, None, None
-        if self._limit is not None:
-            self._limit.end()
-            self._limit = None
-        decoder, self._decoder = self._decoder, None
-        if decoder is not None and self._device is not None:
-            if self._network and self._broke and not self._closed.is_set():
-                shelf.put(self._settings.id, decoder, self._device)
-            else:
-                deferred.close(decoder)
-        self._broke = False
-        del decoder
-        if container is not None and self._closed.is_set() and self._device is not None:
-            deferred.close(container)
-        elif container is not None:
-            with contextlib.suppress(Exception):
-                container.close()
+        self._connection.close()
 
     def adapt(self, settings: StreamSettings) -> None:
         """See `Source.adapt`."""
@@ -589,7 +390,7 @@ class AvSource:
         if self._catch_up is not None:
             self._catch_up.change(new.max_behind_ns)
         if new.max_fps != before.max_fps:
-            stream = self._stream
+            stream = self._connection.stream
             self._maker.change_limit(new, stream.codec_context if stream is not None else None)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from rtp_clip import Clip
 
 from streamd.errors import SourceError
 from streamd.flow.packets import PacketRing
-from streamd.sources import admission, av_source, backlog
+from streamd.sources import admission, av_connection, backlog
 from streamd.sources.admission import Gate, Ticket
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_open import open_container
@@ -121,7 +121,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Gate:
     def software(settings: AvStreamSettings, *, live: bool, device: int | None) -> Any:
         return open_container(settings, live=live, device=None)
 
-    monkeypatch.setattr(av_source, "open_container", software)
+    monkeypatch.setattr(av_connection, "open_container", software)
     return gate
 
 

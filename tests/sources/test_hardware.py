@@ -15,7 +15,7 @@ from fakecam import FakeCamera
 from rtp_clip import Clip
 
 from streamd.errors import SourceError
-from streamd.sources import av_source, closing, hardware
+from streamd.sources import av_connection, closing, hardware
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_open import open_container
 from streamd.sources.av_source import AvSource
@@ -38,7 +38,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
         found.append(device)
         return open_container(settings, live=live, device=None)
 
-    monkeypatch.setattr(av_source, "open_container", software)
+    monkeypatch.setattr(av_connection, "open_container", software)
     return found
 
 
@@ -48,8 +48,8 @@ def lost(camera: FakeCamera, stream: str) -> tuple[HardwareDecoder, int]:
     source.open()
     frames = source.frames()
     first = next(frames)
-    assert source._decoder is not None
-    decoder = source._decoder
+    assert source._connection.decoder is not None
+    decoder = source._connection.decoder
     camera.cut()
     with pytest.raises(SourceError):
         list(frames)

@@ -38,7 +38,7 @@ def settings(camera: FakeCamera, **more: Any) -> AvStreamSettings:
 
 def numbers(source: AvSource) -> tuple[float, float]:
     """PyAV's: when the read began, and its limit."""
-    limit = source._limit
+    limit = source._connection.limit
     assert limit is not None, "this PyAV keeps the limit of a read elsewhere; see streamd/sources/read_limit.py"
     began, limit_s = limit._numbers
     return began, limit_s
@@ -110,7 +110,7 @@ def test_files_short_limits_and_processes_of_one_stream_are_left_alone(camera: F
         AvSource(settings(camera), alone=True),
     ):
         source.open()
-        assert source._limit is None
+        assert source._connection.limit is None
         frames = source.frames()
         next(frames)
         frames.close()  # type: ignore[attr-defined]
@@ -137,9 +137,9 @@ def test_nothing_is_kept_of_a_closed_source(camera: FakeCamera) -> None:
     source.open()
     frames = source.frames()
     next(frames)
-    assert source._limit is not None
-    kept = weakref.ref(source._limit)
-    assert source._limit in read_limit._watch._limits
+    assert source._connection.limit is not None
+    kept = weakref.ref(source._connection.limit)
+    assert source._connection.limit in read_limit._watch._limits
     frames.close()  # type: ignore[attr-defined]
     gc.collect()
     assert kept() is None

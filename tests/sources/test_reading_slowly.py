@@ -20,7 +20,7 @@ from streamd.flow.contracts import Source
 from streamd.flow.packets import PacketRing
 from streamd.flow.ring import Ring
 from streamd.flow.runner import StreamRunner
-from streamd.sources import admission, av_source, open_source
+from streamd.sources import admission, av_connection, open_source
 from streamd.sources.admission import Gate
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_open import open_container
@@ -125,7 +125,7 @@ def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
         return open_container(settings, live=live, device=None)
 
     monkeypatch.setattr(admission, "device_gate", lambda ordinal: Gate(4))
-    monkeypatch.setattr(av_source, "open_container", software)
+    monkeypatch.setattr(av_connection, "open_container", software)
 
 
 @pytest.mark.parametrize(("decode", "threads"), [("software", 1), ("software", 3), ("nvdec", 1)])

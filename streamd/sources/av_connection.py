@@ -1,0 +1,188 @@
+"""The connection of a source to its input: connecting, probing, closing; and the decoder, which may outlive it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from streamd.errors import SourceError
+from streamd.flow.contracts import SourceInfo
+from streamd.security.redact import redact
+from streamd.sources.admission import Admission
+from streamd.sources.av_errors import translate
+from streamd.sources.av_open import InputKind, kind_of, open_container, video_stream
+from streamd.sources.closing import deferred, shelf
+from streamd.sources.hardware import HardwareDecoder, video_of
+from streamd.sources.read_limit import ReadLimit
+from streamd.sources.redirects import OpeningListener
+from streamd.sources.second_opinion import NO_DECODER, is_external
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.codeccontext import VideoCodecContext
+    from av.video.stream import VideoStream
+
+    from streamd.sources.av import AvStreamSettings
+
+HUNG_S = 5.0
+"""A call that FFmpeg has not ended this long after its limit will never end."""
+FILE_LIMIT_S = 60.0
+"""Timeout for opening a file, or reading from a file system."""
+
+
+class AvConnection:
+    """An input that is opened and closed, for stills again and again. For the thread that reads, except `deadline` and
+    `admission.leave`.
+
+    Args:
+        settings: the stream.
+        closed: ends every wait.
+        alone: no other stream is read by this process.
+    """
+
+    kind: InputKind
+    """Known once it is open."""
+
+    def __init__(self, settings: AvStreamSettings, closed: threading.Event, *, alone: bool) -> None:
+        self.settings = settings
+        self.network = settings.live
+        """It has time limits and is retried; a file on a disk is not."""
+        self.admission = Admission(settings.id, self.network, closed)
+        self.container: InputContainer | None = None
+        self.stream: VideoStream | None = None
+        self.decoder: HardwareDecoder | None = None
+        """None for software."""
+        self.limit: ReadLimit | None = None
+        """None where FFmpeg's own stays as it is."""
+        self.broke = False
+        """The input has ended, and the decoder is as good as before."""
+        self.lost = 0
+        """RTP packets lost while it was opened."""
+        self.opened_ns = self.waited_ns = 0
+        """When it was open, monotonic, and how long that took."""
+        self.deadline = math.inf
+        """See `Source.deadline`; set around each call to FFmpeg."""
+        self._closed, self._alone = closed, alone
+        self._device: int | None = None
+
+    def open(self, device: int | None) -> SourceInfo:
+        """Connects and probes.
+
+        Args:
+            device: CUDA device whose decoder is used; None for software.
+
+        Raises:
+            SourceError: with the reason; it is closed.
+        """
+        self._device, self.lost = device, 0
+        kept = shelf.take(self.settings.id, device) if device is not None else None
+        info = self._connect(kept)
+        if kept is None or self.decoder is kept:
+            return info
+        # Another video than before: it needs a decoder of its own.
+        self.close()
+        return self._connect(None)
+
+    def _connect(self, kept: HardwareDecoder | None) -> SourceInfo:
+        """Opens the input. `kept`: a decoder for it, if it still shows the same video."""
+        settings, device = self.settings, self._device
+        created = device if kept is None else None
+        self.admission.enter(created)
+        started = time.monotonic()
+        ear = OpeningListener(self.network, settings.open_timeout_s)
+        # The limit applies to connecting and to probing separately.
+        self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self.network else FILE_LIMIT_S)
+        try:
+            with ear:
+                container = open_container(settings, live=self.network, device=created)
+        except Exception as error:  # noqa: BLE001 - PyAV raises many kinds, which are translated in one place
+            self.admission.leave()
+            if kept is not None and device is not None:
+                shelf.put(settings.id, kept, device)
+            ear.check(settings.url)
+            raise self._translate(error, started) from None
+        finally:
+            self.deadline = math.inf
+        self.container = container
+        self.limit = None if self._alone else ReadLimit.of(container, started)
+        self.admission.connected()
+        waited = time.monotonic() - started
+        self.opened_ns, self.waited_ns = time.monotonic_ns(), int(waited * 1e9)
+        self.lost += ear.take()
+        try:
+            return self._probe(container, waited, kept)
+        except BaseException:
+            self.close()
+            ear.check(settings.url)
+            raise
+
+    def _probe(self, container: InputContainer, waited: float, kept: HardwareDecoder | None) -> SourceInfo:
+        settings = self.settings
+        stream = video_stream(container, settings, live=self.network, waited_s=waited)
+        context = stream.codec_context
+        if kept is not None and kept.video == video_of(context):
+            kept.flush_buffers()
+            self.decoder = kept
+        elif kept is not None:
+            deferred.close(kept)
+        elif self._device is not None:
+            self.decoder = HardwareDecoder(context)
+        # A hardware decoder needs no threads; FFmpeg would start one for each core, up to sixteen a stream.
+        context.thread_count = settings.decoder_threads if self._device is None else 1
+        if settings.frames == "key":
+            context.skip_frame = "NONKEY"
+        context.copy_opaque = True
+        self.stream, self.kind = stream, kind_of(container, settings)
+        return SourceInfo(
+            codec=context.name,
+            decoder="software" if self._device is None else "nvdec",
+            width=stream.width,
+            height=stream.height,
+            fps=round(float(stream.average_rate or stream.guessed_rate or 0), 3),
+            live=self.kind.live,
+            still=self.kind.still,
+        )
+
+    def _translate(self, error: BaseException, started: float) -> SourceError:
+        """Why opening failed."""
+        url = self.settings.url
+        if isinstance(error, SourceError):
+            return error
+        if self._device is not None and isinstance(error, (RuntimeError, NotImplementedError)):
+            return SourceError("decoder", redact(f"{url}: the GPU decoder rejected it ({error})"), permanent=True)
+        if self._device is not None and is_external(error):
+            return SourceError("decoder", redact(f"{url}: {NO_DECODER} ({error})"))
+        return translate(
+            error, url, opening=True, live=self.network,
+            waited_s=time.monotonic() - started, limit_s=self.settings.open_timeout_s,
+        )  # fmt: skip
+
+    @property
+    def using(self) -> HardwareDecoder | VideoCodecContext:
+        """The decoder of an open connection."""
+        assert self.stream is not None
+        return self.decoder or self.stream.codec_context
+
+    def close(self) -> None:
+        """Closes it; the decoder of a camera that broke off is kept for its next connection. Idempotent."""
+        self.admission.leave()
+        container, self.container, self.stream = self.container, None, None
+        if self.limit is not None:
+            self.limit.end()
+            self.limit = None
+        decoder, self.decoder = self.decoder, None
+        if decoder is not None and self._device is not None:
+            if self.network and self.broke and not self._closed.is_set():
+                shelf.put(self.settings.id, decoder, self._device)
+            else:
+                deferred.close(decoder)
+        self.broke = False
+        del decoder
+        if container is not None and self._closed.is_set() and self._device is not None:
+            deferred.close(container)
+        elif container is not None:
+            with contextlib.suppress(Exception):
+                container.close()
