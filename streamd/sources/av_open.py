@@ -102,6 +102,8 @@ class InputKind:
     """A format of pictures that may have several: GIF, animated PNG."""
     invented_clock: bool
     """FFmpeg counts time stamps up where the format has none."""
+    segments: bool
+    """HLS, DASH: a segment comes at once, and its first pictures have waited for its last ones at the sender."""
     silence_s: float | None
     """Longest silence, if it is not `read_timeout_s`."""
 
@@ -136,6 +138,7 @@ def kind_of(container: InputContainer, settings: AvStreamSettings) -> InputKind:
         still=still,
         animation=bool(formats & {"gif", "apng"}),
         invented_clock=still or bool(formats & {"mpjpeg"}) or (live and bool(formats & {"mjpeg", "h264", "hevc"})),
+        segments=hls,
         silence_s=hls_silence_s(settings) if hls else None,
     )
 

@@ -156,7 +156,7 @@ class AvSource(Source):
         if kind.paced and not kind.still:
             self._pacer = self._pacer or Pacer(frame_ns)
         self._maker.opened(stream, kind, frame_ns)
-        if kind.live and not kind.paced and not kind.invented_clock:
+        if kind.live and not kind.paced and not kind.invented_clock and not kind.segments:
             unread = Unread(settings.url, tcp=settings.transport == "tcp")
             self._catch_up = CatchUp(settings.max_behind_ns, settings.frames == "key", unread.bytes)
 

@@ -125,7 +125,8 @@ class BehindGauge:
         if self.behind_ns < JITTER_NS:
             self._since_ns, self._patience_ns = now_ns, PATIENCE_NS
         self.late = self.behind_ns >= self.limit_ns
-        alarm = self.behind_ns >= self.alarm_ns and now_ns >= self._quiet_ns
+        # Nothing is left out without an examination: what was true a moment ago may not be.
+        alarm = self.behind_ns >= self.alarm_ns and (self.late or now_ns >= self._quiet_ns)
         self.suspect = self.fit and (alarm or now_ns - self._since_ns >= self._patience_ns)
 
     def confirm(self) -> None:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from streamd.sources.backlog import Arrived, Backlog
+from streamd.sources.backlog import KEY_WAIT_NS, Arrived, Backlog
 from streamd.sources.behind import NEVER, BehindGauge
 from streamd.sources.pacing import RateLimit
 
@@ -23,16 +23,19 @@ ALARM_NS = 2_000_000_000
 """A stream that is behind by this much is examined, whatever its limit is."""
 PROBE_NS = 500_000_000
 """It is read without decoding for this long at most to find out whether packets wait."""
+LONGEST_PROBE_NS = 2_000_000_000
+"""For longer only if after each packet more had arrived, which the kernel tells."""
 SURE = 3
-"""They do if more had arrived after so many packets, which the kernel tells; never unless it had not after as many."""
+"""They do if it was so during all of the probe, and after so many packets; they do not if after as many it was not so.
+Once is nothing in either case: pictures of a camera, or packets on a network, come in bunches."""
 ROOM = 16 << 10
 """So many bytes are enough for that: the kernel's buffer may be smaller than a picture."""
 FALLEN_NS = 300_000_000
-"""They also do if the wait falls by this much, or by half."""
+"""They also do if the wait falls by this much, or by half, below what it was at least: it falls within any bunch."""
 NEAR_NS = 200_000_000
 """A stream that is behind by less has caught up."""
 STALLED_NS = 500_000_000
-"""And so has one whose wait has not fallen for this long while nothing was decoded and nothing waited."""
+"""And so has one whose wait has not fallen for this long while nothing was decoded, if all that had come was read."""
 PROGRESS_NS = 20_000_000
 """A wait that falls by less has not fallen."""
 FAR_TOO_SLOW = 1 / 3
@@ -89,8 +92,12 @@ class CatchUp:
         self._due = 0
         """Of what is kept: pictures that max_fps does not leave out."""
         self._began_ns = self._began_wait_ns = 0
+        self._floor_ns = 0
+        """How far it was behind when the examination began."""
         self._lowest_ns = self._lowest_at_ns = 0
-        """The shortest wait while skipping, and when it was reached."""
+        """The shortest wait while skipping, and when it was reached, or was last looked at in vain."""
+        self._drained = False
+        """Since then there was a moment at which everything that had arrived was read."""
         self._present_ns = 0
         """Since when there is nothing more to catch up with; 0 while there is."""
         self._resumed_ns = self._keys_until_ns = self._keys_left_ns = 0
@@ -124,7 +131,8 @@ class CatchUp:
         if not packet.size:
             return [*self._give_up(), arrived]
         if self._keys_frames and not packet.is_keyframe:
-            return (arrived,)  # which the decoder leaves out
+            # The decoder leaves it out, but it tells whether packets wait, long before the next key frame comes.
+            return self._probe(arrived) if self._state == "probing" else (arrived,)
         if self._state == "reading":
             if self.keys_only and not self.gauge.late:
                 return self._key(arrived)
@@ -134,10 +142,12 @@ class CatchUp:
         return self._skip(arrived)
 
     def _key(self, arrived: Arrived) -> Iterable[Arrived]:
-        if not arrived.packet.is_keyframe:
+        key, now_ns = arrived.packet.is_keyframe, self.gauge.now_ns
+        if not key and now_ns < self._keys_until_ns + KEY_WAIT_NS:
             self._leave_out(1, self._admits(arrived))
             return ()
-        if self.gauge.now_ns >= self._keys_until_ns:
+        self.cut = self.cut or not key  # some cameras never send another one
+        if now_ns >= self._keys_until_ns:
             self.keys_only = self.active = False
             self._keys_left_ns = self._resumed_ns = self.gauge.now_ns
         return (arrived,)
@@ -148,25 +158,30 @@ class CatchUp:
         self._began_ns, self._began_wait_ns = gauge.now_ns, gauge.wait_ns
         if gauge.suspect:
             self._state, self._more, self._done = "probing", 0, 0
+            self._floor_ns = min(gauge.behind_ns, gauge.wait_ns)
             return self._probe(arrived)
         return self._start_skipping((arrived,))
 
     def _probe(self, arrived: Arrived) -> Iterable[Arrived]:
         gauge, held = self.gauge, self._held
-        held.append(arrived)
+        if arrived.packet.is_keyframe or not self._keys_frames:
+            held.append(arrived)
         unread = self._unread()
         if unread is not None:
             more = unread >= min(arrived.packet.size, ROOM)
             self._more, self._done = self._more + more, self._done + (not more)
-        fallen = self._began_wait_ns - gauge.wait_ns >= min(FALLEN_NS, self._began_wait_ns // 2)
-        if fallen or self._more >= SURE:
-            late = gauge.late
+        fallen = self._floor_ns - gauge.wait_ns >= min(FALLEN_NS, self._floor_ns // 2)
+        lasted_ns = gauge.now_ns - self._began_ns
+        if fallen or (lasted_ns >= PROBE_NS and self._more >= SURE and not self._done):
+            # Or it will be when what was held back has been decoded.
+            late = gauge.late or gauge.wait_ns + len(held) * self.busy_ns >= gauge.limit_ns
             gauge.confirm()
             if not late:
                 return self._give_up()
             packets, self._held = held, deque()
             return self._start_skipping(packets)
-        if gauge.now_ns - self._began_ns >= PROBE_NS and (unread is None or self._done >= SURE):
+        enough = SURE if lasted_ns < LONGEST_PROBE_NS else 1
+        if lasted_ns >= PROBE_NS and (unread is None or self._done >= enough):
             gauge.refute()
             return self._give_up()
         return ()
@@ -182,7 +197,7 @@ class CatchUp:
         gauge = self.gauge
         self._state, self.cut = "skipping", True
         self._lowest_ns, self._lowest_at_ns = gauge.wait_ns, gauge.now_ns
-        self._shown_ns = gauge.now_ns
+        self._shown_ns, self._drained = gauge.now_ns, False
         self._present_ns, self._due = 0, 0
         passed_ns = self._began_ns - self._resumed_ns
         far = self._resumed_ns and passed_ns - self._began_wait_ns < FAR_TOO_SLOW * passed_ns
@@ -200,11 +215,14 @@ class CatchUp:
         if not self._present_ns:
             if wait_ns <= NEAR_NS:
                 self._present_ns = now_ns
-            elif wait_ns < self._lowest_ns - PROGRESS_NS or self._unread():
-                self._lowest_ns, self._lowest_at_ns = wait_ns, now_ns
+            elif wait_ns < self._lowest_ns - PROGRESS_NS:
+                self._lowest_ns, self._lowest_at_ns, self._drained = wait_ns, now_ns, False
             elif now_ns - self._lowest_at_ns >= STALLED_NS:
-                gauge.settle()
-                self._present_ns = now_ns
+                if self._drained:
+                    gauge.settle()
+                    self._present_ns = now_ns
+                self._lowest_at_ns, self._drained = now_ns, False
+            self._drained = self._drained or not self._unread()
         if not self._present_ns or not complete:
             if arrived.packet.is_keyframe and complete and now_ns - self._shown_ns >= SHOW_NS:
                 self._shown_ns, self._due, self.served_ns = now_ns, 0, arrived.now_ns
@@ -223,7 +241,7 @@ class CatchUp:
             self.limit.restart()
         gauge.restart()
         self._state, self._resumed_ns, self._due = "reading", gauge.now_ns, 0
-        if self._far >= FAR_LIMIT and not self.keys_only:
+        if self._far >= FAR_LIMIT and not self.keys_only and found[0].packet.is_keyframe:
             relapsed = self._keys_left_ns and gauge.now_ns - self._keys_left_ns < RELAPSE_NS
             self._hold_ns = min(2 * self._hold_ns, LONGEST_HOLD_NS) if relapsed else HOLD_NS
             self.keys_only, self._keys_until_ns, self._far = True, gauge.now_ns + self._hold_ns, 0

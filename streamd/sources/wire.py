@@ -43,7 +43,8 @@ def _connections(addresses: set[str], port: int) -> Iterator[tuple[int, socket.s
 class Unread:
     """What has arrived from a camera and was not read yet. For the thread that reads, while the connection is open.
 
-    Several streams of one recorder share an address: then the one with most counts.
+    Several streams of one recorder share an address: then the one with least counts. Another one that nobody reads
+    must not seem to be this one, and that this one waits shows otherwise, too.
 
     Args:
         url: of the camera.
@@ -59,13 +60,14 @@ class Unread:
         """How many; None where it is unknown. Looks for the connection at the first call, which takes milliseconds."""
         if self._found is None:
             self._found = list(self._find())
-        most = None
+        least: int | None = None
         for descriptor, inode in self._found:
             with contextlib.suppress(OSError):
                 if os.fstat(descriptor).st_ino == inode:
                     told = fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0")
-                    most = max(most or 0, int.from_bytes(told, sys.byteorder))
-        return most
+                    waiting = int.from_bytes(told, sys.byteorder)
+                    least = waiting if least is None else min(least, waiting)
+        return least
 
     def _find(self) -> Iterator[tuple[int, int]]:
         scheme = self._url.partition("://")[0].lower()

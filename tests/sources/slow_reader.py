@@ -92,7 +92,7 @@ class Reading:
 def read(
     pictures: Iterable[Sent], decode_s: Callable[[float], float], limit_s: float | None = 2.0,
     pauses: Callable[[float], float] = lambda now: 0.0, max_fps: float | None = None, kernel: bool = True,
-    read_s: float = READ_S, room: int = 8 * SIZE,
+    read_s: float = READ_S, room: int = 8 * SIZE, keys_only: bool = False,
 ) -> Reading:  # fmt: skip
     """Reads a camera as `AvSource` does.
 
@@ -105,6 +105,7 @@ def read(
         room: bytes of its buffer.
         read_s: how long reading a packet takes.
         max_fps: limits what is left out, not what is served.
+        keys_only: only key frames are decoded.
     """
     sent_all = list(pictures)
     number, now_s = 0, 0.0
@@ -114,7 +115,7 @@ def read(
             return None
         return min(room, sum(SIZE for sent in sent_all[number + 1 : number + 9] if sent.at_s <= now_s))
 
-    catch_up = CatchUp(None if limit_s is None else round(limit_s * S), unread=unread)
+    catch_up = CatchUp(None if limit_s is None else round(limit_s * S), keys_only=keys_only, unread=unread)
     catch_up.limit = RateLimit(max_fps) if max_fps else None
     gauge, out = catch_up.gauge, Reading(catch_up)
     taken: dict[int, tuple[int, Sent]] = {}
@@ -140,6 +141,8 @@ def read(
             if catch_up.cut:
                 catch_up.cut, expected = False, None
         for each in ready:
+            if keys_only and not each.packet.is_keyframe:
+                continue
             now_s += decode_s(now_s)
             stamp = each.packet.pts
             assert stamp is not None

@@ -127,6 +127,104 @@ def test_a_camera_that_stamps_pictures_as_if_they_came_faster_is_not_behind(kern
     assert sum(now - taken > 0.05 for now, taken in got.served) < 50
 
 
+@both
+@pytest.mark.parametrize("bunch_s", [0.0, 0.1, 0.4, 1.0])
+@pytest.mark.parametrize("longer_s", [0.8, 2.5, 20.0])
+def test_a_way_that_becomes_longer_and_brings_pictures_in_bunches_costs_none(
+    longer_s: float, bunch_s: float, kernel: bool
+) -> None:
+    """Another path, or a relay that buffers: within a bunch more has always arrived, and the wait falls."""
+
+    def way(number: int) -> float:
+        taken_s = number / 60
+        return (longer_s if taken_s > 20 else 0.0) + (bunch_s - taken_s % bunch_s if bunch_s else 0.0)
+
+    got = read(camera(120, fps=60, way=way), fast, kernel=kernel)
+    assert got.catch_up.overtaken == 0
+    assert got.decoded == len(got.served) == got.read
+    if longer_s > 2:
+        assert got.catch_up.gauge.behind_s == pytest.approx(0, abs=0.1)
+    assert max(now - taken for now, taken in got.served) < longer_s + bunch_s + 2.6, "examining takes two seconds"
+
+
+@both
+def test_a_camera_that_sends_pairs_of_pictures_and_stops_its_clock_is_not_behind(kernel: bool) -> None:
+    got = read(
+        camera(
+            200, sends=lambda taken: not 20 <= taken < 25, way=lambda number: 0.04 * (1 - number % 2),
+            media=lambda taken: taken if taken < 20 else max(20, taken - 5),
+        ),
+        fast, kernel=kernel,
+    )  # fmt: skip
+    assert got.catch_up.overtaken == 0
+    assert got.decoded == len(got.served) == got.read
+    assert got.catch_up.gauge.behind_s == pytest.approx(0, abs=0.05)
+
+
+@both
+def test_a_clock_that_stops_soon_after_the_machine_was_slow_is_examined_like_any_other(kernel: bool) -> None:
+    """The stream was behind by three seconds of ten, which it made up for; then the camera's clock stands still."""
+    got = read(
+        camera(
+            120, sends=lambda taken: not 30 <= taken < 42,
+            media=lambda taken: taken if taken < 30 else max(30, taken - 12),
+        ),
+        slow(0.5, 5, 12), limit_s=10.0, kernel=kernel,
+    )  # fmt: skip
+    assert max(now - taken for now, taken in got.served if now < 20) > 3
+    assert got.catch_up.overtaken == 0
+    assert got.catch_up.gauge.behind_s == pytest.approx(0, abs=0.05)
+
+
+@both
+@pytest.mark.parametrize("fps", [1.0, 0.2])
+def test_a_camera_of_few_pictures_is_examined_for_seconds(fps: float, kernel: bool) -> None:
+    """Its clock stood still, so that it is examined."""
+    got = read(
+        camera(
+            900, fps=fps, sends=lambda taken: not 20 <= taken < 30,
+            media=lambda taken: taken if taken < 20 else max(20, taken - 10),
+        ),
+        fast, kernel=kernel,
+    )  # fmt: skip
+    assert got.catch_up.overtaken == 0
+    assert max(now - taken for now, taken in got.served) < max(2, 1 / fps) + 1
+
+
+@both
+def test_a_key_frame_is_not_held_back_until_others_come(kernel: bool) -> None:
+    """Where they alone are decoded, and the clock stood still: what comes between them tells that nothing waits."""
+    got = read(
+        camera(
+            120, gop=250, sends=lambda taken: not 20 <= taken < 25,
+            media=lambda taken: taken if taken < 20 else max(20, taken - 5),
+        ),
+        fast, kernel=kernel, keys_only=True,
+    )  # fmt: skip
+    assert got.catch_up.overtaken == 0
+    assert len(got.served) == 12
+    assert max(now - taken for now, taken in got.served) < 0.75, "examining it takes half a second"
+
+
+@both
+def test_key_frames_alone_are_left_out_where_they_wait(kernel: bool) -> None:
+    got = read(camera(200), lambda now: 2.0 if now < 60 else FAST, kernel=kernel, keys_only=True)
+    keys = 200
+    assert len(got.served) + got.catch_up.overtaken == pytest.approx(keys, abs=1)
+    assert 20 < got.catch_up.overtaken < 40
+    assert got.latency_s() < 2 + 2 + 2 + 1.5, "the limit, two key frames, and a window"
+
+
+@both
+def test_a_camera_with_one_key_frame_only_is_shown_by_a_machine_that_is_far_too_slow(kernel: bool) -> None:
+    """Its pictures are renewed bit by bit: after five seconds decoding begins with any of them."""
+    got = read(camera(200, gop=1 << 30), slow(0.1), kernel=kernel)
+    assert got.gap_s < 8
+    assert not got.catch_up.keys_only
+    kept = got.read - len(got.served) - got.catch_up.overtaken - got.catch_up.skipped
+    assert 0 <= kept <= 250
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30), ppm=st.floats(-300, 300), gop=st.sampled_from([1, 12, 50, 100]),

@@ -128,20 +128,38 @@ def gaps(frames: list[Frame]) -> list[float]:
     return [(b.captured_ns - a.captured_ns) / 1e9 for a, b in pairwise(frames)]
 
 
-def test_hls_is_played_at_its_own_rate_over_silences_longer_than_the_limit(camera: Camera, tmp_path: Path) -> None:
-    options = {"hls_time": str(SEGMENT_S), "hls_list_size": "0", "hls_segment_filename": str(tmp_path / "segment%d.ts")}
-    with av.open(str(tmp_path / "all.m3u8"), "w", format="hls", options=options) as container:
+def write_segments(folder: Path) -> None:
+    """Of `/live.m3u8`."""
+    options = {"hls_time": str(SEGMENT_S), "hls_list_size": "0", "hls_segment_filename": str(folder / "segment%d.ts")}
+    with av.open(str(folder / "all.m3u8"), "w", format="hls", options=options) as container:
         stream = container.add_stream("libx264", rate=FPS, options={"g": str(FPS * SEGMENT_S), "bf": "0"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for i in range(FPS * SEGMENT_S * 6):
             container.mux(stream.encode(picture(64, 48, i)))
         container.mux(stream.encode(None))
+
+
+def test_hls_is_played_at_its_own_rate_over_silences_longer_than_the_limit(camera: Camera, tmp_path: Path) -> None:
+    write_segments(tmp_path)
     source = opened(f"{camera.url}/live.m3u8", read_timeout_s=1)
     frames = read(source, FPS * 7)  # segments come every two seconds, twice the limit
     assert len(frames) == FPS * 7
     found = gaps(frames)
     assert sum(found) == pytest.approx(7 - 1 / FPS, abs=1)
     assert sorted(found)[len(found) // 2] == pytest.approx(1 / FPS, abs=0.03)
+
+
+def test_hls_as_fast_as_it_comes_is_not_behind(camera: Camera, tmp_path: Path) -> None:
+    """A segment comes at once: its first pictures have waited for its last ones at the sender, and not here."""
+    write_segments(tmp_path)
+    source = opened(f"{camera.url}/live.m3u8", read_timeout_s=1, pace="asap")
+    source.open()
+    frames = source.frames()
+    for _ in range(FPS * SEGMENT_S * 3):
+        asked_ns = time.monotonic_ns()
+        assert next(frames).captured_ns >= asked_ns
+    assert source.behind_s is None
+    frames.close()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts"])  # a transport stream has no duration over HTTP, only a length

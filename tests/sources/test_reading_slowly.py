@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
+import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -258,6 +262,78 @@ def test_a_camera_that_stalls_and_sends_fresh_pictures_afterwards(clip: Path) ->
         _frames(reader, 2, 25)
         camera.set("half_rate")
         _frames(reader, 3, 12.5)
+
+
+class Relay:
+    """Passes on what a camera sends, `delay_s` later and all that has come in `bunch_s` at once."""
+
+    def __init__(self, port: int) -> None:
+        self.delay_s, self.bunch_s = 0.0, 0.0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self._camera = port
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Relay:
+        self._start(self._run)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.close()
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+    def _start(self, function: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=function, args=arguments)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run(self) -> None:
+        client, _ = self._server.accept()
+        camera = socket.create_connection(("127.0.0.1", self._camera))
+        came: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        self._start(self._upstream, client, camera)
+        self._start(self._deliver, came, client)
+        with camera, contextlib.suppress(OSError):
+            while data := camera.recv(1 << 16):
+                came.put((time.monotonic(), data))
+        came.put((0.0, b""))
+
+    def _upstream(self, client: socket.socket, camera: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                camera.sendall(data)
+        with contextlib.suppress(OSError):
+            camera.shutdown(socket.SHUT_RDWR)
+
+    def _deliver(self, came: queue.SimpleQueue[tuple[float, bytes]], client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            while True:
+                at, data = came.get()
+                if not data:
+                    return
+                due = at + self.delay_s
+                if self.bunch_s:
+                    due = math.ceil(due / self.bunch_s) * self.bunch_s
+                time.sleep(max(0.0, due - time.monotonic()))
+                client.sendall(data)
+
+
+def test_a_relay_that_begins_to_buffer(clip: Path) -> None:
+    """Everything comes later than before from now on, and in bunches: nothing can be caught up with."""
+    with FakeCamera(Clip(clip)) as camera, Relay(camera.port) as relay:
+        with Reader(camera.url.replace(str(camera.port), str(relay.port))) as reader:
+            until(lambda: len(reader.frames) > 20, 5)
+            relay.delay_s, relay.bunch_s = 2.5, 0.4
+            time.sleep(2.5)
+            count = len(reader.frames)
+            time.sleep(5)
+            assert len(reader.frames) - count == pytest.approx(125, abs=30), "what was examined comes, too"
+            _frames(reader, 3, 25)
+            assert reader.source.overtaken == 0
+        stamps = [round((frame.pts_ns or 0) / S * FPS) for _, frame in reader.frames]
+        assert stamps == list(range(stamps[0], stamps[0] + len(stamps)))
 
 
 def test_a_new_connection_begins_anew(clip: Path) -> None:
