@@ -1,9 +1,9 @@
 """What a live stream does that is read too slowly: it goes on with the newest picture.
 
-A stream that seems to be behind is first read without decoding for a moment, and nothing is lost by it. Either more
-has arrived already when a packet has been read, which the kernel tells of a TCP connection, or packets come faster than
-the sender makes them. If not, the sender has set its clock, or it or the way has
-become slower, and there is nothing to catch up with (see `behind`).
+A stream that seems to be behind is first read without decoding for a moment, and nothing is lost by it. Either packets
+come faster than the sender makes them, or whenever one has been read more has arrived already, which the kernel tells
+of a TCP connection. If not, the sender has set its clock, or it or the way has become slower, and there is nothing to
+catch up with (see `behind`). Pictures may come in bunches: what is true within one says nothing.
 
 To catch up, packets are read and left out up to the newest key frame. Decoding goes on with what has come since, if
 that takes less time than waiting for the next key frame; otherwise with the next key frame.
@@ -22,16 +22,16 @@ from streamd.sources.pacing import RateLimit
 ALARM_NS = 2_000_000_000
 """A stream that is behind by this much is examined, whatever its limit is."""
 PROBE_NS = 500_000_000
-"""It is read without decoding for this long at most to find out whether packets wait."""
-LONGEST_PROBE_NS = 2_000_000_000
-"""For longer only if after each packet more had arrived, which the kernel tells."""
+"""It is read without decoding for this long to find out whether packets wait, if they do not show it sooner."""
 SURE = 3
-"""They do if it was so during all of the probe, and after so many packets; they do not if after as many it was not so.
-Once is nothing in either case: pictures of a camera, or packets on a network, come in bunches."""
+"""They do if after each packet of the probe, and so many at least, more had arrived, which the kernel tells. They do
+not if after as many nothing had."""
+LONGEST_PROBE_NS = 2_000_000_000
+"""After this long once is enough: bunches, or pictures, come rarely."""
 ROOM = 16 << 10
 """So many bytes are enough for that: the kernel's buffer may be smaller than a picture."""
 FALLEN_NS = 300_000_000
-"""They also do if the wait falls by this much, or by half, below what it was at least: it falls within any bunch."""
+"""They also do if the wait falls by this much, or by half, below the shortest one before: it falls within any bunch."""
 NEAR_NS = 200_000_000
 """A stream that is behind by less has caught up."""
 STALLED_NS = 500_000_000
