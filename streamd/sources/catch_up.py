@@ -31,7 +31,8 @@ LONGEST_PROBE_NS = 2_000_000_000
 ROOM = 16 << 10
 """So many bytes are enough for that: the kernel's buffer may be smaller than a picture."""
 FALLEN_NS = 300_000_000
-"""They also do if the wait falls by this much, or by half, below the shortest one before: it falls within any bunch."""
+"""They also do if the wait falls by this much, or by half, below the shortest one before (it falls within any
+bunch), and not from one picture to the next."""
 NEAR_NS = 200_000_000
 """A stream that is behind by less has caught up."""
 STALLED_NS = 500_000_000
@@ -68,8 +69,8 @@ class CatchUp:
         """Every packet has to be added to it; and given to `take` if it is late or suspect then, or this is active."""
         self.change(limit_ns)
         self._keys_frames, self._unread = keys_only, unread
-        self._more = self._done = 0
-        """Packets of this examination after which more had arrived, and after which nothing had."""
+        self._packets = self._more = self._done = 0
+        """Packets of this examination: all, those after which more had arrived, and those after which nothing had."""
         self.overtaken = 0
         """Pictures left out so far, those that max_fps leaves out not included."""
         self.skipped = 0
@@ -157,7 +158,7 @@ class CatchUp:
         self.active = True
         self._began_ns, self._began_wait_ns = gauge.now_ns, gauge.wait_ns
         if gauge.suspect:
-            self._state, self._more, self._done = "probing", 0, 0
+            self._state, self._packets, self._more, self._done = "probing", 0, 0, 0
             self._floor_ns = min(gauge.behind_ns, gauge.wait_ns)
             return self._probe(arrived)
         return self._start_skipping((arrived,))
@@ -172,7 +173,8 @@ class CatchUp:
             self._more, self._done = self._more + more, self._done + (not more)
         fallen = self._floor_ns - gauge.wait_ns >= min(FALLEN_NS, self._floor_ns // 2)
         lasted_ns = gauge.now_ns - self._began_ns
-        if fallen or (lasted_ns >= PROBE_NS and self._more >= SURE and not self._done):
+        self._packets += 1
+        if (fallen and self._packets > SURE) or (lasted_ns >= PROBE_NS and self._more >= SURE and not self._done):
             # Or it will be when what was held back has been decoded.
             late = gauge.late or gauge.wait_ns + len(held) * self.busy_ns >= gauge.limit_ns
             gauge.confirm()

@@ -148,6 +148,14 @@ def test_a_way_that_becomes_longer_and_brings_pictures_in_bunches_costs_none(
 
 
 @both
+@pytest.mark.parametrize("fps", [0.2, 1.0, 2.0])
+def test_a_picture_in_time_after_a_late_one_is_no_backlog(fps: float, kernel: bool) -> None:
+    got = read(camera(600, fps=fps, way=lambda number: 1.3 - number / fps % 1.3), fast, limit_s=0.5, kernel=kernel)
+    assert got.catch_up.overtaken == 0
+    assert got.decoded == len(got.served) == got.read
+
+
+@both
 def test_a_camera_that_sends_pairs_of_pictures_and_stops_its_clock_is_not_behind(kernel: bool) -> None:
     got = read(
         camera(
