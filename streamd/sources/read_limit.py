@@ -67,8 +67,9 @@ class ReadLimit:
             self._numbers[1] = self._limit_s
 
     def end(self) -> None:
-        """Lets go of the container, which may be closed then."""
+        """Lets go of the container, which may be closed then. Nothing else may be called afterwards."""
         _watch.remove(self)
+        del self._container
 
 
 def _numbers(container: InputContainer, opened_s: float) -> ctypes.Array[ctypes.c_double] | None:
