@@ -49,7 +49,7 @@ sinks:
     place, told = str(path), done.stdout
     no_file = "is not a file; expected a video file, /dev/videoN, or a URL such as rtsp://HOST/PATH"
     assert told.splitlines() == [
-        f"{place}:3: metrics.listen: expected text; YAML reads this as a number: put it in quotes",
+        f"{place}:3: metrics.listen: expected HOST:PORT, as in 127.0.0.1:9188",
         f"{place}:6: streams[0].id: gate is the id of 2 streams; ids must be unique",
         f"{place}:6: streams[0].max_fps: expected a number of frames a second, without the unit",
         f"{place}:7: streams[1].id: gate is the id of 2 streams; ids must be unique",

@@ -12,11 +12,11 @@ import os
 import time
 from typing import Any
 
-from streamd.sources import av_source
+from streamd.sources import av_connection
 from streamd.sources.hardware import HardwareDecoder
 
 CREATE_S, LOG = float(os.environ["STREAMD_CREATE_S"]), os.environ["STREAMD_CREATE_LOG"]
-open_real = vars(av_source)["open_container"]
+open_real = vars(av_connection)["open_container"]
 
 
 class SlowDecoder(HardwareDecoder):
@@ -39,4 +39,4 @@ def open_software(settings: Any, *, live: bool, device: int | None) -> Any:
     return open_real(settings, live=live, device=None)
 
 
-vars(av_source).update(open_container=open_software, HardwareDecoder=SlowDecoder)
+vars(av_connection).update(open_container=open_software, HardwareDecoder=SlowDecoder)

@@ -13,7 +13,7 @@ from typing import Any
 
 import av.codec.hwaccel
 
-import streamd.sources.av
+from streamd.sources import frame_maker
 from streamd.sources.picture import picture_of
 
 # Modules of PyAV that were loaded later would miss the class.
@@ -33,4 +33,5 @@ def _on_the_host(native: Any, **options: Any) -> Any:
 
 
 av.codec.hwaccel.HWAccel = _copying  # type: ignore[assignment, misc]
-streamd.sources.av.picture_of = _on_the_host  # type: ignore[attr-defined]
+assert vars(frame_maker)["picture_of"] is picture_of  # where frames are made
+vars(frame_maker)["picture_of"] = _on_the_host
