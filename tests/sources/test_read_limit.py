@@ -143,10 +143,6 @@ def test_nothing_is_kept_of_a_closed_source(camera: FakeCamera) -> None:
     frames.close()  # type: ignore[attr-defined]
     gc.collect()
     assert kept() is None
-    deadline = time.monotonic() + 5
-    while any(thread.name == "read-limits" for thread in threading.enumerate()) and read_limit._watch._limits:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_checking_and_lifting_at_once_never_leave_it_off(camera: FakeCamera) -> None:
