@@ -309,29 +309,39 @@ def evaluate(
     return outcome
 
 
-def main() -> int:
-    """Runs the command."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
+def parser_of(text: str | None) -> argparse.ArgumentParser:
+    """With what all tools have that compare a gate with looking always. `text`: the tool's docstring."""
+    summary, _, rest = (text or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP")
     parser.add_argument("--model", default="builtin:road6", help="path, or builtin:NAME (default: builtin:road6)")
     parser.add_argument("--look", default="{}", help="settings of the section `look`, as YAML")
-    parser.add_argument("--lag", type=int, default=2, help="frames until an answer reaches the gate (default: 2)")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"of looking always, 3 or more (default: {RUNS})")
-    parser.add_argument("--hota", action="store_true", help="also tell how far the tracks agree")
     parser.add_argument("--cache", type=Path, help="folder that keeps the network's boxes")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def given(args: argparse.Namespace) -> tuple[Network, LookSettings]:
+    """The network and the gate's settings that are asked for by `parser_of`."""
+    return Network(args.model, args.cache), LookSettings(**{"when": "motion", **yaml.safe_load(args.look)})
+
+
+def main() -> int:
+    """Runs the command."""
+    parser = parser_of(__doc__)
+    parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP")
+    parser.add_argument("--lag", type=int, default=2, help="frames until an answer reaches the gate (default: 2)")
+    parser.add_argument("--hota", action="store_true", help="also tell how far the tracks agree")
     parser.add_argument("--day", type=float, metavar="SECONDS", help="make a working day of each clip")
     parser.add_argument("--still", type=float, default=0.8, help="share of it in which nothing happens (default: 0.8)")
     parser.add_argument("--height", type=int, metavar="ROWS", help="scale larger pictures of a day to this height")
     parser.add_argument("--pauses", choices=get_args(Pauses), default="frozen", help="what a day's pauses show")
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="keep the days there")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
-    look = LookSettings(**{"when": "motion", **yaml.safe_load(args.look)})
-    network = Network(args.model, args.cache)
+    network, look = given(args)
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
         for clip in args.clips:

@@ -23,9 +23,8 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import yaml
 from glance_day import frames_of
-from glance_eval import RUNS, Way, look_always
+from glance_eval import Way, given, look_always, parser_of
 from glance_network import Boxes, Network
 from glance_truth import Found, Truth, merged
 
@@ -195,23 +194,13 @@ def _waits(ring: Ring[Frame]) -> bool:
 
 def main() -> int:
     """Runs the command."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("days", nargs="+", type=Path, metavar="DAY")
-    parser.add_argument("--model", default="builtin:road6", help="path, or builtin:NAME (default: builtin:road6)")
-    parser.add_argument("--look", default="{}", help="settings of the section `look`, as YAML")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--share", default="1,0.7,0.5", help="what the network does of what it is asked for")
     parser.add_argument("--spread", type=float, default=20.0, help="seconds in which the streams begin (default: 20)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=RUNS, help=f"of looking always (default: {RUNS})")
-    parser.add_argument("--cache", type=Path, help="folder that keeps the network's boxes")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
-    look = LookSettings(**{"when": "motion", **yaml.safe_load(args.look)})
-    network = Network(args.model, args.cache)
+    network, look = given(args)
     boxes = {day: network.boxes(day) for day in args.days}
     truths = {day: look_always(day, network, runs=args.runs) for day in args.days}
     for outcome in outcomes(args.days, boxes, truths, network, look, args):
