@@ -49,10 +49,6 @@ class BehindWatch:
         """The most that it was behind in the window."""
         self.detail = ""
 
-    def reset(self) -> None:
-        """The stream is not live."""
-        self.__init__()  # type: ignore[misc]
-
     def look(self, counters: StreamMetrics) -> None:
         """Takes the figures of this second."""
         counts = counters.counts()
@@ -103,7 +99,7 @@ class LoadGauge:
     def reset(self) -> None:
         """Resets: the stream is not live, so its load is unknown."""
         self._samples.clear()
-        self._behind.reset()
+        self._behind = BehindWatch()
         self.reason, self.detail = "", ""
 
     @property
