@@ -17,6 +17,7 @@ from streamd.flow.camera import CameraWatch
 from streamd.flow.contracts import Source, SourceInfo
 from streamd.flow.glimpse import Glimpse
 from streamd.flow.outages import NETWORK, outages
+from streamd.flow.pump import Abandoned, FramePump, ReaderThread
 from streamd.flow.reporter import Event, StatusReporter
 from streamd.flow.ring import Closed, Ring
 from streamd.flow.settings import StreamSettings
@@ -26,34 +27,10 @@ from streamd.types import Frame, StreamPast, StreamStatus
 
 log = structlog.get_logger(__name__)
 
-TELL_QUARANTINE_NS = 1_000_000_000
-"""Pictures are withheld for this long before a status reports it: one lost packet in a short GOP is not worth
-reporting."""
 STEADY_S = 10.0
 """A stream that was live for this long has recovered: its next failure starts with the shortest delay again."""
-CHECK_NS = 1_000_000_000
-"""Interval of the check whether all frames fail in the stages."""
-FEW_ERRORS = 2
-"""Frames that may fail in that time without a status."""
 ABANDONED_LIMIT = 4
 """Number of hanging threads after which their stream is FAILED: each holds memory and a connection."""
-
-
-class _Abandoned(Exception):
-    """Ends an abandoned thread."""
-
-
-class _ReaderThread:
-    """One thread of a runner, with its source."""
-
-    __slots__ = ("abandoned", "live_since", "source", "thread")
-
-    def __init__(self) -> None:
-        self.abandoned = False
-        """A call did not return in time: another reader has taken over."""
-        self.live_since: float | None = None
-        self.source: Source | None = None
-        self.thread: NamedThread
 
 
 class StreamRunner:
@@ -95,7 +72,6 @@ class StreamRunner:
     ) -> None:
         self.stream = stream
         self.ring = ring
-        self._glimpse = glimpse
         self._make_source = make_source
         self._metrics = metrics
         self._backoff = Backoff(initial_s, max_s)
@@ -109,15 +85,15 @@ class StreamRunner:
         """When the latest connection ended; before the first one, when this runner was made."""
         self._tried_at = self._lost_at
         """When the latest attempt began."""
-        self._epoch: int = before._epoch if before is not None else past.epoch if past is not None else -1
-        self._seq: int = before._seq if before is not None else past.counts.received if past is not None else 0
-        self._reporter = StatusReporter(stream, metrics, on_status, self._epoch, watched=health is not None)
+        epoch = before.epoch if before is not None else past.epoch if past is not None else -1
+        seq: int = before._pump.seq if before is not None else past.counts.received if past is not None else 0
+        self._reporter = StatusReporter(stream, metrics, on_status, epoch, watched=health is not None)
+        self._pump: FramePump = FramePump(ring, metrics, self._reporter, epoch, seq, glimpse=glimpse, health=health)
         self._lock = self._reporter.lock
-        self._reader = _ReaderThread()
-        self._health = health
+        self._reader = ReaderThread()
         self._start_at: float | None = None
         """When to try again to start a thread, monotonic seconds."""
-        self._abandoned: list[_ReaderThread] = before._abandoned if before is not None else []
+        self._abandoned: list[ReaderThread] = before._abandoned if before is not None else []
 
     def adapt(self, settings: StreamSettings, make_source: Callable[[], Source]) -> None:
         """Adopts settings that need no new connection. Any thread.
@@ -145,7 +121,7 @@ class StreamRunner:
         return SourceError("stuck", f"{message}; check its network, disk or driver, then restart", permanent=True)
 
     def _begin(self, error: SourceError | None) -> None:
-        reader = self._reader = _ReaderThread()
+        reader = self._reader = ReaderThread()
         reader.thread = NamedThread(partial(self._run, reader, error), f"source-{self.stream}")
         try:
             reader.thread.start()
@@ -205,7 +181,7 @@ class StreamRunner:
             self._begin(self._too_many() if many else SourceError("stuck", message))
         source.close()
 
-    def _abandon(self, reader: _ReaderThread) -> None:
+    def _abandon(self, reader: ReaderThread) -> None:
         reader.abandoned = True
         self._abandoned.append(reader)
         self._metrics.threads_stuck = len(self._abandoned)
@@ -241,27 +217,25 @@ class StreamRunner:
     @property
     def epoch(self) -> int:
         """Of the last connection; -1 if there was none."""
-        return self._epoch
+        return self._pump.epoch
 
     @property
     def over(self) -> bool:
         """True once there will be no more frames."""
         return self.status.state in ("ENDED", "FAILED")
 
-    def _transition(
-        self, reader: _ReaderThread, event: Event, reason: str = "", detail: str = "", **extra: Any
-    ) -> None:
+    def _transition(self, reader: ReaderThread, event: Event, reason: str = "", detail: str = "", **extra: Any) -> None:
         with self._lock:
             if reader.abandoned:
-                raise _Abandoned
-            self._reporter.transition(event, self._epoch, reason, detail, **extra)
+                raise Abandoned
+            self._reporter.transition(event, self.epoch, reason, detail, **extra)
 
-    def _run(self, reader: _ReaderThread, error: SourceError | None) -> None:
+    def _run(self, reader: ReaderThread, error: SourceError | None) -> None:
         try:
             going = error is None or self._wait(reader, error)
             while going and not self._stop.is_set():
                 going = self._attempt(reader)
-        except _Abandoned:
+        except Abandoned:
             log.info("an abandoned thread has ended", stream=self.stream)
         finally:
             if not reader.abandoned:
@@ -269,7 +243,7 @@ class StreamRunner:
                     self._transition(reader, "ended", "", "stopped")
                 self.ring.close()
 
-    def _attempt(self, reader: _ReaderThread) -> bool:
+    def _attempt(self, reader: ReaderThread) -> bool:
         """One connection and the wait after it. True if another should follow."""
         reader.live_since = None
         self._tried_at = time.monotonic()
@@ -282,7 +256,7 @@ class StreamRunner:
                 self._backoff.reset()
         return self._wait(reader, error)
 
-    def _connection(self, reader: _ReaderThread) -> SourceError | None:
+    def _connection(self, reader: ReaderThread) -> SourceError | None:
         """One connection, from open to failure or end.
 
         Returns:
@@ -298,11 +272,12 @@ class StreamRunner:
                 return None
             if not descriptors.room():
                 raise SourceError("internal", "too few file descriptors are left; raise LimitNOFILE or ulimit -n")
-            self._pump(reader, source, source.open())
+            info = source.open()
+            self._pump.run(reader, source, partial(self._opened, reader, info))
             if not self._stop.is_set():
                 self._transition(reader, "ended", "eof", "end of input")
             return None
-        except _Abandoned:
+        except Abandoned:
             raise
         except SourceError as caught:
             return SourceError(caught.reason, str(caught), permanent=caught.permanent)
@@ -317,9 +292,9 @@ class StreamRunner:
             with self._lock:
                 reader.source = None
 
-    def _wait(self, reader: _ReaderThread, error: SourceError) -> bool:
+    def _wait(self, reader: ReaderThread, error: SourceError) -> bool:
         if reader.abandoned:
-            raise _Abandoned
+            raise Abandoned
         self._metrics.fail(error.reason)
         if error.permanent or (self._attempts is not None and self._backoff.attempts >= self._attempts):
             self._transition(reader, "gave_up", error.reason, str(error))
@@ -345,11 +320,11 @@ class StreamRunner:
             self._stop.wait(max(0.0, min(left_s, self._backoff.shorten())))
         return not self._stop.is_set()
 
-    def _opened(self, reader: _ReaderThread, info: SourceInfo, frame: Frame) -> None:
+    def _opened(self, reader: ReaderThread, info: SourceInfo, frame: Frame) -> None:
         """The first picture of a connection has arrived."""
         reason, detail = self._reporter.opened(info.codec, frame.captured_ns)
-        self._epoch += 1
-        if self._epoch > 0 and self._connected:
+        self._pump.epoch += 1
+        if self.epoch > 0 and self._connected:
             self._metrics.reconnects += 1
         self._connected = True
         self._metrics.codec, self._metrics.decoder = info.codec, info.decoder
@@ -359,77 +334,3 @@ class StreamRunner:
             reader, "opened", reason, detail,
             codec=info.codec, decoder=info.decoder, width=info.width, height=info.height, fps=info.fps,
         )  # fmt: skip
-
-    def _pump(self, reader: _ReaderThread, source: Source, info: SourceInfo) -> None:
-        metrics, ring, glimpse, reporter = self._metrics, self.ring, self._glimpse, self._reporter
-        before = (metrics.corrupt, metrics.skipped, metrics.lost, metrics.clock_jumps)
-        held_since: int | None = None
-        check_ns, published, errors = 0, metrics.published, metrics.dropped.get("frame_error", 0)
-        jumps = 0
-        overtaken = source.overtaken
-        size = (0, 0)
-        for frame in source.frames():
-            if reader.abandoned:
-                raise _Abandoned
-            now = frame.captured_ns
-            if reader.live_since is None:
-                self._opened(reader, info, frame)
-                size = (frame.width, frame.height)
-            if source.overtaken != overtaken:
-                # Never decoded, but captured: subscribers see the gap in `seq`.
-                count, overtaken = source.overtaken - overtaken, source.overtaken
-                self._seq += count
-                metrics.received += count
-                metrics.drop("behind", count)
-            frame.epoch = self._epoch
-            frame.seq = self._seq
-            self._seq += 1
-            metrics.received += 1
-            metrics.last_frame_wall = time.time()  # not frame.wall_ns: a camera's clock may be wrong
-            self._count(source, before)
-            if reporter.troubles:
-                reporter.calm(now)
-            if source.clock.jumps != jumps:
-                jumps = source.clock.jumps
-                reporter.trouble("clock_jump", "the camera's clock jumped or stood still", now)
-            if (frame.width, frame.height) != size:
-                was, size = size, (frame.width, frame.height)
-                reporter.resized(*size)
-                detail = f"was {was[0]} x {was[1]}, is {size[0]} x {size[1]} pixels"
-                reporter.trouble("size_changed", detail, now)
-            if now >= check_ns:
-                failed = metrics.dropped.get("frame_error", 0) - errors
-                if failed >= FEW_ERRORS and metrics.published == published:
-                    reporter.trouble("unsupported", f"no picture can be processed: {metrics.frame_error}", now)
-                check_ns, published, errors = now + CHECK_NS, metrics.published, errors + failed
-            if frame.quarantined:
-                metrics.drop("quarantine")
-                if held_since is None:
-                    held_since = now
-                elif now - held_since >= TELL_QUARANTINE_NS:
-                    reporter.trouble("corrupt", "damaged pictures are withheld until the next clean key frame", now)
-                del frame
-                continue
-            held_since = None
-            if self._health is not None:
-                self._health.frame(frame)
-            if glimpse is not None:
-                glimpse.frame(frame)
-            try:
-                ring.put(frame)
-            except Closed:
-                metrics.drop("shutdown")
-                raise
-            del frame  # otherwise the picture stays allocated while the source waits for the next one
-        if reader.abandoned:
-            raise _Abandoned
-        self._count(source, before)
-
-    def _count(self, source: Source, before: tuple[int, int, int, int]) -> None:
-        """Adds this connection's counters to the totals from `before` it."""
-        metrics, clock = self._metrics, source.clock
-        metrics.corrupt = before[0] + source.corrupt
-        metrics.skipped = before[1] + source.skipped
-        metrics.lost = before[2] + source.lost
-        metrics.clock_jumps = before[3] + clock.jumps
-        metrics.clock_offset_s, metrics.clock_drift = clock.offset_s, clock.drift

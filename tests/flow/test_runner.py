@@ -197,7 +197,7 @@ def test_the_table_leaves_no_state_without_a_way_out_but_the_last_two() -> None:
 
 def test_a_stream_all_of_whose_frames_fail_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is LIVE, and nothing of it is ever published: the status must not look as if all were well."""
-    monkeypatch.setattr("streamd.flow.runner.CHECK_NS", 50_000_000)
+    monkeypatch.setattr("streamd.flow.pump.CHECK_NS", 50_000_000)
     metrics, statuses = StreamMetrics("s"), list[StreamStatus]()
     ring: Ring[Frame] = Ring(4, "block")
 
