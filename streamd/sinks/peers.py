@@ -24,7 +24,7 @@ from streamd.flow.threads import NamedThread
 from streamd.sinks import Readers
 from streamd.sinks.curve import DOMAIN, ZAP_ENDPOINT
 from streamd.sinks.hosts import Allowance, Hosts, host_of
-from streamd.sinks.sockets import Duplicates, is_at, name_of, received_by, unread_of
+from streamd.sinks.sockets import Duplicates, cookie_of, is_at, name_of, received_by, unread_of
 from streamd.telemetry.logs import Throttle
 
 log = structlog.get_logger(__name__)
@@ -81,6 +81,8 @@ class Peer:
     """Its own address and port; empty for ipc."""
     host: str
     """See `host_of`."""
+    cookie: int = 0
+    """See `cookie_of`."""
     closed: bool = False
     """It was shut down, and libzmq has yet to see it."""
     topics: set[bytes] = field(default_factory=set)
@@ -301,7 +303,7 @@ class Peers:
             name = connection and name_of(connection)
             if connection is None or name is None or not is_at(connection, self.endpoint):
                 return  # over already; its descriptor may be a camera's by now
-            peer = self._peers[descriptor] = Peer(name, host_of(name))
+            peer = self._peers[descriptor] = Peer(name, host_of(name), cookie_of(connection.fileno()))
             hosts = [p.host for p in self._peers.values() if not p.closed]
             soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             if descriptor >= soft - max(32, soft // 4):
@@ -364,6 +366,10 @@ class Peers:
                     # The same number again may be the same bytes: libzmq's thread has not run meanwhile.
                     new = received + min((UNREAD_WEIGHT - 1) * received, UNREAD_BYTES)
                     new *= received != peer.received
+                if new and cookie_of(descriptor) != peer.cookie:
+                    # It has ended, which is heard later, and its descriptor is another's: perhaps that of a camera,
+                    # whose megabytes would keep all subscribers out for seconds.
+                    continue
                 peer.received = received
                 if new > _BUSY_BYTES:
                     self._busy_until = now + _BUSY_S

@@ -15,6 +15,7 @@ from typing import Any
 
 _RECEIVED_AT = 128
 """Offset of tcpi_bytes_received in Linux's struct tcp_info."""
+_SO_COOKIE = getattr(socket, "SO_COOKIE", 57)
 
 
 class Duplicates:
@@ -62,6 +63,16 @@ class Duplicates:
 _getsockopt = ctypes.PyDLL(None).getsockopt
 _info = (ctypes.c_uint64 * 32)()
 _length = ctypes.c_uint32()
+
+
+def cookie_of(descriptor: int) -> int:
+    """The number that the kernel gives to each socket once, whatever descriptor it has; 0 if it is no socket."""
+    _length.value = ctypes.sizeof(_info)
+    return (
+        0
+        if _getsockopt(descriptor, socket.SOL_SOCKET, _SO_COOKIE, ctypes.byref(_info), ctypes.byref(_length))
+        else _info[0]
+    )
 
 
 def received_by(descriptor: int) -> int:

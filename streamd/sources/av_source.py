@@ -73,11 +73,11 @@ class AvSource(Source):
         """The sender sets the pace; known for certain once it is open."""
         self._closed = threading.Event()
         self._connection = AvConnection(settings, self._closed, alone=alone)
-        self._reader = PacketReader(self._connection, self._closed, self._feed, self._decoded)
         self._maker = FrameMaker(settings, self._device)
+        # Nothing that is kept here refers back to the source: a decoder of a failed connection must not wait for the
+        # garbage collector.
+        self._reader = PacketReader(self._connection, self._closed, self._feed, self._maker.decoded)
         self._pacer: Pacer | None = None
-        self._pictures = 0
-        """Decoded in this pass."""
         self._refused = 0
         """Packets that the decoder has rejected so far."""
         self.skipped = 0
@@ -165,7 +165,7 @@ class AvSource(Source):
         try:
             while not self._closed.is_set():
                 began = time.monotonic()
-                self._pictures = self._maker.left_out = 0
+                self._maker.pictures = self._maker.left_out = 0
                 yield from self._play()
                 if self._closed.is_set():
                     break
@@ -187,7 +187,7 @@ class AvSource(Source):
         url = self._settings.url
         if self._maker.begin_ns:
             raise too_short(url, self._settings.start_s)
-        if not self._pictures and not self._maker.left_out and not self._live:
+        if not self._maker.pictures and not self._maker.left_out and not self._live:
             self._check_decoder("corrupt")
             text = f"{describe(url, 'corrupt')}; it ended without a decodable picture"
             raise SourceError("corrupt", text, permanent=not self._network)
@@ -199,7 +199,7 @@ class AvSource(Source):
         """Prepares the next pass, if there is one. `began`: this one, monotonic seconds."""
         kind = self._connection.kind
         # A GIF of one picture has the rate of an animation, which nobody meant.
-        if kind.still or (kind.animation and self._pictures == 1):
+        if kind.still or (kind.animation and self._maker.pictures == 1):
             if not (self._settings.loop or self._network):
                 return False
             if self._closed.wait(max(0.0, began + self._settings.every_s - time.monotonic())):
@@ -267,7 +267,7 @@ class AvSource(Source):
                 refused = self._refused
                 natives = self._decode(packet)
                 if natives:
-                    self._pictures += len(natives)
+                    maker.pictures += len(natives)
                     barren.picture()
                 elif packet.size and self._settings.frames == "all":
                     reason = barren.packet(refused=self._refused > refused, now=time.monotonic())
@@ -309,18 +309,13 @@ class AvSource(Source):
                 yield frame
         self._maker.forget()
 
-    def _decoded(self) -> tuple[int, int | None]:
-        """Pictures of this pass so far, and the time stamp of the latest packet among them; nanoseconds."""
-        packet = self._maker.packet
-        return self._pictures, self._maker.stamp_ns(packet) if packet is not None else None
-
     def _check_decoder(self, reason: SourceReason) -> None:
         """A file gave no picture.
 
         Raises:
             SourceError: it is the GPU that has none to give, not the file; a later attempt may succeed.
         """
-        never = self._device is not None and not self._network and not self._pictures and not self._maker.again
+        never = self._device is not None and not self._network and not self._maker.pictures and not self._maker.again
         if reason == "corrupt" and never and plays_in_software(self._settings):
             raise SourceError("decoder", redact(f"{self._settings.url}: {NO_DECODER}"))
 

@@ -48,6 +48,8 @@ class FrameMaker:
         self.clock = StreamClock(settings.clock_max_offset_s)
         self.skipped = 0
         """Frames skipped by max_fps so far."""
+        self.pictures = 0
+        """Decoded in this pass."""
         self.left_out = 0
         """Packets of this pass that were not decoded because of max_fps."""
         self.begin_ns = 0
@@ -149,6 +151,10 @@ class FrameMaker:
         B-frames, their presentation time is no substitute: it may be later than that of packets behind them."""
         stamp = packet.pts if packet.dts is None and not self._reorders else packet.dts
         return None if stamp is None else int(stamp * self._time_base_ns)
+
+    def decoded(self) -> tuple[int, int | None]:
+        """Pictures of this pass so far, and the time stamp of the latest packet among them; nanoseconds."""
+        return self.pictures, self.stamp_ns(self.packet) if self.packet is not None else None
 
     def before(self, packet: Packet[Any]) -> bool:
         """True if the frame only precedes the first frame wanted."""

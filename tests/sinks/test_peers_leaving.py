@@ -10,6 +10,7 @@ import resource
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import zmq
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from streamd.sinks.guard import GuardedSink
 from streamd.sinks.hosts import ABUSE_COSTS, CONNECTIONS_A_SECOND, MOST_HOSTS, Hosts
 from streamd.sinks.peers import MESSAGES, Peer
+from streamd.sinks.sockets import received_by
 from streamd.sinks.zmq import ZmqSettings, ZmqSink
 from streamd.telemetry.metrics import Metrics
 from streamd.types import StreamCounts
@@ -146,6 +148,33 @@ def test_a_connection_whose_end_was_not_heard_of_is_not_counted_for_ever(scene: 
     until(lambda: connected(sink) == 1, sink)
     assert set(watched._peers) == {descriptor}
     assert watched._all_topic_bytes == 0
+    assert not peer.closed(sink, 0.1)
+
+
+def test_what_a_camera_sends_is_no_input_of_the_peer_that_had_its_descriptor(scene: Scene) -> None:
+    """libzmq gives a descriptor back before it tells of it: for a moment it is another connection's."""
+    sink = scene.sink()
+    peer = scene.peer(sink)
+    until(lambda: connected(sink) == 1, sink)
+    watched = sink._peers
+    (ended,) = watched._peers.values()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as camera:
+        reading, _ = server.accept()
+        with reading:
+            for _ in range(30):
+                camera.sendall(bytes(100_000))
+                left = 100_000
+                while left:
+                    left -= len(reading.recv(left))
+            before = watched._all_input._left
+            with watched._lock:
+                watched._peers[reading.fileno()] = replace(ended)
+            time.sleep(0.3)  # several checks
+            assert received_by(reading.fileno()) >= 3_000_000
+            assert watched._all_input._left >= before - 1000, "its own handshake may be counted"
+            assert not refused(sink)
+            with watched._lock:
+                del watched._peers[reading.fileno()]
     assert not peer.closed(sink, 0.1)
 
 

@@ -6,8 +6,10 @@ pixels and `COUNT` frames, at 25 frames/s if `paced` and as fast as possible if 
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,26 @@ def test_a_frame_outlives_its_source(make: Make) -> None:
     source.close()
     del source
     assert bytes(frame.picture.native.planes[0])[:4]
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_what_is_dropped_is_freed_at_once(make: Make, closed: bool) -> None:
+    """A decoder has megabytes, and a camera that flaps gets a new source a second: none may wait for the garbage
+    collector, whichever way it ended."""
+    gc.collect()
+    gc.disable()
+    try:
+        source = make()
+        source.open()
+        frames = source.frames()
+        next(frames)
+        if closed:
+            source.close()
+        kept = weakref.ref(source)
+        del frames, source
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_an_input_that_breaks_raises_a_source_error() -> None:
