@@ -10,8 +10,10 @@ Steps:
   engine    each plan alone: device time a batch with and without CUDA graphs, throughput with every slot in flight
   layers    each plan's slowest layers at each of --batches
   map       COCO accuracy of each plan through the daemon's own path (--images, --labels)
+  loss      what plans lose against their float models (--float), picture by picture, on each --set
   nvdec     hardware decoding alone in each of --workers processes; for 16 streams also with frames copied to the host
   flow      the daemon from file to subscriber: --counts streams as fast as possible, with each of --workers
+  tracking  the same --turns times with and without tracking, and the share of the rate that is left with it
   paced     the daemon with --paced 25 fps streams: how many before the latency or a drop says stop; each of --workers
   live      one paced stream: latency by stage
   copyback  16 streams as fast as possible: frames left on the GPU, copied to the host (tools/copyback), decoded there
@@ -23,7 +25,6 @@ Each value is written to OUT/STEP.json once it is measured; the table is printed
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
@@ -41,6 +42,9 @@ from gpu_build import Wanted, build_all
 from gpu_build import torch as torch_times
 from gpu_engine import engine_times, layer_times
 from gpu_machine import Gpu, decode_alone
+from gpu_pairs import loss as losses
+from gpu_pairs import say_losses, say_shares, with_and_without
+from gpu_report import figures, print_table
 
 ROOT = Path(__file__).resolve().parent.parent
 Table = dict[str, Any]
@@ -149,6 +153,23 @@ def map_(args: argparse.Namespace) -> Table:
     return found
 
 
+def loss(args: argparse.Namespace) -> Table:
+    """What plans lose."""
+    found: Table = {}
+    plans = {plan.stem: plan for plan in args.plans}
+    sets = {name: Path(folder) for name, folder in args.sets}
+    for name, model in args.float:
+        if name not in plans or not sets:
+            raise ValueError(f"--float {name}=…: no plan of --plans or --build is called {name}, or there is no --set")
+
+        def keep(result: Table, name: str = name) -> None:
+            _write(args, "loss", {**found, name: result})
+
+        measure = partial(losses, plans[name], model, sets, engine=args.engine, keep=keep)
+        _try(args, "loss", found, name, measure, say_losses)
+    return found
+
+
 def nvdec(args: argparse.Namespace) -> Table:
     """Hardware decoding alone."""
     found: Table = {}
@@ -186,21 +207,6 @@ def _daemon(
     return found | {"gpu_decoder_mib": gpu.means, "device_mib_by_minute": gpu.mib_by_minute}
 
 
-def _short(r: Table) -> str:
-    if "error" in r:
-        return str(r["error"])
-    stages = " ".join(f"{k[:4]} {v['p50']}/{v['p99']}" for k, v in r["stage_ms"].items())
-    latency, share = r["latency_ms"], f"{r['share_min']:.2f}-{r['share_max']:.2f}"
-    return (
-        f"{r['fps']:8.1f} fps  p50 {latency['p50']} p99 {latency['p99']} ms  {stages}  "
-        f"CPU {r['cpu_ms_per_frame']:.2f} ms/f  drop {r['dropped']} gaps {r['unexplained_gaps']} share {share} "
-        f"batch {r['batch_mean']} device ms {r['device_ms_per_batch']}  "
-        f"RSS {r['rss_mb']:.0f}  GIL {r['gil_share']}  gpu/dec/MiB {r['gpu_decoder_mib']}  "
-        f"page {r['page_pictures_s']}/{r['page_without_picture']}  threads, ms/f {r['threads_ms_per_frame']}"
-        + "".join(f"\n    lock {share:.1%} {frame}" for frame, share in r["gil_held_by"].items())
-    )
-
-
 def _name(clip: Path, streams: int, workers: int, what: str = "") -> str:
     return f"{clip.stem} × {streams}, {workers} worker{'s' * (workers > 1)}{what}"
 
@@ -212,7 +218,22 @@ def flow(args: argparse.Namespace) -> Table:
         for workers in args.workers:
             for streams in [n for n in args.counts if n >= workers]:
                 result = _daemon(args, clip, streams, live=False, workers=workers)
-                _keep(args, "flow", found, _name(clip, streams, workers), result, _short)
+                _keep(args, "flow", found, _name(clip, streams, workers), result, figures)
+    return found
+
+
+def tracking(args: argparse.Namespace) -> Table:
+    """What is left of the rate with tracking."""
+    found: Table = {}
+    for clip in args.clips:
+        for workers in args.workers:
+            for streams in [n for n in args.counts if n >= workers]:
+
+                def run(config: Table, clip: Path = clip, streams: int = streams, workers: int = workers) -> Table:
+                    return _daemon(args, clip, streams, live=False, workers=workers, config=config)
+
+                result = with_and_without(run, args.config, "tracking", args.turns)
+                _keep(args, "tracking", found, _name(clip, streams, workers), result, say_shares)
     return found
 
 
@@ -222,7 +243,7 @@ def paced(args: argparse.Namespace) -> Table:
     for workers in args.workers:
         for streams in args.paced:
             result = _daemon(args, args.clips[0], streams, live=True, workers=workers)
-            _keep(args, "paced", found, _name(args.clips[0], streams, workers, " at 25 fps"), result, _short)
+            _keep(args, "paced", found, _name(args.clips[0], streams, workers, " at 25 fps"), result, figures)
     return found
 
 
@@ -239,7 +260,7 @@ def copyback(args: argparse.Namespace) -> Table:
             (", software", {"decode": "software"}),
         ):
             result = _daemon(args, clip, streams, live=False, workers=workers, **more)
-            _keep(args, "copyback", found, _name(clip, streams, workers, what), result, _short)
+            _keep(args, "copyback", found, _name(clip, streams, workers, what), result, figures)
     return found
 
 
@@ -248,7 +269,7 @@ def memory(args: argparse.Namespace) -> Table:
     found: Table = {}
     workers, streams = max(args.workers), max(args.counts)
     result = _daemon(args, args.clips[0], streams, live=False, workers=workers, seconds=args.minutes * 60)
-    _keep(args, "memory", found, _name(args.clips[0], streams, workers), result, _short)
+    _keep(args, "memory", found, _name(args.clips[0], streams, workers), result, figures)
     for key in ("rss_mb_by_minute", "device_mib_by_minute"):
         print(f"  {key}: {result.get(key)}")
     p99 = [v["p99"] for v in result.get("latency_ms_by_minute", [])]
@@ -260,35 +281,22 @@ def live(args: argparse.Namespace) -> Table:
     """One stream."""
     found: Table = {}
     for clip in args.clips:
-        _keep(args, "live", found, _name(clip, 1, 1, " at 25 fps"), _daemon(args, clip, 1, live=True), _short)
+        _keep(args, "live", found, _name(clip, 1, 1, " at 25 fps"), _daemon(args, clip, 1, live=True), figures)
     return found
 
 
-def _table(out: Path) -> None:
-    """The daemon's figures of all steps that lie in `out`."""
-    rows = []
-    for step in ("flow", "paced", "live", "copyback", "memory"):
-        with contextlib.suppress(OSError):
-            for name, r in json.loads((out / f"{step}.json").read_text()).items():
-                if isinstance(r, dict) and "fps" in r:
-                    gpu = r["gpu_decoder_mib"] or ["", "", ""]
-                    cells = [r["fps"], r["latency_ms"]["p50"], r["latency_ms"]["p99"], r["dropped"]]
-                    cells += [r["batch_mean"], r["cpu_ms_per_frame"], r["gil_share"], r["rss_mb"], *gpu]
-                    rows.append([f"{step}: {name}", *cells])
-                elif isinstance(r, dict) and "error" in r:
-                    rows.append([f"{step}: {name}", r["error"]])
-    head = ["", "frames/s", "p50 ms", "p99 ms", "dropped", "batch", "CPU ms/f", "GIL", "RSS MB"]
-    head += ["GPU %", "dec %", "MiB"]
-    for row in [head, *rows] if rows else []:
-        cells = [f"{c:.4g}" if isinstance(c, float) and c < 1000 else f"{c:.0f}" if isinstance(c, float) else str(c)
-                 for c in row[1:]]  # fmt: skip
-        print(f"{row[0]:<52}" + "".join(f"{cell:>10}" for cell in cells))
-
-
 STEPS = {
-    "build": build, "tests": tests, "torch": torch, "engine": engine, "layers": layers, "map": map_, "nvdec": nvdec,
-    "flow": flow, "paced": paced, "live": live, "copyback": copyback, "memory": memory,
+    "build": build, "tests": tests, "torch": torch, "engine": engine, "layers": layers, "map": map_, "loss": loss,
+    "nvdec": nvdec, "flow": flow, "tracking": tracking, "paced": paced, "live": live, "copyback": copyback,
+    "memory": memory,
 }  # fmt: skip
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text}: NAME=VALUE is expected")
+    return name, value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -300,6 +308,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--clips", type=Path, nargs="+", default=[])
     p.add_argument("--images", default="")
     p.add_argument("--labels", default="")
+    p.add_argument("--float", type=_pair, nargs="+", default=[], metavar="PLAN=MODEL[:HEAD]", help="of the step loss")
+    p.add_argument(
+        "--set", type=_pair, nargs="+", default=[], dest="sets", metavar="NAME=FOLDER", help="images, labels"
+    )
+    p.add_argument("--turns", type=int, default=3, help="of the step tracking")
     p.add_argument("--seconds", type=float, default=6.0)
     p.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 32, 64])
     p.add_argument("--paced", type=int, nargs="+", default=[16, 64, 100, 128])
@@ -329,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure("warning")
     args.out.mkdir(parents=True, exist_ok=True)
     code = _run(args)
-    _table(args.out)
+    print_table(args.out)
     return code
 
 
