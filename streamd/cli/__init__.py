@@ -20,7 +20,7 @@ from pathlib import Path
 from streamd import __version__
 from streamd.errors import ConfigError, StreamdError
 from streamd.security.redact import redact
-from streamd.security.text import is_encodable
+from streamd.security.text import is_encodable, plain
 
 COMMANDS = (
     "run", "demo", "check", "detect", "count", "inspect", "quantize", "build", "evaluate", "watch", "events", "bundle",
@@ -46,6 +46,30 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     for name in (command,) if command in COMMANDS else COMMANDS:
         importlib.import_module(f"streamd.cli.{name}").add_parser(subparsers)
     return top
+
+
+_MEANT = {
+    "run": "start serve daemon up",
+    "detect": "predict track infer",
+    "evaluate": "val validate test eval",
+    "build": "export compile trtexec",
+    "check": "lint verify",
+    "quantize": "calibrate quantise",
+    "inspect": "info show",
+    "watch": "status top",
+}
+"""What other programs call a command."""
+
+
+def _wrong_command(given: str) -> str:
+    """What may have been meant by a command that does not exist."""
+    import difflib
+
+    if Path(given).suffix.lower() in (".yaml", ".yml"):
+        return f"to run a configuration: streamd run {given}"
+    meant = next((name for name, words in _MEANT.items() if given.lower() in words.split()), None)
+    close = [meant] if meant else difflib.get_close_matches(given.lower(), COMMANDS, n=1)
+    return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
 
 
 def _open_standard_streams() -> None:
@@ -85,6 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before anything that takes time: the daemon has not read its configuration yet, and need not read it again.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _open_standard_streams()
+    if first is None:
+        parser().print_help(sys.stderr)
+        return ConfigError.exit_code
+    if first[:1] != "-" and first not in COMMANDS:
+        given = plain(redact(first))
+        print(f"streamd: {given}: no such command; {_wrong_command(given)}", file=sys.stderr)
+        return ConfigError.exit_code
     args = parser(first).parse_args(arguments)
     with contextlib.suppress(AttributeError, OSError):  # a stream of somebody else's
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names that are not UTF-8

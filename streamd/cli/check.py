@@ -29,6 +29,8 @@ from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.access import Tls
 from streamd.telemetry.logs import configure
 
+_TYPOGRAPHIC = frozenset("“”„«»‘’")
+
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
@@ -116,12 +118,21 @@ def _look_at_url(stream: AvStreamSettings, told: Callable[[str], None]) -> None:
     path = Path(stream.url.removeprefix("file:"))
     misread = any(below == ("url",) for below, _ in stream.check())  # which is told already
     if not stream.live and not path.is_file() and not misread:
-        told(f"{path} is not a file; expected a video file, /dev/videoN, or a URL such as rtsp://HOST/PATH")
+        told(f"{path} is not a file; {_instead_of(path.name)}")
     if character := unencoded(stream.url):
         told(
             f"there is a raw {character} in the password, which ends the host there; "
             f"write it as {quote(character, safe='')} (/ is %2F, ? is %3F, # is %23, % is %25)"
         )
+
+
+def _instead_of(name: str) -> str:
+    """What was expected where a file of that name was looked for."""
+    if name.isdecimal():
+        return f"a camera at this machine is /dev/video{name}"
+    if _TYPOGRAPHIC.intersection(name):
+        return "it holds typographic quotes, which YAML takes for a part of the value; write straight ones"
+    return "expected a video file, /dev/videoN, or a URL such as rtsp://HOST/PATH"
 
 
 def _check_keys(where: str, curve: CurveSettings) -> None:

@@ -23,6 +23,7 @@ from streamd.cli.overlay import Overlay
 from streamd.cli.rules import add_rule_options, rules_of
 from streamd.cli.rules import check as check_rules_of
 from streamd.config import is_url
+from streamd.config.expected import out_of_bounds
 from streamd.engine import EngineConfig, ModelSettings, open_backend
 from streamd.errors import ConfigError, SourceError, StreamdError
 from streamd.flow.batcher import Batcher
@@ -38,7 +39,7 @@ from streamd.sinks.encoding import detections_message, encoder
 from streamd.sinks.envelope import Gaps
 from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
-from streamd.sources.images import SUFFIXES, list_images, read_image
+from streamd.sources.images import SUFFIXES, VIDEO_SUFFIXES, list_images, read_image
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
@@ -122,7 +123,11 @@ def detect_settings(args: argparse.Namespace) -> DetectSettings:
             conf=args.conf, iou=args.iou, max_det=args.max_det, classes=tuple(args.classes) if args.classes else None
         )
     except ValidationError as error:
-        problems = "; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(
+            f"--{str(e['loc'][0]).replace('_', '-')}: "
+            f"{out_of_bounds(e['type'], e.get('ctx', {}), e['input']) or e['msg']}"
+            for e in error.errors()
+        )
         raise ConfigError(problems) from error
 
 
@@ -179,7 +184,10 @@ class Run:
             tracker, counts = ByteTrackSettings(), AnalyticsMetrics(registry)
             self.analytics = Analytics(tracker, detect, counts, lambda *_: None, boot_id="detect")
         decoded = detect if self.analytics is None else self.analytics.detect
-        detector = open_detector(self.backend.spec, head, decoded)
+        try:
+            detector = open_detector(self.backend.spec, head, decoded)
+        except ConfigError as error:  # which names the field of a configuration
+            raise ConfigError(str(error).replace("model.detect.classes:", "--classes:")) from error
         self.model = detector.model
         check_rules_of(zones, lines, self.model.labels)
         step = None if self.analytics is None else self.analytics.step(self.model)
@@ -190,7 +198,9 @@ class Run:
         batcher.add("detect", self.ring)
         batcher.seal()
         self.results: queue.SimpleQueue[Detections | None] = queue.SimpleQueue()
-        self.pipeline = Pipeline(self.backend, batcher, detector.postprocess, self.model, self.metrics, analysis=step)
+        self.pipeline = Pipeline(
+            self.backend, batcher, detector.postprocess, self.model, self.metrics, analysis=step, logs=False
+        )
         for number, item in enumerate(self.inputs):
             # Each video is a stream of its own, so that no track goes on from one to the next.
             if self.analytics is not None:
@@ -309,11 +319,14 @@ def _annotator(folder: str, inputs: Sequence[_Input], overlay: Overlay | None = 
     """Writes into `folder`.
 
     Raises:
-        ConfigError: it is one of the inputs: the next run would take what this one wrote for input.
+        ConfigError: it is one of the inputs: the next run would take what this one wrote for input. Or it has the
+            name of a picture or video.
     """
     for item in inputs:
         if not item.is_video and same_file(folder, item.given):
             raise ConfigError(f"--save {folder}: is the folder of the images; choose another")
+    if Path(folder).suffix.lower() in {*SUFFIXES, *VIDEO_SUFFIXES} and not Path(folder).is_dir():
+        raise ConfigError(f"--save {folder}: expected a folder; each file in it is named as its input")
     files = [path for item in inputs for path in (item.images or ([Path(item.given)] if item.is_video else []))]
     return (
         Annotator(Path(folder), files)

@@ -59,7 +59,8 @@ class MetricsSettings(Settings):
     """The HTTP port with /metrics, /healthz and /readyz."""
 
     listen: (
-        Annotated[str, Field(pattern=LISTEN_PATTERN), Pattern("expected HOST:PORT, as in 127.0.0.1:9188")] | None
+        Annotated[str, Field(pattern=LISTEN_PATTERN), Pattern("expected HOST:PORT, as in 127.0.0.1:9188 or [::1]:9188")]
+        | None
     ) = Field(
         "127.0.0.1:9188",
         description="HOST:PORT to listen on; null to disable. Port 0 chooses a free one.",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from streamd.config import elsewhere
 from streamd.settings import Settings, marks_of
 from streamd.settings.registry import OneOf
 
@@ -19,29 +20,6 @@ _BOUNDS = {
 }
 _LENGTHS = {"string_too_short": ("min_length", "at least"), "string_too_long": ("max_length", "at most"),
             "too_short": ("min_length", "at least"), "too_long": ("max_length", "at most")}  # fmt: skip
-_ELSEWHERE = {
-    "name": "id",
-    "source": "url",
-    "uri": "url",
-    "input": "url",
-    "rtsp_url": "url",
-    "cameras": "streams",
-    "outputs": "sinks",
-    "model_path": "path",
-    "weights": "path",
-    "names": "labels",
-    "confidence": "conf",
-    "threshold": "conf",
-    "nms": "iou",
-    "fps": "max_fps",
-    "framerate": "max_fps",
-    "host": "listen",
-    "port": "listen",
-    "polygon": "points",
-    "coordinates": "points",
-    "topic": "prefix",
-}
-"""What other programs call a field, and its name here."""
 _ADDRESS = ("address", "broker", "endpoint", "host", "hostname", "port", "server", "servers", "uri", "url")
 _ADDRESSES = ("broker", "servers", "server", "url", "bind", "listen")
 """Usual names for the address of a server or a port, and the fields that hold one here. A section has one of them."""
@@ -108,7 +86,9 @@ def section_below(name: str | int, value: Any, section: type[Settings] | None, k
     elif kinds is not None and kinds.registry.default in (None, "auto"):
         shown = f"{{kind: {names[0]}}}"
     else:
-        shown = f"{{{', '.join(f'{key}: …' for key, field in fields.items() if field.is_required())}}}"
+        needed = [key for key, field in fields.items() if field.is_required()]
+        first = [] if value is True else list(fields)[:1]
+        shown = f"{{{', '.join(f'{key}: …' for key in needed or first)}}}"
     example = f"{name}: {shown}" if isinstance(name, str) else shown
     return f"expected fields below it, as in {example}, and not a single value or a list"
 
@@ -142,25 +122,77 @@ def _list_in(annotation: Any) -> Any:
     return None
 
 
-def unknown_field(name: str, section: type[Settings] | None, top: type[Settings]) -> str:
+def unknown_field(
+    name: str, section: type[Settings] | None, top: type[Settings], kinds: Mapping[str, type[Settings]] | None = None
+) -> str:
     """What an unknown field of a section may have been meant for.
 
     Args:
         name: as it is written.
         section: the section that it stands in; None if that is unknown itself.
         top: the whole configuration.
+        kinds: where the section has kinds, all of them.
     """
     if section is None:
         return ""
-    here = next((field for field in _ADDRESSES if field in section.model_fields), None)
-    usual = here if here and name.lower() in _ADDRESS else _ELSEWHERE.get(name.lower(), name)
-    if usual in section.model_fields:
-        return f"; did you mean {usual}?"
+    plain = name.lower().replace("-", "_").replace(" ", "_")
+    address = next((field for field in _ADDRESSES if field in section.model_fields), None)
+    meant = elsewhere.FIELDS.get(plain, ())
+    usual = [address] if address and plain in _ADDRESS else [*(field for field in meant if "." not in field), plain]
     known = sorted(section.model_fields)
-    for found in (_below(section, usual), difflib.get_close_matches(name, known, n=1, cutoff=0.7), _below(top, usual)):
+    also = [field for field in meant if "." in field]
+    here = [field for field in usual if field in section.model_fields][:1]
+    below = [] if here else _first_below(section, usual)
+    if not here and not below and (having := _kinds_with(usual, kinds or {})):
+        verb = "has" if len(having) == 1 else "have"
+        return f" of this kind; {' and '.join(f'kind: {kind}' for kind in having)} {verb} it"
+    for found in (
+        [*here, *also],
+        below,
+        [] if meant else difflib.get_close_matches(name, known, n=1, cutoff=0.7),
+        _one_of_kind(plain, section) if section is top else [],
+        [] if plain in elsewhere.VAGUE else _first_below(top, usual),
+    ):
         if found:
-            return f"; did you mean {' or '.join(list(found)[:2])}?"
+            return f"; did you mean {' or '.join(found[:2])}?"
     return f"; expected one of {', '.join(known)}"
+
+
+def unknown_kind(kind: str, names: Sequence[str]) -> str:
+    """The kind that an unknown one may have been meant for.
+
+    Args:
+        kind: as it is written.
+        names: all kinds that may stand there.
+    """
+    plain = kind.lower().replace("-", "_")
+    meant = elsewhere.KINDS.get(plain)
+    close = [meant] if meant in names else difflib.get_close_matches(plain, names, n=1, cutoff=0.75)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _kinds_with(names: Sequence[str], kinds: Mapping[str, type[Settings]]) -> list[str]:
+    """The kinds that have a field of one of these names; those for tests are not suggested."""
+    return [
+        kind
+        for kind, each in kinds.items()
+        if kind not in ("null", "synthetic") and any(name in each.model_fields for name in names)
+    ]
+
+
+def _one_of_kind(name: str, section: type[Settings]) -> list[str]:
+    """Where a section takes something of the kind `name`, as `sinks: [{kind: mqtt, …}]`."""
+    for key, field in section.model_fields.items():
+        for mark in marks_of(field, OneOf)[:1]:
+            if name in mark.registry.builtin():
+                shown = f"{{kind: {name}, …}}"
+                return [f"{key}: {f'[{shown}]' if _list_in(field.annotation) is not None else shown}"]
+    return []
+
+
+def _first_below(section: type[Settings], names: Sequence[str]) -> list[str]:
+    """Where sections below `section` have a field of the first of the names that any has."""
+    return next((found for name in names if (found := _below(section, name))), [])
 
 
 def _below(section: type[Settings], name: str) -> list[str]:

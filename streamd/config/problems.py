@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from streamd.config import Config, expected
 from streamd.config.yamlfile import Document
 from streamd.settings import FieldPath, Pattern, Settings, marks_of
-from streamd.settings.registry import OneOf
+from streamd.settings.registry import OneOf, Registry
 
 _NUMBERS = ("float_type", "float_parsing", "int_type", "int_parsing", "int_from_float")
 _UNITS = {"_s": "seconds", "_ms": "milliseconds", "_mb": "megabytes", "fps": "frames a second"}
@@ -75,8 +75,13 @@ def validation_problems(error: ValidationError, document: Document) -> Iterator[
         if kind == "extra_forbidden":
             unknown += 1
             section = _section_at(path[:-1], document.values) if unknown <= MOST_SUGGESTIONS else None
-            message = f"unknown field{expected.unknown_field(str(path[-1]), section, Config)}"
+            registry = _registry_at(path[:-1], document.values) if section is not None else None
+            kinds = registry.builtin() if registry is not None else None
+            message = f"unknown field{expected.unknown_field(str(path[-1]), section, Config, kinds)}"
         elif kind in ("unknown_kind", "broken_plugin"):
+            registry, named = _registry_at(path, document.values), _value_at(value, ("kind",))
+            if kind == "unknown_kind" and registry is not None and isinstance(named, str):
+                message += expected.unknown_kind(named, registry.names())
             path = (*path, "kind")
         found.setdefault(path, []).append(message)
     for path, messages in found.items():
@@ -178,6 +183,12 @@ def _field_at(path: FieldPath, values: Any) -> FieldInfo | None:
     names = [part for part in path if isinstance(part, str)]
     section = _section_at(path[: path.index(names[-1])] if names else (), values)
     return section.model_fields.get(names[-1]) if section is not None and names else None
+
+
+def _registry_at(path: FieldPath, values: Any) -> Registry[Any] | None:
+    """The kinds of the section at `path`; None if it has none."""
+    field = _field_at(path, values)
+    return next((mark.registry for mark in marks_of(field, OneOf)), None) if field is not None else None
 
 
 def _section_at(path: FieldPath, values: Any) -> type[Settings] | None:

@@ -36,7 +36,9 @@ class ModelSettings(Settings):
         None, description="Class names, or a text file with one per line. Default: sidecar, model metadata, COCO's 80."
     )
     color: Literal["RGB", "BGR"] | None = Field(None, description="Channel order of the input. Default: RGB.")
-    scale: float | None = Field(None, gt=0, description="Pixels 0..255 are multiplied by this. Default: 1/255.")
+    scale: float | None = Field(
+        None, gt=0, le=1, description="Pixels 0..255 are multiplied by this; 1 leaves them as they are. Default: 1/255."
+    )
     mean: Channels | None = Field(
         None, description="Subtracted after scale: one number for each channel, in the order of color. Default: none."
     )

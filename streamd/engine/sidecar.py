@@ -52,7 +52,9 @@ class Sidecar(Settings):
     version: Literal[1] = Field(1, description="Version of this file's format.")
     labels: tuple[str, ...] | None = Field(None, description="Class names in order.")
     color: Literal["RGB", "BGR"] | None = Field(None, description="Channel order of the input.")
-    scale: float | None = Field(None, gt=0, description="Pixels 0..255 are multiplied by this.")
+    scale: float | None = Field(
+        None, gt=0, le=1, description="Pixels 0..255 are multiplied by this; 1 leaves them as they are."
+    )
     mean: Channels | None = Field(None, description="For each channel, in the order of color: subtracted after scale.")
     std: Spread | None = Field(None, description="For each channel: the result is divided by it.")
     resize: Literal["letterbox", "stretch"] | None = Field(None, description="How a picture is fitted to the input.")

@@ -99,7 +99,8 @@ class FleetSettings(Settings):
     )
     most: int = Field(1000, ge=1, le=1000, description="Most boxes, however many nodes the cluster has.")
     listen: (
-        Annotated[str, Field(pattern=LISTEN_PATTERN), Pattern("expected HOST:PORT, as in 127.0.0.1:9189")] | None
+        Annotated[str, Field(pattern=LISTEN_PATTERN), Pattern("expected HOST:PORT, as in 127.0.0.1:9189 or [::1]:9189")]
+        | None
     ) = Field(
         "127.0.0.1:9189",
         description="HOST:PORT of the coordinator: /metrics, /healthz, /status, and /sd, from which Prometheus learns "

@@ -79,6 +79,7 @@ class Pipeline:
         metrics: counters and times.
         name: tells the queues of several pipelines apart in the metrics.
         analysis: processes every batch before it is published; None for no analysis.
+        logs: log a failed stage; False where the caller tells `error` itself.
     """
 
     def __init__(
@@ -90,7 +91,10 @@ class Pipeline:
         metrics: Metrics,
         name: str = "",
         analysis: Analysis | None = None,
+        *,
+        logs: bool = True,
     ) -> None:
+        self._logs = logs
         self._engine = engine
         self._batcher = batcher
         self._postprocess = postprocess
@@ -176,7 +180,8 @@ class Pipeline:
             self.error = error
         # What is no error of ours is a fault of code, a plugin's perhaps: only the stack says whose.
         trace = None if isinstance(error, StreamdError) else error
-        log.error("stage failed", stage=stage, error=str(error), kind=type(error).__name__, exc_info=trace)
+        if self._logs or trace is not None:
+            log.error("stage failed", stage=stage, error=str(error), kind=type(error).__name__, exc_info=trace)
         for ring in (self._ready, self._running):
             ring.close(discard=True, reason="stage_failed")
         self._free.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,9 +44,18 @@ def class_numbers(names: Sequence[str | int], labels: Sequence[str], field: str)
         elif name in labels:
             numbers.append(list(labels).index(name))
         else:
-            near = difflib.get_close_matches(name, labels, n=3) or list(labels[:5])
-            raise ConfigError(f"{field}: the model has no class {name!r}; near: {', '.join(near)}")
+            raise ConfigError(f"{field}: the model has no class {name!r}; {instead_of(name, labels)}")
     return numbers
+
+
+def instead_of(name: str, labels: Sequence[str]) -> str:
+    """What to write instead of a class that the model does not have."""
+    if len(parts := re.split(r"[,;]\s*", name)) > 1 and all(part in labels for part in parts):
+        return f"give each class by itself: {' '.join(parts)} on the command line, [{', '.join(parts)}] in a file"
+    if near := difflib.get_close_matches(name.lower(), labels, n=3):
+        return f"did you mean {' or '.join(near)}?"
+    more = f" and {len(labels) - 6} more" if len(labels) > 6 else ""
+    return f"its classes are {', '.join(labels[:6])}{more}"
 
 
 def with_suppression(plan: DecodePlan, labels: Sequence[str], detect: DetectSettings) -> DecodePlan:

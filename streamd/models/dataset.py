@@ -135,7 +135,9 @@ def read_coco(path: Path, labels: Sequence[str]) -> dict[str, Truth]:
     except OSError as error:
         raise ConfigError(f"labels {path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"labels {path}: not valid JSON ({error})") from error
+        raise ConfigError(
+            f"labels {path}: not valid JSON ({error}); expected a COCO annotation file, or a folder of YOLO text files"
+        ) from error
     try:
         classes = _category_map(data["categories"], labels, path)
         names = {image["id"]: Path(image["file_name"]).name for image in data["images"]}

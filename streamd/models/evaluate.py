@@ -16,6 +16,7 @@ from streamd.engine import BatchSettings, EngineConfig, ModelSettings, open_back
 from streamd.errors import ConfigError, FrameError, SourceError
 from streamd.heads import DetectSettings
 from streamd.heads.detector import open_detector
+from streamd.heads.postprocess import instead_of
 from streamd.models.bootstrap import Matches, matches_of
 from streamd.models.dataset import Dataset
 from streamd.sources.images import read_image
@@ -191,12 +192,9 @@ def class_numbers(names: Sequence[str], labels: Sequence[str], option: str = "--
     Raises:
         ConfigError: the model has no class of that name; near ones are told.
     """
-    import difflib
-
     for name in names:
         if name not in labels:
-            near = difflib.get_close_matches(name, labels, n=3, cutoff=0.3) or list(labels[:5])
-            raise ConfigError(f"{option} {name}: the model has no such class; near: {', '.join(near)}")
+            raise ConfigError(f"{option} {name}: the model has no such class; {instead_of(name, labels)}")
     return [labels.index(name) for name in names]
 
 

@@ -11,7 +11,7 @@ import stat
 from streamd.errors import SinkError
 from streamd.settings import PORT_PATTERN
 
-EXPECTED = "expected tcp://HOST:PORT or ipc://PATH, and a port from 1 to 65535"
+EXPECTED = "expected tcp://HOST:PORT or ipc://PATH, and a port from 1 to 65535; an IPv6 address in brackets"
 MOST_PATH_BYTES = 107
 LONGEST = f"the path of a socket has at most {MOST_PATH_BYTES} bytes; choose a shorter one"
 _HOST = r"(?:\[[0-9A-Za-z:.%*]+\]|[^\s:/\[\];]+)"
@@ -33,7 +33,7 @@ def endpoint_problem(endpoint: str, *, bind: bool) -> str | None:
         return LONGEST if len(os.fsencode(path)) > MOST_PATH_BYTES else None
     found = _TCP.fullmatch(endpoint)
     if found is None:
-        return f"{EXPECTED}, as in tcp://127.0.0.1:5555" if "://" not in endpoint else EXPECTED
+        return EXPECTED if "://" in endpoint else f"{EXPECTED.partition(';')[0]}, as in tcp://127.0.0.1:5555"
     if not bind and found["port"] in _FREE:
         return "names no port; a free one can only be bound"
     return None

@@ -7,6 +7,7 @@ import re
 WITH_HOST = frozenset(("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "rtmpt", "rtmpts", "rtmpe", "rtmpte", "srt"))
 """Schemes whose URLs name a host, unless it is the camera that connects."""
 _AUTHORITY = re.compile(r"(?P<host>\[[^\[\]\s]+\]|[^:\[\]\s]*)(?::(?P<port>[^:\[\]]*))?")
+_PLACEHOLDER = re.compile(r"[<>{}]")
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
@@ -26,6 +27,8 @@ def authority_problem(url: str, *, listens: bool) -> str | None:
     found = _AUTHORITY.fullmatch(authority.rpartition("@")[2])
     if found is None:
         return "its host cannot be read; expected a name or an address without spaces, IPv6 in brackets"
+    if _PLACEHOLDER.search(found["host"]):
+        return "its host is still a placeholder in brackets or braces; put the camera's address there"
     if not found["host"] and not listens:
         return "names no host after the ://"
     port = found["port"]

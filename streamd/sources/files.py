@@ -47,7 +47,8 @@ def check_file(path: str) -> None:
     except OSError as error:
         if (lacking := lack(error.errno)) is not None:
             raise SourceError(lacking[0], f"{path}: {lacking[1]} ({error.strerror})") from error
-        raise SourceError("not_found", f"{path}: {error.strerror}; check the path", permanent=True) from error
+        what = "a camera at this machine is /dev/video" + path if path.isdecimal() else "check the path"
+        raise SourceError("not_found", f"{path}: {error.strerror}; {what}", permanent=True) from error
 
 
 def is_list(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import stat
 import time
@@ -13,6 +14,8 @@ from streamd.sources.picture import UPRIGHT, picture_of
 from streamd.types import Frame, Rotation, rotated_size
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".avi", ".mov", ".webm", ".ts", ".m4v", ".mpg", ".mpeg"})
+"""Usual ones of videos, which are no images."""
 MAX_BYTES = 256 << 20
 
 
@@ -26,15 +29,31 @@ def list_images(folder: str | Path, *, recursive: bool = False) -> list[Path]:
     if not path.is_dir():
         raise SourceError("not_found", f"image folder {path}: does not exist", permanent=True)
     inside = path.rglob("*") if recursive else path.iterdir()
-    # macOS puts a ._a.jpg beside each a.jpg, which is none.
-    found = sorted(p for p in inside if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
+    found = sorted(filter(_is_image, inside))
     if not found:
         raise SourceError(
             "no_video",
-            f"image folder {path}: contains no image; expected {', '.join(sorted(SUFFIXES))}",
+            f"image folder {path}: contains no image; {_instead(path)}",
             permanent=True,
         )
     return found
+
+
+def _is_image(path: Path) -> bool:
+    # macOS puts a ._a.jpg beside each a.jpg, which is none.
+    return path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
+
+
+def _instead(folder: Path) -> str:
+    """What to give instead of a folder without images."""
+    inside = sorted(folder.iterdir())
+    with contextlib.suppress(OSError):  # a folder that must not be read
+        for below in inside:
+            if below.is_dir() and any(map(_is_image, below.iterdir())):
+                return f"{below} does"
+    if videos := [path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES]:
+        return f"of a video, give the file itself, such as {videos[0]}"
+    return f"expected {', '.join(sorted(SUFFIXES))}"
 
 
 def _exif_orientation(path: Path) -> tuple[Rotation, bool]:

@@ -49,7 +49,7 @@ sinks:
     place, told = str(path), done.stdout
     no_file = "is not a file; expected a video file, /dev/videoN, or a URL such as rtsp://HOST/PATH"
     assert told.splitlines() == [
-        f"{place}:3: metrics.listen: expected HOST:PORT, as in 127.0.0.1:9188",
+        f"{place}:3: metrics.listen: expected HOST:PORT, as in 127.0.0.1:9188 or [::1]:9188",
         f"{place}:6: streams[0].id: gate is the id of 2 streams; ids must be unique",
         f"{place}:6: streams[0].max_fps: expected a number of frames a second, without the unit",
         f"{place}:7: streams[1].id: gate is the id of 2 streams; ids must be unique",
@@ -60,6 +60,16 @@ sinks:
         f"{place}:12: sinks[0].path: {tmp_path}/absent is not a folder; create it",
         f"{place}:14: sinks[2].bind: /nonexistent is not a folder; create it",
     ]
+
+
+def test_what_is_told_of_a_file_that_is_none(tmp_path: Path) -> None:
+    told = [
+        streamd("check", config(tmp_path, f'model: {{path: m.onnx}}\nstreams: [{{id: a, url: "{url}"}}]\n')).stdout
+        for url in ("0", "“rtsp://h/x”", "/videos")
+    ]
+    assert "is not a file; a camera at this machine is /dev/video0" in told[0]
+    assert "is not a file; it holds typographic quotes" in told[1]
+    assert "is not a file; expected a video file" in told[2]
 
 
 def test_check_looks_at_the_places_that_are_written(tmp_path: Path) -> None:

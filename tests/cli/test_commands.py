@@ -203,6 +203,24 @@ def test_help_names_every_command_and_a_closed_pipe_is_no_error() -> None:
     assert pipe.stderr == ""
 
 
+def test_a_command_that_does_not_exist() -> None:
+    done = streamd()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: streamd" in done.stderr
+    assert "evaluate" in done.stderr
+    for given, told in (
+        ("chek", "did you mean check?"),
+        ("predict", "did you mean detect?"),
+        ("yard.yaml", "to run a configuration: streamd run yard.yaml"),
+        ("rtsp://u:geheim@h/x.yml", "rtsp://***@h/x.yml: no such command"),
+        ("xyz", "expected one of run, demo, check"),
+    ):
+        done = streamd(given)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert told in done.stderr
+        assert "geheim" not in done.stderr
+
+
 def test_demo_does_not_overwrite_its_input(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", frames=3, fps=10)
     before = clip.read_bytes()

@@ -95,8 +95,17 @@ def test_detect_json_is_the_message_and_nothing_else(tmp_path: Path) -> None:
     [
         (["none.mp4"], 4, "none.mp4: No such file"),
         (["x.jpg", "--model", "none.onnx"], 3, "none.onnx: does not exist"),
-        (["x.jpg", "--conf", "7"], 2, "--conf"),
-        (["x.jpg", "--classes", "persn"], 2, "no class 'persn'; near: person"),
+        (["0"], 4, "0: No such file or directory; a camera at this machine is /dev/video0"),
+        (["x.jpg", "--conf", "7"], 2, "--conf: expected at most 1, not 7"),
+        (["x.jpg", "--max-det", "0"], 2, "--max-det: expected at least 1, not 0"),
+        (["x.jpg", "--classes", "persn"], 2, "--classes: the model has no class 'persn'; did you mean person?"),
+        (["x.jpg", "--classes", "car,bus"], 2, "give each class by itself: car bus on the command line"),
+        (
+            ["x.jpg", "--classes", "xyz"],
+            2,
+            "its classes are person, bicycle, car, motorcycle, airplane, bus and",
+        ),
+        (["x.jpg", "--save", "out.mp4"], 2, "--save out.mp4: expected a folder; each file in it is named as its input"),
     ],
 )
 def test_detect_names_what_is_wrong(arguments: list[str], code: int, message: str) -> None:

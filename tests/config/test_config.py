@@ -177,6 +177,8 @@ def test_single_mistakes(tmp_path: Path, change: str, message: str) -> None:
         ("rtsp://u:p@h:55a/x", "its port is no number from 1 to 65535"),
         ("rtsp://admin:forgotten", "if that is a password, an @ and the host follow it"),
         ("rtsp://ho st/x", "its host cannot be read"),
+        ("rtsp://<user>:<password>@<ip>/x", "its host is still a placeholder"),
+        ("http://{host}:80/x", "its host is still a placeholder"),
         ("rtsp://fe80::1/x", "IPv6 in brackets"),
         ("rtsp://[::1/x", "IPv6 in brackets"),
         ("rtsp://[::1]:554/x", None),

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from pydantic.fields import FieldInfo
 
-from streamd.config import Config
+from streamd.config import Config, elsewhere
 from streamd.config.expected import sections_of, unknown_field
 from streamd.config.loader import load
+from streamd.engine import ENGINES
 from streamd.errors import ConfigError
-from streamd.heads import DetectSettings
+from streamd.heads import HEADS, DetectSettings
 from streamd.settings import Pattern, Settings, marks_of
+from streamd.sinks import SINKS
 
 GOOD = {"model": "model: {path: m.onnx}", "streams": "streams: [{id: a, url: x.mp4}]"}
 
@@ -54,6 +56,7 @@ NOT_ONE_VALUE = ", and not a single value or a list"
         ("engine: openvino", f"1: engine: expected fields below it, as in engine: {{kind: openvino}}{NOT_ONE_VALUE}"),
         ("engine: gpu", f"1: engine: expected fields below it, as in engine: {{kind: openvino}}{NOT_ONE_VALUE}"),
         ("tracking: true", f"1: tracking: expected fields below it, as in tracking: {{}}{NOT_ONE_VALUE}"),
+        ("batch: 8", f"1: batch: expected fields below it, as in batch: {{max: …}}{NOT_ONE_VALUE}"),
         (stream("look: motion"), f"expected fields below it, as in look: {{when: motion}}{NOT_ONE_VALUE}"),
         ("streams: ['rtsp://u:geheim@h/x']", f"expected fields below it, as in {{id: …, url: …}}{NOT_ONE_VALUE}"),
         # Lists.
@@ -70,6 +73,32 @@ NOT_ONE_VALUE = ", and not a single value or a list"
         ("sinks: [{kind: zmq, port: 5555}]", "1: sinks[0].port: unknown field; did you mean bind?"),
         ("metrics: {port: 9188}", "1: metrics.port: unknown field; did you mean listen?"),
         ("metrics: {xyz: 1}", "1: metrics.xyz: unknown field; expected one of listen, login, page, tls"),
+        # What other programs call them.
+        (stream("rtsp-reconnect-interval-sec: 5"), "unknown field; did you mean reconnect?"),
+        (stream("drop: oldest"), "streams[0].drop: unknown field; did you mean policy?"),
+        (stream("objects: [person]"), "unknown field; did you mean zones[].classes or lines[].classes?"),
+        (stream("record: {}"), "unknown field; did you mean zones[].clip or lines[].clip?"),
+        (stream(f"zones: [{ZONE}, labels: [car]}}]"), "labels: unknown field; did you mean classes or model.labels?"),
+        ("model: {onnx-file: m.onnx}", "1: model.onnx-file: unknown field; did you mean path?"),
+        ("model: {path: m.onnx, imgsz: 640}", "1: model.imgsz: unknown field; did you mean input_size?"),
+        ("model: {path: m.onnx, scale: 255}", "1: model.scale: expected at most 1, not 255"),
+        ("model: {path: m.onnx, head: {kind: yolo11}}", "in the group streamd.heads; did you mean yolov8?"),
+        ("model: {path: m.onnx, head: {kind: YOLOX}}", "in the group streamd.heads; did you mean yolox?"),
+        ("engine: {kind: trt}", "in the group streamd.engines; did you mean tensorrt?"),
+        ("sinks: [{kind: MQTT, broker: b}]", "in the group streamd.sinks; did you mean mqtt?"),
+        ("sinks: [{kind: kafka}]", "in the group streamd.sinks"),
+        ("mqtt: {host: b}", "1: mqtt: unknown field; did you mean sinks: [{kind: mqtt, …}]?"),
+        ("openvino: {}", "1: openvino: unknown field; did you mean engine: {kind: openvino, …}?"),
+        ("log_level: debug", "1: log_level: unknown field; did you mean logging.level?"),
+        ("events: {path: x}", "1: events.path: unknown field; did you mean state_dir?"),
+        ("metrics: {interval: 5}", "1: metrics.interval: unknown field; expected one of listen, login, page, tls"),
+        # Fields of another kind.
+        ("engine: {precision: fp16}", "unknown field of this kind; kind: openvino and kind: tensorrt have it"),
+        ("engine: {half: true}", "half: unknown field of this kind; kind: openvino and kind: tensorrt have it"),
+        ("sinks: [{kind: zmq, rotate_mb: 5}]", "rotate_mb: unknown field of this kind; kind: jsonl has it"),
+        # IPv6.
+        ("metrics: {listen: '::1:9188'}", "expected HOST:PORT, as in 127.0.0.1:9188 or [::1]:9188"),
+        ("sinks: [{kind: zmq, bind: 'tcp://::1:5555'}]", "a port from 1 to 65535; an IPv6 address in brackets"),
         # Not YAML.
         ("model:\n\tpath: x", "2: not valid YAML: a tab where YAML expects spaces; indent with spaces"),
         ('model: {path: "m.onnx}', "not valid YAML: a quote that is opened in line 1 is not closed"),
@@ -85,6 +114,16 @@ def test_what_is_told(tmp_path: Path, text: str, expected: str) -> None:
     told = problems(tmp_path, text)
     assert any(expected in line for line in told), told
     assert "geheim" not in "".join(told)
+
+
+def test_what_others_call_a_field_stands_for_one_that_exists() -> None:
+    known = {name for _, name, _ in fields(Config, set())}
+    for name, meant in elsewhere.FIELDS.items():
+        assert {field.rpartition(".")[2] for field in meant} <= known, name
+    kinds = {kind for registry in (HEADS, ENGINES, SINKS) for kind in registry.builtin()}
+    assert set(elsewhere.KINDS.values()) <= kinds
+    assert not set(elsewhere.KINDS) & kinds
+    assert set(elsewhere.FIELDS) >= elsewhere.VAGUE
 
 
 def test_an_invalid_item_does_not_make_its_list_too_short(tmp_path: Path) -> None:
@@ -136,5 +175,5 @@ def test_every_pattern_is_explained() -> None:
 
 def test_a_field_is_looked_for_below_before_elsewhere() -> None:
     assert unknown_field("listen", Config, Config) == "; did you mean fleet.listen or metrics.listen?"
-    assert unknown_field("labels", DetectSettings, Config) == "; did you mean model.labels?"
+    assert unknown_field("labels", DetectSettings, Config) == "; did you mean classes or model.labels?"
     assert unknown_field("anything", None, Config) == ""

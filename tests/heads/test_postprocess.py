@@ -36,7 +36,7 @@ PLAN = DecodePlan("class_columns", 6, 0.1, False)
 def test_an_unknown_class_is_named_with_near_ones() -> None:
     model, _ = test_yolov8.encode()
     detect = DetectSettings(classes=("clas_3",))
-    with pytest.raises(ConfigError, match=r"no class 'clas_3'; near: class_3"):
+    with pytest.raises(ConfigError, match=r"no class 'clas_3'; did you mean class_3 or"):
         Postprocess(open_head(None, model, detect), detect, LABELS)
 
 

@@ -265,7 +265,7 @@ def test_the_verdict_has_an_interval(request_: Request, tmp_path: Path, capsys: 
     assert main([*options, "--max-drop", "1", "--classes", "thing"]) == 0
     assert "6 images cannot show less than" in capsys.readouterr().out
     assert main([*options, "--max-drop", "1", "--classes", "thong"]) == 2
-    assert "--classes thong: the model has no such class; near: thing" in capsys.readouterr().err
+    assert "--classes thong: the model has no such class; did you mean thing?" in capsys.readouterr().err
 
 
 def test_a_detector_that_sees_nothing_cannot_be_checked(request_: Request) -> None:

@@ -262,7 +262,7 @@ def test_a_reload_changes_what_is_told_and_what_is_taken(make: Any, model: Path)
     (said,) = made.all.of("s", [1])[0]
     assert (said.label, said.others[0][0]) == ("green", "red")
     assert list(made.all.wanted) == ["t"]
-    with pytest.raises(ConfigError, match=r"classifier colour: classes: the model has no class 'cra'; near: car"):
+    with pytest.raises(ConfigError, match=r"classifier colour: classes: the model has no class 'cra'; did you mean"):
         made.all.check([settings(model, classes=["cra"])])
 
 

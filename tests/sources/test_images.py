@@ -51,8 +51,14 @@ def test_folders_below(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path)) for path in found] == ["b.jpg", "below/a.jpg", "below/deeper/c.PNG"]
     empty = tmp_path / "below" / "empty"
     empty.mkdir()
-    with pytest.raises(SourceError, match="contains no image"):
+    with pytest.raises(SourceError, match=r"contains no image; expected \.bmp"):
         list_images(empty)
+    (empty / "clip.MP4").touch()
+    with pytest.raises(SourceError, match=r"contains no image; of a video, give the file itself, such as .*clip\.MP4"):
+        list_images(empty)
+    (tmp_path / "b.jpg").unlink()
+    with pytest.raises(SourceError, match=f"contains no image; {tmp_path}/below does"):
+        list_images(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
