@@ -150,12 +150,32 @@ def folder(place: str | None) -> Path:
     raise ConfigError(f"events: no journal ({JOURNAL}) in {' or '.join(map(str, places))}; {advice}")
 
 
+_LEFT_TO_JSON = ("observed_s", "clip_json", "snapshot_plain")
+"""Says what others of the row say already."""
+
+
 def _detail(record: Record) -> str:
-    parts = [f"{name}={value}" for name, value in record.details.items() if isinstance(value, str | int | float)]
+    """What the event adds to the row, in a few words; `--json` has all of it."""
+    parts = []
+    for name, value in record.details.items():
+        if name in _LEFT_TO_JSON or not isinstance(value, str | int | float):
+            continue
+        if name == "direction":
+            parts.insert(0, str(value))
+        elif name == "certain":
+            parts += [] if value else ["uncertain"]
+        elif name == "score":
+            parts.append(f"score {value:.2f}")
+        elif name.endswith("_s") and not isinstance(value, str):
+            parts += [f"{name[:-2].replace('_', ' ')} {value:.1f} s"] if value else []
+        else:
+            parts.append(f"{name}={value}")
     if record.events_lost:
         parts.append(f"events_lost={record.events_lost}")
-    parts += [role if media.state == "written" else f"{role}={media.state}" for role, media in record.media.items()]
-    return " ".join(parts)
+    for role, media in record.media.items():
+        if role not in _LEFT_TO_JSON:
+            parts.append(role if media.state == "written" else f"{role} {media.state}")
+    return ", ".join(parts)
 
 
 def _cells(record: Record) -> tuple[str, ...]:

@@ -65,7 +65,8 @@ _ADVICE: dict[SourceReason, str] = {
 def describe(url: str, reason: SourceReason, detail: str = "") -> str:
     """`URL: what happened (detail)`, free of credentials."""
     what = _ADVICE.get(reason, reason)
-    return redact(f"{url}: {what}{f' ({detail})' if detail else ''}")
+    says_it = detail.lower() in what.lower()
+    return redact(f"{url}: {what}{'' if says_it else f' ({detail})'}")
 
 
 def _resolves(url: str) -> bool:

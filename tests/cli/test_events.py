@@ -61,7 +61,21 @@ def test_the_table_fits_80_columns_and_obeys_nobody(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
     assert done.stdout.count("line_crossed") == 5
     assert done.stdout.count("clip") == 1
+    assert done.stdout.count("in, dwell 2.2 s, ") == 5
     assert "no events" in streamd(tmp_path, "--until", "2020-01-01").stdout
+
+
+def test_details_are_told_in_a_few_words(tmp_path: Path) -> None:
+    seconds = {"dwell_s": 3.52, "observed_s": 3.5, "unseen_s": 0.0}
+    details = {"score": 0.1441, **seconds, "direction": "left", "certain": False, "state": "dark"}
+    with journal(tmp_path) as one:
+        one.submit(event("x", details=details))
+        for role, state in (("clip", "written"), ("clip_json", "written"), ("snapshot", "pending")):
+            one.link("x", role, Media(str(tmp_path / role), state=state))
+        assert one.flush()
+    told = " ".join(streamd(tmp_path).stdout.split())
+    assert "left, score 0.14, dwell 3.5 s, uncertain, state=dark, clip, snapshot pending" in told
+    assert json.loads(streamd(tmp_path, "--json").stdout)["details"] == details
 
 
 def test_filters_and_json(tmp_path: Path) -> None:

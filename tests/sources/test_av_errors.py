@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamd.errors import SourceError
-from streamd.sources.av_errors import is_network, translate
+from streamd.sources.av_errors import describe, is_network, translate
 from streamd.sources.files import check_file
 
 
@@ -80,3 +80,9 @@ def test_an_error_of_the_network_is_not_told_as_one_of_the_disk() -> None:
     _, text, permanent = _translated(OSError(errno.EIO, "Input/output error"), "rtsp://127.0.0.1:9/x", live=True)
     assert not permanent
     assert "disk" not in text
+
+
+def test_what_the_system_says_is_told_once() -> None:
+    assert describe("rtsp://h/x", "refused", "Connection refused").endswith("and that the camera is on")
+    assert describe("rtsp://h/x", "refused", "Server returned 429").endswith("is on (Server returned 429)")
+    assert describe("rtsp://h/x", "eof") == "rtsp://h/x: the stream ended"

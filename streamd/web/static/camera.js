@@ -79,8 +79,8 @@ class LatencyChart {
     const step = 10 ** Math.floor(Math.log10(highest));
     const top = [1, 2, 5, 10, 20].map((n) => n * step).find((n) => n >= highest * 1.05);
     setAttribute(this.line, "d", path(series, top, 600, 140));
-    setText(this.top, `${milliseconds(top)} ms`);
-    setText(this.middle, milliseconds(top / 2));
+    setText(this.top, top < 1 ? `${milliseconds(top)} ms` : `${top} s`);
+    setText(this.middle, top < 1 ? milliseconds(top / 2) : `${top / 2}`);
     for (const [share, value] of this.quantiles) setText(value, milliseconds(history.quantile(share, name)));
   }
 }
@@ -91,7 +91,7 @@ class StageChart {
 
   constructor() {
     this.rows = STAGES.map(([key, title]) => {
-      const bar = el("span", { class: "bar", "data-stage": key });
+      const bar = el("span", { class: "bar", "data-stage": key, hidden: true });
       const value = el("b", { text: "–" });
       const track = el("span", { class: "track", "aria-hidden": "true" }, bar);
       return { key, bar, value, node: el("li", {}, el("span", { text: title }), track, el("span", { class: "ms" }, value, " ms")) };
@@ -114,6 +114,7 @@ class StageChart {
     const total = means.reduce((a, b) => a + b, 0);
     let before = 0;
     for (const [i, { bar, value }] of this.rows.entries()) {
+      bar.hidden = false;
       bar.style.marginInlineStart = `${(100 * before) / total}%`;
       bar.style.width = `${(100 * means[i]) / total}%`;
       setText(value, milliseconds(means[i] / 1000));

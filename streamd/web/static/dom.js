@@ -76,7 +76,7 @@ const WHYS = {
   tracks: "an object moved",
   faint: "something may move",
   hold: "something moved a moment ago",
-  interval: "nothing moves: a look now and then",
+  interval: "a look now and then",
   learning: "learning what is usual",
   unreadable: "every frame: motion cannot be found",
   still: "nothing moves",
