@@ -21,8 +21,10 @@ from markdown_it.token import Token
 from streamd import errors
 from streamd.cli import COMMANDS, parser
 from streamd.config import Config
+from streamd.config.expected import sections_of
 from streamd.config.loader import load
 from streamd.errors import SOURCE_REASONS, StreamdError
+from streamd.settings import Settings
 from streamd.sinks import peers
 from tests.conftest import ROOT
 
@@ -247,6 +249,40 @@ def sections(title: str) -> set[str]:
     """The code words that are headings below a heading of the troubleshooting guide."""
     text = (DOCS / "troubleshooting.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
     return set(re.findall(r"^### `(\w+)`$", text, re.MULTILINE))
+
+
+def fields_by_section() -> dict[str, set[str]]:
+    """Of each section, by the field that holds it, the fields of all its kinds, with those of sections of that name."""
+    found: dict[str, set[str]] = {}
+    todo: list[type[Settings]] = [Config]
+    for section in todo:
+        for name, field in section.model_fields.items():
+            for _, below in sections_of(field):
+                if below not in todo:
+                    todo.append(below)
+                found.setdefault(name, set()).update(below.model_fields)
+    return found
+
+
+FIELDS = fields_by_section()
+FILES = {"events.db", "model.onnx", "streams.json"}
+OF_MESSAGES = {"look.unlooked"}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [each for each in DOCUMENTS if each.name not in ("CHANGELOG.md", "lab-notebook.md")],
+    ids=lambda d: str(d.relative_to(ROOT)),
+)
+def test_fields_of_the_configuration_exist(document: Path) -> None:
+    named_as = re.compile(r"(?<![\w./-])([a-z_]+)\.([a-z_]+)(?=$|[ :.,={\[])")
+    wrong = {
+        found[0]
+        for code in inline_code(document)
+        for found in named_as.finditer(code)
+        if found[1] in FIELDS and found[2] not in FIELDS[found[1]]
+    }
+    assert wrong - FILES - OF_MESSAGES == set()
 
 
 def test_every_reason_of_a_status_has_its_section() -> None:
