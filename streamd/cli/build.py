@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from streamd.cli.console import add_head_option, positive
 from streamd.cli.gate import PlanGate, add_gate_options, gate_of
 from streamd.engine.model import PLAN_SUFFIXES, model_file
-from streamd.engine.sidecar import Sidecar
+from streamd.engine.sidecar import Sidecar, read_sidecar
 from streamd.errors import ConfigError
 from streamd.security.redact import redact
 from streamd.telemetry.logs import configure
@@ -244,7 +244,9 @@ def _summary(job: Job, out: Path, sidecar: Sidecar, verdict: str) -> None:
 
         print(f"{compared(made.compared_ms)}: {made.precision} is kept")
     elif job.onnx.quantized and job.floating is None and made.precision == "int8":
-        print("FP16 was not compared: the float model is not at hand (--float-model)")
+        source = read_sidecar(job.onnx.path).provenance
+        name = Path(source.source).name if source is not None and source.source else "that it was made from"
+        print(f"FP16 was not compared: the float model {name} is not beside {job.onnx.path}; --float-model names it")
     print(
         f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {made.precision} ({made.method}), batches "
         f"{'/'.join(map(str, made.profile))}, TensorRT {made.tensorrt}, for {made.gpu}, built in "

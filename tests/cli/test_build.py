@@ -78,6 +78,11 @@ def test_qdq_model_with_a_profile(folder: Path) -> None:
     made = read_sidecar(folder / "q.engine").provenance
     assert made is not None
     assert (made.precision, made.profile, made.method) == ("int8", (1, 2, 8), "explicit Q/DQ")
+    assert f"FP16 was not compared: the float model that it was made from is not beside {model}; " in done.stdout
+    sidecar = {"version": 1, "provenance": {"source": "yard.onnx"}}
+    model.with_name("q.onnx.json").write_text(json.dumps(sidecar))
+    done = build(model, "--out", folder / "q.engine", "--batch", "1", "2", "8")
+    assert f"the float model yard.onnx is not beside {model}; --float-model names it" in done.stdout
 
 
 def test_an_existing_plan_survives_every_refusal(folder: Path) -> None:
