@@ -156,7 +156,7 @@ _LEFT_TO_JSON = ("observed_s", "clip_json", "snapshot_plain")
 
 def _detail(record: Record) -> str:
     """What the event adds to the row, in a few words; `--json` has all of it."""
-    parts = []
+    parts: list[str] = []
     for name, value in record.details.items():
         if name in _LEFT_TO_JSON or not isinstance(value, str | int | float):
             continue
