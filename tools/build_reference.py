@@ -64,6 +64,12 @@ def kind_of(entry: dict[str, Any], definitions: dict[str, Any]) -> str:
         return link(entry["$ref"].rsplit("/", 1)[1])
     for key in ("anyOf", "oneOf"):
         if key in entry:
+            names = [e["$ref"].rsplit("/", 1)[1] for e in entry[key] if "$ref" in e]
+            kinds = [definitions[name]["properties"].get("kind", {}).get("const") for name in names]
+            if len(names) == len(entry[key]) > 1 and all(kinds):
+                # What is written in the file, not what the section is called here.
+                linked = [f"[`{kind}`](#{name.lower()})" for kind, name in zip(kinds, names, strict=True)]
+                return f"section of kind {', '.join(linked[:-1])} or {linked[-1]}"
             return " or ".join(dict.fromkeys(kind_of(e, definitions) for e in entry[key]))
     if "const" in entry:
         return f"`{entry['const']}`"
@@ -76,7 +82,7 @@ def kind_of(entry: dict[str, Any], definitions: dict[str, Any]) -> str:
         if pair := entry.get("prefixItems"):
             return f"list: {len(pair)} × {kind_of(pair[0], definitions)}"
         items = entry.get("items") or {}
-        return f"list of {kind_of(items, definitions)}" if items else "list"
+        return f"list of {kind_of(items, definitions).replace('section of', 'sections of')}" if items else "list"
     if kind == "object":
         return "mapping"
     low = entry.get("minimum", entry.get("exclusiveMinimum"))
