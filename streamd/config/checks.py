@@ -134,5 +134,6 @@ def check_secrets(config: Config, document: Document) -> Problems:
         document: knows which values were substituted.
     """
     for path, secret, _ in marked(config, ExternalMark):
-        if secret is not None and secret.get_secret_value() not in document.secrets:
+        value = secret.get_secret_value() if secret is not None else None
+        if value is not None and value not in document.secrets and not document.unreplaced(value):
             yield path, "must not be written in the file itself; use ${file:PATH} or ${NAME}"

@@ -15,7 +15,8 @@ from streamd.settings import FieldPath, Pattern, Settings, marks_of
 from streamd.settings.registry import OneOf, Registry
 
 _NUMBERS = ("float_type", "float_parsing", "int_type", "int_parsing", "int_from_float")
-_UNITS = {"_s": "seconds", "_ms": "milliseconds", "_mb": "megabytes", "fps": "frames a second"}
+_UNITS = {"_s": "seconds", "_ms": "milliseconds", "_mb": "megabytes", "_gb": "gigabytes", "_days": "days",
+          "fps": "frames a second"}  # fmt: skip
 MOST_SUGGESTIONS = 100
 """After so many unknown fields, no similar name is looked for: that takes a millisecond each."""
 
@@ -71,6 +72,8 @@ def validation_problems(error: ValidationError, document: Document) -> Iterator[
         kind, value = item["type"], _value_at(document.values, path)
         if kind == "too_short" and path in below:
             continue  # pydantic does not count the items that are invalid themselves
+        if kind.startswith(("string_", "too_")) and document.unreplaced(value):
+            continue
         message = _in_words(item, path, value, document)
         if kind == "extra_forbidden":
             unknown += 1
@@ -152,6 +155,31 @@ def misread_numbers(document: Document) -> Iterator[tuple[int, str]]:
                 document.line(path) or 1,
                 f"{dotted(path)}: expected a number{_unit(path)}; YAML reads on, off, yes and no as true or false",
             )
+
+
+def doubtful_units(document: Document) -> Iterator[tuple[int, str]]:
+    """Times that look like another unit: `open_timeout_s: 5000`, `latency_ms: 0.2`.
+
+    Yields:
+        The line of each, and the field with what it means as it stands.
+    """
+
+    def look(value: Any, path: FieldPath) -> Iterator[tuple[int, str]]:
+        if isinstance(value, dict):
+            for key, below in value.items():
+                yield from look(below, (*path, str(key)))
+        elif isinstance(value, list):
+            for i, below in enumerate(value):
+                yield from look(below, (*path, i))
+        elif path and isinstance(value, (int, float)) and not isinstance(value, bool):
+            name = str(path[-1])
+            if name.endswith("_ms") and 0 < value < 1:
+                yield document.line(path) or 1, f"{dotted(path)}: is {value:g} milliseconds; check the unit"
+            elif name.endswith("_s") and value >= 1000 and value % 1000 == 0 and value % 3600:
+                long = f"{value:g} seconds, {value / 60:.0f} minutes"
+                yield document.line(path) or 1, f"{dotted(path)}: is {long}; check the unit"
+
+    yield from look(document.values, ())
 
 
 def _members(annotation: Any) -> Iterator[Any]:

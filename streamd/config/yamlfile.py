@@ -57,6 +57,10 @@ class Document:
     warnings: list[tuple[int, str]] = field(default_factory=list)
     """(line, message) of values that may mean something else."""
 
+    def unreplaced(self, value: Any) -> bool:
+        """Whether `value` begins with a `${…}` for which there was no text: a problem that is told already."""
+        return bool(self.problems) and isinstance(value, str) and value.startswith("${")
+
     def line(self, path: FieldPath) -> int | None:
         """The line of `path`, or of its nearest ancestor that is in the file."""
         while path and path not in self.lines:

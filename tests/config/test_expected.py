@@ -92,6 +92,10 @@ NOT_ONE_VALUE = ", and not a single value or a list"
         ("log_level: debug", "1: log_level: unknown field; did you mean logging.level?"),
         ("events: {path: x}", "1: events.path: unknown field; did you mean state_dir?"),
         ("metrics: {interval: 5}", "1: metrics.interval: unknown field; expected one of listen, login, page, tls"),
+        ("batch: {timeout_ms: 5}", "1: batch.timeout_ms: unknown field; did you mean age_ms?"),
+        (stream("lines: [{name: l, start: [0, 1], end: [1, 0]}]"), "start: unknown field; did you mean points?"),
+        ("sinks: [{kind: webhook, url: 'http://h/', headers: {}}]", "unknown field; did you mean bearer_token?"),
+        ("events: {keep_days: 7d}", "1: events.keep_days: expected a number of days, without the unit"),
         # Fields of another kind.
         ("engine: {precision: fp16}", "unknown field of this kind; kind: openvino and kind: tensorrt have it"),
         ("engine: {half: true}", "half: unknown field of this kind; kind: openvino and kind: tensorrt have it"),
@@ -138,6 +142,27 @@ def test_an_invalid_item_does_not_make_its_list_too_short(tmp_path: Path) -> Non
 def test_of_a_secret_not_even_the_length_is_told(tmp_path: Path) -> None:
     text = "sinks: [{kind: webhook, url: 'https://h/x', signing_key: '${KEY:-abc}'}]"
     assert problems(tmp_path, text) == ["1: sinks[0].signing_key: expected at least 16 characters"]
+
+
+def test_what_could_not_be_substituted_is_told_once(tmp_path: Path) -> None:
+    login = "metrics: {login: {username: a, password: '%s'}}"
+    assert problems(tmp_path, login % "${NOPE}") == [
+        "1: environment variable NOPE is not set; set it, or write ${NOPE:-default}"
+    ]
+    [told] = problems(tmp_path, login % "${file:nope}")
+    assert "nope: cannot be read" in told
+    [told] = problems(tmp_path, login % "$${file:nope}")  # that text itself
+    assert "must not be written in the file itself" in told
+
+
+def test_times_in_another_unit_are_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    given = "open_timeout_s: 5000, read_timeout_s: 7200, max_age_ms: 0.2, objective: {latency_ms: 200}"
+    path.write_text(f"model: {{path: m.onnx}}\nstreams:\n  - {{id: a, url: 'rtsp://h/x', {given}}}\n")
+    assert load(path, {}).warnings == (
+        "line 3: streams[0].open_timeout_s: is 5000 seconds, 83 minutes; check the unit",
+        "line 3: streams[0].max_age_ms: is 0.2 milliseconds; check the unit",
+    )
 
 
 def test_a_variable_without_braces_is_warned_of(tmp_path: Path) -> None:

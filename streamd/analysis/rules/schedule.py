@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from streamd.analysis.rules.settings import DAYS, ScheduleSettings
 from streamd.errors import ConfigError
 
 _DAY = 24 * 60
 _MINUTE_NS = 60_000_000_000
+_OFFSET = re.compile(r"(UTC|GMT)?[+-]\d{1,2}(:?\d\d)?")
 
 
 def zone_problem(name: str) -> str | None:
@@ -17,6 +19,15 @@ def zone_problem(name: str) -> str | None:
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
+        if _OFFSET.fullmatch(name):
+            return (
+                f"{name} is an offset, which knows no daylight saving; expected a place, such as Europe/Berlin, or "
+                "Etc/GMT-2, whose sign is reversed: it is two hours ahead of UTC"
+            )
+        plain = name.casefold().replace(" ", "_")
+        near = sorted(z for z in available_timezones() if plain in (z.casefold(), z.casefold().rpartition("/")[2]))
+        if near:
+            return f"there is no time zone {name}; did you mean {near[0]}?"
         return f"there is no time zone {name}; expected an IANA name such as Europe/Berlin (from the package tzdata)"
     return None
 

@@ -97,6 +97,16 @@ def test_any_minute_equals_what_a_clock_on_the_wall_shows(
     assert s.active(int(moment.timestamp() * 1e9)) == expected
 
 
-def test_a_time_zone_that_does_not_exist() -> None:
-    with pytest.raises(ConfigError, match="no time zone Mars/Olympus"):
-        schedule(TimesSettings(), zone="Mars/Olympus")
+@pytest.mark.parametrize(
+    ("zone", "told"),
+    [
+        ("Mars/Olympus", "no time zone Mars/Olympus; expected an IANA name"),
+        ("europe/berlin", "did you mean Europe/Berlin?"),
+        ("New York", "did you mean America/New_York?"),
+        ("UTC+2", "UTC[+]2 is an offset"),
+        ("+02:00", "[+]02:00 is an offset"),
+    ],
+)
+def test_a_time_zone_that_does_not_exist(zone: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        schedule(TimesSettings(), zone=zone)
