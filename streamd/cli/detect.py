@@ -47,7 +47,7 @@ from streamd.types import Detections, Frame
 
 MAX_PENDING = 64
 """Most frames that are read but not yet shown."""
-STAGES = ("decode", "preprocess", "infer", "postprocess", "total")
+STAGES = ("decode", "queue", "preprocess", "infer", "postprocess", "total")
 
 
 def add_detect_options(p: argparse.ArgumentParser) -> None:
@@ -291,6 +291,7 @@ def _times(d: Detections) -> tuple[float, ...]:
     t = d.times
     pairs = (
         (t.captured, t.decoded),
+        (t.decoded, t.batched),
         (t.batched, t.preprocessed),
         (t.preprocessed, t.inferred),
         (t.inferred, t.postprocessed),
@@ -299,7 +300,15 @@ def _times(d: Detections) -> tuple[float, ...]:
     return tuple((b - a) / 1e6 for a, b in pairs)
 
 
+def _short_names(inputs: Sequence[_Input]) -> dict[str, str]:
+    """Inputs by the names that fit into a line: the file's own, unless two have the same. Of a URL, all of it."""
+    paths = [str(path) for item in inputs for path in (item.images or [item.given]) if not is_url(str(path))]
+    count = Counter(Path(path).name for path in set(paths))
+    return {path: Path(path).name for path in paths if count[Path(path).name] == 1}
+
+
 def _summary(d: Detections, name: str) -> str:
+    """One line. `name`: of the input, to be shown."""
     counts = Counter(d.model.labels[class_id] for class_id in d.class_id.tolist())
     seen = plain(enumerated(counts)) or "nothing"
     return f"{redact(name)} #{d.seq}: {d.width}×{d.height} {seen}"
@@ -351,6 +360,7 @@ def run(args: argparse.Namespace) -> int:
     annotator = _annotator(args.save, job.inputs, overlay) if args.save else None
     encode, gaps = encoder("json"), Gaps()
     rows: list[tuple[float, ...]] = []
+    shown = _short_names(job.inputs)
     started = time.monotonic()
     try:
         for detections, frame, name, fps in job.results_of():
@@ -361,7 +371,7 @@ def run(args: argparse.Namespace) -> int:
                 )
                 sys.stdout.buffer.write(encode(message) + b"\n")
             else:
-                print(_summary(detections, name))
+                print(_summary(detections, shown.get(name, name)))
             if annotator is not None and frame is not None:
                 annotator.add(frame, detections, name, fps=fps)
     finally:

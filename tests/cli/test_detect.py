@@ -10,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from streamd.cli.detect import _Input, _short_names
 from tests.cli.commands import SMALL, one_message, streamd
 from tests.clips import write_clip
 from tests.conftest import shared
@@ -24,6 +25,9 @@ def test_detect_images_folder_and_video(tmp_path: Path) -> None:
     done = streamd("detect", image, clip, "--model", shared(SMALL), "--head", "yolov5_sigmoid", "--save", saved)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 7
+    assert [line.partition(" #")[0] for line in done.stdout.splitlines()] == [image.name, *["clip.mp4"] * 6]
+    rows = {line.split()[0]: float(line.split()[1]) for line in done.stderr.splitlines()[3:9]}
+    assert sum(rows.values()) == pytest.approx(2 * rows["total"], abs=0.1)  # what waits is told, too
     for word in ("mean", "p50", "p99", "decode", "preprocess", "infer", "postprocess", "frames/s"):
         assert word in done.stderr
     import av
@@ -37,6 +41,15 @@ def test_detect_images_folder_and_video(tmp_path: Path) -> None:
     with av.open(str(saved / "clip.mp4")) as container:
         assert container.streams.video[0].average_rate == 10
         assert sum(1 for _ in container.decode(video=0)) == 6
+
+
+def test_inputs_are_told_apart() -> None:
+    names = ["/a/x.mp4", "/b/x.mp4", "/b/y.mp4", "rtsp://h/y.mp4"]
+    assert _short_names([_Input(name, True) for name in names]) == {"/b/y.mp4": "y.mp4"}
+    assert _short_names([_Input("/a", False, [Path("/a/1.jpg"), Path("/a/2.jpg")])]) == {
+        "/a/1.jpg": "1.jpg",
+        "/a/2.jpg": "2.jpg",
+    }
 
 
 def test_keypoints_keep_to_their_boxes_through_tracks_and_classes(tmp_path: Path) -> None:
