@@ -197,19 +197,25 @@ class Log:
         ] + [f"all at {line['seconds']} s" for line in self._running.log() if line["event"] == "all streams opened"]
 
 
-def stand_in(create_ms: float, log: Path) -> list[str]:
-    """The command within which a daemon has a stand-in for NVDEC's driver."""
-    double = Path(__file__).resolve().parent.parent / "tests" / "nvdec_double"
-    path = os.pathsep.join([str(double), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return ["env", f"PYTHONPATH={path}", f"STREAMD_CREATE_S={create_ms / 1e3}", f"STREAMD_CREATE_LOG={log}"]
+def within(create_ms: float, created: Path, memory: Path | None) -> list[str]:
+    """The command within which a daemon is measured: `env` with what its Python processes import at their start.
 
-
-def writing_memory(folder: Path) -> list[str]:
-    """The command within which all processes of a daemon write to `folder` what memory they have in use."""
+    Args:
+        create_ms: how long a stand-in for NVDEC's driver takes for each decoder; 0 for none.
+        created: where that writes when it created them.
+        memory: a new folder, to which all processes write what memory they have in use; None if they need not.
+    """
     tools = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(tools / "memory_in_use"), str(tools), *filter(None, [os.environ.get("PYTHONPATH")])])
-    folder.mkdir()
-    return ["env", f"PYTHONPATH={path}", f"STREAMD_MEMORY_LOG={folder}"]
+    hooks, found = [], []
+    if create_ms:
+        hooks.append(tools.parent / "tests" / "nvdec_double")
+        found += [f"STREAMD_CREATE_S={create_ms / 1e3}", f"STREAMD_CREATE_LOG={created}"]
+    if memory is not None:
+        memory.mkdir()
+        hooks += [tools / "memory_in_use", tools]
+        found.append(f"STREAMD_MEMORY_LOG={memory}")
+    path = os.pathsep.join([*map(str, hooks), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return ["env", f"PYTHONPATH={path}", *found] if hooks else []
 
 
 def rested(running: Running, seconds: float, memory_log: Path | None) -> dict[str, Any] | None:
@@ -227,9 +233,8 @@ def once(args: argparse.Namespace, cams: list[subprocess.Popen[str]], urls: list
         began = time.time()
         created = Path(folder) / "created"
         memory = Path(folder) / "memory" if args.in_use else None
-        within = stand_in(args.create_ms, created) if args.create_ms else []
-        within = writing_memory(memory) if memory is not None else within
-        with daemon(Path(folder), configuration(args, urls), within=within) as running:
+        hooks = within(args.create_ms, created, memory)
+        with daemon(Path(folder), configuration(args, urls), within=hooks) as running:
             log = Log(running)
             found["start"] = log.wait(args.streams, began, args.limit)
             if (at := log.event("worker started" if args.workers > 1 else "running")) is not None:
@@ -291,7 +296,7 @@ def main() -> None:
     p.add_argument("--rest", type=float, default=3.0, help="seconds of work before the outage")
     p.add_argument(
         "--in-use", action="store_true",
-        help="with --rest: also what malloc and Python have given out, without huge pages (not with --create-ms)",
+        help="with --rest: also what malloc and Python have given out, without huge pages",
     )  # fmt: skip
     p.add_argument("--rest-after", type=float, default=3.0, help="seconds of work after it")
     p.add_argument("--limit", type=float, default=120.0, help="seconds to wait for the streams")

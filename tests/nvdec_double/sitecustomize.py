@@ -2,7 +2,8 @@
 only one at a time can be created on the whole machine, as the driver does it.
 
 STREAMD_CREATE_S is how long that takes, STREAMD_CREATE_LOG a file: the lock, and a line for every decoder with the
-monotonic seconds at which its creation began and ended.
+monotonic seconds at which its creation began and ended. Of several files of this name Python imports only the first, so
+what `tools/memory_in_use` does is done here, too.
 """
 
 from __future__ import annotations
@@ -40,3 +41,8 @@ def open_software(settings: Any, *, live: bool, device: int | None) -> Any:
 
 
 vars(av_connection).update(open_container=open_software, HardwareDecoder=SlowDecoder)
+
+if "STREAMD_MEMORY_LOG" in os.environ:
+    import memory_log
+
+    memory_log.begin()
