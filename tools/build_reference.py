@@ -34,8 +34,8 @@ Generated from the code by `tools/build_reference.py`; `streamd schema` prints t
 The file format is YAML. `${NAME}` is replaced by the environment variable (an error if it is not set), `${NAME:-text}`
 has a default, `${file:PATH}` is a file's content without its last line break, and `$$` is a dollar sign. `$NAME` in
 such a path is an environment variable: `${file:$CREDENTIALS_DIRECTORY/camera}`. Substituted values are treated as
-secrets: they appear in no log, metric or message. Relative paths are relative to the configuration file.
-`streamd check FILE` reports all problems at once, each with its line and field.
+secrets, except file names in `path` and `url`: they appear in no log, metric or message. Relative paths are relative to
+the configuration file. `streamd check FILE` reports all problems at once, each with its line and field.
 
 ```yaml
 model: {path: model.onnx}

@@ -38,6 +38,11 @@ _SUBSTITUTION = re.compile(r"\$(?:\$|\{(?P<name>file:[^}]+?|[A-Za-z_][A-Za-z0-9_
 _WITHOUT_BRACES = re.compile(r"\$[A-Z][A-Z0-9_]{2,}")
 _VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
+_FILE_FIELDS = ("path", "url")
+"""Fields whose value is a file's name if it is no URL."""
+_NO_FILE = frozenset("@:")
+"""In a URL, or a login that lacks its scheme."""
+
 
 @dataclass
 class Document:
@@ -186,7 +191,10 @@ class _Reader:
                 self.problem(node, problem)
                 return match[0]  # a placeholder: the field itself is not at fault
             # The path of a model or clip may come from the environment, too, and messages have to name it.
-            if found and not (found.startswith("/") and os.path.exists(found)):
+            is_file = (found.startswith("/") and os.path.exists(found)) or (
+                str(node.value) == match[0] and bool(path) and path[-1] in _FILE_FIELDS and _NO_FILE.isdisjoint(found)
+            )
+            if found and not is_file:
                 self.document.secrets.add(found)
             substituted = True
             return found

@@ -142,3 +142,21 @@ def test_a_pipe_that_somebody_writes_into_is_read(tmp_path: Path) -> None:
     finally:
         thread.join()
         os.close(reader_waits)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "secret"),
+    [
+        ("path", "/models/none.onnx", False),
+        ("url", "clip.mp4", False),
+        ("url", "rtsp://10.0.0.7/live/KEY", True),
+        ("url", "admin:geheim@10.0.0.7/x", True),
+        ("password", "geheim/geheim", True),
+        ("path", "prefix-${X}", True),
+    ],
+)
+def test_a_file_that_the_environment_names_is_no_secret(field: str, value: str, secret: bool) -> None:
+    """Messages have to name it, above all where it does not exist."""
+    text, found = ("${X}", value) if "${" not in value else (value, "geheim")
+    document = read_yaml(f"a: {{{field}: '{text}'}}", {"X": found})
+    assert (found in document.secrets) == secret
