@@ -36,6 +36,7 @@ from streamd.runtime.daemon import Daemon
 from streamd.runtime.drain import leave
 from streamd.security.redact import credentials, redact, remember
 from streamd.security.text import plain
+from streamd.sources.av import check_url
 from streamd.sources.files import length_s, reordering_s
 from streamd.telemetry.logs import configure
 
@@ -154,6 +155,8 @@ def _config(args: argparse.Namespace, capacity: Capacity | None) -> Config:
 
     inputs = args.inputs or [str(clip())]
     remember(secret for given in inputs for secret in credentials(given))
+    for given in inputs:
+        check_url(given)
     streams = streams_of(
         inputs, args.streams or (capacity.streams if capacity is not None else None if args.inputs else STREAMS)
     )

@@ -38,7 +38,7 @@ from streamd.security.text import plain
 from streamd.sinks.encoding import detections_message, encoder
 from streamd.sinks.envelope import Gaps
 from streamd.sources import open_source
-from streamd.sources.av import AvStreamSettings
+from streamd.sources.av import AvStreamSettings, check_url
 from streamd.sources.images import SUFFIXES, VIDEO_SUFFIXES, list_images, read_image
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.logs import configure
@@ -148,7 +148,8 @@ class Run:
         lines: to count at, with `track`.
 
     Raises:
-        ConfigError: an image is to be tracked, or a zone or line wants a class that the model does not have.
+        ConfigError: a URL cannot be one, an image is to be tracked, or a zone or line wants a class that the model does
+            not have.
         StreamdError: the model or the backend cannot be opened.
     """
 
@@ -172,6 +173,9 @@ class Run:
         remember(secret for given in inputs for secret in credentials(given))
         self.keep, self.limit = keep, limit
         self.inputs = _expand(inputs, recursive=recursive)
+        for item in self.inputs:
+            if item.is_video:
+                check_url(item.given)
         if track and (images := [item.given for item in self.inputs if not item.is_video]):
             raise ConfigError(f"{images[0]}: images cannot be tracked; expected a video file or URL")
         settings = TypeAdapter(EngineConfig).validate_python({"kind": engine})
@@ -302,7 +306,9 @@ def _times(d: Detections) -> tuple[float, ...]:
 
 def _short_names(inputs: Sequence[_Input]) -> dict[str, str]:
     """Inputs by the names that fit into a line: the file's own, unless two have the same. Of a URL, all of it."""
-    paths = [str(path) for item in inputs for path in (item.images or [item.given]) if not is_url(str(path))]
+    paths = [
+        path for item in inputs for path in (map(str, item.images) if item.images else [item.given]) if not is_url(path)
+    ]
     count = Counter(Path(path).name for path in set(paths))
     return {path: Path(path).name for path in paths if count[Path(path).name] == 1}
 

@@ -14,7 +14,7 @@ from streamd.imaging.letterbox import HostLetterbox
 from streamd.models.dataset import image_folder, shared_pictures
 from streamd.security.redact import credentials, redact, remember
 from streamd.sources import open_source
-from streamd.sources.av import AvStreamSettings
+from streamd.sources.av import AvStreamSettings, check_url
 from streamd.sources.images import SUFFIXES, read_image
 from streamd.types import Float32Array, Frame, ModelSpec
 
@@ -69,6 +69,7 @@ class Pictures:
             self.images = [path]
         else:
             self.images = []
+            check_url(self.where)
             if not self.live and not Path(self.where.removeprefix("file:")).is_file():
                 raise ConfigError(
                     f"--images {redact(self.where)}: not found; expected a folder of images, a video file or a URL"

@@ -9,9 +9,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from streamd.errors import ConfigError
 from streamd.flow.contracts import Source
 from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
+from streamd.security.redact import redact
 from streamd.settings import ConfigPath, Milliseconds, Problems, Seconds
 from streamd.sources import SOURCES, SourceSettings
 from streamd.sources.authority import WITH_HOST, authority_problem
@@ -204,3 +206,15 @@ class AvStreamSettings(SourceSettings):
         from streamd.sources.av_source import AvSource
 
         return AvSource(self, device=device, packets=packets)
+
+
+def check_url(url: str) -> None:
+    """Checks an input of the command line as `check` does the `url` of a stream: as far as it can be wrong without
+    being opened.
+
+    Raises:
+        ConfigError: what is wrong with it, without a password.
+    """
+    for path, message in AvStreamSettings(id="input", url=url).check():
+        if path == ("url",):
+            raise ConfigError(f"{redact(url)}: {message}")

@@ -138,6 +138,7 @@ def test_save_writes_every_frame_with_its_boxes(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["nosuch.mp4"], 2, "nosuch.mp4 is not a file"),
+        (["rtsp://::1/x"], 2, "its host cannot be read; expected a name"),
         (["a.mp4", "b.mp4", "--streams", "1"], 2, "fewer than the 2 inputs"),
         (["a.mp4", "b.mp4", "--save", "o.mp4"], 2, "expected one input, not 2"),
         (["--port", "99999"], 2, "expected 0 to 65535"),
@@ -146,7 +147,7 @@ def test_save_writes_every_frame_with_its_boxes(tmp_path: Path) -> None:
         (["--save", "/nonexistent/o.mp4"], 6, "cannot write /nonexistent/o.mp4"),
         (["--save", "o.nothing"], 6, "expected a file such as out.mp4"),
     ],
-    ids=["file", "streams", "save", "port", "no video", "model", "folder", "ending"],
+    ids=["file", "host", "streams", "save", "port", "no video", "model", "folder", "ending"],
 )
 def test_what_cannot_be_shown_is_said(arguments: list[str], code: int, message: str) -> None:
     started = time.monotonic()

@@ -109,6 +109,8 @@ def test_detect_json_is_the_message_and_nothing_else(tmp_path: Path) -> None:
         (["none.mp4"], 4, "none.mp4: No such file"),
         (["x.jpg", "--model", "none.onnx"], 3, "none.onnx: does not exist"),
         (["0"], 4, "0: No such file or directory; a camera at this machine is /dev/video0"),
+        (["rtsp://<user>:geheim@<ip>/x"], 2, "rtsp://***@<ip>/x: its host is still a placeholder"),
+        (["rtsp:/10.0.0.7/x"], 2, "is read as the path of a file; a URL begins with rtsp://"),
         (["x.jpg", "--conf", "7"], 2, "--conf: expected at most 1, not 7"),
         (["x.jpg", "--max-det", "0"], 2, "--max-det: expected at least 1, not 0"),
         (["x.jpg", "--classes", "persn"], 2, "--classes: the model has no class 'persn'; did you mean person?"),
@@ -128,6 +130,7 @@ def test_detect_names_what_is_wrong(arguments: list[str], code: int, message: st
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert "geheim" not in done.stderr
 
 
 def test_a_failing_stage_ends_detect_promptly_whatever_waits() -> None:
