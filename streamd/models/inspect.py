@@ -126,11 +126,12 @@ def _ranges(model: Any) -> str:
     moved, known = one_sided(model)
     if not known:
         return ""
-    said = f"; `streamd quantize` moves the ranges of {moved} of {known} one-sided activations to their middle"
+    said = (
+        f". Of {known} activations that are hardly ever negative (SiLU, ReLU), `streamd quantize` can centre {moved} "
+        "in INT8's range"
+    )
     if moved < known:
-        said += (
-            f"; the other {known - moved} use little more than half of INT8's steps, since padding needs a plain zero"
-        )
+        said += f"; the other {known - moved} use little more than half of its steps, since padding needs an exact zero"
     return said + ". Check the accuracy with `streamd quantize --labels`"
 
 
@@ -195,7 +196,7 @@ def _judge(path: Path, found: Inspection, head: str | None) -> ModelSpec | None:
         found.head = settings.kind
         found.labels = list(open_detector(spec, settings, DetectSettings()).labels)
     except StreamdError as error:
-        found.warnings.append(f"no head: {error}")
+        found.warnings.append(str(error) if found.head else f"no head: {error}")
         found.labels = list(spec.labels) or None
     return spec
 
