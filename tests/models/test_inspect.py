@@ -34,7 +34,7 @@ def test_a_small_detector(tmp_path: Path) -> None:
     operations += sum(2 * g * g * 18 * 16 for g in grids[2:])
     assert found.gflops == pytest.approx(operations / 1e9)
     (silu,) = (w for w in found.warnings if "SiLU" in w)
-    assert silu.startswith("10 SiLU: an exponential per value is computed in float, which ReLU avoids; ")
+    assert silu.startswith("10 SiLU: an exponential per value is computed in float, which ReLU avoids. ")
     # All its convolutions are padded; the last SiLU of each level is also read by an output convolution.
     assert "Of 9 activations that are hardly ever negative (SiLU, ReLU), `streamd quantize` can centre 0" in silu
     assert "; the other 9 use little more than half" in silu
