@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from streamd.config import Config, is_url
 from streamd.config.checks import check_each, check_secrets, cross_check, duplicate_ids
-from streamd.config.problems import dotted, doubtful_units, misread_numbers, validation_problems
+from streamd.config.problems import dotted, doubtful, misread_numbers, validation_problems
 from streamd.config.yamlfile import MAX_BYTES, Document, InvalidYaml, read_yaml
 from streamd.engine import BUILTIN
 from streamd.errors import ConfigError
@@ -233,7 +233,7 @@ def shared(config: Config) -> Config:
 
 
 def _warnings(file: Path, document: Document) -> tuple[str, ...]:
-    told = [f"line {line}: {message}" for line, message in [*document.warnings, *doubtful_units(document)]]
+    told = [f"line {line}: {message}" for line, message in [*document.warnings, *doubtful(document)]]
     if document.inline and file.exists():
         mode = stat.S_IMODE(file.stat().st_mode)
         if mode & (stat.S_IRGRP | stat.S_IROTH):

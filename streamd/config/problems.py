@@ -157,8 +157,13 @@ def misread_numbers(document: Document) -> Iterator[tuple[int, str]]:
             )
 
 
-def doubtful_units(document: Document) -> Iterator[tuple[int, str]]:
-    """Times that look like another unit: `open_timeout_s: 5000`, `latency_ms: 0.2`.
+_SWITCHES = {"camera_health": ("enabled", "true"), "look": ("when", "motion")}
+"""Sections of a stream that are off unless a field has this value."""
+
+
+def doubtful(document: Document) -> Iterator[tuple[int, str]]:
+    """What is valid, but hardly meant: times that look like another unit (`open_timeout_s: 5000`, `latency_ms: 0.2`),
+    settings of what is not switched on.
 
     Yields:
         The line of each, and the field with what it means as it stands.
@@ -166,6 +171,10 @@ def doubtful_units(document: Document) -> Iterator[tuple[int, str]]:
 
     def look(value: Any, path: FieldPath) -> Iterator[tuple[int, str]]:
         if isinstance(value, dict):
+            name = str(path[-1]) if path else ""
+            switch, on = _SWITCHES.get(name, ("", ""))
+            if switch and len(path) == 3 and switch not in value:
+                yield document.line(path) or 1, f"{dotted(path)}: has no effect without {switch}: {on}"
             for key, below in value.items():
                 yield from look(below, (*path, str(key)))
         elif isinstance(value, list):

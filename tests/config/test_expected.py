@@ -155,6 +155,21 @@ def test_what_could_not_be_substituted_is_told_once(tmp_path: Path) -> None:
     assert "must not be written in the file itself" in told
 
 
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ("camera_health: {begin_s: 3}", "camera_health: has no effect without enabled: true"),
+        ("camera_health: {enabled: false, begin_s: 3}", None),
+        ("look: {min_fps: 2}", "look: has no effect without when: motion"),
+        ("look: {when: always, min_fps: 2}", None),
+    ],
+)
+def test_settings_of_what_is_off_are_warned_of(tmp_path: Path, given: str, warned: str | None) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"model: {{path: m.onnx}}\nstreams:\n  - {{id: a, url: 'rtsp://h/x', {given}}}\n")
+    assert load(path, {}).warnings == ((f"line 3: streams[0].{warned}",) if warned else ())
+
+
 def test_times_in_another_unit_are_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     given = "open_timeout_s: 5000, read_timeout_s: 7200, max_age_ms: 0.2, objective: {latency_ms: 200}"
