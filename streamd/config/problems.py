@@ -97,7 +97,7 @@ def _in_words(item: Any, path: FieldPath, value: Any, document: Document) -> str
     """One of pydantic's errors as a sentence."""
     kind, context = item["type"], item.get("ctx", {})
     if kind == "missing":
-        return "is required"
+        return f"is required{_in_next_item(path, document.values)}"
     if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
         field = _field_at(path, document.values)
         marks = marks_of(field, OneOf) if field is not None else []
@@ -122,6 +122,16 @@ def _in_words(item: Any, path: FieldPath, value: Any, document: Document) -> str
         marked = marks_of(field, Pattern) if field is not None else []
         return next((mark.expected for mark in marked), item["msg"])
     return expected.out_of_bounds(kind, context, value) or str(item["msg"])
+
+
+def _in_next_item(path: FieldPath, values: Any) -> str:
+    """Why a required field of a list's item may be missing: a dash too many has put it into the next item."""
+    if len(path) < 2 or not isinstance(path[-2], int):
+        return ""
+    following = _value_at(values, (*path[:-2], path[-2] + 1))
+    if isinstance(following, dict) and path[-1] in following and "id" not in following and "kind" not in following:
+        return "; it stands in the next item, since each dash begins another one: write it without a dash"
+    return ""
 
 
 def _would_do(field: FieldInfo, text: str) -> bool:

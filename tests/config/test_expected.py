@@ -103,6 +103,9 @@ NOT_ONE_VALUE = ", and not a single value or a list"
         # IPv6.
         ("metrics: {listen: '::1:9188'}", "expected HOST:PORT, as in 127.0.0.1:9188 or [::1]:9188"),
         ("sinks: [{kind: zmq, bind: 'tcp://::1:5555'}]", "a port from 1 to 65535; an IPv6 address in brackets"),
+        # A dash too many.
+        ("streams:\n  - id: a\n  - url: x.mp4", "streams[0].url: is required; it stands in the next item"),
+        ("sinks:\n  - kind: jsonl\n  - path: x\nstreams:\n  - id: a\n  - {id: b, url: x.mp4}", "url: is required"),
         # Not YAML.
         ("model:\n\tpath: x", "2: not valid YAML: a tab where YAML expects spaces; indent with spaces"),
         ('model: {path: "m.onnx}', "not valid YAML: a quote that is opened in line 1 is not closed"),
