@@ -13,7 +13,8 @@ import pytest
 import zmq
 
 from streamd.errors import SinkError
-from streamd.sinks.zmq import ZmqSettings, ZmqSink
+from streamd.sinks import zmq as module
+from streamd.sinks.zmq import FEW_RECEIVERS, ZmqSettings, ZmqSink, send_now
 from streamd.types import StreamCounts
 from tests.frames import detections, status
 from tests.messages import checked
@@ -150,6 +151,33 @@ def test_topics_select(context: Any) -> None:
         sink.status(status(stream), StreamCounts())
     assert [m.stream for m in received(socket)] == ["b"]
     sink.close()
+
+
+@pytest.mark.parametrize("way", ["held", "many", "none"])
+def test_both_ways_send_the_same_and_tell_of_a_full_queue(
+    context: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the interpreter lock held, and by pyzmq: for many receivers, or if it is built in another way."""
+    if way == "none":
+        monkeypatch.setattr(module, "_held_send", lambda: None)
+    else:
+        assert module._held_send() is not None
+    receivers = FEW_RECEIVERS + (way == "many")
+    sender, receiver = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+    sender.setsockopt(zmq.SNDHWM, 3)
+    receiver.setsockopt(zmq.RCVHWM, 3)
+    receiver.bind("inproc://here")
+    sender.connect("inproc://here")
+    sent = [(b"topic %d" % i, bytes(range(256)) * i) for i in range(5)]
+    for parts in sent:
+        send_now(sender, *parts, receivers)
+        assert receiver.recv_multipart() == [*parts]
+    with pytest.raises(zmq.Again):
+        for _ in range(100):
+            send_now(sender, b"topic", b"payload", receivers)
+    sender.close(0)
+    with pytest.raises(zmq.ZMQError):
+        send_now(sender, b"topic", b"payload", receivers)
 
 
 def test_it_can_connect_to_a_binding_subscriber(context: Any, tmp_path: Path) -> None:
