@@ -9,7 +9,7 @@ import numpy as np
 from streamd.engine.null import NullBackend
 from streamd.sources import open_source
 from streamd.sources.synthetic import SyntheticStreamSettings
-from streamd.types import Detections, Frame, ModelInfo, StageTimes, StreamStatus
+from streamd.types import Boxes, Detections, Frame, ModelInfo, StageTimes, StreamStatus, Tracks
 
 MODEL = ModelInfo("m", "ab" * 32, ("person", "car"))
 __all__ = ["MODEL", "NullBackend", "detections", "frames", "status"]
@@ -25,13 +25,15 @@ def frames(stream: str, count: int, width: int = 64, height: int = 48) -> list[F
     return out
 
 
-def detections(stream: str = "s", seq: int = 0, boxes: int = 1) -> Detections:
+def detections(stream: str = "s", seq: int = 0, boxes: int = 1, tracks: Tracks | None = None) -> Detections:
     now = time.monotonic_ns()
     return Detections(
         stream, 0, seq, seq * 40_000_000, time.time_ns(), 640, 480,
         StageTimes(*(now - 5_000_000 + i * 1_000_000 for i in range(6))), MODEL,
-        np.tile(np.array([[1.5, 2, 30, 40]], np.float32), (boxes, 1)),
-        np.linspace(0.9, 0.5, boxes, dtype=np.float32), np.arange(boxes, dtype=np.int32) % 2,
+        Boxes(
+            np.tile(np.array([[1.5, 2, 30, 40]], np.float32), (boxes, 1)),
+            np.linspace(0.9, 0.5, boxes, dtype=np.float32), np.arange(boxes, dtype=np.int32) % 2, tracks,
+        ),
     )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ from streamd.runtime.analytics import Analytics
 from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
+from streamd.types import Boxes as FrameBoxes
 from streamd.types import Frame
 
 LEFT_OUT = 50
@@ -130,22 +131,22 @@ class Way:
     def take(self, frame: Frame, boxes: Boxes) -> None:
         """Takes what the network finds in the next frame, if it looks."""
         xyxy, score, class_id = boxes
-        result = Result(self._output, frame, xyxy.copy(), score.copy(), class_id.copy())
+        result = Result(self._output, frame, FrameBoxes(xyxy.copy(), score.copy(), class_id.copy()))
         looked = result.looked
         if not looked:
-            result.xyxy, result.score, result.class_id = xyxy[:0], score[:0], class_id[:0]
+            result.boxes = FrameBoxes(xyxy[:0], score[:0], class_id[:0])
         self._step.step([result])
         self.run.looked.append(looked)
         if not looked:
-            self.run.boxes.append(self.run.boxes[-1] if self.run.boxes else result.xyxy)
+            self.run.boxes.append(self.run.boxes[-1] if self.run.boxes else result.boxes.xyxy)
             return
-        self.run.boxes.append(result.xyxy)
-        if result.tracks is not None:
-            for number, box in zip(result.tracks.number.tolist(), result.xyxy, strict=True):
+        self.run.boxes.append(result.boxes.xyxy)
+        if result.boxes.tracks is not None:
+            for number, box in zip(result.boxes.tracks.number.tolist(), result.boxes.xyxy, strict=True):
                 if number:
                     self.run.tracks.setdefault(number, {})[frame.seq] = box
             if frame.view is not None:
-                self._answers.append((frame.seq, (frame.view, result.xyxy, result.tracks)))
+                self._answers.append((frame.seq, (frame.view, result.boxes.xyxy, result.boxes.tracks)))
 
 
 @dataclass(slots=True)

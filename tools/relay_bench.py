@@ -26,7 +26,7 @@ from streamd.sinks.encoding import split_detections
 from streamd.sinks.envelope import DETECTIONS, Message
 from streamd.sinks.zmq import ZmqSettings
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Detections, ModelInfo, StageTimes
+from streamd.types import Boxes, Detections, ModelInfo, StageTimes
 from streamd.workers.forward import Forwarder
 from streamd.workers.relay import RelaySink
 
@@ -38,7 +38,8 @@ def message(boxes: int) -> tuple[bytes, bytes]:
     xyxy = random.random((boxes, 4), np.float32) * 1000
     found = Detections(
         "camera-1", 0, 0, 0, time.time_ns(), 1920, 1080, StageTimes(*[now] * 6),
-        ModelInfo("yolov5n", "ab" * 32, ("person",)), xyxy, np.full(boxes, 0.5, np.float32), np.zeros(boxes, np.int32),
+        ModelInfo("yolov5n", "ab" * 32, ("person",)),
+        Boxes(xyxy, np.full(boxes, 0.5, np.float32), np.zeros(boxes, np.int32)),
     )  # fmt: skip
     return split_detections(found, "0123456789abcdef", "json")
 

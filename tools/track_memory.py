@@ -33,7 +33,7 @@ from streamd.runtime import heap
 from streamd.runtime.analytics import Analytics
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Frame, ModelInfo, Picture
+from streamd.types import Boxes, Frame, ModelInfo, Picture
 
 WIDTH, HEIGHT = 3840, 2160
 PERIOD_NS = 800_000_000
@@ -84,7 +84,7 @@ class Scene:
         frame = Frame(self.name, picture, WIDTH, HEIGHT, at, at, at, at, seq=self._seq)
         self._seq += 1
         corners = np.hstack((low, low + 60)).astype(np.float32)
-        return Result(output, frame, corners, np.full(len(low), 0.8, np.float32), self._class)
+        return Result(output, frame, Boxes(corners, np.full(len(low), 0.8, np.float32), self._class))
 
 
 def run(tracks: int, streams: int, rules: bool) -> Iterator[tuple[int, int]]:

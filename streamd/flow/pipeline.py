@@ -23,12 +23,14 @@ from streamd.flow.stage import StageThread
 from streamd.flow.stream import Analysis, Result, StreamOutput
 from streamd.telemetry.metrics import Metrics
 from streamd.types import (
+    Boxes,
     Detections,
     Found,
     FoundBatch,
     Frame,
     Letterbox,
     ModelInfo,
+    PartOfBlock,
     StageTimes,
 )
 
@@ -63,9 +65,7 @@ class _Work:
         return self.order or self.frames
 
 
-_NO_BOXES = np.empty((0, 4), np.float32)
-_NO_SCORES = np.empty(0, np.float32)
-_NO_CLASSES = np.empty(0, np.int32)
+_NOTHING = Boxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
 
 
 class Pipeline:
@@ -257,7 +257,7 @@ class Pipeline:
             if work.order:
                 results = self._in_order(work, results)
             if self._analysis is not None:
-                self._analysis.step(results, found)
+                self._analysis.step(results, None if work.order else found)
                 self._track_time.observe((time.monotonic_ns() - inferred_ns) / 1e9, len(results))
             for result in results:
                 if work.order and not result.looked:
@@ -272,25 +272,29 @@ class Pipeline:
             self._metrics.batch_size.observe(len(work.frames))
 
     def _looked(self, work: _Work) -> tuple[list[Result], FoundBatch | None]:
-        """What the network found in each frame of a batch; or that of all frames, for the analysis to cut it. The slot
+        """What the network found in each frame of a batch, and the same of all frames if it is in one block. The slot
         is free afterwards."""
         outputs = self._engine.collect(work.slot)
         inferred_ns = time.monotonic_ns()
         outputs_of = self._outputs
         results: list[Result] = []
-        each, batch = self._postprocess.batch(outputs, work.boxes), None
-        if self._analysis is not None and isinstance(each, FoundBatch) and not work.order:
-            batch, each = each, ()
-            results = [
-                Result(outputs_of[frame.stream], frame, _NO_BOXES, _NO_SCORES, _NO_CLASSES) for frame in work.frames
-            ]
-        for frame, found in zip(work.frames, each, strict=batch is None):
-            output = outputs_of[frame.stream]
-            if found.rejected:
-                output.reject(found.rejected)
-            results.append(
-                Result(output, frame, found.xyxy, found.score, found.class_id, None, None, found.details)
-            )  # fmt: skip
+        each = self._postprocess.batch(outputs, work.boxes)
+        found = each if isinstance(each, FoundBatch) else None
+        if found is not None and self._analysis is not None and not work.order:
+            # The analysis chooses which are published.
+            results = [Result(outputs_of[frame.stream], frame, _NOTHING) for frame in work.frames]
+        elif found is not None:
+            begin = 0
+            for frame, end in zip(work.frames, found.bounds[1:], strict=True):
+                results.append(Result(outputs_of[frame.stream], frame, PartOfBlock(found, begin, end)))
+                begin = end
+        else:
+            for frame, one in zip(work.frames, each, strict=True):
+                output = outputs_of[frame.stream]
+                if one.rejected:
+                    output.reject(one.rejected)
+                boxes = Boxes(one.xyxy, one.score, one.class_id)
+                results.append(Result(output, frame, boxes, details=one.details))
         for name, seconds in self._engine.device_times(work.slot).items():
             self._device_time[name].observe(seconds)
         # The outputs are views of the slot's buffers: it is free only now. If another stage has failed, nobody takes
@@ -298,16 +302,13 @@ class Pipeline:
         with contextlib.suppress(Closed):
             self._free.put(work.slot)
         work.inferred_ns = inferred_ns
-        return results, batch
+        return results, found
 
     def _in_order(self, work: _Work, results: list[Result]) -> list[Result]:
         """The results with those of the frames that were not looked at, which have no boxes."""
         found = {id(result.frame): result for result in results}
         outputs_of = self._outputs
-        return [
-            found.get(id(frame)) or Result(outputs_of[frame.stream], frame, _NO_BOXES, _NO_SCORES, _NO_CLASSES)
-            for frame in work.order
-        ]
+        return [found.get(id(frame)) or Result(outputs_of[frame.stream], frame, _NOTHING) for frame in work.order]
 
     def _observe_batch(self, work: _Work, inferred_ns: int) -> None:
         """The values that all its frames share."""
@@ -323,9 +324,8 @@ class Pipeline:
         )  # fmt: skip
         detections = Detections(
             frame.stream, frame.epoch, frame.seq, frame.pts_ns, frame.wall_ns, frame.width, frame.height,
-            times, self._model, result.xyxy, result.score, result.class_id, frame.clock, result.tracks,
-            result.counts, result.details, result.attributes, result.output.unlooked,
-            None if frame.view is None else frame.view.why,
+            times, self._model, result.boxes, frame.clock, result.counts, result.details, result.attributes,
+            result.output.unlooked, None if frame.view is None else frame.view.why,
         )  # fmt: skip
         result.output.publish(frame, detections)
         self._decode_time.observe((times.decoded - times.captured) / 1e9)

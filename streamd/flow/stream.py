@@ -16,8 +16,8 @@ from streamd.types import (
     Float32Array,
     FoundBatch,
     Frame,
+    FrameBoxes,
     Glanced,
-    Int32Array,
     Look,
     ModelInfo,
     Tracks,
@@ -107,7 +107,7 @@ class StreamOutput:
         self._latency.observe(seconds)
         if counters.objective_s is not None and seconds > counters.objective_s:
             counters.late += 1
-        for class_id in detections.class_id.tolist():
+        for class_id in detections.boxes.classes:
             seen[class_id] += 1
         for tap in self._taps:
             if self.name in tap.wanted:
@@ -141,14 +141,7 @@ class Result:
 
     output: StreamOutput
     frame: Frame
-    xyxy: Float32Array
-    """(N, 4) in upright source pixels."""
-    score: Float32Array
-    """(N,) descending."""
-    class_id: Int32Array
-    """(N,)"""
-    tracks: Tracks | None = None
-    """The track of each box; None without tracking."""
+    boxes: FrameBoxes
     counts: Mapping[str, Any] | None = None
     """See `Detections.counts`."""
     details: Details | None = None
@@ -175,7 +168,8 @@ class Analysis(Protocol):
 
         Args:
             batch: the frames.
-            found: the boxes of all of them, which they do not have themselves then.
+            found: the boxes of all of them, if they are in one block and the network has looked at all; they do not
+                have them themselves then.
 
         The implementation must handle a stream whose analysis fails: any exception ends the pipeline.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -11,19 +12,23 @@ import structlog
 
 from streamd.analysis.rules import RuleEvent
 from streamd.analysis.rules.engine import RuleEngine
-from streamd.analysis.tracking import Observation, Tracked
+from streamd.analysis.tracking import Observation, StreamTracks, Tracked
+from streamd.analysis.tracking.clock import NO_PTS
+from streamd.analysis.tracking.native import NativeStep
 from streamd.analysis.tracking.observation import BoolArray, FrameFacts, ObservationBatch, TrackedBatch
 from streamd.analysis.tracking.selection import Selection, library
 from streamd.flow.stream import Result
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import class_numbers
 from streamd.runtime.stream_analysis import StreamAnalysis
-from streamd.types import FoundBatch, ModelInfo, Tracks
+from streamd.types import Boxes, Found, FoundBatch, ModelInfo, PartOfBlock, Tracks
 
 if TYPE_CHECKING:
     from streamd.runtime.analytics import Analytics
 
 log = structlog.get_logger(__name__)
+
+Kept = Callable[[], BoolArray]
 
 
 class AnalysisStep:
@@ -52,44 +57,103 @@ class AnalysisStep:
 
     def step(self, batch: Sequence[Result], found: FoundBatch | None = None) -> None:
         """See `Analysis.step`."""
+        own, looked = found is None, batch
+        if found is None:
+            looked = [result for result in batch if result.looked]
+            parts = [result.boxes for result in looked]
+            found = FoundBatch.of([p.xyxy for p in parts], [p.score for p in parts], [p.class_id for p in parts])
+        kept, native = None, self._tracker.native
+        if native is not None and len(looked) == len(batch):
+            kept = self._together(native, batch, found)
+        if kept is None:
+            kept = self._in_parts(batch, looked, found)
+        if own and any(result.details is not None for result in looked):
+            which = kept()
+            for i, result in enumerate(looked):
+                if result.details is not None:
+                    result.details = result.details.take(which[found.bounds[i] : found.bounds[i + 1]])
+        said = self._analytics.said
+        if said is not None:
+            for result in looked:
+                assert result.boxes.tracks is not None
+                result.attributes = said.of(result.output.name, result.boxes.tracks.number.tolist())
+
+    def _together(self, native: NativeStep, batch: Sequence[Result], found: FoundBatch) -> Kept | None:
+        """Frames that were all looked at, in one compiled call; see `_in_parts`. None where a number of them is too
+        large for it."""
+        streams, now_s, judged = self._analytics.streams, 0.0, False
+        facts: list[int] = []
+        states: list[StreamTracks] = []
+        for result in batch:
+            frame = result.frame
+            each = streams[frame.stream]
+            state, pts, roi = each.tracks, frame.pts_ns, frame.roi
+            states.append(state)
+            facts += (
+                state.address, frame.captured_ns, frame.seq, frame.begins, frame.width, frame.height,
+                NO_PTS if pts is None else pts, 0 if roi is None else native.part(roi),
+            )  # fmt: skip
+            if each.rules is not None:
+                judged, now_s = True, now_s or time.monotonic()
+                each.last_frame_s = now_s
+
+        def left(i: int, time_ns: int, missed: int) -> Tracked:
+            frame, boxes = batch[i].frame, found[i]
+            return self._tracker.alone(
+                Observation(
+                    states[i], time_ns, boxes.xyxy, boxes.score, boxes.class_id, frame.width, frame.height, frame.roi,
+                    missed, "loop" if frame.begins else None,
+                )
+            )  # fmt: skip
+
+        try:
+            published = native.publish(facts, states, found, self._selection.address, left)
+        except struct.error:
+            return None
+        tracked, boxes = published.tracked, published.boxes
+        for i, error in tracked.errors.items():
+            self._failed(streams[batch[i].frame.stream], "tracker", error)
+        if judged:
+            self._apply_rules(batch, native.times(len(batch)), found, tracked)
+        if boxes is None:
+            return self._publishable(batch, found, tracked)
+        begin = 0
+        for result, end in zip(batch, published.ends, strict=True):
+            result.boxes = PartOfBlock(boxes, begin, end)
+            begin = end
+        return published.kept
+
+    def _in_parts(self, batch: Sequence[Result], looked: Sequence[Result], found: FoundBatch) -> Kept:
+        """Clocks, tracks, rules, and which boxes are published.
+
+        Args:
+            batch: the frames.
+            looked: those of them that the network has looked at.
+            found: the boxes of these.
+
+        Returns:
+            Tells, by given box, (N,), which are published.
+        """
         streams, now_s = self._analytics.streams, time.monotonic()
         frames: list[FrameFacts] = []
         times, plain = [], True
         for result in batch:
-            frame = result.frame
-            each, view = streams[result.output.name], frame.view
-            if view is None or view.wanted:
-                frames.append(each.facts(frame, now_s))
+            each = streams[result.output.name]
+            if result.looked:
+                frames.append(each.facts(result.frame, now_s))
             else:
-                each.pass_over(frame, now_s)
-            times.append(each.now_ns)
+                each.pass_over(result.frame, now_s)
+            times.append(each.clock.now_ns)
             plain = plain and each.rules is None
-        looked = batch if len(frames) == len(batch) else [result for result in batch if result.looked]
-        own = found is None
-        if found is None:
-            found = FoundBatch.of(
-                [result.xyxy for result in looked], [result.score for result in looked],
-                [result.class_id for result in looked],
-            )  # fmt: skip
-        seen = ObservationBatch(frames, found)
-        tracked = TrackedBatch.of(self._tracker.step(seen))
+        tracked = TrackedBatch.of(self._tracker.step(ObservationBatch(frames, found)))
         for i, error in tracked.errors.items():
             self._failed(streams[looked[i].output.name], "tracker", error)
         if not plain:
-            self._apply_rules(batch, times, seen, tracked)
-        kept = self._publishable(looked, found, tracked)
-        if own:
-            for i, result in enumerate(looked):
-                if result.details is not None:
-                    result.details = result.details.take(kept[found.bounds[i] : found.bounds[i + 1]])
-        said = self._analytics.said
-        if said is not None:
-            for result in looked:
-                assert result.tracks is not None
-                result.attributes = said.of(result.output.name, result.tracks.number.tolist())
+            self._apply_rules(batch, times, found, tracked)
+        return self._publishable(looked, found, tracked)
 
     def _apply_rules(
-        self, batch: Sequence[Result], times: Sequence[int], seen: ObservationBatch, tracked: TrackedBatch
+        self, batch: Sequence[Result], times: Sequence[int], seen: FoundBatch, tracked: TrackedBatch
     ) -> None:
         """Judges the frames of streams with rules: (B,) the frames, their times; what was seen in those looked at."""
         at = 0
@@ -103,12 +167,10 @@ class AnalysisStep:
                 self._judge(each, seen[at], tracked[at], result, now_ns)
             at += 1
 
-    def _judge(
-        self, each: StreamAnalysis, observation: Observation, tracked: Tracked, result: Result, now_ns: int
-    ) -> None:
+    def _judge(self, each: StreamAnalysis, seen: Found, tracked: Tracked, result: Result, now_ns: int) -> None:
         def judged(rules: RuleEngine) -> list[RuleEvent]:
             wanted = self._selection.floor[tracked.class_id] < np.inf
-            return each.judge(observation, tracked, wanted, result.frame, now_ns)
+            return each.judge(seen, tracked, wanted, result.frame, now_ns)
 
         self._apply(each, result, now_ns, judged)
 
@@ -140,7 +202,7 @@ class AnalysisStep:
             "analysis failed; its state is reset", stream=each.stream, what=what, error=str(error), exc_info=error
         )
 
-    def _publishable(self, results: Sequence[Result], found: FoundBatch, tracked: TrackedBatch) -> BoolArray:
+    def _publishable(self, results: Sequence[Result], found: FoundBatch, tracked: TrackedBatch) -> Kept:
         """Sets the boxes to publish, with their tracks.
 
         Args:
@@ -149,13 +211,12 @@ class AnalysisStep:
             tracked: what is known of these.
 
         Returns:
-            (N,) which of the boxes these are.
+            Tells, by given box, (N,), which these are.
         """
         ends, xyxy, score, class_id, number, age_s, velocity, kept = self._selection(found, tracked)
         begin = 0
         for result, end in zip(results, ends, strict=True):
             of = slice(begin, end)
-            result.xyxy, result.score, result.class_id = xyxy[of], score[of], class_id[of]
-            result.tracks = Tracks(number[of], age_s[of], velocity[of])
+            result.boxes = Boxes(xyxy[of], score[of], class_id[of], Tracks(number[of], age_s[of], velocity[of]))
             begin = end
-        return kept
+        return lambda: kept

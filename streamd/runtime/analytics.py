@@ -15,6 +15,7 @@ import structlog
 from streamd.analysis.rules import RuleEvent
 from streamd.analysis.rules.checks import check_rules
 from streamd.analysis.tracking import TrackingSettings
+from streamd.analysis.tracking.tracks import TrackIds
 from streamd.config.problems import dotted
 from streamd.errors import ConfigError
 from streamd.events.evidence.clips import Moment
@@ -22,7 +23,7 @@ from streamd.events.record import Event, RuleStates
 from streamd.flow.settings import StreamSettings
 from streamd.heads import DetectSettings
 from streamd.runtime.analysis_step import AnalysisStep
-from streamd.runtime.stream_analysis import MediaClock, StreamAnalysis
+from streamd.runtime.stream_analysis import StreamAnalysis
 from streamd.settings import FieldPath
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.types import Attribute, ModelInfo
@@ -73,7 +74,7 @@ class Analytics:
         life: int = 0,
     ) -> None:
         self.tracking, self._detect, self._metrics, self._submit = tracking, detect, metrics, submit
-        self._ids = itertools.count(life * IDS_PER_LIFE + 1)
+        self._ids = TrackIds(life * IDS_PER_LIFE + 1)
         numbers = itertools.count(1)
         self._new_id = lambda: f"{boot_id}-{life}-{next(numbers)}"
         self.streams: Mapping[str, StreamAnalysis] = {}
@@ -144,7 +145,7 @@ class Analytics:
         else:
             self.adapt(settings)
             with known.lock:
-                known.clock = MediaClock(settings.live)
+                known.clock.restart(settings.live)
 
     def adapt(self, settings: StreamSettings) -> None:
         """The zones and lines of a stream change between two frames."""

@@ -157,18 +157,26 @@ static void packed_box(Writer *w, const Columns *c, int64_t i, int64_t number)
 }
 
 /* n: how many boxes.
- * boxes: of all, where `tracked`, ids, ages and velocities; then corners, scores and classes.
+ * boxes: where `tracked`, ids, ages and velocities; then corners, scores and classes; of each for `room` boxes.
+ * first: the first of the boxes.
  * packed: MessagePack, not JSON.
  * labels, ends: by class, of which there are `classes`, what stands before the score, one after the other; and its end.
  * out: room for FIXED bytes a box, besides its label, and 8.
  *
  * Returns the number of bytes; -1 for what is to be left to msgspec.
  */
-int64_t encode_boxes(int64_t n, const char *boxes, int64_t tracked, int64_t packed, const char *labels, const int64_t *ends,
-                     int64_t classes, char *out)
+int64_t encode_boxes(int64_t n, const char *boxes, int64_t room, int64_t first, int64_t tracked, int64_t packed,
+                     const char *labels, const int64_t *ends, int64_t classes, char *out)
 {
-    const char *corners = boxes + (tracked ? 32 * n : 0);
-    Columns c = {boxes, boxes + 8 * n, boxes + 16 * n, corners, corners + 16 * n, corners + 20 * n};
+    const char *corners = boxes + (tracked ? 32 * room : 0);
+    Columns c = {
+        boxes + 8 * first,
+        boxes + 8 * (room + first),
+        boxes + 16 * (room + first),
+        corners + 16 * first,
+        corners + 16 * room + 4 * first,
+        corners + 20 * room + 4 * first,
+    };
     Writer w = {out, 0};
     if (!packed) {
         *w.to++ = '[';

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from streamd.analysis.compiled import address_of, either_way, joined_bytes
-from streamd.types import Detections
+from streamd.types import Detections, PartOfBlock
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 SHORT = 300
@@ -44,7 +44,7 @@ def library(path: str | None = None) -> tuple[Any, Any] | None:
     Args:
         path: of the file; the one that was built with the package by default.
     """
-    arguments = (_COUNT, _POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _COUNT, _POINTER)
+    arguments = (_COUNT, _POINTER, _COUNT, _COUNT, _COUNT, _COUNT, _POINTER, _POINTER, _COUNT, _POINTER)
     return either_way(Path(__file__).with_name("_encode"), "encode_boxes", arguments, path)
 
 
@@ -65,14 +65,21 @@ class BoxEncoder:
     def __call__(self, d: Detections) -> msgspec.Raw | None:
         """The value of `detections` in the message of a frame without details and attributes; None where msgspec is to
         make it: a number is not finite or huge, or a class has no label."""
-        n, tracks = len(d.score), d.tracks
-        labels = self._labels.get(id(d.model.labels)) or self._prepared(d.model.labels)
-        if tracks is None:
-            boxes = joined_bytes((d.xyxy, d.score, d.class_id), 24 * n, _BOXES)
+        boxes: bytes | int
+        part = d.boxes
+        if type(part) is PartOfBlock:
+            block, first, n = part.block, part.begin, part.end - part.begin
+            boxes, columns, tracked = block.address, block.room, block.tracked
         else:
-            boxes = joined_bytes(
-                (tracks.number, tracks.age_s, tracks.velocity, d.xyxy, d.score, d.class_id), 56 * n, _TRACKED
-            )
+            first, n, tracks = 0, len(d.score), d.tracks
+            columns, tracked = n, tracks is not None
+            if tracks is None:
+                boxes = joined_bytes((d.xyxy, d.score, d.class_id), 24 * n, _BOXES)
+            else:
+                boxes = joined_bytes(
+                    (tracks.number, tracks.age_s, tracks.velocity, d.xyxy, d.score, d.class_id), 56 * n, _TRACKED
+                )
+        labels = self._labels.get(id(d.model.labels)) or self._prepared(d.model.labels)
         size = 8 + n * (_FIXED + labels.longest)
         # Taking from a list and appending to it are atomic.
         room, address = self._rooms.pop() if self._rooms else _NO_ROOM
@@ -80,7 +87,7 @@ class BoxEncoder:
             room = np.empty(2 * size, np.uint8)
             address = address_of(room)
         written = self._functions[n > SHORT](
-            n, boxes, tracks is not None, self._packed, labels.text, labels.ends, len(labels.of), address
+            n, boxes, columns, first, tracked, self._packed, labels.text, labels.ends, len(labels.of), address
         )
         made = msgspec.Raw(room[:written].tobytes()) if written >= 0 else None
         self._rooms.append((room, address))

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from streamd.types.detections import (
     Attribute,
+    Boxes,
     Candidates,
     Details,
     Detections,
     Found,
+    FrameBoxes,
     Glanced,
     ModelInfo,
     StageTimes,
     Tracks,
 )
-from streamd.types.found import FoundBatch
+from streamd.types.found import FoundBatch, PartOfBlock, TrackedBoxes
 from streamd.types.models import (
     DecodePlan,
     DeviceLayout,
@@ -54,6 +56,7 @@ __all__ = [
     "DEGRADED",
     "Attribute",
     "Box",
+    "Boxes",
     "Candidates",
     "Clock",
     "ColorMatrix",
@@ -68,6 +71,7 @@ __all__ = [
     "Found",
     "FoundBatch",
     "Frame",
+    "FrameBoxes",
     "Glanced",
     "Int32Array",
     "Letterbox",
@@ -75,6 +79,7 @@ __all__ = [
     "ModelInfo",
     "ModelSpec",
     "Outputs",
+    "PartOfBlock",
     "Picture",
     "Placement",
     "Rotation",
@@ -84,6 +89,7 @@ __all__ = [
     "StreamState",
     "StreamStatus",
     "TensorSpec",
+    "TrackedBoxes",
     "Tracks",
     "Why",
     "rotated_size",

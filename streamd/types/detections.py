@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +103,49 @@ class Tracks(NamedTuple):
     """(N, 2) Pixels per second."""
 
 
+class Boxes(NamedTuple):
+    """The boxes of one frame as arrays, which may be empty. Never modified."""
+
+    xyxy: Float32Array
+    """(N, 4) in upright source pixels."""
+    score: Float32Array
+    """(N,) descending."""
+    class_id: Int32Array
+    """(N,)"""
+    tracks: Tracks | None = None
+    """The tracks of the boxes; None without tracking."""
+
+    @property
+    def classes(self) -> list[int]:
+        """The same as `class_id`."""
+        numbers: list[int] = self.class_id.tolist()
+        return numbers
+
+
+class FrameBoxes(Protocol):
+    """`Boxes`, or those of a frame in the arrays of its batch."""
+
+    @property
+    def xyxy(self) -> Float32Array:
+        """See `Boxes`."""
+
+    @property
+    def score(self) -> Float32Array:
+        """See `Boxes`."""
+
+    @property
+    def class_id(self) -> Int32Array:
+        """See `Boxes`."""
+
+    @property
+    def classes(self) -> list[int]:
+        """See `Boxes`."""
+
+    @property
+    def tracks(self) -> Tracks | None:
+        """See `Boxes`."""
+
+
 @dataclass(slots=True, frozen=True)
 class Attribute:
     """What a second-stage classifier says of an object."""
@@ -120,9 +163,9 @@ class Attribute:
     """The next best labels and their scores, descending."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, eq=False)  # not frozen: that takes three times as long to make
 class Detections:
-    """The detections of one frame. Arrays may be empty, but never None."""
+    """The detections of one frame. Never modified."""
 
     stream: str
     epoch: int
@@ -133,16 +176,9 @@ class Detections:
     height: int
     times: StageTimes
     model: ModelInfo
-    xyxy: Float32Array
-    """(N, 4) in upright source pixels."""
-    score: Float32Array
-    """(N,) descending."""
-    class_id: Int32Array
-    """(N,)"""
+    boxes: FrameBoxes
     clock: Clock = "arrival"
     """Whose clock `wall_ns` is."""
-    tracks: Tracks | None = None
-    """The tracks of the boxes; None without tracking."""
     counts: Mapping[str, Any] | None = None
     """Counters of the stream's zones and lines as plain values, shared; None where it has none."""
     details: Details | None = None
@@ -153,6 +189,26 @@ class Detections:
     """Frames of the stream, of those published so far, that the network did not look at. Only differences matter."""
     why: Why | None = None
     """Why the network looked; None where it looks at every frame."""
+
+    @property
+    def xyxy(self) -> Float32Array:
+        """(N, 4) in upright source pixels."""
+        return self.boxes.xyxy
+
+    @property
+    def score(self) -> Float32Array:
+        """(N,) descending."""
+        return self.boxes.score
+
+    @property
+    def class_id(self) -> Int32Array:
+        """(N,)"""
+        return self.boxes.class_id
+
+    @property
+    def tracks(self) -> Tracks | None:
+        """The tracks of the boxes; None without tracking."""
+        return self.boxes.tracks
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,19 +1,143 @@
-"""What the network found in the frames of a batch, as arrays of all of them."""
+"""What was found in the frames of a batch, as arrays of all of them, from which those of a frame are cut when somebody
+asks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from streamd.types.batches import ByFrame
-from streamd.types.detections import Found
+from streamd.types.detections import Found, Tracks
 from streamd.types.pictures import Float32Array, Int32Array
 
 _NONE: Mapping[str, int] = {}
+
+
+class Block(Protocol):
+    """The boxes of a batch in one block of memory: of all of them the numbers of the tracks (int64), their ages and two
+    velocities (float64), where there are tracks; then the corners and scores (float32) and the classes (int32)."""
+
+    @property
+    def address(self) -> int:
+        """Of the block."""
+
+    @property
+    def room(self) -> int:
+        """For how many boxes there is room in each column."""
+
+    @property
+    def xyxy(self) -> Float32Array:
+        """(N, 4) in upright source pixels."""
+
+    @property
+    def score(self) -> Float32Array:
+        """(N,)"""
+
+    @property
+    def class_id(self) -> Int32Array:
+        """(N,)"""
+
+    @property
+    def classes(self) -> list[int]:
+        """The same."""
+
+    @property
+    def tracked(self) -> bool:
+        """Whether there are tracks."""
+
+    def tracks(self, of: slice) -> Tracks | None:
+        """The tracks of some boxes; None without tracking."""
+
+
+class PartOfBlock:
+    """The boxes of one frame, as in `Boxes`: arrays are made when somebody asks for them.
+
+    Args:
+        block: those of its batch.
+        begin: the frame's first box.
+        end: likewise.
+    """
+
+    __slots__ = ("begin", "block", "end")
+
+    def __init__(self, block: Block, begin: int, end: int) -> None:
+        self.block, self.begin, self.end = block, begin, end
+
+    @property
+    def xyxy(self) -> Float32Array:
+        """See `Boxes`."""
+        return self.block.xyxy[self.begin : self.end]
+
+    @property
+    def score(self) -> Float32Array:
+        """See `Boxes`."""
+        return self.block.score[self.begin : self.end]
+
+    @property
+    def class_id(self) -> Int32Array:
+        """See `Boxes`."""
+        return self.block.class_id[self.begin : self.end]
+
+    @property
+    def classes(self) -> list[int]:
+        """See `Boxes`."""
+        return self.block.classes[self.begin : self.end]
+
+    @property
+    def tracks(self) -> Tracks | None:
+        """See `Boxes`."""
+        return self.block.tracks(slice(self.begin, self.end))
+
+
+class TrackedBoxes:
+    """Boxes with their tracks, see `Block`. Never modified.
+
+    Args:
+        block: (7 N,) float64 and what follows.
+        room: N.
+        address: of the block.
+    """
+
+    __slots__ = ("_block", "_classes", "address", "room")
+    tracked = True
+
+    def __init__(self, block: npt.NDArray[np.float64], room: int, address: int) -> None:
+        self._block, self.room, self.address = block, room, address
+        self._classes: list[int] | None = None
+
+    @property
+    def xyxy(self) -> Float32Array:
+        """(N, 4) in upright source pixels."""
+        n = self.room
+        return self._block[4 * n : 6 * n].view(np.float32).reshape(n, 4)
+
+    @property
+    def score(self) -> Float32Array:
+        """(N,)"""
+        n = self.room
+        return self._block[6 * n : 7 * n].view(np.float32)[:n]
+
+    @property
+    def class_id(self) -> Int32Array:
+        """(N,)"""
+        n = self.room
+        return self._block[6 * n : 7 * n].view(np.int32)[n:]
+
+    @property
+    def classes(self) -> list[int]:
+        """The same. Every frame's are counted."""
+        if self._classes is None:
+            self._classes = self.class_id.tolist()
+        return self._classes
+
+    def tracks(self, of: slice) -> Tracks:
+        """Of some boxes."""
+        n, block = self.room, self._block
+        return Tracks(block[:n].view(np.int64)[of], block[n : 2 * n][of], block[2 * n : 4 * n].reshape(n, 2)[of])
 
 
 class FoundBatch(ByFrame[Found]):
@@ -25,7 +149,8 @@ class FoundBatch(ByFrame[Found]):
         bounds: the first box of each frame, and the end.
     """
 
-    __slots__ = ("address", "block", "bounds", "class_id", "score", "xyxy")
+    __slots__ = ("_classes", "address", "block", "bounds", "class_id", "score", "xyxy")
+    tracked = False
 
     def __init__(self, block: Float32Array, bounds: Sequence[int]) -> None:
         n = bounds[-1]
@@ -38,6 +163,7 @@ class FoundBatch(ByFrame[Found]):
         """(N,)"""
         self.class_id: Int32Array = block[5 * n : 6 * n].view(np.int32)
         """(N,)"""
+        self._classes: list[int] | None = None
 
     @classmethod
     def of(
@@ -61,6 +187,21 @@ class FoundBatch(ByFrame[Found]):
             np.concatenate(score, out=block[4 * n : 5 * n], casting="same_kind")
             np.concatenate(class_id, out=block[5 * n :].view(np.int32), casting="same_kind")
         return cls(block, bounds)
+
+    @property
+    def room(self) -> int:
+        """Number of boxes."""
+        return self.bounds[-1]
+
+    @property
+    def classes(self) -> list[int]:
+        """The same as `class_id`. Every frame's are counted."""
+        if self._classes is None:
+            self._classes = self.class_id.tolist()
+        return self._classes
+
+    def tracks(self, of: slice) -> None:
+        """There are none yet."""
 
     def __len__(self) -> int:
         """Number of frames."""

@@ -13,7 +13,7 @@ from streamd.analysis.rules.settings import LineSettings
 from streamd.cli import detect, main
 from streamd.cli.annotate import Annotator, color_of
 from streamd.cli.overlay import PATH_FRAMES, Overlay, _line_text, _zone_text
-from streamd.types import Detections, Tracks
+from streamd.types import Boxes, Detections, Tracks
 from tests.cli.walker import FPS, HEIGHT, WIDTH, Walker, clip_for
 from tests.frames import detections, frames
 
@@ -63,8 +63,7 @@ def tracked(seq: int, number: int, x: float) -> Detections:
     box = np.array([[x - 5, 20, x + 5, 50]], np.float32)
     tracks = Tracks(np.array([number]), np.zeros(1), np.zeros((1, 2)))
     return dataclasses.replace(
-        detections(boxes=1), seq=seq, xyxy=box, score=np.ones(1, np.float32), class_id=np.zeros(1, np.int32),
-        tracks=tracks,
+        detections(boxes=1), seq=seq, boxes=Boxes(box, np.ones(1, np.float32), np.zeros(1, np.int32), tracks),
     )  # fmt: skip
 
 

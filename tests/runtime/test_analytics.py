@@ -21,7 +21,7 @@ from streamd.runtime.analytics import Analytics
 from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
-from streamd.types import FoundBatch, Frame, ModelInfo
+from streamd.types import Boxes, FoundBatch, Frame, ModelInfo
 
 MODEL = ModelInfo("m", "0" * 64, ("thing", "other"))
 NO_BOXES, NO_CLASSES = np.empty((0, 4), np.float32), np.empty(0, np.int32)
@@ -52,7 +52,9 @@ class Stream:
         frame = Frame("a", NO_PICTURE, 640, 480, pts_ns=None, captured_ns=at, decoded_ns=at, wall_ns=at, seq=self.seq)
         self.seq += 1
         box = np.array([[300, 100, 340, 200]], np.float32)[:boxes]
-        result = Result(self.output, frame, box, np.full(boxes, score, np.float32), np.full(boxes, class_id, np.int32))
+        result = Result(
+            self.output, frame, Boxes(box, np.full(boxes, score, np.float32), np.full(boxes, class_id, np.int32))
+        )
         self.step.step([result])
         return result
 
@@ -108,9 +110,9 @@ def published(stream: Stream, scores: list[float], classes: list[int] | None = N
     out = []
     for k, score in enumerate(scores):
         result = stream.frame(k / 10, score=score, class_id=0 if classes is None else classes[k])
-        assert result.tracks is not None
-        assert len(result.tracks.number) == len(result.score) == len(result.xyxy)
-        out.append((len(result.score), int(result.class_id[-1]) if len(result.class_id) else -1))
+        assert result.boxes.tracks is not None
+        assert len(result.boxes.tracks.number) == len(result.boxes.score) == len(result.boxes.xyxy)
+        out.append((len(result.boxes.score), int(result.boxes.class_id[-1]) if len(result.boxes.class_id) else -1))
     return out
 
 
@@ -176,25 +178,24 @@ def test_frames_of_one_stream_in_one_batch_are_what_they_are_one_by_one(kind: st
             at = 10**9 + (3 * i + j) * 40_000_000
             frame = Frame(name, NO_PICTURE, 640, 480, at, at, at, at, seq=3 * i + j)
             shown.append((frame, np.hstack((low, low + 60)), score, rng.integers(0, 2, n).astype(np.int32)))
-        results = [[Result(outputs[f.stream], f, *boxes) for f, *boxes in shown] for _, outputs in analytics]
+        results = [[Result(outputs[f.stream], f, Boxes(*boxes)) for f, *boxes in shown] for _, outputs in analytics]
         for result in results[0]:
             steps[0].step([result])
         if joined:
             found = FoundBatch.of(*zip(*[boxes for _, *boxes in shown], strict=True))
-            results[1] = [Result(r.output, r.frame, NO_BOXES, NO_BOXES[:, 0], NO_CLASSES) for r in results[1]]
+            results[1] = [Result(r.output, r.frame, Boxes(NO_BOXES, NO_BOXES[:, 0], NO_CLASSES)) for r in results[1]]
             steps[1].step(results[1], found)
         else:
             steps[1].step(results[1])
         for one, other in zip(*results, strict=True):
-            assert one.tracks is not None
-            assert other.tracks is not None
-            for a, b in zip(
-                (one.xyxy, one.score, one.class_id), (other.xyxy, other.score, other.class_id), strict=True
-            ):
+            assert one.boxes.tracks is not None
+            assert other.boxes.tracks is not None
+            for field in ("xyxy", "score", "class_id"):
+                a, b = getattr(one.boxes, field), getattr(other.boxes, field)
                 np.testing.assert_array_equal(a, b)
-            for a, b in zip(one.tracks[1:], other.tracks[1:], strict=True):
+            for a, b in zip(one.boxes.tracks[1:], other.boxes.tracks[1:], strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-9)
-            assert (one.tracks.number > 0).tolist() == (other.tracks.number > 0).tolist()
+            assert (one.boxes.tracks.number > 0).tolist() == (other.boxes.tracks.number > 0).tolist()
             assert one.counts is not None
             assert other.counts is not None
             for count in ("begun", "ended", "labels"):

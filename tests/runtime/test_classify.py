@@ -30,7 +30,7 @@ from streamd.runtime.classify.opening import open_classifier
 from streamd.sinks.attributes import ClassifiedMessage
 from streamd.sinks.envelope import CLASSIFIED, Message, MessageBuilder, OutgoingClasses
 from streamd.sinks.message import json_schema
-from streamd.types import Box, Detections, Frame, ModelInfo, StageTimes, Tracks
+from streamd.types import Box, Boxes, Detections, Frame, ModelInfo, StageTimes, Tracks
 from tests.engine.onnx_models import colours, constant_output
 from tests.imaging.test_letterbox import make_frame
 
@@ -63,9 +63,11 @@ def detected(frame: Frame, boxes: list[Box], tracks: list[int] | None, seq: int 
     xyxy = np.array([(b.x, b.y, b.x + b.width, b.y + b.height) for b in boxes], np.float32).reshape(n, 4)
     return Detections(
         frame.stream, 0, seq, None, time.time_ns(), frame.width, frame.height,
-        StageTimes(*[time.monotonic_ns()] * 6), DETECTOR, xyxy, np.full(n, 0.9, np.float32),
-        np.full(n, class_id, np.int32),
-        tracks=None if tracks is None else Tracks(np.array(tracks, np.int64), np.zeros(n), np.zeros((n, 2))),
+        StageTimes(*[time.monotonic_ns()] * 6), DETECTOR,
+        Boxes(
+            xyxy, np.full(n, 0.9, np.float32), np.full(n, class_id, np.int32),
+            None if tracks is None else Tracks(np.array(tracks, np.int64), np.zeros(n), np.zeros((n, 2))),
+        ),
     )  # fmt: skip
 
 
@@ -333,7 +335,9 @@ def test_a_failing_classifier_costs_no_frame(make: Any, monkeypatch: pytest.Monk
 def test_an_error_while_taking_a_crop_is_kept_from_the_pipeline(make: Any, model: Path) -> None:
     made = make(settings(model))
     frame = picture((PLACES[0], "red"))
-    made.all.take(frame, replace(detected(frame, PLACES[:1], [1]), xyxy=np.full((1, 4), np.nan, np.float32)))
+    d = detected(frame, PLACES[:1], [1])
+    nowhere = Boxes(np.full((1, 4), np.nan, np.float32), d.score, d.class_id, d.tracks)
+    made.all.take(frame, replace(d, boxes=nowhere))
     assert made.missed("failed") == 1
 
 

@@ -18,7 +18,7 @@ from streamd.runtime.daemon import Daemon
 from streamd.sinks.envelope import MessageBuilder, Outgoing, OutgoingGlance
 from streamd.sinks.message import GlanceMessage, decode
 from streamd.telemetry.notify import Notifier
-from streamd.types import Detections, Glanced, Look, ModelInfo, StageTimes
+from streamd.types import Boxes, Detections, Glanced, Look, ModelInfo, StageTimes
 from streamd.workers.relay import Route, pack
 from tests.clips import write_clip
 from tests.compat.v1 import decoder
@@ -120,13 +120,13 @@ streams: [{{id: yard, url: {clip}, look: {{when: motion, sensitivity: LEVEL, mas
 # -------------------------------------------------------------------------------------------------------- messages
 
 MODEL = ModelInfo("m", "0" * 64, ("thing",))
-NONE = np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32)
+NONE = Boxes(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
 
 
 def found(seq: int, unlooked: int) -> Outgoing:
     times = StageTimes(0, 1, 2, 3, 4, 5)
     return Outgoing(
-        Detections("a", 0, seq, None, 10**18, 64, 48, times, MODEL, *NONE, unlooked=unlooked, why="motion"), "boot"
+        Detections("a", 0, seq, None, 10**18, 64, 48, times, MODEL, NONE, unlooked=unlooked, why="motion"), "boot"
     )
 
 

@@ -16,7 +16,7 @@ from streamd.runtime.analytics import Analytics
 from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Frame, Look, ModelInfo, Why
+from streamd.types import Boxes, Frame, Look, ModelInfo, Why
 
 RATE, SPEED = 25, 100.0
 
@@ -46,12 +46,12 @@ def walk(why: Why | None) -> tuple[float, list[Event]]:
             frame.view = Look(i % 2 == 0, "motion" if i % 2 == 0 else why)
         left = 170 + SPEED * i / RATE
         box = np.array([[left, 100, left + 40, 200]], np.float32)
-        result = Result(output, frame, box, np.full(1, 0.9, np.float32), np.zeros(1, np.int32))
+        result = Result(output, frame, Boxes(box, np.full(1, 0.9, np.float32), np.zeros(1, np.int32)))
         if not result.looked:
-            result.xyxy, result.score, result.class_id = box[:0], result.score[:0], result.class_id[:0]
+            result.boxes = Boxes(box[:0], result.boxes.score[:0], result.boxes.class_id[:0])
         step.step([result])
-        if result.tracks is not None and len(result.tracks.velocity):
-            speed = float(result.tracks.velocity[0, 0])
+        if result.boxes.tracks is not None and len(result.boxes.tracks.velocity):
+            speed = float(result.boxes.tracks.velocity[0, 0])
     return speed, events
 
 

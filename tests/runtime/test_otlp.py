@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from streamd.config import OtlpSettings
 from streamd.runtime.otlp import OtlpExporter
-from streamd.types import Detections, ModelInfo, StageTimes
+from streamd.types import Boxes, Detections, ModelInfo, StageTimes
 from tests.behaviour.daemon import daemon, until
 
 
@@ -116,8 +116,8 @@ def frame(stream: str, seq: int, captured_ns: int) -> Detections:
     times = StageTimes(*(captured_ns + ms * 1_000_000 for ms in (0, 5, 7, 8, 18, 20)))
     none = np.empty(0, np.float32)
     return Detections(
-        stream, 0, seq, None, time.time_ns(), 10, 10, times, ModelInfo("m", "0", ("x",)), np.empty((0, 4), np.float32),
-        none, np.empty(0, np.int32),
+        stream, 0, seq, None, time.time_ns(), 10, 10, times, ModelInfo("m", "0", ("x",)),
+        Boxes(np.empty((0, 4), np.float32), none, np.empty(0, np.int32)),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from streamd.sinks import attributes
 from streamd.sinks.encoding import detections_message, encoded_number, encoder, split_detections, status_message
 from streamd.sinks.envelope import DETECTIONS, STATUS, Gaps
 from streamd.sinks.message import Detection, DetectionsMessage, Track, decode, json_schema
-from streamd.types import Attribute, Details, Detections, ModelInfo, StreamCounts, Tracks
+from streamd.types import Attribute, Boxes, Details, Detections, ModelInfo, StreamCounts, Tracks
 from tests.frames import MODEL, detections, status
 
 NAME = DETECTIONS.topic("s")
@@ -78,9 +78,7 @@ def hold_rounding(rows: Any) -> None:
     n = len(rows)
     d = replace(
         detections(boxes=n),
-        xyxy=rows[:, :4],
-        score=rows[:, 4],
-        class_id=np.arange(n, dtype=np.int32) % len(MODEL.labels),
+        boxes=Boxes(rows[:, :4], rows[:, 4], np.arange(n, dtype=np.int32) % len(MODEL.labels)),
     )
     message = detections_message(d, "b", 0)
     wanted = msgspec.structs.replace(message, detections=one_by_one(d))
@@ -175,7 +173,9 @@ def test_what_classifiers_say_is_an_optional_field(encoding: Any, details: bool)
     colour = Attribute("colour", "red", 0.9, 17, 2, (("blue", 0.06),))
     tracks = Tracks(np.array([4, 5]), np.array([1.5, 0]), np.zeros((2, 2)))
     said = [(colour, Attribute("type", "van", 0.5, 18, 1)), ()]
-    d = replace(detections(boxes=2), tracks=tracks, attributes=said, details=DETAILS if details else None)
+    d = replace(
+        detections(boxes=2, tracks=tracks), attributes=said, details=DETAILS if details else None,
+    )  # fmt: skip
     payload = encoder(encoding)(detections_message(d, "b", 0))
     message = decode([NAME, payload])
     assert isinstance(message, DetectionsMessage)
@@ -196,7 +196,7 @@ def test_what_classifiers_say_is_an_optional_field(encoding: Any, details: bool)
 @pytest.mark.parametrize("tracked", [False, True])
 def test_details_of_boxes_are_optional_fields(encoding: Any, tracked: bool) -> None:
     tracks = Tracks(np.array([4, 0]), np.array([1.5, 0]), np.array([[1.0, 2.0], [0, 0]]))
-    d = replace(detections(boxes=2), details=DETAILS, tracks=tracks if tracked else None)
+    d = replace(detections(boxes=2, tracks=tracks if tracked else None), details=DETAILS)
     payload = encoder(encoding)(detections_message(d, "b", 2))
     message = decode([NAME, payload])
     assert isinstance(message, DetectionsMessage)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from streamd.sinks import encoding as module
 from streamd.sinks.encoding import encoder, split_detections
 from streamd.sinks.native import SHORT, BoxEncoder, library
-from streamd.types import Detections, ModelInfo, Tracks
+from streamd.types import Boxes, Detections, ModelInfo, Tracks
 from tests.compiler import shared_library
 from tests.frames import detections
 
@@ -38,8 +38,10 @@ def frame(xyxy: Any, score: Any, class_id: Any, number: Any = None, age: Any = (
     if number is not None:
         tracks = Tracks(np.array(number, np.int64), np.array(age, float), np.array(velocity, float).reshape(-1, 2))
     return replace(
-        detections(), model=MODEL, xyxy=np.array(xyxy, np.float32).reshape(-1, 4), score=np.array(score, np.float32),
-        class_id=np.array(class_id, np.int32), tracks=tracks,
+        detections(), model=MODEL,
+        boxes=Boxes(
+            np.array(xyxy, np.float32).reshape(-1, 4), np.array(score, np.float32), np.array(class_id, np.int32), tracks
+        ),
     )  # fmt: skip
 
 
@@ -119,8 +121,11 @@ def test_arrays_with_gaps_and_of_other_types(functions: Any) -> None:
     wide = np.zeros((8, 6), np.float32)
     wide[:, 1:5] = d.xyxy
     other = replace(
-        d, xyxy=wide[:, 1:5], score=d.score.astype(np.float64), class_id=d.class_id.astype(np.int64),
-        tracks=d.tracks._replace(velocity=np.asfortranarray(d.tracks.velocity)),
+        d,
+        boxes=Boxes(
+            wide[:, 1:5], d.score.astype(np.float64), d.class_id.astype(np.int64),
+            d.tracks._replace(velocity=np.asfortranarray(d.tracks.velocity)),
+        ),
     )  # fmt: skip
     for encoding in ENCODINGS:
         encode = BoxEncoder(encoding, functions)

@@ -188,7 +188,7 @@ def test_no_error_of_a_sink_ends_its_thread(error: BaseException) -> None:
 def test_a_message_that_cannot_be_made_costs_no_other() -> None:
     recorder, thread, _, registry = rig(capacity=64)
     thread.put(Outgoing(detections(seq=0), "b"))
-    thread.put(Outgoing(replace(detections(seq=1), score=None), "b"))  # type: ignore[arg-type]
+    thread.put(Outgoing(replace(detections(seq=1), boxes=None), "b"))  # type: ignore[arg-type]
     thread.put(Outgoing(detections(seq=2), "b"))
     assert thread.close(5)
     assert [m.seq for m in recorder.messages] == [0, 2]

@@ -159,13 +159,14 @@ def test_tracks_and_counts_travel_with_a_picture() -> None:
     assert [len(box) for box in describe(plain)["boxes"]] == [6, 6]
     assert "counts" not in describe(plain)
     tracks = Tracks(np.array([5, 0]), np.array([1.0, 0.0]), np.zeros((2, 2)))
+    boxes = detections(boxes=2, tracks=tracks).boxes
     counts = {"lines": {}, "zones": {"yard": {"occupancy": 1}}}
-    told = describe(replace(plain, tracks=tracks, counts=counts))
+    told = describe(replace(plain, boxes=boxes, counts=counts))
     assert [box[6] for box in told["boxes"]] == [5, 0]
     assert told["counts"] == counts
     said = [(Attribute("colour", "red", 0.9, 1, 1), Attribute("type", "van", 0.8, 1, 1)), ()]
-    boxes = describe(replace(plain, tracks=tracks, attributes=said))["boxes"]
-    assert [box[6:] for box in boxes] == [[5, ["red", "van"]], [0, []]]
+    shown = describe(replace(plain, boxes=boxes, attributes=said))["boxes"]
+    assert [box[6:] for box in shown] == [[5, ["red", "van"]], [0, []]]
 
 
 def test_what_is_drawn_besides_boxes_goes_with_each_box() -> None:

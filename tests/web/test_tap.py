@@ -23,7 +23,7 @@ from streamd.flow.ring import Bell, Ring
 from streamd.flow.stream import StreamOutput
 from streamd.sources.picture import picture_of
 from streamd.telemetry.metrics import Metrics
-from streamd.types import Box, Detections, Found, Frame, ModelInfo, StageTimes
+from streamd.types import Box, Boxes, Detections, Found, Frame, ModelInfo, StageTimes
 from streamd.web import tap as module
 from streamd.web.tap import Tap
 
@@ -44,8 +44,8 @@ def picture(width: int = 320, height: int = 180, stream: str = "a", **more: Any)
 def seen(frame: Frame, seq: int = 0) -> Detections:
     box = np.array([[1, 2, 30, 40]], np.float32)
     return Detections(
-        frame.stream, 0, seq, None, 0, frame.width, frame.height, StageTimes(0, 1, 2, 3, 4, 5), MODEL, box,
-        np.array([0.9], np.float32), np.array([0], np.int32),
+        frame.stream, 0, seq, None, 0, frame.width, frame.height, StageTimes(0, 1, 2, 3, 4, 5), MODEL,
+        Boxes(box, np.array([0.9], np.float32), np.array([0], np.int32)),
     )  # fmt: skip
 
 

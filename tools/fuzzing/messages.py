@@ -103,7 +103,7 @@ class Messages(Target):
     def seeds(cls, folder: Path) -> list[bytes]:
         from streamd.sinks.encoding import detections_message, encoder, status_message
         from streamd.sinks.envelope import DETECTIONS, STATUS
-        from streamd.types import Detections, ModelInfo, StageTimes, StreamCounts, StreamStatus
+        from streamd.types import Boxes, Detections, ModelInfo, StageTimes, StreamCounts, StreamStatus
 
         seen = Detections(
             "gate",
@@ -115,9 +115,7 @@ class Messages(Target):
             1080,
             StageTimes(1, 2, 3, 4, 5, 6),
             ModelInfo("yolov5n", "0" * 64, ("person",)),
-            np.array([[1, 2, 3, 4]], np.float32),
-            np.array([0.9], np.float32),
-            np.array([0], np.int32),
+            Boxes(np.array([[1, 2, 3, 4]], np.float32), np.array([0.9], np.float32), np.array([0], np.int32)),
         )
         status = StreamStatus("gate", "BACKOFF", "refused", "nothing listens", 1, 1_700_000_000_000_000_000, 0.5)
         made = []

@@ -29,7 +29,7 @@ class _Publisher:
     def __init__(self, more: dict[str, Any]) -> None:
         from streamd.sinks import hosts, open_sink
         from streamd.sinks.zmq import ZmqSettings
-        from streamd.types import Detections, ModelInfo, StageTimes, StreamCounts, StreamStatus
+        from streamd.types import Boxes, Detections, ModelInfo, StageTimes, StreamCounts, StreamStatus
 
         self.error: BaseException | None = None
         hosts.CONNECTIONS_A_SECOND = 1e6  # each input is a connection of this host
@@ -38,10 +38,10 @@ class _Publisher:
         self.endpoint: str = self._sink.endpoint  # type: ignore[attr-defined]
         self.port = int(self.endpoint.rpartition(":")[2])
         self._stop = threading.Event()
-        nothing = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+        nothing = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
         self._status = StreamStatus("a", "LIVE", "", "", 0, 0), StreamCounts()
         times, model = StageTimes(1, 2, 3, 4, 5, 6), ModelInfo("m", "", ())
-        self._frame = Detections("a", 0, 0, None, 0, 64, 48, times, model, *nothing)
+        self._frame = Detections("a", 0, 0, None, 0, 64, 48, times, model, nothing)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 

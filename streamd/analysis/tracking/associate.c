@@ -17,6 +17,18 @@
 #define WIDE_VECTORS
 #endif
 
+#if defined(__GNUC__)
+#define lowest __builtin_ctz
+#else
+static int lowest(uint32_t set)
+{
+    int bit = 0;
+    for (; !(set & 1); set >>= 1)
+        bit++;
+    return bit;
+}
+#endif
+
 enum { FEW = 200, FEWEST = 4, SHORT = 40 };
 
 /* Best first; equal keys in their order. */
@@ -74,19 +86,31 @@ static double spread(const double *values, double *spare, int64_t n, double cent
     return median(spare, n);
 }
 
-/* pairs.py: match. Returns how many were matched. */
+/* pairs.py: match. Returns how many were matched. Most pairs have no rival for their track or box, and need no order. */
 static int64_t match(Scratch *room, int64_t n_pairs, int64_t n_tracks, int64_t n_boxes)
 {
-    int64_t matched = 0;
-    for (int64_t i = 0; i < n_pairs; i++) {
-        room->rank[i].key = room->pair[i].key;
-        room->rank[i].index = i;
-    }
-    sort_ranks(room->rank, n_pairs);
+    int64_t matched = 0, ranked = 0;
     memset(room->taken, 0, (size_t)n_tracks);
+    memset(room->near, 0, (size_t)n_boxes * sizeof *room->near);
     for (int64_t i = 0; i < n_boxes; i++)
         room->track_of[i] = -1;
     for (int64_t i = 0; i < n_pairs; i++) {
+        room->taken[room->pair[i].row] += room->taken[room->pair[i].row] < 2;
+        room->near[room->pair[i].column]++;
+    }
+    for (int64_t i = 0; i < n_pairs; i++) {
+        Pair *p = room->pair + i;
+        if (room->taken[p->row] == 1 && room->near[p->column] == 1) {
+            room->track_of[p->column] = p->row;
+            p->matched = 1;
+            matched++;
+        } else {
+            room->rank[ranked++] = (Rank){p->key, i};
+        }
+    }
+    sort_ranks(room->rank, ranked);
+    memset(room->taken, 0, (size_t)n_tracks);
+    for (int64_t i = 0; i < ranked; i++) {
         Pair *p = room->pair + room->rank[i].index;
         if (!room->taken[p->row] && room->track_of[p->column] < 0) {
             room->taken[p->row] = 1;
@@ -96,6 +120,17 @@ static int64_t match(Scratch *room, int64_t n_pairs, int64_t n_tracks, int64_t n
         }
     }
     return matched;
+}
+
+/* Whether the median of values is nearer to zero than `most`, if that can be told without sorting them. */
+static int surely_small(const double *values, int64_t n, double most)
+{
+    int64_t above = 0, below = 0;
+    for (int64_t i = 0; i < n; i++) {
+        above += values[i] >= most;
+        below += values[i] <= -most;
+    }
+    return 2 * above < n && 2 * below < n;
 }
 
 /* bytetrack.py: _shifts, and camera.py: common_shift. */
@@ -116,6 +151,8 @@ static int camera_shift(const Scratch *room, int64_t n_pairs, int64_t stride, do
     if (n < FEWEST)
         return 0;
     double still = 0.02 * height / (double)n;
+    if (surely_small(x, n, still) && surely_small(y, n, still))
+        return 0;
     memcpy(sorted, x, (size_t)n * sizeof *x);
     shift[0] = median(sorted, n);
     memcpy(sorted, y, (size_t)n * sizeof *y);
@@ -245,22 +282,28 @@ static int64_t find_pairs(const Settings *s, Scratch *room, int64_t n_tracks, in
     int64_t n = 0, eights = (n_boxes + EIGHT - 1) / EIGHT;
     for (int64_t t = 0; t < n_tracks; t++) {
         const Subject *track = room->subject + t;
-        int64_t marked = 0;
         mark(&room->boxes, eights, track, room->boxes.need[track->confirmed], shift, room->near);
-        for (int32_t b = 0; b < n_boxes; b++) {
-            room->marked[marked] = b;
-            marked += room->near[b];
-        }
-        for (int64_t i = 0; i < marked; i++) {
-            int32_t b = room->marked[i];
-            if (n == room->pairs && !more_pairs(room))
-                return -1;
-            Pair *p = room->pair + n;
-            if (weigh(s, track, room->found + b, shift, p)) {
-                p->row = (int32_t)t;
-                p->column = b;
-                p->matched = 0;
-                n++;
+        for (int64_t eight = 0; eight < eights; eight++) {
+            const int32_t *near = room->near + eight * EIGHT;
+            /* Near a track there are few boxes, in places that no processor guesses. */
+            uint32_t set = 0;
+            for (int i = 0; i < EIGHT; i++)
+                set |= (uint32_t)near[i] << i;
+            for (int32_t b = (int32_t)(eight * EIGHT); set && b < n_boxes; b++, set >>= 1) {
+                int skip = lowest(set);
+                b += skip;
+                set >>= skip;
+                if (b >= n_boxes)
+                    break;
+                if (n == room->pairs && !more_pairs(room))
+                    return -1;
+                Pair *p = room->pair + n;
+                if (weigh(s, track, room->found + b, shift, p)) {
+                    p->row = (int32_t)t;
+                    p->column = b;
+                    p->matched = 0;
+                    n++;
+                }
             }
         }
     }

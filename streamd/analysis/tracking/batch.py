@@ -89,8 +89,8 @@ class Tracker(ABC):
     def __init__(self, life: Life, motion: Dynamics) -> None:
         self._life = life
         self._motion = motion
-        self._native: NativeStep | None = None
-        """What takes the place of everything below, where it was compiled."""
+        self.native: NativeStep | None = None
+        """What takes the place of the steps in NumPy, where it was compiled."""
         self._birth = np.array([life.birth])
         # A sum of intervals is exact to a microsecond at best: the tolerance of comparisons.
         self._limits = np.array([[life.lost_s + 1e-6], [life.wall_s + 1e-6]])
@@ -147,18 +147,18 @@ class Tracker(ABC):
             return [_failed(batch[0], error)]
 
     def _step(self, batch: Sequence[Observation]) -> Sequence[Tracked]:
-        if self._native is None:
+        if self.native is None:
             return self._in_numpy(batch)
-        found, left = self._native(batch if type(batch) is ObservationBatch else ObservationBatch.of(batch))
-        if not left:
-            return found
-        results = list(found)
-        for i in left:
-            try:
-                results[i] = self._in_numpy(batch[i : i + 1])[0]
-            except Exception as error:  # noqa: BLE001 — the other frames have been processed: not to be repeated
-                results[i] = _failed(batch[i], error)
-        return results
+        together = batch if type(batch) is ObservationBatch else ObservationBatch.of(batch)
+        return self.native(together, lambda i, *_: self.alone(batch[i]))
+
+    def alone(self, observation: Observation) -> Tracked:
+        """One frame in NumPy, which raises nothing: the others of its batch have been processed, and are not to be
+        repeated."""
+        try:
+            return self._in_numpy([observation])[0]
+        except Exception as error:  # noqa: BLE001 — whatever failed, it costs a stream's tracks and never a frame
+            return _failed(observation, error)
 
     def _in_numpy(self, batch: Sequence[Observation]) -> list[Tracked]:
         batch = list(batch)

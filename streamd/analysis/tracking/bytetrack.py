@@ -8,7 +8,7 @@ the camera's own motion is estimated from the tracks (`camera`)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,7 +18,7 @@ from streamd.analysis.tracking.batch import Life, Tracker
 from streamd.analysis.tracking.boxes import Boxes
 from streamd.analysis.tracking.camera import FEWEST, common_shift
 from streamd.analysis.tracking.motion import Motion
-from streamd.analysis.tracking.native import NativeStep, library
+from streamd.analysis.tracking.native import Library, NativeStep, library
 from streamd.analysis.tracking.pairs import FEW, Indices, Pairs, Rectangles, every, match, meeting
 from streamd.analysis.tracking.tracks import CENTER, HALF, HEIGHT, ID, LEADER, TWO, UNIT, VARIANCE, WALL, ZERO, Matrix
 from streamd.settings import Problems, Unit
@@ -76,7 +76,7 @@ class ByteTrack(Tracker):
         native: the compiled step, see `native.library`; None: NumPy.
     """
 
-    def __init__(self, settings: ByteTrackSettings, native: Any = None) -> None:
+    def __init__(self, settings: ByteTrackSettings, native: Library | None = None) -> None:
         s = settings
         super().__init__(Life(s.high, s.certain, s.lost_s, s.wall_s, s.outage_s, s.max_tracks), _MOTION)
         self._least, self._camera = s.low, s.camera_motion
@@ -86,7 +86,7 @@ class ByteTrack(Tracker):
         self._cases = np.array([[np.inf, np.inf, new, np.inf, weak, strong], _ROUND])
         if native is not None:
             gates = (s.low, s.high, s.gate, s.weak_gate, s.new_gate, s.camera_motion)
-            self._native = NativeStep(native, gates, self._life, _MOTION)
+            self.native = NativeStep(native, gates, self._life, _MOTION)
 
     @property
     def low(self) -> float:

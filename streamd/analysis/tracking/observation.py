@@ -136,7 +136,8 @@ class TrackedBatch(ByFrame[Tracked]):
     """The results of a step: by frame, and of the boxes of all frames together.
 
     Args:
-        joined: the boxes of all frames, one frame after the other.
+        joined: the boxes of all frames, one frame after the other; or the memory with their ids, ages, velocities and
+            classes.
         bounds: the first box of each frame, and the end.
         ended: by number of a frame the tracks that ended with it.
         errors: by number of a frame see `Tracked.error`.
@@ -144,17 +145,17 @@ class TrackedBatch(ByFrame[Tracked]):
             they are not.
     """
 
-    __slots__ = ("_bounds", "_ended", "address", "errors", "joined")
+    __slots__ = ("_bounds", "_ended", "_joined", "address", "errors")
 
     def __init__(
         self,
-        joined: Tracked,
+        joined: Tracked | Matrix,
         bounds: Sequence[int],
         ended: dict[int, tuple[EndedTrack, ...]] | None = None,
         errors: dict[int, Exception] | None = None,
         address: int = 0,
     ) -> None:
-        self.joined, self.address = joined, address
+        self._joined, self.address = joined, address
         self._bounds = bounds
         self._ended, self.errors = ended or {}, errors or {}
 
@@ -174,6 +175,17 @@ class TrackedBatch(ByFrame[Tracked]):
         ended = {i: frame.ended for i, frame in enumerate(frames) if frame.ended}
         errors = {i: frame.error for i, frame in enumerate(frames) if frame.error is not None}
         return cls(joined, bounds, ended, errors)
+
+    @property
+    def joined(self) -> Tracked:
+        """The boxes of all frames."""
+        if not isinstance(self._joined, Tracked):
+            n, columns = self._bounds[-1], self._joined
+            self._joined = Tracked(
+                columns[:n].view(np.int64), columns[n : 2 * n], columns[2 * n : 4 * n].reshape(n, 2),
+                columns[4 * n : 5 * n + 1].view(np.int32)[:n],
+            )  # fmt: skip
+        return self._joined
 
     def __len__(self) -> int:
         """Number of frames."""

@@ -67,7 +67,10 @@ class Selection:
     def __init__(self, floor: Float32Array, weak: bool, native: Any = None) -> None:
         self.floor = np.ascontiguousarray(floor, np.float32)
         self._weak, self._native = weak, native
-        self._address = address_of(self.floor)
+        self._floors = address_of(self.floor)
+        self._choice = array("q", (self._floors, len(self.floor), weak))
+        self.address: int = self._choice.buffer_info()[0]
+        """Of what the compiled step has to know to choose: `Choice` in frames.c."""
 
     def __call__(self, boxes: FoundBatch, found: TrackedBatch) -> Chosen:
         """Of the boxes of frames, and what is known of them.
@@ -90,7 +93,7 @@ class Selection:
         block = np.empty(last + frames + (n + 7) // 8)
         base = address_of(block)
         count = self._native[n > SHORT](
-            n, frames, array("q", bounds[1:]).tobytes(), self._address, len(self.floor), self._weak, boxes.address,
+            n, frames, array("q", bounds[1:]).tobytes(), self._floors, len(self.floor), self._weak, boxes.address,
             columns, base, base + 8 * n, base + 16 * n, base + 32 * n, base + 48 * n, base + 52 * n,
             base + 8 * (last + frames), base + 8 * last,
         )  # fmt: skip

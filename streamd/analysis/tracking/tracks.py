@@ -5,15 +5,21 @@ rows. Everything is float64: ids stay exact up to 2**53."""
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from array import array
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from streamd.analysis.compiled import address_of
+from streamd.analysis.compiled import address_of, compiled
 from streamd.types import Box
+
+if TYPE_CHECKING:
+    from streamd.analysis.tracking.clock import MediaClock
 
 Matrix = npt.NDArray[np.float64]
 
@@ -59,7 +65,42 @@ there are, how many of them are active (-1: to be counted), whether there was a 
 whether a part of it was analysed, with x, y, width and height of that in the places after."""
 STEP = PART + 5
 """The last valid interval in nanoseconds."""
-_FACTS = STEP + 1
+IDS, CLOCK = STEP + 1, STEP + 2
+"""The addresses of the next id, and of the stream's clock (0: it has none)."""
+_FACTS = CLOCK + 1
+LIBRARY = Path(__file__).with_name("_bytetrack")
+"""What is compiled of the tracker, without its suffix."""
+
+
+class TrackIds(Iterator[int]):
+    """Ids of tracks: one after the other, none twice, whichever threads ask.
+
+    Args:
+        first: the first one.
+    """
+
+    __slots__ = ("_lock", "_next", "_take", "address")
+
+    def __init__(self, first: int = 1) -> None:
+        self._next = array("q", [first])
+        self.address: int = self._next.buffer_info()[0]
+        """Of the next id, where the compiled step takes it."""
+        self._lock = threading.Lock()
+        self._take: Callable[[int], int] | None = None
+        found = compiled(LIBRARY, ("take_id",), hold=True)
+        if found is not None:
+            # The compiled step does not take the lock of Python's way.
+            (self._take,) = found
+            found[0].argtypes, found[0].restype = [ctypes.c_void_p], ctypes.c_int64
+
+    def __next__(self) -> int:
+        """The next one."""
+        if self._take is not None:
+            return self._take(self.address)
+        with self._lock:
+            number = self._next[0]
+            self._next[0] = number + 1
+            return number
 
 
 class StreamTracks:
@@ -68,15 +109,20 @@ class StreamTracks:
     The compiled step reads and writes it in place. Not safe to use from two threads at once, except `active`.
     """
 
-    __slots__ = ("_block", "address", "facts", "ids")
+    __slots__ = ("_block", "_clock", "address", "facts", "ids")
 
-    def __init__(self, ids: Iterator[int] | None = None) -> None:
-        """Args: ids: source of ids, positive and unique; shared by streams whose ids must differ."""
-        self.ids = count(1) if ids is None else ids
+    def __init__(self, ids: TrackIds | None = None, clock: MediaClock | None = None) -> None:
+        """Args:
+        ids: source of ids, positive and unique; shared by streams whose ids must differ.
+        clock: of the stream, for steps that find out the time of a frame by themselves.
+        """
+        self.ids = TrackIds() if ids is None else ids
+        self._clock = clock
         self.facts = array("q", bytes(8 * _FACTS))
         """(`_FACTS`,) see `ADDRESS`."""
         self.address: int = self.facts.buffer_info()[0]
         """Of `facts`, which stay where they are."""
+        self.facts[IDS], self.facts[CLOCK] = self.ids.address, 0 if clock is None else clock.address
         self._block = np.empty(0)
         self.reserve(_FIRST_ROOM)
 

@@ -6,7 +6,6 @@ import gc
 import itertools
 import tracemalloc
 from collections.abc import Callable, Iterator
-from itertools import count
 
 import numpy as np
 import psutil
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 
 from streamd.analysis.tracking import TRACKERS, Observation, StreamTracks, open_tracker
 from streamd.analysis.tracking.batch import Tracker
-from streamd.analysis.tracking.tracks import ID
+from streamd.analysis.tracking.tracks import ID, TrackIds
 from tests.analysis.tracking.scenes import NOTHING, SIZE, Frame, boxes, play, wild
 
 Make = Callable[..., Tracker]
@@ -158,7 +157,7 @@ def test_frames_of_one_stream_in_one_batch_go_in_order(kind: str) -> None:
 
 
 def test_ids_may_be_shared_among_streams(kind: str) -> None:
-    ids: Iterator[int] = count(7)
+    ids = TrackIds(7)
     tracker, states = make(kind), [StreamTracks(ids), StreamTracks(ids)]
     found = tracker.step([observation(state, PERSON, 0) for state in states])
     assert sorted(int(t.id[0]) for t in found) == [7, 8]

@@ -1,4 +1,4 @@
-"""Postprocessing with tracking, and encoding, keep the interpreter lock through a batch.
+"""Postprocessing with tracking, encoding, and publishing by ZeroMQ keep the interpreter lock through a batch.
 
 Each time a thread lets go of it while others decode, it waits for 2 ms until it is its turn again. NumPy does so in
 every operation on more than some 500 values, which is what a batch has and a test of one stream does not."""
@@ -23,7 +23,9 @@ from pathlib import Path
 import numpy as np
 from bench_tracking import Recording, Row
 from streamd.analysis.tracking import native
+from streamd.sinks import open_sink
 from streamd.sinks.envelope import MessageBuilder, Outgoing
+from streamd.sinks.zmq import ZmqSettings
 
 native.SHORT_NS = 1e9  # a step of so many boxes lets go of it on purpose
 lock = ctypes.PyDLL(sys.argv[1])
@@ -35,19 +37,24 @@ def releases(work):
     return lock.releases()
 
 found = {"control": releases(lambda: large > 0)}
-builder = MessageBuilder("test")
+builder, sink = MessageBuilder("test"), open_sink(ZmqSettings(bind="tcp://127.0.0.1:*"))
+sink.open()
 for name in ("without", "with"):
     row = Row(Recording(Path(sys.argv[2])), int(sys.argv[3]), 0.25, tracking=name == "with", numpy=False)
-    for part in ("post", "encode"):
+    for part in ("post", "encode", "send"):
         found[f"{name}, {part}"] = 0
     for i in range(60):
         work = row.batch()
         row.out.clear()
         post = releases(lambda: row.post(work))
-        encode = releases(lambda: [builder.detections(Outgoing(each, "test")) for each in row.out])
+        made = []
+        encode = releases(lambda: made.extend(builder.detections(Outgoing(each, "test")) for each in row.out))
+        send = releases(lambda: [sink.send(message) for message in made])
         if i >= 10:
             found[f"{name}, post"] += post
             found[f"{name}, encode"] += encode
+            found[f"{name}, send"] += send
+sink.close()
 print(json.dumps(found))
 """
 

@@ -18,7 +18,7 @@ from streamd.types import Box
 from tests.analysis.tracking.scenes import SIZE, Frame, boxes, wild
 from tests.compiler import shared_library
 
-SOURCES = [Path(module.__file__).with_name(name) for name in ("associate.c", "bytetrack.c")]
+SOURCES = [Path(module.__file__).with_name(name) for name in ("frames.c", "bytetrack.c", "associate.c", "select.c")]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from streamd.events.record import Event, Kind, Media
 from streamd.flow.packets import PacketRing
 from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
-from streamd.types import Detections, Frame, ModelInfo, StageTimes
+from streamd.types import Boxes, Detections, Frame, ModelInfo, StageTimes
 from tests import marked
 from tests.conftest import program
 
@@ -112,8 +112,8 @@ def detections(frame: Frame, index: int) -> Detections:
     """The bright square of picture `index`."""
     return Detections(
         frame.stream, frame.epoch, frame.seq, frame.pts_ns, frame.wall_ns, frame.width, frame.height,
-        StageTimes(*[frame.captured_ns] * 6), MODEL, np.array([marked.box(index)], np.float32),
-        np.array([0.9], np.float32), np.zeros(1, np.int32),
+        StageTimes(*[frame.captured_ns] * 6), MODEL,
+        Boxes(np.array([marked.box(index)], np.float32), np.array([0.9], np.float32), np.zeros(1, np.int32)),
     )  # fmt: skip
 
 

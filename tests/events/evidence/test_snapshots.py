@@ -18,7 +18,7 @@ from streamd.events.record import Event, Media
 from streamd.imaging.upright import UprightScaler
 from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
-from streamd.types import Detections, Frame, StageTimes, Tracks
+from streamd.types import Boxes, Detections, Frame, StageTimes, Tracks
 from tests import marked
 from tests.events.evidence.stage import MODEL
 from tests.events.journals import until
@@ -29,9 +29,11 @@ Box = tuple[float, float, float, float]
 def seen(frame: Frame, box: Box, *, track: int = 7, score: float = 0.9) -> Detections:
     return Detections(
         frame.stream, 0, frame.seq, frame.pts_ns, frame.wall_ns, frame.width, frame.height,
-        StageTimes(*[frame.captured_ns] * 6), MODEL, np.array([(0, 0, 300, 150), box], np.float32),
-        np.array([0.95, score], np.float32), np.zeros(2, np.int32),
-        tracks=Tracks(np.array([3, track]), np.zeros(2), np.zeros((2, 2))),
+        StageTimes(*[frame.captured_ns] * 6), MODEL,
+        Boxes(
+            np.array([(0, 0, 300, 150), box], np.float32), np.array([0.95, score], np.float32), np.zeros(2, np.int32),
+            Tracks(np.array([3, track]), np.zeros(2), np.zeros((2, 2))),
+        ),
     )  # fmt: skip
 
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from streamd.runtime.recorder.memory import LOG, NAMES, NOTE_BYTES, NOTES, Memory, left_behind, read_left_behind
-from streamd.types import Detections, ModelInfo, StageTimes
+from streamd.types import Boxes, Detections, ModelInfo, StageTimes
 
-NOTHING = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+NOTHING = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
 
 
 def detections(stream: str, seq: int, start_ns: int = 1_000_000) -> Detections:
     times = StageTimes(*(start_ns + seq * 1_000_000 + i * 1000 for i in range(6)))
-    return Detections(stream, 0, seq, None, 0, 64, 48, times, ModelInfo("m", "", ()), *NOTHING)
+    return Detections(stream, 0, seq, None, 0, 64, 48, times, ModelInfo("m", "", ()), NOTHING)
 
 
 def test_the_newest_frames_are_kept_in_order() -> None:

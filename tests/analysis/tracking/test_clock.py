@@ -7,8 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from streamd.runtime.stream_analysis import MediaClock
-from tests.frames import frames
+from streamd.analysis.tracking.clock import MediaClock
 
 S = 10**9
 START = 500 * S
@@ -16,11 +15,10 @@ START = 500 * S
 
 def times(clock: MediaClock, arrivals: Iterable[tuple[float, float | None]]) -> list[float]:
     """Seconds since the start, of frames that arrived at a time with a time stamp."""
-    (frame,) = frames("a", 1)
     found = []
     for at, pts in arrivals:
-        frame.captured_ns, frame.pts_ns = START + round(at * S), None if pts is None else round(pts * S)
-        found.append((clock.time(frame) - START) / S)
+        now = clock.time(START + round(at * S), None if pts is None else round(pts * S))
+        found.append((now - START) / S)
     return found
 
 
