@@ -165,7 +165,7 @@ static void packed_box(Writer *w, const Columns *c, int64_t i, int64_t number)
  *
  * Returns the number of bytes; -1 for what is to be left to msgspec.
  */
-int64_t encode_boxes(int64_t n, const char *boxes, int64_t room, int64_t first, int64_t tracked, int64_t packed,
+int64_t encode_part(int64_t n, const char *boxes, int64_t room, int64_t first, int64_t tracked, int64_t packed,
                      const char *labels, const int64_t *ends, int64_t classes, char *out)
 {
     const char *corners = boxes + (tracked ? 32 * room : 0);

@@ -45,7 +45,7 @@ def library(path: str | None = None) -> tuple[Any, Any] | None:
         path: of the file; the one that was built with the package by default.
     """
     arguments = (_COUNT, _POINTER, _COUNT, _COUNT, _COUNT, _COUNT, _POINTER, _POINTER, _COUNT, _POINTER)
-    return either_way(Path(__file__).with_name("_encode"), "encode_boxes", arguments, path)
+    return either_way(Path(__file__).with_name("_encode"), "encode_part", arguments, path)
 
 
 class BoxEncoder:

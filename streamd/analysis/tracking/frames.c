@@ -235,7 +235,7 @@ static int frame(const Settings *s, Work *work, const Frame *f, int64_t time_ns,
  * Returns the number of the first frame that was not stepped, or n. If there is no room for its stream's tracks, nothing of
  * it has changed; otherwise it is left to Python, and was given its time. -1 where there is no memory: nothing has changed.
  */
-int64_t bytetrack_frames(const Settings *s, Work *work, int64_t n, const Frame *frames, const int64_t *bounds, int64_t first,
+int64_t bytetrack_batch(const Settings *s, Work *work, int64_t n, const Frame *frames, const int64_t *bounds, int64_t first,
                         int64_t clocks, const void *boxes, void *columns, const Choice *choice, void *out)
 {
     int64_t all = bounds[n], at = first;

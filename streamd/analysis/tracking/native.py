@@ -73,7 +73,7 @@ def library(path: str | None = None) -> Library | None:
         path: of the file; the one that was built with the package by default.
     """
     arguments = (_POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _COUNT, _COUNT, *[_POINTER] * 4)
-    steps = either_way(LIBRARY, "bytetrack_frames", arguments, path)
+    steps = either_way(LIBRARY, "bytetrack_batch", arguments, path)
     others = compiled(LIBRARY, ("bytetrack_free", "bytetrack_work_size"), path, hold=True)
     if steps is None or others is None:
         return None
