@@ -193,12 +193,12 @@ class FakeCamera:
             self._fault = before
         self._call(change())
 
-    def cut(self) -> None:
-        """Cuts every connection once. Any thread."""
+    def cut(self, *, orderly: bool = False) -> None:
+        """Cuts every connection once, or closes it as TCP does. Any thread."""
 
         async def now() -> None:
             for connection in list(self._open):
-                connection.abort()
+                (connection.close if orderly else connection.abort)()
 
         self._call(now())
 

@@ -72,6 +72,9 @@ class Source(Protocol):
     """Lost RTP packets, as reported by FFmpeg."""
     overtaken: int = 0
     """Frames left out so far because the stream is read too slowly; the caller numbers and counts them."""
+    discarded: int = 0
+    """Frames that were read and will never be yielded, as the caller has stopped reading: known when the iterator of
+    `frames` is closed. The caller numbers and counts them."""
     deadline: float = math.inf
     """Monotonic seconds by which the current call must have returned; infinite if there is none. A source that
     misses it is considered hung and is abandoned."""

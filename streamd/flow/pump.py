@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from streamd.flow.camera import CameraWatch
 from streamd.flow.contracts import Source
@@ -63,6 +63,8 @@ class FramePump:
         self._glimpse, self._health = glimpse, health
         self._before = (0, 0, 0, 0)
         """The counters of all earlier connections: corrupt, skipped, lost, jumps of the clock."""
+        self._overtaken = self._discarded = 0
+        """What was counted of the source's."""
         self._size = (0, 0)
         self._jumps = 0
         self._held_since: int | None = None
@@ -83,23 +85,33 @@ class FramePump:
             Closed: the stream was stopped.
             Abandoned: another thread reads the stream now.
         """
-        metrics, ring, glimpse, health = self._metrics, self._ring, self._glimpse, self._health
         if reader.abandoned:
             raise Abandoned
-        self._begin()
-        overtaken = source.overtaken
-        for frame in source.frames():
+        self._begin(source)
+        frames = source.frames()
+        try:
+            self._take(reader, source, frames, opened)
+        finally:
+            if (close := getattr(frames, "close", None)) is not None:
+                close()  # what it has read beyond is counted now
+            if not reader.abandoned:
+                self._left_out(source)
+                self._count(source)
+        if reader.abandoned:
+            raise Abandoned
+
+    def _take(
+        self, reader: ReaderThread, source: Source, frames: Iterator[Frame], opened: Callable[[Frame], None]
+    ) -> None:
+        metrics, ring, glimpse, health = self._metrics, self._ring, self._glimpse, self._health
+        for frame in frames:
             if reader.abandoned:
                 raise Abandoned
             if reader.live_since is None:
                 opened(frame)
                 self._size = (frame.width, frame.height)
-            if source.overtaken != overtaken:
-                # Never decoded, but captured: subscribers see the gap in `seq`.
-                count, overtaken = source.overtaken - overtaken, source.overtaken
-                self.seq += count
-                metrics.received += count
-                metrics.drop("behind", count)
+            if source.overtaken != self._overtaken:
+                self._left_out(source)
             frame.epoch = self.epoch
             frame.seq = self.seq
             self.seq += 1
@@ -122,12 +134,21 @@ class FramePump:
                 metrics.drop("shutdown")
                 raise
             del frame  # otherwise the picture stays allocated while the source waits for the next one
-        if reader.abandoned:
-            raise Abandoned
-        self._count(source)
 
-    def _begin(self) -> None:
+    def _left_out(self, source: Source) -> None:
+        """Frames that were captured and never decoded, or not given out: subscribers see the gap in `seq`."""
+        behind, stopped = source.overtaken - self._overtaken, source.discarded - self._discarded
+        self._overtaken, self._discarded = source.overtaken, source.discarded
+        self.seq += behind + stopped
+        self._metrics.received += behind + stopped
+        if behind:
+            self._metrics.drop("behind", behind)
+        if stopped:
+            self._metrics.drop("shutdown", stopped)
+
+    def _begin(self, source: Source) -> None:
         metrics = self._metrics
+        self._overtaken, self._discarded = source.overtaken, source.discarded
         self._before = (metrics.corrupt, metrics.skipped, metrics.lost, metrics.clock_jumps)
         self._held_since, self._jumps, self._check_ns = None, 0, 0
         self._published, self._errors = metrics.published, metrics.dropped.get("frame_error", 0)

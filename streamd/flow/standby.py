@@ -55,6 +55,11 @@ class OpenSource(Source):
         return self._source.overtaken
 
     @property
+    def discarded(self) -> int:  # type: ignore[override]
+        """See `Source`."""
+        return self._source.discarded
+
+    @property
     def behind_s(self) -> float | None:
         """See `Source`."""
         return self._source.behind_s

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from streamd.errors import SourceError, SourceReason
+from streamd.errors import SourceError
 from streamd.flow.contracts import Source, SourceInfo
 from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
@@ -16,27 +16,25 @@ from streamd.security.redact import redact
 from streamd.sources.av_connection import AvConnection
 from streamd.sources.av_errors import describe
 from streamd.sources.backlog import Arrived, Backlog
-from streamd.sources.behind import JITTER_NS
-from streamd.sources.catch_up import CatchUp
+from streamd.sources.behind import JITTER_NS, Gauge
+from streamd.sources.catch_up import ALARM_NS, CatchUp
 from streamd.sources.clock import StreamClock
+from streamd.sources.decoding import Decoding
 from streamd.sources.files import begin_at, check_file, too_short
 from streamd.sources.frame_maker import FrameMaker
-from streamd.sources.no_picture import NoPictureWatch
+from streamd.sources.gauges import PaceGauge, QueueGauge
 from streamd.sources.pacing import Pacer
 from streamd.sources.packet_reader import PacketReader
 from streamd.sources.recording import PacketFeed
-from streamd.sources.second_opinion import NO_DECODER, plays_in_software
-from streamd.sources.skipping import drained, held_back
 from streamd.sources.wire import Unread
 from streamd.types import Frame
 
 if TYPE_CHECKING:
     from av.packet import Packet
-    from av.video.frame import VideoFrame
 
     from streamd.sources.av import AvStreamSettings
+    from streamd.sources.av_open import InputKind
 
-DECODE_LIMIT_S = 10.0
 UNKNOWN_LIMIT = 25
 """Packets of tracks that were unknown when the file was opened: fewer are considered damage."""
 
@@ -77,15 +75,9 @@ class AvSource(Source):
         # Nothing that is kept here refers back to the source: a decoder of a failed connection must not wait for the
         # garbage collector.
         self._reader = PacketReader(self._connection, self._closed, self._feed, self._maker.decoded)
+        self._decoding = Decoding(settings, self._connection, self._maker)
         self._pacer: Pacer | None = None
-        self._refused = 0
-        """Packets that the decoder has rejected so far."""
-        self.skipped = 0
-        """Frames skipped by max_fps so far."""
-        self.overtaken = 0
-        """Frames left out so far because the stream is read too slowly."""
-        self._catch_up: CatchUp | None = None
-        """Of a live stream with a media clock."""
+        self._by_media_clock = True
         self._admission = self._connection.admission
         self._backlog = Backlog(settings.frames == "key")
         self._lost_before = 0
@@ -98,12 +90,35 @@ class AvSource(Source):
     @property
     def corrupt(self) -> int:  # type: ignore[override]
         """Packets that the decoder has rejected so far, and those that could not be used at all."""
-        return self._reader.corrupt + self._refused
+        return self._reader.corrupt + self._decoding.refused
 
     @property
     def lost(self) -> int:  # type: ignore[override]
         """Lost RTP packets."""
         return self._reader.lost
+
+    @property
+    def skipped(self) -> int:  # type: ignore[override]
+        """Frames skipped by max_fps so far."""
+        catch_up = self._decoding.catch_up
+        return self._maker.skipped + (catch_up.skipped if catch_up is not None else 0)
+
+    @property
+    def overtaken(self) -> int:  # type: ignore[override]
+        """Frames left out so far because the stream is read too slowly."""
+        catch_up = self._decoding.catch_up
+        return catch_up.overtaken if catch_up is not None else 0
+
+    @property
+    def discarded(self) -> int:  # type: ignore[override]
+        """See `Source.discarded`."""
+        return self._decoding.discarded
+
+    @property
+    def behind_s(self) -> float | None:
+        """See `Source.behind_s`."""
+        catch_up = self._decoding.catch_up
+        return catch_up.gauge.behind_s if catch_up is not None else None
 
     @property
     def deadline(self) -> float:  # type: ignore[override]
@@ -154,26 +169,47 @@ class AvSource(Source):
         self._live = kind.live
         frame_ns = int(1e9 / float(stream.average_rate or stream.guessed_rate or 25))
         if kind.paced and not kind.still:
-            self._pacer = self._pacer or Pacer(frame_ns)
+            self._pacer = self._pacer or Pacer(frame_ns, live=kind.live)
         self._maker.opened(stream, kind, frame_ns)
-        if kind.live and not kind.paced and not kind.invented_clock and not kind.segments:
-            unread = Unread(settings.url, tcp=settings.transport == "tcp")
-            self._catch_up = CatchUp(settings.max_behind_ns, settings.frames == "key", unread.bytes)
+        self._decoding.catch_up = self._catching_up(kind) if kind.live else None
 
-    def frames(self) -> Iterator[Frame]:
+    def _catching_up(self, kind: InputKind) -> CatchUp | None:
+        """What tells how late a live input is read, and catches up; None where nothing can be told."""
+        settings = self._settings
+        gauge: Gauge | None = None
+        unread, reader = Unread(settings.url, tcp=settings.transport == "tcp").bytes, self._reader
+        if kind.segments:
+            if self._pacer is None:
+                return None
+            gauge, unread = PaceGauge(ALARM_NS, self._pacer), lambda: None
+        elif kind.invented_clock:
+            gauge = QueueGauge(ALARM_NS, unread, lambda: reader.began_s)
+            unread = lambda: None  # noqa: E731 - that there is nothing for a moment does not tell what the sender has
+        self._by_media_clock = gauge is None
+        return CatchUp(settings.max_behind_ns, settings.frames == "key", unread, gauge)
+
+    def frames(self) -> Generator[Frame, None, None]:
         """See `Source.frames`."""
         try:
             while not self._closed.is_set():
                 began = time.monotonic()
-                self._maker.pictures = self._maker.left_out = 0
-                yield from self._play()
+                self._decoding.begin(self._reader.silence_s)
+                try:
+                    yield from self._play()
+                except SourceError:
+                    if not self._closed.is_set():
+                        with contextlib.suppress(SourceError):
+                            yield from self._decoding.end()
+                    raise
                 if self._closed.is_set():
                     break
+                yield from self._decoding.end()
                 self._check_pass()
                 if not self._begin_again(began):
                     break
                 self._maker.again = True
         finally:
+            self._decoding.discard(self._reader.held())
             self._release()
         if self._live and not self._closed.is_set():
             raise SourceError("disconnected", describe(self._settings.url, "disconnected"))
@@ -188,7 +224,7 @@ class AvSource(Source):
         if self._maker.begin_ns:
             raise too_short(url, self._settings.start_s)
         if not self._maker.pictures and not self._maker.left_out and not self._live:
-            self._check_decoder("corrupt")
+            self._decoding.check("corrupt")
             text = f"{describe(url, 'corrupt')}; it ended without a decodable picture"
             raise SourceError("corrupt", text, permanent=not self._network)
         if self._reader.unknown >= UNKNOWN_LIMIT and not self._network:
@@ -223,21 +259,22 @@ class AvSource(Source):
     def _play(self) -> Iterator[Frame]:
         """One pass over the input."""
         reader, pacer, maker = self._reader, self._pacer, self._maker
-        catch_up = self._catch_up
+        catch_up = self._decoding.catch_up
         gauge = catch_up.gauge if catch_up is not None else None
-        barren = NoPictureWatch(self._network, reader.silence_s)
         for packet in reader.packets():
             if pacer is not None and packet.size and not maker.before(packet):
-                due = pacer.due(maker.stamp_ns(packet), time.monotonic_ns())
+                read_ns = time.monotonic_ns()
+                due = pacer.due(maker.stamp_ns(packet), read_ns, read_ns - int(reader.began_s * 1e9))
                 delay = (due - time.monotonic_ns()) / 1e9
                 if delay > 0 and self._closed.wait(delay):
+                    reader.put_back(packet)
                     return
             # A packet of a paced file "arrives" when it is due: its latency is measured from there.
             held: Any = packet.opaque if self._live else None
             now_ns, wall_ns = held or (time.monotonic_ns(), time.time_ns())
             if gauge is not None and packet.size:
                 before_ns, arrived_ns = gauge.now_ns, now_ns
-                now_ns = gauge.add(maker.media_ns(packet), arrived_ns)
+                now_ns = gauge.add(maker.media_ns(packet) if self._by_media_clock else packet.size, arrived_ns)
                 wall_ns += now_ns - arrived_ns
                 if gauge.wait_ns > JITTER_NS and catch_up is not None and not catch_up.active:
                     catch_up.worked(int(reader.began_s * 1e9) - before_ns)
@@ -247,7 +284,6 @@ class AvSource(Source):
             if self._admission.waiting:
                 ready = self._admitted(Arrived(packet, now_ns, wall_ns, self._damaged(packet)))
             elif maker.passes_over(packet, now_ns):
-                self._count()
                 if maker.keys_only:
                     self._lost_before = reader.lost  # no picture to come is predicted from what was lost
                 continue
@@ -257,67 +293,13 @@ class AvSource(Source):
                     catch_up.limit = maker.limit
                     ready = catch_up.take(ready[0])
                     if catch_up.cut:
-                        yield from self._rest()
                         catch_up.cut = False
+                        yield from self._decoding.before_a_cut(ready)
                     maker.served_ns = max(maker.served_ns, catch_up.served_ns)
-                    self._count()
-            for arrived in ready:
-                packet = arrived[0]
-                packet.opaque = maker.arrived(*arrived)
-                refused = self._refused
-                natives = self._decode(packet)
-                if natives:
-                    maker.pictures += len(natives)
-                    barren.picture()
-                elif packet.size and self._settings.frames == "all":
-                    reason = barren.packet(refused=self._refused > refused, now=time.monotonic())
-                    if reason is not None:
-                        self._check_decoder(reason)
-                        text = describe(self._settings.url, reason, f"{barren.packets} packets without a picture")
-                        raise SourceError(reason, text, permanent=not self._network)
-                for native in natives:
-                    frame = maker.frame(native)
-                    if frame is not None:
-                        yield frame
-                    else:
-                        self._count()
-                natives = []
+            if ready:
+                yield from self._decoding.frames(ready)
         if pacer is not None and (end := pacer.end()) is not None:
             self._closed.wait(max(0.0, (end - time.monotonic_ns()) / 1e9))  # the last picture is seen as long as others
-
-    @property
-    def behind_s(self) -> float | None:
-        """See `Source.behind_s`."""
-        return self._catch_up.gauge.behind_s if self._catch_up is not None else None
-
-    def _count(self) -> None:
-        """Brings the counters up to date."""
-        self.skipped = self._maker.skipped
-        if self._catch_up is not None:
-            self.skipped += self._catch_up.skipped
-            self.overtaken = self._catch_up.overtaken
-
-    def _rest(self) -> Iterator[Frame]:
-        """What the decoder has kept back, before it goes on with packets that do not follow."""
-        try:
-            natives = drained(self._connection.using)
-        except Exception:  # noqa: BLE001 - what cannot be decoded is lost, and the decoder begins anew
-            natives = []
-        for native in natives:
-            frame = self._maker.frame(native)
-            if frame is not None:
-                yield frame
-        self._maker.forget()
-
-    def _check_decoder(self, reason: SourceReason) -> None:
-        """A file gave no picture.
-
-        Raises:
-            SourceError: it is the GPU that has none to give, not the file; a later attempt may succeed.
-        """
-        never = self._device is not None and not self._network and not self._maker.pictures and not self._maker.again
-        if reason == "corrupt" and never and plays_in_software(self._settings):
-            raise SourceError("decoder", redact(f"{self._settings.url}: {NO_DECODER}"))
 
     def _admitted(self, arrived: Arrived) -> Iterator[Arrived]:
         """What is to be decoded while the decoder may not be created yet: nothing, and then all that was kept."""
@@ -339,42 +321,10 @@ class AvSource(Source):
         lost, self._lost_before = self._lost_before, self._reader.lost
         return self._lost_before > lost or packet.is_corrupt
 
-    def _decode(self, packet: Packet[Any]) -> list[VideoFrame]:
-        self._connection.deadline = time.monotonic() + DECODE_LIMIT_S
-        try:
-            decoder = self._connection.decoder
-            natives: list[VideoFrame]
-            jpeg = self._maker.jpeg
-            if jpeg is None:
-                natives = packet.decode() if decoder is None else decoder.decode(packet)
-            else:
-                with jpeg:
-                    natives = packet.decode() if decoder is None else decoder.decode(packet)
-            alone = self._maker.keys_only or (self._catch_up is not None and self._catch_up.alone)
-            if alone and packet.size:
-                natives += held_back(natives, self._maker.holdback.fed, decoder or packet.stream.codec_context)
-            return natives
-        except Exception as error:
-            from av.error import FFmpegError
-
-            if not isinstance(error, FFmpegError):
-                raise
-            if isinstance(error, EOFError):
-                return []
-            # One bad packet never ends a stream: the decoder resumes at the next decodable picture.
-            self._refused += 1
-            self._maker.quarantine.refused(time.monotonic_ns())
-            return []
-        finally:
-            self._connection.deadline = math.inf
-            if self._admission.ticket is not None:
-                self._admission.created()
-
     def _release(self) -> None:
         self._backlog.clear()
-        if self._catch_up is not None:
-            self._catch_up.clear()
-            self._count()
+        if self._decoding.catch_up is not None:
+            self._decoding.catch_up.clear()
         self._maker.served_ns = 0
         self._connection.close()
 
@@ -382,8 +332,8 @@ class AvSource(Source):
         """See `Source.adapt`."""
         new = cast("AvStreamSettings", settings)
         before, self._settings = self._settings, new
-        if self._catch_up is not None:
-            self._catch_up.change(new.max_behind_ns)
+        if self._decoding.catch_up is not None:
+            self._decoding.catch_up.change(new.max_behind_ns)
         if new.max_fps != before.max_fps:
             stream = self._connection.stream
             self._maker.change_limit(new, stream.codec_context if stream is not None else None)

@@ -1,9 +1,10 @@
 """What a live stream does that is read too slowly: it goes on with the newest picture.
 
-A stream that seems to be behind is first read without decoding for a moment, and nothing is lost by it. Either packets
-come faster than the sender makes them, or whenever one has been read more has arrived already, which the kernel tells
-of a TCP connection. If not, the sender has set its clock, or it or the way has become slower, and there is nothing to
-catch up with (see `behind`). Pictures may come in bunches: what is true within one says nothing.
+A stream that seems to be behind by its media clock is first read without decoding for a moment, and nothing is lost by
+it. Either packets come faster than the sender makes them, or whenever one has been read more has arrived already, which
+the kernel tells of a TCP connection. If not, the sender has set its clock, or it or the way has become slower, and
+there is nothing to catch up with (see `behind`). Pictures may come in bunches: what is true within one says nothing.
+Other gauges (see `gauges`) need no examination.
 
 To catch up, packets are read and left out up to the newest key frame. Decoding goes on with what has come since, if
 that takes less time than waiting for the next key frame; otherwise with the next key frame.
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from streamd.sources.backlog import KEY_WAIT_NS, Arrived, Backlog
-from streamd.sources.behind import NEVER, BehindGauge
+from streamd.sources.behind import NEVER, BehindGauge, Gauge
 from streamd.sources.pacing import RateLimit
 
 ALARM_NS = 2_000_000_000
@@ -34,9 +35,8 @@ FALLEN_NS = 300_000_000
 """They also do if the wait falls by this much, or by half, below the shortest one before (it falls within any
 bunch), and not from one picture to the next."""
 NEAR_NS = 200_000_000
-"""A stream that is behind by less has caught up."""
-STALLED_NS = 500_000_000
-"""And so has one whose wait has not fallen for this long while nothing was decoded, if all that had come was read."""
+"""A stream that is behind by less has caught up. And so has one whose wait does not fall any more, if all that had come
+was read."""
 PROGRESS_NS = 20_000_000
 """A wait that falls by less has not fallen."""
 FAR_TOO_SLOW = 1 / 3
@@ -60,12 +60,14 @@ class CatchUp:
         limit_ns: see `change`.
         keys_only: only key frames are decoded anyway.
         unread: bytes that have arrived and were not read yet; None where that is unknown.
+        gauge: tells how late packets are read; by the sender's media clock by default.
     """
 
     def __init__(
-        self, limit_ns: int | None, keys_only: bool = False, unread: Callable[[], int | None] = lambda: None
-    ) -> None:
-        self.gauge = BehindGauge(ALARM_NS)
+        self, limit_ns: int | None, keys_only: bool = False, unread: Callable[[], int | None] = lambda: None,
+        gauge: Gauge | None = None,
+    ) -> None:  # fmt: skip
+        self.gauge = gauge or BehindGauge(ALARM_NS)
         """Every packet has to be added to it; and given to `take` if it is late or suspect then, or this is active."""
         self.change(limit_ns)
         self._keys_frames, self._unread = keys_only, unread
@@ -130,7 +132,7 @@ class CatchUp:
         """
         packet = arrived.packet
         if not packet.size:
-            return [*self._give_up(), arrived]
+            return [*self.last(), arrived]
         if self._keys_frames and not packet.is_keyframe:
             # The decoder leaves it out, but it tells whether packets wait, long before the next key frame comes.
             return self._probe(arrived) if self._state == "probing" else (arrived,)
@@ -219,7 +221,7 @@ class CatchUp:
                 self._present_ns = now_ns
             elif wait_ns < self._lowest_ns - PROGRESS_NS:
                 self._lowest_ns, self._lowest_at_ns, self._drained = wait_ns, now_ns, False
-            elif now_ns - self._lowest_at_ns >= STALLED_NS:
+            elif now_ns - self._lowest_at_ns >= gauge.stalled_ns:
                 if self._drained:
                     gauge.settle()
                     self._present_ns = now_ns
@@ -271,6 +273,17 @@ class CatchUp:
     def _leave_out(self, count: int, due: int) -> None:
         self.overtaken += due
         self.skipped += count - due
+
+    def last(self) -> Iterable[Arrived]:
+        """Nothing more comes. Returns what is to be decoded of what was read."""
+        if self._state == "skipping" and len(self._kept):
+            return self._resume()
+        return self._give_up()
+
+    def held(self) -> Iterable[Arrived]:
+        """What an examination has kept; it is forgotten."""
+        packets, self._held = self._held, deque()
+        return packets
 
     def clear(self) -> None:
         """The connection is over: what is kept is left out."""

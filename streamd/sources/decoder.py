@@ -76,6 +76,8 @@ class Decoder:
         self._source = AvSource(settings, packets=PacketSender(packets) if packets is not None else None, alone=True)
         self._changed = threading.Condition()
         self._gone = False
+        self._unsent = 0
+        """A frame that nobody took."""
         self._memory = 0
         self._size = 0
         self._map: memoryview | None = None
@@ -89,8 +91,8 @@ class Decoder:
         drift = math.nan if clock.drift is None else clock.drift
         behind_s = source.behind_s
         head = COUNTERS.pack(
-            kind, source.corrupt, source.skipped, source.lost, source.overtaken, clock.jumps, offset, drift,
-            math.nan if behind_s is None else behind_s,
+            kind, source.corrupt, source.skipped, source.lost, source.overtaken, source.discarded + self._unsent,
+            clock.jumps, offset, drift, math.nan if behind_s is None else behind_s,
         )  # fmt: skip
         try:
             self._socket.send(head + body, flags)
@@ -111,15 +113,23 @@ class Decoder:
         """Runs from open until the input ends or the daemon wants no more."""
         try:
             self._send(OPENED, json.dumps(asdict(self._source.open())).encode())
-            for frame in self._source.frames():
-                self._hand_over(frame)
+            self._hand_over_all()
             self._send(END)
         except SourceError as error:
             self._fail(error)
         except _Gone:
-            pass
+            pass  # it has died
         except Exception as error:  # noqa: BLE001 - the daemon must learn of it, whatever it is
             self._fail(SourceError("internal", redact(f"{type(error).__name__}: {error}")))
+
+    def _hand_over_all(self) -> None:
+        with contextlib.closing(self._source.frames()) as frames:
+            for frame in frames:
+                try:
+                    self._hand_over(frame)
+                except _Gone:
+                    self._unsent = 1
+                    return
 
     def _hand_over(self, frame: Frame) -> None:
         picture = frame.picture

@@ -13,18 +13,26 @@ class Pacer:
 
     Args:
         frame_ns: nominal frame interval, used if time stamps are missing or jump.
+        live: what is late is made up for, however much it is, but for what the sender has held up.
     """
 
-    def __init__(self, frame_ns: int) -> None:
-        self._frame_ns = frame_ns
+    def __init__(self, frame_ns: int, *, live: bool = False) -> None:
+        self._frame_ns, self._live = frame_ns, live
+        self.late_ns = 0
+        """How long the latest packet of a live input was overdue, the sender's own delays not included."""
         self._last_stamp: int | None = None
         self._due: int | None = None
         self._again = False
 
-    def due(self, stamp_ns: int | None, now_ns: int) -> int:
+    def due(self, stamp_ns: int | None, now_ns: int, blocked_ns: int = 0) -> int:
         """The monotonic time at which the packet with time stamp `stamp_ns` is due.
 
-        A reader that fell behind by more than a jump restarts from now, without a burst to catch up.
+        A reader that fell behind by more than a jump restarts from now, without a burst to catch up, if not live.
+
+        Args:
+            stamp_ns: of the packet; None if it has none.
+            now_ns: when it was read, monotonic.
+            blocked_ns: how long reading it took.
         """
         if self._due is None:
             self._due = now_ns
@@ -38,12 +46,30 @@ class Pacer:
                 difference = stamp_ns - self._last_stamp
                 if 0 <= difference <= JUMP_NS:
                     step = difference
+                elif difference > 0 and self.late_ns:
+                    # The playlist no longer listed what comes next.
+                    step = min(difference, max(step, self.late_ns))
             self._due += step
-            if now_ns - self._due > JUMP_NS:
+            if self._live:
+                self._due += self._excused(now_ns - self._due, blocked_ns)
+            elif now_ns - self._due > JUMP_NS:
                 self._due = now_ns
         if stamp_ns is not None:
             self._last_stamp = stamp_ns
         return self._due
+
+    def _excused(self, late_ns: int, blocked_ns: int) -> int:
+        """What the sender has held up of a packet that is late: no reader could have had it earlier."""
+        late_ns = max(0, late_ns)
+        excused_ns = max(0, min(late_ns - self.late_ns, blocked_ns))
+        self.late_ns = late_ns - excused_ns
+        return excused_ns
+
+    def settle(self) -> None:
+        """What is late now is not made up for."""
+        if self._due is not None:
+            self._due += self.late_ns
+        self.late_ns = 0
 
     def end(self) -> int | None:
         """When the last frame's duration is over, monotonic; the next pass begins then. None if there was no frame."""

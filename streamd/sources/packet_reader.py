@@ -50,6 +50,8 @@ class PacketReader:
         self._sound: AudioStream | None = None
         """Where clips are to have it."""
         self._slices: SliceJoiner | None = None
+        self._given: Iterator[Packet[Any]] = iter(())
+        """Whole pictures that are passed on now."""
         self.silence_s = connection.settings.read_timeout_s
         """How long a network may be silent."""
         self.began_s = 0.0
@@ -90,6 +92,8 @@ class PacketReader:
         ear = PacketLossListener(True) if self._rtp else None
         limit_s = self.silence_s + HUNG_S if self._network else FILE_LIMIT_S
         last = time.monotonic()
+        failure: SourceError | None = None
+        ended = False
         while not self._closed.is_set():
             started = self.began_s = time.monotonic()
             connection.deadline = started + limit_s
@@ -100,8 +104,7 @@ class PacketReader:
                     with ear:
                         packet = next(packets)
             except StopIteration:
-                connection.broke = True
-                return
+                connection.broke = ended = True
             except IndexError:
                 # A damaged table can make FFmpeg report a stream that PyAV does not know: ignore its packets.
                 self.corrupt += 1
@@ -109,22 +112,12 @@ class PacketReader:
                 packets = self._demux(wanted)
                 continue
             except Exception as error:  # noqa: BLE001
-                from av.error import InvalidDataError
-
-                connection.broke = True
-                if self._timed_out(last):
-                    raise self._silent(last) from None
-                if self._is_whole(error):
-                    return
-                if isinstance(error, InvalidDataError):
-                    self.corrupt += 1
-                    if not self._network:
-                        if slices is not None:
-                            yield from slices.flush()
-                        return  # a truncated file ends here; everything before it is valid
-                raise self._translate(error, started) from None
+                connection.broke = ended = True
+                failure = self._failure(error, started, last)
             finally:
                 connection.deadline = math.inf
+            if ended:
+                break
             if limit is not None and limit.is_set:
                 limit.lift()
             late = self._network and self._timed_out(last)
@@ -134,13 +127,49 @@ class PacketReader:
                 if slices is None:
                     yield packet
                 else:
-                    yield from slices.put(packet)
+                    self._given = iter(slices.put(packet))
+                    yield from self._given
                 last = time.monotonic()
             elif sound is not None and packet.stream is sound and feed is not None and packet.size:
                 feed.put_sound(packet, time.monotonic_ns(), time.time_ns())
             if late:
                 # A packet that arrives when the time is up was still held by FFmpeg's parser: it is no sign of life.
-                raise self._silent(started)
+                failure = self._silent(started)
+                break
+        if slices is not None and not self._closed.is_set():
+            self._given = iter(slices.flush())
+            yield from self._given
+        if failure is not None:
+            raise failure
+
+    def put_back(self, packet: Packet[Any]) -> None:
+        """The packet that was passed on last is not used: reading ends."""
+        self._given = iter((packet, *self._given))
+
+    def held(self) -> list[Packet[Any]]:
+        """What was read and is not passed on any more, as reading was ended; it is forgotten."""
+        rest = [*self._given, *(self._slices.flush() if self._slices is not None else ())]
+        return [packet for packet in rest if packet.size]
+
+    def _failure(self, error: Exception, started: float, last: float) -> SourceError | None:
+        """Why a read that began at `started` has ended the pass; None if the input is complete.
+
+        Args:
+            error: that was raised.
+            started: monotonic seconds.
+            last: when the latest packet came.
+        """
+        from av.error import InvalidDataError
+
+        if self._timed_out(last):
+            return self._silent(last)
+        if self._is_whole(error):
+            return None
+        if isinstance(error, InvalidDataError):
+            self.corrupt += 1
+            if not self._network:
+                return None  # a truncated file ends here; everything before it is valid
+        return self._translate(error, started)
 
     def _demux(self, wanted: Sequence[AudioStream | VideoStream | None]) -> Iterator[Packet[Any]]:
         container, limit = self._connection.container, self._connection.limit

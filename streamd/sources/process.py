@@ -66,6 +66,8 @@ START_LIMIT_S = 30.0
 """Longest time until a new process sends its first message: imports from a slow disk."""
 SILENCE_LIMIT_S = 5.0
 """A process sends a heartbeat every half second; one that is silent for this long hangs or was stopped."""
+POLL_S = 0.5
+"""How soon a waiting call notices that the source was closed."""
 EXTRA_BUFFERS = 3
 """One being written by the child, one in transit, one waiting for the ring."""
 
@@ -104,7 +106,11 @@ class ProcessSource:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._message = bytearray(LARGEST_MESSAGE)
-        self.corrupt = self.skipped = self.lost = self.overtaken = 0
+        self._patience_s = START_LIMIT_S
+        """How long the child may be silent."""
+        self._unread = 0
+        """Frames that the child has sent, and nobody takes any more."""
+        self.corrupt = self.skipped = self.lost = self.overtaken = self.discarded = 0
         self.behind_s: float | None = None
         self.deadline = math.inf
         self.clock = StreamClock()
@@ -123,10 +129,10 @@ class ProcessSource:
             self._start()
             kind, body = self._receive()
             ticket.leave()
-            self._wait_for(SILENCE_LIMIT_S)
-            while kind == BEAT:
+            self._patience_s = SILENCE_LIMIT_S
+            while kind == BEAT and not self._closed.is_set():
                 kind, body = self._receive()
-            if not kind:
+            if not kind or self._closed.is_set():
                 raise SourceError("disconnected", f"stream {self._settings.id}: closed while opening")
             info = self._understood(_INFO, body)
             opened = True
@@ -156,44 +162,44 @@ class ProcessSource:
             except OSError as error:
                 message = f"stream {self._settings.id}: the decoder process could not be started: {error.strerror}"
                 raise SourceError("decoder", message) from error
-        self._wait_for(START_LIMIT_S)
+        # The kernel's own timeout saves a system call per message.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(POLL_S), int(POLL_S % 1 * 1e6)))
         with contextlib.suppress(OSError):  # it has died: receiving will tell how
             descriptors = [self._packets.theirs.fileno()] if self._packets is not None else []
             socket.send_fds(ours, [self._settings.model_dump_json().encode()], descriptors)
         if self._packets is not None:
             self._packets.start()
 
-    def _wait_for(self, seconds: float) -> None:
-        """How long `_receive` waits. The kernel's own timeout saves a system call per message."""
-        assert self._channel is not None
-        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-        self._channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-
     def _receive(self) -> tuple[bytes, memoryview | bytes]:
-        """The next message: kind and body, valid until the next call. Empty if the source was closed.
+        """The next message: kind and body, valid until the next call. Empty if the source was closed and none comes.
 
         Raises:
             SourceError: the child reported one, died, or hangs.
         """
         assert self._channel is not None
+        silent_s = 0.0
         while True:
             try:
                 size = self._channel.socket.recv_into(self._message)
             except ConnectionResetError:
                 continue  # it died with unread data; what it sent before comes now
             except BlockingIOError:
+                silent_s += POLL_S
+                if silent_s < self._patience_s:
+                    continue
                 if not self._closed.is_set():
                     raise self._hangs() from None
                 size = 0
             except OSError:
                 size = 0
-            if self._closed.is_set():
+            if not size and self._closed.is_set():
                 return b"", b""
             if not size:
                 raise self._died()
             (
-                kind, self.corrupt, self.skipped, self.lost, self.overtaken, jumps, offset, drift, behind_s,
+                kind, self.corrupt, self.skipped, self.lost, self.overtaken, discarded, jumps, offset, drift, behind_s,
             ) = COUNTERS.unpack_from(self._message)  # fmt: skip
+            self.discarded = discarded + self._unread
             self.behind_s = None if behind_s != behind_s else behind_s
             clock = self.clock
             clock.jumps = jumps
@@ -240,8 +246,10 @@ class ProcessSource:
         shape: Shape | None = None
         memory: Memory | None = None
         width = height = number = 0
+        kind = BEAT
         try:
             while not self._closed.is_set():
+                kind = b""
                 kind, body = self._receive()
                 if kind == FRAME:
                     if memory is None or shape is None or len(body) != PLACE.size:
@@ -258,8 +266,22 @@ class ProcessSource:
                 elif kind in (END, b""):
                     return
         finally:
+            if kind not in (END, b""):
+                self._settle()
             self._end(patient=True)
             self._busy = False
+
+    def _settle(self) -> None:
+        """Reading was ended: counts what the child has sent meanwhile, and lets it count what it has read."""
+        if self._channel is None:
+            return
+        self._tell_end()
+        self._patience_s = GRACE_S
+        with contextlib.suppress(SourceError):
+            while (kind := self._receive()[0]) not in (END, b""):
+                if kind == FRAME:
+                    self._unread += 1
+                    self.discarded += 1
 
     def _memory(self, number: int, shape: Shape) -> Memory:
         assert self._channel is not None
@@ -308,15 +330,17 @@ class ProcessSource:
     def close(self) -> None:
         """See `Source.close`."""
         self._closed.set()
-        self._shut()
+        self._patience_s = GRACE_S
+        self._tell_end()
         if not self._busy:
             self._end()
 
-    def _shut(self) -> None:
+    def _tell_end(self, how: int = socket.SHUT_WR) -> None:
+        """Makes the child end. What it sends is still received, unless `how` is SHUT_RDWR."""
         channel = self._channel
         if channel is not None:
             with contextlib.suppress(OSError):
-                channel.socket.shutdown(socket.SHUT_RDWR)
+                channel.socket.shutdown(how)
 
     def _end(self, *, patient: bool = False) -> None:
         """Ends the child: closes the socket, waits a moment for it to exit, then kills it.
@@ -325,7 +349,7 @@ class ProcessSource:
             patient: also wait for a child that survives this in a system call that never returns. The supervisor
                 notices by `deadline` and continues without this thread; such processes are limited as threads are.
         """
-        self._shut()
+        self._tell_end(socket.SHUT_RDWR)
         try:
             self._end_child(patient)
         finally:

@@ -30,9 +30,9 @@ OPENED, SHAPE, FRAME, BEAT, ERROR, END = b"O", b"S", b"F", b"B", b"E", b"Z"
 # From the daemon.
 MEMORY, FREE, RATE = b"M", b"R", b"F"
 
-COUNTERS = struct.Struct("=cQQQQIddd")
-"""Kind; packets rejected, frames skipped, RTP packets lost, frames left out as the stream is behind; jumps, offset and
-drift of the clock; seconds that it is behind (NaN: unknown)."""
+COUNTERS = struct.Struct("=cQQQQQIddd")
+"""Kind; packets rejected, frames skipped, RTP packets lost, frames left out as the stream is behind, frames discarded
+at the end; jumps, offset and drift of the clock; seconds that it is behind (NaN: unknown)."""
 PLACE = struct.Struct("=BHIqqqq")
 """A frame: flags; buffer and its pool; captured, wall, decoded, pts in nanoseconds."""
 FREED = struct.Struct("=cHI")

@@ -60,7 +60,7 @@ class SyntheticSource:
         self._closed = threading.Event()
         self._pictures: list[Picture] = []
         self.corrupt = 0
-        self.skipped = self.overtaken = 0
+        self.skipped = self.overtaken = self.discarded = 0
         self.behind_s: float | None = None
         self.lost = 0
         self.deadline = math.inf

@@ -222,8 +222,8 @@ _ROWS = (
     ),
     _Row(
         gauge, "streamd_stream_behind_seconds",
-        "How much later frames are read than when the connection was best; absent if the stream is down or its sender "
-        "tells no time.",
+        "How much later frames are read than they could be: than when the connection was best, than their pace (HLS), "
+        "or at least (motion JPEG over HTTP); absent if the stream is down or it cannot be told.",
         lambda s: s.of.behind_s, present=True,
     ),
     _Row(counter, "streamd_stream_reconnects", "Number of reconnections.", lambda s: s.counts.reconnects),

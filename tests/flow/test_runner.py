@@ -31,7 +31,7 @@ class Scripted:
 
     def __init__(self, on_open: Exception | None, count: int, then: Exception | None) -> None:
         self._on_open, self._count, self._then = on_open, count, then
-        self.corrupt = self.skipped = self.lost = self.overtaken = 0
+        self.corrupt = self.skipped = self.lost = self.overtaken = self.discarded = 0
         self.behind_s: float | None = None
         self.deadline = math.inf
         self.clock = StreamClock()

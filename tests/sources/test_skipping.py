@@ -29,14 +29,14 @@ def read(clip: Path, max_fps: float, **settings: Any) -> tuple[AvSource, list[Fr
 def decoded(source: AvSource, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the packets that go into the decoder from now on."""
     sizes: list[int] = []
-    decode = source._decode
+    decode = source._decoding.decode
 
-    def counted(packet: Any) -> Any:
+    def counted(packet: Any, *, alone: bool) -> Any:
         if packet.size:
             sizes.append(packet.size)
-        return decode(packet)
+        return decode(packet, alone=alone)
 
-    monkeypatch.setattr(source, "_decode", counted)
+    monkeypatch.setattr(source._decoding, "decode", counted)
     return sizes
 
 
@@ -109,17 +109,36 @@ def test_a_key_frame_is_not_held_back_until_the_next(tmp_path: Path) -> None:
     source = AvSource(AvStreamSettings(id="s", url=str(clip), pace="asap", max_fps=1))
     source.open()
     order: list[tuple[str, int]] = []
-    decode = source._decode
+    decode = source._decoding.decode
 
-    def noted(packet: Any) -> Any:
+    def noted(packet: Any, *, alone: bool) -> Any:
         order.append(("fed", packet.pts or 0))
-        return decode(packet)
+        return decode(packet, alone=alone)
 
-    source._decode = noted  # type: ignore[method-assign]
+    source._decoding.decode = noted  # type: ignore[method-assign]
     order.extend(("out", native(frame).pts) for frame in source.frames())
     last = [step for step in order if step != ("fed", 0)][-8:]  # the end of the input is fed, too
     assert [what for what, _ in last] == ["fed", "out"] * 4
     assert [pts for _, pts in last[::2]] == [pts for _, pts in last[1::2]]
+
+
+def test_key_frames_come_out_at_once_where_only_they_are_decoded(tmp_path: Path) -> None:
+    """The decoder would wait for pictures to reorder, which never come."""
+    clip = write_clip(tmp_path / "a.mp4", frames=200, fps=25, gop=25, options=B_FRAMES)
+    source = AvSource(AvStreamSettings(id="s", url=str(clip), pace="asap", frames="key"))
+    source.open()
+    order: list[tuple[str, int]] = []
+    decode = source._decoding.decode
+
+    def noted(packet: Any, *, alone: bool) -> Any:
+        if packet.is_keyframe and packet.size:
+            order.append(("fed", packet.pts))
+        return decode(packet, alone=alone)
+
+    source._decoding.decode = noted  # type: ignore[method-assign]
+    order.extend(("out", native(frame).pts) for frame in source.frames())
+    assert [what for what, _ in order] == ["fed", "out"] * 8
+    assert [pts for _, pts in order[::2]] == [pts for _, pts in order[1::2]]
 
 
 def test_where_more_is_asked_for_everything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

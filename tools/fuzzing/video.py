@@ -323,7 +323,8 @@ class Decoder(Target):
 
                 def started() -> None:
                     source._channel, source._process = Channel(ours), _Gone()
-                    source._wait_for(1.0)
+                    source._patience_s = 1.0
+                    ours.settimeout(1.0)
 
                 source._start = started
 
