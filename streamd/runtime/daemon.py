@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import queue
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,9 +15,8 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from streamd.config import Config
-from streamd.config.loader import Loaded
 from streamd.config.problems import dotted
-from streamd.errors import BackendError, ConfigError, SinkError, SourceError, StreamdError
+from streamd.errors import BackendError, SinkError, SourceError, StreamdError
 from streamd.flow.status import StatusBoard
 from streamd.runtime import heap
 from streamd.runtime.analytics import Analytics
@@ -33,7 +31,7 @@ from streamd.runtime.publisher import Publisher
 from streamd.runtime.recorder.place import config_name
 from streamd.runtime.recorder.recorder import Recorder, Watched, open_recorder
 from streamd.runtime.recorder.request import NOT_RECORDING
-from streamd.runtime.reload import Reloads, Reread, check, difference
+from streamd.runtime.reload import Reloads, Reread, difference
 from streamd.runtime.scene import open_scene
 from streamd.runtime.service import Service, condition_of, outputs_of, status_line
 from streamd.runtime.streams import Streams
@@ -42,7 +40,6 @@ from streamd.sinks import Sink
 from streamd.sources.closing import deferred
 from streamd.telemetry.evidence import MediaMetrics
 from streamd.telemetry.http import HttpServer
-from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
 from streamd.types import StreamPast
@@ -124,12 +121,9 @@ class Daemon:
         """Wakes the main loop when there is something to do. Not an Event: a signal handler that sets one while the
         main loop is about to wait for it would wait for a lock that its own thread holds."""
         self._service = Service(self._notifier, self._problem, self._status_line, reread=reread, wake=self._look)
-        self._lock = threading.Lock()
-        self._next: tuple[Config, int] | None = None
-        """Accepted, with its number, to be applied by the main loop."""
         self.applied = 0
         """Number of the running configuration, as passed to `reload`; 0 for the first."""
-        self._reloads = Reloads(self.metrics)
+        self._reloads = Reloads(self, self.metrics, self._service, self._look)
         name = config_name(self._record_as) if self._record_as is not None else "streamd"
         self._events = EventLog(name, self.boot_id, lambda: self.sinks)
         gate, life = events or (self._events, 0)
@@ -292,53 +286,24 @@ class Daemon:
         return self._service.stopping
 
     def reload(self, config: Config, *, where: Callable[[FieldPath], str] = dotted, number: int = 0) -> None:
-        """Accepts a new configuration, which the main loop applies soon after. Any thread.
+        """See `Reloads.accept`; `applied` has `number` once the configuration is running."""
+        self._reloads.accept(config, where=where, number=number)
 
-        Args:
-            config: checked.
-            where: names a field in the error.
-            number: number of the configuration, which `applied` has once it is running.
+    @property
+    def changing(self) -> bool:
+        """See `Reconfigured.changing`."""
+        return self.streams.changing
 
-        Raises:
-            ConfigError: something differs that cannot change while running; nothing is changed.
-        """
-        try:
-            check(difference(self.config, config), where)
-            self._scene.check(config, where)
-            if self._own_events:
-                self._events.ensure(config)
-        except ConfigError as error:
-            self._reloads.refuse(error)
-            raise
-        if config.logging != self.config.logging:
-            configure(config.logging.level, config.logging.format)
-        with self._lock:
-            self._next = config, number
-        self._look()
+    def admit(self, config: Config, where: Callable[[FieldPath], str]) -> None:
+        """See `Reconfigured.admit`."""
+        self._scene.check(config, where)
+        if self._own_events:
+            self._events.ensure(config)
 
-    def _read_again(self, found: Loaded | Exception) -> None:
-        if isinstance(found, Exception):
-            self._reloads.refuse(found)
+    def take_on(self, config: Config, number: int) -> None:
+        """See `Reconfigured.take_on`."""
+        if self.streams.sealed:
             return
-        with contextlib.suppress(ConfigError):
-            self.reload(found.config, where=found.where)
-
-    def _look_for_changes(self) -> None:
-        """One step of a reload; a new one starts only after the current one is complete."""
-        if self.streams.changing:
-            return
-        if (found := self._reloads.read(self._service)) is not None:
-            self._read_again(found)
-        if self._reloads.reading:
-            return
-        with self._lock:
-            accepted, self._next = self._next, None
-        if accepted is not None and not self.streams.sealed:
-            self._take_on(*accepted)
-        if not self.streams.changing:
-            self._service.reload_done()
-
-    def _take_on(self, config: Config, number: int) -> None:
         found = difference(self.config, config)
         failed = self.streams.change(found, self.config.drain_s)
         # After `change`: once `applied` has the number, `changing` must be true until the change is complete.
@@ -347,7 +312,7 @@ class Daemon:
         self._set_switch_interval()
         for sink in self.sinks:
             sink.set_streams(config.streams)
-        self._reloads.apply(found, len(config.streams), failed=failed)
+        self._reloads.applied(found, len(config.streams), failed=failed)
 
     def _set_switch_interval(self) -> None:
         many = len(self.config.streams) > MANY_STREAMS
@@ -406,7 +371,7 @@ class Daemon:
                 next_heap = now + heap.TRIM_S
             if self.companion is not None:
                 self.companion()
-            self._look_for_changes()
+            self._reloads.step()
             self.streams.tick()
             self._scene.tick(now)
             self._events.alive(self.seen())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -20,6 +22,7 @@ from streamd.flow.threads import NamedThread
 from streamd.security.redact import redact
 from streamd.settings import FieldPath, Settings
 from streamd.sources import SourceSettings
+from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -123,36 +126,108 @@ def check(found: Difference, name: Callable[[FieldPath], str] = dotted) -> None:
         raise ConfigError("\n".join(f"{name(path)}: {what}" for path in found.fixed))
 
 
+class Reconfigured(Protocol):
+    """What takes a new configuration on: the daemon, or the parent of workers."""
+
+    config: Config
+    """The running one."""
+
+    def admit(self, config: Config, where: Callable[[FieldPath], str]) -> None:
+        """Checks what only it can, and opens what the new configuration needs besides.
+
+        Raises:
+            ConfigError: names what cannot be; nothing is changed.
+        """
+
+    def take_on(self, config: Config, number: int) -> None:
+        """Begins to run `config`, which was admitted; tells `Reloads.applied`. Main thread."""
+
+    @property
+    def changing(self) -> bool:
+        """Whether an earlier change is still under way."""
+
+
 class Reloads:
-    """Reads the configuration file when SIGHUP asks for it, and reports the result of each reload. Main thread only,
-    except `refuse` and `refused`.
+    """Changes of the configuration: reads the file when SIGHUP asks for it, accepts or rejects a new one, and has it
+    taken on, one after the other. Main thread only, except `accept` and `refused`.
 
     Args:
+        target: takes it on.
         metrics: counts them.
+        service: knows of SIGHUP, and is told when a reload is over.
+        wake: makes the main loop look.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(
+        self, target: Reconfigured, metrics: Metrics, service: Service, wake: Callable[[], None] = lambda: None
+    ) -> None:
+        self._target, self._metrics, self._service, self._wake = target, metrics, service, wake
+        self._lock = threading.Lock()
+        self._next: tuple[Config, int] | None = None
+        """Accepted, with its number."""
         self._loading: Loading | None = None
         """The configuration file while a thread reads it."""
         self.refused = ""
         """Why the latest one was rejected."""
 
-    @property
-    def reading(self) -> bool:
-        """Whether a thread reads the file."""
-        return self._loading is not None
+    def step(self) -> None:
+        """One step; to be called by the main loop. A change begins only after the one before is complete."""
+        target = self._target
+        if target.changing:
+            return
+        if (found := self._read()) is not None:
+            self._read_again(found)
+        if self._loading is not None:
+            return
+        with self._lock:
+            accepted, self._next = self._next, None
+        if accepted is not None:
+            target.take_on(*accepted)
+        if not target.changing:
+            self._service.reload_done()
 
-    def read(self, service: Service) -> Loaded | Exception | None:
-        """Begins to read the file if `service` was asked to; the result, or the error, once it is there."""
-        if self._loading is None and (reread := service.reload_asked()) is not None:
+    def _read(self) -> Loaded | Exception | None:
+        """Begins to read the file if that was asked for; the result, or the error, once it is there."""
+        if self._loading is None and (reread := self._service.reload_asked()) is not None:
             self._loading = Loading(reread)
         if self._loading is None or (found := self._loading.result()) is None:
             return None
         self._loading = None
         return found
 
-    def refuse(self, error: Exception) -> None:
+    def _read_again(self, found: Loaded | Exception) -> None:
+        if isinstance(found, Exception):
+            self._refuse(found)
+            return
+        # Whatever is wrong with a file, weeks of running do not end by it.
+        with contextlib.suppress(Exception):
+            self.accept(found.config, where=found.where)
+
+    def accept(self, config: Config, *, where: Callable[[FieldPath], str] = dotted, number: int = 0) -> None:
+        """Accepts a configuration, which the main loop takes on soon after. Any thread.
+
+        Args:
+            config: checked.
+            where: names a field in the error.
+            number: of the configuration.
+
+        Raises:
+            ConfigError: something differs that cannot change while running; nothing is changed.
+        """
+        before = self._target.config
+        try:
+            check(difference(before, config), where)
+            self._target.admit(config, where)
+        except Exception as error:
+            self._refuse(error)
+            raise
+        if config.logging != before.logging:
+            configure(config.logging.level, config.logging.format)
+        with self._lock:
+            self._next = config, number
+        self._wake()
+
+    def _refuse(self, error: Exception) -> None:
         """The configuration is invalid; the old one is kept."""
         problems = str(error).splitlines() or [type(error).__name__]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -161,7 +236,9 @@ class Reloads:
         self._metrics.last_reload_success.set(0)
         log.error("new configuration rejected; keeping the old one", problems=problems)
 
-    def apply(self, found: Difference, streams: int, *, failed: Sequence[str] = (), moved: Iterable[str] = ()) -> None:
+    def applied(
+        self, found: Difference, streams: int, *, failed: Sequence[str] = (), moved: Iterable[str] = ()
+    ) -> None:
         """The configuration is now running.
 
         Args:

@@ -7,6 +7,7 @@ import itertools
 import os
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,6 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from streamd.config import Config
-from streamd.config.loader import Loaded
 from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, SourceError
 from streamd.runtime import heap
 from streamd.runtime.drain import Drain
@@ -25,12 +25,13 @@ from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.recorder.place import config_name
 from streamd.runtime.recorder.request import of_workers
-from streamd.runtime.reload import Reloads, Reread, check, difference
+from streamd.runtime.reload import Reloads, Reread, difference
 from streamd.runtime.service import Service, condition_of, outputs_of, status_line
 from streamd.security.redact import known
+from streamd.settings import FieldPath
 from streamd.telemetry.evidence import MediaMetrics
 from streamd.telemetry.http import HttpServer
-from streamd.telemetry.logs import configure, recent
+from streamd.telemetry.logs import recent
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
 from streamd.types import StreamCounts, StreamPast, StreamStatus
@@ -85,10 +86,10 @@ class WorkerSupervisor:
             collector(registry=own)
         self._notifier = notifier or Notifier()
         self._name = config_name(reread.path) if reread is not None else "streamd"
-        self._reloads = Reloads(self.metrics)
         self._service = Service(
             self._notifier, self._problem, self._status_line, reread=reread, at_once=self._leave_at_once
         )
+        self._reloads = Reloads(self, self.metrics, self._service)
         self.workers = [WorkerProcess(number) for number in range(len(devices_of(config)))]
         for worker in self.workers:
             self.metrics.worker_restarts.labels(worker=str(worker.number))
@@ -214,31 +215,33 @@ class WorkerSupervisor:
             return
         log.info("worker started", worker=worker.number, pid=worker.pid, streams=len(self._mine(worker)))
 
-    def _read_again(self, loaded: Loaded | Exception) -> None:
-        try:
-            if isinstance(loaded, Exception):
-                raise loaded
-            check(difference(self.config, loaded.config), loaded.where)
-            self._channels.open_events(loaded.config)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
-            self._reloads.refuse(error)
-            return
-        new, logging = loaded.config, loaded.config.logging
-        configure(logging.level, logging.format)
-        found = difference(self.config, new)
+    # ------------------------------------------------------------------------------------------------- reload
+
+    @property
+    def changing(self) -> bool:
+        """See `Reconfigured.changing`."""
+        return self._next is not None or any(worker.busy for worker in self.workers)
+
+    def admit(self, config: Config, where: Callable[[FieldPath], str]) -> None:
+        """See `Reconfigured.admit`."""
+        self._channels.open_events(config)
+
+    def take_on(self, config: Config, number: int) -> None:
+        """See `Reconfigured.take_on`. Streams that move from one worker to another do so in a second step."""
+        found = difference(self.config, config)
         begun = {settings.id for settings in (*found.added, *found.changed)}
-        shares = share_out(new.streams, devices_of(new), self._homes)
+        shares = share_out(config.streams, devices_of(config), self._homes)
         moved = {s for s, number in shares.items() if s in self._shares and self._shares[s] != number}
-        failed = [s.id for s in new.streams if self._ledger.failed(s.id) and s.id not in begun]
+        failed = [s.id for s in config.streams if self._ledger.failed(s.id) and s.id not in begun]
         self._ledger.remove(s for s in found.removed if not self._at_work(s))
         for worker in self.workers:
             worker.revive_streams(begun.union(failed, found.removed))
-        self._next = new if moved else None
-        self._take_on(new, {s: number for s, number in shares.items() if s not in moved})
-        self._channels.set_streams(new.streams)
-        self._reloads.apply(found, len(new.streams), failed=failed, moved=moved)
+        self._next = config if moved else None
+        self._order_all(config, {s: number for s, number in shares.items() if s not in moved})
+        self._channels.set_streams(config.streams)
+        self._reloads.applied(found, len(config.streams), failed=failed, moved=moved)
 
-    def _take_on(self, config: Config, shares: dict[str, int]) -> None:
+    def _order_all(self, config: Config, shares: dict[str, int]) -> None:
         streams = tuple(s for s in config.streams if s.id in shares)
         self.config, self._shares = config.model_copy(update={"streams": streams}), shares
         for worker in self.workers:
@@ -248,18 +251,11 @@ class WorkerSupervisor:
                 self._launch(worker)
         self._homes |= shares
 
-    def _look_for_changes(self) -> None:
-        """One step of a reload; a new one starts only after the current one is complete."""
-        if any(worker.busy for worker in self.workers):
-            return
-        if self._next is not None:
+    def _move_streams(self) -> None:
+        """The second half of a reload, once the first one is complete."""
+        if self._next is not None and not any(worker.busy for worker in self.workers):
             config, self._next = self._next, None
-            self._take_on(config, share_out(config.streams, devices_of(config), self._shares))
-            return
-        if not self._reloads.reading:
-            self._service.reload_done()
-        if (found := self._reloads.read(self._service)) is not None:
-            self._read_again(found)
+            self._order_all(config, share_out(config.streams, devices_of(config), self._shares))
 
     # ------------------------------------------------------------------------------------------------------- run
 
@@ -307,7 +303,8 @@ class WorkerSupervisor:
                 return
             self._service.beat(now)
             self._progress.look(now)
-            self._look_for_changes()
+            self._move_streams()
+            self._reloads.step()
 
     def _begun(self) -> None:
         self._started = True

@@ -211,7 +211,7 @@ def hang(self):
         mutex = ctypes.create_string_buffer(64)  # locked twice: nothing ends that, and no Python runs here any more
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
-streamd.runtime.daemon.Daemon._look_for_changes = hang
+streamd.runtime.reload.Reloads.step = hang
 sys.exit(main(["run", sys.argv[1]]))
 """
 
