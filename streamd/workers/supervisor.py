@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +16,6 @@ from streamd.config import Config
 from streamd.errors import NO_ROOM, BackendError, ConfigError, ModelError, SourceError
 from streamd.runtime import heap
 from streamd.runtime.drain import Drain
-from streamd.runtime.eventlog import media_dir
 from streamd.runtime.health import health_of, ready_of
 from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
@@ -27,23 +23,23 @@ from streamd.runtime.recorder.place import config_name
 from streamd.runtime.recorder.request import of_workers
 from streamd.runtime.reload import Reloads, Reread, difference
 from streamd.runtime.service import Service, condition_of, outputs_of, status_line
-from streamd.security.redact import known
 from streamd.settings import FieldPath
 from streamd.telemetry.evidence import MediaMetrics
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.logs import recent
 from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.notify import Notifier
-from streamd.types import StreamCounts, StreamPast, StreamStatus
+from streamd.types import StreamStatus
 from streamd.web.port import open_port, urls_of
 from streamd.web.tap import Tap
+from streamd.workers.assignment import Assignment
 from streamd.workers.channels import Channels
 from streamd.workers.ledger import Ledger
 from streamd.workers.merge import Merged
 from streamd.workers.mps import Mps
 from streamd.workers.process import WorkerProcess, ending, reap
-from streamd.workers.report import Order, origin_of
-from streamd.workers.share import config_of, devices_of, share_out
+from streamd.workers.report import origin_of
+from streamd.workers.share import devices_of
 
 log = structlog.get_logger(__name__)
 
@@ -94,20 +90,18 @@ class WorkerSupervisor:
         for worker in self.workers:
             self.metrics.worker_restarts.labels(worker=str(worker.number))
             self.metrics.worker_up.labels(worker=str(worker.number)).set_function(partial(getattr, worker, "up"))
-        self._shares = share_out(config.streams, devices_of(config))
-        self._homes = dict(self._shares)
-        """The worker that runs each stream, or ran it last."""
-        Merged(
-            self.registry, own, lambda: [w.report for w in self.workers if w.report is not None], lambda: self._homes
-        )
         self._channels = Channels(self._name, self.boot_id)
         self._events = self._channels.events
-        MediaMetrics(own, self._events.media_counts)
         self._ledger = Ledger(self._channels.forwarders)
+        self._assigned = Assignment(config, self._name, self.boot_id, self._channels, self._ledger)
+        Merged(
+            self.registry, own, lambda: [w.report for w in self.workers if w.report is not None],
+            lambda: self._assigned.homes,
+        )  # fmt: skip
+        MediaMetrics(own, self._events.media_counts)
         self._progress = OpeningProgress(lambda: (s.state for s in self._statuses()))
         self._tap: Tap | None = None
         self._started = False
-        self._numbers, self._lives = itertools.count(1), itertools.count(1)
         self._next: Config | None = None
         """The second half of a reload: streams that have left one worker and move to another."""
         self._failed_with: int | None = None
@@ -161,59 +155,30 @@ class WorkerSupervisor:
         """See `Daemon.ready`; in addition, every worker that has streams must be up."""
         statuses = self._statuses()
         over = len(statuses) == len(self.config.streams) and all(self._ledger.over(s.stream) for s in statuses)
-        up = all(worker.settled for worker in self.workers if self._mine(worker))
+        up = all(worker.settled for worker in self.workers if self._assigned.of(worker))
         seen = any(s.id in self._ledger.live_seen for s in self.config.streams) or over
         workers = {str(worker.number): "up" if worker.up else "down" for worker in self.workers if worker.running}
         ok = self._started and up and seen and self._problem() is None
         body = ready_of(ok, statuses, self._channels.forwarders, workers=workers)
         return body["ready"], body
 
-    def _mine(self, worker: WorkerProcess) -> list[str]:
-        """The streams that the worker runs or is to run."""
-        return [s for s, number in self._shares.items() if number == worker.number and s not in worker.over]
-
     def _at_work(self, stream: str) -> bool:
-        worker = self.workers[self._shares[stream]]
+        worker = self.workers[self._assigned.shares[stream]]
         return worker.running and stream in worker.streams
-
-    # ---------------------------------------------------------------------------------------------------- orders
-
-    def _order(self, worker: WorkerProcess, config: Config, life: int) -> Order:
-        number, channels = worker.number, self._channels
-        if worker.running:
-            mine = {s for s, n in self._shares.items() if n == number and self._homes.get(s) != number}
-        else:
-            mine = {s for s, n in {**self._homes, **self._shares}.items() if n == number}
-        past: dict[str, StreamPast] = {s: p for s in mine if (p := self._past(s)) is not None}
-        share = config_of(config, number, self._shares, without=worker.over)
-        media = config.media.model_copy(update={"folder": str(media_dir(config, self._name))})
-        share = share.model_copy(update={"media": media})
-        return Order(
-            next(self._numbers), life, os.getpid(), self.boot_id, share.model_dump(mode="json"), list(known()),
-            channels.relays(), channels.endpoint("reports"), channels.endpoint("pictures"),
-            f"{self._name}-worker{number}", past, channels.endpoint("events"),
-        )  # fmt: skip
-
-    def _past(self, stream: str) -> StreamPast | None:
-        """Where the stream and its rules continue; None if nothing is known of either."""
-        past, rules = self._ledger.past(stream), self._events.rules(stream)
-        if rules is None:
-            return past
-        return replace(past or StreamPast(-1, StreamCounts()), rules=rules)
 
     def _launch(self, worker: WorkerProcess) -> None:
         try:
             self._mps.revive()
-            worker.start(self._order(worker, self.config, next(self._lives)), self._mps.environment)
+            worker.start(self._assigned.first_order(worker, self.config), self._mps.environment)
         except OSError as error:
             if not self._started:
                 raise BackendError(f"worker {worker.number}: cannot be started: {error.strerror}") from error
-            delay = worker.died(self._mine(worker), counted=False)
+            delay = worker.died(self._assigned.of(worker), counted=False)
             log.error(
                 "worker cannot be started now", worker=worker.number, error=error.strerror, retry_in_s=round(delay, 3)
             )
             return
-        log.info("worker started", worker=worker.number, pid=worker.pid, streams=len(self._mine(worker)))
+        log.info("worker started", worker=worker.number, pid=worker.pid, streams=len(self._assigned.of(worker)))
 
     # ------------------------------------------------------------------------------------------------- reload
 
@@ -230,8 +195,7 @@ class WorkerSupervisor:
         """See `Reconfigured.take_on`. Streams that move from one worker to another do so in a second step."""
         found = difference(self.config, config)
         begun = {settings.id for settings in (*found.added, *found.changed)}
-        shares = share_out(config.streams, devices_of(config), self._homes)
-        moved = {s for s, number in shares.items() if s in self._shares and self._shares[s] != number}
+        shares, moved = self._assigned.next(config)
         failed = [s.id for s in config.streams if self._ledger.failed(s.id) and s.id not in begun]
         self._ledger.remove(s for s in found.removed if not self._at_work(s))
         for worker in self.workers:
@@ -243,19 +207,19 @@ class WorkerSupervisor:
 
     def _order_all(self, config: Config, shares: dict[str, int]) -> None:
         streams = tuple(s for s in config.streams if s.id in shares)
-        self.config, self._shares = config.model_copy(update={"streams": streams}), shares
+        self.config, self._assigned.shares = config.model_copy(update={"streams": streams}), shares
         for worker in self.workers:
             if worker.running:
-                worker.order(self._order(worker, self.config, worker.life))
-            elif worker.can_start and self._mine(worker):
+                worker.order(self._assigned.order(worker, self.config, worker.life))
+            elif worker.can_start and self._assigned.of(worker):
                 self._launch(worker)
-        self._homes |= shares
+        self._assigned.arrive()
 
     def _move_streams(self) -> None:
         """The second half of a reload, once the first one is complete."""
         if self._next is not None and not any(worker.busy for worker in self.workers):
             config, self._next = self._next, None
-            self._order_all(config, share_out(config.streams, devices_of(config), self._shares))
+            self._order_all(config, self._assigned.move(config))
 
     # ------------------------------------------------------------------------------------------------------- run
 
@@ -277,7 +241,7 @@ class WorkerSupervisor:
         try:
             self._channels.start()
             for worker in self.workers:
-                if self._mine(worker):
+                if self._assigned.of(worker):
                     self._launch(worker)
             self._wait(for_seconds)
         finally:
@@ -295,7 +259,7 @@ class WorkerSupervisor:
                 next_trim = now + heap.TRIM_S
                 heap.trim()  # what subscribers that have left had asked for, for example
             if not self._started:
-                if all(worker.settled for worker in self.workers if self._mine(worker)):
+                if all(worker.settled for worker in self.workers if self._assigned.of(worker)):
                     self._begun()
                     deadline = now + for_seconds if for_seconds is not None else None
                 continue
@@ -317,16 +281,17 @@ class WorkerSupervisor:
 
     def _status_line(self) -> str:
         published = self._ledger.published(s.id for s in self.config.streams)
-        up, all_ = sum(worker.up for worker in self.workers), sum(bool(self._mine(w)) for w in self.workers)
+        up, all_ = sum(worker.up for worker in self.workers), sum(bool(self._assigned.of(w)) for w in self.workers)
         states = map(condition_of, self._statuses())
         return status_line(states, published, self._reloads.refused, f"{up} of {all_} workers up")
 
     def _receive(self, timeout_ms: int = _TICK_MS) -> None:
+        homes = self._assigned.homes
         for report in self._channels.receive(timeout_ms):
             if self.workers[report.worker].take(report):
                 recent.pass_on(report.life, report.log)
                 self._events.alive(report.seen)
-                self._ledger.take(report, lambda s, number=report.worker: self._homes.get(s) == number)  # type: ignore[misc]
+                self._ledger.take(report, lambda s, number=report.worker: homes.get(s) == number)  # type: ignore[misc]
 
     def _look_after(self, now: float) -> None:
         for worker in self.workers:
@@ -344,18 +309,17 @@ class WorkerSupervisor:
                 self._launch(worker)
 
     def _ended(self, worker: WorkerProcess, code: int) -> None:
-        life, mine = worker.life, self._mine(worker)
+        life, mine = worker.life, self._assigned.of(worker)
         if code in (0, SourceError.exit_code):
             # Its streams had ended. A reload may have given it new ones at the last moment.
             begun = [s for s in mine if (s in worker.streams if worker.applied else self._ledger.over(s))]
             self._ledger.finish(life, begun)
             worker.end_streams(begun)
             worker.finished(code)
-            if self._mine(worker):
+            if self._assigned.of(worker):
                 self._launch(worker)
             return
-        homes = [s for s, number in self._homes.items() if number == worker.number]
-        self._channels.lost(origin_of(self.boot_id, life), homes)
+        self._channels.lost(origin_of(self.boot_id, life), self._assigned.last_of(worker))
         worker.end_streams(s for s in mine if self._ledger.over(s))
         lost = [s for s in mine if s not in worker.over]
         how = f"worker {worker.number} {ending(code)}"
@@ -379,7 +343,7 @@ class WorkerSupervisor:
 
     def _over(self) -> bool:
         """Every stream has ended."""
-        return not any(self._mine(worker) for worker in self.workers) and self._next is None
+        return not any(self._assigned.of(worker) for worker in self.workers) and self._next is None
 
     # ------------------------------------------------------------------------------------------------------- end
 
