@@ -44,7 +44,7 @@ from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
 from streamd.runtime.analytics import Analytics
-from streamd.runtime.daemon import SWITCH_INTERVAL_S
+from streamd.runtime.switching import SWITCH_INTERVAL_S
 from streamd.sinks.envelope import MessageBuilder, Outgoing
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics

@@ -32,7 +32,7 @@ import structlog
 
 from streamd.flow.ring import Ring
 from streamd.flow.runner import StreamRunner
-from streamd.runtime.daemon import SWITCH_INTERVAL_S
+from streamd.runtime.switching import SWITCH_INTERVAL_S
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_open import open_container
 from streamd.sources.av_source import AvSource

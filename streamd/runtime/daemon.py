@@ -16,24 +16,26 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from streamd.config import Config
 from streamd.config.problems import dotted
-from streamd.errors import BackendError, SinkError, SourceError, StreamdError
+from streamd.errors import SinkError
 from streamd.flow.status import StatusBoard
-from streamd.runtime import heap
+from streamd.runtime import heap, switching
 from streamd.runtime.analytics import Analytics
+from streamd.runtime.condition import Condition
 from streamd.runtime.drain import Drain
 from streamd.runtime.eventlog import EventLog
 from streamd.runtime.evidence import EventGate
-from streamd.runtime.health import close_outputs, health_of, ready_of
+from streamd.runtime.health import close_outputs
 from streamd.runtime.instance import ModelInstance
 from streamd.runtime.otlp import OtlpExporter
 from streamd.runtime.progress import OpeningProgress
 from streamd.runtime.publisher import Publisher
+from streamd.runtime.recorder.breaches import Watched
 from streamd.runtime.recorder.place import config_name
-from streamd.runtime.recorder.recorder import Recorder, Watched, open_recorder
+from streamd.runtime.recorder.recorder import Recorder, open_recorder
 from streamd.runtime.recorder.request import NOT_RECORDING
 from streamd.runtime.reload import Reloads, Reread, difference
 from streamd.runtime.scene import open_scene
-from streamd.runtime.service import Service, condition_of, outputs_of, status_line
+from streamd.runtime.service import Service, outputs_of
 from streamd.runtime.streams import Streams
 from streamd.settings import FieldPath
 from streamd.sinks import Sink
@@ -48,14 +50,6 @@ from streamd.web.tap import Tap
 
 log = structlog.get_logger(__name__)
 
-SWITCH_INTERVAL_S = 0.0005
-"""Of 16 files in one process on a GPU it served 3,390 and 3,440 frames a second, at 2 ms 2,740 and 2,970, at Python's
-own 5 ms 2,980. While a camera is opened, FFmpeg's interrupt callback takes the GIL many times per read (see
-`sources.read_limit`)."""
-MANY_STREAMS = 64
-MANY_SWITCH_INTERVAL_S = 0.002
-"""Every thread that waits for the GIL wakes up once per interval: 200 paced streams on two cores were served 3,330
-frames a second at 0.5 ms and 4,390 at 2 ms."""
 _TICK_S = 0.25
 _BUNDLE_S = 5.0
 """Longest time that writing a bundle may delay the exit, e.g. if the disk hangs."""
@@ -112,18 +106,20 @@ class Daemon:
         self.instances: list[ModelInstance] = []
         self.http: HttpServer | None = None
         self.recorder: Recorder | None = None
-        self._tap = tap
-        self._notifier = notifier or Notifier()
+        self._tap, self._notifier = tap, notifier or Notifier()
         self.companion: Callable[[], None] | None = None
         """Called by the main loop a few times a second, and after `wake`; must be quick."""
         self._otlp: OtlpExporter | None = None
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         """Wakes the main loop when there is something to do. Not an Event: a signal handler that sets one while the
         main loop is about to wait for it would wait for a lock that its own thread holds."""
-        self._service = Service(self._notifier, self._problem, self._status_line, reread=reread, wake=self._look)
+        self._service = Service(
+            self._notifier, lambda: self.problem, lambda: self._condition.line(self._reloads.refused), reread=reread,
+            wake=self.wake,
+        )  # fmt: skip
         self.applied = 0
         """Number of the running configuration, as passed to `reload`; 0 for the first."""
-        self._reloads = Reloads(self, self.metrics, self._service, self._look)
+        self._reloads = Reloads(self, self.metrics, self._service, self.wake)
         name = config_name(self._record_as) if self._record_as is not None else "streamd"
         self._events = EventLog(name, self.boot_id, lambda: self.sinks)
         gate, life = events or (self._events, 0)
@@ -137,13 +133,16 @@ class Daemon:
             model=lambda: self.instances[0].model if self.instances else None,
         )  # fmt: skip
         self.streams = Streams(
-            self.instances, self.metrics, self.board, self._look, self._publisher.frame, tap=lambda: self._tap,
+            self.instances, self.metrics, self.board, self.wake, self._publisher.frame, tap=lambda: self._tap,
             scene=self._scene, publish_glance=self._publisher.glance,
         )  # fmt: skip
         self.streams.remember(past or {})
         # The parent reports the streams of its workers.
         self._progress = OpeningProgress(lambda: (s.state for s in self.board.all() if relays is None))
-        self._started = False
+        self._condition = Condition(
+            self.boot_id, lambda: self.config.stall_s, self.instances, self.streams, self.board, self.sinks,
+            self._events, self._scene, self.metrics,
+        )  # fmt: skip
         self._left_running = False
         try:
             self._open()
@@ -185,7 +184,7 @@ class Daemon:
             self.streams.add(stream)
 
     def _open_recorder(self) -> None:
-        watched = Watched(self.board, self.metrics, self._problem, self._error, self._settings)
+        watched = Watched(self.board, self.metrics, self._condition.problem, self._condition.error, self._settings)
         self.recorder = open_recorder(
             self.config.recorder, path=self._record_as, boot_id=self.boot_id, watched=watched,
             watchdog_s=self._notifier.watchdog_s,
@@ -211,64 +210,38 @@ class Daemon:
         return self.recorder.request("asked for on the page")
 
     def _record_crash(self, error: BaseException) -> None:
-        """Writes a bundle for an error that the operator cannot fix."""
-        expected = isinstance(error, StreamdError) and not isinstance(error, BackendError)
-        if self.recorder is not None and isinstance(error, Exception) and not expected:
-            self.recorder.trigger("exception", f"{type(error).__name__}: {error}", error)
+        if self.recorder is not None:
+            self.recorder.crash(error)
 
     @property
     def started(self) -> bool:
         """True once every part runs."""
-        return self._started
+        return self._condition.started
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """Whether every stage that has work makes progress, and the health answer's body."""
-        problem = self._problem()
-        media = self._scene.problem or self._events.media_problem
-        return problem is None, health_of(
-            problem, self.boot_id, self.sinks, self._events.problem, self.board.all(), media
-        )
+        """See `Condition.health`."""
+        return self._condition.health()
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """See `Condition.ready`."""
+        return self._condition.ready()
 
     def seen(self) -> dict[str, int]:
         """See `Analytics.seen`."""
         return self._scene.seen()
 
-    def ready(self) -> tuple[bool, dict[str, Any]]:
-        """Whether a stream was live since the start (or all are over), and how each one is."""
-        statuses = self.board.all()
-        over = bool(statuses or self.streams.endless) and all(s.state in ("ENDED", "FAILED") for s in statuses)
-        seen = bool(self.streams.live_seen) or over
-        body = ready_of(self._started and seen and self._problem() is None, statuses, self.sinks)
-        return body["ready"], body
-
-    def _problem(self) -> str | None:
-        """Why the daemon is unhealthy; empty if it is not. A dead stage is a fault of the daemon, a dead camera is
-        not."""
-        if not self._started:
-            return None
-        for instance in self.instances:
-            if instance.pipeline.error is not None:
-                return f"stage failed: {instance.pipeline.error}"
-            stuck = instance.pipeline.stuck(self.config.stall_s)
-            if stuck is not None:
-                return f"stage {stuck} has made no progress for {self.config.stall_s:g} s"
-        return None
-
     def stop(self) -> None:
         """Asks for a drain; `run` returns when it is done. Any thread, and signal handlers."""
         self._service.stop()
 
-    def _look(self) -> None:
-        self._wake.put(None)
-
     def wake(self) -> None:
         """Makes the main loop look at once. Any thread."""
-        self._look()
+        self._wake.put(None)
 
     @property
     def problem(self) -> str | None:
         """Why the daemon is unhealthy; None if it is not."""
-        return self._problem()
+        return self._condition.problem()
 
     @property
     def events(self) -> EventLog:
@@ -309,14 +282,10 @@ class Daemon:
         # After `change`: once `applied` has the number, `changing` must be true until the change is complete.
         self.config, self.applied = config, number
         self._scene.change(config)
-        self._set_switch_interval()
+        switching.choose(len(config.streams))
         for sink in self.sinks:
             sink.set_streams(config.streams)
         self._reloads.applied(found, len(config.streams), failed=failed)
-
-    def _set_switch_interval(self) -> None:
-        many = len(self.config.streams) > MANY_STREAMS
-        sys.setswitchinterval(MANY_SWITCH_INTERVAL_S if many else SWITCH_INTERVAL_S)
 
     def run(self, for_seconds: float | None = None, *, handle_signals: bool = True) -> int:
         """Runs until stopped, until every stream has ended, or for the given number of seconds; then drains.
@@ -328,8 +297,7 @@ class Daemon:
             self._service.listen()
             if self.recorder is not None:
                 self.recorder.listen()
-        interval = sys.getswitchinterval()
-        self._set_switch_interval()
+        interval = switching.choose(len(self.config.streams))
         try:
             self._start()
             self._wait(for_seconds)
@@ -348,7 +316,7 @@ class Daemon:
             instance.pipeline.start()
         self._scene.start()
         self.streams.start()
-        self._started = True
+        self._condition.started = True
         first = self.instances[0]
         log.info(
             "running", streams=len(self.streams), sinks=len(self.sinks), model=first.model.name, boot_id=self.boot_id,
@@ -361,7 +329,7 @@ class Daemon:
     def _wait(self, for_seconds: float | None) -> None:
         deadline = None if for_seconds is None else time.monotonic() + for_seconds
         next_heap = time.monotonic()
-        while not self._over():
+        while not self._condition.over:
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 return
@@ -386,15 +354,6 @@ class Daemon:
             if self._service.stopping:
                 return
 
-    def _over(self) -> bool:
-        """Every instance has ended, or one has failed: a failed device ends the process, whatever the others do."""
-        done = [instance.pipeline for instance in self.instances if instance.pipeline.done.is_set()]
-        return len(done) == len(self.instances) or any(pipeline.error is not None for pipeline in done)
-
-    def _status_line(self) -> str:
-        published = sum(s.published for s in self.metrics.streams())
-        return status_line(map(condition_of, self.board.all()), published, self._reloads.refused)
-
     def _finish(self) -> int:
         """Stops the sources, finishes work in flight and flushes the sinks: all within `drain_s`."""
         self._service.ending()
@@ -415,18 +374,7 @@ class Daemon:
             log.info(
                 "stream summary", stream=s.stream, received=s.received, published=s.published, dropped=s.dropped or None
             )
-        return self._exit_code()
-
-    def _error(self) -> BaseException | None:
-        return next(
-            (instance.pipeline.error for instance in self.instances if instance.pipeline.error is not None), None
-        )
-
-    def _exit_code(self) -> int:
-        error = self._error()
-        if error is not None:
-            return error.exit_code if isinstance(error, StreamdError) else BackendError.exit_code
-        return SourceError.exit_code if self.streams.all_failed else 0
+        return self._condition.exit_code()
 
     @property
     def left_running(self) -> bool:

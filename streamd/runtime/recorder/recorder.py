@@ -12,58 +12,30 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import structlog
 
 from streamd import __version__
 from streamd.config import RecorderSettings
-from streamd.flow.status import StatusBoard
+from streamd.errors import BackendError, StreamdError
 from streamd.runtime.recorder import bundle, facts
+from streamd.runtime.recorder.breaches import Breaches, Reason, Watched
 from streamd.runtime.recorder.memory import LOG, PROCESS, STATUS, Memory, left_behind, read_left_behind
 from streamd.runtime.recorder.place import config_name, default_folder, pid_file
 from streamd.runtime.recorder.request import PATIENCE_S, written
 from streamd.telemetry import logs
-from streamd.telemetry.metrics import Metrics
 from streamd.telemetry.streams import STATES
 from streamd.types import Detections, StreamStatus
 
 log = structlog.get_logger(__name__)
 
-Reason = Literal["objective", "stuck", "watchdog", "stage_failed", "exception", "killed", "request"]
-"""Why a bundle was written: a stream misses its latency objective; a stage makes no progress; the main loop makes none,
-so that the watchdog is about to fire; a stage failed; an uncaught exception; the previous process ended without closing
-(a fatal signal, SIGKILL, out of memory); on request."""
-REASONS: tuple[Reason, ...] = get_args(Reason)
-
 GAP_S = 300.0
 """Minimum time between two bundles of the same reason, also across restarts. Requested bundles are not limited."""
-BURN_WINDOW_S = 10
-BURN = 10
-"""A stream breaches its objective if, over the window, its frames miss it this many times as often as allowed (or if
-half of them do, whichever is less)."""
-MIN_FRAMES = 10
-LOOP_S = 5.0
-"""The main loop ticks four times a second."""
 PERIOD_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """What the recorder needs from the daemon; every call is fast and allowed from any thread."""
-
-    board: StatusBoard
-    metrics: Metrics
-    problem: Callable[[], str | None]
-    """What prevents the watchdog from being fed."""
-    error: Callable[[], BaseException | None]
-    """The error that ended a stage."""
-    settings: Callable[[], Any]
-    """The configuration as JSON values; may contain secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +89,9 @@ class Recorder:
         self.memory = Memory(header, seconds, runtime)
         self.frame: Callable[[Detections], None] = self.memory.frame
         """Call this for every published frame. Any thread."""
-        self._loop_s = max(LOOP_S, watchdog_s / 2) if watchdog_s else LOOP_S
-        self._beat: float | None = None
+        self._breaches = Breaches(watched, watchdog_s)
         self._triggers: queue.SimpleQueue[_Trigger] = queue.SimpleQueue()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._history: dict[str, deque[tuple[int, int]]] = {}
-        self._standing: set[tuple[Reason, str]] = set()
         self._failed = False
         self._closing = False
         self._listening = False
@@ -160,15 +129,21 @@ class Recorder:
 
     def beat(self) -> None:
         """Reports that the main loop is alive. Call it at every tick from the start of the loop."""
-        self._beat = time.monotonic()
+        self._breaches.beat = time.monotonic()
 
     def rest(self) -> None:
         """Reports that the main loop ended normally."""
-        self._beat = None
+        self._breaches.beat = None
 
     def trigger(self, reason: Reason, detail: str, error: BaseException | None = None) -> None:
         """Requests a bundle; returns at once. Any thread."""
         self._put(_Trigger(reason, detail, _traceback(error)))
+
+    def crash(self, error: BaseException) -> None:
+        """Requests a bundle for an error that the operator cannot fix."""
+        expected = isinstance(error, StreamdError) and not isinstance(error, BackendError)
+        if isinstance(error, Exception) and not expected:
+            self.trigger("exception", f"{type(error).__name__}: {error}", error)
 
     def request(self, detail: str, timeout_s: float = PATIENCE_S) -> list[Path]:
         """Writes a bundle, and waits for it. Any thread but the recorder's own.
@@ -247,10 +222,14 @@ class Recorder:
         if now >= due:
             due = max(due + PERIOD_S, now + PERIOD_S / 2)
             self._sample()
-            self._count_objectives()
+            self._breaches.count()
             self._look(now)
         self._write_all()
         return due
+
+    def _look(self, now: float) -> None:
+        for breach in self._breaches.begun(now):
+            self._triggers.put(_Trigger(breach.reason, breach.detail, _traceback(breach.error)))
 
     def _sample(self) -> None:
         memory, metrics = self.memory, self._watched.metrics
@@ -269,50 +248,6 @@ class Recorder:
             memory.stream(s.stream, at_ns, totals, STATES.index(s.state), waiting, counts.reconnects)
         in_flight = sum(x.value for family in metrics.slots_in_flight.collect() for x in family.samples)
         memory.note(PROCESS, {**facts.process(), "queues": queues, "in_flight": in_flight})
-
-    def _count_objectives(self) -> None:
-        known: dict[str, deque[tuple[int, int]]] = {}
-        for s in self._watched.metrics.streams():
-            if s.objective_s is not None and not s.removed:
-                known[s.stream] = self._history.get(s.stream) or deque(maxlen=BURN_WINDOW_S + 1)
-                known[s.stream].append(s.objective())
-        self._history = known
-
-    def _look(self, now: float) -> None:
-        """Reports each breach once, when it begins."""
-        found: dict[tuple[Reason, str], str] = {}
-        problem = self._watched.problem()
-        error = self._watched.error()
-        if problem is not None:
-            found["stage_failed" if error is not None else "stuck", ""] = problem
-        if self._beat is not None and now - self._beat > self._loop_s:
-            found["watchdog", ""] = f"the main loop has made no progress for {now - self._beat:.1f} s"
-        found.update({("objective", name): text for name, text in self._burning()})
-        begun: dict[Reason, list[str]] = {}
-        for key, text in found.items():
-            if key not in self._standing:
-                begun.setdefault(key[0], []).append(text)
-        self._standing = set(found)
-        for reason, texts in begun.items():
-            self._triggers.put(
-                _Trigger(reason, "; ".join(texts), _traceback(error) if reason == "stage_failed" else "")
-            )
-
-    def _burning(self) -> list[tuple[str, str]]:
-        found = []
-        for s in self._watched.metrics.streams():
-            history = self._history.get(s.stream)
-            if s.objective_s is None or history is None or len(history) <= BURN_WINDOW_S:
-                continue
-            held, missed = (history[-1][i] - history[0][i] for i in range(2))
-            allowed = min(0.5, BURN * (1 - s.objective_share))
-            # A breach lasts until the objective is met again, so that fluctuations do not report it repeatedly.
-            if ("objective", s.stream) in self._standing:
-                allowed = 1 - s.objective_share
-            if held >= MIN_FRAMES and missed > allowed * held:
-                limit = f"later than {s.objective_s * 1e3:g} ms or dropped in {BURN_WINDOW_S} s"
-                found.append((s.stream, f"stream {s.stream}: {missed} of {held} frames {limit}"))
-        return found
 
     def _report_left_behind(self) -> None:
         for path in self._left:

@@ -15,10 +15,11 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from streamd.flow.status import StatusBoard
-from streamd.runtime.recorder import bundle, recorder
+from streamd.runtime.recorder import breaches, bundle, recorder
+from streamd.runtime.recorder.breaches import Watched
 from streamd.runtime.recorder.memory import LOG, NOTES, Memory
 from streamd.runtime.recorder.place import config_name
-from streamd.runtime.recorder.recorder import Recorder, Watched
+from streamd.runtime.recorder.recorder import Recorder
 from streamd.security.redact import remember
 from streamd.telemetry.logs import configure
 from streamd.telemetry.metrics import Metrics
@@ -146,7 +147,7 @@ def test_an_objective_that_burns(tmp_path: Path) -> None:
 
 
 def test_a_main_loop_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "LOOP_S", 0.3)
+    monkeypatch.setattr(breaches, "LOOP_S", 0.3)
     patient = Patient()
     with running(tmp_path, patient) as made:
         time.sleep(0.5)
