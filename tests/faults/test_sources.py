@@ -59,7 +59,7 @@ def test_the_pictures_are_those_of_the_clip(name: str, transport: str) -> None:
         frames = source.frames()
         seen = [bytes(next(frames).picture.native.planes[0]) for _ in range(30)]
         source.close()
-        frames.close()  # type: ignore[attr-defined]
+        frames.close()
     assert seen == luma(path, 30)
 
 

@@ -159,7 +159,7 @@ def test_hls_as_fast_as_it_comes_is_not_behind(camera: Camera, tmp_path: Path) -
         asked_ns = time.monotonic_ns()
         assert next(frames).captured_ns >= asked_ns
     assert source.behind_s is None
-    frames.close()  # type: ignore[attr-defined]
+    frames.close()
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts"])  # a transport stream has no duration over HTTP, only a length

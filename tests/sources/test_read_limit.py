@@ -55,7 +55,7 @@ def test_no_limit_while_packets_come(camera: FakeCamera) -> None:
         began, limit_s = numbers(source)
         assert limit_s == -1
         assert 0 <= time.monotonic() - began < LIMIT_S
-    frames.close()  # type: ignore[attr-defined]
+    frames.close()
 
 
 @pytest.mark.parametrize(("fault", "reason"), [("silence:3", "timeout_read"), ("rtcp_only:3", "rtcp_only")])
@@ -101,7 +101,7 @@ def test_a_pause_of_more_than_half_the_limit_is_survived_and_ends_it_again(camer
     assert times > 50
     assert was_set
     assert after == -1
-    frames.close()  # type: ignore[attr-defined]
+    frames.close()
 
 
 def test_files_short_limits_and_processes_of_one_stream_are_left_alone(camera: FakeCamera, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_files_short_limits_and_processes_of_one_stream_are_left_alone(camera: F
         assert source._connection.limit is None
         frames = source.frames()
         next(frames)
-        frames.close()  # type: ignore[attr-defined]
+        frames.close()
 
 
 def test_it_is_found_only_where_it_certainly_is(camera: FakeCamera) -> None:
@@ -143,7 +143,7 @@ def test_nothing_is_kept_of_a_closed_source(camera: FakeCamera) -> None:
     assert source._connection.limit is not None
     kept = weakref.ref(source._connection.limit)
     assert source._connection.limit in read_limit._watch._limits
-    frames.close()  # type: ignore[attr-defined]
+    frames.close()
     gc.collect()
     assert kept() is None
 
