@@ -62,7 +62,7 @@ class AnalysisStep:
             looked = [result for result in batch if result.looked]
             parts = [result.boxes for result in looked]
             found = FoundBatch.of([p.xyxy for p in parts], [p.score for p in parts], [p.class_id for p in parts])
-        kept, native = None, self._tracker.native
+        kept, native = None, self._tracker.whole
         if native is not None and len(looked) == len(batch):
             kept = self._together(native, batch, found)
         if kept is None:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from streamd.analysis.rules.settings import ZoneSettings
+from streamd.analysis.tracking import Tracked
 from streamd.analysis.tracking import native as module
 from streamd.analysis.tracking.bytetrack import ByteTrack, ByteTrackSettings
 from streamd.analysis.tracking.native import Library, library
+from streamd.analysis.tracking.observation import TrackedBatch
 from streamd.flow.glimpse import NO_PICTURE
 from streamd.flow.stream import Result, StreamOutput
 from streamd.heads import DetectSettings
@@ -182,6 +184,36 @@ def test_a_class_without_a_label_is_an_error_of_the_model(compiled: Library) -> 
     frame, (xyxy, score, class_id) = batch(0, 2)[0]
     with pytest.raises(IndexError, match="without a label"):
         side([(frame, (xyxy, score, class_id + 3))], joined=True)
+
+
+def test_a_stream_on_which_the_tracker_fails_loses_its_tracks_only(
+    compiled: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = Side(compiled, ByteTrackSettings(max_tracks=10))
+
+    def broken(*_: Any) -> Any:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(side.step._tracker, "_born", broken)
+    (few, small), (many, _), _ = batch(0, 2)
+    results = side([(few, small), (many, crowd(20))], joined=True)
+    assert [len(result.boxes.score) for result in results] == [2, 20]
+    assert results[0].boxes.tracks is not None
+    assert results[1].boxes.tracks is not None
+    assert (results[0].boxes.tracks.number > 0).all()
+    assert not results[1].boxes.tracks.number.any()
+
+
+def test_a_kind_with_a_step_of_its_own_is_asked(compiled: Library) -> None:
+    class Own(ByteTrack):
+        def step(self, observations: Any) -> TrackedBatch:
+            return TrackedBatch.of([Tracked.nothing(each.class_id) for each in observations])
+
+    side = Side(compiled, ByteTrackSettings())
+    side.step._tracker = Own(ByteTrackSettings(), compiled)
+    result = side(batch(0, 2)[:1], joined=True)[0]
+    assert result.boxes.tracks is not None
+    assert result.boxes.tracks.number.tolist() == [0, 0]
 
 
 MOST_CALLS = 4

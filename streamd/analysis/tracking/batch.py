@@ -86,11 +86,12 @@ class Dynamics(Protocol):
 class Tracker(ABC):
     """Assigns boxes the ids of the objects that they show. For one thread. The state is kept by the streams."""
 
+    native: NativeStep | None = None
+    """What takes the place of the steps in NumPy, where it was compiled."""
+
     def __init__(self, life: Life, motion: Dynamics) -> None:
         self._life = life
         self._motion = motion
-        self.native: NativeStep | None = None
-        """What takes the place of the steps in NumPy, where it was compiled."""
         self._birth = np.array([life.birth])
         # A sum of intervals is exact to a microsecond at best: the tolerance of comparisons.
         self._limits = np.array([[life.lost_s + 1e-6], [life.wall_s + 1e-6]])
@@ -110,6 +111,11 @@ class Tracker(ABC):
         `passed` how many seconds passed since each stream's last frame.
         May move `tracks` (ROWS, T).
         """
+
+    @property
+    def whole(self) -> NativeStep | None:
+        """What may be called instead of `step`, with more to do at once; None where a kind has a step of its own."""
+        return self.native if type(self).step is Tracker.step else None
 
     def step(self, observations: Sequence[Observation]) -> TrackedBatch:
         """Processes one frame for each observation.
