@@ -24,9 +24,9 @@ class StageTimes(NamedTuple):
     postprocessed: int
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, eq=False)  # not frozen: that takes several times as long to make, once a frame
 class Candidates:
-    """Boxes of one frame above the confidence threshold, in network-input pixels."""
+    """Boxes of one frame above the confidence threshold, in network-input pixels. Never modified."""
 
     xyxy: Float32Array
     """(M, 4)"""
@@ -163,7 +163,7 @@ class Attribute:
     """The next best labels and their scores, descending."""
 
 
-@dataclass(slots=True, eq=False)  # not frozen: that takes three times as long to make
+@dataclass(slots=True, eq=False)  # not frozen: that takes several times as long to make, once a frame
 class Detections:
     """The detections of one frame. Never modified."""
 
@@ -211,9 +211,9 @@ class Detections:
         return self.boxes.tracks
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, eq=False)  # not frozen: that takes several times as long to make, once a frame
 class Glanced:
-    """A frame that the network did not look at, as it is published."""
+    """A frame that the network did not look at, as it is published. Never modified."""
 
     stream: str
     epoch: int

@@ -48,9 +48,9 @@ class ForeignPicture:
         raise NotImplementedError
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, eq=False)  # not frozen: that takes several times as long to make, once a frame
 class Picture:
-    """A decoded picture in the decoder's own pixel format, on the host or in device memory.
+    """A decoded picture in the decoder's own pixel format, on the host or in device memory. Never modified.
 
     `native` owns the memory: the picture's planes are valid exactly as long as it is referenced.
     In both cases, `native.planes[i].buffer_ptr` is the plane's address (a device address where `device`
