@@ -6,7 +6,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from streamd.analysis.glance.motion import LEARN_S
 from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.types import Frame
@@ -154,6 +156,43 @@ def parts_of(clip: Path) -> list[str] | None:
     """What each frame of a day shows; None of a clip that is not one."""
     beside = clip.with_suffix(".json")
     return json.loads(beside.read_text()) if beside.is_file() else None
+
+
+def by_part(looked: Sequence[bool], why: Sequence[str], parts: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Of each kind of part: its frames, the share of them that was looked at, and reasons.
+
+    Args:
+        looked: of each frame, whether it was looked at.
+        why: of each frame, the reason.
+        parts: what each frame shows.
+    """
+    out: dict[str, dict[str, float]] = {}
+    for part in dict.fromkeys(parts):
+        where = [i for i, each in enumerate(parts[: len(looked)]) if each == part]
+        reasons = Counter(why[i] for i in where if looked[i])
+        share = sum(reasons.values()) / max(len(where), 1)
+        out[part] = {"frames": len(where), "looked": round(share, 4), **dict(reasons.most_common())}
+    return out
+
+
+def settled(looked: Sequence[bool], parts: Sequence[str], rate: float) -> tuple[float, float, float] | None:
+    """Shares of frames that were looked at once the gate has learned: of the pauses, of the rest, and of a long day
+    with as many pauses. What a short day has left after that is no measure: it has learned in a pause, so that too few
+    pauses are left. None if one of them is missing.
+
+    Args:
+        looked: of each frame, whether it was looked at.
+        parts: what each frame shows.
+        rate: frames a second.
+    """
+    active = np.array([part == ACTIVE for part in parts[: len(looked)]], np.bool_)
+    start, whether = round(LEARN_S * rate), np.array(looked, np.bool_)
+    pauses, rest = (whether[start:][active[start:] == kind] for kind in (False, True))
+    if not len(pauses) or not len(rest):
+        return None
+    still = 1 - float(active.mean())
+    shares = float(pauses.mean()), float(rest.mean())
+    return *shares, still * shares[0] + (1 - still) * shares[1]
 
 
 def frames_of(clip: Path) -> Iterator[Frame]:

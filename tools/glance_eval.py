@@ -17,8 +17,10 @@ network's input, or one frame in fifty left out), and how many of them are there
 same for all events of the undisturbed run, and for boxes of its tracks (one that overlaps by half is there). Of a day,
 both count where the clip plays: in a still picture, only boxes that tremble cross a line. `without pauses`: of a day,
 the events that looking always finds if its pauses are cut out, and how many of them looking always and the gate find in
-the day: in a pause, tracks that tremble end, begin and swap either way. `boxes`: share of all boxes that the last look
-shows in place. `hota`: how far the tracks agree with looking always, and those of a disturbed run (`--hota`)."""
+the day: in a pause, tracks that tremble end, begin and swap either way. `without learning`: of a day, shares looked at
+after the first ten seconds: of its pauses, of the rest, and of a long day with as many pauses. `boxes`: share of all
+boxes that the last look shows in place. `hota`: how far the tracks agree with looking always, and those of a disturbed
+run (`--hota`)."""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 from compare_detections import overlaps
-from glance_day import ACTIVE, Pauses, frames_of, make_day, parts_of
+from glance_day import ACTIVE, Pauses, by_part, frames_of, make_day, parts_of, settled
 from glance_network import Boxes, Network
 from glance_truth import SAME_IOU, Found, Happened, Run, Truth, hota, partners
 from prometheus_client import CollectorRegistry
@@ -178,6 +180,9 @@ class Outcome:
     boxes: float
     parts: dict[str, dict[str, float]]
     """Of a day, for each kind of part: its frames, share of them looked at, and reasons."""
+    settled: tuple[float, float, float] | None
+    """Of a day, shares looked at after the first seconds, in which the gate learns: of the pauses, of the rest, and of
+    a long day with as many pauses."""
     without_pauses: tuple[int, int, int] | None = None
     """Of a day: events if its pauses are cut out; those of them that looking always and the gate find, at most a frame
     later."""
@@ -215,7 +220,9 @@ def compare(clip: str, truth: Truth, gated: Run, parts: Sequence[str] | None = N
         runs=1 + len(truth.again), events=len(wanted), events_found=len(late), events_soon=sum(n <= 1 for n in late),
         events_more=sum(counts(event[2]) for event in left), tracks=len(lasting), tracks_found=len(first),
         tracks_soon=sum(n <= 1 for n in first), stable_events=events, chance_events=chance[0], stable_tracks=tracks,
-        chance_tracks=chance[1], missing=missing, boxes=shown / max(every, 1), parts=_by_part(gated, parts or ()),
+        chance_tracks=chance[1], missing=missing, boxes=shown / max(every, 1),
+        parts=by_part(gated.looked, gated.why, parts or ()),
+        settled=settled(gated.looked, parts, rate) if parts else None,
     )  # fmt: skip
 
 
@@ -229,16 +236,6 @@ def without_pauses(cut: Run, always: Run, gated: Run, rate: float, parts: Sequen
         partner = partners(cut.events, events, rate)
         found.append(sum(events[j][2] - cut.events[i][2] <= 1 for i, j in partner.items()))
     return len(cut.events), found[0], found[1]
-
-
-def _by_part(run: Run, parts: Sequence[str]) -> dict[str, dict[str, float]]:
-    out: dict[str, dict[str, float]] = {}
-    for part in dict.fromkeys(parts):
-        where = [i for i, each in enumerate(parts[: len(run.looked)]) if each == part]
-        reasons = Counter(run.why[i] for i in where if run.looked[i])
-        looked = sum(reasons.values()) / max(len(where), 1)
-        out[part] = {"frames": len(where), "looked": round(looked, 4), **dict(reasons.most_common())}
-    return out
 
 
 def _covered(box: npt.NDArray[np.float32], others: Sequence[npt.NDArray[np.float32]] | npt.NDArray[np.float32]) -> bool:
@@ -372,6 +369,12 @@ def _print(o: Outcome) -> None:
         print("    HOTA {:.2f}; chance {:.2f}".format(*o.hota))
     if o.without_pauses is not None:
         print("    without pauses {} events; found looking always {}, here {}".format(*o.without_pauses))
+    if o.settled is not None:
+        print(
+            "    without learning: {:.1f} % of the pauses, {:.1f} % of the rest; {:.1f} % of a long day".format(
+                *(100 * share for share in o.settled)
+            )
+        )
     for part, said in o.parts.items():
         why = ", ".join(f"{key} {value}" for key, value in said.items() if key not in ("frames", "looked"))
         print(f"    {part}: {100 * said['looked']:.1f} % of {said['frames']} frames looked at: {why}")

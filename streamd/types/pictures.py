@@ -111,6 +111,8 @@ class Look:
     """Its time on the clock of the gate."""
     heat: Any = None
     """(rows, columns) of the upright picture: how often something moved there lately, 0 to 1, as float32. Changes."""
+    strayed: Any = None
+    """Of a look: what has moved since the one before (`analysis.glance.gate.Strayed`)."""
 
     @property
     def paused(self) -> bool:

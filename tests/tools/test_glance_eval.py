@@ -91,6 +91,15 @@ def test_events_of_a_day_are_those_without_its_pauses() -> None:
     assert tool.without_pauses(cut, always, gated, 10.0, parts) == (3, 2, 3)
 
 
+def test_a_long_day_has_as_many_pauses_as_this_one() -> None:
+    """Ten seconds of learning, then a tenth of the pauses and all of the rest, half of the day each."""
+    a, rate = glance_day.ACTIVE, 10.0
+    parts = ["noise"] * 200 + [a] * 200
+    looked = [True] * 100 + [i % 10 == 0 for i in range(100)] + [True] * 200
+    assert glance_day.settled(looked, parts, rate) == (pytest.approx(0.1), 1.0, pytest.approx(0.55))
+    assert glance_day.settled(looked[:100], parts[:100], rate) is None
+
+
 def test_a_day_is_mostly_still_and_the_same_for_a_seed(clip: Path, tmp_path: Path) -> None:
     pictures = [np.full((60, 80, 3), level, np.uint8) for level in range(100, 200)]
     first, again, other = (list(glance_day.pieces(pictures, 5.0, 200.0, 0.8, seed)) for seed in (1, 1, 2))

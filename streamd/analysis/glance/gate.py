@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
+from streamd.analysis.glance.answer import FASTEST, SPEED, Answer, Strayed
+from streamd.analysis.glance.cells import Cells
 from streamd.analysis.glance.motion import Motion, Seen
 from streamd.analysis.glance.motion_native import warm
 from streamd.analysis.glance.moved import Moved
-from streamd.analysis.glance.places import ENLARGED, Shape, cells_of, ignored_cells
+from streamd.analysis.glance.places import Shape, cells_of, ignored_cells
 from streamd.analysis.glance.settings import LookSettings
 from streamd.types import Box, Frame, Look, Tracks, Why
 
 MOVING: frozenset[Why] = frozenset({"motion", "light", "tracks"})
 """Reasons for which a frame goes before others when there are more than the network can take."""
-SPEED = 0.25
-"""A track moves if it goes this many widths or heights of its box in a second."""
 ANSWERS = 8
 """Answers of the network that may wait; of more, the oldest are of no use any more."""
 FRESH_NS = 500_000_000
@@ -30,10 +29,6 @@ RETRY_NS = 1_000_000_000
 CALM = 2
 """So many looks that find all standing, one after the other, end `hold_s`. Each further one doubles the time to the
 next."""
-FEW = 6
-"""Objects whose paths are known without looking at every frame, if they are apart."""
-FASTEST = 0.5
-"""Widths or heights of its box that an object may go in two frames, for its place to be known without a look."""
 JITTER_NS = 2_000_000
 """By which a frame may come too early for a rate."""
 JUMP_NS = 60_000_000_000
@@ -60,8 +55,8 @@ class Gate:
         """Capture and time stamp of the last frame."""
         self._motion: Motion | None = None
         self._shape: Shape | None = None
-        self._answers: deque[_Answer] = deque(maxlen=ANSWERS)
-        self._known: _Answer | None = None
+        self._answers: deque[Answer] = deque(maxlen=ANSWERS)
+        self._known: Answer | None = None
         """The last one."""
         self._missing: set[int] = set()
         """Tracks that were not found again, and have been looked for."""
@@ -72,10 +67,13 @@ class Gate:
         self._seen: Seen | None = None
         """The picture of the last frame that was looked at; None if it could not be read."""
         self._appeared = True
-        """That look shows something that the one before did not show there or close by: a track is confirmed by its
-        second box, so another look is due."""
-        self._settled = False
-        """All boxes of the last answer have tracks, the same as those of the one before."""
+        """That look shows something that the one before did not show there or close by, and that is not in the path of
+        a track: a track is confirmed by its second box, so another look is due."""
+        self._strayed: Cells | None = None
+        """Cells that strayed in pictures since that look in which something may have moved; None if there were none."""
+        self._certain = False
+        """The last answer tells where everything is for a while: all its boxes have tracks, the same as those of the
+        one before, and none can be taken for another."""
         self._calm = 0
         """Answers since something moved that found no track that moves, and none that is new."""
         self._looked_ns = self._moved_ns = self._found_ns = -(10**15)
@@ -121,15 +119,20 @@ class Gate:
             wanted, why = self._judge(moved, now, motion, glance)
             self._warm(moved, now)
         self.last, self.glance = moved, glance
+        frame.view = Look(wanted, why, moved, now, self._upright)
+        if moved is None or moved.light:
+            self._strayed = _EVERYWHERE
+        elif moved.faint:
+            self._strayed = moved.cells if self._strayed is None else self._strayed | moved.cells
         if wanted:
             self.looks[why] += 1
-            self._looked_ns, self._owed, self._retry = now, False, False
-            self._see(glance, moved)
+            before_ns, self._looked_ns, self._owed, self._retry = self._looked_ns, now, False, False
+            frame.view.strayed, self._strayed = Strayed(before_ns, self._strayed), None
+            self._see(glance, moved, now)
         self._skipped = not wanted
-        frame.view = Look(wanted, why, moved, now, self._upright)
         return moved
 
-    def _see(self, glance: Glance | None, moved: Moved | None) -> None:
+    def _see(self, glance: Glance | None, moved: Moved | None, now: int) -> None:
         """Remembers what a look shows."""
         before, self._seen = self._seen, None
         if glance is None or moved is None or self._motion is None:
@@ -138,7 +141,7 @@ class Gate:
         if before is None or moved.light:
             self._appeared = True
         else:
-            self._appeared = moved.faint and self._motion.beyond(moved, before, _EVERYWHERE)
+            self._appeared = moved.faint and self._motion.beyond(moved, before, self._paths(now))
 
     def _time(self, frame: Frame) -> int:
         """Nanoseconds on the clock of this gate."""
@@ -170,23 +173,26 @@ class Gate:
     def _learn(self, motion: Motion) -> None:
         while self._answers:
             before, known = self._known, self._answers.popleft()
-            self._known = known
+            self._known, shape = known, self._shape
+            assert shape is not None
             if before is not None:
-                known.since(before)
+                known.since(before, shape)
                 missing = before.numbers.keys() - known.numbers.keys()
+                fresh = known.numbers.keys() - before.numbers.keys()
                 if not missing <= self._missing and self._now_ns - self._retried_ns > RETRY_NS:
                     self._retry, self._retried_ns = True, self._now_ns
                 self._missing = (self._missing | missing) - known.numbers.keys()
-                fresh = known.numbers.keys() - before.numbers.keys()
-                self._settled = not missing and not fresh and len(known.numbers) == len(known.boxes)
-                if known.look.at_ns > self._moved_ns:
-                    calm = not (fresh or known.moving or known.look.why == "learning")
-                    self._calm = self._calm + 1 if calm else 0
+                self._certain = not missing and not fresh and len(known.numbers) == len(known.boxes) and known.clear
+                after_ns = known.look.at_ns - self._moved_ns
+                if after_ns > 0 or (after_ns == 0 and known.look.why == "light"):
+                    # What is only found now where nothing has moved is no news.
+                    came = any(known.moved(known.numbers[number], before, shape) for number in fresh)
+                    self._calm = 0 if came or known.moving or known.look.why == "learning" else self._calm + 1
             moved = known.look.moved
-            if isinstance(moved, Moved) and self._shape is not None:
-                boxes = cells_of(known.boxes, self._shape)
+            if isinstance(moved, Moved):
+                boxes = cells_of(known.boxes, shape)
                 moving = known.boxes[known.speed > SPEED] if known.speed is not None else None
-                moves = boxes if moving is None else cells_of(moving, self._shape)
+                moves = boxes if moving is None else cells_of(moving, shape)
                 if moved.moving and moves.flat[moved.place]:
                     self._found_ns = max(self._found_ns, known.look.at_ns)
                 motion.answer(moved, boxes, None if moving is None else moves)
@@ -246,15 +252,20 @@ class Gate:
     def _followed(self, moved: Moved, now: int, motion: Motion) -> bool:
         """Whether all that moves goes on from what the network has just seen, so that it may pass over this one frame:
         few tracks, all known for longer than one answer, apart and slow, and nothing moves elsewhere."""
-        known, seen, shape = self._known, self._seen, self._shape
-        if not self._settings.skip_followed or known is None or seen is None or shape is None or moved.shaken:
+        if not self._settings.skip_followed or self._seen is None or self._appeared:
             return False
+        paths = self._paths(now)
+        return paths is not None and (not moved.share or not motion.beyond(moved, None, paths))
+
+    def _paths(self, now: int) -> Cells | None:
+        """Cells in which tracked objects are now; None if that is not certain."""
+        known, shape = self._known, self._shape
+        if known is None or shape is None or not self._certain:
+            return None
         passed = now - known.look.at_ns
-        if passed > FRESH_NS or known.speed is None or self._appeared or not self._settled or not known.clear:
-            return False
-        if known.fastest * 2 * self._frame_ns / 1e9 > FASTEST:
-            return False
-        return not moved.share or not motion.beyond(moved, seen, cells_of(known.swept(passed / 1e9), shape))
+        if passed > FRESH_NS or known.fastest * 2 * self._frame_ns / 1e9 > FASTEST:
+            return None
+        return cells_of(known.swept(passed / 1e9), shape)
 
     def _warm(self, moved: Moved, now: int) -> None:
         """Ten times a second are enough for people."""
@@ -277,70 +288,8 @@ class Gate:
             tracks: those of the boxes; None without tracking.
         """
         if tracks is None:
-            self._answers.append(_Answer(look, boxes, None, None, {}))
+            self._answers.append(Answer(look, boxes, None, None, {}))
             return
         speed = (np.abs(tracks.velocity) / np.maximum(boxes[:, 2:] - boxes[:, :2], 1)).max(axis=1)
         numbers = {number: i for i, number in enumerate(tracks.number.tolist()) if number}
-        self._answers.append(_Answer(look, boxes, tracks.velocity, speed, numbers))
-
-
-@dataclass(slots=True, frozen=True)
-class _Answer:
-    """What the network found in a frame."""
-
-    look: Look
-    boxes: npt.NDArray[np.float32]
-    """(N, 4) corners in upright pixels."""
-    velocity: npt.NDArray[np.float64] | None
-    """(N, 2) pixels per second; None without tracking."""
-    speed: npt.NDArray[np.float64] | None
-    """(N,) widths or heights of its box that each goes in a second; None without tracking."""
-    numbers: dict[int, int]
-    """The row of each confirmed track."""
-
-    def since(self, before: _Answer) -> None:
-        """Slows down tracks that have hardly moved since the look before. While nothing moves, looks are rare and the
-        tracker's clock stands still: it takes a box that trembles for one that moves fast."""
-        passed_s = (self.look.at_ns - before.look.at_ns) / 1e9
-        if self.speed is None or passed_s <= 0:
-            return
-        for number, i in self.numbers.items():
-            if (j := before.numbers.get(number)) is not None:
-                left, top, right, bottom = self.boxes[i].tolist()
-                a, b, c, d = before.boxes[j].tolist()
-                across = abs(left + right - a - c) / max(right - left, 1)
-                down = abs(top + bottom - b - d) / max(bottom - top, 1)
-                self.speed[i] = min(self.speed[i], max(across, down) / 2 / passed_s)
-
-    @property
-    def fastest(self) -> float:
-        """The highest speed."""
-        return float(self.speed.max()) if self.speed is not None and len(self.speed) else 0.0
-
-    @property
-    def clear(self) -> bool:
-        """Whether none can be taken for another: there are few objects, and they are all apart or all stand."""
-        n = len(self.boxes)
-        if n > FEW:
-            return False
-        if n < 2 or not self.moving:
-            return True
-        margin = ENLARGED * (self.boxes[:, 2:] - self.boxes[:, :2])
-        low, high = self.boxes[:, :2] - margin, self.boxes[:, 2:] + margin
-        meet = ((low[:, None] < high[None]) & (low[None] < high[:, None])).all(axis=2)
-        return int(np.count_nonzero(meet)) == n
-
-    @property
-    def moving(self) -> bool:
-        """Whether a track moves."""
-        return self.fastest > SPEED
-
-    def swept(self, passed_s: float) -> npt.NDArray[np.float32]:
-        """(N, 4) what the boxes have covered so many seconds later, if they go on as they did."""
-        if self.velocity is None or not len(self.boxes):
-            return self.boxes
-        way = (self.velocity * passed_s).astype(np.float32)
-        out: npt.NDArray[np.float32] = self.boxes.copy()
-        out[:, :2] += np.minimum(way, 0)
-        out[:, 2:] += np.maximum(way, 0)
-        return out
+        self._answers.append(Answer(look, boxes, tracks.velocity, speed, numbers))

@@ -340,6 +340,12 @@ int motion_shaken(Motion *m, const uint8_t *restrict luma, uint8_t *stray)
     return finish(m, luma, stray, straying(m->distance, m->limit, stray), m->steady);
 }
 
+/* Whether a cell strays in which no box was found lately. */
+static inline int idle(const Motion *m, const uint8_t *restrict cells, int i)
+{
+    return cells[i] & (m->now_ns - m->boxed_ns[i] > 5000000000);
+}
+
 /* motion.py: answer. `boxes` are cells with boxes, `moving` those in which they move (or `boxes`), `cells` what strayed
  * (NULL: that says nothing). */
 WIDE_VECTORS void motion_answer(Motion *m, const uint8_t *restrict boxes, const uint8_t *restrict moving,
@@ -356,22 +362,27 @@ WIDE_VECTORS void motion_answer(Motion *m, const uint8_t *restrict boxes, const 
         less = noise[i] > 1.0f ? less : noise[i];
         noise[i] = moving[i] ? less : noise[i];
     }
-    for (int i = 0; cells != NULL && i < CELLS; i++)
-        if (!cells[i])
-            i = skip(cells, i);
-        else if (m->now_ns - m->boxed_ns[i] > 5000000000)
-            noise[i] += 0.15f;
+    for (int at = 0; cells != NULL && at < CELLS; at += COLUMNS) {
+        if (memchr(cells + at, 1, COLUMNS) == NULL)
+            continue;
+        for (int i = at; i < at + COLUMNS; i++)
+            noise[i] = idle(m, cells, i) ? noise[i] + 0.15f : noise[i];
+    }
     settle_noise(m);
 }
 
 /* motion.py: absorb. */
-void motion_absorb(Motion *m, const uint8_t *restrict cells, const uint8_t *restrict luma)
+WIDE_VECTORS void motion_absorb(Motion *m, const uint8_t *restrict cells, const uint8_t *restrict luma)
 {
-    for (int i = 0; i < CELLS; i++)
-        if (!cells[i])
-            i = skip(cells, i);
-        else if (m->now_ns - m->boxed_ns[i] > 5000000000)
-            m->background[i] += 0.1f * (luma[i] - m->background[i]);
+    float *restrict background = m->background;
+    for (int at = 0; at < CELLS; at += COLUMNS) {
+        if (memchr(cells + at, 1, COLUMNS) == NULL)
+            continue;
+        for (int i = at; i < at + COLUMNS; i++) {
+            const float nearer = background[i] + 0.1f * (luma[i] - background[i]);
+            background[i] = idle(m, cells, i) ? nearer : background[i];
+        }
+    }
 }
 
 /* gate.py: Gate._warm. */

@@ -330,18 +330,19 @@ class Motion:
         self._cluttered_ns = found[2]
         return found[:2]
 
-    def beyond(self, moved: Moved, seen: Seen, boxes: Cells) -> bool:
-        """Whether something moves, in the picture of the last `step`, outside of boxes or away from what moved in an
+    def beyond(self, moved: Moved, seen: Seen | None, boxes: Cells | None) -> bool:
+        """Whether something moves, in the picture of the last `step`, outside of boxes and away from what moved in an
         earlier one.
 
         Args:
             moved: what `step` said.
-            seen: the earlier one.
-            boxes: (ROWS, COLUMNS) cells in boxes.
+            seen: the earlier one; None: wherever something moved before.
+            boxes: (ROWS, COLUMNS) cells in boxes; None if there are none.
         """
+        before = None if seen is None else seen.cells
         if self._native is not None:
-            return self._native.elsewhere(moved.cells, seen.cells, boxes) >= self.threshold
-        return elsewhere(self._distance, self._limit, moved.cells, seen.cells, boxes) >= self.threshold
+            return self._native.elsewhere(moved.cells, before, boxes) >= self.threshold
+        return elsewhere(self._distance, self._limit, moved.cells, before, boxes) >= self.threshold
 
     def changed(self, luma: Luma, moved: Moved, seen: Seen) -> float:
         """How much the picture of the last `step` differs from an earlier one, see `score.changed`."""

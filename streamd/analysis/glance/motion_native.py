@@ -189,7 +189,8 @@ class NativeMotion:
         arrays = (luma, cells, seen, seen_cells)
         return float(self._functions.changed(self._state.limit, *map(address_of, arrays)))
 
-    def elsewhere(self, cells: Cells, seen_cells: Cells, boxes: Cells) -> float:
+    def elsewhere(self, cells: Cells, seen_cells: Cells | None, boxes: Cells | None) -> float:
         """See `score.elsewhere`."""
         s = self._state
-        return float(self._functions.elsewhere(s.distance, s.limit, *map(address_of, (cells, seen_cells, boxes))))
+        arrays = (None if each is None else address_of(each) for each in (cells, seen_cells, boxes))
+        return float(self._functions.elsewhere(s.distance, s.limit, *arrays))

@@ -211,35 +211,48 @@ WIDE_VECTORS double glance_changed(const float *restrict limit, const uint8_t *r
     return most_of(ratio, top, bottom);
 }
 
-/* Whether a cell at most NEAR rows and columns away is set. */
-static int close_by(const uint8_t *cells, int y, int x)
+/* cells.py: near, across only: (ROWS, COLUMNS) those of each row and all that are at most NEAR columns away. */
+static inline void across(const uint8_t *restrict cells, uint8_t *restrict out)
 {
-    for (int r = y > NEAR ? y - NEAR : 0; r <= y + NEAR && r < ROWS; r++)
-        for (int c = x > NEAR ? x - NEAR : 0; c <= x + NEAR && c < COLUMNS; c++)
-            if (cells[r * COLUMNS + c])
-                return 1;
-    return 0;
+    uint8_t row[COLUMNS + 2 * NEAR] = {0};
+    for (int y = 0; y < ROWS; y++) {
+        memcpy(row + NEAR, cells + y * COLUMNS, COLUMNS);
+        for (int x = 0; x < COLUMNS; x++) {
+            uint8_t any = 0;
+            for (int k = 0; k <= 2 * NEAR; k++)
+                any |= row[x + k];
+            out[y * COLUMNS + x] = any;
+        }
+    }
 }
 
-/* score.py: elsewhere. */
-double glance_elsewhere(const float *distance, const float *limit, const uint8_t *cells, const uint8_t *seen_cells,
-                     const uint8_t *boxes)
+/* score.py: elsewhere. `seen_cells` and `boxes` may be NULL. */
+WIDE_VECTORS double glance_elsewhere(const float *restrict distance, const float *restrict limit,
+                                     const uint8_t *restrict cells, const uint8_t *seen_cells, const uint8_t *boxes)
 {
     float ratio[ROWS * COLUMNS];
+    uint8_t wide[ROWS * COLUMNS];
     int top = ROWS, bottom = 0;
+    if (seen_cells != NULL)
+        across(seen_cells, wide);
     for (int y = 0; y < ROWS; y++) {
         const int at = y * COLUMNS;
-        memset(ratio + at, 0, COLUMNS * sizeof *ratio);
-        if (memchr(cells + at, 1, COLUMNS) == NULL)
+        uint8_t known[COLUMNS] = {0};
+        if (memchr(cells + at, 1, COLUMNS) == NULL) {
+            memset(ratio + at, 0, COLUMNS * sizeof *ratio);
             continue;
+        }
         top = y < top ? y : top;
         bottom = y + 1;
+        if (boxes != NULL)
+            memcpy(known, boxes + at, COLUMNS);
+        for (int r = y > NEAR ? y - NEAR : 0; seen_cells != NULL && r <= y + NEAR && r < ROWS; r++)
+            for (int x = 0; x < COLUMNS; x++)
+                known[x] |= wide[r * COLUMNS + x];
         for (int x = 0; x < COLUMNS; x++) {
-            const int i = at + x;
-            if (cells[i] && !(boxes[i] && close_by(seen_cells, y, x))) {
-                const float value = distance[i] / limit[i];
-                ratio[i] = value < 3.0f ? value : 3.0f;
-            }
+            float value = distance[at + x] / limit[at + x];
+            value = value < 3.0f ? value : 3.0f;
+            ratio[at + x] = cells[at + x] && !known[x] ? value : 0;
         }
     }
     return most_of(ratio, top, bottom);

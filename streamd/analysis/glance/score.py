@@ -100,19 +100,23 @@ def changed(limit: Levels, luma: Luma, cells: Cells, seen: Luma, seen_cells: Cel
     return float(around(ratio).max())
 
 
-def elsewhere(distance: Levels, limit: Levels, cells: Cells, seen_cells: Cells, boxes: Cells) -> float:
-    """The highest sum of 3 × 3 cells that stray outside of boxes, or away from what strayed before.
+def elsewhere(distance: Levels, limit: Levels, cells: Cells, seen_cells: Cells | None, boxes: Cells | None) -> float:
+    """The highest sum of 3 × 3 cells that stray outside of boxes and away from what strayed before.
 
     Args:
         distance: (ROWS, COLUMNS) of each cell from the background.
         limit: (ROWS, COLUMNS) beyond which it strays.
         cells: (ROWS, COLUMNS) those that do.
-        seen_cells: those that did in an earlier picture.
-        boxes: (ROWS, COLUMNS) cells in boxes.
+        seen_cells: those that did in an earlier picture; None: wherever that was.
+        boxes: (ROWS, COLUMNS) cells in boxes; None if there are none.
 
     Returns:
         The sum, comparable to a `score`.
     """
     ratio = np.minimum(distance / limit, np.float32(MOST_RATIO))
-    ratio *= cells & ~(near(seen_cells, NEAR) & boxes)
+    if seen_cells is not None:
+        cells = cells & ~near(seen_cells, NEAR)
+    if boxes is not None:
+        cells = cells & ~boxes
+    ratio *= cells
     return float(around(ratio).max())

@@ -9,11 +9,13 @@ import numpy.typing as npt
 import pytest
 
 from streamd.analysis.glance import COLUMNS, ROWS, Glance
+from streamd.analysis.glance.answer import Answer, Strayed
 from streamd.analysis.glance.gate import Gate
 from streamd.analysis.glance.motion import LEARN_S
+from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.settings import LookSettings
 from streamd.flow.glimpse import NO_PICTURE
-from streamd.types import Frame, Tracks
+from streamd.types import Frame, Look, Tracks
 
 RATE, CELL = 25, 10
 SIZE = 4, 8
@@ -26,19 +28,31 @@ class Yard:
     Args:
         tracking: whether boxes have tracks.
         skip_followed: see `LookSettings`.
+        size: columns and rows of a thing.
         look: see `LookSettings`.
     """
 
-    def __init__(self, tracking: bool = True, skip_followed: bool = True, **look: Any) -> None:
+    def __init__(
+        self, tracking: bool = True, skip_followed: bool = True, size: tuple[int, int] = SIZE, **look: Any
+    ) -> None:
         self.gate = Gate(LookSettings(when="motion", skip_followed=skip_followed, **look))
         self.rng = np.random.default_rng(1)
-        y, x = np.mgrid[0:ROWS, 0:COLUMNS]
-        self.scene: npt.NDArray[np.float64] = 90 + 30 * np.sin(x / 9.0) + 20 * (y > 50)
-        self.thing = 200 + self.rng.normal(0, 8, SIZE[::-1])
+        self.scene = self.shifted(0)
+        self.size = size
+        self.thing = 200 + self.rng.normal(0, 8, size[::-1])
         self.tracking = tracking
+        self.tremble = 0.0
+        """Columns by which boxes are beside their things."""
         self.seq = 0
         for _ in range(round((LEARN_S + 3) * RATE)):
             self.show()
+
+    @staticmethod
+    def shifted(by: float) -> npt.NDArray[np.float64]:
+        """The scene, so many columns to the right."""
+        y, x = np.mgrid[0:ROWS, 0:COLUMNS]
+        scene: npt.NDArray[np.float64] = 90 + 30 * np.sin((x - by) / 3.0) + 20 * (y > 50)
+        return scene
 
     def show(self, *things: tuple[float, float, float], known: int | None = None) -> str:
         """One frame with things (column, row, columns a second); the network finds the first `known` of them. Returns
@@ -46,7 +60,7 @@ class Yard:
         level = self.scene + self.rng.normal(0, 0.5, self.scene.shape)
         for x, y, _ in things:
             column, part = int(x), x - int(x)
-            rows, columns = slice(int(y), int(y) + SIZE[1]), slice(column, column + SIZE[0] + 1)
+            rows, columns = slice(int(y), int(y) + self.size[1]), slice(column, column + self.size[0] + 1)
             ahead, behind = (np.pad(self.thing, ((0, 0), side), constant_values=np.nan) for side in ((1, 0), (0, 1)))
             place = level[rows, columns]
             ahead, behind = (np.where(np.isnan(each), place, each) for each in (ahead, behind))
@@ -62,7 +76,9 @@ class Yard:
         assert frame.view is not None
         if frame.view.wanted:
             found = things[:known]
-            boxes = np.array([(x, y, x + SIZE[0], y + SIZE[1]) for x, y, _ in found], np.float32).reshape(-1, 4) * CELL
+            width, height = self.size
+            corners = [(x + self.tremble, y, x + self.tremble + width, y + height) for x, y, _ in found]
+            boxes = np.array(corners, np.float32).reshape(-1, 4) * CELL
             velocity = np.array([(speed * CELL, 0.0) for *_, speed in found]).reshape(-1, 2)
             tracks = Tracks(np.arange(1, len(found) + 1), np.ones(len(found)), velocity)
             self.gate.answer(frame.view, boxes, tracks if self.tracking else None)
@@ -81,6 +97,22 @@ def test_a_tracked_object_is_looked_at_in_every_second_frame() -> None:
     assert whys[0] == "motion", "the frame in which it appears"
     assert whys[2:].count("followed") >= 0.4 * len(whys)
     assert all(whys[i + 1] != "followed" for i, why in enumerate(whys[:-1]) if why == "followed"), "never two in a row"
+
+
+def test_a_large_object_is_followed_however_many_cells_it_goes() -> None:
+    whys = Yard(size=(24, 30)).walk(30, (5, 40), speed=3.0 * RATE)
+    assert whys[3:].count("followed") >= 0.4 * len(whys)
+
+
+def test_an_object_is_followed_while_the_camera_sways() -> None:
+    yard = Yard()
+    whys = []
+    for i in range(60):
+        yard.scene = yard.shifted(0.4 * (-1) ** i)
+        whys.append(yard.show((20 + 8 * i / RATE, 40, 8.0)))
+    assert yard.gate.last is not None
+    assert yard.gate.last.shaken
+    assert whys[5:].count("followed") >= 0.3 * len(whys)
 
 
 def test_what_appears_besides_is_looked_at_at_once() -> None:
@@ -205,3 +237,48 @@ def test_a_look_that_had_to_stand_back_is_made_up_for() -> None:
     for i in range(6):
         yard.gate.yielded()
         assert yard.show((x + 8 * i / RATE, 40, 8.0)) == "motion"
+
+
+def test_boxes_that_tremble_where_nothing_moves_stand_still() -> None:
+    yard = Yard(relax_to_s=1)
+    whys = []
+    for _ in range(20 * RATE):
+        yard.tremble = 2.0 * (-1) ** sum(yard.gate.looks.values())
+        whys.append(yard.show((20, 40, 8.0)))
+    assert "tracks" not in whys[2 * RATE :]
+    assert whys.count("interval") >= 8
+
+
+def test_an_object_that_flickers_does_not_keep_the_network_looking() -> None:
+    """It is found in every second look only, and nothing has moved there."""
+    yard = Yard(hold_s=0)
+    looks = [
+        i for i in range(40 * RATE)
+        if yard.show((20, 40, 0.0), known=sum(yard.gate.looks.values()) % 2) not in ("still", "followed")
+    ]  # fmt: skip
+    assert np.diff(looks).max() >= 7.5 * RATE
+
+
+def test_one_look_after_a_change_of_light_is_enough_where_all_stands() -> None:
+    yard = Yard()
+    for _ in range(10 * RATE):
+        yard.show((20, 40, 0.0))
+    yard.scene, yard.thing = 0.6 * yard.scene, 0.6 * yard.thing
+    whys = [yard.show((20, 40, 0.0)) for _ in range(2 * RATE)]
+    assert whys[0] == "light"
+    assert whys.count("hold") == 1
+
+
+@pytest.mark.parametrize(("since_ns", "moving"), [(0, False), (5, True)], ids=["nothing moved", "not known"])
+def test_a_track_stops_only_where_it_is_known_that_nothing_moved(since_ns: int, moving: bool) -> None:
+    """The look between may have been given up."""
+    shape, velocity = (COLUMNS * CELL, ROWS * CELL, 0, False), np.zeros((1, 2))
+    still = Moved(0.0, 3.0, np.zeros((ROWS, COLUMNS), np.bool_), 0.0)
+    before, now = (
+        Answer(Look(True, "interval", still, at), np.array([[x, 400, x + 40, 480]], np.float32), velocity,
+               np.ones(1), {1: 0})
+        for x, at in ((200, 0), (260, 10**9))
+    )  # fmt: skip
+    now.look.strayed = Strayed(since_ns, None)
+    now.since(before, shape)
+    assert now.moving == moving

@@ -85,13 +85,15 @@ class Twins:
             assert both[0] == both[1]
             boxes = np.zeros((ROWS, COLUMNS), np.bool_)
             boxes[20:70, int(self.rng.integers(COLUMNS)) :] = True
-            assert self.numpy.beyond(moved, self.earlier, boxes) == self.native.beyond(moved, self.earlier, boxes)
             functions, limit = self.native._native, self.numpy._limit
             assert functions is not None
             distance = self.numpy._distance
-            assert functions.elsewhere(moved.cells, self.earlier.cells, boxes) == elsewhere(
-                distance, limit, moved.cells, self.earlier.cells, boxes
-            )
+            for seen, there in ((self.earlier, boxes), (self.earlier, None), (None, boxes)):
+                assert self.numpy.beyond(moved, seen, there) == self.native.beyond(moved, seen, there)
+                before = None if seen is None else seen.cells
+                assert functions.elsewhere(moved.cells, before, there) == elsewhere(
+                    distance, limit, moved.cells, before, there
+                )
             self.seen |= {"changed"} if both[0] else set()
         if self.rng.random() < 0.5:
             self.earlier = Seen(luma, moved.cells)
