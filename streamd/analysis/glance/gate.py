@@ -252,7 +252,7 @@ class Gate:
     def _followed(self, moved: Moved, now: int, motion: Motion) -> bool:
         """Whether all that moves goes on from what the network has just seen, so that it may pass over this one frame:
         few tracks, all known for longer than one answer, apart and slow, and nothing moves elsewhere."""
-        if not self._settings.skip_followed or self._seen is None or self._appeared:
+        if not self._settings.skip_followed or self._seen is None or self._appeared or moved.shaken:
             return False
         paths = self._paths(now)
         return paths is not None and (not moved.share or not motion.beyond(moved, None, paths))

@@ -104,7 +104,8 @@ def test_a_large_object_is_followed_however_many_cells_it_goes() -> None:
     assert whys[3:].count("followed") >= 0.4 * len(whys)
 
 
-def test_an_object_is_followed_while_the_camera_sways() -> None:
+def test_no_object_is_followed_while_the_camera_sways() -> None:
+    """Tracks are less certain then."""
     yard = Yard()
     whys = []
     for i in range(60):
@@ -112,7 +113,7 @@ def test_an_object_is_followed_while_the_camera_sways() -> None:
         whys.append(yard.show((20 + 8 * i / RATE, 40, 8.0)))
     assert yard.gate.last is not None
     assert yard.gate.last.shaken
-    assert whys[5:].count("followed") >= 0.3 * len(whys)
+    assert "followed" not in whys[5:]
 
 
 def test_what_appears_besides_is_looked_at_at_once() -> None:
