@@ -23,12 +23,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from streamd.engine import BUILTIN, ModelSettings
 from streamd.engine.model import model_file, read_labels
 from streamd.engine.sidecar import read_sidecar
 from streamd.errors import GateError
 from streamd.heads import HEADS
-from streamd.models.bootstrap import Drop, paired_drop
+from streamd.models.bootstrap import CONFIDENCE, RESAMPLES, Drop, ends, mean_ends, paired_losses
 from streamd.models.dataset import open_dataset
 from streamd.models.evaluate import COCO_DETECT, Accuracy, Detector, evaluate
 from streamd.models.gate import MAX_DROP
@@ -76,14 +78,20 @@ def accuracy(model: str, head: str | None, folder: Path, engine: Found, label_na
 
 def compared(first: Accuracy, second: Accuracy) -> Found:
     """Both models' figures and the interval of the loss."""
-    drop: Drop | None = paired_drop(first.matches, second.matches) if first.matches and second.matches else None
+    found = paired_losses(first.matches, second.matches) if first.matches and second.matches else None
+    interval, losses = None, []
+    if found is not None:
+        value, lost = found
+        interval = Drop(value, *ends(lost), first.images, RESAMPLES, CONFIDENCE).as_json()
+        losses = [round(float(v), 5) for v in lost]
     return {
         "images": first.images,
         "classes": len(first.classes),
         "float": {"map": first.map, "map50": first.map50},
         "int8": {"map": second.map, "map50": second.map50},
         "drop": first.map - second.map,
-        "interval": None if drop is None else drop.as_json(),
+        "interval": interval,
+        "losses": losses,
     }
 
 
@@ -114,8 +122,6 @@ def speed(first: str, second: str, engine: Found) -> dict[str, float]:
 
 def float_share(model: str, layers: Sequence[str]) -> float:
     """Share of the multiplications that these layers make."""
-    import numpy as np
-
     spec, graph = input_spec(model), prepare(model_file(model))
     shape = (max(spec.input.shape[0], 1), 3, spec.input_height, spec.input_width)
     found = multiplications(graph, find_sites(graph), np.zeros(shape, np.float32))
@@ -196,6 +202,17 @@ def _on(found: Found, of: str, form: str, trained: Sequence[str]) -> str:
     return f"{one['int8']['map']:.4f}, {one['drop']:.4f}{spread}".replace("-", "−")
 
 
+def _mean(judged: Sequence[Found]) -> str:
+    """What INT8 lost in the mean of several sets, with its interval."""
+    if len(judged) < 2:
+        return ""
+    text = f"{sum(one['drop'] for one in judged) / len(judged):.4f}"
+    losses = [np.array(one.get("losses", ())) for one in judged]
+    if all(len(lost) for lost in losses):
+        text += " ({:.4f} to {:.4f})".format(*mean_ends(losses))
+    return text.replace("-", "−")
+
+
 def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
@@ -204,8 +221,7 @@ def rows(
     found: Found, title: str, sets: Sequence[str], trained: Sequence[str], gpu: Mapping[str, Any], batch: int
 ) -> list[str]:
     """Two lines of Markdown: the model in float, and in INT8."""
-    judged = [found["sets"][name]["drop"] for name in sets if name in found["sets"]]
-    mean, times = f"{sum(judged) / max(len(judged), 1):.4f}".replace("-", "−"), found.get("speed", {})
+    mean, times = _mean([found["sets"][name] for name in sets if name in found["sets"]]), found.get("speed", {})
     kept = f"{len(found['float_layers'])} of {found['layers']}"
     if found["float_layers"]:
         kept += f", {found['float_share'] * 100:.1f} %"
@@ -213,7 +229,7 @@ def rows(
     out = []
     for form, about in (("float", [f"{title}, {found['size']}", ""]), ("int8", ["INT8", kept])):
         cells = [*about, *(_on(found, of, form, trained) for of in sets)]
-        cells += [mean if form == "int8" and len(judged) > 1 else "", _ms(times.get(f"{form}_best_ms"))]
+        cells += [mean if form == "int8" else "", _ms(times.get(f"{form}_best_ms"))]
         out.append(_line([*cells, _ms(gpu_ms(gpu, plans[form], batch))]))
     return out
 

@@ -178,10 +178,12 @@ class Drop:
         )
 
 
-def paired_drop(
-    first: Matches, second: Matches, *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = SEED
-) -> Drop | None:
-    """The loss of mAP from `first` to `second` with its percentile interval; None on fewer than two images.
+def paired_losses(
+    first: Matches, second: Matches, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[float, npt.NDArray[np.float64]] | None:
+    """The loss of mAP from `first` to `second`, and (R,) that of each resample; None on fewer than two images.
+
+    Resamples in which no class has a label say nothing, and are left out.
 
     Raises:
         ValueError: the two were not measured on the same images.
@@ -195,8 +197,39 @@ def paired_drop(
     drawn = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
     weights = np.concatenate([np.ones((1, images), np.int64), drawn])
     lost = average_precision(first, weights).mean(axis=1) - average_precision(second, weights).mean(axis=1)
-    # A resample in which no class has a label says nothing.
     said = drawn @ np.sum([c.truth for c in first.classes], axis=0) > 0
+    return float(lost[0]), lost[1:][said]
+
+
+def ends(losses: npt.NDArray[np.float64], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The ends of the percentile interval."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(lost[1:][said], [tail, 1 - tail])
-    return Drop(float(lost[0]), float(low), float(high), images, resamples, confidence)
+    low, high = np.quantile(losses, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def paired_drop(
+    first: Matches, second: Matches, *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = SEED
+) -> Drop | None:
+    """The loss of mAP from `first` to `second` with its percentile interval; None on fewer than two images.
+
+    Raises:
+        ValueError: the two were not measured on the same images.
+    """
+    found = paired_losses(first, second, resamples=resamples, seed=seed)
+    if found is None:
+        return None
+    value, losses = found
+    return Drop(value, *ends(losses, confidence), len(first.names), resamples, confidence)
+
+
+def mean_ends(sets: Sequence[npt.NDArray[np.float64]], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The interval of the mean of several sets' losses.
+
+    Args:
+        sets: of each set, (R,) the losses of its resamples by `paired_losses`.
+    """
+    count = min(len(losses) for losses in sets)
+    # Resamples of two sets that were drawn with one seed have nothing to do with each other.
+    rng = np.random.default_rng(SEED)
+    return ends(np.mean([rng.permutation(losses)[:count] for losses in sets], axis=0), confidence)

@@ -14,7 +14,7 @@ from streamd.errors import ConfigError, GateError, ModelError, StreamdError
 from streamd.models.escalate import Step, best, escalated, within_aim
 from streamd.models.gate import Gate, Verdict
 from streamd.models.graph import write_whole
-from streamd.models.quantizer import FEW_PICTURES, NOISE_PICTURES, Quantizer, Report, silent
+from streamd.models.quantizer import NOISE_PICTURES, Quantizer, Report, silent
 from streamd.models.request import Request, Result
 from streamd.models.sensitivity import LayerHarm, by_accuracy, by_noise, fewest
 
@@ -92,7 +92,7 @@ def _escalate(job: Quantizer, gate: Gate, refused: Verdict, folder: Path, report
         return 1 - job.measure(near, layers, folder).score
 
     return escalated(
-        job.noise(FEW_PICTURES), refused, job.float_layers, agreement,
+        job.noise(NOISE_PICTURES), refused, job.float_layers, agreement,
         lambda layers: job.measure(gate, layers, folder), report,
     )  # fmt: skip
 

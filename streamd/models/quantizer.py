@@ -42,8 +42,7 @@ from streamd.types import Float32Array, Frame, ModelSpec
 
 AGREEMENT_PICTURES = 128
 NOISE_PICTURES = 8
-FEW_PICTURES = 4
-"""Pictures for finding the layers that do most of the harm; they stand out."""
+"""Calibration pictures on which the noise of layers is measured."""
 SEARCH_PICTURES = 64
 """Pictures on which layers to keep in float are searched."""
 Report = Callable[[str, int, int], None]
@@ -139,7 +138,7 @@ class Quantizer:
         self.standing_out: list[str] = []
         """Layers that stay in float for their noise."""
         if request.float_share > 0:
-            noise = Noise(self.model, self.sites, self.thresholds, list(self.inputs(FEW_PICTURES)), self.weights)
+            noise = Noise(self.model, self.sites, self.thresholds, list(self.inputs(NOISE_PICTURES)), self.weights)
             self.standing_out = dominant(noise, report, always=self.float_layers, share=request.float_share)
             self.float_layers += self.standing_out
         self.calibration_seconds = time.monotonic() - started
