@@ -82,20 +82,21 @@ class Way:
         network: the model.
         look: when it looks; None for always.
         lag: frames after which its answer reaches the gate.
+        stream: the id that its frames bear.
     """
 
-    def __init__(self, network: Network, look: LookSettings | None, lag: int) -> None:
+    def __init__(self, network: Network, look: LookSettings | None, lag: int, stream: str = "clip") -> None:
         self.run = Run()
-        settings = AvStreamSettings(id="clip", url="clip", pace="asap", **_rules())
+        settings = AvStreamSettings(id=stream, url="clip", pace="asap", **_rules())
         registry = CollectorRegistry()
         self._analytics = Analytics(
             ByteTrackSettings(), network.detect, AnalyticsMetrics(registry), self._event, boot_id="eval"
         )
         self._step = self._analytics.step(network.info)
         self._analytics.add(settings)
-        self._output = StreamOutput("clip", Metrics(registry), network.info, lambda _: None)
+        self._output = StreamOutput(stream, Metrics(registry), network.info, lambda _: None)
         self._gate = Gate(look) if look is not None else None
-        self._glimpse = Glimpse("clip", self._gate) if self._gate is not None else None
+        self._glimpse = Glimpse(stream, self._gate) if self._gate is not None else None
         self._answers: deque[Any] = deque()
         self._lag = lag
 

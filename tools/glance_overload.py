@@ -129,7 +129,7 @@ def simulate(
         queue: list[tuple[int, int, Frame]] = []
         for i in range(streams):
             name, day = f"s{i}", days[i % len(days)]
-            way = Way(network, look, 0)
+            way = Way(network, look, 0, name)
             camera = cameras[name] = Stream(name, day, boxes[day], way, 10**9 + int(rng.uniform(0, spread_s) * 1e9))
 
             def lost(frame: Frame, reason: str, camera: Stream = camera) -> None:
