@@ -70,8 +70,9 @@ def test_details_are_told_in_a_few_words(tmp_path: Path) -> None:
     details = {"score": 0.1441, **seconds, "direction": "left", "certain": False, "state": "dark"}
     with journal(tmp_path) as one:
         one.submit(event("x", details=details))
-        for role, state in (("clip", "written"), ("clip_json", "written"), ("snapshot", "pending")):
-            one.link("x", role, Media(str(tmp_path / role), state=state))
+        for role in ("clip", "clip_json"):
+            one.link("x", role, Media(str(tmp_path / role)))
+        one.link("x", "snapshot", Media(str(tmp_path / "snapshot"), state="pending"))
         assert one.flush()
     told = " ".join(streamd(tmp_path).stdout.split())
     assert "left, score 0.14, dwell 3.5 s, uncertain, state=dark, clip, snapshot pending" in told

@@ -15,7 +15,7 @@ from streamd.analysis.glance.motion import LEARN_S
 from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.settings import LookSettings
 from streamd.flow.glimpse import NO_PICTURE
-from streamd.types import Frame, Look, Tracks
+from streamd.types import Frame, Look, Rotation, Tracks
 
 RATE, CELL = 25, 10
 SIZE = 4, 8
@@ -273,7 +273,8 @@ def test_one_look_after_a_change_of_light_is_enough_where_all_stands() -> None:
 @pytest.mark.parametrize(("since_ns", "moving"), [(0, False), (5, True)], ids=["nothing moved", "not known"])
 def test_a_track_stops_only_where_it_is_known_that_nothing_moved(since_ns: int, moving: bool) -> None:
     """The look between may have been given up."""
-    shape, velocity = (COLUMNS * CELL, ROWS * CELL, 0, False), np.zeros((1, 2))
+    shape: tuple[int, int, Rotation, bool] = (COLUMNS * CELL, ROWS * CELL, 0, False)
+    velocity = np.zeros((1, 2))
     still = Moved(0.0, 3.0, np.zeros((ROWS, COLUMNS), np.bool_), 0.0)
     before, now = (
         Answer(Look(True, "interval", still, at), np.array([[x, 400, x + 40, 480]], np.float32), velocity,
