@@ -13,14 +13,15 @@ a still scene (its first frame) with sensor noise, rain, slow and sudden changes
 Columns: `looked`: share of frames that the network had to process. `stable`: events and tracks that looking always
 finds in every one of `--runs` runs, of which all but the first are disturbed a little from a seed (noise in the
 network's input, or one frame in fifty left out), and how many of them are there with the gate, at most a frame later;
-`chance`: the same for a disturbed run, whose own part in what is stable is left out. See `glance_truth.py`. `all`: the
-same for all events of the undisturbed run, and for boxes of its tracks (one that overlaps by half is there). Of a day,
-both count where the clip plays: in a still picture, only boxes that tremble cross a line. `without pauses`: of a day,
-the events that looking always finds if its pauses are cut out, and how many of them looking always and the gate find in
-the day: in a pause, tracks that tremble end, begin and swap either way. `without learning`: of a day, shares looked at
-after the first ten seconds: of its pauses, of the rest, and of a long day with as many pauses. `boxes`: share of all
-boxes that the last look shows in place. `hota`: how far the tracks agree with looking always, and those of a disturbed
-run (`--hota`)."""
+With `--rarely`, the runs of a day are four more, which seldom look in its pauses: what depends on how often a frozen
+crowd is looked at is no truth. `chance`: the same for a disturbed run, whose own part in what is stable is left out.
+See `glance_truth.py`. `all`: the same for all events of the undisturbed run, and for boxes of its tracks (one that
+overlaps by half is there). Of a day, both count where the clip plays: in a still picture, only boxes that tremble
+cross a line. `without pauses`: of a day, the events that looking always finds if its pauses are cut out, and how many
+of them looking always and the gate find in the day: in a pause, tracks that tremble end, begin and swap either way.
+`without learning`: of a day, shares looked at after the first ten seconds: of its pauses, of the rest, and of a long
+day with as many pauses. `boxes`: share of all boxes that the last look shows in place. `hota`: how far the tracks
+agree with looking always, and those of a disturbed run (`--hota`)."""
 
 from __future__ import annotations
 
@@ -28,128 +29,22 @@ import argparse
 import json
 import sys
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 from compare_detections import overlaps
-from glance_day import ACTIVE, Pauses, by_part, frames_of, make_day, parts_of, settled
-from glance_network import Boxes, Network
+from glance_day import ACTIVE, Pauses, by_part, make_day, parts_of, settled
+from glance_network import Network
 from glance_truth import SAME_IOU, Found, Happened, Run, Truth, hota, partners
-from prometheus_client import CollectorRegistry
+from glance_ways import RUNS, look_always, look_cut, look_gated
 
-from streamd.analysis.glance.gate import Gate
 from streamd.analysis.glance.settings import LookSettings
-from streamd.analysis.rules.settings import LineSettings, ZoneSettings
-from streamd.analysis.tracking.bytetrack import ByteTrackSettings
-from streamd.events.record import Event
-from streamd.flow.glimpse import Glimpse
-from streamd.flow.stream import Result, StreamOutput
-from streamd.runtime.analytics import Analytics
-from streamd.sources.av import AvStreamSettings
-from streamd.telemetry.analytics import AnalyticsMetrics
-from streamd.telemetry.metrics import Metrics
-from streamd.types import Boxes as FrameBoxes
-from streamd.types import Frame
-
-LEFT_OUT = 50
-"""One frame in so many is left out of a run that is disturbed so."""
-NOISY = (1, 3)
-"""In these runs, there is noise in what the network is given: each takes its time once more, the others do not."""
-RUNS = 13
-
-
-def _rules() -> dict[str, Any]:
-    lines = [LineSettings(name=f"x{i}", points=((i / 4, 0), (i / 4, 1))) for i in (1, 2, 3)]
-    lines += [LineSettings(name=f"y{i}", points=((0, i / 3), (1, i / 3))) for i in (1, 2)]
-    zones = [
-        ZoneSettings(name=f"z{r}{c}", points=((c / 3, r / 2), ((c + 1) / 3, r / 2), ((c + 1) / 3, (r + 1) / 2),
-                                              (c / 3, (r + 1) / 2)))
-        for r in range(2) for c in range(3)
-    ]  # fmt: skip
-    return {"lines": tuple(lines), "zones": tuple(zones)}
-
-
-class Way:
-    """The daemon's gate, tracker and rules on one clip.
-
-    Args:
-        network: the model.
-        look: when it looks; None for always.
-        lag: frames after which its answer reaches the gate.
-        stream: the id that its frames bear.
-    """
-
-    def __init__(self, network: Network, look: LookSettings | None, lag: int, stream: str = "clip") -> None:
-        self.run = Run()
-        settings = AvStreamSettings(id=stream, url="clip", pace="asap", **_rules())
-        registry = CollectorRegistry()
-        self._analytics = Analytics(
-            ByteTrackSettings(), network.detect, AnalyticsMetrics(registry), self._event, boot_id="eval"
-        )
-        self._step = self._analytics.step(network.info)
-        self._analytics.add(settings)
-        self._output = StreamOutput(stream, Metrics(registry), network.info, lambda _: None)
-        self._gate = Gate(look) if look is not None else None
-        self._glimpse = Glimpse(stream, self._gate) if self._gate is not None else None
-        self._answers: deque[Any] = deque()
-        self._lag = lag
-
-    def _event(self, event: Event, moment: object) -> None:
-        if event.kind in ("begin", "instant"):
-            what = event.details.get("direction", "")
-            self.run.events.append((f"{event.rule}{what}", event.label or "", event.seq))
-
-    def leave_out(self) -> None:
-        """The next frame is lost."""
-        self.run.looked.append(False)
-        self.run.why.append("")
-        self.run.boxes.append(self.run.boxes[-1] if self.run.boxes else np.empty((0, 4), np.float32))
-
-    @property
-    def gate(self) -> Gate | None:
-        """What decides; None if it looks always."""
-        return self._gate
-
-    def frame(self, frame: Frame, boxes: Boxes) -> None:
-        """Takes the next frame."""
-        self.glance(frame)
-        self.take(frame, boxes)
-
-    def glance(self, frame: Frame) -> None:
-        """Decides whether to look at the next frame."""
-        frame.view = None
-        if self._glimpse is not None and self._gate is not None:
-            while self._answers and self._answers[0][0] <= frame.seq - self._lag:
-                self._gate.answer(*self._answers.popleft()[1])
-            self._glimpse.frame(frame)
-            assert frame.view is not None
-        self.run.why.append(frame.view.why if frame.view is not None else "")
-
-    def take(self, frame: Frame, boxes: Boxes) -> None:
-        """Takes what the network finds in the next frame, if it looks."""
-        xyxy, score, class_id = boxes
-        result = Result(self._output, frame, FrameBoxes(xyxy.copy(), score.copy(), class_id.copy()))
-        looked = result.looked
-        if not looked:
-            result.boxes = FrameBoxes(xyxy[:0], score[:0], class_id[:0])
-        self._step.step([result])
-        self.run.looked.append(looked)
-        if not looked:
-            self.run.boxes.append(self.run.boxes[-1] if self.run.boxes else result.boxes.xyxy)
-            return
-        self.run.boxes.append(result.boxes.xyxy)
-        if result.boxes.tracks is not None:
-            for number, box in zip(result.boxes.tracks.number.tolist(), result.boxes.xyxy, strict=True):
-                if number:
-                    self.run.tracks.setdefault(number, {})[frame.seq] = box
-            if frame.view is not None:
-                self._answers.append((frame.seq, (frame.view, result.boxes.xyxy, result.boxes.tracks)))
 
 
 @dataclass(slots=True)
@@ -245,60 +140,13 @@ def _covered(box: npt.NDArray[np.float32], others: Sequence[npt.NDArray[np.float
     return bool(overlaps(box[None].astype(float), np.array(others, float)).max() >= SAME_IOU)
 
 
-# ------------------------------------------------------------------------------------------------------------- running
-
-
-def look_always(clip: Path, network: Network, lag: int = 0, runs: int = RUNS) -> Truth:
-    """Looks at every frame of a clip so often, see `glance_truth`."""
-    parts = parts_of(clip)
-    answers = [network.boxes(clip, seed if seed in NOISY else None) for seed in range(runs)]
-    ways = [Way(network, None, lag) for _ in range(runs)]
-    lost = [np.random.default_rng(seed).random(len(answers[0])) < 1 / LEFT_OUT for seed in range(runs)]
-    times: list[int] = []
-    for i, frame in enumerate(frames_of(clip)):
-        times.append(frame.captured_ns)
-        for seed, way in enumerate(ways):
-            if seed and seed not in NOISY and lost[seed][i]:
-                way.leave_out()
-            else:
-                way.frame(frame, answers[seed][i])
-    rate = 1e9 / float(np.median(np.diff(times))) if len(times) > 1 else 25.0
-    active = None if not parts else np.array([part == ACTIVE for part in parts])
-
-    def counts(seq: int) -> bool:
-        return active is None or bool(active[min(seq, len(active) - 1)])
-
-    return Truth(rate, ways[0].run, [way.run for way in ways[1:]], counts)
-
-
-def look_cut(clip: Path, network: Network, parts: Sequence[str]) -> Run:
-    """Looks at every frame of a day's active parts, one after the other as if there were nothing between them."""
-    cut, shown, cut_ns, last_ns = Way(network, None, 0), 0, 0, 0
-    for frame, found in zip(frames_of(clip), network.boxes(clip), strict=False):
-        passed_ns, last_ns = frame.captured_ns - last_ns if last_ns else 0, frame.captured_ns
-        if frame.seq >= len(parts) or parts[frame.seq] != ACTIVE:
-            continue
-        cut_ns += passed_ns
-        frame.wall_ns += cut_ns + 10**9 - frame.captured_ns
-        frame.seq, frame.pts_ns, frame.captured_ns = shown, cut_ns, 10**9 + cut_ns
-        shown += 1
-        cut.frame(frame, found)
-    return cut.run
-
-
-def look_gated(clip: Path, network: Network, look: LookSettings, lag: int) -> Run:
-    """Looks where the gate wants to."""
-    way = Way(network, look, lag)
-    for frame, found in zip(frames_of(clip), network.boxes(clip), strict=False):
-        way.frame(frame, found)
-    return way.run
-
-
 def evaluate(
-    clip: Path, network: Network, look: LookSettings, lag: int, *, runs: int = RUNS, with_hota: bool = False
-) -> Outcome:
-    """Both ways on one clip; looking always so often."""
-    truth, gated, parts = look_always(clip, network, runs=runs), look_gated(clip, network, look, lag), parts_of(clip)
+    clip: Path, network: Network, look: LookSettings, lag: int, *, runs: int = RUNS, with_hota: bool = False,
+    rarely: bool = False,
+) -> Outcome:  # fmt: skip
+    """Both ways on one clip; looking always so often, see `look_always`."""
+    truth, gated = look_always(clip, network, runs=runs, rarely=rarely), look_gated(clip, network, look, lag)
+    parts = parts_of(clip)
     outcome = compare(clip.name, truth, gated, parts)
     if parts:
         outcome.without_pauses = without_pauses(look_cut(clip, network, parts), truth.always, gated, truth.rate, parts)
@@ -338,6 +186,7 @@ def main() -> int:
     parser.add_argument("--still", type=float, default=0.8, help="share of it in which nothing happens (default: 0.8)")
     parser.add_argument("--height", type=int, metavar="ROWS", help="scale larger pictures of a day to this height")
     parser.add_argument("--pauses", choices=get_args(Pauses), default="frozen", help="what a day's pauses show")
+    parser.add_argument("--rarely", action="store_true", help="stable is what seldom looking in pauses finds, too")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="keep the days there")
     args = parser.parse_args()
     network, look = given(args)
@@ -348,7 +197,9 @@ def main() -> int:
                 into = args.write or Path(folder)
                 into.mkdir(parents=True, exist_ok=True)
                 clip = make_day(clip, args.day, args.still, args.seed, into, args.height, args.pauses)
-            outcomes.append(evaluate(clip, network, look, args.lag, runs=args.runs, with_hota=args.hota))
+            outcomes.append(
+                evaluate(clip, network, look, args.lag, runs=args.runs, with_hota=args.hota, rarely=args.rarely)
+            )
             if not args.json:
                 _print(outcomes[-1])
     if args.json:

@@ -24,9 +24,10 @@ from unittest import mock
 
 import numpy as np
 from glance_day import frames_of
-from glance_eval import Way, given, look_always, parser_of
+from glance_eval import given, parser_of
 from glance_network import Boxes, Network
 from glance_truth import Found, Truth, merged
+from glance_ways import Way, look_always
 
 from streamd.analysis.glance.settings import LookSettings
 from streamd.flow import batcher as batching

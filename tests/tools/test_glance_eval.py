@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import av
 import glance_day
 import glance_eval as tool
+import glance_ways
 import numpy as np
 import pytest
 from glance_network import Boxes
@@ -80,6 +82,22 @@ def test_what_is_missed_is_told(clip: Path) -> None:
     assert outcome.stable_events.soon < outcome.stable_events.of
     assert outcome.missing
     assert outcome.boxes < 0.2
+
+
+def test_what_depends_on_looking_in_pauses_is_no_truth(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object is shown in a pause: who seldom looks there misses where it went."""
+    network: Any = Truth()
+    day = ["noise"] * (ENDS - 1) + [glance_day.ACTIVE] * (FRAMES - ENDS + 1)
+    monkeypatch.setattr(glance_ways, "parts_of", lambda _: day)
+    runs = glance_ways.look_rarely(clip, network, day, 25.0)
+    pause, rest = ENDS - 1, FRAMES - ENDS + 1
+    looked = [sum(run.looked) for run in runs]
+    assert looked == [math.ceil(pause / round(s * 25)) + rest for s in (0.52, 1.0, 2.0, 4.0)]
+    always = glance_ways.look_always(clip, network, runs=3)
+    rarely = glance_ways.look_always(clip, network, runs=3, rarely=True)
+    assert len(rarely.again) == len(always.again) + len(glance_ways.RARELY_S)
+    monkeypatch.setattr(glance_ways, "parts_of", lambda _: [])
+    assert len(glance_ways.look_always(clip, network, runs=3, rarely=True).again) == 2, "no day"
 
 
 def test_events_of_a_day_are_those_without_its_pauses() -> None:
