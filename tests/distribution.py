@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from xdist.scheduler import LoadFileScheduling
@@ -29,7 +30,8 @@ class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         file = self._next(node)
         if file is not None:
             self.workqueue.move_to_end(file, last=False)
-            super()._assign_work_unit(node)
+            with contextlib.suppress(OSError):  # it has died, and `remove_node` gives its work to others
+                super()._assign_work_unit(node)
 
     def _reschedule(self, node: WorkerController) -> None:
         if node not in self.registered_collections:

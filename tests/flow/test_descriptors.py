@@ -6,12 +6,13 @@ Each test runs in a process of its own: here, threads of other tests may open de
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -72,8 +73,9 @@ def _no_limit_or_no_proc() -> None:
 
 
 def _alone(body: Callable[[], None]) -> None:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(body).result()
+    command = [sys.executable, "-c", f"from {__name__} import {body.__name__} as body; body()"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_connections_under_way_count_until_they_have_their_descriptors() -> None:
