@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from streamd.analysis.tracking import native
+
 _FLAGS = ("-O2", "-ffp-contract=off", "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 
 
@@ -17,3 +19,11 @@ def shared_library(folder: Path, sources: Sequence[Path]) -> str:
     built = folder / f"{sources[0].stem}.so"
     subprocess.run([compiler, *_FLAGS, "-o", str(built), *map(str, sources), "-lm"], check=True)
     return str(built)
+
+
+def tracking_library(folder: Path) -> native.Library:
+    """ByteTrack's step, compiled."""
+    names = ("frames.c", "bytetrack.c", "associate.c", "select.c")
+    found = native.library(shared_library(folder, [Path(native.__file__).with_name(name) for name in names]))
+    assert found is not None
+    return found

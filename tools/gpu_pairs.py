@@ -12,11 +12,11 @@ from family_table import Item, accuracy, compared
 Table = dict[str, Any]
 
 
-def with_and_without(run: Callable[[Table], Table], config: Mapping[str, Any], section: str, turns: int) -> Table:
+def with_and_without(run: Callable[..., Table], config: Mapping[str, Any], section: str, turns: int) -> Table:
     """The rate of a daemon with and without one section of its configuration, in turns.
 
     Args:
-        run: runs a daemon with these sections; returns its figures, among them `fps`.
+        run: runs a daemon with the sections `config`; returns its figures, among them `fps`.
         config: the other sections.
         section: what is compared, with its defaults.
         turns: of both.
@@ -30,7 +30,7 @@ def with_and_without(run: Callable[[Table], Table], config: Mapping[str, Any], s
     for turn in range(turns):
         # The order changes, so that what drifts affects both alike.
         for kind in ("off", "on") if turn % 2 == 0 else ("on", "off"):
-            result = run(rest if kind == "off" else {**rest, section: config.get(section, {})})
+            result = run(config=rest if kind == "off" else {**rest, section: config.get(section, {})})
             found["runs"].append({kind: result})
             if "error" in result:
                 return found | {"error": f"{section} {kind}: {result['error']}"}

@@ -30,7 +30,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,16 +173,13 @@ def loss(args: argparse.Namespace) -> Table:
 def nvdec(args: argparse.Namespace) -> Table:
     """Hardware decoding alone."""
     found: Table = {}
-    for clip in args.clips:
-        for processes in args.workers:
-            for streams in [n for n in args.counts if n >= processes]:
-                result = decode_alone(clip, streams, args.seconds, processes=processes)
-                if streams == 16:
-                    result["copied_back_fps"] = decode_alone(
-                        clip, streams, args.seconds, owned=False, processes=processes
-                    )["fps"]
-                name = f"{clip.stem} × {streams}, {processes} process{'es' * (processes > 1)}"
-                _keep(args, "nvdec", found, name, result)
+    for clip, processes, streams in _cases(args):
+        result = decode_alone(clip, streams, args.seconds, processes=processes)
+        if streams == 16:
+            copied = decode_alone(clip, streams, args.seconds, owned=False, processes=processes)
+            result["copied_back_fps"] = copied["fps"]
+        name = f"{clip.stem} × {streams}, {processes} process{'es' * (processes > 1)}"
+        _keep(args, "nvdec", found, name, result)
     return found
 
 
@@ -211,29 +208,30 @@ def _name(clip: Path, streams: int, workers: int, what: str = "") -> str:
     return f"{clip.stem} × {streams}, {workers} worker{'s' * (workers > 1)}{what}"
 
 
-def flow(args: argparse.Namespace) -> Table:
-    """As fast as possible, from file to subscriber."""
-    found: Table = {}
+def _cases(args: argparse.Namespace) -> Iterator[tuple[Path, int, int]]:
+    """Each clip with each number of processes, and of streams that is enough for these."""
     for clip in args.clips:
         for workers in args.workers:
             for streams in [n for n in args.counts if n >= workers]:
-                result = _daemon(args, clip, streams, live=False, workers=workers)
-                _keep(args, "flow", found, _name(clip, streams, workers), result, figures)
+                yield clip, workers, streams
+
+
+def flow(args: argparse.Namespace) -> Table:
+    """As fast as possible, from file to subscriber."""
+    found: Table = {}
+    for clip, workers, streams in _cases(args):
+        result = _daemon(args, clip, streams, live=False, workers=workers)
+        _keep(args, "flow", found, _name(clip, streams, workers), result, figures)
     return found
 
 
 def tracking(args: argparse.Namespace) -> Table:
     """What is left of the rate with tracking."""
     found: Table = {}
-    for clip in args.clips:
-        for workers in args.workers:
-            for streams in [n for n in args.counts if n >= workers]:
-
-                def run(config: Table, clip: Path = clip, streams: int = streams, workers: int = workers) -> Table:
-                    return _daemon(args, clip, streams, live=False, workers=workers, config=config)
-
-                result = with_and_without(run, args.config, "tracking", args.turns)
-                _keep(args, "tracking", found, _name(clip, streams, workers), result, say_shares)
+    for clip, workers, streams in _cases(args):
+        run = partial(_daemon, args, clip, streams, live=False, workers=workers)
+        result = with_and_without(run, args.config, "tracking", args.turns)
+        _keep(args, "tracking", found, _name(clip, streams, workers), result, say_shares)
     return found
 
 

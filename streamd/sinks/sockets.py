@@ -65,21 +65,22 @@ _info = (ctypes.c_uint64 * 32)()
 _length = ctypes.c_uint32()
 
 
+def _told(descriptor: int, level: int, option: int) -> int:
+    """How many bytes the kernel has written to `_info` about a socket; 0 if it is none."""
+    _length.value = ctypes.sizeof(_info)
+    failed = _getsockopt(descriptor, level, option, ctypes.byref(_info), ctypes.byref(_length))
+    return 0 if failed else _length.value
+
+
 def cookie_of(descriptor: int) -> int:
     """The number that the kernel gives to each socket once, whatever descriptor it has; 0 if it is no socket."""
-    _length.value = ctypes.sizeof(_info)
-    return (
-        0
-        if _getsockopt(descriptor, socket.SOL_SOCKET, _SO_COOKIE, ctypes.byref(_info), ctypes.byref(_length))
-        else _info[0]
-    )
+    return _info[0] if _told(descriptor, socket.SOL_SOCKET, _SO_COOKIE) else 0
 
 
 def received_by(descriptor: int) -> int:
     """Bytes received by a TCP connection; 0 if it is none. A microsecond, where a duplicate takes five."""
-    _length.value = ctypes.sizeof(_info)
-    failed = _getsockopt(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, ctypes.byref(_info), ctypes.byref(_length))
-    return 0 if failed or _length.value < _RECEIVED_AT + 8 else _info[_RECEIVED_AT // 8]
+    told = _told(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO)
+    return _info[_RECEIVED_AT // 8] if told >= _RECEIVED_AT + 8 else 0
 
 
 def unread_of(descriptor: int) -> int:

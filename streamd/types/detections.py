@@ -122,24 +122,28 @@ class Boxes(NamedTuple):
         return numbers
 
 
-class FrameBoxes(Protocol):
-    """`Boxes`, or those of a frame in the arrays of its batch."""
+class BoxColumns(Protocol):
+    """Boxes as arrays, of one frame or of a batch."""
 
     @property
     def xyxy(self) -> Float32Array:
-        """See `Boxes`."""
+        """(N, 4) in upright source pixels."""
 
     @property
     def score(self) -> Float32Array:
-        """See `Boxes`."""
+        """(N,)"""
 
     @property
     def class_id(self) -> Int32Array:
-        """See `Boxes`."""
+        """(N,)"""
 
     @property
     def classes(self) -> list[int]:
-        """See `Boxes`."""
+        """The same as `class_id`."""
+
+
+class FrameBoxes(BoxColumns, Protocol):
+    """`Boxes`, or those of a frame in the arrays of its batch."""
 
     @property
     def tracks(self) -> Tracks | None:

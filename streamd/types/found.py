@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.types.batches import ByFrame
-from streamd.types.detections import Found, Tracks
+from streamd.types.detections import BoxColumns, Found, Tracks
 from streamd.types.pictures import Float32Array, Int32Array
 
 _NONE: Mapping[str, int] = {}
 
 
-class Block(Protocol):
+class Block(BoxColumns, Protocol):
     """The boxes of a batch in one block of memory: of all of them the numbers of the tracks (int64), their ages and two
     velocities (float64), where there are tracks; then the corners and scores (float32) and the classes (int32)."""
 
@@ -28,22 +28,6 @@ class Block(Protocol):
     @property
     def room(self) -> int:
         """For how many boxes there is room in each column."""
-
-    @property
-    def xyxy(self) -> Float32Array:
-        """(N, 4) in upright source pixels."""
-
-    @property
-    def score(self) -> Float32Array:
-        """(N,)"""
-
-    @property
-    def class_id(self) -> Int32Array:
-        """(N,)"""
-
-    @property
-    def classes(self) -> list[int]:
-        """The same."""
 
     @property
     def tracked(self) -> bool:

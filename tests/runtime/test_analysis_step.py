@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from streamd.analysis.rules.settings import ZoneSettings
 from streamd.analysis.tracking import Tracked
-from streamd.analysis.tracking import native as module
 from streamd.analysis.tracking.bytetrack import ByteTrack, ByteTrackSettings
-from streamd.analysis.tracking.native import Library, library
+from streamd.analysis.tracking.native import Library
 from streamd.analysis.tracking.observation import TrackedBatch
 from streamd.flow.glimpse import NO_PICTURE
 from streamd.flow.stream import Result, StreamOutput
@@ -27,10 +25,9 @@ from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
 from streamd.types import Box, Boxes, Details, FoundBatch, Frame, ModelInfo, PartOfBlock
 from tests.analysis.tracking.scenes import wild
-from tests.compiler import shared_library
+from tests.compiler import tracking_library
 
 MODEL = ModelInfo("m", "0" * 64, ("person", "car", "dog"))
-SOURCES = [Path(module.__file__).with_name(f"{name}.c") for name in ("frames", "bytetrack", "associate", "select")]
 YARD = ZoneSettings(name="yard", points=((0.1, 0.1), (0.9, 0.1), (0.9, 0.9), (0.1, 0.9)))
 STREAMS = ("camera", "film", "zones")
 S = 10**9
@@ -38,9 +35,7 @@ S = 10**9
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    found = library(shared_library(tmp_path_factory.mktemp("native"), SOURCES))
-    assert found is not None
-    return found
+    return tracking_library(tmp_path_factory.mktemp("native"))
 
 
 class Side:

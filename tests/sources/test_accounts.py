@@ -204,19 +204,25 @@ def playing(
         stream.over()
 
 
+def watch(monkeypatch: pytest.MonkeyPatch, moment: Moment, step: str, held: str) -> None:
+    """The moment looks at what is held after each such step of catching up, once that is three packets."""
+    real = getattr(CatchUp, step)
+
+    def watched(catch_up: CatchUp, arrived: Any) -> Any:
+        given = real(catch_up, arrived)
+        count = len(getattr(catch_up, held))
+        moment.look(count if count >= 3 else 0)
+        return given
+
+    monkeypatch.setattr(CatchUp, step, watched)
+
+
 @ends
 def test_packets_that_an_examination_holds(
     clips: dict[str, Path], how: str, moment: Moment, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relay begins to buffer: everything is late from now on. It takes a moment to find out that nothing waits."""
-    probe = CatchUp._probe
-
-    def watched(catch_up: CatchUp, arrived: Any) -> Any:
-        given = probe(catch_up, arrived)
-        moment.look(len(catch_up._held) if len(catch_up._held) >= 3 else 0)
-        return given
-
-    monkeypatch.setattr(CatchUp, "_probe", watched)
+    watch(monkeypatch, moment, "_probe", "_held")
     with playing(clips["plain"], how, moment, relayed=True) as (stream, relay):
         moment.armed.set()
         relay.delay_s = 0.9
@@ -233,14 +239,7 @@ def test_packets_that_an_examination_holds(
 def test_packets_kept_while_a_stream_catches_up(
     clips: dict[str, Path], how: str, moment: Moment, truth: Truth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    skip = CatchUp._skip
-
-    def watched(catch_up: CatchUp, arrived: Any) -> Any:
-        given = skip(catch_up, arrived)
-        moment.look(len(catch_up._kept) if len(catch_up._kept) >= 3 else 0)
-        return given
-
-    monkeypatch.setattr(CatchUp, "_skip", watched)
+    watch(monkeypatch, moment, "_skip", "_kept")
     with playing(clips["plain"], how, moment) as (stream, _):
         moment.armed.set()
         stream.slow_s = 0.15

@@ -11,21 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamd.analysis.tracking import Observation, StreamTracks, Tracked
-from streamd.analysis.tracking import native as module
 from streamd.analysis.tracking.bytetrack import ByteTrack, ByteTrackSettings
 from streamd.analysis.tracking.native import library
 from streamd.types import Box
 from tests.analysis.tracking.scenes import SIZE, Frame, boxes, wild
-from tests.compiler import shared_library
-
-SOURCES = [Path(module.__file__).with_name(name) for name in ("frames.c", "bytetrack.c", "associate.c", "select.c")]
+from tests.compiler import tracking_library
 
 
 @pytest.fixture(scope="module")
 def step(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    found = library(shared_library(tmp_path_factory.mktemp("native"), SOURCES))
-    assert found is not None
-    return found
+    return tracking_library(tmp_path_factory.mktemp("native"))
 
 
 class Twins:
