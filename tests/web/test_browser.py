@@ -204,7 +204,7 @@ def test_what_the_network_looks_at_is_told(visit: Any) -> None:
     page.route("**/state", gated)
     page.reload()
     expect(frames).to_contain_text("Looked at25 % in the last minute")
-    expect(frames).to_contain_text("At presentnothing moves; something moves")
+    expect(frames).to_contain_text("In the last 5 snothing moves: 63 %, something moves: 25 %")
 
 
 def test_the_size_of_tiles_can_be_chosen_and_is_kept(visit: Any) -> None:
@@ -454,3 +454,27 @@ def test_diagnostics_show_log_and_configuration(visit: Any) -> None:
     assert page.evaluate(CONTRAST) == {}
     page.emulate_media(color_scheme="light")
     assert page.evaluate(CONTRAST) == {}
+
+
+def test_the_log_follows_its_newest_line_on_a_narrow_screen(visit: Any) -> None:
+    page = visit(viewport={"width": 390, "height": 400})
+
+    def logged(route: Route) -> None:
+        """Twenty long lines at first, then one at a time."""
+        answer = route.fetch().json()
+        after = int(route.request.url.partition("after=")[2])
+        first, end = (1, 21) if after == 0 else (after + 1, after + 2)
+        answer["lines"] = [{"event": f"line {n}", "level": "info", "path": "/media/" * 30} for n in range(first, end)]
+        route.fulfill(json=answer | {"next": end - 1})
+
+    page.route("**/log?*", logged)
+    page.get_by_role("link", name="Diagnostics").click()
+    log = page.locator("#log")
+    log.scroll_into_view_if_needed()
+    for n in (20, 21, 22):
+        expect(log.locator("li").last).to_contain_text(f"line {n}")
+        page.wait_for_timeout(300)
+        assert log.evaluate("log => log.scrollHeight - log.scrollTop - log.clientHeight") <= 2
+    log.evaluate("log => log.scrollTop = 10")
+    expect(log.locator("li").last).to_contain_text("line 24")
+    assert log.evaluate("log => log.scrollTop") == 10

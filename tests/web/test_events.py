@@ -223,6 +223,57 @@ def test_what_happens_meanwhile_appears(
     assert card.count() == 1
 
 
+def test_the_list_stays_where_it_is_while_it_grows(look: Any, empty: seeded.Seeded, tmp_path: Path) -> None:
+    """A card that is pressed while events arrive opens, and nothing moves under who has scrolled down."""
+    shots = seeded.snapshots(tmp_path, 1)
+
+    def add(begin: int, number: int) -> None:
+        for n in range(begin, begin + number):
+            empty.journal.submit(event(f"e/{n}", stream="gate", at_s=n))
+            empty.journal.link(f"e/{n}", "snapshot", Media(str(shots[0])))
+        assert empty.journal.flush()
+
+    add(0, 200)
+    page = look(empty)
+    page.locator(".event button[data-id='e/150']").scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    pressed = page.locator(".event button[data-id='e/150']")
+    before = pressed.bounding_box()
+    assert before is not None
+    page.mouse.move(before["x"] + 50, before["y"] + 50)
+    page.mouse.down()
+    add(200, 20)
+    expect(page.locator("#status")).to_contain_text("220 events")
+    page.wait_for_timeout(500)
+    after = pressed.bounding_box()
+    assert after is not None
+    assert after["y"] == pytest.approx(before["y"], abs=2)
+    page.mouse.up()
+    expect(page.locator("#player")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(pressed).to_be_focused()
+    assert page.locator(".event button").first.get_attribute("data-id") == "e/219"
+    ids = page.locator(".event button").evaluate_all("all => all.map(each => each.dataset.id)")
+    assert ids == [f"e/{n}" for n in range(219, 219 - len(ids), -1)]
+
+
+def test_a_clip_that_is_written_while_its_event_is_open_can_be_played(
+    look: Any, empty: seeded.Seeded, films: dict[str, Path], tmp_path: Path
+) -> None:
+    empty.journal.submit(event("e/1", stream="gate"))
+    empty.journal.link("e/1", "snapshot", Media(str(seeded.snapshots(tmp_path, 1)[0])))
+    empty.journal.link("e/1", "clip", Media(str(films["h264"]), "pending"))
+    assert empty.journal.flush()
+    page = look(empty)
+    page.locator(".event button").click()
+    player = page.locator("#player")
+    expect(player).to_contain_text("clip is being recorded")
+    empty.journal.link("e/1", "clip", Media(str(films["h264"])))
+    player.get_by_role("button", name="Clip").click()
+    until(lambda: page.locator("video").evaluate("v => v.currentTime") > 0.2)
+    expect(player).not_to_contain_text("being recorded")
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark"), (390, "light"), (1440, "dark")])
 def test_all_text_stands_out_and_nothing_is_cut_off(look: Any, full: seeded.Seeded, width: int, scheme: Any) -> None:
     since = T0 // SECOND - 3600

@@ -1,7 +1,7 @@
 // One camera: its picture, its latency by stage, its counters.
 
 import { Counts } from "./counts.js";
-import { condition, count, el, fps, milliseconds, pill, setAttribute, setText, span, svg, whyText } from "./dom.js";
+import { condition, count, el, fps, milliseconds, percent, pill, setAttribute, setText, span, svg, whyText } from "./dom.js";
 import { Editor } from "./editor.js";
 import { path } from "./history.js";
 import { colorOf, Pictures, Shot, told } from "./pictures.js";
@@ -25,6 +25,12 @@ const DROPS = {
   stage_failed: "engine failed",
   shutdown: "shutdown",
 };
+
+// Why it looked, or did not: one reason, or the two most frequent ones with their shares.
+function lately(now) {
+  if (now.length === 1) return whyText(now[0][0]);
+  return now.slice(0, 2).map(([why, share]) => `${whyText(why)}: ${percent(share)} %`).join(", ") || "–";
+}
 
 function card(title, ...children) {
   return el("section", { class: "card", "aria-label": title }, el("h2", { text: title }), ...children);
@@ -309,7 +315,7 @@ export class Camera {
       ["Dropped", count(drops.reduce((sum, [, n]) => sum + n, 0))],
       ...drops.map(([reason, n]) => [`… ${DROPS[reason] ?? reason.replaceAll("_", " ")}`, count(n)]),
       ...(stream.skipped ? [["Skipped by max_fps", count(stream.skipped)]] : []),
-      ...(gate ? [["Looked at", `${Math.round(100 * gate.share)} % in the last minute`], ["At present", gate.now.slice(0, 2).map(whyText).join("; ")]] : []),
+      ...(gate ? [["Looked at", `${Math.round(100 * gate.share)} % in the last minute`], ["In the last 5 s", lately(gate.now)]] : []),
       ["Rejected by the decoder", count(stream.corrupt)],
       ...(stream.lost ? [["RTP packets lost", count(stream.lost)]] : []),
     ]);

@@ -15,7 +15,8 @@ const more = by("more");
 const shown = new Map(); // by event id
 let sorted = []; // the newest first
 let drawn = 0; // how many of them have cards
-let day = null; // the section of the last card
+const cards = new Map(); // by event id: {node, button, told}
+const days = new Map(); // by name: {section, list}
 let next = null; // position of the next older page
 let newest = 0; // highest position seen
 let generation = 0; // of the question: a late answer to another one is dropped
@@ -57,7 +58,8 @@ function take(row) {
 const reason = (media) => media.reason.replaceAll("_", " ");
 const written = (event, role) => event.media[role]?.state === "written";
 
-function card(event) {
+// What a card shows of an event.
+function content(event) {
   const shot = el("span", { class: "shot" });
   if (written(event, "snapshot")) shot.append(el("img", { src: event.media.snapshot.url, alt: "", loading: "lazy", decoding: "async" }));
   else shot.append(event.media.snapshot?.state === "pending" ? "Picture follows" : "No picture");
@@ -71,53 +73,81 @@ function card(event) {
   else if (states.length) shot.append(el("span", { class: "tag", text: "Clip removed" }));
   const mark = svg("svg", { viewBox: "0 0 10 10", "aria-hidden": "true" }, svg("rect", { width: 10, height: 10, rx: 2, fill: colorOf(event.label) }));
   const where = [event.stream, event.rule].filter(Boolean).join(" · ");
-  const button = el(
-    "button",
-    { type: "button", "data-id": event.id },
-    shot,
-    el(
-      "span",
-      { class: "what" },
-      el("span", { class: "name" }, mark, event.title),
-      el("span", { class: "line" }, el("span", { text: where, title: where })),
-      el("span", { class: "line" }, el("span", { text: [event.clock, lasted].filter(Boolean).join(" · ") })),
-    ),
+  const what = el(
+    "span",
+    { class: "what" },
+    el("span", { class: "name" }, mark, event.title),
+    el("span", { class: "line" }, el("span", { text: where, title: where })),
+    el("span", { class: "line" }, el("span", { text: [event.clock, lasted].filter(Boolean).join(" · ") })),
   );
-  button.disabled = !written(event, "snapshot") && !states.some((media) => media.state === "written");
-  return el("li", { class: "event" }, button);
+  return [shot, what];
+}
+
+// The event's card. It stays the same element for as long as it is listed: one that is replaced while somebody presses
+// it is never clicked, and the list would jump under who has scrolled down.
+function card(event) {
+  let one = cards.get(event.id);
+  if (!one) {
+    const button = el("button", { type: "button", "data-id": event.id });
+    one = { button, node: el("li", { class: "event" }, button) };
+    cards.set(event.id, one);
+  }
+  const told = JSON.stringify([event.title, event.rule, event.clock, event.ended, event.lasted, event.media]);
+  if (one.told !== told) {
+    one.told = told;
+    one.button.replaceChildren(...content(event));
+    one.button.disabled = !written(event, "snapshot") && !event.clips.some((role) => written(event, role));
+  }
+  return one.node;
+}
+
+function section(name) {
+  if (!days.has(name)) {
+    const list = el("ul", { role: "list" });
+    days.set(name, { list, section: el("section", { class: "day", "aria-label": name }, el("h2", { text: name }), list) });
+  }
+  return days.get(name);
+}
+
+// Makes `nodes` the children, and touches only those that are not there yet.
+function place(parent, nodes) {
+  const wanted = new Set(nodes);
+  for (const node of [...parent.children]) if (!wanted.has(node)) node.remove();
+  nodes.forEach((node, at) => node !== parent.children[at] && parent.insertBefore(node, parent.children[at] ?? null));
 }
 
 // Adds cards of the next events, so that there are at least `wanted`.
 function grow(wanted) {
-  const number = Math.min(sorted.length, Math.max(wanted, drawn));
-  for (; drawn < number; drawn += 1) {
-    const event = sorted[drawn];
-    if (day?.name !== event.day) {
-      day = { name: event.day, list: el("ul", { role: "list" }) };
-      list.append(el("section", { class: "day", "aria-label": event.day }, el("h2", { text: event.day }), day.list));
-    }
-    day.list.append(card(event));
+  drawn = Math.min(sorted.length, Math.max(wanted, drawn));
+  const groups = new Map();
+  for (const event of sorted.slice(0, drawn)) {
+    if (!groups.has(event.day)) groups.set(event.day, []);
+    groups.get(event.day).push(card(event));
   }
+  place(list, [...groups.keys()].map((name) => section(name).section));
+  for (const [name, nodes] of groups) place(section(name).list, nodes);
   more.hidden = drawn === sorted.length && next == null;
   // Tells again where the end is: it may still be in view.
   end.unobserve(more);
   end.observe(more);
 }
 
+// Lists what there is now, to the event that was the last with a card at least.
 function draw(keep = CARDS) {
+  const last = sorted[drawn - 1];
   const focused = document.activeElement?.dataset?.id;
   sorted = [...shown.values()].sort((a, b) => b.began - a.began || (a.id < b.id ? 1 : -1));
-  list.replaceChildren();
+  for (const id of cards.keys()) if (!shown.has(id)) cards.delete(id);
   drawn = 0;
-  day = null;
-  grow(keep);
-  if (focused) button(focused)?.focus({ preventScroll: true });
+  grow(Math.max(keep, sorted.indexOf(last) + 1));
+  if (focused && document.activeElement?.dataset?.id !== focused) button(focused)?.focus({ preventScroll: true });
   by("empty").hidden = sorted.length > 0;
   setText(by("empty"), filters.any ? "No events match these filters." : "No events yet.");
   const clips = sorted.filter((event) => event.clips.some((role) => written(event, role))).length;
   setText(by("status"), sorted.length ? `${count(sorted.length)}${next == null ? "" : " newest"} event${sorted.length === 1 ? "" : "s"}, ${count(clips)} with a clip` : "");
   timeline.update(sorted);
   filters.offer(sorted);
+  player.refresh(sorted);
 }
 
 const button = (id) => list.querySelector(`button[data-id="${CSS.escape(id)}"]`);

@@ -62,7 +62,7 @@ export class History {
   }
 
   // Share of the frames of the last minute that the network has looked at, and for which reasons it did, or did not, in
-  // the last seconds: the most frequent one first. Null where it looks at all of them.
+  // the last seconds, with the share of each: the most frequent one first. Null where it looks at all of them.
   gate(name, seconds = 5) {
     const minute = this.#ends(name, 60);
     if (!minute) return null;
@@ -71,7 +71,7 @@ export class History {
     if (!looked && !glanced) return null;
     const ends = this.#ends(name, seconds);
     const now = [...grown(ends, "looked"), ...grown(ends, "glanced")].sort((a, b) => b[1] - a[1]);
-    return { share: looked / (looked + glanced), now: now.map(([why]) => why) };
+    return { share: looked / (looked + glanced), now: now.map(([why, n]) => [why, n / now.reduce((sum, [, each]) => sum + each, 0)]) };
   }
 
   latency(name, seconds = 5) {

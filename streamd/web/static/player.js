@@ -2,9 +2,25 @@
 
 import { el, setText } from "./dom.js";
 
+const LEAD_S = 2; // of a clip, shown before the event
+
 const moment = (seconds) => new Date(seconds * 1000).toLocaleString(undefined, { dateStyle: "full", timeStyle: "medium", hour12: false });
 const written = (event, role) => event.media[role]?.state === "written";
 const name = (role) => (role === "snapshot" ? "Snapshot" : role === "snapshot_plain" ? "Without box" : role === "clip" ? "Clip" : `Clip, part ${role.slice(5)}`);
+
+// Where the event is in its clip, which it may share with many others: seconds from the beginning of the file to shortly
+// before the event's.
+async function begin(event, role) {
+  if (!written(event, "clip_json")) return 0;
+  try {
+    const answer = await fetch(event.media.clip_json.url, { signal: AbortSignal.timeout(3000) });
+    const part = (await answer.json()).parts[role === "clip" ? 0 : Number(role.slice(5)) - 1];
+    const at = event.began - part.starts_at;
+    return at < part.s ? Math.max(0, at - LEAD_S) : 0;
+  } catch {
+    return 0; // it can be watched from its beginning
+  }
+}
 
 export class Player {
   #events = [];
@@ -57,6 +73,15 @@ export class Player {
     return ["snapshot", "snapshot_plain", ...event.clips].filter((role) => written(event, role));
   }
 
+  // The events as they are listed now: what was being recorded may be there.
+  refresh(events) {
+    const at = events.indexOf(this.#events[this.#at]);
+    if (!this.dialog.open || at < 0) return;
+    this.#events = events;
+    this.#at = at;
+    this.#describe();
+  }
+
   #next(step) {
     let at = this.#at + step;
     const shows = (event) => written(event, "snapshot") || event.clips.some((role) => written(event, role));
@@ -80,39 +105,54 @@ export class Player {
     this.stage.replaceChildren();
   }
 
+  // Everything around the picture or the clip.
+  #describe() {
+    const event = this.#events[this.#at];
+    setText(this.title, `${event.title}: ${[event.stream, event.rule].filter(Boolean).join(" · ")}`);
+    const clips = event.clips.map((each) => event.media[each]);
+    const failed = clips.find(({ state }) => state === "failed");
+    const recording = clips.some(({ state }) => state === "pending");
+    setText(this.note, [moment(event.began), failed ? `clip failed: ${failed.reason.replaceAll("_", " ")}` : recording ? "clip is being recorded" : ""].filter(Boolean).join(" · "));
+    this.before.disabled = this.#next(-1) == null;
+    this.after.disabled = this.#next(1) == null;
+    const kinds = this.#kinds();
+    this.roles.hidden = kinds.length < 2;
+    const told = [event.id, this.#role, ...kinds].join(" ");
+    if (this.roles.dataset.told === told) return;
+    const focused = this.roles.contains(document.activeElement) ? document.activeElement.textContent : null;
+    this.roles.dataset.told = told;
+    this.roles.replaceChildren(
+      ...kinds.map((kind) => {
+        const button = el("button", { type: "button", class: "quiet", text: name(kind), "aria-pressed": String(kind === this.#role) });
+        button.addEventListener("click", () => this.#show(kind));
+        return button;
+      }),
+    );
+    [...this.roles.children].find((button) => button.textContent === focused)?.focus();
+  }
+
   #show(role) {
     const event = this.#events[this.#at];
     const media = event.media[role];
     this.#role = role;
     this.#empty();
-    setText(this.title, `${event.title}: ${[event.stream, event.rule].filter(Boolean).join(" · ")}`);
-    const failed = event.clips.map((each) => event.media[each]).find(({ state }) => state === "failed");
-    setText(this.note, [moment(event.began), failed ? `clip failed: ${failed.reason.replaceAll("_", " ")}` : ""].filter(Boolean).join(" · "));
+    this.#describe();
     this.save.href = `${media.url}?download`;
-    this.before.disabled = this.#next(-1) == null;
-    this.after.disabled = this.#next(1) == null;
-    const kinds = this.#kinds();
-    this.roles.hidden = kinds.length < 2;
-    this.roles.replaceChildren(
-      ...kinds.map((kind) => {
-        const button = el("button", { type: "button", class: "quiet", text: name(kind), "aria-pressed": String(kind === role) });
-        button.addEventListener("click", () => {
-          this.#show(kind);
-          this.roles.querySelector("[aria-pressed=true]").focus();
-        });
-        return button;
-      }),
-    );
-    if (!role.startsWith("clip")) this.stage.append(el("img", { src: media.url, alt: `Snapshot: ${event.title} at ${event.stream}` }));
-    else {
-      // What a browser plays depends on the codecs more than on the kind of file, so it may try each.
-      const video = el("video", { src: media.url, controls: true, autoplay: true, playsinline: true });
-      video.muted = true; // or browsers may not begin by themselves
-      video.addEventListener("error", () => video.isConnected && this.#cannot(event, media));
-      // Of pictures that it does not know, beside sound that it does, it would play the sound alone.
-      video.addEventListener("loadedmetadata", () => video.isConnected && !video.videoWidth && this.#cannot(event, media));
-      this.stage.append(video);
-    }
+    if (role.startsWith("clip")) this.#play(event, role);
+    else this.stage.append(el("img", { src: media.url, alt: `Snapshot: ${event.title} at ${event.stream}` }));
+  }
+
+  async #play(event, role) {
+    const media = event.media[role];
+    // What a browser plays depends on the codecs more than on the kind of file, so it may try each.
+    const video = el("video", { controls: true, autoplay: true, playsinline: true });
+    video.muted = true; // or browsers may not begin by themselves
+    video.addEventListener("error", () => video.isConnected && this.#cannot(event, media));
+    // Of pictures that it does not know, beside sound that it does, it would play the sound alone.
+    video.addEventListener("loadedmetadata", () => video.isConnected && !video.videoWidth && this.#cannot(event, media));
+    this.stage.append(video);
+    const from = await begin(event, role);
+    if (video.isConnected) video.src = from ? `${media.url}#t=${from.toFixed(2)}` : media.url;
   }
 
   #cannot(event, media) {
