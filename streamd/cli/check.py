@@ -19,10 +19,12 @@ from streamd.engine.auto import AutoSettings, choice
 from streamd.engine.tensorrt import TensorRtSettings
 from streamd.errors import ConfigError, StreamdError
 from streamd.runtime.classify.crop import WAITING_FRAMES
+from streamd.runtime.otlp import check_installed
 from streamd.security.address import unencoded
 from streamd.security.redact import redact
 from streamd.settings import FieldPath
 from streamd.settings.places import unwritable_folder
+from streamd.sinks.connection import ClientTlsSettings
 from streamd.sinks.curve import CurveSettings
 from streamd.sinks.zmq import ZmqSettings
 from streamd.sources.av import AvStreamSettings
@@ -96,6 +98,8 @@ def problems(
     for i, sink in enumerate(config.sinks):
         for below, message in sink.look():
             told(("sinks", i, *below), message)
+    if config.otlp is not None:
+        attempt(("otlp",), check_installed)
     folders: list[tuple[FieldPath, str | None]] = [(("events", "state_dir"), config.events.state_dir)]
     if config.recorder.keep:
         folders.append((("recorder", "folder"), config.recorder.folder))
@@ -104,9 +108,11 @@ def problems(
             told(where, reason)
     if secrets:
         for i, sink in enumerate(config.sinks):
+            where = ("sinks", i)
             if isinstance(sink, ZmqSettings) and sink.curve is not None:
-                where = ("sinks", i)
                 attempt((*where, "curve"), partial(_check_keys, dotted(in_file(where)), sink.curve))
+            if isinstance(tls := getattr(sink, "tls", None), ClientTlsSettings):
+                attempt((*where, "tls"), partial(tls.context, dotted(in_file((*where, "tls")))))
         if (tls := config.metrics.tls) is not None:
             attempt(("metrics", "tls"), partial(Tls, tls.certificate, tls.key))
     if model:

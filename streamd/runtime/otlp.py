@@ -44,6 +44,18 @@ _WARN_EVERY_S = 60.0
 _STAGES = ("decode", "queue", "preprocess", "infer", "postprocess")
 
 
+def check_installed() -> None:
+    """
+    Raises:
+        ConfigError: OpenTelemetry is not installed.
+    """
+    try:
+        import opentelemetry.exporter.otlp.proto.http.metric_exporter
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"otlp: {error.name} is not installed: pip install 'streamd[otlp]'") from None
+
+
 class OtlpExporter:
     """Sends metrics and traces in its own thread. What cannot be sent is counted and dropped.
 
@@ -60,13 +72,12 @@ class OtlpExporter:
     def __init__(
         self, settings: OtlpSettings, instance: str, registry: CollectorRegistry | None, count: Counter
     ) -> None:
-        try:
-            from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-        except ImportError as error:
-            raise ConfigError(f"otlp: {error.name} is not installed: pip install 'streamd[otlp]'") from None
+        check_installed()
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
         # It logs each attempt, with the whole address, through Python's own logging; `_report` says it once a minute.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._settings, self._count = settings, count

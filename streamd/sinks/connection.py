@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -12,7 +13,7 @@ from pydantic import Field
 
 from streamd.errors import ConfigError, SinkError
 from streamd.security.trust import check_file
-from streamd.settings import PORT_PATTERN, ConfigPath, ExternalSecret, Pattern, Problems, Settings
+from streamd.settings import PORT_PATTERN, ConfigPath, ExternalSecret, FieldPath, Pattern, Problems, Settings
 from streamd.sinks.envelope import CLASSIFIED, COUNTS, DETECTIONS, GLANCE, STATUS, MessageKind
 from streamd.sinks.events import EventSinkSettings
 
@@ -86,6 +87,15 @@ def tls_problems(tls: ClientTlsSettings | None) -> Problems:
     """Problems of the field `tls`."""
     if tls is not None:
         yield from ((("tls", *path), message) for path, message in tls.problems())
+
+
+def lacking(*loaders: Callable[[], object]) -> Iterator[tuple[FieldPath, str]]:
+    """For `SinkSettings.look`: what says each of `loaders` that cannot load its library."""
+    for load in loaders:
+        try:
+            load()
+        except ConfigError as error:
+            yield ("kind",), str(error)
 
 
 class ServerSinkSettings(EventSinkSettings):

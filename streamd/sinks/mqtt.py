@@ -34,7 +34,7 @@ from streamd.events.upkeep import Outcome
 from streamd.flow.settings import StreamSettings
 from streamd.settings import FieldPath, Name
 from streamd.sinks import SINKS, Sink
-from streamd.sinks.connection import Address, ClientLoginSettings, ServerSinkSettings, host_port, node_name
+from streamd.sinks.connection import Address, ClientLoginSettings, ServerSinkSettings, host_port, lacking, node_name
 from streamd.sinks.envelope import DETECTIONS, FRAME_KINDS, STATUS, Message
 from streamd.sinks.events import EventSink, JournalEvent
 from streamd.sinks.homeassistant import (
@@ -45,7 +45,7 @@ from streamd.sinks.homeassistant import (
     Topic,
     transition,
 )
-from streamd.sinks.mqttlink import Link
+from streamd.sinks.mqttlink import Link, vendor
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +88,10 @@ class MqttSettings(ServerSinkSettings):
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
         """See `SinkSettings.claims`."""
         yield ("node",), "node", f"streamd-{node_name(self.node)} at {self.broker}"
+
+    def look(self) -> Iterator[tuple[FieldPath, str]]:
+        """See `SinkSettings.look`."""
+        yield from lacking(vendor)
 
     def open(self) -> Sink:
         """See `SinkSettings.open`."""

@@ -25,7 +25,7 @@ from streamd.security.redact import remember
 from streamd.settings import ExternalSecret, FieldPath, Pattern, Problems
 from streamd.sinks import SINKS, Sink
 from streamd.sinks.asyncsink import AsyncEventSink
-from streamd.sinks.connection import Address, ClientLoginSettings, ServerSinkSettings, host_port
+from streamd.sinks.connection import Address, ClientLoginSettings, ServerSinkSettings, host_port, lacking
 from streamd.sinks.envelope import CLASSIFIED, COUNTS, EVENT, GLANCE, Message, MessageKind
 from streamd.sinks.events import CONTENT_TYPE, JournalEvent
 from streamd.sinks.message import TOPIC_PREFIX
@@ -90,6 +90,11 @@ class NatsSettings(ServerSinkSettings):
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
         """See `SinkSettings.claims`."""
         yield ("prefix",), "prefix", f"{self.prefix} at {self.servers[0]}"
+
+    def look(self) -> Iterator[tuple[FieldPath, str]]:
+        """See `SinkSettings.look`."""
+        signs = self.nkey is not None or self.credentials is not None
+        yield from lacking(vendor, *[_check_nkeys] * signs)
 
     def open(self) -> Sink:
         """See `SinkSettings.open`."""

@@ -25,7 +25,7 @@ from streamd.errors import ConfigError, SinkError
 from streamd.settings import ExternalSecret, FieldPath, Pattern, Problems
 from streamd.sinks import SINKS, Sink
 from streamd.sinks.asyncsink import AsyncEventSink, cancel
-from streamd.sinks.connection import Address, ServerSinkSettings, host_port
+from streamd.sinks.connection import Address, ServerSinkSettings, host_port, lacking
 from streamd.sinks.envelope import CLASSIFIED, COUNTS, EVENT, GLANCE, Message, MessageKind
 from streamd.sinks.events import WINDOW, JournalEvent
 from streamd.sinks.message import TOPIC_PREFIX
@@ -66,6 +66,10 @@ class RedisSettings(ServerSinkSettings):
     def claims(self) -> Iterator[tuple[FieldPath, str, str]]:
         """See `SinkSettings.claims`."""
         yield ("prefix",), "prefix", f"{self.prefix} at {self.server}, database {self.database}"
+
+    def look(self) -> Iterator[tuple[FieldPath, str]]:
+        """See `SinkSettings.look`."""
+        yield from lacking(vendor)
 
     def open(self) -> Sink:
         """See `SinkSettings.open`."""

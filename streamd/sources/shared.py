@@ -83,11 +83,12 @@ class Shape(NamedTuple):
         if not 0.2 <= self.pixel_aspect <= 5:
             return False
         try:
-            components = av.VideoFormat(self.format, self.width, self.height).components
+            layout = av.VideoFormat(self.format, self.width, self.height)
+            components = layout.components
             row_bits = Counter[int]()
             for part in components:
-                # In a single-plane format, samples may be packed across byte boundaries.
-                packed = part.plane == 0 and sum(other.plane == 0 for other in components) > 1
+                # Samples may be packed: eight of one bit in a byte; in a single-plane format, across byte boundaries.
+                packed = layout.is_bit_stream or (part.plane == 0 and sum(p.plane == 0 for p in components) > 1)
                 row_bits[part.plane] += part.width * (part.bits if packed else -(-part.bits // 8) * 8)
             return len(row_bits) <= len(self.planes) and all(
                 8 * self.planes[part.plane][0] >= row_bits[part.plane]

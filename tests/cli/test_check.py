@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,37 @@ def test_check_looks_at_keys_and_certificates(tmp_path: Path) -> None:
     ]
     (tmp_path / "key").unlink()
     assert streamd("check", path).returncode == 2
+    assert streamd("check", "--no-secrets", path).returncode == 0
+
+
+def test_check_looks_at_what_outputs_need_of_this_machine(tmp_path: Path) -> None:
+    for package in ("paho", "nats", "redis", "opentelemetry"):
+        hidden = tmp_path / "hidden" / package / "__init__.py"
+        hidden.parent.mkdir(parents=True)
+        hidden.write_text(f"raise ModuleNotFoundError('No module named {package}', name='{package}')\n")
+    sinks = """\
+otlp: {endpoint: "http://collector:4318"}
+sinks:
+  - {kind: mqtt, broker: broker.lan, tls: {ca: ca.pem}}
+  - {kind: nats, servers: [nats.lan]}
+  - {kind: redis, server: redis.lan}
+  - {kind: webhook, url: "https://hooks.lan/x", tls: {certificate: c.pem, key: k.pem}}
+"""
+    path = config(tmp_path, null(more=sinks))
+    python_path = f"{tmp_path}/hidden:{os.environ.get('PYTHONPATH', '')}"
+    done = streamd("check", path, env=os.environ | {"PYTHONPATH": python_path})
+    no_file = "cannot be read: No such file or directory; expected a PEM file"
+    assert done.returncode == 2
+    assert done.stdout.splitlines() == [
+        f"{path}:7: sinks[0].kind: mqtt sink: needs paho-mqtt; install it with: pip install 'streamd[mqtt]'",
+        f"{path}:8: sinks[1].kind: nats sink: needs nats-py; install it with: pip install 'streamd[nats]'",
+        f"{path}:9: sinks[2].kind: redis sink: needs redis-py; install it with: pip install 'streamd[redis]'",
+        f"{path}:5: otlp: opentelemetry is not installed: pip install 'streamd[otlp]'",
+        f"{path}:7: sinks[0].tls: {tmp_path}/ca.pem {no_file}",
+        f"{path}:10: sinks[3].tls: {tmp_path}/c.pem {no_file}",
+    ]
+    installed = streamd("check", path).stdout.splitlines()
+    assert installed == done.stdout.splitlines()[4:]
     assert streamd("check", "--no-secrets", path).returncode == 0
 
 

@@ -415,12 +415,34 @@ def test_a_child_that_talks_nonsense_is_a_broken_stream(
         ('["p010le",16,16,"bt601",false,0,false,1.0,[[32,512],[31,256]]]', False),
         ('["rgb565le",16,16,"bt601",false,0,false,1.0,[[32,512]]]', True),
         ('["rgb565le",16,16,"bt601",false,0,false,1.0,[[30,512]]]', False),
+        ('["monob",16,16,"bt601",false,0,false,1.0,[[2,32]]]', True),
+        ('["monob",17,16,"bt601",false,0,false,1.0,[[2,32]]]', False),
         ('["none such",16,16,"bt601",false,0,false,1.0,[[16,256],[8,64],[8,64]]]', False),
         ('["yuv420p",16,16,"bt601",false,0,true,0.0,[[16,256],[8,64],[8,64]]]', False),
     ],
 )
 def test_a_shape_has_all_its_rows(shape: str, sound: bool) -> None:
     assert TypeAdapter(Shape).validate_json(shape).sound() == sound
+
+
+def test_pictures_of_every_format_are_sound_and_less_than_one_is_not() -> None:
+    names: set[str] = vars(av.video.format)["names"]  # PyAV's stubs omit it
+    seen = 0
+    sizes = (64, 48), (641, 359), (17, 3), (1, 1)
+    for name, (width, height) in itertools.product(sorted(names), sizes):
+        try:
+            picture = av.VideoFrame(width, height, name)
+        except ValueError:  # memory of an accelerator
+            continue
+        planes = [(plane.line_size, plane.buffer_size) for plane in picture.planes]
+        shape = Shape(name, width, height, "bt601", False, 0, False, 1.0, tuple(planes))
+        assert shape.sound(), (name, width, height, planes)
+        for plane in {part.plane for part in picture.format.components}:
+            lines = planes[plane][1] // planes[plane][0]
+            less = [(pitch, size - (i == plane) * pitch * min(lines, 2)) for i, (pitch, size) in enumerate(planes)]
+            assert not shape._replace(planes=tuple(less)).sound(), (name, width, height, less)
+        seen += 1
+    assert seen > 4 * 200
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
