@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The table of model families in docs/accuracy.md: accuracy in float and INT8 on several sets of images, and speed.
+"""The tables of model families in docs/accuracy.md: accuracy in float and INT8 on sets of images; layers and speed.
 
     python tools/family_table.py MODEL[:HEAD][=INT8]… --images CALIBRATION --set NAME=FOLDER … --out DIR
         [--speed] [--gpu-json OUT/engine.json] [--trained MODEL=NAME[,NAME]…] [--title MODEL=TEXT]
@@ -8,7 +8,7 @@ Each FOLDER has `images` and `labels`. A model says in its sidecar how it is fed
 quantize` makes them by default, unless one is given, and are written to DIR whatever they lost, with one JSON file for
 each model; what is already there is not made again. The first set is the gate's. Speed is that of OpenVINO on one
 picture at a time, float and INT8 in alternating rounds. GPU times are those that `tools/gpu_suite.py engine` wrote of
-plans called like the two models' files (`yolov5n.plan`, `yolov5n_int8.plan`); where there is none, the column is
+plans called like the two models' files (`yolov5n.plan`, `yolov5n_int8.plan`); where there is none, the cell is
 blank. --trained names sets that a model was trained on: it is not judged on them."""
 
 from __future__ import annotations
@@ -190,65 +190,74 @@ def gpu_ms(gpu: Mapping[str, Any], stem: str, batch: int) -> float | None:
     return None
 
 
-def _on(found: Found, of: str, form: str, trained: Sequence[str]) -> str:
-    """The mAP of a form of a model on a set, and what INT8 lost there."""
-    if of not in found["sets"]:
-        return "in training" if of in trained else ""
-    one = found["sets"][of]
-    if form == "float":
-        return f"{one['float']['map']:.4f}"
-    interval = one["interval"]
-    spread = "" if interval is None else f" ({interval['low']:.4f} to {interval['high']:.4f})"
-    return f"{one['int8']['map']:.4f}, {one['drop']:.4f}{spread}".replace("-", "−")
+def _loss(value: float, ends_: tuple[float, float] | None) -> str:
+    """What INT8 lost, with the interval where there is one."""
+    text = f"{value:.4f}"
+    if ends_ is not None:
+        text += " ({:.4f} to {:.4f})".format(*ends_)
+    return text.replace("-", "−")
 
 
 def _mean(judged: Sequence[Found]) -> str:
     """What INT8 lost in the mean of several sets, with its interval."""
-    if len(judged) < 2:
-        return ""
-    text = f"{sum(one['drop'] for one in judged) / len(judged):.4f}"
     losses = [np.array(one.get("losses", ())) for one in judged]
-    if all(len(lost) for lost in losses):
-        text += " ({:.4f} to {:.4f})".format(*mean_ends(losses))
-    return text.replace("-", "−")
+    known = mean_ends(losses) if all(len(lost) for lost in losses) else None
+    return _loss(sum(one["drop"] for one in judged) / len(judged), known)
 
 
 def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def rows(
-    found: Found, title: str, sets: Sequence[str], trained: Sequence[str], gpu: Mapping[str, Any], batch: int
+def losses(
+    found: Found, title: str, sets: Sequence[str], trained: Sequence[str], images: Mapping[str, int]
 ) -> list[str]:
-    """Two lines of Markdown: the model in float, and in INT8."""
-    mean, times = _mean([found["sets"][name] for name in sets if name in found["sets"]]), found.get("speed", {})
-    kept = f"{len(found['float_layers'])} of {found['layers']}"
-    if found["float_layers"]:
-        kept += f", {found['float_share'] * 100:.1f} %"
-    plans = {"float": found["model"], "int8": Path(found["int8"].removeprefix(BUILTIN)).stem}
-    out = []
-    for form, about in (("float", [f"{title}, {found['size']}", ""]), ("int8", ["INT8", kept])):
-        cells = [*about, *(_on(found, of, form, trained) for of in sets)]
-        cells += [mean if form == "int8" else "", _ms(times.get(f"{form}_best_ms"))]
-        out.append(_line([*cells, _ms(gpu_ms(gpu, plans[form], batch))]))
-    return out
+    """Lines of Markdown: the model on each set, and what INT8 lost in their mean."""
+    lines, judged = [], []
+    for name in sets:
+        of = f"{images[name]:,} of {name}" if name in images else name
+        if name in found["sets"]:
+            one = found["sets"][name]
+            interval = one["interval"]
+            lost = _loss(one["drop"], None if interval is None else (interval["low"], interval["high"]))
+            lines.append([of, f"{one['float']['map']:.4f}", f"{one['int8']['map']:.4f}", lost])
+            judged.append(one)
+        elif name in trained:
+            lines.append([of, "in training", "", ""])
+    if len(judged) > 1:
+        lines.append(["mean", "", "", _mean(judged)])
+    return [_line([title if i == 0 else "", *cells]) for i, cells in enumerate(lines)]
+
+
+def cost(found: Found, title: str, gpu: Mapping[str, Any], batch: int) -> str:
+    """A line of Markdown: what stays in float, and how long a picture takes in both forms."""
+    times = found.get("speed", {})
+    share = f"{found['float_share'] * 100:.1f} %" if found["float_layers"] else ""
+    plans = (found["model"], Path(found["int8"].removeprefix(BUILTIN)).stem)
+    cells = [title, f"{len(found['float_layers'])} of {found['layers']}", share]
+    cells += [_ms(times.get(f"{form}_best_ms")) for form in ("float", "int8")]
+    return _line([*cells, *(_ms(gpu_ms(gpu, plan, batch)) for plan in plans)])
 
 
 def _line(cells: Sequence[str]) -> str:
     return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
 
 
+def _head(cells: Sequence[str]) -> list[str]:
+    return [_line(cells), "|" + "---|" * len(cells)]
+
+
 def table(
     every: Sequence[tuple[Found, str, Sequence[str]]], sets: Sequence[str], gpu: Mapping[str, Any], batch: int
 ) -> str:
-    """The whole table as Markdown."""
-    images = {name: found["sets"][name] for found, _, _ in every for name in found["sets"]}
-    head = ["model", "layers in float, of the multiplications"]
-    head += [f"{images[name]['images']:,} of {name}" if name in images else name for name in sets]
-    head += ["lost in the mean", "OpenVINO, ms", "H200, ms"]
-    lines = [_line(head), "|" + "---|" * len(head)]
+    """Both tables as Markdown, narrow enough for a page of 900 pixels."""
+    images = {name: one["images"] for found, _, _ in every for name, one in found["sets"].items()}
+    lines = _head(["model, input", "images", "mAP float", "mAP INT8", "lost (95 % interval)"])
     for found, title, trained in every:
-        lines += rows(found, title, sets, trained, gpu, batch)
+        lines += losses(found, f"{title}, {found['size']}", sets, trained, images)
+    cells = ["model, input", "layers in float", "of the multiplications"]
+    lines += ["", *_head([*cells, "OpenVINO float, ms", "INT8, ms", "H200 FP16, ms", "INT8, ms"])]
+    lines += [cost(found, f"{title}, {found['size']}", gpu, batch) for found, title, _ in every]
     return "\n".join(lines)
 
 
@@ -258,7 +267,7 @@ def pairs(texts: Sequence[str]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table in Markdown."""
+    """Prints the tables in Markdown."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("models", nargs="+", metavar="MODEL[:HEAD][=INT8]")
     p.add_argument("--images", required=True, help="calibration images, in none of the sets")
