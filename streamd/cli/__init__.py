@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -27,6 +28,10 @@ COMMANDS = (
     "keygen", "schema", "fleet",
 )  # fmt: skip
 """Each is a module in this package with `add_parser(subparsers)` and `run(args) -> int`."""
+
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Why a write fails."""
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -98,11 +103,39 @@ def _check_arguments(args: argparse.Namespace) -> None:
                 raise ConfigError(f"{name}: {text!a} is not UTF-8 text; rename the file or folder")
 
 
+def _give_up_output() -> None:
+    """From now on standard output takes anything, also what the interpreter still writes there at its end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the entry point of `streamd`.
 
     Returns:
         The exit code. Errors that streamd raises on purpose print one clear message on standard error, no traceback.
+    """
+    code = 0
+    try:
+        try:
+            code = _command(arguments)
+        finally:
+            sys.stdout.flush()  # what the interpreter could not write at its end, it would report in its own words
+    except BrokenPipeError:
+        # The reader of our output has exited (head, a closed pager): there is nobody to report it to.
+        _give_up_output()
+    except OSError as error:
+        _give_up_output()
+        print(f"streamd: output cannot be written: {error.strerror}", file=sys.stderr)
+        return code or 1
+    return code
+
+
+def _command(arguments: Sequence[str] | None) -> int:
+    """Runs a command.
+
+    Raises:
+        OSError: its output could not be written.
     """
     first = next(iter(sys.argv[1:] if arguments is None else arguments), None)
     if first == "run":
@@ -126,13 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"streamd: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of our output has exited (head, a closed pager): there is nobody to report it to.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        raise
     except KeyboardInterrupt:
         return 130
-    except Exception:  # noqa: BLE001 - Python's own traceback would show a password in a URL
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _NO_ROOM:
+            raise
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return 1
     return code

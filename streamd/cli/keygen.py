@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     """Writes both files and prints the public key; says on standard error where the keys are."""
     from streamd.sinks.curve import new_pair
 
+    if os.path.basename(args.name) in ("", ".", ".."):
+        raise ConfigError(f"keygen: {args.name!r} is no name of a file; expected one such as yard or keys/yard")
     secret_file, public_file = Path(f"{args.name}.key"), Path(f"{args.name}.pub")
     for file in (secret_file, public_file):
         if os.path.lexists(file) and not args.force:

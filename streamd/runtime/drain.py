@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -51,7 +52,8 @@ def leave(code: int, *, left_running: bool) -> int:
         The exit code, where the interpreter may end by itself.
     """
     if left_running:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in sys.stdout, sys.stderr:
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code)
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -68,7 +69,8 @@ class Service:
         if self._signals > 1:
             # The second signal means immediately: nothing that could hang may run any more.
             self._at_once()
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                sys.stderr.flush()
             os._exit(128 + number)
         self.stop()
 

@@ -203,6 +203,40 @@ def test_help_names_every_command_and_a_closed_pipe_is_no_error() -> None:
     assert pipe.stderr == ""
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["schema", "check {}", "--help"])
+def test_output_that_nobody_takes_or_for_which_there_is_no_room(tmp_path: Path, command: str, unbuffered: str) -> None:
+    """Written at once, or at the very end of the process."""
+    path = config(tmp_path, null())
+    run = f"{sys.executable} -m streamd {command.format(path)}"
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    script = f"{run} | true; echo ${{PIPESTATUS[0]}} >&2"
+    pipe = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
+    assert pipe.stderr == "0\n"
+    full = subprocess.run(["bash", "-c", f"{run} > /dev/full"], capture_output=True, text=True, env=environment)
+    if unbuffered and "-" in command:  # argparse lets that pass
+        assert (full.returncode, full.stderr) == (0, "")
+        return
+    assert (full.returncode, full.stderr) == (1, "streamd: output cannot be written: No space left on device\n")
+
+
+@pytest.mark.parametrize("name", ["", "keys/", ".", "keys/.."])
+def test_keys_need_a_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "keys").mkdir()
+    done = streamd("keygen", name, cwd=tmp_path)
+    assert (done.returncode, one_message(done.stderr)) == (
+        2, f"streamd: keygen: {name!r} is no name of a file; expected one such as yard or keys/yard",
+    )  # fmt: skip
+    assert [path.name for path in tmp_path.rglob("*")] == ["keys"]
+
+
+def test_a_verdict_counts_where_nobody_reads_it(tmp_path: Path) -> None:
+    path = config(tmp_path, null("[{id: a, url: none.mp4}]"))
+    script = f"{sys.executable} -m streamd check {path} | true; echo ${{PIPESTATUS[0]}} >&2"
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}
+    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment).stderr == "2\n"
+
+
 def test_a_command_that_does_not_exist() -> None:
     done = streamd()
     assert (done.returncode, done.stdout) == (2, "")
