@@ -178,10 +178,13 @@ def _detail(record: Record) -> str:
     return ", ".join(parts)
 
 
-def _cells(record: Record) -> tuple[str, ...]:
-    at = datetime.datetime.fromtimestamp(record.at_ns // 1000 / 1e6).astimezone()
+def _at(record: Record) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(record.at_ns // 1000 / 1e6).astimezone()
+
+
+def _cells(record: Record, form: str = "%m-%d %H:%M:%S") -> tuple[str, ...]:
     values = (
-        f"{at:%m-%d %H:%M:%S}",
+        f"{_at(record):{form}}",
         record.stream,
         record.type or record.kind,
         record.rule or "-",
@@ -192,19 +195,39 @@ def _cells(record: Record) -> tuple[str, ...]:
 
 
 COLUMNS = ("time", "stream", "event", "rule", "label", "details")
+_FLOORS = {"details": 25, "stream": 12, "rule": 10, "label": 8, "event": 12}
+"""Columns that give way where a line is too long, in this order, each down to so many characters."""
 
 
-def table(records: Sequence[Record], caption: str = "") -> Any:
-    """The events as a table that fits into 80 columns."""
+def _widths(rows: Sequence[Sequence[str]], width: int) -> dict[str, int]:
+    """Of each column, so that a line is no longer than `width` if that is possible."""
+    from rich.cells import cell_len
+
+    widths = {name: max(map(cell_len, cells)) for name, *cells in zip(COLUMNS, *rows, strict=True)}
+    widths = {name: max(found, len(name)) for name, found in widths.items()}
+    over = sum(widths.values()) + len(COLUMNS) - 1 - width
+    for name, floor in _FLOORS.items():
+        cut = max(0, min(over, widths[name] - floor))
+        widths[name] -= cut
+        over -= cut
+    return widths
+
+
+def table(records: Sequence[Record], caption: str = "", width: int = 80) -> Any:
+    """The events as a table that fits into `width` columns, 80 and more. The day stands above them if all are of one."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    made = Table(box=SIMPLE_HEAD, expand=False, caption=caption or None, padding=(0, 1, 0, 0), show_edge=False)
-    for name in COLUMNS:
-        made.add_column(name, no_wrap=name == "time", overflow="fold", min_width=14 if name == "time" else None)
-    for record in records:
-        made.add_row(*map(escape, _cells(record)))
+    days = {_at(record).date() for record in records}
+    title, form = (days.pop().isoformat(), "%H:%M:%S") if len(days) == 1 else (None, "%m-%d %H:%M:%S")
+    made = Table(box=SIMPLE_HEAD, title=title, caption=caption or None, padding=0, show_edge=False)
+    made.title_justify = "left"
+    rows = [_cells(record, form) for record in records]
+    for name, each in _widths(rows, width).items():
+        made.add_column(name, overflow="fold", width=each)
+    for row in rows:
+        made.add_row(*map(escape, row))
     return made
 
 
@@ -237,7 +260,7 @@ def _print_table(records: Sequence[Record], limit: int) -> None:
         console.print("no events", highlight=False)
         return
     note = f"the newest {limit}; --limit shows more" if len(records) == limit else ""
-    console.print(table(records, note))
+    console.print(table(records, note, console.width))
 
 
 def _follow(path: Path, connection: sqlite3.Connection, wanted: query.Filter, position: int | None) -> Iterator[Record]:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,18 @@ SETTLE_S = 60.0
 PATIENCE_S = 20.0
 """A drain without a move for so long, and without room elsewhere, has come to its end."""
 _LOOK_S = 0.5
+_HAPPENED = {
+    "box_joined": "{box} joined on node {detail}",
+    "box_up": "{box} is up",
+    "box_problem": "{box}: {detail}",
+    "box_lost": "{box} was lost with {detail}",
+    "daemon_died": "{box}: its daemon died with {detail}",
+    "move": "{stream} moves to {box} ({reason})",
+    "stream_refused": "{stream} was refused by {box} ({reason})",
+    "standby_failed": "{stream} has no pictures at {box} yet, and is handed over all the same ({reason})",
+    "parting_failed": "{stream} was not given up by {box} in time ({reason})",
+}
+"""What happens in a fleet, in words."""
 
 
 def add_parsers(actions: Any) -> None:
@@ -121,6 +133,14 @@ def _run(args: argparse.Namespace) -> int:
                 print(f"{box} stopped", flush=True)
 
 
+def happened(fields: Mapping[str, str]) -> str:
+    """A `Happening` without its empty fields, as a line."""
+    kind = fields["kind"]
+    if kind == "move" and "box" not in fields:
+        return "{stream} leaves its box ({reason})".format_map(fields)
+    return _HAPPENED[kind].format_map(fields) if kind in _HAPPENED else " ".join(fields.values())
+
+
 def _watch(fleet: Fleet, asked: list[int]) -> int:
     """Prints what happens until a signal arrives or somebody else stops the fleet."""
     from streamd.workers.fleet.cluster import FleetError
@@ -133,7 +153,7 @@ def _watch(fleet: Fleet, asked: list[int]) -> int:
         with contextlib.suppress(FleetError):  # it is being restarted
             since, happened = fleet.happenings(since)
             for each in happened:
-                print(time.strftime("%H:%M:%S"), " ".join(each.values()), flush=True)
+                print(time.strftime("%H:%M:%S"), happened(each), flush=True)
             if not shown and settled(status := fleet.status()):
                 show(status)
                 sys.stdout.flush()

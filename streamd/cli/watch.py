@@ -224,13 +224,20 @@ def show(
                         flush=True,
                     )
             return
+        from rich import get_console
         from rich.live import Live
 
-        with Live(table(board, endpoint), auto_refresh=False, screen=False) as live:
+        console = get_console()
+
+        def drawn() -> Any:
+            # A terminal echoes ^C behind the last line: where that wrapped, all would be drawn a line too low at the end.
+            return table(board, endpoint, connection.problem, max(1, console.width - len("^C")))
+
+        with Live(drawn(), console=console, auto_refresh=False, screen=False) as live:
             for until in _ticks(seconds, 0.5, going):
                 _receive(socket, board, until)
                 connection.look()
-                live.update(table(board, endpoint, connection.problem, live.console.width), refresh=True)
+                live.update(drawn(), refresh=True)
     finally:
         connection.close()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -175,6 +177,26 @@ def test_watch_says_that_nobody_answers(tmp_path: Path) -> None:
     done = streamd("watch", f"ipc://{tmp_path}/nobody", "--for", "6")
     assert done.stderr.startswith(f"streamd: watch: ipc://{tmp_path}/nobody: no answer yet; is streamd running, with")
     assert (done.returncode, len(done.stderr.splitlines()), done.stdout) == (0, 1, "")
+
+
+def test_watch_leaves_room_for_what_a_terminal_echoes_of_its_end(tmp_path: Path) -> None:
+    """`^C` behind a line of the whole width would wrap, and the table be drawn once more a line too low."""
+    terminal, other = pty.openpty()
+    command = [sys.executable, "-m", "streamd", "watch", f"ipc://{tmp_path}/nobody"]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
+    process = subprocess.Popen(command, stdout=other, stderr=other, env=environment)
+    os.close(other)
+    shown = b""
+    while b"last frame" not in shown:
+        shown += os.read(terminal, 65536)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # the terminal's end is an error of its own
+        while piece := os.read(terminal, 65536):
+            shown += piece
+    os.close(terminal)
+    assert process.wait(20) == 0
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "").split("\n")
+    assert max(map(len, lines)) == 78
 
 
 def test_watch_refuses_what_is_no_endpoint() -> None:

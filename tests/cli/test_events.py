@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -63,6 +64,33 @@ def test_the_table_fits_80_columns_and_obeys_nobody(tmp_path: Path) -> None:
     assert done.stdout.count("clip") == 1
     assert done.stdout.count("in, dwell 2.2 s, ") == 5
     assert "no events" in streamd(tmp_path, "--until", "2020-01-01").stdout
+
+
+def test_an_event_takes_one_or_two_lines_of_80_columns_and_no_word_is_lost(tmp_path: Path) -> None:
+    details = {"direction": "out", "score": 0.81, "certain": False}
+    with journal(tmp_path) as one:
+        for number, stream in enumerate(("motorway", "a-camera-with-a-rather-long-name-of-42-letters")):
+            one.submit(event(f"x{number}", at_s=number, stream=stream, rule="all-lanes", label="car", details=details))
+            for role in ("clip", "snapshot"):
+                one.link(f"x{number}", role, Media(str(tmp_path / "x")))
+        assert one.flush()
+    shown = streamd(tmp_path).stdout.splitlines()
+    day, head, _, first, second, *more = shown
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", day.strip())
+    assert max(map(len, shown)) <= 80
+    at = head.index("details")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d motorway +line_crossed all-lanes car +out, score 0\.81, *", first)
+    assert second.strip() == "uncertain, clip, snapshot"
+    column = slice(head.index("stream"), head.index("event"))
+    assert "".join(line[column].strip() for line in more) == "a-camera-with-a-rather-long-name-of-42-letters"
+    assert " ".join(line[at:].strip() for line in more).strip() == "out, score 0.81, uncertain, clip, snapshot"
+    # Of several days, each event tells its own.
+    with journal(tmp_path) as one:
+        one.submit(event("y", at_s=100_000))
+        assert one.flush()
+    shown = streamd(tmp_path).stdout.splitlines()
+    assert max(map(len, shown)) <= 80
+    assert len([line for line in shown if re.match(r"\d\d-\d\d \d\d:\d\d:\d\d ", line)]) == 3
 
 
 def test_details_are_told_in_a_few_words(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from streamd.cli import main
-from streamd.cli.fleetrun import settled, show
+from streamd.cli.fleetrun import happened, settled, show
 from streamd.errors import ConfigError
 from streamd.fleet.records import Account, FleetBox, FleetStatus, FleetStream
 from streamd.workers.fleet.cluster import address_file, only_one
+from tests.conftest import ROOT
 from tests.sinks.brokers import free_port
 
 
@@ -39,6 +41,25 @@ def test_a_status_fits_a_terminal_and_names_what_needs_attention(capsys: pytest.
     assert "Losing box-1 would leave 2 streams without a box." in shown
     show(status([box("box-1")], [stream("gate")]))
     assert "(N+1)" in capsys.readouterr().out
+
+
+def test_what_happens_is_told_in_words() -> None:
+    told = [
+        ({"kind": "box_joined", "box": "box-1", "detail": "edge-3"}, "box-1 joined on node edge-3"),
+        ({"kind": "box_lost", "box": "box-1", "detail": "3 streams"}, "box-1 was lost with 3 streams"),
+        ({"kind": "move", "box": "box-2", "stream": "gate", "reason": "joined"}, "gate moves to box-2 (joined)"),
+        ({"kind": "move", "stream": "gate", "reason": "no_room"}, "gate leaves its box (no_room)"),
+    ]
+    for fields, words in told:
+        assert happened(fields) == words
+    # Whatever the coordinator tells has words: each is called with its kind.
+    source = "".join(path.read_text() for path in (ROOT / "streamd" / "fleet").glob("*.py"))
+    kinds = set(re.findall(r'happen\("(\w+)"', source)) | set(
+        re.findall(r'_lose_streams\(now, member, "(\w+)"', source)
+    )
+    assert len(kinds) == 9
+    fields = {"box": "b", "stream": "s", "reason": "r", "detail": "d"}
+    assert [kind for kind in kinds if kind in happened(fields | {"kind": kind}).split()] == []
 
 
 def test_why_a_box_has_no_daemon_is_shown_in_full(capsys: pytest.CaptureFixture[str]) -> None:
