@@ -195,7 +195,10 @@ def _cells(record: Record, form: str = "%m-%d %H:%M:%S") -> tuple[str, ...]:
 
 
 COLUMNS = ("time", "stream", "event", "rule", "label", "details")
-_FLOORS = {"details": 25, "stream": 12, "rule": 10, "label": 8, "event": 12}
+_FLOORS = (
+    *(("details", 25), ("stream", 12), ("rule", 10), ("label", 8), ("event", 12)),
+    *(("details", 10), ("stream", 6), ("rule", 6), ("label", 6), ("event", 6)),
+)
 """Columns that give way where a line is too long, in this order, each down to so many characters."""
 
 
@@ -206,7 +209,7 @@ def _widths(rows: Sequence[Sequence[str]], width: int) -> dict[str, int]:
     widths = {name: max(map(cell_len, cells)) for name, *cells in zip(COLUMNS, *rows, strict=True)}
     widths = {name: max(found, len(name)) for name, found in widths.items()}
     over = sum(widths.values()) + len(COLUMNS) - 1 - width
-    for name, floor in _FLOORS.items():
+    for name, floor in _FLOORS:
         cut = max(0, min(over, widths[name] - floor))
         widths[name] -= cut
         over -= cut
@@ -214,7 +217,7 @@ def _widths(rows: Sequence[Sequence[str]], width: int) -> dict[str, int]:
 
 
 def table(records: Sequence[Record], caption: str = "", width: int = 80) -> Any:
-    """The events as a table that fits into `width` columns, 80 and more. The day stands above them if all are of one."""
+    """The events as a table that fits into `width` columns, of 60 and more. A day that all have stands above them."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table

@@ -133,7 +133,7 @@ def _run(args: argparse.Namespace) -> int:
                 print(f"{box} stopped", flush=True)
 
 
-def happened(fields: Mapping[str, str]) -> str:
+def in_words(fields: Mapping[str, str]) -> str:
     """A `Happening` without its empty fields, as a line."""
     kind = fields["kind"]
     if kind == "move" and "box" not in fields:
@@ -153,7 +153,7 @@ def _watch(fleet: Fleet, asked: list[int]) -> int:
         with contextlib.suppress(FleetError):  # it is being restarted
             since, happened = fleet.happenings(since)
             for each in happened:
-                print(time.strftime("%H:%M:%S"), happened(each), flush=True)
+                print(time.strftime("%H:%M:%S"), in_words(each), flush=True)
             if not shown and settled(status := fleet.status()):
                 show(status)
                 sys.stdout.flush()

@@ -230,7 +230,7 @@ def show(
         console = get_console()
 
         def drawn() -> Any:
-            # A terminal echoes ^C behind the last line: where that wrapped, all would be drawn a line too low at the end.
+            # A terminal echoes ^C behind the last line: where that wrapped, the end would be drawn a line too low.
             return table(board, endpoint, connection.problem, max(1, console.width - len("^C")))
 
         with Live(drawn(), console=console, auto_refresh=False, screen=False) as live:

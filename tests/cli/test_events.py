@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import io
 import json
 import os
 import re
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from streamd.cli.events import moment
+from streamd.cli.events import moment, table
 from streamd.config import Config
 from streamd.events.place import JOURNAL
+from streamd.events.query import Filter
 from streamd.events.record import Media
 from streamd.events.schema import set_aside
 from streamd.runtime.eventlog import state_dir
@@ -91,6 +94,21 @@ def test_an_event_takes_one_or_two_lines_of_80_columns_and_no_word_is_lost(tmp_p
     shown = streamd(tmp_path).stdout.splitlines()
     assert max(map(len, shown)) <= 80
     assert len([line for line in shown if re.match(r"\d\d-\d\d \d\d:\d\d:\d\d ", line)]) == 3
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_whatever_is_long_the_table_fits_and_nothing_is_left_out(tmp_path: Path, width: int) -> None:
+    names: dict[str, Any] = {"stream": "camera-" + "X" * 50, "rule": "zone-" + "Y" * 50, "label": "label-" + "Z" * 50}
+    with journal(tmp_path) as one:
+        for number in (0, 1):
+            one.submit(event(f"x{number}", at_s=number * 100_000, details={"text": "W" * 70}, **names))
+        assert one.flush()
+        records = one.find(Filter())
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table(records, width=console.width))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= width
+    assert [shown.count(letter) for letter in "XYZW"] == [100, 100, 100, 140]
 
 
 def test_details_are_told_in_a_few_words(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from streamd.cli import main
-from streamd.cli.fleetrun import happened, settled, show
+from streamd.cli.fleetrun import in_words, settled, show
 from streamd.errors import ConfigError
 from streamd.fleet.records import Account, FleetBox, FleetStatus, FleetStream
 from streamd.workers.fleet.cluster import address_file, only_one
@@ -51,7 +51,7 @@ def test_what_happens_is_told_in_words() -> None:
         ({"kind": "move", "stream": "gate", "reason": "no_room"}, "gate leaves its box (no_room)"),
     ]
     for fields, words in told:
-        assert happened(fields) == words
+        assert in_words(fields) == words
     # Whatever the coordinator tells has words: each is called with its kind.
     source = "".join(path.read_text() for path in (ROOT / "streamd" / "fleet").glob("*.py"))
     kinds = set(re.findall(r'happen\("(\w+)"', source)) | set(
@@ -59,7 +59,7 @@ def test_what_happens_is_told_in_words() -> None:
     )
     assert len(kinds) == 9
     fields = {"box": "b", "stream": "s", "reason": "r", "detail": "d"}
-    assert [kind for kind in kinds if kind in happened(fields | {"kind": kind}).split()] == []
+    assert [kind for kind in kinds if kind in in_words(fields | {"kind": kind}).split()] == []
 
 
 def test_why_a_box_has_no_daemon_is_shown_in_full(capsys: pytest.CaptureFixture[str]) -> None:
