@@ -90,7 +90,8 @@ def _open_standard_streams() -> None:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    """Refuses arguments that are not UTF-8; only images may have such names.
+    """Refuses arguments that are empty, as those of a variable that is not set, or not UTF-8: only images may have such
+    names.
 
     Raises:
         ConfigError: naming the argument.
@@ -99,6 +100,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
     for name, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not text.strip():
+                raise ConfigError(
+                    f"{name.replace('_', '-')}: is empty; expected a value (is a shell variable not set?)"
+                )
             if isinstance(text, str) and not is_encodable(text) and Path(text).suffix.lower() not in SUFFIXES:
                 raise ConfigError(f"{name}: {text!a} is not UTF-8 text; rename the file or folder")
 

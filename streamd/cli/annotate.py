@@ -175,7 +175,7 @@ class Video:
 
         if not self._size[0]:
             # 4:2:0 encoders need even sizes.
-            self._size = image.shape[1] // 2 * 2, image.shape[0] // 2 * 2
+            self._size = max(2, image.shape[1] // 2 * 2), max(2, image.shape[0] // 2 * 2)
             self._stream.width, self._stream.height = self._size
         frame = av.VideoFrame.from_ndarray(image, format="bgr24")
         if (frame.width, frame.height) != self._size:

@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
 def _folder(path: Path) -> Path:
     """Reads this one field only: the operator's environment need not hold the secrets of the rest."""
     try:
-        text = read_text(path, MAX_BYTES, what=str(path), expected="configuration that the daemon was started with")
+        text = read_text(path, MAX_BYTES, what=str(path), expected="the configuration that the daemon was started with")
         values = read_yaml(text, os.environ, path.parent, secrets=False).values
     except ConfigError as error:
         raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from error

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def positive(text: str) -> int:
@@ -22,6 +25,16 @@ def duration(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError("must be a number of seconds above 0")
     return value
+
+
+def options_told(error: ValidationError) -> str:
+    """What is wrong with options whose names are those of the settings that could not be made of them."""
+    from streamd.config.expected import out_of_bounds
+
+    return "; ".join(
+        f"--{str(e['loc'][0]).replace('_', '-')}: {out_of_bounds(e['type'], e.get('ctx', {}), e['input']) or e['msg']}"
+        for e in error.errors()
+    )
 
 
 def share(text: str) -> float:

@@ -18,12 +18,11 @@ from prometheus_client import CollectorRegistry
 from streamd.analysis.rules.settings import LineSettings, ZoneSettings
 from streamd.analysis.tracking.bytetrack import ByteTrackSettings
 from streamd.cli.annotate import Annotator, same_file
-from streamd.cli.console import ENGINE, add_head_option, enumerated
+from streamd.cli.console import ENGINE, add_head_option, enumerated, options_told, positive
 from streamd.cli.overlay import Overlay
 from streamd.cli.rules import add_rule_options, rules_of
 from streamd.cli.rules import check as check_rules_of
 from streamd.config import is_url
-from streamd.config.expected import out_of_bounds
 from streamd.engine import EngineConfig, ModelSettings, open_backend
 from streamd.errors import ConfigError, SourceError, StreamdError
 from streamd.flow.batcher import Batcher
@@ -78,7 +77,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument(
         "--json", action="store_true", help="print one JSON message per frame on standard output, and nothing else"
     )
-    p.add_argument("--limit", type=int, metavar="N", help="read at most N frames of each input")
+    p.add_argument("--limit", type=positive, metavar="N", help="read at most N frames of each input")
 
 
 @dataclass
@@ -123,12 +122,7 @@ def detect_settings(args: argparse.Namespace) -> DetectSettings:
             conf=args.conf, iou=args.iou, max_det=args.max_det, classes=tuple(args.classes) if args.classes else None
         )
     except ValidationError as error:
-        problems = "; ".join(
-            f"--{str(e['loc'][0]).replace('_', '-')}: "
-            f"{out_of_bounds(e['type'], e.get('ctx', {}), e['input']) or e['msg']}"
-            for e in error.errors()
-        )
-        raise ConfigError(problems) from error
+        raise ConfigError(options_told(error)) from error
 
 
 class Run:

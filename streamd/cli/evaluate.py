@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamd.cli.console import add_classes_option, add_engine_options, add_head_option, engine_of, progress
+from streamd.cli.console import (
+    add_classes_option,
+    add_engine_options,
+    add_head_option,
+    engine_of,
+    options_told,
+    progress,
+)
 from streamd.errors import ConfigError
 from streamd.security.text import plain
 from streamd.telemetry.logs import configure
@@ -65,7 +72,7 @@ def _measure(model: str, args: argparse.Namespace, report: Any) -> Accuracy:
     try:
         detect = DetectSettings(conf=args.conf, iou=args.iou, max_det=args.max_det, multi_label=not args.single_label)
     except ValidationError as error:
-        raise ConfigError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
+        raise ConfigError(options_told(error)) from error
     image_folder(args.images)
     label_names = read_labels(args.label_names, "--label-names") if args.label_names else None
     with Detector(ModelSettings(path=model, labels=args.names), detect, engine_of(args), args.head) as detector:

@@ -39,6 +39,8 @@ def out_of_bounds(kind: str, context: Mapping[str, Any], value: Any) -> str | No
         key, words = _BOUNDS[kind]
         shown = f", not {value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
         return f"expected {words} {_plain(context[key])}{shown}"
+    if kind == "finite_number":
+        return "expected a finite number"
     if kind in _LENGTHS:
         key, words = _LENGTHS[kind]
         if kind.startswith("string") or isinstance(value, str):  # of a secret, not even the length is shown

@@ -101,6 +101,8 @@ def load(
     file = Path(os.path.expanduser(path))
     folder = file.parent if base is None else base
     document = _parse(file, folder, os.environ if environment is None else environment, secrets=secrets)
+    if document.values is None and not document.problems:
+        raise InvalidConfig(f"{file}: is empty; expected a YAML file with the sections model and streams")
     problems = [(line, message) for line, message in document.problems]
     config: Config | None = None
     partial: Partial | None = None

@@ -71,6 +71,17 @@ def test_a_video_keeps_its_first_size_and_says_where_it_cannot_be(tmp_path: Path
             broken.close()
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 500), (499, 1), (3, 2)])
+def test_a_video_of_pictures_of_a_pixel(tmp_path: Path, width: int, height: int) -> None:
+    video = Video(tmp_path / "v.mp4", 10)
+    for _ in range(2):
+        video.add(np.full((height, width, 3), 90, np.uint8))
+    video.close()
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        frames = [(frame.width, frame.height) for frame in container.decode(video=0)]
+    assert frames == [(max(2, width // 2 * 2), max(2, height // 2 * 2))] * 2
+
+
 def _picture(folder: Path, name: str | bytes) -> str:
     path = folder / os.fsdecode(name)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -246,10 +246,17 @@ def test_output_that_nobody_takes_or_for_which_there_is_no_room(tmp_path: Path, 
 def test_keys_need_a_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "keys").mkdir()
     done = streamd("keygen", name, cwd=tmp_path)
-    assert (done.returncode, one_message(done.stderr)) == (
-        2, f"streamd: keygen: {name!r} is no name of a file; expected one such as yard or keys/yard",
-    )  # fmt: skip
+    told = f"keygen: {name!r} is no name of a file; expected one such as yard or keys/yard"
+    if not name:
+        told = "name: is empty; expected a value (is a shell variable not set?)"
+    assert (done.returncode, one_message(done.stderr)) == (2, f"streamd: {told}")
     assert [path.name for path in tmp_path.rglob("*")] == ["keys"]
+
+
+def test_evaluate_names_the_option_that_is_out_of_range(tmp_path: Path) -> None:
+    done = streamd("evaluate", "x", "--images", tmp_path, "--labels", tmp_path, "--max-det", "0", "--iou", "nan")
+    told = "streamd: --iou: expected a finite number; --max-det: expected at least 1, not 0"
+    assert (done.returncode, one_message(done.stderr)) == (2, told)
 
 
 def test_a_verdict_counts_where_nobody_reads_it(tmp_path: Path) -> None:

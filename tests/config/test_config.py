@@ -346,3 +346,12 @@ def test_a_file_is_read_in_time_or_refused_as_ever(tmp_path: Path) -> None:
         load_in_time(write(tmp_path, "streams: []"))
     good = "model: {path: m.onnx}\nstreams: [{id: a, url: a.mp4}]\n"
     assert load_in_time(write(tmp_path, good)).config == load(tmp_path / "c.yaml").config
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# streams: [{id: a}]\n", "---\n"])
+def test_a_file_with_nothing_in_it_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidConfig) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: is empty; expected a YAML file with the sections model and streams"
