@@ -101,6 +101,7 @@ def problems(
     if config.otlp is not None:
         attempt(("otlp",), check_installed)
     folders: list[tuple[FieldPath, str | None]] = [(("events", "state_dir"), config.events.state_dir)]
+    folders.append((("media", "folder"), config.media.folder))
     if config.recorder.keep:
         folders.append((("recorder", "folder"), config.recorder.folder))
     for where, folder in folders:

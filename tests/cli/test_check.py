@@ -75,12 +75,14 @@ def test_what_is_told_of_a_file_that_is_none(tmp_path: Path) -> None:
 
 def test_check_looks_at_the_places_that_are_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    more = "events: {state_dir: file/state}\nrecorder: {folder: bundles}\nsinks: [{kind: jsonl, path: '.'}]"
+    more = "events: {state_dir: file/state}\nmedia: {folder: file/media}\nrecorder: {folder: bundles}\n"
+    more += "sinks: [{kind: jsonl, path: '.'}]"
     path = config(tmp_path, null(more=more))
     done = streamd("check", path)
     assert done.stdout.splitlines() == [
-        f"{path}:7: sinks[0].path: {tmp_path} is a folder; expected a file",
+        f"{path}:8: sinks[0].path: {tmp_path} is a folder; expected a file",
         f"{path}:5: events.state_dir: {tmp_path}/file is not a folder; expected one",
+        f"{path}:6: media.folder: {tmp_path}/file is not a folder; expected one",
     ]
     assert not (tmp_path / "bundles").exists()  # nothing is made
 

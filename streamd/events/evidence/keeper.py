@@ -19,6 +19,7 @@ from streamd.events.journal import Journal
 from streamd.events.record import Media
 from streamd.events.wallclock import Clock, plausible
 from streamd.flow.threads import NamedThread
+from streamd.settings.places import unwritable_folder
 
 log = structlog.get_logger(__name__)
 
@@ -107,8 +108,9 @@ class MediaKeeper:
                 if not self._looked:
                     self._looked = True
                     self._clock.newest = max((group.newest for group in self._groups(ages=False)), default=0.0)
-                missing = self._missing()
-                if now >= next_scan or missing:
+                if self._unwritable():
+                    next_scan = now  # once it can be written again
+                elif (missing := self._missing()) or now >= next_scan:
                     next_scan = now + SCAN_S
                     self.keep(missing, ages=trusted)
             except OSError as error:
@@ -116,9 +118,16 @@ class MediaKeeper:
             if self._stop.wait(min(LOOK_S, 0.2) if self._lost else LOOK_S):
                 return
 
-    def _fail(self, problem: str) -> None:
+    def _unwritable(self) -> bool:
+        """Whether nothing can be written: told at the start, not only when an event is lost."""
+        problem = unwritable_folder(self._folder)
+        if problem is not None:
+            self._fail(problem, "clips and snapshots cannot be written")
+        return problem is not None
+
+    def _fail(self, problem: str, event: str = "the media folder cannot be kept within its limits") -> None:
         if not self.counts.problem:
-            log.error("the media folder cannot be kept within its limits", problem=problem)
+            log.error(event, problem=problem)
         self.counts = self.counts._replace(problem=problem)
 
     # -------------------------------------------------------------------------------------------------- retention

@@ -27,6 +27,7 @@ from streamd.runtime.recorder.breaches import Breaches, Reason, Watched
 from streamd.runtime.recorder.memory import LOG, PROCESS, STATUS, Memory, left_behind, read_left_behind
 from streamd.runtime.recorder.place import config_name, default_folder, pid_file
 from streamd.runtime.recorder.request import PATIENCE_S, written
+from streamd.settings.places import unwritable_folder
 from streamd.telemetry import logs
 from streamd.telemetry.streams import STATES
 from streamd.types import Detections, StreamStatus
@@ -103,6 +104,8 @@ class Recorder:
         """Starts the thread, and listens to logs (which include uncaught exceptions) and to statuses."""
         logs.listen(self._on_log)
         self._watched.board.listen(self._on_status)
+        if (problem := unwritable_folder(self._folder)) is not None:
+            log.warning("bundles cannot be written", problem=problem)
         self._take_pid_file()
         self._thread.start()
 

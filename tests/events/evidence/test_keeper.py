@@ -187,3 +187,15 @@ def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
         folder.chmod(0o700)
         keeper.keep()
         assert files(media) == []
+
+
+def test_a_folder_in_which_nothing_can_be_made_is_told_before_the_first_event(tmp_path: Path) -> None:
+    """A file stands in the way, since root may write anywhere."""
+    (tmp_path / "disk").touch()
+    with journal(tmp_path / "state") as one:
+        keeper = MediaKeeper(tmp_path / "disk" / "media", NO_LIMITS, one)
+        keeper.start()
+        until(lambda: keeper.counts.problem == f"{tmp_path}/disk is not a folder; expected one")
+        (tmp_path / "disk").unlink()
+        until(lambda: not keeper.counts.problem)
+        assert keeper.close(5)

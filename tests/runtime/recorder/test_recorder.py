@@ -208,6 +208,9 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path, capsys: py
     (tmp_path / "file").write_text("in the way")
     configure("info", "json")
     with running(tmp_path / "file" / "bundles", patient) as made:
+        start = capsys.readouterr().err  # told at once, not only when there is something to write
+        assert f"{tmp_path}/file is not a folder; expected one" in start
+        assert start.count("bundles cannot be written") == 1
         for _ in range(5):
             made.trigger("request", "please")
     text = capsys.readouterr().err
