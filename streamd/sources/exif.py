@@ -1,4 +1,4 @@
-"""How a still picture is to be turned: the Exif orientation of JPEG, PNG, WebP and TIFF data."""
+"""Tags of a still picture: how it is to be turned (JPEG, PNG, WebP, TIFF), and whether a TIFF holds a JPEG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _TURNS: dict[int, tuple[Rotation, bool]] = {
 }  # fmt: skip
 """Clockwise degrees and a mirror after them (CIPA DC-008, table of orientations)."""
 _HEAD = b"Exif\0\0"
-_ORIENTATION = 0x0112
+_TIFF = (b"II*\0", b"MM\0*")
+_ORIENTATION, _COMPRESSION = 0x0112, 0x0103
+_JPEG = (6, 7)
+"""Of the tag compression: JPEG, as TIFF 6.0 describes it and as it is written today."""
 _MOST_ENTRIES = 512
 
 
@@ -32,9 +35,14 @@ def exif_orientation(data: Data) -> tuple[Rotation, bool] | None:
         data: a whole picture. Whatever else it is changes nothing.
     """
     for begin in _blocks(data):
-        if (found := _of_tiff(data, begin)) is not None:
+        if (found := _TURNS.get(_tag(data, begin, _ORIENTATION))) is not None:
             return found
     return None
+
+
+def is_jpeg_in_tiff(data: Data) -> bool:
+    """Whether the data is a TIFF file whose pixels are JPEGs: FFmpeg makes a black picture of it and says nothing."""
+    return data[0:4] in _TIFF and _tag(data, 0, _COMPRESSION) in _JPEG
 
 
 def _blocks(data: Data) -> Iterator[int]:
@@ -56,7 +64,7 @@ def _blocks(data: Data) -> Iterator[int]:
                 yield at + 8 + (len(_HEAD) if data[at + 8 : at + 14] == _HEAD else 0)
             size = int.from_bytes(head[4:], "little")
             at += 8 + size + size % 2
-    elif start[:4] in (b"II*\0", b"MM\0*"):
+    elif start[:4] in _TIFF:
         yield 0
 
 
@@ -71,7 +79,8 @@ def _of_jpeg(data: Data) -> Iterator[int]:
         at += 2 + int.from_bytes(head[2:], "big")
 
 
-def _of_tiff(data: Data, begin: int) -> tuple[Rotation, bool] | None:
+def _tag(data: Data, begin: int, tag: int) -> int:
+    """The number that a tag of the first directory holds; 0 if it is not there."""
     order: Literal["little", "big"] = "little" if data[begin : begin + 2] == b"II" else "big"
 
     def number(offset: int, size: int) -> int:
@@ -80,6 +89,6 @@ def _of_tiff(data: Data, begin: int) -> tuple[Rotation, bool] | None:
     directory = number(4, 4)
     for i in range(min(number(directory, 2), _MOST_ENTRIES)):
         entry = directory + 2 + 12 * i
-        if number(entry, 2) == _ORIENTATION:
-            return _TURNS.get(number(entry + 8, 2))
-    return None
+        if number(entry, 2) == tag:
+            return number(entry + 8, 2)
+    return 0

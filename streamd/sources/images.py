@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 from streamd.errors import SourceError
-from streamd.sources.exif import exif_orientation
+from streamd.sources.exif import exif_orientation, is_jpeg_in_tiff
 from streamd.sources.picture import UPRIGHT, picture_of
+from streamd.sources.quarantine import JpegListener
 from streamd.types import Frame, Rotation, rotated_size
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -56,11 +57,21 @@ def _instead(folder: Path) -> str:
     return f"expected {', '.join(sorted(SUFFIXES))}"
 
 
-def _exif_orientation(path: Path) -> tuple[Rotation, bool]:
-    """See `exif.exif_orientation`; upright if the file says nothing."""
+def _turn(path: Path) -> tuple[Rotation, bool]:
+    """See `exif.exif_orientation`; upright if the file says nothing.
+
+    Raises:
+        SourceError: FFmpeg would make a black picture of it.
+    """
     with path.open("rb") as handle:
         try:
             with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                if is_jpeg_in_tiff(data):
+                    raise SourceError(
+                        "unsupported",
+                        f"image {path}: is a TIFF with JPEG inside, which cannot be decoded; save it as JPEG or PNG",
+                        permanent=True,
+                    )
                 return exif_orientation(data) or UPRIGHT
         except ValueError:  # an empty file
             return UPRIGHT
@@ -70,7 +81,7 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
     """Decodes one image file.
 
     Raises:
-        SourceError: names the file: missing, unreadable, or not an image.
+        SourceError: names the file: missing, unreadable, damaged, or not an image.
     """
     import av
     from av.error import FFmpegError
@@ -86,10 +97,12 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
             raise SourceError(
                 "unsupported", f"image {file}: larger than {MAX_BYTES} bytes; expected a smaller file", permanent=True
             )
-        rotation, mirrored = _exif_orientation(file)
+        rotation, mirrored = _turn(file)
         # Otherwise a name with % or a run of digits would be taken for a numbered sequence.
         with av.open(str(file), options={"pattern_type": "none"} if _is_sequence_format(file) else {}) as container:
-            native = next(container.decode(video=0))
+            jpeg = JpegListener() if container.streams.video[0].codec_context.name == "mjpeg" else None
+            with jpeg or contextlib.nullcontext():
+                native = next(container.decode(video=0))
     except OSError as error:
         if isinstance(error, FFmpegError):
             raise SourceError(
@@ -98,6 +111,8 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
         raise SourceError("not_found", f"image {file}: {error.strerror}", permanent=True) from error
     except (FFmpegError, StopIteration, IndexError, ValueError) as error:
         raise SourceError("corrupt", f"image {file}: cannot be decoded as an image", permanent=True) from error
+    if native.is_corrupt or (jpeg is not None and jpeg.damaged()):
+        raise SourceError("corrupt", f"image {file}: is damaged or cut off; copy or download it again", permanent=True)
     picture = picture_of(native, rotation=rotation, mirrored=mirrored)
     width, height = rotated_size(picture.width, picture.height, picture.rotation)
     now = time.monotonic_ns()

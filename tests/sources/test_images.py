@@ -6,6 +6,7 @@ import os
 import struct
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -72,3 +73,34 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str
         path.symlink_to("/dev/zero")
     with pytest.raises(SourceError, match="is a folder" if kind == "folder" else "is not a regular file"):
         read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["baseline", "progressive", "grey"])
+def test_a_jpeg_that_is_cut_off_is_refused(tmp_path: Path, kind: str) -> None:
+    """Its decoder makes a picture of it, whose lower part is grey."""
+    noise = np.random.default_rng(3).integers(0, 256, (12, 16) if kind == "grey" else (12, 16, 3), np.uint8)
+    picture = cv2.resize(noise, (320, 240), interpolation=cv2.INTER_CUBIC)
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, int(kind == "progressive")]
+    content = cv2.imencode(".jpg", picture, options)[1].tobytes()
+    path = tmp_path / "a.jpg"
+    for share in range(10, 100, 10):
+        path.write_bytes(content[: len(content) * share // 100])
+        with pytest.raises(SourceError, match=r"a\.jpg: (is damaged or cut off|cannot be decoded)"):
+            read_image(path)
+    for whole in (content, content[:-2], content + b"trailing bytes"):  # some writers omit the end's marker
+        path.write_bytes(whole)
+        assert (read_image(path).width, read_image(path).height) == (320, 240)
+
+
+def test_a_tiff_with_a_jpeg_inside_is_refused(tmp_path: Path) -> None:
+    """FFmpeg makes a black picture of it."""
+    path = tmp_path / "a.tiff"
+    grey = np.full((48, 64), 90, np.uint8)
+    assert cv2.imwrite(str(path), grey, [cv2.IMWRITE_TIFF_COMPRESSION, 7])
+    with pytest.raises(SourceError, match="is a TIFF with JPEG inside"):
+        read_image(path)
+    for compression in (1, 5, 8):  # none, LZW, deflate
+        assert cv2.imwrite(str(path), grey, [cv2.IMWRITE_TIFF_COMPRESSION, compression])
+        native = read_image(path).picture.native
+        assert isinstance(native, av.VideoFrame)
+        assert abs(int(native.to_ndarray(format="rgb24").mean()) - 90) <= 1
