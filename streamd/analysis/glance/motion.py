@@ -25,6 +25,7 @@ from streamd.analysis.glance.cells import Cells, Levels, beyond, reach
 from streamd.analysis.glance.motion_native import Functions, NativeMotion, library
 from streamd.analysis.glance.moved import Moved
 from streamd.analysis.glance.score import CLUTTER_S, LASTS, RECENT_S, changed, elsewhere, score
+from streamd.analysis.glance.sensitivity import Sensitivity
 from streamd.analysis.glance.whole import Shots, whole
 
 STILL_S, STRAY_S = 1.5, 3.0
@@ -51,16 +52,8 @@ FIT_SHARE = 0.005
 """Beyond this share of straying cells, motion of the whole picture is taken out."""
 LIGHT_SHARE = 0.35
 """Beyond this share, it is another picture: a light was switched, the camera turned."""
-FIRST_SCORE, LEAST_SCORE, MOST_SCORE = 3.0, 2.5, 8.0
-"""The score at which something moves. 3 is one cell far beyond its limit or three just beyond it."""
-FALSE_STEP, TRUE_STEP, CALM_STEP = 0.05, 0.02, 0.0005
-"""How it changes with a look that found nothing where something moved, one that did, and a still frame."""
-SURE = 2.0
-"""A look that finds something does not make more sensitive where the score was so many times the least anyway."""
 ABSORB = np.float32(0.1)
 LEARN_NOISE = np.float32(0.15)
-SCALE = 15.0
-"""The product of sensitivity and score."""
 LIGHT_ERROR = np.float32(0.25)
 """By which part of itself a change of light may be estimated wrongly in a cell,"""
 LIGHT_LEAST = 1.0
@@ -101,8 +94,7 @@ class Motion:
         self, ignored: Cells | None = None, sensitivity: float | None = None, native: Functions | bool | None = True
     ) -> None:
         self._wanted = None if ignored is None or not ignored.any() else ~ignored
-        self._auto = sensitivity is None
-        self.threshold = FIRST_SCORE if sensitivity is None else SCALE / sensitivity
+        self._sensitivity = Sensitivity(sensitivity)
         self._begun = False
         self._background = np.zeros((ROWS, COLUMNS), np.float32)
         self._past = np.zeros((ROWS, COLUMNS), np.float32)
@@ -133,8 +125,13 @@ class Motion:
 
     @property
     def sensitivity(self) -> float:
-        """1 to 10; see `LookSettings.sensitivity`."""
-        return SCALE / self.threshold
+        """See `Sensitivity.value`."""
+        return self._sensitivity.value
+
+    @property
+    def threshold(self) -> float:
+        """The score from which on something moves."""
+        return self._sensitivity.threshold
 
     @property
     def learning(self) -> bool:
@@ -199,7 +196,7 @@ class Motion:
         most, place = self._score(distance, stray) if count else (0.0, 0)
         self._before.appendleft(stray)
         if most < self.threshold:
-            self._calm()
+            self._sensitivity.calm()
         return Moved(most, self.threshold, stray, count / stray.size, shift=shift, place=place, shaken=self.shaken)
 
     def _begin(self, luma: Levels | Luma) -> None:
@@ -350,10 +347,6 @@ class Motion:
             return self._native.changed(luma, moved.cells, *seen)
         return changed(self._limit, luma, moved.cells, *seen)
 
-    def _calm(self) -> None:
-        if self._auto and self.threshold > FIRST_SCORE:
-            self.threshold -= CALM_STEP
-
     def answer(self, moved: Moved, boxes: Cells, moving: Cells | None = None) -> None:
         """What the network found in a frame.
 
@@ -370,12 +363,7 @@ class Motion:
             self._native.answer(boxes, where, moved.cells if told else None, self._now_ns)
         else:
             self._answer(moved, boxes, where)
-        if self._auto and not moved.light and moved.share and moved.score >= moved.threshold:
-            known = bool(where.flat[moved.place])
-            if known and moved.score < SURE * moved.threshold:
-                self.threshold = max(self.threshold - TRUE_STEP, LEAST_SCORE)
-            elif not known and not boxes.flat[moved.place]:
-                self.threshold = min(self.threshold + FALSE_STEP, MOST_SCORE)
+        self._sensitivity.answered(moved, boxes, where)
 
     def _answer(self, moved: Moved, boxes: Cells, where: Cells) -> None:
         if found := boxes.any():

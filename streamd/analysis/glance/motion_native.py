@@ -162,7 +162,7 @@ class NativeMotion:
         before[2], before[1], before[0] = before[1], before[0], cells
         motion._before.appendleft(stray)
         if s.score < motion.threshold:
-            motion._calm()
+            motion._sensitivity.calm()
         return Moved(s.score, motion.threshold, stray, share, shift=(right, down), place=s.place, shaken=motion.shaken)
 
     def answer(self, boxes: Cells, moving: Cells, cells: Cells | None, now_ns: int) -> None:
