@@ -76,10 +76,12 @@ class Hosts:
 
     Args:
         burst: connections of one host at once.
+        rate: what a host gets back of them, a second.
     """
 
-    def __init__(self, burst: int) -> None:
+    def __init__(self, burst: int, rate: float = CONNECTIONS_A_SECOND) -> None:
         self._burst = burst
+        self.rate = rate
         self._used: dict[str, Allowance] = {}
 
     def connected(self, host: str) -> bool:
@@ -97,5 +99,5 @@ class Hosts:
                 self._used = {name: used for name, used in self._used.items() if not used.whole}
             if len(self._used) >= MOST_HOSTS:
                 del self._used[next(iter(self._used))]
-            found = self._used[host] = Allowance(self._burst, CONNECTIONS_A_SECOND)
+            found = self._used[host] = Allowance(self._burst, self.rate)
         return found

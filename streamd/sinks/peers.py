@@ -1,9 +1,13 @@
 """The peers of a bound ZeroMQ socket, and the limits on what they may take.
 
-libzmq accepts every connection and stores every subscription. Its socket monitor names the descriptor of each
-connection that it accepts, and each subscription carries the descriptor that it came from. The kernel tells how much
-each connection has received. A connection beyond a limit is shut down through a duplicate of its descriptor, after a
-check that it is still the same connection: libzmq then sees its end, and frees everything that belonged to it.
+libzmq accepts every connection and stores every subscription. `PeerWatch` hears of each connection, by its descriptor,
+and each subscription carries the descriptor that it came from. The kernel tells how much each connection has received.
+A connection beyond a limit is shut down through a duplicate of its descriptor, after a check that it is still the same
+connection: libzmq then sees its end, and frees everything that belonged to it.
+
+A descriptor is no name: it is given to the next connection at once, and what libzmq tells of it is heard later, after
+thousands of others' ends on a busy machine. What is at a descriptor is therefore asked of the kernel (`cookie_of`), and
+what libzmq tells only says when to ask.
 """
 
 from __future__ import annotations
@@ -16,21 +20,17 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import structlog
 
-from streamd.flow.threads import NamedThread
 from streamd.sinks import Readers
-from streamd.sinks.curve import DOMAIN, ZAP_ENDPOINT
 from streamd.sinks.hosts import Allowance, Hosts, host_of
 from streamd.sinks.sockets import Duplicates, cookie_of, is_at, name_of, received_by, unread_of
 from streamd.telemetry.logs import Throttle
 
 log = structlog.get_logger(__name__)
 
-HANDSHAKE_MS = 10_000
-"""A connection that has not completed its handshake by then is closed by libzmq."""
 TOPICS = 1_000
 TOPIC_BYTES = 64 << 10
 """Most subscriptions of one peer. libzmq stores each in a tree with about 32 bytes a character."""
@@ -53,18 +53,11 @@ of topics is looked at only once."""
 LEAST_OF_HOST = 16
 """One host may always have this many connections, and half of `limit`."""
 
-_CHECK_MS, _BUSY_CHECK_MS = 50, 5
-"""libzmq stores subscriptions as fast as they come, and publishes nothing meanwhile: at a gigabyte a second, 5 MB come
-between two checks. The shorter time holds while a peer has just connected or is sending."""
-_EVENTS, _ALL_EVENTS = 64, 10_000
-"""Events taken at a time."""
 _BUSY_S = 0.2
 _BUSY_BYTES = 2048
-"""More than this between two checks is sending; heartbeats are less."""
+"""More than this between two looks is sending; heartbeats are less."""
 _AUDIT_S = 1.0
-"""Between two looks at whether the connections still exist."""
-_MISSING_S = 2.0
-"""A connection that has not existed for so long has ended, whether libzmq has said so or not."""
+"""Between two looks at whether the connections still exist, whatever libzmq has said."""
 _SETTLED_S = 0.05
 """After the end of a connection, libzmq has passed on what it had received by then."""
 _LOG_S = 10.0
@@ -77,18 +70,16 @@ _ABUSE = ("topics", "rate", "input")
 class Peer:
     """One connection."""
 
-    name: Any
-    """Its own address and port; empty for ipc."""
     host: str
     """See `host_of`."""
-    cookie: int = 0
+    cookie: int
     """See `cookie_of`."""
     closed: bool = False
     """It was shut down, and libzmq has yet to see it."""
+    leaving: bool = False
+    """libzmq has told of the end of a connection with its descriptor: of its own, or of one before it."""
     topics: set[bytes] = field(default_factory=set)
     topic_bytes: int = 0
-    missing_since: float = 0.0
-    """When its descriptor was first found to be none of this connection any more, monotonic seconds."""
     received: int = 0
     """Bytes, as last seen; for ipc those that waited to be read."""
     messages: Allowance = field(default_factory=lambda: Allowance(MESSAGES, MESSAGES_A_SECOND))
@@ -96,26 +87,20 @@ class Peer:
 
 
 class Peers:
-    """Watches one bound socket on a thread of its own; `heard` is called by the socket's thread.
+    """Counts and limits the connections of one socket. Any thread; `heard` is called by the socket's.
 
     Args:
-        context: of the socket.
-        socket: not bound yet.
         limit: most connections.
-        asked: libzmq asks here, before it takes anything of a connection; False where it asks another (CURVE).
     """
 
-    _serial = 0
-
-    def __init__(self, context: Any, socket: Any, limit: int, *, asked: bool) -> None:
-        import zmq
-
+    def __init__(self, limit: int) -> None:
         self.endpoint = ""
         """Of the socket, once it is bound."""
+        self.busy_until = 0.0
+        """Until when what comes is to be looked at often, monotonic seconds."""
         self._limit, self._host_limit = limit, max(LEAST_OF_HOST, limit // 2)
         self._peers: dict[int, Peer] = {}
         self._all_topic_bytes = 0
-        self._busy_until = 0.0
         self._ended: dict[int, float] = {}
         """Descriptors of connections that have ended, and when, while subscriptions of theirs may be under way."""
         self._refused: Counter[str] = Counter()
@@ -126,41 +111,19 @@ class Peers:
         self._all_input = Allowance(ALL_INPUT_BYTES, ALL_INPUT_BYTES_A_SECOND)
         self._granted: Counter[str] = Counter()
         """Connections by host about which libzmq has yet to ask."""
-        self._over = False
-        self._socket = socket
-        Peers._serial += 1
-        endpoint = f"inproc://peers-{Peers._serial}"
-        self._monitor = context.socket(zmq.PAIR)
-        # No limit on events: libzmq's own thread would wait for us.
-        self._monitor.setsockopt(zmq.RCVHWM, 0)
-        self._monitor.setsockopt(zmq.LINGER, 0)
-        socket.monitor(
-            endpoint, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_MONITOR_STOPPED
-        )
-        self._monitor.connect(endpoint)
-        self._questions = context.socket(zmq.REP) if asked else None
-        if self._questions is not None:
-            # What a connection sends before its end is noticed is stored, and freed by a search of everything stored,
-            # for minutes: a connection that is refused must not come so far.
-            socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
-            self._questions.setsockopt(zmq.LINGER, 0)
-            self._questions.bind(ZAP_ENDPOINT)
-        self._thread = NamedThread(self._watch, "zmq-peers")
-        self._thread.start()
+        self._audit_at = 0.0
 
     def close(self) -> None:
-        """Ends the thread, while the socket is open."""
-        self._socket.disable_monitor()
-        self._thread.join()
+        """Gives a descriptor back that is kept for `Duplicates`."""
         self._duplicates.close()
 
     @property
     def count(self) -> int:
-        """The number of connections. Any thread."""
+        """The number of connections."""
         return len(self._peers)
 
     def readers(self) -> Readers:
-        """See `Readers`. Any thread."""
+        """See `Readers`."""
         with self._lock:
             return Readers(len(self._peers), dict(self._refused))
 
@@ -215,65 +178,7 @@ class Peers:
     def _greediest(self) -> Peer:
         return max(self._peers.values(), key=lambda p: p.topic_bytes)
 
-    def _watch(self) -> None:
-        import zmq
-
-        monitor, questions = self._monitor, self._questions
-        poller = zmq.Poller()
-        poller.register(monitor, zmq.POLLIN)
-        if questions is not None:
-            poller.register(questions, zmq.POLLIN)
-        next_check = next_audit = 0.0
-        with contextlib.closing(monitor), contextlib.closing(questions) if questions else contextlib.nullcontext():
-            while not self._over:
-                now = time.monotonic()
-                if self._peers and now >= next_check:
-                    self._check_input(now)
-                    next_check = now + (_BUSY_CHECK_MS if now < self._busy_until else _CHECK_MS) / 1000
-                    if now >= next_audit:
-                        self._audit(now)
-                        next_audit = now + _AUDIT_S
-                self._hear(_EVENTS)
-                if questions is not None:
-                    self._answer(questions)
-                if self._busy_until > now:
-                    next_check = min(next_check, now + _BUSY_CHECK_MS / 1000)
-                if not self._over:
-                    poller.poll(max(1, int((next_check - time.monotonic()) * 1000)) if self._peers else None)
-
-    def _hear(self, most: int) -> None:
-        """Takes events of the monitor, as far as there are any."""
-        import zmq
-
-        for _ in range(most):
-            try:
-                event, value = struct.unpack("=hi", self._monitor.recv(zmq.DONTWAIT))
-                self._monitor.recv()
-            except zmq.Again:
-                return
-            if event == zmq.EVENT_MONITOR_STOPPED:
-                self._over = True
-                return
-            try:
-                self._happened(event, value)
-            except Exception as error:  # noqa: BLE001 - nobody would count or limit the peers any more
-                log.error("zmq sink: a connection was not looked at", error=repr(error))
-
-    def _answer(self, questions: Any) -> None:
-        """Answers libzmq's questions (ZAP) about new connections: it takes no subscription before."""
-        import zmq
-
-        for _ in range(_EVENTS):
-            try:
-                version, request, _domain, address, *_ = questions.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            self._hear(_ALL_EVENTS)  # the connection is among them
-            may = self._may_enter(address.decode("ascii", "replace"))
-            answer = (b"200", b"OK") if may else (b"400", b"too many connections")
-            questions.send_multipart([version, request, *answer, b"", b""])
-
-    def _may_enter(self, address: str) -> bool:
+    def may_enter(self, address: str) -> bool:
         """Whether a connection from there was accepted and not closed, for which nobody has asked yet."""
         try:
             host = host_of((address,))
@@ -285,42 +190,65 @@ class Peers:
             self._granted[host] -= 1
             return True
 
-    def _happened(self, event: int, value: int) -> None:
-        import zmq
-
+    def not_accepted(self) -> None:
+        """libzmq could not take a connection in."""
         with self._lock:
-            if event == zmq.EVENT_ACCEPTED:
-                self._accepted(value)
-            elif event == zmq.EVENT_ACCEPT_FAILED:
-                self._refuse("descriptors", "")
-            else:
-                self._gone(value)
+            self._refuse("descriptors", "")
+
+    def accepted(self, descriptor: int) -> None:
+        """libzmq took a connection in. Its descriptor may be another's by now, or nobody's."""
+        with self._lock:
+            self._accepted(descriptor)
 
     def _accepted(self, descriptor: int) -> None:
-        self._busy_until = time.monotonic() + _BUSY_S
-        self._gone(descriptor)
+        self.busy_until = time.monotonic() + _BUSY_S
         with self._duplicates.of(descriptor) as connection:
-            name = connection and name_of(connection)
-            if connection is None or name is None or not is_at(connection, self.endpoint):
-                return  # over already; its descriptor may be a camera's by now
-            peer = self._peers[descriptor] = Peer(name, host_of(name), cookie_of(connection.fileno()))
-            hosts = [p.host for p in self._peers.values() if not p.closed]
-            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            if descriptor >= soft - max(32, soft // 4):
-                # Descriptors are given out from the lowest: a quarter of them stays free for cameras, files, workers.
-                self._close(descriptor, peer, "descriptors")
-            elif len(hosts) > self._limit:
-                self._close(descriptor, peer, "limit")
-            elif peer.host and hosts.count(peer.host) > self._host_limit:
-                self._close(descriptor, peer, "host")
-            elif self._all_input.short:
-                self._close(descriptor, peer, "busy")
-            elif not self._hosts.connected(peer.host):
-                self._close(descriptor, peer, "again")
-            else:
-                self._granted[peer.host] += 1
+            name, cookie = None, 0
+            if connection is not None:
+                cookie = cookie_of(connection.fileno())
+                name = name_of(connection) if is_at(connection, self.endpoint) else None
+        known = self._peers.get(descriptor)
+        if known is not None and known.cookie == cookie:
+            # Known since one before it with this descriptor was told of.
+            known.leaving = False
+            return
+        self._drop(descriptor)
+        if name is None:
+            return  # over already; its descriptor may be a camera's by now
+        peer = self._peers[descriptor] = Peer(host_of(name), cookie)
+        hosts = [p.host for p in self._peers.values() if not p.closed]
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if descriptor >= soft - max(32, soft // 4):
+            # Descriptors are given out from the lowest: a quarter of them stays free for cameras, files, workers.
+            self._close(descriptor, peer, "descriptors")
+        elif len(hosts) > self._limit:
+            self._close(descriptor, peer, "limit")
+        elif peer.host and hosts.count(peer.host) > self._host_limit:
+            self._close(descriptor, peer, "host")
+        elif self._all_input.short:
+            self._close(descriptor, peer, "busy")
+        elif not self._hosts.connected(peer.host):
+            self._close(descriptor, peer, "again")
+        else:
+            self._granted[peer.host] += 1
 
-    def _gone(self, descriptor: int) -> None:
+    def ended(self, descriptor: int) -> None:
+        """libzmq told of the end of a connection: of the one with this descriptor, or of one that had it before."""
+        with self._lock:
+            peer = self._peers.get(descriptor)
+            if peer is None:
+                return
+            now = time.monotonic()
+            if cookie_of(descriptor) != peer.cookie:
+                self._drop(descriptor)
+            else:
+                # It has yet to be closed, which takes microseconds, or it is another, and stays.
+                peer.leaving = True
+                self._ended[descriptor] = now
+                self.busy_until = now + _BUSY_S
+
+    def _drop(self, descriptor: int) -> None:
+        """Forgets a connection that is no more."""
         peer = self._peers.pop(descriptor, None)
         if peer is not None:
             self._all_topic_bytes -= peer.topic_bytes
@@ -334,51 +262,52 @@ class Peers:
             if not self._granted[peer.host]:
                 del self._granted[peer.host]
 
-    def _audit(self, now: float) -> None:
-        """Forgets connections that exist no more: the limits would count them for ever."""
-        with self._lock:
-            missing = []
-            for descriptor, peer in self._peers.items():
-                with self._duplicates.of(descriptor) as connection:
-                    there = connection is not None and name_of(connection) == peer.name
-                if there:
-                    peer.missing_since = 0.0
-                elif not peer.missing_since:
-                    peer.missing_since = now
-                elif now - peer.missing_since > _MISSING_S:
-                    missing.append(descriptor)
-            for descriptor in missing:
-                self._gone(descriptor)
-        if missing:
-            log.warning("zmq sink: connections had ended unnoticed", connections=len(missing))
+    def look(self, now: float) -> None:
+        """Looks at what has come from each connection, and whether those exist of which that is in doubt.
 
-    def _check_input(self, now: float) -> None:
-        """Bytes received are counted by the kernel for TCP, and estimated for ipc."""
+        Bytes received are counted by the kernel for TCP, and estimated for ipc.
+
+        Args:
+            now: monotonic seconds.
+        """
         with self._lock:
+            # The ends of some may never be told: the limits would count those for ever.
+            audit = now >= self._audit_at
+            if audit:
+                self._audit_at = now + _AUDIT_S
+            gone = [
+                descriptor
+                for descriptor, peer in self._peers.items()
+                if (audit or peer.leaving) and cookie_of(descriptor) != peer.cookie
+            ]
+            for descriptor in gone:
+                self._drop(descriptor)
             for descriptor, peer in self._peers.items():
-                if peer.closed:
-                    continue
-                if peer.host:
-                    received = received_by(descriptor)
-                    new = received - peer.received
-                else:
-                    received = unread_of(descriptor)
-                    # The same number again may be the same bytes: libzmq's thread has not run meanwhile.
-                    new = received + min((UNREAD_WEIGHT - 1) * received, UNREAD_BYTES)
-                    new *= received != peer.received
-                if new and cookie_of(descriptor) != peer.cookie:
-                    # It has ended, which is heard later, and its descriptor is another's: perhaps that of a camera,
-                    # whose megabytes would keep all subscribers out for seconds.
-                    continue
-                peer.received = received
-                if new > _BUSY_BYTES:
-                    self._busy_until = now + _BUSY_S
-                if new <= 0:
-                    continue
-                self._all_input.use(new, least=-ALL_INPUT_BYTES)
-                within = peer.input.use(new)
-                if not within or (self._all_input.short and peer.input.used > FAIR_BYTES):
-                    self._close(descriptor, peer, "input")
+                if not peer.closed:
+                    self._look_at(descriptor, peer, now)
+
+    def _look_at(self, descriptor: int, peer: Peer, now: float) -> None:
+        if peer.host:
+            received = received_by(descriptor)
+            new = received - peer.received
+        else:
+            received = unread_of(descriptor)
+            # The same number again may be the same bytes: libzmq's thread has not run meanwhile.
+            new = received + min((UNREAD_WEIGHT - 1) * received, UNREAD_BYTES)
+            new *= received != peer.received
+        if new and cookie_of(descriptor) != peer.cookie:
+            # It has ended, which is heard later, and its descriptor is another's: perhaps that of a camera, whose
+            # megabytes would keep all subscribers out for seconds.
+            return
+        peer.received = received
+        if new > _BUSY_BYTES:
+            self.busy_until = now + _BUSY_S
+        if new <= 0:
+            return
+        self._all_input.use(new, least=-ALL_INPUT_BYTES)
+        within = peer.input.use(new)
+        if not within or (self._all_input.short and peer.input.used > FAIR_BYTES):
+            self._close(descriptor, peer, "input")
 
     def _close(self, descriptor: int, peer: Peer, reason: Reason) -> None:
         peer.closed = True
@@ -386,7 +315,7 @@ class Peers:
             self._hosts.abused(peer.host)
         with self._duplicates.of(descriptor) as connection:
             # Between the check and the end of the block, the duplicate keeps its connection: it cannot be another's.
-            if connection is None or name_of(connection) != peer.name:
+            if connection is None or cookie_of(connection.fileno()) != peer.cookie:
                 return
             with contextlib.suppress(OSError):
                 # Once libzmq closes it, the other side is told at once, also one that waits for room to send more.

@@ -29,7 +29,8 @@ from streamd.sinks import SINKS, Readers, Sink, SinkSettings
 from streamd.sinks.curve import CurveSettings, ZapAuthenticator
 from streamd.sinks.endpoint import EXPECTED, LONGEST, check_socket_file, endpoint_problem
 from streamd.sinks.envelope import GLANCE, Message, MessageKind
-from streamd.sinks.peers import HANDSHAKE_MS, Peers
+from streamd.sinks.peers import Peers
+from streamd.sinks.peerwatch import HANDSHAKE_MS, PeerWatch
 
 SLOW_SUBSCRIBER = "subscriber_slow"
 MAX_SUBSCRIPTION_BYTES = 1024
@@ -180,6 +181,7 @@ class ZmqSink(Sink):
         self._repeated: dict[bytes, float] = {}
         """When each was last repeated, monotonic seconds."""
         self._peers: Peers | None = None
+        self._watch: PeerWatch | None = None
         self._behind = False
         """The last look at subscriptions ended before there were no more."""
         self._hwm = settings.hwm
@@ -232,7 +234,8 @@ class ZmqSink(Sink):
             if self._settings.bind is not None:
                 if self._settings.bind.startswith("ipc://"):
                     check_socket_file(self._settings.bind.removeprefix("ipc://"))
-                self._peers = Peers(self._context, socket, self._settings.max_subscribers, asked=self._door is None)
+                self._peers = Peers(self._settings.max_subscribers)
+                self._watch = PeerWatch(self._context, socket, self._peers, asked=self._door is None)
                 socket.bind(self._settings.bind)
                 self._peers.endpoint = self.endpoint
             else:
@@ -377,9 +380,9 @@ class ZmqSink(Sink):
         if self._door is not None:
             self._door.close()
             self._door = None
-        if self._peers is not None:
-            self._peers.close()
-            self._peers = None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = self._peers = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
