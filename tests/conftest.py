@@ -17,6 +17,7 @@ import structlog
 
 from streamd.security.redact import forget
 from tests import beside, contracts, launch
+from tests.constants import changed, constants
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("STREAMD_TEST_DATA", ROOT.parent / "shared"))
@@ -95,3 +96,11 @@ def _as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
     forget()
     assert found == policy, "the test changed the scheduling policy of its process: see clips.same_priority"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _constants_as_they_were() -> Iterator[None]:
+    """No file of tests changes a limit for those after it."""
+    before = constants()
+    yield
+    assert not (found := changed(before)), f"changed for the tests after this file, in the same process: {found}"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fuzz import shares
 from fuzzing.mutate import Mutator
 from fuzzing.run import TARGETS, fuzz
+
+from streamd.sinks import hosts
+from tests.constants import changed, constants
 
 COUNT = 500
 
@@ -18,6 +23,14 @@ def test_nothing_does_harm(name: str) -> None:
     assert not result.findings, result.findings[0].text
     assert result.inputs >= TARGETS[name].least
     assert result.accepted > 0, "not even the good inputs were taken"
+
+
+def test_making_seeds_changes_no_limit_of_this_process(tmp_path: Path) -> None:
+    before = constants()
+    for name in ("zmtp", "curve", "peers"):
+        assert TARGETS[name].seeds(tmp_path)
+    assert not changed(before)
+    assert hosts.CONNECTIONS_A_SECOND == 2
 
 
 def test_the_same_inputs_every_time() -> None:

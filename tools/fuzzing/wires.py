@@ -27,14 +27,14 @@ class _Publisher:
     """The daemon's zmq sink, with one thread that publishes continuously, as a sink thread does."""
 
     def __init__(self, more: dict[str, Any]) -> None:
-        from streamd.sinks import hosts, open_sink
+        from streamd.sinks import open_sink
         from streamd.sinks.zmq import ZmqSettings
         from streamd.types import Boxes, Detections, ModelInfo, StageTimes, StreamCounts, StreamStatus
 
         self.error: BaseException | None = None
-        hosts.CONNECTIONS_A_SECOND = 1e6  # each input is a connection of this host
         self._sink = open_sink(ZmqSettings(kind="zmq", bind="tcp://127.0.0.1:0", **more))
         self._sink.open()
+        self._sink._peers._hosts.rate = 1e6  # type: ignore[attr-defined] # each input is a connection of this host
         self.endpoint: str = self._sink.endpoint  # type: ignore[attr-defined]
         self.port = int(self.endpoint.rpartition(":")[2])
         self._stop = threading.Event()
