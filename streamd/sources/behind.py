@@ -45,6 +45,11 @@ class Gauge:
         "_captured_ns", "_least_ns", "_previous_ns", "_turn_ns", "alarm_ns", "behind_ns", "fit", "late", "limit_ns",
         "now_ns", "suspect", "wait_ns",
     )  # fmt: skip
+    verdict: bool | None = None
+    """What reading without decoding has shown: packets were waiting, or nothing that is to be caught up with; None: not
+    yet, or whoever reads has to find out."""
+    judges = False
+    """Whether it finds out by itself."""
     stalled_ns = 500_000_000
     """A wait that has not fallen for this long while nothing was decoded does not fall any further."""
 

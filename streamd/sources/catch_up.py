@@ -4,7 +4,7 @@ A stream that seems to be behind by its media clock is first read without decodi
 it. Either packets come faster than the sender makes them, or whenever one has been read more has arrived already, which
 the kernel tells of a TCP connection. If not, the sender has set its clock, or it or the way has become slower, and
 there is nothing to catch up with (see `behind`). Pictures may come in bunches: what is true within one says nothing.
-Other gauges (see `gauges`) need no examination.
+Other gauges (see `gauges`) find that out by themselves, or need no examination.
 
 To catch up, packets are read and left out up to the newest key frame. Decoding goes on with what has come since, if
 that takes less time than waiting for the next key frame; otherwise with the next key frame.
@@ -169,6 +169,8 @@ class CatchUp:
         gauge, held = self.gauge, self._held
         if arrived.packet.is_keyframe or not self._keys_frames:
             held.append(arrived)
+        if gauge.judges:
+            return self._decide(gauge.verdict)
         unread = self._unread()
         if unread is not None:
             more = unread >= min(arrived.packet.size, ROOM)
@@ -189,6 +191,19 @@ class CatchUp:
             gauge.refute()
             return self._give_up()
         return ()
+
+    def _decide(self, waiting: bool | None) -> Iterable[Arrived]:
+        """Goes by what the gauge has found: see `Gauge.verdict`."""
+        if waiting is None:
+            return ()
+        if not waiting:
+            self.gauge.refute()
+            return self._give_up()
+        self.gauge.confirm()
+        if self.gauge.limit_ns == NEVER:
+            return self._give_up()  # changed meanwhile
+        packets, self._held = self._held, deque()
+        return self._start_skipping(packets)
 
     def _give_up(self) -> Iterable[Arrived]:
         """Goes on with everything that has been read."""
