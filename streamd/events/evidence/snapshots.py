@@ -43,7 +43,9 @@ PAUSE_S = 0.2
 FIRST_S = 1.0
 """The first picture is written so long after the event's begin, so that a message about it can have one."""
 WAIT_S = 3.0
-"""An event that has ended waits so long for a picture."""
+"""An event that has ended waits so long for a picture that shows its object."""
+UNSEEN = 1e-9
+"""Quality of a picture in which the event's object is not seen."""
 EDGE = 2.0
 """A box that comes this close to the edge of the picture, in pixels, may be cut off."""
 CUT = 0.25
@@ -72,6 +74,8 @@ class _Wanted:
     begun_at: float
     before: Image | None = None
     """A small picture from before the event."""
+    unseen: float = 0.0
+    """Quality of a picture that does not show its object, though it has one."""
     quality: float = 0.0
     due_at: float = 0.0
     ended_at: float | None = None
@@ -131,7 +135,8 @@ class SnapshotMaker:
         if event.kind not in ("begin", "instant"):
             return
         now = time.monotonic()
-        new = _Wanted(event, self._folder / stem_of(event.stream, event.at_ns, event.id), now, before)
+        stem = self._folder / stem_of(event.stream, event.at_ns, event.id)
+        new = _Wanted(event, stem, now, before, 0.0 if event.track is None else UNSEEN)
         if event.kind == "instant":
             new.ended_at = now
         with self._lock:
@@ -151,11 +156,11 @@ class SnapshotMaker:
         chosen: list[tuple[_Wanted, int]] = []
         qualities: list[float] = []
         for wanted in self.wanted.get(frame.stream, {}).values():
-            if now < wanted.due_at or (wanted.ended_at is not None and wanted.quality > 0):
+            if now < wanted.due_at or (wanted.ended_at is not None and wanted.quality > wanted.unseen):
                 continue
             box = _box_of(detections, wanted.event)
             # Without its box, the first frame is better than none.
-            quality = quality_of(detections, box) if box >= 0 else 1e-9
+            quality = quality_of(detections, box) if box >= 0 else UNSEEN
             if quality > wanted.quality * BETTER:
                 chosen.append((wanted, box))
                 qualities.append(quality)
@@ -214,7 +219,8 @@ class SnapshotMaker:
     def _write_due(self, stopping: bool) -> None:
         now = time.monotonic()
         for wanted in [each for events in self.wanted.values() for each in events.values()]:
-            over = stopping or (wanted.ended_at is not None and (wanted.best or now > wanted.ended_at + WAIT_S))
+            shown = wanted.best is not None and (wanted.best.box is not None or wanted.event.track is None)
+            over = stopping or (wanted.ended_at is not None and (shown or now > wanted.ended_at + WAIT_S))
             if wanted.best is not None and wanted.best is not wanted.written:
                 if over or (wanted.written is None and now > wanted.begun_at + FIRST_S):
                     self._write(wanted, wanted.best)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from streamd.events.evidence.files import Room
-from streamd.events.evidence.snapshots import MAX_OPEN, SnapshotMaker, quality_of
+from streamd.events.evidence.snapshots import MAX_OPEN, WAIT_S, SnapshotMaker, quality_of
 from streamd.events.record import Event, Media
 from streamd.imaging.upright import UprightScaler
 from streamd.sources import open_source
@@ -47,7 +47,7 @@ class Maker:
     def _link(self, event: str, role: str, media: Media) -> None:
         self.links.setdefault((event, role), []).append(media)
 
-    def event(self, kind: Any, id_: str = "e", track: int = 7) -> None:
+    def event(self, kind: Any, id_: str = "e", track: int | None = 7) -> None:
         at_ns = time.time_ns()
         self.maker.event(Event(id=id_, stream="a", kind=kind, rule="gate", label="person", track=track, at_ns=at_ns))
 
@@ -115,6 +115,40 @@ def test_an_instant_has_the_frame_that_decided_it(tmp_path: Path, frames: list[F
     maker.show(frames[4], (100, 80, 120, 100))
     maker.show(frames[6], (100, 80, 160, 140))
     maker.settled()
+    assert number(maker.links["e", "snapshot_plain"][-1].path) == 4
+
+
+def test_an_instant_whose_object_is_not_seen_at_once_waits_for_it(tmp_path: Path, frames: list[Frame]) -> None:
+    """A crossing may be decided when its object is hidden for a moment."""
+    maker = Maker(tmp_path)
+    maker.event("instant")
+    maker.show(frames[4], (100, 80, 120, 100), track=8)
+    maker.show(frames[5], (100, 80, 160, 140), track=8)
+    maker.show(frames[6], (100, 80, 120, 100))
+    maker.show(frames[7], (100, 80, 160, 140))
+    media = maker.settled()
+    plain = maker.links["e", "snapshot_plain"][-1].path
+    assert number(plain) == 6
+    assert np.abs(picture(plain).astype(int) - picture(media.path)).max() > 60, "its box is drawn"
+
+
+def test_an_instant_whose_object_is_gone_has_the_first_frame(tmp_path: Path, frames: list[Frame]) -> None:
+    maker = Maker(tmp_path)
+    maker.event("instant")
+    for index in (4, 6):
+        maker.show(frames[index], (100, 80, 120, 100), track=8)
+    assert maker.settled().state == "written"
+    assert number(maker.links["e", "snapshot_plain"][-1].path) == 4
+
+
+def test_an_instant_without_an_object_waits_for_none(tmp_path: Path, frames: list[Frame]) -> None:
+    maker = Maker(tmp_path)
+    maker.event("instant", track=None)
+    begin = time.monotonic()
+    maker.show(frames[4], (100, 80, 120, 100))
+    maker.show(frames[6], (100, 80, 120, 100))
+    assert maker.settled().state == "written"
+    assert time.monotonic() < begin + WAIT_S / 2
     assert number(maker.links["e", "snapshot_plain"][-1].path) == 4
 
 
