@@ -172,6 +172,15 @@ def _ticks(seconds: float | None, period: float, going: Callable[[], bool]) -> I
         yield min(time.monotonic() + period, end or float("inf"))
 
 
+def _can_redraw() -> bool:
+    """Whether standard output is a terminal on which a table can be drawn again in its place."""
+    if not sys.stdout.isatty():
+        return False
+    from rich import get_console
+
+    return not get_console().is_dumb_terminal
+
+
 def show(
     board: Board,
     endpoint: str,
@@ -183,7 +192,7 @@ def show(
     secret_key: str | None = None,
     going: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Shows the messages of `endpoint` on standard output: as a live table, or as lines if that is not a terminal.
+    """Shows the messages of `endpoint` on standard output: as a live table, or as lines where that cannot be drawn.
 
     Args:
         board: filled with what was received.
@@ -202,7 +211,7 @@ def show(
     socket = connection.socket
     told = ""
     try:
-        if as_json or not sys.stdout.isatty():
+        if as_json or not _can_redraw():
             for until in _ticks(seconds, 1.0, going):
                 _receive(socket, board, until)
                 connection.look()

@@ -179,6 +179,22 @@ def test_watch_says_that_nobody_answers(tmp_path: Path) -> None:
     assert (done.returncode, len(done.stderr.splitlines()), done.stdout) == (0, 1, "")
 
 
+@pytest.mark.parametrize("kind", ["dumb", "unknown"])
+def test_watch_on_a_terminal_that_draws_nothing_twice_tells_lines(tmp_path: Path, kind: str) -> None:
+    terminal, other = pty.openpty()
+    command = [sys.executable, "-m", "streamd", "watch", f"ipc://{tmp_path}/nobody", "--for", "60"]
+    process = subprocess.Popen(command, stdout=other, stderr=other, env=os.environ | {"TERM": kind})
+    os.close(other)
+    shown = b""
+    while b"\n" not in shown:
+        shown += os.read(terminal, 65536)
+    process.kill()
+    process.wait(20)
+    os.close(terminal)
+    assert shown.startswith(b"streamd: watch: ipc://")
+    assert b"no answer yet" in shown
+
+
 def test_watch_leaves_room_for_what_a_terminal_echoes_of_its_end(tmp_path: Path) -> None:
     """`^C` behind a line of the whole width would wrap, and the table be drawn once more a line too low."""
     terminal, other = pty.openpty()
