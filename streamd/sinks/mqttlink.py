@@ -30,6 +30,8 @@ _EVENTS, _BROKER = "events", "broker"
 _PERMANENT = frozenset({0x83, 0x90, 0x95, 0x99})
 """MQTT 5 reasons of an acknowledgement after which trying again is of no use: the broker is not willing to accept this
 message, topic name invalid, packet too large, payload format invalid."""
+_NO_LOGIN = frozenset({0x86, 0x87})
+"""Reasons to refuse a connection: bad user name or password, not authorized."""
 _UNSPECIFIED, _PROTOCOL_ERROR = 0x80, 0x82
 _MAX_HEAD_BYTES = 128
 """Of a publication's packet, besides topic and payload."""
@@ -184,7 +186,8 @@ class Link:
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
         self._max_bytes = getattr(properties, "MaximumPacketSize", 0)
         if reason.is_failure:
-            self._lost = f"the broker refuses the connection: {reason}"
+            advice = "; check login" if reason.value in _NO_LOGIN else ""
+            self._lost = f"the broker refuses the connection: {reason}{advice}"
         else:
             self._answered = True
 

@@ -174,7 +174,11 @@ class NatsSink(AsyncEventSink):
 
     @staticmethod
     def _text(error: BaseException) -> str:
-        return str(error).removeprefix("nats: ") or type(error).__name__
+        if isinstance(error, SinkError):
+            return str(error)  # in words already
+        text = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+        refused = "authorization" in text.lower() or "authentication" in text.lower()
+        return f"{text}; check login, token, nkey or credentials" if refused else text
 
     # ------------------------------------------------------------------------------------------------------ connection
 

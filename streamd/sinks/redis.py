@@ -123,6 +123,13 @@ class RedisSink(AsyncEventSink):
             self._settings.tls.context("redis sink")  # whether the files can be used
         return error
 
+    @staticmethod
+    def _text(error: BaseException) -> str:
+        text = AsyncEventSink._text(error)
+        # Without a login, the server answers with how its protocol is to be spoken.
+        refused = isinstance(error, vendor().exceptions.AuthenticationError)
+        return f"the server refuses the login: {text.rstrip('.')}; check username and password" if refused else text
+
     # ------------------------------------------------------------------------------------------------------ connection
 
     async def _connect(self) -> str:

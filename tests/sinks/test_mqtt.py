@@ -219,7 +219,7 @@ def test_login_and_last_will(tmp_path: Path) -> None:
         login = {"username": "cam", "password": "wrong"}
         with rig(tmp_path / "j", settings(broker, login=login)) as running:
             until(lambda: running.thread.unreachable is not None)
-            assert "refuses the connection: Not authorized" in (running.thread.unreachable or "")
+            assert "refuses the connection: Not authorized; check login" in (running.thread.unreachable or "")
         login["password"] = "s3cret-word"
         with rig(tmp_path / "j", settings(broker, login=login)) as running:
             until(lambda: running.value("streamd_sink_up") == 1)

@@ -217,7 +217,8 @@ def test_login(tmp_path: Path) -> None:
         login = {"username": "cam", "password": "wrong"}
         with rig(tmp_path / "j", settings(server, login=login)) as running:
             until(lambda: running.thread.unreachable is not None, 20)
-            assert "Authorization Violation" in (running.thread.unreachable or "")
+            told = "Authorization Violation; check login, token, nkey or credentials"
+            assert running.thread.unreachable == f"nats sink: 127.0.0.1:{server.port}: {told}"
         login["password"] = "s3cret-word"
         with rig(tmp_path / "j", settings(server, login=login)) as running:
             running.submit(1)

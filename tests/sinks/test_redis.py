@@ -157,6 +157,9 @@ def test_login_and_tls(tmp_path: Path) -> None:
         with rig(tmp_path / "j", settings(server, tls=tls, **login)) as running:
             until(lambda: "invalid username-password" in (running.thread.unreachable or ""))
             assert "wrong-word" not in (running.thread.unreachable or "")
+            assert (running.thread.unreachable or "").endswith("; check username and password")
+        with rig(tmp_path / "j", settings(server, tls=tls)) as running:
+            until(lambda: "the server refuses the login: " in (running.thread.unreachable or ""))
         with rig(tmp_path / "j", settings(server, tls=tls, **{**login, "password": "s3cret-word"})) as running:
             running.submit(2)
             running.wait_delivered(2)
