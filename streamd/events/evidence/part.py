@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from streamd.events.evidence.files import NewFile
+from streamd.events.evidence.files import EvidenceError, NewFile
 from streamd.flow.packets import FRAME_NS, Packet, PacketPart, SoundHead
 
 MP4_CODECS = ("h264", "hevc", "av1", "mpeg4", "mjpeg", "vp9")
@@ -56,7 +56,8 @@ class PartFile:
 
     Raises:
         OSError: the file cannot be made.
-        av.error.FFmpegError, ValueError: FFmpeg cannot store these packets.
+        EvidenceError: `not_recordable`: FFmpeg cannot store these packets.
+        av.error.FFmpegError: something else.
     """
 
     def __init__(self, stem: Path, part: PacketPart, *, sound: bool = False) -> None:
@@ -111,8 +112,12 @@ class PartFile:
                     self._sound_stream = self._container.add_stream_from_template(beside.streams.audio[0], opaque=True)
                     self._sound_stream.time_base = Fraction(*sound.time_base)
                 self._container.start_encoding()
-        except BaseException:
+        except BaseException as error:
             self.file.discard()
+            if isinstance(error, ValueError) and self.file.error is None:
+                # Of FFmpeg, as of a codec that the container does not take.
+                text = f"{head.codec} packets cannot be recorded: {error}"
+                raise EvidenceError("not_recordable", text) from error
             raise
         self.sound = sound
 

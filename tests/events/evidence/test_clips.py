@@ -77,6 +77,20 @@ def test_a_clip_has_every_picture_from_before_its_event(tmp_path: Path, kind: st
     assert stage.media()["clip"] == Media(str(path))
 
 
+def test_packets_that_no_container_of_a_clip_takes_are_not_recordable(tmp_path: Path) -> None:
+    video = marked.write_marked(tmp_path / "v.gif", frames=100, codec="gif", gop=1, pix_fmt="rgb8")
+    stage = Stage(tmp_path / "media")
+
+    def tell(frame: Any, index: int) -> None:
+        if index in (40, 60):
+            stage.event("begin" if index == 40 else "end", frame)
+
+    stage.play(video, tell)
+    assert stage.left_over() == []
+    told = stage.media()["clip"]
+    assert (told.state, told.reason) == ("failed", "not_recordable")
+
+
 def test_an_event_that_was_decided_late_is_shown_from_its_begin(tmp_path: Path) -> None:
     video = marked.write_marked(tmp_path / "v.mp4", frames=200, gop=10)
     stage = Stage(tmp_path / "media")
