@@ -34,7 +34,7 @@ _KINDS = {
 _PARAMETERS = ("since", "until", "stream", "rule", "label", "kind", "type", "id", "before", "after", "limit", "order")
 MAX_VALUES = 500
 """Values of one parameter: older versions of SQLite take 999 in all."""
-_RANGE = re.compile(r"^bytes=([0-9]{1,18})-([0-9]{0,18})$")
+_RANGE = re.compile(r"bytes=([0-9]{0,1000})-([0-9]{0,1000})", re.ASCII | re.IGNORECASE)
 _INT64 = 1 << 63
 
 
@@ -163,15 +163,13 @@ def _file(path: Path, request: Request) -> Response:
         headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, max-age=60"}
         if "download" in request.query:
             headers["Content-Disposition"] = f'attachment; filename="{path.name}"'
-        asked = request.headers.get("Range", "")
-        if not asked and size <= SMALL:
+        span = _span(request.headers.get("Range", ""), size)
+        if span is None and size <= SMALL:
             return Response(path.read_bytes(), kind, headers=headers)
-        if not asked:
+        if span is None:
             return Response(_pieces(path, size), kind, headers={**headers, "Content-Length": str(size)})
-        found = _RANGE.match(asked)
-        first = int(found[1]) if found else size
-        last = min(int(found[2]) if found and found[2] else size - 1, size - 1, first + MAX_RANGE - 1)
-        if first > last:
+        first, last = span
+        if first >= size:
             return Response(b"", code=416, headers={"Content-Range": f"bytes */{size}"})
         with path.open("rb") as handle:
             handle.seek(first)
@@ -180,6 +178,21 @@ def _file(path: Path, request: Request) -> Response:
         return Response(piece, kind, 206, headers)
     except OSError:
         return Response(b"the file is gone\n", code=404)
+
+
+def _span(asked: str, size: int) -> tuple[int, int] | None:
+    """The first and last byte that a header Range asks for; the first is `size` where there are none such. None: all,
+    as for several ranges, other units and what is no range (RFC 9110, 14.2)."""
+    found = _RANGE.fullmatch(asked.strip())
+    if found is None or not (found[1] or found[2]):
+        return None
+    if not found[1]:  # so many at the end
+        first, last = size - min(int(found[2]), size), size - 1
+    else:
+        first, last = min(int(found[1]), size), int(found[2]) if found[2] else size - 1
+        if found[2] and last < int(found[1]):
+            return None
+    return first, min(last, size - 1, first + MAX_RANGE - 1)
 
 
 def _pieces(path: Path, size: int) -> Iterator[bytes]:
