@@ -138,7 +138,7 @@ class JsonlSink(Sink):
                 # size is asked for: somebody may have cut the file since.
                 os.ftruncate(self._fd, max(0, os.fstat(self._fd).st_size - done))
             raise SinkError(
-                f"jsonl sink: cannot write to {self._settings.path}: {error.strerror}; "
+                f"jsonl sink: cannot write to {self._settings.address}: {error.strerror}; "
                 "messages are lost until it is writable again"
             ) from error
 

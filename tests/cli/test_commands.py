@@ -258,6 +258,16 @@ def test_output_that_nobody_takes_or_for_which_there_is_no_room(tmp_path: Path, 
     assert (full.returncode, full.stderr) == (1, "streamd: output cannot be written: No space left on device\n")
 
 
+def test_messages_for_which_standard_output_has_no_room(tmp_path: Path) -> None:
+    path = config(tmp_path, null(more="sinks: [{kind: jsonl, path: '-'}]"))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "streamd", "run", str(path)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 0, "the daemon goes on, and counts them"
+    assert "jsonl sink: cannot write to standard output: No space left on device" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["", "keys/", ".", "keys/.."])
 def test_keys_need_a_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "keys").mkdir()
