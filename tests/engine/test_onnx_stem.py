@@ -85,6 +85,67 @@ def test_what_is_no_stem_stays() -> None:
         assert float_stem(content) == content
 
 
+def sliced(compact: bool, more: tuple[Any, ...] = (), out: tuple[str, ...] = ("out",)) -> bytes:
+    """A quantised convolution over every second pixel of every second line, joined: YOLOX's stem.
+
+    Args:
+        compact: values move in INT8, so that the halves of a pair are on either side; otherwise there are two pairs.
+        more: further nodes.
+        out: what the graph gives out.
+    """
+    weights = np.random.default_rng(0).normal(size=(2, 12, 3, 3)).astype(np.float32)
+    constants: dict[str, Any] = {"w": weights, "bias": np.array([1, 2], np.float32), "steps": np.array([2, 2])}
+    constants |= {"ends": np.array([8, 8]), "axes": np.array([2, 3])}
+    for name in ("images", "joined", "w"):
+        constants |= {f"{name}_s": np.float32(0.05), f"{name}_z": np.int8(0)}
+    moving: list[Any] = []
+    for i, begins in enumerate(([0, 0], [1, 0], [0, 1], [1, 1])):
+        constants[f"begins{i}"] = np.array(begins)
+        source = "images_q" if compact else "images_dq"
+        moving.append(helper.make_node("Slice", [source, f"begins{i}", "ends", "axes", "steps"], [f"part{i}"]))
+    parts = [f"part{i}" for i in range(4)]
+    first, last = pair("images"), pair("joined")
+    if compact:
+        last[1].input[0] = "joined"
+        nodes = [first[0], *moving, helper.make_node("Concat", parts, ["joined"], axis=1), last[1]]
+    else:
+        nodes = [*first, *moving, helper.make_node("Concat", parts, ["joined"], axis=1), *last]
+    conv = helper.make_node("Conv", ["joined_dq", "w_dq", "bias"], ["out"], pads=[1, 1, 1, 1])
+    graph = helper.make_graph(
+        [*nodes, *pair("w"), conv, *more], "g",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4) for name in out],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_a_stem_of_slices_is_float(compact: bool) -> None:
+    found = float_stem(sliced(compact))
+    onnx.checker.check_model(onnx.load_from_string(found), full_check=True)
+    assert [operator for operator, _ in nodes(found)] == ["Slice"] * 4 + ["Concat", "Conv"]
+    assert all(names[0] == "images" for operator, names in nodes(found) if operator == "Slice")
+    assert nodes(found)[-1][1] == ["joined", "w", "bias"]
+    images = np.random.default_rng(1).random((1, 3, 8, 8), np.float32)
+    whole, quantised = outputs(found, images)[0], outputs(sliced(compact), images)[0]
+    assert 0 < np.abs(whole - quantised).max() < 1
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_slices_that_something_else_reads_stay(compact: bool) -> None:
+    more = [helper.make_node("Relu", ["joined_dq"], ["relu"])]
+    content = sliced(compact, tuple(more), ("out", "relu"))
+    assert float_stem(content) == content
+    between = onnx.load_from_string(sliced(compact))
+    at = next(i for i, node in enumerate(between.graph.node) if node.op_type == "Concat")
+    between.graph.node[at].input[0] = "negative"
+    between.graph.node.insert(at, helper.make_node("Neg", ["part0"], ["negative"]))
+    assert float_stem(between.SerializeToString()) == between.SerializeToString()
+
+
 def test_only_the_stem_of_the_bundled_model_changes() -> None:
     before = in_float(ROAD6.read_bytes())
     after = float_stem(before)

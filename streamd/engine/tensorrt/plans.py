@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 ANY_RTX = "any GPU TensorRT-RTX supports"
 ANY_AMPERE = "any GPU of compute capability 8.0 or later"
-REVISION = 1
+REVISION = 2
 """Revision of the builder's own changes to a network. Increase it with any such change, to invalidate older plans."""
 VERSION_COMPATIBLE = " (version compatible)"
 """Suffix of `Provenance.tensorrt` for a plan that later versions can also run."""
