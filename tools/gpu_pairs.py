@@ -23,7 +23,8 @@ def with_and_without(run: Callable[..., Table], config: Mapping[str, Any], secti
 
     Returns:
         Frames/s of each turn, `off` and `on`; `share`, the median of those with the section over that of those without;
-        `each`, the same of every turn; and all figures of the daemons under `runs`. `error` where one did not run.
+        `each`, the same of every turn; `mean` and `deviation` of the latter, the standard error of the mean (none of one
+        turn); and all figures of the daemons under `runs`. `error` where one did not run.
     """
     rest = {name: value for name, value in config.items() if name != section}
     found: Table = {"off": [], "on": [], "runs": []}
@@ -36,7 +37,10 @@ def with_and_without(run: Callable[..., Table], config: Mapping[str, Any], secti
                 return found | {"error": f"{section} {kind}: {result['error']}"}
             found[kind].append(result["fps"])
     found["share"] = round(statistics.median(found["on"]) / statistics.median(found["off"]), 3)
-    found["each"] = [round(on / off, 3) for on, off in zip(found["on"], found["off"], strict=True)]
+    each = [on / off for on, off in zip(found["on"], found["off"], strict=True)]
+    found |= {"each": [round(share, 3) for share in each], "mean": round(statistics.fmean(each), 3)}
+    # One process's rate scatters by a tenth: a share without its error decides nothing.
+    found["deviation"] = round(statistics.stdev(each) / turns**0.5, 3) if turns > 1 else None
     return found
 
 
@@ -46,7 +50,8 @@ def say_shares(result: Table) -> str:
         return str(result["error"])
     rates = {kind: " ".join(f"{fps:.0f}" for fps in result[kind]) for kind in ("off", "on")}
     return (
-        f"off {rates['off']}  on {rates['on']} frames/s  share {result['share']} of medians, {result['each']} by turn"
+        f"off {rates['off']}  on {rates['on']} frames/s  share {result['share']} of medians, {result['each']} by turn, "
+        f"mean {result['mean']} ± {result['deviation']}"
     )
 
 

@@ -508,7 +508,7 @@ def test_the_promise_on_yolov5n(tmp_path: Path) -> None:
     # 128 images cannot show less than 0.01: on 1,907 it is 0.0006 (docs/accuracy.md), and here these must not deny it.
     assert found.verdict.interval is not None
     assert found.verdict.interval.low <= 0.0006
-    assert not found.float_layers
+    assert 0 < len(found.float_layers) <= 8
 
 
 @pytest.mark.slow
