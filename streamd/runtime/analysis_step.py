@@ -107,7 +107,7 @@ class AnalysisStep:
             )  # fmt: skip
 
         try:
-            published = native.publish(facts, states, found, self._selection.address, left)
+            published = native.publish(facts, states, found, self._selection.address, left, ended=judged)
         except struct.error:
             return None
         tracked, boxes = published.tracked, published.boxes

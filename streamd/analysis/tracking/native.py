@@ -49,6 +49,8 @@ _SOME, _GONE, _CHOSEN, _TRACKS, _PAIRS, _TOLD, _ENDED, _TIMES = range(8)
 """Places in a step's memory: `Work` in frames.c."""
 _PER_TOLD = 3
 """Numbers that are told of a frame: `Told` in frames.c."""
+_BLOCKS = 8192
+"""Numbers of the memory that blocks are taken from: those of a few batches. What is kept of one keeps all of it."""
 _PARTS = 1000
 """Of so many different parts of pictures the numbers are kept."""
 
@@ -137,6 +139,9 @@ class NativeStep:
         weakref.finalize(self, _free, compiled.free, self._work).atexit = False
         self._columns = np.empty(0)
         self._columns_at = 0
+        self._blocks = np.empty(0)
+        """Memory for blocks, taken from its begin. NumPy takes longer to say where memory is than to allocate it."""
+        self._blocks_at = 0
         self._box_ns = 3 * _BOX_NS
         """What a box took in the last step, with its part of tracks and pairs."""
         self._parts: dict[Box, array[int]] = {}
@@ -173,8 +178,9 @@ class NativeStep:
         return self._run(facts, states, batch.boxes, columns, address_of(columns), left, clocked=False)
 
     def publish(
-        self, facts: list[int], states: Sequence[StreamTracks], found: FoundBatch, choice: int, left: Left
-    ) -> Published:
+        self, facts: list[int], states: Sequence[StreamTracks], found: FoundBatch, choice: int, left: Left, *,
+        ended: bool = True,
+    ) -> Published:  # fmt: skip
         """Frames in the order of their capture, by the clocks of their streams, and which of their boxes are published.
 
         Args:
@@ -184,6 +190,7 @@ class NativeStep:
             found: the boxes.
             choice: address of a selection's; see `Selection.address`.
             left: see `__call__`.
+            ended: whether anybody asks which tracks have ended.
 
         Raises:
             struct.error: a number of 64 bits and more. Nothing has changed.
@@ -194,11 +201,11 @@ class NativeStep:
         if len(self._columns) < 5 * n + 1:
             self._columns = np.empty(10 * n + 1)
             self._columns_at = address_of(self._columns)
-        block = np.empty(7 * n + frames + (n + 7) // 8)
-        out = address_of(block)
+        block, out = self._block(7 * n + frames + (n + 7) // 8)
         tracked = self._run(
-            facts, states, found, self._columns, self._columns_at, left, clocked=True, choice=choice, out=out
-        )
+            facts, states, found, self._columns, self._columns_at, left, clocked=True, choice=choice, out=out,
+            ended=ended,
+        )  # fmt: skip
         count = self._work[_CHOSEN]
         if not tracked.address:
             return Published(tracked)
@@ -207,13 +214,22 @@ class NativeStep:
         ends = block[7 * n : 7 * n + frames].view(np.int64).tolist()
         return Published(tracked, TrackedBoxes(block, n, out), ends, block)
 
+    def _block(self, size: int) -> tuple[Matrix, int]:
+        """Memory for `size` doubles, and its address."""
+        if len(self._blocks) < size:
+            self._blocks = np.empty(max(size, _BLOCKS))
+            self._blocks_at = address_of(self._blocks)
+        block, address = self._blocks[:size], self._blocks_at
+        self._blocks, self._blocks_at = self._blocks[size:], address + 8 * size
+        return block, address
+
     def times(self, frames: int) -> list[int]:
         """The times of the frames of the last `publish`, by the clocks of their streams."""
         return (ctypes.c_int64 * (3 * frames)).from_address(self._work[_TIMES])[::3]
 
     def _run(
         self, facts: list[int], states: Sequence[StreamTracks], found: FoundBatch, columns: Matrix, address: int,
-        left: Left, *, clocked: bool, choice: int = 0, out: int = 0,
+        left: Left, *, clocked: bool, choice: int = 0, out: int = 0, ended: bool = True,
     ) -> TrackedBatch:  # fmt: skip
         bounds, frames = found.bounds, len(states)
         n, work = bounds[-1], self._work
@@ -228,7 +244,7 @@ class NativeStep:
             if at < 0:
                 raise MemoryError
             tracks, pairs = tracks + work[_TRACKS], pairs + work[_PAIRS]
-            if work[_SOME]:
+            if ended and work[_SOME]:
                 self._told(buried)
             if at == frames:
                 break
