@@ -23,8 +23,8 @@ def with_and_without(run: Callable[..., Table], config: Mapping[str, Any], secti
 
     Returns:
         Frames/s of each turn, `off` and `on`; `share`, the median of those with the section over that of those without;
-        `each`, the same of every turn; `mean` and `deviation` of the latter, the standard error of the mean (none of one
-        turn); and all figures of the daemons under `runs`. `error` where one did not run.
+        `each`, the same of every turn; `mean` and `deviation` of the latter, the standard error of the mean (none of
+        one turn); and all figures of the daemons under `runs`. `error` where one did not run.
     """
     rest = {name: value for name, value in config.items() if name != section}
     found: Table = {"off": [], "on": [], "runs": []}
