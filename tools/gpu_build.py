@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Wanted:
     model: Path
     precision: str
     batch: tuple[str, ...]
+    effort: int | None = None
+    """None: TensorRT's own."""
 
     @classmethod
     def of(cls, text: str) -> Wanted:
@@ -34,15 +36,29 @@ class Wanted:
         least, best, most = batch.split(",")
         return cls(name, Path(model), precision, (least, best, most))
 
+    def at(self, effort: int | None) -> Wanted:
+        """The same plan at that effort, called NAME-effortN; None: TensorRT's own, under its own name."""
+        return self if effort is None else replace(self, name=f"{self.name}-effort{effort}", effort=effort)
+
     def start(self, out: Path) -> subprocess.Popen[bytes]:
         """Runs `streamd build` into `out`, with its output in NAME.log there."""
         files = ["--out", str(out / f"{self.name}.plan"), "--timing-cache", str(out / f"{self.name}.timing")]
         options = ["--precision", self.precision, "--batch", *self.batch, "--workspace", "2048", "--force"]
+        options += [] if self.effort is None else ["--effort", str(self.effort)]
         with (out / f"{self.name}.log").open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "streamd", "build", str(self.model), *files, *options],
                 cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
+
+
+def effort_of(text: str) -> int | None:
+    """0 to 5, or None for `own`. Raises ValueError, which argparse turns into a message."""
+    if text == "own":
+        return None
+    if text not in tuple("012345"):
+        raise ValueError(text)
+    return int(text)
 
 
 def build_all(

@@ -4,7 +4,7 @@
     python tools/gpu_suite.py STEP… --plans PLAN… --out DIR [--clips H264.mp4 HEVC.mp4] [--workers 1 4 8]
 
 Steps:
-  build     the plans that --build names, --jobs at a time; the steps after it measure them, too
+  build     the plans that --build names, at each --effort, --jobs at a time; the steps after it measure them, too
   tests     pytest -m gpu with STREAMD_REQUIRE_GPU=1
   torch     PyTorch with the same network, by --torch PYTHON MODEL
   engine    each plan alone: device time a batch with and without CUDA graphs, throughput with every slot in flight
@@ -38,7 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bench
-from gpu_build import Wanted, build_all
+from gpu_build import Wanted, build_all, effort_of
 from gpu_build import torch as torch_times
 from gpu_engine import engine_times, layer_times
 from gpu_machine import Gpu, decode_alone
@@ -79,8 +79,9 @@ def _try(
 def build(args: argparse.Namespace) -> Table:
     """The plans that --build names; the steps after it measure them, too."""
     found: Table = {}
+    wanted = [each.at(effort) for each in args.build for effort in args.effort]
     made = build_all(
-        args.build, args.out, jobs=args.jobs, limit_s=args.build_limit,
+        wanted, args.out, jobs=args.jobs, limit_s=args.build_limit,
         keep=lambda name, result: _keep(args, "build", found, name, result),
     )  # fmt: skip
     args.plans += made
@@ -317,6 +318,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--workers", type=int, nargs="+", default=[1], help="process counts for the daemon's steps")
     p.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="of the steps layers and torch")
     p.add_argument("--build", type=Wanted.of, nargs="+", default=[], metavar="NAME=MODEL:PRECISION:MIN,BEST,MAX")
+    p.add_argument(
+        "--effort", type=effort_of, nargs="+", default=[None], metavar="N|own",
+        help="efforts at which each plan of --build is built: 0 to 5, as NAME-effortN; own: TensorRT's own, as NAME",
+    )  # fmt: skip
     p.add_argument("--jobs", type=int, default=1, help="builds at a time")
     p.add_argument("--build-limit", type=float, default=600, metavar="S", help="seconds that one build may take")
     p.add_argument("--torch", nargs=2, metavar=("PYTHON", "MODEL"), help="another Python, and the float ONNX model")

@@ -73,6 +73,13 @@ def add_parser(subparsers: Any) -> None:
         metavar="MB",
         help="workspace memory for tactics, in MiB (default 1024)",
     )
+    p.add_argument(
+        "--effort",
+        type=int,
+        choices=range(6),
+        help="how thoroughly TensorRT searches for the fastest plan: from 0, built soonest, to 5 (default: TensorRT's "
+        "own, 3); 8.5 has 3 and one below it, RTX ignores it",
+    )
     p.add_argument("--timing-cache", metavar="FILE", help="timing cache to reuse and extend: later builds are faster")
     p.add_argument(
         "--version-compatible",
@@ -190,6 +197,7 @@ def _options(args: argparse.Namespace, calibration: Calibration | None) -> Build
         timing_cache=Path(args.timing_cache) if args.timing_cache else None,
         version_compatible=args.version_compatible,
         hardware_compatible=args.hardware_compatible,
+        effort=args.effort,
         device=args.device,
         input_size=_pair(args.input_size),
         calibration=calibration,
@@ -247,9 +255,10 @@ def _summary(job: Job, out: Path, sidecar: Sidecar, verdict: str) -> None:
         source = read_sidecar(job.onnx.path).provenance
         name = Path(source.source).name if source is not None and source.source else "that it was made from"
         print(f"FP16 was not compared: the float model {name} is not beside {job.onnx.path}; --float-model names it")
+    effort = "" if made.effort is None else f", effort {made.effort}"
     print(
         f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {made.precision} ({made.method}), batches "
-        f"{'/'.join(map(str, made.profile))}, TensorRT {made.tensorrt}, for {made.gpu}, built in "
+        f"{'/'.join(map(str, made.profile))}, TensorRT {made.tensorrt}, for {made.gpu}{effort}, built in "
         f"{made.build_seconds:.1f} s"
     )
     print(verdict)

@@ -40,6 +40,9 @@ class Provenance(Settings):
     driver: str | None = Field(None, description="NVIDIA driver version at build time.")
     gpu: str | None = Field(None, description="GPU name and compute capability the engine was built for.")
     profile: tuple[int, int, int] | None = Field(None, description="Batch profile: least, best, most.")
+    effort: int | None = Field(
+        None, ge=0, le=5, description="How thoroughly TensorRT searched, 0 to 5; absent: its own default."
+    )
     build_seconds: float | None = Field(None, description="How long the build took.")
     tools: dict[str, str] = Field(default_factory=dict, description="Versions of the packages that did the work.")
     forced: bool = Field(False, description="True if the accuracy gate was overridden.")

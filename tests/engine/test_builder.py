@@ -34,20 +34,27 @@ def trt() -> Trt:
     return trt_here()
 
 
-def stand_in(name: Any, number: tuple[int, ...], flags: str, network: str, has: str) -> Trt:
+LEVELS = "builder_optimization_level"
+
+
+def stand_in(name: Any, number: tuple[int, ...], flags: str, network: str, has: str, config: str = LEVELS) -> Trt:
     """A version that cannot be installed here: the names its Python module has, as listed from the real ones."""
 
     def names(text: str) -> Any:
         return SimpleNamespace(**{n: i for i, n in enumerate(text.split())})
 
-    module = SimpleNamespace(BuilderFlag=names(flags), NetworkDefinitionCreationFlag=names(network))
+    module = SimpleNamespace(
+        BuilderFlag=names(flags), NetworkDefinitionCreationFlag=names(network), IBuilderConfig=names(config)
+    )
     for item in has.split():
         setattr(module, item, object())
     return Trt(module, name, number)
 
 
 CALIBRATOR, HARDWARE = "IInt8EntropyCalibrator2", "HardwareCompatibilityLevel"
-T8 = stand_in("tensorrt", (8, 5, 3, 1), "FP16 INT8", "EXPLICIT_BATCH EXPLICIT_PRECISION", CALIBRATOR)
+T8 = stand_in(
+    "tensorrt", (8, 5, 3, 1), "FP16 INT8 ENABLE_TACTIC_HEURISTIC", "EXPLICIT_BATCH EXPLICIT_PRECISION", CALIBRATOR, ""
+)
 T10 = stand_in(
     "tensorrt",
     (10, 16, 1, 11),
@@ -77,6 +84,14 @@ def test_abilities(
     assert (which.has_version_compatible, which.has_hardware_compatible, which.profile_per_context) == (
         versions, hardware, one_each,
     )  # fmt: skip
+
+
+def test_where_the_effort_can_be_chosen() -> None:
+    assert [which.has_effort_levels for which in (T8, T10, T11, RTX)] == [False, True, True, False]
+    assert [which.has_tactic_heuristic for which in (T8, T10, T11, RTX)] == [True, False, False, False]
+    # 8.6 still has the flag of 8.5.
+    both = stand_in("tensorrt", (8, 6, 1, 6), "FP16 INT8 ENABLE_TACTIC_HEURISTIC", "EXPLICIT_BATCH", CALIBRATOR)
+    assert (both.has_effort_levels, both.has_tactic_heuristic) == (True, False)
 
 
 def test_versions_are_numbers() -> None:

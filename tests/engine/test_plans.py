@@ -58,11 +58,16 @@ def test_every_part_of_a_recipe_is_in_its_key() -> None:
     changed: dict[str, Any] = {
         "model_sha256": "b" * 64, "precision": "int8", "profile": (1, 8, 32), "tensorrt": "8.6.1.6", "gpu": "T4",
         "input_size": (640, 480), "profiles": 2, "workspace_mb": 512, "calibration_sha256": "c" * 64,
-        "revision": 0, "float_sha256": "d" * 64,
+        "revision": 0, "float_sha256": "d" * 64, "effort": 1,
     }  # fmt: skip
     assert set(changed) == set(RECIPE.__dataclass_fields__)
     keys = {replace(RECIPE, **{name: value}).key for name, value in changed.items()}
     assert len(keys | {RECIPE.key}) == len(changed) + 1
+
+
+def test_plans_from_before_a_field_existed_keep_their_key() -> None:
+    # Computed before Recipe.effort existed.
+    assert replace(RECIPE, revision=1).key == "fd86afe1749a58571fc0819061c62d951a6db5702171745df608a6c09c98f4c0"
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,7 @@ def test_every_part_of_a_recipe_is_in_its_key() -> None:
         ({"gpu": "NVIDIA T4 (compute capability 7.5)"}, "built for NVIDIA H200 .*, this GPU is NVIDIA T4"),
         ({"precision": "int8"}, "precision fp16, wanted int8"),
         ({"profile": (1, 2, 4)}, "batches of 1/8/16, wanted 1/2/4"),
+        ({"effort": 1}, "effort TensorRT's own, wanted 1"),
         ({"workspace_mb": 64}, "other options"),
     ],
 )

@@ -94,11 +94,13 @@ def test_a_plan_without_tensorrt_says_what_it_does_not_know(tmp_path: Path) -> N
     plan.write_bytes(b"vtrt" + bytes(100))
     found = inspect(str(plan))
     assert any("has no sidecar" in u for u in found.unknown)
-    write_sidecar(plan, Sidecar(sha256=found.sha256, provenance=Provenance(precision="int8", gpu="NVIDIA H200 (9.0)")))
+    made = Provenance(precision="int8", gpu="NVIDIA H200 (9.0)", effort=0)
+    write_sidecar(plan, Sidecar(sha256=found.sha256, provenance=made))
     found = inspect(str(plan))
     assert found.quantized is True
     assert found.provenance is not None
     assert found.provenance.gpu == "NVIDIA H200 (9.0)"
+    assert found.as_json()["provenance"]["effort"] == 0
     plan.write_bytes(b"garbage")
     assert any("does not start" in w for w in inspect(str(plan)).warnings)
     assert any("another kind of file" in w for w in inspect(str(plan)).warnings)

@@ -44,6 +44,13 @@ class TensorRtSettings(DeviceSettings):
         description="The float model that a quantized one was made from, for FP16. Default: the file that `streamd "
         "quantize` noted, in the folder of the quantized model.",
     )
+    effort: int | None = Field(
+        None,
+        ge=0,
+        le=5,
+        description="How thoroughly TensorRT searches for the fastest plan when an ONNX model is built: from 0, built "
+        "soonest, to 5. TensorRT 8.5 has its own, 3, and one below it; RTX ignores it. Default: TensorRT's own.",
+    )
     mps: bool | Literal["auto"] = Field(
         "auto",
         description="Workers share the GPU through the daemon's own NVIDIA MPS server (needs workers). auto: if "

@@ -15,7 +15,7 @@ from streamd.engine.tensorrt import driver, outputs, plans
 from streamd.engine.tensorrt.job import BuildOptions, Job, prepare
 from streamd.engine.tensorrt.network import build_one, describe
 from streamd.engine.tensorrt.plans import StagedPlan
-from streamd.engine.tensorrt.version import load_trt
+from streamd.engine.tensorrt.version import OWN_EFFORT, load_trt
 from streamd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,11 +34,25 @@ def build(job: Job) -> tuple[Any, Sidecar]:
         ModelError: TensorRT cannot parse the model; each node that it rejects is named.
         BackendError: the builder failed.
     """
+    _tell_effort(job)
     if job.recipe.precision == "fastest":
         from streamd.engine.tensorrt.fastest import build_fastest
 
         return build_fastest(job)
     return build_one(job)
+
+
+def _tell_effort(job: Job) -> None:
+    """Warns if the effort is not the one that was asked for."""
+    asked, effort = job.options.effort, job.recipe.effort
+    if asked is None or asked == (OWN_EFFORT if effort is None else effort):
+        return
+    if effort is None:
+        log.warning("effort is ignored: it changes no plan of this TensorRT", effort=asked, tensorrt=str(job.trt))
+    else:
+        log.warning(
+            "this TensorRT has no such effort; the nearest is used", effort=asked, used=effort, tensorrt=str(job.trt)
+        )
 
 
 def build_into(job: Job, out: Path) -> Sidecar:
@@ -72,6 +86,7 @@ def plan_for(model: ModelSettings, settings: TensorRtSettings, batch: BatchSetti
         precision=settings.precision,
         profiles=profiles,
         workspace_mb=settings.workspace_mb,
+        effort=settings.effort,
         device=settings.ordinal,
         input_size=model.input_size,
         float_model=model_file(settings.float_model) if settings.float_model is not None else None,
@@ -96,11 +111,17 @@ def _build_once(job: Job, folders: list[Path]) -> Path:
         log.info(
             "building an engine plan; this may take minutes", model=str(job.onnx.path), reason=reason, plan=str(out)
         )
-        timing = folder / f"streamd-{job.trt.name}-{job.trt.version_text}.timing"
+        timing = folder / _timing_name(job)
         sidecar = build_into(replace(job, options=replace(job.options, timing_cache=timing)), out)
         assert sidecar.provenance is not None
         log.info("engine plan built", plan=str(out), seconds=sidecar.provenance.build_seconds)
     return out
+
+
+def _timing_name(job: Job) -> str:
+    """A cache of its own for each effort: what a short search found best may not end a longer one."""
+    effort = "" if job.recipe.effort is None else f"-effort{job.recipe.effort}"
+    return f"streamd-{job.trt.name}-{job.trt.version_text}{effort}.timing"
 
 
 def _refresh(plan: Path, job: Job) -> None:

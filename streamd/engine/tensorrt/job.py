@@ -28,7 +28,7 @@ from streamd.engine.sidecar import read_sidecar
 from streamd.engine.tensorrt import driver, plans
 from streamd.engine.tensorrt.calibrator import Calibration
 from streamd.engine.tensorrt.plans import Recipe
-from streamd.engine.tensorrt.version import Trt, load_trt
+from streamd.engine.tensorrt.version import HEURISTIC_EFFORT, OWN_EFFORT, Trt, load_trt
 from streamd.errors import BackendError, ConfigError, ModelError
 from streamd.types import ModelSpec
 
@@ -52,6 +52,8 @@ class BuildOptions:
     timing_cache: Path | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    effort: int | None = None
+    """How thoroughly to search for the fastest plan, 0 to 5 (see `settle_effort`). None: TensorRT's own default."""
     device: int = 0
     """CUDA ordinal of the GPU to build on."""
     input_size: tuple[int, int] | None = None
@@ -163,6 +165,23 @@ def settle_precision(
     return ("fp32", "as exported") if asked == "fp32" else ("fp16", half_method(trt))
 
 
+def settle_effort(trt: Trt, asked: int | None) -> int | None:
+    """The effort of the build, None for TensorRT's own.
+
+    TensorRT 8.5 has its own and one below it, which serves for all lower ones. RTX does not search while it builds.
+
+    Raises:
+        ConfigError: this version cannot search more, or less, than by default.
+    """
+    if asked is None or trt.has_effort_levels:
+        return asked
+    if asked == OWN_EFFORT or trt.is_rtx:
+        return None
+    if asked > OWN_EFFORT or not trt.has_tactic_heuristic:
+        raise ConfigError(f"effort {asked}: not supported by {trt}; needs TensorRT 8.6 or later")
+    return HEURISTIC_EFFORT
+
+
 def half_method(trt: Trt) -> str:
     """How half precision is reached, in words."""
     return "FP16 flag" if trt.has_precision_flags else "converted to float16"
@@ -268,6 +287,7 @@ def prepare(path: Path, options: BuildOptions, *, most: int | None = None) -> Jo
         raise ConfigError(f"--version-compatible: not supported by {trt}; needs TensorRT 8.6 or later")
     if options.hardware_compatible and not trt.has_hardware_compatible and not trt.is_rtx:
         raise ConfigError(f"--hardware-compatible: not supported by {trt}; needs TensorRT 8.6 or later")
+    effort = settle_effort(trt, options.effort)
     # Only what the model itself says: the configuration's overrides apply to the plan, too.
     bare = ModelSettings(path=str(path), input_size=options.input_size)
     spec = settle_spec(bare, path, onnx.sha256, onnx.inputs, (), onnx.metadata, 1)
@@ -287,5 +307,6 @@ def prepare(path: Path, options: BuildOptions, *, most: int | None = None) -> Jo
         workspace_mb=options.workspace_mb,
         calibration_sha256=options.calibration.sha256 if options.calibration else None,
         float_sha256=floating.sha256 if floating is not None and precision != "int8" else None,
+        effort=effort,
     )
     return Job(trt, gpu, onnx, replace(spec, max_batch=profile[2]), options, recipe, method, floating)

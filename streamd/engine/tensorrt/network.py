@@ -221,6 +221,17 @@ def _own_tactics(trt: Any, config: Any) -> None:
         config.set_tactic_sources(sum(1 << int(source) for source in own))
 
 
+def _set_effort(job: Job, config: Any) -> None:
+    """Says how thoroughly to search."""
+    effort = job.recipe.effort
+    if effort is None:
+        return
+    if job.trt.has_effort_levels:
+        config.builder_optimization_level = effort
+    else:
+        config.set_flag(job.trt.module.BuilderFlag.ENABLE_TACTIC_HEURISTIC)
+
+
 def _configure(job: Job, builder: Any, network: Any) -> tuple[Any, Any]:
     """(builder configuration, calibrator or None)"""
     trt, options = job.trt.module, job.options
@@ -235,6 +246,7 @@ def _configure(job: Job, builder: Any, network: Any) -> tuple[Any, Any]:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible and job.trt.has_hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    _set_effort(job, config)
     _own_tactics(trt, config)
     calibrator = None
     if options.calibration is not None:
@@ -308,6 +320,7 @@ def describe(job: Job, seconds: float) -> Sidecar:
         driver=job.gpu.driver if job.gpu else None,
         gpu=job.recipe.gpu,
         profile=job.recipe.profile,
+        effort=job.recipe.effort,
         build_seconds=seconds,
         tools={job.trt.name: job.trt.version_text},
         forced=above.forced,

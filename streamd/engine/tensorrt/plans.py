@@ -35,6 +35,8 @@ REVISION = 2
 """Revision of the builder's own changes to a network. Increase it with any such change, to invalidate older plans."""
 VERSION_COMPATIBLE = " (version compatible)"
 """Suffix of `Provenance.tensorrt` for a plan that later versions can also run."""
+_ADDED = ("float_sha256", "effort")
+"""Fields of `Recipe` that are younger than plans which are in use."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ class Recipe:
     revision: int = REVISION
     float_sha256: str | None = None
     """SHA-256 of the float model that a quantized one was made from, where it is used."""
+    effort: int | None = None
+    """How thoroughly the builder searches, 0 to 5. None: TensorRT's own default."""
 
     @property
     def key(self) -> str:
         """Hex SHA-256 over all of it."""
-        # Plans that no float model was used for keep the key that they had before this field existed.
-        values = {k: v for k, v in asdict(self).items() if k != "float_sha256" or v is not None}
+        # Plans built without a float model, or without a given effort, keep the key of before these fields existed.
+        values = {k: v for k, v in asdict(self).items() if k not in _ADDED or v is not None}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def differs(self, other: Provenance) -> str:
@@ -72,6 +76,7 @@ class Recipe:
             (f"built by TensorRT {other.tensorrt}, installed is {self.tensorrt}", other.tensorrt, self.tensorrt),
             (f"built for {other.gpu}, this GPU is {self.gpu}", other.gpu, self.gpu),
             (f"precision {theirs}, wanted {self.precision}", theirs, self.precision),
+            (f"effort {_effort(other.effort)}, wanted {_effort(self.effort)}", other.effort, self.effort),
             (f"batches of {_batches(other.profile)}, wanted {_batches(self.profile)}", other.profile, self.profile),
         )
         reasons = [text for text, its, ours in pairs if its != ours]
@@ -80,6 +85,10 @@ class Recipe:
 
 def _batches(profile: tuple[int, int, int] | None) -> str:
     return "/".join(map(str, profile)) if profile else "unknown size"
+
+
+def _effort(effort: int | None) -> str:
+    return "TensorRT's own" if effort is None else str(effort)
 
 
 def built_by(trt: Trt, *, version_compatible: bool = False) -> str:

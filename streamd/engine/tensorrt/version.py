@@ -20,6 +20,10 @@ from streamd.errors import BackendError
 log = structlog.get_logger(__name__)
 
 OLDEST = (8, 5)
+OWN_EFFORT = 3
+"""What TensorRT does unless told otherwise, of the efforts 0 to 5."""
+HEURISTIC_EFFORT = 2
+"""The effort that leaves tactics out by a guess of their time."""
 _NAMES: tuple[Literal["tensorrt", "tensorrt_rtx"], ...] = ("tensorrt", "tensorrt_rtx")
 _MAX_ERRORS = 50
 
@@ -69,6 +73,19 @@ class Trt:
     def has_hardware_compatible(self) -> bool:
         """Whether plans can be built for other GPUs (8.6 and later). RTX plans need no such mode."""
         return not self.is_rtx and hasattr(self.module, "HardwareCompatibilityLevel")
+
+    @property
+    def has_effort_levels(self) -> bool:
+        """Whether the builder can be told how thoroughly to search, from 0 to 5 (8.6 and later).
+
+        RTX has the setting, but its plans are the same at every level: it searches on the GPU that runs them.
+        """
+        return not self.is_rtx and hasattr(self.module.IBuilderConfig, "builder_optimization_level")
+
+    @property
+    def has_tactic_heuristic(self) -> bool:
+        """Whether tactics can be left out by a guess of their time: the only choice of 8.5, and level 2 since then."""
+        return not self.has_effort_levels and hasattr(self.module.BuilderFlag, "ENABLE_TACTIC_HEURISTIC")
 
     @property
     def has_timing_cache(self) -> bool:
