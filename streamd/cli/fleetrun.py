@@ -107,7 +107,7 @@ def _named(line: str, file: Path) -> str:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from streamd.workers.fleet.cluster import Fleet, connected, local, stop_here
+    from streamd.workers.fleet.cluster import Fleet, GivenUpError, connected, local
 
     configuration, settings = _configuration(args.config)
     if args.address or os.environ.get("RAY_ADDRESS"):
@@ -119,18 +119,17 @@ def _run(args: argparse.Namespace) -> int:
                 time.sleep(_LOOK_S)
             show(status)
         return 0
-    with local(args.boxes or max(1, settings.boxes)) as ray, _asked() as asked:
-        fleet = Fleet(ray)
-        try:
+    boxes = args.boxes or max(1, settings.boxes)
+    with contextlib.ExitStack() as signals, local(boxes, settings.state_dir, _stopped) as ray:
+        asked = signals.enter_context(_asked())  # after Ray, which has a handler of its own; until all has ended
+        fleet = Fleet(ray, lambda: bool(asked))
+        with contextlib.suppress(GivenUpError):
             fleet.start(configuration)
             listens = fleet.listens()
             print("fleet started on this machine; Ctrl+C stops it" + (f"; http://{listens}/status" if listens else ""))
             sys.stdout.flush()
-            return _watch(fleet, asked)
-        finally:
-            # Ray may have ended first, such as by a signal to the whole process group.
-            for box in stop_here(settings.state_dir):
-                print(f"{box} stopped", flush=True)
+            _watch(fleet, asked)
+    return 0
 
 
 def in_words(fields: Mapping[str, str]) -> str:
@@ -141,7 +140,7 @@ def in_words(fields: Mapping[str, str]) -> str:
     return _HAPPENED[kind].format_map(fields) if kind in _HAPPENED else " ".join(fields.values())
 
 
-def _watch(fleet: Fleet, asked: list[int]) -> int:
+def _watch(fleet: Fleet, asked: list[int]) -> None:
     """Prints what happens until a signal arrives or somebody else stops the fleet."""
     from streamd.workers.fleet.cluster import FleetError
 
@@ -149,7 +148,7 @@ def _watch(fleet: Fleet, asked: list[int]) -> int:
     while not asked:
         if not fleet.runs():
             print("the fleet was stopped")
-            return 0
+            return
         with contextlib.suppress(FleetError):  # it is being restarted
             since, happened = fleet.happenings(since)
             for each in happened:
@@ -159,7 +158,6 @@ def _watch(fleet: Fleet, asked: list[int]) -> int:
                 sys.stdout.flush()
                 shown = True
         time.sleep(_LOOK_S)
-    return _end(fleet)
 
 
 @contextlib.contextmanager
@@ -179,8 +177,12 @@ def _asked() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _stopped(box: str) -> None:
+    print(f"{box} stopped", flush=True)
+
+
 def _end(fleet: Fleet) -> int:
-    left = fleet.stop(lambda box: print(f"{box} stopped", flush=True))
+    left = fleet.stop(_stopped)
     for box in left:
         print(f"{box} did not answer: `streamd fleet stop --here` on its node ends its daemon", file=sys.stderr)
     return NoAnswerError.exit_code if left else 0
@@ -238,8 +240,8 @@ def _stop(args: argparse.Namespace) -> int:
     from streamd.workers.fleet.cluster import Fleet, connected, stop_here
 
     if args.here:
-        stopped = stop_here(args.state_dir)
-        print("\n".join(f"{box} stopped" for box in stopped) or "no box runs on this machine")
+        if not stop_here(args.state_dir, _stopped):
+            print("no box runs on this machine")
         return 0
     if args.state_dir:
         raise ConfigError("--state-dir is for --here; the fleet knows its own")

@@ -103,13 +103,15 @@ class BoxActor:
         configure("info", "json")
         _as_nice_as_the_node()
         environment = node_environment()
-        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        context = ray.get_runtime_context()
+        gpus = context.get_accelerator_ids().get("GPU", [])
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         place = Place(name, node, ray.util.get_node_ip_address(), index, tuple(labels), environment)
         self._coordinator: Any = None
         self._stopped = threading.Lock()
-        self._host = BoxHost(place, self._report, self._configuration, state_dir)
+        again = context.was_current_actor_reconstructed
+        self._host = BoxHost(place, self._report, self._configuration, state_dir, again=again)
         self._host.start()
 
     def pid(self) -> int:
@@ -224,7 +226,7 @@ class RayCluster:
         """Removes what was kept."""
         from ray.experimental import internal_kv
 
-        for key in ("configuration", "drained"):
+        for key in ("configuration", "drained", "stopping"):
             internal_kv._internal_kv_del(key.encode(), namespace=NAMESPACE.encode())
 
 

@@ -32,6 +32,8 @@ LEAST_S = 0.05
 """Shortest time between two reports."""
 MOST_GENERATION = 1 << 53
 """What is above is a damaged file. JavaScript's numbers end here, too."""
+STOPPED = "stopped on its node; `streamd fleet drain` and `drain --undo` start it again"
+"""Why a box has no daemon after `streamd fleet stop --here`."""
 GRACE_S = 15.0
 """On top of `drain_s`, before a daemon that does not end is killed."""
 
@@ -96,6 +98,7 @@ class BoxHost:
         report: tells the coordinator.
         configuration: asks the coordinator for FLEET.yaml; None if it does not answer.
         state_dir: see `FleetSettings`.
+        again: this process replaces one that has died.
     """
 
     def __init__(
@@ -104,11 +107,13 @@ class BoxHost:
         report: Report,
         configuration: Callable[[], Configuration | None],
         state_dir: str | None = None,
+        *,
+        again: bool = False,
     ) -> None:
         self.place = place
         self._report, self._configuration = report, configuration
         self._folder = BoxFolder(fleet_folder(state_dir, place.environment) / place.name)
-        self._made = False
+        self._made, self._again = False, again
         self._order: Order | None = None
         self._revision, self._highest = "", 0
         self._metrics = MetricsSettings()
@@ -168,6 +173,8 @@ class BoxHost:
 
     def _open_folder(self) -> None:
         self._folder.make()
+        if not self._again:
+            self._folder.stopped.unlink(missing_ok=True)
         if self._folder.config.exists():
             self._revision = hashlib.sha256(self._folder.config.read_bytes()).hexdigest()
         with contextlib.suppress(OSError, ValueError):
@@ -206,6 +213,8 @@ class BoxHost:
                 # Meanwhile it is still to be seen that this box lives.
                 self._ending = threading.Thread(target=self._end_daemon, name="drained", daemon=True)
                 self._ending.start()
+            else:
+                self._folder.stopped.unlink(missing_ok=True)
         if not self._drained and not (self._ending is not None and self._ending.is_alive()):
             self._keep()
         return again
@@ -234,6 +243,9 @@ class BoxHost:
 
     def _keep(self) -> None:
         if keeper.kept(self._folder):
+            return
+        if self._folder.stopped.exists():
+            self._trouble(STOPPED)
             return
         if not self._folder.config.exists() and not self._take_configuration():
             return

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from streamd.workers.fleet import keeper
 from streamd.workers.fleet.actors import BOXES_LABEL, COORDINATOR, NAMESPACE, RayCluster, start_coordinator
 from streamd.workers.fleet.box import GRACE_S, Configuration
 from streamd.workers.fleet.place import BoxFolder, fleet_folder, write_whole
+from streamd.workers.fleet.process import Process
 
 CALL_S = 30.0
 KNOCK_S = 5.0
@@ -25,6 +27,7 @@ LOCAL_NODE = "box"
 _OBJECT_STORE = 80 << 20
 """Bytes; nothing is kept in it, and this is about the least that Ray accepts."""
 _STOP_S = 120.0
+_LOOK_S = 0.5
 TOKEN_VARIABLES = frozenset({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"})
 
 
@@ -34,6 +37,10 @@ class FleetError(StreamdError):
 
 class FleetAwayError(FleetError, NoAnswerError):
     """There is no cluster, there is no fleet in it, or its coordinator does not answer."""
+
+
+class GivenUpError(FleetError):
+    """The answer is no longer wanted."""
 
 
 def _ray() -> Any:
@@ -121,14 +128,24 @@ def _hush() -> None:
 
 
 @contextlib.contextmanager
-def local(boxes: int) -> Iterator[Any]:
-    """Starts a cluster on this machine, with one node, which ends with this process.
+def local(boxes: int, state_dir: str | None, told: Callable[[str], None] = lambda _: None) -> Iterator[Any]:
+    """Starts a cluster on this machine, with one node, which ends with this process, with every daemon.
+
+    Nothing is asked of Ray at the end: a signal to the whole process group has ended a part of it by then.
 
     Args:
         boxes: how many boxes the node is to have.
+        state_dir: see `FleetSettings`.
+        told: is given the name of each box that has been stopped at the end.
     """
-    with only_one(), _local(boxes) as ray:
-        yield ray
+    # Keepers inherit it from the node: they end with this process, however it ends.
+    os.environ[keeper.OWNER] = str(Process.of(os.getpid()))
+    try:
+        with only_one(), contextlib.ExitStack() as last, _local(boxes) as ray:
+            last.callback(stop_here, state_dir, told)  # once no box is left that would start a daemon again
+            yield ray
+    finally:
+        del os.environ[keeper.OWNER]
 
 
 @contextlib.contextmanager
@@ -185,10 +202,11 @@ class Fleet:
 
     Args:
         ray: connected.
+        given_up: whether an answer is no longer waited for; asked twice a second.
     """
 
-    def __init__(self, ray: Any) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, given_up: Callable[[], bool] = lambda: False) -> None:
+        self._ray, self._given_up = ray, given_up
         self._actor: Any = None
 
     def start(self, configuration: Configuration) -> bool:
@@ -220,13 +238,20 @@ class Fleet:
         end = time.monotonic() + patience_s
         while True:
             try:
-                return ray.get(getattr(self._actor, method).remote(*arguments), timeout=patience_s)
+                task = getattr(self._actor, method).remote(*arguments)
+                asked = time.monotonic()
+                while not ray.wait([task], timeout=_LOOK_S)[0]:
+                    if self._given_up():
+                        raise GivenUpError
+                    if time.monotonic() - asked > patience_s:
+                        raise FleetAwayError(f"the coordinator has not answered within {patience_s:g} s")
+                return ray.get(task)
             except ray.exceptions.ActorUnavailableError as error:
+                if self._given_up():
+                    raise GivenUpError from error
                 if time.monotonic() > end:
                     raise FleetAwayError("the coordinator is being restarted, and does not answer yet") from error
                 time.sleep(0.2)
-            except ray.exceptions.GetTimeoutError as error:
-                raise FleetAwayError(f"the coordinator has not answered within {patience_s:g} s") from error
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
                 raise cause if isinstance(cause, StreamdError) else FleetError(str(cause)) from error
@@ -278,16 +303,24 @@ class Fleet:
                 name = tasks[task]
                 try:
                     ray.get(task)
+                    # At once: if its process died before, Ray would start it again, and it the daemon.
+                    ray.kill(actors[name], no_restart=True)
                     told(_box_of(name))
                     stopped.add(_box_of(name))
+                except ray.exceptions.ActorUnavailableError:  # Ray starts it again, and it its daemon
+                    time.sleep(0.2)
+                    tasks[again := actors[name].stop.remote()] = name
+                    waiting.append(again)
                 except ray.exceptions.RayError:
                     left.add(name)
         left.update(tasks[task] for task in waiting)
-        for actor in (*actors.values(), self._actor):
-            if actor is not None:
-                ray.kill(actor, no_restart=True)
-        self._actor = None
+        for name in left:
+            if (box := actors[name]) is not None:
+                ray.kill(box, no_restart=True)
         RayCluster().forget()
+        # Last: `run` on one machine ends the cluster as soon as it is gone.
+        ray.kill(self._actor, no_restart=True)
+        self._actor = None
         # A node that died and came back has two actors of the same box, and the one that answers ends its daemon.
         return sorted(set(map(_box_of, left)) - stopped)
 
@@ -313,18 +346,32 @@ def _cause_of(error: Any) -> StreamdError:
     return FleetError(f"the coordinator has ended: {lines[-1] if lines else error}")
 
 
-def stop_here(state_dir: str | None = None) -> list[str]:
+def stop_here(state_dir: str | None = None, told: Callable[[str], None] = lambda _: None) -> list[str]:
     """Ends every daemon of a fleet on this machine, with its keeper, without asking a cluster.
+
+    A box whose actor still lives does not start its daemon again, see `BoxFolder.stopped`.
+
+    Args:
+        state_dir: see `FleetSettings`.
+        told: is given the name of each box that has been stopped.
 
     Returns:
         The names of the boxes.
     """
-    stopped = []
     folder = fleet_folder(state_dir)
-    for path in sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ():
-        box = BoxFolder(path)
-        notes = keeper.read_notes(box)
-        if keeper.kept(box) or (notes.daemon is not None and notes.daemon.alive):
-            keeper.stop(box, grace_s=GRACE_S)
-            stopped.append(path.name)
-    return stopped
+    boxes = [BoxFolder(path) for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
+    for box in (b for b in boxes if b.config.exists()):  # also where nothing runs yet: a keeper may be about to
+        with contextlib.suppress(OSError):  # a full disk
+            box.stopped.touch(0o600)
+    running = [box for box in boxes if _runs(box)]
+    if not running:
+        return []
+    with ThreadPoolExecutor(len(running)) as pool:  # each takes as long as its daemon drains
+        for box, _ in zip(running, pool.map(lambda b: keeper.stop(b, grace_s=GRACE_S), running), strict=True):
+            told(box.path.name)
+    return [box.path.name for box in running]
+
+
+def _runs(box: BoxFolder) -> bool:
+    notes = keeper.read_notes(box)
+    return keeper.kept(box) or (notes.daemon is not None and notes.daemon.alive)

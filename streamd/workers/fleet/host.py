@@ -18,7 +18,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from streamd.config.loader import load
-from streamd.errors import ConfigError, SinkError
+from streamd.errors import ConfigError, SinkError, StreamdError
 from streamd.fleet import BOX_VARIABLES, BoxSettings, FleetSettings
 from streamd.fleet.coordinator import Coordinator
 from streamd.fleet.placement import Demand
@@ -129,6 +129,8 @@ class CoordinatorHost:
         self._said: collections.deque[dict[str, str]] = collections.deque(maxlen=MOST_SAID)
         self._said_count = 0
         self._stopping = threading.Event()
+        if cluster.kept("stopping") is not None:  # its predecessor has died meanwhile
+            self._stopping.set()
         self._http: HttpServer | None = None
         try:
             self._open_http()
@@ -149,7 +151,11 @@ class CoordinatorHost:
         log.info("coordinator started", listen=self.listens)
 
     def stop(self) -> list[str]:
-        """Starts no more boxes; returns the names of those that there may be."""
+        """Starts no more boxes, and takes no more orders; returns the names of the actors that there may be.
+
+        Not even after a restart, else it would start the boxes again that have been stopped.
+        """
+        self._cluster.keep("stopping", b"1")
         self._stopping.set()
         self._threads[1].join()
         return sorted(self._cluster.boxes())
@@ -211,7 +217,9 @@ class CoordinatorHost:
 
         Raises:
             ConfigError: it is wrong, or differs in what cannot change; nothing is changed.
+            StreamdError: the fleet is being stopped.
         """
+        self._check_runs()
         fleet = read_fleet(configuration)
         for name in ("listen", "state_dir"):
             if getattr(fleet.settings, name) != getattr(self._settings, name):
@@ -232,7 +240,9 @@ class CoordinatorHost:
 
         Raises:
             ConfigError: there is none of this name.
+            StreamdError: the fleet is being stopped.
         """
+        self._check_runs()
         with self._lock:
             boxes = sorted(b for b, node in self._node_of.items() if name in (b, node))
             if not boxes:
@@ -244,6 +254,10 @@ class CoordinatorHost:
             drained = sorted(self._drained)
         self._cluster.keep("drained", json.dumps(drained).encode())
         return boxes
+
+    def _check_runs(self) -> None:
+        if self._stopping.is_set():
+            raise StreamdError("the fleet is being stopped, or its stop was cut short; `streamd fleet stop` ends it")
 
     def _keep(self, configuration: Configuration) -> None:
         kept = {"text": configuration.text, "base": configuration.base}

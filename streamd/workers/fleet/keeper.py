@@ -4,6 +4,9 @@ The keeper is detached: it has a session of its own and init as its parent, sinc
 and since the nodes of a cluster end when its head has been gone for a minute. It starts the daemon again with growing
 waits, and adopts one that is left of a keeper that was killed. SIGTERM ends the daemon, then the keeper; a daemon that
 exits with 0 was told to, and ends the keeper, too. There is one keeper a folder, by a lock.
+
+On one machine, the fleet ends with `streamd fleet run`, however that ends: $STREAMD_FLEET_RUN names its process, whose
+end the keeper takes for a SIGTERM. Else whatever dies last could start a daemon that nobody would ever stop.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ LOG_BYTES = 16 << 20
 LAST_BYTES = 4096
 MOST_SAID = 300
 """Characters of the log that are told to others."""
+OWNER = "STREAMD_FLEET_RUN"
+"""Environment variable: the `Process` that the daemon is not to outlive. Without it, it outlives all of them."""
 _LOOK_S = 10.0
 _START_S = 20.0
 
@@ -151,6 +156,12 @@ class Keeper:
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        owner = Process.from_text(os.environ.get(OWNER, ""))
+        ends = owner.descriptor() if owner is not None else None
+        self._ends = [ends] if ends is not None else []
+        """Readable at the end of the owner, if there is one."""
+        if owner is not None and ends is None:
+            self._stopping = True
 
     def run(self) -> None:
         """Keeps the daemon until it is told to end, or the daemon was."""
@@ -161,6 +172,8 @@ class Keeper:
         daemon = read_notes(self._folder).daemon
         daemon = daemon if daemon is not None and daemon.alive else None
         self._note(daemon)
+        if self._stopping and daemon is not None:
+            daemon.end(self._grace_s)
         while not self._stopping:
             began = time.monotonic()
             daemon = daemon or self._start()
@@ -207,22 +220,25 @@ class Keeper:
                 os.close(descriptor)
                 daemon.end(self._grace_s)
                 break
-            if descriptor in select.select([descriptor, self._woken], [], [], _LOOK_S)[0]:
+            if descriptor in self._wait(_LOOK_S, descriptor):
                 os.close(descriptor)
                 break
-            self._forget_wakes()
             self._shorten_log()
         return self._child.wait() if self._child is not None else None
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not self._stopping and (left := end - time.monotonic()) > 0:
-            select.select([self._woken], [], [], left)
-            self._forget_wakes()
+            self._wait(left)
 
-    def _forget_wakes(self) -> None:
+    def _wait(self, seconds: float, *descriptors: int) -> list[int]:
+        """Waits for one of these, a signal or the end of the owner; returns what is readable."""
+        ready = select.select([*descriptors, self._woken, *self._ends], [], [], seconds)[0]
+        if any(each in ready for each in self._ends):
+            self._stopping = True
         with contextlib.suppress(BlockingIOError):
             os.read(self._woken, 64)
+        return ready
 
     def _last_words(self) -> str:
         """The last line of the log, in which a daemon that ends by itself says why; empty if it is a log record."""
@@ -269,6 +285,8 @@ def main(arguments: Sequence[str]) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return 0  # somebody else was faster
+    if box.stopped.exists():  # since this process was started, and who did so has seen no keeper
+        return 0
     if os.fork():
         os._exit(0)
     Keeper(box, command, float(grace_s)).run()

@@ -50,6 +50,11 @@ class BoxFolder:
         return self.path / "keeper.lock"
 
     @property
+    def stopped(self) -> Path:
+        """There once the box was stopped on its node: nobody starts it again but a new fleet, or who undrains it."""
+        return self.path / "stopped"
+
+    @property
     def notes(self) -> Path:
         """What the keeper knows, see `keeper.Notes`."""
         return self.path / "keeper.json"

@@ -27,6 +27,15 @@ class Process:
             return None
         return None if fields[0] in (b"Z", b"X") else cls(pid, int(fields[19]))
 
+    @classmethod
+    def from_text(cls, text: str) -> Process | None:
+        """The inverse of `str`; None if it is nothing of the kind."""
+        pid, _, started = text.partition(":")
+        return cls(int(pid), int(started)) if pid.isdecimal() and started.isdecimal() else None
+
+    def __str__(self) -> str:
+        return f"{self.pid}:{self.started}"
+
     @property
     def alive(self) -> bool:
         """Whether it still runs."""

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from streamd.fleet.records import (
+    REPORT_S,
     Assignment,
     BoxReport,
     DaemonReport,
@@ -26,6 +27,7 @@ from streamd.fleet.records import (
 from streamd.runtime.control.client import ControlClient
 from streamd.workers.fleet import keeper
 from streamd.workers.fleet.box import BoxHost, Configuration, Place, under_way
+from streamd.workers.fleet.cluster import stop_here
 from streamd.workers.fleet.host import CoordinatorHost
 from streamd.workers.fleet.place import BoxFolder
 from tests.events.journals import until
@@ -58,10 +60,10 @@ class Fleet:
         self.coordinator = CoordinatorHost(configuration, self.nodes)
         self.coordinator.start()
 
-    def attach(self) -> None:
+    def attach(self, *, again: bool = False) -> None:
         """Another process of the box's actor."""
         place = Place("n1", "n1", "127.0.0.1", 1, (), dict(os.environ))
-        self.box = BoxHost(place, self._report, self._configuration, str(self.folder))
+        self.box = BoxHost(place, self._report, self._configuration, str(self.folder), again=again)
         self.box.start()
 
     def _report(self, report: BoxReport) -> Order | None:
@@ -77,6 +79,10 @@ class Fleet:
     def state(self) -> str:
         """Of the box."""
         return next((b.state for b in self.coordinator.status().boxes), "")
+
+    def reason(self) -> str:
+        """Why the box has no daemon."""
+        return next((b.reason for b in self.coordinator.status().boxes), "")
 
     def boot_id(self) -> str:
         """Of the daemon."""
@@ -181,7 +187,7 @@ def test_a_daemon_outlives_its_box_and_its_coordinator(fleet: Fleet, monkeypatch
     assert "killed by signal 9" in fleet.box_folder.log.read_text()
 
 
-@pytest.mark.slow  # two starts of a daemon
+@pytest.mark.slow  # three starts of a daemon
 def test_a_changed_file_and_a_drain_reach_the_daemon(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     until(fleet.runs, PATIENCE_S)
     first = fleet.boot_id()
@@ -192,6 +198,21 @@ def test_a_changed_file_and_a_drain_reach_the_daemon(fleet: Fleet, monkeypatch: 
     assert fleet.box_folder.config.stat().st_mode & 0o077 == 0
     highest = max(s.generation for s in fleet.coordinator.status().streams)
     until(lambda: int(fleet.box_folder.highest.read_text()) >= highest, PATIENCE_S)
+    daemon = keeper.read_notes(fleet.box_folder).daemon
+    assert daemon is not None
+    # It was stopped on its node: the box lives, and leaves it so until it is drained and undrained.
+    assert stop_here(str(fleet.folder)) == ["n1"]
+    until(lambda: "stopped on its node" in fleet.reason(), PATIENCE_S)
+    time.sleep(3 * REPORT_S)
+    assert not keeper.kept(fleet.box_folder)
+    fleet.box.leave()
+    fleet.attach(again=True)  # Ray has started its actor again
+    until(lambda: "stopped on its node" in fleet.reason(), PATIENCE_S)
+    assert not keeper.kept(fleet.box_folder)
+    fleet.coordinator.drain("n1")
+    until(lambda: fleet.state() == "DRAINED", PATIENCE_S)
+    fleet.coordinator.drain("n1", undo=True)
+    until(lambda: fleet.runs("yard"), PATIENCE_S)
     daemon = keeper.read_notes(fleet.box_folder).daemon
     assert daemon is not None
     # With nothing but a stream that it does not reach, a drain is over at once, and ends the daemon.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from streamd.errors import ConfigError, SinkError
+from streamd.errors import ConfigError, SinkError, StreamdError
 from streamd.fleet import BoxSettings, FleetSettings
 from streamd.fleet.records import BoxReport
 from streamd.workers.fleet.actors import BOXES_LABEL, _node, without_rays
 from streamd.workers.fleet.box import Configuration
-from streamd.workers.fleet.host import CoordinatorHost, read_fleet
+from streamd.workers.fleet.host import CLUSTER_S, CoordinatorHost, read_fleet
 from streamd.workers.fleet.roster import Node, Roster, Wanted
 from tests.events.journals import until
 from tests.sinks.brokers import free_port
@@ -200,6 +201,23 @@ def test_a_coordinator_that_is_restarted_has_the_latest_file_and_what_was_draine
         until(lambda: second.report(BoxReport("n2", "n2")).drained)
         assert second.drain("n2", undo=True) == ["n2"]
     assert json.loads(cluster.values["drained"]) == []
+
+
+def test_a_coordinator_that_dies_during_a_stop_starts_no_box_again() -> None:
+    cluster = Nodes("n1")
+    with host(cluster, configuration()) as first:
+        until(lambda: cluster.started)
+        assert first.stop() == [cluster.started[0].actor]
+    cluster.started = []  # it has been stopped
+    with host(cluster, configuration()) as second:
+        for order in (lambda: second.apply(configuration()), lambda: second.drain("n1")):
+            with pytest.raises(StreamdError, match=r"being stopped.*`streamd fleet stop` ends it"):
+                order()
+        time.sleep(2 * CLUSTER_S)
+        assert second.stop() == []
+    del cluster.values["stopping"]  # the stop came to its end
+    with host(cluster, configuration()):
+        until(lambda: cluster.started)
 
 
 def test_the_port() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from streamd.errors import ConfigError
 from streamd.workers.fleet import keeper
+from streamd.workers.fleet.cluster import stop_here
 from streamd.workers.fleet.place import BoxFolder, fleet_folder
 from streamd.workers.fleet.process import Process
 from tests.events.journals import until
@@ -34,9 +37,11 @@ def running(box: BoxFolder) -> bool:
     return all(process is not None and process.alive for process in (notes.keeper, notes.daemon))
 
 
-def begin(box: BoxFolder, command: list[str], grace_s: float = 5.0) -> tuple[Process, Process]:
+def begin(
+    box: BoxFolder, command: list[str], grace_s: float = 5.0, environment: Mapping[str, str] = os.environ
+) -> tuple[Process, Process]:
     """Keeper and daemon, running."""
-    keeper.start(box, command, os.environ, grace_s=grace_s)
+    keeper.start(box, command, environment, grace_s=grace_s)
     until(lambda: running(box), 30)
     notes = keeper.read_notes(box)
     assert notes.keeper is not None
@@ -83,6 +88,78 @@ def test_a_daemon_that_was_told_to_end_stays_ended(box: BoxFolder) -> None:
     keeper.start(box, ["/bin/sh", "-c", "exit 0"], os.environ, grace_s=5.0)
     until(lambda: not keeper.kept(box), 30)
     assert keeper.read_notes(box).daemon is None
+
+
+def owned_by(owner: subprocess.Popen[bytes]) -> dict[str, str]:
+    return {**os.environ, keeper.OWNER: str(Process.of(owner.pid))}
+
+
+@pytest.fixture
+def owner() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "1000"]) as made:
+        yield made
+        made.kill()
+
+
+def test_a_daemon_ends_with_its_owner(box: BoxFolder, owner: subprocess.Popen[bytes]) -> None:
+    kept, daemon = begin(box, FOREVER, environment=owned_by(owner))
+    assert not kept.wait(0.5), "its owner lives"
+    owner.kill()  # nobody has collected it: it is dead all the same
+    assert kept.wait(30)
+    assert not daemon.alive
+    assert not keeper.kept(box)
+
+
+def test_a_daemon_that_waits_for_its_next_start_is_not_started_without_its_owner(
+    box: BoxFolder, owner: subprocess.Popen[bytes]
+) -> None:
+    starts = box.path / "starts"
+    command = ["/bin/sh", "-c", f"echo >> {starts}; exit 3"]
+    keeper.start(box, command, owned_by(owner), grace_s=5.0)
+    until(lambda: keeper.read_notes(box).restarts >= 2, 30)  # waits 2 s from now
+    owner.kill()
+    until(lambda: not keeper.kept(box), 1.5)
+    assert len(starts.read_text()) <= 3
+
+
+def test_a_keeper_that_comes_after_its_owner_starts_nothing_and_ends_what_is_there(
+    box: BoxFolder, owner: subprocess.Popen[bytes]
+) -> None:
+    kept, daemon = begin(box, FOREVER)
+    kept.send(signal.SIGKILL)
+    assert kept.wait(10)
+    environment = owned_by(owner)
+    owner.kill()
+    keeper.start(box, FOREVER, environment, grace_s=5.0)
+    until(lambda: not keeper.kept(box), 30)
+    assert not daemon.alive
+    assert keeper.read_notes(box).daemon is None
+
+
+def test_what_was_stopped_on_its_node_is_not_started_by_a_keeper_that_was_on_its_way(box: BoxFolder) -> None:
+    box.config.touch()
+    assert stop_here(str(box.path.parent)) == []
+    keeper.start(box, FOREVER, os.environ, grace_s=5.0)
+    assert not keeper.kept(box)
+    assert keeper.read_notes(box).daemon is None
+
+
+def test_boxes_of_a_machine_are_stopped_at_the_same_time() -> None:
+    slow = ["/bin/sh", "-c", "trap 'sleep 2; exit 0' TERM; while :; do sleep 0.1; done"]
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        boxes = [BoxFolder(Path(folder) / f"box-{i}") for i in range(1, 4)]
+        (Path(folder) / "other").mkdir()
+        for each in boxes:
+            each.make()
+            each.config.touch()
+            begin(each, slow)
+        told: list[str] = []
+        began = time.monotonic()
+        assert stop_here(folder, told.append) == told == ["box-1", "box-2", "box-3"]
+        assert time.monotonic() - began < 5.5, "one after the other takes 6 s"
+        assert not any(map(running, boxes))
+        assert not any(map(keeper.kept, boxes))
+        assert list((Path(folder) / "other").iterdir()) == [], "it is no box"
 
 
 def test_a_daemon_that_does_not_end_is_killed(box: BoxFolder) -> None:
