@@ -158,3 +158,6 @@ def test_a_head_that_dies_stops_no_stream(running: Running) -> None:
     notes = [keeper.read_notes(running.rays.box(f"n{i}")) for i in (1, 2, 3)]
     assert running.command_here("stop") == 0
     assert not [p for n in notes for p in (n.keeper, n.daemon) if p is not None and p.alive]
+    # The boxes' actors still live for a minute, and do not start them again.
+    time.sleep(5)
+    assert not [i for i in (1, 2, 3) if keeper.kept(running.rays.box(f"n{i}"))]
