@@ -99,7 +99,7 @@ def kept(folder: BoxFolder) -> bool:
 
 
 def start(folder: BoxFolder, command: Sequence[str], environment: Mapping[str, str], *, grace_s: float) -> None:
-    """Starts a keeper, which starts the daemon, unless there is one.
+    """Starts a keeper, which starts the daemon, unless there is one, or its owner has ended.
 
     Args:
         folder: the box's.
@@ -110,7 +110,7 @@ def start(folder: BoxFolder, command: Sequence[str], environment: Mapping[str, s
     Raises:
         BackendError: it cannot be started.
     """
-    if kept(folder):
+    if kept(folder) or _is_over(folder, Process.from_text(environment.get(OWNER, ""))):
         return
     keep = [sys.executable, "-m", __name__, str(folder.path), f"{grace_s:g}", *command]
     try:
@@ -124,6 +124,14 @@ def start(folder: BoxFolder, command: Sequence[str], environment: Mapping[str, s
         raise BackendError(f"box {folder.path.name}: its keeper cannot be started: {error}") from error
     if done.returncode:
         raise BackendError(f"box {folder.path.name}: its keeper ended with {done.returncode}; see {folder.log}")
+
+
+def _is_over(folder: BoxFolder, owner: Process | None) -> bool:
+    """Whether a keeper would find nothing to do: its owner has ended, and there is no daemon that it would end."""
+    if owner is None or owner.alive:
+        return False
+    daemon = read_notes(folder).daemon
+    return daemon is None or not daemon.alive
 
 
 def stop(folder: BoxFolder, *, grace_s: float) -> None:

@@ -133,7 +133,11 @@ def test_a_keeper_that_comes_after_its_owner_starts_nothing_and_ends_what_is_the
     keeper.start(box, FOREVER, environment, grace_s=5.0)
     until(lambda: not keeper.kept(box), 30)
     assert not daemon.alive
-    assert keeper.read_notes(box).daemon is None
+    notes = keeper.read_notes(box)
+    assert notes.daemon is None
+    assert notes.keeper not in (None, kept)
+    keeper.start(box, FOREVER, environment, grace_s=5.0)  # by a box that lives a moment longer
+    assert keeper.read_notes(box) == notes
 
 
 def test_what_was_stopped_on_its_node_is_not_started_by_a_keeper_that_was_on_its_way(box: BoxFolder) -> None:
