@@ -45,6 +45,7 @@ class Run:
     process: subprocess.Popen[str]
     folder: Path
     mark: str
+    environment: dict[str, str]
 
     @property
     def output(self) -> str:
@@ -60,8 +61,8 @@ class Run:
         return any(keeper.kept(box) for box in self.boxes())
 
     def runs(self) -> bool:
-        """Whether it serves all streams."""
-        return "2 streams: 2 running" in self.output
+        """Whether nothing is about to change."""
+        return "\n2 streams: " in self.output
 
     def left(self) -> list[str]:
         """Its keepers and daemons, with any that nobody has written down."""
@@ -93,7 +94,7 @@ def run() -> Iterator[Run]:
                 [sys.executable, "-m", "streamd", "fleet", "run", str(folder / "fleet.yaml")], env=environment,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, text=True, start_new_session=True,
             )  # fmt: skip
-        found = Run(process, folder, mark)
+        found = Run(process, folder, mark, environment)
         try:
             yield found
         finally:
@@ -124,6 +125,20 @@ def test_a_fleet_ends_with_a_signal_to_its_process_group(run: Run, numbers: tupl
     run.group(*numbers)
     assert run.process.wait(GONE_S) == 0
     assert run.output.endswith("box-1 stopped\nbox-2 stopped\n")
+    is_over(run)
+
+
+def test_a_fleet_ends_with_a_stop_from_elsewhere(run: Run) -> None:
+    until(run.runs, PATIENCE_S)
+    stop = subprocess.run(
+        [sys.executable, "-m", "streamd", "fleet", "stop"], env=run.environment | {MARK: ""}, capture_output=True,
+        text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert (sorted(stop.stdout.split("\n")), stop.stderr, stop.returncode) == (
+        ["", "box-1 stopped", "box-2 stopped"], "", 0,
+    )  # fmt: skip
+    assert run.process.wait(GONE_S) == 0
+    assert run.output.endswith("the fleet was stopped\n")
     is_over(run)
 
 
