@@ -1,7 +1,7 @@
 """One worker: a daemon whose sinks are relays. It reads orders from standard input and reports over a socket.
 
-`python -m streamd.workers.child NUMBER` is only started by `process`. The end of standard input, which the parent's
-death also causes, means drain and exit; the parent handles signals."""
+`python -m streamd.workers.child PIPE NUMBER` is only started by `starting`. The end of standard input, which the
+parent's death also causes, means drain and exit; the parent handles signals."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from streamd.web.tap import Tap
 from streamd.workers.pictures import PictureSender
 from streamd.workers.relay import RelaySink
 from streamd.workers.report import REPORT_S, Look, Order, Report, collect, origin_of, parts_of
+from streamd.workers.starting import beat
 
 log = structlog.get_logger(__name__)
 
@@ -189,6 +190,7 @@ class Worker:
 
 def main() -> int:
     """Runs one worker until it ends."""
+    beat(int(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     # A worker that is stopped (SIGSTOP) when the parent dies is continued by the kernel: it has to notice and leave.
@@ -201,7 +203,7 @@ def main() -> int:
     logging = order.config["logging"]
     remember(order.secrets)
     configure(logging["level"], logging["format"])
-    worker = int(sys.argv[1])
+    worker = int(sys.argv[2])
     bind_everywhere(worker=worker)
     try:
         code, left_running = Worker(worker, order, orders).run()

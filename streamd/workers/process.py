@@ -6,21 +6,18 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 import structlog
 
-import streamd
 from streamd.flow.backoff import Backoff
-from streamd.security.trust import is_working_directory
 from streamd.web.tap import Wish
 from streamd.workers.merge import of_the_dead
 from streamd.workers.report import Look, Order, Report
+from streamd.workers.starting import Pulse, launch
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +77,8 @@ class WorkerProcess:
         self._killed = ""
         self._backoff = Backoff(RETRY_INITIAL_S, RETRY_MAX_S)
         self._process: subprocess.Popen[bytes] | None = None
+        self._pulse: Pulse | None = None
+        """Until its first report."""
         self._pending = b""
         self._up_at: float | None = None
         """When this process was up first; None if it never was."""
@@ -189,15 +188,7 @@ class WorkerProcess:
             OSError: the system lacks resources for another process; the state does not change, see `died`.
         """
         started = self._after("started")
-        command = [sys.executable, "-m", "streamd.workers.child", str(self.number)]
-        if sys.version_info >= (3, 11) and not is_working_directory(Path(streamd.__file__).parent.parent):
-            command.insert(1, "-P")  # as the `streamd` command: nothing is imported from the working directory
-        # The arguments are our own interpreter and a number.
-        self._process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, start_new_session=True, env=os.environ | (environment or {})
-        )
-        assert self._process.stdin is not None
-        os.set_blocking(self._process.stdin.fileno(), False)
+        self._process, self._pulse = launch(self.number, environment or {})
         self._life, self._done, self._refused, self._code, self._killed = order.life, 0, 0, None, ""
         self._pending, self._bad_since, self._wanted, self._up_at = b"", None, {}, None
         self._state = started
@@ -238,7 +229,13 @@ class WorkerProcess:
             self._up_at, self._deaths = self._heard_at, 0
         if self._state == "STARTING":
             self._state = self._after("reported")
+            self._feel_no_more()
         return True
+
+    def _feel_no_more(self) -> None:
+        if self._pulse is not None:
+            self._pulse.close()
+            self._pulse = None
 
     @property
     def result(self) -> int | None:
@@ -267,7 +264,10 @@ class WorkerProcess:
 
     def hangs(self, silent_s: float, grace_s: float) -> str | None:
         """A problem that has lasted for `grace_s` seconds: a worker whose stage failed should end by itself, but this
-        one has not."""
+        one has not. Of a worker that starts, see `Pulse.problem`."""
+        if self._pulse is not None:
+            said = self._pulse.problem()
+            return f"worker {self.number}: {said}" if said is not None else None
         problem = self.problem(silent_s)
         lasting = self._bad_since is not None and time.monotonic() - self._bad_since > grace_s
         return problem if lasting else None
@@ -284,6 +284,7 @@ class WorkerProcess:
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
+        self._feel_no_more()
         self._process = None
 
     def died(self, lost: Collection[str], *, counted: bool = True) -> float:

@@ -328,7 +328,8 @@ class WorkerSupervisor:
         # because the model's file is being replaced, that worker must not end for it.
         alone = not any(other.up for other in self.workers if other is not worker)
         wrong = alone and code in (ConfigError.exit_code, ModelError.exit_code)
-        fatal = wrong or not self._started or worker.deaths >= GIVE_UP
+        # One that fails before all have started does so again, most likely; one that hung may not.
+        fatal = wrong or not (self._started or worker.killed) or worker.deaths >= GIVE_UP
         log.error(
             "worker died", worker=worker.number, how=ending(code), killed_because=worker.killed or None,
             streams=len(lost), retry_in_s=None if fatal else round(delay, 3), deaths_in_a_row=worker.deaths or None,

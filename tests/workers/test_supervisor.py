@@ -78,9 +78,9 @@ class Parent:
     def start(self) -> None:
         self._thread.start()
 
-    def join(self) -> int | None:
+    def join(self, timeout: float = 20) -> int | None:
         """The exit code."""
-        self._thread.join(20)
+        self._thread.join(timeout)
         return self.code
 
     def close(self) -> None:
@@ -203,6 +203,33 @@ def test_what_a_restart_cannot_mend_ends_the_daemon_if_no_other_worker_runs(
     else:
         assert parent.join() == result
         assert worker.state == "FAILED"
+
+
+def test_a_worker_that_never_shows_a_sign_of_life_is_killed_and_another_started_five_times(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamd.workers.starting.SILENT_S", 0.5)
+    parent = make("a", "b")
+    parent.start()
+    parent.report(1, "b:LIVE")
+    assert parent.join(60) == BackendError.exit_code
+    silent, other = parent.supervisor.workers
+    assert silent.killed == "worker 0: has not started and shown no sign of life for 0.5 s"
+    assert (silent.deaths, other.deaths) == (5, 0)
+    assert len(list(parent.orders_at.glob("worker0-*[0-9]"))) == 5
+
+
+def test_a_worker_that_hung_before_all_had_started_does_not_end_the_daemon(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamd.workers.starting.SILENT_S", 5.0)
+    parent = make("a", "b")
+    parent.start()
+    parent.report(1, "b:LIVE")
+    until(lambda: len(list(parent.orders_at.glob("worker0-*[0-9]"))) == 2, 30)
+    parent.report(0, "a:LIVE")
+    until(lambda: parent.supervisor.ready()[0], 10)
+    assert parent.supervisor.workers[0].deaths == 0
 
 
 def test_a_worker_whose_streams_have_ended_is_not_started_again(make: Make) -> None:
