@@ -24,7 +24,7 @@ class EvidenceCounts(NamedTuple):
     failed: Mapping[tuple[str, str], int] = {}
     """Clips by stream and reason."""
     down: bool = False
-    """The newest clip or snapshot could not be written, or the disk does not answer."""
+    """A clip or snapshot could not be written, nor could anything else since; or the disk does not answer."""
     snapshots: Mapping[str, int] = {}
     """Written, by stream."""
     snapshots_failed: Mapping[tuple[str, str], int] = {}
@@ -106,7 +106,8 @@ class EvidenceMetrics(Collector):
             gauge("streamd_clips_open", "Clips under way.", "", counts.clips_open),
             gauge(
                 "streamd_media_up",
-                "1 while clips and snapshots can be written, 0 if the newest one failed or the disk does not answer.",
+                "1 while clips and snapshots can be written; 0 from one that failed until the folder can be written again, "
+                "and while the disk does not answer.",
                 "", 0.0 if counts.down else 1.0,
             ),
             counter(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from streamd.events.evidence.clip import Clip, ClipEvent
-from streamd.events.evidence.files import EvidenceError, Room, reason_of, stem_of
+from streamd.events.evidence.files import EvidenceError, Room, Writability, reason_of, stem_of
 from streamd.events.record import Event, Media
 from streamd.flow.packets import Packet, PacketRing
 from streamd.flow.threads import NamedThread
@@ -135,14 +135,18 @@ class ClipWriter:
         """Begins for which the ring has no packet yet."""
         self._warned: dict[str, float] = {}
         self._busy_since: float | None = None
-        self.problem = ""
-        """Why the newest clip could not be written; empty once one could."""
+        self._writability = Writability()
         self.written: Counter[str] = Counter()
         """By stream."""
         self.failed: Counter[tuple[str, str]] = Counter()
         """By stream and reason."""
         self._thread = NamedThread(self._run, "clips")
         self._started = False
+
+    @property
+    def problem(self) -> str:
+        """Why clips cannot be written, see `Writability`."""
+        return self._writability.problem
 
     @property
     def open(self) -> int:
@@ -177,13 +181,15 @@ class ClipWriter:
     def _run(self) -> None:
         while True:
             busy = self._active or self._pending
-            self._wake.wait(TICK_S if busy else None)
+            self._wake.wait(TICK_S if busy else self._writability.wait_s)
             self._wake.clear()
             stopping = self._stop
             self._busy_since = time.monotonic()
             self._take()
             for source, clip in list(self._active):
                 self._follow(source, clip, stopping=stopping)
+            if not stopping:
+                self._writability.look(self._room)
             self._busy_since = None
             if stopping:
                 return
@@ -328,7 +334,7 @@ class ClipWriter:
                 self._link(event_id, "clip" if number == 1 else f"clip_{number}", Media(str(path)))
             self._link(event_id, "clip_json", Media(str(clip.json_path)))
         self.written[source.stream] += 1
-        self.problem = ""
+        self._writability.written()
         log.info(
             "clip written", stream=clip.stream, path=str(paths[0]), parts=len(paths), events=len(clip.events),
             seconds=round(sum(part.seconds for part in clip.parts), 2), cut=clip.cut or None,
@@ -345,7 +351,7 @@ class ClipWriter:
         reason = next((reason_of(p.file.error) for p in clip.parts if p.file.error is not None), reason_of(error))
         self._note(clip, "failed", reason)
         self.failed[source.stream, reason] += 1
-        self.problem = f"{reason}: {error}"
+        self._writability.failed(error, reason)
         now = time.monotonic()
         if now >= self._warned.get(reason, -WARN_S) + WARN_S:
             self._warned[reason] = now

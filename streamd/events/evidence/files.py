@@ -7,8 +7,13 @@ import datetime
 import errno
 import os
 import re
+import threading
 import time
 from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger(__name__)
 
 PARTIAL = ".partial"
 """Ending of a file that is being written. Without it, a file is complete."""
@@ -18,6 +23,9 @@ VIDEO = (".mp4", ".mov", ".mkv")
 """Endings of clips."""
 _ODD = re.compile(r"[^A-Za-z0-9_-]")
 _CHECK_S = 1.0
+PROBE_S = 10.0
+"""How often is tried whether files can be written again."""
+_PROBE = bytes(1 << 18)
 _REASONS = {
     errno.ENOSPC: "disk_full", errno.EDQUOT: "disk_full", errno.EFBIG: "disk_full", errno.EROFS: "read_only",
     errno.EACCES: "not_permitted", errno.EPERM: "not_permitted",
@@ -96,6 +104,14 @@ class NewFile:
         """See `io.RawIOBase.tell`."""
         return os.lseek(self._descriptor, 0, os.SEEK_CUR)
 
+    def sync(self) -> None:
+        """Waits until it is on the disk.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        os.fsync(self._descriptor)
+
     def finish(self) -> None:
         """Puts it on the disk under its name.
 
@@ -105,7 +121,7 @@ class NewFile:
         try:
             if self.error is not None:
                 raise self.error
-            os.fsync(self._descriptor)
+            self.sync()
             os.rename(self.partial, self.path)
         except OSError:
             self.discard()
@@ -160,3 +176,56 @@ class Room:
         if self._free < self._min_free:
             text = f"{self._folder}: {self._free >> 20} MiB are free, {self._min_free >> 20} MiB are to stay free"
             raise EvidenceError("disk_full", f"{text} (media.min_free_gb)")
+
+    def probe(self) -> None:
+        """Writes a file of 256 KiB to the disk, and removes it.
+
+        Raises:
+            EvidenceError: see `check`.
+            OSError: the folder or the file cannot be written.
+        """
+        self._checked_at = 0.0
+        self.check()
+        file = NewFile(self._folder / f"probe-{os.getpid()}-{threading.get_native_id()}")
+        try:
+            file.write(_PROBE)
+            file.sync()
+        finally:
+            file.discard()
+
+
+class Writability:
+    """Whether files can be written: as the newest one says, and after one that could not be written, a probe. One
+    thread; `problem` may be read by any."""
+
+    def __init__(self) -> None:
+        self.problem = ""
+        """Why the newest file could not be written; empty once one can be."""
+        self._probe_at = float("inf")
+
+    @property
+    def wait_s(self) -> float | None:
+        """How long `look` need not be called; None until the next failure."""
+        return None if self._probe_at == float("inf") else max(0.0, self._probe_at - time.monotonic())
+
+    def written(self) -> None:
+        """A file was written."""
+        self.problem, self._probe_at = "", float("inf")
+
+    def failed(self, error: Exception, reason: str) -> None:
+        """A file could not be written."""
+        self.problem = f"{reason}: {error}"
+        # That a camera's packets cannot be stored has nothing to do with the disk.
+        self._probe_at = float("inf") if reason == "not_recordable" else time.monotonic() + PROBE_S
+
+    def look(self, room: Room) -> None:
+        """Probes if it is time. Never raises."""
+        if time.monotonic() < self._probe_at:
+            return
+        try:
+            room.probe()
+        except Exception as error:  # noqa: BLE001 - as for a clip, whatever it is
+            self.failed(error, reason_of(error))
+            return
+        self.written()
+        log.info("clips and snapshots can be written again")

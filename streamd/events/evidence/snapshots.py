@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from streamd.events.evidence.files import EvidenceError, NewFile, Room, reason_of, stem_of
+from streamd.events.evidence.files import EvidenceError, NewFile, Room, Writability, reason_of, stem_of
 from streamd.events.record import Event, Media
 from streamd.flow.threads import NamedThread
 from streamd.types import Detections, Frame
@@ -116,9 +116,14 @@ class SnapshotMaker:
         self._thread: NamedThread | None = None
         self._stop = False
         self._warned_at = -WARN_S
-        self.problem = ""
+        self._writability = Writability()
         self.written: Counter[str] = Counter()
         self.failed: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def problem(self) -> str:
+        """Why snapshots cannot be written, see `Writability`."""
+        return self._writability.problem
 
     def event(self, event: Event, before: Image | None = None) -> None:
         """An event has begun, ended or happened.
@@ -196,6 +201,7 @@ class SnapshotMaker:
             self._write_due(stopping)
             if stopping:
                 return
+            self._writability.look(self._room)
 
     def _make(self, shot: _Shot) -> None:
         try:
@@ -247,10 +253,10 @@ class SnapshotMaker:
                 self._link(wanted.event.id, role, Media(str(file.path)))
         except Exception as error:  # noqa: BLE001
             self._failed(wanted, reason_of(error))
-            self.problem = f"{reason_of(error)}: {error}"
+            self._writability.failed(error, reason_of(error))
             self._warn("a snapshot could not be written", error)
             return
-        self.problem = ""
+        self._writability.written()
         self.written[wanted.event.stream] += 1
 
     def _failed(self, wanted: _Wanted, reason: str) -> None:

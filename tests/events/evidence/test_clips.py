@@ -14,9 +14,11 @@ import pytest
 from streamd.errors import SourceError
 from streamd.events.evidence import files
 from streamd.events.evidence import part as part_module
+from streamd.events.evidence.files import Room
 from streamd.events.record import Media
 from tests import marked
 from tests.events.evidence.stage import Stage, ffprobe_errors
+from tests.events.journals import until
 from tests.rtsp import rtsp_server
 
 CODECS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
@@ -249,6 +251,28 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "media")
     stage.play(video, lambda frame, index: index == 60 and stage.event("instant", frame))
     assert stage.settled()["clip"].reason == "io_error"
+
+
+def test_a_folder_that_can_be_written_again_is_found_out_without_another_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamd.events.evidence.files.PROBE_S", 1.0)
+    video = marked.write_marked(tmp_path / "v.mp4", frames=60, gop=10)
+    (tmp_path / "media").write_text("in the way")
+    stage = Stage(tmp_path / "media")
+    stage.play(video, lambda frame, index: index == 20 and stage.event("instant", frame))
+    assert stage.settled()["clip"].state == "failed"
+    assert stage.writer.problem.startswith("io_error: ")
+    (tmp_path / "media").unlink()
+    stage.writer._room = Room(tmp_path / "media", 1 << 60)
+    until(lambda: stage.writer.problem.startswith("disk_full: "), 10)
+    time.sleep(2.5)
+    assert stage.writer.problem.startswith("disk_full: "), "it stays for as long as it is so"
+    stage.writer._room = Room(tmp_path / "media", 0)
+    until(lambda: not stage.writer.problem, 10)
+    assert list((tmp_path / "media").iterdir()) == [], "nothing is left of it"
+    assert stage.writer.written == {}
+    assert stage.writer._writability.wait_s is None, "there is nothing more to look for"
 
 
 def test_the_end_of_the_daemon_ends_the_clip(tmp_path: Path) -> None:

@@ -197,6 +197,20 @@ def test_a_full_disk_is_told_and_does_not_last(tmp_path: Path, frames: list[Fram
     assert maker.maker.problem == ""
 
 
+def test_room_again_is_found_out_without_another_event(
+    tmp_path: Path, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamd.events.evidence.files.PROBE_S", 0.3)
+    maker = Maker(tmp_path / "media", min_free=1 << 60)
+    maker.event("instant")
+    maker.show(frames[4], (100, 80, 120, 100))
+    assert maker.settled().reason == "disk_full"
+    assert maker.maker.problem.startswith("disk_full")
+    maker.maker._room = Room(tmp_path / "media", 0)
+    until(lambda: not maker.maker.problem)
+    assert list((tmp_path / "media").iterdir()) == []
+
+
 def test_a_picture_that_cannot_be_made_ends_nothing(tmp_path: Path, frames: list[Frame]) -> None:
     broken = [True]
 
