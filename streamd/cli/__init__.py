@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from streamd import __version__
+from streamd.cli.output import Output, outputs
 from streamd.errors import ConfigError, StreamdError
 from streamd.security.redact import redact
 from streamd.security.text import is_encodable, plain
@@ -108,45 +109,61 @@ def _check_arguments(args: argparse.Namespace) -> None:
                 raise ConfigError(f"{name}: {text!a} is not UTF-8 text; rename the file or folder")
 
 
-def _give_up_output() -> None:
-    """From now on standard output takes anything, also what the interpreter still writes there at its end."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the entry point of `streamd`.
 
     Returns:
-        The exit code. Errors that streamd raises on purpose print one clear message on standard error, no traceback.
+        The exit code: the command's own, also if the reader of its output has exited (head, a closed pager). Errors
+        that streamd raises on purpose print one clear message on standard error, no traceback.
     """
-    code = 0
-    try:
+    _open_standard_streams()
+    with outputs() as output:
+        code, ended = 0, None
         try:
-            code = _command(arguments)
-        finally:
-            sys.stdout.flush()  # what the interpreter could not write at its end, it would report in its own words
-    except BrokenPipeError:
-        # The reader of our output has exited (head, a closed pager): there is nobody to report it to.
-        _give_up_output()
-    except OSError as error:
-        _give_up_output()
-        print(f"streamd: output cannot be written: {error.strerror}", file=sys.stderr)
-        return code or 1
-    return code
+            code = _command(arguments, output)
+            sys.stdout.flush()
+        except SystemExit as error:  # of argparse
+            ended = error
+            sys.stdout.flush()
+        except BrokenPipeError:
+            pass  # nobody wants the rest of what never ends
+        except OSError as error:
+            if output is None:  # somebody else's
+                code = _not_written(error, code)
+        if output is not None and output.error is not None and not isinstance(output.error, BrokenPipeError):
+            return _not_written(output.error, code if ended is None else int(ended.code or 0))
+        if ended is not None:
+            raise ended
+        return code
 
 
-def _command(arguments: Sequence[str] | None) -> int:
+def _of_output(error: OSError) -> bool:
+    """Whether an error of a stream of somebody else's is one of writing."""
+    return isinstance(error, BrokenPipeError) or (error.filename is None and error.errno in _NO_ROOM)
+
+
+def _not_written(error: OSError, code: int) -> int:
+    print(f"streamd: output cannot be written: {error.strerror}", file=sys.stderr)
+    return code or 1
+
+
+def _endless(args: argparse.Namespace) -> bool:
+    """Whether a command goes on until its end is asked for, or takes as long as its input: it ends with its reader."""
+    if args.command == "fleet":
+        return bool(args.action == "run")
+    return args.command in ("demo", "detect", "watch") or getattr(args, "follow", False)
+
+
+def _command(arguments: Sequence[str] | None, output: Output | None) -> int:
     """Runs a command.
 
     Raises:
-        OSError: its output could not be written.
+        OSError: its output could not be written, and it does not go on without.
     """
     first = next(iter(sys.argv[1:] if arguments is None else arguments), None)
     if first == "run":
         # Before anything that takes time: the daemon has not read its configuration yet, and need not read it again.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _open_standard_streams()
     if first is None:
         parser().print_help(sys.stderr)
         return ConfigError.exit_code
@@ -159,16 +176,16 @@ def _command(arguments: Sequence[str] | None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names that are not UTF-8
     try:
         _check_arguments(args)
+        if output is not None:
+            output.strict = _endless(args)
         code: int = importlib.import_module(f"streamd.cli.{args.command}").run(args)
     except StreamdError as error:
         print(f"streamd: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        raise
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and (error is output.error if output is not None else _of_output(error)):
             raise
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return 1

@@ -374,11 +374,13 @@ def run(args: argparse.Namespace) -> int:
                 print(_summary(detections, shown.get(name, name)))
             if annotator is not None and frame is not None:
                 annotator.add(frame, detections, name, fps=fps)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # nobody reads on: what was found until then decides
     finally:
         job.close()
         if annotator is not None:
             annotator.close()
-        sys.stdout.flush()
     if job.pipeline.error is not None:
         raise job.pipeline.error
     if rows:

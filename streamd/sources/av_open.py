@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from streamd.errors import SourceError, SourceReason
 from streamd.security.redact import redact
 from streamd.sources.av_errors import MAX_TRACKS, describe
+from streamd.sources.exif import ANIMATED_WEBP
 from streamd.sources.files import is_list
 from streamd.sources.wire import heard_since
 
@@ -173,6 +174,10 @@ def video_stream(container: InputContainer, settings: AvStreamSettings, *, live:
         return found[settings.track]
     if usable and container.format.name != "tty":
         return max(usable, key=lambda s: (not _is_thumbnail(s, usable), _is_default(s), s.width * s.height))
+    if not usable and any(s.codec_context is not None and s.codec_context.name == "webp" for s in found):
+        # FFmpeg finds the size of every other one.
+        text = redact(f"{settings.url}: {ANIMATED_WEBP} (or the file is damaged)")
+        raise SourceError("unsupported", text, permanent=not settings.live)
     late = live and waited_s >= settings.open_timeout_s * 0.98
     reason: SourceReason = "no_video" if live or not usable else "unsupported"
     if late:

@@ -20,6 +20,7 @@ from streamd.sources.behind import JITTER_NS, Gauge
 from streamd.sources.catch_up import ALARM_NS, CatchUp
 from streamd.sources.clock import StreamClock
 from streamd.sources.decoding import Decoding
+from streamd.sources.exif import JPEG_IN_TIFF, is_jpeg_in_tiff
 from streamd.sources.files import begin_at, check_file, too_short
 from streamd.sources.frame_maker import FrameMaker
 from streamd.sources.gauges import PaceGauge, QueueGauge
@@ -261,7 +262,11 @@ class AvSource(Source):
         reader, pacer, maker = self._reader, self._pacer, self._maker
         catch_up = self._decoding.catch_up
         gauge = catch_up.gauge if catch_up is not None else None
+        tiff = self._connection.stream is not None and self._connection.stream.codec_context.name == "tiff"
         for packet in reader.packets():
+            if tiff and packet.size and is_jpeg_in_tiff(bytes(packet)):
+                text = redact(f"{self._settings.url}: {JPEG_IN_TIFF}")
+                raise SourceError("unsupported", text, permanent=not self._network)
             if pacer is not None and packet.size and not maker.before(packet):
                 read_ns = time.monotonic_ns()
                 due = pacer.due(maker.stamp_ns(packet), read_ns, read_ns - int(reader.began_s * 1e9))

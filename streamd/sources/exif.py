@@ -1,4 +1,5 @@
-"""Tags of a still picture: how it is to be turned (JPEG, PNG, WebP, TIFF), and whether a TIFF holds a JPEG."""
+"""Tags of a still picture: how it is to be turned (JPEG, PNG, WebP, TIFF), and whether it is of a kind that FFmpeg does
+not decode."""
 
 from __future__ import annotations
 
@@ -43,6 +44,18 @@ def exif_orientation(data: Data) -> tuple[Rotation, bool] | None:
 def is_jpeg_in_tiff(data: Data) -> bool:
     """Whether the data is a TIFF file whose pixels are JPEGs: FFmpeg makes a black picture of it and says nothing."""
     return data[0:4] in _TIFF and _tag(data, 0, _COMPRESSION) in _JPEG
+
+
+JPEG_IN_TIFF = "is a TIFF with JPEG inside, which cannot be decoded; save it as JPEG or PNG"
+ANIMATED_WEBP = (
+    "is an animated WebP, which cannot be decoded; save a picture of it as JPEG or PNG, or make a video of it"
+)
+
+
+def is_animated_webp(data: Data) -> bool:
+    """Whether the data is a WebP file of several pictures: a flag of its header (WebP container, extended format)."""
+    head = data[0:21]
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)
 
 
 def _blocks(data: Data) -> Iterator[int]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from streamd.errors import SourceError
-from streamd.sources.exif import exif_orientation, is_jpeg_in_tiff
+from streamd.sources.exif import ANIMATED_WEBP, JPEG_IN_TIFF, exif_orientation, is_animated_webp, is_jpeg_in_tiff
 from streamd.sources.picture import UPRIGHT, picture_of
 from streamd.sources.quarantine import JpegListener
 from streamd.types import Frame, Rotation, rotated_size
@@ -67,14 +67,18 @@ def _turn(path: Path) -> tuple[Rotation, bool]:
         try:
             with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 if is_jpeg_in_tiff(data):
-                    raise SourceError(
-                        "unsupported",
-                        f"image {path}: is a TIFF with JPEG inside, which cannot be decoded; save it as JPEG or PNG",
-                        permanent=True,
-                    )
+                    raise SourceError("unsupported", f"image {path}: {JPEG_IN_TIFF}", permanent=True)
                 return exif_orientation(data) or UPRIGHT
         except ValueError:  # an empty file
             return UPRIGHT
+
+
+def _undecodable(file: Path) -> SourceError:
+    """What is wrong with an image that FFmpeg does not decode."""
+    with contextlib.suppress(OSError), file.open("rb") as handle:
+        if is_animated_webp(handle.read(32)):
+            return SourceError("unsupported", f"image {file}: {ANIMATED_WEBP}", permanent=True)
+    return SourceError("corrupt", f"image {file}: cannot be decoded as an image", permanent=True)
 
 
 def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
@@ -110,7 +114,7 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
             ) from error
         raise SourceError("not_found", f"image {file}: {error.strerror}", permanent=True) from error
     except (FFmpegError, StopIteration, IndexError, ValueError) as error:
-        raise SourceError("corrupt", f"image {file}: cannot be decoded as an image", permanent=True) from error
+        raise _undecodable(file) from error
     if native.is_corrupt or (jpeg is not None and jpeg.damaged()):
         raise SourceError("corrupt", f"image {file}: is damaged or cut off; copy or download it again", permanent=True)
     picture = picture_of(native, rotation=rotation, mirrored=mirrored)

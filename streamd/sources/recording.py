@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _RAW = {"h264": "h264", "hevc": "hevc", "mjpeg": "mjpeg", "mpeg4": "m4v"}
 """Formats in which a key frame alone tells its parameters."""
 _START = b"\x00\x00\x01"
+_TELLING = {"h264": "h264", "hevc": "hevc", "mpeg2video": "mpegvideo"}
+"""Codecs that take turns in a transport stream, where a demuxer tells nobody; their key frames tell them apart."""
+_MOST_UNITS = 16
 
 
 def parameters(codec: str, data: bytes, length_size: int = 0) -> bytes:
@@ -41,6 +44,28 @@ def parameters(codec: str, data: bytes, length_size: int = 0) -> bytes:
     if codec == "mjpeg":
         return _frame_size(data)
     return b""
+
+
+def codec_of(data: bytes) -> tuple[str, int]:
+    """What a key frame of a transport stream is (`h264`, `hevc`, `mpeg2video`; empty if its parameters are not there),
+    and where they begin.
+
+    A header of one codec is never one of another: bit 7 is forbidden in H.264 and H.265, where MPEG-2 has its sequence
+    header; H.265's parameter sets would be data partitions in H.264, H.264's belong to layers from 32 on in H.265.
+    """
+    at = data.find(_START)
+    for _ in range(_MOST_UNITS):
+        if at < 0 or at + 4 >= len(data):
+            break
+        first, second = data[at + 3], data[at + 4]
+        if first == 0xB3:
+            return "mpeg2video", at
+        if first in (0x40, 0x42) and second == 1:
+            return "hevc", at
+        if first in (0x27, 0x47, 0x67):
+            return "h264", at
+        at = data.find(_START, at + 3)
+    return "", 0
 
 
 def _parameter_sets(codec: str, data: bytes) -> bytes:
@@ -156,6 +181,8 @@ class PacketFeed:
         self._codec, self._length_size = "", 0
         self._parameters = b""
         self._begun = False
+        self._other = False
+        """The packets are of another codec than the stream was opened with."""
         self._live = False
         self._sound: SoundHead | None = None
         self._adts = False
@@ -175,8 +202,9 @@ class PacketFeed:
         self._length_size = nal_length_size(self._codec, context.extradata)
         self._sound, self._adts = sound_head(sound) if sound is not None else (None, False)
         identity = (self._codec, context.extradata, stream.width, stream.height, stream.time_base, self._sound)
-        if identity != self._identity:
+        if identity != self._identity or self._other:
             self._identity, self._begun, self._parameters = identity, False, b""
+        self._other = False
 
     def put(self, packet: Packet[Any], captured_ns: int, wall_ns: int) -> None:
         """Takes one packet of the stream, before anything else is done with it. Never raises."""
@@ -186,12 +214,24 @@ class PacketFeed:
             return
         data, key = bytes(packet), packet.is_keyframe
         if key:
+            data, other = self._of_another(data)
             found = parameters(self._codec, data, self._length_size)
             new = packet.has_sidedata("new_extradata") if self._length_size else False
-            if not self._begun or new or (found and found != self._parameters):
+            if not self._begun or new or other or (found and found != self._parameters):
                 self._begin(packet, data, found, changed=self._begun)
         if self._begun:
             into.put(data, packet.pts, packet.dts, packet.duration or 0, key, captured_ns, wall_ns)
+
+    def _of_another(self, data: bytes) -> tuple[bytes, bool]:
+        """A key frame, and whether the stream goes on with another codec from it on: then without the rest of a picture
+        before it, of which FFmpeg's parser has seen no end."""
+        if self._codec not in _TELLING or self._length_size:
+            return data, False
+        codec, at = codec_of(data)
+        if not codec or codec == self._codec:
+            return data, False
+        self._codec, self._parameters, self._other = codec, b"", True
+        return data[at:], True
 
     def put_sound(self, packet: Packet[Any], captured_ns: int, wall_ns: int) -> None:
         """Takes one packet of the sound. Never raises."""
@@ -210,19 +250,31 @@ class PacketFeed:
         try:
             # A camera's description may be out of date, or lack the parameters: those in the stream count.
             raw = self._codec in _RAW and bool(found) and (changed or self._codec in ("h264", "hevc"))
-            container, head = (_RAW[self._codec], data) if raw else ("nut", _described(stream, packet, data))
+            size = stream.codec_context.width, stream.codec_context.height
+            if self._other:
+                container, head = _TELLING[self._codec], data
+                size = _size(container, data)
+            else:
+                container, head = (_RAW[self._codec], data) if raw else ("nut", _described(stream, packet, data))
         except Exception as error:  # noqa: BLE001 - whatever FFmpeg cannot store must not end the stream
             self._begun = False
             self._into.refuse(redact(f"{self._codec} packets cannot be recorded: {error}"))
             return
         self._begun, self._parameters = True, found or self._parameters
-        size = stream.codec_context.width, stream.codec_context.height
         self._into.begin(
             PacketHead(
                 self._codec, *size, (base.numerator, base.denominator), container, head, self._live, changed,
                 self._sound,
             )
         )  # fmt: skip
+
+
+def _size(container: str, data: bytes) -> tuple[int, int]:
+    import av
+
+    with av.open(io.BytesIO(data), format=container) as opened:
+        context = opened.streams.video[0].codec_context
+        return context.width, context.height
 
 
 def _described(stream: VideoStream, packet: Packet[Any], data: bytes) -> bytes:

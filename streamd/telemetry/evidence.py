@@ -106,8 +106,8 @@ class EvidenceMetrics(Collector):
             gauge("streamd_clips_open", "Clips under way.", "", counts.clips_open),
             gauge(
                 "streamd_media_up",
-                "1 while clips and snapshots can be written; 0 from one that failed until the folder can be written again, "
-                "and while the disk does not answer.",
+                "1 while clips and snapshots can be written; 0 from one that failed until the folder can be written "
+                "again, and while the disk does not answer.",
                 "", 0.0 if counts.down else 1.0,
             ),
             counter(

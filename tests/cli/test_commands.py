@@ -22,7 +22,9 @@ from rich.console import Console
 
 from streamd.cli import parser
 from streamd.cli.board import MAX_ROWS, Board, table
+from streamd.errors import SourceError
 from streamd.sinks.message import Detection, DetectionsMessage, Latency, Model
+from tests import marked
 from tests.cli.commands import config, null, one_message, streamd
 from tests.clips import write_clip
 
@@ -252,10 +254,40 @@ def test_output_that_nobody_takes_or_for_which_there_is_no_room(tmp_path: Path, 
     pipe = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
     assert pipe.stderr == "0\n"
     full = subprocess.run(["bash", "-c", f"{run} > /dev/full"], capture_output=True, text=True, env=environment)
-    if unbuffered and "-" in command:  # argparse lets that pass
-        assert (full.returncode, full.stderr) == (0, "")
-        return
     assert (full.returncode, full.stderr) == (1, "streamd: output cannot be written: No space left on device\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("to", ["| true", "2>&1 | true", "> /dev/full 2>&1"])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("check {}", 2), ("inspect /nowhere.onnx", 3), ("check --bogus", 2)],
+)
+def test_the_exit_code_is_that_of_the_command_whatever_becomes_of_its_output(
+    tmp_path: Path, command: str, code: int, to: str, unbuffered: str
+) -> None:
+    """There is more than one line of it, so that the first one that fails is not the last."""
+    path = config(tmp_path, null(more="bogus: 1\nbogus_too: 2"))
+    run = f"sleep 0.1; exec {sys.executable} -m streamd {command.format(path)}"
+    script = f"(trap '' PIPE; {run}) {to}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    assert done.returncode == code
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_detect_ends_with_its_reader_and_says_what_it_could_not_read(tmp_path: Path, unbuffered: str) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    video = marked.write_marked(tmp_path / "v.mp4", frames=300)
+    run = f"{sys.executable} -m streamd detect --json --model builtin:road6 {tmp_path / 'broken.jpg'} {video}"
+    done = subprocess.run(
+        ["bash", "-c", f"{run} | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    assert "broken.jpg" in done.stderr
+    assert done.returncode == SourceError.exit_code
+    found = re.search(r"(\d+) frames in", done.stderr)
+    assert found is not None
+    assert int(found[1]) < 300
 
 
 def test_messages_for_which_standard_output_has_no_room(tmp_path: Path) -> None:

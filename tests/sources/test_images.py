@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from streamd.errors import SourceError
+from streamd.sources import open_source
+from streamd.sources.av import AvStreamSettings
 from streamd.sources.images import list_images, read_image
+from streamd.types import Frame
 
 
 def jpeg(path: Path, orientation: int | None = None, order: str = "<") -> Path:
@@ -92,13 +95,39 @@ def test_a_jpeg_that_is_cut_off_is_refused(tmp_path: Path, kind: str) -> None:
         assert (read_image(path).width, read_image(path).height) == (320, 240)
 
 
+def test_an_animated_webp_is_called_by_its_name(tmp_path: Path) -> None:
+    animation = cv2.Animation()
+    animation.frames = [np.full((48, 64, 3), grey, np.uint8) for grey in (50, 200)]
+    animation.durations = np.array([100, 100])  # type: ignore[assignment]  # a list is refused
+    path = tmp_path / "a.webp"
+    assert cv2.imwriteanimation(str(path), animation)
+    with pytest.raises(SourceError, match=r"a\.webp: is an animated WebP"):
+        read_image(path)
+    with pytest.raises(SourceError, match=r"a\.webp: is an animated WebP"):
+        played(path)
+    path.write_bytes(b"RIFF\x10\0\0\0WEBPVP8 ")
+    with pytest.raises(SourceError, match="cannot be decoded as an image"):
+        read_image(path)
+
+
+def played(path: Path) -> Frame:
+    """The first frame of a stream of this picture."""
+    source = open_source(AvStreamSettings.model_validate({"id": "a", "url": str(path), "every_s": 0.5, "loop": True}))
+    try:
+        source.open()
+        return next(iter(source.frames()))
+    finally:
+        source.close()
+
+
 def test_a_tiff_with_a_jpeg_inside_is_refused(tmp_path: Path) -> None:
     """FFmpeg makes a black picture of it."""
     path = tmp_path / "a.tiff"
     grey = np.full((48, 64), 90, np.uint8)
     assert cv2.imwrite(str(path), grey, [cv2.IMWRITE_TIFF_COMPRESSION, 7])
-    with pytest.raises(SourceError, match="is a TIFF with JPEG inside"):
-        read_image(path)
+    for read in (read_image, played):
+        with pytest.raises(SourceError, match="is a TIFF with JPEG inside"):
+            read(path)
     for compression in (1, 5, 8):  # none, LZW, deflate
         assert cv2.imwrite(str(path), grey, [cv2.IMWRITE_TIFF_COMPRESSION, compression])
         native = read_image(path).picture.native

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -350,3 +351,31 @@ def test_a_camera_that_reconnects_in_the_middle_of_an_event(tmp_path: Path) -> N
     assert after == list(range(after[0], after[-1] + 1))
     assert after[-1] >= begun[1] + 24, "to one second after the end"
     assert {frame["epoch"] for frame in told["frames"] if frame["part"] == 1} == {1}
+
+
+@pytest.mark.parametrize(("before", "after"), [("h264", "hevc"), ("hevc", "h264"), ("h264", "mpeg2video")])
+def test_a_transport_stream_that_goes_on_with_another_codec_begins_another_file(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    """On the same PID: FFmpeg's demuxer goes on with the stream that it has opened."""
+    codecs = {"h264": "libx264", "hevc": "libx265", "mpeg2video": "mpeg2video"}
+    pieces = [
+        marked.write_marked(tmp_path / f"{i}.ts", frames=100, gop=10, codec=codecs[name], options={"bf": "0"})
+        for i, name in enumerate((before, after))
+    ]
+    video = tmp_path / "v.ts"
+    video.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
+    stage = Stage(tmp_path / "media", post_s=8.0)
+    with contextlib.suppress(SourceError):
+        stage.play(video, lambda frame, index: index == 60 and stage.event("instant", frame))
+    first, told = stage.clip()
+    assert [part["codec"] for part in told["parts"]] == [before, after]
+    assert [gap["reason"] for gap in told["gaps"]] == ["parameters"]
+    old, new = (first.with_name(part["file"]) for part in told["parts"])
+    assert ffprobe_errors(new) == ""
+    for path, part in zip((old, new), told["parts"], strict=True):
+        pictures = marked.shown(path)
+        assert (part["height"], part["width"]) == pictures[0][1].shape
+    # FFmpeg loses up to two pictures where it changes the parser.
+    assert set(range(35, 97)) <= {marked.number(picture) for _, picture in marked.shown(old)}
+    assert [marked.number(picture) for _, picture in marked.shown(new)] == list(range(100))
