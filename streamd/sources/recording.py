@@ -25,6 +25,8 @@ _START = b"\x00\x00\x01"
 _TELLING = {"h264": "h264", "hevc": "hevc", "mpeg2video": "mpegvideo"}
 """Codecs that take turns in a transport stream, where a demuxer tells nobody; their key frames tell them apart."""
 _MOST_UNITS = 16
+_DELIMITER = 8
+"""Bytes of an access unit delimiter, at most."""
 
 
 def parameters(codec: str, data: bytes, length_size: int = 0) -> bytes:
@@ -212,15 +214,18 @@ class PacketFeed:
         if not into.on:
             self._begun = False
             return
-        data, key = bytes(packet), packet.is_keyframe
+        data, key, pts, dts = bytes(packet), packet.is_keyframe, packet.pts, packet.dts
         if key:
+            size = len(data)
             data, other = self._of_another(data)
+            if len(data) < size - _DELIMITER:
+                pts = dts = None  # they are of the picture before it
             found = parameters(self._codec, data, self._length_size)
             new = packet.has_sidedata("new_extradata") if self._length_size else False
             if not self._begun or new or other or (found and found != self._parameters):
                 self._begin(packet, data, found, changed=self._begun)
         if self._begun:
-            into.put(data, packet.pts, packet.dts, packet.duration or 0, key, captured_ns, wall_ns)
+            into.put(data, pts, dts, packet.duration or 0, key, captured_ns, wall_ns)
 
     def _of_another(self, data: bytes) -> tuple[bytes, bool]:
         """A key frame, and whether the stream goes on with another codec from it on: then without the rest of a picture
