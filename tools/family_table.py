@@ -255,8 +255,8 @@ def table(
     lines = _head(["model, input", "images", "mAP float", "mAP INT8", "lost (95 % interval)"])
     for found, title, trained in every:
         lines += losses(found, f"{title}, {found['size']}", sets, trained, images)
-    cells = ["model, input", "layers in float", "of the multiplications"]
-    lines += ["", *_head([*cells, "OpenVINO float, ms", "INT8, ms", "H200 FP16, ms", "INT8, ms"])]
+    cells = ["model, input", "layers in float", "multiplications in float"]
+    lines += ["", *_head([*cells, "OpenVINO float, ms", "OpenVINO INT8, ms", "H200 FP16, ms", "H200 INT8, ms"])]
     lines += [cost(found, f"{title}, {found['size']}", gpu, batch) for found, title, _ in every]
     return "\n".join(lines)
 

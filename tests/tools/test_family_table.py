@@ -47,7 +47,7 @@ def test_one_command_makes_the_table(tmp_path: Path) -> None:
     asked += ["--trained", "net=seen"]
     (head, *judged), (costs, cost) = tables(*asked, "--speed")
     assert head == ["model, input", "images", "mAP float", "mAP INT8", "lost (95 % interval)"]
-    assert costs[3:] == ["OpenVINO float, ms", "INT8, ms", "H200 FP16, ms", "INT8, ms"]
+    assert costs[3:] == ["OpenVINO float, ms", "OpenVINO INT8, ms", "H200 FP16, ms", "H200 INT8, ms"]
     found = json.loads((tmp_path / "out" / "net.result.json").read_text())
     assert set(found["sets"]) == {"first", "second"}
     assert [row[:2] for row in judged] == [
