@@ -149,9 +149,11 @@ def test_the_newest_pictures_are_served_whole_and_all_again_once_there_is_time(
         assert camera_pictures - len(reader.frames) - reader.source.overtaken < 60, "on their way"
         assert len(slow) > 0.7 * (ended - began) / 0.08, "as many as there is time for"
         until(lambda: behind(reader) < 0.1, 5)
-        count, overtaken = len(reader.frames), reader.source.overtaken
+        count, sent, overtaken = len(reader.frames), camera.pictures, reader.source.overtaken
         time.sleep(2)
-        assert len(reader.frames) - count == pytest.approx(50, abs=6)
+        # A loaded machine sleeps longer, and the camera with it.
+        assert len(reader.frames) - count == pytest.approx(camera.pictures - sent, abs=6)
+        assert camera.pictures - sent > 40
         assert reader.source.overtaken == overtaken
         assert max(reader.ages(time.monotonic() - 2)) < 0.4
     reader.is_truthful()
@@ -327,9 +329,11 @@ def test_a_relay_that_begins_to_buffer(clip: Path) -> None:
             until(lambda: len(reader.frames) > 20, 5)
             relay.delay_s, relay.bunch_s = 2.5, 0.4
             time.sleep(2.5)
-            count = len(reader.frames)
+            count, sent = len(reader.frames), camera.pictures
             time.sleep(5)
-            assert len(reader.frames) - count == pytest.approx(125, abs=30), "what was examined comes, too"
+            sent = camera.pictures - sent
+            assert len(reader.frames) - count == pytest.approx(sent, abs=30), "what was examined comes, too"
+            assert sent > 100
             _frames(reader, 3, 25)
             assert reader.source.overtaken == 0
         stamps = [round((frame.pts_ns or 0) / S * FPS) for _, frame in reader.frames]

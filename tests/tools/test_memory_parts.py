@@ -51,7 +51,7 @@ def test_private_and_shared_memory_are_told_apart() -> None:
 
 
 def test_looking_takes_no_memory_worth_mentioning() -> None:
-    """Also of a process with thousands of mappings, each of which is a kilobyte of text: it may be the one that looks."""
+    """Also of a process with thousands of mappings, each a kilobyte of text: it may be the one that looks."""
     with contextlib.ExitStack() as stack:
         for n in range(2000):
             # Neighbours that are alike would be one mapping.
