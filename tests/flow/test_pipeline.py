@@ -70,7 +70,7 @@ class Rig:
                 self.metrics.stream(name).received += 1
                 ring.put(frame)
 
-    def finish(self, timeout: float = 5) -> None:
+    def finish(self, timeout: float = 30) -> None:
         for ring in self.rings.values():
             ring.close()
         assert self.pipeline.join(timeout)
@@ -142,14 +142,14 @@ def test_stages_overlap() -> None:
             running[self._started - 1].set()
 
         def collect(self, slot: Any) -> Any:
-            assert running[min(self._collected + 1, count - 1)].wait(10), "inference waits for what is collected"
-            assert begun[min(self._collected + 2, count - 1)].wait(10), "preprocessing waits for what is collected"
+            assert running[min(self._collected + 1, count - 1)].wait(20), "inference waits for what is collected"
+            assert begun[min(self._collected + 2, count - 1)].wait(20), "preprocessing waits for what is collected"
             return super().collect(slot)
 
     rig = Rig(Watched(NullSettings(slots=3), ModelSettings(path="x"), batch=BatchSettings(max=1)))
     rig.feed(count)
     rig.pipeline.start()
-    rig.finish(30)
+    rig.finish()
     assert rig.pipeline.error is None
     assert len(rig.out) == count
 
@@ -158,7 +158,7 @@ def test_a_failing_stage_ends_the_pipeline_and_every_frame_is_accounted_for() ->
     rig = Rig(fail_after=3)
     rig.feed(40)
     rig.pipeline.start()
-    assert rig.pipeline.done.wait(5)
+    assert rig.pipeline.done.wait(30)
     rig.finish()
     assert isinstance(rig.pipeline.error, BackendError)
     assert rig.balance("a") == 0
@@ -173,13 +173,13 @@ def test_what_is_being_collected_while_another_stage_fails_is_published() -> Non
 
         def infer(self, slot: Any) -> None:
             if self._started == 1:
-                assert self.collecting.wait(5)
+                assert self.collecting.wait(30)
                 raise BackendError("at the second batch")
             super().infer(slot)
 
         def collect(self, slot: Any) -> Any:
             self.collecting.set()
-            assert self.failed.wait(5)
+            assert self.failed.wait(30)
             return super().collect(slot)
 
     rig = Rig(Failing(NullSettings(), ModelSettings(path="x"), batch=BatchSettings(max=4)))
@@ -193,7 +193,7 @@ def test_what_is_being_collected_while_another_stage_fails_is_published() -> Non
         stage._fail = told
     rig.feed(12)
     rig.pipeline.start()
-    assert rig.pipeline.done.wait(5)
+    assert rig.pipeline.done.wait(30)
     rig.finish()
     assert [d.seq for d in rig.out] == [0, 1, 2, 3]
     assert rig.balance("a") == 0
@@ -215,7 +215,7 @@ def test_a_backend_that_fails_at_the_second_try_of_a_batch_with_a_bad_frame(wher
     rig = Rig(Failing(NullSettings(), ModelSettings(path="x"), batch=BatchSettings(max=4)))
     rig.feed(4)
     rig.pipeline.start()
-    assert rig.pipeline.done.wait(5)
+    assert rig.pipeline.done.wait(30)
     rig.finish()
     assert rig.metrics.stream("a").dropped == {"frame_error": 1, "stage_failed": 3}
     assert rig.balance("a") == 0
@@ -231,7 +231,7 @@ def test_a_stage_that_fails_unexpectedly_leaves_its_stack(error: Exception) -> N
     with capture_logs() as lines:
         rig.feed(1)
         rig.pipeline.start()
-        assert rig.pipeline.done.wait(5)
+        assert rig.pipeline.done.wait(30)
     rig.finish()
     [line] = [line for line in lines if line["event"] == "stage failed"]
     assert (line["stage"], line["kind"]) == ("infer", type(error).__name__)
@@ -247,7 +247,7 @@ def test_frames_are_counted_when_nobody_takes_their_detections_any_more() -> Non
     rig.pipeline.add(StreamOutput("a", rig.metrics, MODEL, closed))
     rig.feed(4)
     rig.pipeline.start()
-    assert rig.pipeline.done.wait(5)
+    assert rig.pipeline.done.wait(30)
     rig.finish()
     assert rig.metrics.stream("a").dropped == {"stage_failed": 4}
 
