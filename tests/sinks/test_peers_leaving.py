@@ -235,7 +235,9 @@ def test_the_metrics_tell_who_is_connected_now(scene: Scene) -> None:
     assert told() == 0
 
 
+@pytest.mark.timeout(400)
 def test_hundreds_of_hosts_do_not_keep_messages_from_those_who_are_there(scene: Scene) -> None:
+    # The limits are for seconds of work, most of it libzmq's, with a twelfth of a processor.
     sink = scene.sink(bind="tcp://0.0.0.0:*")
     good = scene.subscriber(sink, b"streamd/1/good")
     until(lambda: sink.publish(detections("good-begin")) or good.poll(10), sink)  # it has been heard
@@ -266,7 +268,7 @@ def test_hundreds_of_hosts_do_not_keep_messages_from_those_who_are_there(scene: 
             got.append(json.loads(payload)["seq"])
         return True
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     try:
         while sent < 300 or refused(sink).get("busy", 0) < 20:
             assert time.monotonic() < deadline, (sent, refused(sink))
