@@ -133,16 +133,20 @@ sinks: [{{kind: zmq, bind: '{endpoint}', hwm: 10}}]
 streams: [{{id: a, kind: synthetic, fps: 2000, width: 64, height: 64}}]
 """
     with daemon(tmp_path, config) as running:
-        process = subprocess.Popen([sys.executable, "-c", SUBSCRIBE, endpoint], stdout=subprocess.DEVNULL)
-        time.sleep(1)
-        process.send_signal(signal.SIGSTOP)
-        start, at = running.value("streamd_frames_published_total", stream="a"), time.monotonic()
-        until(lambda: running.value("streamd_sink_dropped_total", sink="zmq0", reason="subscriber_slow") >= 1, 60)
-        time.sleep(3)  # scrapes share one answer for a while
-        rate = (running.value("streamd_frames_published_total", stream="a") - start) / (time.monotonic() - at)
+        received = tmp_path / "received"
+        with received.open("w") as out:
+            process = subprocess.Popen([sys.executable, "-c", SUBSCRIBE, endpoint], stdout=out)
+        try:
+            until(lambda: received.stat().st_size, 60, "the subscriber receives")
+            process.send_signal(signal.SIGSTOP)
+            start, at = running.value("streamd_frames_published_total", stream="a"), time.monotonic()
+            until(lambda: running.value("streamd_sink_dropped_total", sink="zmq0", reason="subscriber_slow") >= 1, 60)
+            time.sleep(3)  # scrapes share one answer for a while
+            rate = (running.value("streamd_frames_published_total", stream="a") - start) / (time.monotonic() - at)
+        finally:
+            process.kill()
+            process.wait()
         assert rate > 400
-        process.kill()
-        process.wait()
         assert running.stop() == 0
 
 
