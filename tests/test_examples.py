@@ -65,7 +65,7 @@ def test_the_python_subscribers(tmp_path: Path) -> None:
         until(lambda: found(simple, r"^street \d+ .*(car|person) 0\.\d\d at \["), 60, "the simple one sees")
         until(lambda: found(follow, r"^street: \d+ .*(car|person) 0\.\d\d"), 60, "the other one sees")
         assert found(follow, "^street: is LIVE")  # and why it is degraded, on a slow machine
-        assert found(follow, "^gone: is FAILED \\(not_found: .*none.mp4")
+        until(lambda: found(follow, "^gone: is FAILED \\(not_found: .*none.mp4"), 60, "it says what has failed")
         running.stop()
         until(lambda: found(follow, "^street: is ENDED"), 10, "the end is told")
         with watching(tmp_path):

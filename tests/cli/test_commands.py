@@ -205,15 +205,18 @@ def test_watch_leaves_room_for_what_a_terminal_echoes_of_its_end(tmp_path: Path)
     process = subprocess.Popen(command, stdout=other, stderr=other, env=environment)
     os.close(other)
     shown = b""
-    while b"last frame" not in shown:
-        shown += os.read(terminal, 65536)
-    process.send_signal(signal.SIGINT)
-    with contextlib.suppress(OSError):  # the terminal's end is an error of its own
-        while piece := os.read(terminal, 65536):
-            shown += piece
-    os.close(terminal)
-    assert process.wait(20) == 0
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "").split("\n")
+    try:
+        while b"last frame" not in shown:
+            shown += os.read(terminal, 65536)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the terminal's end is an error of its own
+            while piece := os.read(terminal, 65536):
+                shown += piece
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        os.close(terminal)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "\n").split("\n")
     assert max(map(len, lines)) == 78
 
 

@@ -135,7 +135,7 @@ def test_the_float_model_is_part_of_a_plans_identity(pair: Path, gpu: Callable[[
 
 
 def test_a_plan_keeps_the_key_that_it_had_before_float_models_counted() -> None:
-    recipe = plans.Recipe("m", "int8", (1, 8, 16), "8.5.3.1", "NVIDIA H200", (640, 640))
+    recipe = plans.Recipe("m", "int8", (1, 8, 16), "8.5.3.1", "NVIDIA H200", (640, 640), revision=1)
     assert recipe.key == "5fee4fb1f0b82d55758c9494d117e2ceac026187bdc3e8c8702dd8d168c0cf73"
 
 
