@@ -23,7 +23,7 @@ def with_and_without(run: Callable[..., Table], config: Mapping[str, Any], secti
 
     Returns:
         Frames/s of each turn, `off` and `on`; `share`, the median of those with the section over that of those without;
-        `each`, the same of every turn; `mean` and `deviation` of the latter, the standard error of the mean (none of
+        `each`, the same of every turn; `mean` and `standard_error` of the latter (none of
         one turn); and all figures of the daemons under `runs`. `error` where one did not run.
     """
     rest = {name: value for name, value in config.items() if name != section}
@@ -40,7 +40,7 @@ def with_and_without(run: Callable[..., Table], config: Mapping[str, Any], secti
     each = [on / off for on, off in zip(found["on"], found["off"], strict=True)]
     found |= {"each": [round(share, 3) for share in each], "mean": round(statistics.fmean(each), 3)}
     # One process's rate scatters by a tenth: a share without its error decides nothing.
-    found["deviation"] = round(statistics.stdev(each) / turns**0.5, 3) if turns > 1 else None
+    found["standard_error"] = round(statistics.stdev(each) / turns**0.5, 3) if turns > 1 else None
     return found
 
 
@@ -51,7 +51,7 @@ def say_shares(result: Table) -> str:
     rates = {kind: " ".join(f"{fps:.0f}" for fps in result[kind]) for kind in ("off", "on")}
     return (
         f"off {rates['off']}  on {rates['on']} frames/s  share {result['share']} of medians, {result['each']} by turn, "
-        f"mean {result['mean']} ± {result['deviation']}"
+        f"mean {result['mean']} ± {result['standard_error']}"
     )
 
 

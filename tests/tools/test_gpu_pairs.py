@@ -27,7 +27,7 @@ def test_runs_with_and_without_a_section_take_turns() -> None:
     assert (found["off"], found["on"]) == ([90.0, 60.0, 50.0], [70.0, 60.0, 30.0])
     assert found["share"] == 1.0
     assert found["each"] == [0.778, 1.0, 0.6]
-    assert (found["mean"], found["deviation"]) == (0.793, 0.116)
+    assert (found["mean"], found["standard_error"]) == (0.793, 0.116)
     assert say_shares(found).endswith("share 1.0 of medians, [0.778, 1.0, 0.6] by turn, mean 0.793 ± 0.116")
 
 
