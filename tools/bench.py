@@ -17,28 +17,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_daemon import started
 from bench_watch import GilWatch, PageViewer, Sums, Tree, Window, means, sums
 
 from streamd.sinks.message import DetectionsMessage, decode
 
 WARM_UP_S = 3.0
 Result = dict[str, Any]
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def percentiles(values: list[float]) -> Result:
@@ -163,53 +155,8 @@ def decode_ms(video: str) -> Result:
 
 def streamd(args: argparse.Namespace, seconds: float) -> Result:
     """The daemon as a separate process, with a subscriber in this one."""
-    import zmq
-
-    port, metrics_port = free_port(), free_port()
-    pace = "realtime" if args.live else "asap"
-    engine: Result = {"kind": args.engine}
-    if args.hint:
-        engine["hint"] = args.hint
-    if args.requests:
-        engine["requests"] = args.requests
-    if args.mps:
-        engine["mps"] = True
-    if args.devices != [0]:
-        engine["device"] = args.devices
-    stream: Result = {"url": str(Path(args.video).resolve()), "loop": True, "pace": pace, "decode": args.decode}
-    if args.isolation == "process":
-        stream["isolation"] = "process"
-    if getattr(args, "max_fps", None):
-        stream["max_fps"] = args.max_fps
-    stream |= getattr(args, "stream", {})
-    config = {
-        "model": {"path": args.model if args.model == "none" else str(Path(args.model).resolve())},
-        "engine": engine,
-        "streams": [stream | {"id": f"s{i}"} for i in range(args.streams)],
-        "sinks": [{"kind": "zmq", "bind": f"tcp://127.0.0.1:{port}", "hwm": 10_000, "ring": 4096}],
-        "batch": {"max": args.batch, "age_ms": args.age_ms},
-        "workers": args.workers,
-        "metrics": {"listen": f"127.0.0.1:{metrics_port}", "page": bool(getattr(args, "viewer", 0))},
-        "logging": {"level": "warning"},
-        **getattr(args, "config", {}),
-    }
-    context = zmq.Context()
-    subscriber = context.socket(zmq.SUB)
-    subscriber.setsockopt(zmq.RCVHWM, 0)  # messages that arrive while memory is read must not be lost
-    subscriber.setsockopt_string(zmq.SUBSCRIBE, "streamd/1/")
-    subscriber.connect(f"tcp://127.0.0.1:{port}")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bench.yaml"
-        path.write_text(json.dumps(config))
-        environment = os.environ | getattr(args, "environment", {})
-        process = subprocess.Popen([sys.executable, "-m", "streamd", "run", str(path)], env=environment)
-        try:
-            return _measure(args, subscriber, Tree(process.pid), seconds, metrics_port)
-        finally:
-            process.terminate()
-            process.wait(60)
-            subscriber.close(0)
-            context.term()
+    with started(args) as daemon:
+        return _measure(args, daemon.subscriber, Tree(daemon.pid), seconds, daemon.metrics_port)
 
 
 def _measure(args: argparse.Namespace, subscriber: Any, tree: Tree, seconds: float, metrics_port: int) -> Result:

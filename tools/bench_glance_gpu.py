@@ -30,7 +30,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from bench import free_port
+from bench_daemon import free_port
 from bench_watch import Tree
 from gpu_machine import Gpu
 from prometheus_client.parser import text_string_to_metric_families

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 import yaml
 import zmq
-from bench import bare, decode_ms, free_port
+from bench import bare, decode_ms
+from bench_daemon import free_port
 from glance_day import frames_of
 from prometheus_client.parser import text_string_to_metric_families
 

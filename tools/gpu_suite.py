@@ -13,7 +13,8 @@ Steps:
   loss      what plans lose against their float models (--float), picture by picture, on each --set
   nvdec     hardware decoding alone in each of --workers processes; for 16 streams also with frames copied to the host
   flow      the daemon from file to subscriber: --counts streams as fast as possible, with each of --workers
-  tracking  the same --turns times with and without tracking, and the share of the rate that is left with it
+  tracking  --turns times with and without tracking, and the share of the rate that is left with it; in one process,
+            --pairs of daemons are measured in turns of --seconds, one of them stopped
   paced     the daemon with --paced 25 fps streams: how many before the latency or a drop says stop; each of --workers
   live      one paced stream: latency by stage
   copyback  16 streams as fast as possible: frames left on the GPU, copied to the host (tools/copyback), decoded there
@@ -33,7 +34,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -45,6 +45,7 @@ from gpu_machine import Gpu, decode_alone
 from gpu_pairs import loss as losses
 from gpu_pairs import say_losses, say_shares, with_and_without
 from gpu_report import figures, print_table
+from gpu_turns import alternating, say_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 Table = dict[str, Any]
@@ -71,7 +72,7 @@ def _try(
     """Like `_keep`, but a plan that fails must not affect the others' results."""
     try:
         result = measure()
-    except Exception as error:  # noqa: BLE001
+    except (Exception, SystemExit) as error:  # noqa: BLE001
         result = {"error": str(error)[:200]}
     _keep(args, step, found, name, result, say)
 
@@ -187,7 +188,16 @@ def nvdec(args: argparse.Namespace) -> Table:
 def _daemon(
     args: argparse.Namespace, clip: Path, streams: int, *, live: bool, seconds: float | None = None, **more: Any
 ) -> Table:
-    options = SimpleNamespace(
+    try:
+        with Gpu(args.devices) as gpu:
+            found = bench.streamd(_options(args, clip, streams, live=live, **more), seconds or args.seconds)
+    except SystemExit as error:
+        return {"error": str(error)}
+    return found | {"gpu_decoder_mib": gpu.means, "device_mib_by_minute": gpu.mib_by_minute}
+
+
+def _options(args: argparse.Namespace, clip: Path, streams: int, *, live: bool, **more: Any) -> argparse.Namespace:
+    return argparse.Namespace(
         **{
             "model": str(args.plans[0]), "video": str(clip), "streams": streams, "live": live, "engine": args.engine,
             "decode": args.decode, "batch": None, "age_ms": args.age_ms, "hint": None, "requests": None, "workers": 1,
@@ -197,12 +207,6 @@ def _daemon(
         }
         | more
     )  # fmt: skip
-    try:
-        with Gpu(args.devices) as gpu:
-            found = bench.streamd(options, seconds or args.seconds)  # type: ignore[arg-type]
-    except SystemExit as error:
-        return {"error": str(error)}
-    return found | {"gpu_decoder_mib": gpu.means, "device_mib_by_minute": gpu.mib_by_minute}
 
 
 def _name(clip: Path, streams: int, workers: int, what: str = "") -> str:
@@ -230,9 +234,17 @@ def tracking(args: argparse.Namespace) -> Table:
     """What is left of the rate with tracking."""
     found: Table = {}
     for clip, workers, streams in _cases(args):
-        run = partial(_daemon, args, clip, streams, live=False, workers=workers)
-        result = with_and_without(run, args.config, "tracking", args.turns)
-        _keep(args, "tracking", found, _name(clip, streams, workers), result, say_shares)
+        name = _name(clip, streams, workers)
+        if workers > 1:  # two daemons with MPS servers of their own cannot share a GPU
+            run = partial(_daemon, args, clip, streams, live=False, workers=workers)
+            result = with_and_without(run, args.config, "tracking", args.turns)
+            _keep(args, "tracking", found, name, result, say_shares)
+            continue
+        measure = partial(
+            alternating, _options(args, clip, streams, live=False), args.config, "tracking",
+            streams=streams, pairs=args.pairs, turns=args.turns, seconds=args.seconds,
+        )  # fmt: skip
+        _try(args, "tracking", found, name, measure, say_turns)
     return found
 
 
@@ -312,6 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set", type=_pair, nargs="+", default=[], dest="sets", metavar="NAME=FOLDER", help="images, labels"
     )
     p.add_argument("--turns", type=int, default=3, help="of the step tracking")
+    p.add_argument("--pairs", type=int, default=3, help="of daemons in the step tracking, where each is one process")
     p.add_argument("--seconds", type=float, default=6.0)
     p.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 32, 64])
     p.add_argument("--paced", type=int, nargs="+", default=[16, 64, 100, 128])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import gpu_suite
 import pytest
 from gpu_pairs import say_losses, say_shares, with_and_without
-
-from tests.clips import write_clip
 
 
 def test_runs_with_and_without_a_section_take_turns() -> None:
@@ -35,19 +32,6 @@ def test_a_run_that_fails_is_told_and_ends_the_comparison() -> None:
     found = with_and_without(lambda config: {"error": "no GPU"} if config else {"fps": 1.0}, {}, "tracking", 3)
     assert say_shares(found) == "tracking on: no GPU"
     assert len(found["runs"]) == 2
-
-
-@pytest.mark.slow
-def test_the_daemon_runs_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clip = write_clip(tmp_path / "clip.mp4", frames=50, size=(64, 64))
-    code = gpu_suite.main([
-        "tracking", "--plans", "none", "--engine", "null", "--decode", "software", "--clips", str(clip),
-        "--counts", "2", "--turns", "1", "--seconds", "1", "--out", str(tmp_path / "out"),
-    ])  # fmt: skip
-    assert code == 0, capsys.readouterr()
-    (found,) = json.loads((tmp_path / "out" / "tracking.json").read_text()).values()
-    assert found["off"][0] > 0
-    assert found["on"][0] > 0
 
 
 def test_a_float_model_without_its_plan_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
