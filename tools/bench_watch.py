@@ -88,7 +88,10 @@ class Tree:
     @property
     def over(self) -> bool:
         """True once the daemon has ended."""
-        return bool(self.root.status() == psutil.STATUS_ZOMBIE)
+        try:
+            return bool(self.root.status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:  # somebody has waited for it
+            return True
 
     def cpu(self) -> float:
         """CPU seconds so far."""

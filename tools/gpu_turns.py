@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import statistics
@@ -81,7 +82,8 @@ class Turns:
 
     def end(self) -> None:
         """Lets the daemon go on, so that it can be told to end."""
-        os.killpg(self._daemon.pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(self._daemon.pid, signal.SIGCONT)
 
     def per_frame(self) -> dict[str, float]:
         """Microseconds of CPU a frame of the types of thread that take most."""
