@@ -83,45 +83,46 @@ class AnalysisStep:
         large for it."""
         streams, now_s, judged = self._analytics.streams, 0.0, False
         facts: list[int] = []
-        states: list[StreamTracks] = []
         for result in batch:
             frame = result.frame
-            each = streams[frame.stream]
-            state, pts, roi = each.tracks, frame.pts_ns, frame.roi
-            states.append(state)
+            each, pts, roi = streams[frame.stream], frame.pts_ns, frame.roi
             facts += (
-                state.address, frame.captured_ns, frame.seq, frame.begins, frame.width, frame.height,
+                each.address, frame.captured_ns, frame.seq, frame.begins, frame.width, frame.height,
                 NO_PTS if pts is None else pts, 0 if roi is None else native.part(roi),
             )  # fmt: skip
             if each.rules is not None:
                 judged, now_s = True, now_s or time.monotonic()
                 each.last_frame_s = now_s
 
+        def tracks(i: int) -> StreamTracks:
+            return streams[batch[i].frame.stream].tracks
+
         def left(i: int, time_ns: int, missed: int) -> Tracked:
             frame, boxes = batch[i].frame, found[i]
             return self._tracker.alone(
                 Observation(
-                    states[i], time_ns, boxes.xyxy, boxes.score, boxes.class_id, frame.width, frame.height, frame.roi,
+                    tracks(i), time_ns, boxes.xyxy, boxes.score, boxes.class_id, frame.width, frame.height, frame.roi,
                     missed, "loop" if frame.begins else None,
                 )
             )  # fmt: skip
 
         try:
-            published = native.publish(facts, states, found, self._selection.address, left, ended=judged)
+            tracked, chosen, ends = native.publish(facts, tracks, found, self._selection.address, left, ended=judged)
         except struct.error:
             return None
-        tracked, boxes = published.tracked, published.boxes
-        for i, error in tracked.errors.items():
-            self._failed(streams[batch[i].frame.stream], "tracker", error)
-        if judged:
-            self._apply_rules(batch, native.times(len(batch)), found, tracked)
-        if boxes is None:
-            return self._publishable(batch, found, tracked)
+        if tracked is not None:
+            for i, error in tracked.errors.items():
+                self._failed(streams[batch[i].frame.stream], "tracker", error)
+            if judged:
+                self._apply_rules(batch, native.times(len(batch)), found, tracked)
+            if chosen is None:
+                return self._publishable(batch, found, tracked)
+        assert chosen is not None
         begin = 0
-        for result, end in zip(batch, published.ends, strict=True):
-            result.boxes = PartOfBlock(boxes, begin, end)
+        for result, end in zip(batch, ends, strict=True):
+            result.boxes = PartOfBlock(chosen, begin, end)
             begin = end
-        return published.kept
+        return chosen.kept
 
     def _in_parts(self, batch: Sequence[Result], looked: Sequence[Result], found: FoundBatch) -> Kept:
         """Clocks, tracks, rules, and which boxes are published.

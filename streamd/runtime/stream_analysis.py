@@ -34,6 +34,11 @@ class StreamAnalysis:
         state: state of the rules on another box.
     """
 
+    __slots__ = (
+        "_labels", "_new_id", "address", "clock", "last_frame_s", "last_wall_ns", "lock", "rules", "stream", "tracks",
+        "unreliable",
+    )  # fmt: skip
+
     def __init__(
         self,
         settings: StreamSettings,
@@ -46,6 +51,8 @@ class StreamAnalysis:
         self.stream = settings.id
         self.clock = MediaClock(settings.live)
         self.tracks = StreamTracks(ids, self.clock)
+        self.address = self.tracks.address
+        """Of what the compiled step knows of the tracks."""
         self.last_frame_s = math.inf
         """Monotonic seconds of the last frame; infinite before the first and while the stream is known to be down."""
         self.last_wall_ns = 0

@@ -78,50 +78,63 @@ class PartOfBlock:
 
 
 class TrackedBoxes:
-    """Boxes with their tracks, see `Block`. Never modified.
+    """Boxes with their tracks, see `Block`; behind them, for each box that they were chosen from, whether it is one of
+    them. Never modified.
 
     Args:
-        block: (7 N,) float64 and what follows.
-        room: N.
+        memory: in which the block is.
+        begin: its first number of 32 bits there.
+        room: N, the number of boxes that they were chosen from.
+        count: how many they are. What follows them in a column means nothing.
         address: of the block.
     """
 
-    __slots__ = ("_block", "_classes", "address", "room")
+    __slots__ = ("_begin", "_classes", "_count", "_memory", "address", "room")
     tracked = True
 
-    def __init__(self, block: npt.NDArray[np.float64], room: int, address: int) -> None:
-        self._block, self.room, self.address = block, room, address
+    def __init__(self, memory: Int32Array, begin: int, room: int, count: int, address: int) -> None:
+        self._memory, self._begin, self.room, self._count, self.address = memory, begin, room, count, address
         self._classes: list[int] | None = None
+
+    def _rows(self, first: int, end: int) -> Int32Array:
+        """Columns of the block, in numbers of 32 bits a box."""
+        return self._memory[self._begin + first * self.room : self._begin + end * self.room]
 
     @property
     def xyxy(self) -> Float32Array:
         """(N, 4) in upright source pixels."""
-        n = self.room
-        return self._block[4 * n : 6 * n].view(np.float32).reshape(n, 4)
+        return self._rows(8, 12).view(np.float32).reshape(self.room, 4)
 
     @property
     def score(self) -> Float32Array:
         """(N,)"""
-        n = self.room
-        return self._block[6 * n : 7 * n].view(np.float32)[:n]
+        return self._rows(12, 13).view(np.float32)
 
     @property
     def class_id(self) -> Int32Array:
         """(N,)"""
-        n = self.room
-        return self._block[6 * n : 7 * n].view(np.int32)[n:]
+        return self._rows(13, 14)
 
     @property
     def classes(self) -> list[int]:
-        """The same. Every frame's are counted."""
+        """(count,) The same. Every frame's are counted."""
         if self._classes is None:
-            self._classes = self.class_id.tolist()
+            begin = self._begin + 13 * self.room
+            self._classes = self._memory[begin : begin + self._count].tolist()
         return self._classes
 
     def tracks(self, of: slice) -> Tracks:
         """Of some boxes."""
-        n, block = self.room, self._block
-        return Tracks(block[:n].view(np.int64)[of], block[n : 2 * n][of], block[2 * n : 4 * n].reshape(n, 2)[of])
+        number, age_s, velocity = self._rows(0, 2), self._rows(2, 4), self._rows(4, 8)
+        return Tracks(
+            number.view(np.int64)[of], age_s.view(np.float64)[of],
+            velocity.view(np.float64).reshape(self.room, 2)[of],
+        )  # fmt: skip
+
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """(N,) for each box that they were chosen from, whether it is one of them."""
+        begin = self._begin + 14 * self.room
+        return self._memory[begin : begin + (self.room + 3) // 4].view(np.bool_)[: self.room]
 
 
 class FoundBatch(ByFrame[Found]):

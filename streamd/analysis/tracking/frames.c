@@ -220,32 +220,39 @@ static int frame(const Settings *s, Work *work, const Frame *f, int64_t time_ns,
     return 0;
 }
 
+/* What a call is about; up to `out` in the order of native.py. */
+typedef struct {
+    const Settings *settings;
+    Work *work;         /* zeros at first; what it has to say is valid until the next call */
+    int64_t n;          /* frames */
+    int64_t first;      /* the first frame to step; those before it have been */
+    int64_t clocks;     /* whether the frames' times are to be found by the clocks of their streams; see `Work.times` */
+    const void *boxes;  /* of all frames the corners, then all scores, then all classes */
+    void *columns;      /* room for ids, ages, velocities and classes by box, in this order */
+    const Choice *choice; /* which boxes are published; NULL for none */
+    void *out;          /* room for ids, ages, velocities, corners, scores and classes of as many as there are boxes, in this
+                         * order, and for which boxes these are. Filled if all frames were stepped */
+    Frame frames[];     /* n; then the first box of each, and the end; then room for the number of chosen boxes up to the end of
+                         * each */
+} Call;
+
 /* Frames in the order of their capture; a stream may have several.
- *
- * work: zeros at first. What it has to say is valid until the next call.
- * bounds: by frame, its first box; and the end.
- * first: the first frame to step; those before it have been.
- * clocks: whether the frames' times are to be found by the clocks of their streams; see `Work.times`.
- * boxes: of all frames the corners, then all scores, then all classes.
- * columns: room for ids, ages, velocities and classes by box, in this order.
- * choice: which boxes are published; NULL for none.
- * out: room for as many ids, ages, velocities, corners, scores and classes as there are boxes, in this order, for which boxes
- *     these are, and in front of that, by frame, the number of chosen boxes up to its end. Filled if all frames were stepped.
  *
  * Returns the number of the first frame that was not stepped, or n. If there is no room for its stream's tracks, nothing of
  * it has changed; otherwise it is left to Python, and was given its time. -1 where there is no memory: nothing has changed.
  */
-int64_t bytetrack_batch(const Settings *s, Work *work, int64_t n, const Frame *frames, const int64_t *bounds, int64_t first,
-                        int64_t clocks, const void *boxes, void *columns, const Choice *choice, void *out)
+int64_t bytetrack_frames(Call *call)
 {
-    int64_t all = bounds[n], at = first;
-    const float *xyxy = boxes, *score = xyxy + 4 * all;
+    Work *work = call->work;
+    const Frame *frames = call->frames;
+    int64_t n = call->n, *bounds = (int64_t *)(frames + n), *ends = bounds + n + 1, all = bounds[n], at = call->first;
+    const float *xyxy = call->boxes, *score = xyxy + 4 * all;
     const int32_t *class_id = (const int32_t *)(score + all);
     work->some = work->gone = work->tracks = work->pairs = 0;
     work->chosen = -1;
-    if (clocks && grow((void **)&work->times, &work->times_room, n, 3 * sizeof *work->times))
+    if (call->clocks && grow((void **)&work->times, &work->times_room, n, 3 * sizeof *work->times))
         return -1;
-    int64_t *id = columns;
+    int64_t *id = call->columns;
     double *age = (double *)(id + all), *velocity = age + all;
     int32_t *track_class = (int32_t *)(velocity + 2 * all);
     for (; at < n; at++) {
@@ -253,7 +260,7 @@ int64_t bytetrack_batch(const Settings *s, Work *work, int64_t n, const Frame *f
         int64_t box = bounds[at], count = bounds[at + 1] - box, time_ns = f->time_ns, missed = f->missed;
         if (f->stream->count + count > f->stream->room)
             return at;
-        if (clocks) {
+        if (call->clocks) {
             Clock *clock = (Clock *)f->stream->clock;
             int64_t last = clock->seq;
             clock->seq = f->missed;
@@ -264,16 +271,17 @@ int64_t bytetrack_batch(const Settings *s, Work *work, int64_t n, const Frame *f
             times[2] = missed;
         }
         Columns by_box = {age + box, velocity + 2 * box, id + box, track_class + box};
-        if (frame(s, work, f, time_ns, missed, at, xyxy + 4 * box, score + box, class_id + box, count, by_box))
+        if (frame(call->settings, work, f, time_ns, missed, at, xyxy + 4 * box, score + box, class_id + box, count, by_box))
             return at;
     }
-    if (choice != NULL) {
-        int64_t *number = out;
+    if (call->choice != NULL) {
+        const Choice *choice = call->choice;
+        int64_t *number = call->out;
         double *ages = (double *)(number + all), *velocities = ages + all;
         float *corners = (float *)(velocities + 2 * all), *scores = corners + 4 * all;
-        int64_t *ends = number + 7 * all;
-        work->chosen = select_boxes(all, n, bounds + 1, choice->floors, choice->classes, choice->weak, boxes, columns, number,
-                                    ages, velocities, corners, scores, (int32_t *)(scores + all), (char *)(ends + n), ends);
+        work->chosen = select_boxes(all, n, bounds + 1, choice->floors, choice->classes, choice->weak, call->boxes, id, number,
+                                    ages, velocities, corners, scores, (int32_t *)(scores + all), (char *)(number + 7 * all),
+                                    ends);
     }
     return n;
 }

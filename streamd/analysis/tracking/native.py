@@ -19,7 +19,6 @@ import numpy as np
 
 from streamd.analysis.compiled import address_of, compiled, either_way
 from streamd.analysis.tracking.observation import (
-    BoolArray,
     EndedTrack,
     EndReason,
     ObservationBatch,
@@ -27,13 +26,13 @@ from streamd.analysis.tracking.observation import (
     TrackedBatch,
 )
 from streamd.analysis.tracking.tracks import COUNT, LIBRARY, ROOM, Matrix, StreamTracks
-from streamd.types import Box, FoundBatch, TrackedBoxes
+from streamd.types import Box, FoundBatch, Int32Array, TrackedBoxes
 
 if TYPE_CHECKING:
     from streamd.analysis.tracking.batch import Life
     from streamd.analysis.tracking.motion import Motion
 
-_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+_POINTER = ctypes.c_void_p
 
 
 SHORT_NS = 250_000.0
@@ -45,12 +44,15 @@ _FRAME_NS, _BOX_NS, _PAIR_NS = 300.0, 45.0, 1.2
 """What a frame, a box or track, and a pair of both take, measured on traffic: 20 boxes and 22 tracks a frame."""
 _PER_FRAME = 8
 """Numbers of a frame: `Frame` in frames.c."""
+_HEADER, _FIRST = 9, 3
+"""Numbers before the frames in `Call` in frames.c; the place of `first`."""
 _SOME, _GONE, _CHOSEN, _TRACKS, _PAIRS, _TOLD, _ENDED, _TIMES = range(8)
 """Places in a step's memory: `Work` in frames.c."""
 _PER_TOLD = 3
 """Numbers that are told of a frame: `Told` in frames.c."""
 _BLOCKS = 8192
-"""Numbers of the memory that blocks are taken from: those of a few batches. What is kept of one keeps all of it."""
+"""Numbers of 64 bits of the memory that blocks are taken from: those of a few batches. What is kept of one keeps
+all of it."""
 _PARTS = 1000
 """Of so many different parts of pictures the numbers are kept."""
 
@@ -74,8 +76,7 @@ def library(path: str | None = None) -> Library | None:
     Args:
         path: of the file; the one that was built with the package by default.
     """
-    arguments = (_POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _COUNT, _COUNT, *[_POINTER] * 4)
-    steps = either_way(LIBRARY, "bytetrack_batch", arguments, path)
+    steps = either_way(LIBRARY, "bytetrack_frames", (_POINTER,), path)
     others = compiled(LIBRARY, ("bytetrack_free", "bytetrack_work_size"), path, hold=True)
     if steps is None or others is None:
         return None
@@ -85,8 +86,8 @@ def library(path: str | None = None) -> Library | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _packed(frames: int) -> Callable[..., bytes]:
-    return struct.Struct(f"{_PER_FRAME * frames}q").pack
+def _packed(frames: int) -> Callable[..., None]:
+    return struct.Struct(f"{_HEADER + (_PER_FRAME + 1) * frames + 1}q").pack_into
 
 
 Left = Callable[[int, int, int], Tracked]
@@ -95,21 +96,14 @@ were missed before it."""
 
 
 class Published(NamedTuple):
-    """What a step says of a batch whose boxes it has chosen."""
+    """What a step says of a batch whose boxes it was to choose."""
 
-    tracked: TrackedBatch
-    """Of all boxes; valid until the next step."""
-    boxes: TrackedBoxes | None = None
+    tracked: TrackedBatch | None
+    """Of all boxes; valid until the next step. None where nobody needs it."""
+    boxes: TrackedBoxes | None
     """The boxes to publish; None where they are still to be chosen."""
-    ends: Sequence[int] = ()
+    ends: Sequence[int]
     """By frame, how many of them there are up to its end."""
-    block: Matrix | None = None
-
-    def kept(self) -> BoolArray:
-        """By given box, whether it is to be published."""
-        assert self.block is not None
-        n, frames = len(self.tracked.joined.id), len(self.ends)
-        return self.block[7 * n + frames :].view(np.bool_)[:n]
 
 
 class NativeStep:
@@ -137,11 +131,13 @@ class NativeStep:
         self._work = array("q", bytes(compiled.size))
         self._work_at: int = self._work.buffer_info()[0]
         weakref.finalize(self, _free, compiled.free, self._work).atexit = False
-        self._columns = np.empty(0)
-        self._columns_at = 0
-        self._blocks = np.empty(0)
-        """Memory for blocks, taken from its begin. NumPy takes longer to say where memory is than to allocate it."""
-        self._blocks_at = 0
+        self._call, self._call_at = array("q"), 0
+        self._columns, self._columns_at = np.empty(0), 0
+        self._columns_room = 0
+        """For how many boxes."""
+        self._blocks: Int32Array = np.empty(0, np.int32)
+        """Memory for blocks. NumPy takes longer to say where memory is, and to cut it, than to allocate it."""
+        self._blocks_at = self._used = 0
         self._box_ns = 3 * _BOX_NS
         """What a box took in the last step, with its part of tracks and pairs."""
         self._parts: dict[Box, array[int]] = {}
@@ -174,11 +170,12 @@ class NativeStep:
             why = 0 if begin is None else _WHY.index(begin)
             facts += (state.address, time_ns, missed, why, width, height, 0, self.part(roi))
         columns = np.empty(5 * bounds[-1] + 1)
-        states = [frame[0] for frame in batch.frames]
-        return self._run(facts, states, batch.boxes, columns, address_of(columns), left, clocked=False)
+        address = address_of(columns)
+        buried, others = self._run(facts, lambda i: batch.frames[i][0], batch.boxes, address, left)
+        return _tracked(columns, bounds, buried, others, address)
 
     def publish(
-        self, facts: list[int], states: Sequence[StreamTracks], found: FoundBatch, choice: int, left: Left, *,
+        self, facts: list[int], tracks: Callable[[int], StreamTracks], found: FoundBatch, choice: int, left: Left, *,
         ended: bool = True,
     ) -> Published:  # fmt: skip
         """Frames in the order of their capture, by the clocks of their streams, and which of their boxes are published.
@@ -186,82 +183,88 @@ class NativeStep:
         Args:
             facts: of each frame, one after the other: the address of its stream, when it arrived, its number, 1 where
                 its stream begins again, width, height, time stamp or `NO_PTS`, and its `part`.
-            states: its stream.
+            tracks: the stream of a frame, by its number.
             found: the boxes.
             choice: address of a selection's; see `Selection.address`.
             left: see `__call__`.
-            ended: whether anybody asks which tracks have ended.
+            ended: whether anybody asks which tracks have ended, and what is known of boxes that are not published.
 
         Raises:
             struct.error: a number of 64 bits and more. Nothing has changed.
             MemoryError: likewise.
             IndexError: a class without a floor.
         """
-        n, frames = found.bounds[-1], len(found)
-        if len(self._columns) < 5 * n + 1:
-            self._columns = np.empty(10 * n + 1)
+        bounds = found.bounds
+        n = bounds[-1]
+        if self._columns_room < n:
+            self._columns, self._columns_room = np.empty(10 * n + 1), 2 * n
             self._columns_at = address_of(self._columns)
-        block, out = self._block(7 * n + frames + (n + 7) // 8)
-        tracked = self._run(
-            facts, states, found, self._columns, self._columns_at, left, clocked=True, choice=choice, out=out,
-            ended=ended,
-        )  # fmt: skip
+        # In numbers of 32 bits.
+        size, begin = 14 * n + 2 * ((n + 7) // 8), self._used
+        if begin + size > len(self._blocks):
+            self._blocks, begin = np.empty(max(size, _BLOCKS), np.float64).view(np.int32), 0
+            self._blocks_at = address_of(self._blocks)
+        self._used = begin + size
+        out = self._blocks_at + 4 * begin
+        buried, others = self._run(facts, tracks, found, self._columns_at, left, choice, out, ended=ended)
+        tracked = _tracked(self._columns, bounds, buried, others, self._columns_at) if ended or others else None
+        if others:
+            return Published(tracked, None, ())
         count = self._work[_CHOSEN]
-        if not tracked.address:
-            return Published(tracked)
         if count < 0:
             raise IndexError("a box has a class without a label")
-        ends = block[7 * n : 7 * n + frames].view(np.int64).tolist()
-        return Published(tracked, TrackedBoxes(block, n, out), ends, block)
-
-    def _block(self, size: int) -> tuple[Matrix, int]:
-        """Memory for `size` doubles, and its address."""
-        if len(self._blocks) < size:
-            self._blocks = np.empty(max(size, _BLOCKS))
-            self._blocks_at = address_of(self._blocks)
-        block, address = self._blocks[:size], self._blocks_at
-        self._blocks, self._blocks_at = self._blocks[size:], address + 8 * size
-        return block, address
+        frames = len(bounds) - 1
+        end = _HEADER + (_PER_FRAME + 2) * frames + 1
+        boxes = TrackedBoxes(self._blocks, begin, n, count, out)
+        return Published(tracked, boxes, self._call[end - frames : end])
 
     def times(self, frames: int) -> list[int]:
         """The times of the frames of the last `publish`, by the clocks of their streams."""
         return (ctypes.c_int64 * (3 * frames)).from_address(self._work[_TIMES])[::3]
 
     def _run(
-        self, facts: list[int], states: Sequence[StreamTracks], found: FoundBatch, columns: Matrix, address: int,
-        left: Left, *, clocked: bool, choice: int = 0, out: int = 0, ended: bool = True,
-    ) -> TrackedBatch:  # fmt: skip
-        bounds, frames = found.bounds, len(states)
-        n, work = bounds[-1], self._work
+        self, facts: list[int], tracks: Callable[[int], StreamTracks], found: FoundBatch, columns: int, left: Left,
+        choice: int = 0, out: int = 0, *, ended: bool = True,
+    ) -> tuple[dict[int, tuple[EndedTrack, ...]], dict[int, Tracked]]:  # fmt: skip
+        """The tracks that ended, and what became of frames that were left, by frame; by the clocks of streams where
+        there is a choice."""
+        bounds, work = found.bounds, self._work
+        n, frames = bounds[-1], len(bounds) - 1
         step = self._quick if _FRAME_NS * frames + n * self._box_ns < SHORT_NS else self._long
-        packed, ends = _packed(frames)(*facts), array("q", bounds).tobytes()
-        at, tracks, pairs, others = 0, 0, 0, dict[int, Tracked]()
+        if len(self._call) < _HEADER + (_PER_FRAME + 2) * frames + 1:
+            self._call = array("q", bytes(8 * (_HEADER + (_PER_FRAME + 2) * frames + 1)))
+            self._call_at = self._call.buffer_info()[0]
+        _packed(frames)(
+            self._call, 0, self._address, self._work_at, frames, 0, choice != 0, found.address, columns, choice, out,
+            *facts, *bounds,
+        )  # fmt: skip
+        seen, pairs = n, 0
         buried: dict[int, tuple[EndedTrack, ...]] = {}
+        others: dict[int, Tracked] = {}
         while True:
-            at = step(
-                self._address, self._work_at, frames, packed, ends, at, clocked, found.address, address, choice, out
-            )
+            at = step(self._call_at)
             if at < 0:
                 raise MemoryError
-            tracks, pairs = tracks + work[_TRACKS], pairs + work[_PAIRS]
+            seen, pairs = seen + work[_TRACKS], pairs + work[_PAIRS]
             if ended and work[_SOME]:
                 self._told(buried)
             if at == frames:
                 break
-            room, needed = states[at].facts[ROOM], states[at].facts[COUNT] + bounds[at + 1] - bounds[at]
+            state = tracks(at)
+            room, needed = state.facts[ROOM], state.facts[COUNT] + bounds[at + 1] - bounds[at]
             if needed > room:
-                states[at].reserve(needed)
-                continue
-            time_ns = missed = 0
-            if clocked:
-                _, time_ns, missed = (ctypes.c_int64 * 3).from_address(work[_TIMES] + 24 * at)
-            others[at] = left(at, time_ns, missed)
-            at += 1
-        self._box_ns = (_BOX_NS * (n + tracks) + _PAIR_NS * pairs) / max(n, 1)
+                state.reserve(needed)
+            else:
+                time_ns = missed = 0
+                if choice:
+                    _, time_ns, missed = (ctypes.c_int64 * 3).from_address(work[_TIMES] + 24 * at)
+                others[at] = left(at, time_ns, missed)
+                at += 1
+            self._call[_FIRST] = at
+        self._box_ns = (_BOX_NS * seen + _PAIR_NS * pairs) / (n or 1)
         if len(self._parts) > _PARTS:
             self._parts.clear()
-        batch = TrackedBatch(columns, bounds, buried, address=address)
-        return TrackedBatch.of([others.get(i) or batch[i] for i in range(frames)]) if others else batch
+        return buried, others
 
     def _told(self, buried: dict[int, tuple[EndedTrack, ...]]) -> None:
         """Adds the tracks that ended, by frame."""
@@ -274,6 +277,14 @@ class NativeStep:
                 for i in range(4 * at, 4 * (at + gone), 4)
             )
             at += gone
+
+
+def _tracked(
+    columns: Matrix, bounds: Sequence[int], buried: dict[int, tuple[EndedTrack, ...]], others: dict[int, Tracked],
+    address: int,
+) -> TrackedBatch:  # fmt: skip
+    batch = TrackedBatch(columns, bounds, buried, address=address)
+    return TrackedBatch.of([others.get(i) or batch[i] for i in range(len(batch))]) if others else batch
 
 
 def _free(free: Any, work: array[int]) -> None:
