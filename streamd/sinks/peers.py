@@ -34,8 +34,15 @@ log = structlog.get_logger(__name__)
 TOPICS = 1_000
 TOPIC_BYTES = 64 << 10
 """Most subscriptions of one peer. libzmq stores each in a tree with about 32 bytes a character."""
-ALL_TOPIC_BYTES = 2 << 20
-"""Of all peers of a socket."""
+ALL_TOPIC_BYTES, DIFFERENT_TOPIC_BYTES = 2 << 20, 128 << 10
+"""Of all peers of a socket, and of their different topics. For each connection that ends, libzmq searches all of these,
+about 70 ns a byte, and nothing is published meanwhile."""
+FAIR_TOPIC_BYTES = 512
+"""What a peer may have once one of both is reached."""
+VISITORS, SEARCHED_BYTES = 16, 512 << 10
+"""Connections at a time of which is not known yet whether they stay, and bytes of topics that libzmq may search if they
+all leave. Others wait to be let in: hundreds that subscribed and left while the socket's thread waited for a processor
+were worked off in one call."""
 MESSAGES, MESSAGES_A_SECOND = 2_000, 50.0
 """Subscriptions and cancellations of one peer: at once, and in the long run."""
 INPUT_BYTES, INPUT_BYTES_A_SECOND = 256 << 10, 4096.0
@@ -60,6 +67,10 @@ _AUDIT_S = 1.0
 """Between two looks at whether the connections still exist, whatever libzmq has said."""
 _SETTLED_S = 0.05
 """After the end of a connection, libzmq has passed on what it had received by then."""
+_WORKED_OFF_S = 0.1
+"""After the end of a connection, libzmq has searched the topics."""
+_SILENT_S = 1.0
+"""A connection that has subscribed to nothing by then is taken to stay."""
 _LOG_S = 10.0
 
 Reason = Literal["limit", "host", "descriptors", "again", "busy", "topics", "rate", "input"]
@@ -78,12 +89,23 @@ class Peer:
     """It was shut down, and libzmq has yet to see it."""
     leaving: bool = False
     """libzmq has told of the end of a connection with its descriptor: of its own, or of one before it."""
+    entered: float = 0.0
+    """When it was let in, monotonic seconds."""
+    gone: float = 0.0
+    """When its end was found."""
     topics: set[bytes] = field(default_factory=set)
     topic_bytes: int = 0
     received: int = 0
     """Bytes, as last seen; for ipc those that waited to be read."""
     messages: Allowance = field(default_factory=lambda: Allowance(MESSAGES, MESSAGES_A_SECOND))
     input: Allowance = field(default_factory=lambda: Allowance(INPUT_BYTES, INPUT_BYTES_A_SECOND))
+
+
+def _has_settled(peer: Peer, since: float) -> bool:
+    """Whether all that was heard since `since` shows that it stays, or that libzmq is done with it."""
+    if peer.gone:
+        return peer.gone < since - _WORKED_OFF_S
+    return peer.entered < since - (_SETTLED_S if peer.topics else _SILENT_S)
 
 
 class Peers:
@@ -101,6 +123,11 @@ class Peers:
         self._limit, self._host_limit = limit, max(LEAST_OF_HOST, limit // 2)
         self._peers: dict[int, Peer] = {}
         self._all_topic_bytes = 0
+        self._different: Counter[bytes] = Counter()
+        """Peers by topic."""
+        self._different_bytes = 0
+        self._visitors: list[Peer] = []
+        """See VISITORS."""
         self._ended: dict[int, float] = {}
         """Descriptors of connections that have ended, and when, while subscriptions of theirs may be under way."""
         self._refused: Counter[str] = Counter()
@@ -147,15 +174,20 @@ class Peers:
             topic = message[1:]
             if message[:1] == b"\x00" and topic in peer.topics:
                 peer.topics.remove(topic)
-                self._count(peer, -len(topic))
+                peer.topic_bytes -= len(topic)
+                self._left(topic)
             if message[:1] != b"\x01" or topic in peer.topics:
                 return False
             peer.topics.add(topic)
-            self._count(peer, len(topic))
+            peer.topic_bytes += len(topic)
+            self._all_topic_bytes += len(topic)
+            self._different[topic] += 1
+            if self._different[topic] == 1:
+                self._different_bytes += len(topic)
             if (
                 len(peer.topics) > TOPICS
                 or peer.topic_bytes > TOPIC_BYTES
-                or (self._all_topic_bytes > ALL_TOPIC_BYTES and peer is self._greediest())
+                or (peer.topic_bytes > FAIR_TOPIC_BYTES and self._many_topics)
             ):
                 self._close(descriptor, peer, "topics")
                 return False
@@ -167,16 +199,29 @@ class Peers:
         Args:
             since: when it was begun to listen, monotonic seconds.
         """
+        if self._visitors:
+            with self._lock:
+                self._visitors = [peer for peer in self._visitors if not _has_settled(peer, since)]
         if self._ended:
             with self._lock:
                 self._ended = {fd: at for fd, at in self._ended.items() if at > since - _SETTLED_S}
 
-    def _count(self, peer: Peer, size: int) -> None:
-        peer.topic_bytes += size
-        self._all_topic_bytes += size
+    def _left(self, topic: bytes) -> None:
+        """One peer less has this topic."""
+        self._all_topic_bytes -= len(topic)
+        self._different[topic] -= 1
+        if not self._different[topic]:
+            del self._different[topic]
+            self._different_bytes -= len(topic)
 
-    def _greediest(self) -> Peer:
-        return max(self._peers.values(), key=lambda p: p.topic_bytes)
+    @property
+    def _many_topics(self) -> bool:
+        return self._all_topic_bytes > ALL_TOPIC_BYTES or self._different_bytes > DIFFERENT_TOPIC_BYTES
+
+    @property
+    def full(self) -> bool:
+        """Whether further connections have to wait to be let in."""
+        return len(self._visitors) >= max(1, min(VISITORS, SEARCHED_BYTES // max(1, self._different_bytes)))
 
     def may_enter(self, address: str) -> bool:
         """Whether a connection from there was accepted and not closed, for which nobody has asked yet."""
@@ -188,6 +233,11 @@ class Peers:
             if self._granted[host] <= 0:
                 return False
             self._granted[host] -= 1
+            # Which of the host's it is does not matter.
+            peer = next((p for p in self._peers.values() if p.host == host and not p.closed and not p.entered), None)
+            if peer is not None:
+                peer.entered = time.monotonic()
+                self._visitors.append(peer)
             return True
 
     def not_accepted(self) -> None:
@@ -251,8 +301,9 @@ class Peers:
         """Forgets a connection that is no more."""
         peer = self._peers.pop(descriptor, None)
         if peer is not None:
-            self._all_topic_bytes -= peer.topic_bytes
-            self._ended[descriptor] = time.monotonic()
+            for topic in peer.topics:
+                self._left(topic)
+            self._ended[descriptor] = peer.gone = time.monotonic()
             if not peer.received and not peer.closed:
                 self._all_input.use(FAIR_BYTES, least=-ALL_INPUT_BYTES)
             if granted := self._granted[peer.host]:

@@ -76,10 +76,11 @@ class PeerWatch:
         import zmq
 
         monitor, questions, peers = self._monitor, self._questions, self._peers
-        poller = zmq.Poller()
-        poller.register(monitor, zmq.POLLIN)
+        events, everything = zmq.Poller(), zmq.Poller()
+        events.register(monitor, zmq.POLLIN)
+        everything.register(monitor, zmq.POLLIN)
         if questions is not None:
-            poller.register(questions, zmq.POLLIN)
+            everything.register(questions, zmq.POLLIN)
         next_look = 0.0
         with contextlib.closing(monitor), contextlib.closing(questions) if questions else contextlib.nullcontext():
             while not self._over:
@@ -93,7 +94,12 @@ class PeerWatch:
                 if peers.busy_until > now:
                     next_look = min(next_look, now + _BUSY_LOOK_MS / 1000)
                 if not self._over:
-                    poller.poll(max(1, int((next_look - time.monotonic()) * 1000)) if peers.count else None)
+                    wait_ms = max(1, int((next_look - time.monotonic()) * 1000)) if peers.count else None
+                    if questions is not None and peers.full:
+                        # Questions wait, and the next look is soon: some have just connected.
+                        events.poll(min(wait_ms or _BUSY_LOOK_MS, _BUSY_LOOK_MS))
+                    else:
+                        everything.poll(wait_ms)
 
     def _hear(self, most: int) -> None:
         """Takes events of the monitor, as far as there are any."""
@@ -123,6 +129,8 @@ class PeerWatch:
         import zmq
 
         for _ in range(_EVENTS):
+            if self._peers.full:
+                return
             try:
                 version, request, _domain, address, *_ = questions.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:

@@ -6,10 +6,12 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import resource
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -18,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from streamd.sinks.guard import GuardedSink
 from streamd.sinks.hosts import ABUSE_COSTS, CONNECTIONS_A_SECOND, MOST_HOSTS, Hosts
-from streamd.sinks.peers import FAIR_BYTES, MESSAGES, Peer
+from streamd.sinks.peers import DIFFERENT_TOPIC_BYTES, FAIR_BYTES, FAIR_TOPIC_BYTES, MESSAGES, Peer
 from streamd.sinks.sockets import received_by
 from streamd.sinks.zmq import ZmqSettings, ZmqSink
 from streamd.telemetry.metrics import Metrics
@@ -146,13 +148,16 @@ def test_a_connection_whose_end_was_not_heard_of_is_not_counted_for_ever(scene: 
     # As if libzmq had not told of the ends of two: one's descriptor is free, the other's is another connection's now.
     (descriptor,) = watched._peers
     with socket.socket() as other, watched._lock:
-        watched._peers[99_999] = Peer("127.0.0.1", 1, topic_bytes=7)
+        watched._peers[99_999] = Peer("127.0.0.1", 1, topics={b"streamd"}, topic_bytes=7)
         watched._peers[other.fileno()] = Peer("127.0.0.1", 2)
         watched._all_topic_bytes += 7
+        watched._different_bytes += 7
+        watched._different[b"streamd"] += 1
     assert connected(sink) == 3
     until(lambda: connected(sink) == 1, sink)
     assert set(watched._peers) == {descriptor}
-    assert watched._all_topic_bytes == 0
+    assert watched._all_topic_bytes == watched._different_bytes == 0
+    assert not watched._different
     assert not peer.closed(sink, 0.1)
 
 
@@ -286,6 +291,67 @@ def test_hundreds_of_hosts_do_not_keep_messages_from_those_who_are_there(scene: 
     assert got == list(range(sent))
     assert last[0] > 100, "each from an address of its own"
     assert connected(sink) >= 1
+
+
+class Visitors:
+    """Hosts that subscribe to 900 topics each, of which no other has any."""
+
+    def __init__(self, sink: Sender, hosts: int, *, stay: bool) -> None:
+        self._endpoint, self._stay = sink.endpoint, stay
+        self.came: list[RawPeer] = []
+        self._threads = [threading.Thread(target=self._visit, args=(n,)) for n in range(hosts)]
+        for thread in self._threads:
+            thread.start()
+
+    def _visit(self, n: int) -> None:
+        topics = random.Random(n).randbytes(7200)
+        with contextlib.suppress(OSError):  # it may be refused, or closed meanwhile
+            peer = RawPeer(self._endpoint, source=f"127.1.{1 + n}.9")
+            self.came.append(peer)
+            peer.subscribe(*(topics[at : at + 8] for at in range(0, 7200, 8)))
+            if not self._stay:
+                peer.close()
+
+    def coming(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
+
+def _longest_call(sink: Sender, until: Callable[[], bool]) -> float:
+    """Processor time of one, in seconds: others take none of it."""
+    longest = 0.0
+    began = time.monotonic()
+    calls: list[Callable[[], object]] = [lambda: sink.publish(detections("other")), sink.poll]
+    while time.monotonic() < began + 1 or not until():
+        assert time.monotonic() < began + 60
+        for call in calls:
+            before = time.thread_time()
+            call()
+            longest = max(longest, time.thread_time() - before)
+        time.sleep(0.01)
+    return longest
+
+
+def test_hosts_that_came_and_left_while_the_sink_waited_cost_no_call_much_time(scene: Scene) -> None:
+    """For each that leaves, libzmq searches the topics of all, in whatever call comes next."""
+    sink = scene.sink(bind="tcp://0.0.0.0:*")
+    visitors = Visitors(sink, 100, stay=False)
+    time.sleep(1.0)  # as if it had no processor
+    longest = _longest_call(sink, lambda: not visitors.coming() and connected(sink) == 0)
+    assert len(visitors.came) >= 50, "they are let in, in turn"
+    assert longest < 0.5, "2 s if all are worked off at once"
+
+
+def test_hosts_that_leave_together_cost_no_call_much_time(scene: Scene) -> None:
+    sink = scene.sink(bind="tcp://0.0.0.0:*")
+    visitors = Visitors(sink, 60, stay=True)
+    longest = _longest_call(sink, lambda: not visitors.coming() and "topics" in refused(sink))
+    staying = len(sink._peers._peers)
+    assert refused(sink).keys() == {"topics"}
+    assert sink._peers._different_bytes <= DIFFERENT_TOPIC_BYTES + staying * (FAIR_TOPIC_BYTES + 8)
+    for peer in visitors.came:
+        peer.close()
+    longest = max(longest, _longest_call(sink, lambda: connected(sink) == 0))
+    assert longest < 0.5, "3 s if each has all its topics"
 
 
 def test_a_connection_is_counted_once_however_many_had_its_descriptor_before(scene: Scene) -> None:
