@@ -283,7 +283,8 @@ def main() -> int:
     final["decode_ms"] = decode_ms(args.video)
     base = final.get("bare", {}).get("fps")
     cores = len(os.sched_getaffinity(0))
-    load = f"{args.streams} streams, {args.workers} workers, {cores} cores"
+    numbers = ((args.streams, "stream"), (args.workers, "worker"), (cores, "core"))
+    load = ", ".join(f"{n} {noun}{'s' * (n != 1)}" for n, noun in numbers)
     print(f"{Path(args.model).name}, {Path(args.video).name}, {load}")
     columns = [("frames/s", 10), ("of bare", 9), ("p50 ms", 9), ("p99 ms", 9), ("CPU ms/f", 10), ("RSS MB", 8)]
     columns.append(("growth", 8))

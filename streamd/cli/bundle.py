@@ -50,7 +50,7 @@ def _processes(folder: Path, path: Path) -> dict[str, int]:
     if not found:
         advice = "start it"
         if folder == UNIT_FOLDER:
-            advice = "start its service; a daemon without one records only if recorder.folder says where"
+            advice = "start its service, or set recorder.folder if it does not run as one"
         raise NoAnswerError(f"{path}: no daemon with this configuration records to {folder}; {advice}")
     return found
 

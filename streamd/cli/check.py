@@ -190,7 +190,7 @@ def notes(config: Config) -> list[str]:
     found = []
     if isinstance(engine, AutoSettings):
         engine, reason = choice(config.model)
-        found.append(f"engine: {engine.kind}, since {reason}")
+        found.append(f"engine: {engine.kind}, because {reason}")
     on_gpu = isinstance(engine, TensorRtSettings)
     for classifier in config.classifiers if on_gpu else ():
         streams = [
@@ -221,8 +221,10 @@ def run(args: argparse.Namespace) -> int:
     except InvalidConfig as error:
         print(error)
         if (rest := error.partial) is not None:
-            for more in problems(rest.config, model=False, secrets=not args.no_secrets, in_file=rest.in_file):
-                print(more.told(args.config, rest.line))
+            found = problems(rest.config, model=False, secrets=not args.no_secrets, in_file=rest.in_file)
+            for problem in found:
+                if not rest.follows(problem.path):
+                    print(problem.told(args.config, rest.line))
         return error.exit_code
     except ConfigError as error:
         print(redact(str(error)))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -92,6 +95,22 @@ def add_classes_option(p: Any) -> None:
 def engine_of(args: argparse.Namespace) -> dict[str, Any]:
     """Backend settings from parsed options."""
     return {"kind": args.engine}
+
+
+def say(text: str, indent: int = 0) -> None:
+    """Prints a paragraph. On a terminal, it is broken between words; to a file or another program goes one line.
+
+    Args:
+        text: what to print.
+        indent: of the second line and those that follow, in columns.
+    """
+    if sys.stdout.isatty():
+        width = max(40, shutil.get_terminal_size().columns)
+        text = textwrap.fill(
+            text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False,
+            replace_whitespace=False,
+        )  # fmt: skip
+    print(text)
 
 
 @contextmanager

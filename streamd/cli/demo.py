@@ -25,7 +25,7 @@ from streamd.cli.annotate import Video, draw, same_file, upright_bgr
 from streamd.cli.board import Board
 from streamd.cli.capacity import Capacity, measure
 from streamd.cli.check import problems
-from streamd.cli.console import duration, enumerated, positive, progress
+from streamd.cli.console import duration, enumerated, positive, progress, say
 from streamd.cli.detect import Run
 from streamd.config import Config, is_url
 from streamd.engine import BUILTIN, ModelSettings
@@ -215,8 +215,11 @@ def _introduce(daemon: Daemon, inputs: Sequence[str], endpoint: str, capacity: C
     mean_s, most_s = max(map(reordering_s, files), default=(0.0, 0.0))
     if most_s:
         # Otherwise this would look like slowness of ours.
-        clips = f"latency   {1e3 * mean_s:.0f} ms of it, at most {1e3 * most_s:.0f} ms, are the clip's"
-        print(f"{clips}: its B-frames are stored\n          out of order, and a frame waits until it is its turn")
+        say(
+            f"latency   includes {1e3 * mean_s:.0f} ms on average, {1e3 * most_s:.0f} ms at most, that come from the "
+            "file: its B-frames are stored out of order, so decoded frames have to wait for their turn",
+            10,
+        )
     print("Press Ctrl-C to stop.\n", flush=True)
 
 

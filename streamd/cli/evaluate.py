@@ -15,6 +15,7 @@ from streamd.cli.console import (
     engine_of,
     options_told,
     progress,
+    say,
 )
 from streamd.errors import ConfigError
 from streamd.security.text import plain
@@ -103,16 +104,17 @@ def _print(first: Accuracy, second: Accuracy | None, drop: Drop | None) -> None:
         after = others.get(c.class_id)
         rows.append((plain(c.label), str(c.boxes), c.ap, after.ap if after else None))
     print(f"{first.images} images, {first.boxes} boxes, {len(first.classes)} classes")
-    header = f"{'':<24}{'boxes':>7}{first.model[:22]:>24}"
-    print(header + ("" if second is None else f"{second.model[:22]:>24}{'drop':>9}"))
+    # 80 columns: a long name loses its end, as both models' names do if they are long.
+    header = f"{'':<22}{'boxes':>7}{first.model[:19]:>21}"
+    print(header + ("" if second is None else f"{second.model[:19]:>21}{'drop':>9}"))
     for label, boxes, before, after_value in rows:
-        line = f"{label:<24}{boxes:>7}{before:>24.4f}"
+        line = f"{label[:22]:<22}{boxes:>7}{before:>21.4f}"
         if after_value is not None:
-            line += f"{after_value:>24.4f}{before - after_value:>+9.4f}"
+            line += f"{after_value:>21.4f}{before - after_value:>+9.4f}"
         print(line)
     if drop is not None:
         needed = f"about {drop.images_for(MARGIN):,} such images would show ±{MARGIN:g}" if drop.margin > MARGIN else ""
-        print(f"mAP {drop}" + (f"; {needed}" if needed else ""))
+        say(f"mAP {drop}" + (f"; {needed}" if needed else ""))
 
 
 def run(args: argparse.Namespace) -> int:

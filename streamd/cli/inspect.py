@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from streamd.cli.console import add_head_option
+from streamd.cli.console import add_head_option, say
 from streamd.security.text import printable, visible
 from streamd.telemetry.logs import configure
 
@@ -26,24 +26,40 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--json", action="store_true", help="print JSON on standard output")
 
 
-def _say(text: str) -> None:
+MOST_LABELS = 6
+
+
+def _say(title: str, text: str, indent: int = 12) -> None:
     """Prints what may hold names from a model."""
-    print(visible(printable(text)))
+    say(visible(printable(f"{title:<{indent}}{text}")), indent)
 
 
 def _tensors(title: str, rows: list[dict[str, Any]] | None) -> None:
     for row in rows or []:
-        _say(f"{title:<12}{row['name']}  {row['dtype']} [{', '.join(map(str, row['shape']))}]")
+        _say(title, f"{row['name']}  {row['dtype']} [{', '.join(map(str, row['shape']))}]")
         title = ""
 
 
+def _listed(labels: list[str]) -> str:
+    return f"{len(labels)}: {', '.join(labels[:MOST_LABELS])}{'…' if len(labels) > MOST_LABELS else ''}"
+
+
+def _in_words(key: str, value: Any) -> str:
+    """A value of the sidecar's provenance."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words('', each)}" for name, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return f"{str(value)[:12]}…" if key.endswith("sha256") else str(value)
+
+
 def _print(found: Inspection) -> None:
-    _say(f"{'model':<12}{found.path} ({found.bytes / 1e6:.2f} MB, {found.kind}, SHA-256 {found.sha256[:12]}…)")
+    _say("model", f"{found.path} ({found.bytes / 1e6:.2f} MB, {found.kind}, SHA-256 {found.sha256[:12]}…)")
     _tensors("inputs", found.inputs)
     _tensors("outputs", found.outputs)
     rows: list[tuple[str, str | None]] = [
         ("head", found.head),
-        ("labels", f"{len(found.labels)}: {', '.join(found.labels[:6])}…" if found.labels else None),
+        ("labels", _listed(found.labels) if found.labels else None),
         ("opset", None if found.opset is None else str(found.opset)),
         ("exporter", found.producer),
         ("parameters", None if found.parameters is None else f"{found.parameters / 1e6:.3f} million"),
@@ -58,14 +74,14 @@ def _print(found: Inspection) -> None:
         rows.append(("operators", ", ".join(f"{name} {n}" for name, n in found.operators.items())))
     for title, text in rows:
         if text:
-            _say(f"{title:<12}{text}")
+            _say(title, text)
     if found.provenance is not None:
         body = found.provenance.model_dump(mode="json", exclude_defaults=True)
-        _say(f"{'provenance':<12}{json.dumps(body)}")
-    for text in found.warnings:
-        _say(f"warning: {text}")
-    for text in found.unknown:
-        _say(f"unknown: {text}")
+        for i, (key, value) in enumerate(body.items()):
+            _say("" if i else "provenance", f"{key.replace('_', ' ')}: {_in_words(key, value)}")
+    for title, texts in (("warning: ", found.warnings), ("unknown: ", found.unknown)):
+        for text in texts:
+            _say(title, text, len(title))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from streamd.cli.console import (
     engine_of,
     positive,
     progress,
+    say,
     share,
 )
 from streamd.telemetry.logs import configure
@@ -141,7 +142,7 @@ def _print(result: Result) -> None:
     source = "from the cache" if result.cached else f"on {result.pictures} images"
     print(f"calibrated {source}; {result.layers - len(result.float_layers)} of {result.layers} convolutions in INT8")
     if result.float_layers:
-        print(f"in float: {', '.join(result.float_layers)}")
+        say(f"in float: {', '.join(result.float_layers)}", 10)
     for step in result.escalation:
         outcome = "passed" if step.verdict.passed else f"refused, {step.verdict.refusal}"
         print(f"tried: {len(step.float_layers)} in float, {step.share:.1%} of the multiplications: {outcome}")
@@ -157,9 +158,9 @@ def _print(result: Result) -> None:
             f"mAP50 {a['map50_float']:.4f} -> {a['map50']:.4f}"
         )
     if verdict.interval is not None:
-        print(f"mAP {verdict.interval}")
+        say(f"mAP {verdict.interval}")
     if verdict.undecided is not None:
-        print(f"not shown: {verdict.undecided}")
+        say(f"not shown: {verdict.undecided}")
     if verdict.agreement is not None:
         print(f"{verdict.agreement:.1%} of boxes agree with the float model's")
     if result.forced:

@@ -56,6 +56,12 @@ class Partial:
     """By section: which stream or sink of the file each one is."""
     line: Callable[[FieldPath], int | None]
     """As that of `Loaded`, for paths in the file."""
+    unreplaced_at: frozenset[FieldPath] = frozenset()
+    """Paths in the file of values with a `${…}` for which there was no text: a problem that is told already."""
+
+    def follows(self, path: FieldPath) -> bool:
+        """Whether a problem at `path` in the file may only be that such a value is missing."""
+        return any(missing[: len(path)] == path for missing in self.unreplaced_at)
 
     def in_file(self, path: FieldPath) -> FieldPath:
         """A path in `config` as a path in the file."""
@@ -115,7 +121,7 @@ def load(
     found: list[tuple[FieldPath, str]] = []
     if config is not None:
         config = _absolute(config, folder)
-        partial = Partial(config, {}, document.line)
+        partial = Partial(config, {}, document.line, frozenset(document.unreplaced_at))
         found = [*cross_check(config), *check_secrets(config, document)]
         try:
             mine = shared(config)
@@ -194,7 +200,9 @@ def _salvage(error: ValidationError, document: Document, folder: Path) -> Partia
         config = Config.model_validate({"model": {"path": "none"}, **kept})
     except ValidationError:
         return None
-    return Partial(_absolute(config, folder), numbers, document.line) if config.streams or config.sinks else None
+    if not (config.streams or config.sinks):
+        return None
+    return Partial(_absolute(config, folder), numbers, document.line, frozenset(document.unreplaced_at))
 
 
 def _parse(file: Path, folder: Path, environment: Mapping[str, str], *, secrets: bool) -> Document:

@@ -59,6 +59,8 @@ class Document:
     """Where YAML has read true or false."""
     problems: list[tuple[int, str]] = field(default_factory=list)
     """(line, message) of values that could not be read."""
+    unreplaced_at: set[FieldPath] = field(default_factory=set)
+    """Paths of values with a `${…}` for which there was no text."""
     warnings: list[tuple[int, str]] = field(default_factory=list)
     """(line, message) of values that may mean something else."""
 
@@ -189,6 +191,7 @@ class _Reader:
                 if match["default"] is not None:
                     return match["default"]
                 self.problem(node, problem)
+                self.document.unreplaced_at.add(path)
                 return match[0]  # a placeholder: the field itself is not at fault
             # The path of a model or clip may come from the environment, too, and messages have to name it.
             is_file = (found.startswith("/") and os.path.exists(found)) or (

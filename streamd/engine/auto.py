@@ -23,7 +23,7 @@ def tensorrt_unavailable() -> str | None:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return "no NVIDIA driver (libcuda.so.1 is not there)"
+        return "there is no NVIDIA driver (libcuda.so.1 was not found)"
     if driver.cuInit(0) != 0:
         return "the NVIDIA driver finds no usable GPU"
     count = ctypes.c_int()
@@ -42,7 +42,7 @@ def choice(model: ModelSettings) -> tuple[OpenVinoSettings | TensorRtSettings, s
         return TensorRtSettings(), "the model is a TensorRT plan"
     missing = tensorrt_unavailable()
     if missing is None:
-        return TensorRtSettings(), "an NVIDIA GPU and TensorRT are here"
+        return TensorRtSettings(), "an NVIDIA GPU and TensorRT are available"
     return OpenVinoSettings(), missing
 
 

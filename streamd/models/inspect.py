@@ -179,6 +179,21 @@ def _of_spec(tensor: TensorSpec) -> dict[str, Any]:
     return {"name": tensor.name, "shape": shape, "dtype": tensor.dtype}
 
 
+def _settle_outputs(found: Inspection, spec: ModelSpec) -> None:
+    """Replaces names of dimensions, such as Concatoutput0_dim_1, by the sizes at the model's input size.
+
+    The batch stays as it is declared.
+    """
+    sizes = {tensor.name: tensor.shape for tensor in spec.outputs}
+    for row in found.outputs or []:
+        known = sizes.get(row["name"], ())
+        if len(known) == len(row["shape"]):
+            row["shape"] = [
+                size if i and not isinstance(declared, int) and size >= 0 else declared
+                for i, (declared, size) in enumerate(zip(row["shape"], known, strict=True))
+            ]
+
+
 def _judge(path: Path, found: Inspection, head: str | None) -> ModelSpec | None:
     """Opens the model as the daemon does: fills in head, labels and input size, and warns of what it says."""
     try:
@@ -222,7 +237,8 @@ def _inspect_onnx(path: Path, found: Inspection, head: str | None) -> Inspection
         int8_convolutions=int8,
         convolutions=convolutions,
     )
-    _judge(path, found, head)
+    if (spec := _judge(path, found, head)) is not None:
+        _settle_outputs(found, spec)
     size = found.input_size = found.input_size or (640, 640)
     found.gflops = gflops(graph, shapes(model, size))
     if found.gflops is None:

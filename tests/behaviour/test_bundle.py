@@ -259,5 +259,5 @@ def test_a_daemon_that_is_no_service_and_has_no_folder(tmp_path: Path) -> None:
     (tmp_path / "plain.yaml").write_text("model: {path: none}\nstreams: [{id: a, kind: synthetic}]\n")
     asked = streamd("bundle", str(tmp_path / "plain.yaml"))
     assert asked.returncode == 8
-    advice = "start its service; a daemon without one records only if recorder.folder says where"
+    advice = "start its service, or set recorder.folder if it does not run as one"
     assert asked.stderr.endswith(f"records to /var/lib/streamd/bundles; {advice}\n")

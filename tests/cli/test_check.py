@@ -63,6 +63,32 @@ sinks:
     ]
 
 
+def test_what_an_absent_variable_leads_to_is_not_told(tmp_path: Path) -> None:
+    """An address with a variable in it names no file; the stream beside it does."""
+    text = """\
+model: {path: none}
+engine: {kind: 'null'}
+streams:
+  - {id: gate, url: "clips/${NOPE}.mp4"}
+  - {id: yard, url: none.mp4}
+sinks:
+  - {kind: jsonl, path: "${NOPE}/out.jsonl"}
+  - {kind: zmq, bind: "ipc:///nonexistent/z", curve: {secret_key: "${file:none.key}", clients: any}}
+"""
+    path = config(tmp_path, text)
+    done = streamd("check", path)
+    absent = "environment variable NOPE is not set; set it, or write ${NOPE:-default}"
+    expected = "expected a video file, /dev/videoN, or a URL such as rtsp://HOST/PATH"
+    assert done.returncode == 2
+    assert [line.removeprefix(str(path)) for line in done.stdout.splitlines()] == [
+        f":4: {absent}",
+        f":7: {absent}",
+        f":8: {tmp_path}/none.key: cannot be read: No such file or directory; expected a file with one secret",
+        f":5: streams[1].url: {tmp_path}/none.mp4 is not a file; {expected}",
+        ":8: sinks[1].bind: /nonexistent is not a folder; create it",
+    ]
+
+
 def test_what_is_told_of_a_file_that_is_none(tmp_path: Path) -> None:
     told = [
         streamd("check", config(tmp_path, f'model: {{path: m.onnx}}\nstreams: [{{id: a, url: "{url}"}}]\n')).stdout

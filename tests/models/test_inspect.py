@@ -120,6 +120,7 @@ def test_real_models_and_the_command_line(capsys: pytest.CaptureFixture[str]) ->
     assert main(["inspect", str(shared("models/yolov5n_cat.onnx")), "--json"]) == 0
     body = json.loads(capsys.readouterr().out)
     assert (body["head"], body["opset"], body["labels"][:2]) == ("yolov5_cat", 17, ["person", "bicycle"])
+    assert body["outputs"] == [{"name": "output0", "shape": ["batch", 25200, 85], "dtype": "float32"}]
     # The YOLOv5 repository gives 1.9 million and 4.5 GFLOPs for YOLOv5n at 640.
     assert body["parameters"] == pytest.approx(1.87e6, rel=0.01)
     assert body["gflops"] == pytest.approx(4.5, rel=0.02)
@@ -133,6 +134,11 @@ def test_real_models_and_the_command_line(capsys: pytest.CaptureFixture[str]) ->
     body = json.loads(capsys.readouterr().out)
     assert (body["head"], len(body["labels"])) == ("yolov5_sigmoid", 80)
     assert not any("sigmoid" in w for w in body["warnings"])
+    assert main(["inspect", "builtin:road6"]) == 0
+    text = capsys.readouterr().out
+    assert "\nlabels      6: person, bicycle, car, motorcycle, bus, truck\n" in text
+    assert "\nprovenance  source: road6_float.onnx\n            source sha256: 91182cd44ff1…\n" in text
+    assert "\n            tools: onnx 1.23.2, onnxruntime 1.32.0, openvino 2026.4.1, streamd 0.1.0\n" in text
 
 
 def test_without_the_package_onnx_it_tells_what_the_daemon_sees(
