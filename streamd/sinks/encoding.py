@@ -157,10 +157,21 @@ _KEY = {"json": b',"dropped":', "msgpack": _ENCODERS["msgpack"]("dropped")}
 _MAP_16 = 0xDE
 
 
+_BOXES = {"json": b',"detections":', "msgpack": _ENCODERS["msgpack"]("detections")}
+
+
+class _Rest(msgspec.Struct, frozen=True):
+    """All fields of a frame's message after `detections`."""
+
+    counts: Any
+    look: Any
+    generation: Any
+
+
 class _After(msgspec.Struct, frozen=True):
     """All fields of a frame's message after `dropped`."""
 
-    detections: list[Detection] | msgspec.Raw
+    detections: list[Detection]
     counts: Any
     look: Any
     generation: Any
@@ -173,17 +184,24 @@ def split_detections(
 
     `generation` is 0 outside a fleet. With `encoded_number` between them, they equal the encoded `detections_message`.
     """
-    encode = _ENCODERS[encoding]
+    encode, json = _ENCODERS[encoding], encoding == "json"
     before = encode(_Before(*_fields(d, boot_id)))
-    made = None
+    after, more = None, 1
     if d.details is None and d.attributes is None and (native := _NATIVE[encoding]) is not None:
-        made = native(d)
-    after = encode(_After(_rounded(d) if made is None else made, _counts(d), _look(d), generation or msgspec.UNSET))
-    if encoding == "json":
-        return before[:-1] + _KEY["json"], b"," + after[1:]
+        rest = b"}" if json else b""
+        if d.counts is not None or d.why is not None or generation:
+            fields = encode(_Rest(_counts(d), _look(d), generation or msgspec.UNSET))
+            more += fields[0] & 0x0F
+            rest = b"," + fields[1:] if json else fields[1:]
+        after = native(d, _BOXES[encoding], rest)
+    if after is None:
+        fields = encode(_After(_rounded(d), _counts(d), _look(d), generation or msgspec.UNSET))
+        more = fields[0] & 0x0F
+        after = b"," + fields[1:] if json else fields[1:]
+    if json:
+        return before[:-1] + _KEY["json"], after
     # Both are maps of fewer than 16 fields, whose first byte contains their number.
-    fields = (before[0] & 0x0F) + 1 + (after[0] & 0x0F)
-    return bytes((_MAP_16, 0, fields)) + before[1:] + _KEY["msgpack"], after[1:]
+    return bytes((_MAP_16, 0, (before[0] & 0x0F) + 1 + more)) + before[1:] + _KEY["msgpack"], after
 
 
 def encoded_number(number: int, encoding: Literal["json", "msgpack"]) -> bytes:

@@ -59,12 +59,12 @@ class BoxEncoder:
     def __init__(self, encoding: Literal["json", "msgpack"], functions: tuple[Any, Any]) -> None:
         self._packed, self._functions = encoding == "msgpack", functions
         self._labels: dict[int, _Labels] = {}
-        self._rooms: list[tuple[np.ndarray[Any, Any], int]] = []
+        self._rooms: list[tuple[memoryview, int]] = []
         """Memory that is not in use, and its address."""
 
-    def __call__(self, d: Detections) -> msgspec.Raw | None:
-        """The value of `detections` in the message of a frame without details and attributes; None where msgspec is to
-        make it: a number is not finite or huge, or a class has no label."""
+    def __call__(self, d: Detections, before: bytes = b"", after: bytes = b"") -> bytes | None:
+        """The value of `detections` in the message of a frame without details and attributes, between other bytes; None
+        where msgspec is to make it: a number is not finite or huge, or a class has no label."""
         boxes: bytes | int
         part = d.boxes
         if type(part) is PartOfBlock:
@@ -84,12 +84,12 @@ class BoxEncoder:
         # Taking from a list and appending to it are atomic.
         room, address = self._rooms.pop() if self._rooms else _NO_ROOM
         if len(room) < size:
-            room = np.empty(2 * size, np.uint8)
-            address = address_of(room)
+            memory = np.empty(2 * size, np.uint8)
+            room, address = memoryview(memory), address_of(memory)  # type: ignore[arg-type]
         written = self._functions[n > SHORT](
             n, boxes, columns, first, tracked, self._packed, labels.text, labels.ends, len(labels.of), address
         )
-        made = msgspec.Raw(room[:written].tobytes()) if written >= 0 else None
+        made = b"".join((before, room[:written], after)) if written >= 0 else None
         self._rooms.append((room, address))
         return made
 
@@ -111,4 +111,4 @@ class BoxEncoder:
 
 
 _TRACKED = (np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.float64), *_BOXES)
-_NO_ROOM = (np.empty(0, np.uint8), 0)
+_NO_ROOM = (memoryview(b""), 0)

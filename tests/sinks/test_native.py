@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamd.sinks import encoding as module
-from streamd.sinks.encoding import encoder, split_detections
+from streamd.sinks.encoding import detections_message, encoded_number, encoder, split_detections
 from streamd.sinks.native import SHORT, BoxEncoder, library
 from streamd.types import Boxes, Detections, ModelInfo, Tracks
 from tests.compiler import shared_library
@@ -150,17 +149,27 @@ def test_many_threads_at_a_time(functions: Any) -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("boxes", [0, 9])
+@pytest.mark.parametrize(
+    ("more", "generation"),
+    [
+        ({}, 0), ({}, 1), ({"counts": {}}, 0), ({"counts": {"lines": {"a": {"in": 1}}}}, 4),
+        ({"why": "motion", "unlooked": 3}, 0),
+    ],
+)  # fmt: skip
 def test_a_whole_message_is_the_same(
-    functions: Any, encoding: Literal["json", "msgpack"], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    d = replace(random_frame(3, 9, True, 700), counts={"lines": {"a": {"in": 1}}})
+    functions: Any, encoding: Literal["json", "msgpack"], boxes: int, more: dict[str, Any], generation: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    d = replace(random_frame(3, boxes, True, 700), **more)
     monkeypatch.setattr("time.time", lambda: 1e9)
     monkeypatch.setattr("time.monotonic_ns", lambda: 10**9)
     monkeypatch.setitem(module._NATIVE, encoding, BoxEncoder(encoding, functions))
-    compiled = split_detections(d, "b", encoding, 4)
+    compiled = split_detections(d, "b", encoding, generation)
     monkeypatch.setitem(module._NATIVE, encoding, None)
-    assert compiled == split_detections(d, "b", encoding, 4)
-    assert isinstance(msgspec.json.decode(b"{" + compiled[1][1:]) if encoding == "json" else {}, dict)
+    assert compiled == split_detections(d, "b", encoding, generation)
+    whole = encoder(encoding)(detections_message(d, "b", 7, generation=generation))
+    assert encoded_number(7, encoding).join(compiled) == whole
 
 
 def test_without_the_library_msgspec_does_it(tmp_path: Path) -> None:
