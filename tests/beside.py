@@ -1,8 +1,9 @@
 """More files at a time than there are processors, since most tests wait more than they calculate.
 
 pytest-xdist starts as many workers as pyproject.toml says. As many of them as there are processors have one each, or a
-share of them, and take any file, those first that only they take. The others run beside them with what those leave of
-the processors: they have a low priority, and take the files that `BESIDE` names.
+share of them, and take any file, those first that only they take. The next two have no processor of their own, and take
+the files that `WAIT` names. The others run beside them with what those leave of the processors: they have a low
+priority, and take the files that `BESIDE` names.
 """
 
 from __future__ import annotations
@@ -26,6 +27,18 @@ BESIDE = (
 """How the paths of those files begin whose tests pass on a busy machine, only later: they measure neither a rate nor a
 delay, and what they wait for has ten seconds and more."""
 
+WAIT = (
+    "tests/workers/fleet/test_ends.py", "tests/sources/test_reading_slowly.py", "tests/sources/test_accounts.py",
+    "tests/workers/test_", "tests/events/evidence/test_clips.py", "tests/faults/test_reconnects.py",
+    "tests/faults/test_sources.py", "tests/sources/",
+    *(f"tests/sinks/test_{name}.py" for name in ("curve", "homeassistant", "mqtt", "nats", "redis", "webhook")),
+)  # fmt: skip
+"""How the paths of those files begin whose tests wait nearly all the time: together they use about a tenth of a
+processor. The longest come first."""
+
+WAITERS = 2
+"""Workers that take only those."""
+
 NICE = 10
 """A tenth of a processor that somebody else wants."""
 
@@ -33,9 +46,12 @@ low = False
 """Whether this process has a low priority."""
 
 
-def runs_beside(worker: str, count: int, processors: int) -> bool:
-    """Whether `worker`, gw0 and so on, of `count` has no processor of its own."""
-    return int(worker.removeprefix("gw")) % count >= processors
+def takes(worker: str, count: int, processors: int) -> tuple[str, ...] | None:
+    """How the paths of those files begin that `worker`, gw0 and so on, of `count` takes; None if it takes any."""
+    number = int(worker.removeprefix("gw")) % count
+    if number < processors:
+        return None
+    return WAIT if number < processors + WAITERS else BESIDE
 
 
 def lower_session() -> None:
@@ -61,8 +77,9 @@ def take_place(workerinput: dict[str, Any]) -> None:
     """
     worker, count = workerinput["workerid"], workerinput["workercount"]
     processors = sorted(os.sched_getaffinity(0))
-    if runs_beside(worker, count, len(processors)):
+    files = takes(worker, count, len(processors))
+    if files is BESIDE:
         _step_back()
-    else:
+    elif files is None:
         own = min(count, len(processors))
         os.sched_setaffinity(0, processors[int(worker.removeprefix("gw")) % count :: own])

@@ -8,23 +8,28 @@ import os
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-from tests.beside import BESIDE, runs_beside
+from tests.beside import BESIDE, WAIT, takes
 
 
 class Scheduling(LoadFileScheduling):  # type: ignore[misc]
     """Files in their order, to each worker those that it may take."""
 
-    def _beside(self, node: WorkerController) -> bool:
+    def _takes(self, node: WorkerController) -> tuple[str, ...] | None:
         count = int(node.workerinput["workercount"])
-        return runs_beside(node.gateway.id, count, len(os.sched_getaffinity(0)))
+        return takes(node.gateway.id, count, len(os.sched_getaffinity(0)))
 
     def _next(self, node: WorkerController) -> str | None:
         """The file that `node` takes next."""
-        if self._beside(node) and not all(n.shutting_down or self._beside(n) for n in self.nodes):
-            return next((file for file in self.workqueue if file.startswith(BESIDE)), None)
+        own = self._takes(node)
+        if own is not None and not all(n.shutting_down or self._takes(n) is not None for n in self.nodes):
+            return self._first(own)
         # First what only these workers take.
-        waits = (file for file in self.workqueue if not file.startswith(BESIDE))
-        return next(waits, next(iter(self.workqueue), None))
+        others = (file for file in self.workqueue if not file.startswith(WAIT + BESIDE))
+        return next(others, self._first((*WAIT, *BESIDE)))
+
+    def _first(self, names: tuple[str, ...]) -> str | None:
+        """The first file of the first of these names that has one."""
+        return next((file for name in names for file in self.workqueue if file.startswith(name)), None)
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         file = self._next(node)

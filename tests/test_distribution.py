@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.beside import BESIDE, NICE
+from tests.beside import BESIDE, NICE, WAIT
 from tests.conftest import ROOT
 
+WAITING = next(name for name in WAIT if name.endswith("/"))
 TEST = """
 import json, os, time
 from pathlib import Path
@@ -82,14 +83,19 @@ def distribute(folder: Path, files: dict[str, float], workers: int, processors: 
 
 
 def test_files_that_measure_have_a_processor_and_others_run_beside_them(tmp_path: Path) -> None:
-    waits = [f"tests/flow/test_waits{i}.py" for i in range(2)]
+    measure = [f"tests/flow/test_measures{i}.py" for i in range(2)]
+    wait = [f"{WAITING}test_waits{i}.py" for i in range(4)]
     beside = [f"{BESIDE[0]}test_beside{i}.py" for i in range(4)]
-    seen = distribute(tmp_path, dict.fromkeys(waits, 1.0) | dict.fromkeys(beside, 0.2), workers=2, processors=1)
+    seconds = dict.fromkeys(measure, 2.0) | dict.fromkeys(wait, 0.4) | dict.fromkeys(beside, 0.2)
+    seen = distribute(tmp_path, seconds, workers=4, processors=1)
     base = os.nice(0)
-    for file in waits:
+    for file in measure:
         assert (seen[file]["worker"], seen[file]["nice"]) == ("gw0", base), file
         assert len(seen[file]["processors"]) == 1
-    low = [seen[file] for file in beside if seen[file]["worker"] == "gw1"]
+    waiting = [seen[file] for file in wait if seen[file]["worker"] in ("gw1", "gw2")]
+    assert len(waiting) >= 3
+    assert {each["nice"] for each in waiting} == {base}
+    low = [seen[file] for file in beside if seen[file]["worker"] == "gw3"]
     assert len(low) >= 3
     assert {each["nice"] for each in low} == {min(base + NICE, 19)}
     assert {each["session"] for each in low} <= {NICE, None}
@@ -119,13 +125,15 @@ def test_it(number):
 
 
 def test_a_test_that_ends_its_process_is_run_once_and_the_others_go_on(tmp_path: Path) -> None:
-    files = ["tests/flow/test_dies.py", "tests/flow/test_waits.py", f"{BESIDE[0]}test_beside.py"]
-    done = run(tmp_path, dict.fromkeys(files, 3), workers=2, processors=1, test=DIES)
-    assert "1 failed, 8 passed" in done.stdout, done.stdout
+    files = ["tests/flow/test_dies.py", "tests/flow/test_measures.py", f"{BESIDE[0]}test_beside.py"]
+    files.append(f"{WAITING}test_waits.py")
+    done = run(tmp_path, dict.fromkeys(files, 3), workers=4, processors=1, test=DIES)
+    assert "1 failed, 11 passed" in done.stdout, done.stdout
     log = (tmp_path / "log").read_text().splitlines()
     assert sorted(log) == sorted(f"{Path(file).stem} {number}" for file in files for number in range(3))
 
 
-def test_what_runs_beside_is_there() -> None:
+def test_what_waits_or_runs_beside_is_there_and_does_one_of_both() -> None:
     files = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")]
-    assert [name for name in BESIDE if not any(file.startswith(name) for file in files)] == []
+    assert [name for name in WAIT + BESIDE if not any(file.startswith(name) for file in files)] == []
+    assert [file for file in files if file.startswith(WAIT) and file.startswith(BESIDE)] == []

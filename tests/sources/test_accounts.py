@@ -187,11 +187,11 @@ GIVEN_OUT = ("cut", "hung up", "silent")
 
 @contextlib.contextmanager
 def playing(
-    clip: Path, how: str, moment: Moment, *, relayed: bool = False, enough: int = 20, **settings: Any
+    clip: Path, how: str, moment: Moment, *, relayed: bool = False, speed: float = 1, enough: int = 20, **settings: Any
 ) -> Iterator[Any]:
     """A camera and its stream, until the end."""
     with contextlib.ExitStack() as stack:
-        camera = stack.enter_context(FakeCamera(Clip(clip), report_s=0))
+        camera = stack.enter_context(FakeCamera(Clip(clip), report_s=0, speed=speed))
         relay = stack.enter_context(Relay(camera.port)) if relayed else None
         url = camera.url if relay is None else camera.url.replace(str(camera.port), str(relay.port))
         stream = Stream(url, **settings)
@@ -272,7 +272,7 @@ def test_pictures_that_the_decoder_keeps_back(
 
     monkeypatch.setattr(PacketReader, "packets", watched)
     few = settings.get("frames") == "key" or settings.get("max_fps") == 1
-    with playing(clips["b"], how, moment, enough=1 if few else 20, **settings) as (stream, _):
+    with playing(clips["b"], how, moment, speed=4, enough=1 if few else 20, **settings) as (stream, _):
         moment.armed.set()
     frames = stream.add_up(truth)
     if how in GIVEN_OUT:
@@ -321,7 +321,7 @@ def test_gstreamer_with_b_frames(clips: dict[str, Path], how: str, truth: Truth)
 
 @ends
 def test_damaged_pictures(clips: dict[str, Path], how: str, moment: Moment, truth: Truth) -> None:
-    with FakeCamera(Clip(clips["plain"]), "truncate:0.05", report_s=0) as camera:
+    with FakeCamera(Clip(clips["plain"]), "truncate:0.05", report_s=0, speed=4) as camera:
         stream = Stream(camera.url)
         stream.runner.start()
         stream.until(lambda: stream.metrics.dropped.get("quarantine", 0) >= 20)
@@ -443,13 +443,13 @@ def test_a_decoder_process(
     """Pictures on their way from it are counted, too, and those for which there was no buffer."""
     child = Child(monkeypatch)
     monkeypatch.setattr(ProcessSource, "_start", lambda source: child.start(source))
-    with FakeCamera(Clip(clips["b"]), report_s=0) as camera:
+    with FakeCamera(Clip(clips["b"]), report_s=0, speed=4) as camera:
         stream = Stream(camera.url, isolation="process", ring=2, max_behind_ms=0)
         stream.runner.start()
         stream.until(lambda: stream.metrics.received >= 30)
         if ring_policy == "block":
-            stream.slow_s = 0.2  # so that pictures wait between both
-            time.sleep(2)
+            stream.slow_s = 0.05  # so that pictures wait between both
+            time.sleep(0.5)
         the_end(how, camera, stream)()
         stream.over()
     for thread in child.threads:

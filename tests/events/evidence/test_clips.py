@@ -365,7 +365,7 @@ def test_a_transport_stream_that_goes_on_with_another_codec_begins_another_file(
     ]
     video = tmp_path / "v.ts"
     video.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
-    stage = Stage(tmp_path / "media", post_s=8.0)
+    stage = Stage(tmp_path / "media", post_s=6.0)
     with contextlib.suppress(SourceError):
         stage.play(video, lambda frame, index: index == 60 and stage.event("instant", frame))
     first, told = stage.clip()
