@@ -2,13 +2,14 @@
 """What tracking costs between the network and the sinks: microseconds of CPU a frame with `tracking: {}` and without.
 
     streamd detect VIDEO --model MODEL --conf 0.1 --json > BOXES.jsonl
-    python tools/bench_tracking.py BOXES.jsonl [--streams 16] [--conf 0.25] [--threads N] [--numpy] [--json]
+    python tools/bench_tracking.py BOXES.jsonl [--streams 16] [--conf 0.25] [--threads N] [--cold MB] [--numpy] [--json]
     python tools/bench_tracking.py BOXES.jsonl --decoders 16 [--picture 416x240] [--seconds 4] [--short-us 20]
 
 Runs the daemon's own postprocess stage on the boxes of the recorded frames as a GPU hands them over (suppressed on the
 device, above the threshold of the row), a batch of one frame of each stream at a time, and then encodes the messages as
 the thread of a sink does. Each stream begins elsewhere in the recording. `--threads` start as many threads that take
 the interpreter lock whenever they can get it, as the decoders' do; `ms` is then how long a batch takes on the clock.
+`--cold` writes so much memory before each batch and before its messages, as decoders fill the caches with pictures.
 
 With `--decoders`, so many threads decode a clip with PyAV as fast as they may, the stage takes a batch whenever there
 are enough frames, and a sink's thread encodes: frames a second of all of it together, and CPU a frame. That is where it
@@ -29,6 +30,7 @@ from typing import Any
 
 import av
 import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry
 
 from streamd.analysis.tracking import native, open_tracker
@@ -165,20 +167,24 @@ class Row:
         self._pipeline._do_postprocess(work)
 
 
-def measure(row: Row, batches: int, streams: int) -> dict[str, float]:
-    """Medians: microseconds of CPU a frame of the postprocess stage and of encoding, milliseconds a batch."""
+def measure(row: Row, batches: int, streams: int, others: npt.NDArray[np.uint64]) -> dict[str, float]:
+    """Medians: microseconds of CPU a frame of the postprocess stage and of encoding, milliseconds a batch. `others` is
+    memory that is written before both."""
     builder, post, sink, wall = MessageBuilder("bench"), [], [], []
     size = boxes = 0
     for i in range(batches + batches // 4):
         work = row.batch()
         row.out.clear()
+        others += 1
         clock, cpu = time.perf_counter(), time.thread_time()
         row.post(work)
-        middle, clock = time.thread_time(), time.perf_counter() - clock
+        spent, clock = time.thread_time() - cpu, time.perf_counter() - clock
+        others += 1
+        middle = time.thread_time()
         made = [builder.detections(Outgoing(detections, "bench")) for detections in row.out]
         done = time.thread_time()
         if i >= batches // 4:
-            post.append(middle - cpu)
+            post.append(spent)
             sink.append(done - middle)
             wall.append(clock)
             size += sum(len(message.payload) for message in made)
@@ -312,6 +318,7 @@ def main() -> int:
     p.add_argument("--batches", type=int, default=150, help="of each row in each round")
     p.add_argument("--rounds", type=int, default=3, help="the best counts: everything else only adds")
     p.add_argument("--threads", type=int, default=0, help="others that want the interpreter lock")
+    p.add_argument("--cold", type=float, default=0, help="megabytes written before each batch: empties the caches")
     p.add_argument("--decoders", type=int, default=0, help="threads that decode: measures the rate of all together")
     p.add_argument("--picture", default="416x240", help="size of what they decode")
     p.add_argument("--seconds", type=float, default=4.0, help="of each run with --decoders")
@@ -345,9 +352,10 @@ def main() -> int:
     found: dict[str, dict[str, float]] = {}
     if args.decoders:
         found = compare_flows(rows, args)
+    others = np.zeros(round(args.cold * (1 << 17)), np.uint64)
     for _ in range(0 if args.decoders else args.rounds):
         for name, row in rows.items():
-            now = measure(row, args.batches, args.streams)
+            now = measure(row, args.batches, args.streams, others)
             found[name] = {key: min(value, found.get(name, now)[key]) for key, value in now.items()}
     stop.set()
     if not args.decoders:

@@ -146,20 +146,13 @@ class FoundBatch(ByFrame[Found]):
         bounds: the first box of each frame, and the end.
     """
 
-    __slots__ = ("_classes", "address", "block", "bounds", "class_id", "score", "xyxy")
+    __slots__ = ("_classes", "address", "block", "bounds")
     tracked = False
 
     def __init__(self, block: Float32Array, bounds: Sequence[int]) -> None:
-        n = bounds[-1]
         self.block, self.bounds = block, bounds
         self.address: int = block.__array_interface__["data"][0]
         """Of the block."""
-        self.xyxy: Float32Array = block[: 4 * n].reshape(n, 4)
-        """(N, 4) in upright source pixels."""
-        self.score: Float32Array = block[4 * n : 5 * n]
-        """(N,)"""
-        self.class_id: Int32Array = block[5 * n : 6 * n].view(np.int32)
-        """(N,)"""
         self._classes: list[int] | None = None
 
     @classmethod
@@ -184,6 +177,24 @@ class FoundBatch(ByFrame[Found]):
             np.concatenate(score, out=block[4 * n : 5 * n], casting="same_kind")
             np.concatenate(class_id, out=block[5 * n :].view(np.int32), casting="same_kind")
         return cls(block, bounds)
+
+    @property
+    def xyxy(self) -> Float32Array:
+        """(N, 4) in upright source pixels."""
+        n = self.bounds[-1]
+        return self.block[: 4 * n].reshape(n, 4)
+
+    @property
+    def score(self) -> Float32Array:
+        """(N,)"""
+        n = self.bounds[-1]
+        return self.block[4 * n : 5 * n]
+
+    @property
+    def class_id(self) -> Int32Array:
+        """(N,)"""
+        n = self.bounds[-1]
+        return self.block[5 * n : 6 * n].view(np.int32)
 
     @property
     def room(self) -> int:
