@@ -17,8 +17,8 @@ FLOORS = {
     room: floor
     for floor, rooms in enumerate(
         [
-            ("errors", "types", "settings"),
-            ("security",),
+            ("errors", "types"),
+            ("security", "settings"),
             # Arrays and nothing else: the flow and the configuration of streams build on it.
             ("telemetry", "analysis"),
             ("flow",),

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from streamd.analysis.rules.checks import check_rules
+from streamd.analysis.tracking import open_tracker
 from streamd.config import Config
 from streamd.config.classifiers import ClassifierSettings
 from streamd.config.loader import InvalidConfig, load_in_time, shared
@@ -24,9 +25,12 @@ from streamd.security.address import unencoded
 from streamd.security.redact import redact
 from streamd.settings import FieldPath
 from streamd.settings.places import unwritable_folder
+from streamd.settings.plugins import origin
+from streamd.sinks import open_sink
 from streamd.sinks.connection import ClientTlsSettings
 from streamd.sinks.curve import CurveSettings
 from streamd.sinks.zmq import ZmqSettings
+from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.access import Tls
 from streamd.telemetry.logs import configure
@@ -95,9 +99,22 @@ def problems(
     for i, stream in enumerate(config.streams):
         if isinstance(stream, AvStreamSettings):
             _look_at_url(stream, partial(told, ("streams", i, "url")))
+    for i, stream in enumerate(config.streams):
+        if origin(stream) is not None:
+            attempt(("streams", i), partial(open_source, stream))
     for i, sink in enumerate(config.sinks):
-        for below, message in sink.look():
+        if origin(sink) is not None:
+            attempt(("sinks", i), partial(open_sink, sink))
+        try:
+            looked = list(sink.look())
+        except Exception:
+            if origin(sink) is None:
+                raise
+            continue  # reported as a problem of the file
+        for below, message in looked:
             told(("sinks", i, *below), message)
+    if config.tracking is not None and origin(config.tracking) is not None:
+        attempt(("tracking",), partial(open_tracker, config.tracking))
     if config.otlp is not None:
         attempt(("otlp",), check_installed)
     folders: list[tuple[FieldPath, str | None]] = [(("events", "state_dir"), config.events.state_dir)]

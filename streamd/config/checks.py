@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from streamd.config import MOST_STREAMS, Config, MetricsSettings, is_loopback, sink_names
 from streamd.config.classifiers import check_classifiers
+from streamd.config.foreign import broken_kinds
 from streamd.config.yamlfile import Document
 from streamd.settings import ExternalMark, FieldPath, KindSettings, Problems, marked
 
@@ -22,7 +23,10 @@ def cross_check(config: Config) -> Problems:
         several = "divide them among several boxes by `fleet` or `share`"
         yield ("streams",), f"expected at most {MOST_STREAMS}, not {len(config.streams)}; {several}"
     yield from duplicate_ids([s.id for s in config.streams])
-    yield from check_each(config)
+    if broken := list(broken_kinds(config)):
+        yield from broken
+        return
+    yield from _check_sound(config)
     for i, stream in enumerate(config.streams):
         age_s = stream.max_age_s
         if age_s is not None and age_s * 1e3 <= config.batch.age_ms:
@@ -54,6 +58,10 @@ def duplicate_ids(ids: Sequence[str]) -> Problems:
 
 def check_each(config: Config) -> Problems:
     """Problems of streams and sinks that do not depend on other sections."""
+    yield from list(broken_kinds(config)) or _check_sound(config)
+
+
+def _check_sound(config: Config) -> Problems:
     yield from _each("streams", config.streams)
     yield from _each("sinks", config.sinks)
     yield from _check_claims(config)
@@ -109,6 +117,8 @@ def _check_devices(config: Config) -> Problems:
     if config.engine.shares_gpu is True and config.workers == 1:
         yield ("engine", "mps"), "only useful with several processes; set workers to 2 or more, or omit mps"
     yield from ((("engine", *path), message) for path, message in config.engine.check())
+    if config.model.head is not None:
+        yield from ((("model", "head", *path), message) for path, message in config.model.head.check())
     for i, stream in enumerate(config.streams):
         if stream.device is not None and stream.device not in known:
             listed = ", ".join(map(str, known))

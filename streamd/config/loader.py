@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from streamd.config import Config, is_url
 from streamd.config.checks import check_each, check_secrets, cross_check, duplicate_ids
+from streamd.config.foreign import unused
 from streamd.config.problems import dotted, doubtful, misread_numbers, validation_problems
 from streamd.config.yamlfile import MAX_BYTES, Document, InvalidYaml, read_yaml
 from streamd.engine import BUILTIN
@@ -138,7 +139,11 @@ def load(
         if len(told) > MOST_PROBLEMS:
             text += f"\n{file}: and {len(told) - MOST_PROBLEMS} more problems"
         raise InvalidConfig(text, partial)
-    return Loaded(config, file, frozenset(document.secrets | document.inline), _warnings(file, document), document.line)
+    warnings = (
+        *_warnings(file, document),
+        *(f"line {document.line(path) or 1}: {text}" for path, text in unused(config)),
+    )
+    return Loaded(config, file, frozenset(document.secrets | document.inline), warnings, document.line)
 
 
 def load_in_time(
@@ -154,12 +159,12 @@ def load_in_time(
         InvalidConfig: see `load`.
         ConfigError: the file cannot be read, or not within `LOAD_LIMIT_S`.
     """
-    found: list[Loaded | Exception] = []
+    found: list[Loaded | BaseException] = []
 
     def read() -> None:
         try:
             found.append(load(path, environment, secrets=secrets, share=share))
-        except Exception as error:  # noqa: BLE001 - raised below
+        except BaseException as error:  # noqa: BLE001 - raised below
             found.append(error)
 
     thread = NamedThread(read, "load")
@@ -171,7 +176,7 @@ def load_in_time(
     if not found:
         raise ConfigError(f"{path}: could not be read within {LOAD_LIMIT_S:g} s; check its file system, and those of "
                           "the files that it names")  # fmt: skip
-    if isinstance(found[0], Exception):
+    if isinstance(found[0], BaseException):
         raise found[0]
     return found[0]
 

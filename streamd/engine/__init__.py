@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from streamd.errors import BackendError
 from streamd.flow.contracts import Backend
 from streamd.settings import ConfigPath, KindSettings, Milliseconds, Problems, Settings
+from streamd.settings.plugins import opened, origin
 from streamd.settings.registry import Registry
 
 Channels = tuple[float, float, float]
@@ -165,4 +167,7 @@ def open_backend(
     settings: EngineSettings, model: ModelSettings, *, batch: BatchSettings | None = None, live: bool = False
 ) -> Backend[Any]:
     """Opens the model on the engine of `settings`, which must have one device; see `EngineSettings.open`."""
-    return settings.open(model, batch=batch or BatchSettings(), live=live)
+    return opened(
+        origin(settings), Backend, BackendError,
+        lambda: settings.open(model, batch=batch or BatchSettings(), live=live),
+    )  # fmt: skip

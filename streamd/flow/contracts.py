@@ -111,6 +111,7 @@ class Source(Protocol):
 
     def adapt(self, settings: StreamSettings) -> None:
         """Adopts settings that differ only in what needs no new connection: see `StreamSettings.HOT`. Any thread."""
+        return  # without it, mypy takes the method for abstract
 
     def close(self) -> None:
         """Interrupts a waiting `open` or `frames` within a second. Idempotent, callable from any thread."""

@@ -11,7 +11,9 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import HEADS, DecodeOptions, DetectSettings, Head, HeadSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.common import listed
+from streamd.heads.foreign import ForeignHead
 from streamd.heads.postprocess import with_suppression
+from streamd.settings.plugins import opened, origin
 from streamd.types import ModelSpec
 
 MOST_CLASSES = 10_000
@@ -188,7 +190,10 @@ def open_head(settings: HeadSettings | None, spec: ModelSpec, detect: DetectSett
     check_input(settings, spec)
     if not reads_task(type(settings), spec):
         raise ConfigError(_no_task(spec, settings.kind))
-    head = settings.open(spec, DecodeOptions.of(detect))
+    of = origin(settings)
+    head = opened(of, Head, ConfigError, lambda: settings.open(spec, DecodeOptions.of(detect)))
+    if of is not None:
+        head = ForeignHead(head, of)
     if head.nms and head.plan is not None:
         with suppress(ConfigError):  # Postprocess reports the error.
             head.plan = with_suppression(head.plan, resolve_labels(spec, head.classes), detect)

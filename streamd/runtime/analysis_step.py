@@ -12,7 +12,8 @@ import structlog
 
 from streamd.analysis.rules import RuleEvent
 from streamd.analysis.rules.engine import RuleEngine
-from streamd.analysis.tracking import Observation, StreamTracks, Tracked
+from streamd.analysis.tracking import Observation, StreamTracks, Tracked, open_tracker
+from streamd.analysis.tracking.batch import Tracker, failed
 from streamd.analysis.tracking.clock import NO_PTS
 from streamd.analysis.tracking.native import NativeStep
 from streamd.analysis.tracking.observation import BoolArray, FrameFacts, ObservationBatch, TrackedBatch
@@ -21,6 +22,7 @@ from streamd.flow.stream import Result
 from streamd.heads import DetectSettings
 from streamd.heads.postprocess import class_numbers
 from streamd.runtime.stream_analysis import StreamAnalysis
+from streamd.settings.plugins import maker
 from streamd.types import Boxes, Found, FoundBatch, ModelInfo, PartOfBlock, Tracks
 
 if TYPE_CHECKING:
@@ -42,7 +44,9 @@ class AnalysisStep:
 
     def __init__(self, analytics: Analytics, model: ModelInfo, detect: DetectSettings) -> None:
         self._analytics = analytics
-        self._tracker = analytics.tracking.open()
+        self._tracker = open_tracker(analytics.tracking)
+        self._guarded = type(self._tracker).step is Tracker.step
+        """Whether its step raises nothing, and gives a result for each frame."""
         self._metrics = analytics._metrics
         floor = np.full(len(model.labels), detect.conf, np.float32)
         if detect.class_conf:
@@ -146,12 +150,26 @@ class AnalysisStep:
                 each.pass_over(result.frame, now_s)
             times.append(each.clock.now_ns)
             plain = plain and each.rules is None
-        tracked = TrackedBatch.of(self._tracker.step(ObservationBatch(frames, found)))
+        tracked = self._track(ObservationBatch(frames, found))
         for i, error in tracked.errors.items():
             self._failed(streams[looked[i].output.name], "tracker", error)
         if not plain:
             self._apply_rules(batch, times, found, tracked)
         return self._publishable(looked, found, tracked)
+
+    def _track(self, observations: ObservationBatch) -> TrackedBatch:
+        """One step. Where a kind with a step of its own fails, the batch's streams lose their tracks, but no frame."""
+        if self._guarded:
+            return TrackedBatch.of(self._tracker.step(observations))
+        try:
+            tracked = TrackedBatch.of(self._tracker.step(observations))
+            given, expected = [len(each.id) for each in tracked], [len(each.score) for each in observations]
+            if given != expected:
+                step = f"{type(self._tracker).__qualname__}.step"
+                raise ValueError(f"{step} returned tracks of {given} boxes for frames with {expected}")
+        except Exception as error:  # noqa: BLE001 - as in `Tracker.step`
+            return TrackedBatch.of([failed(each, error) for each in observations])
+        return tracked
 
     def _apply_rules(
         self, batch: Sequence[Result], times: Sequence[int], seen: FoundBatch, tracked: TrackedBatch
@@ -200,8 +218,9 @@ class AnalysisStep:
     def _failed(self, each: StreamAnalysis, what: str, error: Exception) -> None:
         self._metrics.failed(each.stream)
         log.error(
-            "analysis failed; its state is reset", stream=each.stream, what=what, error=str(error), exc_info=error
-        )
+            "analysis failed; its state is reset", stream=each.stream, what=what, error=str(error), exc_info=error,
+            package=maker(self._tracker) if what == "tracker" else None,
+        )  # fmt: skip
 
     def _publishable(self, results: Sequence[Result], found: FoundBatch, tracked: TrackedBatch) -> Kept:
         """Sets the boxes to publish, with their tracks.

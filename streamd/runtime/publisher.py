@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from streamd.config import Config, sink_names
+from streamd.errors import SinkError
 from streamd.flow.status import StatusBoard
+from streamd.settings.plugins import origin, told
 from streamd.sinks import Sink, open_sink
 from streamd.sinks.envelope import Outgoing, OutgoingClasses, OutgoingGlance
 from streamd.sinks.thread import SinkThread
@@ -40,14 +42,16 @@ class Publisher:
             StreamdError: a sink cannot be opened; those before it are open.
         """
         for settings, name in zip(config.sinks, sink_names(config), strict=True):
-            sink = relays.get(name) or open_sink(settings)
+            relay = relays.get(name)
+            sink = relay or open_sink(settings)
             thread = SinkThread(
                 name, sink, settings.ring, self._board, self._metrics, settings.heartbeat_s, boot_id=self._boot_id,
                 encoding=settings.payload_encoding, wants=settings.wants, owed=settings.owed,
                 generations=self._generations,
             )  # fmt: skip
             thread.set_streams(config.streams)
-            thread.open()
+            with told(origin(settings) if relay is None else None, f"open the sink {name}", SinkError):
+                thread.open()
             self.sinks.append(thread)
 
     def frame(self, detections: Detections) -> None:

@@ -17,7 +17,7 @@ the class:
     csv = "streamd_csv:CsvSettings"
 
 An entry point is imported only if a configuration names its kind, so a broken package does not affect other
-configurations. Built-in kinds cannot be replaced.
+configurations. Built-in kinds cannot be replaced. `plugins` says what is asked of kinds of other packages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, get_args
 
@@ -33,6 +33,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from streamd.settings import KindSettings
+from streamd.settings.plugins import Origin, described, remember, wrong_signature
 
 if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
@@ -51,6 +52,11 @@ def kind_of(settings: type[KindSettings]) -> str:
     if field is None or len(values) != 1 or field.default != values[0]:
         raise TypeError(f'{settings.__name__}: expected a field `kind: Literal["NAME"] = "NAME"`')
     return str(values[0])
+
+
+def package(point: EntryPoint) -> str:
+    """Name and version of the distribution that an entry point belongs to."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.module
 
 
 class Registry(Generic[SettingsT]):
@@ -80,7 +86,7 @@ class Registry(Generic[SettingsT]):
         self._package = package
         self.group = group or package
         self._kinds: dict[str, type[SettingsT]] = {}
-        self._plugins: Mapping[str, EntryPoint] | None = None
+        self._offers: Mapping[str, Sequence[EntryPoint]] | None = None
         self._loaded: dict[str, type[SettingsT]] = {}
         self._scanned = False
         self._lock = threading.RLock()
@@ -113,9 +119,20 @@ class Registry(Generic[SettingsT]):
 
     def plugins(self) -> Mapping[str, EntryPoint]:
         """Entry points of other distributions, by kind, without importing them."""
-        if self._plugins is None:
-            self._plugins = {point.name: point for point in sorted(entry_points(group=self.group))}
-        return self._plugins
+        return {kind: points[0] for kind, points in self.offers().items()}
+
+    def offers(self) -> Mapping[str, Sequence[EntryPoint]]:
+        """Every entry point of the group, by kind: more than one if several packages offer a kind of that name."""
+        if self._offers is None:
+            offers: dict[str, list[EntryPoint]] = {}
+            for point in sorted(entry_points(group=self.group)):
+                offers.setdefault(point.name, []).append(point)
+            self._offers = offers
+        return self._offers
+
+    def unused(self, kind: str) -> list[str]:
+        """Packages whose kind is not used because streamd has one of that name."""
+        return [package(point) for point in self.offers().get(kind, ())] if kind in self.builtin() else []
 
     def names(self) -> list[str]:
         """Every kind that a configuration may name, without importing other distributions."""
@@ -130,31 +147,40 @@ class Registry(Generic[SettingsT]):
         """
         if (found := self.builtin().get(kind) or self._loaded.get(kind)) is not None:
             return found
-        point = self.plugins().get(kind)
-        if point is None:
+        points = self.offers().get(kind, ())
+        if not points:
             raise PydanticCustomError(
                 "unknown_kind",
                 "expected one of {names}; another package's kind needs the package in this environment, with an entry "
                 "point in the group {group}",
                 {"names": ", ".join(map(repr, self.names())), "group": self.group},
             )
-        self._loaded[kind] = self._load(point)
+        if len(points) > 1:
+            raise PydanticCustomError(
+                "broken_plugin",
+                "{noun} kind {kind} comes from several packages ({packages}); uninstall all but one",
+                {"noun": self.noun, "kind": kind, "packages": ", ".join(map(package, points))},
+            )
+        self._loaded[kind] = self._load(points[0])
         return self._loaded[kind]
 
     def _load(self, point: EntryPoint) -> type[SettingsT]:
-        package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.module
+        origin = Origin(self.noun, point.name, package(point))
         try:
             settings = point.load()
             problem = self._unfit(settings, point.name)
-        except Exception as error:  # noqa: BLE001 - another package may raise anything at import
-            problem = f"{type(error).__name__}: {error}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - another package may raise anything at import, SystemExit too
+            problem = described(error)
         if problem:
             raise PydanticCustomError(
                 "broken_plugin",
                 "{noun} kind {kind} comes from the package {package}, which cannot be used ({problem}); "
                 "repair, upgrade or uninstall it",
-                {"noun": self.noun, "kind": point.name, "package": package, "problem": problem},
+                {"noun": self.noun, "kind": point.name, "package": origin.package, "problem": problem},
             )
+        remember(settings, origin)
         found: type[SettingsT] = settings
         return found
 
@@ -162,7 +188,13 @@ class Registry(Generic[SettingsT]):
         if not (isinstance(settings, type) and issubclass(settings, self.base)):
             return f"its entry point is not a class derived from {self.base.__module__}.{self.base.__name__}"
         kind = kind_of(settings)
-        return "" if kind == name else f"its entry point is named {name}, but its class is of kind {kind}"
+        if kind != name:
+            return f"its entry point is named {name}, but its class is of kind {kind}"
+        opens = getattr(self.base, "open", None)
+        if opens is not None and getattr(settings, "open", None) is opens:
+            return f"{settings.__name__} does not define open"
+        problem = wrong_signature(settings, self.base)
+        return f"{settings.__name__} {problem}" if problem else ""
 
     def validate(self, value: Any) -> SettingsT:
         """Validates `value`, a mapping, as settings of the kind that it names. Settings objects pass unchanged.

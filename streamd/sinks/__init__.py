@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from streamd.errors import SinkError
 from streamd.events.upkeep import Limits
 from streamd.flow.settings import StreamSettings
 from streamd.settings import FieldPath, KindSettings, Name, Seconds
+from streamd.settings.plugins import opened, origin
 from streamd.settings.registry import Registry
 from streamd.sinks.envelope import CLASSIFIED, DETECTIONS, EVENT, STATUS, Message, MessageKind
 
@@ -123,5 +125,9 @@ else:
 
 
 def open_sink(settings: SinkSettings) -> Sink:
-    """Creates the sink that `settings` describe; see `SinkSettings.open`."""
-    return settings.open()
+    """Creates the sink that `settings` describe; see `SinkSettings.open`.
+
+    Raises:
+        SinkError: its package is at fault.
+    """
+    return opened(origin(settings), Sink, SinkError, settings.open)

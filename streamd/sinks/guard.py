@@ -12,6 +12,7 @@ from streamd.events.record import Media
 from streamd.events.upkeep import Outcome
 from streamd.flow.backoff import Backoff
 from streamd.flow.settings import StreamSettings
+from streamd.settings.plugins import maker
 from streamd.sinks import Sink
 from streamd.sinks.envelope import Message
 from streamd.sinks.events import EventSink, JournalEvent
@@ -21,6 +22,8 @@ from streamd.telemetry.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 REOPEN_INITIAL_S, REOPEN_MAX_S = 0.5, 30.0
+STEADY_S = 10.0
+"""A sink that was open for this long has recovered: its next failure starts with the shortest wait again."""
 _ERROR_LOG_S = 10.0
 
 
@@ -30,10 +33,11 @@ class SinkErrorLog:
     Args:
         name: of the sink.
         metrics: counts.
+        package: whose sink it is; None for one of streamd's own.
     """
 
-    def __init__(self, name: str, metrics: Metrics) -> None:
-        self._name = name
+    def __init__(self, name: str, metrics: Metrics, package: str | None = None) -> None:
+        self._name, self._package = name, package
         self._errors = metrics.sink_errors.labels(sink=name)
         self._throttle = Throttle(_ERROR_LOG_S)
 
@@ -45,7 +49,9 @@ class SinkErrorLog:
             return
         text = str(error) if isinstance(error, StreamdError) else f"{type(error).__name__}: {error}"
         trace = None if isinstance(error, StreamdError) else error
-        log.error("sink failed", sink=self._name, error=text, not_logged=held or None, exc_info=trace)
+        log.error(
+            "sink failed", sink=self._name, error=text, not_logged=held or None, exc_info=trace, package=self._package
+        )
 
 
 class GuardedSink:
@@ -62,7 +68,7 @@ class GuardedSink:
     def __init__(self, name: str, sink: Sink, metrics: Metrics) -> None:
         self._name, self._sink = name, sink
         self._event_sink = sink if isinstance(sink, EventSink) else None
-        self._errors = SinkErrorLog(name, metrics)
+        self._errors = SinkErrorLog(name, metrics, maker(sink))
         self._up = metrics.sink_up.labels(sink=name)
         self._up.set(0)
         self._dropped = metrics.sink_dropped
@@ -70,7 +76,7 @@ class GuardedSink:
         self._refused: dict[str, int] = {}
         self._tells_readers = False
         self._backoff = Backoff(REOPEN_INITIAL_S, REOPEN_MAX_S)
-        self._retry_at = 0.0
+        self._retry_at = self._opened_at = 0.0
         self.problem: str | None = "not open yet"
         """Why the sink is not open; None while it is. Any thread reads it."""
         self._refuses: str | None = None
@@ -87,6 +93,7 @@ class GuardedSink:
 
     def _opened(self) -> None:
         self.problem = self._refuses = None
+        self._opened_at = time.monotonic()
         self._up.set(1)
         if not self._tells_readers and self._sink.readers is not None:
             self._tells_readers = True
@@ -123,6 +130,8 @@ class GuardedSink:
             return False
         try:
             reason = self._sink.send(message)
+            if reason is not None and type(reason) is not str:
+                raise TypeError(f"{type(self._sink).__qualname__}.send returned {reason!r}; expected None or a reason")
         except BaseException as error:  # noqa: BLE001 - whatever a sink does, its thread continues: asyncio's CancelledError
             if counted:
                 self.lost("error")
@@ -152,7 +161,6 @@ class GuardedSink:
             elif time.monotonic() >= self._retry_at:
                 self._sink.open()
                 self._opened()
-                self._backoff.reset()
                 log.info("sink reopened", sink=self._name)
         except BaseException as error:  # noqa: BLE001 - see `send`
             self._failed(error)
@@ -206,9 +214,12 @@ class GuardedSink:
         self._errors.tell(error)
         if self.problem is None and isinstance(error, StreamdError):
             return  # it has reported the problem, and keeps trying
+        now = time.monotonic()
+        if self.problem is None and now - self._opened_at >= STEADY_S:
+            self._backoff.reset()
         self.problem = str(error) if isinstance(error, StreamdError) else f"{type(error).__name__}: {error}"
         self._up.set(0)
-        self._retry_at = time.monotonic() + self._backoff.next()
+        self._retry_at = now + self._backoff.next()
         self._close()
 
     def _close(self) -> None:

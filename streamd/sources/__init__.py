@@ -15,7 +15,9 @@ from streamd.flow.contracts import Source
 from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
 from streamd.settings import Settings
+from streamd.settings.plugins import origin
 from streamd.settings.registry import Registry
+from streamd.sources.foreign import ForeignSource
 
 
 class CropSettings(Settings):
@@ -64,7 +66,13 @@ else:
 def open_source(
     settings: SourceSettings, *, device: int | None = None, held: int = 8, packets: PacketSink | None = None
 ) -> Source:
-    """Makes the source that `settings` describes; see `SourceSettings.open`."""
+    """Makes the source that `settings` describes; see `SourceSettings.open`.
+
+    Raises:
+        SourceError: its package is at fault.
+    """
+    if (of := origin(settings)) is not None:
+        return ForeignSource(settings.id, of, lambda: settings.open(device=device, held=held))
     if packets is not None:
         return settings.open_recorded(packets, device=device, held=held)
     return settings.open(device=device, held=held)

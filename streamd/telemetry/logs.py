@@ -13,6 +13,7 @@ from typing import Any, Literal, TextIO
 import structlog
 
 from streamd.security.redact import redact
+from streamd.settings.plugins import REMEDY, culprit
 from streamd.telemetry.outlet import Outlet
 from streamd.telemetry.tail import Tail
 
@@ -116,6 +117,20 @@ def _without_none(logger: Any, method: str, event: Event) -> Event:
     return event
 
 
+def _blamed(logger: Any, method: str, event: Event) -> Event:
+    """Says whose code failed if it is another package's: the text of an error rarely does."""
+    given = event.get("exc_info")
+    if given:
+        trace = given.__traceback__ if isinstance(given, BaseException) else None
+        if not isinstance(given, BaseException):
+            trace = given[2] if isinstance(given, tuple) else sys.exc_info()[2]
+        if (package := culprit(trace)) is not None:
+            event["package"] = event.get("package") or package
+    if event.get("package"):
+        event.setdefault("advice", REMEDY)
+    return event
+
+
 recent = Tail()
 """The latest events that were written, without secrets."""
 _listener: Callable[[Event], None] | None = None
@@ -167,6 +182,7 @@ def configure(
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=not console),
         _without_none,
+        _blamed,
         structlog.processors.format_exc_info,
         Redactor(),
         _tell,

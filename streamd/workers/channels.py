@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from streamd.config import Config, sink_names
+from streamd.errors import SinkError
 from streamd.events.link import EventReceiver
 from streamd.flow.settings import StreamSettings
 from streamd.runtime.eventlog import EventLog
 from streamd.runtime.health import close_outputs
+from streamd.settings.plugins import origin, told
 from streamd.sinks import open_sink
 from streamd.telemetry.http import HttpServer
 from streamd.telemetry.metrics import Metrics
@@ -69,7 +71,8 @@ class Channels:
             )  # fmt: skip
             forwarder.set_streams(config.streams)
             self.forwarders.append(forwarder)
-            forwarder.open()
+            with told(origin(settings), f"open the sink {name}", SinkError):
+                forwarder.open()
         self.open_events(config)
         if tap is not None:
             self._pictures = PictureReceiver(tap, self.endpoint("pictures"))

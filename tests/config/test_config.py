@@ -355,3 +355,13 @@ def test_a_file_with_nothing_in_it_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         load(path)
     assert str(caught.value) == f"{path}: is empty; expected a YAML file with the sections model and streams"
+
+
+def test_a_head_is_asked_what_is_wrong_with_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamd.heads.yolov8 import Yolov8Settings
+
+    monkeypatch.setattr(Yolov8Settings, "check", lambda self: iter([(("kind",), "of no use here")]))
+    file = tmp_path / "streamd.yaml"
+    file.write_text("model: {path: m.onnx, head: {kind: yolov8}}\nstreams: [{id: a, kind: synthetic}]\n")
+    with pytest.raises(ConfigError, match=r"streamd.yaml:1: model.head.kind: of no use here"):
+        load(file)

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from streamd.errors import SinkError
 from streamd.flow.status import StatusBoard
-from streamd.sinks import Sink
+from streamd.sinks import Sink, guard
 from streamd.sinks.envelope import Message, Outgoing
 from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
 from streamd.sinks.thread import SinkThread
@@ -142,6 +142,23 @@ def test_a_sink_that_fails_in_an_undeclared_way_is_closed_and_opened_again() -> 
     assert [(m.seq, m.dropped) for m in recorder.messages] == [(1, 1)], "what was lost is told"
     assert [s.stream for s in recorder.statuses] == ["a"]
     assert dropped(registry, "error") == 1
+
+
+def test_a_sink_that_opens_and_fails_again_is_tried_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "REOPEN_INITIAL_S", 0.01)
+    recorder, thread, _, _ = rig(capacity=64)
+    recorder.broken, recorder.error = True, RuntimeError("a bug")
+    for attempts in (1, 2, 3):
+        until(lambda: thread.problem is None)
+        thread.put(Outgoing(detections(seq=attempts), "b"))
+        until(lambda: thread.problem is not None)
+        assert thread._sink._backoff.attempts == attempts
+    monkeypatch.setattr(guard, "STEADY_S", 0.0)
+    until(lambda: thread.problem is None)
+    thread.put(Outgoing(detections(seq=9), "b"))
+    until(lambda: thread.problem is not None)
+    assert thread._sink._backoff.attempts == 1, "it had recovered"
+    assert thread.close(5)
 
 
 def test_a_sink_that_takes_no_message_is_not_up_until_it_does() -> None:

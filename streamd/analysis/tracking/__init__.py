@@ -14,7 +14,9 @@ from pydantic import Field
 
 from streamd.analysis.tracking.observation import EndedTrack, EndReason, Observation, Tracked
 from streamd.analysis.tracking.tracks import StreamTracks
+from streamd.errors import ConfigError
 from streamd.settings import KindSettings, Problems, Seconds, Unit
+from streamd.settings.plugins import opened, origin
 from streamd.settings.registry import Registry
 
 if TYPE_CHECKING:
@@ -74,5 +76,11 @@ else:
 
 
 def open_tracker(settings: TrackingSettings) -> Tracker:
-    """Creates the tracker that `settings` describe; see `TrackingSettings.open`."""
-    return settings.open()
+    """Creates the tracker that `settings` describe; see `TrackingSettings.open`.
+
+    Raises:
+        ConfigError: its package is at fault.
+    """
+    from streamd.analysis.tracking.batch import Tracker
+
+    return opened(origin(settings), Tracker, ConfigError, settings.open)

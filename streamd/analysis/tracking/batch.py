@@ -150,7 +150,7 @@ class Tracker(ABC):
         except Exception as error:  # noqa: BLE001 — whatever failed, it costs a stream's tracks and never a frame
             if len(batch) > 1:
                 return [self._guarded([observation])[0] for observation in batch]
-            return [_failed(batch[0], error)]
+            return [failed(batch[0], error)]
 
     def _step(self, batch: Sequence[Observation]) -> Sequence[Tracked]:
         if self.native is None:
@@ -164,7 +164,7 @@ class Tracker(ABC):
         try:
             return self._in_numpy([observation])[0]
         except Exception as error:  # noqa: BLE001 — whatever failed, it costs a stream's tracks and never a frame
-            return _failed(observation, error)
+            return failed(observation, error)
 
     def _in_numpy(self, batch: Sequence[Observation]) -> list[Tracked]:
         batch = list(batch)
@@ -312,7 +312,7 @@ class Tracker(ABC):
 _FIRST = np.zeros(1, np.intp)
 
 
-def _failed(o: Observation, error: Exception) -> Tracked:
+def failed(o: Observation, error: Exception) -> Tracked:
     """Ends the tracks of a stream on which the tracker failed."""
     ended = _ends(o.tracks.matrix, "failed")
     o.tracks.forget()

@@ -1,0 +1,172 @@
+"""Sources of other packages: no fault of one leaves its stream, and each names the package."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from streamd.errors import SourceError
+from streamd.flow.contracts import UNKNOWN_CLOCK, Source, SourceInfo
+from streamd.settings.plugins import Origin
+from streamd.sources.foreign import CLOSE_S, ForeignSource
+from streamd.sources.synthetic import SyntheticSource, SyntheticStreamSettings
+from streamd.types import Box, Frame
+
+ORIGIN = Origin("stream", "odd", "acme-sources 2.0")
+SETTINGS = SyntheticStreamSettings(id="s", width=64, height=48, fps=0, count=3)
+
+
+class Odd(Source):
+    """A sound source with one fault."""
+
+    def __init__(self, change: Callable[[Frame], Any] = lambda frame: frame, **faults: Any) -> None:
+        self._sound, self._change, self._faults = SyntheticSource(SETTINGS), change, faults
+
+    def open(self) -> SourceInfo:
+        if "open" in self._faults:
+            info: SourceInfo = self._faults["open"]()
+            return info
+        return self._sound.open()
+
+    def frames(self) -> Iterator[Frame]:
+        for frame in self._sound.frames():
+            yield self._change(frame)
+
+    @property
+    def behind_s(self) -> float | None:
+        if "behind" in self._faults:
+            self._faults["behind"]()
+        return 1.5
+
+    def close(self) -> None:
+        self._sound.close()
+        self._faults.get("close", lambda: None)()
+
+
+def raises(error: BaseException) -> Any:
+    raise error
+
+
+def foreign(source: Any) -> ForeignSource:
+    return ForeignSource("s", ORIGIN, lambda: source)
+
+
+def test_a_sound_one_passes_its_frames_counters_and_deadline() -> None:
+    odd = Odd()
+    source = foreign(odd)
+    assert source.open().width == 64
+    assert len(list(source.frames())) == 3
+    odd.corrupt, odd.deadline = 7, 12.5
+    assert (source.corrupt, source.deadline, source.skipped, source.behind_s) == (7, 12.5, 0, 1.5)
+    assert source.clock is UNKNOWN_CLOCK
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: None, "a NoneType; expected streamd.types.Frame"),
+        (lambda f: np.zeros((48, 64, 3), np.uint8), "a ndarray; expected streamd.types.Frame"),
+        (lambda f: replace(f, picture=np.zeros((48, 64))), "whose picture is a ndarray; use streamd.sources.picture"),
+        (lambda f: replace(f, stream="other"), "of the stream 'other'; expected its settings' id, 's'"),
+        (lambda f: replace(f, width=0, height=0), "of 0 x 0 pixels with an upright picture of 64 x 48"),
+        (lambda f: replace(f, picture=replace(f.picture, rotation=90)), "of 64 x 48 pixels with .* of 48 x 64"),
+        (
+            lambda f: replace(f, width=640, picture=replace(f.picture, width=640)),
+            "a picture of 640 x 48 pixels whose memory has 64 x 48",
+        ),
+        (lambda f: replace(f, roi=Box(0, 0, 65, 48)), r"roi \(0, 0, 65, 48\) is not within its picture of 64 x 48"),
+        (lambda f: replace(f, roi=Box(0, 0, 0, 0)), "is not within its picture"),
+        (
+            lambda f: replace(f, captured_ns=time.time_ns()),
+            r"captured_ns or decoded_ns is not of time.monotonic_ns\(\)",
+        ),
+        (lambda f: replace(f, pts_ns=0.5), "a time that is not a whole number of nanoseconds"),
+    ],
+)
+def test_a_frame_that_cannot_be_one_is_an_error_of_its_stream(change: Callable[[Frame], Any], words: str) -> None:
+    source = foreign(Odd(change))
+    source.open()
+    with pytest.raises(
+        SourceError, match="stream s: stream kind odd of the package acme-sources 2.0 .*" + words
+    ) as caught:
+        list(source.frames())
+    assert caught.value.reason == "internal"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            Odd(open=lambda: raises(ValueError("boom"))),
+            r"failed to open \(ValueError: boom, in sources/test_foreign.py",
+        ),
+        (Odd(open=lambda: raises(SystemExit(2))), r"failed to open \(SystemExit: 2"),
+        (Odd(open=lambda: None), "open returned None; expected streamd.flow.contracts.SourceInfo"),
+        (Odd(lambda f: raises(KeyError("size"))), r"failed to read \(KeyError: 'size'"),
+        (None, "what its open returns is None; expected an object of a class derived from streamd.flow.contracts"),
+        (3, "what its open returns has no "),
+    ],
+)
+def test_what_it_raises_is_an_error_of_its_stream(source: Any, words: str) -> None:
+    with pytest.raises(
+        SourceError, match="stream s: stream kind odd of the package acme-sources 2.0 .*" + words
+    ) as caught:
+        opened = foreign(source)
+        opened.open()
+        list(opened.frames())
+    assert caught.value.reason == "internal"
+
+
+def test_its_own_errors_are_passed_on_with_a_reason_that_subscribers_know() -> None:
+    with pytest.raises(SourceError, match=r"^stream s: no such folder$") as caught:
+        foreign(Odd(open=lambda: raises(SourceError("not_found", "stream s: no such folder", permanent=True)))).open()
+    assert (caught.value.reason, caught.value.permanent) == ("not_found", True)
+    unknown: Any = "my_reason"
+    with pytest.raises(SourceError, match=r"own words \(.* gave the reason 'my_reason', which is none of") as caught:
+        foreign(Odd(open=lambda: raises(SourceError(unknown, "own words", permanent=True)))).open()
+    assert (caught.value.reason, caught.value.permanent) == ("internal", True)
+
+
+def test_neither_an_error_nor_a_wait_in_close_reaches_who_calls_it() -> None:
+    with capture_logs() as logs:
+        foreign(Odd(close=lambda: raises(ValueError("boom")))).close()
+    assert [each["event"] for each in logs] == ["source failed to close"]
+    assert "package acme-sources 2.0 failed to close (ValueError: boom" in logs[0]["error"]
+    gate = threading.Event()
+    slow = foreign(Odd(close=gate.wait))
+    began = time.monotonic()
+    with capture_logs() as logs:
+        slow.close()
+        slow.close()
+    assert 2 * CLOSE_S <= time.monotonic() - began < 2 * CLOSE_S + 2
+    assert [(each["event"], each["package"]) for each in logs] == [
+        ("source does not close in time", "acme-sources 2.0")
+    ] * 2
+    gate.set()
+
+
+def test_nothing_that_the_watching_thread_asks_fails() -> None:
+    assert foreign_behind(lambda: None) == 1.5
+    assert foreign_behind(lambda: raises(ValueError("boom"))) is None
+
+
+def foreign_behind(ask: Callable[[], Any]) -> float | None:
+    faults: dict[str, Any] = {}
+    source = foreign(Odd(**faults))
+    source._source._faults["behind"] = ask  # type: ignore[attr-defined]
+    return source.behind_s
+
+
+def test_a_reload_that_it_cannot_adapt_to_is_logged() -> None:
+    odd: Any = Odd()
+    odd.adapt = lambda settings: raises(ValueError("boom"))
+    with capture_logs() as logs:
+        foreign(odd).adapt(SETTINGS)
+    assert "package acme-sources 2.0 failed to adapt (ValueError: boom" in logs[0]["error"]
