@@ -8,7 +8,9 @@ usage: build_reference.py [--check]
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,8 @@ sinks:
   - {kind: zmq, bind: "tcp://127.0.0.1:5555"}
 ```
 
-If a field accepts one of several sections, the section's `kind` selects it.
+If a field accepts one of several sections, the section's `kind` selects it. A field whose default is left blank here
+may be left out: its meaning says what applies then; a list is then empty, and a section has its own defaults.
 """
 METRICS_HEAD = """# Metrics
 
@@ -70,7 +73,7 @@ def kind_of(entry: dict[str, Any], definitions: dict[str, Any]) -> str:
                 # What is written in the file, not what the section is called here.
                 linked = [f"[`{kind}`](#{name.lower()})" for kind, name in zip(kinds, names, strict=True)]
                 return f"section of kind {', '.join(linked[:-1])} or {linked[-1]}"
-            return " or ".join(dict.fromkeys(kind_of(e, definitions) for e in entry[key]))
+            return either(dict.fromkeys(bracketed(kind_of(e, definitions)) for e in entry[key]))
     if "const" in entry:
         return f"`{entry['const']}`"
     if "enum" in entry:
@@ -80,16 +83,77 @@ def kind_of(entry: dict[str, Any], definitions: dict[str, Any]) -> str:
     )
     if kind == "array":
         if pair := entry.get("prefixItems"):
-            return f"list: {len(pair)} × {kind_of(pair[0], definitions)}"
+            return f"list of {len(pair)} {plural(kind_of(pair[0], definitions))}"
         items = entry.get("items") or {}
-        return f"list of {kind_of(items, definitions).replace('section of', 'sections of')}" if items else "list"
+        return f"list of {plural(kind_of(items, definitions))}" if items else "list"
     if kind == "object":
         return "mapping"
-    low = entry.get("minimum", entry.get("exclusiveMinimum"))
-    high = entry.get("maximum", entry.get("exclusiveMaximum"))
-    if low is not None and high is not None:
-        return f"{kind}, {low:g} to {high:g}"
-    return kind if low is None else f"{kind}, {'more than' if 'exclusiveMinimum' in entry else 'at least'} {low:g}"
+    return ", ".join([kind, *range_of(entry)])
+
+
+def range_of(entry: dict[str, Any]) -> list[str]:
+    """The bounds of a number in words; none if it has none."""
+    if "minimum" in entry and "maximum" in entry:
+        return [f"{decimal(entry['minimum'])} to {decimal(entry['maximum'])}"]
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    return [f"{word} {decimal(entry[key])}" for key, word in words.items() if key in entry]
+
+
+def decimal(value: float) -> str:
+    """A number without an exponent, and without zeros at its end."""
+    return str(int(value)) if value == int(value) else f"{value:f}".rstrip("0")
+
+
+def code(text: str, values: Sequence[str]) -> str:
+    """A description as Markdown: names, settings and values as code, guides of docs/ as links.
+
+    Args:
+        text: with some of them as code already.
+        values: that the field may have.
+    """
+    told = "|".join(map(re.escape, sorted(values, key=len, reverse=True)))
+    words = "|".join(
+        (
+            r"\$\{[^}]*\}",  # ${NAME}
+            r"\{\w+: [^}]*\}",  # a mapping
+            r"\b(?:isolation|look\.when): \w+",
+            r"\b(?:tcp|ipc|http)://[A-Z\d][\w:.]*\w",  # tcp://HOST:PORT
+            r"(?:--)?\b[a-z]+(?:[_.][a-z]+)*_[a-z\d]+\b",  # at_least_every_s
+            r"\bbuiltin:\w+",
+            r"(?<![\w/])/(?:metrics|healthz|readyz|status|sd|v1/\w+|dev/\w+)\b",
+            *([rf"(?<![\w-])(?:{told})(?=:)"] if told else []),  # auto: …
+        )
+    )
+    parts = text.split("`")
+    for i in range(0, len(parts), 2):  # outside of code
+        parts[i] = re.sub(words, lambda found: f"`{found[0]}`", parts[i])
+    return re.sub(r"\bdocs/(\w+\.md)", r"[\1](\1)", "`".join(parts))
+
+
+def values_of(entry: dict[str, Any]) -> list[str]:
+    """The words that a field may have for a value, and what else its description may explain."""
+    found = [str(value) for value in entry.get("enum", ())]
+    if isinstance(entry.get("const"), str):
+        found.append(entry["const"])
+    for each in entry.get("anyOf", ()):
+        found += values_of(each)
+    return found + (["true", "false"] if entry.get("type") == "boolean" else [])
+
+
+def bracketed(kind: str) -> str:
+    """A number's bounds in parentheses, where more follows."""
+    return re.sub(r"^(.*number), (.*)$", r"\1 (\2)", kind)
+
+
+def plural(kind: str) -> str:
+    """`number, 0 to 1` as `numbers (0 to 1)`."""
+    return re.sub(r"\b(list|number|section|text)(?= |$)", r"\1s", bracketed(kind))
+
+
+def either(kinds: Iterable[str]) -> str:
+    """`a, b or c`."""
+    *others, last = kinds
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def link(name: str) -> str:
@@ -102,19 +166,20 @@ def default_of(entry: dict[str, Any], *, required: bool) -> str:
     if required:
         return "required"
     value = entry.get("default")
-    return "" if value is None or isinstance(value, (dict, list)) else f"`{json.dumps(value)}`"
+    return "" if value is None or isinstance(value, dict) or value == [] else f"`{json.dumps(value)}`"
 
 
 def section(name: str, definition: dict[str, Any], definitions: dict[str, Any]) -> str:
     """One table."""
-    lines = [f"\n## {name}\n", " ".join(definition.get("description", "").split()), ""]
+    lines = [f"\n## {name}\n", code(" ".join(definition.get("description", "").split()), ()), ""]
     lines += ["| field | value | default | meaning |", "|---|---|---|---|"]
     required = definition.get("required", ())
     for field, entry in definition.get("properties", {}).items():
         meaning = entry.get("description", "") or ("Selects this section." if field == "kind" else "")
         if not meaning and "$ref" in entry:  # pydantic omits what the section itself declares
             meaning = definitions[entry["$ref"].rsplit("/", 1)[1]].get("description", "")
-        cells = field, kind_of(entry, definitions), default_of(entry, required=field in required), meaning
+        default = default_of(entry, required=field in required)
+        cells = field, kind_of(entry, definitions), default, code(meaning, values_of(entry))
         lines.append("| `{}` | {} | {} | {} |".format(*(c.replace("|", "\\|") for c in cells)))
     return "\n".join(lines)
 

@@ -28,11 +28,13 @@ MOST_STREAMS = 1024
 
 
 class DetectorSettings(ModelSettings):
-    """The detector: its file, its head, and detection thresholds."""
+    """The detector: its file, its head, and detection thresholds. A field from `labels` to `pad_value` that is left out
+    comes from the model's sidecar (MODEL.json), otherwise it has the default that is named here."""
 
     head: HeadConfig | None = Field(
         None,
-        description="How to read the outputs. Default: as the sidecar declares, else recognised from their shapes.",
+        description="How the outputs are read. Default: as the sidecar declares, otherwise recognised from their "
+        "shapes.",
     )
     detect: DetectSettings = Field(DetectSettings(), description="Detection thresholds and classes.")
 
@@ -107,9 +109,9 @@ class OtlpSettings(Settings):
 class LoggingSettings(Settings):
     """Structured logs on standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is written.")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     format: Literal["auto", "console", "json"] = Field(
-        "auto", description="auto: console on a terminal, otherwise JSON."
+        "auto", description="auto: console on a terminal, otherwise json."
     )
 
 
@@ -122,7 +124,12 @@ class RecorderSettings(Settings):
         "without one, nothing is recorded.",
     )
     seconds: float = Field(60.0, ge=5, le=600, description="Length of the history, in seconds.")
-    keep: int = Field(10, ge=0, le=1000, description="Most bundles in the folder; 0 disables recording.")
+    keep: int = Field(
+        10,
+        ge=0,
+        le=1000,
+        description="Largest number of bundles in the folder. 0: nothing is recorded.",
+    )
 
 
 class EventsSettings(Settings):
@@ -130,12 +137,14 @@ class EventsSettings(Settings):
 
     state_dir: ConfigPath | None = Field(
         None,
-        description="Folder of the journal, on a local disk; one daemon each. Default: a folder named after the "
-        "configuration file in the service manager's state folder (`$STATE_DIRECTORY`), else in "
+        description="Folder of the journal, on a local disk; each daemon needs its own. Default: a folder named "
+        "after the configuration file in the service manager's state folder (`$STATE_DIRECTORY`), otherwise in "
         "`$XDG_STATE_HOME/streamd` (`~/.local/state/streamd`).",
     )
-    keep_days: float = Field(30.0, gt=0, le=3650, description="Days for which events are kept.")
-    keep_events: int = Field(500_000, ge=1000, description="Most events that are kept.")
+    keep_days: float = Field(30.0, gt=0, le=3650, description="Time for which events are kept, in days.")
+    keep_events: int = Field(
+        500_000, ge=1000, description="Largest number of events that are kept; the oldest are deleted."
+    )
 
 
 class MediaSettings(Settings):
@@ -145,22 +154,22 @@ class MediaSettings(Settings):
         None, description="Folder for clips and snapshots. Default: `media` in the folder of the event journal."
     )
     keep_gb: float = Field(
-        10.0, gt=0, le=1e6, description="Most space for clips and snapshots, in gigabytes; the oldest are removed."
+        10.0, gt=0, le=1e6, description="Largest space for clips and snapshots, in gigabytes; the oldest are deleted."
     )
-    keep_days: float = Field(30.0, gt=0, le=3650, description="Days for which clips and snapshots are kept.")
+    keep_days: float = Field(30.0, gt=0, le=3650, description="Time for which clips and snapshots are kept, in days.")
     min_free_gb: float = Field(
         1.0,
         ge=0,
         le=1e6,
-        description="Space that stays free on the folder's file system, in gigabytes: the oldest files are removed for "
-        "it, and nothing is recorded below it.",
+        description="Space to keep free on the folder's file system, in gigabytes. Below it, the oldest clips and "
+        "snapshots are deleted, and nothing is recorded until there is enough again.",
     )
     ring_mb: float = Field(
         64.0,
         ge=1,
         le=4096,
-        description="Most memory for the compressed packets of a stream that are kept for clips, in megabytes. Only "
-        "streams with rules that ask for clips use it.",
+        description="Largest memory for the compressed packets that each stream keeps for clips, in megabytes. "
+        "Only streams with rules that ask for clips use it.",
     )
 
 
@@ -179,14 +188,16 @@ class Config(Settings):
         description=f"Video streams; at least one, and at most {MOST_STREAMS} unless several boxes divide them "
         "(`fleet` or `share`).",
     )
-    sinks: tuple[SinkConfig, ...] = Field((), max_length=64, description="Outputs for detections.")
+    sinks: tuple[SinkConfig, ...] = Field(
+        (), max_length=64, description="Outputs for detections, statuses and events. Default: none."
+    )
     tracking: TrackingConfig | None = Field(
         None,
-        description="Which boxes of successive frames show the same object. `{}` is ByteTrack with its defaults. "
-        "Default: no tracking, except where a stream has zones or lines.",
+        description="Joins the boxes that show the same object in successive frames, and gives them ids. `{}` is "
+        "ByteTrack with its defaults. Default: ByteTrack if any stream has zones or lines, otherwise no tracking.",
     )
     classifiers: tuple[ClassifierSettings, ...] = Field(
-        (), max_length=16, description="Second-stage models, which say more of detected objects."
+        (), max_length=16, description="Second-stage models, which classify detected objects."
     )
     events: EventsSettings = Field(EventsSettings(), description="Journal of the events of zones and lines.")
     media: MediaSettings = Field(MediaSettings(), description="Clips and snapshots of events.")
@@ -196,15 +207,18 @@ class Config(Settings):
         Annotated[int, Field(ge=1, le=MOST_WORKERS)] | Literal["auto"], BeforeValidator(_number_or_auto)
     ] = Field(
         "auto",
-        description="Number of processes that share the streams, each with its own engine. More than one helps if one "
-        "process cannot keep a GPU busy. auto: one; with a GPU and more than 16 streams, one for every 16, at most "
-        "eight per GPU, as far as cores and device memory go.",
+        description="Number of processes that share the streams, each with its own engine. Raise it if one process "
+        "cannot keep a GPU busy. auto: one process; with a GPU and more than 16 streams, one for every 16 streams, "
+        "at most eight per GPU, as far as CPU cores and device memory allow.",
     )
     share: ShareSettings | None = Field(
-        None, description="This daemon serves one share of the streams, others the rest. Default: all of them."
+        None,
+        description="The share of the streams that this daemon serves, if several daemons divide them. Default: "
+        "all streams.",
     )
     fleet: FleetSettings | None = Field(
-        None, description="The boxes among which the streams could be divided, for `streamd fleet plan`."
+        None,
+        description="The boxes of a fleet, among which `streamd fleet` divides the streams; `streamd run` ignores it.",
     )
     metrics: MetricsSettings = Field(MetricsSettings(), description="Metrics and health over HTTP.")
     otlp: OtlpSettings | None = Field(
@@ -212,10 +226,11 @@ class Config(Settings):
     )
     logging: LoggingSettings = Field(LoggingSettings(), description="Logs.")
     recorder: RecorderSettings = Field(RecorderSettings(), description="The flight recorder.")
-    drain_s: Seconds = Field(5.0, description="Longest time to finish work in flight at SIGTERM, in seconds.")
+    drain_s: Seconds = Field(5.0, description="Longest time to finish the work in flight after SIGTERM, in seconds.")
     stall_s: Seconds = Field(
         15.0,
-        description="Longest time that a stage may work on one batch, in seconds; beyond it, the watchdog is not fed.",
+        description="Longest time that a stage may work on one batch, in seconds. Beyond it, the daemon counts as "
+        "hung: systemd's watchdog is no longer notified.",
     )
 
     @property

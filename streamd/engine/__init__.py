@@ -17,6 +17,7 @@ from streamd.settings.registry import Registry
 
 Channels = tuple[float, float, float]
 Spread = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+InputSize = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 BUILTIN = "builtin:"
 """Prefix of the path of a bundled model, as in builtin:road6."""
 
@@ -31,34 +32,46 @@ class ModelSettings(Settings):
     """True if the input's size must be a multiple of the model's strides."""
 
     path: ConfigPath = Field(
-        min_length=1, description="ONNX model, OpenVINO IR (.xml), TensorRT plan, or builtin:road6."
+        min_length=1,
+        description="Model file: ONNX, OpenVINO IR (.xml) or TensorRT plan; or builtin:road6, the bundled detector.",
     )
     name: str | None = Field(None, description="Name in messages. Default: the file's name without its suffix.")
     labels: tuple[str, ...] | ConfigPath | None = Field(
-        None, description="Class names, or a text file with one per line. Default: sidecar, model metadata, COCO's 80."
+        None,
+        description="Class names in order: a list, or a text file with one name per line. Default: from the "
+        "sidecar or the model's metadata, otherwise COCO's names if there are 80 classes, otherwise class_0, "
+        "class_1 and so on.",
     )
     color: Literal["RGB", "BGR"] | None = Field(None, description="Channel order of the input. Default: RGB.")
     scale: float | None = Field(
-        None, gt=0, le=1, description="Pixels 0..255 are multiplied by this; 1 leaves them as they are. Default: 1/255."
+        None,
+        gt=0,
+        le=1,
+        description="Factor for pixel values, which are 0 to 255; 1 leaves them as they are. Default: 1/255.",
     )
     mean: Channels | None = Field(
-        None, description="Subtracted after scale: one number for each channel, in the order of color. Default: none."
+        None, description="Subtracted after `scale`: one number per channel, in the order of `color`. Default: nothing."
     )
     std: Spread | None = Field(
-        None, description="The result is divided by it: one number for each channel. Default: 1, 1, 1."
+        None,
+        description="Divisor after `mean` was subtracted: one number per channel, in the order of `color`. "
+        "Default: 1, 1, 1.",
     )
     resize: Literal["letterbox", "stretch"] | None = Field(
         None,
-        description="letterbox keeps the picture's aspect ratio and pads; stretch fills the input. Default: letterbox.",
+        description="How a picture is fitted to the input. letterbox: it keeps its aspect ratio and is padded. "
+        "stretch: it fills the input. Default: letterbox.",
     )
     align: Literal["center", "top_left"] | None = Field(
         None,
-        description="Where a letterboxed picture lies: in the center, or at the top left, with padding on the right "
-        "and below only. Default: center.",
+        description="Where a letterboxed picture lies. center: in the middle. top_left: in that corner, with "
+        "padding on the right and below only. Default: center.",
     )
-    pad_value: int | None = Field(None, ge=0, le=255, description="Grey around the picture. Default: 114.")
-    input_size: tuple[int, int] | None = Field(
-        None, description="Height and width for a model with a dynamic input size, in pixels. Default: 640, 640."
+    pad_value: int | None = Field(None, ge=0, le=255, description="Grey level of the padding. Default: 114.")
+    input_size: InputSize | None = Field(
+        None,
+        description="Height and width of the input in pixels, if the model leaves them open; multiples of 32. A "
+        "smaller input is faster and misses more small objects. Default: 640, 640.",
     )
 
 
@@ -73,8 +86,8 @@ class BatchSettings(Settings):
     )
     age_ms: Milliseconds = Field(
         0.0,
-        description="How long the first frame of a batch may wait for others, in milliseconds. 0 takes what is "
-        "there when a slot is free: batches then grow by themselves under load, and no frame waits for nothing.",
+        description="How long the first frame of a batch may wait for others, in milliseconds. 0: a batch takes "
+        "what is there when a slot is free, so that batches grow with the load and no frame waits for others.",
     )
 
 

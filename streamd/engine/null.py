@@ -25,13 +25,21 @@ class NullSettings(DeviceSettings):
 
     kind: Literal["null"] = "null"
     device: Devices = Field(0, description="Simulated devices; several share the streams.")
-    latency_ms: Milliseconds = Field(0.0, description="How long each batch takes.")
-    slots: int = Field(2, ge=1, le=64, description="Batches in flight.")
-    fail_after: int | None = Field(None, ge=0, description="Batches after which infer raises BackendError.")
-    classes: int | None = Field(
-        None, ge=2, le=1000, description="Be a classifier with so many classes: the first one has probability 0.9."
+    latency_ms: Milliseconds = Field(0.0, description="Time that each batch takes, in milliseconds.")
+    slots: int = Field(2, ge=1, le=64, description="Number of batches in flight.")
+    fail_after: int | None = Field(
+        None, ge=0, description="Number of batches after which infer raises BackendError. Default: never."
     )
-    hang_after: int | None = Field(None, ge=0, description="Batches after which collect never returns.")
+    classes: int | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="Makes it a classifier with this many classes, of which the first always has probability 0.9. "
+        "Default: a detector.",
+    )
+    hang_after: int | None = Field(
+        None, ge=0, description="Number of batches after which collect never returns. Default: never."
+    )
 
     def open(self, model: ModelSettings, *, batch: BatchSettings, live: bool = False) -> Backend[Any]:
         """See `EngineSettings.open`."""

@@ -35,23 +35,29 @@ class OpenVinoSettings(EngineSettings):
     device: str = Field("CPU", description="OpenVINO device name: CPU, GPU, NPU, AUTO.")
     hint: Literal["auto", "latency", "throughput"] = Field(
         "auto",
-        description="What to optimise for. auto: latency if one live stream is the whole load, else throughput.",
+        description="What to optimise for. auto: latency if one live stream is the whole load, otherwise throughput.",
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="Inference threads. Default: every core that the process may use."
+        None,
+        ge=1,
+        le=1024,
+        description="Number of inference threads. Default: one for every core that the process may use.",
     )
     requests: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="Batches in flight. Default: OpenVINO's optimum for the hint, plus two.",
+        description="Number of batches in flight. Default: OpenVINO's optimum for the hint, plus two.",
     )
     precision: Literal["auto", "f32", "bf16", "f16"] = Field(
         "auto",
-        description="Arithmetic of float layers. auto is OpenVINO's choice: bf16 on CPUs that have it, at a small loss "
-        "of precision.",
+        description="Arithmetic of float layers. auto: OpenVINO's choice, which is bf16 on CPUs that have it, at a "
+        "small loss of precision.",
     )
-    cache_dir: str | None = Field(None, description="Folder in which OpenVINO keeps compiled models, to start faster.")
+    cache_dir: str | None = Field(
+        None,
+        description="Folder in which OpenVINO keeps compiled models, so that the next start is faster. Default: none.",
+    )
 
     def aside(self) -> EngineSettings:
         """See `EngineSettings.aside`: one thread and one request, unless more are configured."""

@@ -27,19 +27,19 @@ class BoxSettings(Settings):
     """What one box can do."""
 
     fps: FramesPerSecond = Field(
-        description="Frames per second that a box analyses within its latency objective, all streams together: measure "
-        "it, as docs/fleet.md describes."
+        description="Frames per second that a box can analyse within its latency objective, all streams together; "
+        "docs/fleet.md says how to measure it."
     )
-    streams: StreamCount = Field(1024, description="Most streams of a box, whatever their rate.")
+    streams: StreamCount = Field(1024, description="Largest number of streams of a box, whatever their rate.")
     gpus: float = Field(
         1.0,
         ge=0,
         le=16,
-        description="GPUs of a box, on nodes of the cluster that have any: 0.5 makes two boxes of a GPU; 0: one box a "
-        "node, which asks for no GPU.",
+        description="GPUs per box, on nodes that have any: 0.5 puts two boxes on a GPU. 0: one box per node, which "
+        "asks for no GPU.",
     )
     memory_gb: float = Field(
-        0.0, ge=0, le=1e5, description="Memory that a box reserves on its node, in gigabytes; 0: none."
+        0.0, ge=0, le=1e5, description="Memory that a box reserves on its node, in gigabytes. 0: none."
     )
 
 
@@ -48,10 +48,12 @@ class NodeSettings(Settings):
 
     name: Name = Field(description="Name of the box.")
     labels: tuple[Name, ...] = Field(
-        (), max_length=64, description="What `reach` refers to, such as a site or network."
+        (), max_length=64, description="Names that `reach` refers to, such as a site or a network."
     )
     fps: FramesPerSecond | None = Field(None, description="Frames per second of this box. Default: `box.fps`.")
-    streams: StreamCount | None = Field(None, description="Most streams of this box. Default: `box.streams`.")
+    streams: StreamCount | None = Field(
+        None, description="Largest number of streams of this box. Default: `box.streams`."
+    )
 
 
 class ReachSettings(Settings):
@@ -61,7 +63,7 @@ class ReachSettings(Settings):
         min_length=1, max_length=256, description="Ids of the streams; `*` and `?` stand for other characters."
     )
     labels: tuple[Name, ...] = Field(
-        min_length=1, max_length=64, description="Labels of boxes that reach them; one of them is enough."
+        min_length=1, max_length=64, description="Labels of the boxes that reach them; a box needs one of them."
     )
 
 
@@ -85,19 +87,23 @@ class RateSettings(Settings):
 class FleetSettings(Settings):
     """The boxes of a fleet, and what its streams ask of them."""
 
-    boxes: int = Field(1, ge=0, le=1000, description="Number of equal boxes, beside `nodes`: box-1, box-2 and so on.")
+    boxes: int = Field(
+        1, ge=0, le=1000, description="Number of equal boxes, in addition to `nodes`: box-1, box-2 and so on."
+    )
     box: BoxSettings = Field(description="What one box can do.")
-    nodes: tuple[NodeSettings, ...] = Field((), max_length=1000, description="Boxes with a name of their own.")
+    nodes: tuple[NodeSettings, ...] = Field((), max_length=1000, description="Boxes with names of their own.")
     reach: tuple[ReachSettings, ...] = Field(
-        (), max_length=1000, description="Streams that only some boxes can reach; the first entry that fits applies."
+        (),
+        max_length=1000,
+        description="Streams that only some boxes can reach. The first entry that fits a stream applies.",
     )
     spread: tuple[SpreadSettings, ...] = Field(
         (),
         max_length=1000,
-        description="Streams that are kept apart as far as there is room: on different machines, else on different "
-        "boxes; the first entry that fits a stream applies.",
+        description="Streams that are kept apart as far as there is room: on different machines, otherwise on "
+        "different boxes. The first entry that fits a stream applies.",
     )
-    most: int = Field(1000, ge=1, le=1000, description="Most boxes, however many nodes the cluster has.")
+    most: int = Field(1000, ge=1, le=1000, description="Largest number of boxes, however many nodes the cluster has.")
     listen: (
         Annotated[str, Field(pattern=LISTEN_PATTERN), Pattern("expected HOST:PORT, as in 127.0.0.1:9189 or [::1]:9189")]
         | None
@@ -108,27 +114,30 @@ class FleetSettings(Settings):
     )
     state_dir: ConfigPath | None = Field(
         None,
-        description="Folder on each node for the boxes: configuration, log, journals. Default: `fleet` in the service "
-        "manager's state folder (`$STATE_DIRECTORY`), else in `$XDG_STATE_HOME/streamd` (`~/.local/state/streamd`).",
+        description="Folder on each node for its boxes: configuration, log, journals. Default: `fleet` in the "
+        "service manager's state folder (`$STATE_DIRECTORY`), otherwise in `$XDG_STATE_HOME/streamd` "
+        "(`~/.local/state/streamd`).",
     )
     stream_fps: FramesPerSecond = Field(
         25.0, description="Frames per second that a stream delivers, at most its `max_fps`."
     )
     rates: tuple[RateSettings, ...] = Field(
-        (), max_length=1000, description="Streams with another rate; the first entry that fits applies."
+        (), max_length=1000, description="Streams with another rate. The first entry that fits a stream applies."
     )
     moves_per_minute: int = Field(
         30,
         ge=1,
         le=100_000,
-        description="Most streams that move in a minute although they could stay: to a box that joins, away from one "
-        "that is drained or has too much, or apart (`spread`). Streams of a lost box move at once.",
+        description="Largest number of streams per minute that are moved although they could stay: to a box that "
+        "joins, away from one that is drained or overloaded, or apart (`spread`). Streams of a lost box move at "
+        "once.",
     )
     single_session: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
         (),
         max_length=1000,
-        description="Ids of streams whose cameras serve one session at a time; `*` and `?` stand for other characters. "
-        "They are disconnected before another box connects. For all others, it connects first.",
+        description="Ids of streams whose cameras serve only one session at a time; `*` and `?` stand for other "
+        "characters. When such a stream moves, its old box disconnects before the new one connects. With all "
+        "others, the new box connects first.",
     )
 
 
@@ -137,7 +146,7 @@ class ShareSettings(Settings):
 
     index: Annotated[int, Field(ge=0, le=999)] | Literal["auto"] = Field(
         "auto",
-        description="Number of this daemon, from 0; auto: the number at the end of the host name, as a Kubernetes "
-        "StatefulSet gives it (streamd-2).",
+        description="Number of this daemon, from 0. auto: the number at the end of the host name, as a Kubernetes "
+        "StatefulSet assigns it (streamd-2).",
     )
     count: int = Field(ge=1, le=1000, description="Number of daemons.")

@@ -23,11 +23,17 @@ class ReconnectSettings(Settings):
     """What to do when a stream fails."""
 
     initial_s: float = Field(
-        0.5, ge=0.01, le=86_400, description="Delay before the first reconnection attempt, in seconds."
+        0.5,
+        ge=0.01,
+        le=86_400,
+        description="Delay before the first attempt, in seconds. It doubles with each further attempt, up to "
+        "`max_s`; each delay is shortened by up to half at random.",
     )
     max_s: Seconds = Field(30.0, description="Longest delay between attempts, in seconds.")
     attempts: int | None = Field(
-        None, ge=0, description="Consecutive attempts before the stream becomes FAILED. Default: no limit."
+        None,
+        ge=0,
+        description="Number of failed attempts in a row after which the stream becomes FAILED. Default: no limit.",
     )
 
 
@@ -41,14 +47,18 @@ class ObjectiveSettings(Settings):
         description="Largest time from reading a frame's packet to publishing its detections, in milliseconds.",
     )
     share: float = Field(
-        0.99, gt=0, lt=1, description="Fraction of frames to publish within that time. Dropped frames count as missed."
+        0.99,
+        gt=0,
+        lt=1,
+        description="Fraction of the frames that have to be published within that time. Dropped frames count as "
+        "missed.",
     )
 
 
 class StreamSettings(KindSettings):
     """Settings of every stream, whatever its kind."""
 
-    id: Name = Field(description="Name of the stream in topics, metrics and logs. Unique.")
+    id: Name = Field(description="Name of the stream in topics, metrics and logs; unique.")
     priority: int = Field(
         0,
         ge=-100,
@@ -59,25 +69,29 @@ class StreamSettings(KindSettings):
     device: int | None = Field(
         None,
         ge=0,
-        description="Which of the engine's devices runs the stream. Default: the one with the fewest streams.",
+        description="Number of the device that runs the stream, one of `engine.device`. Default: the device with "
+        "the fewest streams.",
     )
     ring: int = Field(4, ge=1, le=256, description="Number of decoded frames that may wait for the engine.")
     policy: RingPolicy | None = Field(
         None,
-        description="When the ring is full: drop_oldest drops the oldest frame; latest keeps only the newest; block "
-        "waits, so that no frame is lost (files). Default: drop_oldest for live and paced streams, block for others.",
+        description="What happens when the ring is full. drop_oldest: the oldest frame is dropped. latest: only "
+        "the newest frame is kept. block: the source waits, so that no frame is lost (for files). Default: "
+        "drop_oldest for live and paced streams, block for others.",
     )
     max_age_ms: Milliseconds | None = Field(
         None,
-        description="A frame that has waited longer than this since it was decoded, in milliseconds, is dropped when "
-        "its turn comes (too_old); 0: no limit. Default: 1000, or no limit if the policy is block.",
+        description="Longest time that a decoded frame may wait, in milliseconds. An older one is dropped when its "
+        "turn comes, with the reason too_old. 0: no limit. Default: 1000, or no limit if the policy is block.",
     )
     objective: ObjectiveSettings | None = Field(None, description="Latency objective. Default: none.")
     reconnect: ReconnectSettings = Field(ReconnectSettings(), description="What to do when the stream fails.")
-    look: LookSettings = Field(LookSettings(), description="Which frames the network looks at.")
+    look: LookSettings = Field(
+        LookSettings(), description="Whether the network processes every frame, or only those in which something moves."
+    )
 
     camera_health: CameraHealthSettings = Field(
-        CameraHealthSettings(), description="Whether the camera can see: covered, blurred, frozen, moved and others."
+        CameraHealthSettings(), description="Detects that a camera is covered, blurred, frozen, moved and so on."
     )
 
     HOT: ClassVar[frozenset[str]] = frozenset(
@@ -102,8 +116,12 @@ class StreamSettings(KindSettings):
             getattr(self, name) == getattr(other, name) for name in type(self).model_fields if name not in self.HOT
         )
 
-    zones: tuple[ZoneSettings, ...] = Field((), max_length=256, description="Polygons of the picture to count in.")
-    lines: tuple[LineSettings, ...] = Field((), max_length=256, description="Lines across the picture to count at.")
+    zones: tuple[ZoneSettings, ...] = Field(
+        (), max_length=256, description="Polygons of the picture in which objects are counted and timed."
+    )
+    lines: tuple[LineSettings, ...] = Field(
+        (), max_length=256, description="Lines across the picture at which crossings are counted."
+    )
 
     @property
     def live(self) -> bool:

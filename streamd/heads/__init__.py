@@ -32,20 +32,26 @@ from streamd.types import Candidates, DecodePlan, Details, Letterbox, ModelSpec,
 class DetectSettings(Settings):
     """Which boxes count as detections."""
 
-    conf: Unit = Field(0.25, description="Lowest score of a detection.")
-    iou: Unit = Field(0.45, description="NMS drops a box that overlaps a better one of its class by more than this.")
+    conf: Unit = Field(
+        0.25, description="Lowest score of a detection. A lower value finds more objects, but also more that are none."
+    )
+    iou: Unit = Field(
+        0.45, description="NMS removes a box whose overlap (IoU) with a better box of the same class exceeds this."
+    )
     max_det: int = Field(300, ge=1, le=30_000, description="Largest number of detections per frame.")
     classes: tuple[str | int, ...] | None = Field(
         None, description="Only these classes, by name or number. Default: all."
     )
     class_conf: dict[str, Unit] = Field(
-        default_factory=dict, description="Lowest score per class name, where it differs from conf."
+        default_factory=dict,
+        description="Lowest scores for some classes, by name, as in {person: 0.4}; conf applies to all others.",
     )
     multi_label: bool = Field(
         False,
-        description="One box may yield several classes, as accuracy benchmarks count. Default: its best only.",
+        description="true: a box is published once for each class that reaches the threshold, as accuracy "
+        "benchmarks count. false: for its best class only.",
     )
-    agnostic: bool = Field(False, description="NMS across classes: a box suppresses boxes of other classes too.")
+    agnostic: bool = Field(False, description="NMS across classes: a box also suppresses boxes of other classes.")
 
 
 class DecodeOptions(NamedTuple):

@@ -55,6 +55,22 @@ Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 Milliseconds = Annotated[float, Field(ge=0, le=60_000)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+
+
+def schema_of(*alternatives: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """For `json_schema_extra` of a field whose type says less than its check: what JSON Schema and the reference say.
+
+    Args:
+        alternatives: JSON Schemas; null is added to an optional field.
+    """
+
+    def replace(schema: dict[str, Any]) -> None:
+        optional = {"type": "null"} in schema.get("anyOf", ())
+        schema["anyOf"] = [*alternatives, *([{"type": "null"}] if optional else [])]
+
+    return replace
+
+
 Name = Annotated[
     str,
     Field(pattern=NAME_PATTERN),

@@ -43,7 +43,7 @@ class EventSinkSettings(SinkSettings):
         100_000,
         ge=1,
         le=100_000_000,
-        description="Most events that may wait for delivery; beyond that, the oldest expire.",
+        description="Largest number of events that may wait for delivery. Beyond it, the oldest expire.",
     )
 
     @property

@@ -28,7 +28,7 @@ class JsonlSettings(SinkSettings):
     kind: Literal["jsonl"] = "jsonl"
     path: Annotated[str, PathMark((STDOUT,))] = Field(STDOUT, description="File to append to; - for standard output.")
     rotate_mb: float | None = Field(
-        None, gt=0, le=1e9, description="Size at which a new file is started, in megabytes."
+        None, gt=0, le=1e9, description="Size at which a new file is started, in megabytes. Default: never."
     )
     keep: int = Field(5, ge=1, le=1000, description="Number of rotated files to keep (path.1 is the newest).")
     status: bool = Field(False, description="Also write status messages.")

@@ -66,7 +66,7 @@ class MqttSettings(ServerSinkSettings):
     """MQTT client (`pip install streamd[mqtt]`): events, state and counts, on request detections at QoS 0."""
 
     kind: Literal["mqtt"] = "mqtt"
-    broker: Address = Field(description="HOST or HOST:PORT. The default port is 1883, with TLS 8883.")
+    broker: Address = Field(description="HOST or HOST:PORT of the broker. Default port: 1883; with TLS, 8883.")
     login: ClientLoginSettings | None = Field(None, description="Login at the broker.")
     protocol: Literal["5", "3.1.1"] = Field("5", description="Version of MQTT.")
     prefix: Topic = Field("streamd", description="Start of all topics.")
@@ -77,7 +77,10 @@ class MqttSettings(ServerSinkSettings):
     )
     home_assistant: HomeAssistantSettings | None = Field(None, description="Discovery by Home Assistant. Default: off.")
     keepalive_s: int = Field(
-        15, ge=5, le=3600, description="A broker that is silent for twice as long is considered lost, in seconds."
+        15,
+        ge=5,
+        le=3600,
+        description="Keep-alive interval, in seconds. A broker that is silent for twice as long is considered lost.",
     )
 
     @property

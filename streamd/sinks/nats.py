@@ -73,7 +73,8 @@ class NatsSettings(ServerSinkSettings):
         Pattern("expected at most 64 letters, digits, dashes and underscores"),
     ] = Field(
         "STREAMD",
-        description="JetStream stream that is created if none takes the subjects of events: kept in files for 30 days.",
+        description="Name of the JetStream stream to create if no stream takes the subjects of events. It keeps "
+        "them in files for 30 days.",
     )
 
     def check(self) -> Problems:

@@ -54,7 +54,7 @@ class RedisSettings(ServerSinkSettings):
         100_000,
         ge=1,
         le=1_000_000_000,
-        description="Entries that are kept of each camera's events, approximately; the oldest are removed.",
+        description="Approximate number of events that are kept for each camera; the oldest are removed.",
     )
 
     def check(self) -> Problems:

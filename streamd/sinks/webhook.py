@@ -59,8 +59,8 @@ class WebhookSettings(EventSinkSettings):
         str,
         Field(pattern=r"^https?://[^\s/?#@]+([/?][^\s#]*)?$"),
         Pattern("expected a URL that begins with http:// or https://, without a login"),
-    ] = Field(description="URL of the receiver. A token in it belongs in ${file:PATH} or ${NAME}.")
-    tls: ClientTlsSettings | None = Field(None, description="For https: authority, client certificate.")
+    ] = Field(description="URL of the receiver. If it contains a token, give it as ${file:PATH} or ${NAME}.")
+    tls: ClientTlsSettings | None = Field(None, description="For https: certificate authority and client certificate.")
     bearer_token: ExternalSecret | None = Field(None, description="Token of an Authorization header.")
     signing_key: ExternalSecret | None = Field(
         None,
@@ -73,7 +73,8 @@ class WebhookSettings(EventSinkSettings):
         20.0,
         gt=0,
         le=10_000,
-        description="Most requests per second to the host. Sinks with the same host share the lowest of their limits.",
+        description="Largest number of requests per second to the host. Sinks with the same host share the lowest "
+        "of their limits.",
     )
 
     @property

@@ -100,25 +100,30 @@ class ZmqSettings(SinkSettings):
     """ZeroMQ publisher: topic and payload, message version 1."""
 
     kind: Literal["zmq"] = "zmq"
-    bind: str | None = Field(None, description="Endpoint to bind: tcp://HOST:PORT or ipc://PATH. Give bind or connect.")
-    connect: str | None = Field(None, description="Endpoint to connect to, if the subscriber binds.")
+    bind: str | None = Field(
+        None,
+        description="Endpoint to bind: tcp://HOST:PORT or ipc://PATH. Exactly one of `bind` and `connect` is required.",
+    )
+    connect: str | None = Field(None, description="Endpoint to connect to, for subscribers that bind.")
     hwm: int = Field(
         1000,
         ge=1,
         le=1_000_000,
-        description="Messages queued for each subscriber before further ones are dropped for it.",
+        description="Number of messages that may wait for each subscriber; further ones are dropped for it.",
     )
     hwm_mb: float = Field(
         256.0,
         ge=1,
         le=1_000_000,
-        description="Megabytes queued for all subscribers together; each has an equal part of it, and hwm at most.",
+        description="Memory for the messages that wait, in megabytes. Each subscriber may use an equal part of it, "
+        "and `hwm` messages at most.",
     )
     max_subscribers: int = Field(
         256,
         ge=1,
         le=60_000,
-        description="Most connections to the bound endpoint; further ones are closed. One host may have half of them.",
+        description="Largest number of connections to the bound endpoint; further ones are closed. One host may "
+        "have half of them.",
     )
     curve: CurveSettings | None = Field(None, description="Encryption and allowed clients. Default: not encrypted.")
     encoding: Literal["json", "msgpack"] = Field("json", description="Encoding of the payload.")

@@ -23,22 +23,23 @@ from streamd.sources.foreign import ForeignSource
 class CropSettings(Settings):
     """The part of the upright picture to analyse, in pixels. Boxes are still published in whole-picture pixels."""
 
-    x: int = Field(ge=0, description="Left edge.")
-    y: int = Field(ge=0, description="Top edge.")
-    width: int = Field(ge=16, description="Width.")
-    height: int = Field(ge=16, description="Height.")
+    x: int = Field(ge=0, description="Left edge, in pixels.")
+    y: int = Field(ge=0, description="Top edge, in pixels.")
+    width: int = Field(ge=16, description="Width, in pixels.")
+    height: int = Field(ge=16, description="Height, in pixels.")
 
 
 class SourceSettings(StreamSettings):
     """What every source has."""
 
-    crop: CropSettings | None = Field(None, description="Analyse only this part of the picture.")
+    crop: CropSettings | None = Field(None, description="Part of the picture to analyse. Default: all of it.")
     max_fps: float | None = Field(
         None,
         ge=0.00001,
         le=1000,
-        description="Analyse at most this many frames per second. Well below the camera's rate, pictures that no other "
-        "picture depends on are not decoded; where key frames come often enough, only they are.",
+        description="Largest number of frames analysed per second. Well below the camera's rate, pictures that no "
+        "other picture depends on are not decoded; where key frames come often enough, only these are. Default: "
+        "every frame.",
     )
 
     def open(self, *, device: int | None = None, held: int = 8) -> Source:

@@ -14,7 +14,7 @@ from streamd.flow.contracts import Source
 from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
 from streamd.security.redact import redact
-from streamd.settings import ConfigPath, Milliseconds, Problems, Seconds
+from streamd.settings import ConfigPath, Milliseconds, Problems, Seconds, schema_of
 from streamd.sources import SOURCES, SourceSettings
 from streamd.sources.authority import WITH_HOST, authority_problem
 
@@ -42,75 +42,82 @@ class AvStreamSettings(SourceSettings):
     """A file, camera or network stream read with FFmpeg (PyAV)."""
 
     kind: Literal["av"] = "av"
-    url: ConfigPath = Field(min_length=1, description="File path, rtsp/http/rtmp/srt/udp URL, or /dev/videoN.")
+    url: ConfigPath = Field(min_length=1, description="Path of a file, rtsp/http/rtmp/srt/udp URL, or /dev/videoN.")
     transport: Literal["tcp", "udp", "auto"] = Field(
-        "tcp", description="RTSP transport; auto tries UDP first, then TCP."
+        "tcp", description="Transport of RTSP. auto: UDP is tried first, then TCP."
     )
-    open_timeout_s: Seconds = Field(10.0, description="Timeout for connecting and probing, in seconds.")
+    open_timeout_s: Seconds = Field(10.0, description="Longest time for connecting and probing, in seconds.")
     read_timeout_s: Seconds = Field(
         5.0, description="Longest silence before the stream is considered lost, in seconds."
     )
-    frames: Literal["all", "key"] = Field("all", description="key: decode key frames only.")
-    decode: Literal["auto", "software", "nvdec"] = Field(
-        "auto", description="auto: the GPU's decoder if the engine runs on that GPU, otherwise software."
+    frames: Literal["all", "key"] = Field(
+        "all", description="Which frames are decoded. all: every frame. key: key frames only."
     )
-    decoder_threads: int = Field(1, ge=0, le=64, description="Threads of the software decoder; 0: FFmpeg chooses.")
+    decode: Literal["auto", "software", "nvdec"] = Field(
+        "auto", description="The decoder. auto: the GPU's (nvdec) if the engine runs on that GPU, otherwise software."
+    )
+    decoder_threads: int = Field(
+        1, ge=0, le=64, description="Number of threads of the software decoder; 0: FFmpeg chooses."
+    )
     isolation: Literal["thread", "process"] = Field(
         "thread",
-        description="Where the stream is read and decoded. thread: in the daemon. process: in its own process, so that "
-        "a decoder that crashes, hangs or leaks affects this stream only; costs a copy of each picture and some memory "
-        "(docs/reliability.md). A process always decodes in software.",
+        description="Where the stream is read and decoded. thread: in the daemon. process: in its own process, so "
+        "that a decoder that crashes, hangs or leaks affects this stream only. This costs a copy of each picture "
+        "and some memory (docs/reliability.md), and always decodes in software.",
     )
     max_rss_mb: int | None = Field(
         None,
         ge=100,
         le=1_000_000,
-        description="Only with isolation: process. A decoder process that uses more private memory than this, in "
-        "megabytes, is terminated and the stream reconnected. Default: no limit.",
+        description="With isolation: process, the largest private memory of the decoder process, in megabytes. "
+        "Above it, the process is terminated and the stream reconnects. Default: no limit.",
     )
-    loop: bool = Field(False, description="Restart a file when it ends.")
+    loop: bool = Field(False, description="Whether a file starts again when it ends.")
     start_s: float = Field(
-        0.0, ge=0, le=1e6, description="Files: start position in seconds. Later repeats play the whole file."
+        0.0, ge=0, le=1e6, description="Files: where to start, in seconds. With `loop`, repeats play the whole file."
     )
     pace: Literal["auto", "realtime", "asap"] = Field(
         "auto",
-        description="Files: realtime plays at the clip's own rate, asap as fast as possible. auto means realtime.",
+        description="How fast a file is played. realtime: at its own rate. asap: as fast as possible. auto: realtime.",
     )
     on_corruption: Literal["quarantine", "publish"] = Field(
         "quarantine",
-        description="Damaged pictures, and pictures predicted from them. quarantine: drop them until the next clean "
-        "key frame (for 30 s at most), with the reason quarantine. publish: treat them as intact.",
+        description="What becomes of damaged pictures, and of pictures predicted from them. quarantine: they are "
+        "dropped until the next clean key frame (for 30 s at most), with the reason quarantine. publish: they are "
+        "treated as intact.",
     )
     track: int | None = Field(
         None,
         ge=0,
-        description="Which of several video tracks to read, counted from 0 in the order of the container. Default: the "
-        "one marked as default, otherwise the largest; never a cover picture.",
+        description="Number of the video track to read if there are several, counted from 0 in the order of the "
+        "container. Default: the one marked as default, otherwise the largest; never a cover picture.",
     )
     every_s: Seconds = Field(
         1.0,
-        description="Still pictures: seconds between fetches of a snapshot URL, and between repeats of an image file "
-        "with loop.",
+        description="Still pictures: time between two fetches of a snapshot URL, or between two repeats of an "
+        "image file with `loop`, in seconds.",
     )
     pixel_aspect: Literal["display", "square"] = Field(
         "display",
-        description="Oblong pixels (anamorphic video). display: detect on the picture as it is meant to look. "
-        "square: on the picture as it is stored. Boxes are published in stored pixels in either case.",
+        description="For video with oblong pixels (anamorphic). display: objects are detected in the picture as it "
+        "is meant to be shown. square: in the picture as it is stored. Boxes are published in stored pixels in "
+        "either case.",
     )
     clock_max_offset_s: float = Field(
         10.0,
         ge=0,
-        description="Take captured_at from the camera's wall clock (RTCP sender reports) while it is within this many "
-        "seconds of the arrival time, otherwise from the arrival time. 0: always the arrival time.",
+        description="captured_at is the camera's own time (RTCP sender reports) while it differs from the time of "
+        "arrival by at most this many seconds, otherwise the time of arrival. 0: always the time of arrival.",
     )
     max_behind_ms: Milliseconds | None = Field(
         None,
-        description="Live streams: if frames are read this much later than they could be, in milliseconds, because the "
-        "machine is too slow, leave frames out up to the newest key frame (dropped with the reason behind). 0: never; "
-        "otherwise at least 500. Default: 2000, or 0 if the policy is block.",
+        json_schema_extra=schema_of({"const": 0}, {"type": "number", "minimum": LEAST_BEHIND_MS, "maximum": 60_000}),
+        description="Live streams: largest delay in reading, in milliseconds, on a machine that is too slow. "
+        "Beyond it, the stream goes on with the newest key frame; what is left out is dropped with the reason "
+        "behind. 0: never. Default: 2000, or 0 if the policy is block.",
     )
     options: dict[str, str] = Field(
-        default_factory=dict, description="Additional FFmpeg demuxer options, passed on unchanged."
+        default_factory=dict, description="Further options of FFmpeg's demuxer, passed on unchanged."
     )
 
     @property

@@ -29,12 +29,12 @@ class SyntheticStreamSettings(SourceSettings):
     """Generated frames without a file or camera, for load, scheduling and fault tests."""
 
     kind: Literal["synthetic"] = "synthetic"
-    width: int = Field(640, ge=16, le=8192, description="Pixels.")
-    height: int = Field(480, ge=16, le=8192, description="Pixels.")
-    fps: float = Field(25.0, ge=0, le=10_000, description="Frames per second; 0: as fast as possible.")
-    count: int | None = Field(None, ge=0, description="Number of frames. Default: endless.")
+    width: int = Field(640, ge=16, le=8192, description="Width, in pixels.")
+    height: int = Field(480, ge=16, le=8192, description="Height, in pixels.")
+    fps: float = Field(25.0, ge=0, le=10_000, description="Frames per second. 0: as fast as possible.")
+    count: int | None = Field(None, ge=0, description="Number of frames. Default: no end.")
     fail_after: int | None = Field(
-        None, ge=0, description="Number of frames after which the source fails with the reason corrupt."
+        None, ge=0, description="Number of frames after which the source fails with the reason corrupt. Default: never."
     )
 
     @property

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import hypothesis.strategies as st
+import jsonschema
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 
 from streamd.config import Config
@@ -323,6 +325,40 @@ def test_every_field_of_every_section_is_described() -> None:
             # A field that is a section of its own is described there.
             described = entry.get("description") or schema["$defs"][entry["$ref"].rsplit("/", 1)[1]]["description"]
             assert described.endswith("."), f"{definition['title']}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("section", "valid"),
+    [
+        ("max_behind_ms: 0", True),
+        ("max_behind_ms: 499", False),
+        ("max_behind_ms: 500", True),
+        ("max_behind_ms: 60000", True),
+        ("max_behind_ms: 60001", False),
+        ("max_behind_ms: null", True),
+        ("look: {sensitivity: auto}", True),
+        ("look: {sensitivity: 0.9}", False),
+        ("look: {sensitivity: 1}", True),
+        ("look: {sensitivity: 10}", True),
+        ("look: {sensitivity: 10.5}", False),
+    ],
+)
+def test_a_range_in_the_schema_is_the_one_that_is_checked(tmp_path: Path, section: str, valid: bool) -> None:
+    text = f"model: {{path: m.onnx}}\nstreams: [{{id: a, kind: av, url: 'rtsp://cam/1', {section}}}]"
+    schema = jsonschema.Draft202012Validator(Config.model_json_schema())
+    assert schema.is_valid(yaml.safe_load(text)) is valid
+    if valid:
+        load(write(tmp_path, text))
+    else:
+        assert len(problems(tmp_path, text)) == 1
+
+
+def test_an_input_size_is_positive(tmp_path: Path) -> None:
+    found = problems(tmp_path, "model: {path: m.onnx, input_size: [0, -32]}\nstreams: [{id: a, url: x.mp4}]")
+    assert found == [
+        "1: model.input_size[0]: expected at least 1, not 0",
+        "1: model.input_size[1]: expected at least 1, not -32",
+    ]
 
 
 def test_an_absent_variable_is_told_once(tmp_path: Path) -> None:

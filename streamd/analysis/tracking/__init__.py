@@ -40,19 +40,28 @@ class TrackingSettings(KindSettings):
 
     low: Unit = Field(0.1, description="Lowest score of a box that may continue a track.")
     certain: Unit = Field(
-        0.6, description="A first box with this score confirms its track at once; other tracks need a second box."
+        0.6,
+        description="Score from which the first box of a track confirms it at once. Other tracks need a second box.",
     )
-    lost_s: Seconds = Field(2.0, description="Observed time after which an unseen track ends, in seconds.")
+    lost_s: Seconds = Field(
+        2.0,
+        description="Time after which a track that is not seen ends, in seconds of observed time "
+        "(docs/tracking.md). Raise it if objects stay hidden for long and few look alike.",
+    )
     wall_s: Seconds = Field(
-        5.0, description="Time after which an unseen track ends in any case, observed or not, in seconds."
+        5.0, description="Time by the clock after which a track that is not seen ends in any case, in seconds."
     )
     outage_s: Seconds = Field(5.0, description="Time without any frame after which all tracks end, in seconds.")
     max_tracks: int = Field(
-        1000, ge=1, le=100_000, description="Most tracks of a stream; the ones unseen for longest are dropped first."
+        1000,
+        ge=1,
+        le=100_000,
+        description="Largest number of tracks per stream. The ones unseen for longest are dropped first.",
     )
 
     publish_weak: bool = Field(
-        False, description="Publish boxes of confirmed tracks even if their score is below model.detect.conf."
+        False,
+        description="Whether boxes of confirmed tracks are published even if their score is below `model.detect.conf`.",
     )
 
     def check(self) -> Problems:

@@ -29,13 +29,23 @@ class ByteTrackSettings(TrackingSettings):
     """ByteTrack by the time of capture: for people and vehicles at any frame rate."""
 
     kind: Literal["bytetrack"] = "bytetrack"
-    high: Unit = Field(0.4, description="Boxes with this score are matched first, and may begin a track.")
-    gate: Unit = Field(
-        0.2, description="Least overlap, times the score, of a box with a score of `high` or more with its track."
+    high: Unit = Field(
+        0.4,
+        description="Score from which boxes are matched first, and may begin a track. Lower it if the detector's "
+        "scores are low.",
     )
-    weak_gate: Unit = Field(0.3, description="Least overlap of a weaker box with its track.")
-    new_gate: Unit = Field(0.3, description="Least overlap of the second box of a track that is not yet confirmed.")
-    camera_motion: bool = Field(True, description="Compensate the motion of the camera, estimated from the tracks.")
+    gate: Unit = Field(
+        0.2,
+        description="Smallest overlap (IoU) of a box with its track, multiplied by the score, for scores of at "
+        "least `high`.",
+    )
+    weak_gate: Unit = Field(0.3, description="Smallest overlap (IoU) of a weaker box with its track.")
+    new_gate: Unit = Field(
+        0.3, description="Smallest overlap (IoU) of the second box of a track that is not confirmed yet."
+    )
+    camera_motion: bool = Field(
+        True, description="Whether the motion of the camera, estimated from the tracks, is compensated."
+    )
 
     def check(self) -> Problems:
         """See `KindSettings.check`."""

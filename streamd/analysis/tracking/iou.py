@@ -31,7 +31,7 @@ class IouSettings(TrackingSettings):
 
     kind: Literal["iou"] = "iou"
     low: Unit = Field(0.4, description="Lowest score of a box that may begin or continue a track.")
-    gate: Unit = Field(0.3, description="Least overlap of a box with the last box of its track.")
+    gate: Unit = Field(0.3, description="Smallest overlap (IoU) of a box with the last box of its track.")
     lost_s: Seconds = Field(1.0, description="Observed time after which an unseen track ends, in seconds.")
 
     def open(self) -> IouTracker:

@@ -21,44 +21,51 @@ class TensorRtSettings(DeviceSettings):
 
     kind: Literal["tensorrt"] = "tensorrt"
     device: Devices = Field(
-        0, description="CUDA device ordinal, or a list of them among which streams are distributed."
+        0, description="Number of the CUDA device, or a list of devices among which the streams are distributed."
     )
-    slots: int = Field(3, ge=1, le=16, description="Batches in flight.")
-    graphs: Literal["auto", "on", "off"] = Field("auto", description="Replay CUDA graphs, one per batch size.")
+    slots: int = Field(3, ge=1, le=16, description="Number of batches in flight.")
+    graphs: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether batches run as CUDA graphs, one per batch size. auto: if that is possible. on: required.",
+    )
     max_candidates: int | None = Field(
         None,
         ge=16,
         le=32768,
-        description="Largest number of boxes per frame on the device before NMS. Default: 1024, or 32768 if boxes of "
-        "scores below 0.05 or several classes for each box are asked for, as for measuring accuracy.",
+        description="Largest number of boxes per frame before NMS, on the device. Default: 1024; 32768 if scores "
+        "below 0.05 or several classes per box are asked for, as for measuring accuracy.",
     )
-    workspace_mb: int = Field(1024, ge=16, description="Builder workspace when an ONNX model is built, in MiB.")
+    workspace_mb: int = Field(
+        1024, ge=16, description="Memory that the builder may use when an ONNX model is built, in MiB."
+    )
     precision: Literal["auto", "fp32", "fp16", "int8", "mixed"] = Field(
         "auto",
-        description="auto: FP16; for an ONNX model with Q/DQ nodes INT8, or FP16 if that is faster here and the float "
-        "model is at hand. mixed: INT8 or FP16 by layer of a model with Q/DQ nodes, whichever is faster here (up to "
-        "TensorRT 10).",
+        description="Precision of the plan that is built from an ONNX model. auto: FP16; INT8 if the model has "
+        "Q/DQ nodes, unless FP16 is faster on this GPU and the float model is at hand. mixed: INT8 or FP16 for "
+        "each layer of a model with Q/DQ nodes, whichever is faster here (up to TensorRT 10).",
     )
     float_model: str | None = Field(
         None,
-        description="The float model that a quantized one was made from, for FP16. Default: the file that `streamd "
-        "quantize` noted, in the folder of the quantized model.",
+        description="The float model from which a quantized one was made, for FP16. Default: the file that "
+        "`streamd quantize` noted, in the folder of the quantized model.",
     )
     effort: int | None = Field(
         None,
         ge=0,
         le=5,
-        description="How thoroughly TensorRT searches for the fastest plan when an ONNX model is built: from 0, built "
-        "soonest, to 5. TensorRT 8.5 has its own, 3, and one below it; RTX ignores it. Default: TensorRT's own.",
+        description="How thoroughly TensorRT searches for the fastest plan when an ONNX model is built: 0 builds "
+        "soonest, 5 searches longest. Lower it to try a model sooner. TensorRT 8.5 has two levels: 3, and one "
+        "below it for all lower values; it refuses 4 and 5. TensorRT-RTX ignores it. Default: TensorRT's own, 3.",
     )
     mps: bool | Literal["auto"] = Field(
         "auto",
-        description="Workers share the GPU through the daemon's own NVIDIA MPS server (needs workers). auto: if "
-        "several share one, and MPS is installed.",
+        description="Whether workers share the GPU through an NVIDIA MPS server that the daemon starts (needs "
+        "`workers`). auto: if several workers share a GPU and MPS is installed.",
     )
     cache_dir: str | None = Field(
         None,
-        description="Where built plans are kept. Default: beside the model, else the user's cache folder.",
+        description="Folder for the plans that are built. Default: the model's folder, otherwise the user's cache "
+        "folder.",
     )
 
     @property
