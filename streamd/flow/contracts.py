@@ -75,6 +75,8 @@ class Source(Protocol):
     discarded: int = 0
     """Frames that were read and will never be yielded, as the caller has stopped reading: known when the iterator of
     `frames` is closed. The caller numbers and counts them."""
+    codec: str = ""
+    """Of the frames from the latest one on that `begins`; empty where it is always that of `open`."""
     deadline: float = math.inf
     """Monotonic seconds by which the current call must have returned; infinite if there is none. A source that
     misses it is considered hung and is abandoned."""

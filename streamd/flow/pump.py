@@ -168,6 +168,8 @@ class FramePump:
         reporter, now = self._reporter, frame.captured_ns
         if reporter.troubles:
             reporter.calm(now)
+        if frame.begins and source.codec:
+            reporter.recoded(source.codec, now)
         if source.clock.jumps != self._jumps:
             self._jumps = source.clock.jumps
             reporter.trouble("clock_jump", "the camera's clock jumped or stood still", now)

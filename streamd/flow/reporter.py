@@ -144,6 +144,16 @@ class StatusReporter:
         self.troubles["codec_changed"] = at_ns + CALM_NS
         return "codec_changed", f"was {before}, is {codec}"
 
+    def recoded(self, codec: str, now_ns: int) -> None:
+        """Pictures are of this codec now; reported if they were of another. The runner's thread."""
+        before = self.status.codec
+        if codec == before:
+            return
+        self._metrics.codec = codec
+        with self.lock:
+            self.status = replace(self.status, codec=codec)
+        self.trouble("codec_changed", f"was {before}, is {codec}", now_ns)
+
     def trouble(self, reason: SourceReason, detail: str, now_ns: int) -> None:
         """Reports a problem of a stream that stays live; counted once until it is over. The runner's thread."""
         fresh = self.troubles.get(reason, 0) <= now_ns

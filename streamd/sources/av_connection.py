@@ -61,6 +61,8 @@ class AvConnection:
         """The input has ended, and the decoder is as good as before."""
         self.lost = 0
         """RTP packets lost while it was opened."""
+        self.begin = 0
+        """The byte of a file from which on it is opened: see `parts`."""
         self.opened_ns = self.waited_ns = 0
         """When it was open, monotonic, and how long that took."""
         self.deadline = math.inf
@@ -97,7 +99,7 @@ class AvConnection:
         self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self.network else FILE_LIMIT_S)
         try:
             with ear:
-                container = open_container(settings, live=self.network, device=created)
+                container = open_container(settings, live=self.network, device=created, begin=self.begin)
         except Exception as error:  # noqa: BLE001 - PyAV raises many kinds, which are translated in one place
             self.admission.leave()
             if kept is not None and device is not None:

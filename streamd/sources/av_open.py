@@ -52,13 +52,14 @@ def _no_lists() -> str:
     return ",".join(sorted(av.formats_available - {"concat"}))
 
 
-def open_container(settings: AvStreamSettings, *, live: bool, device: int | None) -> InputContainer:
+def open_container(settings: AvStreamSettings, *, live: bool, device: int | None, begin: int = 0) -> InputContainer:
     """Connects and probes. Raises PyAV's errors.
 
     Args:
         settings: the stream.
         live: it has time limits; a file has none.
         device: CUDA device that decodes, None for software.
+        begin: byte of a file before which nothing is read.
     """
     import av
 
@@ -70,7 +71,7 @@ def open_container(settings: AvStreamSettings, *, live: bool, device: int | None
 
     def opened(silence_s: float) -> InputContainer:
         return av.open(
-            settings.url,
+            f"subfile,,start,{begin},end,0,,:{settings.url}" if begin else settings.url,
             mode="r",
             format="v4l2" if settings.url.startswith("/dev/video") else None,
             options=_options(settings),

@@ -82,6 +82,9 @@ class AvSource(Source):
         self._admission = self._connection.admission
         self._backlog = Backlog(settings.frames == "key")
         self._lost_before = 0
+        self.codec = ""
+        self._unreadable: set[int] = set()
+        """Bytes of a file from which on it cannot be opened."""
 
     @property
     def clock(self) -> StreamClock:
@@ -130,10 +133,14 @@ class AvSource(Source):
         """See `Source.open`."""
         if not self._network:
             check_file(self._settings.url.removeprefix("file:"))
+        return self._open_part(0)
+
+    def _open_part(self, begin: int) -> SourceInfo:
+        """Opens a file from a byte on, or another input. Decodes in software where the GPU cannot."""
         if self._device is None:
-            return self._open(None)
+            return self._open(None, begin)
         try:
-            return self._open(self._device)
+            return self._open(self._device, begin)
         except SourceError as error:
             if self._settings.decode == "nvdec" or error.reason not in ("decoder", "unsupported"):
                 raise
@@ -144,10 +151,12 @@ class AvSource(Source):
                 "hardware decoder not available; decoding in software", stream=self._settings.id, error=str(error)
             )
             self._device = self._maker.device = None
-            return self._open(None)
+            return self._open(None, begin)
 
-    def _open(self, device: int | None) -> SourceInfo:
+    def _open(self, device: int | None, begin: int = 0) -> SourceInfo:
+        self._connection.begin = begin
         info = self._connection.open(device)
+        self.codec = info.codec
         try:
             self._opened()
         except BaseException:
@@ -165,7 +174,7 @@ class AvSource(Source):
         self._lost_before = self._reader.lost
         self._backlog.opened(connection.opened_ns)
         self._maker.quarantine.opened(connection.opened_ns, connection.waited_ns, connection.lost)
-        if settings.start_s and not self._network:
+        if settings.start_s and not self._network and not connection.begin:
             self._maker.begin_ns = begin_at(container, settings.url, settings.start_s)
         self._live = kind.live
         frame_ns = int(1e9 / float(stream.average_rate or stream.guessed_rate or 25))
@@ -205,6 +214,8 @@ class AvSource(Source):
                 if self._closed.is_set():
                     break
                 yield from self._decoding.end()
+                if self._goes_on():
+                    continue
                 self._check_pass()
                 if not self._begin_again(began):
                     break
@@ -215,6 +226,26 @@ class AvSource(Source):
         if self._live and not self._closed.is_set():
             raise SourceError("disconnected", describe(self._settings.url, "disconnected"))
 
+    def _goes_on(self) -> bool:
+        """Opens the next part of a file whose video has changed, if there is one."""
+        begin = self._reader.next_at
+        if begin is None or begin in self._unreadable:
+            return False
+        self._maker.begin_ns, self._maker.again = 0, True
+        self._release()
+        try:
+            self._open_part(begin)
+        except SourceError as error:
+            if error.reason == "decoder":
+                raise
+            import structlog  # see `_open_part`
+
+            log = structlog.get_logger(__name__)
+            log.warning("rest of the file not read", stream=self._settings.id, from_byte=begin, error=str(error))
+            self._unreadable.add(begin)
+            return False
+        return True
+
     def _check_pass(self) -> None:
         """A pass is over.
 
@@ -224,7 +255,7 @@ class AvSource(Source):
         url = self._settings.url
         if self._maker.begin_ns:
             raise too_short(url, self._settings.start_s)
-        if not self._maker.pictures and not self._maker.left_out and not self._live:
+        if not self._maker.pictures and not self._maker.left_out and not self._live and not self._connection.begin:
             self._decoding.check("corrupt")
             text = f"{describe(url, 'corrupt')}; it ended without a decodable picture"
             raise SourceError("corrupt", text, permanent=not self._network)
@@ -244,7 +275,10 @@ class AvSource(Source):
             self._release()
             self._open(self._device)
             return True
-        if self._settings.loop:
+        if self._settings.loop and self._connection.begin:
+            self._release()
+            self._open(self._device)
+        elif self._settings.loop:
             self._rewind()
         return self._settings.loop
 

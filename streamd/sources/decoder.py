@@ -32,6 +32,7 @@ from streamd.sources.shared import (
     BEAT_S,
     BEGINS,
     CAMERA_CLOCK,
+    CODEC,
     COUNTERS,
     END,
     ERROR,
@@ -161,6 +162,7 @@ class Decoder:
             marks |= QUARANTINED
         if frame.begins:
             marks |= BEGINS
+            self._send(CODEC, self._source.codec.encode())
         # For the daemon, this is the moment at which the picture left the decoder.
         now = time.monotonic_ns()
         times = frame.captured_ns, frame.wall_ns, now, pts_ns

@@ -13,6 +13,7 @@ from streamd.errors import SourceError, SourceReason
 from streamd.sources.av_connection import FILE_LIMIT_S, HUNG_S, AvConnection
 from streamd.sources.av_errors import describe, translate
 from streamd.sources.av_open import sound_beside
+from streamd.sources.parts import PartEnds, PartWatch
 from streamd.sources.quarantine import PacketLossListener
 from streamd.sources.recording import PacketFeed
 from streamd.sources.slices import SLICED, SliceJoiner
@@ -49,7 +50,9 @@ class PacketReader:
         self._rtp = connection.settings.url.startswith(("rtsp", "rtp:"))
         self._sound: AudioStream | None = None
         """Where clips are to have it."""
-        self._slices: SliceJoiner | None = None
+        self._slices: SliceJoiner | PartWatch | None = None
+        self._parts: PartWatch | None = None
+        """Of a file that may go on with another video."""
         self._given: Iterator[Packet[Any]] = iter(())
         """Whole pictures that are passed on now."""
         self.silence_s = connection.settings.read_timeout_s
@@ -70,7 +73,9 @@ class PacketReader:
         assert container is not None
         assert stream is not None
         context = stream.codec_context
-        self._slices = SliceJoiner(context) if context.codec.canonical_name in SLICED else None
+        slices = SliceJoiner(context) if context.codec.canonical_name in SLICED else None
+        self._parts = PartWatch.of(connection, slices)
+        self._slices = self._parts or slices
         if self._feed is not None:
             self._sound = sound_beside(container, stream) if settings.clip_audio else None
             self._feed.opened(stream, live=connection.kind.live, sound=self._sound)
@@ -127,8 +132,14 @@ class PacketReader:
                 if slices is None:
                     yield packet
                 else:
-                    self._given = iter(slices.put(packet))
+                    try:
+                        self._given = iter(slices.put(packet))
+                    except PartEnds as part:
+                        self._given = iter(part.given)
+                        ended = True
                     yield from self._given
+                    if ended:
+                        break
                 last = time.monotonic()
             elif sound is not None and packet.stream is sound and feed is not None and packet.size:
                 feed.put_sound(packet, time.monotonic_ns(), time.time_ns())
@@ -141,6 +152,11 @@ class PacketReader:
             yield from self._given
         if failure is not None:
             raise failure
+
+    @property
+    def next_at(self) -> int | None:
+        """The byte of a file at which it goes on with another video; None at its end."""
+        return self._parts.next_at if self._parts is not None else None
 
     def put_back(self, packet: Packet[Any]) -> None:
         """The packet that was passed on last is not used: reading ends."""

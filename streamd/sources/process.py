@@ -36,6 +36,7 @@ from streamd.sources.shared import (
     BEAT,
     BEGINS,
     CAMERA_CLOCK,
+    CODEC,
     COUNTERS,
     END,
     ERROR,
@@ -112,6 +113,7 @@ class ProcessSource:
         """Frames that the child has sent, and nobody takes any more."""
         self.corrupt = self.skipped = self.lost = self.overtaken = self.discarded = 0
         self.behind_s: float | None = None
+        self.codec = ""
         self.deadline = math.inf
         self.clock = StreamClock()
 
@@ -263,6 +265,8 @@ class ProcessSource:
                     if memory is None or memory.size != shape.offsets[-1]:
                         number += 1
                         memory = self._memory(number, shape)
+                elif kind == CODEC:
+                    self.codec = bytes(body[:64]).decode("ascii", "replace")
                 elif kind in (END, b""):
                     return
         finally:

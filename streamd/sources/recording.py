@@ -24,8 +24,10 @@ _RAW = {"h264": "h264", "hevc": "hevc", "mjpeg": "mjpeg", "mpeg4": "m4v"}
 _START = b"\x00\x00\x01"
 _TELLING = {"h264": "h264", "hevc": "hevc", "mpeg2video": "mpegvideo"}
 """Codecs that take turns in a transport stream, where a demuxer tells nobody; their key frames tell them apart."""
+_FORMATS = _TELLING | {"mpeg4": "m4v"}
+"""Of what they may change to."""
 _MOST_UNITS = 16
-_DELIMITER = 8
+DELIMITER = 8
 """Bytes of an access unit delimiter, at most."""
 
 
@@ -49,11 +51,12 @@ def parameters(codec: str, data: bytes, length_size: int = 0) -> bytes:
 
 
 def codec_of(data: bytes) -> tuple[str, int]:
-    """What a key frame of a transport stream is (`h264`, `hevc`, `mpeg2video`; empty if its parameters are not there),
-    and where they begin.
+    """What a key frame of a transport stream is (`h264`, `hevc`, `mpeg2video`, `mpeg4`; empty if its parameters are not
+    there), and where they begin.
 
-    A header of one codec is never one of another: bit 7 is forbidden in H.264 and H.265, where MPEG-2 has its sequence
-    header; H.265's parameter sets would be data partitions in H.264, H.264's belong to layers from 32 on in H.265.
+    A header of one codec is never one of another: bit 7 is forbidden in H.264 and H.265, where MPEG-2 and MPEG-4 have
+    their sequence headers; H.265's parameter sets would be data partitions in H.264, H.264's belong to layers from 32
+    on in H.265.
     """
     at = data.find(_START)
     for _ in range(_MOST_UNITS):
@@ -62,6 +65,8 @@ def codec_of(data: bytes) -> tuple[str, int]:
         first, second = data[at + 3], data[at + 4]
         if first == 0xB3:
             return "mpeg2video", at
+        if first == 0xB0:
+            return "mpeg4", at
         if first in (0x40, 0x42) and second == 1:
             return "hevc", at
         if first in (0x27, 0x47, 0x67):
@@ -186,6 +191,8 @@ class PacketFeed:
         self._other = False
         """The packets are of another codec than the stream was opened with."""
         self._live = False
+        self._follows = False
+        """The same source has had another stream before."""
         self._sound: SoundHead | None = None
         self._adts = False
         """The sound's packets begin with a header, which no file but a transport stream has."""
@@ -199,6 +206,7 @@ class PacketFeed:
             sound: where it is to be recorded.
         """
         context = stream.codec_context
+        self._follows = self._stream is not None
         self._stream, self._live = stream, live
         self._codec = context.codec.canonical_name  # a decoder may have a name of its own
         self._length_size = nal_length_size(self._codec, context.extradata)
@@ -218,12 +226,12 @@ class PacketFeed:
         if key:
             size = len(data)
             data, other = self._of_another(data)
-            if len(data) < size - _DELIMITER:
+            if len(data) < size - DELIMITER:
                 pts = dts = None  # they are of the picture before it
             found = parameters(self._codec, data, self._length_size)
             new = packet.has_sidedata("new_extradata") if self._length_size else False
             if not self._begun or new or other or (found and found != self._parameters):
-                self._begin(packet, data, found, changed=self._begun)
+                self._begin(packet, data, found, changed=self._begun or self._follows)
         if self._begun:
             into.put(data, pts, dts, packet.duration or 0, key, captured_ns, wall_ns)
 
@@ -257,7 +265,7 @@ class PacketFeed:
             raw = self._codec in _RAW and bool(found) and (changed or self._codec in ("h264", "hevc"))
             size = stream.codec_context.width, stream.codec_context.height
             if self._other:
-                container, head = _TELLING[self._codec], data
+                container, head = _FORMATS[self._codec], data
                 size = _size(container, data)
             else:
                 container, head = (_RAW[self._codec], data) if raw else ("nut", _described(stream, packet, data))
@@ -265,7 +273,7 @@ class PacketFeed:
             self._begun = False
             self._into.refuse(redact(f"{self._codec} packets cannot be recorded: {error}"))
             return
-        self._begun, self._parameters = True, found or self._parameters
+        self._begun, self._follows, self._parameters = True, False, found or self._parameters
         self._into.begin(
             PacketHead(
                 self._codec, *size, (base.numerator, base.denominator), container, head, self._live, changed,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 # From the child. Every message starts with the counters, so that they are correct up to its last message.
-OPENED, SHAPE, FRAME, BEAT, ERROR, END = b"O", b"S", b"F", b"B", b"E", b"Z"
+OPENED, SHAPE, CODEC, FRAME, BEAT, ERROR, END = b"O", b"S", b"C", b"F", b"B", b"E", b"Z"
 # From the daemon.
 MEMORY, FREE, RATE = b"M", b"R", b"F"
 

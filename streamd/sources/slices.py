@@ -140,15 +140,15 @@ class SliceJoiner:
         if found is None:
             return packet, None
         # Parameter sets in front of it stay where they are: they are the same.
-        rest = self._packet(data[found[0] :], packet)
+        rest = self.cut(data[found[0] :], packet)
         rest.is_keyframe = self._codec == "hevc" and 16 <= data[found[0] + 3] >> 1 & 63 <= 23
-        piece = self._packet(data[: found[0]], packet)
+        piece = self.cut(data[: found[0]], packet)
         piece.pts, piece.dts, piece.is_keyframe = packet.pts, packet.dts, packet.is_keyframe
         return piece, rest
 
     @staticmethod
-    def _packet(data: bytes, like: Packet[Any]) -> Packet[Any]:
-        """Without time stamps."""
+    def cut(data: bytes, like: Packet[Any]) -> Packet[Any]:
+        """A packet with a part of another's data, without time stamps."""
         import av
 
         made = av.Packet(data)
@@ -164,7 +164,7 @@ class SliceJoiner:
             found = slice_at(self._codec, more, self._length_size)
             # The picture's own parameter sets are those in front of its first slice.
             data += more[found[0] if found is not None else 0 :]
-        whole = self._packet(bytes(data), first)
+        whole = self.cut(bytes(data), first)
         whole.pts = next((piece.pts for piece in pieces if piece.pts is not None), None)
         whole.dts = next((piece.dts for piece in pieces if piece.dts is not None), None)
         whole.is_keyframe = first.is_keyframe

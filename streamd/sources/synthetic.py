@@ -63,6 +63,7 @@ class SyntheticSource:
         self.skipped = self.overtaken = self.discarded = 0
         self.behind_s: float | None = None
         self.lost = 0
+        self.codec = ""
         self.deadline = math.inf
         self.clock = StreamClock()
 

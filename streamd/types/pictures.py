@@ -147,7 +147,7 @@ class Frame:
     clock: Clock = "arrival"
     """Whose clock `wall_ns` is."""
     begins: bool = False
-    """The first frame of a file's next pass (`loop`), unrelated to the frames before it."""
+    """The first frame of a file's next pass (`loop`), or of another video in it, unrelated to the frames before it."""
     quarantined: bool = False
     """Damaged, or predicted from a damaged picture: counted, but not analysed."""
     view: Look | None = None

@@ -33,6 +33,7 @@ class Scripted:
         self._on_open, self._count, self._then = on_open, count, then
         self.corrupt = self.skipped = self.lost = self.overtaken = self.discarded = 0
         self.behind_s: float | None = None
+        self.codec = ""
         self.deadline = math.inf
         self.clock = StreamClock()
         self.closed = threading.Event()

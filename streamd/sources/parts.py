@@ -1,0 +1,231 @@
+"""Files that consist of several, one behind the other: where the next one begins.
+
+FFmpeg opens such a file as if it were one. A transport stream may go on with another codec, of which its program map
+tells (ISO 13818-1, 2.4.4.8): its packets come as those of the track that was opened, whose decoder cannot read them, or
+with another PID, not at all. A second Matroska document in an EBML stream (RFC 8794, 3) is read with the tracks of the
+first. What follows is therefore opened as a file of its own, from its first byte on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from streamd.sources.recording import DELIMITER, codec_of
+from streamd.sources.slices import SliceJoiner
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+
+    from streamd.sources.av_connection import AvConnection
+
+_UNIT = 188
+"""Bytes of a transport packet."""
+_VIDEO = frozenset({0x01, 0x02, 0x10, 0x1B, 0x24, 0x33, 0xEA})
+"""Stream types of MPEG-1, MPEG-2, MPEG-4, H.264, H.265, H.266, VC-1."""
+_CODECS = {0x01: "mpeg2video", 0x02: "mpeg2video", 0x10: "mpeg4", 0x1B: "h264", 0x24: "hevc"}
+_CHUNK, _AHEAD = 4 << 20, 1 << 20
+"""Bytes that are looked through at a time, and as far ahead of the packets."""
+_NEAR = 8 << 20
+"""Bytes in front of a part in which a packet may begin that has its first bytes."""
+_NEVER = 1 << 62
+_DOCUMENT, _KINDS, _HEAD = b"\x1a\x45\xdf\xa3", (b"matroska", b"webm"), 64
+
+
+class _Program(NamedTuple):
+    at: int
+    """Where the tables begin, in bytes."""
+    number: int
+    video: tuple[tuple[int, int], ...]
+    """Stream type and PID of each track."""
+
+    @property
+    def types(self) -> list[int]:
+        return [kind for kind, _ in self.video]
+
+    @property
+    def pids(self) -> list[int]:
+        return [pid for _, pid in self.video]
+
+
+class PartEnds(Exception):
+    """Another video begins.
+
+    Args:
+        given: what still belongs to the one before.
+        joined: the packet that was put last begins with its last picture.
+    """
+
+    def __init__(self, given: tuple[Packet[Any], ...], *, joined: bool) -> None:
+        super().__init__()
+        self.given, self.joined = given, joined
+
+
+class PartWatch:
+    """Looks for the next part in front of the packets. Used in the place of a `SliceJoiner`.
+
+    Args:
+        path: the file.
+        begin: its byte at which the present part begins.
+        codec: FFmpeg's name of its codec.
+        track: PID of its video; not used for Matroska.
+        slices: gets the packets; None where a packet is always a picture.
+        matroska: it is no transport stream.
+    """
+
+    def __init__(
+        self, path: str, begin: int, codec: str, track: int, slices: SliceJoiner | None, *, matroska: bool
+    ) -> None:
+        self._path, self._begin, self._codec, self._track, self._slices = path, begin, codec, track, slices
+        self._matroska = matroska
+        self._seen = begin
+        """What is before was looked through."""
+        self._program: _Program | None = None
+        """The one with our track."""
+        self._alone = False
+        """There is no other one beside it."""
+        self._look_at = 0
+        """From this byte of the part on, a packet is looked at."""
+        self._codecs: set[str] = set()
+        """Of the next part, where key frames tell them."""
+        self.next_at: int | None = None
+        """Byte of the file at which the next part begins, once that is known."""
+
+    @classmethod
+    def of(cls, connection: AvConnection, slices: SliceJoiner | None) -> PartWatch | None:
+        """None where an input has one part, or cannot be opened in the middle."""
+        container, stream = connection.container, connection.stream
+        assert container is not None
+        assert stream is not None
+        formats, codec = container.format.name.split(","), stream.codec_context.codec.canonical_name
+        matroska = "matroska" in formats
+        if connection.network or not (matroska or "mpegts" in formats):
+            return None
+        path = connection.settings.url.removeprefix("file:")
+        return cls(path, connection.begin, codec, stream.id, slices, matroska=matroska)
+
+    def put(self, packet: Packet[Any]) -> tuple[Packet[Any], ...]:
+        """See `SliceJoiner.put`.
+
+        Raises:
+            PartEnds: the packet is of the next part.
+        """
+        if (at := packet.pos) is not None and at >= self._look_at:
+            self._look(packet, self._begin + at)
+        return (packet,) if self._slices is None else self._slices.put(packet)
+
+    def flush(self) -> tuple[Packet[Any], ...]:
+        """See `SliceJoiner.flush`."""
+        return () if self._slices is None else self._slices.flush()
+
+    def _look(self, packet: Packet[Any], at: int) -> None:
+        while self.next_at is None and self._seen <= at + _AHEAD:
+            if not self._search():
+                self._look_at = _NEVER
+                return
+            self._look_at = self._seen - _AHEAD - self._begin
+        if self.next_at is None:
+            return
+        self._look_at = max(0, self.next_at - _NEAR - self._begin)
+        size = packet.size
+        if at + size + (size >> 5) + (64 << 10) < self.next_at:
+            return
+        codec, cut = codec_of(bytes(packet)) if self._codecs else ("", 0)
+        if codec in self._codecs and cut > DELIMITER:
+            # FFmpeg's parser has seen no end of the picture before it.
+            last = SliceJoiner.cut(bytes(packet)[:cut], packet)
+            last.pts, last.dts = packet.pts, packet.dts
+            raise PartEnds((last,) if self._slices is None else self._slices.put(last), joined=True)
+        if at >= self.next_at or codec in self._codecs:
+            raise PartEnds((), joined=False)
+
+    def _search(self) -> bool:
+        """Looks through the next bytes of the file; False at its end."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._seen)
+                data = file.read(_CHUNK)
+        except OSError:
+            return False
+        if self._matroska:
+            self._find_document(data)
+        else:
+            self._find_program(data)
+        self._seen += max(1, len(data) - (_HEAD if self._matroska else 2 * _UNIT))
+        return len(data) == _CHUNK or self.next_at is not None
+
+    def _find_document(self, data: bytes) -> None:
+        at = data.find(_DOCUMENT, self._seen == self._begin)
+        while at >= 0:
+            if any(kind in data[at : at + _HEAD] for kind in _KINDS):
+                self.next_at = self._seen + at
+                return
+            at = data.find(_DOCUMENT, at + 1)
+
+    def _find_program(self, data: bytes) -> None:
+        programs = [program for program in _programs(data) if program.video]
+        if self._program is None:
+            ours = [program for program in programs if self._track in program.pids] or programs[:1]
+            if not ours:
+                return
+            self._program = ours[0]
+            self._alone = len({program.number for program in programs if program.at < _AHEAD}) == 1
+        for program in programs:
+            if program.number != self._program.number and not self._alone:
+                continue
+            if program.types != self._program.types:
+                self.next_at = self._seen + program.at
+                self._codecs = {_CODECS[kind] for kind in program.types if kind in _CODECS} - {self._codec}
+                return
+
+
+def _programs(data: bytes) -> Iterator[_Program]:
+    """The program maps in a piece of a transport stream, in their order."""
+    at = 0
+    while (at := _aligned(data, at)) >= 0:
+        count = (len(data) - at) // _UNIT
+        units: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8, count * _UNIT, at).reshape(count, _UNIT)
+        broken = np.flatnonzero(units[:, 0] != 0x47)
+        if broken.size:
+            units = units[: broken[0]]
+        tables = None
+        # Sections begin in units that say so; a picture's would go on with 0, 0, 1.
+        for number in np.flatnonzero((units[:, 1] & 0x40 != 0) & (units[:, 3] & 0x10 != 0)):
+            unit = bytes(units[number])
+            offset = at + int(number) * _UNIT
+            payload = unit[5 + unit[4] if unit[3] & 0x20 else 4 :]
+            section = payload[1 + payload[0] :] if payload else b""
+            if unit[1] & 0x1F == 0 and unit[2] == 0:
+                tables = offset
+            elif section[:1] == b"\x02" and len(section) > 12 and payload[:3] != b"\0\0\1":
+                begin = tables if tables is not None and offset - tables <= 64 * _UNIT else offset
+                yield _Program(begin, int.from_bytes(section[3:5], "big"), _video(section))
+        at += len(units) * _UNIT
+        if not broken.size:
+            return
+
+
+def _aligned(data: bytes, at: int) -> int:
+    """Where transport packets begin, from a byte on; -1 if nowhere."""
+    while at >= 0:
+        at = data.find(b"\x47", at)
+        if at < 0 or at + 2 * _UNIT >= len(data):
+            return -1
+        if data[at + _UNIT] == data[at + 2 * _UNIT] == 0x47:
+            return at
+        at += 1
+    return -1
+
+
+def _video(section: bytes) -> tuple[tuple[int, int], ...]:
+    end = min(len(section), 3 + (int.from_bytes(section[1:3], "big") & 0xFFF) - 4)
+    at = 12 + (int.from_bytes(section[10:12], "big") & 0xFFF)
+    found = []
+    while at + 5 <= end:
+        if section[at] in _VIDEO:
+            found.append((section[at], int.from_bytes(section[at + 1 : at + 3], "big") & 0x1FFF))
+        at += 5 + (int.from_bytes(section[at + 3 : at + 5], "big") & 0xFFF)
+    return tuple(found)

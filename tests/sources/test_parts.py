@@ -1,0 +1,245 @@
+"""Files that consist of several, one behind the other: every part is decoded, and every packet accounted for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from streamd.errors import SourceError
+from streamd.flow.ring import Ring
+from streamd.flow.runner import StreamRunner
+from streamd.sources import open_source
+from streamd.sources.av import AvStreamSettings
+from streamd.sources.av_source import AvSource
+from streamd.sources.packet_reader import PacketReader
+from streamd.sources.parts import PartEnds, PartWatch
+from streamd.sources.recording import DELIMITER
+from streamd.telemetry.streams import StreamMetrics
+from streamd.types import Frame, StreamStatus
+from tests.clips import write_clip
+
+FRAMES = 60
+SMALL, LARGE = (192, 108), (320, 180)
+CODECS = {"h264": "libx264", "hevc": "libx265", "mpeg4": "mpeg4", "mpeg2video": "mpeg2video", "mjpeg": "mjpeg"}
+LOST = 2
+"""Pictures at most that FFmpeg's parser loses where a transport stream changes its codec."""
+
+
+@pytest.fixture(scope="module")
+def piece(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bytes]:
+    folder = tmp_path_factory.mktemp("pieces")
+    made: dict[tuple[Any, ...], bytes] = {}
+
+    def make(suffix: str, codec: str, size: tuple[int, int] = SMALL, pid: int = 0x100) -> bytes:
+        key = suffix, codec, size, pid
+        if key not in made:
+            options = {"bf": "2"} if codec == "h264" else {}
+            made[key] = write_clip(
+                folder / f"{len(made)}.{suffix}", frames=FRAMES, size=size, codec=CODECS[codec], options=options,
+                pix_fmt="yuvj420p" if codec == "mjpeg" else "yuv420p",
+                container_options={"mpegts_start_pid": str(pid)} if suffix == "ts" else {},
+            ).read_bytes()  # fmt: skip
+        return made[key]
+
+    return make
+
+
+class Truth:
+    """The packets of the video that FFmpeg has passed on, but those that are read again in the next part."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.packets = 0
+        demux, put = PacketReader._demux, PartWatch.put
+
+        def demuxed(reader: PacketReader, wanted: Any) -> Iterator[Any]:
+            stream = reader._connection.stream
+            for packet in demux(reader, wanted):
+                # FFmpeg's parser makes packets of fragments where it changes to another codec.
+                whole = packet.size > DELIMITER and packet.pos is not None
+                self.packets += packet.stream is stream and whole
+                yield packet
+
+        def watched(watch: PartWatch, packet: Any) -> Any:
+            try:
+                return put(watch, packet)
+            except PartEnds as end:
+                self.packets -= not end.joined
+                raise
+
+        monkeypatch.setattr(PacketReader, "_demux", demuxed)
+        monkeypatch.setattr(PartWatch, "put", watched)
+
+
+@pytest.fixture
+def truth(monkeypatch: pytest.MonkeyPatch) -> Truth:
+    return Truth(monkeypatch)
+
+
+Part = tuple[str, int, int, int]
+"""Codec, width, height and number of frames."""
+
+
+def parts_of(path: Path, **settings: Any) -> tuple[list[Part], AvSource]:
+    """What a source gives out, by `begins`."""
+    source = AvSource(AvStreamSettings(id="s", url=str(path), pace="asap", loop=False, **settings))
+    source.open()
+    parts: list[list[Any]] = []
+    for frame in source.frames():
+        if not parts or frame.begins:
+            parts.append([source.codec, frame.width, frame.height, 0])
+        assert parts[-1][1:3] == [frame.width, frame.height]
+        parts[-1][3] += 1
+    return [(codec, width, height, count) for codec, width, height, count in parts], source
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.permutations(("h264", "hevc", "mpeg4", "mpeg2video"), 2)))
+@pytest.mark.parametrize("pid", [0x100, 0x200])
+def test_a_transport_stream_that_changes_its_codec(
+    tmp_path: Path, piece: Callable[..., bytes], before: str, after: str, pid: int, truth: Truth
+) -> None:
+    path = tmp_path / "a.ts"
+    path.write_bytes(piece("ts", before) + piece("ts", after, LARGE, pid))
+    (first, second), source = parts_of(path)
+    assert second == (after, *LARGE, FRAMES)
+    assert first[:3] == (before, *SMALL)
+    assert FRAMES - LOST <= first[3] <= FRAMES
+    assert source.corrupt <= 1
+    assert first[3] + second[3] + source.corrupt == truth.packets
+
+
+@pytest.mark.parametrize("after", ["h264", "hevc", "mpeg4", "mpeg2video", "mjpeg"])
+@pytest.mark.parametrize("before", ["h264", "mjpeg"])
+def test_a_matroska_document_behind_another(
+    tmp_path: Path, piece: Callable[..., bytes], before: str, after: str, truth: Truth
+) -> None:
+    """Also of the same codec: its parameters are in its header."""
+    path = tmp_path / "a.mkv"
+    path.write_bytes(piece("mkv", before) + piece("mkv", after, LARGE))
+    parts, source = parts_of(path)
+    assert parts == [(before, *SMALL, FRAMES), (after, *LARGE, FRAMES)]
+    assert source.corrupt == 0
+    assert truth.packets == 2 * FRAMES
+
+
+@pytest.mark.parametrize("pid", [0x100, 0x200])
+def test_a_transport_stream_that_changes_its_size_goes_on_with_its_decoder(
+    tmp_path: Path, piece: Callable[..., bytes], pid: int, truth: Truth
+) -> None:
+    path = tmp_path / "a.ts"
+    path.write_bytes(piece("ts", "h264") + piece("ts", "h264", LARGE, pid))
+    source = AvSource(AvStreamSettings(id="s", url=str(path), pace="asap", loop=False))
+    source.open()
+    sizes = [(frame.width, frame.height) for frame in source.frames()]
+    assert len(sizes) == truth.packets == 2 * FRAMES
+    # FFmpeg's parser may join the last picture with the next one.
+    assert FRAMES - 1 <= sizes.count(SMALL) <= FRAMES
+    assert sizes == sorted(sizes)
+    assert source.corrupt == 0
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv"])
+def test_several_parts_one_of_them_cut_off(
+    tmp_path: Path, piece: Callable[..., bytes], suffix: str, truth: Truth
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    cut = piece(suffix, "h264", LARGE)
+    parts = [piece(suffix, "hevc"), cut[: len(cut) * 2 // 3 + 50], piece(suffix, "mpeg4"), piece(suffix, "h264", LARGE)]
+    path.write_bytes(b"".join(parts))
+    found, source = parts_of(path)
+    assert [part[:3] for part in found] == [
+        ("hevc", *SMALL), ("h264", *LARGE), ("mpeg4", *SMALL), ("h264", *LARGE),
+    ]  # fmt: skip
+    counts = [part[3] for part in found]
+    assert min(counts[0], counts[2]) >= FRAMES - LOST
+    assert FRAMES // 4 < counts[1] < FRAMES
+    assert counts[3] == FRAMES
+    assert sum(counts) + source.corrupt == truth.packets
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv"])
+@pytest.mark.parametrize("rest", ["junk", "stub"])
+def test_a_rest_that_is_no_video_ends_the_file(
+    tmp_path: Path, piece: Callable[..., bytes], suffix: str, rest: str
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    junk = bytes(range(256)) * 100 if rest == "junk" else piece(suffix, "hevc")[: 188 * 6]
+    path.write_bytes(piece(suffix, "h264") + junk)
+    parts, source = parts_of(path)
+    assert [part[:3] for part in parts] == [("h264", *SMALL)]
+    assert parts[0][3] >= FRAMES - 1
+    assert source.corrupt <= 1
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_the_stream_says_so_and_loops(tmp_path: Path, piece: Callable[..., bytes], isolation: str) -> None:
+    path = tmp_path / "a.mkv"
+    path.write_bytes(piece("mkv", "h264") + piece("mkv", "mpeg4", LARGE))
+    settings = AvStreamSettings(id="s", url=str(path), pace="asap", loop=True, isolation=isolation, ring=8)
+    metrics, statuses = StreamMetrics("s"), list[StreamStatus]()
+    ring: Ring[Frame] = Ring(8, "block")
+    runner = StreamRunner("s", lambda: open_source(settings), ring, metrics, statuses.append)
+    runner.start()
+    frames = []
+    for _ in range(5 * FRAMES):
+        frame = ring.get(10)
+        frames.append((frame.width, frame.height, frame.begins))
+        del frame
+    runner.stop()
+    assert runner.join(10)
+    one = [(*size, i == 0) for size in (SMALL, LARGE) for i in range(FRAMES)]
+    assert frames[1:] == (one * 3)[1 : 5 * FRAMES]
+    assert not frames[0][2]
+    told = [status.codec for status in statuses if status.reason == "codec_changed"]
+    assert told
+    assert {status.codec for status in statuses if status.state == "LIVE"} == {"h264", "mpeg4"}
+    assert metrics.reconnects == 0
+
+
+def test_a_name_that_needs_care(tmp_path: Path, piece: Callable[..., bytes]) -> None:
+    path = tmp_path / "a,,:b %d [c].mkv"
+    path.write_bytes(piece("mkv", "h264") + piece("mkv", "hevc"))
+    for url in (path, Path(f"file:{path}")):
+        parts, _ = parts_of(url)
+        assert [part[0] for part in parts] == ["h264", "hevc"]
+
+
+def test_start_s_is_in_the_first_part(tmp_path: Path, piece: Callable[..., bytes]) -> None:
+    path = tmp_path / "a.mkv"
+    path.write_bytes(piece("mkv", "h264") + piece("mkv", "hevc"))
+    parts, _ = parts_of(path, start_s=1.0)
+    assert [part[0] for part in parts] == ["h264", "hevc"]
+    assert 0 < parts[0][3] < FRAMES - 20
+    assert parts[1][3] == FRAMES
+
+
+def test_two_videos_at_the_same_time_are_no_parts(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    with av.open(str(path), "w") as out:
+        streams: list[Any] = [out.add_stream(codec, rate=25) for codec in ("libx264", "mpeg2video")]
+        for stream, size in zip(streams, (LARGE, SMALL), strict=True):
+            (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        for i in range(FRAMES):
+            for stream in streams:
+                picture = av.VideoFrame(stream.width, stream.height, "yuv420p")
+                picture.pts = i
+                out.mux(stream.encode(picture))
+        for stream in streams:
+            out.mux(stream.encode(None))
+    parts, _ = parts_of(path)
+    assert parts == [("h264", *LARGE, FRAMES)]
+
+
+def test_the_next_part_needs_a_decoder_too(tmp_path: Path, piece: Callable[..., bytes], monkeypatch: Any) -> None:
+    """What may succeed later is an error, not the end."""
+    path = tmp_path / "a.mkv"
+    path.write_bytes(piece("mkv", "h264") + piece("mkv", "hevc"))
+    source = AvSource(AvStreamSettings(id="s", url=str(path), pace="asap", loop=False))
+    source.open()
+    monkeypatch.setattr(source, "_open_part", lambda begin: (_ for _ in ()).throw(SourceError("decoder", "none free")))
+    with pytest.raises(SourceError, match="none free"):
+        list(source.frames())
