@@ -78,7 +78,7 @@ def add_parser(subparsers: Any) -> None:
         type=int,
         choices=range(6),
         help="how thoroughly TensorRT searches for the fastest plan: from 0, built soonest, to 5 (default: TensorRT's "
-        "own, 3); 8.5 has 3 and one below it, RTX ignores it",
+        "own, 3); 8.5 has 1 to 3, RTX ignores it",
     )
     p.add_argument("--timing-cache", metavar="FILE", help="timing cache to reuse and extend: later builds are faster")
     p.add_argument(

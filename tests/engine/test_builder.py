@@ -55,6 +55,9 @@ CALIBRATOR, HARDWARE = "IInt8EntropyCalibrator2", "HardwareCompatibilityLevel"
 T8 = stand_in(
     "tensorrt", (8, 5, 3, 1), "FP16 INT8 ENABLE_TACTIC_HEURISTIC", "EXPLICIT_BATCH EXPLICIT_PRECISION", CALIBRATOR, ""
 )
+T8.module.TacticSource = SimpleNamespace(
+    CUBLAS=0, CUBLAS_LT=1, CUDNN=2, EDGE_MASK_CONVOLUTIONS=3, JIT_CONVOLUTIONS=4
+)  # fmt: skip
 T10 = stand_in(
     "tensorrt",
     (10, 16, 1, 11),

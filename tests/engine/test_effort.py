@@ -64,8 +64,8 @@ def test_levels_are_what_was_asked_for(which: Trt) -> None:
     assert [settle_effort(which, n) for n in range(6)] == [0, 1, 2, 3, 4, 5]
 
 
-def test_tensorrt_8_5_has_its_own_and_one_below() -> None:
-    assert [settle_effort(T8, n) for n in range(4)] == [2, 2, 2, None]
+def test_tensorrt_8_5_has_its_own_and_two_below() -> None:
+    assert [settle_effort(T8, n) for n in range(4)] == [1, 1, 2, None]
     for more in (4, 5):
         with pytest.raises(ConfigError, match=rf"effort {more}: not supported by TensorRT 8\.5\.3\.1; needs .* 8\.6"):
             settle_effort(T8, more)
@@ -93,10 +93,10 @@ def test_one_key_for_each_plan(on: Any, tmp_path: Path) -> None:
     on(RTX)
     assert len(set(keys())) == 1
     on(T8)
-    own, *lower, same = [prepare(model, BuildOptions(effort=n)).recipe.key for n in (None, 0, 1, 2, 3)]
+    own, least, quick, heuristic, same = [prepare(model, BuildOptions(effort=n)).recipe.key for n in (None, 0, 1, 2, 3)]
     assert own == same
-    assert len(set(lower)) == 1
-    assert own not in lower
+    assert least == quick
+    assert len({own, quick, heuristic}) == 3
 
 
 # What reaches the builder
@@ -117,14 +117,23 @@ def test_each_level_reaches_the_real_builder(trt: Trt, tmp_path: Path) -> None:
     assert vendor_logger().take_errors() == []
 
 
-@pytest.mark.parametrize(("asked", "flags"), [(None, []), (0, [2]), (1, [2]), (2, [2]), (3, [])])
-def test_tensorrt_8_5_gets_its_flag(on: Any, tmp_path: Path, asked: int | None, flags: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("asked", "flags", "sources"),
+    [(None, [], 0b11000), (0, [2], 0b1000), (1, [2], 0b1000), (2, [2], 0b11000), (3, [], 0b11000)],
+)
+def test_tensorrt_8_5_gets_its_flag_and_its_tactics(
+    on: Any, tmp_path: Path, asked: int | None, flags: list[int], sources: int
+) -> None:
     on(T8)
     found: list[int] = []
     assert T8.module.BuilderFlag.ENABLE_TACTIC_HEURISTIC == 2
-    config = SimpleNamespace(set_flag=found.append)
-    network._set_effort(prepare(conv_relu(tmp_path / "m.onnx"), BuildOptions(effort=asked)), config)
+    masks: list[int] = []
+    config = SimpleNamespace(set_flag=found.append, set_tactic_sources=masks.append)
+    made = prepare(conv_relu(tmp_path / "m.onnx"), BuildOptions(effort=asked))
+    network._set_effort(made, config)
+    network._own_tactics(made, config)
     assert found == flags
+    assert masks == [sources]
     assert not hasattr(config, "builder_optimization_level")
 
 
@@ -165,7 +174,7 @@ def test_a_build_at_another_effort_is_told_once(on: Any, tmp_path: Path, monkeyp
         return [(e["event"].partition(":")[0], e["effort"], e.get("used")) for e in logs]
 
     nearest, ignored = "this TensorRT has no such effort; the nearest is used", "effort is ignored"
-    assert [told(T8, n) for n in (0, 1)] == [[(nearest, 0, 2)], [(nearest, 1, 2)]]
+    assert [told(T8, n) for n in (0, 1)] == [[(nearest, 0, 1)], []]
     assert [told(T8, n) for n in (None, 2, 3)] == [[]] * 3
     assert [told(T10, n) for n in (None, *range(6))] == [[]] * 7
     assert [told(RTX, n) for n in (1, 5)] == [[(ignored, 1, None)], [(ignored, 5, None)]]

@@ -54,8 +54,8 @@ class TensorRtSettings(DeviceSettings):
         ge=0,
         le=5,
         description="How thoroughly TensorRT searches for the fastest plan when an ONNX model is built: 0 builds "
-        "soonest, 5 searches longest. Lower it to try a model sooner. TensorRT 8.5 has two levels: 3, and one "
-        "below it for all lower values; it refuses 4 and 5. TensorRT-RTX ignores it. Default: TensorRT's own, 3.",
+        "soonest, 5 searches longest. Lower it to try a model sooner. TensorRT 8.5 has 1 (also for 0), "
+        "2 and 3, and refuses 4 and 5. TensorRT-RTX ignores it. Default: TensorRT's own, 3.",
     )
     mps: bool | Literal["auto"] = Field(
         "auto",

@@ -28,7 +28,7 @@ from streamd.engine.sidecar import read_sidecar
 from streamd.engine.tensorrt import driver, plans
 from streamd.engine.tensorrt.calibrator import Calibration
 from streamd.engine.tensorrt.plans import Recipe
-from streamd.engine.tensorrt.version import HEURISTIC_EFFORT, OWN_EFFORT, Trt, load_trt
+from streamd.engine.tensorrt.version import HEURISTIC_EFFORT, OWN_EFFORT, QUICK_EFFORT, Trt, load_trt
 from streamd.errors import BackendError, ConfigError, ModelError
 from streamd.types import ModelSpec
 
@@ -168,7 +168,8 @@ def settle_precision(
 def settle_effort(trt: Trt, asked: int | None) -> int | None:
     """The effort of the build, None for TensorRT's own.
 
-    TensorRT 8.5 has its own and one below it, which serves for all lower ones. RTX does not search while it builds.
+    TensorRT 8.5 has its own and two below it, of which the lower serves for 0, too. RTX does not search while it
+    builds.
 
     Raises:
         ConfigError: this version cannot search more, or less, than by default.
@@ -179,7 +180,7 @@ def settle_effort(trt: Trt, asked: int | None) -> int | None:
         return None
     if asked > OWN_EFFORT or not trt.has_tactic_heuristic:
         raise ConfigError(f"effort {asked}: not supported by {trt}; needs TensorRT 8.6 or later")
-    return HEURISTIC_EFFORT
+    return HEURISTIC_EFFORT if asked == HEURISTIC_EFFORT else QUICK_EFFORT
 
 
 def half_method(trt: Trt) -> str:

@@ -22,7 +22,7 @@ from streamd.engine.tensorrt import driver, outputs
 from streamd.engine.tensorrt.calibrator import make_calibrator
 from streamd.engine.tensorrt.files import write_whole
 from streamd.engine.tensorrt.job import Job
-from streamd.engine.tensorrt.version import tidy, vendor_logger
+from streamd.engine.tensorrt.version import QUICK_EFFORT, tidy, vendor_logger
 from streamd.errors import BackendError, ConfigError, ModelError
 
 log = structlog.get_logger(__name__)
@@ -210,13 +210,14 @@ def _add_profiles(job: Job, builder: Any, config: Any, tensor: Any) -> None:
             raise ModelError(f"model {job.onnx.path}: {job.trt} refuses to calibrate with batches of {size}")
 
 
-def _own_tactics(trt: Any, config: Any) -> None:
+def _own_tactics(job: Job, config: Any) -> None:
     """Excludes cuBLAS and cuDNN, as TensorRT 10 does by default, so that a plan needs neither of them to run."""
-    own = [
-        getattr(trt.TacticSource, name)
-        for name in ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
-        if hasattr(getattr(trt, "TacticSource", None), name)
-    ]
+    trt = job.trt.module
+    names = ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
+    # Later versions have levels of their own, which say whether kernels are compiled.
+    if not job.trt.has_effort_levels and job.recipe.effort == QUICK_EFFORT:
+        names.remove("JIT_CONVOLUTIONS")
+    own = [getattr(trt.TacticSource, name) for name in names if hasattr(getattr(trt, "TacticSource", None), name)]
     if own:
         config.set_tactic_sources(sum(1 << int(source) for source in own))
 
@@ -247,7 +248,7 @@ def _configure(job: Job, builder: Any, network: Any) -> tuple[Any, Any]:
     if options.hardware_compatible and job.trt.has_hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     _set_effort(job, config)
-    _own_tactics(trt, config)
+    _own_tactics(job, config)
     calibrator = None
     if options.calibration is not None:
         calibrator = make_calibrator(job.trt, options.calibration)

@@ -23,7 +23,10 @@ OLDEST = (8, 5)
 OWN_EFFORT = 3
 """What TensorRT does unless told otherwise, of the efforts 0 to 5."""
 HEURISTIC_EFFORT = 2
-"""The effort that leaves tactics out by a guess of their time."""
+"""The effort of TensorRT 8.5 that leaves tactics out by a guess of their time."""
+QUICK_EFFORT = 1
+"""The one below: it also leaves out convolutions whose source code is compiled while the plan is built. Compiling one
+takes seconds of one core, longer than to time it."""
 _NAMES: tuple[Literal["tensorrt", "tensorrt_rtx"], ...] = ("tensorrt", "tensorrt_rtx")
 _MAX_ERRORS = 50
 
