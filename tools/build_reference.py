@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
@@ -51,6 +52,8 @@ sinks:
 If a field accepts one of several sections, the section's `kind` selects it. A field whose default is left blank here
 may be left out: its meaning says what applies then; a list is then empty, and a section has its own defaults.
 """
+MOST_KINDS = 6
+"""That are listed in the cell of a table."""
 METRICS_HEAD = """# Metrics
 
 All metrics at `/metrics`, besides those of Python and the process. Generated from the code by
@@ -121,7 +124,7 @@ def code(text: str, values: Sequence[str]) -> str:
             r"(?:--)?\b[a-z]+(?:[_.][a-z]+)*_[a-z\d]+\b",  # at_least_every_s
             r"\bbuiltin:\w+",
             r"(?<![\w/])/(?:metrics|healthz|readyz|status|sd|v1/\w+|dev/\w+)\b",
-            *([rf"(?<![\w-])(?:{told})(?=:)"] if told else []),  # auto: …
+            *([rf"(?<![\w-])(?:{told})(?=:)", rf"(?<=Default: )(?:{told})\b"] if told else []),  # auto: …
         )
     )
     parts = text.split("`")
@@ -166,22 +169,30 @@ def default_of(entry: dict[str, Any], *, required: bool) -> str:
     if required:
         return "required"
     value = entry.get("default")
-    return "" if value is None or isinstance(value, dict) or value == [] else f"`{json.dumps(value)}`"
+    if value is None or isinstance(value, dict) or value == []:
+        return ""
+    plain = isinstance(value, str) and yaml.safe_load(value) == value  # text in YAML, too
+    return f"`{value if plain else json.dumps(value)}`"
 
 
 def section(name: str, definition: dict[str, Any], definitions: dict[str, Any]) -> str:
     """One table."""
     lines = [f"\n## {name}\n", code(" ".join(definition.get("description", "").split()), ()), ""]
     lines += ["| field | value | default | meaning |", "|---|---|---|---|"]
+    below = []
     required = definition.get("required", ())
     for field, entry in definition.get("properties", {}).items():
         meaning = entry.get("description", "") or ("Selects this section." if field == "kind" else "")
         if not meaning and "$ref" in entry:  # pydantic omits what the section itself declares
             meaning = definitions[entry["$ref"].rsplit("/", 1)[1]].get("description", "")
         default = default_of(entry, required=field in required)
-        cells = field, kind_of(entry, definitions), default, code(meaning, values_of(entry))
+        kind = kind_of(entry, definitions)
+        if kind.count("](") > MOST_KINDS:  # they would leave no room for the meaning
+            below.append(f"\n`{field}` is a {kind}.")
+            kind = "section, see below"
+        cells = field, kind, default, code(meaning, values_of(entry))
         lines.append("| `{}` | {} | {} | {} |".format(*(c.replace("|", "\\|") for c in cells)))
-    return "\n".join(lines)
+    return "\n".join(lines + below)
 
 
 def order(node: Any, definitions: dict[str, Any], found: dict[str, None]) -> dict[str, None]:

@@ -29,7 +29,7 @@ MOST_STREAMS = 1024
 
 class DetectorSettings(ModelSettings):
     """The detector: its file, its head, and detection thresholds. A field from `labels` to `pad_value` that is left out
-    comes from the model's sidecar (MODEL.json), otherwise it has the default that is named here."""
+    comes from the model's sidecar (`MODEL.onnx.json`), otherwise it has the default that is named here."""
 
     head: HeadConfig | None = Field(
         None,

@@ -27,7 +27,7 @@ def _budget(value: Any) -> float | str:
 
 class ClassifierModel(ModelSettings):
     """The classifier's model file and how its input is made. A field that is left out comes from the model's sidecar
-    (MODEL.json), otherwise it has the default that is named here."""
+    (`MODEL.onnx.json`), otherwise it has the default that is named here."""
 
     DEFAULT_SIZE: ClassVar[tuple[int, int]] = (224, 224)
     DEFAULT_RESIZE: ClassVar[Literal["letterbox", "stretch"]] = "stretch"

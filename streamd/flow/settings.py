@@ -77,12 +77,12 @@ class StreamSettings(KindSettings):
         None,
         description="What happens when the ring is full. drop_oldest: the oldest frame is dropped. latest: only "
         "the newest frame is kept. block: the source waits, so that no frame is lost (for files). Default: "
-        "drop_oldest for live and paced streams, block for others.",
+        "drop_oldest for live and paced streams, `block` for others.",
     )
     max_age_ms: Milliseconds | None = Field(
         None,
         description="Longest time that a decoded frame may wait, in milliseconds. An older one is dropped when its "
-        "turn comes, with the reason too_old. 0: no limit. Default: 1000, or no limit if the policy is block.",
+        "turn comes, with the reason too_old. 0: no limit. Default: 1000, or no limit if the policy is `block`.",
     )
     objective: ObjectiveSettings | None = Field(None, description="Latency objective. Default: none.")
     reconnect: ReconnectSettings = Field(ReconnectSettings(), description="What to do when the stream fails.")

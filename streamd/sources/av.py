@@ -83,8 +83,8 @@ class AvStreamSettings(SourceSettings):
     on_corruption: Literal["quarantine", "publish"] = Field(
         "quarantine",
         description="What becomes of damaged pictures, and of pictures predicted from them. quarantine: they are "
-        "dropped until the next clean key frame (for 30 s at most), with the reason quarantine. publish: they are "
-        "treated as intact.",
+        "dropped until the next clean key frame (for 30 s at most), with the reason `quarantine`. publish: they "
+        "are treated as intact.",
     )
     track: int | None = Field(
         None,
@@ -114,7 +114,7 @@ class AvStreamSettings(SourceSettings):
         json_schema_extra=schema_of({"const": 0}, {"type": "number", "minimum": LEAST_BEHIND_MS, "maximum": 60_000}),
         description="Live streams: largest delay in reading, in milliseconds, on a machine that is too slow. "
         "Beyond it, the stream goes on with the newest key frame; what is left out is dropped with the reason "
-        "behind. 0: never. Default: 2000, or 0 if the policy is block.",
+        "`behind`. 0: never. Default: 2000, or 0 if the policy is `block`.",
     )
     options: dict[str, str] = Field(
         default_factory=dict, description="Further options of FFmpeg's demuxer, passed on unchanged."
