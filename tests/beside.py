@@ -13,28 +13,36 @@ import os
 from typing import Any
 
 BESIDE = (
-    "tests/analysis/", "tests/config/", "tests/configs/", "tests/docs/", "tests/engine/", "tests/fleet/",
-    "tests/heads/", "tests/imaging/", "tests/models/", "tests/security/", "tests/settings/", "tests/test_",
-    *(f"tests/behaviour/test_{name}.py" for name in (
-        "bundle", "evidence", "events", "integrations", "port", "secrets")),
+    "tests/models/test_quantize.py::test_the_promise", "tests/models/", "tests/behaviour/test_evidence",
+    "tests/cli/test_build.py", "tests/analysis/", "tests/config/", "tests/configs/", "tests/docs/", "tests/engine/",
+    "tests/fleet/", "tests/heads/", "tests/imaging/", "tests/security/", "tests/settings/", "tests/test_",
+    *(f"tests/behaviour/test_{name}.py" for name in ("bundle", "events", "integrations", "port", "secrets")),
     *(f"tests/cli/test_{name}.py" for name in (
-        "annotate", "board", "build", "check", "count", "demo", "detect", "events", "fleetrun", "overlay", "run")),
+        "annotate", "board", "check", "count", "demo", "detect", "events", "fleetrun", "overlay", "run")),
     *(f"tests/events/test_{name}.py" for name in ("place", "query", "record", "retry", "schema", "store", "upkeep")),
     *(f"tests/events/evidence/test_{name}.py" for name in ("real_videos", "sound")),
     *(f"tests/tools/test_{name}.py" for name in (
         "bench_journal", "demo_model", "glance_eval", "health_eval", "lock", "track_eval")),
 )  # fmt: skip
 """How the paths of those files begin whose tests pass on a busy machine, only later: they measure neither a rate nor a
-delay, and what they wait for has ten seconds and more."""
+delay, and what they wait for has ten seconds and more. The longest come first."""
 
 WAIT = (
     "tests/workers/fleet/test_ends.py", "tests/sources/test_reading_slowly.py", "tests/sources/test_accounts.py",
-    "tests/workers/test_", "tests/events/evidence/test_clips.py", "tests/faults/test_reconnects.py",
+    "tests/workers/", "tests/events/evidence/test_clips.py", "tests/faults/test_reconnects.py",
     "tests/faults/test_sources.py", "tests/sources/",
     *(f"tests/sinks/test_{name}.py" for name in ("curve", "homeassistant", "mqtt", "nats", "redis", "webhook")),
+    *(f"tests/events/test_{name}.py" for name in ("channel", "cursors", "journal", "link", "wallclock")),
+    *(f"tests/events/evidence/test_{name}.py" for name in ("keeper", "snapshots")),
 )  # fmt: skip
 """How the paths of those files begin whose tests wait nearly all the time: together they use about a tenth of a
 processor. The longest come first."""
+
+APART = (
+    "tests/behaviour/", "tests/cli/", "tests/models/test_evaluate.py", "tests/models/test_quantize.py",
+    "tests/workers/fleet/test_ends.py", "tests/workers/test_starting.py",
+)  # fmt: skip
+"""How the paths of those files begin whose tests several workers may take: they are long, and share no fixture."""
 
 WAITERS = 2
 """Workers that take only those."""

@@ -8,11 +8,16 @@ import os
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-from tests.beside import BESIDE, WAIT, takes
+from tests.beside import APART, BESIDE, WAIT, takes
 
 
 class Scheduling(LoadFileScheduling):  # type: ignore[misc]
-    """Files in their order, to each worker those that it may take."""
+    """Files in their order, to each worker those that it may take; of some files, each test by itself."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """What is given to a worker as a whole."""
+        file: str = super()._split_scope(nodeid)
+        return nodeid if file.startswith(APART) else file
 
     def _takes(self, node: WorkerController) -> tuple[str, ...] | None:
         count = int(node.workerinput["workercount"])
@@ -42,7 +47,7 @@ class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         if node not in self.registered_collections:
             return  # a new one in place of one that died: it is still collecting
         # A worker begins with its last test only when it knows what comes then.
-        while not node.shutting_down and self._pending_of(self.assigned_work[node]) <= 2:
+        while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
             if self._next(node) is None:
                 node.shutdown()
             else:

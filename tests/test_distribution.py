@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.beside import BESIDE, NICE, WAIT
+from tests.beside import APART, BESIDE, NICE, WAIT
 from tests.conftest import ROOT
 
 WAITING = next(name for name in WAIT if name.endswith("/"))
+PATIENT = next(name for name in BESIDE if name.endswith("/"))
 TEST = """
 import json, os, time
 from pathlib import Path
@@ -85,7 +87,7 @@ def distribute(folder: Path, files: dict[str, float], workers: int, processors: 
 def test_files_that_measure_have_a_processor_and_others_run_beside_them(tmp_path: Path) -> None:
     measure = [f"tests/flow/test_measures{i}.py" for i in range(2)]
     wait = [f"{WAITING}test_waits{i}.py" for i in range(4)]
-    beside = [f"{BESIDE[0]}test_beside{i}.py" for i in range(4)]
+    beside = [f"{PATIENT}test_beside{i}.py" for i in range(4)]
     seconds = dict.fromkeys(measure, 2.0) | dict.fromkeys(wait, 0.4) | dict.fromkeys(beside, 0.2)
     seen = distribute(tmp_path, seconds, workers=4, processors=1)
     base = os.nice(0)
@@ -111,6 +113,30 @@ def test_with_a_processor_for_each_worker_all_take_files_in_their_order(tmp_path
     assert all(len(place) == 1 for place in places)
 
 
+SEVERAL = """
+import os, time
+import pytest
+
+@pytest.mark.parametrize("number", range(6))
+def test_it(number):
+    with open("log", "a") as log:
+        print("FILE", number, os.environ["PYTEST_XDIST_WORKER"], file=log)
+    time.sleep(SECONDS)
+"""
+
+
+def test_long_tests_of_a_file_are_distributed_one_by_one(tmp_path: Path) -> None:
+    files = ["tests/flow/test_whole.py", f"{APART[0]}test_apart.py"]
+    done = run(tmp_path, dict(zip(files, (0.1, 0.4), strict=True)), workers=2, processors=2, test=SEVERAL)
+    assert "12 passed" in done.stdout, done.stdout
+    log = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted((file, number) for file, number, _ in log) == sorted(
+        (Path(file).stem, str(number)) for file in files for number in range(6)
+    )
+    assert len({worker for file, _, worker in log if file == "test_whole"}) == 1
+    assert len({worker for file, _, worker in log if file == "test_apart"}) == 2
+
+
 DIES = """
 import os
 import pytest
@@ -125,7 +151,7 @@ def test_it(number):
 
 
 def test_a_test_that_ends_its_process_is_run_once_and_the_others_go_on(tmp_path: Path) -> None:
-    files = ["tests/flow/test_dies.py", "tests/flow/test_measures.py", f"{BESIDE[0]}test_beside.py"]
+    files = ["tests/flow/test_dies.py", "tests/flow/test_measures.py", f"{PATIENT}test_beside.py"]
     files.append(f"{WAITING}test_waits.py")
     done = run(tmp_path, dict.fromkeys(files, 3), workers=4, processors=1, test=DIES)
     assert "1 failed, 11 passed" in done.stdout, done.stdout
@@ -133,7 +159,11 @@ def test_a_test_that_ends_its_process_is_run_once_and_the_others_go_on(tmp_path:
     assert sorted(log) == sorted(f"{Path(file).stem} {number}" for file in files for number in range(3))
 
 
-def test_what_waits_or_runs_beside_is_there_and_does_one_of_both() -> None:
+def test_what_is_named_is_there_and_waits_or_runs_beside() -> None:
     files = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")]
-    assert [name for name in WAIT + BESIDE if not any(file.startswith(name) for file in files)] == []
+    names = [name.partition("::")[0] for name in WAIT + BESIDE + APART]
+    assert [name for name in names if not any(file.startswith(name) for file in files)] == []
     assert [file for file in files if file.startswith(WAIT) and file.startswith(BESIDE)] == []
+    for path in files:
+        if path.startswith(APART):
+            assert not re.search(r"fixture\(.*scope=", (ROOT / path).read_text()), f"{path}: its tests share a fixture"
