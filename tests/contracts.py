@@ -19,7 +19,10 @@ external: dict[str, str] = {}
 def kinds(registry: Registry[Any]) -> list[str]:
     """The kinds to test."""
     if external:
-        return [kind for kind in external if kind in registry.plugins()]
+        found = [kind for kind in external if kind in registry.plugins()]
+        for kind in found:
+            registry.find(kind)  # from here on, it is known whose it is, and treated as in the daemon
+        return found
     return list(registry.builtin())
 
 

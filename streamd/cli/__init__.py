@@ -27,7 +27,7 @@ from streamd.settings.plugins import REMEDY, culprit
 
 COMMANDS = (
     "run", "demo", "check", "detect", "count", "inspect", "quantize", "build", "evaluate", "watch", "events", "bundle",
-    "keygen", "schema", "fleet",
+    "keygen", "kinds", "schema", "fleet",
 )  # fmt: skip
 """Each is a module in this package with `add_parser(subparsers)` and `run(args) -> int`."""
 

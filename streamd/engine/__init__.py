@@ -1,7 +1,7 @@
 """Engines: backends that turn batches of frames into outputs.
 
 To add one, write one file here with its settings class, decorated with `ENGINES.register`, whose `open` returns a
-`streamd.flow.contracts.Backend`; `tests/engine/test_contract.py` tests it. CONTRIBUTING.md says more."""
+`streamd.flow.contracts.Backend`; `tests/engine/test_contract.py` tests it. docs/extending.md says more."""
 
 from __future__ import annotations
 

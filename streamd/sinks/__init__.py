@@ -2,7 +2,7 @@
 
 Each sink has its own thread and its own ring (`sinks.thread`), so a slow or dead reader never slows a stream. To add a
 kind, write one file here with its settings class, decorated with `SINKS.register`, whose `open` returns a `Sink`;
-`tests/sinks/test_contract.py` tests it. CONTRIBUTING.md has an example.
+`tests/sinks/test_contract.py` tests it. docs/extending.md has an example.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The example package adds its kinds when pip installs it: its head decodes a model's rows, its sink counts them."""
+"""The example package adds its kinds when pip installs it: a source plays pictures, a head decodes rows, a sink counts."""
 
 from __future__ import annotations
 
@@ -53,10 +53,16 @@ def rows_model(path: Path) -> Path:
 def test_its_head_and_its_sink_at_work(plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", plugin)
     model, counts = rows_model(tmp_path / "rows.onnx"), tmp_path / "counts.csv"
+    (tmp_path / "pictures").mkdir()
+    for i in range(7):
+        np.full(64 * 64 * 3 // 2, 10 * i, np.uint8).tofile(tmp_path / "pictures" / f"{i}.yuv")
     config = f"""
 model: {{path: {model}, labels: [car, person], head: {{kind: yolov8_rows}}}}
 engine: {{kind: openvino}}
-streams: [{{id: a, kind: synthetic, width: 64, height: 64, fps: 20}}]
+streams:
+  - {{id: a, kind: synthetic, width: 64, height: 64, fps: 20}}
+  - {{id: b, kind: raw_folder, folder: pictures, width: 64, height: 64, fps: 0}}
+  - {{id: c, kind: raw_folder, folder: pictures, width: 64, height: 48, fps: 0}}
 sinks: [{{kind: counts, path: {counts.name}, interval_s: 0.2}}]
 """
     with daemon(tmp_path, config) as running:
@@ -66,14 +72,23 @@ sinks: [{{kind: counts, path: {counts.name}, interval_s: 0.2}}]
     for _, stream, label, count in csv.reader(counts.open()):
         total[stream, label] = total.get((stream, label), 0) + int(count)
     published = running.summary("a")["published"]
-    assert total == {("a", "car"): published, ("a", "person"): published}
+    assert total == {("a", "car"): published, ("a", "person"): published, ("b", "car"): 7, ("b", "person"): 7}
+    (told,) = {
+        line["detail"] for line in running.log() if line.get("stream") == "c" and line.get("reason") == "corrupt"
+    }
+    assert "0.yuv: has 6144 bytes; expected 4608 for 64 x 48 pixels; check width and height" in told
 
 
-def test_its_head_passes_the_contract_suite(plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("suite", "case"), [("heads", "yolov8_rows=head_cases"), ("sources", "raw_folder=source_cases")]
+)
+def test_its_kinds_pass_the_contract_suites(
+    plugin: str, monkeypatch: pytest.MonkeyPatch, suite: str, case: str
+) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((plugin, str(EXAMPLE))))
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
-    command += ["tests/heads/test_contract.py", "tests/sinks/test_contract.py", "--case", "yolov8_rows=head_cases"]
+    command += [f"tests/{suite}/test_contract.py", "tests/sinks/test_contract.py", "--case", case]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=110)
     assert done.returncode == 0, done.stdout[-2000:]
     assert re.search(r"^1\d passed", done.stdout, re.MULTILINE), done.stdout[-2000:]

@@ -1,4 +1,4 @@
-"""What streamd's contract suite for heads needs to test yolov8_rows; see CONTRIBUTING.md, "Test a plugin"."""
+"""What streamd's contract suite for heads needs to test yolov8_rows; see docs/extending.md, "Test a plugin"."""
 
 from __future__ import annotations
 

@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from streamd.analysis.tracking import TRACKERS, TrackingSettings
 from streamd.analysis.tracking.batch import Life, Tracker
 from streamd.analysis.tracking.boxes import Boxes
+from streamd.analysis.tracking.pairing import Still
 from streamd.analysis.tracking.pairs import Indices, Pairs, Rectangles, match, meeting
-from streamd.analysis.tracking.tracks import AGE, BOX, ID, LEADER, ONE, SPEED, UNSEEN, WALL, Matrix
+from streamd.analysis.tracking.tracks import ID, LEADER, Matrix
 from streamd.settings import Seconds, Unit
 
 _OTHER_CLASS = 0.5
 """Factor of the overlap if box and track are of different classes."""
-_SMOOTHED_S = 0.5
-"""Seconds over which the velocity is averaged."""
 
 
 @TRACKERS.register
@@ -39,36 +37,12 @@ class IouSettings(TrackingSettings):
         return IouTracker(self)
 
 
-class _Still:
-    """Boxes stay where they were last seen; the velocity is only reported."""
-
-    def advance(self, parts: Sequence[Matrix], passed: Sequence[float], observed: Sequence[float]) -> Matrix:
-        """See `Dynamics`."""
-        tracks = np.concatenate(parts, axis=1)
-        clocks = np.array((observed, passed, observed)).repeat([part.shape[1] for part in parts], axis=1)
-        tracks[UNSEEN:ONE] += clocks[:2]
-        tracks[AGE] += clocks[2]
-        return tracks
-
-    def correct(self, tracks: Matrix, boxes: Matrix, score: Matrix) -> None:
-        """See `Dynamics`."""
-        passed = tracks[WALL]
-        # Two frames with the same time give no velocity.
-        share = -np.expm1(passed / -_SMOOTHED_S) / np.maximum(passed, 1e-9)
-        tracks[SPEED] += (boxes - tracks[BOX]) * share - tracks[SPEED] * (share * passed)
-        tracks[BOX] = boxes
-
-    def first(self, tracks: Matrix, boxes: Matrix, score: Matrix) -> None:
-        """See `Dynamics`."""
-        tracks[BOX] = boxes
-
-
 class IouTracker(Tracker):
     """See the module."""
 
     def __init__(self, settings: IouSettings) -> None:
         s = settings
-        super().__init__(Life(s.low, s.certain, s.lost_s, s.wall_s, s.outage_s, s.max_tracks), _Still())
+        super().__init__(Life(s.low, s.certain, s.lost_s, s.wall_s, s.outage_s, s.max_tracks), Still())
         self._gate, self._low = s.gate, s.low
 
     @property

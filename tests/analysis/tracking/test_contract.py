@@ -17,10 +17,11 @@ from pydantic import ValidationError
 from streamd.analysis.tracking import TRACKERS, Observation, StreamTracks, open_tracker
 from streamd.analysis.tracking.batch import Tracker
 from streamd.analysis.tracking.tracks import ID, TrackIds
+from tests import contracts
 from tests.analysis.tracking.scenes import NOTHING, SIZE, Frame, boxes, play, wild
 
 Make = Callable[..., Tracker]
-KINDS = list(TRACKERS.builtin())
+KINDS = contracts.kinds(TRACKERS)
 PERSON = boxes((100, 100, 40, 100))
 
 
@@ -38,7 +39,7 @@ def observation(state: StreamTracks, frame: Frame, i: int) -> Observation:
 
 
 def test_no_kind_is_bytetrack_and_unknown_fields_are_refused() -> None:
-    assert KINDS == ["bytetrack", "iou"]
+    assert list(TRACKERS.builtin()) == ["bytetrack", "iou"]
     adapter = TRACKERS.adapter()
     assert adapter.validate_python({}) == adapter.validate_python({"kind": "bytetrack"})
     with pytest.raises(ValidationError, match="expected one of 'bytetrack', 'iou'"):

@@ -1,1 +1,1 @@
-"""Example plugin for streamd: a sink and a head."""
+"""Example plugin for streamd: a sink, a source and a head."""

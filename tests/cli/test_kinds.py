@@ -1,0 +1,68 @@
+"""`streamd kinds` lists all kinds with their packages, and those that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = '''
+from typing import Literal
+from streamd.sinks import SinkSettings
+
+class SoundSettings(SinkSettings):
+    """A sound sink,
+    in two lines.
+
+    More of it.
+    """
+
+    kind: Literal["sound"] = "sound"
+
+    def open(self): ...
+'''
+
+
+def kinds(*options: str, path: Path | None = None) -> tuple[int, str]:
+    environment = dict(os.environ)
+    if path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(path), environment.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "streamd", "kinds", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout
+
+
+def test_every_built_in_kind_is_listed_with_what_it_is() -> None:
+    code, told = kinds("--json")
+    assert code == 0
+    found = json.loads(told)
+    assert list(found) == ["streamd.sources", "streamd.engines", "streamd.heads", "streamd.trackers", "streamd.sinks"]
+    assert {"av", "synthetic"} <= {each["kind"] for each in found["streamd.sources"]}
+    for each in (each for group in found.values() for each in group):
+        assert each["package"].startswith("streamd ")
+        assert each["description"].endswith(".")
+
+
+def test_kinds_of_other_packages_and_why_some_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "more_sinks.py").write_text(CODE)
+    info = tmp_path / "more_sinks-2.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: more-sinks\nVersion: 2.1\n")
+    entries = "[streamd.sinks]\nsound = more_sinks:SoundSettings\n"
+    (info / "entry_points.txt").write_text(entries)
+    code, told = kinds(path=tmp_path)
+    assert code == 0
+    (line,) = [line for line in told.splitlines() if line.startswith("  sound ")]
+    assert line.split(maxsplit=3) == ["sound", "more-sinks", "2.1", "A sound sink, in two lines."]
+    (info / "entry_points.txt").write_text(entries + "zmq = more_sinks:Z\nlost = more_sinks:Nothing\n")
+    code, told = kinds(path=tmp_path)
+    assert code == 2
+    said = {line.split()[0]: line for line in told.splitlines() if "more-sinks 2.1" in line}
+    assert sorted(said) == ["lost", "sound", "zmq"]
+    assert "is not used, since streamd has a kind of that name; rename it" in said["zmq"]
+    assert "cannot be used (AttributeError: module 'more_sinks' has no attribute 'Nothing'" in said["lost"]
+    (zmq,) = [line for line in told.splitlines() if line.startswith("  zmq ") and "streamd 0" in line]
+    assert "ZeroMQ publisher" in zmq
