@@ -1,4 +1,4 @@
-"""The example package adds its kinds when pip installs it: a source plays pictures, a head decodes rows, a sink counts."""
+"""The example package adds its kinds when pip installs it: a source plays, a head decodes, a sink counts."""
 
 from __future__ import annotations
 
