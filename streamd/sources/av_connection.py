@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from streamd.errors import SourceError
 from streamd.flow.contracts import SourceInfo
@@ -53,8 +53,10 @@ class AvConnection:
         self.admission = Admission(settings.id, self.network, closed)
         self.container: InputContainer | None = None
         self.stream: VideoStream | None = None
-        self.decoder: HardwareDecoder | None = None
-        """None for software."""
+        self.decoder: HardwareDecoder | VideoCodecContext | None = None
+        """None for that of `stream`, in software."""
+        self._recoded: VideoCodecContext | None = None
+        """The decoder of a later codec."""
         self.limit: ReadLimit | None = None
         """None where FFmpeg's own stays as it is."""
         self.broke = False
@@ -132,11 +134,7 @@ class AvConnection:
             deferred.close(kept)
         elif self._device is not None:
             self.decoder = HardwareDecoder(context)
-        # A hardware decoder needs no threads; FFmpeg would start one for each core, up to sixteen a stream.
-        context.thread_count = settings.decoder_threads if self._device is None else 1
-        if settings.frames == "key":
-            context.skip_frame = "NONKEY"
-        context.copy_opaque = True
+        self._prepare(context)
         self.stream, self.kind = stream, kind_of(container, settings)
         return SourceInfo(
             codec=context.name,
@@ -165,8 +163,32 @@ class AvConnection:
     @property
     def using(self) -> HardwareDecoder | VideoCodecContext:
         """The decoder of an open connection."""
+        return self.decoder or self.context
+
+    @property
+    def context(self) -> VideoCodecContext:
+        """Describes the video."""
         assert self.stream is not None
-        return self.decoder or self.stream.codec_context
+        return self._recoded or self.stream.codec_context
+
+    def recode(self, codec: str) -> None:
+        """The video goes on with another codec: a new decoder, in software.
+
+        Args:
+            codec: FFmpeg's name.
+        """
+        import av
+
+        self.decoder = self._recoded = cast("VideoCodecContext", av.CodecContext.create(codec, "r"))
+        self._prepare(self._recoded)
+
+    def _prepare(self, context: VideoCodecContext) -> None:
+        settings = self.settings
+        # A hardware decoder needs no threads; FFmpeg would start one for each core, up to sixteen a stream.
+        context.thread_count = settings.decoder_threads if self._device is None else 1
+        if settings.frames == "key":
+            context.skip_frame = "NONKEY"
+        context.copy_opaque = True
 
     def close(self) -> None:
         """Closes it; the decoder of a camera that broke off is kept for its next connection. Idempotent."""
@@ -175,13 +197,13 @@ class AvConnection:
         if self.limit is not None:
             self.limit.end()
             self.limit = None
-        decoder, self.decoder = self.decoder, None
+        decoder, self.decoder = cast("HardwareDecoder | None", self.decoder), None
         if decoder is not None and self._device is not None:
             if self.network and self.broke and not self._closed.is_set():
                 shelf.put(self.settings.id, decoder, self._device)
             else:
                 deferred.close(decoder)
-        self.broke = False
+        self.broke, self._recoded = False, None
         del decoder
         if container is not None and self._closed.is_set() and self._device is not None:
             deferred.close(container)

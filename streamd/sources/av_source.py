@@ -227,7 +227,10 @@ class AvSource(Source):
             raise SourceError("disconnected", describe(self._settings.url, "disconnected"))
 
     def _goes_on(self) -> bool:
-        """Opens the next part of a file whose video has changed, if there is one."""
+        """Opens the next part of a file, or a decoder where a network's stream goes on with another codec."""
+        if self._reader.next_codec:
+            self._recode(self._reader.next_codec)
+            return True
         begin = self._reader.next_at
         if begin is None or begin in self._unreadable:
             return False
@@ -245,6 +248,16 @@ class AvSource(Source):
             self._unreadable.add(begin)
             return False
         return True
+
+    def _recode(self, codec: str) -> None:
+        if self._device is not None:
+            text = f"{self._settings.url}: was {self.codec}, is {codec}"
+            text += "" if self._live else "; for a recording over a network that changes, set decode: software"
+            raise SourceError("codec_changed", redact(text), permanent=not self._live)
+        self._connection.recode(codec)
+        self.codec = codec
+        self._reader.recoded()
+        self._maker.recoded(self._connection.context)
 
     def _check_pass(self) -> None:
         """A pass is over.
@@ -374,8 +387,8 @@ class AvSource(Source):
         if self._decoding.catch_up is not None:
             self._decoding.catch_up.change(new.max_behind_ns)
         if new.max_fps != before.max_fps:
-            stream = self._connection.stream
-            self._maker.change_limit(new, stream.codec_context if stream is not None else None)
+            connection = self._connection
+            self._maker.change_limit(new, connection.context if connection.stream is not None else None)
 
     def close(self) -> None:
         """See `Source.close`."""

@@ -109,6 +109,12 @@ class FrameMaker:
             self._limit.jittery = kind.live
             self._skip_packets(context)
 
+    def recoded(self, context: VideoCodecContext) -> None:
+        """The packets that follow are of another codec. `context`: of their decoder."""
+        self.again, self._orientation, self.holdback = True, None, Holdback()
+        if self._limit is not None:
+            self._skip_packets(context)
+
     def _skip_packets(self, context: VideoCodecContext) -> None:
         if self._settings.frames != "key" and self._limit is not None:
             self._skipper = PacketSkipper(context.name, context.extradata, self._limit)

@@ -13,7 +13,7 @@ from streamd.errors import SourceError, SourceReason
 from streamd.sources.av_connection import FILE_LIMIT_S, HUNG_S, AvConnection
 from streamd.sources.av_errors import describe, translate
 from streamd.sources.av_open import sound_beside
-from streamd.sources.parts import PartEnds, PartWatch
+from streamd.sources.parts import CodecWatch, PartEnds, PartWatch
 from streamd.sources.quarantine import PacketLossListener
 from streamd.sources.recording import PacketFeed
 from streamd.sources.slices import SLICED, SliceJoiner
@@ -50,9 +50,13 @@ class PacketReader:
         self._rtp = connection.settings.url.startswith(("rtsp", "rtp:"))
         self._sound: AudioStream | None = None
         """Where clips are to have it."""
-        self._slices: SliceJoiner | PartWatch | None = None
+        self._slices: SliceJoiner | PartWatch | CodecWatch | None = None
         self._parts: PartWatch | None = None
         """Of a file that may go on with another video."""
+        self._codecs: CodecWatch | None = None
+        """Of a network's stream that may go on with another codec."""
+        self._first: Packet[Any] | None = None
+        """With which the next pass begins."""
         self._given: Iterator[Packet[Any]] = iter(())
         """Whole pictures that are passed on now."""
         self.silence_s = connection.settings.read_timeout_s
@@ -72,15 +76,21 @@ class PacketReader:
         container, stream = connection.container, connection.stream
         assert container is not None
         assert stream is not None
-        context = stream.codec_context
+        context, self._first = stream.codec_context, None
         slices = SliceJoiner(context) if context.codec.canonical_name in SLICED else None
-        self._parts = PartWatch.of(connection, slices)
-        self._slices = self._parts or slices
+        self._parts, self._codecs = PartWatch.of(connection, slices), CodecWatch.of(connection, slices)
+        self._slices = self._parts or self._codecs or slices
         if self._feed is not None:
             self._sound = sound_beside(container, stream) if settings.clip_audio else None
             self._feed.opened(stream, live=connection.kind.live, sound=self._sound)
         self.silence_s = connection.kind.silence_s or settings.read_timeout_s
         self.lost += connection.lost
+
+    def recoded(self) -> None:
+        """The connection has another decoder, for the codec with which the stream goes on."""
+        assert self._codecs is not None
+        context, codec = self._connection.context, self._codecs.next_codec
+        self._slices = self._codecs = CodecWatch(codec, SliceJoiner(context) if codec in SLICED else None)
 
     def packets(self) -> Iterator[Packet[Any]]:
         """One pass over the input.
@@ -99,6 +109,10 @@ class PacketReader:
         last = time.monotonic()
         failure: SourceError | None = None
         ended = False
+        if self._first is not None:
+            first, self._first = self._first, None
+            self._given = iter((first,) if slices is None else slices.put(first))
+            yield from self._given
         while not self._closed.is_set():
             started = self.began_s = time.monotonic()
             connection.deadline = started + limit_s
@@ -135,7 +149,7 @@ class PacketReader:
                     try:
                         self._given = iter(slices.put(packet))
                     except PartEnds as part:
-                        self._given = iter(part.given)
+                        self._given, self._first = iter(part.given), part.first
                         ended = True
                     yield from self._given
                     if ended:
@@ -154,6 +168,11 @@ class PacketReader:
             raise failure
 
     @property
+    def next_codec(self) -> str:
+        """FFmpeg's name of the codec with which a network's stream goes on; empty at its end."""
+        return self._codecs.next_codec if self._codecs is not None else ""
+
+    @property
     def next_at(self) -> int | None:
         """The byte of a file at which it goes on with another video; None at its end."""
         return self._parts.next_at if self._parts is not None else None
@@ -164,7 +183,11 @@ class PacketReader:
 
     def held(self) -> list[Packet[Any]]:
         """What was read and is not passed on any more, as reading was ended; it is forgotten."""
-        rest = [*self._given, *(self._slices.flush() if self._slices is not None else ())]
+        rest = [
+            *self._given,
+            *([self._first] if self._first is not None else []),
+            *(self._slices.flush() if self._slices is not None else ()),
+        ]
         return [packet for packet in rest if packet.size]
 
     def _failure(self, error: Exception, started: float, last: float) -> SourceError | None:

@@ -57,11 +57,12 @@ class PartEnds(Exception):
     Args:
         given: what still belongs to the one before.
         joined: the packet that was put last begins with its last picture.
+        first: the first picture of the next one; None where that is read again.
     """
 
-    def __init__(self, given: tuple[Packet[Any], ...], *, joined: bool) -> None:
+    def __init__(self, given: tuple[Packet[Any], ...], *, joined: bool, first: Packet[Any] | None = None) -> None:
         super().__init__()
-        self.given, self.joined = given, joined
+        self.given, self.joined, self.first = given, joined, first
 
 
 class PartWatch:
@@ -180,6 +181,62 @@ class PartWatch:
                 self.next_at = self._seen + program.at
                 self._codecs = {_CODECS[kind] for kind in program.types if kind in _CODECS} - {self._codec}
                 return
+
+
+class CodecWatch:
+    """Notices that a transport stream from a network goes on with another codec. Used in the place of a `SliceJoiner`.
+
+    Only key frames are looked at: those that FFmpeg's parser has found, which it changes with the program map.
+
+    Args:
+        codec: FFmpeg's name of the present one.
+        slices: gets the packets; None where a packet is always a picture.
+    """
+
+    def __init__(self, codec: str, slices: SliceJoiner | None) -> None:
+        self.codec = codec
+        self._slices = slices
+        self.next_codec = ""
+        """FFmpeg's name of the codec with which it goes on, once that is known."""
+
+    @classmethod
+    def of(cls, connection: AvConnection, slices: SliceJoiner | None) -> CodecWatch | None:
+        """None for other inputs."""
+        container, stream = connection.container, connection.stream
+        assert container is not None
+        assert stream is not None
+        codec = stream.codec_context.codec.canonical_name
+        if not connection.network or container.format.name != "mpegts" or codec not in _CODECS.values():
+            return None
+        return cls(codec, slices)
+
+    def put(self, packet: Packet[Any]) -> tuple[Packet[Any], ...]:
+        """See `SliceJoiner.put`.
+
+        Raises:
+            PartEnds: the packet is of another codec.
+        """
+        if packet.is_keyframe and packet.size:
+            self._look(packet)
+        return (packet,) if self._slices is None else self._slices.put(packet)
+
+    def flush(self) -> tuple[Packet[Any], ...]:
+        """See `SliceJoiner.flush`."""
+        return () if self._slices is None else self._slices.flush()
+
+    def _look(self, packet: Packet[Any]) -> None:
+        data = bytes(packet)
+        codec, cut = codec_of(data)
+        if not codec or codec == self.codec:
+            return
+        self.next_codec = codec
+        if cut <= DELIMITER:
+            raise PartEnds((), joined=False, first=packet)
+        first = SliceJoiner.cut(data[cut:], packet)
+        first.is_keyframe = True
+        last = SliceJoiner.cut(data[:cut], packet)
+        last.pts, last.dts = packet.pts, packet.dts
+        raise PartEnds((last,) if self._slices is None else self._slices.put(last), joined=True, first=first)
 
 
 def _programs(data: bytes) -> Iterator[_Program]:

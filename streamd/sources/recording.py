@@ -64,7 +64,9 @@ def codec_of(data: bytes) -> tuple[str, int]:
             break
         first, second = data[at + 3], data[at + 4]
         if first == 0xB3:
-            return "mpeg2video", at
+            # MPEG-4 has the same code for the head of a group, behind which comes a picture.
+            following = data.find(_START, at + 3) + 3
+            return ("mpeg4" if data[following : following + 1] == b"\xb6" else "mpeg2video"), at
         if first == 0xB0:
             return "mpeg4", at
         if first in (0x40, 0x42) and second == 1:

@@ -118,8 +118,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Gate:
     gate = Gate(1)
     monkeypatch.setattr(admission, "device_gate", lambda ordinal: gate)
 
-    def software(settings: AvStreamSettings, *, live: bool, device: int | None) -> Any:
-        return open_container(settings, live=live, device=None)
+    def software(settings: AvStreamSettings, *, live: bool, device: int | None, begin: int = 0) -> Any:
+        return open_container(settings, live=live, device=None, begin=begin)
 
     monkeypatch.setattr(av_connection, "open_container", software)
     return gate

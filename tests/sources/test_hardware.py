@@ -34,9 +34,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """The devices on which decoders were asked for; all of them are software."""
     found: list[int | None] = []
 
-    def software(settings: AvStreamSettings, *, live: bool, device: int | None) -> Any:
+    def software(settings: AvStreamSettings, *, live: bool, device: int | None, begin: int = 0) -> Any:
         found.append(device)
-        return open_container(settings, live=live, device=None)
+        return open_container(settings, live=live, device=None, begin=begin)
 
     monkeypatch.setattr(av_connection, "open_container", software)
     return found
@@ -48,8 +48,8 @@ def lost(camera: FakeCamera, stream: str) -> tuple[HardwareDecoder, int]:
     source.open()
     frames = source.frames()
     first = next(frames)
-    assert source._connection.decoder is not None
     decoder = source._connection.decoder
+    assert isinstance(decoder, HardwareDecoder)
     camera.cut()
     with pytest.raises(SourceError):
         list(frames)

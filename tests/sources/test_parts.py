@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import itertools
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,7 @@ from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
 from streamd.sources.packet_reader import PacketReader
-from streamd.sources.parts import PartEnds, PartWatch
+from streamd.sources.parts import CodecWatch, PartEnds, PartWatch
 from streamd.sources.recording import DELIMITER
 from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Frame, StreamStatus
@@ -71,6 +76,16 @@ class Truth:
                 self.packets -= not end.joined
                 raise
 
+        look = CodecWatch._look
+
+        def looked(watch: CodecWatch, packet: Any) -> None:
+            try:
+                look(watch, packet)
+            except PartEnds as end:
+                self.packets += end.joined  # two pictures in one packet
+                raise
+
+        monkeypatch.setattr(CodecWatch, "_look", looked)
         monkeypatch.setattr(PacketReader, "_demux", demuxed)
         monkeypatch.setattr(PartWatch, "put", watched)
 
@@ -86,7 +101,7 @@ Part = tuple[str, int, int, int]
 
 def parts_of(path: Path, **settings: Any) -> tuple[list[Part], AvSource]:
     """What a source gives out, by `begins`."""
-    source = AvSource(AvStreamSettings(id="s", url=str(path), pace="asap", loop=False, **settings))
+    source = AvSource(AvStreamSettings(id="s", **{"url": str(path), "pace": "asap", "loop": False} | settings))
     source.open()
     parts: list[list[Any]] = []
     for frame in source.frames():
@@ -243,3 +258,90 @@ def test_the_next_part_needs_a_decoder_too(tmp_path: Path, piece: Callable[..., 
     monkeypatch.setattr(source, "_open_part", lambda begin: (_ for _ in ()).throw(SourceError("decoder", "none free")))
     with pytest.raises(SourceError, match="none free"):
         list(source.frames())
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """URL of a folder, whose files have a known length."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.permutations(("h264", "hevc", "mpeg4", "mpeg2video"), 2)))
+def test_a_recording_over_http_gets_another_decoder(
+    tmp_path: Path, served: str, piece: Callable[..., bytes], before: str, after: str, truth: Truth
+) -> None:
+    """It cannot be opened in the middle."""
+    (tmp_path / "a.ts").write_bytes(piece("ts", before) + piece("ts", after, LARGE))
+    (first, second), source = parts_of(Path("a.ts"), url=f"{served}/a.ts")
+    assert (first[:3], second[:3]) == ((before, *SMALL), (after, *LARGE))
+    assert min(first[3], second[3]) >= FRAMES - LOST
+    assert source.corrupt <= 2
+    assert first[3] + second[3] + source.corrupt == truth.packets
+
+
+def test_a_recording_over_http_cannot_change_the_decoder_of_a_gpu(
+    tmp_path: Path, served: str, piece: Callable[..., bytes]
+) -> None:
+    (tmp_path / "a.ts").write_bytes(piece("ts", "h264") + piece("ts", "hevc"))
+    source = AvSource(AvStreamSettings(id="s", url=f"{served}/a.ts", pace="asap"))
+    source.open()
+    frames = source.frames()
+    assert next(frames).width
+    source._device = 0  # there is none here: as if it had opened one
+    with pytest.raises(SourceError, match=r"was h264, is hevc; .* set decode: software") as caught:
+        list(frames)
+    assert caught.value.reason == "codec_changed"
+    assert caught.value.permanent
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_fps": 5}, {"isolation": "process"}], ids=str)
+def test_a_live_transport_stream_goes_on_without_a_new_connection(
+    piece: Callable[..., bytes], settings: dict[str, Any]
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    over = threading.Event()
+    codec = "h264"
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            while True:
+                data = piece("ts", codec, SMALL if codec == "h264" else LARGE)
+                for at in range(0, len(data), 1316):
+                    sender.sendto(data[at : at + 1316], ("127.0.0.1", port))
+                    if over.wait(0.02):
+                        return
+
+    statuses, metrics = list[StreamStatus](), StreamMetrics("s")
+    ring: Ring[Frame] = Ring(1000)
+    stream = AvStreamSettings(id="s", url=f"udp://127.0.0.1:{port}", **settings)
+    runner = StreamRunner("s", lambda: open_source(stream), ring, metrics, statuses.append)
+    sender = threading.Thread(target=send)
+    sender.start()
+    runner.start()
+    try:
+        for codec in ("h264", "hevc", "mpeg2video", "h264"):
+            size = SMALL if codec == "h264" else LARGE
+            deadline = time.monotonic() + 60
+            good = 0
+            while good < 5:
+                assert time.monotonic() < deadline
+                frame = ring.get(20)
+                assert frame.epoch == 0
+                good += runner.status.codec == codec and (frame.width, frame.height) == size
+    finally:
+        over.set()
+        sender.join()
+        runner.stop()
+        assert runner.join(10)
+    assert "BACKOFF" not in {status.state for status in statuses}

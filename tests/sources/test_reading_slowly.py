@@ -125,8 +125,8 @@ def behind(reader: Reader) -> float:
 def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU whose decoders are in fact FFmpeg's own."""
 
-    def software(settings: AvStreamSettings, *, live: bool, device: int | None) -> Any:
-        return open_container(settings, live=live, device=None)
+    def software(settings: AvStreamSettings, *, live: bool, device: int | None, begin: int = 0) -> Any:
+        return open_container(settings, live=live, device=None, begin=begin)
 
     monkeypatch.setattr(admission, "device_gate", lambda ordinal: Gate(4))
     monkeypatch.setattr(av_connection, "open_container", software)
