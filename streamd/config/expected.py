@@ -160,17 +160,20 @@ def unknown_field(
     return f"; expected one of {', '.join(known)}"
 
 
-def unknown_kind(kind: str, names: Sequence[str]) -> str:
-    """The kind that an unknown one may have been meant for.
+def unknown_kind(kind: str, names: Sequence[str], group: str) -> str:
+    """The kind that an unknown one may have been meant for, or where one that is not there comes from.
 
     Args:
         kind: as it is written.
         names: all kinds that may stand there.
+        group: the entry points of kinds of other packages.
     """
     plain = kind.lower().replace("-", "_")
     meant = elsewhere.KINDS.get(plain)
     close = [meant] if meant in names else difflib.get_close_matches(plain, names, n=1, cutoff=0.75)
-    return f"; did you mean {close[0]}?" if close else ""
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; if it comes from another package, install that here (its entry point is in the group {group})"
 
 
 def _kinds_with(names: Sequence[str], kinds: Mapping[str, type[Settings]]) -> list[str]:

@@ -151,9 +151,8 @@ class Registry(Generic[SettingsT]):
         if not points:
             raise PydanticCustomError(
                 "unknown_kind",
-                "expected one of {names}; another package's kind needs the package in this environment, with an entry "
-                "point in the group {group}",
-                {"names": ", ".join(map(repr, self.names())), "group": self.group},
+                "expected one of {names}",
+                {"names": ", ".join(self.names())},
             )
         if len(points) > 1:
             raise PydanticCustomError(
@@ -209,7 +208,7 @@ class Registry(Generic[SettingsT]):
         kind = value.get("kind", self.default)
         if kind is None:
             problem = "is missing" if "kind" not in value else "is empty (in YAML, null needs quotes to be a name)"
-            names = ", ".join(map(repr, self.names()))
+            names = ", ".join(self.names())
             raise PydanticCustomError(
                 "unknown_kind", "{problem}; expected one of {names}", {"problem": problem, "names": names}
             )

@@ -82,7 +82,7 @@ def test_heads_of_unknown_size_are_those_of_as_many_dimensions() -> None:
 
 
 def test_an_unknown_kind_is_told_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="head: expected one of 'yolov5_cat', 'detr', 'detr_final'"):
+    with pytest.raises(ConfigError, match="head: expected one of yolov5_cat, detr, detr_final"):
         declared("yolov9", spec((1, 252, 6)))
 
 
