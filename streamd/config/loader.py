@@ -22,6 +22,7 @@ from streamd.flow.threads import NamedThread
 from streamd.security.redact import redact, remember
 from streamd.security.trust import read_text
 from streamd.settings import FieldPath, with_paths
+from streamd.settings.plugins import REMEDY, imported_now
 
 MOST_PROBLEMS = 200
 """That are told of one file: all of them may be megabytes, in one line of the log."""
@@ -174,6 +175,8 @@ def load_in_time(
         return load(path, environment, secrets=secrets, share=share)
     thread.join(LOAD_LIMIT_S)
     if not found:
+        if (of := imported_now()) is not None:
+            raise ConfigError(f"{path}: {of} was not imported within {LOAD_LIMIT_S:g} s; {REMEDY}")
         raise ConfigError(f"{path}: could not be read within {LOAD_LIMIT_S:g} s; check its file system, and those of "
                           "the files that it names")  # fmt: skip
     if isinstance(found[0], BaseException):

@@ -120,7 +120,11 @@ def _in_words(item: Any, path: FieldPath, value: Any, document: Document) -> str
     if kind == "string_pattern_mismatch":
         field = _field_at(path, document.values)
         marked = marks_of(field, Pattern) if field is not None else []
-        return next((mark.expected for mark in marked), item["msg"])
+        return next((mark.expected for mark in marked), f"expected text that matches {context['pattern']}")
+    if kind == "multiple_of":
+        return f"expected a multiple of {context['multiple_of']:g}"
+    if kind in ("value_error", "assertion_error"):  # of a validator in a plugin: its own words
+        return str(context["error"]) or str(item["msg"])
     return expected.out_of_bounds(kind, context, value) or str(item["msg"])
 
 

@@ -174,11 +174,10 @@ class StreamRunner:
                 return
             self._abandon(reader)
             doing = "reading" if reader.live_since is not None else "opening"
-            message = (
-                f"stream {self.stream}: {doing} does not return and cannot be interrupted; its thread was abandoned"
-            )
+            whose = f" in the package {self.package}" if self.package is not None else ""
+            message = f"stream {self.stream}: {doing}{whose} does not return and cannot be interrupted"
             many = len(self._abandoned) >= ABANDONED_LIMIT
-            self._begin(self._too_many() if many else SourceError("stuck", message))
+            self._begin(self._too_many() if many else SourceError("stuck", f"{message}; its thread was abandoned"))
         source.close()
 
     def _abandon(self, reader: ReaderThread) -> None:
@@ -218,6 +217,11 @@ class StreamRunner:
     def epoch(self) -> int:
         """Of the last connection; -1 if there was none."""
         return self._pump.epoch
+
+    @property
+    def package(self) -> str | None:
+        """Whose source is open; None for one of streamd's own."""
+        return getattr(self._reader.source, "package", None)
 
     @property
     def over(self) -> bool:

@@ -37,6 +37,9 @@ class Closable(Protocol):
 
     name: str
 
+    @property
+    def package(self) -> str | None: ...
+
     def close(self, timeout: float) -> bool: ...
 
 
@@ -115,7 +118,7 @@ def close_outputs(
     for sink in sinks:
         if not sink.close(max(_LEAST_S, deadline - time.monotonic())):
             closed = False
-            log.warning("sink did not close in time", sink=sink.name)
+            log.warning("sink did not close in time", sink=sink.name, package=sink.package)
     if events is not None:
         events.close(max(_LEAST_S, deadline - time.monotonic()))
     if tap is not None:

@@ -395,5 +395,5 @@ class Streams:
         for runner in self._runners():
             if not runner.join(max(0.0, deadline - time.monotonic())):
                 good = False
-                log.warning("source did not stop in time", stream=runner.stream)
+                log.warning("source did not stop in time", stream=runner.stream, package=runner.package)
         return good

@@ -48,6 +48,24 @@ _packages: dict[str, str] = {}
 """Package by the name of its outermost module."""
 
 
+_importing: list[Origin] = []
+
+
+@contextmanager
+def importing(of: Origin) -> Iterator[None]:
+    """Inside the block, a package is imported."""
+    _importing.append(of)
+    try:
+        yield
+    finally:
+        _importing.remove(of)
+
+
+def imported_now() -> Origin | None:
+    """What is imported at the moment, for whoever has waited too long for it. Any thread."""
+    return _importing[-1] if _importing else None
+
+
 def remember(settings: type, origin: Origin) -> None:
     """Notes where a class of settings comes from."""
     _origins[settings] = origin

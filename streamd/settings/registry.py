@@ -33,7 +33,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from streamd.settings import KindSettings
-from streamd.settings.plugins import Origin, described, remember, wrong_signature
+from streamd.settings.plugins import Origin, described, importing, remember, wrong_signature
 
 if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
@@ -149,6 +149,9 @@ class Registry(Generic[SettingsT]):
             return found
         points = self.offers().get(kind, ())
         if not points:
+            self._offers = None  # the package may have been installed since: a reload need not be told of it
+            points = self.offers().get(kind, ())
+        if not points:
             raise PydanticCustomError(
                 "unknown_kind",
                 "expected one of {names}",
@@ -166,7 +169,8 @@ class Registry(Generic[SettingsT]):
     def _load(self, point: EntryPoint) -> type[SettingsT]:
         origin = Origin(self.noun, point.name, package(point))
         try:
-            settings = point.load()
+            with importing(origin):
+                settings = point.load()
             problem = self._unfit(settings, point.name)
         except KeyboardInterrupt:
             raise

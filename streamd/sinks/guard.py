@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Sequence
 
@@ -22,6 +24,8 @@ from streamd.telemetry.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 REOPEN_INITIAL_S, REOPEN_MAX_S = 0.5, 30.0
+SLOW_S = 5.0
+"""Seconds after which the start says which sink it waits for."""
 STEADY_S = 10.0
 """A sink that was open for this long has recovered: its next failure starts with the shortest wait again."""
 _ERROR_LOG_S = 10.0
@@ -68,7 +72,9 @@ class GuardedSink:
     def __init__(self, name: str, sink: Sink, metrics: Metrics) -> None:
         self._name, self._sink = name, sink
         self._event_sink = sink if isinstance(sink, EventSink) else None
-        self._errors = SinkErrorLog(name, metrics, maker(sink))
+        self.package = maker(sink)
+        """Whose sink it is; None for one of streamd's own."""
+        self._errors = SinkErrorLog(name, metrics, self.package)
         self._up = metrics.sink_up.labels(sink=name)
         self._up.set(0)
         self._dropped = metrics.sink_dropped
@@ -88,8 +94,18 @@ class GuardedSink:
         Raises:
             SinkError: see `Sink.open`.
         """
-        self._sink.open()
+        late = threading.Timer(SLOW_S, self._still_opening)
+        late.daemon = True
+        with contextlib.suppress(RuntimeError):  # no further thread is allowed
+            late.start()
+        try:
+            self._sink.open()
+        finally:
+            late.cancel()
         self._opened()
+
+    def _still_opening(self) -> None:
+        log.warning("sink is still being opened, and the start waits for it", sink=self._name, package=self.package)
 
     def _opened(self) -> None:
         self.problem = self._refuses = None

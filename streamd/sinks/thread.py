@@ -99,6 +99,11 @@ class SinkThread(TakesEvents):
         return self._sink.problem
 
     @property
+    def package(self) -> str | None:
+        """Whose sink it is; None for one of streamd's own."""
+        return self._sink.package
+
+    @property
     def unreachable(self) -> str | None:
         """Why the sink, although open, cannot reach its receiver; None while it can."""
         return self._sink.unreachable

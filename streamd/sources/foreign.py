@@ -54,6 +54,11 @@ class ForeignSource:
         self._source = opened(origin, Source, self._named, make)
         self._closing: NamedThread | None = None
 
+    @property
+    def package(self) -> str:
+        """Name and version of the distribution."""
+        return self._origin.package
+
     def _named(self, message: str) -> SourceError:
         return SourceError("internal", f"stream {self._stream}: {message}")
 

@@ -69,6 +69,9 @@ class Odd(SyntheticSource):
                 raise ValueError("no licence for reading")
             if self.how == "flat":
                 frame.width = frame.height = 0
+            if self.how == "stuck":
+                self.deadline = time.monotonic() + 0.2
+                time.sleep(10)
             yield frame
 
     def close(self):
@@ -81,7 +84,7 @@ class Odd(SyntheticSource):
 
 class OddSettings(SyntheticStreamSettings):
     kind: Literal["odd"] = "odd"
-    how: Literal["raises", "flat", "closing", "closing_late"]
+    how: Literal["raises", "flat", "closing", "closing_late", "stuck"]
 
     def check(self):
         yield from super().check()
@@ -134,7 +137,7 @@ def blamed(logs: list[dict[str, Any]], words: str) -> bool:
 
 
 def test_sources_that_fail_leave_the_others_alone(tmp_path: Path) -> None:
-    config = streams("raises", "flat", "closing", "closing_late") + "sinks: [{kind: jsonl, path: out.jsonl}]\n"
+    config = streams("raises", "flat", "closing", "closing_late", "stuck") + "sinks: [{kind: jsonl, path: out.jsonl}]\n"
     with daemon(tmp_path, config) as running:
         until(lambda: running.value("streamd_frames_published_total", stream="good") >= 20)
         assert running.stop() == 0
@@ -146,6 +149,8 @@ def test_sources_that_fail_leave_the_others_alone(tmp_path: Path) -> None:
     assert blamed(logs, "no licence for reading, in ") or blamed(logs, "ValueError: no licence for reading")
     assert blamed(logs, "it yielded a frame of 0 x 0 pixels with an upright picture of 64 x 64")
     assert blamed(logs, "ValueError: no licence for closing")
+    stuck = [str(line.get("detail")) for line in logs if line.get("reason") == "stuck"]
+    assert "in the package faulty-kinds 0.7 does not return and cannot be interrupted" in stuck[0]
     assert any(e["event"] == "source does not close in time" and e["package"] == "faulty-kinds 0.7" for e in logs)
 
 
@@ -173,6 +178,8 @@ def test_sinks_and_a_tracker_that_fail_cost_no_frame(tmp_path: Path) -> None:
     assert blamed(logs, "Deaf.send returned True; expected None or a reason")
     reopened = [line for line in logs if line["event"] == "sink reopened" and line["sink"] == "raises"]
     assert len(reopened) <= 2, "it waits longer each time, although it can be opened"
+    (late,) = [line for line in logs if line["event"] == "sink did not close in time"]
+    assert (late["sink"], late["package"]) == ("blocks", "faulty-kinds 0.7")
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from pydantic import Field, field_validator
 from pydantic.fields import FieldInfo
 
 from streamd.config import Config, elsewhere
@@ -16,7 +17,7 @@ from streamd.engine import ENGINES
 from streamd.errors import ConfigError
 from streamd.heads import HEADS, DetectSettings
 from streamd.settings import Pattern, Settings, marks_of
-from streamd.sinks import SINKS
+from streamd.sinks import SINKS, SinkSettings
 
 GOOD = {"model": "model: {path: m.onnx}", "streams": "streams: [{id: a, url: x.mp4}]"}
 
@@ -220,3 +221,37 @@ def test_a_field_is_looked_for_below_before_elsewhere() -> None:
     assert unknown_field("listen", Config, Config) == "; did you mean fleet.listen or metrics.listen?"
     assert unknown_field("labels", DetectSettings, Config) == "; did you mean classes or model.labels?"
     assert unknown_field("anything", None, Config) == ""
+
+
+class TypedSettings(SinkSettings):
+    """A sink with what a plugin may ask of its fields."""
+
+    kind: Literal["typed"] = "typed"
+    url: str = Field("https://x", pattern="^https?://", description="Address.")
+    width: int = Field(2, multiple_of=2, description="Pixels.")
+    step: float = Field(0.5, multiple_of=0.5, description="Seconds.")
+    odd: int = Field(1, description="An odd number.")
+
+    @field_validator("odd")
+    @classmethod
+    def _is_odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("expected an odd number")
+        return value
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("url: ftp://x", "url: expected text that matches ^https?://"),
+        ("width: 3", "width: expected a multiple of 2"),
+        ("step: 0.7", "step: expected a multiple of 0.5"),
+        ("odd: 2", "odd: expected an odd number"),
+    ],
+)
+def test_what_a_plugin_asks_of_its_fields_is_told_in_the_same_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, words: str
+) -> None:
+    SINKS.builtin()
+    monkeypatch.setitem(SINKS._kinds, "typed", TypedSettings)
+    assert problems(tmp_path, f"sinks: [{{kind: typed, {field}}}]") == [f"1: sinks[0].{words}"]

@@ -211,3 +211,19 @@ def test_a_kind_that_has_the_name_of_ours_is_known_to_be_unused(package: Callabl
 
 def test_a_module_is_not_needed_to_say_whose_it_is() -> None:
     assert plugins.maker(ModuleType("nobody")) is None
+
+
+def test_a_package_that_was_installed_since_is_found(package: Callable[..., Registry[Any]]) -> None:
+    registry = package(code="")
+    with pytest.raises(ValidationError, match="expected one of 'ball'; another package's kind needs the package"):
+        registry.adapter().validate_python({"kind": "kite"})
+    package("toy_later", code=SOUND)
+    assert registry.adapter().validate_python({"kind": "kite"}).kind == "kite"
+
+
+def test_what_is_being_imported_is_known_to_who_waits_for_it(package: Callable[..., Registry[Any]]) -> None:
+    code = "from streamd.settings import plugins\nimported = str(plugins.imported_now())\n"
+    registry = package("toy_slow", code=code + SOUND)
+    registry.adapter().validate_python({"kind": "kite"})
+    assert sys.modules["toy_slow"].imported == "toy kind kite of the package toy_slow 1.5"
+    assert plugins.imported_now() is None

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from streamd.errors import SinkError
 from streamd.flow.status import StatusBoard
@@ -159,6 +160,19 @@ def test_a_sink_that_opens_and_fails_again_is_tried_less_and_less_often(monkeypa
     until(lambda: thread.problem is not None)
     assert thread._sink._backoff.attempts == 1, "it had recovered"
     assert thread.close(5)
+
+
+def test_the_start_says_which_sink_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SLOW_S", 0.05)
+    recorder, sink = Recorder(), guard.GuardedSink("slow", Recorder(), Metrics(CollectorRegistry()))
+    with capture_logs() as logs:
+        sink.open()
+        assert logs == []
+        monkeypatch.setattr(recorder, "open", lambda: time.sleep(0.3))
+        guard.GuardedSink("late", recorder, Metrics(CollectorRegistry())).open()
+    assert [(each["event"], each["sink"]) for each in logs] == [
+        ("sink is still being opened, and the start waits for it", "late")
+    ]
 
 
 def test_a_sink_that_takes_no_message_is_not_up_until_it_does() -> None:
