@@ -69,7 +69,7 @@ _SETTLED_S = 0.05
 """After the end of a connection, libzmq has passed on what it had received by then."""
 _WORKED_OFF_S = 0.1
 """After the end of a connection, libzmq has searched the topics."""
-_SILENT_S = 1.0
+_SILENT_S = 0.5
 """A connection that has subscribed to nothing by then is taken to stay."""
 _LOG_S = 10.0
 

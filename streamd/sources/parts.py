@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.sources.recording import DELIMITER, codec_of
+from streamd.sources.skipping import nal_length_size
 from streamd.sources.slices import SliceJoiner
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class PartWatch:
 
 
 class CodecWatch:
-    """Notices that a transport stream from a network goes on with another codec. Used in the place of a `SliceJoiner`.
+    """Notices that a network's transport stream, or HLS, goes on with another codec. In the place of a `SliceJoiner`.
 
     Only key frames are looked at: those that FFmpeg's parser has found, which it changes with the program map.
 
@@ -205,8 +206,10 @@ class CodecWatch:
         container, stream = connection.container, connection.stream
         assert container is not None
         assert stream is not None
-        codec = stream.codec_context.codec.canonical_name
-        if not connection.network or container.format.name != "mpegts" or codec not in _CODECS.values():
+        context, name = stream.codec_context, container.format.name
+        codec = context.codec.canonical_name
+        told = name == "hls" or (name == "mpegts" and connection.network)
+        if not told or codec not in _CODECS.values() or nal_length_size(codec, context.extradata):
             return None
         return cls(codec, slices)
 

@@ -303,6 +303,22 @@ def test_a_recording_over_http_cannot_change_the_decoder_of_a_gpu(
     assert caught.value.permanent
 
 
+@pytest.mark.parametrize("local", [False, True])
+def test_hls_changes_its_codec_between_two_segments(
+    tmp_path: Path, served: str, piece: Callable[..., bytes], local: bool, truth: Truth
+) -> None:
+    lines = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-TARGETDURATION:3"]
+    for name, codec, size in (("a", "h264", SMALL), ("b", "hevc", LARGE), ("c", "h264", SMALL)):
+        (tmp_path / f"{name}.ts").write_bytes(piece("ts", codec, size))
+        lines += ["#EXTINF:2.4,", f"{name}.ts", "#EXT-X-DISCONTINUITY"]
+    playlist = tmp_path / "l.m3u8"
+    playlist.write_text("\n".join([*lines[:-1], "#EXT-X-ENDLIST", ""]))
+    parts, source = parts_of(playlist, **({} if local else {"url": f"{served}/l.m3u8"}))
+    assert [part[:3] for part in parts] == [("h264", *SMALL), ("hevc", *LARGE), ("h264", *SMALL)]
+    assert min(part[3] for part in parts) >= FRAMES - LOST
+    assert sum(part[3] for part in parts) + source.corrupt == truth.packets
+
+
 @pytest.mark.parametrize("settings", [{}, {"max_fps": 5}, {"isolation": "process"}], ids=str)
 def test_a_live_transport_stream_goes_on_without_a_new_connection(
     piece: Callable[..., bytes], settings: dict[str, Any]
