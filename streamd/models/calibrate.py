@@ -24,6 +24,8 @@ LEVELS = QMAX + 1
 """Magnitudes that symmetric INT8 can distinguish, including zero."""
 PERCENTILE = 99.99
 ENTROPY_BINS = 2048
+_BLOCK = 1 << 15
+"""Values that are counted at a time, so that they stay in the processor's cache."""
 
 
 class Histogram:
@@ -57,25 +59,32 @@ class Histogram:
         Raises:
             ConfigError: it contains infinities or NaNs.
         """
-        magnitude = np.abs(values.reshape(-1))
-        peak = float(magnitude.max(initial=0.0))
-        if not math.isfinite(peak):
+        flat = values.reshape(-1)
+        low, high = float(flat.min(initial=0.0)), float(flat.max(initial=0.0))
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise ConfigError(
                 "calibration: the float model yields infinities or NaNs, which quantizing would hide; repair it first"
             )
+        peak = max(-low, high)
         if peak == 0.0:
-            self.zeros += magnitude.size
+            self.zeros += flat.size
             return
         # Strictly below the end of the range, so that the last bin needs no special case.
         self._grow(math.frexp(peak)[1])
         self.peak = max(self.peak, peak)
         assert self.exponent is not None
-        index = (magnitude * np.float32(math.ldexp(BINS, -self.exponent))).astype(np.int32)
-        zeros = int(magnitude.size - np.count_nonzero(magnitude))
-        counted = np.bincount(index, minlength=BINS)
-        counted[0] -= zeros
+        bins = np.float32(math.ldexp(BINS, -self.exponent))
+        magnitude, index = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.intp)
+        zeros = flat.size - int(np.count_nonzero(flat))
         self.zeros += zeros
-        self.counts += counted
+        self.counts[0] -= zeros
+        for begin in range(0, flat.size, _BLOCK):
+            part = flat[begin : begin + _BLOCK]
+            size = part.size
+            np.abs(part, out=magnitude[:size])
+            np.multiply(magnitude[:size], bins, out=magnitude[:size])
+            index[:size] = magnitude[:size]
+            self.counts += np.bincount(index[:size], minlength=BINS)
 
     def merged(self, others: Iterable[Histogram]) -> Histogram:
         """The histogram of both sets of values together."""

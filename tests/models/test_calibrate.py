@@ -21,9 +21,9 @@ def normal(count: int = 200_000, seed: int = 0) -> np.ndarray[tuple[int, ...], n
 
 
 def test_every_value_is_counted_once_whatever_the_batches() -> None:
-    values = np.concatenate([normal(5000) * 0.01, normal(5000, 1) * 30, np.zeros(77, np.float32)])
+    values = np.concatenate([normal(50_000) * 0.01, normal(50_000, 1) * 30, np.zeros(77, np.float32)])
     whole = filled(values)
-    parts = filled(*np.split(values, [10, 4000, 9000]))
+    parts = filled(*np.split(values, [10, 40_000, 90_000]))
     assert np.array_equal(whole.counts, parts.counts)
     assert (whole.exponent, whole.peak, whole.zeros) == (parts.exponent, parts.peak, parts.zeros)
     assert int(whole.counts.sum()) + whole.zeros == values.size
