@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from streamd.engine.foreign import ForeignBackend
 from streamd.errors import BackendError
 from streamd.flow.contracts import Backend
 from streamd.settings import ConfigPath, KindSettings, Milliseconds, Problems, Settings
@@ -180,7 +181,8 @@ def open_backend(
     settings: EngineSettings, model: ModelSettings, *, batch: BatchSettings | None = None, live: bool = False
 ) -> Backend[Any]:
     """Opens the model on the engine of `settings`, which must have one device; see `EngineSettings.open`."""
-    return opened(
-        origin(settings), Backend, BackendError,
-        lambda: settings.open(model, batch=batch or BatchSettings(), live=live),
+    of = origin(settings)
+    backend = opened(
+        of, Backend, BackendError, lambda: settings.open(model, batch=batch or BatchSettings(), live=live)
     )  # fmt: skip
+    return backend if of is None else ForeignBackend(backend, of)
