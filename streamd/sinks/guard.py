@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 import structlog
 
@@ -24,6 +25,7 @@ from streamd.telemetry.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 REOPEN_INITIAL_S, REOPEN_MAX_S = 0.5, 30.0
+OUTCOMES = frozenset(get_args(Outcome))
 SLOW_S = 5.0
 """Seconds after which the start says which sink it waits for."""
 STEADY_S = 10.0
@@ -131,7 +133,10 @@ class GuardedSink:
         """Why the sink, although open, cannot reach its receiver or write; None while it can. Any thread."""
         if self.problem is not None:
             return None
-        away = self._event_sink.unreachable if self._event_sink is not None else None
+        try:
+            away = self._event_sink.unreachable if self._event_sink is not None else None
+        except Exception as error:  # noqa: BLE001 - asked for by whoever asks for the daemon's health
+            return f"{type(error).__name__}: {error}"
         return away if away is not None else self._refuses
 
     def lost(self, reason: str) -> None:
@@ -208,7 +213,13 @@ class GuardedSink:
         """See `EventSink.deliver`; nothing is settled if the sink fails."""
         assert self._event_sink is not None
         try:
-            return self._event_sink.deliver(events)
+            outcomes = self._event_sink.deliver(events)
+            if self.package is not None and (len(outcomes) > len(events) or not OUTCOMES.issuperset(outcomes)):
+                # Else events would count as settled that are not.
+                deliver = f"{type(self._sink).__qualname__}.deliver"
+                raise TypeError(f"{deliver} returned {outcomes!r:.80} for {len(events)} events; expected one of "
+                                f"{', '.join(sorted(OUTCOMES))} for each that is settled")  # fmt: skip
+            return outcomes
         except BaseException as error:  # noqa: BLE001 - see `send`
             self._failed(error)
             return []
@@ -224,7 +235,10 @@ class GuardedSink:
     def interrupt(self) -> None:
         """See `EventSink.interrupt`. Any thread."""
         if self._event_sink is not None:
-            self._event_sink.interrupt()
+            try:
+                self._event_sink.interrupt()
+            except Exception as error:  # noqa: BLE001 - called by who closes all sinks
+                self._errors.tell(error)
 
     def _failed(self, error: BaseException) -> None:
         self._errors.tell(error)

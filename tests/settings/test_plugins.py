@@ -215,7 +215,7 @@ def test_a_module_is_not_needed_to_say_whose_it_is() -> None:
 
 def test_a_package_that_was_installed_since_is_found(package: Callable[..., Registry[Any]]) -> None:
     registry = package(code="")
-    with pytest.raises(ValidationError, match="expected one of 'ball'; another package's kind needs the package"):
+    with pytest.raises(ValidationError, match="expected one of ball"):
         registry.adapter().validate_python({"kind": "kite"})
     package("toy_later", code=SOUND)
     assert registry.adapter().validate_python({"kind": "kite"}).kind == "kite"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -132,3 +133,46 @@ def test_the_envelope_is_the_same_for_every_sink(tmp_path: Path) -> None:
     assert one.payload == other.payload
     assert one.id == f"{record.log_id}/a/1"
     assert EventSinkSettings(kind="x").owed == Limits(604_800.0, 100_000)
+
+
+@pytest.mark.parametrize("answer", [["delivered"] * 3, ["delivered", "sent"], [True], None])
+def test_outcomes_of_another_package_that_cannot_be_settle_nothing(
+    opened: tuple[Journal, Scripted, GuardedSink, CursorFeed, Metrics], monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    made, scripted, guarded, feed, metrics = opened
+    for i in range(2):
+        made.submit(event(f"e{i}"))
+    made.flush()
+    monkeypatch.setattr(guarded, "package", "acme-sinks 2.0")
+    scripted.answers = [answer]
+    assert not feed.pump(guarded)
+    assert guarded.problem is not None
+    assert guarded.problem.startswith("TypeError: ")
+    made.flush()
+    assert counts(metrics, "delivered") in (None, 0)
+
+    def reopened() -> bool:
+        guarded.poll()
+        return guarded.problem is None
+
+    until(reopened)
+    scripted.answers = [["delivered", "delivered"]]
+    feed.pump(guarded)
+    assert scripted.offered == [[1, 2], [1, 2]], "they are offered again"
+    made.flush()
+    assert counts(metrics, "delivered") == 2
+
+
+def test_what_other_threads_ask_of_a_sink_raises_nothing(
+    opened: tuple[Journal, Scripted, GuardedSink, CursorFeed, Metrics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, guarded, _, metrics = opened
+
+    def fails(*_: object) -> str:
+        raise ValueError("boom")
+
+    monkeypatch.setattr(Scripted, "unreachable", property(fails))
+    monkeypatch.setattr(Scripted, "interrupt", fails)
+    assert guarded.unreachable == "ValueError: boom"
+    guarded.interrupt()
+    assert metrics.registry.get_sample_value("streamd_sink_errors_total", {"sink": "out"}) == 1
