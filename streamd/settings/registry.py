@@ -55,8 +55,9 @@ def kind_of(settings: type[KindSettings]) -> str:
 
 
 def package(point: EntryPoint) -> str:
-    """Name and version of the distribution that an entry point belongs to."""
-    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.module
+    """Name and version of the distribution that an entry point belongs to; its module if it was uninstalled since."""
+    known = point.dist is not None and "Name" in point.dist.metadata
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None and known else point.module
 
 
 class Registry(Generic[SettingsT]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -227,3 +228,13 @@ def test_what_is_being_imported_is_known_to_who_waits_for_it(package: Callable[.
     registry.adapter().validate_python({"kind": "kite"})
     assert sys.modules["toy_slow"].imported == "toy kind kite of the package toy_slow 1.5"
     assert plugins.imported_now() is None
+
+
+def test_a_package_that_was_uninstalled_since_is_named_by_its_module(
+    package: Callable[..., Registry[Any]], tmp_path: Path
+) -> None:
+    registry = package("toy_gone", code=SOUND)
+    assert list(registry.plugins()) == ["kite"]
+    shutil.rmtree(tmp_path / "toy_gone-1.5.dist-info")
+    made = registry.adapter().validate_python({"kind": "kite"})
+    assert str(plugins.origin(made)) == "toy kind kite of the package toy_gone"
