@@ -17,6 +17,8 @@ from streamd.types import StreamStatus
 
 STATUS_S = 1.0
 """Interval of updates of the service manager's status line."""
+TWICE_S = 0.2
+"""A signal that comes again so soon is the same one: `timeout` sends it to the process and to its group."""
 
 
 def _nothing() -> None:
@@ -53,20 +55,23 @@ class Service:
         if reread is not None:
             reread.wake = wake
         self._wake, self._at_once = wake, at_once
-        self._signals = 0
+        self._first: tuple[int, float] | None = None
+        """The first signal, and when it came, in monotonic seconds."""
         self._reloading = False
         """The service manager was told that a reload has begun, and waits for it to end."""
         self._next_feed = self._next_status = 0.0
 
     def listen(self) -> None:
-        """Installs handlers of SIGTERM and SIGINT: the first signal requests a drain, the second ends the process. Main
-        thread only."""
+        """Installs handlers of SIGTERM and SIGINT: the first signal requests a drain, the second ends the process. The
+        same one within `TWICE_S` is no second one. Main thread only."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _: Any) -> None:
-        self._signals += 1
-        if self._signals > 1:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = number, now
+        elif number != self._first[0] or now - self._first[1] > TWICE_S:
             # The second signal means immediately: nothing that could hang may run any more.
             self._at_once()
             with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ import pytest
 
 from streamd.config import Config
 from streamd.runtime.reload import Reread
-from streamd.runtime.service import Service, outputs_of, status_line
+from streamd.runtime.service import TWICE_S, Service, outputs_of, status_line
 from streamd.telemetry.notify import Notifier
 
 
@@ -97,6 +97,14 @@ def test_the_first_signal_asks_for_a_drain() -> None:
     assert len(woken) == 1
 
 
+def test_a_signal_that_comes_twice_at_once_is_one() -> None:
+    service = serve(Told(), at_once=lambda: pytest.fail("left"))
+    service.listen()
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    assert service.stopping
+
+
 def test_a_stop_is_no_signal() -> None:
     service = serve(Told(), at_once=lambda: pytest.fail("left"))
     service.listen()
@@ -109,7 +117,7 @@ def test_a_stop_is_no_signal() -> None:
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_the_second_signal_ends_the_process_whatever_it_does(second: signal.Signals) -> None:
     code = (
-        "import signal\n"
+        "import signal, time\n"
         "from streamd.runtime.service import Service\n"
         "from streamd.telemetry.notify import Notifier\n"
         "tell = lambda: print('left at once', flush=True)\n"
@@ -117,6 +125,7 @@ def test_the_second_signal_ends_the_process_whatever_it_does(second: signal.Sign
         "service.listen()\n"
         "try:\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
+        f"    time.sleep({2 * TWICE_S if second == signal.SIGTERM else 0})\n"
         f"    signal.raise_signal({int(second)})\n"
         "finally:\n"
         "    print('hangs here')\n"
