@@ -23,7 +23,6 @@ from streamd.cli.output import Output, outputs
 from streamd.errors import ConfigError, StreamdError
 from streamd.security.redact import redact
 from streamd.security.text import is_encodable, plain
-from streamd.settings.plugins import REMEDY, culprit
 
 COMMANDS = (
     "run", "demo", "check", "detect", "count", "inspect", "quantize", "build", "evaluate", "watch", "events", "bundle",
@@ -189,6 +188,8 @@ def _command(arguments: Sequence[str] | None, output: Output | None) -> int:
         if isinstance(error, OSError) and (error is output.error if output is not None else _of_output(error)):
             raise
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        from streamd.settings.plugins import REMEDY, culprit  # loads Pydantic
+
         if (package := culprit(error.__traceback__)) is not None:
             print(f"streamd: the package {package} raised this; {REMEDY}", file=sys.stderr)
         return 1
