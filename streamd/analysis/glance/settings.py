@@ -26,16 +26,16 @@ class LookSettings(Settings):
         gt=0,
         le=3600,
         description="Longest time between two frames that are processed while nothing moves, in seconds. In a "
-        "scene that stays still it grows, up to relax_to_s.",
+        "scene that stays still, it grows up to relax_to_s.",
     )
     relax_to_s: float = Field(
         8.0,
         gt=0,
         le=3600,
-        description="The longest that this time becomes, in seconds. After two frames in a row in which the "
-        "network finds everything still and nothing new, each further one doubles the time to the next, up to "
-        "this. Motion or a new object resets it to at_least_every_s. A value not above at_least_every_s: it never "
-        "grows. Lower it if objects must be found sooner that appear without visible motion.",
+        description="What at_least_every_s grows to in a scene that stays still, in seconds. After two frames in a "
+        "row in which the network finds everything still and nothing new, each further one doubles the time to the "
+        "next, up to this. Motion or a new object resets it. A value of at_least_every_s or less: it does not "
+        "grow. Lower it if objects that appear without visible motion must be found sooner.",
     )
     hold_s: float = Field(
         2.0,
