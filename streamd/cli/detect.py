@@ -23,7 +23,7 @@ from streamd.cli.overlay import Overlay
 from streamd.cli.rules import add_rule_options, rules_of
 from streamd.cli.rules import check as check_rules_of
 from streamd.config import is_url
-from streamd.engine import EngineConfig, ModelSettings, open_backend
+from streamd.engine import BUILTIN, EngineConfig, ModelSettings, open_backend
 from streamd.errors import ConfigError, SourceError, StreamdError
 from streamd.flow.batcher import Batcher
 from streamd.flow.pipeline import Pipeline
@@ -65,7 +65,10 @@ def add_parser(subparsers: Any) -> None:
         description="Detects objects once, as the daemon would, and prints what was found and the time of each stage.",
     )
     p.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder of images, video file or URL")
-    p.add_argument("--model", required=True, help="ONNX model, OpenVINO .xml, TensorRT plan, or builtin:road6")
+    p.add_argument(
+        "--model", default=f"{BUILTIN}road6",
+        help=f"ONNX model, OpenVINO .xml or TensorRT plan (default {BUILTIN}road6: people and road vehicles)",
+    )  # fmt: skip
     add_detect_options(p)
     p.add_argument("--labels", help="text file with one class name per line")
     add_head_option(p)

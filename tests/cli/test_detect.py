@@ -170,7 +170,7 @@ def test_detect_reads_folders_below_and_overwrites_nothing(tmp_path: Path) -> No
         target = tmp_path / "in" / os.fsdecode(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(image.read_bytes())
-    arguments = ("detect", tmp_path / "in", "--model", "builtin:road6", "--recursive", "--save")
+    arguments = ("detect", tmp_path / "in", "--recursive", "--save")  # with the model that comes with streamd
     refused = streamd(*arguments, tmp_path / "in")
     assert refused.returncode == 2
     assert one_message(refused.stderr).startswith("streamd: --save")
