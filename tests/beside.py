@@ -3,7 +3,8 @@
 pytest-xdist starts as many workers as pyproject.toml says. As many of them as there are processors have one each, or a
 share of them, and take any file, those first that only they take. The next two have no processor of their own, and take
 the files that `WAIT` names. The others run beside them with what those leave of the processors: they have a low
-priority, and take the files that `BESIDE` names.
+priority, and take the files that `BESIDE` names. Who has nothing else left takes these, too, then with the same
+priority: else those that were begun before would hardly go on.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ NICE = 10
 low = False
 """Whether this process has a low priority."""
 
+_shared = False
+"""Whether there are more workers than processors."""
+
 
 def takes(worker: str, count: int, processors: int) -> tuple[str, ...] | None:
     """How the paths of those files begin that `worker`, gw0 and so on, of `count` takes; None if it takes any."""
@@ -66,6 +70,14 @@ def lower_session() -> None:
     """Lowers the session's priority: where Linux groups processes by session, theirs count only within it."""
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
         group.write(str(NICE))
+
+
+def steps_back(test: str) -> bool:
+    """Is told of each test before it begins; whether this process has a low priority from now on."""
+    if not _shared or low or not test.startswith(BESIDE):
+        return False
+    _step_back()
+    return True
 
 
 def _step_back() -> None:
@@ -83,8 +95,10 @@ def take_place(workerinput: dict[str, Any]) -> None:
 
     Quantising a model would otherwise starve the cameras of the tests beside it.
     """
+    global _shared
     worker, count = workerinput["workerid"], workerinput["workercount"]
     processors = sorted(os.sched_getaffinity(0))
+    _shared = count > len(processors)
     files = takes(worker, count, len(processors))
     if files is BESIDE:
         _step_back()

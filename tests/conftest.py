@@ -84,6 +84,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if beside.steps_back(item.nodeid):
+        launch.renew()
+
+
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
     """No test hears of another's secrets, nor loses pytest's hooks or writes its logs to where another's went."""

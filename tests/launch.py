@@ -142,6 +142,13 @@ class Server:
         mine.sendall(data)
         return int.from_bytes(mine.recv(4, socket.MSG_WAITALL), "big"), mine
 
+    def end(self) -> None:
+        """Ends the process; the next use starts another one."""
+        with self._lock:
+            if self._control is not None:
+                self._control.close()
+                self._control = None
+
 
 _execute = subprocess.Popen
 _ROOT = Path(__file__).resolve().parent.parent
@@ -213,6 +220,11 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         if self._take(timeout) is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         return self.returncode
+
+
+def renew() -> None:
+    """What is started from now on has the priority that this process has now."""
+    _server.end()
 
 
 def install() -> None:

@@ -38,6 +38,9 @@ def pytest_configure(config):
     if hasattr(config, "workerinput"):
         beside.take_place(config.workerinput)
 
+def pytest_runtest_setup(item):
+    beside.steps_back(item.nodeid)
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     from tests.distribution import Scheduling
@@ -97,10 +100,20 @@ def test_files_that_measure_have_a_processor_and_others_run_beside_them(tmp_path
     waiting = [seen[file] for file in wait if seen[file]["worker"] in ("gw1", "gw2")]
     assert len(waiting) >= 3
     assert {each["nice"] for each in waiting} == {base}
-    low = [seen[file] for file in beside if seen[file]["worker"] == "gw3"]
-    assert len(low) >= 3
+    assert len([file for file in beside if seen[file]["worker"] == "gw3"]) >= 3
+    low = [seen[file] for file in beside]
     assert {each["nice"] for each in low} == {min(base + NICE, 19)}
     assert {each["session"] for each in low} <= {NICE, None}
+
+
+def test_who_has_nothing_else_left_takes_the_others_with_their_priority(tmp_path: Path) -> None:
+    beside = [f"{PATIENT}test_beside{i}.py" for i in range(8)]
+    seen = distribute(tmp_path, {"tests/flow/test_measures.py": 0.1} | dict.fromkeys(beside, 0.4), 4, processors=1)
+    base = os.nice(0)
+    assert seen["tests/flow/test_measures.py"]["nice"] == base
+    assert {seen[file]["worker"] for file in beside} == {"gw0", "gw3"}
+    assert {seen[file]["nice"] for file in beside} == {min(base + NICE, 19)}
+    assert {seen[file]["session"] for file in beside} <= {NICE, None}
 
 
 def test_with_a_processor_for_each_worker_all_take_files_in_their_order(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
+
 CONFIG = """\
 model: {path: none}
 engine: {kind: 'null'}
@@ -45,3 +47,30 @@ def test_streams_folder_environment_and_codes(tmp_path: Path, forked: bool) -> N
     assert process.wait(30) == -signal.SIGKILL
     assert time.monotonic() - begin < 30
     process.stderr.close()
+
+
+PRIORITIES = """
+import os, subprocess, sys
+from tests import launch
+
+def begin():
+    command = [sys.executable, "-m", "streamd", "demo", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        return os.getpriority(os.PRIO_PROCESS, process.pid)
+
+launch.install()
+before = begin()
+os.nice(3)
+kept = begin()
+launch.renew()
+print(kept - before, begin() - before)
+"""
+
+
+def test_a_lower_priority_is_that_of_what_is_started_once_it_is_renewed() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("STREAMD_TEST_EXEC", None)
+    done = subprocess.run(
+        [sys.executable, "-c", PRIORITIES], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == (f"0 {min(3, 19 - os.nice(0))}\n", "")
