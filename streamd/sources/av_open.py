@@ -69,12 +69,16 @@ def open_container(settings: AvStreamSettings, *, live: bool, device: int | None
 
         hwaccel = HWAccel("cuda", device=str(device), allow_software_fallback=False, is_hw_owned=True)
 
+    options = _options(settings)
+    if begin and (allowed := options.get("protocol_whitelist")) is not None:
+        options["protocol_whitelist"] = f"subfile,{allowed}"
+
     def opened(silence_s: float) -> InputContainer:
         return av.open(
             f"subfile,,start,{begin},end,0,,:{settings.url}" if begin else settings.url,
             mode="r",
             format="v4l2" if settings.url.startswith("/dev/video") else None,
-            options=_options(settings),
+            options=options,
             timeout=(settings.open_timeout_s, silence_s) if live else None,
             hwaccel=hwaccel,
         )

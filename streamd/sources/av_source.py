@@ -83,6 +83,8 @@ class AvSource(Source):
         self._backlog = Backlog(settings.frames == "key")
         self._lost_before = 0
         self.codec = ""
+        self._first_pass = True
+        """Only this one begins at `start_s`."""
         self._unreadable: set[int] = set()
         """Bytes of a file from which on it cannot be opened."""
 
@@ -174,7 +176,7 @@ class AvSource(Source):
         self._lost_before = self._reader.lost
         self._backlog.opened(connection.opened_ns)
         self._maker.quarantine.opened(connection.opened_ns, connection.waited_ns, connection.lost)
-        if settings.start_s and not self._network and not connection.begin:
+        if settings.start_s and not self._network and self._first_pass:
             self._maker.begin_ns = begin_at(container, settings.url, settings.start_s)
         self._live = kind.live
         frame_ns = int(1e9 / float(stream.average_rate or stream.guessed_rate or 25))
@@ -214,6 +216,7 @@ class AvSource(Source):
                 if self._closed.is_set():
                     break
                 yield from self._decoding.end()
+                self._first_pass = False
                 if self._goes_on():
                     continue
                 self._check_pass()
@@ -288,21 +291,21 @@ class AvSource(Source):
             self._release()
             self._open(self._device)
             return True
-        if self._settings.loop and self._connection.begin:
-            self._release()
-            self._open(self._device)
-        elif self._settings.loop:
+        if self._settings.loop:
             self._rewind()
         return self._settings.loop
 
     def _rewind(self) -> None:
-        assert self._connection.container is not None
-        try:
-            self._connection.container.seek(0)
-        except Exception:  # noqa: BLE001 - a container that cannot seek is reopened
-            self._release()
-            self._open(self._device)
-            self._maker.begin_ns = 0
+        container = self._connection.container
+        if container is not None and not self._connection.begin:
+            try:
+                container.seek(0)
+            except Exception:  # noqa: BLE001, S110 - a container that cannot seek is reopened
+                pass
+            else:
+                return
+        self._release()
+        self._open_part(0)
 
     def _play(self) -> Iterator[Frame]:
         """One pass over the input."""

@@ -8,8 +8,10 @@ first. What follows is therefore opened as a file of its own, from its first byt
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +35,20 @@ _CHUNK, _AHEAD = 4 << 20, 1 << 20
 _NEAR = 8 << 20
 """Bytes in front of a part in which a packet may begin that has its first bytes."""
 _NEVER = 1 << 62
-_DOCUMENT, _KINDS, _HEAD = b"\x1a\x45\xdf\xa3", (b"matroska", b"webm"), 64
+_FAR = 64
+"""Units between the association table and a map that belongs to it, and between a map's first unit and its last."""
+_LONGEST = 1024
+"""Bytes of a section."""
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+"""Bytes with their bits in the other order: that of `zlib` in a checksum."""
+_DOCUMENT, _SEGMENT, _KINDS, _HEAD = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", (b"matroska", b"webm"), 64
 
 
 class _Program(NamedTuple):
     at: int
     """Where the tables begin, in bytes."""
+    map_at: int
+    """Where the map itself does."""
     number: int
     video: tuple[tuple[int, int], ...]
     """Stream type and PID of each track."""
@@ -126,7 +136,6 @@ class PartWatch:
     def _look(self, packet: Packet[Any], at: int) -> None:
         while self.next_at is None and self._seen <= at + _AHEAD:
             if not self._search():
-                self._look_at = _NEVER
                 return
             self._look_at = self._seen - _AHEAD - self._begin
         if self.next_at is None:
@@ -148,16 +157,23 @@ class PartWatch:
         """Looks through the next bytes of the file; False at its end."""
         try:
             with open(self._path, "rb") as file:
+                if self._matroska and self._seen == self._begin:
+                    self._seen = _document_end(file, self._begin)
                 file.seek(self._seen)
                 data = file.read(_CHUNK)
         except OSError:
+            self._look_at = _NEVER
             return False
+        end = self._seen + len(data)
         if self._matroska:
             self._find_document(data)
         else:
             self._find_program(data)
-        self._seen += max(1, len(data) - (_HEAD if self._matroska else 2 * _UNIT))
-        return len(data) == _CHUNK or self.next_at is not None
+        self._seen = max(self._seen, end - (_HEAD if self._matroska else 2 * _UNIT))
+        if len(data) == _CHUNK or self.next_at is not None:
+            return True
+        self._look_at = end - self._begin  # a packet from there on: the file has grown
+        return False
 
     def _find_document(self, data: bytes) -> None:
         at = data.find(_DOCUMENT, self._seen == self._begin)
@@ -169,17 +185,20 @@ class PartWatch:
 
     def _find_program(self, data: bytes) -> None:
         programs = [program for program in _programs(data) if program.video]
+        least = -1
         if self._program is None:
-            ours = [program for program in programs if self._track in program.pids] or programs[:1]
-            if not ours:
+            if not programs:
                 return
-            self._program = ours[0]
+            ours = next((i for i, program in enumerate(programs) if self._track in program.pids), 0)
+            self._program = programs[ours]
             self._alone = len({program.number for program in programs if program.at < _AHEAD}) == 1
+            # A file may begin with what is left of another: the next part is behind our map, or it would begin anew.
+            programs, least = programs[ours + 1 :], self._program.map_at
         for program in programs:
             if program.number != self._program.number and not self._alone:
                 continue
             if program.types != self._program.types:
-                self.next_at = self._seen + program.at
+                self.next_at = self._seen + (program.at if program.at > least else program.map_at)
                 self._codecs = {_CODECS[kind] for kind in program.types if kind in _CODECS} - {self._codec}
                 return
 
@@ -242,6 +261,34 @@ class CodecWatch:
         raise PartEnds((last,) if self._slices is None else self._slices.put(last), joined=True, first=first)
 
 
+def _document_end(file: BinaryIO, begin: int) -> int:
+    """Where the Matroska document that begins there ends, if it says so and is right; otherwise `begin`.
+
+    What looks like another document before is in it, such as an attached file.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(begin)
+    head = file.read(_HEAD)
+    segment = _behind(head, 4)
+    if segment is None or head[segment : segment + 4] != _SEGMENT:
+        return begin
+    end = _behind(head, segment + 4)
+    if end is None or begin + end > size:
+        return begin
+    file.seek(begin + end)
+    return begin + end if file.read(4) in (_DOCUMENT, b"") else begin
+
+
+def _behind(head: bytes, at: int) -> int | None:
+    """Where the element ends whose size is there (RFC 8794, 4 and 6.2); None if that is not known."""
+    first = head[at] if at < len(head) else 0
+    length = 9 - first.bit_length()
+    size = int.from_bytes(head[at : at + length], "big") & (1 << 7 * length) - 1
+    if not first or size == (1 << 7 * length) - 1:
+        return None
+    return at + length + size
+
+
 def _programs(data: bytes) -> Iterator[_Program]:
     """The program maps in a piece of a transport stream, in their order."""
     at = 0
@@ -256,13 +303,15 @@ def _programs(data: bytes) -> Iterator[_Program]:
         for number in np.flatnonzero((units[:, 1] & 0x40 != 0) & (units[:, 3] & 0x10 != 0)):
             unit = bytes(units[number])
             offset = at + int(number) * _UNIT
-            payload = unit[5 + unit[4] if unit[3] & 0x20 else 4 :]
+            payload = _payload(unit)
             section = payload[1 + payload[0] :] if payload else b""
             if unit[1] & 0x1F == 0 and unit[2] == 0:
                 tables = offset
-            elif section[:1] == b"\x02" and len(section) > 12 and payload[:3] != b"\0\0\1":
-                begin = tables if tables is not None and offset - tables <= 64 * _UNIT else offset
-                yield _Program(begin, int.from_bytes(section[3:5], "big"), _video(section))
+            elif section[:1] == b"\x02" and payload[:3] != b"\0\0\1":
+                section = _whole(section, unit, units[number + 1 : number + _FAR])
+                if _is_sound(section):
+                    begin = tables if tables is not None and offset - tables <= _FAR * _UNIT else offset
+                    yield _Program(begin, offset, int.from_bytes(section[3:5], "big"), _video(section))
         at += len(units) * _UNIT
         if not broken.size:
             return
@@ -278,6 +327,28 @@ def _aligned(data: bytes, at: int) -> int:
             return at
         at += 1
     return -1
+
+
+def _payload(unit: bytes) -> bytes:
+    return unit[5 + unit[4] if unit[3] & 0x20 else 4 :] if unit[3] & 0x10 else b""
+
+
+def _whole(section: bytes, unit: bytes, following: npt.NDArray[np.uint8]) -> bytes:
+    """A section that begins in a unit, with what of it is in the units that follow."""
+    size = 3 + (int.from_bytes(section[1:3], "big") & 0xFFF)
+    if len(section) >= size or size > _LONGEST:
+        return section[:size]
+    same = (following[:, 1] & 0x1F == unit[1] & 0x1F) & (following[:, 2] == unit[2])
+    for number in np.flatnonzero(same):
+        if len(section) >= size or following[number, 1] & 0x40:
+            break
+        section += _payload(bytes(following[number]))
+    return section[:size]
+
+
+def _is_sound(section: bytes) -> bool:
+    """Whether its checksum fits (ISO 13818-1, annex A). FFmpeg takes no notice of damaged ones either."""
+    return 12 < len(section) <= _LONGEST and zlib.crc32(section.translate(_REVERSED)) == 0xFFFFFFFF
 
 
 def _video(section: bytes) -> tuple[tuple[int, int], ...]:

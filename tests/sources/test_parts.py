@@ -260,6 +260,120 @@ def test_the_next_part_needs_a_decoder_too(tmp_path: Path, piece: Callable[..., 
         list(source.frames())
 
 
+@pytest.mark.parametrize("suffix", ["ts", "mkv"])
+def test_repeats_play_the_whole_file(tmp_path: Path, piece: Callable[..., bytes], suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(piece(suffix, "h264") + piece(suffix, "hevc", LARGE))
+    source = AvSource(AvStreamSettings(id="s", url=str(path), pace="asap", loop=True, start_s=1.0))
+    source.open()
+    begins = [i for i, frame in zip(range(3 * FRAMES), source.frames(), strict=False) if frame.begins]
+    source.close()
+    assert begins[0] < FRAMES - 20
+    assert FRAMES - LOST <= begins[2] - begins[1] <= FRAMES
+
+
+def test_a_file_that_is_still_written(tmp_path: Path, piece: Callable[..., bytes]) -> None:
+    for suffix in ("ts", "mkv"):
+        path = tmp_path / f"a.{suffix}"
+        first = piece(suffix, "h264")
+        path.write_bytes(first[: len(first) * 2 // 3])
+        source = AvSource(AvStreamSettings(id="s", url=str(path), pace="asap", loop=False))
+        source.open()
+        frames = source.frames()
+        assert next(frames).width == SMALL[0]
+        with path.open("ab") as file:
+            file.write(first[len(first) * 2 // 3 :] + piece(suffix, "mpeg4", LARGE))
+        assert [frame.width for frame in frames].count(LARGE[0]) == FRAMES
+
+
+def test_a_list_of_protocols_for_the_file_is_enough(tmp_path: Path, piece: Callable[..., bytes]) -> None:
+    path = tmp_path / "a.mkv"
+    path.write_bytes(piece("mkv", "h264") + piece("mkv", "hevc"))
+    parts, _ = parts_of(path, options={"protocol_whitelist": "file"})
+    assert [part[0] for part in parts] == ["h264", "hevc"]
+
+
+MAP_PID = 0x1000
+"""FFmpeg's muxer gives it to the program map."""
+
+
+def units_of(data: bytes, pid: int) -> list[int]:
+    """Where the units of a track begin."""
+    return [i for i in range(0, len(data) - 187, 188) if int.from_bytes(data[i + 1 : i + 3], "big") & 0x1FFF == pid]
+
+
+def test_what_is_left_of_another_recording_in_front(tmp_path: Path, piece: Callable[..., bytes]) -> None:
+    """A map of which FFmpeg takes no notice, since it has not seen that it is one. The file was opened for ever."""
+    other, path = piece("ts", "hevc", pid=0x200), tmp_path / "a.ts"
+    at = units_of(other, MAP_PID)[0]
+    path.write_bytes(other[at : at + 188] + piece("ts", "h264"))
+    source = AvSource(AvStreamSettings(id="s", url=str(path), pace="asap", loop=False))
+    late = threading.Timer(10, source.close)
+    late.start()
+    source.open()
+    assert FRAMES - LOST <= sum(1 for _ in source.frames()) <= FRAMES
+    late.cancel()
+
+
+def test_a_damaged_map_begins_no_part(tmp_path: Path, piece: Callable[..., bytes]) -> None:
+    path, data = tmp_path / "a.ts", bytearray(piece("ts", "h264"))
+    maps = units_of(bytes(data), MAP_PID)
+    kind = data.index(b"\x1b", maps[len(maps) // 2] + 17)
+    data[kind] = 0x24
+    path.write_bytes(data)
+    assert parts_of(path)[0] == [("h264", *SMALL, FRAMES)]
+
+
+def with_long_maps(data: bytes) -> bytes:
+    """The same transport stream, whose maps need two units: they have descriptors of 200 bytes more."""
+    out, counter, maps = bytearray(), 0, set(units_of(data, MAP_PID))
+    for at in range(0, len(data) - 187, 188):
+        unit = data[at : at + 188]
+        if at not in maps:
+            out += unit
+            continue
+        size = int.from_bytes(unit[6:8], "big") & 0xFFF
+        section, told = unit[5 : 8 + size - 4], int.from_bytes(unit[15:17], "big") & 0xFFF
+        more = b"\x80\xc6" + bytes(198)
+        section = (
+            section[:1] + (0xB000 | size + 200).to_bytes(2, "big") + section[3:10]
+            + (0xF000 | told + 200).to_bytes(2, "big") + more + section[12:]
+        )  # fmt: skip
+        rest = 0xFFFFFFFF
+        for byte in section:
+            rest ^= byte << 24
+            for _ in range(8):
+                rest = rest << 1 ^ (0x104C11DB7 if rest & 0x80000000 else 0)
+        section += rest.to_bytes(4, "big")
+        for start, part in ((0x40, b"\0" + section[:183]), (0, section[183:])):
+            head = bytes((0x47, start | MAP_PID >> 8, MAP_PID & 255, 0x10 | counter & 15))
+            out += (head + part).ljust(188, b"\xff")
+            counter += 1
+    return bytes(out)
+
+
+def test_maps_of_two_units(tmp_path: Path, piece: Callable[..., bytes]) -> None:
+    path = tmp_path / "a.ts"
+    path.write_bytes(with_long_maps(piece("ts", "h264")) + with_long_maps(piece("ts", "hevc", LARGE)))
+    (first, second), _ = parts_of(path)
+    assert (first[:3], second) == (("h264", *SMALL), ("hevc", *LARGE, FRAMES))
+
+
+def test_a_document_inside_another_is_no_part(tmp_path: Path, piece: Callable[..., bytes]) -> None:
+    """As an attached file is."""
+
+    def element(name: str, content: bytes) -> bytes:
+        return bytes.fromhex(name) + (1 << 56 | len(content)).to_bytes(8, "big") + content
+
+    outer, path = piece("mkv", "h264"), tmp_path / "a.mkv"
+    segment, cluster = outer.index(b"\x18\x53\x80\x67"), outer.index(b"\x1f\x43\xb6\x75")
+    named = element("466e", b"b.mkv") + element("4660", b"video/x-matroska") + element("46ae", b"\1")
+    attached = element("1941a469", element("61a7", named + element("465c", piece("mkv", "mpeg4", LARGE))))
+    content = outer[segment + 12 : cluster] + attached + outer[cluster:]
+    path.write_bytes(outer[:segment] + element("18538067", content) + piece("mkv", "hevc"))
+    assert parts_of(path)[0] == [("h264", *SMALL, FRAMES), ("hevc", *SMALL, FRAMES)]
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[str]:
     """URL of a folder, whose files have a known length."""
