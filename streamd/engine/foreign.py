@@ -84,8 +84,11 @@ class ForeignBackend(Backend[Any]):
 
     @property
     def memory(self) -> Mapping[str, int]:
-        """See `Backend.memory`."""
-        return self._backend.memory
+        """See `Backend.memory`. Empty where it cannot be told."""
+        try:
+            return {kind: int(size) for kind, size in self._backend.memory.items()}
+        except Exception:  # noqa: BLE001 - asked for by whoever reads the metrics
+            return {}
 
     def thumbnail(self, frame: Frame, width: int, height: int) -> npt.NDArray[np.uint8]:
         """See `Backend.thumbnail`."""

@@ -96,7 +96,7 @@ class ModelInstance:
         """Bytes of device memory. May be read at any time: a worker's last report is made after the device was
         closed."""
         with self._closing:
-            return 0.0 if self._closed else float(backend.memory[kind])
+            return 0.0 if self._closed else float(backend.memory.get(kind, 0))
 
     def close(self) -> None:
         """Closes the backend; nothing of the pipeline may be running. Idempotent."""

@@ -3,6 +3,7 @@ the daemon from going on."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from streamd.flow.contracts import UNKNOWN_CLOCK, SenderClock, Source, SourceInf
 from streamd.flow.settings import StreamSettings
 from streamd.flow.threads import NamedThread
 from streamd.settings.plugins import Origin, opened, told
-from streamd.types import Frame, Picture
+from streamd.types import Box, Frame, Picture
 from streamd.types.pictures import rotated_size
 
 log = structlog.get_logger(__name__)
@@ -66,6 +67,9 @@ class ForeignSource:
         """Counters and the deadline are the source's own."""
         if name.startswith("_"):
             raise AttributeError(name)
+        if name == "deadline":
+            told = self._number(name)
+            return math.inf if told is None else told
         return getattr(self._source, name)
 
     @property
@@ -79,10 +83,15 @@ class ForeignSource:
     @property
     def behind_s(self) -> float | None:
         """See `Source.behind_s`."""
+        return self._number("behind_s")
+
+    def _number(self, name: str) -> float | None:
+        """What the thread that watches all streams asks for; None for what is no number."""
         try:
-            return self._source.behind_s
-        except Exception:  # noqa: BLE001 - asked for by the thread that watches all streams
+            told = float(getattr(self._source, name))
+        except Exception:  # noqa: BLE001 - see above
             return None
+        return None if math.isnan(told) else told
 
     def open(self) -> SourceInfo:
         """See `Source.open`."""
@@ -173,7 +182,14 @@ def unfit(frame: Frame, stream: str) -> str:
     native = (getattr(picture.native, "width", picture.width), getattr(picture.native, "height", picture.height))
     if native != (picture.width, picture.height):
         return f"a picture of {picture.width} x {picture.height} pixels whose memory has {native[0]} x {native[1]}"
-    if (roi := frame.roi) is not None:
+    roi = frame.roi
+    if roi is not None and not isinstance(roi, Box):
+        return f"a frame whose roi is {roi!r:.80}; expected streamd.types.Box"
+    if any(type(each) is not int for each in (frame.width, frame.height, *(roi or ()))):
+        return "a frame whose width, height or roi is not in whole pixels; expected int, not float or NumPy's numbers"
+    if type(frame.begins) is not bool:
+        return f"a frame whose begins is {frame.begins!r:.80}; expected True or False"
+    if roi is not None:
         x, y, w, h = roi
         if x < 0 or y < 0 or w < 1 or h < 1 or x + w > width or y + h > height:
             return f"a frame whose roi {tuple(roi)} is not within its picture of {width} x {height}; check crop"

@@ -54,6 +54,16 @@ def test_a_sound_one_is_as_it_is() -> None:
     assert run(Odd(collect=lambda slot: [empty, empty])) == [empty, empty]
 
 
+@pytest.mark.parametrize("memory", [lambda: raises(ValueError("boom")), lambda: None, lambda: {"free": "much"}])
+def test_memory_that_it_cannot_tell_is_no_error_of_the_metrics(memory: Callable[[], Any]) -> None:
+    class Forgetful(Odd):
+        @property
+        def memory(self) -> Any:
+            return memory()
+
+    assert ForeignBackend(Forgetful(), ORIGIN).memory == {}
+
+
 @pytest.mark.parametrize(
     ("instead", "words"),
     [

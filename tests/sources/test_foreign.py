@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +15,17 @@ from structlog.testing import capture_logs
 
 from streamd.errors import SourceError
 from streamd.flow.contracts import UNKNOWN_CLOCK, Source, SourceInfo
+from streamd.flow.ring import Ring
+from streamd.flow.runner import StreamRunner
 from streamd.settings.plugins import Origin
 from streamd.sources.foreign import CLOSE_S, ForeignSource
 from streamd.sources.synthetic import SyntheticSource, SyntheticStreamSettings
+from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Box, Frame
 
 ORIGIN = Origin("stream", "odd", "acme-sources 2.0")
+FRACTIONS: Any = (0, 0, 10.5, 10)
+NANS: Any = (0, 0, math.nan, 10)
 SETTINGS = SyntheticStreamSettings(id="s", width=64, height=48, fps=0, count=3)
 
 
@@ -43,7 +49,8 @@ class Odd(Source):
     def behind_s(self) -> float | None:
         if "behind" in self._faults:
             self._faults["behind"]()
-        return 1.5
+        behind: float | None = self._faults.get("told", 1.5)
+        return behind
 
     def close(self) -> None:
         self._sound.close()
@@ -75,6 +82,11 @@ def test_a_sound_one_passes_its_frames_counters_and_deadline() -> None:
         (lambda f: np.zeros((48, 64, 3), np.uint8), "a ndarray; expected streamd.types.Frame"),
         (lambda f: replace(f, picture=np.zeros((48, 64))), "whose picture is a ndarray; use streamd.sources.picture"),
         (lambda f: replace(f, stream="other"), "of the stream 'other'; expected its settings' id, 's'"),
+        (lambda f: replace(f, roi=Box(*FRACTIONS)), "whose width, height or roi is not in whole pixels"),
+        (lambda f: replace(f, roi=Box(*NANS)), "whose width, height or roi is not in whole pixels"),
+        (lambda f: replace(f, width=np.int64(64)), "whose width, height or roi is not in whole pixels"),
+        (lambda f: replace(f, roi=(0, 0, 10, 10)), r"whose roi is \(0, 0, 10, 10\); expected streamd.types.Box"),
+        (lambda f: replace(f, begins=7), "whose begins is 7; expected True or False"),
         (lambda f: replace(f, width=0, height=0), "of 0 x 0 pixels with an upright picture of 64 x 48"),
         (lambda f: replace(f, picture=replace(f.picture, rotation=90)), "of 64 x 48 pixels with .* of 48 x 64"),
         (
@@ -157,8 +169,26 @@ def test_nothing_that_the_watching_thread_asks_fails() -> None:
     assert foreign_behind(lambda: raises(ValueError("boom"))) is None
 
 
-def foreign_behind(ask: Callable[[], Any]) -> float | None:
-    faults: dict[str, Any] = {}
+@pytest.mark.parametrize("told", [None, "soon", math.nan])
+def test_what_is_no_number_is_no_deadline_and_no_delay(told: Any) -> None:
+    """The thread that compares them watches all streams."""
+    gate = threading.Event()
+    odd: Any = Odd(open=lambda: gate.wait(10) and raises(ValueError("boom")))
+    source = foreign(odd)
+    odd.deadline = told
+    runner = StreamRunner("s", lambda: source, Ring(8, "block"), StreamMetrics("s"), lambda status: None)
+    runner.start()
+    while runner.package is None:
+        time.sleep(0.01)
+    runner.watch()
+    runner.stop()
+    gate.set()
+    assert runner.join(5)
+    assert foreign_behind(lambda: None, told) is None
+
+
+def foreign_behind(ask: Callable[[], Any], told: Any = 1.5) -> float | None:
+    faults: dict[str, Any] = {"told": told}
     source = foreign(Odd(**faults))
     source._source._faults["behind"] = ask  # type: ignore[attr-defined]
     return source.behind_s
