@@ -35,6 +35,8 @@ _CHUNK, _AHEAD = 4 << 20, 1 << 20
 _NEAR = 8 << 20
 """Bytes in front of a part in which a packet may begin that has its first bytes."""
 _NEVER = 1 << 62
+_WINDOW = 4096
+"""Bytes that are searched at a time for the begin of a unit."""
 _FAR = 64
 """Units between the association table and a map that belongs to it, and between a map's first unit and its last."""
 _LONGEST = 1024
@@ -319,13 +321,12 @@ def _programs(data: bytes) -> Iterator[_Program]:
 
 def _aligned(data: bytes, at: int) -> int:
     """Where transport packets begin, from a byte on; -1 if nowhere."""
-    while at >= 0:
-        at = data.find(b"\x47", at)
-        if at < 0 or at + 2 * _UNIT >= len(data):
-            return -1
-        if data[at + _UNIT] == data[at + 2 * _UNIT] == 0x47:
-            return at
-        at += 1
+    while (size := min(_WINDOW, len(data) - at - 2 * _UNIT)) > 0:
+        begins = np.frombuffer(data, np.uint8, size + 2 * _UNIT, at) == 0x47
+        found = np.flatnonzero(begins[:size] & begins[_UNIT : size + _UNIT] & begins[2 * _UNIT :])
+        if found.size:
+            return at + int(found[0])
+        at += size
     return -1
 
 

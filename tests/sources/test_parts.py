@@ -22,7 +22,7 @@ from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
 from streamd.sources.packet_reader import PacketReader
-from streamd.sources.parts import CodecWatch, PartEnds, PartWatch
+from streamd.sources.parts import CodecWatch, PartEnds, PartWatch, _programs
 from streamd.sources.recording import DELIMITER
 from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Frame, StreamStatus
@@ -293,6 +293,7 @@ def test_a_list_of_protocols_for_the_file_is_enough(tmp_path: Path, piece: Calla
     assert [part[0] for part in parts] == ["h264", "hevc"]
 
 
+PIECE = 4 << 20
 MAP_PID = 0x1000
 """FFmpeg's muxer gives it to the program map."""
 
@@ -322,6 +323,14 @@ def test_a_damaged_map_begins_no_part(tmp_path: Path, piece: Callable[..., bytes
     data[kind] = 0x24
     path.write_bytes(data)
     assert parts_of(path)[0] == [("h264", *SMALL, FRAMES)]
+
+
+def test_bytes_that_look_like_units_cost_little() -> None:
+    """Half of them begin one, but no unit follows: each was tried on its own, two seconds for this piece."""
+    data = (b"\x47\0" * 94 + b"\0\x47" * 94) * (PIECE // 376)
+    began = time.thread_time()
+    assert list(_programs(data)) == []
+    assert time.thread_time() - began < 0.3
 
 
 def with_long_maps(data: bytes) -> bytes:
