@@ -351,7 +351,7 @@ def test_an_mps_server_ends_with_the_daemon_that_could_not_start(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     text = config(f"ipc://{tmp_path}/z", drawn("a")).replace('{kind: "null"}', "{kind: tensorrt, mps: true}")
     path = tmp_path / "streamd.yaml"
-    path.write_text(text.replace("path: none", "path: 'builtin:road6'"))
+    path.write_text("metrics: {listen: null}\n" + text.replace("path: none", "path: 'builtin:road6'"))
     done = subprocess.run(
         [sys.executable, "-m", "streamd", "run", str(path)], capture_output=True, text=True, timeout=START_S
     )
