@@ -51,6 +51,9 @@ WAITERS = 2
 NICE = 10
 """A tenth of a processor that somebody else wants."""
 
+PATIENCE_S = 600
+"""How long one of their tests may take: with a tenth of a processor, one that calculates for seven seconds took 120."""
+
 low = False
 """Whether this process has a low priority."""
 
@@ -78,6 +81,11 @@ def steps_back(test: str) -> bool:
         return False
     _step_back()
     return True
+
+
+def limit_s(test: str) -> int | None:
+    """Seconds after which a test is given up; None for the usual number."""
+    return PATIENCE_S if _shared and test.startswith(BESIDE) else None
 
 
 def _step_back() -> None:

@@ -85,6 +85,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        limit_s = beside.limit_s(item.nodeid)
+        if limit_s is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(limit_s))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if beside.steps_back(item.nodeid):
         launch.renew()

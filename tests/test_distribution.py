@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import beside
 from tests.beside import APART, BESIDE, NICE, WAIT
 from tests.conftest import ROOT
 
@@ -180,3 +181,11 @@ def test_what_is_named_is_there_and_waits_or_runs_beside() -> None:
     for path in files:
         if path.startswith(APART):
             assert not re.search(r"fixture\(.*scope=", (ROOT / path).read_text()), f"{path}: its tests share a fixture"
+
+
+def test_who_has_a_low_priority_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "_shared", True)
+    assert beside.limit_s(f"{PATIENT}test_a.py::test_it") == 600
+    assert beside.limit_s(f"{WAITING}test_a.py::test_it") is None
+    monkeypatch.setattr(beside, "_shared", False)
+    assert beside.limit_s(f"{PATIENT}test_a.py::test_it") is None
