@@ -193,8 +193,9 @@ def test_a_segmentation_fault_is_told_by_the_next_process(tmp_path: Path) -> Non
     with process(tmp_path, config, more={"RUNTIME_DIRECTORY": str(tmp_path / "runtime")}) as running:
         until(lambda: found(tmp_path / "bundles", "killed"), 30)
         running.send_signal(signal.SIGTERM)
-        running.wait(15)
-    assert list((tmp_path / "runtime").iterdir()) == []
+        code = running.wait(15)
+    left = [path.name for path in (tmp_path / "runtime").iterdir()]
+    assert not left, f"left {left} by {running.pid}, exit code {code}; its log:\n{(tmp_path / 'log').read_text()}"
     archive = Archive(found(tmp_path / "bundles", "killed")[0])
     assert len(archive.rows("frames.json")) > 50
     assert any(line["event"] == "stream live" for line in archive.log())
