@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from family_table import Item, accuracy, compared
 
 Table = dict[str, Any]
+
+
+def both_ways(config: Mapping[str, Any], section: str) -> dict[str, Table]:
+    """The sections of a configuration without one of them (`off`) and with it (`on`), by default with its defaults."""
+    rest = {name: value for name, value in config.items() if name != section}
+    return {"off": rest, "on": {**rest, section: config.get(section, {})}}
+
+
+def averaged(values: Sequence[float], digits: int) -> Table:
+    """Their `mean` and its `standard_error`, rounded; the latter is None where there is one value."""
+    error = round(statistics.stdev(values) / len(values) ** 0.5, digits) if len(values) > 1 else None
+    return {"mean": round(statistics.fmean(values), digits), "standard_error": error}
 
 
 def with_and_without(run: Callable[..., Table], config: Mapping[str, Any], section: str, turns: int) -> Table:
@@ -26,22 +38,20 @@ def with_and_without(run: Callable[..., Table], config: Mapping[str, Any], secti
         `each`, the same of every turn; `mean` and `standard_error` of the latter (none of
         one turn); and all figures of the daemons under `runs`. `error` where one did not run.
     """
-    rest = {name: value for name, value in config.items() if name != section}
+    sections = both_ways(config, section)
     found: Table = {"off": [], "on": [], "runs": []}
     for turn in range(turns):
         # The order changes, so that what drifts affects both alike.
         for kind in ("off", "on") if turn % 2 == 0 else ("on", "off"):
-            result = run(config=rest if kind == "off" else {**rest, section: config.get(section, {})})
+            result = run(config=sections[kind])
             found["runs"].append({kind: result})
             if "error" in result:
                 return found | {"error": f"{section} {kind}: {result['error']}"}
             found[kind].append(result["fps"])
     found["share"] = round(statistics.median(found["on"]) / statistics.median(found["off"]), 3)
     each = [on / off for on, off in zip(found["on"], found["off"], strict=True)]
-    found |= {"each": [round(share, 3) for share in each], "mean": round(statistics.fmean(each), 3)}
     # One process's rate scatters by a tenth: a share without its error decides nothing.
-    found["standard_error"] = round(statistics.stdev(each) / turns**0.5, 3) if turns > 1 else None
-    return found
+    return found | {"each": [round(share, 3) for share in each]} | averaged(each, 3)
 
 
 def say_shares(result: Table) -> str:

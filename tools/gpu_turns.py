@@ -8,11 +8,12 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from bench_daemon import Started, started
 from bench_watch import Tree, Window
+from gpu_pairs import averaged, both_ways
 
 from streamd.sinks.message import DetectionsMessage, decode
 
@@ -114,9 +115,10 @@ def alternating(
         median of its turns); `mean` and `standard_error` of the latter (of the turns where there is one pair);
         `cpu_us`, CPU a frame by type of thread.
     """
-    rest = {name: value for name, value in config.items() if name != section}
-    more = {"off": rest, "on": {**rest, section: config.get(section, {})}}
-    wanted = {kind: argparse.Namespace(**{**vars(options), "config": sections}) for kind, sections in more.items()}
+    wanted = {
+        kind: argparse.Namespace(**{**vars(options), "config": sections})
+        for kind, sections in both_ways(config, section).items()
+    }
     found: Table = {"off": [], "on": [], "each": [], "pairs": [], "cpu_us": {kind: [] for kind in KINDS}}
     for _ in range(pairs):
         with started(wanted["off"]) as off, started(wanted["on"]) as on:
@@ -137,12 +139,7 @@ def alternating(
         for kind, each in both.items():
             found[kind] += [round(rate, 1) for rate in each.rates]
             found["cpu_us"][kind].append(each.per_frame())
-    return found | _error(found["pairs"] if pairs > 1 else found["each"])
-
-
-def _error(shares: Sequence[float]) -> Table:
-    error = round(statistics.stdev(shares) / len(shares) ** 0.5, 4) if len(shares) > 1 else None
-    return {"mean": round(statistics.fmean(shares), 4), "standard_error": error}
+    return found | averaged(found["pairs"] if pairs > 1 else found["each"], 4)
 
 
 def say_turns(result: Table) -> str:

@@ -51,10 +51,7 @@ class PacketReader:
         self._sound: AudioStream | None = None
         """Where clips are to have it."""
         self._slices: SliceJoiner | PartWatch | CodecWatch | None = None
-        self._parts: PartWatch | None = None
-        """Of a file that may go on with another video."""
-        self._codecs: CodecWatch | None = None
-        """Of a network's stream that may go on with another codec."""
+        """A watch where the input may go on with another video."""
         self._first: Packet[Any] | None = None
         """With which the next pass begins."""
         self._given: Iterator[Packet[Any]] = iter(())
@@ -78,8 +75,7 @@ class PacketReader:
         assert stream is not None
         context, self._first = stream.codec_context, None
         slices = SliceJoiner(context) if context.codec.canonical_name in SLICED else None
-        self._parts, self._codecs = PartWatch.of(connection, slices), CodecWatch.of(connection, slices)
-        self._slices = self._parts or self._codecs or slices
+        self._slices = PartWatch.of(connection, slices) or CodecWatch.of(connection, slices) or slices
         if self._feed is not None:
             self._sound = sound_beside(container, stream) if settings.clip_audio else None
             self._feed.opened(stream, live=connection.kind.live, sound=self._sound)
@@ -88,9 +84,8 @@ class PacketReader:
 
     def recoded(self) -> None:
         """The connection has another decoder, for the codec with which the stream goes on."""
-        assert self._codecs is not None
-        context, codec = self._connection.context, self._codecs.next_codec
-        self._slices = self._codecs = CodecWatch(codec, SliceJoiner(context) if codec in SLICED else None)
+        context, codec = self._connection.context, self.next_codec
+        self._slices = CodecWatch(codec, SliceJoiner(context) if codec in SLICED else None)
 
     def packets(self) -> Iterator[Packet[Any]]:
         """One pass over the input.
@@ -170,12 +165,12 @@ class PacketReader:
     @property
     def next_codec(self) -> str:
         """FFmpeg's name of the codec with which a network's stream goes on; empty at its end."""
-        return self._codecs.next_codec if self._codecs is not None else ""
+        return self._slices.next_codec if isinstance(self._slices, CodecWatch) else ""
 
     @property
     def next_at(self) -> int | None:
         """The byte of a file at which it goes on with another video; None at its end."""
-        return self._parts.next_at if self._parts is not None else None
+        return self._slices.next_at if isinstance(self._slices, PartWatch) else None
 
     def put_back(self, packet: Packet[Any]) -> None:
         """The packet that was passed on last is not used: reading ends."""

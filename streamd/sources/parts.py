@@ -73,27 +73,54 @@ class PartEnds(Exception):
         first: the first picture of the next one; None where that is read again.
     """
 
-    def __init__(self, given: tuple[Packet[Any], ...], *, joined: bool, first: Packet[Any] | None = None) -> None:
+    def __init__(
+        self, given: tuple[Packet[Any], ...] = (), *, joined: bool = False, first: Packet[Any] | None = None
+    ) -> None:
         super().__init__()
         self.given, self.joined, self.first = given, joined, first
 
 
-class PartWatch:
-    """Looks for the next part in front of the packets. Used in the place of a `SliceJoiner`.
+class _Watch:
+    """Stands in the place of a `SliceJoiner`, which it passes the packets on to.
+
+    Args:
+        slices: gets them; None where a packet is always a picture.
+    """
+
+    def __init__(self, slices: SliceJoiner | None) -> None:
+        self._slices = slices
+
+    def flush(self) -> tuple[Packet[Any], ...]:
+        """See `SliceJoiner.flush`."""
+        return () if self._slices is None else self._slices.flush()
+
+    def _pass_on(self, packet: Packet[Any]) -> tuple[Packet[Any], ...]:
+        return (packet,) if self._slices is None else self._slices.put(packet)
+
+    def _last(self, packet: Packet[Any], cut: int) -> tuple[Packet[Any], ...]:
+        """Passes on the begin of a packet: FFmpeg's parser has seen no end of the picture before the next video."""
+        last = SliceJoiner.cut(bytes(packet)[:cut], packet)
+        last.pts, last.dts = packet.pts, packet.dts
+        return self._pass_on(last)
+
+
+class PartWatch(_Watch):
+    """Looks for the next part in front of the packets.
 
     Args:
         path: the file.
         begin: its byte at which the present part begins.
         codec: FFmpeg's name of its codec.
         track: PID of its video; not used for Matroska.
-        slices: gets the packets; None where a packet is always a picture.
+        slices: see `_Watch`.
         matroska: it is no transport stream.
     """
 
     def __init__(
         self, path: str, begin: int, codec: str, track: int, slices: SliceJoiner | None, *, matroska: bool
     ) -> None:
-        self._path, self._begin, self._codec, self._track, self._slices = path, begin, codec, track, slices
+        super().__init__(slices)
+        self._path, self._begin, self._codec, self._track = path, begin, codec, track
         self._matroska = matroska
         self._seen = begin
         """What is before was looked through."""
@@ -129,11 +156,7 @@ class PartWatch:
         """
         if (at := packet.pos) is not None and at >= self._look_at:
             self._look(packet, self._begin + at)
-        return (packet,) if self._slices is None else self._slices.put(packet)
-
-    def flush(self) -> tuple[Packet[Any], ...]:
-        """See `SliceJoiner.flush`."""
-        return () if self._slices is None else self._slices.flush()
+        return self._pass_on(packet)
 
     def _look(self, packet: Packet[Any], at: int) -> None:
         while self.next_at is None and self._seen <= at + _AHEAD:
@@ -148,12 +171,9 @@ class PartWatch:
             return
         codec, cut = codec_of(bytes(packet)) if self._codecs else ("", 0)
         if codec in self._codecs and cut > DELIMITER:
-            # FFmpeg's parser has seen no end of the picture before it.
-            last = SliceJoiner.cut(bytes(packet)[:cut], packet)
-            last.pts, last.dts = packet.pts, packet.dts
-            raise PartEnds((last,) if self._slices is None else self._slices.put(last), joined=True)
+            raise PartEnds(self._last(packet, cut), joined=True)
         if at >= self.next_at or codec in self._codecs:
-            raise PartEnds((), joined=False)
+            raise PartEnds
 
     def _search(self) -> bool:
         """Looks through the next bytes of the file; False at its end."""
@@ -205,19 +225,19 @@ class PartWatch:
                 return
 
 
-class CodecWatch:
-    """Notices that a network's transport stream, or HLS, goes on with another codec. In the place of a `SliceJoiner`.
+class CodecWatch(_Watch):
+    """Notices that a network's transport stream, or HLS, goes on with another codec.
 
     Only key frames are looked at: those that FFmpeg's parser has found, which it changes with the program map.
 
     Args:
         codec: FFmpeg's name of the present one.
-        slices: gets the packets; None where a packet is always a picture.
+        slices: see `_Watch`.
     """
 
     def __init__(self, codec: str, slices: SliceJoiner | None) -> None:
+        super().__init__(slices)
         self.codec = codec
-        self._slices = slices
         self.next_codec = ""
         """FFmpeg's name of the codec with which it goes on, once that is known."""
 
@@ -242,11 +262,7 @@ class CodecWatch:
         """
         if packet.is_keyframe and packet.size:
             self._look(packet)
-        return (packet,) if self._slices is None else self._slices.put(packet)
-
-    def flush(self) -> tuple[Packet[Any], ...]:
-        """See `SliceJoiner.flush`."""
-        return () if self._slices is None else self._slices.flush()
+        return self._pass_on(packet)
 
     def _look(self, packet: Packet[Any]) -> None:
         data = bytes(packet)
@@ -255,12 +271,10 @@ class CodecWatch:
             return
         self.next_codec = codec
         if cut <= DELIMITER:
-            raise PartEnds((), joined=False, first=packet)
+            raise PartEnds(first=packet)
         first = SliceJoiner.cut(data[cut:], packet)
         first.is_keyframe = True
-        last = SliceJoiner.cut(data[:cut], packet)
-        last.pts, last.dts = packet.pts, packet.dts
-        raise PartEnds((last,) if self._slices is None else self._slices.put(last), joined=True, first=first)
+        raise PartEnds(self._last(packet, cut), joined=True, first=first)
 
 
 def _document_end(file: BinaryIO, begin: int) -> int:
