@@ -12,9 +12,8 @@ from typing import Literal
 from pydantic import Field
 
 from streamd.analysis.tracking import TRACKERS, TrackingSettings
-from streamd.analysis.tracking.batch import Life, Tracker
 from streamd.analysis.tracking.boxes import Boxes
-from streamd.analysis.tracking.pairing import Still
+from streamd.analysis.tracking.pairing import StillTracker
 from streamd.analysis.tracking.pairs import Indices, Pairs, Rectangles, match, meeting
 from streamd.analysis.tracking.tracks import ID, LEADER, Matrix
 from streamd.settings import Seconds, Unit
@@ -37,18 +36,12 @@ class IouSettings(TrackingSettings):
         return IouTracker(self)
 
 
-class IouTracker(Tracker):
+class IouTracker(StillTracker):
     """See the module."""
 
     def __init__(self, settings: IouSettings) -> None:
-        s = settings
-        super().__init__(Life(s.low, s.certain, s.lost_s, s.wall_s, s.outage_s, s.max_tracks), Still())
-        self._gate, self._low = s.gate, s.low
-
-    @property
-    def low(self) -> float:
-        """See `Tracker.low`."""
-        return self._low
+        super().__init__(settings)
+        self._gate = settings.gate
 
     def _associate(
         self, tracks: Matrix, counts: tuple[int, ...], stream: Indices | None, boxes: Boxes, passed: Sequence[float]

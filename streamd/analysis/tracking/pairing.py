@@ -70,8 +70,8 @@ class Seen(NamedTuple):
     """(N,)"""
 
 
-class PairingTracker(Tracker):
-    """A tracker that is told which box continues which track.
+class StillTracker(Tracker):
+    """A tracker without a motion model.
 
     Args:
         settings: its thresholds and time limits.
@@ -86,6 +86,10 @@ class PairingTracker(Tracker):
     def low(self) -> float:
         """See `Tracker.low`."""
         return self._low
+
+
+class PairingTracker(StillTracker):
+    """A tracker that is told which box continues which track; see `StillTracker`."""
 
     @abstractmethod
     def pair(self, known: Known, seen: Seen) -> Iterable[tuple[int, int]]:
