@@ -11,6 +11,9 @@ from typing import Any
 from streamd import __version__
 from streamd.errors import ConfigError
 
+SAYS = ("problem", "description", "note")
+"""What is printed of a kind, in this order."""
+
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command."""
@@ -26,39 +29,55 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the kinds. Returns the code of a configuration error if one cannot be used."""
     from streamd.config.foreign import REGISTRIES
+    from streamd.settings.offers import elsewhere
 
     found = {registry.group: list(_kinds(registry)) for registry in REGISTRIES}
+    contracts = {registry.group: f": contract {registry.contract}" for registry in REGISTRIES}
+    for group, offers in elsewhere(list(found)).items():
+        found[group] = [_entry(offer.point.name, offer.package, None) | {"problem": offer.problem} for offer in offers]
     if args.json:
         print(json.dumps(found, indent=2))
     else:
         for group, kinds in found.items():
-            print(group)
-            widths = [max(len(each[key]) for each in kinds) for key in ("kind", "package")]
-            for each in kinds:
-                says = each.get("problem", each.get("description"))
-                print(f"  {each['kind']:{widths[0]}}  {each['package']:{widths[1]}}  {says}".rstrip())
+            print(group + contracts.get(group, ""))
+            _print(kinds)
     broken = any("problem" in each for kinds in found.values() for each in kinds)
     return ConfigError.exit_code if broken else 0
 
 
-def _kinds(registry: Any) -> Iterator[dict[str, str]]:
-    """The kinds of one registry: name, package, and description or problem."""
+def _print(kinds: list[dict[str, Any]]) -> None:
+    rows = [(each["kind"], each["package"], " ".join(each[key] for key in SAYS if each.get(key))) for each in kinds]
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    for kind, package, says in rows:
+        print(f"  {kind:{widths[0]}}  {package:{widths[1]}}  {says}".rstrip())
+
+
+def _entry(kind: str, package: str, contract: int | None) -> dict[str, Any]:
+    return {"kind": kind, "package": package, "contract": contract}
+
+
+def _kinds(registry: Any) -> Iterator[dict[str, Any]]:
+    """The kinds of one registry: name, package, contract, and description or problem."""
     from pydantic_core import PydanticCustomError
 
-    from streamd.settings.registry import package
-
     for name, settings in registry.builtin().items():
-        yield {"kind": name, "package": f"streamd {__version__}", "description": _description(settings)}
-    for name, points in registry.offers().items():
-        for point in points:
-            entry = {"kind": name, "package": package(point)}
+        own = _entry(name, f"streamd {__version__}", registry.contract)
+        yield own | {"description": _description(settings)}
+    for name, offers in registry.offers().items():
+        for offer in offers:
+            entry = _entry(name, offer.package, offer.contract)
             if name in registry.builtin():
                 yield entry | {"problem": "is not used, since streamd has a kind of that name; rename it"}
                 continue
             try:
-                yield entry | {"description": _description(registry.find(name))}
+                entry["description"] = _description(registry.find(name))
             except PydanticCustomError as error:
                 yield entry | {"problem": error.message()}
+                continue
+            if offer.contract is None:
+                wanted = f"{registry.group}.{registry.contract}"
+                entry["note"] = f"(Names no contract; the group {wanted} would be of this one.)"
+            yield entry
 
 
 def _description(settings: type) -> str:

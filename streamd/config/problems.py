@@ -84,7 +84,7 @@ def validation_problems(error: ValidationError, document: Document) -> Iterator[
         elif kind in ("unknown_kind", "broken_plugin"):
             registry, named = _registry_at(path, document.values), _value_at(value, ("kind",))
             if kind == "unknown_kind" and registry is not None and isinstance(named, str):
-                message += expected.unknown_kind(named, registry.names(), registry.group)
+                message += expected.unknown_kind(named, registry.names(), f"{registry.group}.{registry.contract}")
             path = (*path, "kind")
         found.setdefault(path, []).append(message)
     for path, messages in found.items():

@@ -168,7 +168,7 @@ class DeviceSettings(EngineSettings):
 
 
 ENGINES: Registry[EngineSettings] = Registry(
-    "engine", EngineSettings, "streamd.engine", default="auto", group="streamd.engines"
+    "engine", EngineSettings, "streamd.engine", default="auto", group="streamd.engines", contract=1
 )
 
 if TYPE_CHECKING:

@@ -158,7 +158,7 @@ class HeadSettings(KindSettings):
         raise NotImplementedError
 
 
-HEADS: Registry[HeadSettings] = Registry("head", HeadSettings, "streamd.heads", first="yolov5_cat")
+HEADS: Registry[HeadSettings] = Registry("head", HeadSettings, "streamd.heads", first="yolov5_cat", contract=1)
 
 if TYPE_CHECKING:
     HeadConfig = HeadSettings

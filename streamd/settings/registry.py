@@ -10,10 +10,10 @@ A kind is a settings class, in the same file as the object that it opens:
         def open(self) -> JsonlSink: ...
 
 Nothing else has to name it. Built-in kinds are found by importing the modules of their package. A kind of another
-distribution is an entry point of the package's group (`streamd.sinks`, …) whose name is the kind and whose object is
-the class:
+distribution is an entry point whose name is the kind and whose object is the class. Its group is that of the package,
+followed by the version of the contract that it was written for (`offers`):
 
-    [project.entry-points."streamd.sinks"]
+    [project.entry-points."streamd.sinks.1"]
     csv = "streamd_csv:CsvSettings"
 
 An entry point is imported only if a configuration names its kind, so a broken package does not affect other
@@ -26,13 +26,13 @@ import importlib
 import pkgutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, get_args
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from streamd.settings import KindSettings
+from streamd.settings.offers import Offer, offers
 from streamd.settings.plugins import Origin, described, importing, remember, wrong_signature
 
 if TYPE_CHECKING:
@@ -54,12 +54,6 @@ def kind_of(settings: type[KindSettings]) -> str:
     return str(values[0])
 
 
-def package(point: EntryPoint) -> str:
-    """Name and version of the distribution that an entry point belongs to; its module if it was uninstalled since."""
-    known = point.dist is not None and "Name" in point.dist.metadata
-    return f"{point.dist.name} {point.dist.version}" if point.dist is not None and known else point.module
-
-
 class Registry(Generic[SettingsT]):
     """All kinds of one package, by name. Any thread.
 
@@ -69,7 +63,9 @@ class Registry(Generic[SettingsT]):
         package: the package whose modules register the built-in kinds when they are imported.
         default: the kind of settings without a `kind`; None if it is required.
         first: the kind to list first. Default: the default kind.
-        group: entry point group. Default: the package's name.
+        group: entry point group, without the version. Default: the package's name.
+        contract: the version of what streamd promises to kinds of other packages, and asks of them. It rises with a
+            change that a kind written for the version before does not fit: docs/extending.md says which those are.
     """
 
     def __init__(
@@ -81,13 +77,15 @@ class Registry(Generic[SettingsT]):
         default: str | None = None,
         first: str | None = None,
         group: str | None = None,
+        contract: int = 1,
     ) -> None:
         self.noun, self.base, self.default = noun, base, default
         self._first = first or default
         self._package = package
         self.group = group or package
+        self.contract = contract
         self._kinds: dict[str, type[SettingsT]] = {}
-        self._offers: Mapping[str, Sequence[EntryPoint]] | None = None
+        self._offers: Mapping[str, Sequence[Offer]] | None = None
         self._loaded: dict[str, type[SettingsT]] = {}
         self._scanned = False
         self._lock = threading.RLock()
@@ -118,22 +116,19 @@ class Registry(Generic[SettingsT]):
                 self._scanned = True
         return {name: self._kinds[name] for name in sorted(self._kinds, key=lambda kind: (kind != self._first, kind))}
 
-    def plugins(self) -> Mapping[str, EntryPoint]:
-        """Entry points of other distributions, by kind, without importing them."""
-        return {kind: points[0] for kind, points in self.offers().items()}
+    def plugins(self) -> list[str]:
+        """Kinds of other distributions, without importing them."""
+        return list(self.offers())
 
-    def offers(self) -> Mapping[str, Sequence[EntryPoint]]:
-        """Every entry point of the group, by kind: more than one if several packages offer a kind of that name."""
+    def offers(self) -> Mapping[str, Sequence[Offer]]:
+        """Every offer of other distributions, by kind: more than one if several offer a kind of that name."""
         if self._offers is None:
-            offers: dict[str, list[EntryPoint]] = {}
-            for point in sorted(entry_points(group=self.group)):
-                offers.setdefault(point.name, []).append(point)
-            self._offers = offers
+            self._offers = offers(self.group, self.contract)
         return self._offers
 
     def unused(self, kind: str) -> list[str]:
         """Packages whose kind is not used because streamd has one of that name."""
-        return [package(point) for point in self.offers().get(kind, ())] if kind in self.builtin() else []
+        return [offer.package for offer in self.offers().get(kind, ())] if kind in self.builtin() else []
 
     def names(self) -> list[str]:
         """Every kind that a configuration may name, without importing other distributions."""
@@ -148,27 +143,34 @@ class Registry(Generic[SettingsT]):
         """
         if (found := self.builtin().get(kind) or self._loaded.get(kind)) is not None:
             return found
-        points = self.offers().get(kind, ())
-        if not points:
+        offered = self.offers().get(kind, ())
+        if all(offer.problem for offer in offered):
             self._offers = None  # the package may have been installed since: a reload need not be told of it
-            points = self.offers().get(kind, ())
-        if not points:
+            offered = self.offers().get(kind, ())
+        if not offered:
             raise PydanticCustomError(
                 "unknown_kind",
                 "expected one of {names}",
                 {"names": ", ".join(self.names())},
             )
-        if len(points) > 1:
+        if len(offered) > 1:
             raise PydanticCustomError(
                 "broken_plugin",
                 "{noun} kind {kind} comes from several packages ({packages}); uninstall all but one",
-                {"noun": self.noun, "kind": kind, "packages": ", ".join(map(package, points))},
+                {"noun": self.noun, "kind": kind, "packages": ", ".join(offer.package for offer in offered)},
             )
-        self._loaded[kind] = self._load(points[0])
+        self._loaded[kind] = self._load(offered[0])
         return self._loaded[kind]
 
-    def _load(self, point: EntryPoint) -> type[SettingsT]:
-        origin = Origin(self.noun, point.name, package(point))
+    def _load(self, offer: Offer) -> type[SettingsT]:
+        point = offer.point
+        if offer.problem:
+            raise PydanticCustomError(
+                "broken_plugin",
+                "{noun} kind {kind} comes from the package {package}, which {problem}",
+                {"noun": self.noun, "kind": point.name, "package": offer.package, "problem": offer.problem},
+            )
+        origin = Origin(self.noun, point.name, offer.package)
         try:
             with importing(origin):
                 settings = point.load()

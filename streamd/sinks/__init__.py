@@ -116,7 +116,7 @@ class SinkSettings(KindSettings):
         raise NotImplementedError
 
 
-SINKS: Registry[SinkSettings] = Registry("sink", SinkSettings, "streamd.sinks", first="zmq")
+SINKS: Registry[SinkSettings] = Registry("sink", SinkSettings, "streamd.sinks", first="zmq", contract=1)
 
 if TYPE_CHECKING:
     SinkConfig = SinkSettings

@@ -56,7 +56,7 @@ class SourceSettings(StreamSettings):
         return self.open(device=device, held=held)
 
 
-SOURCES: Registry[SourceSettings] = Registry("stream", SourceSettings, "streamd.sources", default="av")
+SOURCES: Registry[SourceSettings] = Registry("stream", SourceSettings, "streamd.sources", default="av", contract=1)
 
 if TYPE_CHECKING:
     StreamConfig = SourceSettings

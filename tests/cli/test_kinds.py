@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 CODE = '''
 from typing import Literal
@@ -51,7 +52,7 @@ def test_kinds_of_other_packages_and_why_some_cannot_be_used(tmp_path: Path) -> 
     info = tmp_path / "more_sinks-2.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: more-sinks\nVersion: 2.1\n")
-    entries = "[streamd.sinks]\nsound = more_sinks:SoundSettings\n"
+    entries = "[streamd.sinks.1]\nsound = more_sinks:SoundSettings\n"
     (info / "entry_points.txt").write_text(entries)
     code, told = kinds(path=tmp_path)
     assert code == 0
@@ -66,3 +67,37 @@ def test_kinds_of_other_packages_and_why_some_cannot_be_used(tmp_path: Path) -> 
     assert "cannot be used (AttributeError: module 'more_sinks' has no attribute 'Nothing'" in said["lost"]
     (zmq,) = [line for line in told.splitlines() if line.startswith("  zmq ") and "streamd 0" in line]
     assert "ZeroMQ publisher" in zmq
+
+
+def test_the_contract_that_each_was_written_for(tmp_path: Path) -> None:
+    (tmp_path / "more_sinks.py").write_text(CODE)
+    info = tmp_path / "more_sinks-2.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: more-sinks\nVersion: 2.1\n")
+
+    def entry(group: str) -> tuple[int, dict[str, Any], str]:
+        """The code, and what is told of the sink."""
+        (info / "entry_points.txt").write_text(f"[{group}]\nsound = more_sinks:SoundSettings\n")
+        code, told = kinds("--json", path=tmp_path)
+        (found,) = (each for listed in json.loads(told).values() for each in listed if each["kind"] == "sound")
+        (line,) = [line for line in kinds(path=tmp_path)[1].splitlines() if line.startswith("  sound ")]
+        return code, found, line
+
+    fitting = {
+        "kind": "sound",
+        "package": "more-sinks 2.1",
+        "contract": 1,
+        "description": "A sound sink, in two lines.",
+    }
+    code, found, _ = entry("streamd.sinks.1")
+    assert (code, found) == (0, fitting)
+    code, found, line = entry("streamd.sinks")
+    assert (code, found["contract"]) == (0, None)
+    assert line.endswith("in two lines. (Names no contract; the group streamd.sinks.1 would be of this one.)")
+    code, found, line = entry("streamd.sinks.2")
+    assert (code, found["contract"]) == (2, 2)
+    assert "was written for version 2 of the contract (streamd.sinks.2); this streamd" in line
+    code, found, line = entry("streamd.sink")
+    assert code == 2
+    assert "is in no group that streamd reads (streamd.sources, " in line
+    assert kinds()[1].startswith("streamd.sources: contract 1\n")

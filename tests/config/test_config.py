@@ -83,7 +83,7 @@ def test_every_problem_at_once_with_its_line(tmp_path: Path) -> None:
         "5: streams[2].ring: expected at least 1, not 0",
         (
             f"7: sinks[0].kind: expected one of {', '.join(SINKS.names())}; if it comes from another package, install "
-            "that here (its entry point is in the group streamd.sinks)"
+            "that here (its entry point is in the group streamd.sinks.1)"
         ),
         "8: drain_s: expected a number of seconds, without the unit",
     ]

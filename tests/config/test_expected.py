@@ -87,7 +87,7 @@ NOT_ONE_VALUE = ", and not a single value or a list"
         ("model: {path: m.onnx, head: {kind: YOLOX}}", "; did you mean yolox?"),
         ("engine: {kind: trt}", "; did you mean tensorrt?"),
         ("sinks: [{kind: MQTT, broker: b}]", "; did you mean mqtt?"),
-        ("sinks: [{kind: kafka}]", "in the group streamd.sinks"),
+        ("sinks: [{kind: kafka}]", "in the group streamd.sinks.1"),
         ("mqtt: {host: b}", "1: mqtt: unknown field; did you mean sinks: [{kind: mqtt, …}]?"),
         ("openvino: {}", "1: openvino: unknown field; did you mean engine: {kind: openvino, …}?"),
         ("log_level: debug", "1: log_level: unknown field; did you mean logging.level?"),

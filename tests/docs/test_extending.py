@@ -17,7 +17,7 @@ from tests.docs.plugins import install
 from tests.messages import checked
 
 MORE = ["centroid", "archive"]
-TRACKER = '[project.entry-points."streamd.trackers"]\ncentroid = "centroid:CentroidSettings"\n'
+TRACKER = '[project.entry-points."streamd.trackers.1"]\ncentroid = "centroid:CentroidSettings"\n'
 GUIDE = ROOT / "docs" / "extending.md"
 
 

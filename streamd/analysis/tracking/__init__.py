@@ -75,7 +75,7 @@ class TrackingSettings(KindSettings):
 
 
 TRACKERS: Registry[TrackingSettings] = Registry(
-    "tracker", TrackingSettings, "streamd.analysis.tracking", default="bytetrack", group="streamd.trackers"
+    "tracker", TrackingSettings, "streamd.analysis.tracking", default="bytetrack", group="streamd.trackers", contract=1
 )
 
 if TYPE_CHECKING:
