@@ -16,7 +16,7 @@ from streamd.analysis.tracking import Observation, StreamTracks, Tracked, open_t
 from streamd.analysis.tracking.batch import Tracker, failed
 from streamd.analysis.tracking.clock import NO_PTS
 from streamd.analysis.tracking.native import NativeStep
-from streamd.analysis.tracking.observation import BoolArray, FrameFacts, ObservationBatch, TrackedBatch
+from streamd.analysis.tracking.observation import BoolArray, EndedTrack, FrameFacts, ObservationBatch, TrackedBatch
 from streamd.analysis.tracking.selection import Selection, library
 from streamd.flow.stream import Result
 from streamd.heads import DetectSettings
@@ -162,14 +162,12 @@ class AnalysisStep:
         if self._guarded:
             return TrackedBatch.of(self._tracker.step(observations))
         try:
-            tracked = TrackedBatch.of(self._tracker.step(observations))
-            given, expected = [len(each.id) for each in tracked], [len(each.score) for each in observations]
-            if given != expected:
-                step = f"{type(self._tracker).__qualname__}.step"
-                raise ValueError(f"{step} returned tracks of {given} boxes for frames with {expected}")
+            tracked = list(self._tracker.step(observations))
+            if problem := unfit(tracked, [len(each.score) for each in observations], len(self._selection.floor)):
+                raise ValueError(f"{type(self._tracker).__qualname__}.step returned {problem}")
+            return TrackedBatch.of(tracked)
         except Exception as error:  # noqa: BLE001 - as in `Tracker.step`
             return TrackedBatch.of([failed(each, error) for each in observations])
-        return tracked
 
     def _apply_rules(
         self, batch: Sequence[Result], times: Sequence[int], seen: FoundBatch, tracked: TrackedBatch
@@ -240,3 +238,32 @@ class AnalysisStep:
             result.boxes = Boxes(xyxy[of], score[of], class_id[of], Tracks(number[of], age_s[of], velocity[of]))
             begin = end
         return lambda: kept
+
+
+def unfit(tracked: Sequence[Tracked], boxes: Sequence[int], classes: int) -> str:
+    """What is wrong with what a tracker of another package says of a batch; empty if nothing is.
+
+    Args:
+        tracked: of each frame.
+        boxes: how many boxes each has.
+        classes: of the model.
+    """
+    if len(tracked) != len(boxes) or not all(isinstance(each, Tracked) for each in tracked):
+        return f"{tracked!r:.80} for {len(boxes)} frames; expected a Tracked for each"
+    for each, n in zip(tracked, boxes, strict=True):
+        for name, kinds, shape in (("id", "iu", (n,)), ("age_s", "f", (n,)), ("velocity", "f", (n, 2)),
+                                   ("class_id", "iu", (n,))):  # fmt: skip
+            array = getattr(each, name)
+            if not isinstance(array, np.ndarray):
+                return f"a Tracked whose {name} is a {type(array).__qualname__}; expected a NumPy array"
+            if array.dtype.kind not in kinds or array.shape != shape:
+                expected = f"{'integers' if 'i' in kinds else 'floats'} {shape}"
+                return f"a Tracked whose {name} is {array.dtype} {array.shape}; expected {expected}"
+        if n and not (each.id.min() >= 0 and 0 <= each.class_id.min() <= each.class_id.max() < classes):
+            return (
+                f"ids from {each.id.min()} and classes from {each.class_id.min()} to {each.class_id.max()}; "
+                f"expected ids from 0 and classes from 0 to {classes - 1}"
+            )
+        if not all(isinstance(gone, EndedTrack) for gone in each.ended):
+            return f"a Tracked whose ended is {each.ended!r:.80}; expected a tuple of EndedTrack"
+    return ""

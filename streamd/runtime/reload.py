@@ -279,6 +279,8 @@ class Loading:
             self._found = self._reread.load()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a file, weeks of running do not end by it
             self._found = error
+        except BaseException as error:  # noqa: BLE001 - a package asked for a check may exit
+            self._found = ConfigError(f"{self._reread.path}: {type(error).__name__}: {error}")
         self._reread.wake()
 
     def result(self) -> Loaded | Exception | None:

@@ -82,9 +82,18 @@ def maker(made: object) -> str | None:
     return _packages.get(type(made).__module__.partition(".")[0])
 
 
+MOST_WORDS = 500
+"""Characters that are told of an error: it may have an array in it, and statuses are repeated every few seconds."""
+
+
 def described(error: BaseException) -> str:
     """An error with the line that raised it, in one line."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001 - what raises it may be at fault in this, too
+        words = ""
+    words = " ".join(words[: 2 * MOST_WORDS].split())
+    text = f"{type(error).__name__}: {words[:MOST_WORDS]}" if words else type(error).__name__
     stack = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith("<")]
     if not stack:
         return text

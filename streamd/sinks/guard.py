@@ -124,9 +124,9 @@ class GuardedSink:
             return 0
         try:
             readers = self._sink.readers
+            return 0 if readers is None else int(readers.connected)
         except Exception:  # noqa: BLE001 - no sink may fail the metrics of all others
             return 0
-        return 0 if readers is None else readers.connected
 
     @property
     def unreachable(self) -> str | None:
@@ -137,6 +137,8 @@ class GuardedSink:
             away = self._event_sink.unreachable if self._event_sink is not None else None
         except Exception as error:  # noqa: BLE001 - asked for by whoever asks for the daemon's health
             return f"{type(error).__name__}: {error}"
+        if away is not None and type(away) is not str:
+            return f"{type(self._sink).__qualname__}.unreachable is {away!r:.80}; expected None or a reason"
         return away if away is not None else self._refuses
 
     def lost(self, reason: str) -> None:
@@ -206,8 +208,14 @@ class GuardedSink:
             self._failed(error)
 
     def takes_events(self) -> bool:
-        """See `EventSink.takes_events`."""
-        return self.problem is None and self._event_sink is not None and self._event_sink.takes_events()
+        """See `EventSink.takes_events`; False if the sink fails."""
+        if self.problem is not None or self._event_sink is None:
+            return False
+        try:
+            return bool(self._event_sink.takes_events())
+        except BaseException as error:  # noqa: BLE001 - see `send`
+            self._failed(error)
+            return False
 
     def deliver(self, events: Sequence[JournalEvent]) -> list[Outcome]:
         """See `EventSink.deliver`; nothing is settled if the sink fails."""

@@ -6,7 +6,8 @@ Topic, numbering and encoding of every message are handled here, for all kinds o
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from streamd.events.upkeep import Limits
 from streamd.flow.ring import Closed, Ring
@@ -22,6 +23,7 @@ from streamd.sinks.envelope import (
     GLANCE,
     STATUS,
     Encoding,
+    Message,
     MessageBuilder,
     MessageKind,
     Outgoing,
@@ -234,9 +236,17 @@ class SinkThread(TakesEvents):
             changed = {s.stream for s in statuses}
             statuses += [s for s in self._board.all() if s.stream not in changed]
             for stream, told in self._counts.all():
-                self._sink.send(self._builder.counts(stream, told))
+                self._tell(partial(self._builder.counts, stream, told))
         if STATUS not in self._wants:
             return
         for status in statuses:
-            counts = self._metrics.stream(status.stream).counts()
-            self._sink.send(self._builder.status(status, counts))
+            self._tell(partial(self._builder.status, status, self._metrics.stream(status.stream).counts()))
+
+    def _tell(self, make: Callable[[], Message]) -> None:
+        """Sends a message. One that cannot be made does not cost those of the other streams."""
+        try:
+            message = make()
+        except Exception as error:  # noqa: BLE001 - whatever a message was to be made of
+            self._sink.failed_outside(error)
+            return
+        self._sink.send(message)

@@ -18,6 +18,8 @@ CODE = """
 import time
 from typing import Literal
 
+import numpy as np
+
 from streamd.analysis.tracking.iou import IouSettings, IouTracker
 from streamd.sinks import Sink, SinkSettings
 from streamd.sources.synthetic import SyntheticSource, SyntheticStreamSettings
@@ -69,6 +71,10 @@ class Odd(SyntheticSource):
                 raise ValueError("no licence for reading")
             if self.how == "flat":
                 frame.width = frame.height = 0
+            if self.how == "array":
+                frame.picture.native = np.zeros((64, 64, 3), np.uint8)
+            if self.how == "numbers":
+                self.skipped += 0.5
             if self.how == "stuck":
                 self.deadline = time.monotonic() + 0.2
                 time.sleep(10)
@@ -84,7 +90,7 @@ class Odd(SyntheticSource):
 
 class OddSettings(SyntheticStreamSettings):
     kind: Literal["odd"] = "odd"
-    how: Literal["raises", "flat", "closing", "closing_late", "stuck"]
+    how: Literal["raises", "flat", "array", "numbers", "closing", "closing_late", "stuck"]
 
     def check(self):
         yield from super().check()
@@ -137,7 +143,8 @@ def blamed(logs: list[dict[str, Any]], words: str) -> bool:
 
 
 def test_sources_that_fail_leave_the_others_alone(tmp_path: Path) -> None:
-    config = streams("raises", "flat", "closing", "closing_late", "stuck") + "sinks: [{kind: jsonl, path: out.jsonl}]\n"
+    config = streams("raises", "flat", "array", "numbers", "closing", "closing_late", "stuck")
+    config += "sinks: [{kind: jsonl, path: out.jsonl}]\n"
     with daemon(tmp_path, config) as running:
         until(lambda: running.value("streamd_frames_published_total", stream="good") >= 20)
         assert running.stop() == 0
@@ -148,6 +155,8 @@ def test_sources_that_fail_leave_the_others_alone(tmp_path: Path) -> None:
     assert running.summary("raises")["received"] == running.summary("flat")["received"] == 0
     assert blamed(logs, "no licence for reading, in ") or blamed(logs, "ValueError: no licence for reading")
     assert blamed(logs, "it yielded a frame of 0 x 0 pixels with an upright picture of 64 x 64")
+    assert blamed(logs, "it yielded a picture whose native is a ndarray")
+    assert blamed(logs, "its source's skipped is 0.5; expected an int of at least 0, as before")
     assert blamed(logs, "ValueError: no licence for closing")
     stuck = [str(line.get("detail")) for line in logs if line.get("reason") == "stuck"]
     assert "in the package faulty-kinds 0.7 does not return and cannot be interrupted" in stuck[0]

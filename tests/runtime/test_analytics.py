@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from streamd.analysis.rules.settings import ZoneSettings
 from streamd.analysis.tracking import TRACKERS
 from streamd.analysis.tracking.bytetrack import ByteTrackSettings
+from streamd.analysis.tracking.iou import IouSettings, IouTracker
 from streamd.errors import ConfigError
 from streamd.events.record import Event, RuleStates
 from streamd.flow.glimpse import NO_PICTURE
@@ -200,3 +205,43 @@ def test_frames_of_one_stream_in_one_batch_are_what_they_are_one_by_one(kind: st
             assert other.counts is not None
             for count in ("begun", "ended", "labels"):
                 assert one.counts["zones"]["yard"][count] == other.counts["zones"]["yard"][count]
+
+
+class Own(IouTracker):
+    """Has a step of its own, which changes what is said of every frame."""
+
+    changes: dict[str, Any] = {}  # noqa: RUF012
+
+    def step(self, observations: Any) -> Any:
+        return [replace(each, **self.changes) for each in super().step(observations)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"id": np.array([1, 2])}, r"a Tracked whose id is int64 \(2,\); expected integers \(1,\)"),
+        ({"id": np.array([-1])}, "ids from -1 and classes from 0 to 0; expected ids from 0"),
+        ({"id": np.array([0.5])}, r"a Tracked whose id is float64 \(1,\); expected integers"),
+        ({"age_s": None}, "a Tracked whose age_s is a NoneType; expected a NumPy array"),
+        ({"velocity": np.zeros(1)}, r"a Tracked whose velocity is float64 \(1,\); expected floats \(1, 2\)"),
+        ({"class_id": np.array([2])}, "classes from 2 to 2; expected ids from 0 and classes from 0 to 1"),
+        ({"class_id": np.array([-1])}, "classes from -1 to -1"),
+        ({"ended": (7,)}, r"a Tracked whose ended is \(7,\); expected a tuple of EndedTrack"),
+    ],
+)
+def test_what_a_step_of_another_package_returns_costs_no_frame(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
+) -> None:
+    stream = Stream(YARD)
+    tracker = Own(IouSettings())
+    stream.step._tracker, stream.step._guarded = tracker, False
+    monkeypatch.setattr(tracker, "changes", changes)
+    with capture_logs() as logs:
+        result = stream.frame(0)
+    assert len(result.boxes.score) == 1
+    assert result.boxes.tracks is not None
+    assert result.boxes.tracks.number.tolist() == ([0] if words else [1])
+    failed = [each["error"] for each in logs if each["event"] == "analysis failed; its state is reset"]
+    assert len(failed) == bool(words)
+    assert not words or re.search(f"^Own.step returned .*{words}", failed[0]), failed

@@ -98,7 +98,7 @@ def test_the_refusal_names_every_field_and_the_way_out(tmp_path: Path) -> None:
 class Slow(Reread):
     """A file that takes its time."""
 
-    def __init__(self, seconds: float, error: Exception | None = None) -> None:
+    def __init__(self, seconds: float, error: BaseException | None = None) -> None:
         super().__init__("slow.yaml")
         self._seconds, self._error = seconds, error
         self.woken = threading.Event()
@@ -126,6 +126,13 @@ def test_whatever_is_wrong_with_it_is_told() -> None:
     loading = Loading(slow)
     assert slow.woken.wait(5)
     assert isinstance(loading.result(), ZeroDivisionError)
+
+
+def test_a_package_that_exits_in_a_check_refuses_the_file_at_once() -> None:
+    slow = Slow(0, SystemExit("no licence"))
+    loading = Loading(slow)
+    assert slow.woken.wait(5)
+    assert str(loading.result()) == "slow.yaml: SystemExit: no licence"
 
 
 def test_a_file_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

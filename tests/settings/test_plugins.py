@@ -109,6 +109,17 @@ def test_an_error_without_words_or_place_is_described() -> None:
     assert described(KeyError()) == "KeyError"
 
 
+def test_an_error_is_described_in_one_line_of_bounded_length() -> None:
+    assert described(ValueError("one\ntwo  three")) == "ValueError: one two three"
+    assert len(described(ValueError("word " * 10**6))) < 600
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert described(Mute()) == "Mute"
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Registry[Any]]:
     """Installs packages that offer toys; returns the registry."""

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from streamd.errors import SinkError
+from streamd.events.upkeep import Limits, Outcome
 from streamd.flow.status import StatusBoard
 from streamd.sinks import Sink, guard
 from streamd.sinks.envelope import Message, Outgoing
+from streamd.sinks.events import EventSink, JournalEvent
 from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
 from streamd.sinks.thread import SinkThread
 from streamd.telemetry.metrics import Metrics
+from tests.events.journals import event, journal
 from tests.frames import detections, status
 
 
@@ -225,3 +230,54 @@ def test_a_message_that_cannot_be_made_costs_no_other() -> None:
     assert [m.seq for m in recorder.messages] == [0, 2]
     assert dropped(registry, "error") == 1
     assert registry.get_sample_value("streamd_sink_errors_total", {"sink": "out"}) == 1
+
+
+def test_a_status_that_cannot_be_encoded_costs_none_of_other_streams() -> None:
+    recorder, thread, board, registry = rig(heartbeat_s=0.2)
+    odd: Any = object()
+    board.post(replace(status("a"), width=odd))
+    board.post(status("b"))
+    deadline = time.monotonic() + 5
+    while len(recorder.statuses) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert thread.close(5)
+    assert {each.stream for each in recorder.statuses} == {"b"}
+    assert len(recorder.statuses) >= 2
+    assert registry.get_sample_value("streamd_sink_errors_total", {"sink": "out"})
+
+
+class Forgetful(Recorder, EventSink):
+    """A sink for events that cannot say whether it takes some."""
+
+    @property
+    def unreachable(self) -> str | None:
+        return None
+
+    def takes_events(self) -> bool:
+        raise KeyError("broker")
+
+    def deliver(self, events: Sequence[JournalEvent]) -> list[Outcome]:
+        return []
+
+
+def test_a_sink_that_fails_when_asked_for_events_goes_on_with_the_rest(tmp_path: Path) -> None:
+    with journal(tmp_path) as made:
+        recorder, registry = Forgetful(), CollectorRegistry()
+        thread = SinkThread(
+            "out", recorder, 64, StatusBoard(), Metrics(registry), 60, boot_id="b", owed=Limits(1e6, 1000)
+        )
+        thread.open()
+        thread.attach(made, "yard")
+        made.submit(event("e"))
+        made.flush()
+        thread.start()
+        deadline = time.monotonic() + 5
+        while not thread.problem and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert thread.problem == "KeyError: 'broker'"
+        while not recorder.messages and time.monotonic() < deadline:
+            thread.put(Outgoing(detections(seq=0), "b"))
+            time.sleep(0.05)
+        assert recorder.messages
+        assert thread.close(5)
+        assert recorder.closed
