@@ -34,6 +34,8 @@ _CHUNK, _AHEAD = 4 << 20, 1 << 20
 """Bytes that are looked through at a time, and as far ahead of the packets."""
 _NEAR = 8 << 20
 """Bytes in front of a part in which a packet may begin that has its first bytes."""
+_JUMP = 32 << 20
+"""Bytes that are passed over unread where the first packet is farther from the begin, as it is with `start_s`."""
 _NEVER = 1 << 62
 _WINDOW = 4096
 """Bytes that are searched at a time for the begin of a unit."""
@@ -162,6 +164,8 @@ class PartWatch(_Watch):
         while self.next_at is None and self._seen <= at + _AHEAD:
             if not self._search():
                 return
+            if at - self._seen > _JUMP:
+                self._seen = at - _NEAR
             self._look_at = self._seen - _AHEAD - self._begin
         if self.next_at is None:
             return

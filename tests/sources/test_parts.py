@@ -484,3 +484,23 @@ def test_a_live_transport_stream_goes_on_without_a_new_connection(
         runner.stop()
         assert runner.join(10)
     assert "BACKOFF" not in {status.state for status in statuses}
+
+
+def test_a_later_start_does_not_read_what_is_before(
+    tmp_path: Path, piece: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, path = piece("ts", "h264"), tmp_path / "a.ts"
+    half = len(first) // 188 // 2 * 188
+    nothing = (b"\x47\x1f\xff\x10" + bytes(184)) * (96 * PIECE // 4 // 188)
+    path.write_bytes(first[:half] + nothing + first[half:] + piece("ts", "hevc", LARGE))
+    reads, search = [], PartWatch._search
+
+    def counted(watch: PartWatch) -> bool:
+        reads.append(watch._seen)
+        return search(watch)
+
+    monkeypatch.setattr(PartWatch, "_search", counted)
+    parts, _ = parts_of(path, start_s=2.0)
+    assert [part[0] for part in parts] == ["h264", "hevc"]
+    assert 0 < parts[0][3] < FRAMES // 2
+    assert len(reads) <= 8, "of 26 pieces of 4 MiB"
