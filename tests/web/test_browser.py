@@ -84,6 +84,8 @@ def test_a_camera_s_own_page(visit: Any) -> None:
 def test_an_unknown_camera_is_told(visit: Any) -> None:
     page = visit("#/nobody")
     expect(page.get_by_text("There is no camera with this name")).to_be_visible()
+    expect(page.locator(".columns")).to_be_hidden()
+    expect(page.locator(".rate")).to_be_hidden()
 
 
 def test_by_keyboard_alone(visit: Any) -> None:

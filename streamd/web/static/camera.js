@@ -29,7 +29,7 @@ const DROPS = {
 // Why it looked, or did not: one reason, or the two most frequent ones with their shares.
 function lately(now) {
   if (now.length === 1) return whyText(now[0][0]);
-  return now.slice(0, 2).map(([why, share]) => `${whyText(why)}: ${percent(share)} %`).join(", ") || "–";
+  return now.slice(0, 2).map(([why, share]) => `${whyText(why)}: ${percent(share)}\u00a0%`).join(", ") || "–";
 }
 
 function card(title, ...children) {
@@ -69,7 +69,7 @@ class LatencyChart {
     this.top = el("span");
     this.middle = el("span");
     const scale = el("div", { class: "scale", "aria-hidden": "true" }, this.top, this.middle, el("span", { text: "0" }));
-    this.quantiles = ["50", "95", "99"].map((share) => [Number(share) / 100, el("b"), share]);
+    this.quantiles = ["50", "95", "99"].map((share) => [Number(share) / 100, el("b", { text: "–" }), share]);
     const numbers = el(
       "p",
       { class: "quantiles" },
@@ -173,16 +173,16 @@ export class Camera {
         (this.title = el("h1", { text: name, tabindex: "-1" })),
         this.pill.node,
         el("nav", { class: "steps", "aria-label": "Other cameras" }, this.before, this.after),
-        el("p", { class: "rate" }, this.rate, " fps ", this.declared),
+        (this.rateBox = el("p", { class: "rate" }, this.rate, " fps ", this.declared, (this.why = el("span", { class: "muted why", text: " (max_fps)", hidden: true })))),
       ),
       this.detail,
-      el(
+      (this.columns = el(
         "div",
         { class: "columns" },
         this.picture,
         (this.side = el("div", { class: "side" }, this.tallies.node, this.chart.node, this.stages.node)),
         el("div", { class: "below" }, card("Frames", this.counts.node), card("Stream", this.about.node)),
-      ),
+      )),
     );
     this.pictures = new Pictures((description, jpeg) => this.#draw(description, jpeg), onTrouble);
     this.resized = new ResizeObserver(() => {
@@ -284,9 +284,10 @@ export class Camera {
   update(state, history, now) {
     this.#steps(state.streams);
     const stream = state.streams.find((s) => s.stream === this.name);
+    this.pill.node.hidden = this.rateBox.hidden = this.columns.hidden = !stream;
     if (!stream) {
       this.detail.hidden = false;
-      setText(this.detail, "There is no camera with this name (any more).");
+      setText(this.detail, "There is no camera with this name. It may have been removed from the configuration.");
       return;
     }
     const how = condition(stream, now);
@@ -297,7 +298,8 @@ export class Camera {
     // A limit that was asked for is no loss.
     const limited = stream.max_fps != null && (!stream.fps || stream.max_fps < stream.fps);
     const expected = limited ? stream.max_fps : stream.fps;
-    setText(this.declared, expected ? `of ${Number(expected.toFixed(2))}${limited ? " (max_fps)" : ""}` : "");
+    setText(this.declared, expected ? `of ${Number(expected.toFixed(2))}` : "");
+    this.why.hidden = !limited;
     this.over.hidden = live && (this.shot.seen || stream.published > 0);
     setText(this.overWord, live ? "Waiting for a picture" : how.reason || how.word);
     const waiting = stream.state === "BACKOFF" && stream.retry_in_s > 1;

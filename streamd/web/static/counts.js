@@ -22,7 +22,7 @@ export class Counts {
       const mark = el("i", { class: `mark ${kind}`, "aria-hidden": "true" });
       mark.style.setProperty("--color", ruleColor(each.name));
       const [now, since] = [el("b", { text: "–" }), el("span", { class: "muted" })];
-      this.#rows.set(`${kind} ${each.name}`, { kind, name: each.name, now, since, node: el("li", {}, mark, el("span", { class: "rule", text: each.name }), now, since) });
+      this.#rows.set(`${kind} ${each.name}`, { kind, name: each.name, now, since, node: el("li", {}, el("span", { class: "rule" }, mark, el("span", { text: each.name })), now, since) });
     }
     this.list.replaceChildren(...[...this.#rows.values()].map((row) => row.node));
     this.empty.hidden = this.#rows.size > 0;
@@ -32,7 +32,9 @@ export class Counts {
   update(counts, now) {
     for (const row of this.#rows.values()) {
       const report = counts?.[`${row.kind}s`]?.[row.name];
-      setText(row.now, countText(row.kind, report) || "–");
+      const told = countText(row.kind, report) || "–";
+      // Each part stays on one line, as long as it has room on any.
+      if (row.now.textContent !== told) row.now.replaceChildren(...told.split(/(?<= ·) /).flatMap((part, i) => [i ? " " : "", el("span", { text: part })]));
       if (!report) continue;
       const doubtful = uncertain(report);
       const words = row.kind === "zone" ? [`${count(total(report))} in all`] : doubtful ? [`${count(doubtful)} uncertain`] : [];

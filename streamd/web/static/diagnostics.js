@@ -89,7 +89,7 @@ async function bundle() {
   const button = by("bundle");
   const words = by("making").textContent;
   button.disabled = true;
-  setText(by("making"), "is being made…");
+  setText(by("making"), "being made…");
   try {
     const answer = await fetch("bundle");
     if (!answer.ok) throw new Error((await answer.text()).trim());

@@ -22,7 +22,7 @@ try {
   if (!names.length) throw new Error("it is not installed");
   const name = names.includes(asked) ? asked : "README";
   const title = (each) => (each === "README" ? "Overview" : (each[0].toUpperCase() + each.slice(1)).replaceAll("-", " "));
-  const pages = ["README", ...names.filter((each) => each !== "README")];
+  const pages = ["README", ...names.filter((each) => each !== "README").sort((a, b) => title(a).localeCompare(title(b)))];
   by("pages").append(...pages.map((each) => el("a", { href: address(each), text: title(each), "aria-current": each === name ? "page" : null })));
   by("pages").querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "center" });
   const answer = await fetch(`docs/${name}.md`);

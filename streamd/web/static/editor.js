@@ -357,7 +357,7 @@ export class Editor {
     const words = this.#drawing
       ? (shape.kind === "line" ? `Click or tap ${n ? "the other end" : "one end of the line, or drag from end to end"}.` : n < 3 ? `Click or tap corner ${n + 1}.` : "Add corners; finish with the first corner or a double click.") + (at || ` ${keys}`)
       : shape
-        ? "Drag points, edges' small points, or the whole. Keyboard: Tab to a point, arrows move it (Shift: farther), Delete removes it."
+        ? `${shape.kind === "zone" ? "Drag a corner, the dot on an edge to add a corner," : "Drag an end,"} or the whole ${shape.kind}. Keyboard: Tab to a point, arrows move it (Shift: farther), Delete removes it.`
         : this.#shapes.length
           ? "Select a zone or line to change it."
           : "Add a zone to know who is inside and for how long, or a line to count who crosses it.";

@@ -1,6 +1,7 @@
 // What is drawn over a picture besides boxes: zones, lines, their counts, and the paths of objects.
 
 const PATH_S = 6;
+const LEAST_NAME = 3; // letters of a name that is too long for the picture
 const COLORS = ["#7cf0c8", "#ffd166", "#9ecbff", "#ff9fb2", "#d7b8ff", "#b9f27c"];
 
 export function ruleColor(name) {
@@ -17,12 +18,12 @@ export function fit(areaWidth, areaHeight, width, height) {
 
 const sum = (byLabel) => Object.values(byLabel ?? {}).reduce((a, b) => a + b, 0);
 
-// "3 inside", "in 4 · out 2"; empty where nothing is known.
-export function countText(kind, report) {
+// "3 inside", "in 4 · out 2", or without the names of the directions "4 · 2"; empty where nothing is known.
+export function countText(kind, report, named = true) {
   if (!report) return "";
   if (kind === "zone") return report.occupancy == null ? "" : `${report.occupancy} inside${report.stale ? " (stale)" : ""}`;
   return Object.entries(report.crossings)
-    .map(([way, labels]) => `${way} ${sum(labels)}`)
+    .map(([way, labels]) => `${named ? `${way} ` : ""}${sum(labels)}`)
     .join(" · ");
 }
 
@@ -42,18 +43,34 @@ function stroke(pen, path, color, width, density) {
   pen.stroke(path);
 }
 
-function tag(pen, text, x, y, color, size, place) {
+// "name: text" with the first text and as much of the name as there is room for.
+function shortened(pen, name, texts, room) {
+  for (const text of texts) {
+    for (let n = name.length; n >= LEAST_NAME || n === name.length; n -= 1) {
+      const words = [n < name.length ? `${name.slice(0, n)}…` : name, text].filter(Boolean).join(": ");
+      if (pen.measureText(words).width <= room) return words;
+    }
+  }
+  return texts.at(-1);
+}
+
+// A name and a text above a point, inside of the picture and beside the tags that are there already.
+function tag(pen, name, texts, [x, y], color, size, place, there) {
   pen.font = `600 ${size}px system-ui, sans-serif`;
   pen.textAlign = "left";
-  const [wide, high] = [pen.measureText(text).width + size, size * 1.6];
-  const left = Math.min(Math.max(x - wide / 2, place.left + 2), place.left + place.width - wide - 2);
-  const top = Math.max(y - high - size * 0.4, place.top + 2);
+  const words = shortened(pen, name, texts, place.width - size - 4);
+  const [wide, high] = [pen.measureText(words).width + size, size * 1.6];
+  const left = Math.max(place.left + 2, Math.min(x - wide / 2, place.left + place.width - wide - 2));
+  let top = Math.max(y - high - size * 0.4, place.top + 2);
+  const hit = () => there.find((other) => left < other.left + other.wide && other.left < left + wide && top < other.top + high && other.top < top + high);
+  for (let other = hit(), tries = 0; other && tries < there.length; other = hit(), tries += 1) top = other.top + high + 2;
+  there.push({ left, top, wide });
   pen.fillStyle = "rgb(8 11 15 / 82%)";
   pen.beginPath();
   pen.roundRect(left, top, wide, high, size * 0.3);
   pen.fill();
   pen.fillStyle = color;
-  pen.fillText(text, left + size / 2, top + size * 1.15);
+  pen.fillText(words, left + size / 2, top + size * 1.15);
 }
 
 // The way of a line's first direction: from its left to its right, going from the first point to the second.
@@ -109,11 +126,13 @@ export function drawRules(pen, rules, place, density, detailed) {
 
 // Names and counts, at the highest point of each.
 export function drawCounts(pen, rules, counts, place, density) {
+  const there = [];
   for (const kind of ["zone", "line"]) {
     for (const { name, points } of rules?.[`${kind}s`] ?? []) {
       const [x, y] = points.reduce((best, point) => (point[1] < best[1] ? point : best));
-      const text = countText(kind, counts?.[`${kind}s`]?.[name]);
-      tag(pen, text ? `${name}: ${text}` : name, place.left + x * place.width, place.top + y * place.height, ruleColor(name), 12 * density, place);
+      const at = [place.left + x * place.width, place.top + y * place.height];
+      const report = counts?.[`${kind}s`]?.[name];
+      tag(pen, name, [countText(kind, report), countText(kind, report, false)], at, ruleColor(name), 12 * density, place, there);
     }
   }
 }

@@ -152,23 +152,22 @@ export class Shot {
     if (this.#rules && this.detailed) drawCounts(pen, this.#rules, description.counts, place, density);
   }
 
-  #pose(pen, keypoints, color, left, top, scale, line) {
+  #pose(pen, keypoints, color, left, top, scale, line, density) {
     const at = keypoints.map(([x, y, sure]) => (sure >= SURE ? [left + x * scale, top + y * scale] : null));
-    pen.strokeStyle = pen.fillStyle = color;
-    pen.lineWidth = line;
-    pen.beginPath();
+    const limbs = new Path2D();
     for (const [a, b] of keypoints.length === 17 ? LIMBS : []) {
       if (!at[a] || !at[b]) continue;
-      pen.moveTo(...at[a]);
-      pen.lineTo(...at[b]);
+      limbs.moveTo(...at[a]);
+      limbs.lineTo(...at[b]);
     }
-    pen.stroke();
-    for (const point of at) {
-      if (!point) continue;
-      pen.beginPath();
-      pen.arc(...point, line * 1.3, 0, 2 * Math.PI);
-      pen.fill();
+    const points = new Path2D();
+    for (const [x, y] of at.filter(Boolean)) {
+      points.moveTo(x + line * 1.3, y);
+      points.arc(x, y, line * 1.3, 0, 2 * Math.PI);
     }
+    outlined(pen, limbs, color, line, density);
+    pen.fillStyle = color;
+    pen.fill(points);
   }
 
   #blank(pen, left, top, description, scale, density) {
@@ -198,13 +197,8 @@ export class Shot {
       pen.lineWidth = line;
       pen.stroke(outline);
     }
-    pen.strokeStyle = "rgb(0 0 0 / 45%)";
-    pen.lineWidth = line + 2 * density;
-    pen.stroke(frame);
-    pen.strokeStyle = color;
-    pen.lineWidth = line;
-    pen.stroke(frame);
-    if (shapes?.keypoints) this.#pose(pen, shapes.keypoints, color, left, top, scale, line);
+    outlined(pen, frame, color, line, density);
+    if (shapes?.keypoints) this.#pose(pen, shapes.keypoints, color, left, top, scale, line, density);
     if (!this.detailed && width < 34 * density) return;
     const size = (this.detailed ? 12 : 10) * density;
     pen.font = `600 ${size}px system-ui, sans-serif`;
@@ -222,6 +216,16 @@ export class Shot {
     pen.fillStyle = "#0b0e12";
     pen.fillText(text, beside + size * 0.35, above + size * 1.08);
   }
+}
+
+// A coloured stroke that stands out from light grounds, too.
+function outlined(pen, path, color, line, density) {
+  pen.strokeStyle = "rgb(0 0 0 / 45%)";
+  pen.lineWidth = line + 2 * density;
+  pen.stroke(path);
+  pen.strokeStyle = color;
+  pen.lineWidth = line;
+  pen.stroke(path);
 }
 
 // Adds a closed polygon of points in the picture's pixels.

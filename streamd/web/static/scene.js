@@ -61,9 +61,13 @@ export class Scene {
         const { from, tip, wings } = arrow(...points, 24);
         setAttribute(way, "d", `M${from}L${tip}M${wings[0]}L${tip}L${wings[1]}`);
         const label = group.querySelector(".waytext");
-        setAttribute(label, "x", tip[0] + (tip[0] - from[0]) * 0.6);
-        setAttribute(label, "y", tip[1] + (tip[1] - from[1]) * 0.6 + 4);
         setText(label, shape.directions[0]);
+        // Beside the tip, and inside of the picture.
+        const [dx, dy] = [tip[0] - from[0], tip[1] - from[1]];
+        const half = label.getComputedTextLength() / 2;
+        const beside = tip[0] + dx * 0.3 + (half * dx) / Math.hypot(dx, dy);
+        setAttribute(label, "x", Math.max(place.left + half + 4, Math.min(place.left + place.width - half - 4, beside)));
+        setAttribute(label, "y", tip[1] + dy * 0.6 + 4);
       }
       for (const handle of group.querySelectorAll("[data-k]")) {
         const k = Number(handle.dataset.k);

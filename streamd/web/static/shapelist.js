@@ -41,7 +41,7 @@ export class ShapeList {
     mark.style.color = ruleColor(shape.name);
     const problem = el("p", { class: "problem", hidden: true });
     if (!selected) {
-      const pick = el("button", { type: "button", class: "pick" }, mark, shape.name, el("span", { class: "muted", text: shape.kind === "zone" ? `zone, ${shape.points.length} corners` : `line, ${shape.directions.join(" / ")}` }));
+      const pick = el("button", { type: "button", class: "pick" }, mark, el("span", { class: "called", text: shape.name }), el("span", { class: "muted", text: shape.kind === "zone" ? `zone, ${shape.points.length} corners` : `line, ${shape.directions.join(" / ")}` }));
       pick.addEventListener("click", () => {
         this.does.select(index);
         this.node.children[index]?.querySelector("input")?.focus();
