@@ -13,11 +13,12 @@ from streamd.flow.contracts import SourceInfo
 from streamd.security.redact import redact
 from streamd.sources.admission import Admission
 from streamd.sources.av_errors import translate
-from streamd.sources.av_open import InputKind, kind_of, open_container, video_stream
+from streamd.sources.av_open import WHOLE, InputKind, Part, kind_of, open_container, video_stream
 from streamd.sources.closing import deferred, shelf
 from streamd.sources.hardware import HardwareDecoder, video_of
 from streamd.sources.read_limit import ReadLimit
 from streamd.sources.redirects import OpeningListener
+from streamd.sources.search import PartSearch
 from streamd.sources.second_opinion import NO_DECODER, is_external
 
 if TYPE_CHECKING:
@@ -63,8 +64,10 @@ class AvConnection:
         """The input has ended, and the decoder is as good as before."""
         self.lost = 0
         """RTP packets lost while it was opened."""
-        self.begin = 0
-        """The byte of a file from which on it is opened: see `parts`."""
+        self.begin = self.end = 0
+        """The bytes of a file from which and up to which it is opened; 0: to its end. See `parts`."""
+        self.parts: PartSearch | None = None
+        """Looks for where a file goes on with another video."""
         self.opened_ns = self.waited_ns = 0
         """When it was open, monotonic, and how long that took."""
         self.deadline = math.inf
@@ -101,7 +104,7 @@ class AvConnection:
         self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self.network else FILE_LIMIT_S)
         try:
             with ear:
-                container = open_container(settings, live=self.network, device=created, begin=self.begin)
+                container = open_container(settings, live=self.network, device=created, part=self._part())
         except Exception as error:  # noqa: BLE001 - PyAV raises many kinds, which are translated in one place
             self.admission.leave()
             if kept is not None and device is not None:
@@ -122,6 +125,14 @@ class AvConnection:
             self.close()
             ear.check(settings.url)
             raise
+
+    def _part(self) -> Part:
+        """What is opened of a file."""
+        parts = self.parts
+        self.end = parts.start(self.begin) if parts is not None else 0
+        if parts is None or not (self.begin or self.end):
+            return WHOLE
+        return Part(self.begin, self.end, parts.format)
 
     def _probe(self, container: InputContainer, waited: float, kept: HardwareDecoder | None) -> SourceInfo:
         settings = self.settings

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from streamd.errors import SourceError, SourceReason
 from streamd.security.redact import redact
@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
     from streamd.sources.av import AvStreamSettings
+
+
+class Part(NamedTuple):
+    """What is opened of a file: from one byte to another, 0 for its end, as FFmpeg's format of that name."""
+
+    begin: int = 0
+    end: int = 0
+    format: str | None = None
+
+
+WHOLE = Part()
 
 
 def _options(settings: AvStreamSettings) -> dict[str, str]:
@@ -52,14 +63,14 @@ def _no_lists() -> str:
     return ",".join(sorted(av.formats_available - {"concat"}))
 
 
-def open_container(settings: AvStreamSettings, *, live: bool, device: int | None, begin: int = 0) -> InputContainer:
+def open_container(settings: AvStreamSettings, *, live: bool, device: int | None, part: Part = WHOLE) -> InputContainer:
     """Connects and probes. Raises PyAV's errors.
 
     Args:
         settings: the stream.
         live: it has time limits; a file has none.
         device: CUDA device that decodes, None for software.
-        begin: byte of a file before which nothing is read.
+        part: what of a file is read.
     """
     import av
 
@@ -70,14 +81,14 @@ def open_container(settings: AvStreamSettings, *, live: bool, device: int | None
         hwaccel = HWAccel("cuda", device=str(device), allow_software_fallback=False, is_hw_owned=True)
 
     options = _options(settings)
-    if begin and (allowed := options.get("protocol_whitelist")) is not None:
+    if part != WHOLE and (allowed := options.get("protocol_whitelist")) is not None:
         options["protocol_whitelist"] = f"subfile,{allowed}"
 
     def opened(silence_s: float) -> InputContainer:
         return av.open(
-            f"subfile,,start,{begin},end,0,,:{settings.url}" if begin else settings.url,
+            settings.url if part == WHOLE else f"subfile,,start,{part.begin},end,{part.end},,:{settings.url}",
             mode="r",
-            format="v4l2" if settings.url.startswith("/dev/video") else None,
+            format="v4l2" if settings.url.startswith("/dev/video") else part.format,
             options=options,
             timeout=(settings.open_timeout_s, silence_s) if live else None,
             hwaccel=hwaccel,

@@ -26,6 +26,7 @@ from streamd.sources.frame_maker import FrameMaker
 from streamd.sources.gauges import PaceGauge, QueueGauge
 from streamd.sources.pacing import Pacer
 from streamd.sources.packet_reader import PacketReader
+from streamd.sources.part_search import search_of
 from streamd.sources.recording import PacketFeed
 from streamd.sources.wire import Unread
 from streamd.types import Frame
@@ -134,7 +135,8 @@ class AvSource(Source):
     def open(self) -> SourceInfo:
         """See `Source.open`."""
         if not self._network:
-            check_file(self._settings.url.removeprefix("file:"))
+            check_file(path := self._settings.url.removeprefix("file:"))
+            self._connection.parts = search_of(path)
         return self._open_part(0)
 
     def _open_part(self, begin: int) -> SourceInfo:
@@ -234,23 +236,22 @@ class AvSource(Source):
         if self._reader.next_codec:
             self._recode(self._reader.next_codec)
             return True
-        begin = self._reader.next_at
-        if begin is None or begin in self._unreadable:
-            return False
-        self._maker.begin_ns, self._maker.again = 0, True
-        self._release()
-        try:
-            self._open_part(begin)
-        except SourceError as error:
-            if error.reason == "decoder":
-                raise
-            import structlog  # see `_open_part`
+        while (begin := self._reader.next_at) is not None and begin not in self._unreadable:
+            self._maker.begin_ns, self._maker.again = 0, True
+            self._release()
+            try:
+                self._open_part(begin)
+            except SourceError as error:
+                if error.reason == "decoder":
+                    raise
+                import structlog  # see `_open_part`
 
-            log = structlog.get_logger(__name__)
-            log.warning("rest of the file not read", stream=self._settings.id, from_byte=begin, error=str(error))
-            self._unreadable.add(begin)
-            return False
-        return True
+                log = structlog.get_logger(__name__)
+                log.warning("part of the file not read", stream=self._settings.id, from_byte=begin, error=str(error))
+                self._unreadable.add(begin)
+            else:
+                return True
+        return False
 
     def _recode(self, codec: str) -> None:
         if self._device is not None:

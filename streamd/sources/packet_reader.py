@@ -16,6 +16,7 @@ from streamd.sources.av_open import sound_beside
 from streamd.sources.parts import CodecWatch, PartEnds, PartWatch
 from streamd.sources.quarantine import PacketLossListener
 from streamd.sources.recording import PacketFeed
+from streamd.sources.search import NEVER
 from streamd.sources.slices import SLICED, SliceJoiner
 from streamd.sources.wire import heard_since
 
@@ -169,8 +170,11 @@ class PacketReader:
 
     @property
     def next_at(self) -> int | None:
-        """The byte of a file at which it goes on with another video; None at its end."""
-        return self._slices.next_at if isinstance(self._slices, PartWatch) else None
+        """The byte of a file at which it goes on with another video; None at its end. To be asked after a pass."""
+        search = self._connection.parts
+        if search is not None:
+            search.look(NEVER)
+        return search.next_at if search is not None else None
 
     def put_back(self, packet: Packet[Any]) -> None:
         """The packet that was passed on last is not used: reading ends."""

@@ -18,7 +18,7 @@ from streamd.flow.packets import PacketRing
 from streamd.sources import admission, av_connection, backlog
 from streamd.sources.admission import Gate, Ticket
 from streamd.sources.av import AvStreamSettings
-from streamd.sources.av_open import open_container
+from streamd.sources.av_open import WHOLE, Part, open_container
 from streamd.sources.av_source import AvSource
 from streamd.sources.backlog import Arrived, Backlog, Room
 from streamd.types import Frame
@@ -118,8 +118,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Gate:
     gate = Gate(1)
     monkeypatch.setattr(admission, "device_gate", lambda ordinal: gate)
 
-    def software(settings: AvStreamSettings, *, live: bool, device: int | None, begin: int = 0) -> Any:
-        return open_container(settings, live=live, device=None, begin=begin)
+    def software(settings: AvStreamSettings, *, live: bool, device: int | None, part: Part = WHOLE) -> Any:
+        return open_container(settings, live=live, device=None, part=part)
 
     monkeypatch.setattr(av_connection, "open_container", software)
     return gate

@@ -17,7 +17,7 @@ from rtp_clip import Clip
 from streamd.errors import SourceError
 from streamd.sources import av_connection, closing, hardware
 from streamd.sources.av import AvStreamSettings
-from streamd.sources.av_open import open_container
+from streamd.sources.av_open import WHOLE, Part, open_container
 from streamd.sources.av_source import AvSource
 from streamd.sources.hardware import HardwareDecoder, Shelf, video_of
 from tests.clips import write_clip
@@ -34,9 +34,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """The devices on which decoders were asked for; all of them are software."""
     found: list[int | None] = []
 
-    def software(settings: AvStreamSettings, *, live: bool, device: int | None, begin: int = 0) -> Any:
+    def software(settings: AvStreamSettings, *, live: bool, device: int | None, part: Part = WHOLE) -> Any:
         found.append(device)
-        return open_container(settings, live=live, device=None, begin=begin)
+        return open_container(settings, live=live, device=None, part=part)
 
     monkeypatch.setattr(av_connection, "open_container", software)
     return found

@@ -27,7 +27,7 @@ from streamd.flow.runner import StreamRunner
 from streamd.sources import admission, av_connection, open_source
 from streamd.sources.admission import Gate
 from streamd.sources.av import AvStreamSettings
-from streamd.sources.av_open import open_container
+from streamd.sources.av_open import WHOLE, Part, open_container
 from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Frame
 from tests.clips import write_clip
@@ -125,8 +125,8 @@ def behind(reader: Reader) -> float:
 def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU whose decoders are in fact FFmpeg's own."""
 
-    def software(settings: AvStreamSettings, *, live: bool, device: int | None, begin: int = 0) -> Any:
-        return open_container(settings, live=live, device=None, begin=begin)
+    def software(settings: AvStreamSettings, *, live: bool, device: int | None, part: Part = WHOLE) -> Any:
+        return open_container(settings, live=live, device=None, part=part)
 
     monkeypatch.setattr(admission, "device_gate", lambda ordinal: Gate(4))
     monkeypatch.setattr(av_connection, "open_container", software)
