@@ -217,8 +217,10 @@ def _whole(section: bytes, unit: bytes, following: npt.NDArray[np.uint8]) -> byt
 
 
 def _is_sound(section: bytes) -> bool:
-    """Whether its checksum fits (ISO 13818-1, annex A). FFmpeg takes no notice of damaged ones either."""
-    return 12 < len(section) <= _LONGEST and zlib.crc32(section.translate(_REVERSED)) == 0xFFFFFFFF
+    """Whether it is valid by now (current_next_indicator), and its checksum fits (ISO 13818-1, annex A): FFmpeg takes
+    no notice of others either."""
+    whole = 12 < len(section) <= _LONGEST and section[5] & 1
+    return bool(whole) and zlib.crc32(section.translate(_REVERSED)) == 0xFFFFFFFF
 
 
 def _video(section: bytes) -> tuple[tuple[int, int], ...]:

@@ -345,6 +345,44 @@ def test_bytes_that_look_like_units_cost_little() -> None:
     assert time.thread_time() - began < 0.3
 
 
+def checksum(section: bytes) -> bytes:
+    """Of a section (ISO 13818-1, annex A)."""
+    rest = 0xFFFFFFFF
+    for byte in section:
+        rest ^= byte << 24
+        for _ in range(8):
+            rest = rest << 1 ^ (0x104C11DB7 if rest & 0x80000000 else 0)
+    return rest.to_bytes(4, "big")
+
+
+def with_announced_maps(data: bytes) -> bytes:
+    """The same transport stream, with a map of H.265 after each of its own, which is not valid yet (ISO 13818-1,
+    2.4.4.8, current_next_indicator)."""
+    out, maps = bytearray(), set(units_of(data, MAP_PID))
+    counter = 0
+    for at in range(0, len(data) - 187, 188):
+        unit = data[at : at + 188]
+        if at not in maps:
+            out += unit
+            continue
+        size = int.from_bytes(unit[6:8], "big") & 0xFFF
+        section = bytearray(unit[5 : 8 + size - 4])
+        section[5] = 0xC0 | 1 << 1  # version 1, not valid
+        section[section.index(b"\x1b", 12)] = 0x24
+        for each in (unit[4:], (b"\0" + section + checksum(bytes(section))).ljust(184, b"\xff")):
+            out += bytes((*unit[:3], 0x10 | counter & 15)) + each
+            counter += 1
+    return bytes(out)
+
+
+def test_a_map_that_is_announced_begins_no_part(tmp_path: Path, piece: Callable[..., bytes]) -> None:
+    path = tmp_path / "a.ts"
+    path.write_bytes(with_announced_maps(piece("ts", "h264")) + piece("ts", "hevc", LARGE))
+    (first, second), _ = parts_of(path)
+    assert (first[:3], second) == (("h264", *SMALL), ("hevc", *LARGE, FRAMES))
+    assert first[3] >= FRAMES - LOST
+
+
 def with_long_maps(data: bytes) -> bytes:
     """The same transport stream, whose maps need two units: they have descriptors of 200 bytes more."""
     out, counter, maps = bytearray(), 0, set(units_of(data, MAP_PID))
@@ -360,12 +398,7 @@ def with_long_maps(data: bytes) -> bytes:
             section[:1] + (0xB000 | size + 200).to_bytes(2, "big") + section[3:10]
             + (0xF000 | told + 200).to_bytes(2, "big") + more + section[12:]
         )  # fmt: skip
-        rest = 0xFFFFFFFF
-        for byte in section:
-            rest ^= byte << 24
-            for _ in range(8):
-                rest = rest << 1 ^ (0x104C11DB7 if rest & 0x80000000 else 0)
-        section += rest.to_bytes(4, "big")
+        section += checksum(section)
         for start, part in ((0x40, b"\0" + section[:183]), (0, section[183:])):
             head = bytes((0x47, start | MAP_PID >> 8, MAP_PID & 255, 0x10 | counter & 15))
             out += (head + part).ljust(188, b"\xff")

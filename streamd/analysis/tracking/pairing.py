@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +114,8 @@ class PairingTracker(StillTracker):
             if n and len(able):
                 corners = boxes.corners[:, able].T.astype(np.float64)
                 seen = Seen(corners, boxes.score[able], boxes.class_id[able].astype(np.int64))
-                pairs = list(self.pair(_known(tracks[:, row : row + n]), seen))
+                # There cannot be more: a generator that never ends would take all memory.
+                pairs = list(islice(self.pair(_known(tracks[:, row : row + n]), seen), min(n, len(able)) + 1))
                 known, found = [int(pair[0]) for pair in pairs], [int(pair[1]) for pair in pairs]
                 _check(known, n, "track")
                 _check(found, len(able), "box")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_pairs_continue_tracks_and_the_rest_begins_some() -> None:
         ([(0, 1), (1, 1)], "pair names a box twice: [1, 1]"),
         ([(2, 0)], "pair names a track that does not exist: [2], where there are 2"),
         ([(0, -1)], "pair names a box that does not exist: [-1], where there are 2"),
+        (itertools.repeat((0, 1), 10**7), "pair names a track twice: [0, 0, 0]"),
         ([3], "'int' object is not subscriptable"),
         (None, "'NoneType' object is not iterable"),
     ],
