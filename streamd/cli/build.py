@@ -199,7 +199,6 @@ def _options(args: argparse.Namespace, calibration: Calibration | None) -> Build
         hardware_compatible=args.hardware_compatible,
         effort=args.effort,
         device=args.device,
-        awake=True,
         input_size=_pair(args.input_size),
         calibration=calibration,
         float_model=model_file(args.float_model) if args.float_model is not None else None,

@@ -17,8 +17,6 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 _SCHED_BLOCKING_SYNC = 4
 """CU_CTX_SCHED_BLOCKING_SYNC: the flags that FFmpeg's decoder requires of the primary context."""
-_SCHED_AUTO = 0
-"""CU_CTX_SCHED_AUTO: a thread that waits for the GPU does not sleep, if there are enough processors."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +92,6 @@ def memory_mib(ordinal: int) -> int:
     return size.value >> 20
 
 
-def _set_flags(ordinal: int, flags: int) -> None:
-    """How threads wait for the GPU. Old drivers refuse this for a context that exists: it stays as it is."""
-    cuda = _library()
-    set_flags = getattr(cuda, "cuDevicePrimaryCtxSetFlags_v2", cuda.cuDevicePrimaryCtxSetFlags)
-    set_flags(_device(ordinal), flags)
-
-
 @functools.cache
 def _primary(ordinal: int) -> ctypes.c_void_p:
     """The device's primary context, kept for the life of the process: TensorRT's runtime library keeps using it."""
@@ -108,7 +99,8 @@ def _primary(ordinal: int) -> ctypes.c_void_p:
     device, context = ctypes.c_int(), ctypes.c_void_p()
     _check(cuda.cuDeviceGet(ctypes.byref(device), ordinal), f"opening GPU {ordinal}")
     # Before it exists, or FFmpeg cannot share it later; for an existing one this changes nothing that we need.
-    _set_flags(ordinal, _SCHED_BLOCKING_SYNC)
+    set_flags = getattr(cuda, "cuDevicePrimaryCtxSetFlags_v2", cuda.cuDevicePrimaryCtxSetFlags)
+    set_flags(device, _SCHED_BLOCKING_SYNC)
     _check(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), f"the context of GPU {ordinal}")
     return context
 
@@ -128,20 +120,6 @@ def current(ordinal: int) -> Iterator[None]:
         yield
     finally:
         cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-
-
-@contextlib.contextmanager
-def awake(ordinal: int) -> Iterator[None]:
-    """Threads do not sleep while they wait for the GPU, whose context is current: TensorRT waits for each of the many
-    thousand kernels that it times, most of which are faster than a sleeping thread wakes up.
-
-    Not while anything decodes on the GPU: meanwhile, FFmpeg rejects its context.
-    """
-    _set_flags(ordinal, _SCHED_AUTO)
-    try:
-        yield
-    finally:
-        _set_flags(ordinal, _SCHED_BLOCKING_SYNC)
 
 
 class DeviceMemory:

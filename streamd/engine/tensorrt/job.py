@@ -41,7 +41,7 @@ DEFAULT_MAX_BATCH = 16
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to build. Every field except the timing cache and `awake` is part of a plan's identity."""
+    """How to build. Every field except the timing cache is part of a plan's identity."""
 
     precision: Literal["auto", "fp32", "fp16", "int8", "mixed"] = "auto"
     batch: tuple[int, int, int] | None = None
@@ -56,8 +56,6 @@ class BuildOptions:
     """How thoroughly to search for the fastest plan, 0 to 5 (see `settle_effort`). None: TensorRT's own default."""
     device: int = 0
     """CUDA ordinal of the GPU to build on."""
-    awake: bool = False
-    """Nothing else in this process uses the GPU meanwhile, so the build may wait for it without sleeping."""
     input_size: tuple[int, int] | None = None
     """Height and width for a model with a dynamic input size."""
     calibration: Calibration | None = None

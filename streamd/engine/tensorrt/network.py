@@ -267,17 +267,6 @@ def _build_error(job: Job, errors: list[str]) -> BackendError:
     )
 
 
-@contextmanager
-def _on_gpu(job: Job) -> Iterator[None]:
-    """The GPU that the plan is built on, if there is one."""
-    ordinal = job.options.device
-    if job.gpu is None:
-        yield
-        return
-    with driver.current(ordinal), driver.awake(ordinal) if job.options.awake else nullcontext():
-        yield
-
-
 def build_one(job: Job) -> tuple[Any, Sidecar]:
     """Builds one plan, of a settled precision; minutes on a GPU.
 
@@ -289,7 +278,7 @@ def build_one(job: Job) -> tuple[Any, Sidecar]:
         BackendError: the builder failed.
     """
     started = time.monotonic()
-    with _on_gpu(job), _vendor(job, "building") as logger:
+    with driver.current(job.options.device) if job.gpu else nullcontext(), _vendor(job, "building") as logger:
         trt = job.trt.module
         builder = trt.Builder(logger)
         if hasattr(trt, "init_libnvinfer_plugins"):
