@@ -33,6 +33,8 @@ DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("systemd/*.md"), ROOT / "streamd" / "README.md"]
 )
 SHELLS = ("sh", "bash", "console", "")
+MAX_CODE = 98
+"""Characters of a line of code that GitHub shows at its full width."""
 named = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
 
 
@@ -208,6 +210,13 @@ def test_configurations_load(document: Path, tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump(complete(values)))
         names = re.findall(r"\$\{(\w+)", text)
         load(path, dict.fromkeys(names, "some-value-or-key"))
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "streamd" / "assets" / "road6.md"], ids=lambda d: d.name)
+def test_code_is_no_wider_than_the_page(document: Path) -> None:
+    """Of a block with longer lines, GitHub and the documentation's page hide the ends."""
+    blocks = [token.content for token in tokens(document) if token.type in ("fence", "code_block")]
+    assert [line for block in blocks for line in block.splitlines() if len(line) > MAX_CODE] == []
 
 
 @named
