@@ -13,7 +13,8 @@ from streamd.errors import SourceError, SourceReason
 from streamd.sources.av_connection import FILE_LIMIT_S, HUNG_S, AvConnection
 from streamd.sources.av_errors import describe, translate
 from streamd.sources.av_open import sound_beside
-from streamd.sources.parts import CodecWatch, PartEnds, PartWatch
+from streamd.sources.init_watch import InitWatch
+from streamd.sources.parts import CodecWatch, PartEnds, PartWatch, Watch
 from streamd.sources.quarantine import PacketLossListener
 from streamd.sources.recording import PacketFeed
 from streamd.sources.search import NEVER
@@ -51,7 +52,7 @@ class PacketReader:
         self._rtp = connection.settings.url.startswith(("rtsp", "rtp:"))
         self._sound: AudioStream | None = None
         """Where clips are to have it."""
-        self._slices: SliceJoiner | PartWatch | CodecWatch | None = None
+        self._slices: SliceJoiner | Watch | None = None
         """A watch where the input may go on with another video."""
         self._first: Packet[Any] | None = None
         """With which the next pass begins."""
@@ -76,7 +77,8 @@ class PacketReader:
         assert stream is not None
         context, self._first = stream.codec_context, None
         slices = SliceJoiner(context) if context.codec.canonical_name in SLICED else None
-        self._slices = PartWatch.of(connection, slices) or CodecWatch.of(connection, slices) or slices
+        watches = PartWatch, CodecWatch, InitWatch
+        self._slices = next((watch for each in watches if (watch := each.of(connection, slices))), slices)
         if self._feed is not None:
             self._sound = sound_beside(container, stream) if settings.clip_audio else None
             self._feed.opened(stream, live=connection.kind.live, sound=self._sound)
@@ -94,6 +96,10 @@ class PacketReader:
         Raises:
             SourceError: it failed, or is silent for too long.
         """
+        packets, watch = self._packets(), self._slices
+        return watch.hearing(packets) if isinstance(watch, InitWatch) else packets
+
+    def _packets(self) -> Iterator[Packet[Any]]:
         connection, feed, sound, slices = self._connection, self._feed, self._sound, self._slices
         stream, limit = connection.stream, connection.limit
         # All streams of a live input are read: otherwise PyAV would block inside on one that has gone silent.
@@ -147,6 +153,9 @@ class PacketReader:
                     except PartEnds as part:
                         self._given, self._first = iter(part.given), part.first
                         ended = True
+                    except SourceError as error:
+                        self.corrupt += 1
+                        self._given, failure, ended = iter(()), error, True
                     yield from self._given
                     if ended:
                         break

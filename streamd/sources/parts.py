@@ -41,7 +41,7 @@ class PartEnds(Exception):
         self.given, self.joined, self.first = given, joined, first
 
 
-class _Watch:
+class Watch:
     """Stands in the place of a `SliceJoiner`, which it passes the packets on to.
 
     Args:
@@ -50,6 +50,14 @@ class _Watch:
 
     def __init__(self, slices: SliceJoiner | None) -> None:
         self._slices = slices
+
+    def put(self, packet: Packet[Any]) -> tuple[Packet[Any], ...]:
+        """See `SliceJoiner.put`.
+
+        Raises:
+            PartEnds: another video begins with the packet.
+        """
+        raise NotImplementedError
 
     def flush(self) -> tuple[Packet[Any], ...]:
         """See `SliceJoiner.flush`."""
@@ -65,13 +73,13 @@ class _Watch:
         return self._pass_on(last)
 
 
-class PartWatch(_Watch):
+class PartWatch(Watch):
     """Notices where the packets of a file are those of its next part, if that was not known when it was opened.
 
     Args:
         search: looks ahead of the packets.
         codec: FFmpeg's name of the present codec.
-        slices: see `_Watch`.
+        slices: see `Watch`.
     """
 
     def __init__(self, search: PartSearch, codec: str, slices: SliceJoiner | None) -> None:
@@ -124,14 +132,14 @@ class PartWatch(_Watch):
             raise PartEnds
 
 
-class CodecWatch(_Watch):
+class CodecWatch(Watch):
     """Notices that a network's transport stream, or HLS, goes on with another codec.
 
     Only key frames are looked at: those that FFmpeg's parser has found, which it changes with the program map.
 
     Args:
         codec: FFmpeg's name of the present one.
-        slices: see `_Watch`.
+        slices: see `Watch`.
     """
 
     def __init__(self, codec: str, slices: SliceJoiner | None) -> None:

@@ -10,6 +10,7 @@ import logging
 import re
 import threading
 import time
+from typing import Protocol
 
 from streamd.errors import SourceError
 from streamd.security.redact import redact
@@ -92,11 +93,26 @@ class OpeningListener:
         raise SourceError("unsupported", redact(f"{url}: {text}")) from None
 
 
+class Listener(Protocol):
+    """Takes lines of FFmpeg's log, on the thread that called FFmpeg."""
+
+    def line(self, text: str) -> None:
+        """Takes a line."""
+        ...
+
+
 class _Thread(threading.local):
-    listener: OpeningListener | None = None
+    listener: Listener | None = None
 
 
 _thread = _Thread()
+
+
+def listen(listener: Listener | None) -> None:
+    """Has lines of FFmpeg's log on this thread passed to `listener` from now on; None: to nobody."""
+    if listener is not None:
+        _hook()
+    _thread.listener = listener
 
 
 def _told(record: logging.LogRecord) -> bool:
@@ -113,7 +129,7 @@ def _hook() -> None:
         logging.getLogger("libav").setLevel(logging.CRITICAL + 1)
         av.logging.set_skip_repeated(False)
         av.logging.set_level(av.logging.INFO)
-    for name in ("rtsp", "sdp", "rtp", "http", "https", "hls", "dash"):
+    for name in ("rtsp", "sdp", "rtp", "http", "https", "hls", "dash", "mov,mp4,m4a,3gp,3g2,mj2"):
         logger = logging.getLogger(f"libav.{name}")
         if _told not in logger.filters:
             logger.setLevel(logging.INFO)
