@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from streamd.sources.av import AvStreamSettings
     from streamd.sources.av_open import InputKind
 
-UNKNOWN_LIMIT = 25
-"""Packets of tracks that were unknown when the file was opened: fewer are considered damage."""
+MOST_UNREADABLE, UNKNOWN_LIMIT = 100, 25
+"""Parts of a file in a row that cannot be opened: the rest is no video. Packets of tracks that were unknown when the
+file was opened: fewer are considered damage."""
 
 
 class AvSource(Source):
@@ -148,12 +149,7 @@ class AvSource(Source):
         except SourceError as error:
             if self._settings.decode == "nvdec" or error.reason not in ("decoder", "unsupported"):
                 raise
-            import structlog  # here: a decoder process never needs it, and it takes a third of its start-up time
-
-            log = structlog.get_logger(__name__)
-            log.warning(
-                "hardware decoder not available; decoding in software", stream=self._settings.id, error=str(error)
-            )
+            self._warn("hardware decoder not available; decoding in software", error=str(error))
             self._device = self._maker.device = None
             return self._open(None, begin)
 
@@ -236,22 +232,29 @@ class AvSource(Source):
         if self._reader.next_codec:
             self._recode(self._reader.next_codec)
             return True
-        while (begin := self._reader.next_at) is not None and begin not in self._unreadable:
+        for _ in range(MOST_UNREADABLE):
+            begin, parts = self._reader.next_at, self._connection.parts
+            if begin is None or parts is None or self._closed.is_set():
+                return False
             self._maker.begin_ns, self._maker.again = 0, True
             self._release()
             try:
-                self._open_part(begin)
+                if begin not in self._unreadable:
+                    self._open_part(begin)
+                    return True
+                parts.start(begin)
             except SourceError as error:
                 if error.reason == "decoder":
                     raise
-                import structlog  # see `_open_part`
-
-                log = structlog.get_logger(__name__)
-                log.warning("part of the file not read", stream=self._settings.id, from_byte=begin, error=str(error))
                 self._unreadable.add(begin)
-            else:
-                return True
+                self._warn("part of the file not read", from_byte=begin, error=str(error))
+        self._warn("rest of the file not read: too many parts of it cannot be")
         return False
+
+    def _warn(self, event: str, **facts: Any) -> None:
+        import structlog  # here: a decoder process never needs it, and it takes a third of its start-up time
+
+        structlog.get_logger(__name__).warning(event, stream=self._settings.id, **facts)
 
     def _recode(self, codec: str) -> None:
         if self._device is not None:
@@ -299,11 +302,8 @@ class AvSource(Source):
     def _rewind(self) -> None:
         container = self._connection.container
         if container is not None and not self._connection.begin:
-            try:
+            with contextlib.suppress(Exception):  # a container that cannot seek is reopened
                 container.seek(0)
-            except Exception:  # noqa: BLE001, S110 - a container that cannot seek is reopened
-                pass
-            else:
                 return
         self._release()
         self._open_part(0)

@@ -14,15 +14,17 @@ from streamd.sources.programs import ProgramSearch, begins_with_units
 from streamd.sources.search import CHUNK, NEVER, PartSearch, Read
 
 _DOCUMENT, _SEGMENT, _HEAD = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", 256
-_MATROSKA = re.compile(rb"\x1a\x45\xdf\xa3(?=.{0,56}(?:matroska|webm))", re.DOTALL)
+_SLICE = 1 << 16
+"""Bytes that are searched at a time: the search keeps the interpreter lock."""
+_MATROSKA = re.compile(rb"\x1a\x45\xdf\xa3(?=(?:(?!\x1a\x45\xdf\xa3).){0,56}?(?:matroska|webm))", re.DOTALL)
 _AVI = re.compile(rb"RIFF....AVI LIST", re.DOTALL)
 _FLV = re.compile(rb"FLV\x01[\x01\x04\x05]\0\0\0\x09\0\0\0\0[\x08\x09\x12]")
 _MP4 = re.compile(rb"\0\0\0[\x10-\xff](?=ftyp[ -~]{4})")
 _RAW = re.compile(rb"\x00{2,3}\x01(?:[\x09\x27\x47\x67]|[\x40\x42\x46]\x01)")
-_H264 = re.compile(
-    rb"\x00\x00\x01(?:\x09.\x00{2,3}\x01)?[\x27\x47\x67](?=.{3,200}?\x00\x00\x01[\x28\x48\x68])", re.DOTALL
-)
-_H265 = re.compile(rb"\x00\x00\x01\x40\x01(?=.{3,200}?\x00\x00\x01\x42\x01)", re.DOTALL)
+_UP_TO = rb"(?=U{3,200}?(?:\x00\x00\x01U{1,200}?)?\x00\x00\x01%b)".replace(b"U", rb"(?:(?!\x00\x00\x01).)")
+"""Another unit follows, or one lies between. No byte is looked at for more than two of them."""
+_H264 = re.compile(rb"\x00\x00\x01(?:\x09.\x00{2,3}\x01)?[\x27\x47\x67]" + _UP_TO % rb"[\x28\x48\x68]", re.DOTALL)
+_H265 = re.compile(rb"\x00\x00\x01\x40\x01" + _UP_TO % rb"\x42\x01", re.DOTALL)
 """Parameter sets that the other codec cannot have: see `recording.codec_of`."""
 _BOX = re.compile(rb"[ -~\xa9]{4}")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
@@ -46,10 +48,11 @@ class _Scan(PartSearch):
 
     def _step(self) -> None:
         data = self._read(self.seen, CHUNK)
-        found = self.begins.search(data, self.seen == self.begin)
-        if found is not None:
-            self.next_at = self.seen + found.start()
-            return
+        for at in range(0, len(data), _SLICE):
+            found = self.begins.search(data, max(at, self.seen == self.begin), at + _SLICE + _HEAD)
+            if found is not None:
+                self.next_at = self.seen + found.start()
+                return
         self.at_end = len(data) < CHUNK
         self.seen = max(self.seen, self.seen + len(data) - _HEAD)
 
