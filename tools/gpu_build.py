@@ -40,16 +40,25 @@ class Wanted:
         """The same plan at that effort, called NAME-effortN; None: TensorRT's own, under its own name."""
         return self if effort is None else replace(self, name=f"{self.name}-effort{effort}", effort=effort)
 
-    def start(self, out: Path) -> subprocess.Popen[bytes]:
-        """Runs `streamd build` into `out`, with its output in NAME.log there."""
+    def start(self, out: Path, preload: Path | None = None) -> subprocess.Popen[bytes]:
+        """Runs `streamd build` into `out`, with its output in NAME.log there, and with the library `preload`."""
         files = ["--out", str(out / f"{self.name}.plan"), "--timing-cache", str(out / f"{self.name}.timing")]
         options = ["--precision", self.precision, "--batch", *self.batch, "--workspace", "2048", "--force"]
         options += [] if self.effort is None else ["--effort", str(self.effort)]
+        environment = os.environ | ({} if preload is None else {"LD_PRELOAD": str(preload)})
         with (out / f"{self.name}.log").open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "streamd", "build", str(self.model), *files, *options],
-                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
+
+
+def clock_rates(out: Path) -> Path:
+    """Compiles `clock_rates.c` into `out`; it says what it is good for."""
+    library = out.resolve() / "clock_rates.so"
+    source = ROOT / "tools" / "clock_rates.c"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library
 
 
 def effort_of(text: str) -> int | None:
@@ -62,7 +71,13 @@ def effort_of(text: str) -> int | None:
 
 
 def build_all(
-    wanted: Iterable[Wanted], out: Path, *, jobs: int, limit_s: float, keep: Callable[[str, Table], None]
+    wanted: Iterable[Wanted],
+    out: Path,
+    *,
+    jobs: int,
+    limit_s: float,
+    keep: Callable[[str, Table], None],
+    preload: Path | None = None,
 ) -> list[Path]:
     """Builds `jobs` plans at a time, in the order given; one that takes longer than `limit_s` is ended.
 
@@ -70,6 +85,7 @@ def build_all(
 
     Args:
         keep: called as each build ends, with its seconds and exit code, or the information that it was ended.
+        preload: a library for every build, see `clock_rates`.
 
     Returns:
         The plans that were made.
@@ -79,7 +95,7 @@ def build_all(
     while waiting or running:
         while waiting and len(running) < jobs:
             each = waiting.pop(0)
-            running.append((each, each.start(out), time.monotonic()))
+            running.append((each, each.start(out, preload), time.monotonic()))
         time.sleep(0.2)
         for item in list(running):
             each, process, begun = item

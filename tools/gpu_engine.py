@@ -34,7 +34,7 @@ def _frames(count: int) -> list[Any]:
 
 def engine_times(plan: Path, graphs: str, conf: float, rounds: int = 200) -> Table:
     """Per batch size: median device milliseconds of network and decode, images a second with all slots busy, and the
-    most candidates a frame that NMS had to do with.
+    most candidates a frame that NMS had to do with (None where the host decodes).
 
     Args:
         plan: the plan.
@@ -71,7 +71,7 @@ def engine_times(plan: Path, graphs: str, conf: float, rounds: int = 200) -> Tab
                 backend.collect(s)
             out[str(batch)] = {
                 "ms": round(statistics.median(times), 4), "images_s": round(turns * batch / elapsed),
-                "candidates": max(slot.counts()),
+                "candidates": None if slot.raw else max(slot.counts()),
             }  # fmt: skip
     finally:
         backend.close()

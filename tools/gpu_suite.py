@@ -38,7 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bench
-from gpu_build import Wanted, build_all, effort_of
+from gpu_build import Wanted, build_all, clock_rates, effort_of
 from gpu_build import torch as torch_times
 from gpu_engine import engine_times, layer_times
 from gpu_machine import Gpu, decode_alone
@@ -84,6 +84,7 @@ def build(args: argparse.Namespace) -> Table:
     made = build_all(
         wanted, args.out, jobs=args.jobs, limit_s=args.build_limit,
         keep=lambda name, result: _keep(args, "build", found, name, result),
+        preload=clock_rates(args.out) if args.keep_clock_rates else None,
     )  # fmt: skip
     args.plans += made
     return found
@@ -337,6 +338,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     p.add_argument("--jobs", type=int, default=1, help="builds at a time")
     p.add_argument("--build-limit", type=float, default=600, metavar="S", help="seconds that one build may take")
+    p.add_argument(
+        "--keep-clock-rates", action="store_true",
+        help="builds with TensorRT 8.5 ask the driver for the GPU's clock rates only once; needs cc",
+    )  # fmt: skip
     p.add_argument("--torch", nargs=2, metavar=("PYTHON", "MODEL"), help="another Python, and the float ONNX model")
     p.add_argument("--max-fps", type=float, help="of every stream in the daemon's steps")
     p.add_argument("--viewer", type=float, default=0, metavar="FPS", help="simulate a viewer of the page meanwhile")

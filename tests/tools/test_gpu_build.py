@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import gpu_suite
 import pytest
-from gpu_build import Wanted, effort_of
+from gpu_build import Wanted, clock_rates, effort_of
 
 from tests.engine.onnx_models import qdq
 from tests.engine.trt import trt_here
@@ -40,3 +43,46 @@ def test_a_plan_is_built_at_each_effort(tmp_path: Path) -> None:
     assert ("effort is ignored" in told) == trt.is_rtx
     assert (", effort 1, built in" in told) == trt.has_effort_levels
     assert "effort" not in (tmp_path / "m.log").read_text()
+
+
+DRIVER = """
+#include <string.h>
+static int asked[128];
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    if (device > 1) return 101;
+    *value = 1000 * attribute + 100 * device + ++asked[attribute];
+    return 0;
+}
+int cuGetProcAddress(const char *name, void **found, int version, unsigned long long flags) {
+    *found = strcmp(name, "cuDeviceGetAttribute") ? 0 : (void *)cuDeviceGetAttribute;
+    return *found ? 0 : 500;
+}
+"""
+CALLS = """
+import ctypes, sys
+driver, value, found = ctypes.CDLL(sys.argv[1]), ctypes.c_int(), ctypes.c_void_p()
+assert driver.cuGetProcAddress(b"cuNothing", ctypes.byref(found), 11080, ctypes.c_ulonglong(0)) == 500
+assert driver.cuGetProcAddress(b"cuDeviceGetAttribute", ctypes.byref(found), 11080, ctypes.c_ulonglong(0)) == 0
+other = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_int)(found.value)
+for attribute, device in ((13, 0), (36, 0), (13, 1), (75, 0), (13, 2)):
+    told = []
+    for call in (driver.cuDeviceGetAttribute, other, other):
+        value.value = 0
+        told.append((call(ctypes.byref(value), attribute, device), value.value))
+    print(told)
+"""
+
+
+def test_clock_rates_are_asked_for_once(tmp_path: Path) -> None:
+    """With a driver that counts; the runtime finds its functions in both of these ways."""
+    source, driver = tmp_path / "driver.c", tmp_path / "driver.so"
+    source.write_text(DRIVER)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", driver, source], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS, str(driver)], env=os.environ | {"LD_PRELOAD": str(clock_rates(tmp_path))},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        str([(0, 13001)] * 3), str([(0, 36001)] * 3), str([(0, 13102)] * 3),
+        str([(0, 75001), (0, 75002), (0, 75003)]), str([(101, 0)] * 3),
+    ]  # fmt: skip
