@@ -33,7 +33,7 @@ class DetectSettings(Settings):
     """Which boxes count as detections."""
 
     conf: Unit = Field(
-        0.25, description="Lowest score of a detection. A lower value finds more objects, but also more that are none."
+        0.25, description="Lowest score of a detection. A lower value finds more objects, and more false ones."
     )
     iou: Unit = Field(
         0.45, description="NMS removes a box whose overlap (IoU) with a better box of the same class exceeds this."
@@ -44,12 +44,12 @@ class DetectSettings(Settings):
     )
     class_conf: dict[str, Unit] = Field(
         default_factory=dict,
-        description="Lowest scores for some classes, by name, as in {person: 0.4}; conf applies to all others.",
+        description="Lowest scores of some classes, by name, such as {person: 0.4}; conf applies to all others.",
     )
     multi_label: bool = Field(
         False,
         description="true: a box is published once for each class that reaches the threshold, as accuracy "
-        "benchmarks count. false: for its best class only.",
+        "benchmarks count. false: only for its best class.",
     )
     agnostic: bool = Field(False, description="NMS across classes: a box also suppresses boxes of other classes.")
 

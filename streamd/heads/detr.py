@@ -17,13 +17,13 @@ from streamd.types import ModelSpec
 
 @HEADS.register
 class DetrSettings(HeadSettings):
-    """RT-DETR, D-FINE and DEIM without post-processing: logits (B, N, C) and boxes (B, N, 4) as fractions of the
+    """RT-DETR, D-FINE and DEIM without post-processing: logits (B, N, C), and boxes (B, N, 4) as fractions of the
     input."""
 
     kind: Literal["detr"] = "detr"
-    activated: bool = Field(False, description="The model applies the sigmoid itself: its scores are probabilities.")
+    activated: bool = Field(False, description="The model itself applies the sigmoid: its scores are probabilities.")
     columns: tuple[int, ...] | None = Field(
-        None, min_length=1, description="Column of the scores for each class, in the order of the names. Default: all."
+        None, min_length=1, description="Column with the scores of each class, in the order of the names. Default: all."
     )
     form: ClassVar[str] = "(B, N, C) and (B, N, 4)"
     usual_input: ClassVar[dict[str, Any]] = FAMILY_INPUT

@@ -25,7 +25,7 @@ NAMES = ("labels", "boxes", "scores")
 
 @HEADS.register
 class DetrFinalSettings(HeadSettings):
-    """RT-DETR, D-FINE and DEIM with post-processing: outputs labels (B, N), boxes (B, N, 4) and scores (B, N)."""
+    """RT-DETR, D-FINE and DEIM with post-processing: labels (B, N), boxes (B, N, 4) and scores (B, N)."""
 
     kind: Literal["detr_final"] = "detr_final"
     form: ClassVar[str] = "labels (B, N), boxes (B, N, 4), scores (B, N)"

@@ -29,7 +29,7 @@ def detected(rows: Float32Array, conf: float, classes: int) -> Float32Array:
 
 @HEADS.register
 class EndToEndSettings(HeadSettings):
-    """Outputs with NMS inside: (B, N, 6), x1 y1 x2 y2 score class, in input pixels."""
+    """Output after NMS, (B, N, 6): x1, y1, x2, y2 in input pixels, score and class number."""
 
     kind: Literal["end_to_end"] = "end_to_end"
     form: ClassVar[str] = "(B, N, 6)"

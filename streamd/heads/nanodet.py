@@ -27,13 +27,13 @@ STEPS = 8
 
 @HEADS.register
 class NanodetSettings(HeadSettings):
-    """NanoDet-Plus's output: (B, N, C+32), one row per cell, stride by stride, line by line: classes 0..1, distances.
+    """NanoDet-Plus's output, (B, N, C+32), a row per cell, stride by stride: class scores from 0 to 1, then distances.
 
-    The 8 values for each side are before the softmax.
+    Cells are in reading order. The distance of a side has 8 values, before the softmax.
     """
 
     kind: Literal["nanodet"] = "nanodet"
-    strides: tuple[int, ...] = Field(STRIDES, min_length=1, description="Strides in the order of the rows.")
+    strides: tuple[int, ...] = Field(STRIDES, min_length=1, description="Strides, in the order of the rows.")
     form: ClassVar[str] = "(B, N, C+32)"
     sigmoid_contradicts: ClassVar[str] = (
         ", but nanodet expects distances as logits; export the model without it, or declare another head"

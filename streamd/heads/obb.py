@@ -23,7 +23,7 @@ _SIGNS = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]], np.float32)
 
 @HEADS.register
 class ObbSettings(TaskSettings):
-    """Rotated boxes, as Ultralytics exports them: (B, 4+C+1, N), or (B, N, 7) after NMS, the angle last."""
+    """Rotated boxes as exported by Ultralytics: (B, 4+C+1, N), or (B, N, 7) after NMS, with the angle last."""
 
     kind: Literal["obb"] = "obb"
     form: ClassVar[str] = "(B, 4+C+1, N)"

@@ -34,14 +34,14 @@ class _Level(NamedTuple):
 
 @HEADS.register
 class PicodetSettings(HeadSettings):
-    """PicoDet and PP-YOLOE without post-processing: for each stride (B, N, C) classes 0..1 and (B, N, 4·R) distances.
+    """PicoDet and PP-YOLOE without post-processing: class scores (B, N, C) and distances (B, N, 4·R) for each stride.
 
-    The R values per side are before the softmax. Outputs may be in any order.
+    Class scores are from 0 to 1. The distance of a side has R values, before the softmax. Outputs may be in any order.
     """
 
     kind: Literal["picodet"] = "picodet"
     classes: int | None = Field(
-        None, ge=1, description="Number of classes, if neither class names nor shapes tell classes from distances."
+        None, ge=1, description="Number of classes, if neither names nor shapes tell class scores from distances."
     )
     form: ClassVar[str] = "(B, N, C) and (B, N, 4·R) per stride"
     usual_input: ClassVar[dict[str, Any]] = {**IMAGENET, "resize": "stretch"}

@@ -20,12 +20,13 @@ _DIMENSIONS = (2, 3)
 
 @HEADS.register
 class PoseSettings(TaskSettings):
-    """Boxes with keypoints, as Ultralytics exports them: (B, 4+C+K·D, N), or (B, N, 6+K·D) after NMS."""
+    """Boxes with keypoints as exported by Ultralytics: (B, 4+C+K·D, N), or (B, N, 6+K·D) after NMS."""
 
     kind: Literal["pose"] = "pose"
     kpt_shape: tuple[int, int] | None = Field(
         None,
-        description="Keypoints, and values of each: 2 (x, y) or 3 (x, y, visibility). Default: from the metadata.",
+        description="Number of keypoints, and of values of each: 2 (x, y) or 3 (x, y, visibility). Default: from the "
+        "metadata.",
     )
     form: ClassVar[str] = "(B, 4+C+K·D, N)"
     sigmoid_contradicts: ClassVar[str] = (

@@ -27,16 +27,16 @@ COCO_COLUMNS = tuple(n for n in range(COCO_CATEGORIES) if n not in UNUSED)
 
 @HEADS.register
 class RfDetrSettings(HeadSettings):
-    """RF-DETR's export: dets (B, N, 4) as fractions of the input, labels (B, N, C) logits; 91 columns are COCO's."""
+    """RF-DETR's export: boxes (dets, (B, N, 4), fractions of the input) and logits (labels, (B, N, C))."""
 
     kind: Literal["rf_detr"] = "rf_detr"
     columns: tuple[int, ...] | None = Field(
         None,
         min_length=1,
-        description="Column of the scores for each class, in the order of the names. Default: COCO's 80 of 91 columns, "
-        "else all.",
+        description="Column with the scores of each class, in the order of the names. Default: if there are 91 "
+        "columns, those of COCO's 80 classes, otherwise all.",
     )
-    activated: bool = Field(False, description="The model applies the sigmoid itself: its scores are probabilities.")
+    activated: bool = Field(False, description="The model itself applies the sigmoid: its scores are probabilities.")
     form: ClassVar[str] = "dets (B, N, 4) and labels (B, N, C)"
     usual_input: ClassVar[dict[str, Any]] = {**IMAGENET, "resize": "stretch"}
 

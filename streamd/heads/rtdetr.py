@@ -26,16 +26,16 @@ _FINAL = 6
 
 @HEADS.register
 class RtdetrSettings(HeadSettings):
-    """RT-DETR as Ultralytics exports it: (B, N, 4+C), cx cy w h as fractions of the input and class scores 0..1.
+    """RT-DETR as exported by Ultralytics, (B, N, 4+C): cx, cy, w, h as fractions of the input, scores from 0 to 1.
 
-    Or, from newer versions, (B, N, 6) with score and class number instead.
+    Newer versions export (B, N, 6), with a score and a class number instead.
     """
 
     kind: Literal["rtdetr"] = "rtdetr"
     final: bool | None = Field(
         None,
-        description="Rows of six hold score and class number, not the scores of two classes. Default: from the "
-        "metadata, else from the number of class names.",
+        description="Rows of six hold a score and a class number, not the scores of two classes. Default: from the "
+        "metadata, otherwise from the number of class names.",
     )
     form: ClassVar[str] = "(B, N, 4+C)"
     usual_input: ClassVar[dict[str, Any]] = FAMILY_INPUT

@@ -31,7 +31,7 @@ class _Masks(NamedTuple):
 
 @HEADS.register
 class SegmentSettings(TaskSettings):
-    """Boxes with masks, as Ultralytics exports them: (B, 4+C+P, N), or (B, N, 6+P) after NMS, and (B, P, H, W)."""
+    """Boxes with masks as exported by Ultralytics: (B, 4+C+P, N), or (B, N, 6+P) after NMS; prototypes (B, P, H, W)."""
 
     kind: Literal["segment"] = "segment"
     form: ClassVar[str] = "(B, 4+C+P, N) and (B, P, H, W)"

@@ -50,7 +50,8 @@ class TaskSettings(HeadSettings):
 
     end_to_end: bool | None = Field(
         None,
-        description="Rows have a score and a class number (after NMS), not a score per class. Default: from the shape.",
+        description="Rows have a score and a class number (after NMS), not a score for each class. Default: from the "
+        "shape.",
     )
     of_boxes: ClassVar[str] = "their boxes"
 

@@ -17,7 +17,7 @@ from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec
 
 @HEADS.register
 class Yolov5CatSettings(HeadSettings):
-    """YOLOv5's decoded output: (B, N, 5+C), cx cy w h objectness classes, in input pixels and 0..1."""
+    """YOLOv5's decoded output, (B, N, 5+C): cx, cy, w, h in input pixels, objectness and class scores from 0 to 1."""
 
     kind: Literal["yolov5_cat"] = "yolov5_cat"
     form: ClassVar[str] = "(B, N, 5+C)"

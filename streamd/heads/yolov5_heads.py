@@ -25,7 +25,7 @@ LEAST_VALUES = 6
 
 @HEADS.register
 class Yolov5HeadsSettings(HeadSettings):
-    """YOLOv5's raw heads, logits: one output (B, A, H, W, 5+C) per stride, or (B, A·(5+C), H, W) straight from the
+    """YOLOv5's raw heads (logits): an output (B, A, H, W, 5+C) per stride, or (B, A·(5+C), H, W) straight from the
     convolution.
 
     For the latter, the anchors determine A.

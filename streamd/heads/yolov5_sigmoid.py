@@ -20,16 +20,16 @@ ROUNDING = 1e-3
 
 @HEADS.register
 class Yolov5SigmoidSettings(HeadSettings):
-    """YOLOv5's raw heads after a sigmoid, joined but not decoded: (B, N, 5+C), all 0..1. Must be declared.
+    """YOLOv5's raw heads after a sigmoid, joined but not decoded: (B, N, 5+C), from 0 to 1. Must be declared.
 
-    Its shape is that of yolov5_cat. Rows are ordered by stride, then anchor, then line.
+    It has the shape of yolov5_cat. Rows are ordered by stride, then by anchor, then in reading order.
     """
 
     kind: Literal["yolov5_sigmoid"] = "yolov5_sigmoid"
-    strides: tuple[int, ...] | None = Field(None, description="Strides in the order of the rows. Default: 8, 16, 32.")
+    strides: tuple[int, ...] | None = Field(None, description="Strides, in the order of the rows. Default: 8, 16, 32.")
     anchors: Rows | None = Field(
         None,
-        description="Anchors w,h,w,h,… in input pixels, one row per stride in that order. Default: YOLOv5's for COCO.",
+        description="Anchors w,h,w,h,… in input pixels, one row per stride, in that order. Default: YOLOv5's for COCO.",
     )
     form: ClassVar[str] = "(B, N, 5+C)"
 

@@ -19,7 +19,7 @@ DISTANCES = 64
 
 @HEADS.register
 class Yolov8Settings(HeadSettings):
-    """YOLOv8's and YOLO11's output: (B, 4+C, N), cx cy w h classes, in input pixels and 0..1, no objectness."""
+    """YOLOv8's and YOLO11's output, (B, 4+C, N): cx, cy, w, h in input pixels, scores from 0 to 1, no objectness."""
 
     kind: Literal["yolov8"] = "yolov8"
     form: ClassVar[str] = "(B, 4+C, N)"

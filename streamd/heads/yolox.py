@@ -22,15 +22,18 @@ from streamd.types import Candidates, DecodePlan, Float32Array, ModelSpec
 
 @HEADS.register
 class YoloxSettings(HeadSettings):
-    """YOLOX's output: (B, N, 5+C), one row per cell, stride by stride, line by line: box, objectness, classes 0..1."""
+    """YOLOX's output, (B, N, 5+C), a row per cell, stride by stride: box, objectness and class scores from 0 to 1.
+
+    Cells are in reading order.
+    """
 
     kind: Literal["yolox"] = "yolox"
     decoded: bool = Field(
         False,
-        description="Boxes are cx cy w h in input pixels (exported with --decode_in_inference), not relative to cells.",
+        description="Boxes are in input pixels (exported with --decode_in_inference), not relative to their cells.",
     )
     strides: tuple[int, ...] = Field(
-        STRIDES, min_length=1, description="Strides in the order of the rows: 8, 16, 32, and 64 for the P6 models."
+        STRIDES, min_length=1, description="Strides, in the order of the rows: 8, 16, 32, and 64 for P6 models."
     )
     form: ClassVar[str] = "(B, N, 5+C)"
     sigmoid_contradicts: ClassVar[str] = (

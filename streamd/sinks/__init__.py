@@ -74,14 +74,14 @@ class Sink(ABC):
 class SinkSettings(KindSettings):
     """Settings common to all sinks."""
 
-    name: Name | None = Field(None, description="Name in metrics and logs. Default: kind and position, as in zmq0.")
+    name: Name | None = Field(None, description="Name in metrics and logs. Default: kind and position, such as `zmq0`.")
     ring: int = Field(
         256,
         ge=1,
         le=65_536,
-        description="Number of messages that may wait for the sink. If it is full, the oldest is dropped.",
+        description="Number of messages that may wait for the sink. When it is full, the oldest is dropped.",
     )
-    heartbeat_s: Seconds = Field(5.0, description="Longest time between two status messages of a stream, in seconds.")
+    heartbeat_s: Seconds = Field(5.0, description="Longest interval between status messages of a stream, in seconds.")
 
     @property
     def payload_encoding(self) -> Literal["json", "msgpack"]:

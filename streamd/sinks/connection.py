@@ -45,9 +45,9 @@ def host_port(address: str, default_port: int) -> HostPort:
 class ClientTlsSettings(Settings):
     """TLS to a server. Its certificate is always verified."""
 
-    ca: ConfigPath | None = Field(None, description="PEM file of the certificate authority. Default: the system's.")
-    certificate: ConfigPath | None = Field(None, description="PEM file with the client's certificate, if required.")
-    key: ConfigPath | None = Field(None, description="PEM file with the client's private key, without a passphrase.")
+    ca: ConfigPath | None = Field(None, description="PEM file of the authority to trust. Default: the system's.")
+    certificate: ConfigPath | None = Field(None, description="PEM file with the client certificate, if required.")
+    key: ConfigPath | None = Field(None, description="PEM file with its private key, without a passphrase.")
 
     def problems(self) -> Problems:
         """Problems across the fields."""
@@ -101,7 +101,9 @@ def lacking(*loaders: Callable[[], object]) -> Iterator[tuple[FieldPath, str]]:
 class ServerSinkSettings(EventSinkSettings):
     """Settings common to sinks that publish events, state and counts through a server."""
 
-    tls: ClientTlsSettings | None = Field(None, description="TLS; `{}` verifies by the system's authorities.")
+    tls: ClientTlsSettings | None = Field(
+        None, description="Use TLS. `{}` verifies the server against the system's certificate authorities."
+    )
     events: bool = Field(True, description="Publish events.")
     detections: bool = Field(False, description="Publish the detections of each frame.")
     glances: bool = Field(

@@ -37,13 +37,13 @@ class EventSinkSettings(SinkSettings):
         604_800.0,
         gt=0,
         le=315_360_000,
-        description="Age at which an event that could not be delivered expires, in seconds. Default: 7 days.",
+        description="Age at which an undelivered event expires, in seconds. Default: 7 days.",
     )
     max_queued: int = Field(
         100_000,
         ge=1,
         le=100_000_000,
-        description="Largest number of events that may wait for delivery. Beyond it, the oldest expire.",
+        description="Number of events that may wait for delivery. If there are more, the oldest expire.",
     )
 
     @property

@@ -30,10 +30,10 @@ Topic = Annotated[
 class HomeAssistantSettings(Settings):
     """Home Assistant's MQTT discovery. `{}` enables it with the defaults of Home Assistant."""
 
-    prefix: Topic = Field("homeassistant", description="Discovery prefix set in Home Assistant.")
+    prefix: Topic = Field("homeassistant", description="Discovery prefix that is set in Home Assistant.")
     status_topic: Topic = Field(
         "homeassistant/status",
-        description="Topic of Home Assistant's birth message, at which discovery is published again.",
+        description="Topic of Home Assistant's birth message. When it arrives, discovery is published again.",
     )
 
 

@@ -63,24 +63,24 @@ MAX_PICTURE_BYTES = 4 << 20
 
 @SINKS.register
 class MqttSettings(ServerSinkSettings):
-    """MQTT client (`pip install streamd[mqtt]`): events, state and counts, on request detections at QoS 0."""
+    """MQTT client (`pip install streamd[mqtt]`): events, state and counts, and on request detections (QoS 0)."""
 
     kind: Literal["mqtt"] = "mqtt"
-    broker: Address = Field(description="HOST or HOST:PORT of the broker. Default port: 1883; with TLS, 8883.")
-    login: ClientLoginSettings | None = Field(None, description="Login at the broker.")
-    protocol: Literal["5", "3.1.1"] = Field("5", description="Version of MQTT.")
-    prefix: Topic = Field("streamd", description="Start of all topics.")
+    broker: Address = Field(description="Broker, as HOST or HOST:PORT. Default port: 1883, or 8883 with TLS.")
+    login: ClientLoginSettings | None = Field(None, description="User name and password for the broker.")
+    protocol: Literal["5", "3.1.1"] = Field("5", description="Version of the MQTT protocol.")
+    prefix: Topic = Field("streamd", description="Prefix of all topics.")
     node: Name | None = Field(
         None,
-        description="Name of this daemon in topics, in the client id (`streamd-NODE`) and in Home Assistant; unique at "
-        "the broker. Default: the host name.",
+        description="Name of this daemon in topics, in its client id (`streamd-NODE`) and in Home Assistant. It must "
+        "be unique at the broker. Default: the host name.",
     )
     home_assistant: HomeAssistantSettings | None = Field(None, description="Discovery by Home Assistant. Default: off.")
     keepalive_s: int = Field(
         15,
         ge=5,
         le=3600,
-        description="Keep-alive interval, in seconds. A broker that is silent for twice as long is considered lost.",
+        description="Keep-alive interval, in seconds. A broker that is silent for twice as long counts as lost.",
     )
 
     @property

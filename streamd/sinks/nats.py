@@ -50,30 +50,30 @@ _WORD = 30
 
 @SINKS.register
 class NatsSettings(ServerSinkSettings):
-    """NATS client (`pip install streamd[nats]`): events to JetStream, statuses and counts to core NATS."""
+    """NATS client (`pip install streamd[nats]`): events to JetStream, status and counts to core NATS."""
 
     kind: Literal["nats"] = "nats"
     servers: tuple[Address, ...] = Field(
-        min_length=1, max_length=16, description="HOST or HOST:PORT of each server of the cluster. Default port: 4222."
+        min_length=1, max_length=16, description="Servers of the cluster, as HOST or HOST:PORT. Default port: 4222."
     )
     login: ClientLoginSettings | None = Field(None, description="User name and password.")
-    token: ExternalSecret | None = Field(None, description="Token, instead of a login.")
-    nkey: ExternalSecret | None = Field(None, description="Seed of a user's nkey (`SU…`), instead of a login.")
+    token: ExternalSecret | None = Field(None, description="Authentication token, instead of `login`.")
+    nkey: ExternalSecret | None = Field(None, description="Seed of the user's nkey (`SU…`), instead of `login`.")
     credentials: ExternalSecret | None = Field(
-        None, description="Content of a user's `.creds` file, as ${file:PATH}, instead of a login."
+        None, description="Content of the user's `.creds` file, as ${file:PATH}, instead of `login`."
     )
     prefix: Annotated[
         str,
         Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=128),
         Pattern("expected words of letters, digits, dashes and underscores, joined by dots"),
-    ] = Field("streamd", description="Start of all subjects. Daemons with the same stream ids need different ones.")
+    ] = Field("streamd", description="Prefix of all subjects. Daemons with the same stream ids need different ones.")
     jetstream: Annotated[
         str,
         Field(pattern=r"^[A-Za-z0-9_-]{1,64}$"),
         Pattern("expected at most 64 letters, digits, dashes and underscores"),
     ] = Field(
         "STREAMD",
-        description="Name of the JetStream stream to create if no stream takes the subjects of events. It keeps "
+        description="Name of the JetStream stream that is created if none takes the subjects of events. It stores "
         "them in files for 30 days.",
     )
 

@@ -38,23 +38,26 @@ IDLE_S = 5.0
 
 @SINKS.register
 class RedisSettings(ServerSinkSettings):
-    """Redis 5 or newer (`pip install streamd[redis]`): events to Redis Streams, statuses and counts to channels."""
+    """Redis client (`pip install streamd[redis]`): events to Redis Streams, status and counts to channels.
+
+    Needs a server of version 5 or newer.
+    """
 
     kind: Literal["redis"] = "redis"
-    server: Address = Field(description="HOST or HOST:PORT. Default port: 6379.")
+    server: Address = Field(description="Server, as HOST or HOST:PORT. Default port: 6379.")
     database: int = Field(0, ge=0, le=65_535, description="Number of the database.")
-    username: str | None = Field(None, min_length=1, max_length=256, description="User name (Redis 6 or newer).")
+    username: str | None = Field(None, min_length=1, max_length=256, description="User name, for Redis 6 or newer.")
     password: ExternalSecret | None = Field(None, description="Password, as ${file:PATH} or ${NAME}.")
     prefix: Annotated[
         str,
         Field(pattern=r"^[A-Za-z0-9_-]+(:[A-Za-z0-9_-]+)*$", max_length=128),
         Pattern("expected words of letters, digits, dashes and underscores, joined by colons"),
-    ] = Field("streamd", description="Start of all keys. Daemons with the same stream ids need different ones.")
+    ] = Field("streamd", description="Prefix of all keys. Daemons with the same stream ids need different ones.")
     max_len: int = Field(
         100_000,
         ge=1,
         le=1_000_000_000,
-        description="Approximate number of events that are kept for each camera; the oldest are removed.",
+        description="Approximate number of events to keep for each camera. The oldest are removed.",
     )
 
     def check(self) -> Problems:

@@ -52,29 +52,29 @@ _REDIRECTS = frozenset({307, 308})
 
 @SINKS.register
 class WebhookSettings(EventSinkSettings):
-    """HTTP receiver of events: one POST request each, with a CloudEvents envelope in JSON."""
+    """HTTP client: sends each event in a POST request, with a CloudEvents envelope in JSON."""
 
     kind: Literal["webhook"] = "webhook"
     url: Annotated[
         str,
         Field(pattern=r"^https?://[^\s/?#@]+([/?][^\s#]*)?$"),
         Pattern("expected a URL that begins with http:// or https://, without a login"),
-    ] = Field(description="URL of the receiver. If it contains a token, give it as ${file:PATH} or ${NAME}.")
-    tls: ClientTlsSettings | None = Field(None, description="For https: certificate authority and client certificate.")
-    bearer_token: ExternalSecret | None = Field(None, description="Token of an Authorization header.")
+    ] = Field(description="URL of the receiver. Give a secret in it as ${file:PATH} or ${NAME}.")
+    tls: ClientTlsSettings | None = Field(None, description="TLS for an https URL: authority and client certificate.")
+    bearer_token: ExternalSecret | None = Field(None, description="Token for the header `Authorization: Bearer`.")
     signing_key: ExternalSecret | None = Field(
         None,
         min_length=16,
-        description="Key of the HMAC signature: base64 after `whsec_`, or any text of at least 16 characters. Default: "
-        "not signed.",
+        description="Key for signing requests (HMAC): `whsec_` and base64, or any text of at least 16 characters. "
+        "Default: requests are not signed.",
     )
-    timeout_s: Seconds = Field(10.0, description="Longest time for one request and its answer, in seconds.")
+    timeout_s: Seconds = Field(10.0, description="Time limit for a request and its response, in seconds.")
     max_per_s: float = Field(
         20.0,
         gt=0,
         le=10_000,
-        description="Largest number of requests per second to the host. Sinks with the same host share the lowest "
-        "of their limits.",
+        description="Largest number of requests per second to the host. Sinks that send to the same host share the "
+        "lowest of their limits.",
     )
 
     @property
