@@ -137,7 +137,7 @@ class AvSource(Source):
         """See `Source.open`."""
         if not self._network:
             check_file(path := self._settings.url.removeprefix("file:"))
-            self._connection.parts = search_of(path)
+            self._connection.parts = search_of(path, self._closed.is_set)
         return self._open_part(0)
 
     def _open_part(self, begin: int) -> SourceInfo:

@@ -31,6 +31,8 @@ _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _MOST_BOXES = 64
 """Of a file that is no fragmented one. More are looked at as its packets come."""
 _LARGEST_INIT = 1 << 20
+_BLOCK = 8192
+"""Bytes that are read at a time where fewer are asked for."""
 _FRONT = 1 << 16
 """Bytes in which a transport stream begins."""
 
@@ -208,28 +210,58 @@ class Mp4Search(_Scan):
         return int.from_bytes(data[found + 8 : found + (16 if long else 12)], "big")
 
 
-def search_of(path: str) -> PartSearch | None:
-    """What looks for the parts of a file; None where it has one, as far as that is known.
+class _File:
+    """The bytes of a file; none of one that cannot be read.
 
     Args:
         path: of the file.
+        closed: whether nobody asks any more: a search ends then.
     """
 
-    def read(at: int, size: int) -> bytes:
+    def __init__(self, path: str, closed: Callable[[], bool]) -> None:
+        self._path, self._closed = path, closed
+        self._block, self._begin = b"", 0
+        """The latest that was read of a small piece, and where it begins: boxes may be as small as 8 bytes."""
+
+    def read(self, at: int, size: int) -> bytes:
+        """See `Read`."""
+        if self._closed():
+            return b""
+        if size >= _BLOCK:
+            return self._load(at, size)
+        begin = at - self._begin
+        if begin < 0 or begin + size > len(self._block):
+            block = self._load(at, _BLOCK)
+            if len(block) < _BLOCK:
+                return block[:size]  # at the end of the file, which may grow
+            self._block, self._begin, begin = block, at, 0
+        return self._block[begin : begin + size]
+
+    def _load(self, at: int, size: int) -> bytes:
         try:
-            with open(path, "rb") as file:
+            with open(self._path, "rb") as file:
                 file.seek(at)
                 return file.read(size)
         except OSError:
             return b""
 
-    def length() -> int:
+    def size(self) -> int:
+        """In bytes."""
         try:
-            return os.stat(path).st_size
+            return os.stat(self._path).st_size
         except OSError:
             return 0
 
-    return searching(read, length)
+
+def search_of(path: str, closed: Callable[[], bool] = lambda: False) -> PartSearch | None:
+    """What looks for the parts of a file; None where it has one, as far as that is known.
+
+    Args:
+        path: of the file.
+        closed: ends a search.
+    """
+    file = _File(path, closed)
+    return searching(file.read, file.size)
 
 
 def searching(read: Read, size: Callable[[], int]) -> PartSearch | None:

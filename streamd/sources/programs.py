@@ -63,7 +63,10 @@ class ProgramSearch(PartSearch):
 
     def __init__(self, read: Read, size: Callable[[], int]) -> None:
         self._programs: list[Program] = []
-        """Those that are not the same as the one before of their number."""
+        """Those that are not the same as the one before of their number; once it is known which one is decoded, only
+        those that may end the part, and the first of each number."""
+        self._latest: dict[int, Program] = {}
+        """By number."""
         super().__init__(read, size)
         self._unit_step = step_of(read(0, _PROBED * 204))
         self.track: int | None = None
@@ -79,6 +82,7 @@ class ProgramSearch(PartSearch):
         else:
             self.seen = max(begin, seen)
             self._programs = [program for program in self._programs if program.map_at >= begin]
+        self._latest = {program.number: program for program in self._programs}
         self._choose()
         self.look(begin)
         if self.next_at is not None and not (self._alone and self._has_pictures(self.next_at)):
@@ -114,11 +118,16 @@ class ProgramSearch(PartSearch):
 
     def _step(self) -> None:
         data = self._read(self.seen, CHUNK)
+        ours = next((each.number for each in self._programs if self.track in each.pids), None)
+        alone = self._alone
         for program in programs_of(data, self._unit_step):
             if not program.video:
                 continue
-            before = next((each for each in reversed(self._programs) if each.number == program.number), None)
-            if before is None or before.video != program.video:
+            before = self._latest.get(program.number)
+            self._latest[program.number] = program
+            if before is not None and before.video == program.video:
+                continue
+            if before is None or ours is None or (before.types != program.types and (alone or program.number == ours)):
                 found = program._replace(at=self.seen + program.at, map_at=self.seen + program.map_at)
                 self._programs.append(found)
         self._choose()

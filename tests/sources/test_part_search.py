@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from streamd.sources.part_search import AviSearch, Mp4Search, searching
-from streamd.sources.search import PartSearch
+from streamd.sources.part_search import AviSearch, Mp4Search, _File, search_of, searching
+from streamd.sources.programs import ProgramSearch
+from streamd.sources.search import NEVER, PartSearch
 from tests.clips import write_clip
-from tests.sources.test_parts import LARGE, SMALL, Truth, parts_of
+from tests.sources.test_parts import LARGE, SMALL, Truth, checksum, parts_of
 
 FRAMES = 40
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
@@ -185,3 +186,79 @@ def test_many_tiny_parts(tmp_path: Path, piece: Callable[..., bytes], monkeypatc
     assert source.corrupt == 0
     assert looked < 2 * path.stat().st_size
     assert time.thread_time() - began < 10
+
+
+SMALL_BOXES = 20_000
+TINY = {"fragments.mp4": b"\0\0\0\x08free", "avi": b"RIFF\x04\0\0\0AVIX", "mkv": bytes(1 << 20), "ts": bytes(1 << 20)}
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_a_stop_ends_a_search(tmp_path: Path, piece: Callable[..., bytes], kind: str) -> None:
+    """A file of a million boxes took twenty seconds, for which a stop waited."""
+    path = tmp_path / "a"
+    path.write_bytes(piece(kind) + TINY[kind] * (SMALL_BOXES if len(TINY[kind]) < 16 else 40))
+    asked = 0
+
+    def closed() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 8
+
+    search = search_of(str(path), closed)
+    assert search is not None
+    search.start(0)
+    search.look(NEVER)
+    assert search.next_at is None
+    assert asked < 50
+
+
+def test_small_boxes_are_read_together(tmp_path: Path, piece: Callable[..., bytes], monkeypatch: Any) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(piece("fragments.mp4") + TINY["fragments.mp4"] * SMALL_BOXES + piece("mp4", "hevc"))
+    search = search_of(str(path))
+    assert search is not None
+    loads: list[int] = []
+    load = _File._load
+
+    def counted(file: _File, at: int, size: int) -> bytes:
+        loads.append(at)
+        return load(file, at, size)
+
+    monkeypatch.setattr(_File, "_load", counted)
+    search.start(0)
+    search.look(NEVER)
+    assert search.next_at == len(piece("fragments.mp4")) + 8 * SMALL_BOXES
+    assert len(loads) < SMALL_BOXES / 100
+
+
+def map_of(number: int, kind: int, pid: int = 0x100) -> bytes:
+    """A transport packet with the map of a program of one track."""
+    track = bytes((kind,)) + (0xE000 | pid).to_bytes(2, "big") + b"\xf0\0"
+    body = number.to_bytes(2, "big") + b"\xc1\0\0\xe1\0\xf0\0" + track
+    section = b"\x02" + (0xB000 | len(body) + 4).to_bytes(2, "big") + body
+    return (b"\x47\x50\0\x10\0" + section + checksum(section)).ljust(188, b"\xff")
+
+
+H264, H265 = 0x1B, 0x24
+
+
+@pytest.mark.parametrize(
+    ("maps", "kept"),
+    [
+        ([map_of(number, H264) for number in range(5000)], 5000),
+        ([map_of(1, H264), map_of(2, H264, 0x200), map_of(2, H265, 0x200)], 15_000),
+        ([map_of(1, H264), map_of(1, H264, 0x200)], 23_000),
+    ],
+)
+def test_many_maps_take_neither_long_nor_much_memory(maps: list[bytes], kept: int) -> None:
+    """Each was compared with all before it, and kept: a minute for this piece, and gigabytes for a file."""
+    data = b"".join(maps) * (60_000 // len(maps))
+    search = searching(lambda at, size: data[at : at + size], lambda: len(data))
+    assert isinstance(search, ProgramSearch)
+    began = time.thread_time()
+    search.start(0)
+    search.track = 0x100
+    search.look(NEVER)
+    assert search.next_at is None
+    assert time.thread_time() - began < 3
+    assert len(search._programs) <= kept
