@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Part(NamedTuple):
 
 
 WHOLE = Part()
+_HTTP = "http,https,httpproxy,tcp,tls,crypto"
+"""Protocols of FFmpeg that a recording over HTTP needs."""
 
 
 def _options(settings: AvStreamSettings) -> dict[str, str]:
@@ -81,7 +84,7 @@ def open_container(settings: AvStreamSettings, *, live: bool, device: int | None
         hwaccel = HWAccel("cuda", device=str(device), allow_software_fallback=False, is_hw_owned=True)
 
     options = _options(settings)
-    if part != WHOLE and (allowed := options.get("protocol_whitelist")) is not None:
+    if part != WHOLE and (allowed := options.get("protocol_whitelist", _HTTP if live else None)) is not None:
         options["protocol_whitelist"] = f"subfile,{allowed}"
 
     def opened(silence_s: float) -> InputContainer:
@@ -103,6 +106,25 @@ def open_container(settings: AvStreamSettings, *, live: bool, device: int | None
         return container
     container.close()
     return opened(needed)
+
+
+def read_bytes(settings: AvStreamSettings, at: int, size: int) -> bytes:
+    """Bytes of what is behind an HTTP address, from one on; fewer if they cannot be had."""
+    import av
+
+    found = bytearray()
+    options = settings.options | {"offset": str(at), "end_offset": str(at + size)}
+    limits = settings.open_timeout_s, settings.read_timeout_s
+    # FFmpeg's error at the end is that the file would go on.
+    with (
+        contextlib.suppress(OSError, ValueError),
+        av.open(settings.url, format="data", options=options, timeout=limits) as container,
+    ):
+        for packet in container.demux():
+            found += packet
+            if len(found) >= size:
+                break
+    return bytes(found[:size])
 
 
 @dataclass(frozen=True, slots=True)

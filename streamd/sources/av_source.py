@@ -244,7 +244,7 @@ class AvSource(Source):
                     return True
                 parts.start(begin)
             except SourceError as error:
-                if error.reason == "decoder":
+                if error.reason not in ("unsupported", "no_video", "corrupt"):
                     raise
                 self._unreadable.add(begin)
                 self._warn("part of the file not read", from_byte=begin, error=str(error))

@@ -17,6 +17,7 @@ from streamd.sources.init_watch import InitWatch
 from streamd.sources.parts import CodecWatch, PartEnds, PartWatch, Watch
 from streamd.sources.quarantine import PacketLossListener
 from streamd.sources.recording import PacketFeed
+from streamd.sources.remote_parts import RemoteWatch, RestartWatch
 from streamd.sources.search import NEVER
 from streamd.sources.slices import SLICED, SliceJoiner
 from streamd.sources.wire import heard_since
@@ -77,7 +78,7 @@ class PacketReader:
         assert stream is not None
         context, self._first = stream.codec_context, None
         slices = SliceJoiner(context) if context.codec.canonical_name in SLICED else None
-        watches = PartWatch, CodecWatch, InitWatch
+        watches = PartWatch, CodecWatch, InitWatch, RemoteWatch, RestartWatch
         self._slices = next((watch for each in watches if (watch := each.of(connection, slices))), slices)
         if self._feed is not None:
             self._sound = sound_beside(container, stream) if settings.clip_audio else None
@@ -180,8 +181,10 @@ class PacketReader:
     @property
     def next_at(self) -> int | None:
         """The byte of a file at which it goes on with another video; None at its end. To be asked after a pass."""
-        search = self._connection.parts
-        if search is not None:
+        search, watch = self._connection.parts, self._slices
+        if isinstance(watch, RemoteWatch):
+            return watch.next_at()
+        if search is not None and not self._network:
             search.look(NEVER)
         return search.next_at if search is not None else None
 

@@ -48,6 +48,12 @@ class _Scan(PartSearch):
         self.look(begin)
         return self.next_at or 0
 
+    def find(self, begin: int, end: int) -> None:
+        """See `PartSearch.find`."""
+        found = self.begins.search(self._read(begin, end + _HEAD - begin))
+        if found is not None:
+            self.next_at = begin + found.start()
+
     def _step(self) -> None:
         data = self._read(self.seen, CHUNK)
         for at in range(0, len(data), _SLICE):

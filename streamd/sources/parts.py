@@ -95,7 +95,7 @@ class PartWatch(Watch):
         """None where an input has one part, or its end is known."""
         search, stream = connection.parts, connection.stream
         assert stream is not None
-        if search is None or connection.end:
+        if search is None or connection.end or connection.network:
             return None
         if isinstance(search, ProgramSearch):
             search.track = stream.id

@@ -52,6 +52,15 @@ class PartSearch:
         while self._goes_on(until):
             self._step()
 
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return self._size()
+
+    def find(self, begin: int, end: int) -> None:
+        """Looks for the next part between two bytes."""
+        raise NotImplementedError
+
     def _goes_on(self, until: int) -> bool:
         return self.next_at is None and self.seen <= until and not self.at_end and self.seen < NEVER
 
