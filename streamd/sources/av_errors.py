@@ -92,6 +92,10 @@ _LACKS: dict[int, tuple[SourceReason, str]] = {
 }
 
 
+NO_FAULT_OF_INPUT: frozenset[SourceReason] = frozenset(
+    ("decoder", "dns", "refused", "unreachable", "auth", "not_found", "timeout_open", "timeout_read")
+)
+"""Reasons why a part of a recording cannot be opened now, and may be later."""
 MAX_TRACKS = 128
 """FFmpeg opens each variant of an HLS playlist, with connections of its own, and says ENOMEM beyond this number."""
 

@@ -14,7 +14,7 @@ from streamd.flow.packets import PacketSink
 from streamd.flow.settings import StreamSettings
 from streamd.security.redact import redact
 from streamd.sources.av_connection import AvConnection
-from streamd.sources.av_errors import describe
+from streamd.sources.av_errors import NO_FAULT_OF_INPUT, describe
 from streamd.sources.backlog import Arrived, Backlog
 from streamd.sources.behind import JITTER_NS, Gauge
 from streamd.sources.catch_up import ALARM_NS, CatchUp
@@ -244,7 +244,7 @@ class AvSource(Source):
                     return True
                 parts.start(begin)
             except SourceError as error:
-                if error.reason not in ("unsupported", "no_video", "corrupt"):
+                if error.reason in NO_FAULT_OF_INPUT:
                     raise
                 self._unreadable.add(begin)
                 self._warn("part of the file not read", from_byte=begin, error=str(error))

@@ -84,6 +84,8 @@ class RemoteWatch(Watch):
         self._second, self._dts = int(1 / base) if base else 0, -NEVER
         """One in units of the time stamps, and when the latest packet is decoded."""
         self._latest: Packet[Any] | None = None
+        self._searched = False
+        """What is behind the last packet was looked at."""
 
     @classmethod
     def of(cls, connection: AvConnection, slices: SliceJoiner | None) -> RemoteWatch | None:
@@ -150,7 +152,8 @@ class RemoteWatch(Watch):
         """Where the next part begins; None at the end. To be asked after a pass."""
         search, end = self._search, self._end()
         rest = search.size - end
-        if search.next_at is None and rest > _TRAILER:
+        once, self._searched = not self._searched, True
+        if search.next_at is None and rest > _TRAILER and once:
             if isinstance(search, Mp4Search):
                 self._limited(lambda: search.start(self._begin))
             elif rest < _MOST:

@@ -138,6 +138,16 @@ def test_a_server_that_sends_no_parts(server: Server, tmp_path: Path, piece: Cal
     assert parts == [("h264", *SMALL, FRAMES * (1 if kind == "front.mp4" else 2))]
 
 
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "avi", "flv"])
+def test_the_second_one_is_broken(server: Server, tmp_path: Path, piece: Callable[..., bytes], kind: str) -> None:
+    data = piece(kind, "h264", LARGE)
+    (tmp_path / f"a.{kind}").write_bytes(piece(kind) + data[:60] + bytes(5000))
+    parts, source = parts_of(Path("a"), url=f"{server.url}/a.{kind}")
+    assert parts == [("h264", *SMALL, FRAMES)]
+    assert source.corrupt <= 1
+    assert len(server.asked) < 30
+
+
 def test_a_live_stream_with_another_document_is_reconnected(server: Server, tmp_path: Path) -> None:
     """FFmpeg gave its pictures to the first one's decoder, which made others of them."""
     pieces = [
