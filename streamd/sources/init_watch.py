@@ -34,6 +34,10 @@ _LATEST = 8
 """Addresses among which that of an init segment is: of a few playlists, each with a segment that is fetched ahead."""
 _VAIN = 3
 """So often it is asked what an init segment tells while the time goes on. Some servers have one in every segment."""
+_MOST_KNOWN = 100
+"""Addresses: each part of some playlists has a new one."""
+_FROM_NETWORK, _FROM_FILE = "http,https,tls,tcp,httpproxy,crypto,data", "file,crypto,data"
+"""Protocols that FFmpeg allows for what is named by an input of the one kind and the other."""
 _GAP_S = 10.0
 """Time stamps that go on within so much are those of the same encoder."""
 
@@ -61,8 +65,8 @@ class InitWatch(Watch):
         self._now = _Parameters(context.codec.canonical_name, context.extradata or b"", stream.time_base)
         self._asked: deque[str] = deque(maxlen=_LATEST)
         """Addresses, since the latest init segment."""
-        self._known: set[str] = set()
-        """Of init segments that told the present parameters."""
+        self._known: dict[str, _Parameters] = {}
+        """What init segments told, by address."""
         self._vain = 0
         """How often nothing had changed."""
         self._skipped = False
@@ -121,11 +125,11 @@ class InitWatch(Watch):
             before is not None and packet.dts is not None and base is not None
             and 0 < (packet.dts - before) * base < _GAP_S
         )  # fmt: skip
-        same = [address for address in asked if address in self._known]
-        if goes_on and (same or self._vain >= _VAIN):
+        known = [address for address in reversed(asked) if address in self._known]
+        if goes_on and (self._known[known[0]] == self._now if known else self._vain >= _VAIN):
             return
         # It is opened before its segment, and the segment before that may be fetched ahead.
-        order = same or [*asked[-2:-1], *asked[-3:-2], *asked[-1:], *reversed(asked[:-3])]
+        order = known or [*asked[-2:-1], *asked[-3:-2], *asked[-1:], *reversed(asked[:-3])]
         found = next((each for address in dict.fromkeys(order) if (each := self._read(address)) is not None), None)
         self._vain += 1
         if found is None or found == self._now:
@@ -161,19 +165,26 @@ class InitWatch(Watch):
         connection.deadline = time.monotonic() + 2 * limit_s + 5
         listen(None)
         try:
-            with av.open(address, format="mov", options=_of_protocol(settings.options), timeout=limit_s) as opened:
+            with av.open(
+                address, format="mov", options=_options(settings.options, network=connection.network), timeout=limit_s
+            ) as opened:
                 stream = opened.streams.video[0]
-                self._known.add(address)
                 context = stream.codec_context
-                return _Parameters(context.codec.canonical_name, context.extradata or b"", stream.time_base)
+                told = _Parameters(context.codec.canonical_name, context.extradata or b"", stream.time_base)
         except Exception:  # noqa: BLE001 - a segment, or what is no longer there
             return None
         finally:
             listen(self)
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[address] = told
+        return told
 
 
-def _of_protocol(options: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in options.items() if "whitelist" not in name}
+def _options(given: dict[str, str], *, network: bool) -> dict[str, str]:
+    """A playlist names what it likes: from a network, no file of this machine, as in FFmpeg itself."""
+    allowed = {"protocol_whitelist": _FROM_NETWORK if network else _FROM_FILE}
+    return allowed | {name: value for name, value in given.items() if name != "format_whitelist"}
 
 
 def _wanted(packet: Packet[Any]) -> Packet[Any]:

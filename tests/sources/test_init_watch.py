@@ -272,3 +272,49 @@ def test_a_live_playlist_with_another_codec_is_reconnected(segments: Path) -> No
             list(source.frames())
     assert caught.value.reason == "codec_changed"
     assert not caught.value.permanent
+
+
+def later(segment: bytes, by: int) -> bytes:
+    """The same segment at a later time, in units of its time scale (ISO 14496-12, 8.8.12)."""
+    out, at = bytearray(segment), segment.index(b"tfdt")
+    place = slice(at + 8, at + 8 + (8 if out[at + 4] else 4))
+    out[place] = (int.from_bytes(out[place], "big") + by).to_bytes(place.stop - place.start, "big")
+    return bytes(out)
+
+
+def test_two_that_take_turns(segments: Path) -> None:
+    """As advertisements do, while the time goes on. The second one was decoded with the parameters of the first."""
+    with av.open(str(segments / "small.mp4")) as container:
+        base = container.streams.video[0].time_base
+    assert base is not None
+    lines = []
+    for k, name in enumerate(names := ("small", "large") * 3):
+        folder = segments / f"turn{k}"
+        folder.mkdir()
+        lines += ["#EXT-X-DISCONTINUITY", f'#EXT-X-MAP:URI="{name}/init.mp4"']
+        for i in range(FRAMES // 25):
+            moved = later((segments / name / f"{i}.m4s").read_bytes(), int(k * FRAMES / 25 / base))
+            (folder / f"{i}.m4s").write_bytes(moved)
+            lines += [f"#EXTINF:{SEGMENT_S}.0,", f"turn{k}/{i}.m4s"]
+    (segments / "turns.m3u8").write_text("\n".join([*HEAD, *lines[1:], "#EXT-X-ENDLIST", ""]))
+    with Server(segments, "HTTP/1.1") as server:
+        source = AvSource(AvStreamSettings(id="s", pace="asap", url=f"{server.url}/turns.m3u8"))
+        source.open()
+        found = [(frame.width, frame.height, frame.quarantined) for frame in source.frames()]
+    sizes = {"small": SMALL, "large": LARGE}
+    assert found == [(*sizes[name], False) for name in names for _ in range(FRAMES)]
+
+
+def test_a_playlist_from_a_network_names_no_file_of_this_machine(
+    given: Callable[..., dict[str, Any]], segments: Path
+) -> None:
+    settings = AvStreamSettings(id="s", pace="asap", loop=False, **given("small"))
+    source = AvSource(settings)
+    source.open()
+    watch = source._reader._slices
+    assert isinstance(watch, InitWatch)
+    file, network = str(segments / "large" / "init.mp4"), f"{settings.url.rpartition('/')[0]}/large/init.mp4"
+    assert watch._read(network) is not None
+    assert (watch._read(file) is None) == (watch._read(f"file:{file}") is None) == settings.live
+    source.close()
+    list(source.frames())
