@@ -17,11 +17,13 @@ import pytest
 import structlog
 
 from streamd.security.redact import forget
-from tests import beside, contracts, launch
+from tests import beside, launch
 from tests.constants import changed, constants
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("STREAMD_TEST_DATA", ROOT.parent / "shared"))
+collect_ignore = ["compat/plugins"]
+"""Tests of another package, which `test_package.py` runs where that is installed."""
 
 
 # A shell starts what it puts in the background with SIGINT ignored, and so would all our processes.
@@ -56,25 +58,10 @@ def program(name: str, package: str) -> str:
     return found
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--case",
-        action="append",
-        default=[],
-        metavar="KIND=MODULE",
-        help="run the contract suites on a kind of another installed package; MODULE has its cases (may be repeated)",
-    )
-
-
 def pytest_configure(config: pytest.Config) -> None:
     if (workerinput := getattr(config, "workerinput", None)) is not None:
         beside.take_place(workerinput)
     launch.install()
-    for given in config.getoption("--case"):
-        kind, _, module = given.partition("=")
-        if not module:
-            raise pytest.UsageError(f"--case {given}: expected KIND=MODULE")
-        contracts.external[kind] = module
 
 
 @pytest.hookimpl(optionalhook=True)  # there is none with -p no:xdist

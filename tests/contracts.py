@@ -1,35 +1,50 @@
-"""Which kinds the contract suites (`tests/*/test_contract.py`) test, and where each kind's cases are.
-
-By default, every built-in kind of a package, whose cases are in `tests/PACKAGE/test_KIND.py`. With
-`pytest --case KIND=MODULE`, those kinds of other installed packages, whose cases are in MODULE.
-"""
+"""The contract suites of `streamd.testing` on the built-in kinds: a class of tests for each, from its own test file."""
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
 from typing import Any
 
 from streamd.settings.registry import Registry
 
-external: dict[str, str] = {}
-"""Module of the cases by kind, as given by --case."""
+
+def classes(
+    suite: type[Any], registry: Registry[Any], package: str = "", name: str = "", method: str = ""
+) -> dict[str, type[Any]]:
+    """A class of tests for each built-in kind of a part, by the name of the class.
+
+    Args:
+        suite: the suite of the part.
+        registry: the kinds.
+        package: where the kind's own test file is. Default: the suite needs nothing of it.
+        name: what the suite needs of that file.
+        method: the suite's name for it. Default: the same.
+    """
+    found = {}
+    for kind in registry.builtin():
+        members: dict[str, Any] = {"kind": kind}
+        if name:
+            members[method or name] = staticmethod(gives(package, kind, name))
+        found[f"Test_{kind}"] = type(f"Test_{kind}", (suite,), members)
+    return found
 
 
-def kinds(registry: Registry[Any]) -> list[str]:
-    """The kinds to test."""
-    if external:
-        found = [kind for kind in external if kind in registry.plugins()]
-        for kind in found:
-            registry.find(kind)  # from here on, it is known whose it is, and treated as in the daemon
-        return found
-    return list(registry.builtin())
-
-
-def cases(package: str, kind: str) -> ModuleType:
-    """The module with the cases of a kind.
+def gives(package: str, kind: str, name: str) -> Any:
+    """What the kind's own test file gives the contract suite.
 
     Raises:
-        ModuleNotFoundError: it does not exist.
+        LookupError: nothing; says what to write and where.
     """
-    return importlib.import_module(external.get(kind, f"tests.{package}.test_{kind}"))
+    module = f"{package}.test_{kind}"
+    file = f"{module.replace('.', '/')}.py"
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise LookupError(
+            f"kind {kind} has no test: write {file}, with {name} as its contract suite wants it"
+        ) from None
+    if found is None:
+        raise LookupError(f"kind {kind} gives the contract suite nothing: write {name} in {file}")
+    return found

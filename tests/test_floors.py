@@ -31,7 +31,7 @@ FLOORS = {
             ("web",),
             ("runtime",),
             ("workers",),
-            ("cli",),
+            ("cli", "testing"),
             ("__main__",),
         ]
     )
@@ -45,6 +45,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 def room(module: str) -> str:
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
+
+
+def room_of(path: Path) -> str:
+    return room("streamd." + str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."))
 
 
 def _is_module(name: str) -> bool:
@@ -78,7 +82,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_downward(path: Path) -> None:
-    own = room("streamd." + str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."))
+    own = room_of(path)
     if own == "__init__":
         return
     for name, _ in imports(path):
@@ -94,7 +98,8 @@ def test_every_room_has_a_floor() -> None:
 
 
 def test_there_are_few_rooms() -> None:
-    assert len(set(FLOORS) - {"__main__"}) <= 20
+    # The contract suites are no part of the daemon.
+    assert len(set(FLOORS) - {"__main__", "testing"}) <= 20
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -134,6 +139,20 @@ def test_the_map_has_the_same_floors() -> None:
 def test_the_daemon_never_imports_the_offline_room() -> None:
     code = "import streamd.runtime.daemon, sys; print([m for m in sys.modules if m.startswith('streamd.models')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_nothing_imports_the_suites_or_pytest() -> None:
+    importers = [str(path) for path in MODULES if room_of(path) != "testing" for name, _ in imports(path)
+                 if name.startswith("streamd.testing")]  # fmt: skip
+    assert not importers
+    code = "import streamd.__main__, streamd.runtime.daemon, sys; print({'pytest', 'streamd.testing'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_without_pytest_the_suites_say_what_they_need() -> None:
+    code = "import sys; sys.modules['pytest'] = None; import streamd.testing.sinks"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.stderr.splitlines()[-1] == "ImportError: streamd.testing needs pytest: pip install 'streamd[testing]'"
 
 
 def test_every_module_imports_without_any_vendor() -> None:

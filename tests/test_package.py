@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,10 +15,14 @@ import pytest
 
 from streamd import __version__
 from tests.conftest import ROOT
+from tests.docs.plugins import passed
+
+PLUGIN = ROOT / "tests" / "compat" / "plugins" / "v1"
 
 SHIPPED = [
     "streamd/py.typed",
     "streamd/README.md",
+    *(f"streamd/testing/{part}.py" for part in ("sources", "engines", "heads", "trackers", "sinks")),
     "streamd/engine/tensorrt/kernels.cu",
     "streamd/engine/tensorrt/kernels.ptx",
     *(f"streamd/assets/{file.name}" for file in (ROOT / "streamd" / "assets").glob("*")),
@@ -83,10 +89,11 @@ def test_the_wheel_holds_what_is_needed_and_the_sdist_builds_the_same(dist: Path
     assert (dist / f"streamd-{__version__}.tar.gz").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_what_was_installed_from_the_wheel_runs_the_demo(dist: Path, tmp_path: Path) -> None:
-    venv = tmp_path / "venv"
+@pytest.fixture(scope="module")
+def venv(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel, and nothing of the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    venv = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=60)
     python = venv / "bin" / "python"
     wheel = next(dist.glob("*.whl"))
@@ -96,8 +103,22 @@ def test_what_was_installed_from_the_wheel_runs_the_demo(dist: Path, tmp_path: P
     installed = next((venv / "lib").glob("python*/site-packages"))
     (installed / "dependencies.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
     where = [str(python), "-c", "import streamd; print(streamd.__file__)"]
-    assert str(venv) in subprocess.run(where, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert str(venv) in subprocess.run(where, check=True, capture_output=True, text=True, cwd=folder).stdout
     assert (venv / "share" / "streamd" / "systemd" / "streamd@.service").exists()
+    return venv
+
+
+@pytest.fixture
+def outside(venv: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same for programs that this test starts."""
+    for name in [name for name in os.environ if name.startswith(("PYTHON", "PYTEST_", "STREAMD_"))]:
+        monkeypatch.delenv(name)
+    return venv
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_what_was_installed_from_the_wheel_runs_the_demo(venv: Path, tmp_path: Path) -> None:
     command = [str(venv / "bin" / "streamd"), "demo", "--for", "12", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -105,3 +126,24 @@ def test_what_was_installed_from_the_wheel_runs_the_demo(dist: Path, tmp_path: P
     seen = {label: int(n) for n, label in re.findall(r"(\d+) (\w+)", done.stdout.rsplit("boxes in all frames: ", 1)[1])}
     assert seen["car"] > 0
     assert seen["person"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_plugin_of_version_1_works_and_its_tests_run_without_a_checkout(outside: Path, tmp_path: Path) -> None:
+    python, package = outside / "bin" / "python", tmp_path / "package"
+    shutil.copytree(PLUGIN, package)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
+    done = subprocess.run([*pip, "--no-build-isolation", str(package)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    kinds = [str(outside / "bin" / "streamd"), "kinds", "--json"]
+    listed = json.loads(subprocess.run(kinds, check=True, capture_output=True, text=True, cwd=tmp_path).stdout)
+    own = [each for kinds in listed.values() for each in kinds if each["package"] == "streamd-five 1.0"]
+    assert [each["kind"] for each in own] == ["bars", "plain", "scored", "nearest", "datagrams"]
+    assert {each["contract"] for each in own} == {1}
+    tests = tmp_path / "tests" / "test_five.py"
+    tests.parent.mkdir()
+    shutil.copy(package / "test_five.py", tests)
+    with tests.open("a") as file:  # the suites are those of the wheel
+        file.write(f"\n\ndef test_where(): assert __import__('streamd').__file__.startswith({str(outside)!r})\n")
+    assert re.fullmatch(r"11\d passed, 1 skipped", passed(tests, str(python), 300))

@@ -9,8 +9,8 @@ from streamd.errors import ConfigError
 from streamd.heads import DetectSettings
 from streamd.heads.detector import open_detector
 from streamd.heads.yolov5_cat import Yolov5CatSettings
+from streamd.testing.objects import LABELS, WHOLE, expected, spec
 from tests.heads import test_yolov5_sigmoid, test_yolov8
-from tests.heads.cases import LABELS, WHOLE, expected, spec
 
 
 def test_a_recognised_head_with_the_models_own_names() -> None:

@@ -13,8 +13,8 @@ from streamd.heads import DetectSettings
 from streamd.heads.common import sigmoid
 from streamd.heads.detr import DetrSettings
 from streamd.heads.select import open_head, recognise
+from streamd.testing.objects import CLASSES, LABELS, OBJECTS, OVERLAPPING, SIZE, Case, Encoded, logit, spec
 from streamd.types import ModelSpec, TensorSpec
-from tests.heads.cases import CLASSES, LABELS, OBJECTS, OVERLAPPING, SIZE, Case, Encoded, logit, spec
 
 QUERIES = 300
 

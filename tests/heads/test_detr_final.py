@@ -11,8 +11,8 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import DetectSettings
 from streamd.heads.detr_final import DetrFinalSettings
 from streamd.heads.select import open_head, recognise
+from streamd.testing.objects import CLASSES, OBJECTS, OVERLAPPING, Case, Encoded, spec
 from streamd.types import TensorSpec
-from tests.heads.cases import CLASSES, OBJECTS, OVERLAPPING, Case, Encoded, spec
 
 
 def encode(batch: int = 1, index: int = 0) -> Encoded:

@@ -12,7 +12,7 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import DetectSettings, Head
 from streamd.heads.end_to_end import EndToEndSettings
 from streamd.heads.select import open_head
-from tests.heads.cases import CELLS, CLASSES, OBJECTS, OVERLAPPING, Case, Encoded, spec
+from streamd.testing.objects import CELLS, CLASSES, OBJECTS, OVERLAPPING, Case, Encoded, spec
 
 
 def encode(batch: int = 1, index: int = 0) -> Encoded:

@@ -9,7 +9,7 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import DetectSettings
 from streamd.heads.nanodet import NanodetSettings
 from streamd.heads.select import open_head, recognise
-from tests.heads.cases import CLASSES, OBJECTS, SIZE, Case, Encoded, spec
+from streamd.testing.objects import CLASSES, OBJECTS, SIZE, Case, Encoded, spec
 from tests.heads.test_picodet import distribution
 
 GRIDS = {s: SIZE // s for s in (8, 16, 32, 64)}

@@ -15,8 +15,8 @@ from streamd.heads import DetectSettings
 from streamd.heads.obb import ObbSettings, covariances, probabilistic_iou, rotated_corners, rotated_nms, upright_boxes
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
+from streamd.testing.objects import CELLS, LABELS, SIZE, WHOLE, Case, Encoded, spec
 from streamd.types import Box, Letterbox, Placement
-from tests.heads.cases import CELLS, LABELS, SIZE, WHOLE, Case, Encoded, spec
 from tests.heads.test_pose import columns_of, rows_of
 
 METADATA = {"task": "obb"}

@@ -15,7 +15,7 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import DetectSettings
 from streamd.heads.picodet import PicodetSettings, mean_distances
 from streamd.heads.select import open_head, recognise
-from tests.heads.cases import CLASSES, OBJECTS, SIZE, Case, Encoded, spec
+from streamd.testing.objects import CLASSES, OBJECTS, SIZE, Case, Encoded, spec
 
 STRIDES = (8, 16, 32, 64)
 

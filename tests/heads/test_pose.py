@@ -14,8 +14,8 @@ from streamd.heads import DetectSettings
 from streamd.heads.pose import PoseSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, recognise
+from streamd.testing.objects import CELLS, CLASSES, LABELS, OBJECTS, OVERLAPPING, SIZE, WHOLE, Case, Encoded, spec
 from streamd.types import Box, Letterbox
-from tests.heads.cases import CELLS, CLASSES, LABELS, OBJECTS, OVERLAPPING, SIZE, WHOLE, Case, Encoded, spec
 
 POINTS = 5
 METADATA = {"task": "pose", "kpt_shape": f"[{POINTS}, 3]", "names": str(dict(enumerate(LABELS)))}

@@ -17,10 +17,10 @@ from streamd.heads import native as module
 from streamd.heads.native import library
 from streamd.heads.postprocess import Postprocess, with_suppression
 from streamd.heads.select import open_head
+from streamd.testing.objects import LABELS
 from streamd.types import Box, Candidates, DecodePlan, Letterbox
 from tests.compiler import shared_library
 from tests.heads import test_yolov8
-from tests.heads.cases import LABELS
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from streamd.heads import DetectSettings
 from streamd.heads.coco import COCO80
 from streamd.heads.rf_detr import COCO_COLUMNS, RfDetrSettings
 from streamd.heads.select import open_head, recognise, resolve_labels
+from streamd.testing.objects import Case, Encoded, logit, spec
 from streamd.types import TensorSpec
-from tests.heads.cases import Case, Encoded, logit, spec
 from tests.heads.test_detr import encode_queries
 
 

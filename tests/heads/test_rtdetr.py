@@ -11,7 +11,7 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import DetectSettings
 from streamd.heads.rtdetr import RtdetrSettings
 from streamd.heads.select import open_head, recognise
-from tests.heads.cases import CLASSES, Case, Encoded, logit, spec
+from streamd.testing.objects import CLASSES, Case, Encoded, logit, spec
 from tests.heads.test_detr import encode_queries
 
 NAMED = {"task": "detect", "head": "RTDETRDecoder"}

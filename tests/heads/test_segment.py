@@ -13,8 +13,8 @@ from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.segment import SegmentSettings
 from streamd.heads.select import open_head, recognise
+from streamd.testing.objects import LABELS, OBJECTS, SIZE, Case, Encoded, spec
 from streamd.types import Box, Letterbox
-from tests.heads.cases import LABELS, OBJECTS, SIZE, Case, Encoded, spec
 from tests.heads.test_pose import columns_of, rows_of
 
 METADATA = {"task": "segment"}

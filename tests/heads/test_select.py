@@ -13,8 +13,9 @@ from streamd.heads.end_to_end import EndToEndSettings
 from streamd.heads.select import check_decoded, declared, open_head, recognise, resolve_labels
 from streamd.heads.yolov5_cat import Yolov5CatSettings
 from streamd.heads.yolov5_sigmoid import Yolov5SigmoidSettings
+from streamd.testing.objects import CELLS, CLASSES, LABELS, spec
 from streamd.types import ModelSpec, TensorSpec
-from tests.heads.cases import CELLS, CLASSES, LABELS, contract_cases_of, spec
+from tests.contracts import gives
 
 
 def test_a_kind_by_itself_keeps_what_the_sidecar_says_of_it() -> None:
@@ -62,7 +63,7 @@ READS_SIGMOIDS = {
 @pytest.mark.parametrize("kind", HEADS.builtin())
 def test_every_head_says_whether_its_outputs_may_end_in_a_sigmoid(kind: str) -> None:
     """Declared in the model's sidecar or beside it, or recognised, where shapes tell the head."""
-    for case in contract_cases_of(kind):
+    for case in gives("tests.heads", kind, "contract_cases")():
         model, _ = case.encode(1, 0)
         asked = [(kind, model)] + ([(None, model)] if case.recognised or model.head is not None else [])
         for named, each in asked:

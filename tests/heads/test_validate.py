@@ -14,9 +14,10 @@ from streamd.heads import DetectSettings
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head
 from streamd.heads.validate import NONE, REASONS, check_numbers, inside, mostly_outside_unit, possible, span
+from streamd.testing.objects import CLASSES, LABELS, WHOLE, expected, spec
 from streamd.types import Box, Candidates, Letterbox
+from tests.contracts import gives
 from tests.heads import test_end_to_end, test_yolov8
-from tests.heads.cases import CLASSES, LABELS, WHOLE, contract_cases_of, expected, spec
 
 NAN, INF = np.nan, np.inf
 BOX = Letterbox.fit(Box(0, 0, 640, 320), 320, 320)
@@ -141,7 +142,7 @@ def test_scores_a_rounding_above_one_are_one() -> None:
 
 @pytest.mark.parametrize("kind", ["yolov8", "yolov5_cat", "yolov5_heads", "yolox", "picodet"])
 def test_outputs_without_numbers_are_an_error(kind: str) -> None:
-    model, outputs = contract_cases_of(kind)[0].encode(1, 0)
+    model, outputs = gives("tests.heads", kind, "contract_cases")()[0].encode(1, 0)
     head = open_head(None, model, DetectSettings())
     with pytest.raises(ModelError, match="contain no numbers, only NaN or infinity; it overflows in this precision"):
         head.candidates([np.full_like(o, NAN) for o in outputs], 0)

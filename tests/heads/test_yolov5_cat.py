@@ -11,8 +11,8 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import DetectSettings
 from streamd.heads.select import open_head, recognise
 from streamd.heads.yolov5_cat import Yolov5CatSettings
+from streamd.testing.objects import CELLS, CLASSES, OBJECTS, Case, Encoded, spec
 from tests.heads import test_yolov5_sigmoid
-from tests.heads.cases import CELLS, CLASSES, OBJECTS, Case, Encoded, spec
 
 
 def encode(batch: int = 1, index: int = 0) -> Encoded:

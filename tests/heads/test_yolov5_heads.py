@@ -14,9 +14,9 @@ from streamd.heads.anchors import COCO_ANCHORS
 from streamd.heads.postprocess import Postprocess
 from streamd.heads.select import open_head, recognise
 from streamd.heads.yolov5_heads import Yolov5HeadsSettings, by_cell
+from streamd.testing.objects import CLASSES, GRIDS, LABELS, OBJECTS, SIZE, WHOLE, Case, Encoded, logit, spec
 from streamd.types import TensorSpec
 from tests.gpu.kernel_cases import convolved
-from tests.heads.cases import CLASSES, GRIDS, LABELS, OBJECTS, SIZE, WHOLE, Case, Encoded, logit, spec
 
 
 def encode(batch: int = 1, index: int = 0) -> Encoded:

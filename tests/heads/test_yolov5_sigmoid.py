@@ -12,8 +12,8 @@ from streamd.heads import DetectSettings
 from streamd.heads.anchors import COCO_ANCHORS
 from streamd.heads.select import open_head
 from streamd.heads.yolov5_sigmoid import Yolov5SigmoidSettings
+from streamd.testing.objects import CELLS, CLASSES, GRIDS, Case, Encoded, spec
 from tests.heads import test_yolov5_heads
-from tests.heads.cases import CELLS, CLASSES, GRIDS, Case, Encoded, spec
 
 
 def encode(batch: int = 1, index: int = 0) -> Encoded:

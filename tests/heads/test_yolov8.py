@@ -9,7 +9,7 @@ from streamd.errors import ConfigError
 from streamd.heads import DetectSettings
 from streamd.heads.select import open_head, recognise
 from streamd.heads.yolov8 import Yolov8Settings
-from tests.heads.cases import CELLS, CLASSES, GRIDS, OBJECTS, Case, Encoded, spec
+from streamd.testing.objects import CELLS, CLASSES, GRIDS, OBJECTS, Case, Encoded, spec
 
 
 def encode(batch: int = 1, index: int = 0) -> Encoded:

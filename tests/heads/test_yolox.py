@@ -11,7 +11,7 @@ from streamd.errors import ConfigError, ModelError
 from streamd.heads import DetectSettings
 from streamd.heads.select import open_head
 from streamd.heads.yolox import YoloxSettings
-from tests.heads.cases import CELLS, CLASSES, GRIDS, OBJECTS, SIZE, Case, Encoded, spec
+from streamd.testing.objects import CELLS, CLASSES, GRIDS, OBJECTS, SIZE, Case, Encoded, spec
 
 DECODED = {"kind": "yolox", "decoded": True}
 

@@ -23,8 +23,8 @@ from streamd.runtime.analytics import Analytics
 from streamd.sources.av import AvStreamSettings
 from streamd.telemetry.analytics import AnalyticsMetrics
 from streamd.telemetry.metrics import Metrics
+from streamd.testing.scenes import wild
 from streamd.types import Box, Boxes, Details, FoundBatch, Frame, ModelInfo, PartOfBlock
-from tests.analysis.tracking.scenes import wild
 from tests.compiler import tracking_library
 
 MODEL = ModelInfo("m", "0" * 64, ("person", "car", "dog"))

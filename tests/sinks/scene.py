@@ -9,7 +9,7 @@ import zmq
 
 from streamd.sinks.guard import GuardedSink
 from streamd.sinks.zmq import ZmqSettings, ZmqSink
-from tests.sinks.sender import Sender
+from streamd.testing.sending import Sender
 from tests.sinks.zmtp import RawPeer
 
 

@@ -23,10 +23,10 @@ from streamd.errors import ConfigError, StreamdError
 from streamd.sinks.curve import Clients, CurveSettings, new_pair, public_of, read_keys, secure_client
 from streamd.sinks.message import decode
 from streamd.sinks.zmq import MAX_SUBSCRIPTION_BYTES, ZmqSettings, ZmqSink
+from streamd.testing.sending import Sender
 from streamd.types import StreamCounts
 from tests.behaviour.daemon import until
 from tests.frames import status
-from tests.sinks.sender import Sender
 
 SERVER = new_pair()
 CLIENT = new_pair()

@@ -13,9 +13,9 @@ import pytest
 
 from streamd.errors import SinkError
 from streamd.sinks.jsonl import JsonlSettings, JsonlSink
+from streamd.testing.sending import Sender
 from tests.frames import detections
 from tests.messages import checked
-from tests.sinks.sender import Sender
 
 
 class FileReader:

@@ -17,11 +17,11 @@ import zmq
 
 from streamd.sinks.hosts import Allowance, host_of
 from streamd.sinks.peers import INPUT_BYTES, MESSAGES, TOPIC_BYTES, TOPICS
+from streamd.testing.sending import Sender
 from streamd.types import StreamCounts
 from tests.conftest import ROOT
 from tests.frames import detections, status
 from tests.sinks.scene import Scene, connected, refused, until
-from tests.sinks.sender import Sender
 from tests.sinks.zmtp import GREETING, RawPeer, frame
 
 

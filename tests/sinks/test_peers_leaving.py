@@ -24,10 +24,10 @@ from streamd.sinks.peers import DIFFERENT_TOPIC_BYTES, FAIR_BYTES, FAIR_TOPIC_BY
 from streamd.sinks.sockets import received_by
 from streamd.sinks.zmq import ZmqSettings, ZmqSink
 from streamd.telemetry.metrics import Metrics
+from streamd.testing.sending import Sender
 from streamd.types import StreamCounts
 from tests.frames import detections, status
 from tests.sinks.scene import Scene, connected, refused, until
-from tests.sinks.sender import Sender
 from tests.sinks.zmtp import RawPeer, frame
 
 

@@ -15,10 +15,10 @@ import zmq
 from streamd.errors import SinkError
 from streamd.sinks import zmq as module
 from streamd.sinks.zmq import FEW_RECEIVERS, ZmqSettings, ZmqSink, send_now
+from streamd.testing.sending import Sender
 from streamd.types import StreamCounts
 from tests.frames import detections, status
 from tests.messages import checked
-from tests.sinks.sender import Sender
 
 
 class SubscriberReader:

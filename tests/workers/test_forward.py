@@ -16,6 +16,7 @@ from streamd.sinks.envelope import MessageBuilder, OutgoingClasses
 from streamd.sinks.jsonl import JsonlSettings
 from streamd.sinks.message import DetectionsMessage, StatusMessage, decode
 from streamd.telemetry.metrics import Metrics
+from streamd.testing.sending import Sender
 from streamd.types import Attribute, StreamCounts
 from streamd.workers.forward import Forwarder
 from streamd.workers.ledger import WORKER_DIED, Ledger
@@ -23,7 +24,6 @@ from streamd.workers.relay import HWM, RELAY_FULL, RelaySink
 from streamd.workers.report import Report
 from tests.behaviour.daemon import until
 from tests.frames import detections, status
-from tests.sinks.sender import Sender
 
 
 class Line:

@@ -8,8 +8,8 @@ import pytest
 from streamd.analysis.tracking import open_tracker
 from streamd.analysis.tracking.bytetrack import ByteTrackSettings
 from streamd.analysis.tracking.observation import EndReason
+from streamd.testing.scenes import NOTHING, Play, boxes, play
 from streamd.types import Box
-from tests.analysis.tracking.scenes import NOTHING, Play, boxes, play
 
 PERSON = boxes((100, 100, 40, 100))
 

@@ -6,7 +6,7 @@ import pytest
 
 from streamd.analysis.tracking import open_tracker
 from streamd.analysis.tracking.iou import IouSettings
-from tests.analysis.tracking.scenes import NOTHING, boxes, play
+from streamd.testing.scenes import NOTHING, boxes, play
 
 
 def test_a_box_belongs_to_the_track_that_it_overlaps_most() -> None:

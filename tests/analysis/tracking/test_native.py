@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from streamd.analysis.tracking import Observation, StreamTracks, Tracked
 from streamd.analysis.tracking.bytetrack import ByteTrack, ByteTrackSettings
 from streamd.analysis.tracking.native import library
+from streamd.testing.scenes import SIZE, Frame, boxes, wild
 from streamd.types import Box
-from tests.analysis.tracking.scenes import SIZE, Frame, boxes, wild
 from tests.compiler import tracking_library
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from streamd.analysis.tracking import Observation, StreamTracks, Tracked, TrackingSettings
 from streamd.analysis.tracking.pairing import Known, PairingTracker, Seen
-from tests.analysis.tracking.scenes import SIZE, boxes, play
+from streamd.testing.scenes import SIZE, boxes, play
 
 
 class Scripted(PairingTracker):

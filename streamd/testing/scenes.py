@@ -1,4 +1,4 @@
-"""Made-up objects for the trackers' tests."""
+"""Made-up objects for trackers."""
 
 from __future__ import annotations
 

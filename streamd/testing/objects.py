@@ -1,8 +1,7 @@
-"""The same objects for every head, each of which encodes them in its own form: what the contract suite runs on."""
+"""The same objects for every head, each of which encodes them in its own form: what the suite for heads runs on."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamd.types import Box, DeviceLayout, Letterbox, ModelSpec, TensorSpec
-from tests import contracts
 
 SIZE, CLASSES = 320, 6
 GRIDS = {s: SIZE // s for s in (8, 16, 32)}
 CELLS = sum(n * n for n in GRIDS.values())
+"""Rows of a head with one row a cell, at the strides 8, 16 and 32."""
 LABELS = tuple(f"class_{i}" for i in range(CLASSES))
 # cx, cy, w, h, objectness, class, class score: each suits a cell and an anchor of one stride.
 OBJECTS = [
@@ -47,30 +46,6 @@ class Case:
     """False where the head has to be declared."""
 
 
-def contract_cases_of(kind: str) -> list[Case]:
-    """What the kind's own test file gives the contract suite.
-
-    Raises:
-        LookupError: it gives none; says what to write and where.
-    """
-    name = contracts.external.get(kind, f"tests.heads.test_{kind}")
-    wanted = "whose contract_cases() returns outputs that hold tests.heads.cases.OBJECTS in that head's form"
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise LookupError(f"head kind {kind} has no test: write {_file(name)}, {wanted}") from None
-    cases: list[Case] = getattr(module, "contract_cases", list)()
-    if not cases:
-        raise LookupError(f"head kind {kind} gives the contract suite nothing: add to {_file(name)} one {wanted}")
-    return cases
-
-
-def _file(module: str) -> str:
-    return f"{module.replace('.', '/')}.py"
-
-
 def spec(*shapes: tuple[int, ...], **kwargs: Any) -> ModelSpec:
     """A model with an input of `SIZE` and outputs of these shapes."""
     outputs = tuple(TensorSpec(f"out{i}", s, "float32") for i, s in enumerate(shapes))
@@ -79,6 +54,7 @@ def spec(*shapes: tuple[int, ...], **kwargs: Any) -> ModelSpec:
 
 
 def logit(p: npt.ArrayLike) -> Any:
+    """The value whose sigmoid is `p`."""
     p = np.clip(np.asarray(p, np.float64), 1e-9, 1 - 1e-9)
     return np.log(p / (1 - p))
 

@@ -1,0 +1,1 @@
+"""One kind for each part of streamd."""
