@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable
 
+from streamd.sources.packs import PACK, PackSearch
 from streamd.sources.programs import ProgramSearch, begins_with_units
 from streamd.sources.search import CHUNK, NEVER, PartSearch, Read
 
@@ -282,6 +283,8 @@ def searching(read: Read, size: Callable[[], int]) -> PartSearch | None:
         kind = AviSearch
     elif head.startswith(b"FLV\x01"):
         kind = FlvSearch
+    elif head.startswith(PACK):
+        kind = PackSearch
     elif _RAW.match(head):
         kind = RawSearch
     elif begins_with_units(read(0, _FRONT)):
