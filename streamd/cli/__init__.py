@@ -42,7 +42,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     """
     top = argparse.ArgumentParser(
         prog="streamd",
-        description="Streaming video analytics: RTSP and file streams in, detections over ZeroMQ and metrics out.",
+        description="Streaming video analytics: cameras and files in; detections, tracks, events and metrics out.",
         epilog="Try `streamd demo`. `streamd COMMAND --help` describes a command. Exit codes: 0 done, 1 unexpected "
         "failure, 2 configuration or arguments, 3 model, 4 every stream failed, 5 inference backend, 6 sink or port, "
         "7 accuracy gate, 8 no daemon or fleet answers.",

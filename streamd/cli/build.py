@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamd.cli.console import add_head_option, positive
+from streamd.cli.console import add_head_option, positive, say
 from streamd.cli.gate import PlanGate, add_gate_options, gate_of
 from streamd.engine.model import PLAN_SUFFIXES, model_file
 from streamd.engine.sidecar import Sidecar, read_sidecar
@@ -214,7 +214,7 @@ def _job(args: argparse.Namespace) -> Job:
         raise ConfigError(f"model {path}: build starts from an ONNX model, not from a {path.suffix[1:]}")
     out = Path(args.out)
     if out.suffix not in PLAN_SUFFIXES:
-        raise ConfigError(f"--out {out}: not a plan's file name; it must end in {', '.join(PLAN_SUFFIXES)}")
+        raise ConfigError(f"--out {out}: not a plan's file name; it must end in {' or '.join(PLAN_SUFFIXES)}")
     options = _options(args, None)
     if args.calibrate_images is not None or args.calibration_cache is not None:
         # Checked first without pictures, so that an unavailable precision is rejected before they are read.
@@ -256,7 +256,7 @@ def _summary(job: Job, out: Path, sidecar: Sidecar, verdict: str) -> None:
         name = Path(source.source).name if source is not None and source.source else "that it was made from"
         print(f"FP16 was not compared: the float model {name} is not beside {job.onnx.path}; --float-model names it")
     effort = "" if made.effort is None else f", effort {made.effort}"
-    print(
+    say(
         f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {made.precision} ({made.method}), batches "
         f"{'/'.join(map(str, made.profile))}, TensorRT {made.tensorrt}, for {made.gpu}{effort}, built in "
         f"{made.build_seconds:.1f} s"

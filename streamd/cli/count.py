@@ -52,7 +52,8 @@ def add_parser(subparsers: Any) -> None:
         epilog="""example: streamd count clip.mp4 --lines '[{name: gate, points: [[0.5, 0.2], [0.5, 0.9]]}]'""",
     )
     p.add_argument("inputs", metavar="INPUT", nargs="+", help="video file or URL")
-    p.add_argument("--model", default=f"{BUILTIN}road6", help=f"default {BUILTIN}road6: people and road vehicles")
+    model = f"{BUILTIN}road6"
+    p.add_argument("--model", default=model, help=f"model (default {model}: people and road vehicles)")
     add_rule_options(p)
     add_detect_options(p)
     p.add_argument("--labels", help="text file with one class name per line")
@@ -161,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     rows = [row for given, counts in job.counts() for row in rows_of(redact(given), counts)]
     if args.json:
         print(json.dumps([asdict(row) for row in rows]))
-    else:
+    elif rows:
         _print_table(rows)
     if args.csv is not None:
         _write_csv(args.csv, rows)

@@ -61,7 +61,8 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument(
         "inputs", metavar="VIDEO|URL", nargs="*", help="your own inputs instead of the clip; files are looped"
     )
-    p.add_argument("--model", default=f"{BUILTIN}road6", help=f"default {BUILTIN}road6: people and road vehicles")
+    model = f"{BUILTIN}road6"
+    p.add_argument("--model", default=model, help=f"model (default {model}: people and road vehicles)")
     p.add_argument(
         "--streams",
         type=positive,

@@ -89,6 +89,7 @@ class _Input:
     is_video: bool
     images: list[Path] = field(default_factory=list)
     stream: str = "detect"
+    read: bool = False  # a frame of it
 
 
 def _expand(inputs: Sequence[str], *, recursive: bool = False) -> list[_Input]:
@@ -242,7 +243,7 @@ class Run:
                     for n, (frame, name, fps) in enumerate(self._frames(item)):
                         if self.limit is not None and n >= self.limit:
                             break
-                        frame.stream, frame.seq = item.stream, seq
+                        frame.stream, frame.seq, item.read = item.stream, seq, True
                         self.room.acquire()
                         # The picture is kept only if it will be drawn on.
                         self.pending[seq] = (frame if self.keep else None, name, fps)
@@ -275,9 +276,10 @@ class Run:
             self.analytics.close()
 
     def counts(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """Each tracked input and what its zones and lines counted; see `RuleEngine.counters`. After the last result."""
+        """Each tracked input of which frames were read, and its `RuleEngine.counters`. After the last result."""
         streams = self.analytics.streams if self.analytics is not None else {}
-        counted = ((item.given, streams[item.stream].rules) for item in self.inputs if item.stream in streams)
+        read = [item for item in self.inputs if item.read and item.stream in streams]
+        counted = ((item.given, streams[item.stream].rules) for item in read)
         return [(given, rules.counters()) for given, rules in counted if rules is not None]
 
     def close(self) -> None:

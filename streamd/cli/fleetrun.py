@@ -49,32 +49,38 @@ def add_parsers(actions: Any) -> None:
     """Adds the actions that need a cluster."""
     run = _action(
         actions, "run", "start a fleet on a Ray cluster, or on this machine",
-        "On the cluster at --address or $RAY_ADDRESS, it returns once the streams are placed. Without an address, it "
-        "starts a cluster on this machine, stays in the foreground, and stops the fleet at its end.",
+        "Starts a fleet on a Ray cluster, or on this machine. On the cluster at --address or $RAY_ADDRESS, it returns "
+        "once the streams are placed. Without an address, it starts a cluster on this machine, stays in the "
+        "foreground, and stops the fleet at its end.",
     )  # fmt: skip
     run.add_argument("config", metavar="FILE", help="configuration with a section `fleet`")
     run.add_argument("--boxes", type=positive, metavar="N", help="boxes on this machine, instead of fleet.boxes")
-    apply = _action(actions, "apply", "apply a changed configuration to the running fleet", "")
+    apply = _action(
+        actions, "apply", "apply a changed configuration to the running fleet",
+        "Applies a changed configuration to the running fleet.",
+    )  # fmt: skip
     apply.add_argument("config", metavar="FILE", help="configuration with a section `fleet`")
-    status = _action(actions, "status", "show boxes and streams", "")
+    status = _action(actions, "status", "show boxes and streams", "Shows boxes and streams.")
     status.add_argument("--json", action="store_true", help="print one JSON object")
     drain = _action(
         actions, "drain", "move all streams away from a node, then stop its daemons",
+        "Moves all streams away from a node, then stops its daemons. "
         "Another box connects to each camera first, unless the camera serves a single session.",
     )  # fmt: skip
     drain.add_argument("node", metavar="NODE", help="name of a node or of one box")
-    drain.add_argument("--undo", action="store_true", help="let it take streams again")
+    drain.add_argument("--undo", action="store_true", help="let the node take streams again")
     drain.add_argument("--no-wait", action="store_true", help="return at once")
     stop = _action(
         actions, "stop", "stop the fleet: every daemon publishes what is in flight, then ends",
+        "Stops the fleet: every daemon publishes what is in flight, then ends. "
         "With --here, stops what runs on this machine without asking the cluster, such as after the cluster was lost.",
     )  # fmt: skip
     stop.add_argument("--here", action="store_true", help="only the boxes of this machine, without the cluster")
     stop.add_argument("--state-dir", metavar="DIR", help="with --here: the configuration's fleet.state_dir")
 
 
-def _action(actions: Any, name: str, what: str, more: str) -> Any:
-    p = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}. {more}".strip())
+def _action(actions: Any, name: str, what: str, description: str) -> Any:
+    p = actions.add_parser(name, help=what, description=description)
     p.add_argument("--address", metavar="HOST:PORT", help="the Ray cluster. Default: $RAY_ADDRESS, else this machine")
     return p
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from streamd import __version__
+from streamd.cli.console import say
 from streamd.errors import ConfigError
 
 SAYS = ("problem", "description", "note")
@@ -49,7 +50,8 @@ def _print(kinds: list[dict[str, Any]]) -> None:
     rows = [(each["kind"], each["package"], " ".join(each[key] for key in SAYS if each.get(key))) for each in kinds]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     for kind, package, says in rows:
-        print(f"  {kind:{widths[0]}}  {package:{widths[1]}}  {says}".rstrip())
+        head = f"  {kind:{widths[0]}}  {package:{widths[1]}}  "
+        say(f"{head}{says}".rstrip(), len(head))
 
 
 def _entry(kind: str, package: str, contract: int | None) -> dict[str, Any]:

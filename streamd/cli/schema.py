@@ -15,7 +15,15 @@ def add_parser(subparsers: Any) -> None:
         description="Prints the JSON Schema of the configuration, for an editor that completes and checks YAML, or of "
         "the messages.",
     )
-    p.add_argument("what", choices=("config", "message"), nargs="?", default="config", help="default: config")
+    kinds = ("config", "message")
+    p.add_argument(
+        "what",
+        metavar="|".join(kinds),
+        choices=kinds,
+        nargs="?",
+        default="config",
+        help="which schema (default config)",
+    )
     p.add_argument(
         "--plugins", action="store_true", help="also describe the kinds of installed packages, which are imported"
     )

@@ -27,7 +27,7 @@ COCO_COLUMNS = tuple(n for n in range(COCO_CATEGORIES) if n not in UNUSED)
 
 @HEADS.register
 class RfDetrSettings(HeadSettings):
-    """RF-DETR's export: boxes (dets, (B, N, 4), fractions of the input) and logits (labels, (B, N, C))."""
+    """RF-DETR's export: dets (B, N, 4), boxes as fractions of the input, and labels (B, N, C), logits."""
 
     kind: Literal["rf_detr"] = "rf_detr"
     columns: tuple[int, ...] | None = Field(

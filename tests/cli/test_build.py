@@ -114,7 +114,7 @@ def test_undecoded_rows_need_a_declared_head(folder: Path) -> None:
 def test_arguments_that_make_no_sense(folder: Path) -> None:
     model = conv_relu(folder / "m.onnx")
     out = folder / "m.plan"
-    assert ".plan, .engine, .trt" in message(build(model, "--out", folder / "m.bin"), 2)
+    assert "must end in .plan or .engine or .trt" in message(build(model, "--out", folder / "m.bin"), 2)
     assert "absent" in message(build(model, "--out", folder / "absent" / "m.plan"), 2)
     assert "--batch 4 2 1" in message(build(model, "--out", out, "--batch", "4", "2", "1"), 2)
     assert "streamd quantize" in message(build(model, "--out", out, "--precision", "int8"), 2)

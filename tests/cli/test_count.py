@@ -60,7 +60,14 @@ def test_an_input_that_fails_is_named_and_the_others_are_counted(
 ) -> None:
     assert main(["count", "none.mp4", str(clip), "--lines", LINE, "--json"]) == 4
     out, err = capsys.readouterr()
-    assert [row["count"] for row in json.loads(out)] == [0, 0, 0, 1]
+    assert [(Path(row["input"]).name, row["count"]) for row in json.loads(out)] == [("clip.mp4", 0), ("clip.mp4", 1)]
+    assert "none.mp4: No such file" in err
+
+
+def test_of_inputs_that_cannot_be_read_no_count_is_shown(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["count", "none.mp4", "--lines", LINE]) == 4
+    out, err = capsys.readouterr()
+    assert out == ""
     assert "none.mp4: No such file" in err
 
 

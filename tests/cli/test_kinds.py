@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +106,23 @@ def test_the_contract_that_each_was_written_for(tmp_path: Path) -> None:
     assert code == 2
     assert "is in no group that streamd reads (streamd.sources, " in line
     assert kinds()[1].startswith("streamd.sources: contract 1\n")
+
+
+def test_on_a_terminal_descriptions_are_broken_between_words() -> None:
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    with subprocess.Popen([sys.executable, "-m", "streamd", "kinds"], stdout=slave, env=environment) as process:
+        os.close(slave)
+        told = b""
+        with contextlib.suppress(OSError):  # the end of a terminal is an error
+            while piece := os.read(master, 65_536):
+                told += piece
+    os.close(master)
+    assert process.returncode == 0
+    lines = told.decode().splitlines()
+    assert max(map(len, lines)) <= 80
+    at = next(n for n, line in enumerate(lines) if line.startswith("  rtdetr "))
+    column = lines[at].index("RT-DETR")
+    assert lines[at + 1][:column].strip() == ""
+    assert lines[at + 1][column] != " "
