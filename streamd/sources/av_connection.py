@@ -72,7 +72,9 @@ class AvConnection:
         """When it was open, monotonic, and how long that took."""
         self.deadline = math.inf
         """See `Source.deadline`; set around each call to FFmpeg."""
-        self._closed, self._alone = closed, alone
+        self.closed = closed
+        """Ends every wait."""
+        self._alone = alone
         self._device: int | None = None
 
     def open(self, device: int | None) -> SourceInfo:
@@ -210,13 +212,13 @@ class AvConnection:
             self.limit = None
         decoder, self.decoder = cast("HardwareDecoder | None", self.decoder), None
         if decoder is not None and self._device is not None:
-            if self.network and self.broke and not self._closed.is_set():
+            if self.network and self.broke and not self.closed.is_set():
                 shelf.put(self.settings.id, decoder, self._device)
             else:
                 deferred.close(decoder)
         self.broke, self._recoded = False, None
         del decoder
-        if container is not None and self._closed.is_set() and self._device is not None:
+        if container is not None and self.closed.is_set() and self._device is not None:
             deferred.close(container)
         elif container is not None:
             with contextlib.suppress(Exception):

@@ -51,17 +51,22 @@ class _Scan(PartSearch):
 
     def find(self, begin: int, end: int) -> None:
         """See `PartSearch.find`."""
-        found = self.begins.search(self._read(begin, end + _HEAD - begin))
-        if found is not None:
-            self.next_at = begin + found.start()
+        if (found := self._first(self._read(begin, end + _HEAD - begin), 0)) is not None:
+            self.next_at = begin + found
+
+    def _first(self, data: bytes, begin: int) -> int | None:
+        """Where another part begins in a piece of the file, from one of its bytes on."""
+        for at in range(0, len(data), _SLICE):
+            found = self.begins.search(data, max(at, begin), at + _SLICE + _HEAD)
+            if found is not None:
+                return found.start()
+        return None
 
     def _step(self) -> None:
         data = self._read(self.seen, CHUNK)
-        for at in range(0, len(data), _SLICE):
-            found = self.begins.search(data, max(at, self.seen == self.begin), at + _SLICE + _HEAD)
-            if found is not None:
-                self.next_at = self.seen + found.start()
-                return
+        if (found := self._first(data, self.seen == self.begin)) is not None:
+            self.next_at = self.seen + found
+            return
         self.at_end = len(data) < CHUNK
         self.seen = max(self.seen, self.seen + len(data) - _HEAD)
 

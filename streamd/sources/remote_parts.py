@@ -7,6 +7,7 @@ is opened as a recording of its own. That needs a server that sends parts of a f
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -43,10 +44,11 @@ class RemoteBytes:
     Args:
         settings: of the stream.
         size: number of its bytes.
+        closed: ends a search.
     """
 
-    def __init__(self, settings: AvStreamSettings, size: int) -> None:
-        self._settings, self.size = settings, size
+    def __init__(self, settings: AvStreamSettings, size: int, closed: threading.Event) -> None:
+        self._settings, self.size, self._closed = settings, size, closed
         self._at, self._block = 0, b""
         self._parts: bool | None = None
         """The server sends parts of a file. Others begin at its begin, whatever they are asked for."""
@@ -54,7 +56,7 @@ class RemoteBytes:
     def __call__(self, at: int, size: int) -> bytes:
         """Bytes from one on; fewer at the end, or if they cannot be had."""
         size = min(size, self.size - at)
-        if size <= 0:
+        if size <= 0 or self._closed.is_set():
             return b""
         if self._parts is None:
             head = read_bytes(self._settings, 0, 16)
@@ -98,7 +100,7 @@ class RemoteWatch(Watch):
         if not settings.url.lower().startswith(("http:", "https:")) or container.size <= 0:
             return None
         if connection.parts is None:
-            read = RemoteBytes(settings, container.size)
+            read = RemoteBytes(settings, container.size, connection.closed)
             connection.parts = kind(read, lambda: read.size)
             if kind is AviSearch:  # its time does not go back: a recording tells its length in its first bytes
                 connection.deadline = time.monotonic() + _LIMIT_S

@@ -265,3 +265,21 @@ def test_many_maps_take_neither_long_nor_much_memory(maps: list[bytes], kept: in
     assert search.next_at is None
     assert time.thread_time() - began < 3
     assert len(search._programs) <= kept
+
+
+def test_other_threads_run_while_one_searches() -> None:
+    """A search of 64 MiB, as of a recording over HTTP, kept the interpreter lock for seconds."""
+    lengths: list[int] = []
+
+    class Spy:
+        def search(self, data: bytes, begin: int, end: int) -> None:
+            lengths.append(min(end, len(data)) - begin)
+
+    data = b"FLV\1\5\0\0\0\x09" + bytes(3 << 20)
+    search: Any = searching(lambda at, size: data[at : at + size], lambda: len(data))
+    search.begins = Spy()
+    search.find(9, len(data))
+    assert sum(lengths) >= 3 << 20
+    assert max(lengths) < 1 << 17
+    search.start(0)
+    assert max(lengths) < 1 << 17

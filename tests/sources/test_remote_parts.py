@@ -17,7 +17,7 @@ from streamd.errors import SourceError
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
 from streamd.sources.packet_reader import PacketReader
-from streamd.sources.remote_parts import RemoteWatch
+from streamd.sources.remote_parts import RemoteBytes, RemoteWatch
 from tests.clips import write_clip
 from tests.sources.test_part_search import FRAMES
 from tests.sources.test_part_search import piece as piece
@@ -165,3 +165,16 @@ def test_a_live_stream_with_another_document_is_reconnected(server: Server, tmp_
         sizes.extend((frame.width, frame.height) for frame in source.frames())
     assert sizes == [SMALL] * FRAMES
     assert not caught.value.permanent
+
+
+def test_a_stop_ends_a_search(tmp_path: Path) -> None:
+    (tmp_path / "a.mkv").write_bytes(bytes(range(256)) * 1024)
+    closed = threading.Event()
+    with Server(tmp_path) as server:
+        settings = AvStreamSettings(id="s", url=f"{server.url}/a.mkv")
+        read = RemoteBytes(settings, 256 * 1024, closed)
+        assert read(256, 4) == b"\0\1\2\3"
+        asked = len(server.asked)
+        closed.set()
+        assert read(128 * 1024, 4) == b""
+        assert len(server.asked) == asked
