@@ -207,6 +207,33 @@ def thresholds(
     return out
 
 
+def exposing(model: Any, outputs: Sequence[str], threads: int | None = None) -> Any:
+    """A session of ONNX Runtime for a model, left alone, whose outputs are these inner tensors.
+
+    Raises:
+        ConfigError: onnxruntime is not installed.
+    """
+    import copy
+
+    from streamd.models.graph import vendor
+
+    onnx = vendor()
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise ConfigError(
+            f"the package onnxruntime is not installed ({error}); pip install 'streamd[quantize]'"
+        ) from error
+    exposed = copy.deepcopy(model)
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return ort.InferenceSession(exposed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
 class Observer:
     """Runs the float model on ONNX Runtime with its inner activations exposed.
 
@@ -216,35 +243,18 @@ class Observer:
     """
 
     def __init__(self, model: Any, watched: Sequence[str], *, threads: int | None = None) -> None:
-        import copy
-
-        from streamd.models.graph import vendor
-
-        onnx = vendor()
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise ConfigError(
-                f"the package onnxruntime is not installed ({error}); pip install 'streamd[quantize]'"
-            ) from error
-        exposed = copy.deepcopy(model)
-        constants = {t.name for t in exposed.graph.initializer}
-        self._input = next(i.name for i in exposed.graph.input if i.name not in constants)
+        constants = {t.name for t in model.graph.initializer}
+        self._input = next(i.name for i in model.graph.input if i.name not in constants)
         self.watched = tuple(watched)
         # A graph input cannot be a graph output; it is taken from the fed values.
-        inner = [name for name in watched if name != self._input]
-        del exposed.graph.output[:]
-        exposed.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inner)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        self._inner = inner
-        self._session = ort.InferenceSession(exposed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self._inner = [name for name in watched if name != self._input]
+        self._session = exposing(model, self._inner, threads)
 
     def run(self, batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
         """The watched activations of one (B, …) input."""
-        found = dict(zip(self._inner, self._session.run(self._inner, {self._input: batch}), strict=True))
+        # Asked for no output, ONNX Runtime fails.
+        values = self._session.run(self._inner, {self._input: batch}) if self._inner else []
+        found = dict(zip(self._inner, values, strict=True))
         if self._input in self.watched:
             found[self._input] = batch
         return found

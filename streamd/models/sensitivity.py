@@ -4,13 +4,14 @@ float for the gate to pass."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from streamd.models.calibrate import Observer
+from streamd.models.behind import Behind, Edges, behind, contains_graphs, extracted
+from streamd.models.calibrate import Observer, exposing
 from streamd.models.gate import Verdict
 from streamd.models.graph import Graph
 from streamd.models.qdq import Sites, quantized
@@ -62,8 +63,14 @@ class Noise:
         self._model, self._sites, self._thresholds = model, sites, thresholds
         self._samples, self._weights = samples, weights
         self.names = [layer.name for layer in sites.layers]
-        self._clean = self._outputs(model)
+        self._clean = list(self._outputs(model))
+        self._signal = {
+            name: max(sum(float(np.square(seen[name].astype(np.float64)).sum()) for seen in self._clean), 1e-30)
+            for name in sites.outputs
+        }
         self._alone: dict[str, dict[str, float]] = {}
+        self._parts: dict[str, Behind] = {}
+        self._edges: Edges | None = None
         self._costs: dict[str, float] = {}
 
     @property
@@ -74,29 +81,46 @@ class Noise:
         return self._costs
 
     def alone(self, name: str) -> dict[str, float]:
-        """As `of`, with nothing but this layer in INT8; measured once."""
+        """As `of`, with nothing but this layer in INT8; measured once, by running what lies behind the layer."""
         if name not in self._alone:
-            self._alone[name] = self.of([name])
+            self._alone[name] = self.of([name]) if contains_graphs(self._model) else self._from_its_edge(name)
         return self._alone[name]
 
-    def _outputs(self, of: Any) -> list[dict[str, Float32Array]]:
+    def _from_its_edge(self, name: str) -> dict[str, float]:
+        if self._edges is None:
+            graph, outputs = Graph(self._model), self._sites.outputs
+            self._parts = {layer.name: behind(graph, layer, outputs) for layer in self._sites.layers}
+            self._edges = Edges(self._model, self._parts, self._samples)
+        part = self._parts[name]
+        if not part.outputs:
+            return dict.fromkeys(self._sites.outputs, 0.0)
+        values = self._edges.of(name)
+        session = exposing(self._int8(extracted(self._model, part, values), [name]), part.outputs)
+        return self._powers(dict(zip(part.outputs, session.run(part.outputs, v), strict=True)) for v in values)
+
+    def _int8(self, model: Any, names: Collection[str]) -> Any:
+        """The model, or a part of it, with these layers in INT8."""
+        return quantized(
+            model, self._sites, self._thresholds, float_layers=[n for n in self.names if n not in names],
+            residuals=False, weights=self._weights,
+        )  # fmt: skip
+
+    def _outputs(self, of: Any) -> Iterator[dict[str, Float32Array]]:
         observer = Observer(of, self._sites.outputs)
-        return [observer.run(sample) for sample in self._samples]
+        return (observer.run(sample) for sample in self._samples)
+
+    def _powers(self, noisy: Iterable[Mapping[str, Float32Array]]) -> dict[str, float]:
+        """By output, the power of the noise over that of the signal; of outputs that are not given, 0."""
+        out = dict.fromkeys(self._sites.outputs, 0.0)
+        for clean, found in zip(self._clean, noisy, strict=True):
+            for name, values in found.items():
+                error = np.subtract(clean[name], values, dtype=np.float64)
+                out[name] += float(np.square(error, out=error).sum())
+        return {name: power / self._signal[name] for name, power in out.items()}
 
     def of(self, int8: Collection[str]) -> dict[str, float]:
         """By output, the power of the noise over that of the signal with these layers in INT8."""
-        noisy = self._outputs(
-            quantized(
-                self._model, self._sites, self._thresholds, float_layers=[n for n in self.names if n not in int8],
-                residuals=False, weights=self._weights,
-            )
-        )  # fmt: skip
-        out = {}
-        for name in self._sites.outputs:
-            pairs = [(a[name].astype(np.float64), b[name]) for a, b in zip(self._clean, noisy, strict=True)]
-            signal = sum(float(np.square(a).sum()) for a, _ in pairs)
-            out[name] = sum(float(np.square(a - b).sum()) for a, b in pairs) / max(signal, 1e-30)
-        return out
+        return self._powers(self._outputs(self._int8(self._model, int8)))
 
 
 def by_noise(noise: Noise, report: Report) -> list[LayerHarm]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from streamd.errors import ConfigError
-from streamd.models.calibrate import BINS, METHODS, Histogram, threshold, thresholds
+from streamd.models.calibrate import BINS, METHODS, Histogram, Observer, observe, threshold, thresholds
+from tests.models.nets import branches
 
 
 def filled(*values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Histogram:
@@ -97,3 +98,11 @@ def test_no_threshold_is_beyond_the_peak(method: str) -> None:
 def test_a_group_has_one_threshold_for_all_its_values() -> None:
     found = thresholds({"a": filled(normal(10) * 0 + 1), "b": filled(normal(10) * 0 + 9)}, {0: ("a", "b")}, "minmax")
     assert found == {"a": 9.0}
+
+
+def test_the_picture_itself_may_be_all_that_is_observed() -> None:
+    """As in a model with one layer to quantize, which reads the picture."""
+    picture = np.random.default_rng(3).random((1, 3, 64, 64), np.float32)
+    histograms, peaks = observe(Observer(branches(), ["images"]), [picture], channels=["images"])
+    assert histograms["images"].counts.sum() == picture.size
+    assert peaks["images"] == pytest.approx(picture.max(axis=(0, 2, 3)))
