@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests import launch
 from tests.conftest import ROOT
 
 CONFIG = """\
@@ -47,6 +49,18 @@ def test_streams_folder_environment_and_codes(tmp_path: Path, forked: bool) -> N
     assert process.wait(30) == -signal.SIGKILL
     assert time.monotonic() - begin < 30
     process.stderr.close()
+
+
+def test_only_what_acts_at_the_beginning_needs_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-m", "streamd", "check", "c.yaml"]
+    assert launch._can_fork(command, {})
+    importlib.import_module("cv2")
+    # As `import cv2` leaves it, also where another test did it.
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/venv/cv2/../../lib64:{os.environ.get('LD_LIBRARY_PATH', '')}")
+    assert launch._can_fork(command, {})
+    assert launch._can_fork(command, {"env": os.environ | {"CAM": "gate"}})
+    assert not launch._can_fork(command, {"env": os.environ | {"LD_LIBRARY_PATH": "/elsewhere"}})
+    assert not launch._can_fork(command, {"env": os.environ | {"PYTHONMALLOC": "debug"}})
 
 
 PRIORITIES = """
