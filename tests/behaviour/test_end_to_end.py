@@ -37,13 +37,13 @@ model: {{path: {shared(MODEL)}}}
 sinks: [{{kind: zmq, bind: "{endpoint}", ring: 4096}}]
 streams:
   - {{id: vtest, url: {shared("videos/vtest.avi")}}}
-  - {{id: people, url: {clip}}}
+  - {{id: people, url: {clip}, loop: true}}
   - {{id: traffic, url: {shared("videos/4ku_traffic.mp4")}}}
   - {{id: cam, url: "{server.url("cam")}"}}
 """
         with daemon(tmp_path, config) as running:
             subscriber = Subscriber(endpoint)
-            # Ten seconds of a clip, shared by four streams, may give fewer frames on a slow machine.
+            # A slow machine takes more than the ten seconds that `people` lasts for so many frames of each.
             until(lambda: all(len(subscriber.frames[s]) > 12 for s in ("vtest", "people", "traffic", "cam")), 60)
             assert running.get("/readyz")[0] == 200
             assert running.get("/healthz")[0] == 200
