@@ -21,6 +21,8 @@ _MATROSKA = re.compile(rb"\x1a\x45\xdf\xa3(?=(?:(?!\x1a\x45\xdf\xa3).){0,56}?(?:
 _AVI = re.compile(rb"RIFF....AVI LIST", re.DOTALL)
 _FLV = re.compile(rb"FLV\x01[\x01\x04\x05]\0\0\0\x09\0\0\0\0[\x08\x09\x12]")
 _MP4 = re.compile(rb"\0\0\0[\x10-\xff](?=ftyp[ -~]{4})")
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_IVF = rb"DKIF\x00\x00\x20\x00"
 _RAW = re.compile(rb"\x00{2,3}\x01(?:[\x09\x27\x47\x67]|[\x40\x42\x46]\x01)")
 _UP_TO = rb"(?=U{3,200}?(?:\x00\x00\x01U{1,200}?)?\x00\x00\x01%b)".replace(b"U", rb"(?:(?!\x00\x00\x01).)")
 """Another unit follows, or one lies between. No byte is looked at for more than two of them."""
@@ -75,6 +77,18 @@ class FlvSearch(_Scan):
     """Files of Flash Video."""
 
     begins = _FLV
+
+
+class AsfSearch(_Scan):
+    """ASF, the .wmv and .asf of older recorders."""
+
+    begins = re.compile(re.escape(_ASF))
+
+
+class IvfSearch(_Scan):
+    """IVF."""
+
+    begins = re.compile(_IVF)
 
 
 class MatroskaSearch(_Scan):
@@ -288,6 +302,10 @@ def searching(read: Read, size: Callable[[], int]) -> PartSearch | None:
         kind = AviSearch
     elif head.startswith(b"FLV\x01"):
         kind = FlvSearch
+    elif head.startswith(_ASF):
+        kind = AsfSearch
+    elif re.match(_IVF, head):
+        kind = IvfSearch
     elif head.startswith(PACK):
         kind = PackSearch
     elif _RAW.match(head):

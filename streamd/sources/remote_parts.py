@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from streamd.errors import SourceError
 from streamd.security.redact import redact
 from streamd.sources.av_open import read_bytes
-from streamd.sources.part_search import AviSearch, FlvSearch, MatroskaSearch, Mp4Search
+from streamd.sources.part_search import AsfSearch, AviSearch, FlvSearch, MatroskaSearch, Mp4Search
 from streamd.sources.parts import PartEnds, Watch
 from streamd.sources.search import CHUNK, NEVER, PartSearch
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streamd.sources.slices import SliceJoiner
 
 _SEARCHES: dict[str, type[PartSearch]] = {
-    "matroska": MatroskaSearch, "mov": Mp4Search, "avi": AviSearch, "flv": FlvSearch
+    "matroska": MatroskaSearch, "mov": Mp4Search, "avi": AviSearch, "flv": FlvSearch, "asf": AsfSearch
 }  # fmt: skip
 _BLOCK = 64 << 10
 """Bytes that are asked for at least."""

@@ -20,9 +20,16 @@ FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 M2TS = {"mpegts_m2ts_mode": "1"}
 KINDS: dict[str, dict[str, str]] = {
     "mp4": {}, "mov": {}, "front.mp4": {"movflags": "faststart"}, "fragments.mp4": FRAGMENTED, "avi": {}, "flv": {},
-    "m2ts": M2TS, "ts": {}, "mkv": {}, "vob": {}, "mpg": {}, "h264": {}, "hevc": {},
+    "m2ts": M2TS, "ts": {}, "mkv": {}, "vob": {}, "mpg": {}, "asf": {}, "ivf": {}, "h264": {}, "hevc": {},
 }  # fmt: skip
-CODECS = {"h264": "libx264", "hevc": "libx265", "mpeg4": "mpeg4", "mpeg2video": "mpeg2video"}
+CODECS = {
+    "h264": "libx264",
+    "hevc": "libx265",
+    "mpeg4": "mpeg4",
+    "mpeg2video": "mpeg2video",
+    "vp8": "libvpx",
+    "vp9": "libvpx-vp9",
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +64,12 @@ def with_correction(data: bytes) -> bytes:
     ("kind", "codecs"),
     [
         *((kind, ("h264", "h264")) for kind in ("mp4", "mov", "front.mp4", "fragments.mp4", "avi", "flv", "mkv")),
-        *((kind, ("h264", "hevc")) for kind in KINDS if kind not in ("avi", "flv", "mpg", "hevc")),
+        *((kind, ("h264", "hevc")) for kind in KINDS if kind not in ("avi", "flv", "mpg", "asf", "ivf", "hevc")),
         *((kind, ("hevc", "h264")) for kind in ("mp4", "fragments.mp4", "m2ts", "hevc")),
         ("avi", ("mpeg4", "h264")),
         ("vob", ("hevc", "h264")),
+        ("asf", ("h264", "mpeg4")),
+        ("ivf", ("vp8", "vp9")),
         *(("mpg", codecs) for codecs in (("mpeg2video", "h264"), ("h264", "mpeg2video"), ("mpeg2video", "mpeg4"))),
         ("mp4", ("mpeg4", "h264")),
     ],

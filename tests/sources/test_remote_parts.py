@@ -102,12 +102,12 @@ class Truth:
         monkeypatch.setattr(RemoteWatch, "put", watched)
 
 
-@pytest.mark.parametrize("kind", ["mp4", "front.mp4", "fragments.mp4", "mkv", "avi", "flv"])
+@pytest.mark.parametrize("kind", ["mp4", "front.mp4", "fragments.mp4", "mkv", "avi", "flv", "asf"])
 @pytest.mark.parametrize("other", ["h264", "other"])
 def test_joined_recordings(
     server: Server, tmp_path: Path, piece: Callable[..., bytes], kind: str, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    codec = other if other == "h264" else "mpeg4" if kind == "avi" else "h264" if kind == "flv" else "hevc"
+    codec = other if other == "h264" else "mpeg4" if kind in ("avi", "asf") else "h264" if kind == "flv" else "hevc"
     name = f"a.{kind}"
     (tmp_path / name).write_bytes(piece(kind) + piece(kind, codec, LARGE) + piece(kind))
     truth = Truth(monkeypatch)
