@@ -36,8 +36,8 @@ class SlowDecoder(HardwareDecoder):
         return super().decode(packet)
 
 
-def open_software(settings: Any, *, live: bool, device: int | None, begin: int = 0) -> Any:
-    return open_real(settings, live=live, device=None, begin=begin)
+def open_software(settings: Any, *, device: int | None, **more: Any) -> Any:
+    return open_real(settings, device=None, **more)
 
 
 vars(av_connection).update(open_container=open_software, HardwareDecoder=SlowDecoder)
