@@ -13,7 +13,7 @@ from streamd.flow.contracts import SourceInfo
 from streamd.security.redact import redact
 from streamd.sources.admission import Admission
 from streamd.sources.av_errors import translate
-from streamd.sources.av_open import WHOLE, InputKind, Part, kind_of, open_container, video_stream
+from streamd.sources.av_open import WHOLE, InputKind, Part, kind_of, open_container, tracks_apart, video_stream
 from streamd.sources.closing import deferred, shelf
 from streamd.sources.hardware import HardwareDecoder, video_of
 from streamd.sources.read_limit import ReadLimit
@@ -149,6 +149,8 @@ class AvConnection:
             self.decoder = HardwareDecoder(context)
         self._prepare(context)
         self.stream, self.kind = stream, kind_of(container, settings)
+        if not self.network and not self.begin and settings.track is None and len(container.streams.video) > 1:
+            self._tell_of_others(stream)
         return SourceInfo(
             codec=context.name,
             decoder="software" if self._device is None else "nvdec",
@@ -158,6 +160,16 @@ class AvConnection:
             live=self.kind.live,
             still=self.kind.still,
         )
+
+    def _tell_of_others(self, stream: VideoStream) -> None:
+        assert self.container is not None
+        if not (apart := tracks_apart(self.container, stream)):
+            return
+        import structlog  # here: a decoder process hardly ever needs it, and it takes a third of its start-up time
+
+        text = "video tracks that are shown before or after this one are not read; use a stream for each, with `track`"
+        read = list(self.container.streams.video).index(stream)
+        structlog.get_logger(__name__).warning(text, stream=self.settings.id, track=read, not_read=apart)
 
     def _translate(self, error: BaseException, started: float) -> SourceError:
         """Why opening failed."""

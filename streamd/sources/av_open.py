@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -155,6 +156,8 @@ _TARGET_S = 10.0
 """A common target duration; FFmpeg does not tell a playlist's own."""
 _DEFAULT, _ATTACHED_PIC = 0x0001, 0x0400
 """AV_DISPOSITION_DEFAULT and _ATTACHED_PIC of libavformat/avformat.h."""
+_OVERLAP_S = Fraction(1, 2)
+"""Seconds by which tracks may overlap that are shown one after the other."""
 _ENDLESS = 1 << 40
 """A length of this many bytes or more is that of a live stream whose server has to give one."""
 _FILES = ("http", "https", "ftp", "sftp", "smb")
@@ -221,6 +224,26 @@ def video_stream(container: InputContainer, settings: AvStreamSettings, *, live:
     if late:
         reason = "rtcp_only" if heard_since(settings.url, waited_s) else "timeout_open"
     raise SourceError(reason, describe(settings.url, reason), permanent=not live)
+
+
+def tracks_apart(container: InputContainer, video: VideoStream) -> list[int]:
+    """Numbers of the video tracks of a file, as for the setting `track`, that are shown before or after `video`. They
+    are not read."""
+    ours = _span(video)
+    return [
+        number
+        for number, other in enumerate(container.streams.video)
+        if other is not video and not _is_cover(other) and ours is not None and (theirs := _span(other)) is not None
+        and (theirs[0] > ours[1] - _OVERLAP_S or theirs[1] < ours[0] + _OVERLAP_S)
+    ]  # fmt: skip
+
+
+def _span(video: VideoStream) -> tuple[Fraction, Fraction] | None:
+    """When it begins and ends, in seconds."""
+    if video.duration is None or video.time_base is None:
+        return None
+    begin = (video.start_time or 0) * video.time_base
+    return begin, begin + video.duration * video.time_base
 
 
 def sound_beside(container: InputContainer, video: VideoStream) -> AudioStream | None:

@@ -383,3 +383,30 @@ def test_the_last_picture_of_a_pass_keeps_its_duration(tmp_path: Path) -> None:
     frames = [frame for frame, _ in zip(source.frames(), range(6), strict=False)]
     source.close()
     assert (frames[-1].captured_ns - frames[0].captured_ns) / 1e9 == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "ts"])
+def test_tracks_one_after_the_other(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As an editor leaves them: one is read, and the log says which are not."""
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as out:
+        streams: list[Any] = [out.add_stream("libx264", rate=25, options={"bf": "0"}) for _ in range(2)]
+        sizes = (192, 108), (320, 180)
+        for stream, size in zip(streams, sizes, strict=True):
+            (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        for number, (stream, size) in enumerate(zip(streams, sizes, strict=True)):
+            for i in range(50):
+                frame = picture(*size, i)
+                frame.pts, frame.time_base = number * 50 + i, Fraction(1, 25)
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+    source = AvSource(AvStreamSettings(id="s", url=str(path), pace="asap", loop=False))
+    source.open()
+    assert {(frame.width, frame.height) for frame in source.frames()} == {(320, 180)}
+    told = capsys.readouterr().out
+    assert "are not read; use a stream for each, with `track`" in told
+    assert "not_read=[0]" in told
+    source = AvSource(AvStreamSettings(id="s", url=str(path), pace="asap", loop=False, track=0))
+    source.open()
+    assert {(frame.width, frame.height) for frame in source.frames()} == {(192, 108)}
+    assert "not_read" not in capsys.readouterr().out
