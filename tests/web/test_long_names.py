@@ -110,6 +110,13 @@ def test_everything_of_a_camera_is_told_in_full(visit: Any, width: int) -> None:
         assert box["width"] > 60
         assert box["x"] + box["width"] <= width
     assert page.evaluate(_OUTSIDE) == []
+    for name in ("bench", "lane"):  # a short name and its count stand on one line
+        row = page.locator(".counts li").filter(has=page.get_by_text(name, exact=True))
+        expect(row.locator("b")).not_to_have_text("–")
+        left, right = row.locator(".rule span").bounding_box(), row.locator("b").bounding_box()
+        assert left is not None
+        assert right is not None
+        assert left["y"] == pytest.approx(right["y"], abs=0.6), name
     page.get_by_role("button", name="Edit zones and lines").click()
     expect(page.locator(".shapes").get_by_text(LINE)).to_be_visible()
     assert page.evaluate(_OUTSIDE) == []
