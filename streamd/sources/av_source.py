@@ -234,7 +234,7 @@ class AvSource(Source):
             return True
         for _ in range(MOST_UNREADABLE):
             begin, parts = self._reader.next_at, self._connection.parts
-            if begin is None or parts is None or self._closed.is_set():
+            if parts is None or begin is None or begin <= self._connection.begin or self._closed.is_set():
                 return False
             self._maker.begin_ns, self._maker.again = 0, True
             self._release()

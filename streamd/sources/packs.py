@@ -9,20 +9,23 @@ from __future__ import annotations
 import re
 
 from streamd.sources.recording import codec_of
-from streamd.sources.search import CHUNK, PartSearch
+from streamd.sources.search import AHEAD, CHUNK, NEVER, PartSearch
 
 PACK = b"\x00\x00\x01\xba"
 _VIDEO = re.compile(rb"\x00\x00\x01[\xe0-\xef]")
 _TOLD = 1024
 """Bytes in which a picture's parameters begin."""
+_CLOCK_OR_VIDEO = re.compile(rb"\x00\x00\x01[\xba\xe0-\xef]")
 _STARTS = (b"\x00\x00\x01", b"\x00\x00\x00\x01")
 
 
 class PackSearch(PartSearch):
-    """Program streams, of one video or of several with the same codec."""
+    """Program streams. One with several videos at a time is a part by itself."""
 
     _codec = ""
     """FFmpeg's name of that of the present part."""
+    _track = 0
+    """Of the packets that have told it."""
 
     def start(self, begin: int) -> int:
         """See `PartSearch.start`."""
@@ -45,14 +48,49 @@ class PackSearch(PartSearch):
             if not codec or ahead > 16:
                 continue
             if self._codec and codec != self._codec:
-                pack = data.rfind(PACK, 0, at)
-                self.next_at = self.seen + (pack if pack >= 0 else at)
+                pack = max(data.rfind(PACK, 0, at), 0)
+                if self._goes_on_beside(self.seen + pack, at - pack, data[at + 3]):
+                    self.seen = NEVER
+                else:
+                    # Behind the begin: damage may leave two codecs in one pack.
+                    self.next_at = self.seen + (pack if self.seen + pack > self.begin else at)
                 return
-            self._codec = codec
+            self._codec, self._track = codec, data[at + 3]
         self.at_end = len(data) < CHUNK
         # The next piece has the pack of a packet that is not whole here.
         pack = data.rfind(PACK, 0, max(0, len(data) - 2 * _TOLD))
         self.seen += pack if pack > 0 and not self.at_end else max(0, len(data) - _TOLD)
+
+    def _goes_on_beside(self, pack: int, at: int, track: int) -> bool:
+        """Whether the present video goes on behind a packet of another one, while the clock does.
+
+        Args:
+            pack: where that of the packet begins.
+            at: where the packet does, from there.
+            track: of the packet.
+        """
+        if track == self._track:
+            return False
+        data = self._read(pack, at + AHEAD)
+        clock = -1
+        for found in _CLOCK_OR_VIDEO.finditer(data):
+            begin = found.start()
+            if data[begin + 3] != PACK[3]:
+                if begin > at and data[begin + 3] == self._track:
+                    return True
+            elif (now := _clock_at(data, begin + 4)) < clock:
+                return False
+            else:
+                clock = now
+        return False
+
+
+def _clock_at(data: bytes, at: int) -> int:
+    """A pack's system_clock_reference in units of 0.36 s: its highest 18 bits (ISO 13818-1, 2.5.3.3; ISO 11172-1,
+    2.4.3.2)."""
+    bits = int.from_bytes(data[at : at + 4].ljust(4, b"\0"), "big")
+    high, middle = (bits >> 27 & 7, bits >> 11 & 0x7FFF) if bits >> 30 == 1 else (bits >> 25 & 7, bits >> 9 & 0x7FFF)
+    return high << 15 | middle
 
 
 def _payload_at(data: bytes, at: int) -> int:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
+from streamd.sources.packs import PackSearch
 from streamd.sources.part_search import AviSearch, Mp4Search, _File, search_of, searching
 from streamd.sources.programs import ProgramSearch
 from streamd.sources.search import NEVER, PartSearch
@@ -292,3 +294,40 @@ def test_other_threads_run_while_one_searches() -> None:
     assert max(lengths) < 1 << 17
     search.start(0)
     assert max(lengths) < 1 << 17
+
+
+@pytest.mark.parametrize("kind", ["mpg", "vob"])
+def test_two_videos_of_a_program_stream_at_the_same_time_are_no_parts(tmp_path: Path, kind: str) -> None:
+    """Where both were in the first pack, the file was opened again and again."""
+    path = tmp_path / f"a.{kind}"
+    with av.open(str(path), "w") as out:
+        streams: list[Any] = [out.add_stream(codec, rate=25) for codec in ("libx264", "mpeg2video")]
+        for stream, size in zip(streams, (LARGE, SMALL), strict=True):
+            (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        for i in range(FRAMES):
+            for stream in streams:
+                picture = av.VideoFrame(stream.width, stream.height, "yuv420p")
+                picture.pts = i
+                out.mux(stream.encode(picture))
+        for stream in streams:
+            out.mux(stream.encode(None))
+    search = search_of(str(path))
+    assert isinstance(search, PackSearch)
+    assert search.start(0) == 0
+    search.look(NEVER)
+    assert search.next_at is None
+    parts, _ = parts_of(path)
+    assert parts == [("h264", *LARGE, FRAMES)]
+
+
+def test_two_codecs_in_one_pack_are_no_part_that_begins_where_it_ends(piece: Callable[..., bytes]) -> None:
+    def without_pack(data: bytes) -> bytes:
+        return data[data.index(b"\0\0\1\xe0") :]
+
+    first, second = piece("mpg", "mpeg2video"), without_pack(piece("mpg", "mpeg4"))
+    data = first[: first.index(b"\0\0\1\xba", 4)] + second
+    search = searching(lambda at, size: data[at : at + size], lambda: len(data))
+    assert search is not None
+    search.start(0)
+    search.look(NEVER)
+    assert search.next_at == len(data) - len(second)

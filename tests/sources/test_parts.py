@@ -620,3 +620,15 @@ def test_a_stop_between_two_parts_opens_no_other(
     monkeypatch.setattr(source, "_open_part", fails)
     assert sum(1 for _ in source.frames()) == FRAMES
     assert len(opened) == 1
+
+
+def test_a_part_that_is_not_ahead_is_not_opened_again(
+    tmp_path: Path, piece: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a search finds, a file is not read for ever."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(piece("mp4", "h264"))
+    monkeypatch.setattr(PacketReader, "next_at", 0)
+    source = AvSource(AvStreamSettings(id="s", url=str(path), pace="asap"))
+    source.open()
+    assert sum(1 for _ in itertools.islice(source.frames(), 2 * FRAMES)) == FRAMES
