@@ -11,7 +11,14 @@ from streamd.types import Detections, StreamCounts, StreamStatus
 
 
 class Sender:
-    """Whatever it does not know is asked of the sink itself."""
+    """Passes messages to a sink. Whatever it does not know is asked of the sink itself.
+
+    Args:
+        sink: opened and closed by the caller.
+        boot_id: of the daemon that sends.
+        encoding: what the settings of the sink say.
+        wants: likewise.
+    """
 
     def __init__(
         self,
@@ -24,6 +31,11 @@ class Sender:
         self._builder = MessageBuilder(boot_id, encoding)
 
     def publish(self, detections: Detections) -> str | None:
+        """Sends a frame's detections; returns what the sink's `send` returns.
+
+        Raises:
+            SinkError: the sink's; the message counts as dropped in the stream's next one.
+        """
         message = self._builder.detections(Outgoing(detections, self._boot_id))
         try:
             return self.sink.send(message)
@@ -32,6 +44,7 @@ class Sender:
             raise
 
     def status(self, status: StreamStatus, counts: StreamCounts) -> None:
+        """Sends a stream's status."""
         self.sink.send(self._builder.status(status, counts))
 
     def __getattr__(self, name: str) -> Any:

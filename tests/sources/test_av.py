@@ -20,10 +20,10 @@ from streamd.imaging.reference import letterbox_rgb
 from streamd.sources import open_source
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
+from streamd.testing.sources import COUNT
 from streamd.types import Frame
 from tests.clips import join, picture, write_clip
 from tests.conftest import shared
-from tests.sources.test_synthetic import COUNT
 
 
 def contract(folder: Path, paced: bool, **settings: Any) -> AvStreamSettings:

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from streamd.sources.synthetic import SyntheticStreamSettings
-
-COUNT = 12
-"""Frames of a source in the contract suite."""
+from streamd.testing.sources import COUNT, FPS, HEIGHT, WIDTH
 
 
 def contract(folder: Path, paced: bool, **settings: Any) -> SyntheticStreamSettings:
     """See tests/sources/test_contract.py."""
-    return SyntheticStreamSettings(id="s", width=192, height=108, fps=25 if paced else 0, count=COUNT, **settings)
+    fps = FPS if paced else 0
+    return SyntheticStreamSettings(id="s", width=WIDTH, height=HEIGHT, fps=fps, count=COUNT, **settings)
 
 
 def test_an_endless_one_is_live_and_one_with_a_rate_is_paced() -> None:
