@@ -157,10 +157,12 @@ class InitWatch(Watch):
         return SourceError("codec_changed", redact(text), permanent=not live)
 
     def _read(self, address: str) -> _Parameters | None:
-        """What an init segment tells; None if it is none, or has no video."""
+        """What an init segment tells; None if it is none, or has no video, or nobody reads the stream any more."""
         import av
 
         connection = self._connection
+        if connection.closed.is_set():
+            return None
         settings, limit_s = connection.settings, connection.settings.open_timeout_s
         connection.deadline = time.monotonic() + 2 * limit_s + 5
         listen(None)

@@ -318,3 +318,18 @@ def test_a_playlist_from_a_network_names_no_file_of_this_machine(
     assert (watch._read(file) is None) == (watch._read(f"file:{file}") is None) == settings.live
     source.close()
     list(source.frames())
+
+
+def test_a_stop_asks_for_no_more(segments: Path) -> None:
+    """Of up to eight addresses, each with a time limit of its own."""
+    path = segments / "stop.m3u8"
+    path.write_text("\n".join([*HEAD, *lines_of(segments, "small"), "#EXT-X-ENDLIST", ""]))
+    source = AvSource(AvStreamSettings(id="s", pace="asap", url=str(path)))
+    source.open()
+    watch = source._reader._slices
+    assert isinstance(watch, InitWatch)
+    address = str(segments / "large" / "init.mp4")
+    assert watch._read(address) is not None
+    source.close()
+    assert watch._read(address) is None
+    list(source.frames())
