@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ def urls_of(settings: MetricsSettings, http: HttpServer | None) -> dict[str, str
         host = socket.gethostname()  # an address that a browser can use
     base = f"{'https' if settings.tls else 'http'}://{host}:{http.port}"
     return {"page": f"{base}/" if settings.page else None, "metrics": f"{base}/metrics"}
+
+
+def problems_of(health: Mapping[str, Any]) -> list[str]:
+    """What the page tells of the health answer's body. Of sinks it tells nothing: their addresses are not for viewers
+    of cameras."""
+    words = {"problem": "streamd does not work", "events": "Events are not recorded", "media": "Clips of events"}
+    return [f"{told}: {text}." for key, told in words.items() if (text := health.get(key))]
 
 
 def _no_bundles() -> Sequence[Path]:
@@ -92,7 +99,7 @@ def open_port(
     tap = None
     if metrics.page:
         tap = Tap()
-        state = State(registry, statuses, boot_id, Rules(streams))
+        state = State(registry, statuses, boot_id, Rules(streams), lambda: problems_of(health()[1]))
         http.route("/", Page(tap, state, guarded=login is not None).answer)
         live, archive = Live(tap, state.known), Archive(journal)
         diagnostics = Diagnostics(boot_id, settings, bundles, recent)

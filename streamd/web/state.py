@@ -46,6 +46,7 @@ class State:
         statuses: the latest status of every stream.
         boot_id: identity of this process.
         rules: the zones and lines; the state says when they have changed.
+        problems: what is wrong with the daemon itself, in sentences.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class State:
         statuses: Callable[[], Iterable[StreamStatus]],
         boot_id: str,
         rules: Rules | None = None,
+        problems: Callable[[], list[str]] = list,
     ) -> None:
         self.rules = rules or Rules()
+        self._problems = problems
         self._registry = registry
         self._statuses = statuses
         self._boot_id = boot_id
@@ -114,6 +117,6 @@ class State:
         return {
             "boot_id": self._boot_id, "version": build.get("version", __version__), "model": build.get("model", ""),
             "backend": build.get("backend", ""), "now": now / 1e9, "bounds": [b for b in bounds if b != float("inf")],
-            "stages": stages, "rules": self.rules.revision,
+            "stages": stages, "rules": self.rules.revision, "problems": self._problems(),
             "streams": sorted(streams.values(), key=lambda s: str(s["stream"])),
         }  # fmt: skip

@@ -17,14 +17,14 @@ let state = null;
 let skew = 0; // the daemon's clock minus ours, seconds
 let timer = 0;
 let rules = { revision: null, of: {} }; // zones and lines by camera
-const trouble = { network: "", stopping: "", pictures: "" };
+const trouble = { network: "", stopping: "", daemon: "", pictures: "" };
 const known = new Map();
 
 const now = () => Date.now() / 1000 + skew;
 
 function tellTrouble(kind, text) {
   trouble[kind] = text;
-  const words = trouble.network || trouble.stopping || trouble.pictures;
+  const words = trouble.network || trouble.stopping || trouble.daemon || trouble.pictures;
   banner.hidden = !words;
   setText(banner, words);
 }
@@ -120,6 +120,7 @@ async function poll() {
     tellTrouble("network", "");
     const stopped = state.streams.length > 0 && state.streams.every((stream) => condition(stream, now()).word === "Stopped");
     tellTrouble("stopping", stopped ? "streamd is shutting down." : "");
+    tellTrouble("daemon", state.problems.join(" "));
     tellNews();
     showTotals();
     showTitle();
