@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -72,3 +72,18 @@ def join(path: Path, parts: Iterable[Path]) -> Path:
     """Bytes of several MPEG-TS files one after the other: a change of everything in mid-stream."""
     path.write_bytes(b"".join(p.read_bytes() for p in parts))
     return path
+
+
+def write_two(videos: Mapping[str, tuple[int, int]], path: Path, *, frames: int) -> None:
+    """Encodes videos at the same time, black, in a track each. `videos`: the size by encoder."""
+    with av.open(str(path), "w") as out:
+        streams: list[Any] = [out.add_stream(codec, rate=25) for codec in videos]
+        for stream, size in zip(streams, videos.values(), strict=True):
+            (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        for i in range(frames):
+            for stream in streams:
+                frame = av.VideoFrame(stream.width, stream.height, "yuv420p")
+                frame.pts = i
+                out.mux(stream.encode(frame))
+        for stream in streams:
+            out.mux(stream.encode(None))

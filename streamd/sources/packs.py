@@ -12,6 +12,7 @@ from streamd.sources.recording import codec_of
 from streamd.sources.search import AHEAD, CHUNK, NEVER, PartSearch
 
 PACK = b"\x00\x00\x01\xba"
+_SYSTEM = b"\x00\x00\x01\xbb"
 _VIDEO = re.compile(rb"\x00\x00\x01[\xe0-\xef]")
 _TOLD = 1024
 """Bytes in which a picture's parameters begin."""
@@ -78,19 +79,26 @@ class PackSearch(PartSearch):
             if data[begin + 3] != PACK[3]:
                 if begin > at and data[begin + 3] == self._track:
                     return True
-            elif (now := _clock_at(data, begin + 4)) < clock:
+            elif (now := _clock_at(data, begin + 4)) < clock or (now == clock and _is_first(data, begin)):
                 return False
             else:
                 clock = now
         return False
 
 
+def _is_first(data: bytes, pack: int) -> bool:
+    """Whether it may be the first one of a stream, which has a system header."""
+    return data.find(_SYSTEM, pack + 12, pack + 14 + 7 + len(_SYSTEM)) > 0
+
+
 def _clock_at(data: bytes, at: int) -> int:
-    """A pack's system_clock_reference in units of 0.36 s: its highest 18 bits (ISO 13818-1, 2.5.3.3; ISO 11172-1,
-    2.4.3.2)."""
-    bits = int.from_bytes(data[at : at + 4].ljust(4, b"\0"), "big")
-    high, middle = (bits >> 27 & 7, bits >> 11 & 0x7FFF) if bits >> 30 == 1 else (bits >> 25 & 7, bits >> 9 & 0x7FFF)
-    return high << 15 | middle
+    """A pack's system_clock_reference in units of 90 kHz (ISO 13818-1, 2.5.3.3; ISO 11172-1, 2.4.3.2). It has a marker
+    bit behind its upper 3 and 15 bits."""
+    bits = int.from_bytes(data[at : at + 6].ljust(6, b"\0"), "big")
+    upper = 43 if bits >> 46 == 1 else 41
+    shifts = (upper, 7), (upper - 16, 0x7FFF), (upper - 32, 0x7FFF)
+    high, middle, low = (bits >> shift & mask for shift, mask in shifts)
+    return high << 30 | middle << 15 | low
 
 
 def _payload_at(data: bytes, at: int) -> int:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
-import socket
-import threading
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +17,7 @@ from streamd.sources.av_source import AvSource
 from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Frame, StreamStatus
 from tests.clips import write_clip
+from tests.serving import files_of, udp_of
 
 pytestmark = pytest.mark.gpu
 
@@ -67,63 +63,34 @@ def test_every_part_of_a_file_gets_a_decoder_of_the_gpu(gpu: None, tmp_path: Pat
 
 def test_a_recording_over_http_says_what_to_set(gpu: None, tmp_path: Path) -> None:
     (tmp_path / "a.ts").write_bytes(piece(tmp_path, "ts", "h264") + piece(tmp_path, "ts", "hevc"))
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None: ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            url = f"http://127.0.0.1:{server.server_address[1]}/a.ts"
-            source = AvSource(AvStreamSettings(id="s", url=url, pace="asap", decode="nvdec"), device=0)
-            with pytest.raises(SourceError, match="set decode: software") as caught:
-                sizes_of(source)
-        finally:
-            server.shutdown()
-            thread.join()
+    with files_of(tmp_path) as server:
+        settings = AvStreamSettings(id="s", url=f"{server.url}/a.ts", pace="asap", decode="nvdec")
+        with pytest.raises(SourceError, match="set decode: software") as caught:
+            sizes_of(AvSource(settings, device=0))
     assert caught.value.permanent
 
 
 def test_a_live_stream_connects_again(gpu: None, tmp_path: Path) -> None:
     pieces = {codec: piece(tmp_path, "ts", codec) for codec in SIZES}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    over = threading.Event()
-    codec = "h264"
-
-    def send() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            while True:
-                data = pieces[codec]
-                for at in range(0, len(data), 1316):
-                    sender.sendto(data[at : at + 1316], ("127.0.0.1", port))
-                    if over.wait(0.02):
-                        return
-
-    statuses = list[StreamStatus]()
+    statuses, codec = list[StreamStatus](), "h264"
     ring: Ring[Frame] = Ring(1000)
-    stream = AvStreamSettings(id="s", url=f"udp://127.0.0.1:{port}", decode="nvdec")
-    runner = StreamRunner(
-        "s", lambda: open_source(stream, device=0), ring, StreamMetrics("s"), statuses.append
-    )  # fmt: skip
-    sender = threading.Thread(target=send)
-    sender.start()
-    runner.start()
-    try:
-        for codec in ("h264", "hevc", "mpeg2video", "h264"):
-            deadline = time.monotonic() + 60
-            good = 0
-            while good < 5:
-                assert time.monotonic() < deadline, codec
-                frame = ring.get(20)
-                assert frame.picture.device == 0
-                good += runner.status.codec == codec and (frame.width, frame.height) == SIZES[codec]
-                del frame
-    finally:
-        over.set()
-        sender.join()
-        runner.stop()
-        assert runner.join(10)
+    with udp_of(lambda: pieces[codec]) as url:
+        stream = AvStreamSettings(id="s", url=url, decode="nvdec")
+        runner = StreamRunner(
+            "s", lambda: open_source(stream, device=0), ring, StreamMetrics("s"), statuses.append
+        )  # fmt: skip
+        runner.start()
+        try:
+            for codec in ("h264", "hevc", "mpeg2video", "h264"):
+                deadline = time.monotonic() + 60
+                good = 0
+                while good < 5:
+                    assert time.monotonic() < deadline, codec
+                    frame = ring.get(20)
+                    assert frame.picture.device == 0
+                    good += runner.status.codec == codec and (frame.width, frame.height) == SIZES[codec]
+                    del frame
+        finally:
+            runner.stop()
+            assert runner.join(10)
     assert "codec_changed" in {status.reason for status in statuses}

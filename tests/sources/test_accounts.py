@@ -39,6 +39,7 @@ from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Frame
 from tests.clips import write_clip
 from tests.rtsp import rtsp_server
+from tests.serving import HttpServing
 from tests.sources.test_reading_slowly import Relay
 
 FPS = 25
@@ -352,7 +353,7 @@ def test_the_picture_that_a_paced_file_waits_for(
     stream.add_up(truth)
 
 
-class Server:
+class Server(HttpServing):
     """Sends a part of a file over HTTP/1.0, without a length, and hangs up."""
 
     def __init__(self, body: bytes) -> None:
@@ -365,18 +366,8 @@ class Server:
 
             def log_message(self, *_: Any) -> None: ...
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/a.ts"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    def __enter__(self) -> Server:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Answer)
+        self.url += "/a.ts"
 
 
 def test_a_file_whose_server_does_not_say_where_it_ends(tmp_path: Path, truth: Truth) -> None:

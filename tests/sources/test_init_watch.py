@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.server
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
 from streamd.sources.init_watch import InitWatch
 from tests.clips import write_clip
+from tests.serving import HttpServing
 from tests.sources.test_parts import LARGE, SMALL, Truth, parts_of
 
 FRAMES, SEGMENT_S = 50, 1
@@ -60,7 +60,7 @@ def lines_of(folder: Path, *names: str, breaks: bool = True) -> list[str]:
 HEAD = ["#EXTM3U", "#EXT-X-VERSION:7", f"#EXT-X-TARGETDURATION:{SEGMENT_S}"]
 
 
-class Server:
+class Server(HttpServing):
     """Serves the folder, and a live playlist; notes what is asked for."""
 
     def __init__(self, folder: Path, version: str) -> None:
@@ -91,18 +91,7 @@ class Server:
 
             def log_message(self, *_: Any) -> None: ...
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    def __enter__(self) -> Server:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Answer)
 
 
 @pytest.fixture(params=["file", "HTTP/1.0", "HTTP/1.1"])

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import pytest
 
-from streamd.sources.packs import PackSearch
+from streamd.sources.packs import PackSearch, _clock_at
 from streamd.sources.part_search import AviSearch, Mp4Search, _File, search_of, searching
 from streamd.sources.programs import ProgramSearch
 from streamd.sources.search import NEVER, PartSearch
-from tests.clips import write_clip
+from tests.clips import write_clip, write_two
 from tests.sources.test_parts import LARGE, SMALL, Truth, checksum, parts_of
 
 FRAMES = 40
@@ -296,21 +295,21 @@ def test_other_threads_run_while_one_searches() -> None:
     assert max(lengths) < 1 << 17
 
 
+@pytest.mark.parametrize("clock", [0, 1, 32767, 32768, 123456789, 2**33 - 1])
+def test_the_clock_of_a_pack(clock: int) -> None:
+    """A unit of 0.36 s was too long for short parts: the third of three looked like the first going on."""
+    high, middle, low = clock >> 30, clock >> 15 & 0x7FFF, clock & 0x7FFF
+    second = 1 << 46 | high << 43 | 1 << 42 | middle << 27 | 1 << 26 | low << 11 | 1 << 10 | 0x3FF
+    first = 2 << 36 | high << 33 | 1 << 32 | middle << 17 | 1 << 16 | low << 1 | 1
+    assert _clock_at(second.to_bytes(6, "big"), 0) == clock
+    assert _clock_at(first.to_bytes(5, "big") + b"\xff", 0) == clock
+
+
 @pytest.mark.parametrize("kind", ["mpg", "vob"])
 def test_two_videos_of_a_program_stream_at_the_same_time_are_no_parts(tmp_path: Path, kind: str) -> None:
     """Where both were in the first pack, the file was opened again and again."""
     path = tmp_path / f"a.{kind}"
-    with av.open(str(path), "w") as out:
-        streams: list[Any] = [out.add_stream(codec, rate=25) for codec in ("libx264", "mpeg2video")]
-        for stream, size in zip(streams, (LARGE, SMALL), strict=True):
-            (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
-        for i in range(FRAMES):
-            for stream in streams:
-                picture = av.VideoFrame(stream.width, stream.height, "yuv420p")
-                picture.pts = i
-                out.mux(stream.encode(picture))
-        for stream in streams:
-            out.mux(stream.encode(None))
+    write_two({"libx264": LARGE, "mpeg2video": SMALL}, path, frames=FRAMES)
     search = search_of(str(path))
     assert isinstance(search, PackSearch)
     assert search.start(0) == 0

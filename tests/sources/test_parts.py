@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import http.server
 import itertools
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import pytest
 from structlog.testing import capture_logs
 
@@ -29,7 +25,8 @@ from streamd.sources.programs import ProgramSearch, programs_of
 from streamd.sources.recording import DELIMITER
 from streamd.telemetry.streams import StreamMetrics
 from streamd.types import Frame, StreamStatus
-from tests.clips import write_clip
+from tests.clips import write_clip, write_two
+from tests.serving import files_of, udp_of
 
 FRAMES = 60
 SMALL, LARGE = (192, 108), (320, 180)
@@ -247,17 +244,7 @@ def test_start_s_is_in_the_first_part(tmp_path: Path, piece: Callable[..., bytes
 
 def test_two_videos_at_the_same_time_are_no_parts(tmp_path: Path) -> None:
     path = tmp_path / "a.ts"
-    with av.open(str(path), "w") as out:
-        streams: list[Any] = [out.add_stream(codec, rate=25) for codec in ("libx264", "mpeg2video")]
-        for stream, size in zip(streams, (LARGE, SMALL), strict=True):
-            (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
-        for i in range(FRAMES):
-            for stream in streams:
-                picture = av.VideoFrame(stream.width, stream.height, "yuv420p")
-                picture.pts = i
-                out.mux(stream.encode(picture))
-        for stream in streams:
-            out.mux(stream.encode(None))
+    write_two({"libx264": LARGE, "mpeg2video": SMALL}, path, frames=FRAMES)
     parts, _ = parts_of(path)
     assert parts == [("h264", *LARGE, FRAMES)]
 
@@ -432,16 +419,8 @@ def test_a_document_inside_another_is_no_part(tmp_path: Path, piece: Callable[..
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[str]:
     """URL of a folder, whose files have a known length."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None: ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with files_of(tmp_path) as server:
+        yield server.url
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.permutations(("h264", "hevc", "mpeg4", "mpeg2video"), 2)))
@@ -492,43 +471,26 @@ def test_hls_changes_its_codec_between_two_segments(
 def test_a_live_transport_stream_goes_on_without_a_new_connection(
     piece: Callable[..., bytes], settings: dict[str, Any]
 ) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    over = threading.Event()
     codec = "h264"
-
-    def send() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            while True:
-                data = piece("ts", codec, SMALL if codec == "h264" else LARGE)
-                for at in range(0, len(data), 1316):
-                    sender.sendto(data[at : at + 1316], ("127.0.0.1", port))
-                    if over.wait(0.02):
-                        return
-
     statuses, metrics = list[StreamStatus](), StreamMetrics("s")
     ring: Ring[Frame] = Ring(1000)
-    stream = AvStreamSettings(id="s", url=f"udp://127.0.0.1:{port}", **settings)
-    runner = StreamRunner("s", lambda: open_source(stream), ring, metrics, statuses.append)
-    sender = threading.Thread(target=send)
-    sender.start()
-    runner.start()
-    try:
-        for codec in ("h264", "hevc", "mpeg2video", "h264"):
-            size = SMALL if codec == "h264" else LARGE
-            deadline = time.monotonic() + 60
-            good = 0
-            while good < 5:
-                assert time.monotonic() < deadline
-                frame = ring.get(20)
-                assert frame.epoch == 0
-                good += runner.status.codec == codec and (frame.width, frame.height) == size
-    finally:
-        over.set()
-        sender.join()
-        runner.stop()
-        assert runner.join(10)
+    with udp_of(lambda: piece("ts", codec, SMALL if codec == "h264" else LARGE)) as url:
+        stream = AvStreamSettings(id="s", url=url, **settings)
+        runner = StreamRunner("s", lambda: open_source(stream), ring, metrics, statuses.append)
+        runner.start()
+        try:
+            for codec in ("h264", "hevc", "mpeg2video", "h264"):
+                size = SMALL if codec == "h264" else LARGE
+                deadline = time.monotonic() + 60
+                good = 0
+                while good < 5:
+                    assert time.monotonic() < deadline
+                    frame = ring.get(20)
+                    assert frame.epoch == 0
+                    good += runner.status.codec == codec and (frame.width, frame.height) == size
+        finally:
+            runner.stop()
+            assert runner.join(10)
     assert "BACKOFF" not in {status.state for status in statuses}
 
 

@@ -19,12 +19,13 @@ from streamd.sources.av_source import AvSource
 from streamd.sources.packet_reader import PacketReader
 from streamd.sources.remote_parts import RemoteBytes, RemoteWatch
 from tests.clips import write_clip
+from tests.serving import HttpServing
 from tests.sources.test_part_search import FRAMES
 from tests.sources.test_part_search import piece as piece
 from tests.sources.test_parts import LARGE, SMALL, parts_of
 
 
-class Server:
+class Server(HttpServing):
     """Sends parts of files, or only whole ones; notes what it is asked for."""
 
     def __init__(self, folder: Path) -> None:
@@ -56,18 +57,7 @@ class Server:
 
             def log_message(self, *_: Any) -> None: ...
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    def __enter__(self) -> Server:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Answer)
 
 
 @pytest.fixture
