@@ -183,7 +183,7 @@ class Backend(ABC, Generic[SlotT]):
         """Waits for the slot's batch and returns its outputs, views that stay valid until the slot's next use.
 
         Either the raw outputs in `spec.outputs` order, first dimension the number of frames, or, where the device
-        has decoded the boxes itself, one `Candidates` a frame.
+        has decoded the boxes itself, one `Candidates` a frame. They may be `suppressed` only where the plan says how.
 
         Raises:
             BackendError: the device failed; the process must end.

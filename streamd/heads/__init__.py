@@ -98,7 +98,7 @@ class Head(ABC):
         return nms(found.xyxy, found.score, found.class_id, detect.iou, detect.max_det, agnostic=detect.agnostic)
 
     def details(self, outputs: Outputs, index: int, kept: Candidates, letterbox: Letterbox) -> Details:
-        """The model's details of the published boxes, if `detailed`.
+        """The model's details of the published boxes, if `detailed`: numbers only, neither NaN nor infinity.
 
         Args:
             outputs: see `candidates`.
