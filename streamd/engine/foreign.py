@@ -92,11 +92,15 @@ class ForeignBackend(Backend[Any]):
     def collect(self, slot: Any) -> Outputs | Sequence[Candidates]:
         """See `Backend.collect`."""
         with told(self._origin, "collect a batch", BackendError):
-            found = self._backend.collect(slot)
-            problem = unfit(found, self.spec, self._frames[slot.index], self._plan)
+            found: Any = self._backend.collect(slot)
+            frames = self._frames[slot.index]
+            problem = unfit(found, self.spec, frames, self._plan)
         if problem:
             raise BackendError(self._origin.unfit(f"its collect returned {problem}"))
-        return found
+        if isinstance(found[0], Candidates):
+            return found if len(found) == frames else list(found[:frames])
+        # An engine with a fixed batch may return rows of no frame, too.
+        return found if all(len(array) == frames for array in found) else [array[:frames] for array in found]
 
     def close(self) -> None:
         """See `Backend.close`. Raises nothing: what is closed after it has to be closed, too."""
@@ -229,9 +233,10 @@ def unfit(found: Any, spec: ModelSpec, frames: int, plan: DecodePlan | None = No
     if found and isinstance(found[0], Candidates):
         if len(found) < frames:
             return f"Candidates of {len(found)} frames; expected those of {frames}"
-        classes = plan.classes if plan is not None else len(spec.labels) or None
+        if plan is None:
+            return "Candidates, although start was given no plan; expected the arrays of its outputs"
         for i in range(frames):
-            if problem := _unfit_frame(found[i], classes, plan):
+            if problem := _unfit_frame(found[i], plan):
                 return f"for frame {i} of the batch {problem}"
         return ""
     if len(found) != len(spec.outputs):
@@ -252,14 +257,14 @@ def unfit(found: Any, spec: ModelSpec, frames: int, plan: DecodePlan | None = No
     return ""
 
 
-def _unfit_frame(found: Any, classes: int | None, plan: DecodePlan | None) -> str:
+def _unfit_frame(found: Any, plan: DecodePlan) -> str:
     """What is wrong with the boxes of one frame; empty if nothing is. Invalid boxes may have class -1."""
-    if problem := unfit_candidates(found, classes, least=-1):
+    if problem := unfit_candidates(found, plan.classes, least=-1):
         return problem
     if found.suppressed is False:
         return ""
     if found.suppressed is not True:
         return f"suppressed={found.suppressed!r:.80}; expected True or False"
-    if plan is None or not plan.suppress:
+    if not plan.suppress:
         return "boxes with suppressed=True, although the plan of start did not tell what to suppress; expected False"
     return unfit_order(found.score[found.class_id >= 0], plan.max_det)

@@ -24,13 +24,13 @@ def unfit_array(name: str, array: object, *kinds: type[np.generic]) -> str:
     return f"{name} of type {given}; expected a NumPy array of {' or '.join(kind.__name__ for kind in kinds)}"
 
 
-def unfit_candidates(found: object, classes: int | None, least: int = 0) -> str:
+def unfit_candidates(found: object, classes: int, least: int = 0) -> str:
     """What is wrong with the boxes of a frame; empty if nothing is. Boxes and scores that are no numbers are left out
     and counted later, as those of every model are.
 
     Args:
         found: as it was returned.
-        classes: number of classes in the model's outputs; None if unknown.
+        classes: number of classes in the model's outputs.
         least: lowest class number.
     """
     if not isinstance(found, Candidates):
@@ -51,9 +51,8 @@ def unfit_candidates(found: object, classes: int | None, least: int = 0) -> str:
         return f"extra {extra.shape} of {boxes} boxes; expected ({boxes}, E)"
     if boxes:
         first, last = int(class_id.min()), int(class_id.max())
-        if first < least or (classes is not None and last >= classes):
-            expected = f"0 to {classes - 1}" if classes is not None else "0 and above"
-            return f"classes {first} to {last}; expected {expected}"
+        if first < least or last >= classes:
+            return f"classes {first} to {last}; expected 0 to {classes - 1}"
     return ""
 
 

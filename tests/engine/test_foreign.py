@@ -52,7 +52,7 @@ def test_a_sound_one_is_as_it_is() -> None:
     foreign = ForeignBackend(backend, ORIGIN)
     assert (foreign.spec, foreign.title, foreign.device, foreign.memory) == (backend.spec, "null", None, {})
     empty = Candidates(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
-    assert run(Odd(collect=lambda slot: [empty, empty])) == [empty, empty]
+    assert run(Odd(collect=lambda slot: [empty, empty]), PLAN) == [empty, empty]
 
 
 @pytest.mark.parametrize("memory", [lambda: raises(ValueError("boom")), lambda: None, lambda: {"free": "much"}])
@@ -139,7 +139,6 @@ SUPPRESS = replace(PLAN, suppress=True, max_det=2)
 @pytest.mark.parametrize(
     ("one", "plan"),
     [
-        (boxes(0.5, 0.9), None),
         (boxes(0.5, 0.9), PLAN),
         (boxes(0.5, 0.9, classes=-1), PLAN),
         (boxes(0.9, 0.5, suppressed=True), SUPPRESS),
@@ -147,8 +146,19 @@ SUPPRESS = replace(PLAN, suppress=True, max_det=2)
         (boxes(0.0, 0.9, 0.5, class_id=np.array([-1, 0, 0], np.int32), suppressed=True), SUPPRESS),
     ],
 )
-def test_sound_boxes_of_an_engine_pass(one: Candidates, plan: DecodePlan | None) -> None:
+def test_sound_boxes_of_an_engine_pass(one: Candidates, plan: DecodePlan) -> None:
     assert run(Odd(collect=lambda slot: (one, one)), plan) == (one, one)
+    assert run(Odd(collect=lambda slot: (one, one, None)), plan) == (one, one)
+
+
+def test_boxes_without_a_plan_are_an_error_of_its_package() -> None:
+    with pytest.raises(BackendError, match=WHOSE + "its collect returned Candidates, although start was given no plan"):
+        run(Odd(collect=lambda slot: [boxes(), boxes()]))
+
+
+def test_rows_of_no_frame_are_left_out() -> None:
+    """A classifier counts the rows."""
+    assert [each.shape for each in run(Odd(collect=lambda slot: [np.zeros((4, 1, 6), np.float32)]))] == [(2, 1, 6)]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +168,6 @@ def test_sound_boxes_of_an_engine_pass(one: Candidates, plan: DecodePlan | None)
         (boxes(0.9, score=np.array([0.9])), PLAN, "score of type float64; expected a NumPy array of float32"),
         (boxes(0.9, xyxy=np.zeros((2, 4), np.float32)), PLAN, r"xyxy \(2, 4\), score \(1,\) and class_id \(1,\)"),
         (boxes(0.9, classes=1), PLAN, "classes 1 to 1; expected 0 to 0"),
-        (boxes(0.9, classes=1), None, "classes 1 to 1; expected 0 to 0"),
         (boxes(0.9, classes=-2), PLAN, "classes -2 to -2; expected 0 to 0"),
         (boxes(0.9, extra=np.zeros((2, 1), np.float32)), PLAN, r"extra \(2, 1\) of 1 boxes"),
         (boxes(0.9, suppressed=1), PLAN, "suppressed=1; expected True or False"),
@@ -167,16 +176,11 @@ def test_sound_boxes_of_an_engine_pass(one: Candidates, plan: DecodePlan | None)
             PLAN,
             "suppressed=True, although the plan of start did not tell what to suppress",
         ),
-        (
-            boxes(0.9, suppressed=True),
-            None,
-            "suppressed=True, although the plan of start did not tell what to suppress",
-        ),
         (boxes(0.9, 0.8, 0.7, suppressed=True), SUPPRESS, "3 boxes; expected at most max_det, 2"),
         (boxes(0.5, 0.9, suppressed=True), SUPPRESS, "a box of score 0.9 behind one of 0.5; expected the best first"),
     ],
 )
-def test_odd_boxes_of_any_frame_are_an_error_of_its_package(one: Any, plan: DecodePlan | None, words: str) -> None:
+def test_odd_boxes_of_any_frame_are_an_error_of_its_package(one: Any, plan: DecodePlan, words: str) -> None:
     with pytest.raises(BackendError, match=WHOSE + "its collect returned for frame 1 of the batch .*" + words):
         run(Odd(collect=lambda slot: [boxes(), one]), plan)
 
