@@ -148,7 +148,7 @@ SUPPRESS = replace(PLAN, suppress=True, max_det=2)
 )
 def test_sound_boxes_of_an_engine_pass(one: Candidates, plan: DecodePlan) -> None:
     assert run(Odd(collect=lambda slot: (one, one)), plan) == (one, one)
-    assert run(Odd(collect=lambda slot: (one, one, None)), plan) == (one, one)
+    assert run(Odd(collect=lambda slot: (one, one, None)), plan) == [one, one]
 
 
 def test_boxes_without_a_plan_are_an_error_of_its_package() -> None:
