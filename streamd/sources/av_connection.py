@@ -106,7 +106,7 @@ class AvConnection:
         self.deadline = started + (2 * settings.open_timeout_s + HUNG_S if self.network else FILE_LIMIT_S)
         try:
             with ear:
-                container = open_container(settings, live=self.network, device=created, part=self._part())
+                container = self._opened(ear, created)
         except Exception as error:  # noqa: BLE001 - PyAV raises many kinds, which are translated in one place
             self.admission.leave()
             if kept is not None and device is not None:
@@ -127,6 +127,23 @@ class AvConnection:
             self.close()
             ear.check(settings.url)
             raise
+
+    def _opened(self, ear: OpeningListener, device: int | None) -> InputContainer:
+        """Opens it with FFmpeg; once more, asking the server not to close the connection, where that made it fail."""
+        from av.error import InvalidDataError
+
+        part, once = self._part(), "multiple_requests" in self.settings.options
+        try:
+            container = open_container(self.settings, live=self.network, device=device, part=part)
+        except InvalidDataError:
+            if once or not ear.hung_up:
+                raise
+        else:
+            if once or not ear.hung_up:
+                return container
+            container.close()
+        self.deadline += 2 * self.settings.open_timeout_s
+        return open_container(self.settings, live=self.network, device=device, part=part, lasting=True)
 
     def _part(self) -> Part:
         """What is opened of a file."""

@@ -67,7 +67,9 @@ def _no_lists() -> str:
     return ",".join(sorted(av.formats_available - {"concat"}))
 
 
-def open_container(settings: AvStreamSettings, *, live: bool, device: int | None, part: Part = WHOLE) -> InputContainer:
+def open_container(
+    settings: AvStreamSettings, *, live: bool, device: int | None, part: Part = WHOLE, lasting: bool = False
+) -> InputContainer:
     """Connects and probes. Raises PyAV's errors.
 
     Args:
@@ -75,6 +77,7 @@ def open_container(settings: AvStreamSettings, *, live: bool, device: int | None
         live: it has time limits; a file has none.
         device: CUDA device that decodes, None for software.
         part: what of a file is read.
+        lasting: an HTTP server is asked not to close the connection behind an answer.
     """
     import av
 
@@ -85,6 +88,8 @@ def open_container(settings: AvStreamSettings, *, live: bool, device: int | None
         hwaccel = HWAccel("cuda", device=str(device), allow_software_fallback=False, is_hw_owned=True)
 
     options = _options(settings)
+    if lasting:
+        options["multiple_requests"] = "1"
     if part != WHOLE and (allowed := options.get("protocol_whitelist", _HTTP if live else None)) is not None:
         options["protocol_whitelist"] = f"subfile,{allowed}"
 

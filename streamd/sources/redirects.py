@@ -24,6 +24,7 @@ PAUSE_S = 1.0
 
 _REDIRECTING = re.compile(r"Status \d+: Redirecting to (\S+)")
 _OPENING = re.compile(r"Opening '")
+_HUNG_UP = "Error reading HTTP response: "
 _MISSED = re.compile(r"RTP: missed (\d+) packets")
 
 
@@ -43,6 +44,11 @@ class OpeningListener:
         self._limit_s = limit_s
         self._until = 0.0
         self._redirects = self._asked = self._lost = 0
+        self.hung_up = False
+        """A request that moves to another byte of a file got no answer, and FFmpeg has given up what it wanted there.
+
+        It asks servers to close the connection behind an answer, and sends its next request through it all the same,
+        unless the answer says "Connection: close", which it should, but need not (RFC 9112, 9.6)."""
         self._target = ""
         """Where the last redirection led to."""
         if network:
@@ -62,6 +68,8 @@ class OpeningListener:
         """Takes a line; waits if it is about one address too many."""
         if _OPENING.match(text) is not None:
             self._asked += 1
+        elif text.startswith(_HUNG_UP):
+            self.hung_up |= not self._asked  # what a playlist names is asked for again by FFmpeg
         elif (redirected := _REDIRECTING.match(text)) is not None:
             self._redirects += 1
             self._target = redirected[1]
