@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, get_args
 
 from streamd.analysis.tracking import TRACKERS
 from streamd.config import Config
-from streamd.engine import ENGINES
-from streamd.heads import HEADS
+from streamd.engine import ENGINES, EngineSettings
+from streamd.heads import HEADS, HeadSettings
 from streamd.settings import FieldPath, KindSettings, Problems
 from streamd.settings.plugins import Origin, origin
 from streamd.settings.registry import Registry
@@ -26,6 +27,9 @@ def _sections(config: Config) -> Iterator[tuple[FieldPath, Registry[Any], KindSe
     yield ("engine",), ENGINES, config.engine
     if config.model.head is not None:
         yield ("model", "head"), HEADS, config.model.head
+    for i, classifier in enumerate(config.classifiers):
+        if classifier.engine is not None:
+            yield ("classifiers", i, "engine"), ENGINES, classifier.engine
     if config.tracking is not None:
         yield ("tracking",), TRACKERS, config.tracking
     yield from ((("sinks", i), SINKS, each) for i, each in enumerate(config.sinks))
@@ -57,6 +61,10 @@ def _broken(settings: KindSettings, of: Origin, base: type[KindSettings]) -> Ite
         except Exception as error:  # noqa: BLE001 - another package may raise anything
             yield of.failed(f"tell {name}", error)
             return
+    if isinstance(settings, EngineSettings):
+        yield from _unfit_engine(settings, of)
+    if isinstance(settings, HeadSettings) and not isinstance(settings.usual_input, Mapping):
+        yield of.unfit(f"its usual_input is {settings.usual_input!r:.80}; expected a dict of fields of the sidecar")
     if isinstance(settings, SinkSettings):
         wants, encoding = settings.wants, settings.payload_encoding
         if not isinstance(wants, (set, frozenset)) or not wants <= set(KINDS.values()):
@@ -72,6 +80,30 @@ def _broken(settings: KindSettings, of: Origin, base: type[KindSettings]) -> Ite
                     raise TypeError(f"expected tuples of {width}, the first of them with the path of a field")
         except Exception as error:  # noqa: BLE001 - see above
             yield of.failed(name, error)
+
+
+def _unfit_engine(settings: EngineSettings, of: Origin) -> Iterator[str]:
+    """What is wrong with what an engine's settings say of its devices."""
+    devices, shares, names = settings.devices, settings.shares_gpu, settings.names_devices
+    sound = isinstance(devices, (tuple, list)) and all(type(each) is int and each >= 0 for each in devices)
+    if not sound or not devices:
+        yield of.unfit(f"its devices are {devices!r:.80}; expected a tuple of one or more numbers")
+        return
+    if shares not in (True, False, "auto"):
+        yield of.unfit(f"its shares_gpu is {shares!r:.80}; expected True, False or 'auto'")
+    if names not in (True, False):
+        yield of.unfit(f"its names_devices is {names!r:.80}; expected True or False")
+    calls: list[tuple[str, Callable[[], object]]] = [("aside()", settings.aside)]
+    calls += [(f"for_device({each})", partial(settings.for_device, each)) for each in devices]
+    for name, call in calls:
+        try:
+            made = call()
+        except Exception as error:  # noqa: BLE001 - another package may raise anything
+            yield of.failed(f"call {name}", error)
+            return
+        if not isinstance(made, EngineSettings):
+            yield of.unfit(f"its {name} returned {made!r:.80}; expected streamd.engine.EngineSettings")
+            return
 
 
 def _asked(base: type[KindSettings]) -> Iterator[str]:

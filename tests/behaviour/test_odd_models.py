@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,20 @@ class OddEngineSettings(NullSettings):
     kind: Literal["odd"] = "odd"
     how: str
 
+    @property
+    def devices(self):
+        return {"no_devices": None, "empty": (), "text": ("0",)}.get(self.how, (0,))
+
+    @property
+    def shares_gpu(self):
+        return "perhaps" if self.how == "shares" else False
+
+    def for_device(self, ordinal):
+        return {}["licence"] if self.how == "elsewhere" else None if self.how == "nowhere" else self
+
+    def aside(self):
+        return 3 if self.how == "beside" else self
+
     def open(self, model, *, batch, live=False):
         return OddBackend(self, model, batch=batch)
 """
@@ -131,6 +147,40 @@ def test_odd_times_of_a_device_are_left_out(tmp_path: Path) -> None:
         assert running.stop() == 0
         (line,) = [each for each in running.log() if each["event"] == "device times left out"]
     assert "engine kind odd of the package faulty-models 0.3 cannot be used: its device_times returned" in line["error"]
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("no_devices", "cannot be used: its devices are None; expected a tuple of one or more numbers"),
+        ("empty", "cannot be used: its devices are (); expected a tuple of one or more numbers"),
+        ("text", "cannot be used: its devices are ('0',); expected a tuple of one or more numbers"),
+        ("shares", "cannot be used: its shares_gpu is 'perhaps'; expected True, False or 'auto'"),
+        ("elsewhere", "failed to call for_device(0) (KeyError: 'licence', in site/faulty_models.py, line "),
+        ("nowhere", "cannot be used: its for_device(0) returned None; expected streamd.engine.EngineSettings"),
+        ("beside", "cannot be used: its aside() returned 3; expected streamd.engine.EngineSettings"),
+    ],
+)
+def test_odd_devices_are_an_error_of_the_configuration(tmp_path: Path, how: str, words: str) -> None:
+    file = tmp_path / "streamd.yaml"
+    file.write_text(config(engine=how))
+    command = [sys.executable, "-m", "streamd", "check", "--no-model", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stdout + done.stderr
+    assert "engine: engine kind odd of the package faulty-models 0.3 " + words in done.stdout
+
+
+def test_odd_devices_of_a_classifier_are_an_error_of_the_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "streamd.yaml"
+    classifier = "{name: kind, model: {path: none}, classes: [thing], engine: {kind: odd, how: beside}}"
+    file.write_text(f"{config()}classifiers: [{classifier}]\ntracking: {{kind: iou}}\n")
+    command = [sys.executable, "-m", "streamd", "check", "--no-model", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    words = (
+        "classifiers[0].engine: engine kind odd of the package faulty-models 0.3 cannot be used: its aside() returned 3"
+    )
+    assert words in done.stdout, done.stdout + done.stderr
 
 
 def published(folder: Path) -> list[Any]:
