@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from streamd.errors import SourceError
@@ -15,7 +16,9 @@ from streamd.sources.admission import Admission
 from streamd.sources.av_errors import translate
 from streamd.sources.av_open import WHOLE, InputKind, Part, kind_of, open_container, tracks_apart, video_stream
 from streamd.sources.closing import deferred, shelf
+from streamd.sources.files import check_file
 from streamd.sources.hardware import HardwareDecoder, video_of
+from streamd.sources.part_search import search_of
 from streamd.sources.read_limit import ReadLimit
 from streamd.sources.redirects import OpeningListener
 from streamd.sources.search import PartSearch
@@ -76,6 +79,23 @@ class AvConnection:
         """Ends every wait."""
         self._alone = alone
         self._device: int | None = None
+
+    def check_file(self) -> None:
+        """Checks the file to open, and looks where its first part ends. Raises: see `files.check_file`."""
+        path = self.settings.url.removeprefix("file:")
+        with self.limited():
+            check_file(path)
+        self.parts = search_of(path, self.closed.is_set, self.limited)
+
+    @contextlib.contextmanager
+    def limited(self) -> Iterator[None]:
+        """For an access to a file without FFmpeg: it has to return in time, too."""
+        before = self.deadline
+        self.deadline = min(before, time.monotonic() + FILE_LIMIT_S)
+        try:
+            yield
+        finally:
+            self.deadline = before
 
     def open(self, device: int | None) -> SourceInfo:
         """Connects and probes.

@@ -21,12 +21,11 @@ from streamd.sources.catch_up import ALARM_NS, CatchUp
 from streamd.sources.clock import StreamClock
 from streamd.sources.decoding import Decoding
 from streamd.sources.exif import JPEG_IN_TIFF, is_jpeg_in_tiff
-from streamd.sources.files import begin_at, check_file, too_short
+from streamd.sources.files import begin_at, too_short
 from streamd.sources.frame_maker import FrameMaker
 from streamd.sources.gauges import PaceGauge, QueueGauge
 from streamd.sources.pacing import Pacer
 from streamd.sources.packet_reader import PacketReader
-from streamd.sources.part_search import search_of
 from streamd.sources.recording import PacketFeed
 from streamd.sources.wire import Unread
 from streamd.types import Frame
@@ -136,8 +135,7 @@ class AvSource(Source):
     def open(self) -> SourceInfo:
         """See `Source.open`."""
         if not self._network:
-            check_file(path := self._settings.url.removeprefix("file:"))
-            self._connection.parts = search_of(path, self._closed.is_set)
+            self._connection.check_file()
         return self._open_part(0)
 
     def _open_part(self, begin: int) -> SourceInfo:

@@ -6,9 +6,11 @@ OpenDML's `AVIX`) and Matroska (RFC 8794, 3) go on with the tracks of the first 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from streamd.sources.packs import PACK, PackSearch
 from streamd.sources.programs import ProgramSearch, begins_with_units
@@ -38,6 +40,9 @@ _BLOCK = 8192
 """Bytes that are read at a time where fewer are asked for."""
 _FRONT = 1 << 16
 """Bytes in which a transport stream begins."""
+
+Limited = Callable[[], AbstractContextManager[None]]
+"""Has whoever watches the thread know while it may hang."""
 
 
 class _Scan(PartSearch):
@@ -242,10 +247,11 @@ class _File:
     Args:
         path: of the file.
         closed: whether nobody asks any more: a search ends then.
+        limited: entered for each access to the file, which hangs where a network's file system does.
     """
 
-    def __init__(self, path: str, closed: Callable[[], bool]) -> None:
-        self._path, self._closed = path, closed
+    def __init__(self, path: str, closed: Callable[[], bool], limited: Limited) -> None:
+        self._path, self._closed, self._limited = path, closed, limited
         self._block, self._begin = b"", 0
         """The latest that was read of a small piece, and where it begins: boxes may be as small as 8 bytes."""
 
@@ -265,7 +271,7 @@ class _File:
 
     def _load(self, at: int, size: int) -> bytes:
         try:
-            with open(self._path, "rb") as file:
+            with self._limited(), open(self._path, "rb") as file:
                 file.seek(at)
                 return file.read(size)
         except OSError:
@@ -274,19 +280,23 @@ class _File:
     def size(self) -> int:
         """In bytes."""
         try:
-            return os.stat(self._path).st_size
+            with self._limited():
+                return os.stat(self._path).st_size
         except OSError:
             return 0
 
 
-def search_of(path: str, closed: Callable[[], bool] = lambda: False) -> PartSearch | None:
+def search_of(
+    path: str, closed: Callable[[], bool] = lambda: False, limited: Limited = contextlib.nullcontext
+) -> PartSearch | None:
     """What looks for the parts of a file; None where it has one, as far as that is known.
 
     Args:
         path: of the file.
         closed: ends a search.
+        limited: see `_File`.
     """
-    file = _File(path, closed)
+    file = _File(path, closed, limited)
     return searching(file.read, file.size)
 
 
