@@ -120,9 +120,10 @@ class _Plan:
 
     def _make_fallback(self, picture: Picture) -> None:
         """Converts the whole picture with swscale."""
-        from av.video.reformatter import Interpolation, VideoReformatter
+        import av
+        import av.video.reformatter
 
-        self._reformatter = VideoReformatter()
+        self._reformatter = av.video.reformatter.VideoReformatter()
         # Of a crop, the whole picture is converted first: swscale takes no part of one.
         self._cropped = (self.roi.width, self.roi.height) != (picture.width, picture.height)
         width, height = (picture.width, picture.height) if self._cropped else self.size
@@ -130,7 +131,7 @@ class _Plan:
             "width": width,
             "height": height,
             "format": "rgb24" if self.color == "RGB" else "bgr24",
-            "interpolation": Interpolation.BILINEAR,
+            "interpolation": av.video.reformatter.Interpolation.BILINEAR,
             "src_colorspace": _COLORSPACE[picture.matrix],
             "dst_colorspace": _COLORSPACE[picture.matrix],
             "src_color_range": 2 if picture.full_range else 1,

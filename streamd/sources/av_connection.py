@@ -150,12 +150,12 @@ class AvConnection:
 
     def _opened(self, ear: OpeningListener, device: int | None) -> InputContainer:
         """Opens it with FFmpeg; once more, asking the server not to close the connection, where that made it fail."""
-        from av.error import InvalidDataError
+        import av
 
         part, once = self._part(), "multiple_requests" in self.settings.options
         try:
             container = open_container(self.settings, live=self.network, device=device, part=part)
-        except InvalidDataError:
+        except av.InvalidDataError:
             if once or not ear.hung_up:
                 raise
         else:

@@ -180,9 +180,9 @@ class Decoding:
                 natives += held_back(natives, self._maker.holdback.fed, decoder or packet.stream.codec_context)
             return natives
         except Exception as error:
-            from av.error import FFmpegError
+            import av
 
-            if not isinstance(error, FFmpegError):
+            if not isinstance(error, av.FFmpegError):
                 raise
             if isinstance(error, EOFError):
                 return []

@@ -88,7 +88,6 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
         SourceError: names the file: missing, unreadable, damaged, or not an image.
     """
     import av
-    from av.error import FFmpegError
 
     file = Path(path)
     started = time.monotonic_ns()
@@ -108,12 +107,12 @@ def read_image(path: str | Path, stream: str = "image", seq: int = 0) -> Frame:
             with jpeg or contextlib.nullcontext():
                 native = next(container.decode(video=0))
     except OSError as error:
-        if isinstance(error, FFmpegError):
+        if isinstance(error, av.FFmpegError):
             raise SourceError(
                 "corrupt", f"image {file}: cannot be decoded: {error.strerror}", permanent=True
             ) from error
         raise SourceError("not_found", f"image {file}: {error.strerror}", permanent=True) from error
-    except (FFmpegError, StopIteration, IndexError, ValueError) as error:
+    except (av.FFmpegError, StopIteration, IndexError, ValueError) as error:
         raise _undecodable(file) from error
     if native.is_corrupt or (jpeg is not None and jpeg.damaged()):
         raise SourceError("corrupt", f"image {file}: is damaged or cut off; copy or download it again", permanent=True)

@@ -142,10 +142,11 @@ class InitWatch(Watch):
             raise self._error(what)
         if nal_length_size(found.codec, found.extradata) != length:
             raise self._error("the length of its NAL units changed")
-        from av.packet import PacketSideData
+        import av
+        import av.packet
 
         told = found.extradata + _PADDING
-        data = PacketSideData(_NEW_EXTRADATA, len(told))  # type: ignore[call-arg]
+        data = av.packet.PacketSideData(_NEW_EXTRADATA, len(told))  # type: ignore[call-arg]
         data.update(told)
         packet.set_sidedata(data)
 

@@ -209,13 +209,13 @@ class PacketReader:
             started: monotonic seconds.
             last: when the latest packet came.
         """
-        from av.error import InvalidDataError
+        import av
 
         if self._timed_out(last):
             return self._silent(last)
         if self._is_whole(error):
             return None
-        if isinstance(error, InvalidDataError):
+        if isinstance(error, av.InvalidDataError):
             self.corrupt += 1
             if not self._network:
                 return None  # a truncated file ends here; everything before it is valid

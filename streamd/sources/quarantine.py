@@ -39,6 +39,7 @@ class _LogListener:
         self._capture: Capture | None = None
         if not wanted:
             return
+        import av
         import av.logging
 
         if av.logging.get_level() is None:

@@ -130,6 +130,7 @@ def _told(record: logging.LogRecord) -> bool:
 
 
 def _hook() -> None:
+    import av
     import av.logging
 
     # Such lines are no warnings.

@@ -22,7 +22,7 @@ NO_DECODER = (
 
 def plays_in_software(settings: AvStreamSettings) -> bool:
     """Whether one of a file's first packets becomes a picture without the GPU."""
-    from av.error import FFmpegError
+    import av
 
     from streamd.sources.av_open import open_container, video_stream
 
@@ -33,17 +33,17 @@ def plays_in_software(settings: AvStreamSettings) -> bool:
                 try:
                     if packet.decode():
                         return True
-                except (FFmpegError, ValueError):
+                except (av.FFmpegError, ValueError):
                     pass
                 if number >= FILE_LIMIT:
                     break
-    except (SourceError, FFmpegError, OSError, ValueError, RuntimeError):
+    except (SourceError, av.FFmpegError, OSError, ValueError, RuntimeError):
         pass
     return False
 
 
 def is_external(error: BaseException) -> bool:
     """Whether a library that FFmpeg uses has failed, here the driver, or memory is short."""
-    from av.error import ExternalError
+    import av
 
-    return isinstance(error, (ExternalError, MemoryError))
+    return isinstance(error, (av.ExternalError, MemoryError))
