@@ -46,11 +46,12 @@ def files_of(folder: Path) -> HttpServing:
 
 
 @contextlib.contextmanager
-def udp_of(piece: Callable[[], bytes]) -> Iterator[str]:
+def udp_of(piece: Callable[[], bytes], pause_s: float = 0.02) -> Iterator[str]:
     """The URL to which a transport stream is sent over UDP, slowly.
 
     Args:
         piece: what is sent next, whenever all of the piece before was.
+        pause_s: between two datagrams.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
@@ -63,7 +64,7 @@ def udp_of(piece: Callable[[], bytes]) -> Iterator[str]:
                 data = piece()
                 for at in range(0, len(data), 1316):
                     sender.sendto(data[at : at + 1316], ("127.0.0.1", port))
-                    if over.wait(0.02):
+                    if over.wait(pause_s):
                         return
 
     thread = threading.Thread(target=send)

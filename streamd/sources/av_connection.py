@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from streamd.errors import SourceError
 from streamd.flow.contracts import SourceInfo
@@ -88,10 +88,10 @@ class AvConnection:
         self.parts = search_of(path, self.closed.is_set, self.limited)
 
     @contextlib.contextmanager
-    def limited(self) -> Iterator[None]:
-        """For an access to a file without FFmpeg: it has to return in time, too."""
+    def limited(self, limit_s: float = FILE_LIMIT_S) -> Iterator[None]:
+        """For an access beside the container, such as to a file without FFmpeg: it has to return in time, too."""
         before = self.deadline
-        self.deadline = min(before, time.monotonic() + FILE_LIMIT_S)
+        self.deadline = min(before, time.monotonic() + limit_s)
         try:
             yield
         finally:
@@ -202,11 +202,14 @@ class AvConnection:
         assert self.container is not None
         if not (apart := tracks_apart(self.container, stream)):
             return
+        text = "video tracks that are shown before or after this one are not read; use a stream for each, with `track`"
+        self.warn(text, track=list(self.container.streams.video).index(stream), not_read=apart)
+
+    def warn(self, event: str, **facts: Any) -> None:
+        """Logs a warning about the stream."""
         import structlog  # here: a decoder process hardly ever needs it, and it takes a third of its start-up time
 
-        text = "video tracks that are shown before or after this one are not read; use a stream for each, with `track`"
-        read = list(self.container.streams.video).index(stream)
-        structlog.get_logger(__name__).warning(text, stream=self.settings.id, track=read, not_read=apart)
+        structlog.get_logger(__name__).warning(event, stream=self.settings.id, **facts)
 
     def _translate(self, error: BaseException, started: float) -> SourceError:
         """Why opening failed."""

@@ -147,7 +147,7 @@ class AvSource(Source):
         except SourceError as error:
             if self._settings.decode == "nvdec" or error.reason not in ("decoder", "unsupported"):
                 raise
-            self._warn("hardware decoder not available; decoding in software", error=str(error))
+            self._connection.warn("hardware decoder not available; decoding in software", error=str(error))
             self._device = self._maker.device = None
             return self._open(None, begin)
 
@@ -245,14 +245,9 @@ class AvSource(Source):
                 if error.reason in NO_FAULT_OF_INPUT:
                     raise
                 self._unreadable.add(begin)
-                self._warn("part of the file not read", from_byte=begin, error=str(error))
-        self._warn("rest of the file not read: too many parts of it cannot be")
+                self._connection.warn("part of the file not read", from_byte=begin, error=str(error))
+        self._connection.warn("rest of the file not read: too many parts of it cannot be")
         return False
-
-    def _warn(self, event: str, **facts: Any) -> None:
-        import structlog  # here: a decoder process never needs it, and it takes a third of its start-up time
-
-        structlog.get_logger(__name__).warning(event, stream=self._settings.id, **facts)
 
     def _recode(self, codec: str) -> None:
         if self._device is not None:

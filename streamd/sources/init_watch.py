@@ -7,7 +7,6 @@ playlist's init segment is skipped at every update, too, mostly without having c
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -165,12 +164,13 @@ class InitWatch(Watch):
         if connection.closed.is_set():
             return None
         settings, limit_s = connection.settings, connection.settings.open_timeout_s
-        connection.deadline = time.monotonic() + 2 * limit_s + 5
+        options = _options(settings.options, network=connection.network)
         listen(None)
         try:
-            with av.open(
-                address, format="mov", options=_options(settings.options, network=connection.network), timeout=limit_s
-            ) as opened:
+            with (
+                connection.limited(2 * limit_s + 5),
+                av.open(address, format="mov", options=options, timeout=limit_s) as opened,
+            ):
                 stream = opened.streams.video[0]
                 context = stream.codec_context
                 told = _Parameters(context.codec.canonical_name, context.extradata or b"", stream.time_base)

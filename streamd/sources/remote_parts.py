@@ -6,10 +6,7 @@ is opened as a recording of its own. That needs a server that sends parts of a f
 
 from __future__ import annotations
 
-import math
 import threading
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from streamd.errors import SourceError
@@ -35,7 +32,6 @@ _MOST = 64 << 20
 """Bytes that are looked at between two packets, or behind the last one, at most."""
 _TRAILER = 1024
 """Bytes behind the last packet in which there is no other recording."""
-_LIMIT_S = 60.0
 
 
 class RemoteBytes:
@@ -68,7 +64,26 @@ class RemoteBytes:
         return self._block[at - self._at : at - self._at + size]
 
 
-class RemoteWatch(Watch):
+class _TimeWatch(Watch):
+    """Notices that the time of the packets goes back."""
+
+    def __init__(self, connection: AvConnection, slices: SliceJoiner | None) -> None:
+        super().__init__(slices)
+        assert connection.stream is not None
+        base = connection.stream.time_base
+        self._second, self._dts = int(1 / base) if base else 0, -NEVER
+        """One in units of the time stamps, and when the latest packet is decoded."""
+
+    def _goes_back(self, packet: Packet[Any]) -> bool:
+        """Whether a packet is decoded more than a second before the one before it."""
+        dts = packet.dts
+        if dts is None:
+            return False
+        before, self._dts = self._dts, dts
+        return dts < before - self._second
+
+
+class RemoteWatch(_TimeWatch):
     """Notices where the packets of a recording over HTTP are those of its next part.
 
     Args:
@@ -77,14 +92,10 @@ class RemoteWatch(Watch):
     """
 
     def __init__(self, connection: AvConnection, slices: SliceJoiner | None) -> None:
-        super().__init__(slices)
+        super().__init__(connection, slices)
         assert connection.parts is not None
-        assert connection.stream is not None
         self._connection, self._search, self._begin = connection, connection.parts, connection.begin
         self._known = connection.parts.next_at
-        base = connection.stream.time_base
-        self._second, self._dts = int(1 / base) if base else 0, -NEVER
-        """One in units of the time stamps, and when the latest packet is decoded."""
         self._latest: Packet[Any] | None = None
         self._searched = False
         """What is behind the last packet was looked at."""
@@ -103,9 +114,8 @@ class RemoteWatch(Watch):
             read = RemoteBytes(settings, container.size, connection.closed)
             connection.parts = kind(read, lambda: read.size)
             if kind is AviSearch:  # its time does not go back: a recording tells its length in its first bytes
-                connection.deadline = time.monotonic() + _LIMIT_S
-                connection.parts.start(0)
-                connection.deadline = math.inf
+                with connection.limited():
+                    connection.parts.start(0)
         return cls(connection, slices)
 
     def put(self, packet: Packet[Any]) -> tuple[Packet[Any], ...]:
@@ -117,11 +127,8 @@ class RemoteWatch(Watch):
         if packet.size:
             if self._known is not None and (at := packet.pos) is not None and self._begin + at >= self._known:
                 raise PartEnds
-            dts = packet.dts
-            if dts is not None:
-                if dts < self._dts - self._second:
-                    self._look(packet)
-                self._dts = dts
+            if self._goes_back(packet):
+                self._look(packet)
             self._latest = packet
         return self._pass_on(packet)
 
@@ -134,7 +141,8 @@ class RemoteWatch(Watch):
         # Fragments may tell where they are in their own file: then FFmpeg reads anything.
         until = self._begin + at if self._begin + at > begin else min(begin + CHUNK, search.size)
         if until - begin < _MOST:
-            self._limited(lambda: search.find(begin, until))
+            with self._connection.limited():
+                search.find(begin, until)
             if search.next_at is not None:
                 raise PartEnds
 
@@ -143,27 +151,21 @@ class RemoteWatch(Watch):
         last = self._latest
         return self._begin + (0 if last is None or last.pos is None else last.pos + last.size)
 
-    def _limited(self, search: Callable[[], object]) -> None:
-        self._connection.deadline = time.monotonic() + _LIMIT_S
-        try:
-            search()
-        finally:
-            self._connection.deadline = math.inf
-
     def next_at(self) -> int | None:
         """Where the next part begins; None at the end. To be asked after a pass."""
         search, end = self._search, self._end()
         rest = search.size - end
         once, self._searched = not self._searched, True
         if search.next_at is None and rest > _TRAILER and once:
-            if isinstance(search, Mp4Search):
-                self._limited(lambda: search.start(self._begin))
-            elif rest < _MOST:
-                self._limited(lambda: search.find(end, search.size))
+            with self._connection.limited():
+                if isinstance(search, Mp4Search):
+                    search.start(self._begin)
+                elif rest < _MOST:
+                    search.find(end, search.size)
         return search.next_at
 
 
-class RestartWatch(Watch):
+class RestartWatch(_TimeWatch):
     """Notices that another Matroska document begins in a live stream, whose begin FFmpeg does not read.
 
     Args:
@@ -172,10 +174,8 @@ class RestartWatch(Watch):
     """
 
     def __init__(self, connection: AvConnection, slices: SliceJoiner | None) -> None:
-        super().__init__(slices)
-        assert connection.stream is not None
-        base = connection.stream.time_base
-        self._url, self._second, self._dts = connection.settings.url, int(1 / base) if base else 0, -NEVER
+        super().__init__(connection, slices)
+        self._url = connection.settings.url
 
     @classmethod
     def of(cls, connection: AvConnection, slices: SliceJoiner | None) -> RestartWatch | None:
@@ -190,12 +190,7 @@ class RestartWatch(Watch):
         Raises:
             SourceError: it needs a new connection.
         """
-        dts = packet.dts
-        if dts is not None:
-            if dts < self._dts - self._second:
-                text = (
-                    "another recording begins in mid-stream (its time goes back), of which FFmpeg reads no parameters"
-                )
-                raise SourceError("disconnected", redact(f"{self._url}: {text}; reconnecting"))
-            self._dts = dts
+        if self._goes_back(packet):
+            text = "another recording begins in mid-stream (its time goes back), of which FFmpeg reads no parameters"
+            raise SourceError("disconnected", redact(f"{self._url}: {text}; reconnecting"))
         return self._pass_on(packet)

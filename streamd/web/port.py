@@ -43,7 +43,7 @@ def urls_of(settings: MetricsSettings, http: HttpServer | None) -> dict[str, str
     return {"page": f"{base}/" if settings.page else None, "metrics": f"{base}/metrics"}
 
 
-def problems_of(health: Mapping[str, Any]) -> list[str]:
+def sentences_of(health: Mapping[str, Any]) -> list[str]:
     """What the page tells of the health answer's body. Of sinks it tells nothing: their addresses are not for viewers
     of cameras."""
     words = {"problem": "streamd does not work", "events": "Events are not recorded", "media": "Clips of events"}
@@ -99,7 +99,7 @@ def open_port(
     tap = None
     if metrics.page:
         tap = Tap()
-        state = State(registry, statuses, boot_id, Rules(streams), lambda: problems_of(health()[1]))
+        state = State(registry, statuses, boot_id, Rules(streams), lambda: sentences_of(health()[1]))
         http.route("/", Page(tap, state, guarded=login is not None).answer)
         live, archive = Live(tap, state.known), Archive(journal)
         diagnostics = Diagnostics(boot_id, settings, bundles, recent)

@@ -4,7 +4,6 @@ before anything odd is published. Odd times of a device end nothing."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.behaviour.daemon import daemon, until
+from tests.behaviour.packages import install
 
 CODE = """
 from typing import Literal
@@ -99,13 +99,7 @@ ENTRIES = (
 @pytest.fixture(autouse=True)
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Installs the package, as pip would leave it."""
-    folder = tmp_path / "site"
-    info = folder / "faulty_models-0.3.dist-info"
-    info.mkdir(parents=True)
-    (folder / "faulty_models.py").write_text(CODE)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty-models\nVersion: 0.3\n")
-    (info / "entry_points.txt").write_text(ENTRIES)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))))
+    install(tmp_path, "faulty-models", "0.3", code=CODE, entries=ENTRIES, monkeypatch=monkeypatch)
 
 
 def config(head: str = "", engine: str = "") -> str:

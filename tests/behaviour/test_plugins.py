@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.behaviour.daemon import Running, daemon, until
+from tests.behaviour.packages import install
 
 CODE = """
 import time
@@ -114,13 +114,7 @@ iou = faulty_kinds:ShySettings
 @pytest.fixture(autouse=True)
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Installs the package, as pip would leave it."""
-    folder = tmp_path / "site"
-    info = folder / "faulty_kinds-0.7.dist-info"
-    info.mkdir(parents=True)
-    (folder / "faulty_kinds.py").write_text(CODE)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty-kinds\nVersion: 0.7\n")
-    (info / "entry_points.txt").write_text(ENTRIES)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))))
+    install(tmp_path, "faulty-kinds", "0.7", code=CODE, entries=ENTRIES, monkeypatch=monkeypatch)
 
 
 def streams(*odd: str) -> str:

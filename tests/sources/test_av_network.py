@@ -17,6 +17,7 @@ from streamd.errors import SourceError
 from streamd.sources.av import AvStreamSettings
 from streamd.sources.av_source import AvSource
 from tests.clips import write_clip
+from tests.serving import udp_of
 from tests.sources.test_av import read
 
 
@@ -111,28 +112,10 @@ def test_a_transport_stream_over_http(tmp_path: Path) -> None:
 
 def test_udp_transport_stream(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.ts", frames=200, gop=5)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    stop = threading.Event()
-
-    def send() -> None:
-        data = clip.read_bytes()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
-            while not stop.is_set():
-                for at in range(0, len(data), 1316):
-                    out.sendto(data[at : at + 1316], ("127.0.0.1", port))
-                    if stop.wait(0.003):
-                        return
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    try:
-        source = AvSource(AvStreamSettings(id="s", url=f"udp://127.0.0.1:{port}", open_timeout_s=20))
+    data = clip.read_bytes()
+    with udp_of(lambda: data, pause_s=0.003) as url:
+        source = AvSource(AvStreamSettings(id="s", url=url, open_timeout_s=20))
         source.open()
         frames = source.frames()
         assert len([next(frames) for _ in range(20)]) == 20
         source.close()
-    finally:
-        stop.set()
-        sender.join()

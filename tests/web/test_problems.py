@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from streamd.web.port import problems_of
+from streamd.web.port import sentences_of
 from tests.behaviour.daemon import Running, daemon
 
 HANGS = """
@@ -23,9 +23,9 @@ streams: [{id: gate, kind: synthetic, fps: 20, width: 320, height: 240}]
 
 def test_all_of_it_is_told_but_sinks() -> None:
     body: dict[str, Any] = {"ok": True, "problem": None, "boot_id": "b", "sinks": {"mqtt": "mqtt://10.0.0.1: refused"}}
-    assert problems_of(body) == []
+    assert sentences_of(body) == []
     body |= {"problem": "stage infer has made no progress for 2 s", "events": "disk full", "media": "disk full"}
-    assert problems_of(body) == [
+    assert sentences_of(body) == [
         "streamd does not work: stage infer has made no progress for 2 s.",
         "Events are not recorded: disk full.",
         "Clips of events: disk full.",
